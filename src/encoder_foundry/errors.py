@@ -1,0 +1,17 @@
+"""Errors meant for the person at the terminal: one line that says what is wrong, where, and what would be right.
+
+Every door (`composer launch`, `python data_prep`, `encoder-foundry`) prints a FoundryError as that one line and exits
+with status 2. Any other exception is a fault of ours and keeps its traceback.
+"""
+
+
+class FoundryError(Exception):
+    """Something a user can put right."""
+
+
+class ConfigurationError(FoundryError):
+    """A YAML file, an override or a combination of values that cannot be run."""
+
+
+class DataError(FoundryError):
+    """A corpus, a tokenizer or a set of shards that does not fit what was asked of it."""

@@ -1,0 +1,104 @@
+"""YAML files into typed dataclasses.
+
+Two decisions. A file may name the files it builds on under `extends:` (paths relative to itself, merged first, in
+order), so that base, large and nano share what they share; Hydra was left out, since one merge rule is all we need.
+And every file is merged into the typed schema *by itself*, so that an unknown or ill-typed key is reported with the
+file it stands in, not with the file that was launched.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from encoder_foundry.errors import ConfigurationError
+
+Schema = TypeVar("Schema")
+
+
+def load_config(path: str | Path, schema: type[Schema], overrides: Iterable[str] = ()) -> Schema:
+    """Read a YAML file, and what it extends, into an instance of the dataclass `schema`.
+
+    Args:
+        path: the YAML file.
+        schema: a dataclass; a field without a default must be given.
+        overrides: `key=value` arguments, dots for nesting, applied last.
+
+    Raises:
+        ConfigurationError: naming the file (or the override) and the key.
+    """
+    config = OmegaConf.structured(schema)
+    for source, content in _layers(Path(path)):
+        config = _merge(config, content, source, schema)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ConfigurationError(f"argument '{override}': overrides are written key=value")
+        config = _merge(config, OmegaConf.from_dotlist([override]), f"argument '{override}'", schema)
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise ConfigurationError(f"{path}: '{missing[0]}' is required and not given")
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"{path}: {_key(error)}{_first_line(error)}") from error
+
+
+def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:
+    """Yield the files that make up `path`, those it extends first, each without its `extends` key."""
+    if path.resolve() in above:
+        raise ConfigurationError(f"{path}: extends itself")
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        wanted_by = f" (which {above[-1]} extends)" if above else ""
+        raise ConfigurationError(f"{path}: no such file{wanted_by}") from None
+    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read as a YAML file: {error}") from None
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigurationError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, DictConfig):
+        raise ConfigurationError(f"{path}: a mapping of keys to values is wanted, this is a list")
+    extends = content.pop("extends", [])
+    if isinstance(extends, str):
+        raise ConfigurationError(f"{path}: 'extends' is a list of files, as in [{extends}]")
+    for parent in extends:
+        yield from _layers(path.parent / parent, (*above, path.resolve()))
+    yield path, content
+
+
+def _merge(config: DictConfig, content: DictConfig, source: object, schema: type) -> DictConfig:
+    try:
+        return OmegaConf.merge(config, content)
+    except ConfigKeyError as error:
+        hint = _suggestion(str(error.full_key), schema)
+        raise ConfigurationError(f"{source}: unknown key '{error.full_key}'{hint}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"{source}: {_key(error)}{_first_line(error)}") from error
+
+
+def _key(error: OmegaConfBaseException) -> str:
+    return f"'{error.full_key}': " if error.full_key else ""
+
+
+def _first_line(error: OmegaConfBaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _suggestion(full_key: str, schema: type) -> str:
+    wrong = full_key.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(wrong, sorted(_field_names(schema)), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _field_names(schema: Any) -> set[str]:
+    """All field names of a dataclass and of the dataclasses inside it."""
+    if not is_dataclass(schema):
+        return set().union(*(_field_names(argument) for argument in get_args(schema)))
+    hints = get_type_hints(schema)
+    return set().union(*({field.name} | _field_names(hints[field.name]) for field in fields(schema)))
