@@ -8,6 +8,7 @@ file it stands in, not with the file that was launched.
 
 import difflib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -27,7 +28,7 @@ def load_config(path: str | Path, schema: type[Schema], overrides: Iterable[str]
     Args:
         path: the YAML file.
         schema: a dataclass; a field without a default must be given.
-        overrides: `key=value` arguments, dots for nesting, applied last.
+        overrides: `key=value` arguments, applied last; dots and indices for nesting (`stages[0].lr=1e-3`).
 
     Raises:
         ConfigurationError: naming the file (or the override) and the key.
@@ -36,17 +37,12 @@ def load_config(path: str | Path, schema: type[Schema], overrides: Iterable[str]
     for source, content in _layers(Path(path)):
         config = _merge(config, content, source, schema)
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise ConfigurationError(f"argument '{override}': overrides are written key=value")
-        config = _merge(config, OmegaConf.from_dotlist([override]), f"argument '{override}'", schema)
-    try:
+        _override(config, override, schema)
+    with _reported(path, schema):
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise ConfigurationError(f"{path}: '{missing[0]}' is required and not given")
         return OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise ConfigurationError(f"{path}: {_key(error)}{_first_line(error)}") from error
 
 
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:
@@ -73,21 +69,32 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Di
 
 
 def _merge(config: DictConfig, content: DictConfig, source: object, schema: type) -> DictConfig:
-    try:
+    with _reported(source, schema):
         return OmegaConf.merge(config, content)
+
+
+def _override(config: DictConfig, override: str, schema: type) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigurationError(f"argument '{override}': overrides are written key=value")
+    with _reported(f"argument '{override}'", schema):
+        OmegaConf.update(config, key, OmegaConf.create(f"value: {value}")["value"], merge=True)
+
+
+@contextmanager
+def _reported(source: object, schema: type) -> Iterator[None]:
+    """Turn what OmegaConf raises into a ConfigurationError that names the source and the key."""
+    try:
+        yield
     except ConfigKeyError as error:
-        hint = _suggestion(str(error.full_key), schema)
-        raise ConfigurationError(f"{source}: unknown key '{error.full_key}'{hint}") from error
+        raise ConfigurationError(
+            f"{source}: unknown key '{error.full_key}'{_suggestion(str(error.full_key), schema)}"
+        ) from error
     except OmegaConfBaseException as error:
-        raise ConfigurationError(f"{source}: {_key(error)}{_first_line(error)}") from error
-
-
-def _key(error: OmegaConfBaseException) -> str:
-    return f"'{error.full_key}': " if error.full_key else ""
-
-
-def _first_line(error: OmegaConfBaseException) -> str:
-    return str(error).strip().splitlines()[0]
+        key = f"'{error.full_key}': " if error.full_key else ""
+        raise ConfigurationError(f"{source}: {key}{str(error).strip().splitlines()[0]}") from error
+    except (TypeError, YAMLError) as error:
+        raise ConfigurationError(f"{source}: {' '.join(str(error).split())}") from error
 
 
 def _suggestion(full_key: str, schema: type) -> str:

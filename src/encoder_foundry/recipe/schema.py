@@ -1,6 +1,12 @@
-"""The keys of a recipe, typed. Keys that Composer's Trainer or Streaming have bear their names."""
+"""The keys of a recipe, typed.
 
-from dataclasses import dataclass
+Keys that Composer's Trainer or Streaming know bear their names. A field without a default has to be given in a YAML:
+the numbers of the published recipes stand there, once, and not here. Times are Composer's time strings in tokens
+(`3_000_000_000tok`), or, inside a stage, in shares of the stage (`1dur`).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -17,3 +23,81 @@ class ModelConfig:
     local_rope_theta: float
     norm_eps: float
     attn_out_dropout: float
+
+
+@dataclass
+class MaskingConfig:
+    """Masked-LM corruption: which share of the tokens is to be predicted, and what stands in their places."""
+
+    mlm_probability: float
+    eval_mlm_probability: float
+    mask_share: float  # of the chosen tokens, those replaced by [MASK]
+    random_share: float  # … by a random token; the rest is kept as it is
+
+
+@dataclass
+class OptimizerConfig:
+    """StableAdamW. The learning rate is the stage's."""
+
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float  # fully decoupled: a step multiplies by 1 - (lr / max_lr) * weight_decay
+
+
+@dataclass
+class DataConfig:
+    """Where the shards are, as `python data_prep` wrote them, and how Streaming orders them."""
+
+    local: str  # the `out` of the data YAML, or the cache for `remote`
+    sources: list[str]  # what a stage without a mixture draws on, each row once an epoch
+    remote: str | None = None
+    shuffle_algo: str = "py1e"
+    shuffle_block_size: int = 1 << 18
+    num_workers: int = 1
+
+
+@dataclass
+class BatchSizeRamp:
+    """Batch sizes from `initial` in steps of `increment` up to the stage's, with the same number of updates at each."""
+
+    initial: int
+    increment: int
+    duration: str
+
+
+@dataclass
+class StageConfig:
+    """A stretch of training with one row length and one theta."""
+
+    name: str
+    duration: str
+    row_length: int  # tokens
+    rope_theta: float  # of the global layers
+    global_train_batch_size: int  # rows an update
+    device_train_microbatch_size: int  # rows a forward pass on one device
+    lr: float  # the stage's peak
+    t_warmup: str = "0tok"  # linear from 0
+    t_decay: str = "0tok"  # 1 - sqrt, at the end of the stage
+    alpha_f: float = 1.0  # the last learning rate as a multiple of the peak
+    batch_size_ramp: BatchSizeRamp | None = None
+    mixture: dict[str, float] | None = None  # share of the rows by source; none: every row once an epoch
+
+
+@dataclass
+class Recipe:
+    """A whole training run."""
+
+    run_name: str
+    seed: int
+    precision: str  # fp32 or amp_bf16
+    model: ModelConfig
+    masking: MaskingConfig
+    optimizer: OptimizerConfig
+    data: DataConfig
+    stages: list[StageConfig]
+    save_interval: str  # as Composer's; the end of every stage is saved as well
+    runs_folder: str = "runs"
+    save_num_checkpoints_to_keep: int = -1
+    dist_timeout: float = 600.0  # seconds
+    progress_bar: bool = True
+    loggers: dict[str, Any] = field(default_factory=dict)  # wandb: {arguments of Composer's WandBLogger}

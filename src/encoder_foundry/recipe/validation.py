@@ -1,0 +1,148 @@
+"""What a recipe's types cannot say: every value checked before a process group, a device or a shard is touched."""
+
+from collections.abc import Callable, Iterator
+
+from encoder_foundry.recipe.plan import parse_tokens
+from encoder_foundry.recipe.schema import ModelConfig, Recipe, StageConfig
+
+PRECISIONS = ("fp32", "amp_bf16")
+
+Problem = tuple[str, str]  # the key, and what is wrong with it
+
+
+def problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield (key, complaint) for every value that cannot be run."""
+    if not recipe.run_name or "/" in recipe.run_name:
+        yield "run_name", f"'{recipe.run_name}' has to be the name of a folder"
+    if recipe.precision not in PRECISIONS:
+        yield "precision", f"'{recipe.precision}' is not one of {', '.join(PRECISIONS)}"
+    yield from _model(recipe.model)
+    yield from _masking(recipe)
+    yield from _optimizer(recipe)
+    if not recipe.data.sources:
+        yield "data.sources", "name at least one source"
+    yield from _positive("data.", recipe.data, "shuffle_block_size")
+    if recipe.data.num_workers < 0:
+        yield "data.num_workers", f"{recipe.data.num_workers} is negative"
+    unknown = set(recipe.loggers) - {"wandb"}
+    if unknown:
+        yield "loggers", f"'{sorted(unknown)[0]}' is not known; there is wandb"
+    if not recipe.stages:
+        yield "stages", "a recipe has at least one stage"
+    names = [stage.name for stage in recipe.stages]
+    for index, stage in enumerate(recipe.stages):
+        if names.index(stage.name) < index:
+            yield f"stages[{index}].name", f"'{stage.name}' is the name of an earlier stage"
+        for key, complaint in _stage(stage, recipe.data.sources):
+            yield f"stages[{index}].{key}", complaint
+
+
+def _positive(prefix: str, config: object, *keys: str) -> Iterator[Problem]:
+    for key in keys:
+        if not getattr(config, key) > 0:
+            yield f"{prefix}{key}", f"{getattr(config, key)} is not positive"
+
+
+def _model(model: ModelConfig) -> Iterator[Problem]:
+    counts = [key for key in vars(model) if key not in ("attn_out_dropout",)]
+    bad = list(_positive("model.", model, *counts))
+    yield from bad
+    if not 0 <= model.attn_out_dropout < 1:
+        yield "model.attn_out_dropout", f"{model.attn_out_dropout} is not in [0, 1)"
+    if bad:
+        return
+    if model.hidden_size % model.num_attention_heads:
+        yield (
+            "model.num_attention_heads",
+            f"{model.num_attention_heads} heads do not divide a hidden size of {model.hidden_size}",
+        )
+    elif model.hidden_size // model.num_attention_heads % 2:
+        yield "model.num_attention_heads", "rotary positions need an even head size"
+    if model.local_attention % 2:
+        yield "model.local_attention", f"{model.local_attention} is odd; half of the window lies to each side"
+
+
+def _masking(recipe: Recipe) -> Iterator[Problem]:
+    masking = recipe.masking
+    for key in ("mlm_probability", "eval_mlm_probability"):
+        if not 0 < getattr(masking, key) < 1:
+            yield f"masking.{key}", f"{getattr(masking, key)} is not between 0 and 1"
+    if min(masking.mask_share, masking.random_share) < 0 or masking.mask_share + masking.random_share > 1:
+        yield "masking.mask_share", "mask_share and random_share are shares of the chosen tokens: not negative, sum ≤ 1"
+
+
+def _optimizer(recipe: Recipe) -> Iterator[Problem]:
+    optimizer = recipe.optimizer
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        yield "optimizer.betas", f"{list(optimizer.betas)}: both have to be in [0, 1)"
+    yield from _positive("optimizer.", optimizer, "eps")
+    if not 0 <= optimizer.weight_decay < 1:
+        yield "optimizer.weight_decay", f"{optimizer.weight_decay} is not in [0, 1)"
+
+
+def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
+    sizes = ("row_length", "rope_theta", "global_train_batch_size", "device_train_microbatch_size", "lr")
+    bad = list(_positive("", stage, *sizes))
+    yield from bad
+    if not 0 <= stage.alpha_f <= 1:
+        yield "alpha_f", f"{stage.alpha_f} is not in [0, 1]"
+    yield from _mixture(stage, sources)
+    try:
+        duration = parse_tokens(stage.duration)
+    except ValueError as error:
+        yield "duration", str(error)
+        return
+    if duration <= 0:
+        yield "duration", f"{stage.duration} is not positive"
+        return
+    within = _times(stage, duration)
+    for key, value in within.items():
+        if isinstance(value, ValueError):
+            yield key, str(value)
+        elif not 0 <= value <= duration:
+            yield key, f"{value:_} tokens do not lie within the stage's {duration:_}"
+    if not any(isinstance(within[key], ValueError) for key in ("t_warmup", "t_decay")):
+        both = within["t_warmup"] + within["t_decay"]
+        if both > duration:
+            yield "t_decay", f"warm-up and decay together take {both:_} tokens, the stage has {duration:_}"
+    if not bad:
+        yield from _ramp(stage)
+
+
+def _times(stage: StageConfig, duration: int) -> dict[str, int | ValueError]:
+    values = {"t_warmup": stage.t_warmup, "t_decay": stage.t_decay}
+    if stage.batch_size_ramp is not None:
+        values["batch_size_ramp.duration"] = stage.batch_size_ramp.duration
+    return {key: _attempt(parse_tokens, value, duration) for key, value in values.items()}
+
+
+def _attempt(parse: Callable[..., int], *arguments: object) -> int | ValueError:
+    try:
+        return parse(*arguments)
+    except ValueError as error:
+        return error
+
+
+def _ramp(stage: StageConfig) -> Iterator[Problem]:
+    ramp = stage.batch_size_ramp
+    if ramp is None:
+        return
+    if ramp.initial <= 0 or ramp.increment <= 0:
+        yield "batch_size_ramp", "initial and increment are numbers of rows, and positive"
+    elif ramp.initial >= stage.global_train_batch_size:
+        yield "batch_size_ramp.initial", f"{ramp.initial} is not below global_train_batch_size"
+    elif (stage.global_train_batch_size - ramp.initial) % ramp.increment:
+        yield (
+            "batch_size_ramp.increment",
+            f"steps of {ramp.increment} from {ramp.initial} do not meet {stage.global_train_batch_size}",
+        )
+
+
+def _mixture(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
+    for source, weight in (stage.mixture or {}).items():
+        if source not in sources:
+            yield f"mixture.{source}", f"not among data.sources ({', '.join(sources)})"
+        if not weight > 0:
+            yield f"mixture.{source}", f"{weight} is not positive; leave the source out instead"
+    if stage.mixture == {}:
+        yield "mixture", "names no source"
