@@ -1,0 +1,1 @@
+"""Composer algorithms: what changes training itself."""

@@ -1,0 +1,1 @@
+"""Rows, packing, masking and the training stream."""

@@ -1,0 +1,1 @@
+"""StableAdamW and the schedulers."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from encoder_foundry.errors import ConfigurationError
@@ -86,7 +86,7 @@ def _reported(source: object, schema: type) -> Iterator[None]:
     """Turn what OmegaConf raises into a ConfigurationError that names the source and the key."""
     try:
         yield
-    except ConfigKeyError as error:
+    except (ConfigAttributeError, ConfigKeyError) as error:
         raise ConfigurationError(
             f"{source}: unknown key '{error.full_key}'{_suggestion(str(error.full_key), schema)}"
         ) from error

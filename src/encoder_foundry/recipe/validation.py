@@ -1,11 +1,14 @@
 """What a recipe's types cannot say: every value checked before a process group, a device or a shard is touched."""
 
+import re
 from collections.abc import Callable, Iterator
 
 from encoder_foundry.recipe.plan import parse_tokens
 from encoder_foundry.recipe.schema import ModelConfig, Recipe, StageConfig
 
 PRECISIONS = ("fp32", "amp_bf16")
+SHUFFLE_ALGORITHMS = ("py1e", "py1s", "py1br", "py2s", "naive")  # Streaming's
+INTERVAL = re.compile(r"[1-9][0-9_]*(ba|tok|sp)")
 
 Problem = tuple[str, str]  # the key, and what is wrong with it
 
@@ -16,11 +19,15 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
         yield "run_name", f"'{recipe.run_name}' has to be the name of a folder"
     if recipe.precision not in PRECISIONS:
         yield "precision", f"'{recipe.precision}' is not one of {', '.join(PRECISIONS)}"
+    if not INTERVAL.fullmatch(recipe.save_interval):
+        yield "save_interval", f"'{recipe.save_interval}' is not a time such as 500ba or 1_000_000tok"
     yield from _model(recipe.model)
     yield from _masking(recipe)
     yield from _optimizer(recipe)
     if not recipe.data.sources:
         yield "data.sources", "name at least one source"
+    if recipe.data.shuffle_algo not in SHUFFLE_ALGORITHMS:
+        yield "data.shuffle_algo", f"'{recipe.data.shuffle_algo}' is not one of {', '.join(SHUFFLE_ALGORITHMS)}"
     yield from _positive("data.", recipe.data, "shuffle_block_size")
     if recipe.data.num_workers < 0:
         yield "data.num_workers", f"{recipe.data.num_workers} is negative"

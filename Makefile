@@ -1,0 +1,43 @@
+# Two commands matter: `make nano` and `make test`. Both make .venv first if it is missing.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) --version 2>/dev/null),$(name))))
+UV_VERSION := $(shell sed -n 's/^uv==//p' constraints.txt)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: nano test test-gpu lint format constraints clean
+
+nano: $(INSTALLED)
+	$(BIN)/python data_prep yamls/data/nano.yaml
+	$(BIN)/composer -n 2 launch yamls/main/nano.yaml
+	$(BIN)/encoder-foundry export runs/nano runs/nano/export
+	$(BIN)/encoder-foundry summary runs/nano
+
+test: lint
+	$(BIN)/pytest
+
+test-gpu: $(INSTALLED)
+	$(BIN)/pytest -m gpu
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Resolve all pins afresh, for every extra and both Python versions.
+constraints:
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-header \
+		--upgrade --output-file constraints.txt
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else "Python 3.11 or 3.12 is needed, found " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv data runs

@@ -1,0 +1,53 @@
+"""The door that `composer launch RECIPE [key=value …]` opens, once in every process.
+
+A wrong recipe, an indivisible batch or foreign shards are refused here, before torch is imported and before a process
+group is made; of all ranks only the first says so.
+"""
+
+import os
+import sys
+
+from encoder_foundry.errors import ConfigurationError, FoundryError
+from encoder_foundry.recipe import Plan, compile_plan, load_recipe
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: composer [-n PROCESSES] launch RECIPE.yaml [key=value …]")
+        return 0 if arguments else 2
+    try:
+        launch(arguments[0], arguments[1:])
+    except FoundryError as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def launch(path: str, overrides: list[str]) -> None:
+    recipe = load_recipe(path, overrides)
+    check_world_size(compile_plan(recipe), path)
+
+    from encoder_foundry.data.shards import open_corpus
+
+    tokenizer = open_corpus(recipe)
+
+    from encoder_foundry.training.logs import start_logs
+    from encoder_foundry.training.run import train
+
+    start_logs(recipe)
+    train(recipe, tokenizer)
+
+
+def check_world_size(plan: Plan, path: str) -> None:
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    for segment in plan.segments:
+        if segment.rows % world:
+            raise ConfigurationError(
+                f"{path}: an update of stage '{segment.stage}' has {segment.rows} rows, "
+                f"which {world} processes do not divide"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

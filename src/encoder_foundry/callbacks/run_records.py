@@ -1,0 +1,83 @@
+"""RunRecords: `metrics.jsonl`, a line an update, and `eval.jsonl`, a line an evaluation.
+
+Plain files, because everything else (the summary, the report, a user's notebook) reads them without a service. A
+resumed run appends: `batch` counts on, so the last line for a batch is the one that holds. Uses BATCH_START,
+AFTER_LOSS, BATCH_END and EVAL_END.
+"""
+
+import time
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from encoder_foundry.data.batches import update_digest
+from encoder_foundry.run_folder import RunFolder, append_record
+
+
+class RunRecords(Callback):
+    """Writes a run's records on rank 0."""
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self.started = time.perf_counter()
+        self.correct = torch.zeros((), dtype=torch.int64, device=state.device._device)
+        self.masked = 0
+        self.batch = state.batch
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        targets = state.outputs["targets"]
+        self.correct += (state.outputs["logits"].detach().argmax(-1) == targets).sum()
+        self.masked += len(targets)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        # the clock has moved on: `token` and `batch` count what is done, this update included
+        totals = torch.tensor(
+            [int(self.correct), self.masked, sum(self.batch["row_tokens"]), len(self.batch["row_tokens"])]
+        )
+        totals = state.device.tensor_to_device(totals)
+        dist.all_reduce(totals, reduce_operation="SUM")
+        correct, masked, real_tokens, rows = totals.tolist()
+        digests = dist.all_gather_object(self.batch["row_digests"])
+        record = {
+            "batch": state.timestamp.batch.value,
+            "token": state.timestamp.token.value,
+            "stage": state.dataloader_label,
+            "loss": state.total_loss_dict["loss/train/total"],
+            "masked_accuracy": correct / max(1, masked),
+            "lr": state.optimizers[0].param_groups[0]["lr"],
+            "rows": rows,
+            "row_length": self.batch["row_length"],
+            "rope_theta": state.model.rope_theta,
+            "real_tokens": real_tokens,
+            "tokens_per_second": real_tokens / (time.perf_counter() - self.started),
+            "rows_digest": update_digest([digest for rank in digests for digest in rank]),
+        }
+        if dist.get_global_rank() == 0:
+            append_record(self.folder.metrics, record)
+        logger.log_metrics(
+            {
+                "recipe/lr": record["lr"],
+                "recipe/rows": rows,
+                "recipe/row_length": record["row_length"],
+                "recipe/rope_theta": record["rope_theta"],
+                "data/real_tokens": real_tokens,
+                "throughput/tokens_per_second": record["tokens_per_second"],
+                "metrics/train/masked_accuracy": record["masked_accuracy"],
+            }
+        )
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        values = {name: metric.compute().item() for name, metric in state.eval_metrics[state.dataloader_label].items()}
+        record = {
+            "batch": state.timestamp.batch.value,
+            "token": state.timestamp.token.value,
+            "stage": state.dataloader_label,
+            "row_length": state.batch["row_length"],
+            "rope_theta": state.model.rope_theta,
+        }
+        if dist.get_global_rank() == 0:
+            append_record(self.folder.evaluations, record | values)

@@ -1,0 +1,121 @@
+"""The row as it is stored, and the manifest beside the shards. What writes shards and what trains on them meet here.
+
+A row is one MDS sample with two columns: `tokens`, its documents end to end with their [CLS] and [SEP], and `lengths`,
+how many tokens each document has. Lengths and not boundaries, because they stay true when a row is cut or joined.
+Tokens are uint16, half of what a training run would otherwise read, or uint32 when the vocabulary holds more than
+65,536 ids; the choice follows from the vocabulary alone, so that every shard of a corpus has the same type. numpy wraps
+an id that is too large without a word, so each row is checked as it is encoded.
+
+Light on purpose (numpy and the standard library): the trainer reads manifests before it has imported torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from encoder_foundry.errors import DataError
+
+MANIFEST = "manifest.json"
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The integer type that rows of a vocabulary of `vocab_size` ids are stored in."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+def columns(dtype: np.dtype) -> dict[str, str]:
+    """The MDS columns of rows whose tokens have type `dtype`, as `streaming.MDSWriter` takes them."""
+    return {"tokens": f"ndarray:{dtype.name}", "lengths": "ndarray:uint32"}
+
+
+def encode_row(documents: Sequence[np.ndarray], dtype: np.dtype) -> dict[str, np.ndarray]:
+    """One MDS sample out of the documents of a row, each an integer array `[tokens]` of at least one id.
+
+    Raises:
+        DataError: an id does not fit `dtype`, or a document is empty.
+    """
+    lengths = np.array([len(document) for document in documents], dtype=np.uint32)
+    if not lengths.all() or not len(lengths):
+        raise DataError("a row holds documents of at least one token each; an empty one was given")
+    tokens = np.concatenate(documents)
+    smallest, largest = int(tokens.min()), int(tokens.max())
+    if smallest < 0 or largest > np.iinfo(dtype).max:
+        wrong = smallest if smallest < 0 else largest
+        raise DataError(
+            f"token id {wrong} does not fit {dtype.name} (0 to {np.iinfo(dtype).max}): "
+            "the tokenizer gives ids beyond the vocabulary that the shards were typed for"
+        )
+    return {"tokens": tokens.astype(dtype), "lengths": lengths}
+
+
+def decode_row(sample: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The documents of a stored row, in order, as views `[tokens]` in the stored type.
+
+    Raises:
+        DataError: the lengths do not add up to the row's tokens.
+    """
+    tokens, lengths = sample["tokens"], sample["lengths"]
+    if int(lengths.sum()) != len(tokens):
+        raise DataError(f"a row has {len(tokens)} tokens but document lengths for {int(lengths.sum())}")
+    return np.split(tokens, np.cumsum(lengths)[:-1])
+
+
+def fingerprint(tokenizer_dir: str | Path) -> str:
+    """Sixteen hex digits that two tokenizers share when they turn every text into the same ids.
+
+    Taken over the content of `tokenizer.json`, whatever its layout. Truncation and padding are left out: they are
+    what a caller last asked for, and transformers saves them along with the rest.
+
+    Raises:
+        DataError: no readable tokenizer there.
+    """
+    path = Path(tokenizer_dir) / "tokenizer.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; a Hugging Face fast tokenizer has one") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a tokenizer: {error}") from None
+    content = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a directory of shards holds: one source, one split, one row length."""
+
+    source: str
+    split: str  # "train" or "validation"
+    row_length: int  # the most tokens that a row may hold
+    rows: int
+    documents: int  # as they stand in rows: a long document counts once for each of its pieces
+    tokens: int  # with [CLS] and [SEP]
+    fill: float  # tokens / (rows * row_length)
+    tokenizer: str  # its fingerprint
+
+    def write(self, directory: str | Path) -> None:
+        """Write `manifest.json` into `directory`."""
+        (Path(directory) / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: str | Path) -> "Manifest":
+        """Read `manifest.json` from `directory`.
+
+        Raises:
+            DataError: it is missing, broken, or lacks a key; the message names the file and what to do.
+        """
+        path = Path(directory) / MANIFEST
+        remedy = "prepare the data again with `python data_prep CONFIG`"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{field.name: field.type(content[field.name]) for field in fields(cls)})
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file, so there are no finished shards here; {remedy}") from None
+        except KeyError as error:
+            raise DataError(f"{path}: key {error} is missing; {remedy}") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{path}: broken ({error}); {remedy}") from None

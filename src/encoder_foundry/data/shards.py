@@ -1,0 +1,108 @@
+"""Finding prepared shards and refusing those that are not the recipe's, before anything is built on them.
+
+A prepared corpus is a tree: `tokenizer/` and `<source>/<row_length>/<split>/` with MDS shards and a `manifest.json`.
+With `data.remote` the tree lies there, and what is read here is copied to `data.local` first; the shards themselves
+Streaming fetches as they are needed.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from encoder_foundry.data.masking import Masking
+from encoder_foundry.data.rows import MANIFEST, Manifest, fingerprint
+from encoder_foundry.errors import DataError
+from encoder_foundry.recipe import Recipe
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What training needs to know of a tokenizer."""
+
+    vocab_size: int
+    special_ids: dict[str, int]  # by token, such as "[MASK]"
+    fingerprint: str
+
+    def masking(self, probability: float, mask_share: float, random_share: float) -> Masking:
+        """Masking that spares the special tokens and draws random ones from the whole vocabulary."""
+        return Masking(
+            probability=probability,
+            mask_share=mask_share,
+            random_share=random_share,
+            mask_id=self.special_ids["[MASK]"],
+            special_ids=tuple(sorted(self.special_ids.values())),
+            vocab_size=self.vocab_size,
+        )
+
+
+def open_corpus(recipe: Recipe) -> TokenizerFacts:
+    """Check that the shards of every stage are there and are the recipe's, and read the tokenizer's facts.
+
+    Raises:
+        DataError: a manifest or the tokenizer is missing; a row length, tokenizer or vocabulary is not the recipe's; a
+            split is empty.
+    """
+    tokenizer = _read_tokenizer(recipe)
+    if tokenizer.vocab_size > recipe.model.vocab_size:
+        raise DataError(
+            f"{recipe.data.local}/tokenizer: {tokenizer.vocab_size} token ids do not fit the model's embedding; "
+            f"set model.vocab_size to {tokenizer.vocab_size} (it is {recipe.model.vocab_size})"
+        )
+    for folder, row_length in _shard_folders(recipe):
+        manifest = Manifest.read(_fetched(recipe, f"{folder}/{MANIFEST}").parent)
+        where = f"{recipe.data.local}/{folder}/{MANIFEST}"
+        if manifest.row_length != row_length:
+            raise DataError(f"{where}: rows of {manifest.row_length} tokens, the recipe wants {row_length}")
+        if manifest.tokenizer != tokenizer.fingerprint:
+            raise DataError(
+                f"{where}: made with tokenizer {manifest.tokenizer}, but {recipe.data.local}/tokenizer is "
+                f"{tokenizer.fingerprint}; prepare the data again"
+            )
+        if manifest.rows == 0:
+            raise DataError(f"{where}: holds no rows")
+    return tokenizer
+
+
+def _shard_folders(recipe: Recipe) -> Iterator[tuple[str, int]]:
+    """(folder below the corpus, row length) of everything that the recipe reads."""
+    for row_length in dict.fromkeys(stage.row_length for stage in recipe.stages):
+        for source in recipe.data.sources:
+            for split in ("train", "validation"):
+                yield f"{source}/{row_length}/{split}", row_length
+
+
+def _read_tokenizer(recipe: Recipe) -> TokenizerFacts:
+    folder = Path(recipe.data.local) / "tokenizer"
+    for name in TOKENIZER_FILES if recipe.data.remote else ():
+        _fetched(recipe, f"tokenizer/{name}")
+    if not (folder / "tokenizer.json").is_file():
+        raise DataError(f"{folder}: no tokenizer.json there; prepare the data first: python data_prep CONFIG")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    missing = [token for token, token_id in ids.items() if token_id is None]
+    if missing:
+        raise DataError(f"{folder}: the tokenizer has no {missing[0]}")
+    return TokenizerFacts(tokenizer.get_vocab_size(), ids, fingerprint(folder))
+
+
+def _fetched(recipe: Recipe, name: str) -> Path:
+    """The local path of a file of the corpus, copied from the remote if it is not there yet."""
+    local = Path(recipe.data.local) / name
+    if recipe.data.remote is None or local.exists():
+        return local
+    from streaming.base.storage.download import CloudDownloader  # slow to import, and seldom needed
+
+    remote = f"{recipe.data.remote.rstrip('/')}/{name}"
+    arriving = local.with_name(f"{local.name}.{os.getpid()}")  # ranks fetch side by side
+    try:
+        CloudDownloader.direct_download(remote, str(arriving))
+    except Exception as error:  # each store has errors of its own
+        raise DataError(f"{remote}: cannot be fetched: {' '.join(str(error).split())}") from error
+    arriving.replace(local)
+    return local

@@ -1,0 +1,78 @@
+"""The summary that ends a run: its stages, what its loss is to be judged by, and what the exported model fills in."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.preparation.statistics import Statistics
+from encoder_foundry.recipe import load_recipe
+from encoder_foundry.run_folder import RunFolder, read_records
+
+# One of each source: code, technical prose, and the web. The model is to name the masked word.
+FILL_MASK_EXAMPLES = (
+    "import numpy as[MASK]\n",
+    "    def __init__([MASK], name):\n        self.name = name\n",
+    "Returns[MASK] if the string starts with the given prefix, False otherwise.",
+)
+
+
+def print_summary(run: str | Path, console: Console | None = None) -> None:
+    """Print the summary of a run.
+
+    Raises:
+        ConfigurationError: no run there.
+    """
+    console = console or Console()
+    folder = RunFolder(Path(run))
+    if not folder.plan.is_file():
+        raise ConfigurationError(f"{run}: no run there (it has no {folder.plan.name})")
+    console.print(stage_table(folder))
+    recipe = load_recipe(folder.recipe)
+    entropy = Statistics.read(Path(recipe.data.local)).unigram_entropy
+    evaluations = read_records(folder.evaluations)
+    if evaluations:
+        loss = evaluations[-1]["loss"]
+        console.print(
+            f"Unigram entropy of the held-out text: {entropy:.3f} nats a token. "
+            f"The last held-out loss, {loss:.3f}, is {entropy - loss:.3f} below it."
+        )
+    if (folder.export / "config.json").is_file():
+        print_fill_mask(folder.export, console)
+
+
+def stage_table(folder: RunFolder) -> Table:
+    """A row a stage: what it was, and the held-out loss and masked accuracy at its end."""
+    plan = json.loads(folder.plan.read_text(encoding="utf-8"))
+    evaluations = {record["stage"]: record for record in read_records(folder.evaluations)}
+    table = Table(title=f"{plan['name']}: {plan['total_tokens']:,} tokens", title_justify="left")
+    for heading in ("stage", "tokens", "updates", "rows", "length", "theta", "held-out loss", "masked accuracy"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for stage in dict.fromkeys(segment["stage"] for segment in plan["segments"]):
+        segments = [segment for segment in plan["segments"] if segment["stage"] == stage]
+        done = evaluations.get(stage)
+        table.add_row(
+            stage,
+            f"{segments[-1]['end_token'] - segments[0]['start_token']:,}",
+            f"{sum(segment['updates'] for segment in segments):,}",
+            " → ".join(str(segment["rows"]) for segment in segments),
+            f"{segments[0]['row_length']:,}",
+            f"{segments[0]['rope_theta_global']:,.0f}",
+            f"{done['loss']:.3f}" if done else "–",
+            f"{done['masked_accuracy']:.1%}" if done else "–",
+        )
+    return table
+
+
+def print_fill_mask(export: Path, console: Console) -> None:
+    """What plain transformers' fill-mask pipeline makes of the exported model."""
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    fill = pipeline("fill-mask", model=str(export), device="cpu", top_k=3)
+    for text in FILL_MASK_EXAMPLES:
+        guesses = ", ".join(f"{guess['token_str']!r} {guess['score']:.0%}" for guess in fill(text))
+        console.print(f"{text.rstrip()!r}  →  {guesses}", markup=False, highlight=False)

@@ -1,0 +1,157 @@
+"""A training run, from a recipe to its last checkpoint, in the order in which things happen."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from composer import Trainer
+from composer.core import Evaluator, Event, State
+from composer.loggers import WandBLogger
+from composer.utils import dist
+from composer.utils.parallelism import FSDP2Config
+from omegaconf import OmegaConf
+from torch import distributed
+
+from encoder_foundry.algorithms.microbatch_seed import MicrobatchSeed
+from encoder_foundry.algorithms.segment_switch import SegmentSwitch
+from encoder_foundry.callbacks.checkpoints import NOT_SAVED, CompleteCheckpointSaver
+from encoder_foundry.callbacks.run_records import RunRecords
+from encoder_foundry.callbacks.stage_progress import StageProgress
+from encoder_foundry.data.loaders import RunData, data_spec
+from encoder_foundry.data.shards import TokenizerFacts
+from encoder_foundry.model.composer_model import METRICS, ComposerMaskedLM
+from encoder_foundry.model.initialisation import initialise
+from encoder_foundry.model.masked_lm import MaskedLM
+from encoder_foundry.optim.stable_adamw import StableAdamW, decay_groups
+from encoder_foundry.recipe import Plan, Recipe, compile_plan
+from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class ShardingConfig(FSDP2Config):
+    """FSDP2 with checkpoint folders named by the update alone; an epoch of ours is only a loader's end."""
+
+    @property
+    def sharded_ckpt_prefix_dir(self) -> str:
+        return "ba{batch}"
+
+
+def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
+    """Train a recipe to its end, from its newest complete checkpoint if there is one.
+
+    Everything goes to `<runs_folder>/<run_name>/`. A finished run is left as it is.
+    """
+    plan = compile_plan(recipe)
+    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=recipe.dist_timeout)
+    checkpoint = _choose_checkpoint(folder)
+    if checkpoint is not None and checkpoint.token >= plan.total_tokens:
+        if dist.get_global_rank() == 0:
+            print(f"{folder.path}: finished, all {plan.total_tokens:_} tokens; nothing to do")
+        return
+    if dist.get_global_rank() == 0:
+        _describe_run(recipe, plan, folder)
+    trainer = build_trainer(recipe, plan, tokenizer, folder, checkpoint)
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
+
+
+def build_trainer(
+    recipe: Recipe, plan: Plan, tokenizer: TokenizerFacts, folder: RunFolder, checkpoint: CompleteCheckpoint | None
+) -> Trainer:
+    """Composer's Trainer for a recipe, at a checkpoint or at the start."""
+    token = checkpoint.token if checkpoint else 0
+    on_gpu = torch.cuda.is_available()
+    data = RunData(recipe, plan, tokenizer)
+    network = MaskedLM(recipe.model, plan.at(token).rope_theta_global)
+    initialise(network, recipe.seed)
+    model = ComposerMaskedLM(network, cpu_autocast=recipe.precision == "amp_bf16" and not on_gpu)
+    model.gradient_scale = probe_gradient_scale()
+    optimizer = StableAdamW(
+        decay_groups(model, recipe.optimizer.weight_decay),
+        lr=plan.at(token).lr,
+        betas=recipe.optimizer.betas,
+        eps=recipe.optimizer.eps,
+        weight_decay=recipe.optimizer.weight_decay,
+        max_lr=plan.at(token).max_lr,
+    )
+    return Trainer(
+        model=model,
+        run_name=recipe.run_name,
+        seed=recipe.seed,
+        max_duration=f"{plan.total_tokens}tok",
+        train_dataloader=data_spec(data.train_loader(token)),
+        train_dataloader_label=plan.at(token).stage,
+        spin_dataloaders=False,  # the loader starts at the token clock
+        accumulate_train_batch_on_tokens=True,  # weight microbatches by masked tokens
+        device_train_microbatch_size=recipe.stages[plan.segment_at(token).stage_index].device_train_microbatch_size,
+        optimizers=optimizer,
+        precision=recipe.precision if on_gpu else "fp32",
+        parallelism_config={"fsdp": ShardingConfig()},
+        algorithms=[SegmentSwitch(recipe, plan, data.train_loader), MicrobatchSeed(recipe.seed)],
+        callbacks=[
+            RunRecords(folder),
+            StageProgress(),
+            CompleteCheckpointSaver(
+                folder.checkpoints, recipe.save_interval, plan, recipe.save_num_checkpoints_to_keep
+            ),
+        ],
+        eval_dataloader=[_stage_end_evaluator(recipe, plan, data, stage.name) for stage in recipe.stages],
+        loggers=[WandBLogger(**arguments) for arguments in [recipe.loggers.get("wandb")] if arguments is not None],
+        progress_bar=recipe.progress_bar,
+        load_path=str(checkpoint.folder) if checkpoint else None,
+        load_ignore_keys=NOT_SAVED,
+        dist_timeout=recipe.dist_timeout,
+    )
+
+
+def probe_gradient_scale() -> float:
+    """What a gradient has to be multiplied by so that FSDP2's reduce-scatter gives its mean over ranks.
+
+    FSDP2 asks for the mean (AVG); gloo silently returns the sum, NCCL the mean. So ask once, with ones.
+    """
+    world = dist.get_world_size()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    result = torch.zeros(1, device=device)
+    distributed.reduce_scatter_tensor(result, torch.ones(world, device=device), op=distributed.ReduceOp.AVG)
+    return 1.0 / result.item()
+
+
+def _stage_end_evaluator(recipe: Recipe, plan: Plan, data: RunData, stage_name: str) -> Evaluator:
+    stage = next(stage for stage in recipe.stages if stage.name == stage_name)
+    end = plan.stage_ends[stage_name]
+
+    def at_stage_end(state: State, event: Event) -> bool:
+        return event == Event.BATCH_END and state.timestamp.token.value == end
+
+    return Evaluator(
+        label=stage_name,
+        dataloader=data_spec(data.eval_loader(stage.row_length, stage.device_train_microbatch_size)),
+        metric_names=list(METRICS),
+        eval_interval=at_stage_end,
+        device_eval_microbatch_size=stage.device_train_microbatch_size,
+    )
+
+
+def _choose_checkpoint(folder: RunFolder) -> CompleteCheckpoint | None:
+    """Rank 0's choice, for all ranks alike."""
+    choice: list = [None]
+    if dist.get_global_rank() == 0:
+        try:
+            choice = [folder.newest_checkpoint()]
+        except Exception as error:  # raised below, on every rank
+            choice = [error]
+    dist.broadcast_object_list(choice)
+    if isinstance(choice[0], Exception):
+        raise choice[0]
+    return choice[0]
+
+
+def _describe_run(recipe: Recipe, plan: Plan, folder: RunFolder) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.structured(recipe), folder.recipe)
+    folder.plan.write_text(json.dumps(plan.to_json(), indent=2) + "\n", encoding="utf-8")

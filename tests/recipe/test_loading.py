@@ -1,0 +1,87 @@
+"""A wrong recipe is refused with the file, the key and what would be right."""
+
+from pathlib import Path
+
+import pytest
+
+from encoder_foundry import load_recipe
+from encoder_foundry.errors import ConfigurationError
+
+NANO = Path("yamls/main/nano.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("modle.hidden_size=3", "unknown key 'modle'; did you mean 'model'?"),
+        ("model.hiden_size=3", "did you mean 'hidden_size'?"),
+        ("model.hidden_size=wide", "'model.hidden_size': Value 'wide'"),
+        ("model.num_attention_heads=5", "5 heads do not divide a hidden size of 128"),
+        ("model.local_attention=127", "odd"),
+        ("precision=fp8", "'fp8' is not one of fp32, amp_bf16"),
+        ("seed", "overrides are written key=value"),
+        ("run_name=a/b", "name of a folder"),
+        ("data.sources=[]", "at least one source"),
+        ("data.num_workers=-1", "negative"),
+        ("data.shuffle_algo=py9", "'py9' is not one of"),
+        ("masking.mlm_probability=30", "not between 0 and 1"),
+        ("masking.mask_share=0.95", "sum ≤ 1"),
+        ("optimizer.betas=[0.9]", "length 1 does not match"),
+        ("optimizer.eps=0", "not positive"),
+        ("loggers.tensorbord.x=1", "'tensorbord' is not known"),
+        ("save_interval=often", "'save_interval'"),
+        ("stages=[]", "at least one stage"),
+        ("stages[1].name=pretrain", "name of an earlier stage"),
+        ("stages[0].duration=1000000", "such as 1_000_000tok"),
+        ("stages[0].duration=0tok", "not positive"),
+        ("stages[0].rope_theta=0", "'stages[0].rope_theta': 0.0 is not positive"),
+        ("stages[0].t_warmup=5dur", "do not lie within"),
+        ("stages[2].t_warmup=0.1dur", "warm-up and decay together"),
+        ("stages[2].alpha_f=2", "not in [0, 1]"),
+        ("stages[2].mixture.books=1", "not among data.sources"),
+        ("stages[2].mixture.code=0", "not positive"),
+        ("stages[0].batch_size_ramp.increment=7", "do not meet 16"),
+        ("stages[0].batch_size_ramp.initial=16", "not below"),
+        ("stages[0].batch_size_ramp.duration=4096tok", "too short for one update at each"),
+        ("stages[1].duration=4096tok", "too short for one update of 2 rows"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_key(override, says):
+    with pytest.raises(ConfigurationError) as refused:
+        load_recipe(NANO, [override])
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_wrong_key_is_reported_with_the_file_it_stands_in(tmp_path):
+    (tmp_path / "shared.yaml").write_text("optimizer: {epsilon: 1e-6}\n")
+    (tmp_path / "mine.yaml").write_text(f"extends: [{NANO.resolve()}, shared.yaml]\nrun_name: mine\n")
+    with pytest.raises(ConfigurationError, match=r"shared\.yaml: unknown key 'optimizer\.epsilon'; did you mean 'eps'"):
+        load_recipe(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("run_name: mine\n", "is required and not given"),
+        ("- a\n- b\n", "mapping"),
+        ("run_name: [unclosed\n", "not valid YAML"),
+        ("extends: [absent.yaml]\n", "absent.yaml: no such file (which "),
+        ("extends: other.yaml\n", "list of files"),
+        ("extends: [mine.yaml]\n", "extends itself"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content, says):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigurationError) as refused:
+        load_recipe(path)
+    assert says in str(refused.value)
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_what_is_said_last_holds(tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"extends: [{NANO.resolve()}]\nseed: 5\n")
+    assert load_recipe(tmp_path / "mine.yaml").seed == 5
+    recipe = load_recipe(tmp_path / "mine.yaml", ["seed=6", "stages[1].lr=1e-3"])
+    assert (recipe.seed, recipe.stages[1].lr) == (6, 1e-3)
