@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -35,10 +35,10 @@ def load_config(path: str | Path, schema: type[Schema], overrides: Iterable[str]
     """
     config = OmegaConf.structured(schema)
     for source, content in _layers(Path(path)):
-        config = _merge(config, content, source, schema)
+        config = _merge(config, content, source)
     for override in overrides:
-        _override(config, override, schema)
-    with _reported(path, schema):
+        _override(config, override)
+    with _reported(path):
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise ConfigurationError(f"{path}: '{missing[0]}' is required and not given")
@@ -68,28 +68,26 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Di
     yield path, content
 
 
-def _merge(config: DictConfig, content: DictConfig, source: object, schema: type) -> DictConfig:
-    with _reported(source, schema):
+def _merge(config: DictConfig, content: DictConfig, source: object) -> DictConfig:
+    with _reported(source):
         return OmegaConf.merge(config, content)
 
 
-def _override(config: DictConfig, override: str, schema: type) -> None:
+def _override(config: DictConfig, override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigurationError(f"argument '{override}': overrides are written key=value")
-    with _reported(f"argument '{override}'", schema):
+    with _reported(f"argument '{override}'"):
         OmegaConf.update(config, key, OmegaConf.create(f"value: {value}")["value"], merge=True)
 
 
 @contextmanager
-def _reported(source: object, schema: type) -> Iterator[None]:
+def _reported(source: object) -> Iterator[None]:
     """Turn what OmegaConf raises into a ConfigurationError that names the source and the key."""
     try:
         yield
     except (ConfigAttributeError, ConfigKeyError) as error:
-        raise ConfigurationError(
-            f"{source}: unknown key '{error.full_key}'{_suggestion(str(error.full_key), schema)}"
-        ) from error
+        raise ConfigurationError(f"{source}: unknown key '{error.full_key}'{_suggestion(error)}") from error
     except OmegaConfBaseException as error:
         key = f"'{error.full_key}': " if error.full_key else ""
         raise ConfigurationError(f"{source}: {key}{str(error).strip().splitlines()[0]}") from error
@@ -97,15 +95,10 @@ def _reported(source: object, schema: type) -> Iterator[None]:
         raise ConfigurationError(f"{source}: {' '.join(str(error).split())}") from error
 
 
-def _suggestion(full_key: str, schema: type) -> str:
-    wrong = full_key.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(wrong, sorted(_field_names(schema)), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
-def _field_names(schema: Any) -> set[str]:
-    """All field names of a dataclass and of the dataclasses inside it."""
-    if not is_dataclass(schema):
-        return set().union(*(_field_names(argument) for argument in get_args(schema)))
-    hints = get_type_hints(schema)
-    return set().union(*({field.name} | _field_names(hints[field.name]) for field in fields(schema)))
+def _suggestion(error: OmegaConfBaseException) -> str:
+    """The known key nearest to the unknown one, among those of its level."""
+    if not is_dataclass(error.object_type):
+        return ""
+    known = [field.name for field in fields(error.object_type)]
+    near = difflib.get_close_matches(str(error.key), known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known here are {', '.join(known)}"

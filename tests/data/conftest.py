@@ -1,0 +1,31 @@
+"""Shards of made-up rows, small enough to make for every test that wants them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streaming import MDSWriter
+
+from encoder_foundry.data.rows import columns, encode_row, token_dtype
+
+ROW_LENGTH = 32
+ROWS = {"code": 300, "docs": 200, "web": 51}
+
+
+def write_rows(root: Path, split: str = "train", rows: dict[str, int] = ROWS) -> None:
+    """Shards of random rows; every row is full, of one to several documents."""
+    generator = np.random.default_rng(0)
+    dtype = token_dtype(512)
+    for source, count in rows.items():
+        folder = root / source / str(ROW_LENGTH) / split
+        with MDSWriter(out=str(folder), columns=columns(dtype), size_limit=5000) as out:
+            for _ in range(count):
+                cuts = np.unique(generator.integers(1, ROW_LENGTH, 3))
+                out.write(encode_row(np.split(generator.integers(5, 512, ROW_LENGTH), cuts), dtype))
+
+
+@pytest.fixture(scope="session")
+def row_folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("rows")
+    write_rows(root)
+    return root

@@ -1,0 +1,108 @@
+"""Promises 2 and 3 of the token clock: the same rows per update everywhere, and every row once."""
+
+import shutil
+from collections import Counter
+from itertools import chain
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from encoder_foundry.data.stream import Draw, TrainingStream, whole_updates
+
+from .conftest import ROW_LENGTH, ROWS
+
+SOURCES = list(ROWS)
+MIXTURE = {"code": 0.2, "docs": 0.3, "web": 0.5}
+
+
+def stream(local, draw: Draw, remote=None) -> TrainingStream:
+    return TrainingStream(SOURCES, local, remote, ROW_LENGTH, "py1e", 1 << 18, draw)
+
+
+def draw(start_row=0, updates=10, rows=12, mixture=None, stage_index=0) -> Draw:
+    return Draw(17, stage_index, mixture, start_row, updates, rows)
+
+
+def updates_on(rows: TrainingStream, stretch: Draw, ranks: int, workers: int, nodes: int = 1) -> list[list[int]]:
+    """The sorted rows of every update, as `ranks` ranks with `workers` loader workers each would see them."""
+    rows.draw = stretch
+    rows.batch_size = stretch.global_batch_size // ranks
+    world = SimpleNamespace(num_ranks=ranks, num_nodes=nodes, ranks_per_node=ranks // nodes, workers_per_rank=workers)
+    dealt = whole_updates(rows, world, 0, 0)
+    slices = [dealt[:, :, turn % workers, turn // workers] for turn in range(dealt.shape[3] * workers)]
+    return [sorted(update[update >= 0].tolist()) for update in slices if (update >= 0).any()]
+
+
+@pytest.mark.parametrize("mixture", [None, MIXTURE], ids=["unweighted", "mixture"])
+@pytest.mark.parametrize(("ranks", "workers", "nodes"), [(2, 1, 1), (3, 2, 3), (4, 3, 2), (12, 5, 4)])
+def test_an_update_has_the_same_rows_for_any_ranks_workers_and_nodes(row_folder, mixture, ranks, workers, nodes):
+    stretch = draw(start_row=500, updates=60, mixture=mixture)  # over the end of an epoch
+    rows = stream(row_folder, stretch)
+    assert updates_on(rows, stretch, ranks, workers, nodes) == updates_on(rows, stretch, 1, 1)
+
+
+def test_no_row_comes_twice_before_each_has_come_once_through_a_ramp_and_a_resume(row_folder):
+    first = draw(updates=20, rows=6)
+    rows = stream(row_folder, first)
+    ramped = draw(start_row=120, updates=40, rows=12)
+    resumed = draw(start_row=120 + 25 * 12, updates=15, rows=12)
+    updates = updates_on(rows, first, 2, 1)
+    updates += updates_on(rows, ramped, 2, 1)[:25]  # killed after 25 updates …
+    updates += updates_on(rows, resumed, 3, 2)  # … and resumed on three ranks
+    drawn = list(chain.from_iterable(updates))
+    epoch = sum(ROWS.values())
+    assert len(drawn) == 600 > epoch
+    assert max(Counter(drawn[: 120 + 35 * 12]).values()) == 1  # the updates that lie within the first epoch
+    assert sorted(Counter(drawn).values()) == [1] * (2 * epoch - 600) + [2] * (600 - epoch)
+
+
+def test_a_mixture_draws_its_shares_and_within_a_source_every_row_about_as_often(row_folder):
+    rows = stream(row_folder, draw(mixture=MIXTURE))
+    epoch = rows.canonical_order(0)
+    counts = np.bincount(epoch, minlength=sum(ROWS.values()))
+    start = 0
+    for source, there in ROWS.items():
+        of_source = counts[start : start + there]
+        assert of_source.sum() / len(epoch) == pytest.approx(MIXTURE[source], abs=1 / len(epoch))
+        assert of_source.max() - of_source.min() <= 1
+        start += there
+
+
+def test_a_source_outside_the_mixture_is_not_drawn(row_folder):
+    rows = stream(row_folder, draw(mixture={"web": 1.0}))
+    assert rows.canonical_order(0).min() >= ROWS["code"] + ROWS["docs"]
+
+
+def test_stages_and_epochs_have_orders_of_their_own(row_folder):
+    rows = stream(row_folder, draw())
+    first, second = rows.canonical_order(0), rows.canonical_order(1)
+    assert sorted(first) == sorted(second)
+    assert list(first) != list(second)
+    rows.draw = draw(stage_index=1)
+    assert list(rows.canonical_order(0)) != list(first)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_real_loader_gives_whole_updates_and_their_positions(row_folder, workers):
+    stretch = draw(start_row=540, updates=7)
+    rows = stream(row_folder, stretch)
+    batches = list(DataLoader(rows, batch_size=12, num_workers=workers, collate_fn=list))
+    assert [sorted(sample["row"] for sample in batch) for batch in batches] == updates_on(rows, stretch, 1, 1)
+    assert [sample["position"] for batch in batches for sample in batch] == list(range(540, 540 + 7 * 12))
+
+
+def test_one_data_set_serves_several_segments_from_a_remote(row_folder, tmp_path):
+    cache = tmp_path / "cache"
+    rows = stream(cache, draw(rows=6), remote=str(row_folder))
+    seen = []
+    for stretch in (draw(rows=6), draw(start_row=60, rows=12), draw(stage_index=1, mixture=MIXTURE)):
+        rows.draw = stretch
+        loader = DataLoader(rows, batch_size=stretch.global_batch_size, num_workers=0, collate_fn=list)
+        seen.append([sorted(sample["row"] for sample in batch) for batch in loader])
+        assert [len(batch) for batch in seen[-1]] == [stretch.global_batch_size] * stretch.updates
+    local = stream(row_folder, draw(rows=6))
+    assert seen[0] == updates_on(local, draw(rows=6), 1, 1)
+    assert list(cache.rglob("*.mds"))
+    shutil.rmtree(cache)
