@@ -24,7 +24,7 @@ def export(
     out_dir: Annotated[Path, typer.Argument(help="Where the model goes.")],
 ) -> None:
     """Write a checkpoint as a model that plain transformers loads: safetensors, config and tokenizer."""
-    from encoder_foundry.interop.checkpoints import export_checkpoint
+    from encoder_foundry.interop.export import export_checkpoint
 
     export_checkpoint(checkpoint, out_dir)
     print(f"exported to {out_dir}")

@@ -15,7 +15,8 @@ from composer.utils.checkpoint import get_save_filename
 from encoder_foundry.recipe import Plan
 from encoder_foundry.run_folder import complete_checkpoints, mark_complete, remove_checkpoint
 
-NOT_SAVED = ["rng", *(f"state/{key}" for key in ("schedulers", "algorithms", "callbacks", "scaler", "dataset_state"))]
+NOT_SAVED = [f"state/{key}" for key in ("schedulers", "algorithms", "callbacks", "scaler", "dataset_state")]
+NOT_LOADED = ["rng", *NOT_SAVED]  # Composer saves its generators whatever one says; every microbatch seeds its own
 
 
 class CompleteCheckpointSaver(CheckpointSaver):

@@ -21,6 +21,15 @@ from encoder_foundry.errors import DataError
 
 MANIFEST = "manifest.json"
 
+# The special tokens of every tokenizer here, by the role that transformers gives them: BERT's, as ModernBERT has them.
+SPECIAL_TOKENS = {
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "mask_token": "[MASK]",
+}
+
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """The integer type that rows of a vocabulary of `vocab_size` ids are stored in."""

@@ -13,12 +13,11 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from encoder_foundry.data.masking import Masking
-from encoder_foundry.data.rows import MANIFEST, Manifest, fingerprint
+from encoder_foundry.data.rows import MANIFEST, SPECIAL_TOKENS, Manifest, fingerprint
 from encoder_foundry.errors import DataError
 from encoder_foundry.recipe import Recipe
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def _read_tokenizer(recipe: Recipe) -> TokenizerFacts:
     if not (folder / "tokenizer.json").is_file():
         raise DataError(f"{folder}: no tokenizer.json there; prepare the data first: python data_prep CONFIG")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS.values()}
     missing = [token for token, token_id in ids.items() if token_id is None]
     if missing:
         raise DataError(f"{folder}: the tokenizer has no {missing[0]}")

@@ -15,7 +15,7 @@ from torch import distributed
 
 from encoder_foundry.algorithms.microbatch_seed import MicrobatchSeed
 from encoder_foundry.algorithms.segment_switch import SegmentSwitch
-from encoder_foundry.callbacks.checkpoints import NOT_SAVED, CompleteCheckpointSaver
+from encoder_foundry.callbacks.checkpoints import NOT_LOADED, CompleteCheckpointSaver
 from encoder_foundry.callbacks.run_records import RunRecords
 from encoder_foundry.callbacks.stage_progress import StageProgress
 from encoder_foundry.data.loaders import RunData, data_spec
@@ -56,8 +56,10 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
     trainer = build_trainer(recipe, plan, tokenizer, folder, checkpoint)
     try:
         trainer.fit()
-    finally:
-        trainer.close()
+    except BaseException:
+        trainer.engine.close()  # not trainer.close(): it waits for the other ranks, who may wait for this one
+        raise
+    trainer.close()
 
 
 def build_trainer(
@@ -104,7 +106,7 @@ def build_trainer(
         loggers=[WandBLogger(**arguments) for arguments in [recipe.loggers.get("wandb")] if arguments is not None],
         progress_bar=recipe.progress_bar,
         load_path=str(checkpoint.folder) if checkpoint else None,
-        load_ignore_keys=NOT_SAVED,
+        load_ignore_keys=NOT_LOADED,
         dist_timeout=recipe.dist_timeout,
     )
 

@@ -1,0 +1,37 @@
+"""The door `python data_prep CONFIG [key=value …]`: a data YAML to packed shards.
+
+This folder is first on sys.path, so it holds nothing that could be imported in a library's place.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from encoder_foundry.errors import FoundryError
+from encoder_foundry.preparation.config import load_corpus_config
+from encoder_foundry.preparation.pipeline import prepare
+from encoder_foundry.preparation.report import table
+
+
+def main() -> int:
+    """Run the command line; the exit status is 2 for what the user can put right."""
+    parser = argparse.ArgumentParser(prog="python data_prep", description="Make packed MDS shards of a corpus.")
+    parser.add_argument("config", help="a data YAML, as yamls/data/nano.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides a key, as in out=data/other")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("encoder_foundry").setLevel(logging.INFO)
+    try:
+        config = load_corpus_config(arguments.config, arguments.overrides)
+        prepare(config)
+        Console().print(table(Path(config.out)))
+    except FoundryError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+sys.exit(main())

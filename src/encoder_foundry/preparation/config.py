@@ -1,0 +1,105 @@
+"""The keys of a `yamls/data/*.yaml`, and the checks that need no data: a wrong file is refused in a fraction of a
+second, before a document is read and before torch is imported."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.preparation.readers import READERS, SourceConfig, matches
+from encoder_foundry.preparation.tokenizer import SMALLEST_VOCABULARY
+from encoder_foundry.recipe.loading import load_config
+
+
+@dataclass
+class TrainTokenizer:
+    """A tokenizer to be trained on the training split."""
+
+    vocab_size: int  # rounded up to a multiple of 64
+
+
+@dataclass
+class TokenizerConfig:
+    """Where the tokenizer comes from; one of the two."""
+
+    train: TrainTokenizer | None = None
+    path: str | None = None  # a directory with a Hugging Face fast tokenizer
+
+
+@dataclass
+class CorpusConfig:
+    """A corpus and the shards to make of it. Paths are relative to the working directory."""
+
+    sources: dict[str, SourceConfig]  # by name; the name is the folder of the source's shards
+    tokenizer: TokenizerConfig
+    row_lengths: list[int]  # in tokens, [CLS] and [SEP] included
+    out: str  # the folder for tokenizer, shards and statistics
+    validation: float = 0.01  # the fraction of documents held out
+
+
+def load_corpus_config(path: str | Path, overrides: Iterable[str] = ()) -> CorpusConfig:
+    """Read and check a data YAML.
+
+    Raises:
+        ConfigurationError: naming the file and the key.
+    """
+    config = load_config(path, CorpusConfig, overrides)
+    for key, problem in _problems(config):
+        raise ConfigurationError(f"{path}: '{key}': {problem}")
+    return config
+
+
+def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
+    """Yield (key, what is wrong and what would be right); only the first is ever asked for."""
+    if not config.sources:
+        yield "sources", "at least one source is wanted"
+    for name, source in config.sources.items():
+        yield from _source_problems(name, source)
+    yield from _tokenizer_problems(config.tokenizer)
+    if not config.row_lengths:
+        yield "row_lengths", "at least one row length is wanted, as in [1024, 8192]"
+    if len(set(config.row_lengths)) < len(config.row_lengths):
+        yield "row_lengths", "each row length is given once"
+    for row_length in config.row_lengths:
+        if row_length < 3:
+            yield "row_lengths", f"{row_length} is too short: [CLS], a token and [SEP] already make 3"
+    if not 0 < config.validation < 1:
+        yield "validation", f"a fraction between 0 and 1 is wanted, not {config.validation}"
+    if "://" in config.out or not Path(config.out).name:
+        yield "out", f"a local folder is wanted, as in data/mine, not '{config.out}'"
+
+
+def _source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str]]:
+    key = f"sources.{name}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        yield key, "the name becomes a folder: letters, digits, '_', '-' and '.' only"
+    if name == "tokenizer":
+        yield key, "the name is taken: out/tokenizer holds the tokenizer"
+    reader = READERS.get(source.reader)
+    if reader is None:
+        near = get_close_matches(source.reader, READERS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(READERS))}"
+        yield f"{key}.reader", f"no reader '{source.reader}'; {hint}"
+        return
+    if source.path is None and reader.path == "required":
+        yield f"{key}.path", f"the reader {source.reader} needs a path"
+    if source.path is not None and reader.path == "none":
+        yield f"{key}.path", f"the reader {source.reader} takes no path"
+    if source.path is not None and not matches(source.path):
+        yield f"{key}.path", f"nothing is there: {source.path}"
+    if source.text_column is not None and not reader.text_column:
+        yield f"{key}.text_column", f"the reader {source.reader} reads no columns"
+
+
+def _tokenizer_problems(tokenizer: TokenizerConfig) -> Iterable[tuple[str, str]]:
+    if (tokenizer.train is None) == (tokenizer.path is None):
+        yield "tokenizer", "either {train: {vocab_size: …}} or {path: …} is wanted"
+    if tokenizer.train is not None and tokenizer.train.vocab_size < SMALLEST_VOCABULARY:
+        yield (
+            "tokenizer.train.vocab_size",
+            f"{tokenizer.train.vocab_size} is too small: five special tokens and 256 bytes make {SMALLEST_VOCABULARY}",
+        )
+    if tokenizer.path is not None and not (Path(tokenizer.path) / "tokenizer.json").is_file():
+        yield "tokenizer.path", f"no Hugging Face fast tokenizer there: {tokenizer.path}/tokenizer.json is missing"

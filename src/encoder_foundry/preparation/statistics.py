@@ -1,0 +1,80 @@
+"""What is known of a prepared corpus: counts per source and split, and the entropy to judge a model by.
+
+The unigram entropy is the held-out loss of the best model that looks at no context at all, since it is measured with
+the held-out text's own token frequencies. A model whose loss is not clearly below it has learned nothing of language.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from encoder_foundry.errors import DataError
+
+FILE = "statistics.json"
+
+
+@dataclass
+class Counts:
+    """The size of one source in one split, before it is cut into rows."""
+
+    documents: int
+    bytes: int  # of UTF-8 text
+    tokens: int  # without special tokens
+
+
+@dataclass
+class SourceStatistics:
+    """One source."""
+
+    near_empty: int  # documents dropped
+    duplicates: int  # documents dropped
+    train: Counts
+    validation: Counts
+
+
+@dataclass
+class Statistics:
+    """A prepared corpus, and what it was prepared from."""
+
+    configuration: dict  # the settings that the shards follow from, as `pipeline.settings` gives them
+    corpus: str  # digest of all texts
+    tokenizer: str  # fingerprint
+    vocab_size: int
+    unigram_entropy: float  # nats per content token of the validation split, all sources together
+    sources: dict[str, SourceStatistics]
+
+    def write(self, directory: Path) -> None:
+        """Write `statistics.json` into `directory`."""
+        (directory / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: Path) -> "Statistics":
+        """Read `statistics.json` from `directory`.
+
+        Raises:
+            DataError: it is missing or broken.
+        """
+        path = directory / FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            sources = {
+                name: SourceStatistics(**source | {split: Counts(**source[split]) for split in ("train", "validation")})
+                for name, source in content.pop("sources").items()
+            }
+            return cls(**content, sources=sources)
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file, so this is not a folder that `python data_prep` finished") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: broken ({error!r})") from None
+
+
+def unigram_entropy(documents: Iterable[np.ndarray], vocab_size: int) -> float:
+    """Entropy in nats per token of the ids in `documents`, each `[tokens]`, under their own frequencies."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for document in documents:
+        counts += np.bincount(document, minlength=vocab_size)
+    frequencies = counts[counts > 0] / counts.sum()
+    return float(-(frequencies * np.log(frequencies)).sum())

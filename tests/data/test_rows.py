@@ -1,0 +1,84 @@
+"""Rows as stored, and the manifest beside them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from encoder_foundry.data.rows import Manifest, columns, decode_row, encode_row, fingerprint, token_dtype
+from encoder_foundry.errors import DataError
+
+MANIFEST = Manifest("code", "train", 1024, rows=10, documents=30, tokens=10_200, fill=10_200 / 10_240, tokenizer="ab")
+
+
+@given(
+    documents=st.lists(st.lists(st.integers(0, 65_535), min_size=1, max_size=20), min_size=1, max_size=10),
+    vocab_size=st.sampled_from([65_536, 65_537]),
+)
+def test_documents_come_back_as_they_were(documents, vocab_size):
+    sample = encode_row([np.array(document) for document in documents], token_dtype(vocab_size))
+    assert [document.tolist() for document in decode_row(sample)] == documents
+
+
+def test_a_vocabulary_beyond_65536_is_stored_in_uint32():
+    assert columns(token_dtype(65_536))["tokens"] == "ndarray:uint16"
+    assert columns(token_dtype(65_537))["tokens"] == "ndarray:uint32"
+
+
+@pytest.mark.parametrize("wrong", [-1, 65_536, 70_000])
+def test_an_id_that_does_not_fit_is_refused_and_not_wrapped(wrong):
+    with pytest.raises(DataError, match=f"token id {wrong} does not fit uint16"):
+        encode_row([np.array([5, wrong])], token_dtype(50_368))
+
+
+def test_lengths_that_do_not_add_up_are_refused():
+    with pytest.raises(DataError, match="3 tokens but document lengths for 4"):
+        decode_row({"tokens": np.zeros(3, np.uint16), "lengths": np.array([2, 2], np.uint32)})
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path):
+    MANIFEST.write(tmp_path)
+    assert Manifest.read(tmp_path) == MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "no such file"),
+        ("{", "broken"),
+        ("[]", "broken"),
+        (json.dumps({"source": "code"}), "key 'split' is missing"),
+    ],
+)
+def test_an_unusable_manifest_is_named_with_the_remedy(tmp_path, content, complaint):
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=complaint) as error:
+        Manifest.read(tmp_path)
+    assert str(tmp_path / "manifest.json") in str(error.value)
+    assert "python data_prep" in str(error.value)
+
+
+def test_a_fingerprint_sees_the_vocabulary_but_not_the_layout_or_a_callers_padding(tmp_path):
+    def of(name, indent=None, **content):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(content, indent=indent))
+        return fingerprint(tmp_path / name)
+
+    plain = of("plain", model={"vocab": {"a": 0, "b": 1}}, padding=None)
+    assert of("padded", indent=2, padding={"length": 8}, model={"vocab": {"b": 1, "a": 0}}) == plain
+    assert of("other", model={"vocab": {"a": 1, "b": 0}}, padding=None) != plain
+
+
+def test_a_fingerprint_of_no_tokenizer_is_an_error_that_names_the_file(tmp_path):
+    with pytest.raises(DataError, match=r"tokenizer\.json: no such file"):
+        fingerprint(tmp_path)
+
+
+def test_manifests_can_be_read_without_torch():
+    code = "import sys, encoder_foundry.data.rows; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,77 @@
+"""A data YAML that cannot be used is refused with the file and the key."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.preparation.config import load_corpus_config
+
+NANO = Path(__file__).parents[2] / "yamls/data/nano.yaml"
+
+
+@pytest.fixture
+def good(tmp_path):
+    (tmp_path / "some.jsonl").touch()
+    return {
+        "sources": {"mine": {"reader": "jsonl", "path": str(tmp_path / "*.jsonl")}},
+        "tokenizer": {"train": {"vocab_size": 512}},
+        "row_lengths": [1024],
+        "out": "data/mine",
+    }
+
+
+def load(content, tmp_path):
+    path = tmp_path / "data.yaml"
+    OmegaConf.save(OmegaConf.create(content), path)
+    return load_corpus_config(path)
+
+
+def test_one_percent_is_held_out_by_default(good, tmp_path):
+    assert load(good, tmp_path).validation == 0.01
+
+
+def test_the_nano_configuration_loads_and_takes_overrides():
+    assert load_corpus_config(NANO, ["row_lengths=[512]", "out=elsewhere"]).row_lengths == [512]
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "complaint"),
+    [
+        ({"row_length": [512]}, "row_length", "did you mean 'row_lengths'"),
+        ({"sources": {}}, "sources", "at least one source"),
+        ({"sources": {"a/b": {"reader": "python_files"}}}, "sources.a/b", "becomes a folder"),
+        ({"sources": {"tokenizer": {"reader": "python_files"}}}, "sources.tokenizer", "taken"),
+        ({"sources": {"mine": {"reader": "json"}}}, "sources.mine.reader", "did you mean 'jsonl'"),
+        ({"sources": {"mine": {"reader": "zzz"}}}, "sources.mine.reader", "python_docstrings"),
+        ({"sources": {"mine": {"reader": "jsonl", "pfad": "x"}}}, "sources.mine.pfad", "unknown key"),
+        ({"sources": {"mine": {"reader": "jsonl"}}}, "sources.mine.path", "needs a path"),
+        ({"sources": {"mine": {"reader": "jsonl", "path": "no/*.jsonl"}}}, "sources.mine.path", "nothing is there"),
+        ({"sources": {"r": {"reader": "distribution_readmes", "path": "."}}}, "sources.r.path", "takes no path"),
+        ({"sources": {"c": {"reader": "python_files", "text_column": "t"}}}, "sources.c.text_column", "no columns"),
+        ({"tokenizer": {}}, "tokenizer", "either"),
+        ({"tokenizer": {"train": {"vocab_size": 512}, "path": "x"}}, "tokenizer", "either"),
+        ({"tokenizer": {"train": {"vocab_size": 260}}}, "tokenizer.train.vocab_size", "too small"),
+        ({"tokenizer": {"train": {"vocab_size": "many"}}}, "tokenizer.train.vocab_size", "many"),
+        ({"tokenizer": {"path": "no/where"}}, "tokenizer.path", "tokenizer.json is missing"),
+        ({"row_lengths": []}, "row_lengths", "at least one"),
+        ({"row_lengths": [2]}, "row_lengths", "too short"),
+        ({"row_lengths": [512, 512]}, "row_lengths", "once"),
+        ({"validation": 0}, "validation", "between 0 and 1"),
+        ({"validation": 1.5}, "validation", "between 0 and 1"),
+        ({"out": "s3://bucket/x"}, "out", "local folder"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_key(good, tmp_path, change, key, complaint):
+    with pytest.raises(ConfigurationError, match=complaint) as error:
+        load(good | change, tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'data.yaml'}: ")
+    assert f"'{key}'" in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["sources", "tokenizer", "row_lengths", "out"])
+def test_what_is_required_is_named(good, tmp_path, key):
+    del good[key]
+    with pytest.raises(ConfigurationError, match=f"'{key}.*' is required"):
+        load(good, tmp_path)

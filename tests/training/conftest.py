@@ -1,0 +1,101 @@
+"""A tiny corpus, a tiny recipe with every part of a real one, and the real `composer` command."""
+
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+KILLED_LAUNCH = Path(__file__).parent / "killed_launch.py"
+WORDS = [first + second for first in ("ba", "du", "ki", "lo", "me") for second in ("n", "rt", "s", "x", "l", "ff")]
+
+RECIPE = """
+extends: [{nano}]
+run_name: tiny
+runs_folder: {folder}/runs
+precision: fp32
+progress_bar: false
+model: {{vocab_size: 448, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 3, num_attention_heads: 2}}
+data: {{local: {folder}/data, sources: [one, two]}}
+save_interval: 2ba
+stages:
+  - {{name: pretrain, duration: 6144tok, row_length: 64, rope_theta: 10000, global_train_batch_size: 12,
+     device_train_microbatch_size: 2, lr: 5e-3, t_warmup: 1000tok,
+     batch_size_ramp: {{initial: 4, increment: 4, duration: 3072tok}}}}
+  - {{name: extend, duration: 4096tok, row_length: 256, rope_theta: 160000, global_train_batch_size: 4,
+     device_train_microbatch_size: 1, lr: 3e-3}}
+  - {{name: decay, duration: 4096tok, row_length: 256, rope_theta: 160000, global_train_batch_size: 4,
+     device_train_microbatch_size: 1, lr: 3e-3, t_decay: 1dur, alpha_f: 0.001, mixture: {{one: 0.3, two: 0.7}}}}
+"""
+CORPUS = """
+sources:
+  one: {{reader: jsonl, path: {folder}/one.jsonl}}
+  two: {{reader: jsonl, path: {folder}/two.jsonl}}
+tokenizer: {{train: {{vocab_size: 448}}}}
+row_lengths: [64, 256]
+validation: 0.1
+out: {folder}/data
+"""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A folder with a prepared corpus and a recipe over it."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "tiny.yaml"
+
+    def launch(self, *overrides: str, ranks: int = 2, script: Path = REPOSITORY / "launch", **environment: str):
+        """Run the real `composer` command and return the finished process, its output as text."""
+        command = [str(Path(sys.executable).parent / "composer"), "-n", str(ranks), str(script), str(self.recipe)]
+        return subprocess.run(
+            [*command, *overrides],
+            cwd=REPOSITORY,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder(tmp_path_factory):
+    """Streaming keeps its locks in TMPDIR and scans past those that killed runs left behind."""
+    folder = tmp_path_factory.mktemp("tmp")
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    yield
+    os.environ.pop("TMPDIR")
+    if before is not None:
+        os.environ["TMPDIR"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Tiny:
+    folder = tmp_path_factory.mktemp("tiny")
+    for seed, name in enumerate(("one", "two")):
+        generator = random.Random(seed)
+        texts = [" ".join(generator.choices(WORDS, k=generator.randint(20, 200))) for _ in range(120)]
+        (folder / f"{name}.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
+    (folder / "corpus.yaml").write_text(CORPUS.format(folder=folder))
+    subprocess.run(
+        [sys.executable, "data_prep", str(folder / "corpus.yaml")], cwd=REPOSITORY, check=True, capture_output=True
+    )
+    tiny = Tiny(folder)
+    tiny.recipe.write_text(RECIPE.format(folder=folder, nano=REPOSITORY / "yamls/main/nano.yaml"))
+    return tiny
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny) -> Path:
+    """The run folder of a run on two ranks that nothing disturbed."""
+    run = tiny.launch()
+    assert run.returncode == 0, run.stderr[-4000:]
+    return tiny.folder / "runs/tiny"
