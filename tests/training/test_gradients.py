@@ -40,6 +40,8 @@ def _first_gradients(rank: int, world: int, port: int, recipe_path: Path, microb
             gradients = {name: param.grad.full_tensor() for name, param in state.model.network.named_parameters()}
             if rank == 0:
                 torch.save(gradients, result)
+
+        def batch_end(self, state, logger):
             state.stop_training()
 
     recipe = load_recipe(
