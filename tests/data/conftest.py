@@ -8,6 +8,7 @@ from streaming import MDSWriter
 
 from encoder_foundry.data.rows import columns, encode_row, token_dtype
 
+REPOSITORY = Path(__file__).parents[2]
 ROW_LENGTH = 32
 ROWS = {"code": 300, "docs": 200, "web": 51}
 

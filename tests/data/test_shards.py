@@ -1,0 +1,77 @@
+"""Shards that are not the recipe's are refused by file before anything is built on them."""
+
+import json
+import shutil
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from encoder_foundry import load_recipe
+from encoder_foundry.data.rows import SPECIAL_TOKENS, Manifest, fingerprint
+from encoder_foundry.data.shards import open_corpus
+from encoder_foundry.errors import DataError
+
+from .conftest import REPOSITORY
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A prepared folder as far as its manifests tell."""
+    (tmp_path / "tokenizer").mkdir()
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), "word"])}
+    Tokenizer(models.WordLevel(vocabulary, "[UNK]")).save(str(tmp_path / "tokenizer/tokenizer.json"))
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / "tokenizer" / name).write_text("{}")
+    for source in ("code", "docs", "web"):
+        for row_length in (1024, 8192):
+            for split in ("train", "validation"):
+                folder = tmp_path / source / str(row_length) / split
+                folder.mkdir(parents=True)
+                Manifest(source, split, row_length, 10, 20, 900, 0.9, fingerprint(tmp_path / "tokenizer")).write(folder)
+    return tmp_path
+
+
+def recipe(*overrides: str):
+    return load_recipe(REPOSITORY / "yamls/main/nano.yaml", overrides)
+
+
+def change(manifest, **values):
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | values))
+
+
+def test_a_prepared_corpus_is_opened_where_it_lies_or_from_a_remote(corpus, tmp_path_factory):
+    here = open_corpus(recipe(f"data.local={corpus}"))
+    cache = tmp_path_factory.mktemp("cache")
+    assert open_corpus(recipe(f"data.local={cache}", f"data.remote={corpus}")) == here
+    assert (here.vocab_size, here.special_ids["[MASK]"]) == (6, 4)
+    assert (cache / "web/8192/validation/manifest.json").is_file()
+
+
+def test_a_missing_manifest_is_named_with_its_remedy(corpus):
+    shutil.rmtree(corpus / "docs/8192")
+    with pytest.raises(DataError, match=r"docs/8192/train/manifest\.json: no such file.*prepare the data"):
+        open_corpus(recipe(f"data.local={corpus}"))
+
+
+def test_a_remote_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"tokenizer/tokenizer\.json: cannot be fetched"):
+        open_corpus(recipe(f"data.local={tmp_path / 'cache'}", f"data.remote={tmp_path / 'nowhere'}"))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"row_length": 512}, "rows of 512 tokens, the recipe wants 1024"),
+        ({"tokenizer": "0123456789abcdef"}, "made with tokenizer 0123456789abcdef, but .* prepare the data again"),
+        ({"rows": 0}, "holds no rows"),
+    ],
+)
+def test_foreign_shards_are_refused(corpus, values, says):
+    change(corpus / "docs/1024/validation/manifest.json", **values)
+    with pytest.raises(DataError, match=rf"docs/1024/validation/manifest\.json: {says}"):
+        open_corpus(recipe(f"data.local={corpus}"))
+
+
+def test_token_ids_beyond_the_models_embedding_are_refused(corpus):
+    with pytest.raises(DataError, match=r"6 token ids do not fit.*set model\.vocab_size to 6 \(it is 4\)"):
+        open_corpus(recipe(f"data.local={corpus}", "model.vocab_size=4"))

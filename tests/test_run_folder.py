@@ -1,0 +1,59 @@
+"""Only what is whole is read: checkpoints with all their parts, records with their line ends."""
+
+import json
+
+import pytest
+
+from encoder_foundry.errors import FoundryError
+from encoder_foundry.run_folder import RunFolder, append_record, mark_complete, read_records, remove_checkpoint
+
+
+def checkpoint(run: RunFolder, batch: int):
+    folder = run.checkpoints / f"ba{batch}"
+    folder.mkdir(parents=True)
+    for name in ("__0_0.distcp", "__1_0.distcp", ".metadata"):
+        (folder / name).write_bytes(b"x" * (batch + len(name)))
+    mark_complete(folder, batch, batch * 1000)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return RunFolder(tmp_path)
+
+
+def test_the_newest_complete_checkpoint_is_chosen_by_its_token_not_its_name(run):
+    checkpoint(run, 9)
+    checkpoint(run, 10)
+    assert run.newest_checkpoint().batch == 10
+
+
+@pytest.mark.parametrize("damage", ["no COMPLETE", "part missing", "part cut short", "COMPLETE torn"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, damage):
+    checkpoint(run, 9)
+    newest = checkpoint(run, 10)
+    if damage == "no COMPLETE":
+        (newest / "COMPLETE").unlink()
+    elif damage == "part missing":
+        (newest / "__1_0.distcp").unlink()
+    elif damage == "part cut short":
+        (newest / "__1_0.distcp").write_bytes(b"x")
+    else:
+        (newest / "COMPLETE").write_text('{"batch": 10, "fi')
+    assert run.newest_checkpoint().batch == 9
+    remove_checkpoint(run.checkpoints / "ba9")
+    with pytest.raises(FoundryError, match="none of them complete; move the folder away"):
+        run.newest_checkpoint()
+
+
+def test_a_run_without_checkpoints_is_fresh(run):
+    assert run.newest_checkpoint() is None
+
+
+def test_a_line_that_a_killed_process_left_torn_is_cut_off_and_the_last_line_of_a_batch_holds(run):
+    append_record(run.metrics, {"batch": 1, "loss": 3.0})
+    append_record(run.metrics, {"batch": 2, "loss": 2.0})
+    with open(run.metrics, "a") as file:
+        file.write(json.dumps({"batch": 3, "loss": 1.0})[:9])
+    append_record(run.metrics, {"batch": 2, "loss": 2.5})
+    assert [(record["batch"], record["loss"]) for record in read_records(run.metrics)] == [(1, 3.0), (2, 2.5)]
