@@ -1,4 +1,7 @@
-"""Attention within documents on a flat sequence: one function, and behind it one module for each way to compute it."""
+"""Attention within the documents of a flat sequence: one function, and behind it a module for each way to compute it.
+
+The only one so far is `attention_sdpa`. Softmax attention has no parameters, so nothing here is a Module.
+"""
 
 from torch import Tensor
 
@@ -7,12 +10,12 @@ from encoder_foundry.model.documents import Documents
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None) -> Tensor:
-    """Softmax attention of every token to the tokens of its own document, both ways.
+    """Attention of every token to its own document, before it and after it.
 
     Args:
-        q, k, v: [tokens, heads, head_dim], rotary positions already applied.
-        documents: where each document begins and ends (`cu_seqlens`, `max_seqlen`).
-        window: None to see the whole document, else the tokens at most window // 2 away on either side.
+        q, k, v: [tokens, heads, head_dim], turned by their positions.
+        documents: where the documents lie; has `cu_seqlens` and `max_seqlen`, and keeps what a backend derives of them.
+        window: None to see the whole document, else only the tokens at most window // 2 away.
 
     Returns:
         [tokens, heads, head_dim]

@@ -1,163 +1,143 @@
+"""Attention by torch's SDPA: the backend for CPU, and the last resort elsewhere.
+
+SDPA attends within rectangles, queries × keys, of one size. So the flat sequence is cut into tiles, each a number of
+equal rectangles at equal distances, and every tile is one call on plain views: nothing is gathered.
+- Global layers: a tile is a run of neighbouring documents of one length, so mostly a document. No padding, no mask.
+  Padding documents to shared lengths would save calls, but documents of 60 tokens train no slower than those of 200.
+- Local layers: blocks of 128 queries against the 256 keys around them, under a mask of document and distance, so the
+  cost is linear in length however the documents lie. Neighbouring blocks share keys, every other block does not: the
+  even blocks are one tile and the odd ones another, and the gradients of their keys are added in place.
+
+On CPU the kernels are called without autograd around them, for two reasons: slices of the whole sequence would each
+have a backward as long as the sequence; and the bfloat16 backward takes two to four times as long as the float32 one
+on short sides (torch 2.7 on a processor with AMX), so there bfloat16 goes forward and float32 back.
+"""
+
+from itertools import groupby
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from encoder_foundry.model.documents import Documents
 
+BLOCK = 128  # queries of a local block, if the window is no wider
+FLOAT32_BACKWARD_KEYS = 512  # about where both take the same time, for head sizes 32 and 64
 
-def sdpa_attention(q, k, v, documents, window):
-    if window is None:
-        return global_attention(q, k, v, documents)
-    return LocalAttention.apply(q, k, v, documents, window // 2)
-
-
-def global_attention(q, k, v, documents):
-    dt = q.dtype
-    with torch.autocast("cpu", enabled=False):
-        return ga(*(x.float() if FP32 else x for x in (q, k, v)), documents).to(dt)
+_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-FP32 = True
+class Span(NamedTuple):
+    """`size` tokens from `start` on, and again every `step` tokens."""
+
+    start: int
+    size: int
+    step: int
+
+    def of(self, x: Tensor, count: int) -> Tensor:
+        """A view of the first `count` pieces. x: [tokens, …] → [count, …, size]"""
+        end = self.start + (count - 1) * self.step + self.size
+        return x[self.start : end].unfold(0, self.size, self.step)
 
 
-def ga(q, k, v, documents):
-    out = [
-        F.scaled_dot_product_attention(*(x.transpose(0, 1).unsqueeze(0) for x in document)).squeeze(0).transpose(0, 1)
-        for document in zip(*(x.split(documents.lengths) for x in (q, k, v)), strict=True)
+class Tile(NamedTuple):
+    """`count` rectangles of one size."""
+
+    count: int
+    queries: Span
+    keys: Span
+    bias: Tensor | None = None  # [count, 1, queries, keys]: 0 where a query sees a key, else -inf
+
+    def rows(self, x: Tensor, span: Span) -> Tensor:
+        """x: [tokens, heads, head_dim] → [count, heads, size, head_dim], a view"""
+        return span.of(x, self.count).mT
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None) -> Tensor:
+    """The `attention` of attention.py."""
+
+    def cut() -> list[Tile]:
+        return global_tiles(documents) if window is None else local_tiles(documents, window // 2, q.dtype)
+
+    tiles = documents.once(("sdpa", window, q.dtype), cut)
+    return _OnCPU.apply(q, k, v, tiles) if q.device.type == "cpu" else elsewhere(q, k, v, tiles)
+
+
+def global_tiles(documents: Documents) -> list[Tile]:
+    """Every document against itself."""
+    tiles, start = [], 0
+    for length, run in groupby(length for length in documents.lengths if length > 0):
+        span, count = Span(start, length, length), len(list(run))
+        tiles.append(Tile(count, span, span))
+        start += count * length
+    return tiles
+
+
+def local_tiles(documents: Documents, reach: int, dtype: torch.dtype) -> list[Tile]:
+    """Blocks of queries against every token that is at most `reach` tokens before or after them."""
+    tokens, block = documents.tokens, max(BLOCK, 2 * reach)  # with narrower blocks, every other one would share keys
+    starts = range(0, tokens, block)
+    whole = [start for start in starts if start >= reach and start + block + reach <= tokens]
+    tiles = [
+        Tile(len(blocks), Span(blocks[0], block, 2 * block), Span(blocks[0] - reach, block + 2 * reach, 2 * block))
+        for blocks in (whole[0::2], whole[1::2])
+        if blocks
     ]
-    return torch.cat(out)
+    for start in sorted(set(starts) - set(whole)):  # at either end of the sequence
+        queries = Span(start, min(block, tokens - start), block)
+        first = max(0, start - reach)
+        tiles.append(Tile(1, queries, Span(first, min(start + block + reach, tokens) - first, block)))
+    return [tile._replace(bias=_bias(tile, documents.index, reach, dtype)) for tile in tiles]
 
 
-CHUNK = 1 << 20
+def _bias(tile: Tile, document: Tensor, reach: int, dtype: torch.dtype) -> Tensor:
+    query = torch.arange(tile.queries.size, device=document.device) + tile.queries.start
+    key = torch.arange(tile.keys.size, device=document.device) + tile.keys.start
+    near = (query[:, None] - key).abs() <= reach  # [queries, keys]
+    same = tile.queries.of(document, tile.count).unsqueeze(2) == tile.keys.of(document, tile.count).unsqueeze(1)
+    bias = torch.zeros(same.shape, dtype=dtype, device=document.device)
+    return bias.masked_fill_(~(same & near), float("-inf")).unsqueeze(1)
 
 
-def _blocked(x, block, margin):
-    T, H, D = x.shape
-    n = -(-T // block)
-    out = x.new_zeros(n + 2 * margin, H, block, D) if (T % block or margin) else x.new_empty(n, H, block, D)
-    full = T // block
-    out[margin : margin + full] = x[: full * block].view(full, block, H, D).transpose(1, 2)
-    if T % block:
-        out[margin + full, :, : T - full * block] = x[full * block :].transpose(0, 1)
-    return out
-
-
-def _flat(x, T):
-    n, H, B, D = x.shape
-    return x.transpose(1, 2).reshape(n * B, H, D)[:T]
-
-
-def _bias(documents, half, block, dtype):
-    T = documents.tokens
-    n = -(-T // block)
-    ids = torch.full(((n + 2) * block,), -1, dtype=torch.int32)
-    ids[block : block + T] = documents.index
-    ids = ids.view(n + 2, block)
-    kid = torch.cat((ids[:-2], ids[1:-1], ids[2:]), 1)
-    i = torch.arange(block)
-    j = torch.arange(3 * block) - block
-    near = (i[:, None] - j).abs() <= half
-    see = (ids[1:-1, :, None] == kid[:, None]) & near
-    return torch.zeros(see.shape, dtype=dtype).masked_fill_(~see, torch.finfo(dtype).min / 2).unsqueeze(1)
-
-
-def _three(x, a, b):
-    return torch.cat((x[a:b], x[a + 1 : b + 1], x[a + 2 : b + 2]), dim=2)
-
-
-class LocalAttention(torch.autograd.Function):
+class _OnCPU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, documents, half):
-        T, H, D = q.shape
-        block = max(half, 64)
-        bias = documents.once(("blocks", half, q.dtype), lambda: _bias(documents, half, block, q.dtype))
-        qb = _blocked(q * D**-0.5, block, 0)
-        kb, vb = _blocked(k, block, 1), _blocked(v, block, 1)
-        n = qb.shape[0]
-        step = max(1, CHUNK // (H * 3 * block * block))
-        out = torch.empty_like(qb)
-        for a in range(0, n, step):
-            b = min(a + step, n)
-            s = torch.bmm(qb[a:b].flatten(0, 1), _three(kb, a, b).flatten(0, 1).transpose(1, 2))
-            s.view(b - a, H, block, 3 * block).add_(bias[a:b])
-            p = torch.softmax(s, -1)
-            torch.bmm(p, _three(vb, a, b).flatten(0, 1), out=out[a:b].flatten(0, 1))
-        ctx.save_for_backward(qb, kb, vb, bias)
-        ctx.T = T
-        ctx.step = step
-        return _flat(out, T)
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, tiles: list[Tile]) -> Tensor:
+        out, logsumexps = torch.empty_like(q), []
+        for tile in tiles:
+            queries, keys, values = tile.rows(q, tile.queries), tile.rows(k, tile.keys), tile.rows(v, tile.keys)
+            attended, logsumexp = _kernel(queries, keys, values, attn_mask=tile.bias)
+            tile.rows(out, tile.queries).copy_(attended)
+            logsumexps.append(logsumexp)
+        ctx.save_for_backward(q, k, v, out, *logsumexps)
+        ctx.tiles = tiles
+        return out
 
     @staticmethod
-    def backward(ctx, do):
-        qb, kb, vb, bias = ctx.saved_tensors
-        n, H, block, D = qb.shape
-        dob = _blocked(do, block, 0)
-        dq, dk, dv = torch.empty_like(qb), torch.zeros_like(kb), torch.zeros_like(vb)
-        for a in range(0, n, ctx.step):
-            b = min(a + ctx.step, n)
-            qc, dc = qb[a:b].flatten(0, 1), dob[a:b].flatten(0, 1)
-            kc, vc = _three(kb, a, b).flatten(0, 1), _three(vb, a, b).flatten(0, 1)
-            s = torch.bmm(qc, kc.transpose(1, 2))
-            s.view(b - a, H, block, 3 * block).add_(bias[a:b])
-            p = torch.softmax(s, -1)
-            dvc = torch.bmm(p.transpose(1, 2), dc).view(b - a, H, 3, block, D)
-            ds = torch._softmax_backward_data(torch.bmm(dc, vc.transpose(1, 2)), p, -1, p.dtype)
-            torch.bmm(ds, kc, out=dq[a:b].flatten(0, 1))
-            dkc = torch.bmm(ds.transpose(1, 2), qc).view(b - a, H, 3, block, D)
-            for i in range(3):
-                dk[a + i : b + i] += dkc[:, :, i]
-                dv[a + i : b + i] += dvc[:, :, i]
-        dq *= D**-0.5
-        return _flat(dq, ctx.T), _flat(dk[1:-1], ctx.T), _flat(dv[1:-1], ctx.T), None, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, out, *logsumexps = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.zeros(k.shape), torch.zeros(v.shape)  # keys may be in several tiles
+        for tile, logsumexp in zip(ctx.tiles, logsumexps, strict=True):
+            dtype = torch.float32 if tile.keys.size <= FLOAT32_BACKWARD_KEYS else q.dtype
+            tile_grad, queries, attended = (tile.rows(x, tile.queries).to(dtype) for x in (grad, q, out))
+            keys, values = (tile.rows(x, tile.keys).to(dtype) for x in (k, v))
+            bias = None if tile.bias is None else tile.bias.to(dtype)
+            grads = _kernel_backward(
+                tile_grad, queries, keys, values, attended, logsumexp, dropout_p=0.0, is_causal=False, attn_mask=bias
+            )
+            tile.rows(dq, tile.queries).copy_(grads[0])
+            tile.rows(dk, tile.keys).add_(grads[1])
+            tile.rows(dv, tile.keys).add_(grads[2])
+        return dq, dk.to(k.dtype), dv.to(v.dtype), None
 
 
-def local_b(q, k, v, documents, window, block=128, fp32=True):
-    dt = q.dtype
-    half = window // 2
-    T, H, D = q.shape
-    n = -(-T // block)
-    bias = documents.once(("b", half, fp32, dt), lambda: _bias2(documents, half, block, torch.float32 if fp32 else dt))
-    if fp32:
-        q, k, v = q.float(), k.float(), v.float()
-    pad = n * block - T
-    q = F.pad(q, (0, 0, 0, 0, 0, pad)).view(n, block, H, D).transpose(1, 2)
-
-    def over(x):
-        x = F.pad(x, (0, 0, 0, 0, half, half + pad))
-        return torch.cat(
-            (x[: n * block].view(n, block, H, D), x[block : block + 0 + n * block].view(n, block, H, D)[:, : 2 * half])
-            if False
-            else (
-                x[: n * block].view(n, block, H, D),
-                F.pad(x[block:], (0, 0, 0, 0, 0, block - 2 * half)).view(n, block, H, D)[:, : 2 * half],
-            ),
-            1,
-        ).transpose(1, 2)
-
-    with torch.autocast("cpu", enabled=False):
-        o = F.scaled_dot_product_attention(q, over(k), over(v), attn_mask=bias)
-    return o.transpose(1, 2).reshape(n * block, H, D)[:T].to(dt)
-
-
-def _bias2(documents, half, block, dtype):
-    T = documents.tokens
-    n = -(-T // block)
-    ids = torch.full((n * block + 2 * half,), -1, dtype=torch.int32)
-    ids[half : half + T] = documents.index
-    kid = ids.unfold(0, block + 2 * half, block)
-    qid = ids[half : half + n * block].view(n, block)
-    i = torch.arange(block)
-    j = torch.arange(block + 2 * half) - half
-    see = (qid[:, :, None] == kid[:, None]) & ((i[:, None] - j).abs() <= half)
-    return torch.zeros(see.shape, dtype=dtype).masked_fill_(~see, torch.finfo(dtype).min / 2).unsqueeze(1)
-
-
-import os
-
-VAR = os.environ.get("VAR")
-if VAR:
-    bb, f = VAR.split(",")
-
-    def sdpa_attention(q, k, v, documents, window):
-        if window is None:
-            return global_attention(q, k, v, documents)
-        return local_b(q, k, v, documents, window, int(bb), f == "1")
+def elsewhere(q: Tensor, k: Tensor, v: Tensor, tiles: list[Tile]) -> Tensor:
+    """The same by SDPA and autograd, on any device."""
+    outs, order = [], []
+    for tile in tiles:
+        queries, keys, values = tile.rows(q, tile.queries), tile.rows(k, tile.keys), tile.rows(v, tile.keys)
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=tile.bias)
+        outs.append(out.transpose(1, 2).flatten(0, 1))
+        order.append(tile.queries.of(torch.arange(len(q), device=q.device), tile.count).flatten())
+    return torch.cat(outs)[torch.cat(order).argsort()]

@@ -1,9 +1,9 @@
-"""Documents packed one after another on a flat sequence of tokens, and what is worked out from their lengths.
+"""Documents packed one after another on a flat sequence of tokens, and what follows from their lengths.
 
-Positions, rotary tables and attention masks depend on nothing but the document lengths, and every layer wants them.
-So one `Documents` is made per forward and passed down; what a layer or an attention backend derives from it is kept
-on it by `once`, and dies with it. A cache keyed by content was the alternative: it would bring every layer's lengths
-from the device to the host, and outlive its use.
+Positions, rotary tables and attention masks depend on nothing but the lengths, and every layer wants them. So one
+`Documents` is made per forward and passed down; what a layer or an attention backend works out of it is kept on it by
+`once`, and goes when it goes. A cache keyed by the lengths lost: it would bring them from the device to the host for
+every layer, and keep masks of batches long gone.
 """
 
 from collections.abc import Callable, Hashable
@@ -17,30 +17,29 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    cu_seqlens: Tensor  # [documents + 1] int32: where each document begins, and at last the number of tokens
+    cu_seqlens: Tensor  # [documents + 1] int32: the first token of each document, and last the number of tokens
     max_seqlen: int  # tokens of the longest document, or more
     tokens: int
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Tokens of each document, on the host (a synchronisation on GPU: for backends that cannot do without)."""
+        """Tokens of each document, on the host: synchronises with a GPU."""
         return self.cu_seqlens.diff().tolist()
 
     @cached_property
     def index(self) -> Tensor:
-        """Which document each token belongs to. [tokens] int64"""
+        """The document that each token belongs to. [tokens] int64"""
         lengths = self.cu_seqlens.diff()
-        number = torch.arange(len(lengths), device=lengths.device)
-        return number.repeat_interleave(lengths, output_size=self.tokens)
+        return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths, output_size=self.tokens)
 
     @cached_property
     def positions(self) -> Tensor:
-        """Place of each token in its document. [tokens] int64"""
+        """The place of each token in its document. [tokens] int64"""
         return torch.arange(self.tokens, device=self.cu_seqlens.device) - self.cu_seqlens[self.index]
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The value made for `key`: on the first call by `make`, later the same."""
+        """What `make` gives, made on the first call for `key` and kept."""
         if key not in self._derived:
             self._derived[key] = make()
         return self._derived[key]

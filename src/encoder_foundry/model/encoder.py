@@ -1,17 +1,15 @@
-"""ModernBERT's encoder (arXiv 2412.13663) on unpadded tokens.
+"""ModernBERT's encoder (arXiv 2412.13663, section 2.1) on unpadded tokens.
 
-Decisions:
-- One flat sequence of tokens from end to end: documents stand one after another, `cu_seqlens` says where, no padding is
-  ever embedded. Rows of a batch are documents like any other.
-- Modules and parameters bear the names of transformers' ModernBertModel, so that a checkpoint, an export and a
-  download are the same state dict.
-- The theta of the global layers is the stage's, so it is a plain attribute: set it, and the next forward uses it. As a
-  buffer it would be saved, and a resumed run would take its schedule from two places.
-- What the layers share (positions, rotary tables, masks) comes down from the encoder in one `Documents`. A block's
-  parameters are used inside its own forward only: that is what lets FSDP shard block by block.
+- One flat sequence of tokens from end to end: documents stand one after another, `cu_seqlens` says where, and the rows
+  of a batch are documents like any other. No padding is ever embedded.
+- Modules and parameters bear the names that transformers' ModernBertModel gives them, so a checkpoint of ours, an
+  export and a download hold the same state dict.
+- The theta of the global layers belongs to the stage. It is a plain attribute: whoever sets it changes the next
+  forward. As a buffer it would be saved, and a resumed run would hear its schedule from two sides.
+- A layer's parameters are used in its own forward only, and what all layers share comes down to them in `Documents`:
+  so FSDP can shard the model layer by layer.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,26 +20,30 @@ from encoder_foundry.recipe.schema import ModelConfig
 
 
 class Encoder(nn.Module):
-    """Token ids to hidden states.
-
-    Args:
-        config: the model's shape.
-        rope_theta: base of the rotary frequencies of the global layers; may be set anew at any time.
-    """
+    """Token ids to hidden states. `rope_theta`, the rotary base of the global layers, may be set anew at any time."""
 
     def __init__(self, config: ModelConfig, rope_theta: float):
         super().__init__()
         self.rope_theta = rope_theta
         self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(EncoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.final_norm = _norm(config)
+        self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.final_norm = norm(config)
 
     def forward(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None) -> Tensor:
-        """input_ids [tokens] int64, cu_seqlens [documents + 1] int32 → hidden states [tokens, hidden]."""
+        """Encode documents that stand one after another.
+
+        Args:
+            input_ids: [tokens] int64.
+            cu_seqlens: [documents + 1] int32, the first token of each document, and last the number of tokens.
+            max_seqlen: tokens of the longest document, or more. Computed if not given, which waits for a GPU.
+
+        Returns:
+            hidden states [tokens, hidden]
+        """
         if max_seqlen is None:
             max_seqlen = int(cu_seqlens.diff().max())
-        documents = Documents(cu_seqlens, max_seqlen, len(input_ids))
-        hidden = self.embeddings(input_ids)
+        documents = Documents(cu_seqlens, max_seqlen, tokens=len(input_ids))
+        hidden = self.embeddings(input_ids)  # [tokens, hidden]
         for layer in self.layers:
             hidden = layer(hidden, documents, self.rope_theta)
         return self.final_norm(hidden)
@@ -51,7 +53,7 @@ class Embeddings(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.norm = _norm(config)
+        self.norm = norm(config)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.norm(self.tok_embeddings(input_ids))
@@ -60,9 +62,11 @@ class Embeddings(nn.Module):
 class EncoderLayer(nn.Module):
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
-        self.attn_norm = _norm(config) if index > 0 else nn.Identity()  # the embedding is normed already
-        self.attn = Attention(config, is_global=index % config.global_attn_every_n_layers == 0)
-        self.mlp_norm = _norm(config)
+        self.attn_norm = norm(config) if index > 0 else nn.Identity()  # the embedding comes normed
+        self.attn = Attention(
+            config, window=config.local_attention if index % config.global_attn_every_n_layers else None
+        )
+        self.mlp_norm = norm(config)
         self.mlp = GeGLU(config)
 
     def forward(self, hidden: Tensor, documents: Documents, rope_theta: float) -> Tensor:
@@ -71,22 +75,24 @@ class EncoderLayer(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig, is_global: bool):
+    """Attention to the whole document if `window` is None, else to the tokens at most window // 2 away."""
+
+    def __init__(self, config: ModelConfig, window: int | None):
         super().__init__()
+        self.window = window
+        self.local_rope_theta = config.local_rope_theta
         self.heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
-        self.window = None if is_global else config.local_attention
-        self.local_rope_theta = config.local_rope_theta
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.out_drop = nn.Dropout(config.attn_out_dropout)
 
     def forward(self, x: Tensor, documents: Documents, rope_theta: float) -> Tensor:
-        qkv = self.Wqkv(x).view(-1, 3 * self.heads, self.head_dim)
-        qk, v = qkv.split((2 * self.heads, self.heads), dim=1)
+        qkv = self.Wqkv(x).unflatten(1, (3 * self.heads, self.head_dim))
+        qk, v = qkv.split((2 * self.heads, self.heads), dim=1)  # queries and keys turn in one go
         theta = rope_theta if self.window is None else self.local_rope_theta
-        cos, sin = rotary_tables(documents, self.head_dim, theta, qk.dtype)
-        out = attention(*rotate(qk, cos, sin).chunk(2, dim=1), v, documents, self.window)
+        q, k = rotate(qk, *rotary_tables(documents, self.head_dim, theta, qk.dtype)).chunk(2, dim=1)
+        out = attention(q, k, v, documents, self.window)  # [tokens, heads, head_dim], as are q, k and v
         return self.out_drop(self.Wo(out.flatten(1)))
 
 
@@ -97,9 +103,9 @@ class GeGLU(nn.Module):
         self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.Wi(x).chunk(2, dim=-1)
+        value, gate = self.Wi(x).chunk(2, dim=1)  # each [tokens, intermediate]
         return self.Wo(F.gelu(value) * gate)
 
 
-def _norm(config: ModelConfig) -> nn.LayerNorm:
+def norm(config: ModelConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)

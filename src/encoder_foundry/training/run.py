@@ -1,7 +1,7 @@
 """A training run, from a recipe to its last checkpoint, in the order in which things happen."""
 
 import json
-import logging
+import os
 from pathlib import Path
 
 import torch
@@ -27,8 +27,6 @@ from encoder_foundry.optim.stable_adamw import StableAdamW, decay_groups
 from encoder_foundry.recipe import Plan, Recipe, compile_plan
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
 
-log = logging.getLogger(__name__)
-
 
 class ShardingConfig(FSDP2Config):
     """FSDP2 with checkpoint folders named by the update alone; an epoch of ours is only a loader's end."""
@@ -46,6 +44,8 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
     plan = compile_plan(recipe)
     folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=recipe.dist_timeout)
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.get_local_world_size()))
     checkpoint = _choose_checkpoint(folder)
     if checkpoint is not None and checkpoint.token >= plan.total_tokens:
         if dist.get_global_rank() == 0:

@@ -1,0 +1,162 @@
+"""Exports are what plain transformers loads; what transformers saves is what we load, or refuse by name."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
+
+from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.interop.huggingface import export_model, load_directory
+from tests.model.peers import our_network, pack, their_logits, their_network
+
+WORDS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", *"abcdefghij"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory):
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    path = tmp_path_factory.mktemp("tokenizer")
+    special = {f"{token}_token": f"[{token.upper()}]" for token in ("unk", "cls", "sep", "pad", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
+    return path
+
+
+def export(network, tokenizer_dir, out_dir):
+    export_model(network.state_dict(), network.config, network.model.rope_theta, tokenizer_dir, 8192, out_dir)
+    return out_dir
+
+
+@pytest.fixture(scope="module")
+def exported(tokenizer_dir, tmp_path_factory):
+    network = our_network(160_000.0).eval()
+    return network, export(network, tokenizer_dir, tmp_path_factory.mktemp("export") / "model")
+
+
+@torch.no_grad()
+def test_transformers_loads_an_export_and_gives_the_same_logits(exported):
+    network, path = exported
+    theirs, loading = AutoModelForMaskedLM.from_pretrained(path, output_loading_info=True)
+    assert isinstance(theirs, ModernBertForMaskedLM)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert theirs.dtype == torch.float32
+    batch = pack(300, 20)
+    torch.testing.assert_close(their_logits(theirs.eval(), *batch), network(*batch), rtol=0, atol=1e-4)
+
+
+def test_an_export_carries_its_tokenizer_and_the_ids_of_its_special_tokens(exported):
+    _, path = exported
+    tokenizer, config = AutoTokenizer.from_pretrained(path), ModernBertConfig.from_pretrained(path)
+    assert tokenizer("a j")["input_ids"] == [1, 5, 14, 2]
+    assert (config.cls_token_id, config.bos_token_id, config.sep_token_id, config.eos_token_id) == (1, 1, 2, 2)
+    assert config.pad_token_id == 3
+    assert config.max_position_embeddings == 8192
+    assert (config.global_rope_theta, config.local_rope_theta) == (160_000.0, 10_000.0)
+    assert len(pipeline("fill-mask", model=str(path))("a b [MASK] d", top_k=3)) == 3
+
+
+@torch.no_grad()
+def test_our_own_export_comes_back(exported):
+    network, path = exported
+    back = load_directory(path)
+    assert back.config == network.config
+    assert not back.training
+    assert torch.equal(back(*pack(90)), network(*pack(90)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("max_shard_size", ["1GB", "50KB"])
+@torch.no_grad()
+def test_what_transformers_saves_is_loaded(tmp_path, max_shard_size, dtype):
+    their_network(our_network(160_000.0)).to(dtype).save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    theirs = AutoModelForMaskedLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ours, batch = load_directory(tmp_path), pack(300, 20)
+    assert ours.model.rope_theta == 160_000.0
+    torch.testing.assert_close(ours(*batch), their_logits(theirs, *batch), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("norm_bias", True),
+        ("attention_bias", True),
+        ("mlp_bias", True),
+        ("classifier_bias", True),
+        ("decoder_bias", False),
+        ("hidden_activation", "silu"),
+        ("tie_word_embeddings", False),
+        ("rope_scaling", {"rope_type": "linear", "factor": 2.0}),
+        ("layer_types", ["full_attention"] * 4),
+        ("model_type", "bert"),
+        ("num_attention_heads", 5),
+        ("intermediate_size", 97),
+        ("num_hidden_layers", 5),
+    ],
+)
+def test_a_setting_we_have_no_part_for_is_named(tmp_path, key, value):
+    their_network(our_network()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    named = {"num_attention_heads": "heads", "intermediate_size": "mlp.Wi.weight", "num_hidden_layers": "layers.4."}
+    with pytest.raises(DataError, match=named.get(key, key)):
+        load_directory(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    BertForMaskedLM(BertConfig(64, 16, 1, 1, 16)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(DataError, match="model_type is 'bert'"):
+        load_directory(tmp_path / "bert")
+    theirs = their_network(our_network())
+    theirs.model.save_pretrained(tmp_path / "headless")
+    with pytest.raises(DataError, match="no tensor"):
+        load_directory(tmp_path / "headless")
+    theirs.save_pretrained(tmp_path / "untied")
+    tensors = load_file(tmp_path / "untied" / "model.safetensors")
+    save_file(tensors | {"decoder.weight": torch.zeros(192, 64)}, tmp_path / "untied" / "model.safetensors")
+    with pytest.raises(DataError, match="tied"):
+        load_directory(tmp_path / "untied")
+    (tmp_path / "untied" / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="safetensors"):
+        load_directory(tmp_path / "untied")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_directory(tmp_path / "nowhere")
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(exported, tokenizer_dir, tmp_path):
+    network, _ = exported
+    out_dir = tmp_path / "deep" / "model"
+    export(network, tokenizer_dir, out_dir)
+    other = our_network(seed=1)
+    export(other, tokenizer_dir, out_dir)
+    assert torch.equal(load_directory(out_dir).head.dense.weight, other.head.dense.weight)
+    assert [path.name for path in out_dir.parent.iterdir()] == ["model"]
+    (out_dir / "thesis.tex").write_text("")
+    with pytest.raises(ConfigurationError, match=r"thesis\.tex"):
+        export(network, tokenizer_dir, out_dir)
+    assert torch.equal(load_directory(out_dir).head.dense.weight, other.head.dense.weight)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused_and_nothing_written(exported, tokenizer_dir, tmp_path):
+    network, _ = exported
+    small = replace(network.config, vocab_size=8)
+    with pytest.raises(DataError, match="15 tokens"):
+        export_model(network.state_dict(), small, 10_000.0, tokenizer_dir, 1024, tmp_path / "out")
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
+        export_model(network.state_dict(), network.config, 10_000.0, tmp_path, 1024, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
