@@ -54,9 +54,17 @@ class Tiny:
 
     def launch(self, *overrides: str, ranks: int = 2, script: Path = REPOSITORY / "launch", **environment: str):
         """Run the real `composer` command and return the finished process, its output as text."""
-        command = [str(Path(sys.executable).parent / "composer"), "-n", str(ranks), str(script), str(self.recipe)]
+        composer = str(Path(sys.executable).parent / "composer")
+        return self._run([composer, "-n", str(ranks), str(script), str(self.recipe), *overrides], environment)
+
+    def launch_rank(self, rank: int, *overrides: str):
+        """Run what `composer -n 2` starts, one of the two processes alone: it saves the launcher's own ten seconds."""
+        command = [sys.executable, "launch", str(self.recipe), *overrides]
+        return self._run(command, {"RANK": str(rank), "WORLD_SIZE": "2"})
+
+    def _run(self, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [*command, *overrides],
+            command,
             cwd=REPOSITORY,
             env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
             capture_output=True,

@@ -9,15 +9,10 @@ from composer.loggers import Logger, ProgressBarLogger
 
 
 class StageProgress(Callback):
-    """Keeps the stage's name at the head of the progress bar."""
-
-    def __init__(self) -> None:
-        self.shown: str | None = None
+    """Keeps the stage's name at the head of the bar, and the bar short enough for the loss to fit behind it."""
 
     def epoch_start(self, state: State, logger: Logger) -> None:
-        bars = [found for found in logger.destinations if isinstance(found, ProgressBarLogger) and found.train_pbar]
-        for bar in bars:
-            label = f"{state.dataloader_label:15}"
-            if self.shown is not None:
-                bar.train_pbar.pbar.bar_format = bar.train_pbar.pbar.bar_format.replace(self.shown, label, 1)
-            self.shown = label
+        for destination in logger.destinations:
+            if isinstance(destination, ProgressBarLogger) and destination.train_pbar is not None:
+                bar = destination.train_pbar.pbar
+                bar.bar_format = f"{state.dataloader_label:8} {{percentage:3.0f}}%|{{bar:10}}{{r_bar}}{{bar:-1b}}"

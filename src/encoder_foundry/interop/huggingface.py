@@ -71,6 +71,7 @@ def export_model(
             name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in network_state.items()
         }
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+        (new / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
         to_huggingface(config, rope_theta, tokenizer, max_position_embeddings).save_pretrained(new)
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -11,11 +12,10 @@ from encoder_foundry.preparation.statistics import Statistics
 from encoder_foundry.recipe import load_recipe
 from encoder_foundry.run_folder import RunFolder, read_records
 
-# One of each source: code, technical prose, and the web. The model is to name the masked word.
 FILL_MASK_EXAMPLES = (
-    "import numpy as[MASK]\n",
     "    def __init__([MASK], name):\n        self.name = name\n",
-    "Returns[MASK] if the string starts with the given prefix, False otherwise.",
+    "        self.name[MASK] name\n        self.value = value\n",
+    "Return the number[MASK] items in the list.",
 )
 
 
@@ -47,9 +47,9 @@ def stage_table(folder: RunFolder) -> Table:
     """A row a stage: what it was, and the held-out loss and masked accuracy at its end."""
     plan = json.loads(folder.plan.read_text(encoding="utf-8"))
     evaluations = {record["stage"]: record for record in read_records(folder.evaluations)}
-    table = Table(title=f"{plan['name']}: {plan['total_tokens']:,} tokens", title_justify="left")
-    for heading in ("stage", "tokens", "updates", "rows", "length", "theta", "held-out loss", "masked accuracy"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    table = Table(title=f"{plan['name']}: {plan['total_tokens']:,} tokens", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("stage", "tokens", "updates", "rows", "length", "theta", "held-out loss", "masked acc."):
+        table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
     for stage in dict.fromkeys(segment["stage"] for segment in plan["segments"]):
         segments = [segment for segment in plan["segments"] if segment["stage"] == stage]
         done = evaluations.get(stage)
@@ -57,7 +57,7 @@ def stage_table(folder: RunFolder) -> Table:
             stage,
             f"{segments[-1]['end_token'] - segments[0]['start_token']:,}",
             f"{sum(segment['updates'] for segment in segments):,}",
-            " → ".join(str(segment["rows"]) for segment in segments),
+            "→".join(str(segment["rows"]) for segment in segments),
             f"{segments[0]['row_length']:,}",
             f"{segments[0]['rope_theta_global']:,.0f}",
             f"{done['loss']:.3f}" if done else "–",
@@ -75,4 +75,4 @@ def print_fill_mask(export: Path, console: Console) -> None:
     fill = pipeline("fill-mask", model=str(export), device="cpu", top_k=3)
     for text in FILL_MASK_EXAMPLES:
         guesses = ", ".join(f"{guess['token_str']!r} {guess['score']:.0%}" for guess in fill(text))
-        console.print(f"{text.rstrip()!r}  →  {guesses}", markup=False, highlight=False)
+        console.print(f"{text.strip()!r}\n    {guesses}", markup=False, highlight=False)
