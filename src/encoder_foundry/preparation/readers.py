@@ -94,9 +94,9 @@ def read_distribution_readmes(source: SourceConfig) -> Iterator[Document]:
     texts: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         metadata = distribution.metadata
-        name = re.sub(r"[-_.]+", "-", metadata["Name"] or "").lower()
+        name = re.sub(r"[-_.]+", "-", metadata.get("Name") or "").lower()
         if name and name != "encoder-foundry":
-            texts.setdefault(name, str(metadata.get_payload() or metadata["Description"] or ""))
+            texts.setdefault(name, str(metadata.get_payload() or metadata.get("Description") or ""))
     yield from _within_budget(Document(name, _encodable(texts[name])) for name in _by_hash(texts))
 
 
