@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-KILLED_LAUNCH = Path(__file__).parent / "killed_launch.py"
+TAMPERED_LAUNCH = Path(__file__).parent / "tampered_launch.py"
 WORDS = [first + second for first in ("ba", "du", "ki", "lo", "me") for second in ("n", "rt", "s", "x", "l", "ff")]
 
 RECIPE = """

@@ -13,7 +13,7 @@ from encoder_foundry import compile_plan, load_model, load_recipe
 from encoder_foundry.interop.checkpoints import load_weights
 from encoder_foundry.run_folder import RunFolder, read_records
 
-from .conftest import KILLED_LAUNCH, WORDS
+from .conftest import TAMPERED_LAUNCH, WORDS
 
 RUNG = 4  # updates at each ramp size of the tiny recipe
 
@@ -79,7 +79,7 @@ def test_relaunching_a_finished_run_says_so_and_changes_nothing(tiny, undisturbe
 )
 def test_a_killed_run_resumes_to_bit_identical_weights(tiny, undisturbed, kill_at):
     name = "killed-" + kill_at.replace(":", "-")
-    killed = tiny.launch(f"run_name={name}", script=KILLED_LAUNCH, KILL_AT=kill_at)
+    killed = tiny.launch(f"run_name={name}", script=TAMPERED_LAUNCH, KILL_AT=kill_at)
     assert killed.returncode != 0
     run = tiny.folder / "runs" / name
     reached = len(read_records(run / "metrics.jsonl"))
@@ -95,10 +95,13 @@ def test_a_killed_run_resumes_to_bit_identical_weights(tiny, undisturbed, kill_a
     assert losses[0] == losses[1]
 
 
-def test_other_ranks_workers_and_microbatches_see_the_same_rows_and_masks(tiny, undisturbed):
+def test_other_ranks_workers_microbatches_and_loaders_see_the_same_rows_and_masks(tiny, undisturbed):
     wandb = f"loggers.wandb={{project: tiny, init_kwargs: {{mode: offline, dir: {tiny.folder}}}}}"
     run = tiny.launch(
-        "run_name=alone", "data.num_workers=2", "stages[0].device_train_microbatch_size=5", wandb, ranks=1
+        *("run_name=alone", "data.num_workers=2", "stages[0].device_train_microbatch_size=5", wandb),
+        ranks=1,
+        script=TAMPERED_LAUNCH,
+        ROWS_DEALT="40",  # the last segment of stage 1 takes two loaders
     )
     assert run.returncode == 0, run.stderr[-4000:]
     assert digests(tiny.folder / "runs/alone") == digests(undisturbed)

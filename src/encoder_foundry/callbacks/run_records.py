@@ -5,8 +5,6 @@ resumed run appends: `batch` counts on, so the last line for a batch is the one 
 AFTER_LOSS, BATCH_END and EVAL_END.
 """
 
-import time
-
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -23,8 +21,7 @@ class RunRecords(Callback):
         self.folder = folder
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        self.started = time.perf_counter()
-        self.correct = torch.zeros((), dtype=torch.int64, device=state.device._device)
+        self.correct = state.device.tensor_to_device(torch.zeros((), dtype=torch.int64))
         self.masked = 0
         self.batch = state.batch
 
@@ -53,7 +50,7 @@ class RunRecords(Callback):
             "row_length": self.batch["row_length"],
             "rope_theta": state.model.rope_theta,
             "real_tokens": real_tokens,
-            "tokens_per_second": real_tokens / (time.perf_counter() - self.started),
+            "tokens_per_second": real_tokens / state.timestamp.batch_wct.total_seconds(),
             "rows_digest": update_digest([digest for rank in digests for digest in rank]),
         }
         if dist.get_global_rank() == 0:

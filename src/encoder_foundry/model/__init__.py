@@ -1,0 +1,1 @@
+"""ModernBERT on unpadded tokens, and the ComposerModel that trains it."""

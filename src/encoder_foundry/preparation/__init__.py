@@ -1,0 +1,1 @@
+"""Corpora to a tokenizer and packed shards."""

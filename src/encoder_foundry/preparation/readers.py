@@ -28,7 +28,7 @@ from encoder_foundry.errors import DataError
 
 BYTE_BUDGET = 6_000_000  # of UTF-8 text, for each reader of the installation
 
-SCIENTIFIC_PACKAGES = ("datasets", "matplotlib", "networkx", "numpy", "pandas", "sympy", "torch", "transformers")
+SCIENTIFIC_PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "sympy", "torch", "transformers")
 
 # Folders of an installation whose files are tests, copies of other packages, or not what anyone writes today.
 LEFT_OUT = {

@@ -48,7 +48,7 @@ def stage_table(folder: RunFolder) -> Table:
     plan = json.loads(folder.plan.read_text(encoding="utf-8"))
     evaluations = {record["stage"]: record for record in read_records(folder.evaluations)}
     table = Table(title=f"{plan['name']}: {plan['total_tokens']:,} tokens", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("stage", "tokens", "updates", "rows", "length", "theta", "held-out loss", "masked acc."):
+    for heading in ("stage", "tokens", "updates", "rows", "length", "theta", "held-out loss", "accuracy"):
         table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
     for stage in dict.fromkeys(segment["stage"] for segment in plan["segments"]):
         segments = [segment for segment in plan["segments"] if segment["stage"] == stage]
@@ -57,7 +57,7 @@ def stage_table(folder: RunFolder) -> Table:
             stage,
             f"{segments[-1]['end_token'] - segments[0]['start_token']:,}",
             f"{sum(segment['updates'] for segment in segments):,}",
-            "→".join(str(segment["rows"]) for segment in segments),
+            "–".join(str(rows) for rows in dict.fromkeys((segments[0]["rows"], segments[-1]["rows"]))),
             f"{segments[0]['row_length']:,}",
             f"{segments[0]['rope_theta_global']:,.0f}",
             f"{done['loss']:.3f}" if done else "–",

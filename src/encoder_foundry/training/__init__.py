@@ -1,0 +1,1 @@
+"""A Trainer from a recipe, and a run of it."""

@@ -25,6 +25,7 @@ from encoder_foundry.model.initialisation import initialise
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.optim.stable_adamw import StableAdamW, decay_groups
 from encoder_foundry.recipe import Plan, Recipe, compile_plan
+from encoder_foundry.recipe.schema import StageConfig
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
 
 
@@ -102,7 +103,7 @@ def build_trainer(
                 folder.checkpoints, recipe.save_interval, plan, recipe.save_num_checkpoints_to_keep
             ),
         ],
-        eval_dataloader=[_stage_end_evaluator(recipe, plan, data, stage.name) for stage in recipe.stages],
+        eval_dataloader=[_stage_end_evaluator(plan, data, stage) for stage in recipe.stages],
         loggers=[WandBLogger(**arguments) for arguments in [recipe.loggers.get("wandb")] if arguments is not None],
         progress_bar=recipe.progress_bar,
         load_path=str(checkpoint.folder) if checkpoint else None,
@@ -123,15 +124,14 @@ def probe_gradient_scale() -> float:
     return 1.0 / result.item()
 
 
-def _stage_end_evaluator(recipe: Recipe, plan: Plan, data: RunData, stage_name: str) -> Evaluator:
-    stage = next(stage for stage in recipe.stages if stage.name == stage_name)
-    end = plan.stage_ends[stage_name]
+def _stage_end_evaluator(plan: Plan, data: RunData, stage: StageConfig) -> Evaluator:
+    end = plan.stage_ends[stage.name]
 
     def at_stage_end(state: State, event: Event) -> bool:
         return event == Event.BATCH_END and state.timestamp.token.value == end
 
     return Evaluator(
-        label=stage_name,
+        label=stage.name,
         dataloader=data_spec(data.eval_loader(stage.row_length, stage.device_train_microbatch_size)),
         metric_names=list(METRICS),
         eval_interval=at_stage_end,

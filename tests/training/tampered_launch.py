@@ -1,7 +1,8 @@
-"""`launch/` with a SIGKILL of the whole rank at a chosen point: `composer … killed_launch.py RECIPE [key=value …]`.
+"""`launch/`, tampered with by the environment: `composer … tampered_launch.py RECIPE [key=value …]`.
 
-KILL_AT is `update:N` (at the end of update N, before anything is saved), `saved:N` (as soon as the checkpoint of update
-N is complete), or `saving:N` (while it is being written: its parts are there, COMPLETE is not).
+KILL_AT is a SIGKILL of the rank at `update:N` (the end of update N, before anything is saved), `saved:N` (as soon as the
+checkpoint of update N is complete), or `saving:N` (while it is being written: its parts are there, COMPLETE is not).
+ROWS_DEALT is a small number of rows in place of the many that a loader deals out before it starts anew.
 """
 
 import os
@@ -12,8 +13,10 @@ from pathlib import Path
 
 from encoder_foundry.callbacks import checkpoints
 from encoder_foundry.callbacks.run_records import RunRecords
+from encoder_foundry.data import stream
 
-MOMENT, _, UPDATE = os.environ["KILL_AT"].partition(":")
+MOMENT, _, UPDATE = os.environ.get("KILL_AT", "never:0").partition(":")
+stream.MAX_ROWS_DEALT = int(os.environ.get("ROWS_DEALT", stream.MAX_ROWS_DEALT))
 
 
 def kill(moment: str, batch: int) -> None:
