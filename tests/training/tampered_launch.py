@@ -1,7 +1,7 @@
 """`launch/`, tampered with by the environment: `composer … tampered_launch.py RECIPE [key=value …]`.
 
-KILL_AT is a SIGKILL of the rank at `update:N` (the end of update N, before anything is saved), `saved:N` (as soon as the
-checkpoint of update N is complete), or `saving:N` (while it is being written: its parts are there, COMPLETE is not).
+KILL_AT is a SIGKILL of the rank at `update:N` (the end of update N, before anything is saved), `saved:N` (as soon as
+its checkpoint is complete), or `saving:N` (while that is being written: its parts are there, COMPLETE is not).
 ROWS_DEALT is a small number of rows in place of the many that a loader deals out before it starts anew.
 """
 
