@@ -35,9 +35,10 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
     evaluations = read_records(folder.evaluations)
     if evaluations:
         loss = evaluations[-1]["loss"]
+        side = "below" if loss < entropy else "above"
         console.print(
             f"Unigram entropy of the held-out text: {entropy:.3f} nats a token. "
-            f"The last held-out loss, {loss:.3f}, is {entropy - loss:.3f} below it."
+            f"The last held-out loss, {loss:.3f}, is {abs(entropy - loss):.3f} {side} it."
         )
     if (folder.export / "config.json").is_file():
         print_fill_mask(folder.export, console)
