@@ -32,6 +32,9 @@ def launch(path: str, overrides: list[str]) -> None:
 
     tokenizer = open_corpus(recipe)
 
+    # Every flat batch has a length of its own, and oneDNN keeps a compiled kernel for each of the last 1024: gigabytes.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+
     from encoder_foundry.training.logs import start_logs
     from encoder_foundry.training.run import train
 
