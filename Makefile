@@ -4,7 +4,7 @@ UV_VERSION := $(shell sed -n 's/^uv==//p' constraints.txt)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: nano test test-long test-gpu lint format constraints clean
+.PHONY: nano test test-long lint format constraints clean
 
 nano: $(INSTALLED)
 	$(BIN)/python data_prep yamls/data/nano.yaml
@@ -17,9 +17,6 @@ test: lint
 
 test-long: $(INSTALLED)
 	$(BIN)/pytest -m long
-
-test-gpu: $(INSTALLED)
-	$(BIN)/pytest -m gpu
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

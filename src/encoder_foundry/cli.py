@@ -9,7 +9,11 @@ import typer
 from encoder_foundry.errors import FoundryError
 
 app = typer.Typer(
-    help="Pretrain modern long-context encoders.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+    help="Pretrain modern long-context encoders.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 

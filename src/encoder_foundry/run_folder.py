@@ -95,7 +95,7 @@ def read_checkpoint(folder: Path) -> CompleteCheckpoint | None:
     try:
         content = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
         sizes = {name: (folder / name).stat().st_size for name in content["files"]}
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s: not complete, so not used (%s)", folder, error)
         return None
     if sizes != content["files"]:

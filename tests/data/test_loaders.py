@@ -3,12 +3,14 @@
 import pytest
 from streaming import StreamingDataset
 
+from encoder_foundry import compile_plan, load_recipe
 from encoder_foundry.data import loaders
 from encoder_foundry.data.batches import num_rows, num_tokens
 from encoder_foundry.data.masking import Masking
+from encoder_foundry.data.shards import TokenizerFacts
 from encoder_foundry.data.stream import row_streams
 
-from .conftest import ROW_LENGTH, write_rows
+from .conftest import REPOSITORY, ROW_LENGTH, write_rows
 
 MASKING = Masking(0.15, 0.8, 0.1, mask_id=4, special_ids=(0, 1, 2, 3, 4), vocab_size=512)
 
@@ -42,3 +44,15 @@ def test_every_held_out_row_is_predicted_on_exactly_one_rank(held_out, monkeypat
     ]
     assert sorted(digests) == sorted(alone)
     assert len(set(digests)) == 7
+
+
+def test_stages_of_one_row_length_each_get_batches_of_their_own_size(tmp_path):
+    write_rows(tmp_path, "validation", {"code": 5, "docs": 2})
+    recipe = load_recipe(
+        REPOSITORY / "yamls/main/nano.yaml",
+        [f"data.local={tmp_path}", "data.sources=[code, docs]", "stages[2].mixture=null"],
+    )
+    tokenizer = TokenizerFacts(512, {"[MASK]": 4}, "")
+    data = loaders.RunData(recipe, compile_plan(recipe), tokenizer)
+    for rows_a_batch in (4, 1, 3):
+        assert max(num_rows(batch) for batch in data.eval_loader(ROW_LENGTH, rows_a_batch)) == rows_a_batch

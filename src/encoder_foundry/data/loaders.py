@@ -32,7 +32,7 @@ class RunData:
         self.train_masking = tokenizer.masking(recipe.masking.mlm_probability, *shares)
         self.eval_masking = tokenizer.masking(recipe.masking.eval_mlm_probability, *shares)
         self._train_streams: dict[int, stream.TrainingStream] = {}
-        self._held_out: dict[int, HeldOutRows] = {}
+        self._held_out: dict[int, StreamingDataset] = {}
 
     def train_loader(self, token: int) -> DataLoader:
         """A loader of the rest of the segment at the token clock (or of as much of it as is dealt out at a time)."""
@@ -71,10 +71,9 @@ class RunData:
                 streams=stream.row_streams(data.sources, data.local, data.remote, row_length, "validation"),
                 batch_size=rows_a_batch,
             )
-            self._held_out[row_length] = HeldOutRows(
-                shards, self.eval_masking, self.recipe.seed, row_length, rows_a_batch
-            )
-        return DataLoader(self._held_out[row_length], batch_size=None)
+            self._held_out[row_length] = shards
+        rows = HeldOutRows(self._held_out[row_length], self.eval_masking, self.recipe.seed, row_length, rows_a_batch)
+        return DataLoader(rows, batch_size=None)
 
     def _train_stream(self, row_length: int, draw: stream.Draw) -> stream.TrainingStream:
         rows = self._train_streams.get(row_length)
@@ -97,8 +96,8 @@ class RunData:
 class HeldOutRows(IterableDataset):
     """Batches of held-out rows, row i on rank i mod world.
 
-    Every rank gets the same number of batches, since a forward pass under FSDP takes all ranks: where the rows do not
-    go round, a rank gets row 0 again with nothing to predict in it, which no metric counts.
+    Every rank gets the same number of batches, each for one forward pass, since that takes all ranks under FSDP: where
+    the rows do not go round, a rank gets row 0 again with nothing to predict in it, which no metric counts.
     """
 
     def __init__(self, shards: StreamingDataset, masking: Masking, seed: int, row_length: int, rows_a_batch: int):

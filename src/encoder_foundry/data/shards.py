@@ -6,6 +6,7 @@ Streaming fetches as they are needed.
 """
 
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +83,16 @@ def _read_tokenizer(recipe: Recipe) -> TokenizerFacts:
         _fetched(recipe, f"tokenizer/{name}")
     if not (folder / "tokenizer.json").is_file():
         raise DataError(f"{folder}: no tokenizer.json there; prepare the data first: python data_prep CONFIG")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    made = fingerprint(folder)
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise DataError(f"{folder}/tokenizer.json: cannot be read as a tokenizer: {error}") from error
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS.values()}
     missing = [token for token, token_id in ids.items() if token_id is None]
     if missing:
         raise DataError(f"{folder}: the tokenizer has no {missing[0]}")
-    return TokenizerFacts(tokenizer.get_vocab_size(), ids, fingerprint(folder))
+    return TokenizerFacts(max(tokenizer.get_vocab().values()) + 1, ids, made)
 
 
 def _fetched(recipe: Recipe, name: str) -> Path:
@@ -98,7 +103,7 @@ def _fetched(recipe: Recipe, name: str) -> Path:
     from streaming.base.storage.download import CloudDownloader  # slow to import, and seldom needed
 
     remote = f"{recipe.data.remote.rstrip('/')}/{name}"
-    arriving = local.with_name(f"{local.name}.{os.getpid()}")  # ranks fetch side by side
+    arriving = local.with_name(f"{local.name}.{socket.gethostname()}.{os.getpid()}")  # ranks fetch side by side
     try:
         CloudDownloader.direct_download(remote, str(arriving))
     except Exception as error:  # each store has errors of its own

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed import checkpoint as dist_cp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.recipe import Recipe, compile_plan, load_recipe
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, read_checkpoint
@@ -40,7 +40,7 @@ def find_trained_state(path: str | Path) -> TrainedState:
     folder = RunFolder(path.parent.parent if in_run else path)
     checkpoint = read_checkpoint(path) if in_run else folder.newest_checkpoint()
     if checkpoint is None:
-        raise ConfigurationError(f"{path}: no complete checkpoint there")
+        raise ConfigurationError(f"{path}: no complete checkpoint; give a run folder or RUN/checkpoints/ba<update>")
     recipe = load_recipe(folder.recipe)
     trained = [segment for segment in compile_plan(recipe).segments if segment.start_token < max(checkpoint.token, 1)]
     return TrainedState(
@@ -66,5 +66,8 @@ def load_checkpoint(path: str | Path) -> MaskedLM:
     """The network of a checkpoint (or of a run's newest), in evaluation mode."""
     state = find_trained_state(path)
     network = MaskedLM(state.recipe.model, state.rope_theta)
-    network.load_state_dict(load_weights(state.checkpoint.folder))
+    try:
+        network.load_state_dict(load_weights(state.checkpoint.folder))
+    except RuntimeError as error:  # names or shapes
+        raise DataError(f"{path}: the weights are not of the recipe's model: {' '.join(str(error).split())}") from error
     return network.eval()

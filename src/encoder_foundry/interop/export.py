@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from encoder_foundry.interop.checkpoints import find_trained_state, load_weights
+from encoder_foundry.interop.checkpoints import find_trained_state, load_checkpoint
 from encoder_foundry.interop.huggingface import export_model
 
 
@@ -14,7 +14,7 @@ def export_checkpoint(path: str | Path, out_dir: str | Path) -> None:
     """
     state = find_trained_state(path)
     export_model(
-        load_weights(state.checkpoint.folder),
+        load_checkpoint(path).state_dict(),  # through the network, so that weights and shape are known to agree
         state.recipe.model,
         state.rope_theta,
         Path(state.recipe.data.local) / "tokenizer",

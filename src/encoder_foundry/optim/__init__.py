@@ -1,1 +1,1 @@
-"""StableAdamW and the schedulers."""
+"""StableAdamW."""

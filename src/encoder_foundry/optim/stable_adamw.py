@@ -22,7 +22,7 @@ class StableAdamW(torch.optim.Optimizer):
 
     Args:
         params: parameters or parameter groups; a group may set its own `weight_decay`.
-        lr: learning rate, usually set by a scheduler.
+        lr: learning rate; may be set anew at every step.
         betas: decay rates of the two moments, debiased at every step.
         eps: added to the root of the second moment.
         weight_decay: fully decoupled; relative to `lr / max_lr`.

@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -54,14 +54,16 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Di
     except FileNotFoundError:
         wanted_by = f" (which {above[-1]} extends)" if above else ""
         raise ConfigurationError(f"{path}: no such file{wanted_by}") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:  # OmegaConf's answer to a bare number is an OSError, too
         raise ConfigurationError(f"{path}: cannot be read as a YAML file: {error}") from None
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigurationError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, DictConfig):
         raise ConfigurationError(f"{path}: a mapping of keys to values is wanted, this is a list")
-    extends = content.pop("extends", [])
-    if isinstance(extends, str):
+    with _reported(path):
+        extends = content.pop("extends", [])
+        extends = list(extends) if isinstance(extends, ListConfig) else extends
+    if not isinstance(extends, list) or not all(isinstance(parent, str) for parent in extends):
         raise ConfigurationError(f"{path}: 'extends' is a list of files, as in [{extends}]")
     for parent in extends:
         yield from _layers(path.parent / parent, (*above, path.resolve()))

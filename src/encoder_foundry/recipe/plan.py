@@ -10,6 +10,7 @@ nothing else. Three decisions:
 """
 
 import bisect
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import sqrt
 
@@ -196,10 +197,11 @@ def parse_tokens(value: str, duration: int | None = None) -> int:
         ValueError: if it is neither.
     """
     text = value.strip()
-    if text.endswith("tok"):
-        return int(text.removesuffix("tok"))
-    if text.endswith("dur") and duration is not None:
-        return round(float(text.removesuffix("dur")) * duration)
+    with suppress(ValueError, OverflowError):
+        if text.endswith("tok"):
+            return int(text.removesuffix("tok"))
+        if text.endswith("dur") and duration is not None:
+            return round(float(text.removesuffix("dur")) * duration)
     raise ValueError(f"'{value}' is not a number of tokens, such as 1_000_000tok" + (" or 0.5dur" if duration else ""))
 
 

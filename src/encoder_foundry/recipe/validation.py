@@ -2,21 +2,28 @@
 
 import re
 from collections.abc import Callable, Iterator
+from math import inf
 
 from encoder_foundry.recipe.plan import parse_tokens
 from encoder_foundry.recipe.schema import ModelConfig, Recipe, StageConfig
 
 PRECISIONS = ("fp32", "amp_bf16")
 SHUFFLE_ALGORITHMS = ("py1e", "py1s", "py1br", "py2s", "naive")  # Streaming's
-INTERVAL = re.compile(r"[1-9][0-9_]*(ba|tok|sp)")
+INTERVAL = re.compile(r"[1-9][0-9]*(_[0-9]+)*(ba|tok|sp)")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 Problem = tuple[str, str]  # the key, and what is wrong with it
 
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield (key, complaint) for every value that cannot be run."""
-    if not recipe.run_name or "/" in recipe.run_name:
-        yield "run_name", f"'{recipe.run_name}' has to be the name of a folder"
+    if not NAME.fullmatch(recipe.run_name):
+        yield "run_name", f"'{recipe.run_name}' has to be the name of a folder: letters, digits, '_', '-' and '.'"
+    if not 0 <= recipe.seed < 2**31:
+        yield "seed", f"{recipe.seed} is not in [0, 2**31)"
+    yield from _positive("", recipe, "dist_timeout")
+    if recipe.save_num_checkpoints_to_keep < -1 or recipe.save_num_checkpoints_to_keep == 0:
+        yield "save_num_checkpoints_to_keep", "-1 keeps all; otherwise keep at least one, to resume from"
     if recipe.precision not in PRECISIONS:
         yield "precision", f"'{recipe.precision}' is not one of {', '.join(PRECISIONS)}"
     if not INTERVAL.fullmatch(recipe.save_interval):
@@ -26,18 +33,25 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _optimizer(recipe)
     if not recipe.data.sources:
         yield "data.sources", "name at least one source"
+    for source in recipe.data.sources:
+        if recipe.data.sources.count(source) > 1 or not NAME.fullmatch(source):
+            yield "data.sources", f"'{source}' has to be the name of a source, given once"
     if recipe.data.shuffle_algo not in SHUFFLE_ALGORITHMS:
         yield "data.shuffle_algo", f"'{recipe.data.shuffle_algo}' is not one of {', '.join(SHUFFLE_ALGORITHMS)}"
     yield from _positive("data.", recipe.data, "shuffle_block_size")
     if recipe.data.num_workers < 0:
         yield "data.num_workers", f"{recipe.data.num_workers} is negative"
     unknown = set(recipe.loggers) - {"wandb"}
+    if recipe.loggers.get("wandb") is not None and not isinstance(recipe.loggers["wandb"], dict):
+        yield "loggers.wandb", "the arguments of Composer's WandBLogger are wanted, as in {project: mine}"
     if unknown:
         yield "loggers", f"'{sorted(unknown)[0]}' is not known; there is wandb"
     if not recipe.stages:
         yield "stages", "a recipe has at least one stage"
     names = [stage.name for stage in recipe.stages]
     for index, stage in enumerate(recipe.stages):
+        if not NAME.fullmatch(stage.name):
+            yield f"stages[{index}].name", f"'{stage.name}' has to be made of letters, digits, '_', '-' and '.'"
         if names.index(stage.name) < index:
             yield f"stages[{index}].name", f"'{stage.name}' is the name of an earlier stage"
         for key, complaint in _stage(stage, recipe.data.sources):
@@ -46,8 +60,8 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
 
 def _positive(prefix: str, config: object, *keys: str) -> Iterator[Problem]:
     for key in keys:
-        if not getattr(config, key) > 0:
-            yield f"{prefix}{key}", f"{getattr(config, key)} is not positive"
+        if not 0 < getattr(config, key) < inf:
+            yield f"{prefix}{key}", f"{getattr(config, key)} is not positive and finite"
 
 
 def _model(model: ModelConfig) -> Iterator[Problem]:
@@ -74,7 +88,8 @@ def _masking(recipe: Recipe) -> Iterator[Problem]:
     for key in ("mlm_probability", "eval_mlm_probability"):
         if not 0 < getattr(masking, key) < 1:
             yield f"masking.{key}", f"{getattr(masking, key)} is not between 0 and 1"
-    if min(masking.mask_share, masking.random_share) < 0 or masking.mask_share + masking.random_share > 1:
+    shares = masking.mask_share, masking.random_share
+    if not (min(shares) >= 0 and sum(shares) <= 1):
         yield "masking.mask_share", "mask_share and random_share are shares of the chosen tokens: not negative, sum ≤ 1"
 
 
@@ -149,7 +164,7 @@ def _mixture(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
     for source, weight in (stage.mixture or {}).items():
         if source not in sources:
             yield f"mixture.{source}", f"not among data.sources ({', '.join(sources)})"
-        if not weight > 0:
-            yield f"mixture.{source}", f"{weight} is not positive; leave the source out instead"
+        if not 0 < weight < inf:
+            yield f"mixture.{source}", f"{weight} is not positive and finite; to do without the source, leave it out"
     if stage.mixture == {}:
         yield "mixture", "names no source"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,11 +21,13 @@ from encoder_foundry.callbacks.run_records import RunRecords
 from encoder_foundry.callbacks.stage_progress import StageProgress
 from encoder_foundry.data.loaders import RunData, data_spec
 from encoder_foundry.data.shards import TokenizerFacts
+from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.model.composer_model import METRICS, ComposerMaskedLM
 from encoder_foundry.model.initialisation import initialise
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.optim.stable_adamw import StableAdamW, decay_groups
-from encoder_foundry.recipe import Plan, Recipe, compile_plan
+from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
+from encoder_foundry.recipe.plan import Segment
 from encoder_foundry.recipe.schema import StageConfig
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
 
@@ -52,6 +55,9 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
         if dist.get_global_rank() == 0:
             print(f"{folder.path}: finished, all {plan.total_tokens:_} tokens; nothing to do")
         return
+    if checkpoint is not None:
+        _refuse_another_run(recipe, plan, folder, checkpoint)
+    dist.barrier()  # every rank has compared before the first writes
     if dist.get_global_rank() == 0:
         _describe_run(recipe, plan, folder)
     trainer = build_trainer(recipe, plan, tokenizer, folder, checkpoint)
@@ -68,19 +74,20 @@ def build_trainer(
 ) -> Trainer:
     """Composer's Trainer for a recipe, at a checkpoint or at the start."""
     token = checkpoint.token if checkpoint else 0
+    position = plan.at(token)
     on_gpu = torch.cuda.is_available()
     data = RunData(recipe, plan, tokenizer)
-    network = MaskedLM(recipe.model, plan.at(token).rope_theta_global)
+    network = MaskedLM(recipe.model, position.rope_theta_global)
     initialise(network, recipe.seed)
     model = ComposerMaskedLM(network, cpu_autocast=recipe.precision == "amp_bf16" and not on_gpu)
     model.gradient_scale = probe_gradient_scale()
     optimizer = StableAdamW(
         decay_groups(model, recipe.optimizer.weight_decay),
-        lr=plan.at(token).lr,
+        lr=position.lr,
         betas=recipe.optimizer.betas,
         eps=recipe.optimizer.eps,
         weight_decay=recipe.optimizer.weight_decay,
-        max_lr=plan.at(token).max_lr,
+        max_lr=position.max_lr,
     )
     return Trainer(
         model=model,
@@ -88,7 +95,7 @@ def build_trainer(
         seed=recipe.seed,
         max_duration=f"{plan.total_tokens}tok",
         train_dataloader=data_spec(data.train_loader(token)),
-        train_dataloader_label=plan.at(token).stage,
+        train_dataloader_label=position.stage,
         spin_dataloaders=False,  # the loader starts at the token clock
         accumulate_train_batch_on_tokens=True,  # weight microbatches by masked tokens
         device_train_microbatch_size=recipe.stages[plan.segment_at(token).stage_index].device_train_microbatch_size,
@@ -151,6 +158,31 @@ def _choose_checkpoint(folder: RunFolder) -> CompleteCheckpoint | None:
     if isinstance(choice[0], Exception):
         raise choice[0]
     return choice[0]
+
+
+def _refuse_another_run(recipe: Recipe, plan: Plan, folder: RunFolder, checkpoint: CompleteCheckpoint) -> None:
+    """A checkpoint goes on under the recipe that made it, as far as that has been run; what lies ahead may change."""
+    before = load_recipe(folder.recipe)
+    for key in ("model", "masking", "optimizer", "seed"):
+        if getattr(before, key) != getattr(recipe, key):
+            raise ConfigurationError(
+                f"{folder.path}: began with another '{key}' (see {folder.recipe}); "
+                "give the old one, or another run_name"
+            )
+    if _trained(compile_plan(before), checkpoint.token) != _trained(plan, checkpoint.token):
+        raise ConfigurationError(
+            f"{folder.path}: its first {checkpoint.token:_} tokens were trained by other stages (see {folder.recipe}), "
+            "which cannot change any more; give the old ones, or another run_name"
+        )
+
+
+def _trained(plan: Plan, token: int) -> list[Segment]:
+    """The segments of a plan as far as they lie before a token, in whole updates."""
+    return [
+        replace(segment, updates=min(segment.updates, (token - segment.start_token) // segment.tokens_per_update))
+        for segment in plan.segments
+        if segment.start_token < token
+    ]
 
 
 def _describe_run(recipe: Recipe, plan: Plan, folder: RunFolder) -> None:
