@@ -95,7 +95,7 @@ class Recipe:
     optimizer: OptimizerConfig
     data: DataConfig
     stages: list[StageConfig]
-    save_interval: str  # as Composer's; the end of every stage is saved as well
+    save_interval: str  # such as 500ba or 1_000_000tok; the end of every stage is saved as well
     runs_folder: str = "runs"
     save_num_checkpoints_to_keep: int = -1
     dist_timeout: float = 600.0  # seconds
