@@ -96,7 +96,7 @@ def test_a_killed_run_resumes_to_bit_identical_weights(tiny, undisturbed, kill_a
 
 
 def test_other_ranks_workers_microbatches_and_loaders_see_the_same_rows_and_masks(tiny, undisturbed):
-    wandb = f"loggers.wandb={{project: tiny, init_kwargs: {{mode: offline, dir: {tiny.folder}}}}}"
+    wandb = "loggers.wandb={project: tiny, init_kwargs: {mode: offline}}"
     run = tiny.launch(
         *("run_name=alone", "data.num_workers=2", "stages[0].device_train_microbatch_size=5", wandb),
         ranks=1,
@@ -105,7 +105,7 @@ def test_other_ranks_workers_microbatches_and_loaders_see_the_same_rows_and_mask
     )
     assert run.returncode == 0, run.stderr[-4000:]
     assert digests(tiny.folder / "runs/alone") == digests(undisturbed)
-    (record,) = tiny.folder.glob("wandb/offline-run-*/run-*.wandb")
+    (record,) = tiny.folder.glob("runs/alone/wandb/offline-run-*/run-*.wandb")
     for key in (b"loss/train/total", b"recipe/lr", b"metrics/decay/masked_accuracy"):
         assert key in record.read_bytes()
 

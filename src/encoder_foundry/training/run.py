@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from composer import Trainer
 from composer.core import Evaluator, Event, State
-from composer.loggers import WandBLogger
+from composer.loggers import LoggerDestination, WandBLogger
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 from omegaconf import OmegaConf
@@ -111,7 +111,7 @@ def build_trainer(
             ),
         ],
         eval_dataloader=[_stage_end_evaluator(plan, data, stage) for stage in recipe.stages],
-        loggers=[WandBLogger(**arguments) for arguments in [recipe.loggers.get("wandb")] if arguments is not None],
+        loggers=_loggers(recipe, folder),
         progress_bar=recipe.progress_bar,
         load_path=str(checkpoint.folder) if checkpoint else None,
         load_ignore_keys=NOT_LOADED,
@@ -129,6 +129,17 @@ def probe_gradient_scale() -> float:
     result = torch.zeros(1, device=device)
     distributed.reduce_scatter_tensor(result, torch.ones(world, device=device), op=distributed.ReduceOp.AVG)
     return 1.0 / result.item()
+
+
+def _loggers(recipe: Recipe, folder: RunFolder) -> list[LoggerDestination]:
+    if recipe.loggers.get("wandb") is None:
+        return []
+    arguments = dict(recipe.loggers["wandb"])
+    init_kwargs = {"dir": str(folder.path)} | (arguments.pop("init_kwargs", None) or {})
+    try:
+        return [WandBLogger(**arguments, init_kwargs=init_kwargs)]
+    except TypeError as error:
+        raise ConfigurationError(f"'loggers.wandb': {error}") from error
 
 
 def _stage_end_evaluator(plan: Plan, data: RunData, stage: StageConfig) -> Evaluator:
