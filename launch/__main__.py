@@ -6,9 +6,13 @@ group is made; of all ranks only the first says so.
 
 import os
 import sys
+import time
 
 from encoder_foundry.errors import ConfigurationError, FoundryError
 from encoder_foundry.recipe import Plan, compile_plan, load_recipe
+
+# Seconds. Composer ends all ranks as soon as one has failed, so the others wait for the first to say what is wrong.
+FIRST_RANK_SPEAKS = 10
 
 
 def main(arguments: list[str]) -> int:
@@ -20,6 +24,8 @@ def main(arguments: list[str]) -> int:
     except FoundryError as error:
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"error: {error}", file=sys.stderr)
+        else:
+            time.sleep(FIRST_RANK_SPEAKS)
         return 2
     return 0
 
