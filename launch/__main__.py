@@ -1,7 +1,7 @@
 """The door that `composer launch RECIPE [key=value …]` opens, once in every process.
 
 A wrong recipe, an indivisible batch or foreign shards are refused here, before torch is imported and before a process
-group is made; of all ranks only the first says so.
+group is made; one rank says so, not all.
 """
 
 import os
@@ -11,7 +11,8 @@ import time
 from encoder_foundry.errors import ConfigurationError, FoundryError
 from encoder_foundry.recipe import Plan, compile_plan, load_recipe
 
-# Seconds. Composer ends all ranks as soon as one has failed, so the others wait for the first to say what is wrong.
+# Seconds. Composer ends all ranks as soon as one has failed, so the others wait for the first to say what is wrong; one
+# that is still there then has an error of its own, such as shards that are missing on its node.
 FIRST_RANK_SPEAKS = 10
 
 
@@ -22,10 +23,9 @@ def main(arguments: list[str]) -> int:
     try:
         launch(arguments[0], arguments[1:])
     except FoundryError as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"error: {error}", file=sys.stderr)
-        else:
+        if int(os.environ.get("RANK", 0)) != 0:
             time.sleep(FIRST_RANK_SPEAKS)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
