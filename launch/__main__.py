@@ -9,7 +9,7 @@ import sys
 import time
 
 from encoder_foundry.errors import ConfigurationError, FoundryError
-from encoder_foundry.recipe import Plan, compile_plan, load_recipe
+from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
 
 # Seconds. Composer ends all ranks as soon as one has failed, so the others wait for the first to say what is wrong; one
 # that is still there then has an error of its own, such as shards that are missing on its node.
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
 
 def launch(path: str, overrides: list[str]) -> None:
     recipe = load_recipe(path, overrides)
-    check_world_size(compile_plan(recipe), path)
+    check_world_size(recipe, compile_plan(recipe), path)
 
     from encoder_foundry.data.shards import open_corpus
 
@@ -48,8 +48,9 @@ def launch(path: str, overrides: list[str]) -> None:
     train(recipe, tokenizer)
 
 
-def check_world_size(plan: Plan, path: str) -> None:
+def check_world_size(recipe: Recipe, plan: Plan, path: str) -> None:
     world = int(os.environ.get("WORLD_SIZE", 1))
+    recipe.fsdp_config.degrees(world)
     for segment in plan.segments:
         if segment.rows % world:
             raise ConfigurationError(

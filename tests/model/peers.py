@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
+from encoder_foundry.data.masking import IGNORE_INDEX
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.recipe.schema import ModelConfig
 
@@ -66,6 +67,13 @@ def pack(*lengths: int, vocab_size: int = SMALL["vocab_size"], seed: int = 0) ->
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(3, vocab_size, (sum(lengths),), generator=generator)
     return input_ids, torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+
+
+def masked(input_ids: Tensor) -> Tensor:
+    """Labels at every third token, the others are not to be predicted. [tokens] int64"""
+    labels = torch.full_like(input_ids, IGNORE_INDEX)
+    labels[::3] = input_ids[::3].roll(1)
+    return labels
 
 
 def pad(input_ids: Tensor, cu_seqlens: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from encoder_foundry import compile_plan, load_model, load_recipe
-from encoder_foundry.interop.checkpoints import load_weights
+from encoder_foundry.interop.checkpoints import CheckpointWeights
 from encoder_foundry.run_folder import RunFolder, read_records
 
 from .conftest import TAMPERED_LAUNCH, WORDS
@@ -20,7 +20,7 @@ RUNG = 4  # updates at each ramp size of the tiny recipe
 
 
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_weights(RunFolder(run).newest_checkpoint().folder)
+    return dict(CheckpointWeights(RunFolder(run).newest_checkpoint().folder))
 
 
 def digests(run: Path) -> list[str]:

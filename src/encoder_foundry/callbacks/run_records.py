@@ -26,9 +26,8 @@ class RunRecords(Callback):
         self.batch = state.batch
 
     def after_loss(self, state: State, logger: Logger) -> None:
-        targets = state.outputs["targets"]
-        self.correct += (state.outputs["logits"].detach().argmax(-1) == targets).sum()
-        self.masked += len(targets)
+        self.correct += state.outputs.correct
+        self.masked += state.outputs.tokens
 
     def batch_end(self, state: State, logger: Logger) -> None:
         # the clock has moved on: `token` and `batch` count what is done, this update included

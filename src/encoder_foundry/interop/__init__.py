@@ -1,10 +1,14 @@
 """In and out: Hugging Face directories and checkpoints."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from encoder_foundry.model.masked_lm import MaskedLM
+    from encoder_foundry.recipe.schema import ModelConfig
 
 
 def load_model(path: str | Path) -> "MaskedLM":
@@ -28,3 +32,20 @@ def load_model(path: str | Path) -> "MaskedLM":
     from encoder_foundry.interop.checkpoints import load_checkpoint
 
     return load_checkpoint(path)
+
+
+def open_weights(path: str | Path) -> "tuple[ModelConfig, Mapping[str, Tensor]]":
+    """The shape of the model at a path, as `load_model` takes it, and its parameters, each read when asked for.
+
+    Raises:
+        FoundryError: nothing there that can be read.
+    """
+    if (Path(path) / "config.json").is_file():
+        from encoder_foundry.interop.huggingface import open_directory
+
+        config, _, weights = open_directory(Path(path))
+        return config, weights
+    from encoder_foundry.interop.checkpoints import CheckpointWeights, find_trained_state
+
+    state = find_trained_state(path)
+    return state.recipe.model, CheckpointWeights(state.checkpoint.folder)

@@ -1,6 +1,7 @@
 """Our sharded checkpoints on one process: the weights alone, whatever number of ranks wrote them."""
 
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,18 +49,34 @@ def find_trained_state(path: str | Path) -> TrainedState:
     )
 
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The network's parameters, whole and on the CPU; the optimizer's state is never read."""
-    reader = dist_cp.FileSystemReader(folder)
-    weights = {
-        key: torch.empty(stored.size, dtype=stored.properties.dtype)
-        for key, stored in reader.read_metadata().state_dict_metadata.items()
-        if key.startswith(WEIGHTS) and isinstance(stored, TensorStorageMetadata)
-    }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what was asked for
-        dist_cp.load(weights, storage_reader=reader, no_dist=True)
-    return {key.removeprefix(WEIGHTS): value for key, value in weights.items()}
+class CheckpointWeights(Mapping[str, Tensor]):
+    """The network's parameters in a checkpoint, whole and on the CPU; one is read when it is asked for.
+
+    The optimizer's state is never read.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        stored = dist_cp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        self.stored = {
+            key.removeprefix(WEIGHTS): value
+            for key, value in stored.items()
+            if key.startswith(WEIGHTS) and isinstance(value, TensorStorageMetadata)
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self.stored[name]
+        wanted = {WEIGHTS + name: torch.empty(stored.size, dtype=stored.properties.dtype)}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what was asked for
+            dist_cp.load(wanted, storage_reader=dist_cp.FileSystemReader(self.folder), no_dist=True)
+        return wanted[WEIGHTS + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
 
 
 def load_checkpoint(path: str | Path) -> MaskedLM:
@@ -67,7 +84,7 @@ def load_checkpoint(path: str | Path) -> MaskedLM:
     state = find_trained_state(path)
     network = MaskedLM(state.recipe.model, state.rope_theta)
     try:
-        network.load_state_dict(load_weights(state.checkpoint.folder))
+        network.load_state_dict(dict(CheckpointWeights(state.checkpoint.folder)))
     except RuntimeError as error:  # names or shapes
         raise DataError(f"{path}: the weights are not of the recipe's model: {' '.join(str(error).split())}") from error
     return network.eval()

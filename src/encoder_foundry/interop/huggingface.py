@@ -11,12 +11,12 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, ModernBertConfig, PreTrainedTokenizerBase
 
@@ -36,7 +36,7 @@ OURS = {  # what transformers lets one choose and our encoder does not
     "decoder_bias": True,
     "tie_word_embeddings": True,
 }
-EMBEDDING = "model.embeddings.tok_embeddings.weight"
+EMBEDDING, DECODER = "model.embeddings.tok_embeddings.weight", "decoder.weight"
 
 
 def export_model(
@@ -152,49 +152,77 @@ def from_huggingface(path: Path) -> tuple[ModelConfig, float]:
 def load_directory(path: str | Path) -> MaskedLM:
     """The model in an exported directory, or in any that transformers saved a ModernBertForMaskedLM to.
 
-    Args:
-        path: holds config.json and model.safetensors, or shards of it with their index.
-
     Returns:
         A network in float32 on the CPU, in evaluation mode.
 
     Raises:
         DataError: naming the first thing that is missing or does not fit.
     """
-    path = Path(path)
-    config, rope_theta = from_huggingface(path)
+    config, rope_theta, weights = open_directory(Path(path))
     network = MaskedLM(config, rope_theta)
-    stored = _read_weights(path)
-    decoder = stored.pop("decoder.weight", None)
-    if decoder is not None and not torch.equal(decoder, stored.get(EMBEDDING, torch.empty(0))):
-        raise DataError(f"{path}: decoder.weight differs from {EMBEDDING}, our decoder is tied to it")
-    for name, ours in network.state_dict().items():
-        if name not in stored:
-            raise DataError(f"{path}: no tensor {name}, so these are not the weights of a ModernBertForMaskedLM")
-        if stored[name].shape != ours.shape:
-            raise DataError(f"{path}: {name} is {list(stored[name].shape)}, {CONFIG} makes it {list(ours.shape)}")
-    unknown = sorted(stored.keys() - network.state_dict().keys())
-    if unknown:
-        raise DataError(f"{path}: our model has no part for the tensor {unknown[0]}")
-    network.load_state_dict(stored)
+    network.load_state_dict(dict(weights))
     return network.eval()
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
-        raise DataError(f"{path}: neither {WEIGHTS} nor {INDEX} there; weights are read from safetensors only")
-    file = path / INDEX
-    try:
-        names = [WEIGHTS]
-        if not (path / WEIGHTS).is_file():
-            names = sorted(set(json.loads(file.read_text())["weight_map"].values()))
-        tensors: dict[str, Tensor] = {}
-        for name in names:
-            file = path / name
-            tensors |= load_file(file)
-        return tensors
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
+def open_directory(path: Path) -> tuple[ModelConfig, float, Mapping[str, Tensor]]:
+    """The shape of the model in a directory, theta of its global layers, and its weights, each read when asked for.
+
+    Args:
+        path: holds config.json and model.safetensors, or shards of it with their index.
+
+    Raises:
+        DataError: naming the first thing that is missing or does not fit.
+    """
+    config, rope_theta = from_huggingface(path)
+    weights = SafetensorsWeights(path)
+    if DECODER in weights.files and not torch.equal(weights[DECODER], weights[EMBEDDING]):
+        raise DataError(f"{path}: {DECODER} differs from {EMBEDDING}, our decoder is tied to it")
+    weights.files.pop(DECODER, None)
+    with torch.device("meta"):
+        wanted = MaskedLM(config, rope_theta).state_dict()
+    for name, ours in wanted.items():
+        if name not in weights:
+            raise DataError(f"{path}: no tensor {name}, so these are not the weights of a ModernBertForMaskedLM")
+        if weights.shape(name) != list(ours.shape):
+            raise DataError(f"{path}: {name} is {weights.shape(name)}, {CONFIG} makes it {list(ours.shape)}")
+    unknown = sorted(weights.keys() - wanted.keys())
+    if unknown:
+        raise DataError(f"{path}: our model has no part for the tensor {unknown[0]}")
+    return config, rope_theta, weights
+
+
+class SafetensorsWeights(Mapping[str, Tensor]):
+    """The tensors of a directory, by name; one is read when it is asked for."""
+
+    def __init__(self, path: Path):
+        if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
+            raise DataError(f"{path}: neither {WEIGHTS} nor {INDEX} there; weights are read from safetensors only")
+        file = path / INDEX
+        self.files: dict[str, Path] = {}  # by tensor
+        try:
+            shards = [WEIGHTS]
+            if not (path / WEIGHTS).is_file():
+                shards = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+            for shard in shards:
+                file = path / shard
+                with safe_open(file, "pt") as opened:
+                    self.files |= dict.fromkeys(opened.keys(), file)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise DataError(f"{file}: cannot be read: {error}") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self.files[name], "pt") as opened:
+            return opened.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def shape(self, name: str) -> list[int]:
+        with safe_open(self.files[name], "pt") as opened:
+            return opened.get_slice(name).get_shape()
 
 
 def _load_tokenizer(path: Path, config: ModelConfig) -> PreTrainedTokenizerBase:

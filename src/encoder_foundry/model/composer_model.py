@@ -1,32 +1,42 @@
 """The network as Composer trains it.
 
-The network is the one child module, so that FSDP2 as Composer applies it wraps the network as the root and its layers
-inside (`fsdp_wrap_fn`). The loss is the mean over the masked tokens of one microbatch: Composer, told to
-`accumulate_train_batch_on_tokens`, weights it by the microbatch's share of the update's masked tokens on all ranks, so
-that an update's gradient does not depend on how it is split.
+The loss is the mean over the masked tokens of one microbatch: Composer, told to `accumulate_train_batch_on_tokens`,
+weights it by the microbatch's share of the update's masked tokens on all ranks, so that an update's gradient does not
+depend on how it is split.
 """
 
 import contextlib
 
 import torch
-import torch.nn.functional as F
-from composer.metrics import LanguageCrossEntropy, MaskedAccuracy
 from composer.models import ComposerModel
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from encoder_foundry.data.batches import Batch
-from encoder_foundry.data.masking import IGNORE_INDEX
+from encoder_foundry.model.cross_entropy import MaskedLoss
 from encoder_foundry.model.masked_lm import MaskedLM
 
-METRICS = {"loss": LanguageCrossEntropy, "masked_accuracy": MaskedAccuracy}
+
+class PerMaskedToken(MeanMetric):
+    """Mean of one of the sums of MaskedLoss over all masked tokens, of all batches and ranks."""
+
+    def __init__(self, field: str):
+        super().__init__()
+        self.field = field
+
+    def update(self, outputs: MaskedLoss) -> None:
+        if outputs.tokens:
+            super().update(getattr(outputs, self.field) / outputs.tokens, weight=outputs.tokens)
+
+
+METRICS = {"loss": "cross_entropy", "masked_accuracy": "correct"}
 
 
 class ComposerMaskedLM(ComposerModel):
     """Masked-LM training of a network.
 
     Args:
-        network: the model; its layers become FSDP2 units.
+        network: the model.
         cpu_autocast: compute in bf16 under autocast on CPU, where Composer itself refuses `amp_bf16`.
     """
 
@@ -34,32 +44,24 @@ class ComposerMaskedLM(ComposerModel):
         super().__init__()
         self.network = network
         self.cpu_autocast = cpu_autocast
-        self.gradient_scale = 1.0  # 1 / world size where the backend sums gradients when asked for their mean
-        network.fsdp_wrap_fn = set(network.model.layers).__contains__
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`logits` [masked, vocabulary] and `targets` [masked], at the positions that have a label."""
-        at = (batch["labels"] != IGNORE_INDEX).nonzero(as_tuple=True)[0]
+    def forward(self, batch: Batch) -> MaskedLoss:
         bf16 = torch.autocast("cpu", torch.bfloat16) if self.cpu_autocast else contextlib.nullcontext()
         with bf16:
-            logits = self.network(batch["input_ids"], batch["cu_seqlens"], batch["row_length"], at=at)
-        return {"logits": logits, "targets": batch["labels"][at]}
+            return self.network(batch["input_ids"], batch["cu_seqlens"], batch["row_length"], batch["labels"])
 
-    def loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
-        """Mean cross entropy in nats over the microbatch's masked tokens, its gradient times `gradient_scale`."""
-        total = F.cross_entropy(outputs["logits"].float(), outputs["targets"], reduction="sum")
-        loss = total / max(1, len(outputs["targets"]))
-        return loss.detach() + self.gradient_scale * (loss - loss.detach())
+    def loss(self, outputs: MaskedLoss, batch: Batch) -> Tensor:
+        """Mean cross entropy in nats over the microbatch's masked tokens."""
+        return outputs.cross_entropy / max(1, outputs.tokens)
 
-    def eval_forward(self, batch: Batch, outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def eval_forward(self, batch: Batch, outputs: MaskedLoss | None = None) -> MaskedLoss:
         return self.forward(batch) if outputs is None else outputs
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
-        return {} if is_train else {name: metric() for name, metric in METRICS.items()}
+        return {} if is_train else {name: PerMaskedToken(field) for name, field in METRICS.items()}
 
-    def update_metric(self, batch: Batch, outputs: dict[str, Tensor], metric: Metric) -> None:
-        if len(outputs["targets"]):
-            metric.update(outputs["logits"].float(), outputs["targets"])
+    def update_metric(self, batch: Batch, outputs: MaskedLoss, metric: Metric) -> None:
+        metric.update(outputs)
 
     @property
     def rope_theta(self) -> float:

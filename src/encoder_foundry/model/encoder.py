@@ -70,8 +70,9 @@ class EncoderLayer(nn.Module):
         self.mlp = GeGLU(config)
 
     def forward(self, hidden: Tensor, documents: Documents, rope_theta: float) -> Tensor:
-        hidden = hidden + self.attn(self.attn_norm(hidden), documents, rope_theta)
-        return hidden + self.mlp(self.mlp_norm(hidden))
+        # cast by hand: inductor (torch 2.7) would fuse product and sum to an addmm of two dtypes, which there is not
+        hidden = hidden + self.attn(self.attn_norm(hidden), documents, rope_theta).to(hidden.dtype)
+        return hidden + self.mlp(self.mlp_norm(hidden)).to(hidden.dtype)
 
 
 class Attention(nn.Module):

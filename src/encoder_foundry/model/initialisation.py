@@ -13,7 +13,7 @@ import hashlib
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from encoder_foundry.model.masked_lm import MaskedLM
 
@@ -21,19 +21,27 @@ STD = 0.02  # ModernBERT's, as is the cutoff
 CUTOFF = 2.0  # in standard deviations
 
 
+def initial_value(name: str, shape: torch.Size, num_hidden_layers: int, seed: int) -> Tensor:
+    """The first value of a parameter, whole, float32, on the CPU: the same for the same seed, shape and name.
+
+    Args:
+        name: as in MaskedLM's state dict.
+        shape: of the whole parameter.
+        num_hidden_layers: of the model.
+        seed: the run's.
+    """
+    if name.endswith("norm.weight"):
+        return torch.ones(shape)
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    std = STD / math.sqrt(2 * num_hidden_layers) if name.endswith("Wo.weight") else STD
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-CUTOFF * std, b=CUTOFF * std, generator=generator)
+
+
 @torch.no_grad()
 def initialise(network: MaskedLM, seed: int) -> None:
-    """Set every parameter, in place; the same values for the same seed, shape and name, on any device."""
-    output_std = STD / math.sqrt(2 * network.config.num_hidden_layers)
+    """Set every parameter of an unsharded network, in place."""
     for name, parameter in network.named_parameters():
-        if name.endswith("norm.weight"):
-            parameter.fill_(1.0)
-        elif name.endswith("bias"):
-            parameter.zero_()
-        else:
-            std = output_std if name.endswith("Wo.weight") else STD
-            digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
-            values = torch.empty(parameter.shape)
-            nn.init.trunc_normal_(values, std=std, a=-CUTOFF * std, b=CUTOFF * std, generator=generator)
-            parameter.copy_(values)
+        parameter.copy_(initial_value(name, parameter.shape, network.config.num_hidden_layers, seed))

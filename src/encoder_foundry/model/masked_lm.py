@@ -2,14 +2,16 @@
 
 - The decoder is tied to the embedding and holds its own bias only, so that no state dict has a tensor twice. Parameter
   names are those that transformers' ModernBertForMaskedLM saves, exactly; interop/huggingface.py renames nothing.
-- Logits can be asked for at some positions only. In training those are the masked ones, 30 % of all: the vocabulary
-  product and its softmax cost more than a layer.
+- With labels, the loss is computed in here: at the labelled positions only, 15 or 30 % of all, and without ever holding
+  their logits (cross_entropy.py). It has to be within `forward`, since FSDP keeps the tied embedding whole only there.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from encoder_foundry.data.masking import IGNORE_INDEX
+from encoder_foundry.model.cross_entropy import MaskedLoss, linear_cross_entropy
 from encoder_foundry.model.encoder import Encoder, norm
 from encoder_foundry.recipe.schema import ModelConfig
 
@@ -25,21 +27,24 @@ class MaskedLM(nn.Module):
         self.decoder = Decoder(config)
 
     def forward(
-        self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None, at: Tensor | None = None
-    ) -> Tensor:
-        """Logits for every token, or for those that `at` names.
+        self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None, labels: Tensor | None = None
+    ) -> Tensor | MaskedLoss:
+        """Logits for every token, or, with labels, the loss.
 
         Args:
             input_ids, cu_seqlens, max_seqlen: as the Encoder takes them.
-            at: [masked] int64, indices of tokens.
+            labels: [tokens] int64, IGNORE_INDEX where nothing is to be predicted.
 
         Returns:
-            logits [tokens, vocabulary], or [masked, vocabulary]
+            logits [tokens, vocabulary], or a MaskedLoss
         """
         hidden = self.model(input_ids, cu_seqlens, max_seqlen)
-        if at is not None:
-            hidden = hidden.index_select(0, at)
-        return self.decoder(self.head(hidden), self.model.embeddings.tok_embeddings.weight)
+        embedding = self.model.embeddings.tok_embeddings.weight
+        if labels is None:
+            return F.linear(self.head(hidden), embedding, self.decoder.bias)
+        masked = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
+        hidden = self.head(hidden.index_select(0, masked))
+        return linear_cross_entropy(hidden, embedding, self.decoder.bias, labels[masked])
 
 
 class Head(nn.Module):
@@ -56,6 +61,3 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
-        return F.linear(hidden, embedding, self.bias)

@@ -8,6 +8,8 @@ the numbers of the published recipes stand there, once, and not here. Times are 
 from dataclasses import dataclass, field
 from typing import Any
 
+from encoder_foundry.errors import ConfigurationError
+
 
 @dataclass
 class ModelConfig:
@@ -84,6 +86,31 @@ class StageConfig:
 
 
 @dataclass
+class FSDPConfig:
+    """How parameters, gradients and optimizer state lie on the ranks; the names are Composer's."""
+
+    data_parallel_shard_degree: int = -1  # ranks that share one copy of the model; -1: as many as there are
+    data_parallel_replicate_degree: int = 1  # copies; more than 1 is HSDP
+    activation_checkpointing: bool = False  # compute a layer again in the backward pass instead of keeping what it made
+
+    def degrees(self, world_size: int) -> tuple[int, int]:
+        """Replicas, and shards of each.
+
+        Raises:
+            ConfigurationError: the two do not make up the world size.
+        """
+        replicas, shards = self.data_parallel_replicate_degree, self.data_parallel_shard_degree
+        if shards == -1:
+            shards = world_size // replicas
+        if replicas * shards != world_size:
+            raise ConfigurationError(
+                f"fsdp_config: data_parallel_replicate_degree {replicas} × data_parallel_shard_degree {shards} "
+                f"is not the number of processes, {world_size}"
+            )
+        return replicas, shards
+
+
+@dataclass
 class Recipe:
     """A whole training run."""
 
@@ -96,6 +123,9 @@ class Recipe:
     data: DataConfig
     stages: list[StageConfig]
     save_interval: str  # such as 500ba or 1_000_000tok; the end of every stage is saved as well
+    init_from: str | None = None  # a run, a checkpoint or a Hugging Face directory to grow from; none: drawn at random
+    fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
+    compile_config: dict[str, Any] | None = None  # arguments of torch.compile, layer by layer; null: not compiled
     runs_folder: str = "runs"
     save_num_checkpoints_to_keep: int = -1
     dist_timeout: float = 600.0  # seconds

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from math import inf
 
 from encoder_foundry.recipe.plan import parse_tokens
-from encoder_foundry.recipe.schema import ModelConfig, Recipe, StageConfig
+from encoder_foundry.recipe.schema import FSDPConfig, ModelConfig, Recipe, StageConfig
 
 PRECISIONS = ("fp32", "amp_bf16")
 SHUFFLE_ALGORITHMS = ("py1e", "py1s", "py1br", "py2s", "naive")  # Streaming's
@@ -29,6 +29,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     if not INTERVAL.fullmatch(recipe.save_interval):
         yield "save_interval", f"'{recipe.save_interval}' is not a time such as 500ba or 1_000_000tok"
     yield from _model(recipe.model)
+    yield from _fsdp(recipe.fsdp_config)
     yield from _masking(recipe)
     yield from _optimizer(recipe)
     if not recipe.data.sources:
@@ -81,6 +82,12 @@ def _model(model: ModelConfig) -> Iterator[Problem]:
         yield "model.num_attention_heads", "rotary positions need an even head size"
     if model.local_attention % 2:
         yield "model.local_attention", f"{model.local_attention} is odd; half of the window lies to each side"
+
+
+def _fsdp(config: FSDPConfig) -> Iterator[Problem]:
+    yield from _positive("fsdp_config.", config, "data_parallel_replicate_degree")
+    if config.data_parallel_shard_degree != -1:
+        yield from _positive("fsdp_config.", config, "data_parallel_shard_degree")
 
 
 def _masking(recipe: Recipe) -> Iterator[Problem]:

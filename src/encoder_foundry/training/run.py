@@ -7,12 +7,10 @@ from pathlib import Path
 
 import torch
 from composer import Trainer
-from composer.core import Evaluator, Event, State
+from composer.core import Evaluator, Event, Precision, State
 from composer.loggers import LoggerDestination, WandBLogger
 from composer.utils import dist
-from composer.utils.parallelism import FSDP2Config
 from omegaconf import OmegaConf
-from torch import distributed
 
 from encoder_foundry.algorithms.microbatch_seed import MicrobatchSeed
 from encoder_foundry.algorithms.segment_switch import SegmentSwitch
@@ -23,21 +21,14 @@ from encoder_foundry.data.loaders import RunData, data_spec
 from encoder_foundry.data.shards import TokenizerFacts
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.model.composer_model import METRICS, ComposerMaskedLM
-from encoder_foundry.model.initialisation import initialise
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.optim.stable_adamw import StableAdamW, decay_groups
 from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
 from encoder_foundry.recipe.plan import Segment
 from encoder_foundry.recipe.schema import StageConfig
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
-
-
-class ShardingConfig(FSDP2Config):
-    """FSDP2 with checkpoint folders named by the update alone; an epoch of ours is only a loader's end."""
-
-    @property
-    def sharded_ckpt_prefix_dir(self) -> str:
-        return "ba{batch}"
+from encoder_foundry.training.first_weights import first_weights
+from encoder_foundry.training.sharding import ShardingConfig, fill, shard
 
 
 def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
@@ -77,10 +68,15 @@ def build_trainer(
     position = plan.at(token)
     on_gpu = torch.cuda.is_available()
     data = RunData(recipe, plan, tokenizer)
-    network = MaskedLM(recipe.model, position.rope_theta_global)
-    initialise(network, recipe.seed)
+    precision = recipe.precision if on_gpu else "fp32"  # Composer knows no amp_bf16 on CPU: the model sees to it
+    with torch.device("meta"):
+        network = MaskedLM(recipe.model, position.rope_theta_global)
+    device = torch.device("cuda" if on_gpu else "cpu")
+    shard(network, recipe, Precision(precision), device)
+    network.to_empty(device=device)
+    if checkpoint is None:
+        fill(network, first_weights(recipe))
     model = ComposerMaskedLM(network, cpu_autocast=recipe.precision == "amp_bf16" and not on_gpu)
-    model.gradient_scale = probe_gradient_scale()
     optimizer = StableAdamW(
         decay_groups(model, recipe.optimizer.weight_decay),
         lr=position.lr,
@@ -100,8 +96,8 @@ def build_trainer(
         accumulate_train_batch_on_tokens=True,  # weight microbatches by masked tokens
         device_train_microbatch_size=recipe.stages[plan.segment_at(token).stage_index].device_train_microbatch_size,
         optimizers=optimizer,
-        precision=recipe.precision if on_gpu else "fp32",
-        parallelism_config={"fsdp": ShardingConfig()},
+        precision=precision,
+        parallelism_config={"fsdp": ShardingConfig(recipe.fsdp_config.degrees(dist.get_world_size())[0])},
         algorithms=[SegmentSwitch(recipe, plan, data.train_loader), MicrobatchSeed(recipe.seed)],
         callbacks=[
             RunRecords(folder),
@@ -117,18 +113,6 @@ def build_trainer(
         load_ignore_keys=NOT_LOADED,
         dist_timeout=recipe.dist_timeout,
     )
-
-
-def probe_gradient_scale() -> float:
-    """What a gradient has to be multiplied by so that FSDP2's reduce-scatter gives its mean over ranks.
-
-    FSDP2 asks for the mean (AVG); gloo silently returns the sum, NCCL the mean. So ask once, with ones.
-    """
-    world = dist.get_world_size()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    result = torch.zeros(1, device=device)
-    distributed.reduce_scatter_tensor(result, torch.ones(world, device=device), op=distributed.ReduceOp.AVG)
-    return 1.0 / result.item()
 
 
 def _loggers(recipe: Recipe, folder: RunFolder) -> list[LoggerDestination]:
@@ -174,7 +158,7 @@ def _choose_checkpoint(folder: RunFolder) -> CompleteCheckpoint | None:
 def _refuse_another_run(recipe: Recipe, plan: Plan, folder: RunFolder, checkpoint: CompleteCheckpoint) -> None:
     """A checkpoint goes on under the recipe that made it, as far as that has been run; what lies ahead may change."""
     before = load_recipe(folder.recipe)
-    for key in ("model", "masking", "optimizer", "seed"):
+    for key in ("model", "init_from", "masking", "optimizer", "seed"):
         if getattr(before, key) != getattr(recipe, key):
             raise ConfigurationError(
                 f"{folder.path}: began with another '{key}' (see {folder.recipe}); "

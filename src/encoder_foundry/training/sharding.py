@@ -1,0 +1,93 @@
+"""How a network comes to lie on the ranks: FSDP2, one unit a layer and one for the rest, before Composer sees it.
+
+Composer would call `fully_shard` itself, but it builds the mesh from a configuration that has no replicas, materialises
+meta parameters on CUDA only, and wraps checkpointed layers in a module that shows in parameter names. So the network is
+sharded here; Composer is left with saving, loading and training a model that is sharded already.
+
+- Meta device first: a rank never holds more than its shards and one whole parameter (`fill`).
+- Recomputation and compilation replace a layer's `forward` and leave the module as it is, so that parameters keep their
+  names in checkpoints, decay groups and exports. FSDP's hooks stay outside both.
+- gloo, the backend on CPU, has no mean: its reduce-scatter silently sums where FSDP2 asks for one, its all-reduce
+  raises. FSDP2 can sum and divide by itself, as it does for float16; on gloo it is told to do so always.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import torch
+from composer.core import Precision
+from composer.distributed.fsdp2 import create_mixed_precision_policy
+from composer.utils import ParallelismType
+from composer.utils.parallelism import FSDP2Config
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp._fully_shard import _fsdp_collectives
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
+
+from encoder_foundry.model.masked_lm import MaskedLM
+from encoder_foundry.recipe.schema import Recipe
+
+REPLICATE, SHARD = ParallelismType.DATA_PARALLEL_REPLICATE.value, ParallelismType.DATA_PARALLEL_SHARD.value
+
+
+class ShardingConfig(FSDP2Config):
+    """What Composer has to know of it: the mesh (it saves the first replica only), and how to name a checkpoint."""
+
+    def __init__(self, replicas: int):
+        super().__init__()
+        self.replicas = replicas
+
+    @property
+    def data_parallel_replicate_degree(self) -> int | None:
+        return self.replicas if self.replicas > 1 else None
+
+    @property
+    def sharded_ckpt_prefix_dir(self) -> str:
+        return "ba{batch}"  # by the update alone: an epoch of ours is only a loader's end
+
+
+def shard(network: MaskedLM, recipe: Recipe, precision: Precision, device: torch.device) -> None:
+    """Shard a network over all ranks, as a recipe's `fsdp_config` and `compile_config` say, in place."""
+    if distributed.get_backend() == "gloo":
+        _fsdp_collectives._get_gradient_divide_factors = _sum_then_divide
+    replicas, _ = recipe.fsdp_config.degrees(distributed.get_world_size())
+    mesh = data_parallel_mesh(replicas, device)
+    options = {"mesh": mesh, "mp_policy": create_mixed_precision_policy(precision, "DEFAULT")}
+    for layer in network.model.layers:
+        if recipe.compile_config is not None:
+            layer.forward = torch.compile(layer.forward, **recipe.compile_config)
+        if recipe.fsdp_config.activation_checkpointing:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        fully_shard(layer, **options)
+    fully_shard(network, **options)
+    network._fsdp_wrap = False  # Composer's word for a module that it shall not shard
+    warnings.filterwarnings("ignore", "The _fsdp_wrap attribute", DeprecationWarning)
+
+
+def data_parallel_mesh(replicas: int, device: torch.device) -> DeviceMesh:
+    """All ranks in one dimension, or, with replicas, replicate × shard."""
+    world = distributed.get_world_size()
+    if replicas == 1:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=(SHARD,))
+    return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=(REPLICATE, SHARD))
+
+
+@torch.no_grad()
+def fill(network: MaskedLM, values: Callable[[str], Tensor]) -> None:
+    """Set every parameter to the whole tensor that `values` has for its name; each rank keeps its own part of it."""
+    for name, parameter in network.named_parameters():
+        whole = values(name).to(parameter.device)
+        if isinstance(parameter, DTensor):
+            whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.copy_(whole)
+
+
+def _sum_then_divide(
+    reduce_scatter_group: distributed.ProcessGroup, all_reduce_group: distributed.ProcessGroup | None, *_: object
+) -> tuple[float, float]:
+    """The factors to divide gradients by before and after they are summed over both groups."""
+    ranks = reduce_scatter_group.size() * (all_reduce_group.size() if all_reduce_group else 1)
+    return 1.0, float(ranks)
