@@ -4,7 +4,7 @@ UV_VERSION := $(shell sed -n 's/^uv==//p' constraints.txt)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: nano test test-long lint format constraints clean
+.PHONY: nano test test-long test-gpu lint format constraints clean
 
 nano: $(INSTALLED)
 	$(BIN)/python data_prep yamls/data/nano.yaml
@@ -17,6 +17,10 @@ test: lint
 
 test-long: $(INSTALLED)
 	$(BIN)/pytest -m long
+
+# Without a GPU every one of these tests fails and says so; those of a package that is not installed are skipped, by name.
+test-gpu: $(INSTALLED)
+	$(BIN)/pytest -m gpu -rs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

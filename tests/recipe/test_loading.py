@@ -19,6 +19,7 @@ NANO = Path("yamls/main/nano.yaml")
         ("model.num_attention_heads=5", "5 heads do not divide a hidden size of 256"),
         ("model.local_attention=127", "odd"),
         ("precision=fp8", "'fp8' is not one of fp32, amp_bf16"),
+        ("model.attn_implementation=eager", "'eager' is not one of auto, flash, flex, sdpa"),
         ("seed", "overrides are written key=value"),
         ("run_name=a/b", "name of a folder"),
         ("run_name=..", "name of a folder"),

@@ -34,6 +34,7 @@ def resume(tmp_path):
         "save_interval=7ba",
         "data.num_workers=2",
         "stages[0].device_train_microbatch_size=2",
+        "model.attn_implementation=flash",
         "stages[1].rope_theta=500_000",
         "stages[2].mixture={code: 1.0}",
     ],

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -82,7 +82,8 @@ class CheckpointWeights(Mapping[str, Tensor]):
 def load_checkpoint(path: str | Path) -> MaskedLM:
     """The network of a checkpoint (or of a run's newest), in evaluation mode."""
     state = find_trained_state(path)
-    network = MaskedLM(state.recipe.model, state.rope_theta)
+    config = replace(state.recipe.model, attn_implementation="auto")  # the run's was for the run's machine
+    network = MaskedLM(config, state.rope_theta)
     try:
         network.load_state_dict(dict(CheckpointWeights(state.checkpoint.folder)))
     except RuntimeError as error:  # names or shapes

@@ -81,6 +81,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, window: int | None):
         super().__init__()
         self.window = window
+        self.implementation = config.attn_implementation
         self.local_rope_theta = config.local_rope_theta
         self.heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
@@ -93,7 +94,8 @@ class Attention(nn.Module):
         qk, v = qkv.split((2 * self.heads, self.heads), dim=1)  # queries and keys turn in one go
         theta = rope_theta if self.window is None else self.local_rope_theta
         q, k = rotate(qk, *rotary_tables(documents, self.head_dim, theta, qk.dtype)).chunk(2, dim=1)
-        out = attention(q, k, v, documents, self.window)  # [tokens, heads, head_dim], as are q, k and v
+        # q, k, v and out: [tokens, heads, head_dim]
+        out = attention(q, k, v, documents, self.window, self.implementation)
         return self.out_drop(self.Wo(out.flatten(1)))
 
 

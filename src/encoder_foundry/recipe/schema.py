@@ -25,6 +25,7 @@ class ModelConfig:
     local_rope_theta: float
     norm_eps: float
     attn_out_dropout: float
+    attn_implementation: str = field(default="auto", compare=False)  # how attention is computed: no part of the shape
 
 
 @dataclass

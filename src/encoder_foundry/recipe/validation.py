@@ -8,6 +8,7 @@ from encoder_foundry.recipe.plan import parse_tokens
 from encoder_foundry.recipe.schema import FSDPConfig, ModelConfig, Recipe, StageConfig
 
 PRECISIONS = ("fp32", "amp_bf16")
+ATTN_IMPLEMENTATIONS = ("auto", "flash", "flex", "sdpa")
 SHUFFLE_ALGORITHMS = ("py1e", "py1s", "py1br", "py2s", "naive")  # Streaming's
 INTERVAL = re.compile(r"[1-9][0-9]*(_[0-9]+)*(ba|tok|sp)")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -66,11 +67,14 @@ def _positive(prefix: str, config: object, *keys: str) -> Iterator[Problem]:
 
 
 def _model(model: ModelConfig) -> Iterator[Problem]:
-    counts = [key for key in vars(model) if key not in ("attn_out_dropout",)]
+    counts = [key for key in vars(model) if key not in ("attn_out_dropout", "attn_implementation")]
     bad = list(_positive("model.", model, *counts))
     yield from bad
     if not 0 <= model.attn_out_dropout < 1:
         yield "model.attn_out_dropout", f"{model.attn_out_dropout} is not in [0, 1)"
+    if model.attn_implementation not in ATTN_IMPLEMENTATIONS:
+        known = ", ".join(ATTN_IMPLEMENTATIONS)
+        yield "model.attn_implementation", f"'{model.attn_implementation}' is not one of {known}"
     if bad:
         return
     if model.hidden_size % model.num_attention_heads:

@@ -20,6 +20,7 @@ from encoder_foundry.callbacks.stage_progress import StageProgress
 from encoder_foundry.data.loaders import RunData, data_spec
 from encoder_foundry.data.shards import TokenizerFacts
 from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.model.attention import check_implementation
 from encoder_foundry.model.composer_model import METRICS, ComposerMaskedLM
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.optim.stable_adamw import StableAdamW, decay_groups
@@ -67,6 +68,7 @@ def build_trainer(
     token = checkpoint.token if checkpoint else 0
     position = plan.at(token)
     on_gpu = torch.cuda.is_available()
+    check_implementation(recipe.model.attn_implementation, "cuda" if on_gpu else "cpu", recipe.precision)
     data = RunData(recipe, plan, tokenizer)
     precision = recipe.precision if on_gpu else "fp32"  # Composer knows no amp_bf16 on CPU: the model sees to it
     with torch.device("meta"):
