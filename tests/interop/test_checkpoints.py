@@ -14,7 +14,7 @@ def test_a_model_trained_with_flash_computes_on_cpu(monkeypatch, tmp_path):
     trained = TrainedState(CompleteCheckpoint(tmp_path, 1, 1), recipe, 10_000.0, 1024)
     weights = MaskedLM(recipe.model, 10_000.0).state_dict()
     monkeypatch.setattr(checkpoints, "find_trained_state", lambda path: trained)
-    monkeypatch.setattr(checkpoints, "load_weights", lambda folder: weights)
+    monkeypatch.setattr(checkpoints, "CheckpointWeights", lambda folder: weights)
     with torch.no_grad():
         logits = load_checkpoint(tmp_path)(torch.arange(5), torch.tensor([0, 5], dtype=torch.int32))
     assert logits.shape == (5, 256)

@@ -1,4 +1,4 @@
-"""The gradient of an update is the unsharded model's, for any number of ranks and any microbatches.
+"""Loss and gradient of an update are the unsharded model's, for any split into ranks and microbatches, and any sharding.
 
 Gradients and not losses: gloo sums where FSDP2 asks for the mean, and neither the loss nor Adam would show it.
 """
@@ -14,11 +14,15 @@ import torch.nn.functional as F
 
 from encoder_foundry import compile_plan, load_recipe
 
-FIRST_UPDATE_ROWS = 4
+FIRST_UPDATE = [  # 8 rows, without dropout, whose randomness is the rank's own
+    "model.attn_out_dropout=0",
+    "stages[0].global_train_batch_size=16",
+    "stages[0].batch_size_ramp={initial: 8, increment: 8, duration: 3072tok}",
+]
 
 
-def _first_gradients(rank: int, world: int, port: int, recipe_path: Path, microbatch: int, result: Path) -> None:
-    """Run one update under Composer and FSDP2 and save the gradients of rank 0, whole."""
+def _first_gradients(rank: int, world: int, port: int, recipe_path: Path, overrides: list[str], result: Path) -> None:
+    """Run one update under Composer and FSDP2; save its loss and the gradients, whole, on rank 0."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -37,21 +41,15 @@ def _first_gradients(rank: int, world: int, port: int, recipe_path: Path, microb
 
     class Capture(Callback):
         def after_train_batch(self, state, logger):
-            gradients = {name: param.grad.full_tensor() for name, param in state.model.network.named_parameters()}
-            if rank == 0:
-                torch.save(gradients, result)
+            parameters = state.model.network.named_parameters()
+            self.gradients = {name: param.grad.full_tensor() for name, param in parameters}
 
         def batch_end(self, state, logger):
+            if rank == 0:
+                torch.save((state.total_loss_dict["loss/train/total"], self.gradients), result)
             state.stop_training()
 
-    recipe = load_recipe(
-        recipe_path,
-        [
-            "model.attn_out_dropout=0",
-            f"stages[0].device_train_microbatch_size={microbatch}",
-            f"run_name=gradients{port}",
-        ],
-    )
+    recipe = load_recipe(recipe_path, [*FIRST_UPDATE, *overrides, f"run_name=gradients{port}"])
     dist.initialize_dist("cpu")
     trainer = build_trainer(recipe, compile_plan(recipe), open_corpus(recipe), RunFolder(result.parent), None)
     trainer.state.callbacks.append(Capture())
@@ -59,38 +57,63 @@ def _first_gradients(rank: int, world: int, port: int, recipe_path: Path, microb
     trainer.close()
 
 
-def _unsharded_gradients(recipe_path: Path) -> dict[str, torch.Tensor]:
+def _unsharded(recipe_path: Path) -> tuple[float, dict[str, torch.Tensor]]:
     """The same update by plain autograd: the sum of the loss over all masked tokens, divided by their number."""
     from encoder_foundry.data.loaders import RunData
     from encoder_foundry.data.shards import open_corpus
     from encoder_foundry.model.initialisation import initialise
     from encoder_foundry.model.masked_lm import MaskedLM
 
-    recipe = load_recipe(recipe_path)
+    recipe = load_recipe(recipe_path, FIRST_UPDATE)
     data = RunData(recipe, compile_plan(recipe), open_corpus(recipe))
     batch = next(iter(data.train_loader(0)))
-    assert len(batch["row_tokens"]) == FIRST_UPDATE_ROWS
+    assert len(batch["row_tokens"]) == 8
     network = MaskedLM(recipe.model, recipe.stages[0].rope_theta)
     initialise(network, recipe.seed)
-    network.eval()  # no dropout
     logits = network(batch["input_ids"], batch["cu_seqlens"], batch["row_length"])
-    F.cross_entropy(logits, batch["labels"], ignore_index=-100).backward()
-    return {name: param.grad for name, param in network.named_parameters()}
+    loss = F.cross_entropy(logits, batch["labels"], ignore_index=-100)
+    loss.backward()
+    return loss.item(), {name: param.grad for name, param in network.named_parameters()}
 
 
 @pytest.fixture(scope="module")
-def expected(tiny) -> dict[str, torch.Tensor]:
-    return _unsharded_gradients(tiny.recipe)
+def expected(tiny) -> tuple[float, dict[str, torch.Tensor]]:
+    return _unsharded(tiny.recipe)
 
 
-@pytest.mark.parametrize(("world", "microbatch"), [(1, 4), (1, 3), (2, 1)])
-def test_gradients_are_the_unsharded_models(tiny, expected, tmp_path, world, microbatch):
+def microbatch(rows: int) -> str:
+    return f"stages[0].device_train_microbatch_size={rows}"
+
+
+RECOMPUTED = "fsdp_config.activation_checkpointing=true"
+COMPILED = "compile_config={dynamic: true}"
+TWO_REPLICAS = "fsdp_config.data_parallel_replicate_degree=2"
+
+
+@pytest.mark.parametrize(
+    ("world", "overrides"),
+    [
+        (1, [microbatch(8)]),
+        (1, [microbatch(3)]),
+        (2, [microbatch(2)]),
+        (4, [microbatch(2)]),
+        (2, [microbatch(4), RECOMPUTED]),
+        (2, [microbatch(2), COMPILED]),
+        (2, [microbatch(4), COMPILED, RECOMPUTED]),
+        (2, [microbatch(4), TWO_REPLICAS]),
+        (4, [microbatch(1), TWO_REPLICAS, RECOMPUTED]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else f"{value} ranks",
+)
+def test_loss_and_gradients_are_the_unsharded_models(tiny, expected, tmp_path, world, overrides):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     result = tmp_path / "gradients.pt"
-    mp.spawn(_first_gradients, args=(world, port, tiny.recipe, microbatch, result), nprocs=world)
-    found = torch.load(result)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+    mp.spawn(_first_gradients, args=(world, port, tiny.recipe, overrides, result), nprocs=world)
+    loss, gradients = torch.load(result)
+    expected_loss, expected_gradients = expected
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name

@@ -23,6 +23,7 @@ BACKENDS = {"flash": flash_attention, "flex": flex_attention, "sdpa": sdpa_atten
 HALF = (torch.bfloat16, torch.float16)
 
 
+@torch.compiler.disable  # its kernels are fused, or compiled, by themselves; a compiled layer goes around it
 def attention(
     q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, implementation: str = "auto"
 ) -> Tensor:

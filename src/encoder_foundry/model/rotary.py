@@ -16,6 +16,7 @@ from torch import Tensor
 from encoder_foundry.model.documents import Documents
 
 
+@torch.compiler.disable  # a compiled layer takes what was made once for all layers
 def rotary_tables(documents: Documents, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """What `rotate` needs for every token of a packed sequence: cosines and signed sines, [tokens, 1, head_dim]."""
 

@@ -39,8 +39,10 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
     """
     plan = compile_plan(recipe)
     folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
-    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=recipe.dist_timeout)
-    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+    on_gpu = torch.cuda.is_available()
+    check_implementation(recipe.model.attn_implementation, "cuda" if on_gpu else "cpu", recipe.precision)
+    dist.initialize_dist("gpu" if on_gpu else "cpu", timeout=recipe.dist_timeout)
+    if not on_gpu and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.get_local_world_size()))
     checkpoint = _choose_checkpoint(folder)
     if checkpoint is not None and checkpoint.token >= plan.total_tokens:
@@ -68,7 +70,6 @@ def build_trainer(
     token = checkpoint.token if checkpoint else 0
     position = plan.at(token)
     on_gpu = torch.cuda.is_available()
-    check_implementation(recipe.model.attn_implementation, "cuda" if on_gpu else "cpu", recipe.precision)
     data = RunData(recipe, plan, tokenizer)
     precision = recipe.precision if on_gpu else "fp32"  # Composer knows no amp_bf16 on CPU: the model sees to it
     with torch.device("meta"):

@@ -7,12 +7,9 @@ sharded here; Composer is left with saving, loading and training a model that is
 - Meta device first: a rank never holds more than its shards and one whole parameter (`fill`).
 - Recomputation and compilation replace a layer's `forward` and leave the module as it is, so that parameters keep their
   names in checkpoints, decay groups and exports. FSDP's hooks stay outside both.
-- gloo, the backend on CPU, has no mean: its reduce-scatter silently sums where FSDP2 asks for one, its all-reduce
-  raises. FSDP2 can sum and divide by itself, as it does for float16; on gloo it is told to do so always.
 """
 
 import functools
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -23,12 +20,12 @@ from composer.utils.parallelism import FSDP2Config
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.fsdp._fully_shard import _fsdp_collectives
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.recipe.schema import Recipe
+from encoder_foundry.training.gloo import complete_gloo
 
 REPLICATE, SHARD = ParallelismType.DATA_PARALLEL_REPLICATE.value, ParallelismType.DATA_PARALLEL_SHARD.value
 
@@ -52,7 +49,7 @@ class ShardingConfig(FSDP2Config):
 def shard(network: MaskedLM, recipe: Recipe, precision: Precision, device: torch.device) -> None:
     """Shard a network over all ranks, as a recipe's `fsdp_config` and `compile_config` say, in place."""
     if distributed.get_backend() == "gloo":
-        _fsdp_collectives._get_gradient_divide_factors = _sum_then_divide
+        complete_gloo()
     replicas, _ = recipe.fsdp_config.degrees(distributed.get_world_size())
     mesh = data_parallel_mesh(replicas, device)
     options = {"mesh": mesh, "mp_policy": create_mixed_precision_policy(precision, "DEFAULT")}
@@ -63,8 +60,7 @@ def shard(network: MaskedLM, recipe: Recipe, precision: Precision, device: torch
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
         fully_shard(layer, **options)
     fully_shard(network, **options)
-    network._fsdp_wrap = False  # Composer's word for a module that it shall not shard
-    warnings.filterwarnings("ignore", "The _fsdp_wrap attribute", DeprecationWarning)
+    network._fsdp_wrap = False  # Composer's word, deprecated without a successor, for a module that it shall not shard
 
 
 def data_parallel_mesh(replicas: int, device: torch.device) -> DeviceMesh:
@@ -83,11 +79,3 @@ def fill(network: MaskedLM, values: Callable[[str], Tensor]) -> None:
         if isinstance(parameter, DTensor):
             whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.copy_(whole)
-
-
-def _sum_then_divide(
-    reduce_scatter_group: distributed.ProcessGroup, all_reduce_group: distributed.ProcessGroup | None, *_: object
-) -> tuple[float, float]:
-    """The factors to divide gradients by before and after they are summed over both groups."""
-    ranks = reduce_scatter_group.size() * (all_reduce_group.size() if all_reduce_group else 1)
-    return 1.0, float(ranks)
