@@ -1,1 +1,1 @@
-"""StableAdamW."""
+"""StableAdamW and its parameter groups."""

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from encoder_foundry.algorithms.microbatch_seed import MicrobatchSeed
 from encoder_foundry.algorithms.segment_switch import SegmentSwitch
 from encoder_foundry.callbacks.checkpoints import NOT_LOADED, CompleteCheckpointSaver
+from encoder_foundry.callbacks.optimizer_monitor import OptimizerMonitor
 from encoder_foundry.callbacks.run_records import RunRecords
 from encoder_foundry.callbacks.stage_progress import StageProgress
 from encoder_foundry.data.loaders import RunData, data_spec
@@ -23,7 +24,8 @@ from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.model.attention import check_implementation
 from encoder_foundry.model.composer_model import METRICS, ComposerMaskedLM
 from encoder_foundry.model.masked_lm import MaskedLM
-from encoder_foundry.optim.stable_adamw import StableAdamW, decay_groups
+from encoder_foundry.optim.decay_groups import decay_groups
+from encoder_foundry.optim.stable_adamw import StableAdamW
 from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
 from encoder_foundry.recipe.plan import Segment
 from encoder_foundry.recipe.schema import StageConfig
@@ -104,6 +106,7 @@ def build_trainer(
         algorithms=[SegmentSwitch(recipe, plan, data.train_loader), MicrobatchSeed(recipe.seed)],
         callbacks=[
             RunRecords(folder),
+            OptimizerMonitor(),
             StageProgress(),
             CompleteCheckpointSaver(
                 folder.checkpoints, recipe.save_interval, plan, recipe.save_num_checkpoints_to_keep

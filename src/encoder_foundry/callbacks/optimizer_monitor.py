@@ -1,0 +1,51 @@
+"""OptimizerMonitor: norms of gradients, weights, first moments and updates, and how hard StableAdamW clipped.
+
+Composer's own monitor fails under FSDP2 (composer#3920: it reduces DTensors), and it goes over the parameters once more
+after the step, making each update a second time. Here the optimizer takes the norms in passing (`StepMetrics`): 1.5 %
+of nano's smallest update on a CPU core (4 M parameters, 2048 tokens) and less of any larger one, so every update is
+logged unless told otherwise.
+
+The keys are Composer's (`l2_norm/grad/global`, `l2_norm/update/<parameter>`, …) under `optim/`: who knows them finds
+them, and W&B, which groups its charts by a key's first word, shows them with the clipping in one section. Two things
+differ from Composer's numbers: `param` is before the step, and `update` counts the decay with the sign that it has.
+
+Uses BATCH_START and BATCH_END.
+"""
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+
+
+class OptimizerMonitor(Callback):
+    """Logs what the optimizer did.
+
+    `optim/l2_norm/{grad,param,moment,update}/global` are over all parameters, `optim/clipping/max` is the largest
+    divisor of a learning rate, 1 where nothing was clipped.
+
+    Args:
+        batch_log_interval: log every so many updates.
+        per_parameter: log each parameter's own values as well, under its name in the place of `global` and `max`.
+    """
+
+    def __init__(self, batch_log_interval: int = 1, per_parameter: bool = False):
+        self.batch_log_interval = batch_log_interval
+        self.per_parameter = per_parameter
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        due = (state.timestamp.batch.value + 1) % self.batch_log_interval == 0
+        state.optimizers[0].record_metrics = due
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if not state.optimizers[0].record_metrics:
+            return
+        step = state.optimizers[0].metrics
+        values = torch.stack([*step.l2_norms.values(), step.clipping]).cpu()  # [kinds, params]; one wait for the device
+        kinds = [*(f"l2_norm/{kind}" for kind in step.l2_norms), "clipping"]
+        logged = {f"optim/{kind}/global": norms.norm().item() for kind, norms in zip(kinds[:-1], values, strict=False)}
+        logged["optim/clipping/max"] = values[-1].max().item()
+        if self.per_parameter:
+            names = {param: name for name, param in state.model.named_parameters()}
+            for kind, row in zip(kinds, values.tolist(), strict=True):
+                logged |= {f"optim/{kind}/{names[param]}": value for param, value in zip(step.params, row, strict=True)}
+        logger.log_metrics(logged)

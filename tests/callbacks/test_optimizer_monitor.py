@@ -1,0 +1,68 @@
+"""OptimizerMonitor logs, under FSDP2, the norms of the whole parameters."""
+
+import pytest
+import torch
+from torch import nn
+
+from encoder_foundry.optim.decay_groups import decay_groups
+from encoder_foundry.optim.stable_adamw import StableAdamW
+from tests.ranks import on_ranks
+
+
+def _monitored_run() -> None:
+    from composer import Trainer
+    from composer.core import Callback
+    from composer.loggers import InMemoryLogger
+    from composer.models import ComposerClassifier
+    from composer.utils import dist
+    from composer.utils.parallelism import FSDP2Config
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from encoder_foundry.callbacks.optimizer_monitor import OptimizerMonitor
+
+    class Whole(Callback):
+        """Gathers what the monitor is to know."""
+
+        def __init__(self):
+            self.gradients, self.weights = [], []
+
+        def batch_start(self, state, logger):
+            self.weights.append({name: p.full_tensor().clone() for name, p in state.model.named_parameters()})
+
+        def after_train_batch(self, state, logger):
+            self.gradients.append({name: p.grad.full_tensor() for name, p in state.model.named_parameters()})
+
+    torch.manual_seed(0)
+    model = ComposerClassifier(nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Linear(5, 3)), num_classes=3)
+    data = TensorDataset(torch.randn(24, 7), torch.randint(3, (24,)))
+    whole, memory = Whole(), InMemoryLogger()
+    Trainer(
+        model=model,
+        optimizers=StableAdamW(decay_groups(model, 0.1), lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1),
+        train_dataloader=DataLoader(data, batch_size=2, sampler=dist.get_sampler(data)),
+        max_duration="5ba",
+        parallelism_config={"fsdp": FSDP2Config()},
+        callbacks=[whole, OptimizerMonitor(batch_log_interval=2, per_parameter=True)],
+        loggers=memory,
+        progress_bar=False,
+    ).fit()
+
+    def logged(key: str) -> list[float]:
+        return [value for _, value in memory.data[f"optim/{key}"]]
+
+    due = [1, 3]  # the second and the fourth of five
+    for name in whole.gradients[0]:
+        gradients = [whole.gradients[batch][name] for batch in due]
+        before = [whole.weights[batch][name] for batch in due]
+        steps = [whole.weights[batch + 1][name] - whole.weights[batch][name] for batch in due]
+        assert logged(f"l2_norm/grad/{name}") == pytest.approx([tensor.norm().item() for tensor in gradients], 1e-5)
+        assert logged(f"l2_norm/param/{name}") == pytest.approx([tensor.norm().item() for tensor in before], 1e-5)
+        assert logged(f"l2_norm/update/{name}") == pytest.approx([tensor.norm().item() for tensor in steps], 1e-4)
+    everything = [torch.cat([gradient.flatten() for gradient in whole.gradients[batch].values()]) for batch in due]
+    assert logged("l2_norm/grad/global") == pytest.approx([tensor.norm().item() for tensor in everything], 1e-5)
+    clipping = [logged(f"clipping/{name}") for name in whole.gradients[0]]
+    assert logged("clipping/max") == [max(values) for values in zip(*clipping, strict=True)]
+
+
+def test_norms_are_of_whole_parameters_under_fsdp2(tmp_path):
+    on_ranks(2, tmp_path, _monitored_run)
