@@ -1,4 +1,4 @@
-"""Loss and gradient of an update are the unsharded model's, however it is split into ranks and microbatches, or sharded.
+"""Loss and gradient of an update are the unsharded model's, for any split into ranks and microbatches, any sharding.
 
 Gradients and not losses: gloo sums where FSDP2 asks for the mean, and neither the loss nor Adam would show it.
 """

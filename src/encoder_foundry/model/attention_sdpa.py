@@ -117,8 +117,8 @@ class _OnCPU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out, *logsumexps = ctx.saved_tensors
-        dq, dk, dv = torch.empty_like(q), torch.zeros(k.shape), torch.zeros(v.shape)  # keys may be in several tiles
-        for tile, logsumexp in zip(ctx.tiles, logsumexps, strict=True):
+        dq, dk, dv = torch.empty_like(q), *_key_gradients(k, ctx.tiles)
+        for index, (tile, logsumexp) in enumerate(zip(ctx.tiles, logsumexps, strict=True)):
             dtype = torch.float32 if tile.keys.size <= FLOAT32_BACKWARD_KEYS else q.dtype
             tile_grad, queries, attended = (tile.rows(x, tile.queries).to(dtype) for x in (grad, q, out))
             keys, values = (tile.rows(x, tile.keys).to(dtype) for x in (k, v))
@@ -127,9 +127,28 @@ class _OnCPU(torch.autograd.Function):
                 tile_grad, queries, keys, values, attended, logsumexp, dropout_p=0.0, is_causal=False, attn_mask=bias
             )
             tile.rows(dq, tile.queries).copy_(grads[0])
-            tile.rows(dk, tile.keys).add_(grads[1])
-            tile.rows(dv, tile.keys).add_(grads[2])
+            for whole, part in ((dk, grads[1]), (dv, grads[2])):
+                rows = tile.rows(whole, tile.keys)
+                rows.copy_(part) if index == 0 or tile.bias is None else rows.add_(part)
         return dq, dk.to(k.dtype), dv.to(v.dtype), None
+
+
+def _key_gradients(k: Tensor, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
+    """Memory for the gradients of keys and values, zero where the first tile does not write.
+
+    Without a bias the tiles have keys of their own. With one they share them, so the others add, in float32; the first
+    leaves no gap where windows are as wide as blocks.
+    """
+    if not tiles or tiles[0].bias is None:
+        return torch.empty_like(k), torch.empty_like(k)
+    count, _, keys, _ = tiles[0]
+    gapless = keys.size == keys.step or count == 1
+    end = keys.start + (count - 1) * keys.step + keys.size if gapless else keys.start
+    gradients = torch.empty(k.shape), torch.empty(k.shape)
+    for gradient in gradients:
+        gradient[: keys.start].zero_()
+        gradient[end:].zero_()
+    return gradients
 
 
 def elsewhere(q: Tensor, k: Tensor, v: Tensor, tiles: list[Tile]) -> Tensor:

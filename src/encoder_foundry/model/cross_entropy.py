@@ -45,8 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             words, offsets = weight.to(dtype), bias.to(dtype)
             differentiate = any(ctx.needs_input_grad)
             d_hidden = torch.empty_like(hidden)
-            d_weight = torch.zeros(weight.shape if differentiate else (), dtype=torch.float32, device=weight.device)
-            d_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
+            d_weight = d_bias = None
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
             chunk = max(1, CHUNK_LOGITS // len(weight))
@@ -54,20 +53,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 rows = hidden[start : start + chunk].to(dtype)
                 right = targets[start : start + chunk].unsqueeze(1)
                 logits = torch.addmm(offsets, rows, words.T).float()  # [chunk, vocabulary]
-                highest, likeliest = logits.max(dim=1, keepdim=True)
-                of_right = logits.gather(1, right)
+                highest, of_right = logits.amax(dim=1, keepdim=True), logits.gather(1, right)
                 probabilities = logits.sub_(highest).exp_()
                 normaliser = probabilities.sum(dim=1, keepdim=True)
                 total += (normaliser.log() + highest - of_right).sum()
-                correct += (likeliest == right).sum()
+                correct += (of_right == highest).sum()
                 if differentiate:
                     d_logits = probabilities.div_(normaliser)
                     d_logits.scatter_add_(1, right, torch.full_like(of_right, -1.0))
-                    d_bias += d_logits.sum(dim=0)
+                    d_bias = _added(d_bias, d_logits.sum(dim=0))
                     d_logits = d_logits.to(dtype)
                     d_hidden[start : start + chunk] = d_logits @ words
-                    d_weight += d_logits.T @ rows
-        ctx.gradients = [d_hidden, d_weight, d_bias] if differentiate else None
+                    d_weight = _added(d_weight, d_logits.T @ rows)
+        if d_weight is None:  # nothing is masked, or no gradient wanted
+            ctx.gradients = [torch.zeros_like(x) for x in (hidden, weight, bias)] if differentiate else None
+        else:
+            ctx.gradients = [d_hidden, d_weight, d_bias]
         ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
         ctx.mark_non_differentiable(correct)
         return total, correct
@@ -79,3 +80,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("this loss can be differentiated once only: its gradients are scaled in place")
         scaled = (gradient.mul_(d_total).to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True))
         return *scaled, None, None
+
+
+def _added(total: Tensor | None, part: Tensor) -> Tensor:
+    """`total`, in float32, with `part` added to it in place."""
+    return part.float() if total is None else total.add_(part)

@@ -1,0 +1,97 @@
+"""Time and memory of a training step or a forward pass.
+
+Times on a shared machine are noisy, so contenders take turns in one process and what counts is the median of the
+ratios of their turns. Memory is measured in a process of its own for each: the peak of its resident set during one
+step, above what it held before it with the weights loaded.
+"""
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from models import CONTENDERS, Documents
+
+from encoder_foundry.data.masking import IGNORE_INDEX
+
+MASKED = 0.3
+MIB = 1 << 20
+
+
+def draw(lengths: list[int], vocab_size: int = 50_000) -> Documents:
+    """Random documents of given lengths, with labels at 30 % of the positions."""
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(5, vocab_size, (length,), generator=generator) for length in lengths]
+    return Documents(ids, [_labels(document, generator) for document in ids])
+
+
+def mixed_lengths(documents: int = 16) -> list[int]:
+    """A log-normal draw with a mean near 300, up to 1024."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.empty(documents).log_normal_(5.4, 0.75, generator=generator)
+    return drawn.clamp(16, 1024).int().tolist()
+
+
+def workload(name: str, training: bool, documents: Documents) -> Callable[[], None]:
+    """A contender's training step (without the optimizer's part) or forward pass over some documents."""
+    contender = CONTENDERS[name]()
+    contender.network.train(training)
+    batch = contender.batch(documents)
+
+    def train() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = contender.loss(*batch)
+        loss.backward()
+        contender.network.zero_grad()
+
+    def infer() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            contender.infer(*batch)
+
+    return train if training else infer
+
+
+def take_turns(workloads: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round, by contender, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in workloads}
+    for turn in range(rounds + 1):
+        for name, run in workloads.items():
+            elapsed = timed(run)
+            if turn:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def timed(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    return statistics.median(above / below for above, below in zip(numerators, denominators, strict=True))
+
+
+def peak_memory(name: str, training: bool, lengths: list[int]) -> float:
+    """MiB that one step adds to a process that holds the weights."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_memory, (name, training, lengths))
+
+
+def _peak_memory(name: str, training: bool, lengths: list[int]) -> float:
+    run = workload(name, training, draw(lengths))
+    before = resident()
+    run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def resident() -> float:
+    """MiB of this process in memory."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / MIB
+
+
+def _labels(ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.where(torch.rand(len(ids), generator=generator) < MASKED, ids, IGNORE_INDEX)

@@ -1,0 +1,139 @@
+"""The contenders: our encoder, transformers' ModernBERT of the same shape, and DeBERTa-v2 of the same vocabulary.
+
+All are of base size with random weights and without dropout (transformers knows ModernBERT's 0.1 at another place), and
+all compute in bf16 under autocast. A contender takes documents as lists of token ids and brings them into the form that
+its model wants: ours flat, theirs padded to the longest.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import DebertaV2Config, DebertaV2ForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
+
+from encoder_foundry.data.masking import IGNORE_INDEX
+from encoder_foundry.model.initialisation import initialise
+from encoder_foundry.model.masked_lm import MaskedLM
+from encoder_foundry.recipe.loading import load_config
+from encoder_foundry.recipe.schema import ModelConfig
+
+BASE = Path(__file__).parents[1] / "yamls/models/base.yaml"
+PAD = 0
+
+
+@dataclass
+class _Shape:
+    model: ModelConfig
+
+
+@dataclass(frozen=True)
+class Documents:
+    """`ids` and `labels`, each a list of int64 [tokens of the document]."""
+
+    ids: list[Tensor]
+    labels: list[Tensor]
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.ids))
+
+
+def base_config() -> ModelConfig:
+    return replace(load_config(BASE, _Shape).model, attn_out_dropout=0.0)
+
+
+class Ours:
+    """Our network, on a flat sequence; optionally with compiled layers, as a recipe's `compile_config` makes them."""
+
+    def __init__(self, compiled: bool, config: ModelConfig | None = None):
+        self.network = MaskedLM(config or base_config(), rope_theta=10_000.0)
+        initialise(self.network, seed=0)
+        if compiled:
+            for layer in self.network.model.layers:
+                layer.forward = torch.compile(layer.forward, dynamic=True)
+
+    def batch(self, documents: Documents) -> tuple[Tensor, ...]:
+        ends = torch.tensor([0, *map(len, documents.ids)]).cumsum(0).to(torch.int32)
+        return torch.cat(documents.ids), ends, torch.cat(documents.labels)
+
+    def infer(self, input_ids: Tensor, cu_seqlens: Tensor, labels: Tensor) -> None:
+        self.network(input_ids, cu_seqlens)
+
+    def loss(self, input_ids: Tensor, cu_seqlens: Tensor, labels: Tensor) -> Tensor:
+        loss = self.network(input_ids, cu_seqlens, labels=labels)
+        return loss.cross_entropy / loss.tokens
+
+
+class Padded:
+    """A transformers model for masked LM, on a padded batch."""
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+
+    def batch(self, documents: Documents) -> tuple[Tensor, ...]:
+        pad = torch.nn.utils.rnn.pad_sequence
+        ids = pad(documents.ids, batch_first=True, padding_value=PAD)
+        labels = pad(documents.labels, batch_first=True, padding_value=IGNORE_INDEX)
+        mask = pad([torch.ones_like(ids) for ids in documents.ids], batch_first=True)
+        return ids, mask, labels
+
+    def infer(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> None:
+        self.network(input_ids=input_ids, attention_mask=attention_mask)
+
+    def loss(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        return self.network(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
+
+
+def transformers_modernbert(sparse_prediction: bool = False) -> Padded:
+    ours = base_config()
+    config = ModernBertConfig(
+        vocab_size=ours.vocab_size,
+        hidden_size=ours.hidden_size,
+        intermediate_size=ours.intermediate_size,
+        num_hidden_layers=ours.num_hidden_layers,
+        num_attention_heads=ours.num_attention_heads,
+        global_rope_theta=10_000.0,
+        sparse_prediction=sparse_prediction,
+        **SPECIAL_TOKENS,
+    )
+    return Padded(ModernBertForMaskedLM._from_config(config, attn_implementation="sdpa"))
+
+
+def deberta() -> Padded:
+    """DeBERTa-v3-base's shape, with our vocabulary."""
+    config = DebertaV2Config(
+        vocab_size=base_config().vocab_size,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        relative_attention=True,
+        position_buckets=256,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        max_relative_positions=-1,
+        type_vocab_size=0,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=PAD,
+    )
+    return Padded(DebertaV2ForMaskedLM(config))
+
+
+SPECIAL_TOKENS = {
+    "pad_token_id": PAD,
+    "cls_token_id": 1,
+    "bos_token_id": 1,
+    "sep_token_id": 2,
+    "eos_token_id": 2,
+}
+CONTENDERS = {
+    "ours": lambda: Ours(compiled=False),
+    "ours, compiled": lambda: Ours(compiled=True),
+    "transformers": transformers_modernbert,
+    "transformers, sparse_prediction": lambda: transformers_modernbert(sparse_prediction=True),
+    "DeBERTa": deberta,
+}
