@@ -4,7 +4,7 @@ UV_VERSION := $(shell sed -n 's/^uv==//p' constraints.txt)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: nano test test-long test-gpu lint format constraints clean
+.PHONY: nano test test-long test-gpu bench lint format constraints clean
 
 nano: $(INSTALLED)
 	$(BIN)/python data_prep yamls/data/nano.yaml
@@ -21,6 +21,10 @@ test-long: $(INSTALLED)
 # Without a GPU every one of these tests fails and says so; those of a package that is not installed are skipped, by name.
 test-gpu: $(INSTALLED)
 	$(BIN)/pytest -m gpu -rs
+
+# Ours beside its peers, on CPU: half an hour on two cores. Writes benchmarks/results.md.
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from models import CONTENDERS, Documents
+from models import CONTENDERS, Contender, Documents
 
 from encoder_foundry.data.masking import IGNORE_INDEX
 
@@ -34,23 +34,34 @@ def mixed_lengths(documents: int = 16) -> list[int]:
     return drawn.clamp(16, 1024).int().tolist()
 
 
-def workload(name: str, training: bool, documents: Documents) -> Callable[[], None]:
-    """A contender's training step (without the optimizer's part) or forward pass over some documents."""
-    contender = CONTENDERS[name]()
-    contender.network.train(training)
+def workload(name: str, kind: str, documents: Documents) -> Callable[[], None]:
+    """What a contender does with some documents.
+
+    `training` is a forward and a backward pass (the optimizer's part is nobody's own), `encoding` the encoder's hidden
+    states, `predicting` the logits of every token.
+    """
+    return {"training": training, "encoding": encoding, "predicting": predicting}[kind](CONTENDERS[name](), documents)
+
+
+def training(contender: Contender, documents: Documents) -> Callable[[], None]:
+    contender.network.train()
     batch = contender.batch(documents)
 
-    def train() -> None:
+    def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             loss = contender.loss(*batch)
         loss.backward()
         contender.network.zero_grad()
 
-    def infer() -> None:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            contender.infer(*batch)
+    return step
 
-    return train if training else infer
+
+def encoding(contender: Contender, documents: Documents) -> Callable[[], None]:
+    return _without_gradients(contender, contender.encode, documents)
+
+
+def predicting(contender: Contender, documents: Documents) -> Callable[[], None]:
+    return _without_gradients(contender, contender.predict, documents)
 
 
 def take_turns(workloads: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
@@ -74,14 +85,26 @@ def median_ratio(numerators: list[float], denominators: list[float]) -> float:
     return statistics.median(above / below for above, below in zip(numerators, denominators, strict=True))
 
 
-def peak_memory(name: str, training: bool, lengths: list[int]) -> float:
+def peak_memory(name: str, kind: str, lengths: list[int]) -> float:
     """MiB that one step adds to a process that holds the weights."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory, (name, training, lengths))
+        return pool.apply(_peak_memory, (name, kind, lengths))
 
 
-def _peak_memory(name: str, training: bool, lengths: list[int]) -> float:
-    run = workload(name, training, draw(lengths))
+def _without_gradients(contender: Contender, compute: Callable, documents: Documents) -> Callable[[], None]:
+    contender.network.eval()
+    batch = contender.batch(documents)
+
+    def step() -> None:
+        # every weight is used once, so there is nothing to gain from keeping all of them in bf16 until the end
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            compute(*batch)
+
+    return step
+
+
+def _peak_memory(name: str, kind: str, lengths: list[int]) -> float:
+    run = workload(name, kind, draw(lengths))
     before = resident()
     run()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before

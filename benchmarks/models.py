@@ -5,6 +5,7 @@ all compute in bf16 under autocast. A contender takes documents as lists of toke
 its model wants: ours flat, theirs padded to the longest.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,7 +58,10 @@ class Ours:
         ends = torch.tensor([0, *map(len, documents.ids)]).cumsum(0).to(torch.int32)
         return torch.cat(documents.ids), ends, torch.cat(documents.labels)
 
-    def infer(self, input_ids: Tensor, cu_seqlens: Tensor, labels: Tensor) -> None:
+    def encode(self, input_ids: Tensor, cu_seqlens: Tensor, labels: Tensor) -> None:
+        self.network.model(input_ids, cu_seqlens)
+
+    def predict(self, input_ids: Tensor, cu_seqlens: Tensor, labels: Tensor) -> None:
         self.network(input_ids, cu_seqlens)
 
     def loss(self, input_ids: Tensor, cu_seqlens: Tensor, labels: Tensor) -> Tensor:
@@ -78,7 +82,10 @@ class Padded:
         mask = pad([torch.ones_like(ids) for ids in documents.ids], batch_first=True)
         return ids, mask, labels
 
-    def infer(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> None:
+    def encode(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> None:
+        self.network.base_model(input_ids=input_ids, attention_mask=attention_mask)
+
+    def predict(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> None:
         self.network(input_ids=input_ids, attention_mask=attention_mask)
 
     def loss(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
@@ -130,7 +137,8 @@ SPECIAL_TOKENS = {
     "sep_token_id": 2,
     "eos_token_id": 2,
 }
-CONTENDERS = {
+Contender = Ours | Padded
+CONTENDERS: dict[str, Callable[[], Contender]] = {
     "ours": lambda: Ours(compiled=False),
     "ours, compiled": lambda: Ours(compiled=True),
     "transformers": transformers_modernbert,

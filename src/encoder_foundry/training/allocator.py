@@ -1,7 +1,7 @@
 """glibc's allocator, told to keep what is freed: on CPU, a step waits longer for fresh pages than for its arithmetic.
 
 By default every tensor over 32 MB is a mapping of its own, given back when it is freed, and the next one faults in all
-of its pages again. A step of base on 4,096 tokens took 8.0 s so, and 6.2 s with what stands here (benchmarks/README.md).
+of its pages again (benchmarks/README.md has the figure).
 """
 
 import contextlib

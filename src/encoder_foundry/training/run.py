@@ -30,6 +30,7 @@ from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
 from encoder_foundry.recipe.plan import Segment
 from encoder_foundry.recipe.schema import StageConfig
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
+from encoder_foundry.training.allocator import keep_freed_memory
 from encoder_foundry.training.first_weights import first_weights
 from encoder_foundry.training.sharding import ShardingConfig, fill, shard
 
@@ -44,8 +45,10 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
     on_gpu = torch.cuda.is_available()
     check_implementation(recipe.model.attn_implementation, "cuda" if on_gpu else "cpu", recipe.precision)
     dist.initialize_dist("gpu" if on_gpu else "cpu", timeout=recipe.dist_timeout)
-    if not on_gpu and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.get_local_world_size()))
+    if not on_gpu:
+        keep_freed_memory()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.get_local_world_size()))
     checkpoint = _choose_checkpoint(folder)
     if checkpoint is not None and checkpoint.token >= plan.total_tokens:
         if dist.get_global_rank() == 0:

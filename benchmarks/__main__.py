@@ -1,0 +1,163 @@
+"""`python benchmarks` (or `make bench`): ours beside its peers, printed, and written to benchmarks/results.md.
+
+About half an hour on two cores. With the name of a part (speed, memory, floor, length) only that part runs, and nothing
+is written.
+"""
+
+import platform
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from measure import draw, median_ratio, mixed_lengths, peak_memory, take_turns, timed, workload
+
+from encoder_foundry.training.allocator import keep_freed_memory
+
+RESULTS = Path(__file__).parent / "results.md"
+WORKLOADS = {"uniform 512": [512] * 8, "mixed": mixed_lengths(), "one of 8192": [8192]}
+OURS = ("ours", "ours, compiled")
+
+# for each kind of work the peers, and how many times their tokens a second ours are to be; None: shown without a target
+TARGETS = {
+    "training": {
+        "transformers": {"uniform 512": 1.3, "mixed": 2.5, "one of 8192": 2.5},
+        "transformers, sparse_prediction": {"uniform 512": None, "mixed": None},
+    },
+    "encoding": {
+        "transformers": {"uniform 512": 1.2, "mixed": 2.5, "one of 8192": 2.5},
+        "DeBERTa": {"uniform 512": 3.0, "mixed": 5.0},
+    },
+    "predicting": {
+        "transformers": {"uniform 512": 1.2, "mixed": 2.5},
+        "DeBERTa": {"uniform 512": 3.0, "mixed": 5.0},
+    },
+}
+# for each kind of work the length of one document, the peer, and the share of its memory that ours is to stay under
+MEMORY = [
+    ("training", 8192, "transformers", 0.6),
+    ("encoding", 4096, "transformers", None),
+    ("encoding", 4096, "DeBERTa", 0.1),
+    ("predicting", 4096, "transformers", None),
+    ("predicting", 4096, "DeBERTa", 0.1),
+]
+
+
+def speed() -> str:
+    """Tokens a second, and their ratio to the peers'."""
+    rows = []
+    for kind, peers in TARGETS.items():
+        for load, lengths in WORKLOADS.items():
+            names = [*OURS, *(peer for peer, targets in peers.items() if load in targets)]
+            if len(names) == len(OURS):
+                continue
+            documents = draw(lengths)
+            seconds = take_turns({name: workload(name, kind, documents) for name in names}, rounds=3)
+            for name in names:
+                rate = f"{documents.tokens / statistics.median(seconds[name]):,.0f}"
+                ratios = [f"{median_ratio(seconds[name], seconds[ours]):.2f}×" for ours in OURS]
+                target = peers.get(name, {}).get(load)
+                rows.append([kind, load, name, rate, *ratios, f"≥ {target}×" if target else ""])
+                print(*rows[-1], sep=" | ", flush=True)
+    return table(["", "documents", "", "tokens a second", "ours is", "ours, compiled, is", "target"], rows)
+
+
+def memory() -> str:
+    """Peak memory of a step above the weights."""
+    rows = []
+    for kind, length, peer, target in MEMORY:
+        ours, theirs = (peak_memory(name, kind, [length]) for name in ("ours", peer))
+        measured = [f"{ours:,.0f}", peer, f"{theirs:,.0f}", f"{ours / theirs:.2f}"]
+        rows.append([kind, f"one of {length}", *measured, f"≤ {target}" if target else ""])
+        print(*rows[-1], sep=" | ", flush=True)
+    return table(["", "documents", "ours, MiB", "peer", "peer, MiB", "share", "target"], rows)
+
+
+def floor() -> str:
+    """The floor's share in a training step, and where the rest of the step goes."""
+    from floor import attention_flops, matmul_flops, product_rate, sdpa_rate
+    from models import base_config
+
+    config, rows, profiles = base_config(), [], []
+    for load in ("uniform 512", "one of 8192"):
+        lengths = WORKLOADS[load]
+        documents = draw(lengths)
+        masked = sum(int((labels >= 0).sum()) for labels in documents.labels)
+        for name in OURS:
+            step = workload(name, "training", documents)
+            step()
+            products = matmul_flops(config, documents.tokens, masked) / product_rate()
+            attention = attention_flops(config, lengths) / sdpa_rate(config, lengths[0], len(lengths))
+            seconds = statistics.median([timed(step) for _ in range(3)])
+            share = f"{(products + attention) / seconds:.2f}"
+            rows.append([load, name, f"{products:.2f}", f"{attention:.2f}", f"{seconds:.2f}", share, "≥ 0.6"])
+            print(*rows[-1], sep=" | ", flush=True)
+            profiles.append(f"{load}, {name}:\n\n{profile(step)}")
+    heads = ["documents", "", "products, s", "attention, s", "the step, s", "share", "target"]
+    return "\n\n".join([table(heads, rows), "Where the time of these steps goes:", *profiles])
+
+
+def profile(step) -> str:
+    """The operations that take the most of a step."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        step()
+    operations = sorted(recorded.key_averages(), key=lambda operation: -operation.self_cpu_time_total)
+    total = sum(operation.self_cpu_time_total for operation in operations)
+    rows = [[f"`{op.key}`", str(op.count), f"{op.self_cpu_time_total / total:.1%}"] for op in operations[:10]]
+    return table(["operation", "calls", "share of the time"], rows)
+
+
+def length() -> str:
+    """Cost against length, and its fit."""
+    import cost_by_length
+
+    seconds = cost_by_length.times()
+    cost_by_length.draw_picture(seconds, processor())
+    rows = []
+    for name, values in seconds.items():
+        intercept, slope, r_squared = cost_by_length.fit(values)
+        fitted = f"{intercept:.2f} + {1000 * slope:.3f} · length / 1000"
+        rows.append([name, *(f"{value:.2f}" for value in values), fitted, f"{r_squared:.3f}"])
+        print(*rows[-1], sep=" | ", flush=True)
+    heads = ["seconds at", *(f"{tokens:,}" for tokens in cost_by_length.LENGTHS), "fit", "R²"]
+    return table(heads, rows) + f"\n\n![Cost against length]({cost_by_length.PICTURE.name})"
+
+
+PARTS = {
+    "Speed": speed,
+    "Peak memory of a step, above the weights": memory,
+    "Share of the floor": floor,
+    "Cost against length": length,
+}
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def processor() -> str:
+    """As the operating system names it, with the threads used and whether it has AMX."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    amx = "with AMX" if "amx_bf16" in facts.get("flags", "") else "without AMX"
+    family = f"family {facts.get('cpu family')}, model {facts.get('model')}"
+    return f"{facts.get('model name', platform.processor())} ({family}, {amx}), {torch.get_num_threads()} threads"
+
+
+def main(wanted: list[str]) -> None:
+    keep_freed_memory()
+    if wanted:
+        for part in PARTS.values():
+            if part.__name__ in wanted:
+                print(part())
+        return
+    parts = "\n\n".join(f"## {title}\n\n{part()}" for title, part in PARTS.items())
+    head = f"{processor()}, torch {torch.__version__}. Written by `make bench`; README.md says what is what."
+    RESULTS.write_text(f"# Benchmarks\n\n{head}\n\n{parts}\n", encoding="utf-8")
+    print(f"written to {RESULTS}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
