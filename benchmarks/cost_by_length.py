@@ -22,7 +22,7 @@ PICTURE = Path(__file__).parent / "cost_by_length.png"
 
 
 def times() -> dict[str, list[float]]:
-    """Median seconds of three by length, for each model; the models take turns."""
+    """Median seconds of two by length, for each model; the models take turns."""
     alternating = Ours(compiled=False)
     global_only = Ours(compiled=False, config=replace(base_config(), global_attn_every_n_layers=1))
     local_only = Ours(compiled=False)
@@ -32,7 +32,7 @@ def times() -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for length in LENGTHS:
         documents = draw([length] * (TOKENS // length))
-        turns = take_turns({name: encoding(model, documents) for name, model in models.items()}, rounds=3)
+        turns = take_turns({name: encoding(model, documents) for name, model in models.items()}, rounds=2)
         for name, turn in turns.items():
             seconds[name].append(statistics.median(turn))
     return seconds
