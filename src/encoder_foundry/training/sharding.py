@@ -11,6 +11,7 @@ sharded here; Composer is left with saving, loading and training a model that is
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from composer.core import Precision
@@ -23,6 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
+from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.recipe.schema import Recipe
 from encoder_foundry.training.gloo import complete_gloo
@@ -55,7 +57,7 @@ def shard(network: MaskedLM, recipe: Recipe, precision: Precision, device: torch
     options = {"mesh": mesh, "mp_policy": create_mixed_precision_policy(precision, "DEFAULT")}
     for layer in network.model.layers:
         if recipe.compile_config is not None:
-            layer.forward = torch.compile(layer.forward, **recipe.compile_config)
+            layer.forward = _compiled(layer.forward, recipe.compile_config)
         if recipe.fsdp_config.activation_checkpointing:
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
         fully_shard(layer, **options)
@@ -79,3 +81,10 @@ def fill(network: MaskedLM, values: Callable[[str], Tensor]) -> None:
         if isinstance(parameter, DTensor):
             whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.copy_(whole)
+
+
+def _compiled(forward: Callable[..., Tensor], compile_config: dict[str, Any]) -> Callable[..., Tensor]:
+    try:
+        return torch.compile(forward, **compile_config)
+    except Exception as error:  # an unknown argument, mode or backend
+        raise ConfigurationError(f"compile_config: torch.compile refuses {compile_config}: {error}") from error
