@@ -6,16 +6,17 @@
   export and a download hold the same state dict.
 - The theta of the global layers belongs to the stage. It is a plain attribute: whoever sets it changes the next
   forward. As a buffer it would be saved, and a resumed run would hear its schedule from two sides.
-- A layer's parameters are used in its own forward only, and what all layers share comes down to them in `Documents`:
-  so FSDP can shard the model layer by layer.
+- A layer's parameters are used in its own forward only, and what all layers share comes down to them, `Documents` and
+  rotary tables: so FSDP can shard the model layer by layer, and a compiled layer is not compiled anew for a theta.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoder_foundry.model.attention import attention
+from encoder_foundry.model.autocast import compute_dtype
 from encoder_foundry.model.documents import Documents
-from encoder_foundry.model.rotary import rotary_tables, rotate
+from encoder_foundry.model.rotary import RotaryTables, rotary_tables, rotate
 from encoder_foundry.recipe.schema import ModelConfig
 
 
@@ -25,6 +26,8 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, rope_theta: float):
         super().__init__()
         self.rope_theta = rope_theta
+        self.local_rope_theta = config.local_rope_theta
+        self.head_dim = config.hidden_size // config.num_attention_heads
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.final_norm = norm(config)
@@ -44,8 +47,12 @@ class Encoder(nn.Module):
             max_seqlen = int(cu_seqlens.diff().max())
         documents = Documents(cu_seqlens, max_seqlen, tokens=len(input_ids))
         hidden = self.embeddings(input_ids)  # [tokens, hidden]
+        global_rotary, local_rotary = (
+            rotary_tables(documents, self.head_dim, theta, compute_dtype(hidden))
+            for theta in (self.rope_theta, self.local_rope_theta)
+        )
         for layer in self.layers:
-            hidden = layer(hidden, documents, self.rope_theta)
+            hidden = layer(hidden, documents, global_rotary if layer.attn.window is None else local_rotary)
         return self.final_norm(hidden)
 
 
@@ -69,9 +76,9 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = norm(config)
         self.mlp = GeGLU(config)
 
-    def forward(self, hidden: Tensor, documents: Documents, rope_theta: float) -> Tensor:
+    def forward(self, hidden: Tensor, documents: Documents, rotary: RotaryTables) -> Tensor:
         # cast by hand: inductor (torch 2.7) would fuse product and sum to an addmm of two dtypes, which there is not
-        hidden = hidden + self.attn(self.attn_norm(hidden), documents, rope_theta).to(hidden.dtype)
+        hidden = hidden + self.attn(self.attn_norm(hidden), documents, rotary).to(hidden.dtype)
         return hidden + self.mlp(self.mlp_norm(hidden)).to(hidden.dtype)
 
 
@@ -82,18 +89,16 @@ class Attention(nn.Module):
         super().__init__()
         self.window = window
         self.implementation = config.attn_implementation
-        self.local_rope_theta = config.local_rope_theta
         self.heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.out_drop = nn.Dropout(config.attn_out_dropout)
 
-    def forward(self, x: Tensor, documents: Documents, rope_theta: float) -> Tensor:
+    def forward(self, x: Tensor, documents: Documents, rotary: RotaryTables) -> Tensor:
         qkv = self.Wqkv(x).unflatten(1, (3 * self.heads, self.head_dim))
         qk, v = qkv.split((2 * self.heads, self.heads), dim=1)  # queries and keys turn in one go
-        theta = rope_theta if self.window is None else self.local_rope_theta
-        q, k = rotate(qk, *rotary_tables(documents, self.head_dim, theta, qk.dtype)).chunk(2, dim=1)
+        q, k = rotate(qk, *rotary).chunk(2, dim=1)
         # q, k, v and out: [tokens, heads, head_dim]
         out = attention(q, k, v, documents, self.window, self.implementation)
         return self.out_drop(self.Wo(out.flatten(1)))

@@ -15,17 +15,14 @@ from torch import Tensor
 
 from encoder_foundry.model.documents import Documents
 
+RotaryTables = tuple[Tensor, Tensor]
 
-@torch.compiler.disable  # a compiled layer takes what was made once for all layers
-def rotary_tables(documents: Documents, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+
+def rotary_tables(documents: Documents, head_dim: int, theta: float, dtype: torch.dtype) -> RotaryTables:
     """What `rotate` needs for every token of a packed sequence: cosines and signed sines, [tokens, 1, head_dim]."""
-
-    def gather() -> tuple[Tensor, Tensor]:
-        length = 1 << (documents.max_seqlen - 1).bit_length()
-        cos, sin = _tables(length, head_dim, theta, dtype, documents.cu_seqlens.device)
-        return cos[documents.positions].unsqueeze(1), sin[documents.positions].unsqueeze(1)
-
-    return documents.once(("rotary", head_dim, theta, dtype), gather)
+    length = 1 << (documents.max_seqlen - 1).bit_length()
+    cos, sin = _tables(length, head_dim, theta, dtype, documents.cu_seqlens.device)
+    return cos[documents.positions].unsqueeze(1), sin[documents.positions].unsqueeze(1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
