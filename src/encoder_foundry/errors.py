@@ -6,7 +6,14 @@ with status 2. Any other exception is a fault of ours and keeps its traceback.
 
 
 class FoundryError(Exception):
-    """Something a user can put right."""
+    """Something a user can put right.
+
+    From a loader's worker process torch makes a new one of the same type, with the whole traceback for a message. What
+    was said there is what follows the type's name in it.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.split(f"\n{type(self).__module__}.{type(self).__name__}: ")[-1].rstrip())
 
 
 class ConfigurationError(FoundryError):

@@ -1,5 +1,7 @@
 """Held-out rows are evaluated exactly once, whatever the number of ranks."""
 
+import re
+
 import pytest
 from streaming import StreamingDataset
 
@@ -9,6 +11,7 @@ from encoder_foundry.data.batches import num_rows, num_tokens
 from encoder_foundry.data.masking import Masking
 from encoder_foundry.data.shards import TokenizerFacts
 from encoder_foundry.data.stream import row_streams
+from encoder_foundry.errors import DataError
 
 from .conftest import REPOSITORY, ROW_LENGTH, write_rows
 
@@ -44,6 +47,25 @@ def test_every_held_out_row_is_predicted_on_exactly_one_rank(held_out, monkeypat
     ]
     assert sorted(digests) == sorted(alone)
     assert len(set(digests)) == 7
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_row_that_does_not_fit_is_one_line_from_any_process(row_folder, num_workers):
+    """torch brings an error from a worker with the whole traceback for its message."""
+    recipe = load_recipe(
+        REPOSITORY / "yamls/main/nano.yaml",
+        [
+            f"data.local={row_folder}",
+            "data.sources=[code, docs, web]",
+            "stages[2].mixture=null",
+            f"data.num_workers={num_workers}",
+            *(f"stages[{index}].row_length={ROW_LENGTH}" for index in range(3)),
+        ],
+    )
+    data = loaders.RunData(recipe, compile_plan(recipe), TokenizerFacts(300, {"[MASK]": 4}, ""))
+    with pytest.raises(DataError) as refused:
+        next(iter(data.train_loader(0)))
+    assert re.fullmatch(r"row \d+ of the shards .* token id \d+, .* \[0, 300\); prepare .*", str(refused.value))
 
 
 def test_stages_of_one_row_length_each_get_batches_of_their_own_size(tmp_path):

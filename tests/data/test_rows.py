@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder_foundry.data.rows import Manifest, columns, decode_row, encode_row, fingerprint, token_dtype
+from encoder_foundry.data.rows import Manifest, check_row, columns, decode_row, encode_row, fingerprint, token_dtype
 from encoder_foundry.errors import DataError
 
 MANIFEST = Manifest("code", "train", 1024, rows=10, documents=30, tokens=10_200, fill=10_200 / 10_240, tokenizer="ab")
@@ -35,9 +35,20 @@ def test_an_id_that_does_not_fit_is_refused_and_not_wrapped(wrong):
         encode_row([np.array([5, wrong])], token_dtype(50_368))
 
 
-def test_lengths_that_do_not_add_up_are_refused():
-    with pytest.raises(DataError, match="3 tokens but document lengths for 4"):
-        decode_row({"tokens": np.zeros(3, np.uint16), "lengths": np.array([2, 2], np.uint32)})
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "says"),
+    [
+        ([5, 6, 7], [2, 2], "3 tokens, but documents of 4"),
+        ([5, 6, 7], [4, -1], "3 tokens, but documents of 3, the shortest of -1"),
+        ([5] * 9, [9], "9 tokens, 9 of them in one document, and the recipe's rows 8"),
+        ([5] * 9, [3, 6], "9 tokens, 6 of them in one document, and the recipe's rows 8"),
+        ([5, 512, 600], [3], r"token id 512, and the tokenizer's ids are in \[0, 512\)"),
+        ([5, -1], [2], "token id -1"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_refused_by_its_number(tokens, lengths, says):
+    with pytest.raises(DataError, match=f"row 31 of the shards for rows of 8 has {says}.*prepare the data again"):
+        check_row({"row": 31, "tokens": np.array(tokens), "lengths": np.array(lengths)}, 8, 512)
 
 
 def test_a_manifest_is_read_as_it_was_written(tmp_path):

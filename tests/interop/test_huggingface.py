@@ -104,7 +104,6 @@ def test_what_transformers_saves_is_loaded(tmp_path, max_shard_size, dtype):
         ("rope_scaling", {"rope_type": "linear", "factor": 2.0}),
         ("layer_types", ["full_attention"] * 4),
         ("model_type", "bert"),
-        ("num_attention_heads", 5),
         ("intermediate_size", 97),
         ("num_hidden_layers", 5),
     ],
@@ -113,9 +112,50 @@ def test_a_setting_we_have_no_part_for_is_named(tmp_path, key, value):
     their_network(our_network()).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
-    named = {"num_attention_heads": "heads", "intermediate_size": "mlp.Wi.weight", "num_hidden_layers": "layers.4."}
+    named = {"intermediate_size": "mlp.Wi.weight", "num_hidden_layers": "layers.4."}
     with pytest.raises(DataError, match=named.get(key, key)):
         load_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_attention_heads", 5),
+        ("num_attention_heads", 64),
+        ("num_attention_heads", 0),
+        ("hidden_size", "wide"),
+        ("hidden_size", None),
+        ("global_attn_every_n_layers", 0),
+        ("local_attention", -128),
+        ("local_attention", 1.5),
+        ("local_rope_theta", -10_000.0),
+        ("global_rope_theta", 0),
+        ("global_rope_theta", None),
+        ("global_rope_theta", float("inf")),
+        ("norm_eps", float("nan")),
+        ("classifier_pooling", "max"),
+    ],
+)
+def test_a_value_that_no_model_can_have_is_refused_with_its_key(tmp_path, key, value):
+    config = their_network(our_network()).config.to_dict() | {key: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=rf"config\.json: .*{key}.* '?{value}") as refused:
+        load_directory(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("pattern", [{"global_attn_every_n_layers": 1}, {"local_attention": 33}], ids=str)
+@torch.no_grad()
+def test_every_pattern_of_local_layers_is_loaded_and_comes_back(tokenizer_dir, tmp_path, pattern):
+    their_network(our_network()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | pattern))
+    ours, batch = load_directory(tmp_path), pack(300, 20)
+    theirs = [AutoModelForMaskedLM.from_pretrained(tmp_path).eval()]
+    theirs.append(AutoModelForMaskedLM.from_pretrained(export(ours, tokenizer_dir, tmp_path / "back")).eval())
+    for network in theirs:
+        torch.testing.assert_close(ours(*batch), their_logits(network, *batch), rtol=0, atol=1e-4)
+    assert load_directory(tmp_path / "back").config == ours.config
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):

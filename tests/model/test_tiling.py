@@ -20,6 +20,9 @@ from encoder_foundry.recipe.schema import ModelConfig
 from tests.model.peers import SMALL, our_network, pack
 
 SOURCE = ModelConfig(**SMALL)
+PATTERNS = [
+    {"global_attn_every_n_layers": every, "local_attention": window} for every, window in ((1, None), (2, 64), (3, 128))
+]
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 
 
@@ -46,7 +49,7 @@ def pairs(draw):
                 intermediate_size=intermediate,
                 num_hidden_layers=layers,
                 num_attention_heads=heads,
-                global_attn_every_n_layers=draw(st.integers(1, 3)),
+                **draw(st.sampled_from(PATTERNS)),
             )
         )
     return configs
@@ -159,7 +162,8 @@ def test_a_head_of_the_target_is_one_head_of_the_source(pair):
 @given(pair=pairs())
 def test_equal_sizes_give_the_same_weights(pair):
     source, other = pair
-    target = replace(source, global_attn_every_n_layers=other.global_attn_every_n_layers, local_attention=64)
+    pattern = {key: getattr(other, key) for key in PATTERNS[0]}
+    target = replace(source, **pattern)
     state = numbered(source)
     grown = tile_from(state, source, target)
     assert grown.keys() == state.keys()

@@ -32,7 +32,7 @@ def test_logits_equal(lengths, rope_theta, attn_implementation):
         {"num_hidden_layers": 1},
         {"num_hidden_layers": 7, "global_attn_every_n_layers": 2},
         {"local_attention": 16},
-        {"local_attention": 33},
+        {"global_attn_every_n_layers": 1, "local_attention": None},
         {"local_attention": 400},
         {"local_rope_theta": 500.0, "norm_eps": 1e-3},
     ],

@@ -17,7 +17,12 @@ NANO = Path("yamls/main/nano.yaml")
         ("model.hiden_size=3", "did you mean 'hidden_size'?"),
         ("model.hidden_size=wide", "'model.hidden_size': Value 'wide'"),
         ("model.num_attention_heads=5", "5 heads do not divide a hidden size of 256"),
+        ("model.hidden_size=4", "'model.num_attention_heads': 4 heads of 1; rotary positions need an even head size"),
         ("model.local_attention=127", "odd"),
+        ("model.local_attention=0", "'model.local_attention': 0 is not positive"),
+        ("model.local_attention=null", "null, but with global_attn_every_n_layers 3 there are local layers"),
+        ("model.global_attn_every_n_layers=1", "128, but with global_attn_every_n_layers 1 no layer is local; null"),
+        ("model.local_rope_theta=-1", "'model.local_rope_theta': -1.0 is not positive"),
         ("precision=fp8", "'fp8' is not one of fp32, amp_bf16"),
         ("model.attn_implementation=eager", "'eager' is not one of auto, flash, flex, sdpa"),
         ("seed", "overrides are written key=value"),
@@ -89,6 +94,10 @@ def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content, says):
         load_recipe(path)
     assert says in str(refused.value)
     assert str(tmp_path) in str(refused.value)
+
+
+def test_without_local_layers_there_is_no_window():
+    assert load_recipe(NANO, ["model.global_attn_every_n_layers=1", "model.local_attention=null"])
 
 
 def test_what_is_said_last_holds(tmp_path):

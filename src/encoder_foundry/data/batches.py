@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from encoder_foundry.data.masking import IGNORE_INDEX, Masking
+from encoder_foundry.data.rows import check_row
 
 Batch = dict
 
@@ -27,7 +28,12 @@ def collate(
         masking: how to corrupt them.
         generators: one a row.
         row_length: the slots that a row counts for, filled or not.
+
+    Raises:
+        DataError: naming a row that does not fit `row_length` or the vocabulary.
     """
+    for sample in samples:
+        check_row(sample, row_length, masking.vocab_size)
     masked = [
         masking.apply(sample["tokens"].astype(np.int64), generator)
         for sample, generator in zip(samples, generators, strict=True)

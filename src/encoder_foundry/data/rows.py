@@ -62,15 +62,36 @@ def encode_row(documents: Sequence[np.ndarray], dtype: np.dtype) -> dict[str, np
 
 
 def decode_row(sample: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The documents of a stored row, in order, as views `[tokens]` in the stored type.
+    """The documents of a stored row, in order, as views `[tokens]` in the stored type."""
+    return np.split(sample["tokens"], np.cumsum(sample["lengths"])[:-1])
+
+
+def check_row(sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int) -> None:
+    """Whether a stored row is one that a run can train on.
+
+    Args:
+        sample: `tokens` and `lengths`, and `row`, by which the row is named.
+        row_length: the most tokens that it may hold, and so any of its documents.
+        vocab_size: of the tokenizer.
 
     Raises:
-        DataError: the lengths do not add up to the row's tokens.
+        DataError: its lengths and tokens contradict each other, it is too long, or an id is outside the vocabulary.
     """
     tokens, lengths = sample["tokens"], sample["lengths"]
-    if int(lengths.sum()) != len(tokens):
-        raise DataError(f"a row has {len(tokens)} tokens but document lengths for {int(lengths.sum())}")
-    return np.split(tokens, np.cumsum(lengths)[:-1])
+    total, shortest = int(lengths.sum()), lengths.min(initial=1)
+    complaint = None
+    if total != len(tokens) or shortest < 1:
+        complaint = f"{len(tokens)} tokens, but documents of {total}, the shortest of {shortest}"
+    elif len(tokens) > row_length:
+        complaint = f"{len(tokens)} tokens, {lengths.max()} of them in one document, and the recipe's rows {row_length}"
+    elif len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+        wrong = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
+        complaint = f"token id {wrong}, and the tokenizer's ids are in [0, {vocab_size})"
+    if complaint:
+        raise DataError(
+            f"row {sample['row']} of the shards for rows of {row_length} has {complaint}; "
+            "prepare the data again with `python data_prep CONFIG`"
+        )
 
 
 def fingerprint(tokenizer_dir: str | Path) -> str:

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, ModernBertConfig, PreTrainedTokenizerBas
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.recipe.schema import ModelConfig
+from encoder_foundry.recipe.validation import model_problems, theta_problems
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -94,7 +95,7 @@ def to_huggingface(
         norm_eps=config.norm_eps,
         global_attn_every_n_layers=config.global_attn_every_n_layers,
         global_rope_theta=float(rope_theta),
-        local_attention=config.local_attention,
+        local_attention=config.local_attention or 128,  # their default, if no layer is local; they want a number
         local_rope_theta=float(config.local_rope_theta),
         max_position_embeddings=max_position_embeddings,
         pad_token_id=tokenizer.pad_token_id,
@@ -113,27 +114,29 @@ def from_huggingface(path: Path) -> tuple[ModelConfig, float]:
     """The shape of the model in a directory, and the theta of its global layers.
 
     Raises:
-        DataError: naming the first setting that our encoder has no part for.
+        DataError: naming the first setting that our encoder has no part for, or that no model can have.
     """
     try:
         written = json.loads((path / CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{path / CONFIG}: cannot be read: {error}") from None
-    if written.get("model_type") != "modernbert":
-        raise DataError(
-            f"{path / CONFIG}: model_type is {written.get('model_type')!r}, only 'modernbert' can be loaded"
-        )
+    model_type = written.get("model_type") if isinstance(written, dict) else None
+    if model_type != "modernbert":
+        raise DataError(f"{path / CONFIG}: model_type is {model_type!r}, only 'modernbert' can be loaded")
     for key in ("rope_scaling", "rope_parameters", "layer_types"):  # the latter two as transformers 5 writes them
         if written.get(key) is not None:
             raise DataError(f"{path / CONFIG}: {key} is not supported; global_rope_theta and local_rope_theta are")
-    theirs = ModernBertConfig.from_dict(written)
+    try:
+        theirs = ModernBertConfig.from_dict(written)
+    except Exception as error:  # it raises whatever the value runs into
+        raise DataError(f"{path / CONFIG}: {' '.join(str(error).split())}") from None
     for key, ours in OURS.items():
         if getattr(theirs, key) != ours:
             raise DataError(f"{path / CONFIG}: {key} is {getattr(theirs, key)!r}, our encoder has {ours!r} only")
-    if theirs.hidden_size % theirs.num_attention_heads:
-        heads = theirs.num_attention_heads
-        raise DataError(f"{path / CONFIG}: hidden_size {theirs.hidden_size} is not a multiple of {heads} heads")
     local_rope_theta = theirs.global_rope_theta if theirs.local_rope_theta is None else theirs.local_rope_theta
+    local_attention = None if theirs.global_attn_every_n_layers == 1 else theirs.local_attention
+    if isinstance(local_attention, int) and local_attention > 1:
+        local_attention -= local_attention % 2  # to them as to us, an odd window reaches no further
     config = ModelConfig(
         vocab_size=theirs.vocab_size,
         hidden_size=theirs.hidden_size,
@@ -141,12 +144,15 @@ def from_huggingface(path: Path) -> tuple[ModelConfig, float]:
         num_hidden_layers=theirs.num_hidden_layers,
         num_attention_heads=theirs.num_attention_heads,
         global_attn_every_n_layers=theirs.global_attn_every_n_layers,
-        local_attention=theirs.local_attention,
+        local_attention=local_attention,
         local_rope_theta=local_rope_theta,
         norm_eps=theirs.norm_eps,
         attn_out_dropout=0.0,
     )
-    return config, theirs.global_rope_theta
+    theta = theirs.global_rope_theta
+    for key, complaint in (*theta_problems("global_rope_theta", theta), *model_problems(config)):
+        raise DataError(f"{path / CONFIG}: {key}: {complaint}")
+    return config, theta
 
 
 def load_directory(path: str | Path) -> MaskedLM:

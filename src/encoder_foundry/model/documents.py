@@ -9,10 +9,14 @@ every layer, and keep masks of batches long gone.
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from encoder_foundry.data.masking import IGNORE_INDEX
+from encoder_foundry.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,3 +47,57 @@ class Documents:
         if key not in self._derived:
             self._derived[key] = make()
         return self._derived[key]
+
+
+@torch.compiler.disable  # it branches on values, and is for the host
+def check_documents(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None, vocab_size: int) -> None:
+    """Whether a forward's arguments fit each other: a handful of comparisons a token, nothing beside a layer.
+
+    On a GPU shapes and dtypes only. For more the host would have to wait for the GPU, at every forward; what training
+    puts there was checked when it was collated.
+
+    Raises:
+        DataError: naming the argument, the first value that is wrong and its place.
+    """
+    _check_flat("input_ids", input_ids, torch.int64)
+    _check_flat("cu_seqlens", cu_seqlens, torch.int32)
+    if input_ids.device.type == "cpu":
+        _check_ids("input_ids", input_ids, (input_ids < 0) | (input_ids >= vocab_size), vocab_size)
+    if cu_seqlens.device.type != "cpu":
+        return
+    bounds = cu_seqlens.tolist()
+    if not bounds or bounds[0] != 0:
+        raise DataError(f"cu_seqlens: begins with {bounds[0] if bounds else 'nothing'}; the first document begins at 0")
+    longest = 0
+    for place, (start, end) in enumerate(pairwise(bounds), 1):
+        if end < start:
+            raise DataError(f"cu_seqlens: falls from {start} to {end} at {place}; no document ends before it begins")
+        longest = max(longest, end - start)
+    if bounds[-1] != len(input_ids):
+        raise DataError(f"cu_seqlens: ends with {bounds[-1]}, and there are {len(input_ids)} input_ids")
+    if max_seqlen is not None and max_seqlen < longest:
+        raise DataError(f"max_seqlen: {max_seqlen} is less than the {longest} tokens of the longest document")
+
+
+@torch.compiler.disable
+def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> None:
+    """Whether labels fit the tokens and the vocabulary; values are looked at on the CPU only. Raises DataError."""
+    _check_flat("labels", labels, torch.int64)
+    if labels.shape != input_ids.shape:
+        raise DataError(f"labels: of shape {list(labels.shape)}, but input_ids of {list(input_ids.shape)}")
+    if labels.device.type == "cpu":
+        wrong = ((labels < 0) | (labels >= vocab_size)) & (labels != IGNORE_INDEX)
+        _check_ids("labels", labels, wrong, vocab_size)
+
+
+def _check_flat(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    if tensor.dim() != 1:
+        raise DataError(f"{name}: of shape {list(tensor.shape)}; documents stand one after another, in one dimension")
+    if tensor.dtype != dtype:
+        raise DataError(f"{name}: {tensor.dtype}; it has to be {dtype}, as by .to({dtype})")
+
+
+def _check_ids(name: str, ids: Tensor, wrong: Tensor, vocab_size: int) -> None:
+    if wrong.any():
+        place = int(wrong.nonzero()[0])
+        raise DataError(f"{name}: {int(ids[place])} at {place} is not in the vocabulary, [0, {vocab_size})")

@@ -4,8 +4,8 @@
   of a batch are documents like any other. No padding is ever embedded.
 - Modules and parameters bear the names that transformers' ModernBertModel gives them, so a checkpoint of ours, an
   export and a download hold the same state dict.
-- The theta of the global layers belongs to the stage. It is a plain attribute: whoever sets it changes the next
-  forward. As a buffer it would be saved, and a resumed run would hear its schedule from two sides.
+- The theta of the global layers belongs to the stage: whoever sets `rope_theta` changes the next forward. As a buffer
+  it would be saved, and a resumed run would hear its schedule from two sides.
 - A layer's parameters are used in its own forward only, and what all layers share comes down to them, `Documents` and
   rotary tables: so FSDP can shard the model layer by layer, and a compiled layer is not compiled anew for a theta.
 """
@@ -13,24 +13,42 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.model.attention import attention
 from encoder_foundry.model.autocast import compute_dtype
-from encoder_foundry.model.documents import Documents
+from encoder_foundry.model.documents import Documents, check_documents
 from encoder_foundry.model.rotary import RotaryTables, rotary_tables, rotate
 from encoder_foundry.recipe.schema import ModelConfig
+from encoder_foundry.recipe.validation import model_problems, theta_problems
 
 
 class Encoder(nn.Module):
-    """Token ids to hidden states. `rope_theta`, the rotary base of the global layers, may be set anew at any time."""
+    """Token ids to hidden states. `rope_theta`, the rotary base of the global layers, may be set anew at any time.
+
+    Raises:
+        ConfigurationError: there is no model of such a shape, or theta is not positive and finite.
+    """
 
     def __init__(self, config: ModelConfig, rope_theta: float):
         super().__init__()
+        for key, complaint in model_problems(config):
+            raise ConfigurationError(f"ModelConfig.{key}: {complaint}")
         self.rope_theta = rope_theta
         self.local_rope_theta = config.local_rope_theta
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.final_norm = norm(config)
+
+    @property
+    def rope_theta(self) -> float:
+        return self._rope_theta
+
+    @rope_theta.setter
+    def rope_theta(self, theta: float) -> None:
+        for key, complaint in theta_problems("rope_theta", theta):
+            raise ConfigurationError(f"{key}: {complaint}")
+        self._rope_theta = theta
 
     def forward(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None) -> Tensor:
         """Encode documents that stand one after another.
@@ -42,9 +60,13 @@ class Encoder(nn.Module):
 
         Returns:
             hidden states [tokens, hidden]
+
+        Raises:
+            DataError: the three do not fit each other, or the vocabulary; values are looked at on the CPU only.
         """
+        check_documents(input_ids, cu_seqlens, max_seqlen, self.embeddings.tok_embeddings.num_embeddings)
         if max_seqlen is None:
-            max_seqlen = int(cu_seqlens.diff().max())
+            max_seqlen = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
         documents = Documents(cu_seqlens, max_seqlen, tokens=len(input_ids))
         hidden = self.embeddings(input_ids)  # [tokens, hidden]
         global_rotary, local_rotary = (

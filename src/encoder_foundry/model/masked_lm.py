@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from encoder_foundry.data.masking import IGNORE_INDEX
 from encoder_foundry.model.cross_entropy import MaskedLoss, linear_cross_entropy
+from encoder_foundry.model.documents import check_labels
 from encoder_foundry.model.encoder import Encoder, norm
 from encoder_foundry.recipe.schema import ModelConfig
 
@@ -37,7 +38,12 @@ class MaskedLM(nn.Module):
 
         Returns:
             logits [tokens, vocabulary], or a MaskedLoss
+
+        Raises:
+            DataError: as the Encoder, and for labels that do not fit.
         """
+        if labels is not None:
+            check_labels(labels, input_ids, self.config.vocab_size)
         hidden = self.model(input_ids, cu_seqlens, max_seqlen)
         embedding = self.model.embeddings.tok_embeddings.weight
         if labels is None:

@@ -21,7 +21,7 @@ class ModelConfig:
     num_hidden_layers: int
     num_attention_heads: int
     global_attn_every_n_layers: int  # layers 0, n, 2n, … attend globally
-    local_attention: int  # window of the other layers in tokens, half of it to each side
+    local_attention: int | None  # window of the others in tokens, half of it to each side; null if n is 1: no others
     local_rope_theta: float
     norm_eps: float
     attn_out_dropout: float

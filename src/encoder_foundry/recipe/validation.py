@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import fields
+from inspect import formatannotation
 from math import inf
 
 from encoder_foundry.recipe.plan import parse_tokens
@@ -29,7 +31,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
         yield "precision", f"'{recipe.precision}' is not one of {', '.join(PRECISIONS)}"
     if not INTERVAL.fullmatch(recipe.save_interval):
         yield "save_interval", f"'{recipe.save_interval}' is not a time such as 500ba or 1_000_000tok"
-    yield from _model(recipe.model)
+    yield from ((f"model.{key}", complaint) for key, complaint in model_problems(recipe.model))
     yield from _fsdp(recipe.fsdp_config)
     yield from _masking(recipe)
     yield from _optimizer(recipe)
@@ -66,26 +68,43 @@ def _positive(prefix: str, config: object, *keys: str) -> Iterator[Problem]:
             yield f"{prefix}{key}", f"{getattr(config, key)} is not positive and finite"
 
 
-def _model(model: ModelConfig) -> Iterator[Problem]:
-    counts = [key for key in vars(model) if key not in ("attn_out_dropout", "attn_implementation")]
-    bad = list(_positive("model.", model, *counts))
+def theta_problems(key: str, theta: object) -> Iterator[Problem]:
+    """Yield a complaint if it cannot be a theta of the global layers; `key` is what it is called where it stands."""
+    if not isinstance(theta, int | float) or not 0 < theta < inf:
+        yield key, f"{theta!r} is not a positive, finite number"
+
+
+def model_problems(model: ModelConfig) -> Iterator[Problem]:
+    """Yield (field, complaint) for every value of a shape that no model can have, whoever brings it."""
+    for field in fields(model):  # OmegaConf has seen to it, Python and a config.json have not
+        value, wanted = getattr(model, field.name), int | float if field.type is float else field.type
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            yield field.name, f"{value!r} is not of type {formatannotation(field.type)}"
+            return
+    others = ("attn_out_dropout", "attn_implementation")
+    counts = [key for key, value in vars(model).items() if key not in others and value is not None]
+    bad = list(_positive("", model, *counts))
     yield from bad
     if not 0 <= model.attn_out_dropout < 1:
-        yield "model.attn_out_dropout", f"{model.attn_out_dropout} is not in [0, 1)"
+        yield "attn_out_dropout", f"{model.attn_out_dropout} is not in [0, 1)"
     if model.attn_implementation not in ATTN_IMPLEMENTATIONS:
         known = ", ".join(ATTN_IMPLEMENTATIONS)
-        yield "model.attn_implementation", f"'{model.attn_implementation}' is not one of {known}"
+        yield "attn_implementation", f"'{model.attn_implementation}' is not one of {known}"
     if bad:
         return
-    if model.hidden_size % model.num_attention_heads:
-        yield (
-            "model.num_attention_heads",
-            f"{model.num_attention_heads} heads do not divide a hidden size of {model.hidden_size}",
-        )
-    elif model.hidden_size // model.num_attention_heads % 2:
-        yield "model.num_attention_heads", "rotary positions need an even head size"
-    if model.local_attention % 2:
-        yield "model.local_attention", f"{model.local_attention} is odd; half of the window lies to each side"
+    heads, hidden = model.num_attention_heads, model.hidden_size
+    if hidden % heads:
+        yield "num_attention_heads", f"{heads} heads do not divide a hidden size of {hidden}"
+    elif hidden // heads % 2:
+        yield "num_attention_heads", f"{heads} heads of {hidden // heads}; rotary positions need an even head size"
+    every = f"global_attn_every_n_layers {model.global_attn_every_n_layers}"
+    if model.global_attn_every_n_layers == 1:
+        if model.local_attention is not None:
+            yield "local_attention", f"{model.local_attention}, but with {every} no layer is local; null is right there"
+    elif model.local_attention is None:
+        yield "local_attention", f"null, but with {every} there are local layers; give their window, such as 128"
+    elif model.local_attention % 2:
+        yield "local_attention", f"{model.local_attention} is odd; half of the window lies to each side"
 
 
 def _fsdp(config: FSDPConfig) -> Iterator[Problem]:
