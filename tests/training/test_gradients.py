@@ -1,70 +1,108 @@
 """Loss and gradient of an update are the unsharded model's, for any split into ranks and microbatches, any sharding.
 
-Gradients and not losses: gloo sums where FSDP2 asks for the mean, and neither the loss nor Adam would show it.
+Gradients and not losses: gloo sums where FSDP2 asks for the mean, and neither the loss nor Adam would show it. All
+updates of one world size are made one after another by the same processes, since a Trainer's imports take longer than
+its first update.
 """
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from composer.core import Callback
+from torch._inductor import config as inductor_config
 
 from encoder_foundry import compile_plan, load_recipe
+from encoder_foundry.data.loaders import RunData
+from encoder_foundry.data.shards import open_corpus
+from encoder_foundry.model.initialisation import initialise
+from encoder_foundry.model.masked_lm import MaskedLM
+from encoder_foundry.run_folder import RunFolder
+from encoder_foundry.training.run import build_trainer
+from tests.ranks import on_ranks
 
 FIRST_UPDATE = [  # 8 rows, without dropout, whose randomness is the rank's own
     "model.attn_out_dropout=0",
     "stages[0].global_train_batch_size=16",
     "stages[0].batch_size_ramp={initial: 8, increment: 8, duration: 3072tok}",
 ]
+RECOMPUTED = "fsdp_config.activation_checkpointing=true"
+COMPILED = "compile_config={dynamic: true}"
+TRACED = "compile_config={dynamic: true, backend: aot_eager}"  # all of torch.compile but the generated code
+TWO_REPLICAS = "fsdp_config.data_parallel_replicate_degree=2"
 
 
-def _first_gradients(rank: int, world: int, port: int, recipe_path: Path, overrides: list[str], result: Path) -> None:
-    """Run one update under Composer and FSDP2; save its loss and the gradients, whole, on rank 0."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "NODE_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    from composer.core import Callback
-    from composer.utils import dist
-
-    from encoder_foundry.data.shards import open_corpus
-    from encoder_foundry.run_folder import RunFolder
-    from encoder_foundry.training.run import build_trainer
-
-    class Capture(Callback):
-        def after_train_batch(self, state, logger):
-            parameters = state.model.network.named_parameters()
-            self.gradients = {name: param.grad.full_tensor() for name, param in parameters}
-
-        def batch_end(self, state, logger):
-            if rank == 0:
-                torch.save((state.total_loss_dict["loss/train/total"], self.gradients), result)
-            state.stop_training()
-
-    recipe = load_recipe(recipe_path, [*FIRST_UPDATE, *overrides, f"run_name=gradients{port}"])
-    dist.initialize_dist("cpu")
-    trainer = build_trainer(recipe, compile_plan(recipe), open_corpus(recipe), RunFolder(result.parent), None)
-    trainer.state.callbacks.append(Capture())
-    trainer.fit()
-    trainer.close()
+def microbatch(rows: int) -> str:
+    return f"stages[0].device_train_microbatch_size={rows}"
 
 
-def _unsharded(recipe_path: Path) -> tuple[float, dict[str, torch.Tensor]]:
+UPDATES = {  # by world size
+    1: {
+        "all rows at once": [microbatch(8)],
+        "uneven microbatches": [microbatch(3)],
+        "compiled": [microbatch(4), COMPILED],
+    },
+    2: {
+        "microbatches": [microbatch(2)],
+        "recomputed": [microbatch(4), RECOMPUTED],
+        "traced and recomputed": [microbatch(4), TRACED, RECOMPUTED],
+        "replicas": [microbatch(4), TWO_REPLICAS],
+    },
+    4: {"shards": [microbatch(2)], "replicas of shards, recomputed": [microbatch(1), TWO_REPLICAS, RECOMPUTED]},
+}
+
+
+class SaveGradients(Callback):
+    """Saves the first update's loss and whole gradients on rank 0, and ends training."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def after_train_batch(self, state, logger):
+        parameters = state.model.network.named_parameters()
+        self.gradients = {name: param.grad.full_tensor() for name, param in parameters}
+
+    def batch_end(self, state, logger):
+        if torch.distributed.get_rank() == 0:
+            torch.save((state.total_loss_dict["loss/train/total"], self.gradients), self.file)
+        state.stop_training()
+
+
+def _make_updates(recipe_path: Path, updates: dict[str, list[str]], folder: Path) -> None:
+    """Under Composer and FSDP2, each by a Trainer of its own."""
+    inductor_config.cpp.vec_isa_ok = True  # to try the processor's vector instructions takes longer than to compile
+    inductor_config.compile_threads = 1  # more are processes, which import torch first
+    for name, overrides in updates.items():
+        recipe = load_recipe(recipe_path, [*FIRST_UPDATE, *overrides])
+        try:
+            trainer = build_trainer(recipe, compile_plan(recipe), open_corpus(recipe), RunFolder(folder), None)
+            trainer.state.callbacks.append(SaveGradients(folder / f"{name}.pt"))
+            trainer.fit()
+            trainer.close()
+        except Exception as error:
+            error.add_note(f"in the update '{name}'")
+            raise
+
+
+@pytest.fixture(scope="module")
+def made(tiny, tmp_path_factory):
+    """The loss and the gradients of an update, by world size and name."""
+    folders: dict[int, Path] = {}
+
+    def load(world: int, name: str) -> tuple[float, dict[str, torch.Tensor]]:
+        if world not in folders:
+            folders[world] = tmp_path_factory.mktemp(f"{world}-ranks")
+            on_ranks(world, folders[world], _make_updates, tiny.recipe, UPDATES[world], folders[world])
+        return torch.load(folders[world] / f"{name}.pt")
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def expected(tiny) -> tuple[float, dict[str, torch.Tensor]]:
     """The same update by plain autograd: the sum of the loss over all masked tokens, divided by their number."""
-    from encoder_foundry.data.loaders import RunData
-    from encoder_foundry.data.shards import open_corpus
-    from encoder_foundry.model.initialisation import initialise
-    from encoder_foundry.model.masked_lm import MaskedLM
-
-    recipe = load_recipe(recipe_path, FIRST_UPDATE)
+    recipe = load_recipe(tiny.recipe, FIRST_UPDATE)
     data = RunData(recipe, compile_plan(recipe), open_corpus(recipe))
     batch = next(iter(data.train_loader(0)))
     assert len(batch["row_tokens"]) == 8
@@ -76,42 +114,13 @@ def _unsharded(recipe_path: Path) -> tuple[float, dict[str, torch.Tensor]]:
     return loss.item(), {name: param.grad for name, param in network.named_parameters()}
 
 
-@pytest.fixture(scope="module")
-def expected(tiny) -> tuple[float, dict[str, torch.Tensor]]:
-    return _unsharded(tiny.recipe)
-
-
-def microbatch(rows: int) -> str:
-    return f"stages[0].device_train_microbatch_size={rows}"
-
-
-RECOMPUTED = "fsdp_config.activation_checkpointing=true"
-COMPILED = "compile_config={dynamic: true}"
-TWO_REPLICAS = "fsdp_config.data_parallel_replicate_degree=2"
-
-
 @pytest.mark.parametrize(
-    ("world", "overrides"),
-    [
-        (1, [microbatch(8)]),
-        (1, [microbatch(3)]),
-        (2, [microbatch(2)]),
-        (4, [microbatch(2)]),
-        (2, [microbatch(4), RECOMPUTED]),
-        (2, [microbatch(2), COMPILED]),
-        (2, [microbatch(4), COMPILED, RECOMPUTED]),
-        (2, [microbatch(4), TWO_REPLICAS]),
-        (4, [microbatch(1), TWO_REPLICAS, RECOMPUTED]),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else f"{value} ranks",
+    ("world", "name"),
+    [(world, name) for world, updates in UPDATES.items() for name in updates],
+    ids=lambda value: value if isinstance(value, str) else f"{value} ranks",
 )
-def test_loss_and_gradients_are_the_unsharded_models(tiny, expected, tmp_path, world, overrides):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    result = tmp_path / "gradients.pt"
-    mp.spawn(_first_gradients, args=(world, port, tiny.recipe, overrides, result), nprocs=world)
-    loss, gradients = torch.load(result)
+def test_loss_and_gradients_are_the_unsharded_models(made, expected, world, name):
+    loss, gradients = made(world, name)
     expected_loss, expected_gradients = expected
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert gradients.keys() == expected_gradients.keys()
