@@ -41,9 +41,11 @@ def launch(path: str, overrides: list[str]) -> None:
     # Every flat batch has a length of its own, and oneDNN keeps a compiled kernel for each of the last 1024: gigabytes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
+    from encoder_foundry.training.first_weights import check_init_from
     from encoder_foundry.training.logs import start_logs
     from encoder_foundry.training.run import train
 
+    check_init_from(recipe)
     start_logs(recipe)
     train(recipe, tokenizer)
 

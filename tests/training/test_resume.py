@@ -48,6 +48,7 @@ def test_what_lies_ahead_or_changes_no_number_may_change(resume, override):
     [
         ("seed=18", "began with another 'seed'"),
         ("model.intermediate_size=256", "began with another 'model'"),
+        ("init_from=runs/smaller", "began with another 'init_from'"),
         ("masking.mlm_probability=0.2", "began with another 'masking'"),
         ("stages[0].rope_theta=20_000", "trained by other stages"),
         ("stages[0].batch_size_ramp.duration=442_368tok", "trained by other stages"),

@@ -119,6 +119,7 @@ def test_other_ranks_workers_microbatches_and_loaders_see_the_same_rows_and_mask
         ("data.local=nowhere", "nowhere/tokenizer: no tokenizer.json there; prepare the data first"),
         ("stages[0].row_length=128", "one/128/train/manifest.json: no such file"),
         ("model.vocab_size=64", "token ids do not fit the model's embedding"),
+        ("init_from=runs/absent", "'init_from': runs/absent: no such file or folder"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(tiny, override, says):

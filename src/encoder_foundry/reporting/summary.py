@@ -32,9 +32,11 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
     console.print(stage_table(folder))
     recipe = load_recipe(folder.recipe)
     entropy = Statistics.read(Path(recipe.data.local)).unigram_entropy
-    evaluations = read_records(folder.evaluations)
-    if evaluations:
-        loss = evaluations[-1]["loss"]
+    before, at_stage_ends = _evaluations(folder)
+    if before is not None:
+        console.print(f"Held-out loss before the first update, grown from {recipe.init_from}: {before['loss']:.3f}.")
+    if at_stage_ends:
+        loss = at_stage_ends[-1]["loss"]
         side = "below" if loss < entropy else "above"
         console.print(
             f"Unigram entropy of the held-out text: {entropy:.3f} nats a token. "
@@ -44,10 +46,17 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
         print_fill_mask(folder.export, console)
 
 
+def _evaluations(folder: RunFolder) -> tuple[dict | None, list[dict]]:
+    """The one before the first update, which a grown run has, and those at the ends of stages."""
+    evaluations = read_records(folder.evaluations)
+    before = next((record for record in evaluations if record["batch"] == 0), None)
+    return before, [record for record in evaluations if record["batch"] > 0]
+
+
 def stage_table(folder: RunFolder) -> Table:
     """A row a stage: what it was, and the held-out loss and masked accuracy at its end."""
     plan = json.loads(folder.plan.read_text(encoding="utf-8"))
-    evaluations = {record["stage"]: record for record in read_records(folder.evaluations)}
+    evaluations = {record["stage"]: record for record in _evaluations(folder)[1]}
     table = Table(title=f"{plan['name']}: {plan['total_tokens']:,} tokens", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("stage", "tokens", "updates", "rows", "length", "theta", "held-out loss", "accuracy"):
         table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)

@@ -1,17 +1,20 @@
 """What a run's parameters begin with: drawn at random, or grown from another model (`init_from`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from encoder_foundry.errors import FoundryError
+from encoder_foundry.errors import ConfigurationError, FoundryError
 from encoder_foundry.interop import open_weights
 from encoder_foundry.model.initialisation import initial_value
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.model.tiling import check_growth, tile_parameter
 from encoder_foundry.recipe import Recipe
+from encoder_foundry.recipe.schema import ModelConfig
+from encoder_foundry.run_folder import RunFolder
 
 
 def first_weights(recipe: Recipe) -> Callable[[str], Tensor]:
@@ -24,9 +27,31 @@ def first_weights(recipe: Recipe) -> Callable[[str], Tensor]:
         with torch.device("meta"):
             shapes = {name: value.shape for name, value in MaskedLM(recipe.model, 1.0).state_dict().items()}
         return lambda name: initial_value(name, shapes[name], recipe.model.num_hidden_layers, recipe.seed)
-    try:
-        source, weights = open_weights(recipe.init_from)
-        check_growth(source, recipe.model)
-    except FoundryError as error:
-        raise type(error)(f"init_from: {error}") from error
+    source, weights = _open_source(recipe, recipe.init_from)
     return partial(tile_parameter, source_state=weights, source=source, target=recipe.model)
+
+
+def check_init_from(recipe: Recipe) -> None:
+    """Refuse what a model cannot be grown from, before anything is written.
+
+    A run that has checkpoints goes on from them: its source is not opened again, and may be gone.
+
+    Raises:
+        FoundryError: `init_from` holds no model that this one can be grown from.
+    """
+    if recipe.init_from is None:
+        return
+    if RunFolder(Path(recipe.runs_folder) / recipe.run_name).newest_checkpoint() is None:
+        _open_source(recipe, recipe.init_from)
+
+
+def _open_source(recipe: Recipe, path: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    try:
+        source, weights = open_weights(path)
+    except FoundryError as error:  # it names the path
+        raise type(error)(f"'init_from': {error}") from error
+    try:
+        check_growth(source, recipe.model)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"'init_from': {path}: {error}") from error
+    return source, weights

@@ -61,6 +61,8 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
         _describe_run(recipe, plan, folder)
     trainer = build_trainer(recipe, plan, tokenizer, folder, checkpoint)
     try:
+        if checkpoint is None and recipe.init_from is not None:
+            _evaluate_first_weights(trainer)
         trainer.fit()
     except BaseException:
         trainer.engine.close()  # not trainer.close(): it waits for the other ranks, who may wait for this one
@@ -148,6 +150,14 @@ def _stage_end_evaluator(plan: Plan, data: RunData, stage: StageConfig) -> Evalu
         eval_interval=at_stage_end,
         device_eval_microbatch_size=stage.device_train_microbatch_size,
     )
+
+
+def _evaluate_first_weights(trainer: Trainer) -> None:
+    """One evaluation before the first update, by the first stage's evaluator: what growing was worth."""
+    evaluators = trainer.state.evaluators
+    trainer.state.evaluators = evaluators[:1]
+    trainer.eval()
+    trainer.state.evaluators = evaluators
 
 
 def _choose_checkpoint(folder: RunFolder) -> CompleteCheckpoint | None:
