@@ -15,6 +15,7 @@ import torch
 from models import CONTENDERS, Contender, Documents
 
 from encoder_foundry.data.masking import IGNORE_INDEX
+from encoder_foundry.training.allocator import keep_freed_memory
 
 MASKED = 0.3
 MIB = 1 << 20
@@ -27,11 +28,11 @@ def draw(lengths: list[int], vocab_size: int = 50_000) -> Documents:
     return Documents(ids, [_labels(document, generator) for document in ids])
 
 
-def mixed_lengths(documents: int = 16) -> list[int]:
-    """A log-normal draw with a mean near 300, up to 1024."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.empty(documents).log_normal_(5.4, 0.75, generator=generator)
-    return drawn.clamp(16, 1024).int().tolist()
+def mixed_lengths(documents: int = 12) -> list[int]:
+    """Lengths of a log-normal with a mean near 300, one from the middle of each of its quantiles, at most 1024."""
+    quantiles = (torch.arange(documents) + 0.5) / documents
+    lengths = torch.exp(5.4 + 0.75 * torch.special.ndtri(quantiles)).clamp(max=1024).int()
+    return lengths[torch.randperm(documents, generator=torch.Generator().manual_seed(0))].tolist()
 
 
 def workload(name: str, kind: str, documents: Documents) -> Callable[[], None]:
@@ -81,14 +82,29 @@ def timed(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+def race(names: list[str], kind: str, lengths: list[int], rounds: int) -> dict[str, list[float]]:
+    """`take_turns` of contenders at one kind of work, in a process of its own, which takes its memory along."""
+    return in_new_process(_race, names, kind, lengths, rounds)
+
+
+def _race(names: list[str], kind: str, lengths: list[int], rounds: int) -> dict[str, list[float]]:
+    keep_freed_memory()
+    documents = draw(lengths)
+    return take_turns({name: workload(name, kind, documents) for name in names}, rounds)
+
+
+def in_new_process(function: Callable, *arguments):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:
     return statistics.median(above / below for above, below in zip(numerators, denominators, strict=True))
 
 
 def peak_memory(name: str, kind: str, lengths: list[int]) -> float:
     """MiB that one step adds to a process that holds the weights."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory, (name, kind, lengths))
+    return in_new_process(_peak_memory, name, kind, lengths)
 
 
 def _without_gradients(contender: Contender, compute: Callable, documents: Documents) -> Callable[[], None]:

@@ -1,0 +1,53 @@
+"""Sharding holds no more than it says."""
+
+import resource
+
+import pytest
+import torch
+from composer.core import Precision
+
+from encoder_foundry import load_recipe
+from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.model.masked_lm import MaskedLM
+from encoder_foundry.recipe import Recipe
+from encoder_foundry.recipe.schema import FSDPConfig
+from encoder_foundry.training.first_weights import first_weights
+from encoder_foundry.training.sharding import fill, shard
+from tests.ranks import on_ranks
+
+WIDE = ["model.hidden_size=512", "model.num_attention_heads=8", "model.intermediate_size=2048"]
+
+
+def _peak_below_the_whole(recipe: Recipe) -> None:
+    cpu = torch.device("cpu")
+    before = _peak()
+    with torch.device("meta"):
+        network = MaskedLM(recipe.model, 1.0)
+    shard(network, recipe, Precision("fp32"), cpu)
+    network.to_empty(device=cpu)
+    fill(network, first_weights(recipe))
+    whole = sum(parameter.numel() for parameter in network.parameters()) * 4
+    assert _peak() - before < 0.4 * whole, f"{_peak() - before:,} bytes of {whole:,}"
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_no_rank_ever_holds_the_whole_network(tmp_path):
+    recipe = load_recipe("yamls/main/nano.yaml", [*WIDE, "model.num_hidden_layers=32"])  # 142 M parameters, 568 MB
+    on_ranks(4, tmp_path, _peak_below_the_whole, recipe)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "shards", "world", "degrees"),
+    [(1, -1, 8, (1, 8)), (2, -1, 8, (2, 4)), (4, 2, 8, (4, 2)), (8, -1, 8, (8, 1))],
+)
+def test_degrees_fill_up_the_world(replicas, shards, world, degrees):
+    assert FSDPConfig(shards, replicas).degrees(world) == degrees
+
+
+@pytest.mark.parametrize(("replicas", "shards", "world"), [(3, -1, 8), (2, 2, 8), (16, -1, 8), (1, 4, 8)])
+def test_degrees_that_are_not_the_world_are_refused(replicas, shards, world):
+    with pytest.raises(ConfigurationError, match=f"data_parallel_replicate_degree {replicas} .* {world}$"):
+        FSDPConfig(shards, replicas).degrees(world)
