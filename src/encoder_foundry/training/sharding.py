@@ -9,6 +9,7 @@ sharded here; Composer is left with saving, loading and training a model that is
   names in checkpoints, decay groups and exports. FSDP's hooks stay outside both.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +55,9 @@ def shard(network: MaskedLM, recipe: Recipe, precision: Precision, device: torch
         complete_gloo()
     replicas, _ = recipe.fsdp_config.degrees(distributed.get_world_size())
     mesh = data_parallel_mesh(replicas, device)
-    options = {"mesh": mesh, "mp_policy": create_mixed_precision_policy(precision, "DEFAULT")}
+    # inputs are left as they come: autocast, on CPU our own, decides what a layer computes in
+    policy = dataclasses.replace(create_mixed_precision_policy(precision, "DEFAULT"), cast_forward_inputs=False)
+    options = {"mesh": mesh, "mp_policy": policy}
     for layer in network.model.layers:
         if recipe.compile_config is not None:
             layer.forward = _compiled(layer.forward, recipe.compile_config)
