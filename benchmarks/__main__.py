@@ -1,7 +1,7 @@
 """`python benchmarks` (or `make bench`): ours beside its peers, printed, and written to benchmarks/results.md.
 
-Some 25 minutes on two cores. With the name of a part (speed, memory, floor, length) only that part runs, and nothing
-is written.
+Some 25 minutes on two cores. With the names of parts (speed, memory, floor, length) only those are measured, and
+take their places in results.md.
 """
 
 import platform
@@ -147,17 +147,22 @@ def processor() -> str:
 
 def main(wanted: list[str]) -> None:
     keep_freed_memory()
-    if wanted:
-        for part in PARTS.values():
-            if part.__name__ in wanted:
-                print(part())
-        return
-    head = f"{processor()}, torch {torch.__version__}. Written by `make bench`; README.md says what is what."
-    parts = ["# Benchmarks", head]
+    sections = written()
     for title, part in PARTS.items():
-        parts += [f"## {title}", part()]
-        RESULTS.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        if not wanted or part.__name__ in wanted:
+            sections[title] = part()
+            head = f"{processor()}, torch {torch.__version__}. Written by `make bench`; README.md says what is what."
+            parts = [f"## {title}\n\n{sections[title]}" for title in PARTS if title in sections]
+            RESULTS.write_text("\n\n".join(["# Benchmarks", head, *parts]) + "\n", encoding="utf-8")
     print(f"written to {RESULTS}")
+
+
+def written() -> dict[str, str]:
+    """The sections of results.md as they stand, by title."""
+    if not RESULTS.exists():
+        return {}
+    _, *sections = RESULTS.read_text(encoding="utf-8").split("\n## ")
+    return {title: text.strip() for title, text in (section.split("\n", 1) for section in sections)}
 
 
 if __name__ == "__main__":
