@@ -10,6 +10,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from models import CONTENDERS, Contender, Documents
@@ -94,8 +95,9 @@ def _race(names: list[str], kind: str, lengths: list[int], rounds: int) -> dict[
 
 
 def in_new_process(function: Callable, *arguments):
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    """What a function returns; an error, and not a hang, if the process is killed, as for its memory."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:
