@@ -23,7 +23,9 @@ PICTURE = Path(__file__).parent / "cost_by_length.png"
 def times() -> dict[str, list[float]]:
     """Seconds by length, for each model, after a pass that does not count."""
     alternating = Ours(compiled=False)
-    global_only = Ours(compiled=False, config=replace(base_config(), global_attn_every_n_layers=1))
+    global_only = Ours(
+        compiled=False, config=replace(base_config(), global_attn_every_n_layers=1, local_attention=None)
+    )
     local_only = Ours(compiled=False)
     for layer in local_only.network.model.layers:
         layer.attn.window = base_config().local_attention
