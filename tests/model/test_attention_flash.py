@@ -117,8 +117,7 @@ def test_the_recorded_signatures_are_those_of_the_published_sources(tmp_path):
     download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
     download += ["--no-binary", ":all:", "--dest", tmp_path, f"flash-attn=={RECORDED_FROM}"]
     outcome = subprocess.run(download, capture_output=True, text=True)
-    if outcome.returncode:
-        pytest.skip(f"pip download: {outcome.stderr.strip().splitlines()[-1]}")
+    assert outcome.returncode == 0, outcome.stderr  # no network is no comparison, and not a pass
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as sources:
         for folder, recorded in (("flash_attn", flash_attention_2), ("hopper", flash_attention_3)):
             source = sources.extractfile(f"flash_attn-{RECORDED_FROM}/{folder}/flash_attn_interface.py").read()
