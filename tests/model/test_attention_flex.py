@@ -13,14 +13,18 @@ from tests.model.peers import our_network, pack
 from tests.model.test_attention import LENGTHS, by_definition, documents_of, with_gradients
 
 
-@pytest.mark.parametrize("window", [None, 128, 0])
-@pytest.mark.parametrize("lengths", [[5], [130, 130, 400, 3], [128, 256]], ids=str)
-def test_output_and_gradients_are_those_of_masked_softmax(lengths, window):
+def assert_exact(lengths, window):
     documents = documents_of(lengths)
     q, k, v, grad = torch.randn(4, documents.tokens, 2, 16)
     ours = with_gradients(lambda *qkv: flex_attention(*qkv, documents, window), q, k, v, grad)
     exact = with_gradients(lambda *qkv: by_definition(*qkv, documents, window), q, k, v, grad)
     torch.testing.assert_close(ours, exact, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("window", [None, 128, 0])
+@pytest.mark.parametrize("lengths", [[5], [130, 130, 400, 3], [128, 256]], ids=str)
+def test_output_and_gradients_are_those_of_masked_softmax(lengths, window):
+    assert_exact(lengths, window)
 
 
 @settings(max_examples=30, deadline=None)
@@ -43,12 +47,8 @@ def test_a_window_is_compiled_once_for_all_lengths(monkeypatch):
     monkeypatch.setattr(attention_flex, "kernel", lambda device_type: kernel)
     torch._dynamo.reset()
     for lengths in ([130, 130, 400, 3], [64], [900, 300, 20], [128], [5] * 77, [700, 700, 700]):
-        documents = documents_of(lengths)
         for window in (None, 128):
-            q, k, v, grad = torch.randn(4, documents.tokens, 2, 16)
-            ours = with_gradients(lambda *qkv: flex_attention(*qkv, documents, window), q, k, v, grad)  # noqa: B023
-            exact = with_gradients(lambda *qkv: by_definition(*qkv, documents, window), q, k, v, grad)  # noqa: B023
-            torch.testing.assert_close(ours, exact, rtol=0, atol=2e-5)
+            assert_exact(lengths, window)
     assert graphs.frame_count == 2
 
 
