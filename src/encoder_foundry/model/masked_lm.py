@@ -2,8 +2,9 @@
 
 - The decoder is tied to the embedding and holds its own bias only, so that no state dict has a tensor twice. Parameter
   names are those that transformers' ModernBertForMaskedLM saves, exactly; interop/huggingface.py renames nothing.
-- With labels, the loss is computed in here: at the labelled positions only, 15 or 30 % of all, and holding the
-  logits of a chunk of them at a time (cross_entropy.py). It has to be within `forward`, since FSDP keeps the tied embedding whole only there.
+- With labels, the loss is computed in here: at the labelled positions only, 15 or 30 % of all, and holding the logits
+  of a chunk of them at a time (cross_entropy.py). It has to be within `forward`: only there FSDP has the tied embedding
+  whole.
 """
 
 import torch
