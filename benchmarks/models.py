@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from encoder_foundry.data.masking import IGNORE_INDEX
+from encoder_foundry.interop.huggingface import SIZES
 from encoder_foundry.model.initialisation import initialise
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.recipe.loading import load_config
@@ -95,11 +96,7 @@ class Padded:
 def transformers_modernbert(sparse_prediction: bool = False) -> Padded:
     ours = base_config()
     config = ModernBertConfig(
-        vocab_size=ours.vocab_size,
-        hidden_size=ours.hidden_size,
-        intermediate_size=ours.intermediate_size,
-        num_hidden_layers=ours.num_hidden_layers,
-        num_attention_heads=ours.num_attention_heads,
+        **{name: getattr(ours, name) for name in SIZES},
         global_rope_theta=10_000.0,
         sparse_prediction=sparse_prediction,
         **SPECIAL_TOKENS,

@@ -37,6 +37,7 @@ OURS = {  # what transformers lets one choose and our encoder does not
     "decoder_bias": True,
     "tie_word_embeddings": True,
 }
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 EMBEDDING, DECODER = "model.embeddings.tok_embeddings.weight", "decoder.weight"
 
 
@@ -87,11 +88,7 @@ def to_huggingface(
 ) -> ModernBertConfig:
     """The same shape in transformers' terms. [CLS] and [SEP] also stand for beginning and end of sequence."""
     return ModernBertConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
+        **{name: getattr(config, name) for name in SIZES},
         norm_eps=config.norm_eps,
         global_attn_every_n_layers=config.global_attn_every_n_layers,
         global_rope_theta=float(rope_theta),
@@ -138,11 +135,7 @@ def from_huggingface(path: Path) -> tuple[ModelConfig, float]:
     if isinstance(local_attention, int) and local_attention > 1:
         local_attention -= local_attention % 2  # to them as to us, an odd window reaches no further
     config = ModelConfig(
-        vocab_size=theirs.vocab_size,
-        hidden_size=theirs.hidden_size,
-        intermediate_size=theirs.intermediate_size,
-        num_hidden_layers=theirs.num_hidden_layers,
-        num_attention_heads=theirs.num_attention_heads,
+        **{name: getattr(theirs, name) for name in SIZES},
         global_attn_every_n_layers=theirs.global_attn_every_n_layers,
         local_attention=local_attention,
         local_rope_theta=local_rope_theta,
