@@ -6,11 +6,11 @@ step, above what it held before it with the weights loaded.
 """
 
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
 from models import CONTENDERS, Contender, Documents
@@ -19,7 +19,6 @@ from encoder_foundry.data.masking import IGNORE_INDEX
 from encoder_foundry.training.allocator import keep_freed_memory
 
 MASKED = 0.3
-MIB = 1 << 20
 
 
 def draw(lengths: list[int], vocab_size: int = 50_000) -> Documents:
@@ -123,15 +122,16 @@ def _without_gradients(contender: Contender, compute: Callable, documents: Docum
 
 def _peak_memory(name: str, kind: str, lengths: list[int]) -> float:
     run = workload(name, kind, draw(lengths))
-    before = resident()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: making the weights had one of its own
+    before = memory_of_this_process("VmRSS")
     run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return memory_of_this_process("VmHWM") - before
 
 
-def resident() -> float:
-    """MiB of this process in memory."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / MIB
+def memory_of_this_process(kind: str) -> float:
+    """MiB: VmRSS, what it has in memory, or VmHWM, the most that it had. Linux only."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
 
 
 def _labels(ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
