@@ -18,7 +18,7 @@ test: lint
 test-long: $(INSTALLED)
 	$(BIN)/pytest -m long
 
-# Without a GPU every one of these tests fails and says so; those of a package that is not installed are skipped, by name.
+# Without a GPU every one of these tests fails and says so; those of a package that is not installed are skipped, with the reason.
 test-gpu: $(INSTALLED)
 	$(BIN)/pytest -m gpu -rs
 
