@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from encoder_foundry.errors import ConfigurationError, FoundryError
+from encoder_foundry.errors import STOPPED, ConfigurationError, FoundryError, StopRequested
 from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
 
 # Seconds. Composer ends all ranks as soon as one has failed, so the others wait for the first to say what is wrong; one
@@ -27,6 +27,10 @@ def main(arguments: list[str]) -> int:
             time.sleep(FIRST_RANK_SPEAKS)
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StopRequested as stopped:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"{stopped}; the same command goes on from there")
+        return STOPPED
     return 0
 
 

@@ -5,15 +5,15 @@ import json
 import pytest
 
 from encoder_foundry.errors import FoundryError
-from encoder_foundry.run_folder import RunFolder, append_record, mark_complete, read_records, remove_checkpoint
+from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, append_line, mark_complete, remove_checkpoint
 
 
-def checkpoint(run: RunFolder, batch: int):
+def checkpoint(run: RunFolder, batch: int, rollbacks: int = 0):
     folder = run.checkpoints / f"ba{batch}"
     folder.mkdir(parents=True)
     for name in ("__0_0.distcp", "__1_0.distcp", ".metadata"):
         (folder / name).write_bytes(b"x" * (batch + len(name)))
-    mark_complete(folder, batch, batch * 1000)
+    mark_complete(CompleteCheckpoint(folder, batch, batch * 1000, rollbacks, {}))
     return folder
 
 
@@ -51,9 +51,9 @@ def test_a_run_without_checkpoints_is_fresh(run):
 
 
 def test_a_line_that_a_killed_process_left_torn_is_cut_off_and_the_last_line_of_a_batch_holds(run):
-    append_record(run.metrics, {"batch": 1, "loss": 3.0})
-    append_record(run.metrics, {"batch": 2, "loss": 2.0})
+    append_line(run.metrics, {"batch": 1, "token": 1, "loss": 3.0})
+    append_line(run.metrics, {"batch": 2, "token": 2, "loss": 2.0})
     with open(run.metrics, "a") as file:
         file.write(json.dumps({"batch": 3, "loss": 1.0})[:9])
-    append_record(run.metrics, {"batch": 2, "loss": 2.5})
-    assert [(record["batch"], record["loss"]) for record in read_records(run.metrics)] == [(1, 3.0), (2, 2.5)]
+    append_line(run.metrics, {"batch": 2, "token": 2, "loss": 2.5})
+    assert [(record["batch"], record["loss"]) for record in run.records(run.metrics)] == [(1, 3.0), (2, 2.5)]

@@ -22,3 +22,10 @@ class ConfigurationError(FoundryError):
 
 class DataError(FoundryError):
     """A corpus, a tokenizer or a set of shards that does not fit what was asked of it."""
+
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the run was stopped, and the same command goes on
+
+
+class StopRequested(Exception):
+    """No error: a run that was told to stop has saved a checkpoint, and its processes exit with status STOPPED."""

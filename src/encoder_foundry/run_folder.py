@@ -2,23 +2,31 @@
 
     recipe.yaml plan.json     the recipe with all overrides, and its plan
     metrics.jsonl eval.jsonl  a line an update, a line an evaluation
+    rollbacks.jsonl           a line a rollback
     checkpoints/ba<update>/   sharded checkpoints, each with a COMPLETE file once it is whole
+    abandoned/<n>/ba<update>/ those that the n-th rollback left behind
     logs/rank<N>.log          every rank's log
     export/                   the exported model
 
 Composer's `latest` link is not used: it names a checkpoint whether or not all of its parts were written, and while it
 is being made anew there is none, which Composer takes for a fresh start. COMPLETE is written by rename after all ranks
 have written; it lists the parts and their sizes, and is removed before anything in the folder is overwritten.
+
+A rollback happens by its line in `rollbacks.jsonl`. Whatever was written under fewer rollbacks than are in that ledger,
+and lies beyond where one of the later ones went back to, is abandoned: checkpoints and records say under how many they
+were written, so a crash between that line and the tidying up loses nothing.
 """
 
 import json
 import logging
+import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from encoder_foundry.errors import FoundryError
+from encoder_foundry.recipe.plan import Rollback
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +40,8 @@ class CompleteCheckpoint:
     folder: Path
     batch: int
     token: int
+    rollbacks: int  # how many the run had had
+    watch: dict  # what the detectors of trouble remembered
 
 
 @dataclass(frozen=True)
@@ -68,20 +78,66 @@ class RunFolder:
     def export(self) -> Path:
         return self.path / "export"
 
-    def newest_checkpoint(self) -> CompleteCheckpoint | None:
-        """The newest complete checkpoint, or None if the run has not saved any.
+    @property
+    def ledger(self) -> Path:
+        return self.path / "rollbacks.jsonl"
+
+    def rollbacks(self) -> list[Rollback]:
+        """The rollbacks that the run has had, in order."""
+        names = {field.name for field in fields(Rollback)}
+        return [
+            Rollback(**{name: value for name, value in line.items() if name in names})
+            for line in read_lines(self.ledger)
+        ]
+
+    def newest_checkpoint(self, at_most: int | None = None) -> CompleteCheckpoint | None:
+        """The newest complete checkpoint of the kept trajectory, up to a token if one is given; None if there is none.
 
         Raises:
-            FoundryError: checkpoints are there, but none is complete: that is never taken for a fresh start.
+            FoundryError: checkpoints are there, but none can be used: that is never taken for a fresh start.
         """
         folders = [path for path in self.checkpoints.glob("*") if path.is_dir()]
-        complete = complete_checkpoints(folders)
-        if folders and not complete:
+        rollbacks = self.rollbacks()
+        kept = [
+            checkpoint
+            for checkpoint in complete_checkpoints(folders)
+            if abandoned_by(checkpoint.token, checkpoint.rollbacks, rollbacks) is None
+        ]
+        if folders and not kept:
             raise FoundryError(
                 f"{self.checkpoints}: {len(folders)} checkpoint(s) and none of them complete; "
                 "move the folder away to start afresh"
             )
-        return complete[-1] if complete else None
+        fitting = [checkpoint for checkpoint in kept if at_most is None or checkpoint.token <= at_most]
+        return fitting[-1] if fitting else None
+
+    def tidy_up(self) -> None:
+        """Move the checkpoints that rollbacks left behind to `abandoned/<n>/`, where they are not looked for."""
+        rollbacks = self.rollbacks()
+        for checkpoint in complete_checkpoints(self.checkpoints.glob("ba*")):
+            number = abandoned_by(checkpoint.token, checkpoint.rollbacks, rollbacks)
+            if number is not None:
+                target = self.path / "abandoned" / str(number)
+                target.mkdir(parents=True, exist_ok=True)
+                checkpoint.folder.rename(target / checkpoint.folder.name)
+
+    def records(self, path: Path) -> list[dict]:
+        """The lines that hold of `metrics` or `evaluations`, by batch: some batches were trained more than once."""
+        rollbacks = self.rollbacks()
+        kept = {
+            line["batch"]: line
+            for line in read_lines(path)
+            if abandoned_by(line["token"], line.get("rollbacks", 0), rollbacks) is None
+        }
+        return sorted(kept.values(), key=lambda line: line["batch"])
+
+
+def abandoned_by(token: int, rollbacks_before: int, rollbacks: Sequence[Rollback]) -> int | None:
+    """The number, from 1, of the rollback that abandoned what was written at `token` after `rollbacks_before`."""
+    for number, rollback in enumerate(rollbacks[rollbacks_before:], rollbacks_before + 1):
+        if token > rollback.to_token:
+            return number
+    return None
 
 
 def complete_checkpoints(folders: Iterable[Path]) -> list[CompleteCheckpoint]:
@@ -101,14 +157,18 @@ def read_checkpoint(folder: Path) -> CompleteCheckpoint | None:
     if sizes != content["files"]:
         log.warning("%s: not used, since its parts do not have the sizes that %s lists", folder, COMPLETE)
         return None
-    return CompleteCheckpoint(folder, content["batch"], content["token"])
+    return CompleteCheckpoint(
+        folder, content["batch"], content["token"], content.get("rollbacks", 0), content.get("watch", {})
+    )
 
 
-def mark_complete(folder: Path, batch: int, token: int) -> None:
+def mark_complete(checkpoint: CompleteCheckpoint) -> None:
     """Write a checkpoint folder's COMPLETE file, whole or not at all."""
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != COMPLETE}
+    folder = checkpoint.folder
+    content = {key: value for key, value in asdict(checkpoint).items() if key != "folder"}
+    content["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != COMPLETE}
     writing = folder.parent / f".{folder.name}.{COMPLETE}"
-    writing.write_text(json.dumps({"batch": batch, "token": token, "files": files}) + "\n", encoding="utf-8")
+    writing.write_text(json.dumps(content) + "\n", encoding="utf-8")
     writing.replace(folder / COMPLETE)
 
 
@@ -119,8 +179,11 @@ def remove_checkpoint(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def append_record(path: Path, record: dict) -> None:
-    """Append a line to a `.jsonl` file, cutting off one that a killed process left without its end."""
+def append_line(path: Path, line: dict, durable: bool = False) -> None:
+    """Append a line to a `.jsonl` file, cutting off one that a killed process left without its end.
+
+    A `durable` line is on the disk when this returns, even if the machine fails.
+    """
     with open(path, "ab+") as file:
         end = file.seek(0, 2)
         if end:
@@ -128,12 +191,15 @@ def append_record(path: Path, record: dict) -> None:
             if file.read(1) != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(record).encode() + b"\n")
+        file.write(json.dumps(line).encode() + b"\n")
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
 
 
-def read_records(path: Path) -> list[dict]:
-    """The lines that hold of a `metrics.jsonl` or `eval.jsonl`, by batch: a resumed run writes some batches again."""
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a `.jsonl` file; none if it is not there. One without its end was never written."""
     if not path.exists():
         return []
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return sorted({record["batch"]: record for record in records}.values(), key=lambda record: record["batch"])
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines]

@@ -57,14 +57,14 @@ def test_a_row_that_does_not_fit_is_one_line_from_any_process(row_folder, num_wo
         [
             f"data.local={row_folder}",
             "data.sources=[code, docs, web]",
-            "stages[2].mixture=null",
+            "stages.decay.mixture=null",
             f"data.num_workers={num_workers}",
-            *(f"stages[{index}].row_length={ROW_LENGTH}" for index in range(3)),
+            *(f"stages.{stage}.row_length={ROW_LENGTH}" for stage in ("pretrain", "extend", "decay")),
         ],
     )
-    data = loaders.RunData(recipe, compile_plan(recipe), TokenizerFacts(300, {"[MASK]": 4}, ""))
+    data = loaders.RunData(recipe, TokenizerFacts(300, {"[MASK]": 4}, ""))
     with pytest.raises(DataError) as refused:
-        next(iter(data.train_loader(0)))
+        next(iter(data.train_loader(compile_plan(recipe), 0)))
     assert re.fullmatch(r"row \d+ of the shards .* token id \d+, .* \[0, 300\); prepare .*", str(refused.value))
 
 
@@ -72,9 +72,9 @@ def test_stages_of_one_row_length_each_get_batches_of_their_own_size(tmp_path):
     write_rows(tmp_path, "validation", {"code": 5, "docs": 2})
     recipe = load_recipe(
         REPOSITORY / "yamls/main/nano.yaml",
-        [f"data.local={tmp_path}", "data.sources=[code, docs]", "stages[2].mixture=null"],
+        [f"data.local={tmp_path}", "data.sources=[code, docs]", "stages.decay.mixture=null"],
     )
     tokenizer = TokenizerFacts(512, {"[MASK]": 4}, "")
-    data = loaders.RunData(recipe, compile_plan(recipe), tokenizer)
+    data = loaders.RunData(recipe, tokenizer)
     for rows_a_batch in (4, 1, 3):
         assert max(num_rows(batch) for batch in data.eval_loader(ROW_LENGTH, rows_a_batch)) == rows_a_batch

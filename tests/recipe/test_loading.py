@@ -31,9 +31,9 @@ NANO = Path("yamls/main/nano.yaml")
         ("seed=-1", "not in [0, 2**31)"),
         ("data.sources=[code, code]", "given once"),
         ("masking.mask_share=.nan", "sum ≤ 1"),
-        ("stages[0].lr=.inf", "not positive and finite"),
-        ("stages[0].t_warmup=infdur", "not a number of tokens"),
-        ("stages[0].duration=1e9tok", "'1e9tok' is not a number of tokens"),
+        ("stages.pretrain.lr=.inf", "not positive and finite"),
+        ("stages.pretrain.t_warmup=infdur", "not a number of tokens"),
+        ("stages.pretrain.duration=1e9tok", "'1e9tok' is not a number of tokens"),
         ("save_num_checkpoints_to_keep=0", "at least one, to resume from"),
         ("data.sources=[]", "at least one source"),
         ("data.num_workers=-1", "negative"),
@@ -44,20 +44,19 @@ NANO = Path("yamls/main/nano.yaml")
         ("optimizer.eps=0", "not positive"),
         ("loggers.tensorbord.x=1", "'tensorbord' is not known"),
         ("save_interval=often", "'save_interval'"),
-        ("stages=[]", "at least one stage"),
-        ("stages[1].name=pretrain", "name of an earlier stage"),
-        ("stages[0].duration=1000000", "such as 1_000_000tok"),
-        ("stages[0].duration=0tok", "not positive"),
-        ("stages[0].rope_theta=0", "'stages[0].rope_theta': 0.0 is not positive"),
-        ("stages[0].t_warmup=5dur", "do not lie within"),
-        ("stages[2].t_warmup=0.1dur", "warm-up and decay together"),
-        ("stages[2].alpha_f=2", "not in [0, 1]"),
-        ("stages[2].mixture.books=1", "not among data.sources"),
-        ("stages[2].mixture.code=0", "not positive"),
-        ("stages[0].batch_size_ramp.increment=4", "do not meet 8"),
-        ("stages[0].batch_size_ramp.initial=8", "not below"),
-        ("stages[0].batch_size_ramp.duration=4096tok", "too short for one update at each"),
-        ("stages[1].duration=4096tok", "too short for one update of 2 rows"),
+        ("stages=[]", "'stages': a list is given where keys with values are wanted"),
+        ("stages.pretrain.duration=1000000", "such as 1_000_000tok"),
+        ("stages.pretrain.duration=0tok", "not positive"),
+        ("stages.pretrain.rope_theta=0", "'stages.pretrain.rope_theta': 0.0 is not positive"),
+        ("stages.pretrain.t_warmup=5dur", "do not lie within"),
+        ("stages.decay.t_warmup=0.1dur", "warm-up and decay together"),
+        ("stages.decay.alpha_f=2", "not in [0, 1]"),
+        ("stages.decay.mixture.books=1", "not among data.sources"),
+        ("stages.decay.mixture.code=0", "not positive"),
+        ("stages.pretrain.batch_size_ramp.increment=4", "do not meet 8"),
+        ("stages.pretrain.batch_size_ramp.initial=8", "not below"),
+        ("stages.pretrain.batch_size_ramp.duration=4096tok", "too short for one update at each"),
+        ("stages.extend.duration=4096tok", "too short for one update of 2 rows"),
     ],
 )
 def test_a_wrong_value_is_refused_by_key(override, says):
@@ -103,5 +102,5 @@ def test_without_local_layers_there_is_no_window():
 def test_what_is_said_last_holds(tmp_path):
     (tmp_path / "mine.yaml").write_text(f"extends: [{NANO.resolve()}]\nseed: 5\n")
     assert load_recipe(tmp_path / "mine.yaml").seed == 5
-    recipe = load_recipe(tmp_path / "mine.yaml", ["seed=6", "stages[1].lr=1e-3"])
-    assert (recipe.seed, recipe.stages[1].lr) == (6, 1e-3)
+    recipe = load_recipe(tmp_path / "mine.yaml", ["seed=6", "stages.extend.lr=1e-3"])
+    assert (recipe.seed, recipe.stages["extend"].lr) == (6, 1e-3)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from math import sqrt
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoder_foundry import compile_plan, load_recipe
+from encoder_foundry.recipe.schema import BatchSizeRamp, StageConfig
 
 NANO = "yamls/main/nano.yaml"
 
@@ -17,17 +19,9 @@ def plan_of(*overrides: str):
     return compile_plan(load_recipe(NANO, overrides))
 
 
-def stage(**keys) -> str:
-    """An override that leaves nano with one stage."""
-    common = {
-        "name": "only",
-        "row_length": 1024,
-        "rope_theta": 10000,
-        "device_train_microbatch_size": 1,
-        "lr": 8e-4,
-    }
-    body = ", ".join(f"{key}: {value}" for key, value in (common | keys).items())
-    return f"stages=[{{{body}}}]"
+def plan_of_one_stage(**keys):
+    common = {"row_length": 1024, "rope_theta": 10_000, "device_train_microbatch_size": 1, "lr": 8e-4}
+    return compile_plan(replace(load_recipe(NANO), stages={"only": StageConfig(**common | keys)}))
 
 
 @pytest.mark.parametrize(
@@ -36,12 +30,10 @@ def stage(**keys) -> str:
     ids=["base", "large"],
 )
 def test_every_ramp_size_gets_the_published_number_of_updates(first, last, ramp, updates):
-    plan = plan_of(
-        stage(
-            duration="1_719_000_000_000tok",
-            global_train_batch_size=last,
-            batch_size_ramp=f"{{initial: {first}, increment: {first}, duration: {ramp}}}",
-        )
+    plan = plan_of_one_stage(
+        duration="1_719_000_000_000tok",
+        global_train_batch_size=last,
+        batch_size_ramp=BatchSizeRamp(first, first, ramp),
     )
     *rungs, rest = plan.segments
     assert [segment.rows for segment in rungs] == list(range(first, last, first))
@@ -52,14 +44,8 @@ def test_every_ramp_size_gets_the_published_number_of_updates(first, last, ramp,
 
 def test_warm_up_constant_and_decay_follow_the_published_formula():
     tokens = 100 * 16 * 1024
-    plan = plan_of(
-        stage(
-            duration=f"{tokens}tok",
-            global_train_batch_size=16,
-            t_warmup="0.1dur",
-            t_decay="0.5dur",
-            alpha_f=0.001,
-        )
+    plan = plan_of_one_stage(
+        duration=f"{tokens}tok", global_train_batch_size=16, t_warmup="0.1dur", t_decay="0.5dur", alpha_f=0.001
     )
     assert plan.at(0).lr == 0
     assert plan.at(tokens // 20).lr == pytest.approx(4e-4)
@@ -105,12 +91,10 @@ def test_updates_follow_each_other_without_gap_in_tokens_updates_and_rows(initia
     sizes = [initial * (step + 1) for step in range(steps)]
     last = initial * (steps + 1)
     ramp = updates * sum(sizes) * 1024
-    plan = plan_of(
-        stage(
-            duration=f"{ramp + rest * last * 1024 + spare}tok",
-            global_train_batch_size=last,
-            batch_size_ramp=f"{{initial: {initial}, increment: {initial}, duration: {ramp}tok}}",
-        )
+    plan = plan_of_one_stage(
+        duration=f"{ramp + rest * last * 1024 + spare}tok",
+        global_train_batch_size=last,
+        batch_size_ramp=BatchSizeRamp(initial, initial, f"{ramp}tok"),
     )
     token = update = rows = 0
     while token < plan.total_tokens:

@@ -23,12 +23,12 @@ model: {{vocab_size: 448, hidden_size: 32, intermediate_size: 48, num_hidden_lay
 data: {{local: {folder}/data, sources: [one, two]}}
 save_interval: 2ba
 stages:
-  - {{name: pretrain, duration: 6144tok, row_length: 64, rope_theta: 10000, global_train_batch_size: 12,
+  pretrain: {{duration: 6144tok, row_length: 64, rope_theta: 10000, global_train_batch_size: 12,
      device_train_microbatch_size: 2, lr: 5e-3, t_warmup: 1000tok,
      batch_size_ramp: {{initial: 4, increment: 4, duration: 3072tok}}}}
-  - {{name: extend, duration: 4096tok, row_length: 256, rope_theta: 160000, global_train_batch_size: 4,
+  extend: {{duration: 4096tok, row_length: 256, rope_theta: 160000, global_train_batch_size: 4,
      device_train_microbatch_size: 1, lr: 3e-3}}
-  - {{name: decay, duration: 4096tok, row_length: 256, rope_theta: 160000, global_train_batch_size: 4,
+  decay: {{duration: 4096tok, row_length: 256, rope_theta: 160000, global_train_batch_size: 4,
      device_train_microbatch_size: 1, lr: 3e-3, t_decay: 1dur, alpha_f: 0.001, mixture: {{one: 0.3, two: 0.7}}}}
 """
 CORPUS = """

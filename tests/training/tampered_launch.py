@@ -41,9 +41,9 @@ def save_checkpoint(self, state, logger):
     kill("saved", state.timestamp.batch.value)
 
 
-def mark_complete(folder, batch, token):
-    kill("saving", batch)
-    mark(folder, batch, token)
+def mark_complete(checkpoint):
+    kill("saving", checkpoint.batch)
+    mark(checkpoint)
 
 
 RunRecords.batch_end = batch_end

@@ -19,13 +19,13 @@ from encoder_foundry.data.shards import open_corpus
 from encoder_foundry.model.initialisation import initialise
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.run_folder import RunFolder
-from encoder_foundry.training.run import build_trainer
+from encoder_foundry.training.run import Start, build_trainer
 from tests.ranks import on_ranks
 
 FIRST_UPDATE = [  # 8 rows, without dropout, whose randomness is the rank's own
     "model.attn_out_dropout=0",
-    "stages[0].global_train_batch_size=16",
-    "stages[0].batch_size_ramp={initial: 8, increment: 8, duration: 3072tok}",
+    "stages.pretrain.global_train_batch_size=16",
+    "stages.pretrain.batch_size_ramp={initial: 8, increment: 8, duration: 3072tok}",
 ]
 RECOMPUTED = "fsdp_config.activation_checkpointing=true"
 COMPILED = "compile_config={dynamic: true}"
@@ -35,7 +35,7 @@ TWO_REPLICAS = "fsdp_config.data_parallel_replicate_degree=2"
 
 
 def microbatch(rows: int) -> str:
-    return f"stages[0].device_train_microbatch_size={rows}"
+    return f"stages.pretrain.device_train_microbatch_size={rows}"
 
 
 UPDATES = {  # by world size
@@ -79,7 +79,9 @@ def _make_updates(recipe_path: Path, updates: dict[str, list[str]], folder: Path
     for name, overrides in updates.items():
         recipe = load_recipe(recipe_path, [*FIRST_UPDATE, *overrides])
         try:
-            trainer = build_trainer(recipe, compile_plan(recipe), open_corpus(recipe), RunFolder(folder), None)
+            trainer = build_trainer(
+                recipe, RunData(recipe, open_corpus(recipe)), RunFolder(folder), Start(compile_plan(recipe), [], None)
+            )
             trainer.state.callbacks.append(SaveGradients(folder / f"{name}.pt"))
             trainer.fit()
             trainer.close()
@@ -106,10 +108,10 @@ def made(tiny, tmp_path_factory):
 def expected(tiny) -> tuple[float, dict[str, torch.Tensor]]:
     """The same update by plain autograd: the sum of the loss over all masked tokens, divided by their number."""
     recipe = load_recipe(tiny.recipe, FIRST_UPDATE)
-    data = RunData(recipe, compile_plan(recipe), open_corpus(recipe))
-    batch = next(iter(data.train_loader(0)))
+    data = RunData(recipe, open_corpus(recipe))
+    batch = next(iter(data.train_loader(compile_plan(recipe), 0)))
     assert len(batch["row_tokens"]) == 8
-    network = MaskedLM(recipe.model, recipe.stages[0].rope_theta)
+    network = MaskedLM(recipe.model, recipe.stages["pretrain"].rope_theta)
     initialise(network, recipe.seed)
     logits = network(batch["input_ids"], batch["cu_seqlens"], batch["row_length"])
     loss = F.cross_entropy(logits, batch["labels"], ignore_index=-100)

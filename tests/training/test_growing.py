@@ -18,7 +18,7 @@ from encoder_foundry.model.initialisation import initialise
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.model.tiling import tile_from
 from encoder_foundry.recipe import Recipe
-from encoder_foundry.run_folder import RunFolder, read_records
+from encoder_foundry.run_folder import RunFolder
 from encoder_foundry.training.first_weights import check_init_from, first_weights
 from encoder_foundry.training.sharding import fill, shard
 from tests.ranks import on_ranks
@@ -39,7 +39,7 @@ KILLED_AT = 6  # updates; with a checkpoint
 def tiled(source: Path, recipe: Recipe) -> MaskedLM:
     """The grown model, whole, by the definition."""
     config, weights = open_weights(source)
-    network = MaskedLM(recipe.model, recipe.stages[0].rope_theta)
+    network = MaskedLM(recipe.model, recipe.stages["pretrain"].rope_theta)
     network.load_state_dict(tile_from(dict(weights), config, recipe.model))
     return network.eval()
 
@@ -47,9 +47,9 @@ def tiled(source: Path, recipe: Recipe) -> MaskedLM:
 @torch.no_grad()
 def held_out_loss(network: MaskedLM, recipe: Recipe) -> float:
     """Over the held-out rows of the first stage, on one process without Composer."""
-    data = RunData(recipe, compile_plan(recipe), open_corpus(recipe))
+    data = RunData(recipe, open_corpus(recipe))
     cross_entropy, masked = 0.0, 0
-    for batch in data.eval_loader(recipe.stages[0].row_length, 2):
+    for batch in data.eval_loader(recipe.stages["pretrain"].row_length, 2):
         outputs = network.eval()(batch["input_ids"], batch["cu_seqlens"], batch["row_length"], batch["labels"])
         cross_entropy += outputs.cross_entropy.item()
         masked += outputs.tokens
@@ -93,7 +93,7 @@ def grown(tiny, undisturbed) -> Path:
     overrides = ("run_name=grown", f"init_from={source}", *LARGER)
     killed = tiny.launch(*overrides, *REPLICAS, script=TAMPERED_LAUNCH, KILL_AT=f"saved:{KILLED_AT}")
     run = tiny.folder / "runs/grown"
-    assert len(read_records(run / "metrics.jsonl")) == KILLED_AT, killed.stderr[-4000:]
+    assert len(RunFolder(run).records(RunFolder(run).metrics)) == KILLED_AT, killed.stderr[-4000:]
     shutil.rmtree(source)
     resumed = tiny.launch(*overrides, ranks=1)
     assert resumed.returncode == 0, resumed.stderr[-4000:]
@@ -103,7 +103,7 @@ def grown(tiny, undisturbed) -> Path:
 def test_a_run_on_replicas_goes_on_alone_to_the_same_end(tiny, undisturbed, grown):
     assert RunFolder(grown).newest_checkpoint().token == compile_plan(load_recipe(tiny.recipe)).total_tokens
     assert digests(grown) == digests(undisturbed)
-    assert read_records(grown / "metrics.jsonl")[-1]["loss"] < 5
+    assert RunFolder(grown).records(RunFolder(grown).metrics)[-1]["loss"] < 5
 
 
 def test_neither_replicas_nor_recomputation_show_in_a_checkpoint(grown, tmp_path):
@@ -116,19 +116,19 @@ def test_neither_replicas_nor_recomputation_show_in_a_checkpoint(grown, tmp_path
 
 def test_a_grown_run_is_evaluated_once_before_its_first_update(tiny, undisturbed, grown):
     lines = (grown / "eval.jsonl").read_text().splitlines()
-    before, *at_stage_ends = read_records(grown / "eval.jsonl")
+    before, *at_stage_ends = RunFolder(grown).records(RunFolder(grown).evaluations)
     assert len(lines) == 1 + len(at_stage_ends)  # resuming adds none
     assert (before["batch"], before["token"], before["stage"]) == (0, 0, "pretrain")
     assert [record["stage"] for record in at_stage_ends] == ["pretrain", "extend", "decay"]
     recipe = load_recipe(tiny.recipe, LARGER)
     assert before["loss"] == pytest.approx(held_out_loss(tiled(undisturbed, recipe), recipe), rel=1e-5)
-    fresh = MaskedLM(recipe.model, recipe.stages[0].rope_theta)
+    fresh = MaskedLM(recipe.model, recipe.stages["pretrain"].rope_theta)
     initialise(fresh, recipe.seed)
     assert before["loss"] < held_out_loss(fresh, recipe)
 
 
 def test_the_summary_tells_the_loss_before_the_first_update_from_that_at_a_stages_end(tiny, grown, tmp_path):
-    before, first_stage, *_ = read_records(grown / "eval.jsonl")
+    before, first_stage, *_ = RunFolder(grown).records(RunFolder(grown).evaluations)
     said = f"grown from {tiny.folder}/runs/source: {before['loss']:.3f}."
     output = command("summary", grown)
     assert said in " ".join(output.split())

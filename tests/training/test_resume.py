@@ -3,29 +3,20 @@
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from encoder_foundry import compile_plan, load_recipe
 from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
-from encoder_foundry.training.run import _refuse_another_run
+from encoder_foundry.recipe.changes import check_changes
 
 NANO = Path(__file__).parents[2] / "yamls/main/nano.yaml"
 
 
 @pytest.fixture
-def resume(tmp_path):
+def resume():
     """Resume nano at the end of its second ramp size, under a recipe with some overrides."""
     recipe = load_recipe(NANO)
-    OmegaConf.save(OmegaConf.structured(recipe), tmp_path / "recipe.yaml")
-    segment = compile_plan(recipe).segments[1]
-    checkpoint = CompleteCheckpoint(tmp_path, segment.start_update + segment.updates, segment.end_token)
-
-    def under(*overrides: str) -> None:
-        changed = load_recipe(NANO, overrides)
-        _refuse_another_run(changed, compile_plan(changed), RunFolder(tmp_path), checkpoint)
-
-    return under
+    token = compile_plan(recipe).segments[1].end_token
+    return lambda *overrides: check_changes(recipe, load_recipe(NANO, overrides), [], token)
 
 
 @pytest.mark.parametrize(
@@ -33,10 +24,12 @@ def resume(tmp_path):
     [
         "save_interval=7ba",
         "data.num_workers=2",
-        "stages[0].device_train_microbatch_size=2",
+        "stages.pretrain.device_train_microbatch_size=2",
         "model.attn_implementation=flash",
-        "stages[1].rope_theta=500_000",
-        "stages[2].mixture={code: 1.0}",
+        "stages.extend.rope_theta=500_000",
+        "stages.decay.mixture={code: 1.0}",
+        "stages.pretrain.duration=1_900_000tok",
+        "rollback.non_finite={data: advance}",
     ],
 )
 def test_what_lies_ahead_or_changes_no_number_may_change(resume, override):
@@ -46,13 +39,19 @@ def test_what_lies_ahead_or_changes_no_number_may_change(resume, override):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("seed=18", "began with another 'seed'"),
-        ("model.intermediate_size=256", "began with another 'model'"),
-        ("init_from=runs/smaller", "began with another 'init_from'"),
-        ("masking.mlm_probability=0.2", "began with another 'masking'"),
-        ("stages[0].rope_theta=20_000", "trained by other stages"),
-        ("stages[0].batch_size_ramp.duration=442_368tok", "trained by other stages"),
-        ("stages[0].batch_size_ramp=null", "trained by other stages"),
+        ("seed=18", "'seed': 17 → 18: every update depends on it"),
+        ("model.intermediate_size=256", "'model.intermediate_size': 240 → 256: every update"),
+        ("init_from=runs/smaller", "'init_from': None → runs/smaller: every update"),
+        ("masking.mlm_probability=0.2", "'masking.mlm_probability': 0.3 → 0.2: every update"),
+        ("data.shuffle_algo=py1s", "'data.shuffle_algo': py1e → py1s: every update"),
+        ("stages.pretrain.rope_theta=20_000", "'stages.pretrain.rope_theta': 10000.0 → 20000.0 would change the first"),
+        ("stages.pretrain.lr=2e-3", "'stages.pretrain.lr': 0.001 → 0.002 would change the first"),
+        ("stages.pretrain.t_warmup=0tok", "'stages.pretrain.t_warmup': 40_000tok → 0tok would change the first"),
+        (
+            "stages.pretrain.batch_size_ramp.duration=442_368tok",
+            "'stages.pretrain.batch_size_ramp.duration': 884_736tok → 442_368tok would",
+        ),
+        ("stages.pretrain.batch_size_ramp=null", "'stages.pretrain.batch_size_ramp': {.*} → None would change"),
     ],
 )
 def test_what_was_run_cannot_change(resume, override, says):

@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from encoder_foundry import compile_plan, load_model, load_recipe
 from encoder_foundry.interop.checkpoints import CheckpointWeights
-from encoder_foundry.run_folder import RunFolder, read_records
+from encoder_foundry.run_folder import RunFolder
 
 from .conftest import TAMPERED_LAUNCH, WORDS
 
@@ -24,12 +24,12 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def digests(run: Path) -> list[str]:
-    return [record["rows_digest"] for record in read_records(RunFolder(run).metrics)]
+    return [record["rows_digest"] for record in RunFolder(run).records(RunFolder(run).metrics)]
 
 
 def test_a_run_follows_its_plan_to_the_end(tiny, undisturbed):
     plan = compile_plan(load_recipe(tiny.recipe))
-    records = read_records(undisturbed / "metrics.jsonl")
+    records = RunFolder(undisturbed).records(RunFolder(undisturbed).metrics)
     assert [record["batch"] for record in records] == list(range(1, plan.total_updates + 1))
     token = 0
     for record in records:
@@ -49,9 +49,9 @@ def test_a_run_follows_its_plan_to_the_end(tiny, undisturbed):
 
 
 def test_a_run_learns_and_is_evaluated_at_the_end_of_every_stage(undisturbed):
-    records = read_records(undisturbed / "metrics.jsonl")
+    records = RunFolder(undisturbed).records(RunFolder(undisturbed).metrics)
     assert records[-1]["loss"] < 0.8 * records[0]["loss"]
-    evaluations = read_records(undisturbed / "eval.jsonl")
+    evaluations = RunFolder(undisturbed).records(RunFolder(undisturbed).evaluations)
     assert [record["stage"] for record in evaluations] == ["pretrain", "extend", "decay"]
     assert [record["rope_theta"] for record in evaluations] == [10_000, 160_000, 160_000]
     assert evaluations[-1]["loss"] < evaluations[0]["loss"] < 6.2
@@ -83,7 +83,7 @@ def test_a_killed_run_resumes_to_bit_identical_weights(tiny, undisturbed, kill_a
     killed = tiny.launch(f"run_name={name}", script=TAMPERED_LAUNCH, KILL_AT=kill_at)
     assert killed.returncode != 0
     run = tiny.folder / "runs" / name
-    reached = len(read_records(run / "metrics.jsonl"))
+    reached = len(RunFolder(run).records(RunFolder(run).metrics))
     assert reached == int(kill_at.partition(":")[2])
     resumed = tiny.launch(f"run_name={name}")
     assert resumed.returncode == 0, resumed.stderr[-4000:]
@@ -92,14 +92,16 @@ def test_a_killed_run_resumes_to_bit_identical_weights(tiny, undisturbed, kill_a
     assert expected.keys() == found.keys()
     for key, weight in expected.items():
         assert torch.equal(weight, found[key]), key
-    losses = [[record["loss"] for record in read_records(path / "metrics.jsonl")] for path in (undisturbed, run)]
+    losses = [
+        [record["loss"] for record in RunFolder(path).records(RunFolder(path).metrics)] for path in (undisturbed, run)
+    ]
     assert losses[0] == losses[1]
 
 
 def test_other_ranks_workers_microbatches_and_loaders_see_the_same_rows_and_masks(tiny, undisturbed):
     wandb = "loggers.wandb={project: tiny, init_kwargs: {mode: offline}}"
     run = tiny.launch(
-        *("run_name=alone", "data.num_workers=2", "stages[0].device_train_microbatch_size=5", wandb),
+        *("run_name=alone", "data.num_workers=2", "stages.pretrain.device_train_microbatch_size=4", wandb),
         ranks=1,
         script=TAMPERED_LAUNCH,
         ROWS_DEALT="40",  # the last segment of stage 1 takes two loaders
@@ -114,10 +116,10 @@ def test_other_ranks_workers_microbatches_and_loaders_see_the_same_rows_and_mask
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("stages[0].row_lenght=3", "did you mean 'row_length'?"),
-        ("stages[1].global_train_batch_size=3", "an update of stage 'extend' has 3 rows, which 2 processes"),
+        ("stages.pretrain.row_lenght=3", "did you mean 'row_length'?"),
+        ("stages.extend.global_train_batch_size=3", "an update of stage 'extend' has 3 rows, which 2 processes"),
         ("data.local=nowhere", "nowhere/tokenizer: no tokenizer.json there; prepare the data first"),
-        ("stages[0].row_length=128", "one/128/train/manifest.json: no such file"),
+        ("stages.pretrain.row_length=128", "one/128/train/manifest.json: no such file"),
         ("model.vocab_size=64", "token ids do not fit the model's embedding"),
         ("init_from=runs/absent", "'init_from': runs/absent: no such file or folder"),
     ],
@@ -179,14 +181,14 @@ def test_an_export_is_plain_transformers_with_the_training_models_logits(tiny, u
 
 
 def test_a_checkpoint_of_stage_one_is_exported_with_the_theta_it_was_trained_with(tiny, undisturbed, tmp_path):
-    end_of_stage_one = read_records(undisturbed / "eval.jsonl")[0]["batch"]
+    end_of_stage_one = RunFolder(undisturbed).records(RunFolder(undisturbed).evaluations)[0]["batch"]
     command("export", undisturbed / f"checkpoints/ba{end_of_stage_one}", tmp_path / "export")
     assert load_model(tmp_path / "export").model.rope_theta == 10_000
 
 
 def test_the_summary_names_every_stage_with_its_held_out_loss(undisturbed):
     output = command("summary", undisturbed)
-    for record in read_records(undisturbed / "eval.jsonl"):
+    for record in RunFolder(undisturbed).records(RunFolder(undisturbed).evaluations):
         assert f"{record['loss']:.3f}" in output
     assert "Unigram entropy" in output
 

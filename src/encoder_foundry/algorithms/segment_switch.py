@@ -30,7 +30,7 @@ class SegmentSwitch(Algorithm):
     """
 
     def __init__(self, recipe: Recipe, plan: Plan, train_loader: Callable[[int], DataLoader]):
-        self.stages = {stage.name: stage for stage in recipe.stages}
+        self.stages = recipe.stages
         self.plan = plan
         self.train_loader = train_loader
 

@@ -1,7 +1,8 @@
 """CompleteCheckpointSaver: Composer's CheckpointSaver, whose checkpoints say of themselves that they are whole.
 
-A checkpoint holds weights, optimizer state and Composer's timestamp, and nothing else: what a recipe decides is
-computed anew, so callbacks, loggers and loaders may change between a run and its continuation.
+A checkpoint holds weights, optimizer state and Composer's timestamp; its COMPLETE file what the detectors of trouble
+remember; and that is all: what a recipe decides is computed anew, so callbacks, loggers and loaders may change between
+a run and its continuation. Uses BATCH_CHECKPOINT.
 """
 
 from pathlib import Path
@@ -12,56 +13,95 @@ from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist
 from composer.utils.checkpoint import get_save_filename
 
-from encoder_foundry.recipe import Plan
-from encoder_foundry.run_folder import complete_checkpoints, mark_complete, remove_checkpoint
+from encoder_foundry.callbacks.loss_watch import LossWatch
+from encoder_foundry.errors import FoundryError
+from encoder_foundry.run_folder import (
+    CompleteCheckpoint,
+    RunFolder,
+    complete_checkpoints,
+    mark_complete,
+    remove_checkpoint,
+)
 
 NOT_SAVED = [f"state/{key}" for key in ("schedulers", "algorithms", "callbacks", "scaler", "dataset_state")]
 NOT_LOADED = ["rng", *NOT_SAVED]  # Composer saves its generators whatever one says; every microbatch seeds its own
 
 
 class CompleteCheckpointSaver(CheckpointSaver):
-    """Marks a finished checkpoint complete, and keeps the newest few.
+    """Marks a finished checkpoint complete, and keeps the newest few and those that a rollback may need.
 
     Args:
-        folder: where the checkpoint folders go.
-        save_interval: as Composer's; the end of every stage is saved as well.
-        plan: for the ends of the stages.
+        folder: of the run.
+        save_interval: as Composer's.
+        due_tokens: where else to save: at the ends of stages, and where a rollback goes back to by name.
         num_checkpoints_to_keep: -1 for all of them.
+        rollbacks: how many the run has had.
+        watch: the detectors of trouble, for what they remember.
+        needed_tokens: the last checkpoint at or before each of these is kept.
     """
 
-    def __init__(self, folder: str | Path, save_interval: str, plan: Plan, num_checkpoints_to_keep: int):
+    def __init__(
+        self,
+        folder: RunFolder,
+        save_interval: str,
+        due_tokens: set[int],
+        num_checkpoints_to_keep: int,
+        rollbacks: int,
+        watch: LossWatch,
+        needed_tokens: set[int],
+    ):
         due = create_interval_scheduler(save_interval, include_end_of_training=False)
-        stage_ends = set(plan.stage_ends.values())
 
-        def due_or_stage_end(state: State, event: Event) -> bool:
-            at_stage_end = event == Event.BATCH_CHECKPOINT and state.timestamp.token.value in stage_ends
-            return at_stage_end or due(state, event)
+        def due_or_set(state: State, event: Event) -> bool:
+            return due(state, event) or (event == Event.BATCH_CHECKPOINT and state.timestamp.token.value in due_tokens)
 
         super().__init__(
-            folder=str(folder),
+            folder=str(folder.checkpoints),
             latest_filename=None,
             remote_file_name=None,
             latest_remote_file_name=None,
-            save_interval=due_or_stage_end,
+            save_interval=due_or_set,
             overwrite=True,
             ignore_keys=NOT_SAVED,
         )
+        self.checkpoints = folder.checkpoints
         self.keep = num_checkpoints_to_keep
+        self.rollbacks = rollbacks
+        self.watch = watch
+        self.needed_tokens = needed_tokens
+
+    def save(self, state: State, logger: Logger) -> None:
+        """Save now, unless this update has been saved already."""
+        if self.last_checkpoint_batch != state.timestamp.batch:
+            self._save_checkpoint(state, logger)
 
     def _save_checkpoint(self, state: State, logger: Logger) -> None:
         target = Path(get_save_filename(state, self.filename.format(state, keep_placeholders=True))).parent
         if dist.get_global_rank() == 0:
             remove_checkpoint(target)  # written by a run that was killed after it, maybe of another number of ranks
         dist.barrier()
-        super()._save_checkpoint(state, logger)  # ends with a barrier
+        try:
+            super()._save_checkpoint(state, logger)  # ends with a barrier
+        except Exception as error:  # the disk is full, most likely; torch tells every rank of it
+            if dist.get_global_rank() == 0:
+                remove_checkpoint(target)
+            raise FoundryError(
+                f"{target}: cannot be written: {' '.join(str(error).split())[-300:]}; earlier checkpoints are as they "
+                "were, and the same command goes on from the newest"
+            ) from error
         if dist.get_global_rank() == 0:
-            mark_complete(target, state.timestamp.batch.value, state.timestamp.token.value)
-            self._drop_old(target)
+            batch, token = state.timestamp.batch.value, state.timestamp.token.value
+            mark_complete(CompleteCheckpoint(target, batch, token, self.rollbacks, self.watch.state_dict()))
+            self._drop_old(token)
         dist.barrier()
 
-    def _drop_old(self, newest: Path) -> None:
+    def _drop_old(self, token: int) -> None:
         if self.keep < 0:
             return
-        complete = complete_checkpoints(newest.parent.glob("ba*"))
-        for checkpoint in complete[: max(0, len(complete) - max(1, self.keep))]:
-            remove_checkpoint(checkpoint.folder)
+        complete = complete_checkpoints(self.checkpoints.glob("ba*"))
+        kept = {checkpoint.folder for checkpoint in complete[-self.keep :]}
+        for needed in self.needed_tokens.union(self.watch.needs_tokens(token)):
+            kept.update(checkpoint.folder for checkpoint in [c for c in complete if c.token <= needed][-1:])
+        for checkpoint in complete:
+            if checkpoint.folder not in kept:
+                remove_checkpoint(checkpoint.folder)

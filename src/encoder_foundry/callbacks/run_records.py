@@ -11,14 +11,20 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from encoder_foundry.data.batches import update_digest
-from encoder_foundry.run_folder import RunFolder, append_record
+from encoder_foundry.run_folder import RunFolder, append_line
 
 
 class RunRecords(Callback):
-    """Writes a run's records on rank 0."""
+    """Writes a run's records on rank 0.
 
-    def __init__(self, folder: RunFolder):
+    Args:
+        folder: of the run.
+        rollbacks: how many the run has had.
+    """
+
+    def __init__(self, folder: RunFolder, rollbacks: int):
         self.folder = folder
+        self.rollbacks = rollbacks
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self.correct = state.device.tensor_to_device(torch.zeros((), dtype=torch.int64))
@@ -41,6 +47,7 @@ class RunRecords(Callback):
         record = {
             "batch": state.timestamp.batch.value,
             "token": state.timestamp.token.value,
+            "rollbacks": self.rollbacks,
             "stage": state.dataloader_label,
             "loss": state.total_loss_dict["loss/train/total"],
             "masked_accuracy": correct / max(1, masked),
@@ -53,7 +60,7 @@ class RunRecords(Callback):
             "rows_digest": update_digest([digest for rank in digests for digest in rank]),
         }
         if dist.get_global_rank() == 0:
-            append_record(self.folder.metrics, record)
+            append_line(self.folder.metrics, record)
         logger.log_metrics(
             {
                 "recipe/lr": record["lr"],
@@ -71,9 +78,10 @@ class RunRecords(Callback):
         record = {
             "batch": state.timestamp.batch.value,
             "token": state.timestamp.token.value,
+            "rollbacks": self.rollbacks,
             "stage": state.dataloader_label,
             "row_length": state.batch["row_length"],
             "rope_theta": state.model.rope_theta,
         }
         if dist.get_global_rank() == 0:
-            append_record(self.folder.evaluations, record | values)
+            append_line(self.folder.evaluations, record | values)

@@ -22,22 +22,22 @@ HELD_OUT = 1 << 31  # in a stage's place when held-out rows are masked, so that 
 class RunData:
     """The training and held-out rows of a recipe.
 
-    Streams are built when first wanted and kept, one a row length and split.
+    Streams are built when first wanted and kept, one a row length and split: Streaming refuses a second one on the same
+    local cache.
     """
 
-    def __init__(self, recipe: Recipe, plan: Plan, tokenizer: TokenizerFacts):
+    def __init__(self, recipe: Recipe, tokenizer: TokenizerFacts):
         self.recipe = recipe
-        self.plan = plan
         shares = recipe.masking.mask_share, recipe.masking.random_share
         self.train_masking = tokenizer.masking(recipe.masking.mlm_probability, *shares)
         self.eval_masking = tokenizer.masking(recipe.masking.eval_mlm_probability, *shares)
         self._train_streams: dict[int, stream.TrainingStream] = {}
         self._held_out: dict[int, StreamingDataset] = {}
 
-    def train_loader(self, token: int) -> DataLoader:
+    def train_loader(self, plan: Plan, token: int) -> DataLoader:
         """A loader of the rest of the segment at the token clock (or of as much of it as is dealt out at a time)."""
-        segment = self.plan.segment_at(token)
-        position = self.plan.at(token)
+        segment = plan.segment_at(token)
+        position = plan.at(token)
         draw = stream.Draw(
             seed=self.recipe.seed,
             stage_index=segment.stage_index,

@@ -71,7 +71,7 @@ def open_corpus(recipe: Recipe) -> TokenizerFacts:
 
 def _shard_folders(recipe: Recipe) -> Iterator[tuple[str, int]]:
     """(folder below the corpus, row length) of everything that the recipe reads."""
-    for row_length in dict.fromkeys(stage.row_length for stage in recipe.stages):
+    for row_length in dict.fromkeys(stage.row_length for stage in recipe.stages.values()):
         for source in recipe.data.sources:
             for split in ("train", "validation"):
                 yield f"{source}/{row_length}/{split}", row_length

@@ -28,7 +28,7 @@ def load_config(path: str | Path, schema: type[Schema], overrides: Iterable[str]
     Args:
         path: the YAML file.
         schema: a dataclass; a field without a default must be given.
-        overrides: `key=value` arguments, applied last; dots and indices for nesting (`stages[0].lr=1e-3`).
+        overrides: `key=value` arguments, applied last; dots for nesting (`stages.extend.lr=1e-3`).
 
     Raises:
         ConfigurationError: naming the file (or the override) and the key.
@@ -92,7 +92,10 @@ def _reported(source: object) -> Iterator[None]:
         raise ConfigurationError(f"{source}: unknown key '{error.full_key}'{_suggestion(error)}") from error
     except OmegaConfBaseException as error:
         key = f"'{error.full_key}': " if error.full_key else ""
-        raise ConfigurationError(f"{source}: {key}{str(error).strip().splitlines()[0]}") from error
+        complaint = str(error).strip().splitlines()[0]
+        if "incompatible container types" in complaint:
+            complaint = "a list is given where keys with values are wanted, or the other way round"
+        raise ConfigurationError(f"{source}: {key}{complaint}") from error
     except (TypeError, YAMLError) as error:
         raise ConfigurationError(f"{source}: {' '.join(str(error).split())}") from error
 

@@ -8,6 +8,8 @@ the numbers of the published recipes stand there, once, and not here. Times are 
 from dataclasses import dataclass, field
 from typing import Any
 
+from omegaconf import MISSING
+
 from encoder_foundry.errors import ConfigurationError
 
 
@@ -72,7 +74,6 @@ class BatchSizeRamp:
 class StageConfig:
     """A stretch of training with one row length and one theta."""
 
-    name: str
     duration: str
     row_length: int  # tokens
     rope_theta: float  # of the global layers
@@ -80,10 +81,61 @@ class StageConfig:
     device_train_microbatch_size: int  # rows a forward pass on one device
     lr: float  # the stage's peak
     t_warmup: str = "0tok"  # linear from 0
-    t_decay: str = "0tok"  # 1 - sqrt, at the end of the stage
+    t_decay: str = "0tok"  # at the end of the stage
+    decay_shape: str = "one_minus_sqrt"  # or linear, or cosine
     alpha_f: float = 1.0  # the last learning rate as a multiple of the peak
     batch_size_ramp: BatchSizeRamp | None = None
     mixture: dict[str, float] | None = None  # share of the rows by source; none: every row once an epoch
+
+
+@dataclass
+class Trigger:
+    """What a rollback does. Each kind of trigger says when."""
+
+    to: str | None = None  # a token, of which the last checkpoint before it is taken; null: the last before the trouble
+    lr: float | None = None  # the peak of the stage it goes back to, from there on; null: as it was
+    weight_decay: float | None = None  # from there to the end of the run; null: as it was
+    data: str = "replay"  # the rows of the abandoned stretch again; advance: those that come after them
+
+
+@dataclass
+class AtTrigger(Trigger):
+    """At a set token, back to another."""
+
+    token: str = MISSING
+    to: str = MISSING
+
+
+@dataclass
+class PlateauTrigger(Trigger):
+    """The smoothed loss has not fallen by `min_delta` over the last `window` tokens of a stage."""
+
+    window: str = MISSING
+    min_delta: float = MISSING  # nats
+
+
+@dataclass
+class SpikeTrigger(Trigger):
+    """The loss lies `z_score` robust deviations above the median of the updates before, `patience` updates on end."""
+
+    z_score: float = MISSING
+    patience: int = MISSING
+
+
+@dataclass
+class NonFiniteTrigger(Trigger):
+    """The loss of an update is infinite or not a number. Without this trigger, that ends the run."""
+
+
+@dataclass
+class RollbackConfig:
+    """When a run goes back to an earlier checkpoint and goes on from there otherwise."""
+
+    at: AtTrigger | None = None
+    plateau: PlateauTrigger | None = None
+    spike: SpikeTrigger | None = None
+    non_finite: NonFiniteTrigger | None = None
+    max_rollbacks: int = 3  # of all kinds together; one more ends the run
 
 
 @dataclass
@@ -122,9 +174,10 @@ class Recipe:
     masking: MaskingConfig
     optimizer: OptimizerConfig
     data: DataConfig
-    stages: list[StageConfig]
+    stages: dict[str, StageConfig]  # by name, in order
     save_interval: str  # such as 500ba or 1_000_000tok; the end of every stage is saved as well
     init_from: str | None = None  # a run, a checkpoint or a Hugging Face directory to grow from; none: drawn at random
+    rollback: RollbackConfig = field(default_factory=RollbackConfig)
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
     compile_config: dict[str, Any] | None = None  # arguments of torch.compile, layer by layer; null: not compiled
     runs_folder: str = "runs"

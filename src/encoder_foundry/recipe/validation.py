@@ -7,7 +7,8 @@ from inspect import formatannotation
 from math import inf
 
 from encoder_foundry.recipe.plan import parse_tokens
-from encoder_foundry.recipe.schema import FSDPConfig, ModelConfig, Recipe, StageConfig
+from encoder_foundry.recipe.schedule import DECAYS
+from encoder_foundry.recipe.schema import FSDPConfig, ModelConfig, Recipe, RollbackConfig, StageConfig, Trigger
 
 PRECISIONS = ("fp32", "amp_bf16")
 ATTN_IMPLEMENTATIONS = ("auto", "flash", "flex", "sdpa")
@@ -52,14 +53,16 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
         yield "loggers", f"'{sorted(unknown)[0]}' is not known; there is wandb"
     if not recipe.stages:
         yield "stages", "a recipe has at least one stage"
-    names = [stage.name for stage in recipe.stages]
-    for index, stage in enumerate(recipe.stages):
-        if not NAME.fullmatch(stage.name):
-            yield f"stages[{index}].name", f"'{stage.name}' has to be made of letters, digits, '_', '-' and '.'"
-        if names.index(stage.name) < index:
-            yield f"stages[{index}].name", f"'{stage.name}' is the name of an earlier stage"
+    row_length = 0
+    for name, stage in recipe.stages.items():
+        if not NAME.fullmatch(name):
+            yield "stages", f"'{name}', a stage's name, has to be made of letters, digits, '_', '-' and '.'"
         for key, complaint in _stage(stage, recipe.data.sources):
-            yield f"stages[{index}].{key}", complaint
+            yield f"stages.{name}.{key}", complaint
+        if stage.row_length < row_length:
+            yield f"stages.{name}.row_length", f"{stage.row_length}, but an earlier stage has {row_length}; order them"
+        row_length = stage.row_length
+    yield from ((f"rollback.{key}", complaint) for key, complaint in _rollback(recipe.rollback))
 
 
 def _positive(prefix: str, config: object, *keys: str) -> Iterator[Problem]:
@@ -136,6 +139,8 @@ def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
     sizes = ("row_length", "rope_theta", "global_train_batch_size", "device_train_microbatch_size", "lr")
     bad = list(_positive("", stage, *sizes))
     yield from bad
+    if stage.decay_shape not in DECAYS:
+        yield "decay_shape", f"'{stage.decay_shape}' is not one of {', '.join(DECAYS)}"
     if not 0 <= stage.alpha_f <= 1:
         yield "alpha_f", f"{stage.alpha_f} is not in [0, 1]"
     yield from _mixture(stage, sources)
@@ -159,6 +164,31 @@ def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
             yield "t_decay", f"warm-up and decay together take {both:_} tokens, the stage has {duration:_}"
     if not bad:
         yield from _ramp(stage)
+
+
+def _rollback(rollback: RollbackConfig) -> Iterator[Problem]:
+    if rollback.max_rollbacks < 1:
+        yield "max_rollbacks", f"{rollback.max_rollbacks} is not positive; to do without rollbacks, set no trigger"
+    triggers = {kind: value for kind, value in vars(rollback).items() if isinstance(value, Trigger)}
+    for kind, trigger in triggers.items():
+        yield from ((f"{kind}.{key}", complaint) for key, complaint in _trigger(trigger))
+        if kind in ("spike", "non_finite") and trigger.data == "replay" and trigger.lr is None:
+            yield kind, "would meet the same trouble again; give it an lr, or data: advance"
+
+
+def _trigger(trigger: Trigger) -> Iterator[Problem]:
+    if trigger.data not in ("replay", "advance"):
+        yield "data", f"'{trigger.data}' is not one of replay, advance"
+    if trigger.weight_decay is not None and not 0 <= trigger.weight_decay < 1:
+        yield "weight_decay", f"{trigger.weight_decay} is not in [0, 1)"
+    values = {key: value for key, value in vars(trigger).items() if value is not None}
+    yield from _positive("", trigger, *({"lr", "min_delta", "z_score", "patience"} & values.keys()))
+    for key in {"to", "token", "window"} & values.keys():
+        tokens = _attempt(parse_tokens, values[key])
+        if isinstance(tokens, ValueError):
+            yield key, str(tokens)
+        elif tokens <= 0:
+            yield key, f"{values[key]} is not positive"
 
 
 def _times(stage: StageConfig, duration: int) -> dict[str, int | ValueError]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.preparation.statistics import Statistics
 from encoder_foundry.recipe import load_recipe
-from encoder_foundry.run_folder import RunFolder, read_records
+from encoder_foundry.run_folder import RunFolder
 
 FILL_MASK_EXAMPLES = (
     "    def __init__([MASK], name):\n        self.name = name\n",
@@ -48,7 +48,7 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
 
 def _evaluations(folder: RunFolder) -> tuple[dict | None, list[dict]]:
     """The one before the first update, which a grown run has, and those at the ends of stages."""
-    evaluations = read_records(folder.evaluations)
+    evaluations = folder.records(folder.evaluations)
     before = next((record for record in evaluations if record["batch"] == 0), None)
     return before, [record for record in evaluations if record["batch"] > 0]
 

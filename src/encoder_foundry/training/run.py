@@ -2,7 +2,8 @@
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,33 +15,43 @@ from omegaconf import OmegaConf
 
 from encoder_foundry.algorithms.microbatch_seed import MicrobatchSeed
 from encoder_foundry.algorithms.segment_switch import SegmentSwitch
+from encoder_foundry.callbacks.checkpoint_rollback import CheckpointRollback, RollbackDue
 from encoder_foundry.callbacks.checkpoints import NOT_LOADED, CompleteCheckpointSaver
+from encoder_foundry.callbacks.first_update import FirstUpdate
+from encoder_foundry.callbacks.graceful_stop import GracefulStop
+from encoder_foundry.callbacks.loss_watch import LossWatch
 from encoder_foundry.callbacks.optimizer_monitor import OptimizerMonitor
 from encoder_foundry.callbacks.run_records import RunRecords
 from encoder_foundry.callbacks.stage_progress import StageProgress
 from encoder_foundry.data.loaders import RunData, data_spec
 from encoder_foundry.data.shards import TokenizerFacts
-from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.errors import ConfigurationError, StopRequested
 from encoder_foundry.model.attention import check_implementation
 from encoder_foundry.model.composer_model import METRICS, ComposerMaskedLM
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.optim.decay_groups import decay_groups
 from encoder_foundry.optim.stable_adamw import StableAdamW
-from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
-from encoder_foundry.recipe.plan import Segment
+from encoder_foundry.recipe import Plan, Recipe, load_recipe
+from encoder_foundry.recipe.changes import check_changes
+from encoder_foundry.recipe.plan import Rollback, named_tokens, plan_in_force, set_rollback
 from encoder_foundry.recipe.schema import StageConfig
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
 from encoder_foundry.training.allocator import keep_freed_memory
 from encoder_foundry.training.first_weights import first_weights
+from encoder_foundry.training.ranks import on_rank_zero
+from encoder_foundry.training.rollback import roll_back
 from encoder_foundry.training.sharding import ShardingConfig, fill, shard
 
 
 def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
     """Train a recipe to its end, from its newest complete checkpoint if there is one.
 
-    Everything goes to `<runs_folder>/<run_name>/`. A finished run is left as it is.
+    Everything goes to `<runs_folder>/<run_name>/`. A finished run is left as it is. A rollback ends the Trainer and
+    goes the same way as a new start, in the same processes.
+
+    Raises:
+        StopRequested: after a SIGTERM, when the checkpoint is written.
     """
-    plan = compile_plan(recipe)
     folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
     on_gpu = torch.cuda.is_available()
     check_implementation(recipe.model.attn_implementation, "cuda" if on_gpu else "cpu", recipe.precision)
@@ -49,42 +60,84 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
         keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.get_local_world_size()))
-    checkpoint = _choose_checkpoint(folder)
-    if checkpoint is not None and checkpoint.token >= plan.total_tokens:
-        if dist.get_global_rank() == 0:
-            print(f"{folder.path}: finished, all {plan.total_tokens:_} tokens; nothing to do")
-        return
+    data = RunData(recipe, tokenizer)
+    while True:
+        start = on_rank_zero(partial(_prepare_start, recipe, folder))
+        if start is None:
+            return
+        due = _fit(recipe, data, folder, start)
+        if due is None:
+            return
+        on_rank_zero(partial(roll_back, recipe, folder, due))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run goes on."""
+
+    plan: Plan
+    rollbacks: list[Rollback]  # that it has had
+    checkpoint: CompleteCheckpoint | None  # None: at the beginning
+
+    @property
+    def token(self) -> int:
+        return self.checkpoint.token if self.checkpoint else 0
+
+
+def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
+    """Choose where to go on, and write the recipe and its plan down; None if the run is finished."""
+    folder.tidy_up()
+    rollbacks, checkpoint = folder.rollbacks(), folder.newest_checkpoint()
+    start = Start(plan_in_force(recipe, rollbacks), rollbacks, checkpoint)
+    if checkpoint is not None and start.token == start.plan.total_tokens:
+        print(f"{folder.path}: finished, all {start.token:_} tokens; nothing to do")
+        return None
     if checkpoint is not None:
-        _refuse_another_run(recipe, plan, folder, checkpoint)
-    dist.barrier()  # every rank has compared before the first writes
-    if dist.get_global_rank() == 0:
-        _describe_run(recipe, plan, folder)
-    trainer = build_trainer(recipe, plan, tokenizer, folder, checkpoint)
+        try:
+            changes = check_changes(load_recipe(folder.recipe), recipe, rollbacks, start.token)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{folder.path}: {error} (the run's recipe is {folder.recipe})") from error
+        for change in changes:
+            print(f"changed since the last start: {change}")
+        print(f"{folder.path}: going on from {checkpoint.folder.name}, token {start.token:_}", flush=True)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.structured(recipe), folder.recipe)
+    folder.plan.write_text(json.dumps(start.plan.to_json(), indent=2) + "\n", encoding="utf-8")
+    return start
+
+
+def _fit(recipe: Recipe, data: RunData, folder: RunFolder, start: Start) -> RollbackDue | None:
+    """Train to the end of the plan, or until a rollback is due."""
+    trainer = build_trainer(recipe, data, folder, start)
     try:
-        if checkpoint is None and recipe.init_from is not None:
+        if start.checkpoint is None and recipe.init_from is not None:
             _evaluate_first_weights(trainer)
         trainer.fit()
+    except (RollbackDue, StopRequested) as outcome:  # on every rank alike
+        trainer.close()
+        if isinstance(outcome, StopRequested):
+            raise
+        return RollbackDue(outcome.trouble, outcome.token)  # a new one: the old one's traceback holds the Trainer
     except BaseException:
         trainer.engine.close()  # not trainer.close(): it waits for the other ranks, who may wait for this one
         raise
     trainer.close()
+    return None
 
 
-def build_trainer(
-    recipe: Recipe, plan: Plan, tokenizer: TokenizerFacts, folder: RunFolder, checkpoint: CompleteCheckpoint | None
-) -> Trainer:
+def build_trainer(recipe: Recipe, data: RunData, folder: RunFolder, start: Start) -> Trainer:
     """Composer's Trainer for a recipe, at a checkpoint or at the start."""
-    token = checkpoint.token if checkpoint else 0
-    position = plan.at(token)
+    plan, rollbacks = start.plan, len(start.rollbacks)
+    position = plan.at(start.token)
     on_gpu = torch.cuda.is_available()
-    data = RunData(recipe, plan, tokenizer)
     precision = recipe.precision if on_gpu else "fp32"  # Composer knows no amp_bf16 on CPU: the model sees to it
+    train_loader = partial(data.train_loader, plan)
     with torch.device("meta"):
         network = MaskedLM(recipe.model, position.rope_theta_global)
     device = torch.device("cuda" if on_gpu else "cpu")
     shard(network, recipe, Precision(precision), device)
     network.to_empty(device=device)
-    if checkpoint is None:
+    if start.checkpoint is None:
         fill(network, first_weights(recipe))
     model = ComposerMaskedLM(network, cpu_autocast=recipe.precision == "amp_bf16" and not on_gpu)
     optimizer = StableAdamW(
@@ -95,32 +148,49 @@ def build_trainer(
         weight_decay=recipe.optimizer.weight_decay,
         max_lr=position.max_lr,
     )
+    watch = LossWatch(recipe.rollback)
+    if start.checkpoint is not None:
+        watch.load_state_dict(start.checkpoint.watch)
+    planned = set_rollback(recipe, plan)
+    if any(rollback.trigger == planned.trigger for rollback in start.rollbacks if planned):
+        planned = None
+    named = {plan.boundary_before(token) for token in named_tokens(recipe)}
+    saver = CompleteCheckpointSaver(
+        folder,
+        recipe.save_interval,
+        due_tokens=named | set(plan.stage_ends.values()),
+        num_checkpoints_to_keep=recipe.save_num_checkpoints_to_keep,
+        rollbacks=rollbacks,
+        watch=watch,
+        needed_tokens=named,
+    )
     return Trainer(
         model=model,
         run_name=recipe.run_name,
         seed=recipe.seed,
         max_duration=f"{plan.total_tokens}tok",
-        train_dataloader=data_spec(data.train_loader(token)),
+        train_dataloader=data_spec(train_loader(start.token)),
         train_dataloader_label=position.stage,
         spin_dataloaders=False,  # the loader starts at the token clock
         accumulate_train_batch_on_tokens=True,  # weight microbatches by masked tokens
-        device_train_microbatch_size=recipe.stages[plan.segment_at(token).stage_index].device_train_microbatch_size,
+        device_train_microbatch_size=recipe.stages[position.stage].device_train_microbatch_size,
         optimizers=optimizer,
         precision=precision,
         parallelism_config={"fsdp": ShardingConfig(recipe.fsdp_config.degrees(dist.get_world_size())[0])},
-        algorithms=[SegmentSwitch(recipe, plan, data.train_loader), MicrobatchSeed(recipe.seed)],
+        algorithms=[SegmentSwitch(recipe, plan, train_loader), MicrobatchSeed(recipe.seed)],
         callbacks=[
-            RunRecords(folder),
+            RunRecords(folder, rollbacks),
             OptimizerMonitor(),
             StageProgress(),
-            CompleteCheckpointSaver(
-                folder.checkpoints, recipe.save_interval, plan, recipe.save_num_checkpoints_to_keep
-            ),
+            FirstUpdate(),
+            CheckpointRollback(watch, planned),
+            saver,
+            GracefulStop(saver),
         ],
-        eval_dataloader=[_stage_end_evaluator(plan, data, stage) for stage in recipe.stages],
+        eval_dataloader=[_stage_end_evaluator(plan, data, name, stage) for name, stage in recipe.stages.items()],
         loggers=_loggers(recipe, folder),
         progress_bar=recipe.progress_bar,
-        load_path=str(checkpoint.folder) if checkpoint else None,
+        load_path=str(start.checkpoint.folder) if start.checkpoint else None,
         load_ignore_keys=NOT_LOADED,
         dist_timeout=recipe.dist_timeout,
     )
@@ -137,14 +207,14 @@ def _loggers(recipe: Recipe, folder: RunFolder) -> list[LoggerDestination]:
         raise ConfigurationError(f"'loggers.wandb': {error}") from error
 
 
-def _stage_end_evaluator(plan: Plan, data: RunData, stage: StageConfig) -> Evaluator:
-    end = plan.stage_ends[stage.name]
+def _stage_end_evaluator(plan: Plan, data: RunData, name: str, stage: StageConfig) -> Evaluator:
+    end = plan.stage_ends[name]
 
     def at_stage_end(state: State, event: Event) -> bool:
         return event == Event.BATCH_END and state.timestamp.token.value == end
 
     return Evaluator(
-        label=stage.name,
+        label=name,
         dataloader=data_spec(data.eval_loader(stage.row_length, stage.device_train_microbatch_size)),
         metric_names=list(METRICS),
         eval_interval=at_stage_end,
@@ -158,48 +228,3 @@ def _evaluate_first_weights(trainer: Trainer) -> None:
     trainer.state.evaluators = evaluators[:1]
     trainer.eval()
     trainer.state.evaluators = evaluators
-
-
-def _choose_checkpoint(folder: RunFolder) -> CompleteCheckpoint | None:
-    """Rank 0's choice, for all ranks alike."""
-    choice: list = [None]
-    if dist.get_global_rank() == 0:
-        try:
-            choice = [folder.newest_checkpoint()]
-        except Exception as error:  # raised below, on every rank
-            choice = [error]
-    dist.broadcast_object_list(choice)
-    if isinstance(choice[0], Exception):
-        raise choice[0]
-    return choice[0]
-
-
-def _refuse_another_run(recipe: Recipe, plan: Plan, folder: RunFolder, checkpoint: CompleteCheckpoint) -> None:
-    """A checkpoint goes on under the recipe that made it, as far as that has been run; what lies ahead may change."""
-    before = load_recipe(folder.recipe)
-    for key in ("model", "init_from", "masking", "optimizer", "seed"):
-        if getattr(before, key) != getattr(recipe, key):
-            raise ConfigurationError(
-                f"{folder.path}: began with another '{key}' (see {folder.recipe}); "
-                "give the old one, or another run_name"
-            )
-    if _trained(compile_plan(before), checkpoint.token) != _trained(plan, checkpoint.token):
-        raise ConfigurationError(
-            f"{folder.path}: its first {checkpoint.token:_} tokens were trained by other stages (see {folder.recipe}), "
-            "which cannot change any more; give the old ones, or another run_name"
-        )
-
-
-def _trained(plan: Plan, token: int) -> list[Segment]:
-    """The segments of a plan as far as they lie before a token, in whole updates."""
-    return [
-        replace(segment, updates=min(segment.updates, (token - segment.start_token) // segment.tokens_per_update))
-        for segment in plan.segments
-        if segment.start_token < token
-    ]
-
-
-def _describe_run(recipe: Recipe, plan: Plan, folder: RunFolder) -> None:
-    folder.path.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.structured(recipe), folder.recipe)
-    folder.plan.write_text(json.dumps(plan.to_json(), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,43 @@
+"""GracefulStop: SIGTERM ends the update, writes a checkpoint, and ends the run with a status of its own.
+
+Schedulers send SIGTERM some seconds before they take a machine away. Composer's own handler exits where it stands, in
+the middle of an update or of a checkpoint. Uses FIT_START and BATCH_CHECKPOINT.
+"""
+
+import signal
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from encoder_foundry.callbacks.checkpoints import CompleteCheckpointSaver
+from encoder_foundry.errors import StopRequested
+
+
+class GracefulStop(Callback):
+    """Raises StopRequested on all ranks at the same update, once any has had a SIGTERM. A second one exits at once.
+
+    Args:
+        saver: writes the checkpoint, unless the update has one already.
+    """
+
+    def __init__(self, saver: CompleteCheckpointSaver):
+        self.saver = saver
+        self.requested = False
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        at_once = signal.getsignal(signal.SIGTERM)
+
+        def request(*_: object) -> None:
+            self.requested = True
+            signal.signal(signal.SIGTERM, at_once)
+
+        signal.signal(signal.SIGTERM, request)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        requested = state.device.tensor_to_device(torch.tensor(int(self.requested)))
+        dist.all_reduce(requested, reduce_operation="MAX")
+        if requested.item() and state.timestamp < state.max_duration:
+            self.saver.save(state, logger)
+            raise StopRequested(f"stopped by SIGTERM after update {state.timestamp.batch.value:_}, which is saved")

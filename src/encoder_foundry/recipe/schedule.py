@@ -1,0 +1,29 @@
+"""Warm-up, stable, decay: how high the learning rate is, as a share of its peak. Pure, in any unit of time.
+
+The plan of a recipe and `optim.schedulers`, for a bare Composer Trainer, both take it from here.
+"""
+
+from collections.abc import Callable
+from math import cos, pi, sqrt
+
+# What is left of the way from the peak to the end, when a share x of the decay has passed.
+DECAYS: dict[str, Callable[[float], float]] = {
+    "one_minus_sqrt": lambda x: 1 - sqrt(x),  # arXiv 2405.18392, and ModernBERT
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: (1 + cos(pi * x)) / 2,
+}
+
+
+def warmup_stable_decay(
+    elapsed: float, total: float, t_warmup: float, t_decay: float, decay: str, alpha: float
+) -> float:
+    """The share of the peak at `elapsed` of `total`: linear from 0, then 1, down to `alpha` over the last `t_decay`.
+
+    Constant with warm-up is `t_decay` 0, cosine with warm-up a `cosine` decay over all that the warm-up leaves.
+    """
+    if elapsed < t_warmup:
+        return elapsed / t_warmup
+    decayed = elapsed - (total - t_decay)
+    if decayed <= 0:
+        return 1.0
+    return alpha + (1 - alpha) * DECAYS[decay](min(1.0, decayed / t_decay))
