@@ -79,7 +79,7 @@ def test_a_loss_that_is_no_number_is_trouble_at_once_whatever_the_recipe_says(co
 @pytest.mark.parametrize("saved_after", [3, 40, 111])
 def test_a_watch_that_was_saved_and_loaded_fires_where_it_would_have(config, saved_after):
     losses = [8 - 0.02 * update for update in range(110)]
-    losses += [*noisy(2, level=9.0), *noisy(30, level=5.8), *noisy(3, level=9.0), *noisy(100, level=5.8)]
+    losses += [*noisy(2, level=20.0), *noisy(30, level=5.8), *noisy(3, level=20.0), *noisy(100, level=5.8)]
     undisturbed = watch(config, losses)
     assert undisturbed is not None
     first, second = LossWatch(config), LossWatch(config)
