@@ -11,7 +11,7 @@ from encoder_foundry.recipe.schema import NonFiniteTrigger, PlateauTrigger, Roll
 
 TOKENS = 100  # an update
 SPIKE = RollbackConfig(spike=SpikeTrigger(z_score=6.0, patience=3, lr=1e-4))
-PLATEAU = RollbackConfig(plateau=PlateauTrigger(window="5_000tok", min_delta=0.01))
+PLATEAU = RollbackConfig(plateau=PlateauTrigger(window="5_000tok", min_delta=0.05))
 
 
 def watch(config: RollbackConfig, losses, stage="pretrain", start=0):
