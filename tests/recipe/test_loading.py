@@ -104,3 +104,14 @@ def test_what_is_said_last_holds(tmp_path):
     assert load_recipe(tmp_path / "mine.yaml").seed == 5
     recipe = load_recipe(tmp_path / "mine.yaml", ["seed=6", "stages.extend.lr=1e-3"])
     assert (recipe.seed, recipe.stages["extend"].lr) == (6, 1e-3)
+
+
+def test_a_mixture_takes_the_place_of_the_one_before_as_a_whole(tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"extends: [{NANO.resolve()}]\nstages: {{decay: {{mixture: {{web: 1}}}}}}\n")
+    assert load_recipe(tmp_path / "mine.yaml").stages["decay"].mixture == {"web": 1}
+    assert load_recipe(NANO, ["stages.decay.mixture={web: 1}"]).stages["decay"].mixture == {"web": 1}
+    assert load_recipe(NANO, ["stages.decay.mixture.web=1"]).stages["decay"].mixture == {
+        "docs": 0.5,
+        "web": 1,
+        "code": 0.2,
+    }

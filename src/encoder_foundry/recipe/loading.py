@@ -1,9 +1,10 @@
 """YAML files into typed dataclasses.
 
-Two decisions. A file may name the files it builds on under `extends:` (paths relative to itself, merged first, in
+Three decisions. A file may name the files it builds on under `extends:` (paths relative to itself, merged first, in
 order), so that base, large and nano share what they share; Hydra was left out, since one merge rule is all we need.
 And every file is merged into the typed schema *by itself*, so that an unknown or ill-typed key is reported with the
-file it stands in, not with the file that was launched.
+file it stands in, not with the file that was launched. What is merged is merged key by key, but for a `mixture`, whose
+shares make one whole: a new one takes the place of the old.
 """
 
 import difflib
@@ -20,6 +21,7 @@ from yaml import YAMLError
 from encoder_foundry.errors import ConfigurationError
 
 Schema = TypeVar("Schema")
+WHOLE = "mixture"
 
 
 def load_config(path: str | Path, schema: type[Schema], overrides: Iterable[str] = ()) -> Schema:
@@ -72,7 +74,17 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Di
 
 def _merge(config: DictConfig, content: DictConfig, source: object) -> DictConfig:
     with _reported(source):
+        _forget_mixtures(config, content)
         return OmegaConf.merge(config, content)
+
+
+def _forget_mixtures(config: DictConfig, content: DictConfig) -> None:
+    """Take out of `config` every mixture that `content` has anew."""
+    for key, value in content.items() if isinstance(content, DictConfig) else ():
+        if key == WHOLE and key in config and isinstance(value, DictConfig):
+            config[key] = None
+        elif key in config and isinstance(config, DictConfig) and isinstance(config[key], DictConfig):
+            _forget_mixtures(config[key], value)
 
 
 def _override(config: DictConfig, override: str) -> None:
@@ -80,7 +92,7 @@ def _override(config: DictConfig, override: str) -> None:
     if not equals or not key:
         raise ConfigurationError(f"argument '{override}': overrides are written key=value")
     with _reported(f"argument '{override}'"):
-        OmegaConf.update(config, key, OmegaConf.create(f"value: {value}")["value"], merge=True)
+        OmegaConf.update(config, key, OmegaConf.create(f"value: {value}")["value"], merge=not key.endswith(f".{WHOLE}"))
 
 
 @contextmanager
