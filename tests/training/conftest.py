@@ -22,6 +22,7 @@ progress_bar: false
 model: {{vocab_size: 448, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 3, num_attention_heads: 2}}
 data: {{local: {folder}/data, sources: [one, two]}}
 save_interval: 2ba
+rollback: {{at: {{token: 5000tok, to: 2600tok, lr: 4e-3, weight_decay: 1e-3, data: advance}}}}
 stages:
   pretrain: {{duration: 6144tok, row_length: 64, rope_theta: 10000, global_train_batch_size: 12,
      device_train_microbatch_size: 2, lr: 5e-3, t_warmup: 1000tok,

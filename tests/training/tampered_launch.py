@@ -1,7 +1,9 @@
 """`launch/`, tampered with by the environment: `composer … tampered_launch.py RECIPE [key=value …]`.
 
 KILL_AT is a SIGKILL of the rank at `update:N` (the end of update N, before anything is saved), `saved:N` (as soon as
-its checkpoint is complete), or `saving:N` (while that is being written: its parts are there, COMPLETE is not).
+its checkpoint is complete), `saving:N` (while that is being written: its parts are there, COMPLETE is not), `again:N`
+(the end of update N, trained a second time after a rollback), or `ledger:N` (as soon as rollback N is in the ledger,
+before anything is moved). KILL_RANK: of this rank alone. SIGNAL: another signal than SIGKILL.
 ROWS_DEALT is a small number of rows in place of the many that a loader deals out before it starts anew.
 """
 
@@ -14,26 +16,30 @@ from pathlib import Path
 from encoder_foundry.callbacks import checkpoints
 from encoder_foundry.callbacks.run_records import RunRecords
 from encoder_foundry.data import stream
+from encoder_foundry.run_folder import RunFolder
 
-MOMENT, _, UPDATE = os.environ.get("KILL_AT", "never:0").partition(":")
+MOMENT, _, NUMBER = os.environ.get("KILL_AT", "never:0").partition(":")
+RANKS = {os.environ["RANK"], os.environ.get("KILL_RANK", os.environ["RANK"])}
+SIGNAL = signal.Signals[os.environ.get("SIGNAL", "SIGKILL")]
 stream.MAX_ROWS_DEALT = int(os.environ.get("ROWS_DEALT", stream.MAX_ROWS_DEALT))
 
 
-def kill(moment: str, batch: int) -> None:
-    if (moment, batch) == (MOMENT, int(UPDATE)):
-        os.kill(os.getpid(), signal.SIGKILL)
+def kill(moment: str, number: int) -> None:
+    if (moment, number) == (MOMENT, int(NUMBER)) and len(RANKS) == 1:
+        os.kill(os.getpid(), SIGNAL)
 
 
-record, save, mark = (
+record, save, mark, tidy_up = (
     RunRecords.batch_end,
     checkpoints.CompleteCheckpointSaver._save_checkpoint,
     checkpoints.mark_complete,
+    RunFolder.tidy_up,
 )
 
 
 def batch_end(self, state, logger):
     record(self, state, logger)
-    kill("update", state.timestamp.batch.value)
+    kill("again" if self.rollbacks else "update", state.timestamp.batch.value)
 
 
 def save_checkpoint(self, state, logger):
@@ -46,9 +52,15 @@ def mark_complete(checkpoint):
     mark(checkpoint)
 
 
+def tidy_up_after_the_ledger(self):
+    kill("ledger", len(self.rollbacks()))
+    tidy_up(self)
+
+
 RunRecords.batch_end = batch_end
 checkpoints.CompleteCheckpointSaver._save_checkpoint = save_checkpoint
 checkpoints.mark_complete = mark_complete
+RunFolder.tidy_up = tidy_up_after_the_ledger
 
 sys.argv[0] = str(Path(__file__).parents[2] / "launch")
 runpy.run_path(sys.argv[0], run_name="__main__")

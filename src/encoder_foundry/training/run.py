@@ -2,10 +2,12 @@
 
 import json
 import os
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 from composer import Trainer
 from composer.core import Evaluator, Event, Precision, State
@@ -61,13 +63,12 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.get_local_world_size()))
     data = RunData(recipe, tokenizer)
-    while True:
-        start = on_rank_zero(partial(_prepare_start, recipe, folder))
-        if start is None:
-            return
-        due = _fit(recipe, data, folder, start)
+    started = psutil.Process().create_time()
+    while (start := on_rank_zero(partial(_prepare_start, recipe, folder))) is not None:
+        due = _fit(recipe, data, folder, start, started)
         if due is None:
             return
+        started = time.time()
         on_rank_zero(partial(roll_back, recipe, folder, due))
 
 
@@ -106,9 +107,10 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
     return start
 
 
-def _fit(recipe: Recipe, data: RunData, folder: RunFolder, start: Start) -> RollbackDue | None:
+def _fit(recipe: Recipe, data: RunData, folder: RunFolder, start: Start, started: float) -> RollbackDue | None:
     """Train to the end of the plan, or until a rollback is due."""
     trainer = build_trainer(recipe, data, folder, start)
+    trainer.state.callbacks.append(FirstUpdate(started))
     try:
         if start.checkpoint is None and recipe.init_from is not None:
             _evaluate_first_weights(trainer)
@@ -182,7 +184,6 @@ def build_trainer(recipe: Recipe, data: RunData, folder: RunFolder, start: Start
             RunRecords(folder, rollbacks),
             OptimizerMonitor(),
             StageProgress(),
-            FirstUpdate(),
             CheckpointRollback(watch, planned),
             saver,
             GracefulStop(saver),

@@ -1,0 +1,124 @@
+"""Runs that are killed, stopped, or moved to other processes end as the undisturbed run ends."""
+
+import re
+import shutil
+import signal
+
+import pytest
+
+from encoder_foundry.errors import STOPPED
+from encoder_foundry.run_folder import RunFolder, complete_checkpoints
+
+from .conftest import TAMPERED_LAUNCH
+from .runs import assert_same_run, column, records
+
+# The tiny recipe: warm-up in updates 1 to 4, rungs end at 4 and 8, checkpoints every second update. At the end of
+# update 11 it goes back to the end of 7; stage 1 ends with 12, the decay begins with 17.
+KILL_POINTS = {
+    "before the first checkpoint": ["update:1"],
+    "inside the warm-up": ["update:3"],
+    "on a rung's last update": ["update:4"],
+    "as soon as a rung's last update is saved": ["saved:8"],
+    "while a checkpoint is written": ["saving:6"],
+    "in the stretch that is abandoned later": ["update:10"],
+    "between a rollback's line in the ledger and the restart": ["ledger:1"],
+    "just after a rollback": ["again:8"],
+    "at the stage switch": ["saved:12"],
+    "just after the stage switch": ["again:13"],
+    "in the decay": ["again:18"],
+    "twice in a row": ["again:15", "again:15"],
+    "at a checkpoint, and while the next one is written": ["saved:14", "saving:16"],
+}
+QUICK = ("while a checkpoint", "between a rollback's", "at the stage switch", "twice in a row")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name.startswith(QUICK) else pytest.mark.long) for name in KILL_POINTS],
+)
+def test_a_killed_run_ends_in_the_undisturbed_runs_weights(tiny, undisturbed, name):
+    run = tiny.folder / "runs" / re.sub(r"\W+", "-", name)
+    for kill_at in KILL_POINTS[name]:
+        killed = tiny.launch(f"run_name={run.name}", script=TAMPERED_LAUNCH, KILL_AT=kill_at)
+        assert "crashed with exit code -9" in killed.stderr, killed.stderr[-4000:]
+    resumed = tiny.launch(f"run_name={run.name}")
+    assert resumed.returncode == 0, resumed.stderr[-4000:]
+    assert re.search(r"update \d+ is done, \d+\.\d s after the start", resumed.stdout)
+    assert_same_run(run, undisturbed)
+
+
+def test_sigterm_to_one_rank_ends_the_update_saves_it_and_exits_with_a_status_of_its_own(tiny, undisturbed):
+    stopped = tiny.launch(
+        "run_name=stopped", script=TAMPERED_LAUNCH, KILL_AT="update:9", KILL_RANK="1", SIGNAL=signal.SIGTERM.name
+    )
+    assert stopped.returncode == STOPPED
+    assert "stopped by SIGTERM after update 9, which is saved; the same command goes on" in stopped.stdout
+    run = tiny.folder / "runs/stopped"
+    assert RunFolder(run).newest_checkpoint().batch == 9
+    assert len(records(run)) == 9
+    assert tiny.launch("run_name=stopped").returncode == 0
+    assert_same_run(run, undisturbed)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, [7, 10]), pytest.param(2, [7, 8, 10], marks=pytest.mark.long)])
+def test_old_checkpoints_go_but_not_the_one_that_a_rollback_will_go_back_to(tiny, keep, kept):
+    name = f"keep-{keep}"
+    killed = tiny.launch(
+        f"run_name={name}", f"save_num_checkpoints_to_keep={keep}", script=TAMPERED_LAUNCH, KILL_AT="saved:10"
+    )
+    assert "crashed with exit code -9" in killed.stderr
+    folders = RunFolder(tiny.folder / "runs" / name).checkpoints.iterdir()
+    assert [checkpoint.batch for checkpoint in complete_checkpoints(folders)] == kept
+
+
+EVEN = [  # batches that 1, 2, 3 and 4 ranks divide
+    "model.attn_out_dropout=0",
+    "rollback.at=null",
+    "stages.pretrain.global_train_batch_size=24",
+    "stages.pretrain.batch_size_ramp={initial: 12, increment: 12, duration: 3072tok}",
+    *(
+        f"stages.{stage}.{setting}"
+        for stage in ("extend", "decay")
+        for setting in ("duration=6144tok", "global_train_batch_size=12")
+    ),
+]
+MOVED_AT = 3  # updates; in the middle of the first rung
+
+
+@pytest.fixture(scope="module")
+def even(tiny):
+    """The run folder of a run on two ranks without dropout."""
+    run = tiny.launch("run_name=even", "save_interval=1ba", *EVEN)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return tiny.folder / "runs/even"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides"),
+    [
+        (1, []),
+        (3, []),
+        (4, []),
+        (
+            2,
+            [
+                "data.num_workers=2",
+                "stages.pretrain.device_train_microbatch_size=3",
+                "stages.extend.device_train_microbatch_size=2",
+            ],
+        ),
+    ],
+    ids=["1 rank", "3 ranks", "4 ranks", "other workers and microbatches"],
+)
+def test_a_run_goes_on_with_other_processes_on_the_same_rows_to_the_same_losses(tiny, even, ranks, overrides):
+    name = f"even-{ranks}"
+    run = RunFolder(tiny.folder / "runs" / name)
+    shutil.copytree(even / "checkpoints" / f"ba{MOVED_AT}", run.checkpoints / f"ba{MOVED_AT}")
+    shutil.copy(even / "recipe.yaml", run.recipe)
+    run.metrics.write_text("".join((even / "metrics.jsonl").read_text().splitlines(keepends=True)[:MOVED_AT]))
+    moved = tiny.launch(f"run_name={name}", "save_interval=100ba", *EVEN, *overrides, ranks=ranks)
+    assert moved.returncode == 0, moved.stderr[-4000:]
+    assert column(run.path, "rows_digest") == column(even, "rows_digest")
+    assert column(run.path, "loss") == pytest.approx(column(even, "loss"), rel=1e-3)
+    for override in ["save_interval: 1ba → 100ba", *(override.split("=")[0] for override in overrides)]:
+        assert f"changed since the last start: {override}" in moved.stdout

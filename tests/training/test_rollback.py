@@ -1,0 +1,80 @@
+"""Rollbacks in whole runs on two ranks, by real trouble: a learning rate too large, a loss that cannot fall enough."""
+
+from encoder_foundry import compile_plan, load_recipe
+from encoder_foundry.run_folder import RunFolder, read_lines
+
+from .runs import column, records
+
+
+def ledger(tiny, name: str) -> list[dict]:
+    return read_lines(RunFolder(tiny.folder / "runs" / name).ledger)
+
+
+def test_the_set_rollback_happened_where_the_plan_has_it(tiny, undisturbed):
+    plan = compile_plan(load_recipe(tiny.recipe))
+    (line,) = read_lines(RunFolder(undisturbed).ledger)
+    abandoned = plan.abandoned
+    assert (line["token"], line["to_token"]) == (abandoned[-1].end_token, abandoned[0].start_token)
+    assert (line["lr"], line["weight_decay"], line["data"]) == (4e-3, 1e-3, "advance")
+    assert line["why"] == "the recipe sets it: token 5_000 is reached"
+    assert f"rollback 1 (at): {line['why']}" in (undisturbed / "logs/rank0.log").read_text()
+    saved = {path.name for path in (undisturbed / "abandoned/1").iterdir()}
+    assert saved == {"ba8", "ba10"}
+
+
+def test_data_that_advances_are_rows_that_the_abandoned_stretch_did_not_have(tiny, undisturbed):
+    (line,) = read_lines(RunFolder(undisturbed).ledger)
+    written = read_lines(RunFolder(undisturbed).metrics)
+    abandoned = [record for record in written if record["rollbacks"] == 0 and record["batch"] > line["to_batch"]]
+    assert [record["batch"] for record in abandoned] == [8, 9, 10, 11]
+    assert not {record["rows_digest"] for record in abandoned} & set(column(undisturbed, "rows_digest"))
+
+
+def test_a_plateau_goes_back_to_the_checkpoint_before_it_began_until_there_were_too_many(tiny):
+    run = tiny.launch(
+        *("run_name=flat", "save_interval=1ba", "rollback.at=null", "rollback.max_rollbacks=1"),
+        "rollback.plateau={window: 2000tok, min_delta: 9, lr: 1e-3}",  # no loss falls by nine nats here
+    )
+    assert run.returncode == 2
+    (line,) = ledger(tiny, "flat")
+    assert (line["trigger"], line["to_batch"]) == ("plateau", 1)
+    assert line["token"] - line["to_token"] >= 2000
+    assert "rollback.max_rollbacks, 1, have been made already" in run.stderr
+    assert "the smoothed loss is" in run.stderr
+    kept = column(tiny.folder / "runs/flat", "lr")
+    assert max(kept) <= 1e-3  # the peak of the stage it went back to
+
+
+def test_a_loss_that_is_no_number_goes_back_and_goes_on_to_the_end(tiny):
+    run = tiny.launch(
+        *("run_name=burst", "rollback.at=null", "stages.extend.lr=1e30"),
+        "rollback.non_finite={lr: 3e-3}",
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    (line,) = ledger(tiny, "burst")
+    assert (line["trigger"], line["batch"], line["to_batch"]) == ("non_finite", 14, 12)
+    assert all(record["loss"] < 10 for record in records(tiny.folder / "runs/burst"))
+
+
+def test_without_a_trigger_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(tiny):
+    run = tiny.launch("run_name=nan", "rollback.at=null", "stages.extend.lr=1e30")
+    assert run.returncode == 2
+    (error,) = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert "at token 8_192 the loss is nan; the last checkpoint before it is" in error
+    assert "checkpoints/ba12. Go on with other values for what lies ahead" in error
+    assert RunFolder(tiny.folder / "runs/nan").newest_checkpoint().batch == 12
+    mended = tiny.launch("run_name=nan", "rollback.at=null", "stages.extend.lr=3e-3")
+    assert mended.returncode == 0, mended.stderr[-4000:]
+
+
+def test_a_spike_is_gone_back_from(tiny):
+    run = tiny.launch(
+        *("run_name=spike", "rollback.at=null", "stages.pretrain.duration=24_000tok", "stages.pretrain.lr=1e-9"),
+        "rollback.spike={z_score: 0.01, patience: 2, data: advance}",  # of a loss that only jitters
+        "rollback.max_rollbacks=1",
+    )
+    first = ledger(tiny, "spike")[0]
+    assert first["trigger"] == "spike"
+    assert "robust deviations" in first["why"]
+    assert first["to_token"] <= first["token"] - 2 * 768
+    assert run.returncode in (0, 2)  # it may well jitter again
