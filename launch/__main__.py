@@ -7,9 +7,12 @@ group is made; one rank says so, not all.
 import os
 import sys
 import time
+from pathlib import Path
 
 from encoder_foundry.errors import STOPPED, ConfigurationError, FoundryError, StopRequested
 from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
+from encoder_foundry.recipe.rehearsal import rehearsal
+from encoder_foundry.run_folder import RunFolder
 
 # Seconds. Composer ends all ranks as soon as one has failed, so the others wait for the first to say what is wrong; one
 # that is still there then has an error of its own, such as shards that are missing on its node.
@@ -23,12 +26,12 @@ def main(arguments: list[str]) -> int:
     try:
         launch(arguments[0], arguments[1:])
     except FoundryError as error:
-        if int(os.environ.get("RANK", 0)) != 0:
+        if not is_first():
             time.sleep(FIRST_RANK_SPEAKS)
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StopRequested as stopped:
-        if int(os.environ.get("RANK", 0)) == 0:
+        if is_first():
             print(f"{stopped}; the same command goes on from there")
         return STOPPED
     return 0
@@ -36,7 +39,13 @@ def main(arguments: list[str]) -> int:
 
 def launch(path: str, overrides: list[str]) -> None:
     recipe = load_recipe(path, overrides)
+    if recipe.rehearse:
+        recipe = rehearsal(recipe, world_size())
     check_world_size(recipe, compile_plan(recipe), path)
+    if recipe.rehearse:
+        from encoder_foundry.training.rehearsal import with_stand_ins
+
+        recipe = with_stand_ins(recipe)
 
     from encoder_foundry.data.shards import open_corpus
 
@@ -52,17 +61,42 @@ def launch(path: str, overrides: list[str]) -> None:
     check_init_from(recipe)
     start_logs(recipe)
     train(recipe, tokenizer)
+    if recipe.rehearse and is_first():
+        report_rehearsal(RunFolder(Path(recipe.runs_folder) / recipe.run_name))
+
+
+def report_rehearsal(folder: RunFolder) -> None:
+    from encoder_foundry.interop.export import export_checkpoint
+    from encoder_foundry.reporting.transitions import print_transitions
+
+    export_checkpoint(folder.path, folder.export)
+    print_transitions(folder)
 
 
 def check_world_size(recipe: Recipe, plan: Plan, path: str) -> None:
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = world_size()
     recipe.fsdp_config.degrees(world)
     for segment in plan.segments:
         if segment.rows % world:
             raise ConfigurationError(
-                f"{path}: an update of stage '{segment.stage}' has {segment.rows} rows, "
-                f"which {world} processes do not divide"
+                f"{path}: 'stages.{segment.stage}.global_train_batch_size': an update of {segment.rows} rows, which "
+                f"{world} processes do not divide; give a multiple of {world}, or another number of processes"
             )
+        rows, most = segment.rows // world, recipe.stages[segment.stage].device_train_microbatch_size
+        if rows > most and rows % most:
+            divisor = max(size for size in range(1, most) if rows % size == 0)
+            raise ConfigurationError(
+                f"{path}: 'stages.{segment.stage}.device_train_microbatch_size': {most} does not divide the "
+                f"{rows} rows that each of {world} processes has of an update of {segment.rows}; {divisor} does"
+            )
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_first() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """A wrong recipe is refused with the file, the key and what would be right."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,24 @@ NANO = Path("yamls/main/nano.yaml")
         ("stages.pretrain.t_warmup=5dur", "do not lie within"),
         ("stages.decay.t_warmup=0.1dur", "warm-up and decay together"),
         ("stages.decay.alpha_f=2", "not in [0, 1]"),
+        ("stages.decay.t_decay=2dur", "'stages.decay.t_decay': 262_144 tokens do not lie within the stage's 131_072"),
+        ("stages.decay.decay_shape=exponential", "'exponential' is not one of one_minus_sqrt, linear, cosine"),
+        ("stages.decay.row_length=1024", "'stages.decay.row_length': 1024, but an earlier stage has 8192; order them"),
+        ("stages.decay.rope_theta=null", "'stages.decay.rope_theta'"),
+        ("stages.anneal={duration: 1tok}", "'stages.anneal.device_train_microbatch_size' is required and not given"),
+        ("rollback.at={token: 500_000tok}", "'rollback.at.to' is required and not given"),
+        ("rollback.at={token: 5tok, to: 9tok}", "has to go back from a token of the plan"),
+        ("rollback.at={token: 9_000_000tok, to: 9tok}", "has to go back from a token of the plan"),
+        ("rollback.at={token: soon, to: 9tok}", "'rollback.at.token': 'soon' is not a number of tokens"),
+        ("rollback.plateu={window: 9tok}", "did you mean 'plateau'?"),
+        ("rollback.plateau={window: 9tok, min_delta: 0}", "'rollback.plateau.min_delta': 0.0 is not positive"),
+        (
+            "rollback.spike={z_score: 6, patience: 3}",
+            "'rollback.spike': would meet the same trouble again; give it an lr",
+        ),
+        ("rollback.non_finite={}", "'rollback.non_finite': would meet the same trouble again"),
+        ("rollback.non_finite={data: skip}", "'rollback.non_finite.data': 'skip' is not one of replay, advance"),
+        ("rollback.max_rollbacks=0", "to do without rollbacks, set no trigger"),
         ("stages.decay.mixture.books=1", "not among data.sources"),
         ("stages.decay.mixture.code=0", "not positive"),
         ("stages.pretrain.batch_size_ramp.increment=4", "do not meet 8"),
@@ -63,6 +84,7 @@ def test_a_wrong_value_is_refused_by_key(override, says):
     with pytest.raises(ConfigurationError) as refused:
         load_recipe(NANO, [override])
     assert says in str(refused.value)
+    assert re.match(rf"(?:{NANO}: .*|argument )'.+'", str(refused.value))  # where, and which key
     assert "\n" not in str(refused.value)
 
 
@@ -115,3 +137,22 @@ def test_a_mixture_takes_the_place_of_the_one_before_as_a_whole(tmp_path):
         "web": 1,
         "code": 0.2,
     }
+
+
+def test_a_recipe_without_a_theta_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        f"extends: [{NANO.resolve()}]\nstages: {{longer: {{duration: 1_000_000tok, row_length: 8192, lr: 1e-4, "
+        "global_train_batch_size: 2, device_train_microbatch_size: 1}}\n"
+    )
+    with pytest.raises(ConfigurationError, match=r"mine\.yaml: 'stages\.longer\.rope_theta' is required and not given"):
+        load_recipe(tmp_path / "mine.yaml")
+
+
+def test_the_launch_door_refuses_before_torch_is_imported():
+    program = (
+        "import runpy, sys; sys.argv = ['launch', 'yamls/main/nano.yaml', 'seed=x']\n"
+        "try: runpy.run_path('launch', run_name='__main__')\n"
+        "except SystemExit as end: print(end.code, [name for name in ('torch', 'composer') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "2 []\n", done.stderr

@@ -3,11 +3,13 @@
 KILL_AT is a SIGKILL of the rank at `update:N` (the end of update N, before anything is saved), `saved:N` (as soon as
 its checkpoint is complete), `saving:N` (while that is being written: its parts are there, COMPLETE is not), `again:N`
 (the end of update N, trained a second time after a rollback), or `ledger:N` (as soon as rollback N is in the ledger,
-before anything is moved). KILL_RANK: of this rank alone. SIGNAL: another signal than SIGKILL.
+before anything is moved). KILL_RANK: of this rank alone. SIGNAL: another signal than SIGKILL. FILE_LIMIT: instead of a
+signal, no file can grow beyond so many bytes any more; a write then fails as on a full disk, by another error number.
 ROWS_DEALT is a small number of rows in place of the many that a loader deals out before it starts anew.
 """
 
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -20,13 +22,17 @@ from encoder_foundry.run_folder import RunFolder
 
 MOMENT, _, NUMBER = os.environ.get("KILL_AT", "never:0").partition(":")
 RANKS = {os.environ["RANK"], os.environ.get("KILL_RANK", os.environ["RANK"])}
+FILE_LIMIT = int(os.environ.get("FILE_LIMIT", 0))
 SIGNAL = signal.Signals[os.environ.get("SIGNAL", "SIGKILL")]
 stream.MAX_ROWS_DEALT = int(os.environ.get("ROWS_DEALT", stream.MAX_ROWS_DEALT))
 
 
 def kill(moment: str, number: int) -> None:
     if (moment, number) == (MOMENT, int(NUMBER)) and len(RANKS) == 1:
-        os.kill(os.getpid(), SIGNAL)
+        if FILE_LIMIT:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
+        else:
+            os.kill(os.getpid(), SIGNAL)
 
 
 record, save, mark, tidy_up = (

@@ -3,6 +3,7 @@
 import re
 import shutil
 import signal
+import time
 
 import pytest
 
@@ -60,6 +61,31 @@ def test_sigterm_to_one_rank_ends_the_update_saves_it_and_exits_with_a_status_of
     assert_same_run(run, undisturbed)
 
 
+def test_when_one_rank_dies_all_end_at_once_and_nothing_is_lost(tiny, undisturbed):
+    died = tiny.launch("run_name=died", script=TAMPERED_LAUNCH, KILL_AT="again:14", KILL_RANK="1")
+    ended = time.time()
+    assert "crashed with exit code -9" in died.stderr
+    run = tiny.folder / "runs/died"
+    assert ended - RunFolder(run).metrics.stat().st_mtime < 60  # seconds
+    assert RunFolder(run).newest_checkpoint().batch == 12
+    assert tiny.launch("run_name=died").returncode == 0
+    assert_same_run(run, undisturbed)
+
+
+def test_a_checkpoint_that_the_disk_cannot_hold_ends_the_run_cleanly_and_leaves_the_one_before(tiny, undisturbed):
+    full = tiny.launch(
+        "run_name=full", script=TAMPERED_LAUNCH, KILL_AT="update:5", KILL_RANK="0", FILE_LIMIT=str(200_000)
+    )
+    assert full.returncode == 2
+    (error,) = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
+    assert "checkpoints/ba6: cannot be written" in error
+    assert "File too large" in error
+    run = RunFolder(tiny.folder / "runs/full")
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["ba2", "ba4"]
+    assert tiny.launch("run_name=full").returncode == 0
+    assert_same_run(run.path, undisturbed)
+
+
 @pytest.mark.parametrize(("keep", "kept"), [(1, [7, 10]), pytest.param(2, [7, 8, 10], marks=pytest.mark.long)])
 def test_old_checkpoints_go_but_not_the_one_that_a_rollback_will_go_back_to(tiny, keep, kept):
     name = f"keep-{keep}"
@@ -74,6 +100,7 @@ def test_old_checkpoints_go_but_not_the_one_that_a_rollback_will_go_back_to(tiny
 EVEN = [  # batches that 1, 2, 3 and 4 ranks divide
     "model.attn_out_dropout=0",
     "rollback.at=null",
+    "stages.pretrain.device_train_microbatch_size=1",
     "stages.pretrain.global_train_batch_size=24",
     "stages.pretrain.batch_size_ramp={initial: 12, increment: 12, duration: 3072tok}",
     *(

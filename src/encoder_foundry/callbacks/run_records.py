@@ -5,6 +5,9 @@ resumed run appends: `batch` counts on, so the last line for a batch is the one 
 AFTER_LOSS, BATCH_END and EVAL_END.
 """
 
+from collections import Counter
+from itertools import chain
+
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -43,7 +46,9 @@ class RunRecords(Callback):
         totals = state.device.tensor_to_device(totals)
         dist.all_reduce(totals, reduce_operation="SUM")
         correct, masked, real_tokens, rows = totals.tolist()
-        digests = dist.all_gather_object(self.batch["row_digests"])
+        seen = dist.all_gather_object((self.batch["row_digests"], self.batch["row_sources"]))
+        digests, sources = (list(chain.from_iterable(lists)) for lists in zip(*seen, strict=True))
+        optimizer = state.optimizers[0]
         record = {
             "batch": state.timestamp.batch.value,
             "token": state.timestamp.token.value,
@@ -51,13 +56,16 @@ class RunRecords(Callback):
             "stage": state.dataloader_label,
             "loss": state.total_loss_dict["loss/train/total"],
             "masked_accuracy": correct / max(1, masked),
-            "lr": state.optimizers[0].param_groups[0]["lr"],
+            "lr": optimizer.param_groups[0]["lr"],
+            "weight_decay": max(group["weight_decay"] for group in optimizer.param_groups),
             "rows": rows,
             "row_length": self.batch["row_length"],
             "rope_theta": state.model.rope_theta,
+            "mixture": state.dataloader.dataset.draw.mixture,
+            "rows_by_source": dict(sorted(Counter(sources).items())),
             "real_tokens": real_tokens,
             "tokens_per_second": real_tokens / state.timestamp.batch_wct.total_seconds(),
-            "rows_digest": update_digest([digest for rank in digests for digest in rank]),
+            "rows_digest": update_digest(digests),
         }
         if dist.get_global_rank() == 0:
             append_line(self.folder.metrics, record)

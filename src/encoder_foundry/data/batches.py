@@ -1,8 +1,9 @@
 """Flat batches: rows collated without padding, split into microbatches, counted for Composer's clock.
 
 A batch is a dict: `input_ids` and `labels` int64 [tokens], `cu_seqlens` int32 [documents + 1], `row_length` int, and
-three lists with an entry a row: `row_tokens` and `row_documents` (so that a batch can be split between rows) and
-`row_digests`. No document is longer than a row, so `row_length` serves as `max_seqlen`, one constant for a compiler.
+four lists with an entry a row: `row_tokens` and `row_documents` (so that a batch can be split between rows),
+`row_sources` and `row_digests`. No document is longer than a row, so `row_length` serves as `max_seqlen`, one constant
+for a compiler.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ def collate(
     """Mask rows and join them to one flat batch.
 
     Args:
-        samples: `row` (its index in the data set), `tokens` and `lengths` (of its documents), as MDS holds them.
+        samples: `row` (its index in the data set), `tokens` and `lengths` (of its documents), as MDS holds them, and,
+            from the training stream, `source`.
         masking: how to corrupt them.
         generators: one a row.
         row_length: the slots that a row counts for, filled or not.
@@ -46,6 +48,7 @@ def collate(
         "row_length": row_length,
         "row_tokens": [len(sample["tokens"]) for sample in samples],
         "row_documents": [len(sample["lengths"]) for sample in samples],
+        "row_sources": [sample.get("source") for sample in samples],
         "row_digests": [_digest(sample["row"], *arrays) for sample, arrays in zip(samples, masked, strict=True)],
     }
 
@@ -65,7 +68,7 @@ def split(batch: Batch, microbatch_size: int) -> list[Batch]:
                 "labels": batch["labels"][tokens],
                 "cu_seqlens": cu_seqlens - cu_seqlens[0],
                 "row_length": batch["row_length"],
-                **{key: batch[key][start:end] for key in ("row_tokens", "row_documents", "row_digests")},
+                **{key: batch[key][start:end] for key in ("row_tokens", "row_documents", "row_sources", "row_digests")},
             }
         )
     return microbatches

@@ -39,7 +39,7 @@ class Draw:
 class TrainingStream(StreamingDataset):
     """Rows of one length from several sources, in the order that the plan decides.
 
-    Yields dicts with `row` (index over all sources), `position` (in the stage), `tokens` and `lengths`.
+    Yields dicts with `row` (index over all sources), `source`, `position` (in the stage), `tokens` and `lengths`.
 
     Args:
         sources: names, in a fixed order.
@@ -90,7 +90,9 @@ class TrainingStream(StreamingDataset):
         self.length = draw.updates * self.batch_size
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict:
-        return super().get_item(sample_id, retry) | {"row": int(sample_id)}
+        shard, _ = self.spanner[sample_id]
+        source = self.sources[self.stream_per_shard[shard]]
+        return super().get_item(sample_id, retry) | {"row": int(sample_id), "source": source}
 
     def __iter__(self) -> Iterator[dict]:
         for index, sample in enumerate(super().__iter__()):

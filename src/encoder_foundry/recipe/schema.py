@@ -185,3 +185,4 @@ class Recipe:
     dist_timeout: float = 600.0  # seconds
     progress_bar: bool = True
     loggers: dict[str, Any] = field(default_factory=dict)  # wandb: {arguments of Composer's WandBLogger}
+    rehearse: bool = False  # run a rehearsal of this recipe instead: every transition, in minutes
