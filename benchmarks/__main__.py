@@ -1,7 +1,7 @@
 """`python benchmarks` (or `make bench`): ours beside its peers, printed, and written to benchmarks/results.md.
 
-Half an hour to an hour on two cores. With the names of parts (speed, memory, floor, length) only those are measured,
-and take their places in results.md.
+Half an hour to an hour on two cores. With the names of parts (speed, memory, floor, length, recipe) only those are
+measured, and take their places in results.md.
 """
 
 import platform
@@ -122,11 +122,33 @@ def length() -> str:
     return table(heads, rows) + f"\n\n![Cost against length]({cost_by_length.PICTURE.name})"
 
 
+def recipe() -> str:
+    """What the clock, the plan, the masking and the checkpoints of a nano run cost; and a checkpoint of base."""
+    from models import base_config
+    from recipe_cost import of_a_checkpoint, of_a_nano_run
+
+    spent = of_a_nano_run()
+    whole = spent["the run"].seconds
+    rows = [
+        [name, f"{each.calls:,}", f"{each.seconds:.2f}", f"{each.seconds / whole:.2%}"] for name, each in spent.items()
+    ]
+    print(*rows, sep="\n", flush=True)
+    gigabytes, copying, writing = of_a_checkpoint(base_config())
+    return "\n\n".join(
+        [
+            table(["of a nano run, one process", "calls", "seconds", "share"], rows),
+            f"A checkpoint of base, {gigabytes:.2f} GB by one process: {copying:.1f} s to copy it in memory, "
+            f"{writing:.1f} s to write it.",
+        ]
+    )
+
+
 PARTS = {
     "Speed": speed,
     "Peak memory of a step, above the weights": memory,
     "Share of the floor": floor,
     "Cost against length": length,
+    "Cost of the recipe": recipe,
 }
 
 

@@ -1,0 +1,79 @@
+"""What the recipe itself costs: clock, plan and masking in a whole nano run, and the saving of a checkpoint.
+
+The run is `yamls/main/nano.yaml`, in this process, on the shards that `make nano` leaves, with a timer around all that
+asks the plan or masks a row. `SegmentSwitch` is counted whole, with the loaders that it makes.
+"""
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from measure import timed
+from torch.distributed import checkpoint as dist_cp
+
+from encoder_foundry.algorithms.segment_switch import SegmentSwitch
+from encoder_foundry.callbacks.checkpoints import CompleteCheckpointSaver
+from encoder_foundry.data import loaders
+from encoder_foundry.data.masking import Masking
+from encoder_foundry.data.shards import open_corpus
+from encoder_foundry.model.masked_lm import MaskedLM
+from encoder_foundry.recipe import load_recipe
+from encoder_foundry.recipe.schema import ModelConfig
+from encoder_foundry.training import run
+
+NANO = Path(__file__).parents[1] / "yamls/main/nano.yaml"
+
+
+@dataclass
+class Spent:
+    seconds: float = 0.0
+    calls: int = 0
+
+    def on(self, owner: object, name: str) -> None:
+        """Time a function from now on, wherever it is called."""
+        function: Callable = getattr(owner, name)
+
+        @functools.wraps(function)
+        def counted(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - start
+                self.calls += 1
+
+        setattr(owner, name, counted)
+
+
+def of_a_nano_run() -> dict[str, Spent]:
+    """Seconds and calls of each, in a run of one process; "the run" is all of its updates."""
+    spent = {name: Spent() for name in ("clock and plan", "masking", "checkpoints", "the run")}
+    spent["clock and plan"].on(SegmentSwitch, "apply")
+    spent["masking"].on(Masking, "apply")
+    spent["masking"].on(loaders, "row_generator")
+    spent["checkpoints"].on(CompleteCheckpointSaver, "_save_checkpoint")
+    spent["the run"].on(run.Trainer, "fit")
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = load_recipe(NANO, [f"runs_folder={folder}", "progress_bar=false"])
+        run.train(recipe, open_corpus(recipe))
+    return spent
+
+
+def of_a_checkpoint(config: ModelConfig) -> tuple[float, float, float]:
+    """(GB, seconds to copy it in memory, seconds to write it) of a model's weights and moments, by one process."""
+    network = MaskedLM(config, rope_theta=10_000.0)
+    state = {
+        f"{kind}.{name}": parameter.detach().clone()
+        for kind in ("weights", "exp_avg", "exp_avg_sq")
+        for name, parameter in network.named_parameters()
+    }
+    gigabytes = sum(map(torch.Tensor.nelement, state.values())) * 4 / 1e9
+    copied: dict[str, torch.Tensor] = {}
+    copying = timed(lambda: copied.update({name: tensor.clone() for name, tensor in state.items()}))
+    with tempfile.TemporaryDirectory() as folder:
+        writing = timed(lambda: dist_cp.save(copied, checkpoint_id=folder, no_dist=True))
+    return gigabytes, copying, writing
