@@ -1,1 +1,1 @@
-"""StableAdamW and its parameter groups."""
+"""StableAdamW, its parameter groups, and schedulers for a bare Trainer."""
