@@ -75,8 +75,10 @@ def memory() -> str:
 
 def floor() -> str:
     """The floor's share in a training step, and where the rest of the step goes."""
-    from floor import attention_flops, matmul_flops, product_rate, sdpa_rate
+    from floor import product_rate, sdpa_rate
     from models import base_config
+
+    from encoder_foundry.recipe.cost import attention_flops, matmul_flops
 
     config, rows, profiles = base_config(), [], []
     for load, name in (("uniform 512", "ours"), ("uniform 512", "ours, compiled"), ("one of 8192", "ours")):

@@ -1,12 +1,16 @@
 """The console script `encoder-foundry`. Each subcommand imports its room when it is called, and not before."""
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encoder_foundry.errors import FoundryError
+from encoder_foundry.errors import ConfigurationError, FoundryError
+
+if TYPE_CHECKING:
+    from encoder_foundry.recipe.plan import Plan, Position
 
 app = typer.Typer(
     help="Pretrain modern long-context encoders.",
@@ -40,6 +44,53 @@ def summary(run: Annotated[Path, typer.Argument(help="A run folder, such as runs
     from encoder_foundry.reporting.summary import print_summary
 
     print_summary(run)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as yamls/main/base.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as `composer launch` takes them.")] = None,
+    at: Annotated[str | None, typer.Option(help="Only what this token decides, such as 900_000_000_000.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="Tell the hours on so many GPUs …")] = None,
+    gpu: Annotated[str | None, typer.Option(help="… of this kind, such as h100 …")] = None,
+    mfu: Annotated[float | None, typer.Option(help="… each at this share of its peak.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The plan, or the position, as JSON and nothing else.")
+    ] = False,
+) -> None:
+    """Print what a recipe would do, segment by segment, and what it would cost; nothing is trained, no data read."""
+    from encoder_foundry.recipe import compile_plan, load_recipe
+    from encoder_foundry.recipe.cost import PEAK_FLOPS, Machine
+    from encoder_foundry.reporting.plan import print_plan, print_position
+
+    machine = None
+    if gpus is not None and gpu is not None and mfu is not None:
+        machine = Machine(gpus, gpu, mfu)
+    elif (gpus, gpu, mfu) != (None, None, None):
+        raise ConfigurationError(
+            f"hours take --gpus (how many), --gpu (one of {', '.join(PEAK_FLOPS)}) and --mfu (the share of its peak "
+            "that each reaches, as measured with such a model: there is no default); give all three or none"
+        )
+    loaded = load_recipe(recipe, overrides or ())
+    compiled = compile_plan(loaded)
+    position = None if at is None else _position(compiled, at)
+    if as_json:
+        print(json.dumps((position or compiled).to_json(), indent=2))
+    elif position is not None:
+        print_position(position)
+    else:
+        print_plan(loaded, compiled, machine)
+
+
+def _position(plan: "Plan", at: str) -> "Position":
+    try:
+        token = int(at.removesuffix("tok"))
+    except ValueError:
+        raise ConfigurationError(f"--at: '{at}' is not a number of tokens, such as 900_000_000_000") from None
+    try:
+        return plan.at(token)
+    except ValueError as error:
+        raise ConfigurationError(f"--at: {error}") from None
 
 
 def main() -> None:

@@ -1,0 +1,137 @@
+"""The plan as a table, and what it costs: what one reads before paying for it. Imports no torch."""
+
+from itertools import chain
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from encoder_foundry.recipe import Plan, Recipe
+from encoder_foundry.recipe.cost import PEAK_FLOPS, Cost, Machine, cost
+from encoder_foundry.recipe.plan import Position, Segment
+
+WIDTH = 100  # columns at least: a narrower terminal breaks the lines itself, and no figure is cut off
+
+
+def print_plan(recipe: Recipe, plan: Plan, machine: Machine | None = None, console: Console | None = None) -> None:
+    """Print a plan and its cost, with the hours on a machine if one is given."""
+    console = console or _console()
+    costs = cost(recipe, plan)
+    console.print(plan_table(plan))
+    grid = _grid()
+    if plan.abandoned:
+        back, tokens = plan.abandoned[0].start_token, _tokens(plan.abandoned)
+        grid.add_row(
+            "abandoned",
+            f"{tokens:,} tokens more: up to {back + tokens:,}, then back to {back:,} (rollback.at); "
+            "their operations and checkpoints count below",
+        )
+    for stage, mixture in _mixtures(plan).items():
+        grid.add_row("mixture", f"{stage}: {mixture}")
+    grid.add_row("model", f"{costs.parameters:,} parameters")
+    of_them = f", {_short(costs.abandoned_flops)} of them abandoned" if plan.abandoned else ""
+    grid.add_row("training", f"{_short(costs.flops)} FLOPs{of_them}; at most, as each row counts as one document")
+    if machine is not None:
+        rate = f"{machine.mfu:.1%} of {PEAK_FLOPS[machine.gpu] / 1e12:,.0f} TFLOP/s (bf16, dense)"
+        hours = f"{machine.hours(costs.flops):,.1f} hours"
+        grid.add_row("time", f"{hours} on {machine.gpus} × {machine.gpu}, each at {rate}")
+    grid.add_row("checkpoints", _checkpoints(costs))
+    console.print(grid)
+
+
+def plan_table(plan: Plan) -> Table:
+    """A row a segment, in the order in which they are trained; the abandoned ones where they are abandoned."""
+    table = Table(title=plan.name, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_footer=True)
+    table.add_column("stage", "kept" if plan.abandoned else "total", no_wrap=True)
+    for heading, total in (
+        ("updates", f"{plan.total_updates:,}"),
+        ("rows", ""),
+        ("length", ""),
+        ("tokens", f"{plan.total_tokens:,}"),
+    ):
+        table.add_column(heading, total, justify="right", no_wrap=True)
+    table.add_column("lr", no_wrap=True)
+    table.add_column("theta", justify="right", no_wrap=True)
+    table.add_column("weight decay", no_wrap=True)
+    back = plan.abandoned[0].start_token if plan.abandoned else None
+    kept_before = [segment for segment in plan.segments if back is not None and segment.end_token <= back]
+    trained = chain(
+        ((segment, False) for segment in kept_before),
+        ((segment, True) for segment in plan.abandoned),
+        ((segment, False) for segment in plan.segments[len(kept_before) :]),
+    )
+    weight_decay = None
+    for segment, abandoned in trained:
+        changed = segment.weight_decay != weight_decay
+        weight_decay = segment.weight_decay
+        table.add_row(
+            f"{segment.stage}\nabandoned" if abandoned else segment.stage,
+            f"{segment.updates:,}",
+            f"{segment.rows:,}",
+            f"{segment.row_length:,}",
+            f"{_tokens([segment]):,}",
+            _from_to(segment.learning_rate.at(segment.start_token), segment.learning_rate.at(segment.end_token)),
+            f"{segment.rope_theta_global:,.0f}",
+            _short(weight_decay) if changed else "",
+            style="dim" if abandoned else None,
+        )
+    return table
+
+
+def print_position(position: Position, console: Console | None = None) -> None:
+    """Print what a token decides."""
+    grid = _grid()
+    for key, value in position.to_json().items():
+        shown = f"{value:,}" if isinstance(value, int) else _short(value) if key in ("lr", "weight_decay") else value
+        grid.add_row(key, f"{shown:,.0f}" if isinstance(shown, float) else shown)
+    (console or _console()).print(grid)
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=max(WIDTH, Console().width))
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column()
+    grid.add_column()
+    return grid
+
+
+def _checkpoints(costs: Cost) -> str:
+    one, written, kept = costs.checkpoint_bytes, costs.checkpoints_written, costs.checkpoints_kept
+    stay = "all of which stay" if kept == written else f"{kept:,} of which stay, {_bytes(kept * one)}"
+    return f"{written:,} of {_bytes(one)} (weights and two moments, float32), {_bytes(written * one)} in all; {stay}"
+
+
+def _mixtures(plan: Plan) -> dict[str, str]:
+    """By stage, since all segments of one share it."""
+    shares = {segment.stage: segment.mixture or {} for segment in plan.segments}
+    return {
+        stage: ", ".join(f"{source} {share:g}" for source, share in mixture.items()) or "every row once an epoch"
+        for stage, mixture in shares.items()
+    }
+
+
+def _tokens(segments: list[Segment] | tuple[Segment, ...]) -> int:
+    return sum(segment.updates * segment.tokens_per_update for segment in segments)
+
+
+def _from_to(start: float, end: float) -> str:
+    first, last = _short(start), _short(end)
+    return first if first == last else f"{first} → {last}"
+
+
+def _short(value: float) -> str:
+    """Three digits, as a YAML has them: 8e-4, 0.05, 0."""
+    if value == 0 or 0.01 <= abs(value) < 1000:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1e6:.1f} MB"
