@@ -45,12 +45,17 @@ class Update:
 
 
 def transitions(folder: RunFolder) -> list[Transition]:
-    """The transitions of a finished run, in order."""
+    """The transitions of a finished run: those at the start of an update in order, then what was written."""
     recipe = load_recipe(folder.recipe)
     updates = list(_updates(recipe))
     trained = {(line["rollbacks"], line["batch"]): line for line in read_lines(folder.metrics)}
-    found = [transition for before, after in pairwise(updates) for transition in _between(before, after, trained)]
-    return [*found, *_rollbacks(recipe, folder), *_evaluations(recipe, folder), *_saved(recipe, updates, folder)]
+    pairs = [((before, after), _records(before, after, trained)) for before, after in pairwise(updates)]
+    changes = [
+        Transition(f"{what} {show(old)} → {show(new)}", str(pair[1]), _where(key, old, new, pair, pairs))
+        for pair, _ in pairs
+        for what, key, old, new, show in _changes(*pair)
+    ]
+    return [*changes, *_rollbacks(recipe, folder), *_evaluations(recipe, folder), *_saved(recipe, updates, folder)]
 
 
 def print_transitions(folder: RunFolder) -> None:
@@ -69,7 +74,7 @@ def print_transitions(folder: RunFolder) -> None:
 
 def table(found: list[Transition]) -> Table:
     """The list, for a terminal."""
-    shown = Table("transition", "planned", "happened", "", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = Table("transition", "planned: update", "happened", "", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for transition in found:
         mark = "✓" if transition.as_planned else "✗"
         shown.add_row(transition.what, transition.planned, transition.happened, mark)
@@ -94,38 +99,40 @@ def _stretch(plan: Plan, rollbacks: int, start: int, end: int) -> Iterator[Updat
             yield Update(rollbacks, position.update + 1, position, plan)
 
 
-def _between(before: Update, after: Update, trained: dict[tuple[int, int], dict]) -> Iterator[Transition]:
-    """What changes from one update to the next."""
+def _records(before: Update, after: Update, trained: dict[tuple[int, int], dict]) -> tuple[dict, dict]:
+    return tuple(trained.get((update.rollbacks, update.number), {}) for update in (before, after))
+
+
+def _where(key: str, old: object, new: object, planned: tuple[Update, Update], pairs: list) -> str:
+    """The update at which the records change so; the planned one if they do there."""
+    for updates, (was, now) in sorted(pairs, key=lambda pair: pair[0] != planned):
+        if (was.get(key), now.get(key)) == (old, new):
+            return str(updates[1])
+    return "nowhere"
+
+
+def _changes(before: Update, after: Update) -> Iterator[tuple[str, str, object, object, Callable]]:
+    """What changes from one update to the next: its name, its key in the records, both values, and how to show them."""
     was, now = before.start, after.start
-    records = [trained.get((update.rollbacks, update.number), {}) for update in (before, after)]
-
-    def change(what: str, key: str, old: object, new: object, show: Callable = str) -> Transition:
-        happened = [record.get(key) for record in records] == [old, new]
-        return Transition(
-            f"{what} {show(old)} → {show(new)}",
-            str(after),
-            str(after) if happened else f"not there: {records[1].get(key)}",
-        )
-
-    if was.stage != now.stage:
-        yield change("stage", "stage", was.stage, now.stage)
-    if was.rows != now.rows:
-        yield change("rows", "rows", was.rows, now.rows)
-    if was.row_length != now.row_length:
-        yield change("row length", "row_length", was.row_length, now.row_length, "{:,}".format)
-    if was.rope_theta_global != now.rope_theta_global:
-        yield change("theta", "rope_theta", was.rope_theta_global, now.rope_theta_global, "{:,.0f}".format)
-    if was.weight_decay != now.weight_decay:
-        yield change("weight decay", "weight_decay", was.weight_decay, now.weight_decay, "{:g}".format)
     mixtures = [update.plan.segments[update.start.segment].mixture for update in (before, after)]
-    if mixtures[0] != mixtures[1]:
-        yield change("mixture", "mixture", *mixtures, show=_mixture)
-    if was.lr < was.max_lr and now.lr == now.max_lr and was.stage == now.stage:
-        yield change("end of the warm-up, learning rate", "lr", was.lr, now.lr, "{:g}".format)
-    elif was.lr == was.max_lr and now.lr < now.max_lr and was.stage == now.stage:
-        yield change("start of the decay, learning rate", "lr", was.lr, now.lr, "{:g}".format)
-    elif was.max_lr != now.max_lr:
-        yield change("learning rate", "lr", was.lr, now.lr, "{:g}".format)
+    if was.max_lr != now.max_lr:
+        lr = "learning rate"
+    elif was.stage == now.stage and was.lr < was.max_lr == now.lr:
+        lr = "end of the warm-up, learning rate"
+    elif was.stage == now.stage and now.lr < now.max_lr == was.lr:
+        lr = "start of the decay, learning rate"
+    else:
+        lr = None
+    found = [
+        ("stage", "stage", was.stage, now.stage, str),
+        ("rows", "rows", was.rows, now.rows, str),
+        ("row length", "row_length", was.row_length, now.row_length, "{:,}".format),
+        ("theta", "rope_theta", was.rope_theta_global, now.rope_theta_global, "{:,.0f}".format),
+        ("mixture", "mixture", *mixtures, _mixture),
+        ("weight decay", "weight_decay", was.weight_decay, now.weight_decay, "{:g}".format),
+        (lr, "lr", was.lr if lr else None, now.lr if lr else None, "{:g}".format),
+    ]
+    return ((what, key, old, new, show) for what, key, old, new, show in found if old != new)
 
 
 def _mixture(mixture: dict[str, float] | None) -> str:

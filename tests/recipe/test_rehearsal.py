@@ -1,0 +1,79 @@
+"""A rehearsal has every transition of its recipe, in minutes instead of weeks."""
+
+import pytest
+
+from encoder_foundry import compile_plan, load_recipe
+from encoder_foundry.recipe.plan import plan_in_force
+from encoder_foundry.recipe.rehearsal import NANO, rehearsal
+from encoder_foundry.recipe.validation import problems
+
+
+@pytest.fixture(params=["base", "large", "nano"])
+def recipe(request):
+    return load_recipe(f"yamls/main/{request.param}.yaml")
+
+
+@pytest.mark.parametrize("world", [1, 2, 8])
+def test_it_is_a_recipe_that_so_many_processes_can_run(recipe, world):
+    small = rehearsal(recipe, world)
+    assert not list(problems(small))
+    for segment in compile_plan(small).segments:
+        assert segment.rows % world == 0
+
+
+def test_every_segment_is_there_with_all_that_a_plan_says_of_it_but_its_size(recipe):
+    full, small = compile_plan(recipe), compile_plan(rehearsal(recipe, 2))
+
+    def told(plan):
+        return [
+            (
+                segment.stage,
+                segment.row_length,
+                segment.rope_theta_global,
+                segment.mixture,
+                segment.learning_rate.peak,
+                segment.learning_rate.decay_shape,
+                segment.learning_rate.alpha_f,
+                segment.weight_decay,
+            )
+            for segment in plan.segments
+        ]
+
+    assert told(small) == told(full)
+    assert len(small.abandoned) == len(full.abandoned)
+    assert small.total_tokens < 1_000_000
+
+
+def test_the_rungs_of_the_ramp_keep_their_ratios(recipe):
+    full, small = (plan_in_force(each, []).segments for each in (recipe, rehearsal(recipe, 2)))
+    rungs = [pair for pair in zip(full, small, strict=True) if pair[0].stage == "pretrain"]
+    assert {big.rows * rungs[0][1].rows for big, _ in rungs} == {little.rows * rungs[0][0].rows for _, little in rungs}
+    assert len({little.updates for _, little in rungs[:-1]}) == 1
+
+
+def test_what_happens_inside_a_segment_happens_in_proportion():
+    full, small = load_recipe("yamls/main/large.yaml"), rehearsal(load_recipe("yamls/main/large.yaml"), 2)
+    plans = [plan_in_force(recipe, []) for recipe in (full, small)]
+    warmed_up = [int(recipe.stages["pretrain"].t_warmup.removesuffix("tok")) for recipe in (full, small)]
+    segments = [plan.at(token).segment for plan, token in zip(plans, warmed_up, strict=True)]
+    assert segments[0] == segments[1]
+    inside = [
+        (token - plan.segments[index].start_token) / (plan.segments[index].end_token - plan.segments[index].start_token)
+        for plan, token, index in zip(plans, warmed_up, segments, strict=True)
+    ]
+    assert inside[0] == pytest.approx(inside[1], abs=1e-3)
+
+
+def test_triggers_that_count_updates_are_kept_and_a_plateau_is_not():
+    overrides = [
+        "rollback.spike={z_score: 6, patience: 3, lr: 1e-5, to: 1_000_000tok}",
+        "rollback.plateau={window: 9tok, min_delta: 1}",
+    ]
+    small = rehearsal(load_recipe("yamls/main/base.yaml", overrides), 2).rollback
+    assert (small.spike.patience, small.plateau) == (3, None)
+    assert 0 <= int(small.spike.to.removesuffix("tok")) < 1_000_000
+
+
+def test_the_model_is_nanos():
+    nano = load_recipe("yamls/main/nano.yaml").model
+    assert {key: getattr(nano, key) for key in NANO} == NANO

@@ -1,0 +1,56 @@
+"""A whole rehearsal by the real command, and the list that it ends with."""
+
+import shutil
+
+import pytest
+
+from encoder_foundry.errors import FoundryError
+from encoder_foundry.reporting.transitions import print_transitions, transitions
+from encoder_foundry.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tiny):
+    run = tiny.launch("rehearse=true", "init_from=runs/there-is-none-yet")
+    assert run.returncode == 0, run.stderr[-4000:]
+    return run.stdout, tiny.folder / "runs/tiny-rehearsal"
+
+
+def test_every_transition_happens_where_the_plan_has_it(rehearsed):
+    said, folder = rehearsed
+    found = {transition.what: transition for transition in transitions(RunFolder(folder))}
+    for what in (
+        "rows 2 → 4",
+        "rows 4 → 6",
+        "end of the warm-up, learning rate 0.00256 → 0.005",
+        "weight decay 1e-05 → 0.001",
+        "stage pretrain → extend",
+        "row length 64 → 256",
+        "theta 10,000 → 160,000",
+        "mixture every row once → one 0.3, two 0.7",
+        "rollback 1",
+        "evaluation after decay",
+        "checkpoints",
+        "export for transformers",
+    ):
+        assert found[what].as_planned, found
+    assert f"all {len(found)} transitions went as planned" in said
+
+
+def test_a_rehearsal_of_a_grown_model_grows_one(rehearsed):
+    _, folder = rehearsed
+    first, *_ = RunFolder(folder).records(RunFolder(folder).evaluations)
+    assert first["batch"] == 0
+    assert (folder / "grown_from/config.json").is_file()
+
+
+def test_what_did_not_go_as_planned_is_named(rehearsed, tmp_path, capsys):
+    _, folder = rehearsed
+    other = RunFolder(tmp_path / "other")
+    shutil.copytree(folder, other.path)
+    lines = other.metrics.read_text().splitlines(keepends=True)
+    other.metrics.write_text("".join(line.replace('"rope_theta": 160000.0', '"rope_theta": 10000.0') for line in lines))
+    shutil.rmtree(other.checkpoints / "ba20")
+    with pytest.raises(FoundryError, match=r"2 of \d+ did not go as planned: theta 10,000 → 160,000; checkpoints"):
+        print_transitions(other)
+    assert "nowhere" in capsys.readouterr().out
