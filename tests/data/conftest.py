@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from streaming import MDSWriter
 
-from encoder_foundry.data.rows import columns, encode_row, token_dtype
+from encoder_foundry.data.rows import SHARD_HASH, columns, encode_row, token_dtype
 
 REPOSITORY = Path(__file__).parents[2]
 ROW_LENGTH = 32
@@ -19,7 +19,9 @@ def write_rows(root: Path, split: str = "train", rows: dict[str, int] = ROWS) ->
     dtype = token_dtype(512)
     for source, count in rows.items():
         folder = root / source / str(ROW_LENGTH) / split
-        with MDSWriter(out=str(folder), columns=columns(dtype), size_limit=5000) as out:
+        with MDSWriter(
+            out=str(folder), columns=columns(dtype), compression="zstd", hashes=[SHARD_HASH], size_limit=5000
+        ) as out:
             for _ in range(count):
                 cuts = np.unique(generator.integers(1, ROW_LENGTH, 3))
                 out.write(encode_row(np.split(generator.integers(5, 512, ROW_LENGTH), cuts), dtype))

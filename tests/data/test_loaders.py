@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from streaming import StreamingDataset
 
 from encoder_foundry import compile_plan, load_recipe
 from encoder_foundry.data import loaders
 from encoder_foundry.data.batches import num_rows, num_tokens
+from encoder_foundry.data.checked_shards import CheckedShards
 from encoder_foundry.data.masking import Masking
 from encoder_foundry.data.shards import TokenizerFacts
 from encoder_foundry.data.stream import row_streams
@@ -19,10 +19,10 @@ MASKING = Masking(0.15, 0.8, 0.1, mask_id=4, special_ids=(0, 1, 2, 3, 4), vocab_
 
 
 @pytest.fixture(scope="module")
-def held_out(tmp_path_factory) -> StreamingDataset:
+def held_out(tmp_path_factory) -> CheckedShards:
     root = tmp_path_factory.mktemp("held_out")
     write_rows(root, "validation", {"code": 5, "docs": 2})
-    return StreamingDataset(streams=row_streams(["code", "docs"], root, None, ROW_LENGTH, "validation"), batch_size=2)
+    return CheckedShards(streams=row_streams(["code", "docs"], root, None, ROW_LENGTH, "validation"), batch_size=2)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])

@@ -93,6 +93,24 @@ def test_the_real_loader_gives_whole_updates_and_their_positions(row_folder, wor
     assert [sample["position"] for batch in batches for sample in batch] == list(range(540, 540 + 7 * 12))
 
 
+@pytest.mark.parametrize("mixture", [None, MIXTURE], ids=["unweighted", "mixture"])
+def test_the_real_loader_draws_alike_often_through_a_ramp_over_an_epoch_and_a_half(row_folder, mixture):
+    epoch, start_row, drawn = sum(ROWS.values()), 0, []
+    rows = stream(row_folder, draw(rows=6, mixture=mixture))
+    for batch_size, updates in ((6, 20), (9, 20), (12, 46)):
+        rows.draw = draw(start_row, updates, batch_size, mixture)
+        for batch in DataLoader(rows, batch_size=batch_size, collate_fn=list):
+            drawn += [sample["row"] for sample in batch]
+        start_row += updates * batch_size
+    assert start_row == len(drawn) == 852 > 1.5 * epoch
+    first, second = (np.bincount(part, minlength=epoch) for part in (drawn[:epoch], drawn[epoch:]))
+    for of_source in np.split(first, np.cumsum(list(ROWS.values()))[:-1]):
+        assert of_source.max() - of_source.min() <= 1
+    if mixture is None:
+        assert (first == 1).all()
+        assert second.max() == 1
+
+
 def test_one_data_set_serves_several_segments_from_a_remote(row_folder, tmp_path):
     cache = tmp_path / "cache"
     rows = stream(cache, draw(rows=6), remote=str(row_folder))

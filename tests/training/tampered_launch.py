@@ -5,6 +5,8 @@ its checkpoint is complete), `saving:N` (while that is being written: its parts 
 (the end of update N, trained a second time after a rollback), or `ledger:N` (as soon as rollback N is in the ledger,
 before anything is moved). KILL_RANK: of this rank alone. SIGNAL: another signal than SIGKILL. FILE_LIMIT: instead of a
 signal, no file can grow beyond so many bytes any more; a write then fails as on a full disk, by another error number.
+SHARDS_COME=badly makes a remote slow with the shards of source `two` (a warning is due), and those of source `one`
+arrive cut short the first time.
 ROWS_DEALT is a small number of rows in place of the many that a loader deals out before it starts anew.
 """
 
@@ -13,11 +15,14 @@ import resource
 import runpy
 import signal
 import sys
+import time
 from pathlib import Path
+
+from streaming.base.storage.download import LocalDownloader
 
 from encoder_foundry.callbacks import checkpoints
 from encoder_foundry.callbacks.run_records import RunRecords
-from encoder_foundry.data import stream
+from encoder_foundry.data import checked_shards, stream
 from encoder_foundry.run_folder import RunFolder
 
 MOMENT, _, NUMBER = os.environ.get("KILL_AT", "never:0").partition(":")
@@ -62,6 +67,23 @@ def tidy_up_after_the_ledger(self):
     kill("ledger", len(self.rollbacks()))
     tidy_up(self)
 
+
+download = LocalDownloader._download_file_impl
+arrived = set()
+
+
+def download_badly(self, remote, local, timeout):
+    if remote.endswith(".zstd") and "/two/" in remote:
+        time.sleep(2.5 * checked_shards.STALL_SECONDS)
+    download(self, remote, local, timeout)
+    if remote.endswith(".zstd") and "/one/" in remote and remote not in arrived:
+        arrived.add(remote)
+        os.truncate(local, os.path.getsize(local) // 2)
+
+
+if os.environ.get("SHARDS_COME") == "badly":
+    LocalDownloader._download_file_impl = download_badly
+    checked_shards.STALL_SECONDS = 0.5
 
 RunRecords.batch_end = batch_end
 checkpoints.CompleteCheckpointSaver._save_checkpoint = save_checkpoint

@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from composer.core import DataSpec
 from composer.utils import dist
-from streaming import StreamingDataset
 from torch.utils.data import DataLoader, IterableDataset
 
 from encoder_foundry.data import stream
 from encoder_foundry.data.batches import Batch, collate, num_rows, num_tokens, split
+from encoder_foundry.data.checked_shards import CheckedShards
 from encoder_foundry.data.masking import Masking, row_generator
 from encoder_foundry.data.shards import TokenizerFacts
 from encoder_foundry.recipe import Plan, Recipe
@@ -32,7 +32,7 @@ class RunData:
         self.train_masking = tokenizer.masking(recipe.masking.mlm_probability, *shares)
         self.eval_masking = tokenizer.masking(recipe.masking.eval_mlm_probability, *shares)
         self._train_streams: dict[int, stream.TrainingStream] = {}
-        self._held_out: dict[int, StreamingDataset] = {}
+        self._held_out: dict[int, CheckedShards] = {}
 
     def train_loader(self, plan: Plan, token: int) -> DataLoader:
         """A loader of the rest of the segment at the token clock (or of as much of it as is dealt out at a time)."""
@@ -67,7 +67,7 @@ class RunData:
         """A loader of all held-out rows of one length, each on one rank."""
         if row_length not in self._held_out:
             data = self.recipe.data
-            shards = StreamingDataset(
+            shards = CheckedShards(
                 streams=stream.row_streams(data.sources, data.local, data.remote, row_length, "validation"),
                 batch_size=rows_a_batch,
             )
@@ -100,7 +100,7 @@ class HeldOutRows(IterableDataset):
     the rows do not go round, a rank gets row 0 again with nothing to predict in it, which no metric counts.
     """
 
-    def __init__(self, shards: StreamingDataset, masking: Masking, seed: int, row_length: int, rows_a_batch: int):
+    def __init__(self, shards: CheckedShards, masking: Masking, seed: int, row_length: int, rows_a_batch: int):
         self.shards = shards
         self.masking = masking
         self.seed = seed

@@ -20,6 +20,7 @@ import numpy as np
 from encoder_foundry.errors import DataError
 
 MANIFEST = "manifest.json"
+SHARD_HASH = "xxh64"  # by which damaged shards are told
 
 # The special tokens of every tokenizer here, by the role that transformers gives them: BERT's, as ModernBERT has them.
 SPECIAL_TOKENS = {

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from streaming import Stream, StreamingDataset
 from streaming.base.batching import batching_methods
 from streaming.base.shuffle import get_shuffle
 from streaming.base.world import World
+
+from encoder_foundry.data.checked_shards import CheckedShards, CheckedStream
 
 # The order of this many rows at most is put into shared memory at a time (8 bytes a row); then the loader starts anew.
 MAX_ROWS_DEALT = 1 << 24
@@ -36,7 +37,7 @@ class Draw:
     global_batch_size: int
 
 
-class TrainingStream(StreamingDataset):
+class TrainingStream(CheckedShards):
     """Rows of one length from several sources, in the order that the plan decides.
 
     Yields dicts with `row` (index over all sources), `source`, `position` (in the stage), `tokens` and `lengths`.
@@ -152,10 +153,11 @@ def whole_updates(stream: TrainingStream, world: World, _epoch: int, _sample_in_
 batching_methods["whole_updates"] = whole_updates
 
 
-def row_streams(sources: list[str], local: str | Path, remote: str | None, row_length: int, split: str) -> list[Stream]:
+def row_streams(
+    sources: list[str], local: str | Path, remote: str | None, row_length: int, split: str
+) -> list[CheckedStream]:
     """One Streaming stream a source."""
     folders = [f"{source}/{row_length}/{split}" for source in sources]
     return [
-        Stream(local=f"{local}/{folder}", remote=f"{remote.rstrip('/')}/{folder}" if remote else None)
-        for folder in folders
+        CheckedStream(f"{local}/{folder}", f"{remote.rstrip('/')}/{folder}" if remote else None) for folder in folders
     ]

@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from encoder_foundry.data.packing import cut, drop_remainder, pack
-from encoder_foundry.data.rows import Manifest, columns, encode_row, fingerprint, token_dtype
+from encoder_foundry.data.rows import SHARD_HASH, Manifest, columns, encode_row, fingerprint, token_dtype
 from encoder_foundry.errors import DataError
 from encoder_foundry.preparation.config import CorpusConfig
 from encoder_foundry.preparation.corpus import SPLITS, Corpus, gather
@@ -133,7 +133,7 @@ def _write_rows(
     pieces = list(cut(documents, row_length, tokenizer.cls_id, tokenizer.sep_id))
     packed = pack(pieces, row_length)
     rows = documents_in_rows = tokens = 0
-    with MDSWriter(out=str(directory), columns=columns(dtype), compression="zstd", hashes=["xxh64"]) as writer:
+    with MDSWriter(out=str(directory), columns=columns(dtype), compression="zstd", hashes=[SHARD_HASH]) as writer:
         for row in drop_remainder(packed, row_length) if split == "train" else packed:
             writer.write(encode_row(row, dtype))
             rows += 1

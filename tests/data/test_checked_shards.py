@@ -1,0 +1,155 @@
+"""No row of a damaged shard is ever read; what can be had again is, and the rest is refused by name."""
+
+import logging
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from streaming import MDSWriter
+from torch.utils.data import DataLoader
+
+from encoder_foundry.data import checked_shards
+from encoder_foundry.data.checked_shards import CheckedShards
+from encoder_foundry.data.rows import columns, encode_row, token_dtype
+from encoder_foundry.data.stream import Draw, TrainingStream, row_streams
+from encoder_foundry.errors import DataError
+
+from .conftest import ROW_LENGTH, ROWS, write_rows
+
+EPOCH = sum(ROWS.values())
+REMEDY = r"restore it from a copy, or prepare the data again with `python data_prep CONFIG`"
+
+
+@pytest.fixture
+def corpus(row_folder, tmp_path) -> Path:
+    """Shards of which none has been decompressed yet."""
+    return shutil.copytree(row_folder, tmp_path / "corpus", ignore=shutil.ignore_patterns("*.mds"))
+
+
+def drawn(local: Path, remote: Path | None = None, num_workers: int = 0, epochs: int = 1) -> list[int]:
+    """The rows that the real loader draws, in order."""
+    draw = Draw(17, 0, None, 0, updates=epochs * EPOCH // 19, global_batch_size=19)
+    rows = TrainingStream(list(ROWS), local, remote and str(remote), ROW_LENGTH, "py1e", 1 << 18, draw)
+    loader = DataLoader(rows, batch_size=19, num_workers=num_workers, collate_fn=list, timeout=60 * (num_workers > 0))
+    return [(sample["row"], sample["tokens"].tolist()) for batch in loader for sample in batch]
+
+
+def shard(root: Path, suffix: str = ".zstd", split: str = "train") -> Path:
+    return root / f"docs/{ROW_LENGTH}/{split}/shard.00001.mds{suffix}"
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+FAULTS = [
+    (flip_a_byte, "damaged: its content does not have the xxh64 hash of what was written"),
+    (cut_short, r"damaged: [\d_]+ bytes are there, and [\d_]+ were written"),
+    (Path.unlink, "no such file"),
+]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize(("spoil", "says"), FAULTS)
+def test_a_shard_that_is_not_what_was_written_is_refused_by_name(corpus, num_workers, spoil, says):
+    spoil(shard(corpus))
+    with pytest.raises(DataError, match=rf"^{shard(corpus)}: {says}; {REMEDY}$"):
+        drawn(corpus, num_workers=num_workers)
+
+
+@pytest.mark.parametrize(("spoil", "says"), FAULTS)
+def test_held_out_rows_are_checked_like_those_of_training(tmp_path, spoil, says):
+    write_rows(tmp_path, "validation")
+    spoil(shard(tmp_path, split="validation"))
+    rows = CheckedShards(row_streams(list(ROWS), tmp_path, None, ROW_LENGTH, "validation"), batch_size=2)
+    with pytest.raises(DataError, match=rf"^{shard(tmp_path, split='validation')}: {says}; {REMEDY}$"):
+        list(map(rows.__getitem__, range(rows.size)))
+
+
+@pytest.mark.parametrize("spoil", [flip_a_byte, cut_short])
+def test_a_damaged_decompressed_file_is_made_anew(corpus, spoil, caplog):
+    undisturbed = drawn(corpus)
+    spoil(shard(corpus, suffix=""))
+    assert drawn(corpus) == undisturbed
+    assert f"{shard(corpus, suffix='')}: damaged: " in caplog.text
+
+
+def test_a_damaged_copy_of_a_remote_shard_is_fetched_again(corpus, tmp_path):
+    undisturbed = drawn(corpus)
+    shard(tmp_path / "cache").parent.mkdir(parents=True)
+    shutil.copy(shard(corpus), shard(tmp_path / "cache"))
+    cut_short(shard(tmp_path / "cache"))
+    assert drawn(tmp_path / "cache", remote=corpus) == undisturbed
+
+
+@pytest.mark.parametrize(("spoil", "says"), [(flip_a_byte, FAULTS[0][1]), (Path.unlink, ".*No such file")])
+def test_a_shard_that_the_remote_has_damaged_is_refused_until_it_is_put_right(
+    corpus, row_folder, tmp_path, spoil, says
+):
+    undisturbed = drawn(corpus)
+    spoil(shard(corpus))
+    with pytest.raises(DataError, match=rf"^{shard(corpus)}: {says}.*; {REMEDY}$"):
+        drawn(tmp_path / "cache", remote=corpus)
+    shutil.copy(shard(row_folder), shard(corpus))
+    assert drawn(tmp_path / "cache", remote=corpus) == undisturbed
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shard_that_is_long_in_coming_is_named_and_then_trained_on(corpus, tmp_path, monkeypatch, capfd, num_workers):
+    """The remote answers only once the user has been told."""
+    undisturbed = drawn(corpus)
+    monkeypatch.setattr(checked_shards, "STALL_SECONDS", 0.1)
+    answers = threading.Event()
+    download = checked_shards.CheckedStream._download_file
+    named = f"{shard(corpus)}: not here after 0 s; still waiting"
+
+    class Told(logging.Handler):
+        def emit(self, record):
+            if record.getMessage() == named:
+                answers.set()
+
+    def wait_and_download(self, basename, to_basename=None):
+        if basename == shard(corpus).name and "docs" in self.local:
+            assert answers.wait(30)
+        return download(self, basename, to_basename)
+
+    monkeypatch.setattr(checked_shards.CheckedStream, "_download_file", wait_and_download)
+    handler = Told()
+    checked_shards.log.addHandler(handler)
+    try:
+        assert drawn(tmp_path / "cache", remote=corpus, num_workers=num_workers) == undisturbed
+    finally:
+        checked_shards.log.removeHandler(handler)
+    assert f"warning: {named}\n" in capfd.readouterr().err
+
+
+def test_a_shard_is_hashed_once_a_process_and_not_with_every_row(corpus, monkeypatch):
+    hashed = []
+    damage = checked_shards._damage
+    monkeypatch.setattr(checked_shards, "_damage", lambda path, info: hashed.append(path) or damage(path, info))
+    drawn(corpus, epochs=2)
+    assert sorted(hashed) == sorted(corpus.rglob("*.mds"))
+
+
+def test_shards_without_hashes_are_refused(tmp_path):
+    dtype = token_dtype(512)
+    for source in ROWS:
+        with MDSWriter(out=str(tmp_path / f"{source}/{ROW_LENGTH}/train"), columns=columns(dtype)) as out:
+            out.write(encode_row([[5, 6]], dtype))
+    with pytest.raises(DataError, match=r"code/32/train/index\.json: has no xxh64 hashes; prepare the data again"):
+        drawn(tmp_path)
+
+
+@pytest.mark.parametrize("spoil", [cut_short, Path.unlink])
+def test_a_broken_index_is_refused_by_name(corpus, spoil):
+    index = corpus / f"docs/{ROW_LENGTH}/train/index.json"
+    spoil(index)
+    with pytest.raises(DataError, match=rf"^{index}: cannot be read: .*; {REMEDY}$"):
+        drawn(corpus)
