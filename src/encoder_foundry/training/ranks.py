@@ -1,11 +1,17 @@
-"""What one rank does for all of them."""
+"""What one rank does for all of them, and what it tells them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from composer.utils import dist
+from torch.distributed import DistError
+from torch.distributed.distributed_c10d import _get_default_store
+
+from encoder_foundry.errors import FoundryError
 
 Outcome = TypeVar("Outcome")
+REASON = "encoder_foundry/reason"  # key in the store
 
 
 def on_rank_zero(work: Callable[[], Outcome]) -> Outcome:
@@ -20,3 +26,30 @@ def on_rank_zero(work: Callable[[], Outcome]) -> Outcome:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+@contextmanager
+def one_reason() -> Iterator[None]:
+    """Let a rank that fails because another has left the group say what that other one said.
+
+    Its own error would be that of a collective whose connection was closed. What a rank cannot go on with is left in
+    the store that the group was made by.
+    """
+    try:
+        yield
+    except FoundryError as error:
+        _get_default_store().set(REASON, str(error))
+        raise
+    except RuntimeError as error:
+        reason = _reason()
+        if reason is None:
+            raise
+        raise FoundryError(reason) from error
+
+
+def _reason() -> str | None:
+    try:
+        store = _get_default_store()
+        return store.get(REASON).decode() if store.check([REASON]) else None
+    except DistError:  # rank 0, which holds the store, is gone
+        return None

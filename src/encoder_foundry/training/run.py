@@ -40,7 +40,7 @@ from encoder_foundry.recipe.schema import StageConfig
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
 from encoder_foundry.training.allocator import keep_freed_memory
 from encoder_foundry.training.first_weights import first_weights
-from encoder_foundry.training.ranks import on_rank_zero
+from encoder_foundry.training.ranks import on_rank_zero, one_reason
 from encoder_foundry.training.rollback import roll_back
 from encoder_foundry.training.sharding import ShardingConfig, fill, shard
 
@@ -64,12 +64,13 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.get_local_world_size()))
     data = RunData(recipe, tokenizer)
     started = psutil.Process().create_time()
-    while (start := on_rank_zero(partial(_prepare_start, recipe, folder))) is not None:
-        due = _fit(recipe, data, folder, start, started)
-        if due is None:
-            return
-        started = time.time()
-        on_rank_zero(partial(roll_back, recipe, folder, due))
+    with one_reason():
+        while (start := on_rank_zero(partial(_prepare_start, recipe, folder))) is not None:
+            due = _fit(recipe, data, folder, start, started)
+            if due is None:
+                return
+            started = time.time()
+            on_rank_zero(partial(roll_back, recipe, folder, due))
 
 
 @dataclass(frozen=True)
