@@ -89,13 +89,15 @@ def test_a_damaged_copy_of_a_remote_shard_is_fetched_again(corpus, tmp_path):
     assert drawn(tmp_path / "cache", remote=corpus) == undisturbed
 
 
-@pytest.mark.parametrize(("spoil", "says"), [(flip_a_byte, FAULTS[0][1]), (Path.unlink, ".*No such file")])
+@pytest.mark.parametrize(
+    ("spoil", "says"), [(flip_a_byte, f"{FAULTS[0][1]}; {REMEDY}"), (Path.unlink, "cannot be had: .*No such file.*")]
+)
 def test_a_shard_that_the_remote_has_damaged_is_refused_until_it_is_put_right(
     corpus, row_folder, tmp_path, spoil, says
 ):
     undisturbed = drawn(corpus)
     spoil(shard(corpus))
-    with pytest.raises(DataError, match=rf"^{shard(corpus)}: {says}.*; {REMEDY}$"):
+    with pytest.raises(DataError, match=rf"^{shard(corpus)}: {says}$"):
         drawn(tmp_path / "cache", remote=corpus)
     shutil.copy(shard(row_folder), shard(corpus))
     assert drawn(tmp_path / "cache", remote=corpus) == undisturbed

@@ -3,6 +3,7 @@
 import shutil
 import time
 
+import pytest
 import torch
 
 from encoder_foundry.run_folder import RunFolder
@@ -32,6 +33,7 @@ def cut_short(shard):
         file.truncate(shard.stat().st_size // 2)
 
 
+@pytest.mark.timeout(600)  # four launches
 def test_damaged_and_missing_shards_end_all_ranks_by_name_and_put_right_cost_nothing(tiny, undisturbed, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(tiny.folder / "data", data, ignore=shutil.ignore_patterns("*.mds"))
@@ -44,9 +46,8 @@ def test_damaged_and_missing_shards_end_all_ranks_by_name_and_put_right_cost_not
         spoil(data / folder / "shard.00000.mds.zstd")
     run, reached = tiny.folder / "runs/faults", 0
     for workers, (folder, (_, says)) in enumerate(faults.items()):
-        start = time.monotonic()
         stopped = tiny.launch("run_name=faults", f"data.local={data}", f"data.num_workers={workers % 2}")
-        assert time.monotonic() - start < 120  # of which starting takes 20 to 60
+        assert time.time() - RunFolder(run).metrics.stat().st_mtime < 60  # since the last update before the fault
         assert stopped.returncode != 0
         shard = f"{folder}/shard.00000.mds.zstd"
         (error,) = [line for line in stopped.stderr.splitlines() if line.startswith("error: ")]

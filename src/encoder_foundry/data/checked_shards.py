@@ -73,7 +73,8 @@ class CheckedStream(Stream):
                 return self._prepare_copy(shard, source) if copied else super().prepare_shard(shard)
             except Exception as error:  # each store has errors of its own
                 damage = _damage(there, _stored(shard)) if there.exists() or not copied else None
-                raise DataError(f"{source}: {damage or _one_line(error)}; {REMEDY}") from error
+                why = f"{damage}; {REMEDY}" if damage else f"cannot be had: {_one_line(error)}"
+                raise DataError(f"{source}: {why}") from error
 
     def _prepare_copy(self, shard: MDSReader, source: str) -> int:
         """Once more from the remote if what is in the cache, or arrives there, is damaged."""
