@@ -12,6 +12,7 @@ from composer.core import Event, State
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist
 from composer.utils.checkpoint import get_save_filename
+from torch.distributed.checkpoint.api import CheckpointException
 
 from encoder_foundry.callbacks.loss_watch import LossWatch
 from encoder_foundry.errors import FoundryError
@@ -82,12 +83,13 @@ class CompleteCheckpointSaver(CheckpointSaver):
         dist.barrier()
         try:
             super()._save_checkpoint(state, logger)  # ends with a barrier
-        except Exception as error:  # the disk is full, most likely; torch tells every rank of it
+        except CheckpointException as error:  # the disk is full, most likely; torch tells every rank of it
             if dist.get_global_rank() == 0:
                 remove_checkpoint(target)
+            causes = "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items())
             raise FoundryError(
-                f"{target}: cannot be written: {' '.join(str(error).split())[-300:]}; earlier checkpoints are as they "
-                "were, and the same command goes on from the newest"
+                f"{target}: cannot be written ({causes}); earlier checkpoints are as they were, and the same command "
+                "goes on from the newest"
             ) from error
         if dist.get_global_rank() == 0:
             batch, token = state.timestamp.batch.value, state.timestamp.token.value

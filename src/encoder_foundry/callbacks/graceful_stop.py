@@ -40,4 +40,5 @@ class GracefulStop(Callback):
         dist.all_reduce(requested, reduce_operation="MAX")
         if requested.item() and state.timestamp < state.max_duration:
             self.saver.save(state, logger)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, sent as soon as the first rank has left
             raise StopRequested(f"stopped by SIGTERM after update {state.timestamp.batch.value:_}, which is saved")
