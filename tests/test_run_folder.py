@@ -11,9 +11,10 @@ from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, append_lin
 def checkpoint(run: RunFolder, batch: int, rollbacks: int = 0):
     folder = run.checkpoints / f"ba{batch}"
     folder.mkdir(parents=True)
-    for name in ("__0_0.distcp", "__1_0.distcp", ".metadata"):
-        (folder / name).write_bytes(b"x" * (batch + len(name)))
-    mark_complete(CompleteCheckpoint(folder, batch, batch * 1000, rollbacks, {}))
+    files = {name: batch + len(name) for name in ("__0_0.distcp", "__1_0.distcp", ".metadata")}
+    for name, size in files.items():
+        (folder / name).write_bytes(b"x" * size)
+    mark_complete(CompleteCheckpoint(folder, batch, batch * 1000, rollbacks, {}, files))
     return folder
 
 

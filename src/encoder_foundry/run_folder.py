@@ -21,7 +21,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class CompleteCheckpoint:
     token: int
     rollbacks: int  # how many the run had had
     watch: dict  # what the detectors of trouble remembered
+    files: dict[str, int]  # its parts, by whichever rank, and their sizes in bytes
 
 
 @dataclass(frozen=True)
@@ -90,24 +91,20 @@ class RunFolder:
             for line in read_lines(self.ledger)
         ]
 
-    def newest_checkpoint(self, at_most: int | None = None) -> CompleteCheckpoint | None:
+    def newest_checkpoint(
+        self, at_most: int | None = None, elsewhere: Iterable[CompleteCheckpoint] = ()
+    ) -> CompleteCheckpoint | None:
         """The newest complete checkpoint of the kept trajectory, up to a token if one is given; None if there is none.
+
+        Those `elsewhere` are chosen from as well; of two at the same token, the one that is here is taken.
 
         Raises:
             FoundryError: checkpoints are there, but none can be used: that is never taken for a fresh start.
         """
         folders = [path for path in self.checkpoints.glob("*") if path.is_dir()]
-        rollbacks = self.rollbacks()
-        kept = [
-            checkpoint
-            for checkpoint in complete_checkpoints(folders)
-            if abandoned_by(checkpoint.token, checkpoint.rollbacks, rollbacks) is None
-        ]
+        kept = kept_checkpoints([*elsewhere, *complete_checkpoints(folders)], self.rollbacks())
         if folders and not kept:
-            raise FoundryError(
-                f"{self.checkpoints}: {len(folders)} checkpoint(s) and none of them complete; "
-                "move the folder away to start afresh"
-            )
+            raise none_complete(self.checkpoints, len(folders))
         fitting = [checkpoint for checkpoint in kept if at_most is None or checkpoint.token <= at_most]
         return fitting[-1] if fitting else None
 
@@ -140,6 +137,21 @@ def abandoned_by(token: int, rollbacks_before: int, rollbacks: Sequence[Rollback
     return None
 
 
+def kept_checkpoints(
+    checkpoints: Iterable[CompleteCheckpoint], rollbacks: Sequence[Rollback]
+) -> list[CompleteCheckpoint]:
+    """Those that no rollback abandoned, oldest first."""
+    kept = [found for found in checkpoints if abandoned_by(found.token, found.rollbacks, rollbacks) is None]
+    return sorted(kept, key=lambda checkpoint: checkpoint.token)
+
+
+def none_complete(where: object, count: int) -> FoundryError:
+    """The error that takes the place of a fresh start."""
+    return FoundryError(
+        f"{where}: {count} checkpoint(s) and none of them complete; move the folder away to start afresh"
+    )
+
+
 def complete_checkpoints(folders: Iterable[Path]) -> list[CompleteCheckpoint]:
     """The complete ones of some checkpoint folders, oldest first."""
     found = [checkpoint for folder in folders if (checkpoint := read_checkpoint(folder)) is not None]
@@ -149,24 +161,46 @@ def complete_checkpoints(folders: Iterable[Path]) -> list[CompleteCheckpoint]:
 def read_checkpoint(folder: Path) -> CompleteCheckpoint | None:
     """The checkpoint in a folder, or None if it is not complete."""
     try:
-        content = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-        sizes = {name: (folder / name).stat().st_size for name in content["files"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = (folder / COMPLETE).read_bytes()
+    except OSError as error:
         log.warning("%s: not complete, so not used (%s)", folder, error)
         return None
-    if sizes != content["files"]:
-        log.warning("%s: not used, since its parts do not have the sizes that %s lists", folder, COMPLETE)
+    return check_complete(folder, folder, content, lambda name: (folder / name).stat().st_size)
+
+
+def check_complete(
+    folder: Path, where: object, complete: bytes, size_of: Callable[[str], int]
+) -> CompleteCheckpoint | None:
+    """The checkpoint that a COMPLETE file tells of, or None if its parts are not what that says.
+
+    Args:
+        folder: in which it lies, or would lie.
+        where: it is, for the log.
+        complete: what its COMPLETE file holds.
+        size_of: a part by its name, in bytes; an OSError or a KeyError says that it is not there.
+    """
+    try:
+        content = json.loads(complete)
+        sizes = {name: size_of(name) for name in content["files"]}
+        if sizes != content["files"]:
+            raise ValueError(f"its parts do not have the sizes that {COMPLETE} lists")
+        return CompleteCheckpoint(
+            folder,
+            content["batch"],
+            content["token"],
+            content.get("rollbacks", 0),
+            content.get("watch", {}),
+            content["files"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s: not complete, so not used (%s)", where, error)
         return None
-    return CompleteCheckpoint(
-        folder, content["batch"], content["token"], content.get("rollbacks", 0), content.get("watch", {})
-    )
 
 
 def mark_complete(checkpoint: CompleteCheckpoint) -> None:
     """Write a checkpoint folder's COMPLETE file, whole or not at all."""
     folder = checkpoint.folder
     content = {key: value for key, value in asdict(checkpoint).items() if key != "folder"}
-    content["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != COMPLETE}
     writing = folder.parent / f".{folder.name}.{COMPLETE}"
     writing.write_text(json.dumps(content) + "\n", encoding="utf-8")
     writing.replace(folder / COMPLETE)

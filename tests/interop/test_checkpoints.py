@@ -11,7 +11,7 @@ from encoder_foundry.run_folder import CompleteCheckpoint
 
 def test_a_model_trained_with_flash_computes_on_cpu(monkeypatch, tmp_path):
     recipe = load_recipe("yamls/main/nano.yaml", ["model.attn_implementation=flash", "model.vocab_size=256"])
-    trained = TrainedState(CompleteCheckpoint(tmp_path, 1, 1), recipe, 10_000.0, 1024)
+    trained = TrainedState(CompleteCheckpoint(tmp_path, 1, 1, 0, {}, {}), recipe, 10_000.0, 1024)
     weights = MaskedLM(recipe.model, 10_000.0).state_dict()
     monkeypatch.setattr(checkpoints, "find_trained_state", lambda path: trained)
     monkeypatch.setattr(checkpoints, "CheckpointWeights", lambda folder: weights)

@@ -5,6 +5,7 @@ remember; and that is all: what a recipe decides is computed anew, so callbacks,
 a run and its continuation. Uses BATCH_CHECKPOINT.
 """
 
+from functools import partial
 from pathlib import Path
 
 from composer.callbacks import CheckpointSaver
@@ -15,6 +16,7 @@ from composer.utils.checkpoint import get_save_filename
 from torch.distributed.checkpoint.api import CheckpointException
 
 from encoder_foundry.callbacks.loss_watch import LossWatch
+from encoder_foundry.checkpoint_store import CheckpointStore
 from encoder_foundry.errors import FoundryError
 from encoder_foundry.run_folder import (
     CompleteCheckpoint,
@@ -39,6 +41,7 @@ class CompleteCheckpointSaver(CheckpointSaver):
         rollbacks: how many the run has had.
         watch: the detectors of trouble, for what they remember.
         needed_tokens: the last checkpoint at or before each of these is kept.
+        store: takes every checkpoint as well, once it is complete in the folder.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class CompleteCheckpointSaver(CheckpointSaver):
         rollbacks: int,
         watch: LossWatch,
         needed_tokens: set[int],
+        store: CheckpointStore | None,
     ):
         due = create_interval_scheduler(save_interval, include_end_of_training=False)
 
@@ -70,6 +74,7 @@ class CompleteCheckpointSaver(CheckpointSaver):
         self.rollbacks = rollbacks
         self.watch = watch
         self.needed_tokens = needed_tokens
+        self.store = store
 
     def save(self, state: State, logger: Logger) -> None:
         """Save now, unless this update has been saved already."""
@@ -81,6 +86,9 @@ class CompleteCheckpointSaver(CheckpointSaver):
         if dist.get_global_rank() == 0:
             remove_checkpoint(target)  # written by a run that was killed after it, maybe of another number of ranks
         dist.barrier()
+        if dist.get_local_rank() == 0:
+            remove_checkpoint(target)  # what there is of it on a node with a disk of its own
+        dist.barrier()
         try:
             super()._save_checkpoint(state, logger)  # ends with a barrier
         except CheckpointException as error:  # the disk is full, most likely; torch tells every rank of it
@@ -91,19 +99,29 @@ class CompleteCheckpointSaver(CheckpointSaver):
                 f"{target}: cannot be written ({causes}); earlier checkpoints are as they were, and the same command "
                 "goes on from the newest"
             ) from error
+        batch, token = state.timestamp.batch.value, state.timestamp.token.value
+        own = _parts_of(dist.get_global_rank(), target)
+        files = {name: size for parts in dist.all_gather_object(own) for name, size in parts.items()}
+        checkpoint = CompleteCheckpoint(target, batch, token, self.rollbacks, self.watch.state_dict(), files)
         if dist.get_global_rank() == 0:
-            batch, token = state.timestamp.batch.value, state.timestamp.token.value
-            mark_complete(CompleteCheckpoint(target, batch, token, self.rollbacks, self.watch.state_dict()))
-            self._drop_old(token)
+            mark_complete(checkpoint)
+            for old in self._outdated(token, complete_checkpoints(self.checkpoints.glob("ba*"))):
+                remove_checkpoint(old.folder)
         dist.barrier()
+        if self.store is not None:
+            self.store.save(checkpoint, list(own), partial(self._outdated, token) if self.keep > 0 else None)
 
-    def _drop_old(self, token: int) -> None:
+    def _outdated(self, token: int, complete: list[CompleteCheckpoint]) -> list[CompleteCheckpoint]:
+        """Those that need not be kept, at a token; `complete` are the kept trajectory's, oldest first."""
         if self.keep < 0:
-            return
-        complete = complete_checkpoints(self.checkpoints.glob("ba*"))
+            return []
         kept = {checkpoint.folder for checkpoint in complete[-self.keep :]}
         for needed in self.needed_tokens.union(self.watch.needs_tokens(token)):
             kept.update(checkpoint.folder for checkpoint in [c for c in complete if c.token <= needed][-1:])
-        for checkpoint in complete:
-            if checkpoint.folder not in kept:
-                remove_checkpoint(checkpoint.folder)
+        return [checkpoint for checkpoint in complete if checkpoint.folder not in kept]
+
+
+def _parts_of(rank: int, folder: Path) -> dict[str, int]:
+    """What a rank has written of a checkpoint, with sizes: rank 0 alone need not see the others' files."""
+    paths = [*folder.glob(f"__{rank}_*"), *(folder.glob(".metadata") if rank == 0 else ())]
+    return {path.name: path.stat().st_size for path in paths}

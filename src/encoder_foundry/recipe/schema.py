@@ -181,6 +181,7 @@ class Recipe:
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
     compile_config: dict[str, Any] | None = None  # arguments of torch.compile, layer by layer; null: not compiled
     runs_folder: str = "runs"
+    save_folder: str | None = None  # s3://bucket/path, where what a resume needs is kept as well; null: only locally
     save_num_checkpoints_to_keep: int = -1
     dist_timeout: float = 600.0  # seconds
     progress_bar: bool = True

@@ -14,6 +14,7 @@ PRECISIONS = ("fp32", "amp_bf16")
 ATTN_IMPLEMENTATIONS = ("auto", "flash", "flex", "sdpa")
 SHUFFLE_ALGORITHMS = ("py1e", "py1s", "py1br", "py2s", "naive")  # Streaming's
 INTERVAL = re.compile(r"[1-9][0-9]*(_[0-9]+)*(ba|tok|sp)")
+S3_FOLDER = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[^/\s{}]+)*/?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 Problem = tuple[str, str]  # the key, and what is wrong with it
@@ -26,6 +27,12 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     if not 0 <= recipe.seed < 2**31:
         yield "seed", f"{recipe.seed} is not in [0, 2**31)"
     yield from _positive("", recipe, "dist_timeout")
+    if recipe.save_folder is not None and not S3_FOLDER.fullmatch(recipe.save_folder):
+        yield (
+            "save_folder",
+            f"'{recipe.save_folder}' is not of the form s3://bucket/path, to which the run's name is added (any store "
+            "with an S3 API will do: AWS_ENDPOINT_URL says where it is); a folder on a disk is given as runs_folder",
+        )
     if recipe.save_num_checkpoints_to_keep < -1 or recipe.save_num_checkpoints_to_keep == 0:
         yield "save_num_checkpoints_to_keep", "-1 keeps all; otherwise keep at least one, to resume from"
     if recipe.precision not in PRECISIONS:

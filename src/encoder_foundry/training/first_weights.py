@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from encoder_foundry.checkpoint_store import open_store
 from encoder_foundry.errors import ConfigurationError, FoundryError
 from encoder_foundry.interop import open_weights
 from encoder_foundry.model.initialisation import initial_value
@@ -41,7 +42,9 @@ def check_init_from(recipe: Recipe) -> None:
     """
     if recipe.init_from is None:
         return
-    if RunFolder(Path(recipe.runs_folder) / recipe.run_name).newest_checkpoint() is None:
+    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    store = open_store(recipe, folder)
+    if folder.newest_checkpoint(elsewhere=[] if store is None else store.checkpoints()) is None:
         _open_source(recipe, recipe.init_from)
 
 

@@ -1,4 +1,4 @@
-"""What one rank does for all of them, and what it tells them."""
+"""What one rank does for all of them, or for those of its node, and what it tells them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +26,19 @@ def on_rank_zero(work: Callable[[], Outcome]) -> Outcome:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def on_each_node(work: Callable[[], object]) -> None:
+    """Have one rank of every node do the work; an exception that one of them raised is raised on every rank."""
+    error = None
+    if dist.get_local_rank() == 0:
+        try:
+            work()
+        except Exception as caught:  # raised below, on every rank
+            error = caught
+    for raised in dist.all_gather_object(error):
+        if raised is not None:
+            raise raised
 
 
 @contextmanager

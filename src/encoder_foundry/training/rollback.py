@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict
 
 from encoder_foundry.callbacks.checkpoint_rollback import RollbackDue
+from encoder_foundry.checkpoint_store import CheckpointStore
 from encoder_foundry.errors import FoundryError
 from encoder_foundry.recipe import Recipe
 from encoder_foundry.recipe.plan import Rollback, parse_tokens, plan_in_force
@@ -15,16 +16,20 @@ from encoder_foundry.run_folder import RunFolder, append_line
 log = logging.getLogger(__name__)
 
 
-def roll_back(recipe: Recipe, folder: RunFolder, due: RollbackDue) -> None:
+def roll_back(recipe: Recipe, folder: RunFolder, store: CheckpointStore | None, due: RollbackDue) -> None:
     """Decide where to go back to, and do so; on one rank.
 
+    A store gets the line at the start that follows, and before that nothing there has changed: whichever of the two
+    a crash leaves as the only ledger, the run goes on from what it says.
+
     Raises:
-        FoundryError: the recipe does not say what to do, there is no checkpoint to go back to, or there were too many
-            rollbacks already. Nothing is changed then.
+        FoundryError: the store cannot be reached, the recipe does not say what to do, there is no checkpoint to go back
+            to, or there were too many rollbacks already. Nothing is changed then.
     """
     trouble, rollbacks = due.trouble, folder.rollbacks()
     trigger = getattr(recipe.rollback, trouble.trigger)
-    last = folder.newest_checkpoint(at_most=trouble.since_token)
+    stored = [] if store is None else store.checkpoints()
+    last = folder.newest_checkpoint(trouble.since_token, stored)
     saved = f"the last checkpoint before it is {last.folder}" if last else "and there is no checkpoint before it"
     if trigger is None:
         raise FoundryError(
@@ -37,7 +42,7 @@ def roll_back(recipe: Recipe, folder: RunFolder, due: RollbackDue) -> None:
             f"{recipe.rollback.max_rollbacks}, have been made already (see {folder.ledger}); {saved}"
         )
     wanted = trouble.since_token if trigger.to is None else min(trouble.since_token, parse_tokens(trigger.to))
-    target = folder.newest_checkpoint(at_most=wanted)
+    target = folder.newest_checkpoint(wanted, stored)
     if target is None:
         raise FoundryError(
             f"{folder.path}: at token {due.token:_} {trouble.why}; to go back to token {wanted:_} or before it takes a "

@@ -25,6 +25,7 @@ from encoder_foundry.callbacks.loss_watch import LossWatch
 from encoder_foundry.callbacks.optimizer_monitor import OptimizerMonitor
 from encoder_foundry.callbacks.run_records import RunRecords
 from encoder_foundry.callbacks.stage_progress import StageProgress
+from encoder_foundry.checkpoint_store import CheckpointStore, open_store
 from encoder_foundry.data.loaders import RunData, data_spec
 from encoder_foundry.data.shards import TokenizerFacts
 from encoder_foundry.errors import ConfigurationError, StopRequested
@@ -40,7 +41,7 @@ from encoder_foundry.recipe.schema import StageConfig
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
 from encoder_foundry.training.allocator import keep_freed_memory
 from encoder_foundry.training.first_weights import first_weights
-from encoder_foundry.training.ranks import on_rank_zero, one_reason
+from encoder_foundry.training.ranks import on_each_node, on_rank_zero, one_reason
 from encoder_foundry.training.rollback import roll_back
 from encoder_foundry.training.sharding import ShardingConfig, fill, shard
 
@@ -48,13 +49,14 @@ from encoder_foundry.training.sharding import ShardingConfig, fill, shard
 def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
     """Train a recipe to its end, from its newest complete checkpoint if there is one.
 
-    Everything goes to `<runs_folder>/<run_name>/`. A finished run is left as it is. A rollback ends the Trainer and
-    goes the same way as a new start, in the same processes.
+    Everything goes to `<runs_folder>/<run_name>/`, and what a resume needs to `save_folder` as well. A finished run is
+    left as it is. A rollback ends the Trainer and goes the same way as a new start, in the same processes.
 
     Raises:
         StopRequested: after a SIGTERM, when the checkpoint is written.
     """
     folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    store = open_store(recipe, folder)
     on_gpu = torch.cuda.is_available()
     check_implementation(recipe.model.attn_implementation, "cuda" if on_gpu else "cpu", recipe.precision)
     dist.initialize_dist("gpu" if on_gpu else "cpu", timeout=recipe.dist_timeout)
@@ -65,12 +67,12 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
     data = RunData(recipe, tokenizer)
     started = psutil.Process().create_time()
     with one_reason():
-        while (start := on_rank_zero(partial(_prepare_start, recipe, folder))) is not None:
-            due = _fit(recipe, data, folder, start, started)
+        while (start := _find_start(recipe, folder, store)) is not None:
+            due = _fit(recipe, data, folder, store, start, started)
             if due is None:
                 return
             started = time.time()
-            on_rank_zero(partial(roll_back, recipe, folder, due))
+            on_rank_zero(partial(roll_back, recipe, folder, store, due))
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,15 @@ class Start:
     @property
     def token(self) -> int:
         return self.checkpoint.token if self.checkpoint else 0
+
+
+def _find_start(recipe: Recipe, folder: RunFolder, store: CheckpointStore | None) -> Start | None:
+    """Where to go on, on every rank, with the checkpoint on every node; None if the run is finished."""
+    if store is not None:
+        newest = on_rank_zero(store.bring_newest)
+        if newest is not None:
+            on_each_node(partial(store.fetch, newest))
+    return on_rank_zero(partial(_prepare_start, recipe, folder))
 
 
 def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
@@ -108,9 +119,11 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
     return start
 
 
-def _fit(recipe: Recipe, data: RunData, folder: RunFolder, start: Start, started: float) -> RollbackDue | None:
+def _fit(
+    recipe: Recipe, data: RunData, folder: RunFolder, store: CheckpointStore | None, start: Start, started: float
+) -> RollbackDue | None:
     """Train to the end of the plan, or until a rollback is due."""
-    trainer = build_trainer(recipe, data, folder, start)
+    trainer = build_trainer(recipe, data, folder, store, start)
     trainer.state.callbacks.append(FirstUpdate(started))
     try:
         if start.checkpoint is None and recipe.init_from is not None:
@@ -128,7 +141,9 @@ def _fit(recipe: Recipe, data: RunData, folder: RunFolder, start: Start, started
     return None
 
 
-def build_trainer(recipe: Recipe, data: RunData, folder: RunFolder, start: Start) -> Trainer:
+def build_trainer(
+    recipe: Recipe, data: RunData, folder: RunFolder, store: CheckpointStore | None, start: Start
+) -> Trainer:
     """Composer's Trainer for a recipe, at a checkpoint or at the start."""
     plan, rollbacks = start.plan, len(start.rollbacks)
     position = plan.at(start.token)
@@ -166,6 +181,7 @@ def build_trainer(recipe: Recipe, data: RunData, folder: RunFolder, start: Start
         rollbacks=rollbacks,
         watch=watch,
         needed_tokens=named,
+        store=store,
     )
     return Trainer(
         model=model,
