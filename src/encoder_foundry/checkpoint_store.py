@@ -11,14 +11,15 @@ rank uploads the files that it wrote itself, so nodes need not share a disk.
   the newest one if only the folder has it, so the command given again after a run's end brings the last one over.
 - What a rollback abandoned stays where it is until the run comes by again and overwrites it. The ledger says what it
   is worth, so nothing has to be moved, and no crash can leave it half moved.
-- Training waits for the upload. Two saves never overlap so, and all ranks know what became of one before the next.
+- Training waits for the upload. Two saves never overlap so, and all ranks know what became of one before the next. No
+  rank may wait longer than `dist_timeout` for another's.
 - Composer's S3ObjectStore over boto3 does the work, which Streaming brings along, and which reads endpoint and
   credentials from the environment. fsspec's s3fs was left out: beside the botocore that boto3 needs here, only its
   release 0.4.2 of 2020 installs.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,7 +76,7 @@ class CheckpointStore:
     def bring_newest(self) -> CompleteCheckpoint | None:
         """Make folder and store agree on the ledger and the newest checkpoint, and return that; on one rank.
 
-        A newer one in the store comes with the records that belong to it.
+        A newer one in the store comes with its recipe, and with its records if those here do not go as far.
 
         Raises:
             FoundryError: the store cannot be used; it has checkpoints, and none of them is complete; its ledger and the
@@ -92,7 +93,8 @@ class CheckpointStore:
                     raise none_complete(f"{self.url}/{CHECKPOINTS}", len(torn))
             elif read_checkpoint(newest.folder) != newest:
                 for path in self._records():
-                    if path.name in stored:
+                    size = path.stat().st_size if path.suffix == ".jsonl" and path.exists() else -1
+                    if stored.get(path.name, -1) > size:
                         self._get(path)
                 self.fetch(newest)
             elif newest not in complete:
@@ -155,7 +157,7 @@ class CheckpointStore:
             self._upload(self.folder.ledger)
         self._remove(checkpoint)
 
-    def _put(self, checkpoint: CompleteCheckpoint, names: list[str] | dict[str, int]) -> None:
+    def _put(self, checkpoint: CompleteCheckpoint, names: Iterable[str]) -> None:
         for name in names:
             self._upload(checkpoint.folder / name)
 

@@ -9,12 +9,20 @@ from pathlib import Path
 
 import boto3
 import pytest
+from composer.utils import dist
 from composer.utils.object_store import S3ObjectStore
 from moto.server import ThreadedMotoServer
 
 from encoder_foundry.checkpoint_store import CheckpointStore
 from encoder_foundry.errors import FoundryError
-from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, append_line, mark_complete
+from encoder_foundry.run_folder import (
+    CompleteCheckpoint,
+    RunFolder,
+    append_line,
+    mark_complete,
+    read_lines,
+    remove_checkpoint,
+)
 
 from ..ranks import on_ranks
 from .conftest import TAMPERED_LAUNCH
@@ -97,6 +105,10 @@ def test_an_empty_disk_gets_the_newest_checkpoint_with_its_records(tmp_path, sav
     assert second.folder.newest_checkpoint().batch == 10
     assert not (second.folder.checkpoints / "ba8").exists()
     assert second.folder.metrics.read_bytes() == first.folder.metrics.read_bytes()
+    append_line(second.folder.metrics, {"batch": 11, "token": 11_000})
+    remove_checkpoint(second.folder.checkpoints / "ba10")
+    assert second.bring_newest().batch == 10
+    assert [line["batch"] for line in read_lines(second.folder.metrics)] == [8, 10, 11]
     assert machine(tmp_path / "first", f"{save_folder}-other").bring_newest().batch == 10  # to another store
     assert names(machine(tmp_path / "third", f"{save_folder}-other").checkpoints()) == {"ba10"}
 
@@ -167,8 +179,6 @@ def test_only_so_many_are_kept_in_the_store_and_abandoned_ones_do_not_count(tmp_
 def save_with_a_dead_endpoint(folder: Path, save_folder: str) -> None:
     """On two ranks: three saves, and for each of the first two the store is out of one rank's reach."""
     store = machine(folder, save_folder)
-    from composer.utils import dist
-
     rank, alive = dist.get_global_rank(), store.objects
     for batch, cut_off in ((2, 0), (4, 1), (6, None)):
         if rank == 0:
@@ -188,6 +198,7 @@ def test_ranks_agree_that_an_upload_failed_and_the_next_checkpoint_is_tried_agai
     assert all(NOBODY in line and "training goes on" in line for line in warnings)
 
 
+@pytest.mark.timeout(600)
 def test_a_run_goes_on_from_the_store_alone_over_a_rollback_and_past_a_torn_checkpoint(tiny, undisturbed):
     launch = ("run_name=moved", f"save_folder={BUCKET}/runs")
     run = tiny.folder / "runs/moved"
@@ -205,6 +216,8 @@ def test_a_run_goes_on_from_the_store_alone_over_a_rollback_and_past_a_torn_chec
     assert_same_run(run, undisturbed)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_run_outlives_its_store_up_to_a_rollback_and_goes_on_when_it_is_back(tiny, undisturbed):
     launch = ("run_name=outlives", f"save_folder={BUCKET}/runs")
     run = RunFolder(tiny.folder / "runs/outlives")
