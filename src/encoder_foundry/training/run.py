@@ -123,7 +123,7 @@ def _fit(
     recipe: Recipe, data: RunData, folder: RunFolder, store: CheckpointStore | None, start: Start, started: float
 ) -> RollbackDue | None:
     """Train to the end of the plan, or until a rollback is due."""
-    trainer = build_trainer(recipe, data, folder, store, start)
+    trainer = build_trainer(recipe, data, folder, start, store)
     trainer.state.callbacks.append(FirstUpdate(started))
     try:
         if start.checkpoint is None and recipe.init_from is not None:
@@ -142,7 +142,7 @@ def _fit(
 
 
 def build_trainer(
-    recipe: Recipe, data: RunData, folder: RunFolder, store: CheckpointStore | None, start: Start
+    recipe: Recipe, data: RunData, folder: RunFolder, start: Start, store: CheckpointStore | None = None
 ) -> Trainer:
     """Composer's Trainer for a recipe, at a checkpoint or at the start."""
     plan, rollbacks = start.plan, len(start.rollbacks)
