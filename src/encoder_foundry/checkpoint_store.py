@@ -69,7 +69,7 @@ class CheckpointStore:
             self.objects = S3ObjectStore(bucket, prefix, client_config={"connect_timeout": CONNECT_TIMEOUT})
 
     def checkpoints(self) -> list[CompleteCheckpoint]:
-        """The complete ones, each with the folder in which it would lie here."""
+        """The complete ones, oldest first, each with the folder in which it would lie here."""
         with self._reported():
             return self._complete(self._list(CHECKPOINTS))
 
@@ -203,7 +203,8 @@ class CheckpointStore:
             sizes = {part.removeprefix(place): size for part, size in stored.items() if part.startswith(place)}
             folder = self.folder.path / place
             found.append(check_complete(folder, f"{self.url}/{place}", self._read(name), sizes.__getitem__))
-        return [checkpoint for checkpoint in found if checkpoint is not None]
+        complete = [checkpoint for checkpoint in found if checkpoint is not None]
+        return sorted(complete, key=lambda checkpoint: checkpoint.token)
 
     def _remove(self, checkpoint: CompleteCheckpoint) -> None:
         place = f"{CHECKPOINTS}{checkpoint.folder.name}/"

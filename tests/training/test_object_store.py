@@ -93,8 +93,8 @@ def save(store: CheckpointStore, batch: int, rollbacks: int = 0, outdated=None) 
     store.save(write(store, batch, rollbacks), list(PARTS), outdated)
 
 
-def names(checkpoints: list[CompleteCheckpoint]) -> set[str]:
-    return {checkpoint.folder.name for checkpoint in checkpoints}
+def names(checkpoints: list[CompleteCheckpoint]) -> list[str]:
+    return [checkpoint.folder.name for checkpoint in checkpoints]
 
 
 def test_an_empty_disk_gets_the_newest_checkpoint_with_its_records(tmp_path, save_folder):
@@ -110,7 +110,7 @@ def test_an_empty_disk_gets_the_newest_checkpoint_with_its_records(tmp_path, sav
     assert second.bring_newest().batch == 10
     assert [line["batch"] for line in read_lines(second.folder.metrics)] == [8, 10, 11]
     assert machine(tmp_path / "first", f"{save_folder}-other").bring_newest().batch == 10  # to another store
-    assert names(machine(tmp_path / "third", f"{save_folder}-other").checkpoints()) == {"ba10"}
+    assert names(machine(tmp_path / "third", f"{save_folder}-other").checkpoints()) == ["ba10"]
 
 
 @pytest.mark.parametrize("damage", ["no COMPLETE", "part missing", "part cut short", "COMPLETE torn"])
@@ -172,7 +172,7 @@ def test_only_so_many_are_kept_in_the_store_and_abandoned_ones_do_not_count(tmp_
         save(store, batch)
     append_line(store.folder.ledger, ROLLBACK | {"to_token": 7000})
     save(store, 10, rollbacks=1, outdated=lambda complete: complete[:-2])
-    assert names(store.checkpoints()) == {"ba7", "ba8", "ba9", "ba10"}
+    assert names(store.checkpoints()) == ["ba7", "ba8", "ba9", "ba10"]
     assert machine(tmp_path / "other", save_folder).bring_newest().batch == 10
 
 
@@ -192,7 +192,7 @@ def save_with_a_dead_endpoint(folder: Path, save_folder: str) -> None:
 
 def test_ranks_agree_that_an_upload_failed_and_the_next_checkpoint_is_tried_again(tmp_path, save_folder, capfd):
     on_ranks(2, tmp_path, save_with_a_dead_endpoint, tmp_path / "machine", save_folder)
-    assert names(machine(tmp_path / "other", save_folder).checkpoints()) == {"ba6"}
+    assert names(machine(tmp_path / "other", save_folder).checkpoints()) == ["ba6"]
     warnings = [line for line in capfd.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert [line.split()[1] for line in warnings] == ["ba2", "ba4"]
     assert all(NOBODY in line and "training goes on" in line for line in warnings)
