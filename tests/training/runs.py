@@ -17,6 +17,11 @@ def column(run: Path, key: str) -> list:
     return [record[key] for record in records(run)]
 
 
+def digests(run: Path) -> list[str]:
+    """What rows and masks each update saw."""
+    return column(run, "rows_digest")
+
+
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
     return dict(CheckpointWeights(RunFolder(run).newest_checkpoint().folder))
 

@@ -9,7 +9,7 @@ import torch
 from encoder_foundry.run_folder import RunFolder
 
 from .conftest import TAMPERED_LAUNCH
-from .test_runs import digests, final_weights
+from .runs import digests, final_weights
 
 
 def same_end(run, undisturbed) -> bool:

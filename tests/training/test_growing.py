@@ -24,7 +24,8 @@ from encoder_foundry.training.sharding import fill, shard
 from tests.ranks import on_ranks
 
 from .conftest import TAMPERED_LAUNCH
-from .test_runs import command, digests, final_weights
+from .runs import digests, final_weights
+from .test_runs import command
 
 LARGER = (
     "model.hidden_size=64",
