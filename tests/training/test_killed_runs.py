@@ -22,6 +22,7 @@ KILL_POINTS = {
     "as soon as a rung's last update is saved": ["saved:8"],
     "while a checkpoint is written": ["saving:6"],
     "in the stretch that is abandoned later": ["update:10"],
+    "when a rollback is due": ["update:11"],
     "between a rollback's line in the ledger and the restart": ["ledger:1"],
     "just after a rollback": ["again:8"],
     "at the stage switch": ["saved:12"],

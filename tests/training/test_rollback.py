@@ -1,8 +1,19 @@
 """Rollbacks in whole runs on two ranks, by real trouble: a learning rate too large, a loss that cannot fall enough."""
 
-from encoder_foundry import compile_plan, load_recipe
-from encoder_foundry.run_folder import RunFolder, read_lines
+import weakref
+from pathlib import Path
 
+import pytest
+
+from encoder_foundry import compile_plan, load_recipe
+from encoder_foundry.callbacks.checkpoints import CompleteCheckpointSaver
+from encoder_foundry.callbacks.loss_watch import LossWatch
+from encoder_foundry.data.shards import open_corpus
+from encoder_foundry.recipe.schema import PlateauTrigger, RollbackConfig, SpikeTrigger
+from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, read_lines
+from encoder_foundry.training import run
+
+from ..ranks import on_ranks
 from .runs import column, records
 
 
@@ -78,3 +89,45 @@ def test_a_spike_is_gone_back_from(tiny):
     assert "robust deviations" in first["why"]
     assert first["to_token"] <= first["token"] - 2 * 768
     assert run.returncode in (0, 2)  # it may well jitter again
+
+
+def _train_watching_memory(recipe_path: Path) -> None:
+    """Train; each new model is made when nothing of the one before is left."""
+    recipe = load_recipe(recipe_path, ["run_name=freed"])
+    models: list[weakref.ref] = []
+    build = run.build_trainer
+
+    def build_trainer(*arguments):
+        assert [model() for model in models] == [None] * len(models)
+        trainer = build(*arguments)
+        models.append(weakref.ref(trainer.state.model))
+        return trainer
+
+    run.build_trainer = build_trainer
+    run.train(recipe, open_corpus(recipe))
+    assert len(models) == 2
+
+
+def test_a_rollback_gives_the_memory_of_the_old_model_back_before_it_makes_the_new_one(tiny, tmp_path):
+    on_ranks(1, tmp_path, _train_watching_memory, tiny.recipe)
+
+
+@pytest.mark.parametrize(
+    ("config", "losses", "kept"),
+    [
+        (RollbackConfig(plateau=PlateauTrigger(window="900tok", min_delta=0.5)), [8, 7, 6, 6, 6, 6], [3, 6]),
+        (RollbackConfig(spike=SpikeTrigger(z_score=6, patience=5, lr=1e-4)), [*[5, 5.1] * 10, 9, 9, 9], [20, 23]),
+    ],
+    ids=["plateau", "spike"],
+)
+def test_the_checkpoint_before_a_trouble_that_is_only_beginning_is_kept(tmp_path, config, losses, kept):
+    watch, folder = LossWatch(config), RunFolder(tmp_path)
+    saver = CompleteCheckpointSaver(folder, "1ba", set(), 1, 0, watch, set())
+    for update, loss in enumerate(losses, 1):
+        assert watch.observe("pretrain", update * 100, 100, loss) is None
+    there = [
+        CompleteCheckpoint(folder.checkpoints / f"ba{update}", update, update * 100, 0, {}, {})
+        for update in range(1, len(losses) + 1)
+    ]
+    outdated = saver._outdated(len(losses) * 100, there)
+    assert [checkpoint.batch for checkpoint in there if checkpoint not in outdated] == kept

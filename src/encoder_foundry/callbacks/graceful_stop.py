@@ -8,6 +8,7 @@ import signal
 
 import torch
 from composer.core import Callback, State
+from composer.core.engine import sigterm_handler
 from composer.loggers import Logger
 from composer.utils import dist
 
@@ -27,11 +28,9 @@ class GracefulStop(Callback):
         self.requested = False
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        at_once = signal.getsignal(signal.SIGTERM)
-
         def request(*_: object) -> None:
             self.requested = True
-            signal.signal(signal.SIGTERM, at_once)
+            signal.signal(signal.SIGTERM, sigterm_handler)
 
         signal.signal(signal.SIGTERM, request)
 

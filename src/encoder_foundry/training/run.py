@@ -1,5 +1,7 @@
 """A training run, from a recipe to its last checkpoint, in the order in which things happen."""
 
+import atexit
+import gc
 import json
 import os
 import time
@@ -71,6 +73,7 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
             due = _fit(recipe, data, folder, store, start, started)
             if due is None:
                 return
+            gc.collect()  # a Trainer refers to itself, and the next one needs its memory
             started = time.time()
             on_rank_zero(partial(roll_back, recipe, folder, store, due))
 
@@ -131,6 +134,7 @@ def _fit(
         trainer.fit()
     except (RollbackDue, StopRequested) as outcome:  # on every rank alike
         trainer.close()
+        atexit.unregister(trainer.engine._close)  # it would hold on to the model and its optimizer's state
         if isinstance(outcome, StopRequested):
             raise
         return RollbackDue(outcome.trouble, outcome.token)  # a new one: the old one's traceback holds the Trainer
