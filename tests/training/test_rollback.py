@@ -116,13 +116,17 @@ def test_a_rollback_gives_the_memory_of_the_old_model_back_before_it_makes_the_n
     ("config", "losses", "kept"),
     [
         (RollbackConfig(plateau=PlateauTrigger(window="900tok", min_delta=0.5)), [8, 7, 6, 6, 6, 6], [3, 6]),
-        (RollbackConfig(spike=SpikeTrigger(z_score=6, patience=5, lr=1e-4)), [*[5, 5.1] * 10, 9, 9, 9], [20, 23]),
+        (
+            RollbackConfig(spike=SpikeTrigger(z_score=6, patience=5, lr=1e-4)),
+            [*(5 + update % 7 / 20 for update in range(20)), 9, 9, 9],
+            [20, 23],
+        ),
     ],
     ids=["plateau", "spike"],
 )
 def test_the_checkpoint_before_a_trouble_that_is_only_beginning_is_kept(tmp_path, config, losses, kept):
     watch, folder = LossWatch(config), RunFolder(tmp_path)
-    saver = CompleteCheckpointSaver(folder, "1ba", set(), 1, 0, watch, set())
+    saver = CompleteCheckpointSaver(folder, "1ba", set(), 1, 0, watch, set(), None)
     for update, loss in enumerate(losses, 1):
         assert watch.observe("pretrain", update * 100, 100, loss) is None
     there = [

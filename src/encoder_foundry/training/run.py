@@ -16,6 +16,7 @@ from composer.core import Evaluator, Event, Precision, State
 from composer.loggers import LoggerDestination, WandBLogger
 from composer.utils import dist
 from omegaconf import OmegaConf
+from torch.distributed.checkpoint import state_dict
 
 from encoder_foundry.algorithms.microbatch_seed import MicrobatchSeed
 from encoder_foundry.algorithms.segment_switch import SegmentSwitch
@@ -73,7 +74,7 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
             due = _fit(recipe, data, folder, store, start, started)
             if due is None:
                 return
-            gc.collect()  # a Trainer refers to itself, and the next one needs its memory
+            gc.collect()  # the Trainer, which refers to itself: the next one needs its memory
             started = time.time()
             on_rank_zero(partial(roll_back, recipe, folder, store, due))
 
@@ -134,7 +135,7 @@ def _fit(
         trainer.fit()
     except (RollbackDue, StopRequested) as outcome:  # on every rank alike
         trainer.close()
-        atexit.unregister(trainer.engine._close)  # it would hold on to the model and its optimizer's state
+        _let_go_of(trainer)
         if isinstance(outcome, StopRequested):
             raise
         return RollbackDue(outcome.trouble, outcome.token)  # a new one: the old one's traceback holds the Trainer
@@ -143,6 +144,12 @@ def _fit(
         raise
     trainer.close()
     return None
+
+
+def _let_go_of(trainer: Trainer) -> None:
+    """Undo what keeps a closed Trainer's model and optimizer in memory: Composer's exit hook, a cache of torch's."""
+    atexit.unregister(trainer.engine._close)
+    state_dict._get_fqns.cache_clear()
 
 
 def build_trainer(
