@@ -175,7 +175,8 @@ class CheckpointStore:
         return [old.folder for old in removed]
 
     def _records(self) -> list[Path]:
-        return [self.folder.recipe, self.folder.plan, self.folder.metrics, self.folder.evaluations]
+        folder = self.folder
+        return [folder.recipe, folder.plan, folder.metrics, folder.evaluations, folder.wandb_id]
 
     def _agree_on_ledger(self, stored: dict[str, int]) -> None:
         """Give the longer ledger to the one that has the shorter."""

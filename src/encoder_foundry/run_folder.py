@@ -80,6 +80,10 @@ class RunFolder:
         return self.path / "export"
 
     @property
+    def wandb_id(self) -> Path:
+        return self.path / "wandb_id"
+
+    @property
     def ledger(self) -> Path:
         return self.path / "rollbacks.jsonl"
 

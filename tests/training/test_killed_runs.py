@@ -31,7 +31,7 @@ KILL_POINTS = {
     "twice in a row": ["again:15", "again:15"],
     "at a checkpoint, and while the next one is written": ["saved:14", "saving:16"],
 }
-QUICK = ("while a checkpoint", "between a rollback's", "at the stage switch", "twice in a row")
+QUICK = ("while a checkpoint", "between a rollback's", "just after a rollback", "at the stage switch")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,8 @@ def test_a_checkpoint_that_the_disk_cannot_hold_ends_the_run_cleanly_and_leaves_
     assert_same_run(run.path, undisturbed)
 
 
-@pytest.mark.parametrize(("keep", "kept"), [(1, [7, 10]), pytest.param(2, [7, 8, 10], marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("keep", "kept"), [(1, [7, 10]), (2, [7, 8, 10])])
 def test_old_checkpoints_go_but_not_the_one_that_a_rollback_will_go_back_to(tiny, keep, kept):
     name = f"keep-{keep}"
     killed = tiny.launch(

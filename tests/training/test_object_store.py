@@ -13,6 +13,7 @@ from composer.utils import dist
 from composer.utils.object_store import S3ObjectStore
 from moto.server import ThreadedMotoServer
 
+from encoder_foundry import checkpoint_store
 from encoder_foundry.checkpoint_store import CheckpointStore
 from encoder_foundry.errors import FoundryError
 from encoder_foundry.run_folder import (
@@ -180,6 +181,7 @@ def save_with_a_dead_endpoint(folder: Path, save_folder: str) -> None:
     """On two ranks: three saves, and for each of the first two the store is out of one rank's reach."""
     store = machine(folder, save_folder)
     rank, alive = dist.get_global_rank(), store.objects
+    checkpoint_store._warn = lambda message: append_line(folder / "warnings.jsonl", {"rank": rank, "said": message})
     for batch, cut_off in ((2, 0), (4, 1), (6, None)):
         if rank == 0:
             write(store, batch)
@@ -190,12 +192,12 @@ def save_with_a_dead_endpoint(folder: Path, save_folder: str) -> None:
         store.save(checkpoint, [name for name in PARTS if name.startswith("__1") == (rank == 1)], None)
 
 
-def test_ranks_agree_that_an_upload_failed_and_the_next_checkpoint_is_tried_again(tmp_path, save_folder, capfd):
+def test_ranks_agree_that_an_upload_failed_and_the_next_checkpoint_is_tried_again(tmp_path, save_folder):
     on_ranks(2, tmp_path, save_with_a_dead_endpoint, tmp_path / "machine", save_folder)
     assert names(machine(tmp_path / "other", save_folder).checkpoints()) == ["ba6"]
-    warnings = [line for line in capfd.readouterr().out.splitlines() if line.startswith("warning: ")]
-    assert [line.split()[1] for line in warnings] == ["ba2", "ba4"]
-    assert all(NOBODY in line and "training goes on" in line for line in warnings)
+    warnings = read_lines(tmp_path / "machine/warnings.jsonl")
+    assert [(line["rank"], line["said"].split()[1]) for line in warnings] == [(0, "ba2"), (0, "ba4")]
+    assert all(NOBODY in line["said"] and "training goes on" in line["said"] for line in warnings)
 
 
 @pytest.mark.timeout(600)

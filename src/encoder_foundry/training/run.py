@@ -4,6 +4,7 @@ import atexit
 import gc
 import json
 import os
+import secrets
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -229,7 +230,12 @@ def _loggers(recipe: Recipe, folder: RunFolder) -> list[LoggerDestination]:
     if recipe.loggers.get("wandb") is None:
         return []
     arguments = dict(recipe.loggers["wandb"])
-    init_kwargs = {"dir": str(folder.path)} | (arguments.pop("init_kwargs", None) or {})
+    wandb_run = {}
+    if dist.get_global_rank() == 0:  # the only one that logs; one W&B run through rollbacks and resumes
+        if not folder.wandb_id.exists():
+            folder.wandb_id.write_text(secrets.token_hex(4), encoding="ascii")
+        wandb_run = {"id": folder.wandb_id.read_text(encoding="ascii"), "resume": "allow"}
+    init_kwargs = {"dir": str(folder.path)} | wandb_run | (arguments.pop("init_kwargs", None) or {})
     try:
         return [WandBLogger(**arguments, init_kwargs=init_kwargs)]
     except TypeError as error:
