@@ -143,10 +143,18 @@ def _flops(recipe: Recipe, segments: Iterable[Segment]) -> float:
     )
 
 
+def checkpoint_tokens(recipe: Recipe, plan: Plan) -> list[int]:
+    """The tokens at which a checkpoint is due, in order."""
+    return sorted(_interval_tokens(recipe.save_interval, plan) | _named(recipe, plan) | set(plan.stage_ends.values()))
+
+
+def _named(recipe: Recipe, plan: Plan) -> set[int]:
+    return {plan.boundary_before(token) for token in named_tokens(recipe)}
+
+
 def _checkpoints(recipe: Recipe, plan: Plan) -> tuple[int, int]:
     """How many are written, and how many are on the disk at the end."""
-    named = {plan.boundary_before(token) for token in named_tokens(recipe)}
-    due = sorted(_interval_tokens(recipe.save_interval, plan) | named | set(plan.stage_ends.values()))
+    named, due = _named(recipe, plan), checkpoint_tokens(recipe, plan)
     back, end = (plan.abandoned[0].start_token, plan.abandoned[-1].end_token) if plan.abandoned else (0, 0)
     before = [token for token in due if token < end]  # a rollback is decided before its update is saved
     after = [token for token in due if token > back]

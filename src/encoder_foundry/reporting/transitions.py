@@ -13,6 +13,7 @@ from rich.table import Table
 
 from encoder_foundry.errors import FoundryError
 from encoder_foundry.recipe import Recipe, load_recipe
+from encoder_foundry.recipe.cost import checkpoint_tokens
 from encoder_foundry.recipe.plan import Plan, Position, plan_in_force, set_rollback
 from encoder_foundry.run_folder import RunFolder, complete_checkpoints, read_lines
 
@@ -55,7 +56,7 @@ def transitions(folder: RunFolder) -> list[Transition]:
         for pair, _ in pairs
         for what, key, old, new, show in _changes(*pair)
     ]
-    return [*changes, *_rollbacks(recipe, folder), *_evaluations(recipe, folder), *_saved(recipe, updates, folder)]
+    return [*changes, *_rollbacks(recipe, folder), *_evaluations(recipe, folder), *_saved(recipe, folder)]
 
 
 def print_transitions(folder: RunFolder) -> None:
@@ -159,25 +160,11 @@ def _evaluations(recipe: Recipe, folder: RunFolder) -> Iterator[Transition]:
         yield Transition(f"evaluation after {stage}", str(plan.at(end - 1).update + 1), str(done.get(stage, "none")))
 
 
-def _saved(recipe: Recipe, updates: list[Update], folder: RunFolder) -> Iterator[Transition]:
+def _saved(recipe: Recipe, folder: RunFolder) -> Iterator[Transition]:
     plan = plan_in_force(recipe, [])
-    interval = int(recipe.save_interval.removesuffix("ba"))
-    ends = {plan.at(end - 1).update + 1 for end in plan.stage_ends.values()}
-    rollback = set_rollback(recipe, plan)
-    if rollback is not None:
-        ends.add(plan.at(rollback.to_token).update)
-    last_before = plan.at(rollback.token).update if rollback else None  # it goes back before it would save
-    due = sorted(
-        {
-            update.number
-            for update in updates
-            if (update.number % interval == 0 or update.number in ends)
-            and not (update.rollbacks == 0 and update.number == last_before)
-        }
-    )
+    due = [plan.at(token).update for token in checkpoint_tokens(recipe, plan)]
     there = complete_checkpoints([*folder.checkpoints.glob("ba*"), *folder.path.glob("abandoned/*/ba*")])
     batches = sorted({checkpoint.batch for checkpoint in there})
     yield Transition("checkpoints", *(", ".join(map(str, numbers)) for numbers in (due, batches)))
-    last = updates[-1].number
     exported = (folder.export / "config.json").is_file()
-    yield Transition("export for transformers", f"after {last}", f"after {last}" if exported else "none")
+    yield Transition("export for transformers", "at the end", "at the end" if exported else "none")
