@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     try:
         launch(arguments[0], arguments[1:])
-    except FoundryError as error:
+    except (FoundryError, OSError) as error:  # an OSError names the file
         if not is_first():
             time.sleep(FIRST_RANK_SPEAKS)
         print(f"error: {error}", file=sys.stderr)
@@ -46,6 +46,8 @@ def launch(path: str, overrides: list[str]) -> None:
         from encoder_foundry.training.rehearsal import with_stand_ins
 
         recipe = with_stand_ins(recipe)
+    else:
+        run_folder(recipe).changes(recipe)
 
     from encoder_foundry.data.shards import open_corpus
 
@@ -62,7 +64,7 @@ def launch(path: str, overrides: list[str]) -> None:
     start_logs(recipe)
     train(recipe, tokenizer)
     if recipe.rehearse and is_first():
-        report_rehearsal(RunFolder(Path(recipe.runs_folder) / recipe.run_name))
+        report_rehearsal(run_folder(recipe))
 
 
 def report_rehearsal(folder: RunFolder) -> None:
@@ -89,6 +91,10 @@ def check_world_size(recipe: Recipe, plan: Plan, path: str) -> None:
                 f"{path}: 'stages.{segment.stage}.device_train_microbatch_size': {most} does not divide the "
                 f"{rows} rows that each of {world} processes has of an update of {segment.rows}; {divisor} does"
             )
+
+
+def run_folder(recipe: Recipe) -> RunFolder:
+    return RunFolder(Path(recipe.runs_folder) / recipe.run_name)
 
 
 def world_size() -> int:

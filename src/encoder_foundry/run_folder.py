@@ -25,7 +25,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from encoder_foundry.errors import FoundryError
+from encoder_foundry.errors import ConfigurationError, FoundryError
+from encoder_foundry.recipe import Recipe, load_recipe
+from encoder_foundry.recipe.changes import Change, check_changes
 from encoder_foundry.recipe.plan import Rollback
 
 log = logging.getLogger(__name__)
@@ -111,6 +113,21 @@ class RunFolder:
             raise none_complete(self.checkpoints, len(folders))
         fitting = [checkpoint for checkpoint in kept if at_most is None or checkpoint.token <= at_most]
         return fitting[-1] if fitting else None
+
+    def changes(self, recipe: Recipe) -> list[Change]:
+        """What a recipe changes of the one that the run was last started with; nothing, if it has not saved any.
+
+        Raises:
+            ConfigurationError: the run cannot go on so.
+            FoundryError: checkpoints are there, but none can be used.
+        """
+        newest = self.newest_checkpoint()
+        if newest is None:
+            return []
+        try:
+            return check_changes(load_recipe(self.recipe), recipe, self.rollbacks(), newest.token)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{self.path}: {error} (the run's recipe is {self.recipe})") from error
 
     def tidy_up(self) -> None:
         """Move the checkpoints that rollbacks left behind to `abandoned/<n>/`, where they are not looked for."""
@@ -205,9 +222,14 @@ def mark_complete(checkpoint: CompleteCheckpoint) -> None:
     """Write a checkpoint folder's COMPLETE file, whole or not at all."""
     folder = checkpoint.folder
     content = {key: value for key, value in asdict(checkpoint).items() if key != "folder"}
-    writing = folder.parent / f".{folder.name}.{COMPLETE}"
-    writing.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    writing.replace(folder / COMPLETE)
+    write_whole(folder / COMPLETE, json.dumps(content) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole, or as it was before."""
+    writing = path.parent.parent / f".{path.parent.name}.{path.name}"
+    writing.write_text(text, encoding="utf-8")
+    writing.replace(path)
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -56,7 +56,7 @@ def test_attention_counts_the_pairs_of_tokens_that_see_each_other(every):
 
 
 def test_an_abandoned_stretch_costs_what_it_trains():
-    overrides = ["rollback.at={token: 600_000tok, to: 400_000tok}"]
+    overrides = ["rollback.at={token: 600_000tok, to: 400_000tok, lr: 1e-4}"]
     plain, rolled_back = (load_recipe("yamls/main/nano.yaml", extra) for extra in ([], overrides))
     plan = compile_plan(rolled_back)
     before, after = cost(plain, compile_plan(plain)), cost(rolled_back, plan)
@@ -101,7 +101,7 @@ def test_intervals_in_rows_count_likewise(save_interval):
 
 
 def test_a_rollback_writes_anew_what_it_abandoned_and_keeps_what_it_names():
-    overrides = ["rollback.at={token: 700_000tok, to: 300_000tok}", "save_num_checkpoints_to_keep=2"]
+    overrides = ["rollback.at={token: 700_000tok, to: 300_000tok, lr: 1e-4}", "save_num_checkpoints_to_keep=2"]
     plain, recipe = (load_recipe("yamls/main/nano.yaml", extra) for extra in ([], overrides))
     plan, costs = compile_plan(recipe), cost(recipe, compile_plan(recipe))
     back, end = plan.abandoned[0].start_token, plan.abandoned[-1].end_token

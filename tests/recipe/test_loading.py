@@ -63,16 +63,20 @@ NANO = Path("yamls/main/nano.yaml")
         ("stages.decay.rope_theta=null", "'stages.decay.rope_theta'"),
         ("stages.anneal={duration: 1tok}", "'stages.anneal.device_train_microbatch_size' is required and not given"),
         ("rollback.at={token: 500_000tok}", "'rollback.at.to' is required and not given"),
-        ("rollback.at={token: 5tok, to: 9tok}", "has to go back from a token of the plan"),
-        ("rollback.at={token: 9_000_000tok, to: 9tok}", "has to go back from a token of the plan"),
+        ("rollback.at={token: 50_000tok, to: 90_000tok, lr: 1e-4}", "has to go back from a token of the plan"),
+        ("rollback.at={token: 9_000_000tok, to: 90_000tok, lr: 1e-4}", "has to go back from a token of the plan"),
         ("rollback.at={token: soon, to: 9tok}", "'rollback.at.token': 'soon' is not a number of tokens"),
         ("rollback.plateu={window: 9tok}", "did you mean 'plateau'?"),
+        ("rollback.plateau={window: 9tok, min_delta: 1}", "'rollback.plateau': would go the same way again"),
+        ("rollback.non_finite={data: advance, to: 9tok}", "takes a checkpoint before the first update's end, at 2_048"),
+        ("dist_timeout=1e300", "a week"),
+        ("loggers.wandb={init_kwargs: 3}", "'loggers.wandb.init_kwargs'"),
         ("rollback.plateau={window: 9tok, min_delta: 0}", "'rollback.plateau.min_delta': 0.0 is not positive"),
         (
             "rollback.spike={z_score: 6, patience: 3}",
-            "'rollback.spike': would meet the same trouble again; give it an lr",
+            "'rollback.spike': would go the same way again; give it an lr, a weight_decay, or data: advance",
         ),
-        ("rollback.non_finite={}", "'rollback.non_finite': would meet the same trouble again"),
+        ("rollback.non_finite={}", "'rollback.non_finite': would go the same way again"),
         ("rollback.non_finite={data: skip}", "'rollback.non_finite.data': 'skip' is not one of replay, advance"),
         ("rollback.max_rollbacks=0", "to do without rollbacks, set no trigger"),
         ("stages.decay.mixture.books=1", "not among data.sources"),
@@ -135,6 +139,7 @@ def test_a_mixture_takes_the_place_of_the_one_before_as_a_whole(tmp_path):
     (tmp_path / "mine.yaml").write_text(f"extends: [{NANO.resolve()}]\nstages: {{decay: {{mixture: {{web: 1}}}}}}\n")
     assert load_recipe(tmp_path / "mine.yaml").stages["decay"].mixture == {"web": 1}
     assert load_recipe(NANO, ["stages.decay.mixture={web: 1}"]).stages["decay"].mixture == {"web": 1}
+    assert load_recipe(NANO, ["stages.decay={mixture: {web: 1}}"]).stages["decay"].mixture == {"web": 1}
     assert load_recipe(NANO, ["stages.decay.mixture.web=1"]).stages["decay"].mixture == {
         "docs": 0.5,
         "web": 1,

@@ -3,6 +3,7 @@
 import pytest
 
 from encoder_foundry import compile_plan, load_recipe
+from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.recipe.plan import plan_in_force
 from encoder_foundry.recipe.rehearsal import NANO, rehearsal
 from encoder_foundry.recipe.validation import problems
@@ -67,7 +68,7 @@ def test_what_happens_inside_a_segment_happens_in_proportion():
 def test_triggers_that_count_updates_are_kept_and_a_plateau_is_not():
     overrides = [
         "rollback.spike={z_score: 6, patience: 3, lr: 1e-5, to: 1_000_000tok}",
-        "rollback.plateau={window: 9tok, min_delta: 1}",
+        "rollback.plateau={window: 9tok, min_delta: 1, lr: 1e-5}",
     ]
     small = rehearsal(load_recipe("yamls/main/base.yaml", overrides), 2).rollback
     assert (small.spike.patience, small.plateau) == (3, None)
@@ -77,3 +78,22 @@ def test_triggers_that_count_updates_are_kept_and_a_plateau_is_not():
 def test_the_model_is_nanos():
     nano = load_recipe("yamls/main/nano.yaml").model
     assert {key: getattr(nano, key) for key in NANO} == NANO
+
+
+def test_times_in_tokens_that_are_no_whole_updates_stay_within_their_stage():
+    recipe = load_recipe("yamls/main/base.yaml", ["stages.decay.t_decay=50_000_000_000tok"])
+    decay = rehearsal(recipe, 2).stages["decay"]
+    assert decay.t_decay == decay.duration
+
+
+def test_a_rollback_into_the_first_update_is_rehearsed_behind_it():
+    overrides = ["stages.pretrain.batch_size_ramp=null"]
+    overrides += ["rollback.at={token: 500_000tok, to: 100_000tok, lr: 1e-4}"]
+    (abandoned,) = compile_plan(rehearsal(load_recipe("yamls/main/nano.yaml", overrides), 2)).abandoned
+    assert abandoned.start_token > 0
+
+
+def test_a_ramp_of_a_thousand_sizes_is_too_long_to_rehearse():
+    overrides = ["stages.pretrain.batch_size_ramp={initial: 2, increment: 2, duration: 1_000_000_000_000tok}"]
+    with pytest.raises(ConfigurationError, match="a ramp with fewer sizes"):
+        rehearsal(load_recipe("yamls/main/large.yaml", overrides), 2)

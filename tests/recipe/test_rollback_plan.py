@@ -73,12 +73,12 @@ def test_replay_draws_the_same_rows_again_and_advance_those_after_them(entry):
     )
 
 
-def test_a_new_learning_rate_is_the_peak_of_the_stage_gone_back_to_and_of_no_other():
+def test_a_new_learning_rate_is_the_peak_of_the_stages_gone_back_over_and_of_no_other():
     pretrain, extend, _ = PLAN.stage_ends.values()
-    entry = rollback(PLAN.boundary_after(extend), PLAN.boundary_before(pretrain - 1), lr=1e-4, weight_decay=1e-3)
+    entry = rollback(extend, PLAN.boundary_before(pretrain - 1), lr=1e-4, weight_decay=1e-3)
     plan = PLAN.rolled_back(entry)
-    assert plan.at(entry.to_token).lr == plan.at(entry.to_token).max_lr == 1e-4
-    assert plan.at(pretrain).lr == NANO.stages["extend"].lr
+    assert plan.at(entry.to_token).lr == plan.at(entry.to_token).max_lr == plan.at(pretrain).lr == 1e-4
+    assert plan.at(extend).lr == NANO.stages["decay"].lr
     assert plan.at(extend + 1).weight_decay == 1e-3
     assert plan.at(entry.to_token - 1).weight_decay == NANO.optimizer.weight_decay
 
@@ -96,3 +96,19 @@ def test_a_set_rollback_is_in_the_recipes_plan_and_in_force_only_once_it_has_bee
     assert planned.at(450_000).lr == 1e-4
     assert planned.abandoned[0].learning_rate.peak == 1e-3
     assert plan_in_force(recipe, []) == replace(PLAN)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rollbacks(), min_size=2, max_size=3))
+def test_rows_that_an_advance_left_behind_are_never_drawn_again(ledger):
+    ledger = [replace(entry, data="advance") for entry in ledger]
+    plan = plan_in_force(NANO, ledger)
+    for segment in plan.between(ledger[-1].to_token, plan.total_tokens):
+        for gone in abandoned_last(ledger):
+            if gone.stage == segment.stage:
+                assert segment.start_row >= gone.start_row + gone.updates * gone.rows
+
+
+def abandoned_last(ledger):
+    """What the last rollback abandons."""
+    return plan_in_force(NANO, ledger[:-1]).between(ledger[-1].to_token, ledger[-1].token)

@@ -7,6 +7,7 @@ import pytest
 from encoder_foundry import compile_plan, load_recipe
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.recipe.changes import check_changes
+from encoder_foundry.recipe.plan import plan_in_force, set_rollback
 
 NANO = Path(__file__).parents[2] / "yamls/main/nano.yaml"
 
@@ -57,3 +58,12 @@ def test_what_lies_ahead_or_changes_no_number_may_change(resume, override):
 def test_what_was_run_cannot_change(resume, override, says):
     with pytest.raises(ConfigurationError, match=says):
         resume(override)
+
+
+def test_a_set_rollback_that_has_been_made_cannot_change():
+    at = "rollback.at={token: 500_000tok, to: 400_000tok, lr: 1e-4}"
+    recipe, changed = load_recipe(NANO, [at]), load_recipe(NANO, [at, "rollback.at.lr=1e-5"])
+    made = set_rollback(recipe, plan_in_force(recipe, []))
+    assert check_changes(recipe, changed, [], made.to_token)
+    with pytest.raises(ConfigurationError, match=r"'rollback\.at\.lr': 0\.0001 → 1e-05: that rollback has been made"):
+        check_changes(recipe, changed, [made], made.to_token)

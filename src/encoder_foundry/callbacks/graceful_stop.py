@@ -2,9 +2,12 @@
 
 Schedulers send SIGTERM some seconds before they take a machine away. Composer's own handler exits where it stands, in
 the middle of an update or of a checkpoint. Uses FIT_START and BATCH_CHECKPOINT.
+
+That a signal came is known to the process, not to a callback: it may come while a rollback changes Trainers.
 """
 
 import signal
+import threading
 
 import torch
 from composer.core import Callback, State
@@ -14,6 +17,13 @@ from composer.utils import dist
 
 from encoder_foundry.callbacks.checkpoints import CompleteCheckpointSaver
 from encoder_foundry.errors import StopRequested
+
+_requested = threading.Event()
+
+
+def _request(*_: object) -> None:
+    _requested.set()
+    signal.signal(signal.SIGTERM, sigterm_handler)
 
 
 class GracefulStop(Callback):
@@ -25,17 +35,13 @@ class GracefulStop(Callback):
 
     def __init__(self, saver: CompleteCheckpointSaver):
         self.saver = saver
-        self.requested = False
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        def request(*_: object) -> None:
-            self.requested = True
-            signal.signal(signal.SIGTERM, sigterm_handler)
-
-        signal.signal(signal.SIGTERM, request)
+        if not _requested.is_set():
+            signal.signal(signal.SIGTERM, _request)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        requested = state.device.tensor_to_device(torch.tensor(int(self.requested)))
+        requested = state.device.tensor_to_device(torch.tensor(int(_requested.is_set())))
         dist.all_reduce(requested, reduce_operation="MAX")
         if requested.item() and state.timestamp < state.max_duration:
             self.saver.save(state, logger)

@@ -40,6 +40,8 @@ def check_changes(before: Recipe, after: Recipe, rollbacks: Sequence[Rollback], 
                 f"'{change.key}': {change.before} → {change.after}: every update depends on it, and the run has begun; "
                 "give the old value, or another run_name"
             )
+        if change.key.startswith("rollback.at") and any(rollback.trigger == "at" for rollback in rollbacks):
+            raise ConfigurationError(f"'{change.key}': {change.before} → {change.after}: that rollback has been made")
     old, new = plan_in_force(before, rollbacks), plan_in_force(after, rollbacks)
     if token > new.total_tokens or _trained(old, token) != _trained(new, token):
         reached = list(old.stage_ends)[: old.segment_at(token).stage_index + 1]
@@ -56,11 +58,9 @@ def check_changes(before: Recipe, after: Recipe, rollbacks: Sequence[Rollback], 
 def _changes(before: dict, after: dict, prefix: str = "") -> Iterator[Change]:
     for key in dict.fromkeys([*before, *after]):
         old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict) and prefix != "stages.":
+        if isinstance(old, dict) and isinstance(new, dict):
             if prefix + key == "stages" and list(old) != list(new):
                 yield Change("stages", ", ".join(old), ", ".join(new))
-            yield from _changes(old, new, f"{prefix}{key}.")
-        elif isinstance(old, dict) and isinstance(new, dict):
             yield from _changes(old, new, f"{prefix}{key}.")
         elif old != new:
             yield Change(prefix + key, old, new)

@@ -79,12 +79,11 @@ def _merge(config: DictConfig, content: DictConfig, source: object) -> DictConfi
 
 
 def _forget_mixtures(config: DictConfig, content: DictConfig) -> None:
-    """Take out of `config` every mixture that `content` has anew."""
-    for key, value in content.items() if isinstance(content, DictConfig) else ():
-        if key == WHOLE and key in config and isinstance(value, DictConfig):
-            config[key] = None
-        elif key in config and isinstance(config, DictConfig) and isinstance(config[key], DictConfig):
-            _forget_mixtures(config[key], value)
+    """Take every mixture out of `config` that `content` has anew."""
+    stages = content.get("stages") if "stages" in config else None
+    for name, stage in stages.items() if isinstance(stages, DictConfig) else ():
+        if name in config.stages and isinstance(stage, DictConfig) and isinstance(stage.get(WHOLE), DictConfig):
+            config.stages[name][WHOLE] = None
 
 
 def _override(config: DictConfig, override: str) -> None:
@@ -92,7 +91,13 @@ def _override(config: DictConfig, override: str) -> None:
     if not equals or not key:
         raise ConfigurationError(f"argument '{override}': overrides are written key=value")
     with _reported(f"argument '{override}'"):
-        OmegaConf.update(config, key, OmegaConf.create(f"value: {value}")["value"], merge=not key.endswith(f".{WHOLE}"))
+        parts, given = key.replace("[", ".").replace("]", "").split("."), OmegaConf.create(f"value: {value}")["value"]
+        if WHOLE not in parts[:-1]:  # not one share of it
+            content = given
+            for part in reversed(parts):
+                content = OmegaConf.create({part: content})
+            _forget_mixtures(config, content)
+        OmegaConf.update(config, key, given, merge=True)
 
 
 @contextmanager

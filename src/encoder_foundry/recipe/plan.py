@@ -12,7 +12,7 @@ nothing else. Four decisions:
 """
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
@@ -128,7 +128,7 @@ class Rollback:
     why: str  # in numbers
     token: int  # at which it was decided; what lies between the two is abandoned
     to_token: int
-    lr: float | None  # the stage's peak from `to_token` on; None: as it was
+    lr: float | None  # the peak of every stage from `to_token`'s to `token`'s, from there on; None: as it was
     weight_decay: float | None  # from `to_token` on; None: as it was
     data: str  # replay: the same rows again; advance: those after the abandoned ones
 
@@ -199,22 +199,19 @@ class Plan:
     def rolled_back(self, rollback: Rollback) -> "Plan":
         """The plan after a rollback: as it was up to `to_token`, and amended from there on."""
         abandoned = self.between(rollback.to_token, rollback.token)
-        stage = self.segment_at(rollback.to_token).stage
+        stages = {segment.stage for segment in abandoned}
         again = self.between(rollback.to_token, self.total_tokens)
         if rollback.lr is not None:
             again = tuple(
                 replace(segment, learning_rate=replace(segment.learning_rate, peak=rollback.lr))
-                if segment.stage == stage
+                if segment.stage in stages
                 else segment
                 for segment in again
             )
         if rollback.weight_decay is not None:
             again = tuple(replace(segment, weight_decay=rollback.weight_decay) for segment in again)
         if rollback.data == "advance":
-            again = tuple(
-                replace(segment, start_row=segment.start_row + _rows_of_stage(abandoned, segment.stage))
-                for segment in again
-            )
+            again = tuple(_past_the_rows_of(abandoned, again))
         return Plan(self.name, self.between(0, rollback.to_token) + again, self.abandoned + abandoned)
 
     def to_json(self) -> dict:
@@ -240,6 +237,12 @@ def compile_plan(recipe: Recipe) -> Plan:
         ConfigurationError: if a stage or its ramp is too short for a single update, or a rollback not within the plan.
     """
     plan = _compile_stages(recipe)
+    for token in named_tokens(recipe):
+        if plan.boundary_before(token) == 0:
+            raise ConfigurationError(
+                f"'rollback': to go back to {token:_} tokens takes a checkpoint before the first update's end, at "
+                f"{plan.segments[0].tokens_per_update:_}; there is none"
+            )
     rollback = set_rollback(recipe, plan)
     return plan.rolled_back(rollback) if rollback else plan
 
@@ -307,12 +310,13 @@ def _compile_stages(recipe: Recipe) -> Plan:
         row = 0
         rungs = _rungs(name, stage)
         tokens = sum(rows * updates for rows, updates in rungs) * stage.row_length
+        warmup = min(parse_tokens(stage.t_warmup, tokens), tokens)
         learning_rate = LearningRate(
             peak=stage.lr,
             start_token=start_token,
             end_token=start_token + tokens,
-            warmup=parse_tokens(stage.t_warmup, tokens),
-            decay=parse_tokens(stage.t_decay, tokens),
+            warmup=warmup,
+            decay=min(parse_tokens(stage.t_decay, tokens), tokens - warmup),  # a stage is whole updates, maybe less
             decay_shape=stage.decay_shape,
             alpha_f=stage.alpha_f,
         )
@@ -336,8 +340,18 @@ def _compile_stages(recipe: Recipe) -> Plan:
     return Plan(recipe.run_name, tuple(segments))
 
 
-def _rows_of_stage(segments: Iterable[Segment], stage: str) -> int:
-    return sum(segment.updates * segment.rows for segment in segments if segment.stage == stage)
+def _past_the_rows_of(abandoned: Iterable[Segment], again: Iterable[Segment]) -> Iterator[Segment]:
+    """`again` on the rows behind the last one that `abandoned` drew of each stage, one segment's after the other's."""
+    next_row: dict[str, int] = {}
+    for segment in abandoned:
+        next_row[segment.stage] = max(
+            next_row.get(segment.stage, 0), segment.start_row + segment.updates * segment.rows
+        )
+    for segment in again:
+        if segment.stage in next_row:
+            segment = replace(segment, start_row=next_row[segment.stage])
+            next_row[segment.stage] += segment.updates * segment.rows
+        yield segment
 
 
 def _rungs(name: str, stage: StageConfig) -> list[tuple[int, int]]:

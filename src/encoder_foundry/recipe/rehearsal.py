@@ -7,22 +7,25 @@ Three decisions:
 - One factor for all budgets will not do: a ramp of 10 B tokens in 1,719 B would be less than an update. So each
   *segment* gets a few updates, and every time inside it is mapped in proportion.
 - Batches keep their ratios within the ramp, at the smallest sizes that the processes divide.
-- Left out are a plateau, which no short run can tell from a slow loss, and the loggers, whose dashboards are for the
-  run itself.
+- Left out are a plateau, which no short run can tell from a slow loss; loggers and `save_folder`, which are for the run
+  itself; and HSDP, whose processes are not here.
 """
 
 from bisect import bisect_right
 from dataclasses import replace
 from math import gcd
 
+from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.recipe.plan import Plan, parse_tokens, plan_in_force
 from encoder_foundry.recipe.schema import BatchSizeRamp, FSDPConfig, Recipe, StageConfig, Trigger
+from encoder_foundry.recipe.validation import problems
 
 NANO = {"hidden_size": 256, "intermediate_size": 240, "num_hidden_layers": 4, "num_attention_heads": 4}
 UPDATES_ON_A_RUNG = 2
 UPDATES_AFTER_A_RAMP = 12
 UPDATES_IN_A_STAGE = 8
 SAVE_INTERVAL = "5ba"
+MOST_TOKENS = 20_000_000
 
 
 def rehearsal(recipe: Recipe, world_size: int) -> Recipe:
@@ -40,15 +43,16 @@ def rehearsal(recipe: Recipe, world_size: int) -> Recipe:
         save_interval=SAVE_INTERVAL,
         save_num_checkpoints_to_keep=-1,
         loggers={},
+        save_folder=None,
     )
     clock = _Clock(plan, plan_in_force(small, []))
-    return replace(
+    rehearsed = replace(
         small,
         stages={
             name: replace(
                 small.stages[name],
-                t_warmup=clock.stretch(_start(plan, name), parse_tokens(stage.t_warmup, _tokens(plan, name))),
-                t_decay=clock.stretch_before(plan.stage_ends[name], parse_tokens(stage.t_decay, _tokens(plan, name))),
+                t_warmup=clock.stretch(_start(plan, name), _within(plan, name, stage.t_warmup)),
+                t_decay=clock.stretch_before(plan.stage_ends[name], _within(plan, name, stage.t_decay)),
             )
             for name, stage in recipe.stages.items()
         },
@@ -61,6 +65,15 @@ def rehearsal(recipe: Recipe, world_size: int) -> Recipe:
             },
         ),
     )
+    tokens = sum(parse_tokens(stage.duration) for stage in rehearsed.stages.values())
+    if tokens > MOST_TOKENS:
+        raise ConfigurationError(
+            f"'rehearse': on {world_size} processes it would take {tokens:_} tokens, more than {MOST_TOKENS:_}; a ramp "
+            "with fewer sizes, or fewer processes, make it shorter"
+        )
+    for key, complaint in problems(rehearsed):
+        raise ConfigurationError(f"'rehearse': this recipe made small would have a wrong '{key}': {complaint}")
+    return rehearsed
 
 
 class _Clock:
@@ -69,6 +82,7 @@ class _Clock:
     def __init__(self, plan: Plan, small: Plan):
         self.edges = [0, *(segment.end_token for segment in plan.segments)]
         self.small_edges = [0, *(segment.end_token for segment in small.segments)]
+        self.first = small.segments[0].tokens_per_update
 
     def __call__(self, token: int) -> int:
         index = min(bisect_right(self.edges, token), len(self.edges) - 1)
@@ -77,7 +91,8 @@ class _Clock:
         return small_low + round((small_high - small_low) * (token - low) / (high - low))
 
     def at(self, time: str) -> str:
-        return f"{self(parse_tokens(time))}tok"
+        """A set time; not before the first checkpoint there can be."""
+        return f"{max(self(parse_tokens(time)), self.first)}tok"
 
     def stretch(self, start: int, tokens: int) -> str:
         return f"{self(start + tokens) - self(start)}tok"
@@ -131,5 +146,6 @@ def _start(plan: Plan, stage: str) -> int:
     return next(segment.start_token for segment in plan.segments if segment.stage == stage)
 
 
-def _tokens(plan: Plan, stage: str) -> int:
-    return plan.stage_ends[stage] - _start(plan, stage)
+def _within(plan: Plan, stage: str, time: str) -> int:
+    tokens = plan.stage_ends[stage] - _start(plan, stage)
+    return min(parse_tokens(time, tokens), tokens)

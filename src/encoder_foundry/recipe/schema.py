@@ -93,7 +93,7 @@ class Trigger:
     """What a rollback does. Each kind of trigger says when."""
 
     to: str | None = None  # a token, of which the last checkpoint before it is taken; null: the last before the trouble
-    lr: float | None = None  # the peak of the stage it goes back to, from there on; null: as it was
+    lr: float | None = None  # the peak of the stages it goes back over, from there on; null: as it was
     weight_decay: float | None = None  # from there to the end of the run; null: as it was
     data: str = "replay"  # the rows of the abandoned stretch again; advance: those that come after them
 
@@ -135,7 +135,7 @@ class RollbackConfig:
     plateau: PlateauTrigger | None = None
     spike: SpikeTrigger | None = None
     non_finite: NonFiniteTrigger | None = None
-    max_rollbacks: int = 3  # of all kinds together; one more ends the run
+    max_rollbacks: int = 3  # of those that are not set; one more ends the run
 
 
 @dataclass

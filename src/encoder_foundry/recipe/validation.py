@@ -10,6 +10,7 @@ from encoder_foundry.recipe.plan import parse_tokens
 from encoder_foundry.recipe.schedule import DECAYS
 from encoder_foundry.recipe.schema import FSDPConfig, ModelConfig, Recipe, RollbackConfig, StageConfig, Trigger
 
+LONGEST_TIMEOUT = 604_800  # seconds
 PRECISIONS = ("fp32", "amp_bf16")
 ATTN_IMPLEMENTATIONS = ("auto", "flash", "flex", "sdpa")
 SHUFFLE_ALGORITHMS = ("py1e", "py1s", "py1br", "py2s", "naive")  # Streaming's
@@ -27,6 +28,8 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     if not 0 <= recipe.seed < 2**31:
         yield "seed", f"{recipe.seed} is not in [0, 2**31)"
     yield from _positive("", recipe, "dist_timeout")
+    if recipe.dist_timeout > LONGEST_TIMEOUT:
+        yield "dist_timeout", f"{recipe.dist_timeout} seconds are more than {LONGEST_TIMEOUT}, a week"
     if recipe.save_folder is not None and not S3_FOLDER.fullmatch(recipe.save_folder):
         yield (
             "save_folder",
@@ -54,8 +57,11 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.data.num_workers < 0:
         yield "data.num_workers", f"{recipe.data.num_workers} is negative"
     unknown = set(recipe.loggers) - {"wandb"}
-    if recipe.loggers.get("wandb") is not None and not isinstance(recipe.loggers["wandb"], dict):
+    wandb = recipe.loggers.get("wandb")
+    if wandb is not None and not isinstance(wandb, dict):
         yield "loggers.wandb", "the arguments of Composer's WandBLogger are wanted, as in {project: mine}"
+    elif wandb is not None and not isinstance(wandb.get("init_kwargs") or {}, dict):
+        yield "loggers.wandb.init_kwargs", "the arguments of wandb.init are wanted, as in {mode: offline}"
     if unknown:
         yield "loggers", f"'{sorted(unknown)[0]}' is not known; there is wandb"
     if not recipe.stages:
@@ -167,7 +173,7 @@ def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
             yield key, f"{value:_} tokens do not lie within the stage's {duration:_}"
     if not any(isinstance(within[key], ValueError) for key in ("t_warmup", "t_decay")):
         both = within["t_warmup"] + within["t_decay"]
-        if both > duration:
+        if both > duration + 1:  # 0.5dur of an odd duration is rounded, twice
             yield "t_decay", f"warm-up and decay together take {both:_} tokens, the stage has {duration:_}"
     if not bad:
         yield from _ramp(stage)
@@ -179,8 +185,8 @@ def _rollback(rollback: RollbackConfig) -> Iterator[Problem]:
     triggers = {kind: value for kind, value in vars(rollback).items() if isinstance(value, Trigger)}
     for kind, trigger in triggers.items():
         yield from ((f"{kind}.{key}", complaint) for key, complaint in _trigger(trigger))
-        if kind in ("spike", "non_finite") and trigger.data == "replay" and trigger.lr is None:
-            yield kind, "would meet the same trouble again; give it an lr, or data: advance"
+        if trigger.data == "replay" and trigger.lr is None and trigger.weight_decay is None:
+            yield kind, "would go the same way again; give it an lr, a weight_decay, or data: advance"
 
 
 def _trigger(trigger: Trigger) -> Iterator[Problem]:

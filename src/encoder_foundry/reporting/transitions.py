@@ -116,11 +116,11 @@ def _changes(before: Update, after: Update) -> Iterator[tuple[str, str, object, 
     """What changes from one update to the next: its name, its key in the records, both values, and how to show them."""
     was, now = before.start, after.start
     mixtures = [update.plan.segments[update.start.segment].mixture for update in (before, after)]
-    if was.max_lr != now.max_lr:
+    if was.max_lr != now.max_lr or (was.lr != now.lr and (was.stage, before.rollbacks) != (now.stage, after.rollbacks)):
         lr = "learning rate"
-    elif was.stage == now.stage and was.lr < was.max_lr == now.lr:
+    elif was.lr < was.max_lr == now.lr:
         lr = "end of the warm-up, learning rate"
-    elif was.stage == now.stage and now.lr < now.max_lr == was.lr:
+    elif now.lr < now.max_lr == was.lr:
         lr = "start of the decay, learning rate"
     else:
         lr = None

@@ -50,7 +50,7 @@ def one_reason() -> Iterator[None]:
     """
     try:
         yield
-    except FoundryError as error:
+    except (FoundryError, OSError) as error:
         _get_default_store().set(REASON, str(error))
         raise
     except RuntimeError as error:

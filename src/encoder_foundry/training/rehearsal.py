@@ -5,6 +5,7 @@ Python installation holds, with a tokenizer of their own. The model to grow from
 weights: the real one is too large for a rehearsal's.
 """
 
+import shutil
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -19,7 +20,7 @@ from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.preparation.config import CorpusConfig, TokenizerConfig, TrainTokenizer
 from encoder_foundry.preparation.pipeline import prepare
 from encoder_foundry.preparation.readers import SourceConfig
-from encoder_foundry.recipe import Recipe
+from encoder_foundry.recipe import Recipe, load_recipe
 from encoder_foundry.recipe.schema import ModelConfig
 from encoder_foundry.run_folder import RunFolder
 from encoder_foundry.training.ranks import on_rank_zero
@@ -31,6 +32,7 @@ READERS = ("python_docstrings", "python_files", "distribution_readmes")
 def with_stand_ins(recipe: Recipe) -> Recipe:
     """A rehearsal's recipe with stand-ins for what is not there. Called on every rank; the first makes them."""
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=recipe.dist_timeout)
+    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
     if recipe.data.remote is None and not (Path(recipe.data.local) / "tokenizer/tokenizer.json").is_file():
         stand_in = f"{recipe.data.local}-rehearsal"
         if dist.get_global_rank() == 0:
@@ -42,10 +44,17 @@ def with_stand_ins(recipe: Recipe) -> Recipe:
         )
         on_rank_zero(lambda: prepare(_small_corpus(recipe)))
     if recipe.init_from is not None:
-        folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name).path / "grown_from"
-        recipe = replace(recipe, init_from=str(folder))
-        on_rank_zero(lambda: _make_source(recipe, folder))
+        recipe = replace(recipe, init_from=str(folder.path / "grown_from"))
+    on_rank_zero(lambda: _forget_another(recipe, folder))
+    if recipe.init_from is not None:
+        on_rank_zero(lambda: _make_source(recipe, Path(recipe.init_from)))
     return recipe
+
+
+def _forget_another(recipe: Recipe, folder: RunFolder) -> None:
+    """Remove a rehearsal of the same name, if it was of another recipe or on another number of processes."""
+    if folder.recipe.exists() and load_recipe(folder.recipe) != recipe:
+        shutil.rmtree(folder.path)
 
 
 def _small_corpus(recipe: Recipe) -> CorpusConfig:

@@ -36,7 +36,8 @@ def roll_back(recipe: Recipe, folder: RunFolder, store: CheckpointStore | None, 
             f"{folder.path}: at token {due.token:_} {trouble.why}; {saved}. Go on with other values for "
             f"what lies ahead, or let the run go back by itself with rollback.{trouble.trigger}"
         )
-    if len(rollbacks) >= recipe.rollback.max_rollbacks:
+    made = sum(rollback.trigger != "at" for rollback in rollbacks)
+    if trouble.trigger != "at" and made >= recipe.rollback.max_rollbacks:
         raise FoundryError(
             f"{folder.path}: at token {due.token:_} {trouble.why}; rollback.max_rollbacks, "
             f"{recipe.rollback.max_rollbacks}, have been made already (see {folder.ledger}); {saved}"
@@ -57,8 +58,16 @@ def roll_back(recipe: Recipe, folder: RunFolder, store: CheckpointStore | None, 
         weight_decay=trigger.weight_decay,
         data=trigger.data,
     )
+    plan = plan_in_force(recipe, rollbacks)
+    if plan.rolled_back(rollback).between(target.token, plan.total_tokens) == plan.between(
+        target.token, plan.total_tokens
+    ):
+        raise FoundryError(
+            f"{folder.path}: at token {due.token:_} {trouble.why}; going back to token {target.token:_} once more "
+            f"would lead to the same again: give rollback.{trouble.trigger} another lr, or data: advance"
+        )
     number = len(rollbacks) + 1
-    batch = plan_in_force(recipe, rollbacks).at(due.token).update
+    batch = plan.at(due.token).update
     line = {"number": number, "batch": batch, "to_batch": target.batch} | asdict(rollback)
     append_line(folder.ledger, line, durable=True)
     folder.tidy_up()

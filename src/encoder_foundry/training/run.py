@@ -38,11 +38,10 @@ from encoder_foundry.model.composer_model import METRICS, ComposerMaskedLM
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.optim.decay_groups import decay_groups
 from encoder_foundry.optim.stable_adamw import StableAdamW
-from encoder_foundry.recipe import Plan, Recipe, load_recipe
-from encoder_foundry.recipe.changes import check_changes
+from encoder_foundry.recipe import Plan, Recipe
 from encoder_foundry.recipe.plan import Rollback, named_tokens, plan_in_force, set_rollback
 from encoder_foundry.recipe.schema import StageConfig
-from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
+from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, write_whole
 from encoder_foundry.training.allocator import keep_freed_memory
 from encoder_foundry.training.first_weights import first_weights
 from encoder_foundry.training.ranks import on_each_node, on_rank_zero, one_reason
@@ -107,20 +106,16 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
     folder.tidy_up()
     rollbacks, checkpoint = folder.rollbacks(), folder.newest_checkpoint()
     start = Start(plan_in_force(recipe, rollbacks), rollbacks, checkpoint)
-    if checkpoint is not None and start.token == start.plan.total_tokens:
-        print(f"{folder.path}: finished, all {start.token:_} tokens; nothing to do")
-        return None
     if checkpoint is not None:
-        try:
-            changes = check_changes(load_recipe(folder.recipe), recipe, rollbacks, start.token)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{folder.path}: {error} (the run's recipe is {folder.recipe})") from error
-        for change in changes:
+        for change in folder.changes(recipe):
             print(f"changed since the last start: {change}")
+        if start.token == start.plan.total_tokens:
+            print(f"{folder.path}: finished, all {start.token:_} tokens; nothing to do")
+            return None
         print(f"{folder.path}: going on from {checkpoint.folder.name}, token {start.token:_}", flush=True)
     folder.path.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.structured(recipe), folder.recipe)
-    folder.plan.write_text(json.dumps(start.plan.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_whole(folder.recipe, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+    write_whole(folder.plan, json.dumps(start.plan.to_json(), indent=2) + "\n")
     return start
 
 
