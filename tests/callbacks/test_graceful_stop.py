@@ -1,0 +1,68 @@
+"""SIGTERM stops a run after a checkpoint, whenever it comes."""
+
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+from composer.core import Timestamp
+from composer.core.engine import sigterm_handler
+from composer.devices import DeviceCPU
+
+from encoder_foundry.callbacks import graceful_stop
+from encoder_foundry.callbacks.graceful_stop import GracefulStop
+from encoder_foundry.errors import StopRequested
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    graceful_stop._requested.clear()
+
+
+def at_update(batch: int, of: int = 9) -> SimpleNamespace:
+    """What the callback looks at of Composer's state."""
+    return SimpleNamespace(device=DeviceCPU(), timestamp=Timestamp(batch=batch), max_duration=f"{of}ba")
+
+
+def stopping() -> tuple[GracefulStop, list[int]]:
+    saved: list[int] = []
+    saver = SimpleNamespace(save=lambda state, logger: saved.append(state.timestamp.batch.value))
+    return GracefulStop(saver), saved
+
+
+def test_a_signal_that_comes_while_a_rollback_changes_trainers_is_not_lost():
+    (before, _), (after, saved) = stopping(), stopping()
+    before.fit_start(at_update(0), None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    after.fit_start(at_update(3), None)
+    with pytest.raises(StopRequested, match="stopped by SIGTERM after update 4, which is saved"):
+        after.batch_checkpoint(at_update(4), None)
+    assert saved == [4]
+
+
+def test_a_second_signal_exits_at_once():
+    stop, saved = stopping()
+    stop.fit_start(at_update(0), None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is sigterm_handler
+    with pytest.raises(SystemExit):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert saved == []
+
+
+def test_a_run_that_is_done_anyway_just_ends():
+    stop, saved = stopping()
+    stop.fit_start(at_update(0), None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop.batch_checkpoint(at_update(9), None)
+    assert saved == []
+
+
+def test_without_a_signal_nothing_happens():
+    stop, saved = stopping()
+    stop.fit_start(at_update(0), None)
+    stop.batch_checkpoint(at_update(4), None)
+    assert saved == []
