@@ -213,7 +213,7 @@ def build_trainer(
             GracefulStop(saver),
         ],
         eval_dataloader=[_stage_end_evaluator(plan, data, name, stage) for name, stage in recipe.stages.items()],
-        loggers=_loggers(recipe, folder),
+        loggers=_loggers(recipe, folder, rollbacks),
         progress_bar=recipe.progress_bar,
         load_path=str(start.checkpoint.folder) if start.checkpoint else None,
         load_ignore_keys=NOT_LOADED,
@@ -221,15 +221,18 @@ def build_trainer(
     )
 
 
-def _loggers(recipe: Recipe, folder: RunFolder) -> list[LoggerDestination]:
+def _loggers(recipe: Recipe, folder: RunFolder, rollbacks: int) -> list[LoggerDestination]:
     if recipe.loggers.get("wandb") is None:
         return []
     arguments = dict(recipe.loggers["wandb"])
+    # one W&B run through all resumes; a rollback begins another of the group, since W&B takes no step twice
+    again = f"-{rollbacks}" if rollbacks else ""
+    arguments = {"name": f"{recipe.run_name}{again}", "group": recipe.run_name} | arguments
     wandb_run = {}
-    if dist.get_global_rank() == 0:  # the only one that logs; one W&B run through rollbacks and resumes
+    if dist.get_global_rank() == 0:  # the only one that logs
         if not folder.wandb_id.exists():
             folder.wandb_id.write_text(secrets.token_hex(4), encoding="ascii")
-        wandb_run = {"id": folder.wandb_id.read_text(encoding="ascii"), "resume": "allow"}
+        wandb_run = {"id": folder.wandb_id.read_text(encoding="ascii") + again, "resume": "allow"}
     init_kwargs = {"dir": str(folder.path)} | wandb_run | (arguments.pop("init_kwargs", None) or {})
     try:
         return [WandBLogger(**arguments, init_kwargs=init_kwargs)]
