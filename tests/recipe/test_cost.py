@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from encoder_foundry import compile_plan, load_recipe
+from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.model.initialisation import initialise
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.optim.stable_adamw import StableAdamW
@@ -122,3 +123,9 @@ def test_a_checkpoint_is_as_large_as_weights_and_optimizer_state():
     state = [tensor for values in optimizer.state.values() for tensor in values.values()]
     size = sum(tensor.nbytes for tensor in [*network.parameters(), *state])
     assert cost(recipe, compile_plan(recipe)).checkpoint_bytes == pytest.approx(size, rel=1e-4)
+
+
+def test_an_absurd_number_of_checkpoints_is_refused_and_not_counted_out():
+    recipe = load_recipe("yamls/main/nano.yaml", ["stages.pretrain.duration=1_000_000_000_000_000_000tok"])
+    with pytest.raises(ConfigurationError, match="'save_interval': 25ba makes more than 1_000_000 checkpoints"):
+        cost(recipe, compile_plan(recipe))

@@ -21,6 +21,7 @@ from encoder_foundry.recipe.plan import Plan, Segment, named_tokens
 from encoder_foundry.recipe.schema import ModelConfig, Recipe
 
 FORWARD_AND_BACK = 3  # forward passes that the two take together
+MOST_CHECKPOINTS = 1_000_000
 BYTES_A_PARAMETER = 12  # of a checkpoint: the weight and StableAdamW's two moments, float32 each
 
 # Operations a second of one GPU in bf16 on dense matrices, from the makers' data sheets (NVIDIA prints twice as much,
@@ -172,6 +173,10 @@ def _interval_tokens(save_interval: str, plan: Plan) -> set[int]:
     """The ends of the updates at which Composer's CheckpointSaver is due: they reach or pass a multiple of it."""
     number, unit = re.fullmatch(r"([0-9_]+)([a-z]+)", save_interval).groups()
     interval, count, tokens = int(number), 0, set()
+    rows = sum(segment.updates * segment.rows for segment in plan.segments)
+    whole = {"ba": plan.total_updates, "tok": plan.total_tokens, "sp": rows}[unit]
+    if min(whole // interval, plan.total_updates) > MOST_CHECKPOINTS:
+        raise ConfigurationError(f"'save_interval': {save_interval} makes more than {MOST_CHECKPOINTS:_} checkpoints")
     for segment in plan.segments:
         step = {"ba": 1, "tok": segment.tokens_per_update, "sp": segment.rows}[unit]
         end = count + segment.updates * step
