@@ -3,10 +3,13 @@
 import shutil
 
 import pytest
+from omegaconf import OmegaConf
 
-from encoder_foundry.errors import FoundryError
+from encoder_foundry import load_recipe
+from encoder_foundry.errors import ConfigurationError, FoundryError
 from encoder_foundry.reporting.transitions import print_transitions, transitions
 from encoder_foundry.run_folder import RunFolder
+from encoder_foundry.training.rehearsal import _forget_another
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +58,19 @@ def test_what_did_not_go_as_planned_is_named(rehearsed, tmp_path, capsys):
     with pytest.raises(FoundryError, match=r"2 of \d+ did not go as planned: theta 10,000 → 160,000; checkpoints"):
         print_transitions(other)
     assert "nowhere" in capsys.readouterr().out
+
+
+def test_a_rehearsal_takes_the_place_of_another_but_never_of_a_run(tmp_path):
+    recipe = load_recipe("yamls/main/nano.yaml", ["rehearse=true"])
+    folder = RunFolder(tmp_path / "nano-rehearsal")
+    for rehearse, lr in ((True, 1e-3), (True, 2e-3), (False, 1e-3)):
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        there = load_recipe("yamls/main/nano.yaml", [f"rehearse={rehearse}", f"stages.pretrain.lr={lr}"])
+        folder.recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(there)))
+        if rehearse:
+            _forget_another(recipe, folder)
+            assert folder.path.exists() == (there == recipe)
+        else:
+            with pytest.raises(ConfigurationError, match="a run, and no rehearsal, has the name"):
+                _forget_another(recipe, folder)
+            assert folder.checkpoints.exists()

@@ -14,6 +14,7 @@ import torch
 from composer.utils import dist
 
 from encoder_foundry.data.shards import open_corpus
+from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.interop.huggingface import export_model
 from encoder_foundry.model.initialisation import initialise
 from encoder_foundry.model.masked_lm import MaskedLM
@@ -52,8 +53,19 @@ def with_stand_ins(recipe: Recipe) -> Recipe:
 
 
 def _forget_another(recipe: Recipe, folder: RunFolder) -> None:
-    """Remove a rehearsal of the same name, if it was of another recipe or on another number of processes."""
-    if folder.recipe.exists() and load_recipe(folder.recipe) != recipe:
+    """Remove a rehearsal of the same name, if it was of another recipe or on another number of processes.
+
+    Raises:
+        ConfigurationError: what has the name is no rehearsal.
+    """
+    if not folder.recipe.exists():
+        return
+    there = load_recipe(folder.recipe)
+    if not there.rehearse:
+        raise ConfigurationError(
+            f"{folder.path}: a run, and no rehearsal, has the name that this rehearsal would take; give another run_name"
+        )
+    if there != recipe:
         shutil.rmtree(folder.path)
 
 
