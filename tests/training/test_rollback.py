@@ -87,7 +87,8 @@ def test_a_spike_is_gone_back_from(tiny):
     assert first["trigger"] == "spike"
     assert "robust deviations" in first["why"]
     assert first["to_token"] <= first["token"] - 2 * 768
-    assert run.returncode in (0, 2)  # it may well jitter again
+    if run.returncode != 0:  # it may well jitter again
+        assert "rollback.max_rollbacks, 1, have been made already" in run.stderr
 
 
 def _train_watching_memory(recipe_path: Path) -> None:
