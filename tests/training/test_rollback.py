@@ -74,6 +74,9 @@ def test_without_a_trigger_a_loss_that_is_no_number_ends_the_run_and_leaves_the_
     assert "at token 8_192 the loss is nan; the last checkpoint before it is" in error
     assert "checkpoints/ba12. Go on with other values for what lies ahead" in error
     assert RunFolder(tiny.folder / "runs/nan").newest_checkpoint().batch == 12
+    mended = tiny.launch("run_name=nan", "rollback.at=null", "stages.extend.lr=3e-3")
+    assert mended.returncode == 0, mended.stderr[-4000:]
+    assert all(record["loss"] < 10 for record in records(tiny.folder / "runs/nan"))
 
 
 @pytest.mark.long
