@@ -1,5 +1,6 @@
 """What one rank does for all of them, or for those of its node, and what it tells them."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -9,6 +10,8 @@ from torch.distributed import DistError
 from torch.distributed.distributed_c10d import _get_default_store
 
 from encoder_foundry.errors import FoundryError
+
+log = logging.getLogger(__name__)
 
 Outcome = TypeVar("Outcome")
 REASON = "encoder_foundry/reason"  # key in the store
@@ -51,6 +54,8 @@ def one_reason() -> Iterator[None]:
     try:
         yield
     except (FoundryError, OSError) as error:
+        if isinstance(error, OSError):  # the terminal gets one line
+            log.error("a file could not be read or written", exc_info=error)
         _get_default_store().set(REASON, str(error))
         raise
     except RuntimeError as error:
