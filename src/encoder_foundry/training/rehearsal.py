@@ -63,7 +63,7 @@ def _forget_another(recipe: Recipe, folder: RunFolder) -> None:
     there = load_recipe(folder.recipe)
     if not there.rehearse:
         raise ConfigurationError(
-            f"{folder.path}: a run, and no rehearsal, has the name that this rehearsal would take; give another run_name"
+            f"{folder.path}: a run, and no rehearsal, has the name that this one would take; give another run_name"
         )
     if there != recipe:
         shutil.rmtree(folder.path)
