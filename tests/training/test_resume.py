@@ -67,3 +67,9 @@ def test_a_set_rollback_that_has_been_made_cannot_change():
     assert check_changes(recipe, changed, [], made.to_token)
     with pytest.raises(ConfigurationError, match=r"'rollback\.at\.lr': 0\.0001 → 1e-05: that rollback has been made"):
         check_changes(recipe, changed, [made], made.to_token)
+
+
+def test_a_set_rollback_cannot_be_added_behind_the_run(resume):
+    with pytest.raises(ConfigurationError, match=r"'rollback\.at\.token': 200_000tok lies behind the run, which is at"):
+        resume("rollback.at={token: 200_000tok, to: 100_000tok, lr: 1e-4}")
+    assert resume("rollback.at={token: 700_000tok, to: 100_000tok, lr: 1e-4}")

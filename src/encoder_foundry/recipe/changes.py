@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.recipe.plan import Plan, Rollback, Segment, plan_in_force
+from encoder_foundry.recipe.plan import Plan, Rollback, Segment, plan_in_force, set_rollback
 from encoder_foundry.recipe.schema import Recipe
 
 # What every update depends on, so that a run that has begun keeps it.
@@ -43,6 +43,12 @@ def check_changes(before: Recipe, after: Recipe, rollbacks: Sequence[Rollback], 
         if change.key.startswith("rollback.at") and any(rollback.trigger == "at" for rollback in rollbacks):
             raise ConfigurationError(f"'{change.key}': {change.before} → {change.after}: that rollback has been made")
     old, new = plan_in_force(before, rollbacks), plan_in_force(after, rollbacks)
+    set_now = set_rollback(after, new)
+    if before.rollback.at != after.rollback.at and set_now is not None and set_now.token <= token:
+        raise ConfigurationError(
+            f"'rollback.at.token': {after.rollback.at.token} lies behind the run, which is at {token:_}; "
+            "give a later one"
+        )
     if token > new.total_tokens or _trained(old, token) != _trained(new, token):
         reached = list(old.stage_ends)[: old.segment_at(token).stage_index + 1]
         keys = [change.key for change in changes if not change.key.endswith(FREE_IN_STAGE)]
