@@ -6,7 +6,6 @@ This folder is first on sys.path, so it holds nothing that could be imported in 
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
@@ -14,6 +13,7 @@ from encoder_foundry.errors import FoundryError
 from encoder_foundry.preparation.config import load_corpus_config
 from encoder_foundry.preparation.pipeline import prepare
 from encoder_foundry.preparation.report import table
+from encoder_foundry.preparation.statistics import Statistics
 
 
 def main() -> int:
@@ -26,12 +26,15 @@ def main() -> int:
     logging.getLogger("encoder_foundry").setLevel(logging.INFO)
     try:
         config = load_corpus_config(arguments.config, arguments.overrides)
-        prepare(config)
-        Console().print(table(Path(config.out)))
+        if prepare(config):
+            Console().print(table(config.out, Statistics.read(config.out)))
+        else:
+            print(f"submitted; give the same command again when the jobs have ended, to see what is in {config.out}")
     except FoundryError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":  # a worker process imports this file, too
+    sys.exit(main())

@@ -21,4 +21,5 @@ def config(tmp_path) -> CorpusConfig:
         row_lengths=[64, 1024],
         validation=0.2,
         out=str(tmp_path / "out"),
+        executor={"local": {"workers": 1}},
     )

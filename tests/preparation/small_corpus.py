@@ -16,3 +16,8 @@ def sentences(seed: int, documents: int) -> list[str]:
     """Texts of 10 to 600 words."""
     generator = random.Random(seed)
     return [" ".join(generator.choices(WORDS, k=generator.randint(10, 600))) for _ in range(documents)]
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """All files below a folder, by name."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}

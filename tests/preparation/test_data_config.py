@@ -22,6 +22,10 @@ def good(tmp_path):
     }
 
 
+def with_filter(entry):
+    return {"sources": {"mine": {"reader": "python_files", "filters": [entry]}}}
+
+
 def load(content, tmp_path):
     path = tmp_path / "data.yaml"
     OmegaConf.save(OmegaConf.create(content), path)
@@ -60,7 +64,15 @@ def test_the_nano_configuration_loads_and_takes_overrides():
         ({"row_lengths": [512, 512]}, "row_lengths", "once"),
         ({"validation": 0}, "validation", "between 0 and 1"),
         ({"validation": 1.5}, "validation", "between 0 and 1"),
-        ({"out": "s3://bucket/x"}, "out", "local folder"),
+        ({"out": ".."}, "out", "a folder is wanted"),
+        ({"work": "s3://bucket/x"}, "work", "a disk that all workers share"),
+        ({"stride": 1022}, "stride", "1022 is not less than"),
+        ({"deduplication": "fuzzy"}, "deduplication", "exact or minhash"),
+        ({"deduplication": {"minhash": {"ngrams": 5}}}, "deduplication", "unknown option 'ngrams'"),
+        ({"executor": {"slurm": {"time": "1:00:00"}}}, "executor", "'partition' is wanted"),
+        (with_filter("GopherQuality"), "sources.mine.filters", "no filter 'GopherQuality'; there are"),
+        (with_filter({"URLFilter": {"domains": []}}), "sources.mine.filters", "unknown argument 'domains'"),
+        (with_filter({"URLFilter": 3}), "sources.mine.filters", "arguments are wanted by name"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_key(good, tmp_path, change, key, complaint):

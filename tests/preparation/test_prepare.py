@@ -1,61 +1,87 @@
 """The whole way from texts to shards, on a small corpus, read back by Streaming."""
 
+import fcntl
+import json
 import math
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
-import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from streaming import StreamingDataset
 
 from encoder_foundry.data.rows import Manifest, decode_row
 from encoder_foundry.errors import DataError
-from encoder_foundry.preparation import pipeline
-from encoder_foundry.preparation.config import TokenizerConfig, TrainTokenizer
-from encoder_foundry.preparation.corpus import gather
-from encoder_foundry.preparation.pipeline import prepare
+from encoder_foundry.preparation import stages
+from encoder_foundry.preparation.config import CorpusConfig, TokenizerConfig, TrainTokenizer
+from encoder_foundry.preparation.pipeline import prepare, work_folder
 from encoder_foundry.preparation.report import table
+from encoder_foundry.preparation.stages import side
 from encoder_foundry.preparation.statistics import Statistics
 from encoder_foundry.preparation.tokenizer import CorpusTokenizer
-from tests.preparation.small_corpus import sentences, write_jsonl
+from tests.preparation.small_corpus import content, sentences, write_jsonl
 
 
-def content(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+def samples_of(directory: Path) -> list[dict]:
+    return list(StreamingDataset(local=str(directory), shuffle=False, batch_size=1))
 
 
-def rows_of(directory: Path) -> list[list[np.ndarray]]:
-    return [decode_row(sample) for sample in StreamingDataset(local=str(directory), shuffle=False, batch_size=1)]
+def texts_of(config: CorpusConfig, source: str, split: str) -> list[str]:
+    """The texts that a source's file has for one side, in order, read as simply as can be."""
+    reader = config.sources[source]
+    lines = Path(reader.path).read_text(encoding="utf-8").splitlines()
+    texts = dict.fromkeys(json.loads(line)[reader.text_column or "text"] for line in lines)
+    return [
+        text
+        for text in texts
+        if len(text) >= 32 and side(sha256(text.encode()).digest(), config.validation) == split
+    ]
 
 
 def test_shards_hold_every_document_of_the_corpus_and_manifests_tell_the_truth(config):
     prepare(config)
     out = Path(config.out)
     tokenizer = CorpusTokenizer(out / "tokenizer")
-    corpus = gather(config.sources, config.validation)
-    for source, row_length, split in product(corpus.sources, config.row_lengths, ("train", "validation")):
-        directory = out / source.name / str(row_length) / split
-        rows = rows_of(directory)
-        documents = [document for row in rows for document in row]
-        tokens = sum(map(len, documents))
+    for source, row_length, split in product(config.sources, config.row_lengths, ("train", "validation")):
+        directory = out / source / str(row_length) / split
+        documents = [document for sample in samples_of(directory) for document in decode_row(sample)]
+        rows, tokens = len(samples_of(directory)), sum(map(len, documents))
         assert Manifest.read(directory) == Manifest(
-            source=source.name,
+            source=source,
             split=split,
             row_length=row_length,
-            rows=len(rows),
+            rows=rows,
             documents=len(documents),
             tokens=tokens,
-            fill=tokens / (len(rows) * row_length),
+            fill=tokens / (rows * row_length),
             tokenizer=tokenizer.fingerprint,
         )
-        assert max(sum(map(len, row)) for row in rows) <= row_length
-        assert all(d[0] == tokenizer.cls_id and d[-1] == tokenizer.sep_id for d in documents)
+        assert all(document[0] == tokenizer.cls_id and document[-1] == tokenizer.sep_id for document in documents)
         expected = Counter()
-        for ids in tokenizer.encode([document.text for document in source.documents[split]]):
-            expected.update(bytes(ids[at : at + row_length - 2]) for at in range(0, len(ids), row_length - 2))
-        assert Counter(bytes(document[1:-1].astype(np.uint32)) for document in documents) == expected
+        for text in texts_of(config, source, split):
+            expected.update(tokenizer.encode([text])[0].tolist())
+        if split == "validation":  # a training part's last row may be left out
+            assert Counter(token for document in documents for token in document[1:-1].tolist()) == expected
+
+
+def test_a_row_leads_back_to_its_documents(config):
+    prepare(config)
+    out = Path(config.out)
+    tokenizer = CorpusTokenizer(out / "tokenizer")
+    for source, split in product(config.sources, ("train", "validation")):
+        there = pq.read_table(out / source / "documents" / split / "00000.parquet").to_pylist()
+        lines = Path(config.sources[source].path).read_text(encoding="utf-8").splitlines()
+        for sample in samples_of(out / source / "1024" / split):
+            for number, document in zip(sample["documents"], decode_row(sample), strict=True):
+                entry = there[number]
+                path, line = entry["id"].rsplit(":", 1)
+                text = json.loads(lines[int(line) - 1])[config.sources[source].text_column or "text"]
+                assert path == config.sources[source].path
+                assert entry["bytes"] == len(text.encode())
+                assert tokenizer.decode(document[1:-1]) in text
 
 
 def test_a_last_row_that_cannot_be_filled_is_reported_when_it_is_left_out(config, caplog):
@@ -67,21 +93,31 @@ def test_a_last_row_that_cannot_be_filled_is_reported_when_it_is_left_out(config
 
 def test_statistics_count_the_corpus_and_give_the_held_out_entropy(config):
     prepare(config)
-    statistics = Statistics.read(Path(config.out))
-    corpus = gather(config.sources, config.validation)
+    statistics = Statistics.read(config.out)
     tokenizer = CorpusTokenizer(Path(config.out, "tokenizer"))
     held_out = Counter()
-    for source in corpus.sources:
-        texts = [document.text for document in source.documents["validation"]]
-        ids = tokenizer.encode(texts)
-        counts = statistics.sources[source.name].validation
-        assert (counts.documents, counts.tokens) == (len(texts), sum(map(len, ids)))
+    for source in config.sources:
+        texts = texts_of(config, source, "validation")
+        tokens, _ = tokenizer.encode(texts)
+        counts = statistics.sources[source].validation
+        assert (counts.documents, counts.tokens) == (len(texts), len(tokens))
         assert counts.bytes == sum(len(text.encode()) for text in texts)
-        held_out.update(id_ for document in ids for id_ in document.tolist())
+        held_out.update(tokens.tolist())
     total = held_out.total()
     entropy = -sum(count / total * math.log(count / total) for count in held_out.values())
     assert statistics.unigram_entropy == pytest.approx(entropy)
-    assert table(Path(config.out)).row_count == 4
+    assert table("small", statistics).renderables[0].row_count == 4
+
+
+def test_a_number_of_documents_is_held_out_and_none_of_the_others_that_could_be_is_trained_on(config, monkeypatch):
+    monkeypatch.setattr(stages, "RESERVED", 0.2)
+    prepare(replace(config, validation=5))
+    statistics = Statistics.read(config.out)
+    for source in config.sources:
+        counts = statistics.sources[source]
+        assert counts.validation.documents == 5
+        assert counts.train.documents == len(texts_of(config, source, "train"))
+        assert counts.left_out["held out and not wanted"] == len(texts_of(config, source, "validation")) - 5
 
 
 def test_the_same_input_gives_the_same_bytes(config, tmp_path):
@@ -90,14 +126,14 @@ def test_the_same_input_gives_the_same_bytes(config, tmp_path):
     assert content(tmp_path / "out") == content(tmp_path / "again")
 
 
-def test_running_again_changes_nothing_and_says_so(config, caplog, monkeypatch):
+def test_running_again_changes_nothing_and_says_so(config, caplog):
     prepare(config)
     before = content(Path(config.out))
-    monkeypatch.setattr(pipeline, "_make", None)
     with caplog.at_level("INFO"):
-        prepare(config)
+        assert prepare(config)
     assert "nothing to do" in caplog.text
     assert content(Path(config.out)) == before
+    assert not work_folder(config).exists()
 
 
 @pytest.mark.parametrize(
@@ -133,25 +169,55 @@ def test_a_folder_of_something_else_is_refused_and_kept(config, tmp_path):
     assert content(tmp_path / "out") == {"thesis.txt": b"precious"}
 
 
-def test_an_interrupted_run_leaves_nothing_that_looks_whole_and_does_not_stand_in_the_way(config, monkeypatch):
-    written = []
+class Interrupted(BaseException):
+    pass
 
-    def interrupted(documents, tokenizer, out, *rest):
-        if len(written) == 5:
-            raise KeyboardInterrupt
-        written.append(out)
-        write(documents, tokenizer, out, *rest)
 
-    write = pipeline._write_rows
-    monkeypatch.setattr(pipeline, "_write_rows", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+def test_an_interrupted_run_leaves_nothing_that_looks_whole_and_is_gone_on_with(config, tmp_path, monkeypatch):
+    def interrupted(work, rank, *rest):
+        if rank == 2:
+            raise Interrupted
+        written.append(rank)
+        write(work, rank, *rest)
+
+    prepare(replace(config, out=str(tmp_path / "undisturbed")))
+    written, write = [], stages.write_shards
+    monkeypatch.setattr(stages, "write_shards", interrupted)
+    with pytest.raises(Interrupted):
         prepare(config)
-    assert len(written) == 5
-    assert not written[0].exists()
     assert not Path(config.out).exists()
-    monkeypatch.undo()
-    prepare(config)
-    assert Statistics.read(Path(config.out))
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "read", None)  # nothing is read again
+        patched.setattr(stages, "write_shards", lambda work, rank, *rest: (written.append(rank), write(work, rank, *rest)))
+        prepare(config)
+    assert written == [0, 1, 2, 3]  # two parts and two validation splits, each once
+    assert content(Path(config.out)) == content(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"row_lengths": [64]}, "row_lengths"), ({"tokenizer": TokenizerConfig(train=TrainTokenizer(384))}, "tokenizer")],
+)
+def test_unfinished_work_is_not_gone_on_with_by_other_settings(config, change, named, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(stages, "write_shards", interrupt)
+        prepare(config)
+    with pytest.raises(DataError, match=rf"unfinished work.*other values of {named}; delete it"):
+        prepare(replace(config, **change))
+    assert work_folder(config).exists()
+
+
+def interrupt(*_):
+    raise Interrupted
+
+
+def test_a_second_preparation_of_the_same_folder_waits_for_the_first_to_end(config):
+    folder = work_folder(config)
+    folder.mkdir()
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another `python data_prep` is at work there"):
+            prepare(config)
 
 
 def test_a_tokenizer_brought_along_is_used_and_stored_beside_the_shards(config, tmp_path):

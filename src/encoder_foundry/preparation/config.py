@@ -2,10 +2,11 @@
 second, before a document is read and before torch is imported."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.preparation.readers import READERS, SourceConfig, matches
@@ -35,8 +36,18 @@ class CorpusConfig:
     sources: dict[str, SourceConfig]  # by name; the name is the folder of the source's shards
     tokenizer: TokenizerConfig
     row_lengths: list[int]  # in tokens, [CLS] and [SEP] included
-    out: str  # the folder for tokenizer, shards and statistics
-    validation: float = 0.01  # the fraction of documents held out
+    out: str  # the folder for tokenizer, shards and statistics; local, or on an object store (s3://…)
+    validation: float = 0.01  # held out of each source: a fraction of its documents, or, from 1 on, a number of them
+    stride: int = 0  # content tokens that the pieces of a document longer than a row share
+    deduplication: Any = "exact"  # or minhash, or {minhash: {language: en, n_grams: 5, …}} as datatrove names them
+    max_bad_documents: int = 100  # a part of a source with more that cannot be read ends the preparation
+    executor: dict[str, Any] = field(default_factory=lambda: {"local": {}})  # local, slurm or ray, with its options
+    work: str | None = None  # the folder for what is under way; a hidden one beside `out` if not given
+
+    @property
+    def name(self) -> str:
+        """What jobs are called after."""
+        return Path(self.out).name
 
 
 def load_corpus_config(path: str | Path, overrides: Iterable[str] = ()) -> CorpusConfig:
@@ -65,10 +76,45 @@ def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
     for row_length in config.row_lengths:
         if row_length < 3:
             yield "row_lengths", f"{row_length} is too short: [CLS], a token and [SEP] already make 3"
-    if not 0 < config.validation < 1:
-        yield "validation", f"a fraction between 0 and 1 is wanted, not {config.validation}"
-    if "://" in config.out or not Path(config.out).name:
-        yield "out", f"a local folder is wanted, as in data/mine, not '{config.out}'"
+    if config.validation <= 0 or (config.validation > 1 and config.validation != int(config.validation)):
+        yield "validation", f"a fraction between 0 and 1 or a number of documents is wanted, not {config.validation}"
+    if not 0 <= config.stride < min(config.row_lengths, default=3) - 2:
+        yield "stride", f"{config.stride} is not less than what a row of {min(config.row_lengths)} holds of a document"
+    if not Path(config.out).name:
+        yield "out", f"a folder is wanted, as in data/mine, not '{config.out}'"
+    if config.work is not None and "://" in config.work:
+        yield "work", f"a folder on a disk that all workers share is wanted, not '{config.work}'"
+    yield from _reported("deduplication", lambda: minhash_options(config.deduplication))
+    if config.executor != {"local": {}}:
+        from encoder_foundry.preparation.executors import check_executor
+
+        yield from _reported("executor", lambda: check_executor(config.executor))
+
+
+def minhash_options(deduplication: Any) -> dict | None:
+    """The options of MinHash deduplication; none where only exact duplicates are to be dropped.
+
+    Raises:
+        ConfigurationError: neither.
+    """
+    known = ("language", "n_grams", "num_buckets", "hashes_per_bucket", "seed")
+    if deduplication == "exact":
+        return None
+    if deduplication == "minhash":
+        return {}
+    if not isinstance(deduplication, dict) or list(deduplication) != ["minhash"]:
+        raise ConfigurationError(f"exact or minhash is wanted, not '{deduplication}'")
+    options = dict(deduplication["minhash"] or {})
+    if unknown := sorted(options.keys() - set(known)):
+        raise ConfigurationError(f"minhash: unknown option '{unknown[0]}'; there are {', '.join(known)}")
+    return options
+
+
+def _reported(key: str, check: Callable[[], Any]) -> Iterable[tuple[str, str]]:
+    try:
+        check()
+    except ConfigurationError as error:
+        yield key, str(error)
 
 
 def _source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str]]:
@@ -91,6 +137,11 @@ def _source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str
         yield f"{key}.path", f"nothing is there: {source.path}"
     if source.text_column is not None and not reader.text_column:
         yield f"{key}.text_column", f"the reader {source.reader} reads no columns"
+    if source.filters:
+        from encoder_foundry.preparation.filters import make_filter
+
+        for entry in source.filters:
+            yield from _reported(f"{key}.filters", lambda entry=entry: make_filter(entry))
 
 
 def _tokenizer_problems(tokenizer: TokenizerConfig) -> Iterable[tuple[str, str]]:

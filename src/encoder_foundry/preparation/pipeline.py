@@ -1,175 +1,150 @@
-"""A corpus to packed shards: gather, split, tokenizer, tokenise once, pack for every row length, write.
+"""A corpus to a tokenizer and packed shards, in stages that any number of workers share.
 
-The result is a folder:
+    documents   read, filter, split
+    duplicates  find them, exact and, if asked for, near ones
+    tokenizer   trained or copied
+    shards      tokenise once, pack for every row length, write
+    finish      indices, manifests, statistics
+
+The result is a folder, or the same below an address of an object store:
 
     out/tokenizer/                                 a Hugging Face fast tokenizer
-    out/<source>/<row_length>/<split>/             MDS shards (zstd, hashed), index.json, manifest.json
+    out/<source>/<row_length>/<split>/             index.json, manifest.json, and a folder of MDS shards for each part
+    out/<source>/documents/<split>/<part>.parquet  which documents are in those shards: id, bytes, tokens
+    out/bad_input.jsonl                            what could not be read
     out/statistics.json                            counts, unigram entropy, and what all this was made from
 
-Two decisions. The folder appears whole or not at all: everything is written in a hidden sibling and renamed at the
-end, so nobody has to tell finished shards from those of an interrupted run. And nothing is ever overwritten: a
-folder made from the same settings and the same texts is left as it is, any other is refused.
-
-The corpus and its tokens are held in memory.
+Three decisions. A local folder appears whole or not at all: it grows in the work folder and is renamed at the end, so
+nobody has to tell finished shards from those of an interrupted run; on a store the manifests come last. Nothing is ever
+overwritten: a folder made from the same settings and the same sources is left as it is, any other is refused. And what
+was interrupted goes on with the tasks that are not finished, when the same command is given again.
 """
 
+import fcntl
+import json
 import logging
-import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import numpy as np
-
-from encoder_foundry.data.packing import cut, drop_remainder, pack
-from encoder_foundry.data.rows import SHARD_HASH, Manifest, columns, encode_row, fingerprint, token_dtype
+from encoder_foundry.data.rows import fingerprint
 from encoder_foundry.errors import DataError
+from encoder_foundry.preparation import executors, readers, stores
 from encoder_foundry.preparation.config import CorpusConfig
-from encoder_foundry.preparation.corpus import SPLITS, Corpus, gather
-from encoder_foundry.preparation.statistics import Counts, SourceStatistics, Statistics, unigram_entropy
-from encoder_foundry.preparation.tokenizer import CorpusTokenizer, open_fast, save_copy, save_trained, train_tokenizer
+from encoder_foundry.preparation.stages import stages_of
+from encoder_foundry.preparation.statistics import FILE, Statistics
+from encoder_foundry.preparation.tokenizer import open_fast
+from encoder_foundry.preparation.work import Work
 
-FORMAT = 1  # raised whenever the same texts and settings would give other shards
+FORMAT = 2  # raised whenever the same texts and settings would give other shards
 
 log = logging.getLogger(__name__)
 
-Tokens = dict[tuple[str, str], list[np.ndarray]]  # (source, split) → content ids of each document
 
-
-def prepare(config: CorpusConfig) -> None:
+def prepare(config: CorpusConfig) -> bool:
     """Make the shards that `config` describes, unless they are there.
 
+    Returns:
+        Whether they are there now; on Slurm the jobs were submitted.
+
     Raises:
-        DataError: a source, a tokenizer or `config.out` that cannot be used; `config.out` is then as it was.
+        DataError: a source, a tokenizer or `config.out` that cannot be used; `config.out` is then as it was, and what
+            was done is kept beside it for the next time.
     """
-    out = Path(config.out)
     made_of = settings(config)
-    there = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if there:
-        _refuse_other_settings(out, made_of)
+    if stores.exists(config.out, FILE):
+        _refuse_other(config.out, made_of, Statistics.read(config.out).configuration)
+        shutil.rmtree(work_folder(config), ignore_errors=True)  # Slurm's last job cannot remove its own
+        log.info(f"{config.out} is complete and of this configuration and these sources: nothing to do")
+        return True
+    if not stores.is_empty(config.out):
+        raise _refusal(config.out, f"something else (no {FILE} is there)")
     if config.tokenizer.path:
         open_fast(Path(config.tokenizer.path))
-    with _timed("gathered the sources"):
-        corpus = gather(config.sources, config.validation)
-    if there:
-        if Statistics.read(out).corpus != corpus.digest:
-            raise _refusal(out, "other documents: the sources have changed since")
-        log.info(f"{out} is complete and of this configuration and corpus: nothing to do")
-        return
+    folder = work_folder(config)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{out.name}-partial-", dir=out.parent) as partial:
-            whole = Path(partial, "whole")  # a folder of its own, for mkdtemp's is closed to other users
-            whole.mkdir()
-            _make(config, made_of, corpus, whole)
-            os.rename(whole, out)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            work = open_work(config, folder, made_of)
+            done = executors.run(stages_of(work, made_of), work)
+        if done:
+            shutil.rmtree(folder)
     except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error}") from error
+        raise DataError(f"{folder}: cannot be written: {error}") from error
+    return done
 
 
 def settings(config: CorpusConfig) -> dict:
-    """What the shards follow from, beside the texts. Paths are not in it: the same texts may come from elsewhere."""
+    """What the shards follow from. Paths are not in it but for the files' names: the same files may lie elsewhere."""
     tokenizer = config.tokenizer
     return {
         "format": FORMAT,
-        "sources": list(config.sources),
+        "sources": {
+            name: {"reader": source.reader, "text_column": source.text_column, "filters": source.filters}
+            for name, source in config.sources.items()
+        },
+        "files": {name: readers.fingerprint(source) for name, source in config.sources.items()},
+        "deduplication": config.deduplication,
         "tokenizer": asdict(tokenizer.train) if tokenizer.train else fingerprint(tokenizer.path),
         "row_lengths": sorted(config.row_lengths),
+        "stride": config.stride,
         "validation": config.validation,
     }
 
 
-def _refuse_other_settings(out: Path, wanted: dict) -> None:
-    try:
-        there = Statistics.read(out).configuration
-    except DataError as error:
-        raise _refusal(out, f"something else ({error})") from None
+def work_folder(config: CorpusConfig) -> Path:
+    """Where a preparation keeps what it has done: `work`, or a hidden folder beside `out`."""
+    if config.work is not None:
+        return Path(config.work)
+    out = Path(config.out if "://" not in config.out else config.name)
+    return out.with_name(f".{out.name}-work")
+
+
+def _refuse_other(where: str | Path, wanted: dict, there: dict) -> None:
     differing = [key for key in wanted if wanted[key] != there.get(key)]
+    if differing == ["files"]:
+        sources = [name for name in wanted["files"] if wanted["files"][name] != there["files"].get(name)]
+        raise _refusal(where, f"other documents: the files of {', '.join(sources)} have changed since")
     if differing:
-        raise _refusal(out, f"shards made with other values of {', '.join(differing)}")
+        raise _refusal(where, f"shards made with other values of {', '.join(differing)}")
 
 
-def _refusal(out: Path, what: str) -> DataError:
-    return DataError(f"{out}: holds {what}; delete it, or choose another folder with out=…")
-
-
-def _make(config: CorpusConfig, made_of: dict, corpus: Corpus, out: Path) -> None:
-    """Write tokenizer, shards and statistics into the empty folder `out`."""
-    with _timed("made the tokenizer"):
-        _write_tokenizer(config, corpus, out / "tokenizer")
-    tokenizer = CorpusTokenizer(out / "tokenizer")
-    tokens: Tokens = {}
-    with _timed("tokenised"):
-        for source in corpus.sources:
-            for split in SPLITS:
-                tokens[source.name, split] = tokenizer.encode([document.text for document in source.documents[split]])
-    with _timed("packed and wrote the rows"):
-        for (source, split), documents in tokens.items():
-            for row_length in config.row_lengths:
-                _write_rows(documents, tokenizer, out, source, split, row_length)
-    _statistics(made_of, corpus, tokenizer, tokens).write(out)
-
-
-def _write_tokenizer(config: CorpusConfig, corpus: Corpus, directory: Path) -> None:
-    if config.tokenizer.path:
-        save_copy(Path(config.tokenizer.path), directory, max(config.row_lengths))
-        return
-    texts = (document.text for source in corpus.sources for document in source.documents["train"])
-    trained = train_tokenizer(texts, config.tokenizer.train.vocab_size)
-    save_trained(trained, directory, max(config.row_lengths))
-
-
-def _write_rows(
-    documents: list[np.ndarray], tokenizer: CorpusTokenizer, out: Path, source: str, split: str, row_length: int
-) -> None:
-    """Pack content ids into rows and write them with their manifest to `out/<source>/<row_length>/<split>/`."""
-    from streaming import MDSWriter  # brings torch with it
-
-    directory = out / source / str(row_length) / split
-    dtype = token_dtype(tokenizer.vocab_size)
-    pieces = list(cut(documents, row_length, tokenizer.cls_id, tokenizer.sep_id))
-    packed = pack(pieces, row_length)
-    rows = documents_in_rows = tokens = 0
-    with MDSWriter(out=str(directory), columns=columns(dtype), compression="zstd", hashes=[SHARD_HASH]) as writer:
-        for row in drop_remainder(packed, row_length) if split == "train" else packed:
-            writer.write(encode_row(row, dtype))
-            rows += 1
-            documents_in_rows += len(row)
-            tokens += sum(map(len, row))
-    fill = tokens / (rows * row_length)
-    Manifest(source, split, row_length, rows, documents_in_rows, tokens, fill, tokenizer.fingerprint).write(directory)
-    if left_out := sum(map(len, pieces)) - tokens:
-        log.info(f"{source}: left out {left_out:,} tokens, a last row of {row_length:,} that could not be filled")
-
-
-def _statistics(made_of: dict, corpus: Corpus, tokenizer: CorpusTokenizer, tokens: Tokens) -> Statistics:
-    held_out = [document for (_, split), documents in tokens.items() if split == "validation" for document in documents]
-    sources = {}
-    for source in corpus.sources:
-        counts = {
-            split: Counts(
-                documents=len(source.documents[split]),
-                bytes=sum(len(document.text.encode()) for document in source.documents[split]),
-                tokens=sum(map(len, tokens[source.name, split])),
-            )
-            for split in SPLITS
-        }
-        sources[source.name] = SourceStatistics(source.near_empty, source.duplicates, **counts)
-    return Statistics(
-        configuration=made_of,
-        corpus=corpus.digest,
-        tokenizer=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        unigram_entropy=unigram_entropy(held_out, tokenizer.vocab_size),
-        sources=sources,
-    )
+def _refusal(where: str | Path, what: str) -> DataError:
+    return DataError(f"{where}: holds {what}; delete it, or choose another folder with out=…")
 
 
 @contextmanager
-def _timed(what: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    log.info(f"{what} in {time.perf_counter() - start:.1f} s")
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the work folder against a second preparation on this machine."""
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{folder}: another `python data_prep` is at work there; wait for it to end") from None
+        yield
+
+
+def open_work(config: CorpusConfig, folder: Path, made_of: dict) -> Work:
+    """Go on with the work in a folder, or begin it."""
+    path = folder / "settings.json"
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        _refuse_other(f"{folder} (unfinished work)", made_of, kept["settings"])
+        return Work(config, folder, kept["parts"])
+    counts, rank = {}, 0
+    (folder / "parts").mkdir(exist_ok=True)
+    for name, source in config.sources.items():
+        parts = readers.parts(source)
+        counts[name] = len(parts)
+        for part in parts:
+            (folder / "parts" / f"{rank:05d}.json").write_text(json.dumps(part), encoding="utf-8")
+            rank += 1
+    content = json.dumps({"settings": made_of, "parts": counts}, indent=2)
+    temporary = path.with_suffix(".arriving")
+    temporary.write_text(content + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return Work(config, folder, counts)
+

@@ -5,7 +5,6 @@ the held-out text's own token frequencies. A model whose loss is not clearly bel
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,19 +17,20 @@ FILE = "statistics.json"
 
 @dataclass
 class Counts:
-    """The size of one source in one split, before it is cut into rows."""
+    """The size of one source in one split."""
 
     documents: int
     bytes: int  # of UTF-8 text
     tokens: int  # without special tokens
+    rows: dict[str, int]  # by row length
+    fill: dict[str, float]  # the share of the rows' slots that hold tokens, by row length
 
 
 @dataclass
 class SourceStatistics:
     """One source."""
 
-    near_empty: int  # documents dropped
-    duplicates: int  # documents dropped
+    left_out: dict[str, int]  # documents, by reason
     train: Counts
     validation: Counts
 
@@ -40,7 +40,7 @@ class Statistics:
     """A prepared corpus, and what it was prepared from."""
 
     configuration: dict  # the settings that the shards follow from, as `pipeline.settings` gives them
-    corpus: str  # digest of all texts
+    corpus: str  # digest of all texts, before duplicates were dropped
     tokenizer: str  # fingerprint
     vocab_size: int
     unigram_entropy: float  # nats per content token of the validation split, all sources together
@@ -51,13 +51,13 @@ class Statistics:
         (directory / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, directory: Path) -> "Statistics":
+    def read(cls, directory: str | Path) -> "Statistics":
         """Read `statistics.json` from `directory`.
 
         Raises:
             DataError: it is missing or broken.
         """
-        path = directory / FILE
+        path = Path(directory) / FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             sources = {
@@ -71,10 +71,7 @@ class Statistics:
             raise DataError(f"{path}: broken ({error!r})") from None
 
 
-def unigram_entropy(documents: Iterable[np.ndarray], vocab_size: int) -> float:
-    """Entropy in nats per token of the ids in `documents`, each `[tokens]`, under their own frequencies."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for document in documents:
-        counts += np.bincount(document, minlength=vocab_size)
+def unigram_entropy(counts: np.ndarray) -> float:
+    """Entropy in nats per token of ids that occur `counts` times, int64 `[vocab_size]`, under their own frequencies."""
     frequencies = counts[counts > 0] / counts.sum()
     return float(-(frequencies * np.log(frequencies)).sum())

@@ -1,0 +1,86 @@
+"""The last stage: what was written in parts becomes one prepared folder, at the place where it was wanted."""
+
+import json
+import os
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from encoder_foundry.data.rows import Manifest
+from encoder_foundry.preparation import stores
+from encoder_foundry.preparation.statistics import Counts, SourceStatistics, Statistics, unigram_entropy
+from encoder_foundry.preparation.tokenizer import CorpusTokenizer
+from encoder_foundry.preparation.work import SPLITS, Work
+
+BAD_INPUT = "bad_input.jsonl"
+
+
+def finish(work: Work, made_of: dict) -> None:
+    """Write indices, manifests and statistics, and put the folder where `out` says.
+
+    Args:
+        work: with every other stage done.
+        made_of: the settings, which the statistics keep.
+    """
+    tokenizer = CorpusTokenizer(work.whole / "tokenizer")
+    read = work.read_json("read")
+    frequencies = sum(np.load(path) for path in sorted((work.folder / "written").glob("*.npy")))
+    statistics = Statistics(
+        configuration=made_of,
+        corpus=sha256("".join(part["digest"] for part in read).encode()).hexdigest()[:16],
+        tokenizer=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        unigram_entropy=unigram_entropy(frequencies),
+        sources={source: _finish_source(work, source, tokenizer) for source in work.config.sources},
+    )
+    with open(work.whole / BAD_INPUT, "w", encoding="utf-8") as lines:
+        for part in read:
+            for where, why in part["bad"]:
+                lines.write(json.dumps({"source": part["source"], "where": where, "why": why}) + "\n")
+    if "://" in work.config.out:
+        stores.upload(work.whole, work.config.out)
+        statistics.write(work.whole)  # last: by it a finished folder is told
+        stores.upload(work.whole, work.config.out)
+    else:
+        statistics.write(work.whole)
+        Path(work.config.out).parent.mkdir(parents=True, exist_ok=True)
+        os.rename(work.whole, work.config.out)
+
+
+def _finish_source(work: Work, source: str, tokenizer: CorpusTokenizer) -> SourceStatistics:
+    """Write the indices and manifests of a source, and count it."""
+    left_out = work.left_out(source)
+    counts = {}
+    for split in SPLITS:
+        parts = [part for part in work.read_json("written") if (part["source"], part["split"]) == (source, split)]
+        left_out["held out and not wanted"] += sum(part["left_out"] for part in parts)
+        manifests = [_join_parts(work, parts, row_length, tokenizer) for row_length in work.config.row_lengths]
+        counts[split] = Counts(
+            **{key: sum(part[key] for part in parts) for key in ("documents", "bytes", "tokens")},
+            rows={str(manifest.row_length): manifest.rows for manifest in manifests},
+            fill={str(manifest.row_length): manifest.fill for manifest in manifests},
+        )
+    return SourceStatistics(dict(+left_out), **counts)
+
+
+def _join_parts(work: Work, parts: list[dict], row_length: int, tokenizer: CorpusTokenizer) -> Manifest:
+    """Write the index and the manifest over the shards of all parts of one source and split, for one row length."""
+    source, split = parts[0]["source"], parts[0]["split"]
+    folder = work.whole / source / str(row_length) / split
+    shards = [shard for part in parts for shard in _shards(folder, f"{part['number']:05d}")]
+    (folder / "index.json").write_text(json.dumps({"version": 2, "shards": shards}), encoding="utf-8")
+    counts = {key: sum(part["rows"][str(row_length)][key] for part in parts) for key in ("rows", "documents", "tokens")}
+    fill = counts["tokens"] / max(1, counts["rows"] * row_length)
+    manifest = Manifest(source, split, row_length, **counts, fill=fill, tokenizer=tokenizer.fingerprint)
+    manifest.write(folder)
+    return manifest
+
+
+def _shards(folder: Path, part: str) -> Iterator[dict]:
+    """The entries of a part's index, with the part's folder in their names."""
+    for shard in json.loads((folder / part / "index.json").read_text(encoding="utf-8"))["shards"]:
+        for key in ("raw_data", "zip_data"):
+            shard[key]["basename"] = f"{part}/{shard[key]['basename']}"
+        yield shard

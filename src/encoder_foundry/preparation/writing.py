@@ -1,0 +1,129 @@
+"""A task's documents to shards of every row length, in one pass and in bounded memory."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from encoder_foundry.data.packing import Packer
+from encoder_foundry.data.rows import SHARD_HASH, Row, columns, encode_row, token_dtype
+from encoder_foundry.preparation import stores
+from encoder_foundry.preparation.tokenizer import CorpusTokenizer
+from encoder_foundry.preparation.work import Work, read_documents, read_hashes
+
+SHARD_BYTES = 1 << 25  # before compression; a shard is held in memory until it is full, one for each row length
+
+
+def write_shards(work: Work, rank: int, source: str, split: str, number: int, files: list[int]) -> None:
+    """Tokenise document files, pack them for each row length, and write them as part `number` of a source's split."""
+    config, tokenizer = work.config, CorpusTokenizer(work.whole / "tokenizer")
+    chosen = _smallest_hashes(work, files) if split == "validation" and config.validation >= 1 else None
+    shards = [_Shards(work, source, split, number, row_length, tokenizer) for row_length in config.row_lengths]
+    table = _DocumentTable(work.whole / source / "documents" / split / f"{number:05d}.parquet")
+    frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    left_out = 0
+    for batch in (batch for file in files for batch in read_documents(work.files[file], work.dropped(file))):
+        kept = [row for row in batch if chosen is None or row[2] in chosen]
+        left_out += len(batch) - len(kept)
+        if not kept:
+            continue
+        ids, texts, _ = zip(*kept, strict=True)
+        tokens, lengths = tokenizer.encode(texts)
+        frequencies += np.bincount(tokens, minlength=len(frequencies))
+        numbers = np.arange(table.documents, table.documents + len(texts), dtype=np.uint32)
+        for rows in shards:
+            rows.add(tokens, lengths, numbers)
+        table.add(ids, [len(text.encode()) for text in texts], lengths)
+    table.close()
+    work.write_json(
+        "written",
+        rank,
+        {
+            "source": source,
+            "split": split,
+            "number": number,
+            "documents": table.documents,
+            "bytes": table.bytes,
+            "tokens": int(frequencies.sum()),
+            "left_out": left_out,
+            "rows": {str(rows.row_length): rows.close() for rows in shards},
+        },
+    )
+    if split == "validation":
+        np.save(work.folder / "written" / f"{rank:05d}.npy", frequencies)
+
+
+def _smallest_hashes(work: Work, files: list[int]) -> set[bytes]:
+    """The hashes of as many held-out documents as are wanted: those with the smallest hashes."""
+    hashes = np.concatenate([np.delete(read_hashes(work.files[file]), work.dropped(file), axis=0) for file in files])
+    smallest = np.lexsort((hashes[:, 1], hashes[:, 0]))[: int(work.config.validation)]
+    return {row.astype(">u8").tobytes() for row in hashes[smallest]}
+
+
+class _Shards:
+    """The shards of one part, split and row length."""
+
+    def __init__(
+        self, work: Work, source: str, split: str, number: int, row_length: int, tokenizer: CorpusTokenizer
+    ) -> None:
+        from streaming import MDSWriter  # brings torch with it
+
+        self.row_length = row_length
+        self.keep_all = split == "validation"
+        self._packer = Packer(row_length, tokenizer.cls_id, tokenizer.sep_id, work.config.stride)
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        name, out = f"{source}/{row_length}/{split}/{number:05d}", work.config.out
+        self._folder = work.whole / name
+        self._remote = f"{out.rstrip('/')}/{name}" if "://" in out else None
+        shutil.rmtree(self._folder, ignore_errors=True)  # of an attempt that was interrupted
+        self._writer = MDSWriter(
+            out=str(self._folder),
+            columns=columns(self._dtype),
+            compression="zstd",
+            hashes=[SHARD_HASH],
+            size_limit=SHARD_BYTES,
+        )
+        self._counts = {"rows": 0, "documents": 0, "tokens": 0}
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, numbers: np.ndarray) -> None:
+        self._write(self._packer.add(tokens, lengths, numbers))
+
+    def close(self) -> dict[str, int]:
+        self._write(self._packer.finish(drop_remainder=not self.keep_all))
+        self._writer.finish()
+        if self._remote is not None:
+            stores.upload(self._folder, self._remote)
+            for shard in self._folder.glob("shard.*"):
+                shard.unlink()
+        return self._counts
+
+    def _write(self, rows: Iterator[Row]) -> None:
+        for row in rows:
+            self._writer.write(encode_row(row, self._dtype))
+            self._counts["rows"] += 1
+            self._counts["documents"] += len(row.lengths)
+            self._counts["tokens"] += len(row.tokens)
+
+
+class _DocumentTable:
+    """The parquet file that tells which document a row's number means."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._schema = pa.schema([("id", pa.string()), ("bytes", pa.int64()), ("tokens", pa.int64())])
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self.documents = self.bytes = 0
+
+    def add(self, ids: tuple[str, ...], sizes: list[int], tokens: np.ndarray) -> None:
+        import pyarrow as pa
+
+        self._writer.write_table(pa.table([list(ids), sizes, tokens], schema=self._schema))
+        self.documents += len(ids)
+        self.bytes += sum(sizes)
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,139 @@
+"""The same stages by several processes here, by Ray for real, and by Slurm up to its door."""
+
+import json
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import dill
+import pytest
+
+from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.preparation import executors, readers, stages
+from encoder_foundry.preparation.pipeline import prepare
+from encoder_foundry.preparation.statistics import Statistics
+from tests.preparation.small_corpus import content, sentences, write_jsonl
+
+SLURM = {"slurm": {"time": "01:00:00", "partition": "cpu", "workers": 3, "venv_path": "/opt/venv/bin/activate"}}
+
+
+@pytest.fixture
+def parted(config, tmp_path, monkeypatch):
+    """The small corpus with a source of several parts."""
+    monkeypatch.setattr(readers, "PART_BYTES", 60_000)
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(6):
+        write_jsonl(folder / f"{number}.jsonl", sentences(10 + number, 30))
+    return replace(config, sources=config.sources | {"many": readers.SourceConfig("jsonl", str(folder))})
+
+
+def test_any_number_of_processes_gives_the_same_bytes(parted, tmp_path):
+    prepare(parted)
+    prepare(replace(parted, out=str(tmp_path / "two"), executor={"local": {"workers": 2}}))
+    one = content(Path(parted.out))
+    assert one == content(tmp_path / "two")
+    assert "many/1024/train/00002/shard.00000.mds.zstd" in one
+
+
+def test_ray_gives_the_same_bytes(parted, tmp_path, monkeypatch):
+    prepare(parted)
+    prepare(replace(parted, out=str(tmp_path / "ray"), executor={"ray": {"workers": 2, "mem_per_cpu_gb": 0.5}}))
+    assert content(Path(parted.out)) == content(tmp_path / "ray")
+
+
+def test_a_task_that_fails_on_ray_is_told_in_its_own_words(parted, tmp_path):
+    (tmp_path / "many" / "3.jsonl").write_text('{"body": "no text column"}\n')
+    with pytest.raises(DataError, match=r"3\.jsonl.*no column 'text'"):
+        prepare(replace(parted, executor={"ray": {"workers": 2, "mem_per_cpu_gb": 0.5}}))
+
+
+@pytest.fixture
+def submitted(tmp_path, monkeypatch) -> Path:
+    """A folder that the scripts given to `sbatch` go to, each with its arguments. What Slurm does is not done here."""
+    jobs, commands = tmp_path / "jobs", tmp_path / "bin"
+    jobs.mkdir()
+    commands.mkdir()
+    scripts = {
+        "sbatch": f'n=$(ls {jobs} | wc -l); for last; do true; done; (echo "$@"; cat "$last") > {jobs}/$n; '
+        'echo "Submitted batch job $n"',
+        "scontrol": 'echo "$3"',
+    }
+    for name, script in scripts.items():
+        (commands / name).write_text(f"#!/bin/bash\n{script}\n")
+        (commands / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    return jobs
+
+
+def test_slurm_gets_a_job_array_for_each_stage_and_its_jobs_give_the_same_bytes(
+    parted, tmp_path, submitted, monkeypatch
+):
+    prepare(parted)
+    on_slurm = replace(parted, out=str(tmp_path / "slurm"), executor=SLURM)
+    assert not prepare(on_slurm)
+    jobs = [path.read_text() for path in sorted(submitted.iterdir(), key=lambda path: int(path.name))]
+    stages = [job for job in jobs if "launch_pickled_pipeline" in job]
+    for job, (name, array) in zip(
+        stages,
+        [("documents", "0-4%3"), ("duplicates", "0-0%3"), ("tokenizer", "0-0%3"), ("shards", "0-7%3"), ("finish", "0")],
+        strict=True,
+    ):
+        assert f"#SBATCH --array={array}" in job
+        assert f"#SBATCH --job-name=slurm-{name}" in job
+        assert "#SBATCH --partition=cpu" in job
+        assert "source /opt/venv/bin/activate" in job
+    assert "--dependency" not in stages[0].splitlines()[0]
+    assert all("--dependency=afterok:" in job.splitlines()[0] for job in stages[1:])
+
+    # What `launch_pickled_pipeline` does in each task of the arrays, in the order of their dependencies.
+    monkeypatch.setenv("SLURM_NODELIST", "node-1")
+    for stage, tasks in (("documents", 5), ("duplicates", 1), ("tokenizer", 1), ("shards", 8), ("finish", 1)):
+        for task in range(tasks):
+            monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+            with open(tmp_path / ".slurm-work" / "logs" / stage / "executor.pik", "rb") as pickled:
+                dill.load(pickled).run()
+    assert content(Path(parted.out)) == content(tmp_path / "slurm")
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
+    assert prepare(on_slurm)  # nothing to do, and what was kept is tidied away
+    assert not (tmp_path / ".slurm-work").exists()
+
+
+def test_without_slurm_it_says_so(config, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DataError, match="no 'sbatch' here"):
+        prepare(replace(config, executor=SLURM))
+
+
+@pytest.mark.parametrize(
+    ("executor", "complaint"),
+    [
+        ({}, "one of local, slurm, ray"),
+        ({"local": {}, "ray": {}}, "one of local, slurm, ray"),
+        ({"dask": {}}, "one of local, slurm, ray"),
+        ({"local": {"worker": 2}}, "unknown option 'worker'"),
+        ({"local": {"tasks": 2}}, "unknown option 'tasks'"),
+        ({"slurm": {"time": "1:00:00"}}, "'partition' is wanted"),
+    ],
+)
+def test_an_executor_that_cannot_be_made_is_refused(executor, complaint):
+    with pytest.raises(ConfigurationError, match=complaint):
+        executors.check_executor(executor)
+
+
+def test_what_was_done_before_an_error_is_not_done_again(parted, tmp_path, monkeypatch):
+    path = tmp_path / "many" / "1.jsonl"
+    path.write_text("{broken\n" * 3 + path.read_text())
+    strict = replace(parted, max_bad_documents=2)
+    with pytest.raises(DataError, match=r"source 'many': 3 documents cannot be read.*1\.jsonl:1"):
+        prepare(strict)
+    assert not Path(parted.out).exists()
+    read_again = []
+    read = readers.read
+    monkeypatch.setattr(stages, "read", lambda source, *rest: read_again.append(source) or read(source, *rest))
+    prepare(replace(strict, max_bad_documents=3))
+    assert len(read_again) == 3  # of five parts, the two before the broken one were kept
+    bad = [json.loads(line) for line in (Path(parted.out) / "bad_input.jsonl").read_text().splitlines()]
+    assert [entry["where"] for entry in bad] == [f"{path}:{line}" for line in (1, 2, 3)]
+    assert Statistics.read(parted.out).sources["many"].left_out == {"bad input": 3}
