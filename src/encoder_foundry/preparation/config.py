@@ -133,10 +133,13 @@ def _source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str
         yield f"{key}.path", f"the reader {source.reader} needs a path"
     if source.path is not None and reader.path == "none":
         yield f"{key}.path", f"the reader {source.reader} takes no path"
-    if source.path is not None and not matches(source.path):
+    if source.path is not None and not reader.hugging_face and not matches(source.path):
         yield f"{key}.path", f"nothing is there: {source.path}"
     if source.text_column is not None and not reader.text_column:
         yield f"{key}.text_column", f"the reader {source.reader} reads no columns"
+    for only in ("name", "split"):
+        if getattr(source, only) is not None and not reader.hugging_face:
+            yield f"{key}.{only}", f"the reader {source.reader} takes none; it is for Hugging Face data sets"
     if source.filters:
         from encoder_foundry.preparation.filters import make_filter
 
