@@ -14,7 +14,7 @@ from encoder_foundry.preparation.statistics import Counts, SourceStatistics, Sta
 from encoder_foundry.preparation.tokenizer import CorpusTokenizer
 from encoder_foundry.preparation.work import SPLITS, Work
 
-BAD_INPUT = "bad_input.jsonl"
+BAD_INPUT = "bad_input.txt"
 
 
 def finish(work: Work, made_of: dict) -> None:
@@ -35,11 +35,9 @@ def finish(work: Work, made_of: dict) -> None:
         unigram_entropy=unigram_entropy(frequencies),
         sources={source: _finish_source(work, source, tokenizer) for source in work.config.sources},
     )
-    with open(work.whole / BAD_INPUT, "w", encoding="utf-8") as lines:
-        for part in read:
-            for where, why in part["bad"]:
-                lines.write(json.dumps({"source": part["source"], "where": where, "why": why}) + "\n")
-    if "://" in work.config.out:
+    bad = [f"{part['source']}: {line}\n" for part in read for line in part["bad"]]
+    (work.whole / BAD_INPUT).write_text("".join(bad), encoding="utf-8", errors="backslashreplace")
+    if stores.is_remote(work.config.out):
         stores.upload(work.whole, work.config.out)
         statistics.write(work.whole)  # last: by it a finished folder is told
         stores.upload(work.whole, work.config.out)

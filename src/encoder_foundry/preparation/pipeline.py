@@ -11,7 +11,7 @@ The result is a folder, or the same below an address of an object store:
     out/tokenizer/                                 a Hugging Face fast tokenizer
     out/<source>/<row_length>/<split>/             index.json, manifest.json, and a folder of MDS shards for each part
     out/<source>/documents/<split>/<part>.parquet  which documents are in those shards: id, bytes, tokens
-    out/bad_input.jsonl                            what could not be read
+    out/bad_input.txt                              what could not be read
     out/statistics.json                            counts, unigram entropy, and what all this was made from
 
 Three decisions. A local folder appears whole or not at all: it grows in the work folder and is renamed at the end, so
@@ -55,12 +55,12 @@ def prepare(config: CorpusConfig) -> bool:
             was done is kept beside it for the next time.
     """
     made_of = settings(config)
-    if stores.exists(config.out, FILE):
+    if stores.exists(f"{config.out}/{FILE}"):
         _refuse_other(config.out, made_of, Statistics.read(config.out).configuration)
         shutil.rmtree(work_folder(config), ignore_errors=True)  # Slurm's last job cannot remove its own
         log.info(f"{config.out} is complete and of this configuration and these sources: nothing to do")
         return True
-    if not stores.is_empty(config.out):
+    if stores.exists(config.out) and not (Path(config.out).is_dir() and not any(Path(config.out).iterdir())):
         raise _refusal(config.out, f"something else (no {FILE} is there)")
     if config.tokenizer.path:
         open_fast(Path(config.tokenizer.path))
@@ -99,7 +99,7 @@ def work_folder(config: CorpusConfig) -> Path:
     """Where a preparation keeps what it has done: `work`, or a hidden folder beside `out`."""
     if config.work is not None:
         return Path(config.work)
-    out = Path(config.out if "://" not in config.out else config.name)
+    out = Path(config.name if stores.is_remote(config.out) else config.out)
     return out.with_name(f".{out.name}-work")
 
 

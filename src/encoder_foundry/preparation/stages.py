@@ -95,7 +95,7 @@ class ReadDocuments(Step):
             writers[side(text_hash, config.validation)].add(document.id, document.text, len(text), text_hash)
         for writer in writers.values():
             writer.close()
-        dropped = {"near-empty": near_empty, "bad input": len(bad.entries)}
+        dropped = {"near-empty": near_empty, "bad input": len(bad.listed)}
         dropped |= {type(step).__name__: int(step.stats["dropped"].total) for step in filters}
         self.work.write_json(
             "read",
@@ -103,7 +103,7 @@ class ReadDocuments(Step):
             {
                 "source": task.source,
                 "dropped": dropped,
-                "bad": bad.entries,
+                "bad": bad.listed,
                 "bytes": {split: writer.bytes for split, writer in writers.items()},
                 "digest": digest.hexdigest(),
             },

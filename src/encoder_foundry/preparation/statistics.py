@@ -57,9 +57,9 @@ class Statistics:
         Raises:
             DataError: it is missing or broken.
         """
-        path = Path(directory) / FILE
+        path = f"{directory}/{FILE}"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(_text(path))
             sources = {
                 name: SourceStatistics(**source | {split: Counts(**source[split]) for split in ("train", "validation")})
                 for name, source in content.pop("sources").items()
@@ -69,6 +69,14 @@ class Statistics:
             raise DataError(f"{path}: no such file, so this is not a folder that `python data_prep` finished") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: broken ({error!r})") from None
+
+
+def _text(path: str) -> str:
+    if "://" not in path:
+        return Path(path).read_text(encoding="utf-8")
+    from encoder_foundry.preparation import stores  # datatrove and obstore: seldom needed where statistics are read
+
+    return stores.read_text(path)
 
 
 def unigram_entropy(counts: np.ndarray) -> float:

@@ -75,7 +75,7 @@ class _Shards:
         self._dtype = token_dtype(tokenizer.vocab_size)
         name, out = f"{source}/{row_length}/{split}/{number:05d}", work.config.out
         self._folder = work.whole / name
-        self._remote = f"{out.rstrip('/')}/{name}" if "://" in out else None
+        self._remote = f"{out.rstrip('/')}/{name}" if stores.is_remote(out) else None
         shutil.rmtree(self._folder, ignore_errors=True)  # of an attempt that was interrupted
         self._writer = MDSWriter(
             out=str(self._folder),

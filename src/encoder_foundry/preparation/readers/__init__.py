@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -27,11 +27,13 @@ from encoder_foundry.preparation.readers.bad_input import BadInput
 if TYPE_CHECKING:
     from datatrove.data import Document
 
-PART_BYTES = 128_000_000  # of stored size; a larger file is a part of its own
+PART_BYTES = 32_000_000  # of stored size; a larger file is a part of its own
+MOST_PARTS = 1000  # of a source: a larger one has larger parts
 
 Part = dict[str, Any]  # plain values only, so that it can be stored as JSON
 
 __all__ = [
+    "MOST_PARTS",
     "PART_BYTES",
     "READERS",
     "BadInput",
@@ -54,6 +56,7 @@ class SourceConfig:
     text_column: str | None = None  # the column that holds the text, in files that have columns; "text" if not given
     name: str | None = None  # of a Hugging Face data set with several configurations
     split: str | None = None  # of a Hugging Face data set; "train" if not given
+    filters: list[Any] = field(default_factory=list)  # datatrove's by name, with or without arguments; see `filters.py`
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ READERS = {
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """The source in parts of about PART_BYTES, of which each is read by one task.
+    """The source in parts of about PART_BYTES (or a share of MOST_PARTS of it, if that is more), of which each is read by one task.
 
     Raises:
         DataError: there is nothing to read, or it cannot be listed.

@@ -6,18 +6,19 @@ from glob import has_magic
 
 from encoder_foundry.errors import DataError
 from encoder_foundry.preparation import stores
-from encoder_foundry.preparation.readers import PART_BYTES, READERS, Part, SourceConfig
+from encoder_foundry.preparation.readers import MOST_PARTS, PART_BYTES, READERS, Part, SourceConfig
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """Files in the order of their names, as many in a part as have PART_BYTES together; no file is divided."""
+    """Files in the order of their names, as many in a part as have its size together; no file is divided."""
     folder, files = listing(source)
+    size = max(PART_BYTES, sum(info["size"] for info in files.values()) / MOST_PARTS)
     groups: list[list[str]] = []
     room = 0
     for name, info in files.items():
         if info["size"] > room or not groups:
             groups.append([])
-            room = PART_BYTES
+            room = size
         groups[-1].append(name)
         room -= info["size"]
     return [{"folder": folder, "files": group} for group in groups]
