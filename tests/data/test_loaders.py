@@ -62,7 +62,7 @@ def test_a_row_that_does_not_fit_is_one_line_from_any_process(row_folder, num_wo
             *(f"stages.{stage}.row_length={ROW_LENGTH}" for stage in ("pretrain", "extend", "decay")),
         ],
     )
-    data = loaders.RunData(recipe, TokenizerFacts(300, {"[MASK]": 4}, ""))
+    data = loaders.RunData(recipe, TokenizerFacts(300, {"mask_token": 4}, ""))
     with pytest.raises(DataError) as refused:
         next(iter(data.train_loader(compile_plan(recipe), 0)))
     assert re.fullmatch(r"row \d+ of the shards .* token id \d+, .* \[0, 300\); prepare .*", str(refused.value))
@@ -74,7 +74,7 @@ def test_stages_of_one_row_length_each_get_batches_of_their_own_size(tmp_path):
         REPOSITORY / "yamls/main/nano.yaml",
         [f"data.local={tmp_path}", "data.sources=[code, docs]", "stages.decay.mixture=null"],
     )
-    tokenizer = TokenizerFacts(512, {"[MASK]": 4}, "")
+    tokenizer = TokenizerFacts(512, {"mask_token": 4}, "")
     data = loaders.RunData(recipe, tokenizer)
     for rows_a_batch in (4, 1, 3):
         assert max(num_rows(batch) for batch in data.eval_loader(ROW_LENGTH, rows_a_batch)) == rows_a_batch

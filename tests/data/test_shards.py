@@ -21,7 +21,7 @@ def corpus(tmp_path):
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), "word"])}
     Tokenizer(models.WordLevel(vocabulary, "[UNK]")).save(str(tmp_path / "tokenizer/tokenizer.json"))
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        (tmp_path / "tokenizer" / name).write_text("{}")
+        (tmp_path / "tokenizer" / name).write_text(json.dumps(SPECIAL_TOKENS))
     for source in ("code", "docs", "web"):
         for row_length in (1024, 8192):
             for split in ("train", "validation"):
@@ -43,7 +43,7 @@ def test_a_prepared_corpus_is_opened_where_it_lies_or_from_a_remote(corpus, tmp_
     here = open_corpus(recipe(f"data.local={corpus}"))
     cache = tmp_path_factory.mktemp("cache")
     assert open_corpus(recipe(f"data.local={cache}", f"data.remote={corpus}")) == here
-    assert (here.vocab_size, here.special_ids["[MASK]"]) == (6, 4)
+    assert (here.vocab_size, here.special_ids["mask_token"]) == (6, 4)
     assert (cache / "web/8192/validation/manifest.json").is_file()
 
 
@@ -73,5 +73,16 @@ def test_foreign_shards_are_refused(corpus, values, says):
 
 
 def test_token_ids_beyond_the_models_embedding_are_refused(corpus):
-    with pytest.raises(DataError, match=r"6 token ids do not fit.*set model\.vocab_size to 6 \(it is 4\)"):
+    with pytest.raises(DataError, match=r"6 token ids do not fit.*set model\.vocab_size to 64 \(it is 4\)"):
         open_corpus(recipe(f"data.local={corpus}", "model.vocab_size=4"))
+
+
+def test_masking_goes_by_the_role_of_a_token_and_not_by_its_spelling(corpus):
+    tokenizer = corpus / "tokenizer"
+    content = (tokenizer / "tokenizer.json").read_text().replace("[MASK]", "<mask>").replace("[CLS]", "<s>")
+    (tokenizer / "tokenizer.json").write_text(content)
+    change(tokenizer / "tokenizer_config.json", mask_token={"content": "<mask>", "lstrip": True}, cls_token="<s>")
+    for manifest in corpus.glob("*/*/*/manifest.json"):
+        change(manifest, tokenizer=fingerprint(tokenizer))
+    masking = open_corpus(recipe(f"data.local={corpus}")).masking(0.3, 0.8, 0.1)
+    assert (masking.mask_id, masking.special_ids) == (4, (0, 1, 2, 3, 4))

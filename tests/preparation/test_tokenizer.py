@@ -3,14 +3,29 @@
 import json
 import random
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM, pipeline
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoTokenizer,
+    BertTokenizerFast,
+    GPT2TokenizerFast,
+    LlamaTokenizerFast,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedTokenizerFast,
+    RobertaTokenizerFast,
+    pipeline,
+)
 
 from encoder_foundry.data.rows import fingerprint
+from encoder_foundry.data.special_tokens import special_ids
 from encoder_foundry.errors import DataError
-from encoder_foundry.preparation.tokenizer import CorpusTokenizer, open_fast, save_copy, save_trained, train_tokenizer
+from encoder_foundry.preparation import encoding
+from encoder_foundry.preparation.encoding import CorpusTokenizer, pieces
+from encoder_foundry.preparation.tokenizer import RUNS, open_brought, save_copy, save_trained, train_tokenizer
 from tests.preparation.small_corpus import sentences
 
 SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
@@ -59,12 +74,53 @@ def test_the_fill_mask_pipeline_takes_it(directory):
     assert len(answers) == 5
 
 
-@given(st.text())
+# What tokenizers stumble over: blanks of every kind, characters that join or combine, controls, spelled tokens.
+AWKWARD = st.lists(
+    st.text()
+    | st.sampled_from(
+        [" ", "  ", " " * 24, " " * 25, "\n", "\r\n", "\t", "\x00", "\x1c", "\x7f", "\x85", "\u00a0", "\u2028"]
+    )
+    | st.sampled_from(
+        [*SPECIAL, "[unused0]", "12345", "it's", "def f():", "e\u0301", "漢字", "\U0001f469\u200d\U0001f4bb", "﷽"]
+    )
+).map("".join)
+
+
+@given(AWKWARD)
 @example("a [MASK] b  [CLS][SEP] [UNK]\t[PAD][unused0] \r\n")
-@example(" \u00a0\u2028 漢字 naïve e\u0301 \U0001f469\u200d\U0001f4bb \x00 ﷽")
-def test_any_text_comes_back_exactly(corpus_tokenizer, text):
-    [ids] = corpus_tokenizer.encode([text])
+def test_any_text_comes_back_exactly_from_ids_within_the_vocabulary(corpus_tokenizer, text):
+    ids, lengths = corpus_tokenizer.encode([text])
     assert corpus_tokenizer.decode(ids) == text
+    assert lengths.tolist() == [len(ids)]
+    assert all(len(SPECIAL) <= id_ < corpus_tokenizer.vocab_size for id_ in ids)
+
+
+def test_many_texts_give_the_ids_of_each_end_to_end(corpus_tokenizer, monkeypatch):
+    texts = ["the long window", "", *sentences(2, 20), ""]
+    alone = [corpus_tokenizer.encode([text])[0].tolist() for text in texts]
+    monkeypatch.setattr(encoding, "GROUP", 300)
+    ids, lengths = corpus_tokenizer.encode(texts)
+    assert (ids.dtype, lengths.dtype) == (np.uint32, np.int64)
+    assert [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] == alone
+    assert [array.tolist() for array in corpus_tokenizer.encode([])] == [[], []]
+
+
+@given(st.lists(st.tuples(st.text(max_size=8), st.sampled_from([" ", "\n", "\r\n", "\t", "  ", " \n "])), min_size=9))
+def test_an_enormous_text_has_the_ids_of_the_whole_although_it_goes_through_in_pieces(corpus_tokenizer, words):
+    text = "".join(f"{word}é{blank}" for word, blank in words)
+    whole = corpus_tokenizer.tokenizer.encode(text, add_special_tokens=False).ids
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "PIECE", 16)
+        patch.setattr(encoding, "GROUP", 40)
+        assert len(text) <= 16 or len(list(pieces(text, 16))) > 1
+        assert corpus_tokenizer.encode([text])[0].tolist() == whole
+
+
+@given(AWKWARD)
+def test_pieces_are_of_bounded_size_and_make_the_text(text):
+    cut = list(pieces(text, 4))
+    assert "".join(cut) == text
+    assert all(len(piece) <= 8 for piece in cut)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +132,7 @@ def test_transformers_gives_a_text_back_exactly_too(directory, text):
 
 
 def test_a_text_that_mentions_special_tokens_puts_none_into_the_corpus(corpus_tokenizer):
-    [ids] = corpus_tokenizer.encode(["predict [MASK] between [CLS] and [SEP], as [unused0]"])
+    ids, _ = corpus_tokenizer.encode(["predict [MASK] between [CLS] and [SEP], as [unused0]"])
     assert ids.min() >= len(SPECIAL)
     assert all("[unused" not in token for token in map(corpus_tokenizer.decode, ids[:, None]))
 
@@ -99,32 +155,163 @@ def test_a_tokenizer_brought_along_gives_the_same_ids_and_the_row_length(directo
     assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == 1024
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"mask_token": None}, r"mask_token is wanted to be \[MASK\], and it has none"),
-        ({"sep_token": "</s>"}, r"sep_token is wanted to be \[SEP\], and it has </s>"),
-    ],
-)
-def test_a_tokenizer_without_one_of_the_special_tokens_is_refused_by_name(directory, tmp_path, change, complaint):
-    save_copy(directory, tmp_path, max_length=64)
+def test_a_run_of_up_to_24_spaces_is_one_token_and_the_word_after_it_is_as_at_a_lines_start(corpus_tokenizer):
+    def tokens(text):
+        return [corpus_tokenizer.decode([id_]) for id_ in corpus_tokenizer.encode([text])[0]]
+
+    assert [tokens(run) for run in RUNS] == [[run] for run in RUNS]
+    assert tokens("the\n        the the") == ["the", "\n", " " * 8, "the", " the"]
+    assert tokens("the" + " " * 25 + "the") == ["the", " " * 24, " the"]
+
+
+def test_digits_are_left_to_the_merges():
+    tokenizer = train_tokenizer(["in 1984, 1984 and 1984"] * 2, 320)
+    assert tokenizer.encode(" 1984", add_special_tokens=False).tokens == ["Ġ1984"]
+
+
+def test_no_merge_is_spent_on_runs_of_spaces():
+    tokenizer = train_tokenizer(["if x:\n        return\n    else:\n        pass"] * 50, 512)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    assert [token for token in vocabulary if "ĠĠ" in token] == []
+
+
+BERT = dict(unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", mask_token="[MASK]")
+ROBERTA = dict(unk_token="<unk>", cls_token="<s>", sep_token="</s>", pad_token="<pad>", mask_token="<mask>")
+TEXTS = sentences(1, 50)
+
+
+def brought(name: str, path):
+    """A tokenizer as a family of models has it, saved by that family's class."""
+    byte_level = Tokenizer(models.BPE())
+    byte_level.pre_tokenizer, byte_level.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if name == "bert":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+        tokenizer.train_from_iterator(
+            TEXTS, trainers.WordPieceTrainer(vocab_size=300, special_tokens=[*BERT.values()], show_progress=False)
+        )
+        frame, made = ("[CLS]", "[SEP]"), lambda: BertTokenizerFast(tokenizer_object=tokenizer)
+    elif name == "roberta":
+        tokenizer = byte_level
+        tokenizer.train_from_iterator(
+            TEXTS,
+            trainers.BpeTrainer(
+                vocab_size=300, special_tokens=[*ROBERTA.values()], initial_alphabet=alphabet, show_progress=False
+            ),
+        )
+        frame, made = ("<s>", "</s>"), lambda: RobertaTokenizerFast(tokenizer_object=tokenizer)
+    elif name == "gpt2":
+        tokenizer = byte_level
+        tokenizer.train_from_iterator(
+            TEXTS,
+            trainers.BpeTrainer(
+                vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+            ),
+        )
+        frame, made = None, lambda: GPT2TokenizerFast(tokenizer_object=tokenizer)
+    else:
+        tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        tokenizer.train_from_iterator(
+            TEXTS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+        )
+        frame, made = None, lambda: LlamaTokenizerFast(tokenizer_object=tokenizer)
+    if frame:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{frame[0]} $A {frame[1]}",
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in frame],
+        )
+    made().save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(("name", "roles"), [("bert", BERT), ("roberta", ROBERTA), ("gpt2", BERT), ("llama", BERT)])
+def test_any_familys_tokenizer_serves_with_its_own_special_tokens_or_with_berts(name, roles, tmp_path):
+    save_copy(brought(name, tmp_path / "theirs"), tmp_path / "ours", max_length=64)
+    theirs, ours = (AutoTokenizer.from_pretrained(tmp_path / place) for place in ("theirs", "ours"))
+    text = "the long window"
+    content = theirs.encode(text, add_special_tokens=False)
+    cls, sep = (ours.convert_tokens_to_ids(roles[role]) for role in ("cls_token", "sep_token"))
+    assert ours.encode(text) == [cls, *content, sep]
+    assert [getattr(ours, role) for role in roles if role != "unk_token"] == [
+        token for role, token in roles.items() if role != "unk_token"
+    ]
+    corpus_tokenizer = CorpusTokenizer(tmp_path / "ours")
+    assert (corpus_tokenizer.cls_id, corpus_tokenizer.sep_id) == (cls, sep)
+    assert corpus_tokenizer.encode([text])[0].tolist() == content
+    assert corpus_tokenizer.vocab_size % 64 == 0
+    assert 0 <= corpus_tokenizer.vocab_size - len(ours) < 64
+    ids = special_ids(tmp_path / "ours", corpus_tokenizer.tokenizer)
+    assert ids["mask_token"] == ours.mask_token_id
+    assert ours.mask_token_id in ours.encode(f"the {ours.mask_token} window")
+    assert ours.mask_token_id not in corpus_tokenizer.encode([f"the {ours.mask_token} window"])[0]
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_tokenizer_that_lacks_nothing_keeps_its_fingerprint(name, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        save_copy(brought(name, tmp_path / "theirs"), tmp_path / "ours", max_length=64)
+    assert fingerprint(tmp_path / "ours") == fingerprint(tmp_path / "theirs")
+    assert "was given" not in caplog.text
+
+
+def test_what_a_tokenizer_was_given_is_told(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        save_copy(brought("gpt2", tmp_path / "theirs"), tmp_path / "ours", max_length=64)
+    for given_ in ("[CLS] as its cls_token", "[MASK] as its mask_token", "[CLS] before and [SEP] after each text"):
+        assert f"theirs: the tokenizer was given {given_}" in caplog.text
+
+
+def change_roles(path, **roles):
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        content = json.loads((tmp_path / name).read_text()) | change
-        (tmp_path / name).write_text(json.dumps({key: value for key, value in content.items() if value}))
-    with pytest.raises(DataError, match=complaint):
-        open_fast(tmp_path)
+        content = json.loads((path / name).read_text()) | roles
+        (path / name).write_text(json.dumps(content))
 
 
 def test_a_special_token_that_is_named_but_has_no_id_is_refused(directory, tmp_path):
     save_copy(directory, tmp_path, max_length=64)
-    content = (tmp_path / "tokenizer.json").read_text()
-    (tmp_path / "tokenizer.json").write_text(content.replace("[PAD]", "[GAP]"))
-    with pytest.raises(DataError, match=r"\[PAD\] is not in tokenizer\.json"):
-        open_fast(tmp_path)
+    change_roles(tmp_path, sep_token="</s>")
+    with pytest.raises(DataError, match=r"sep_token is </s>, which is not in tokenizer\.json; add it"):
+        open_brought(tmp_path)
+
+
+def test_a_special_token_in_two_roles_is_refused(directory, tmp_path):
+    save_copy(directory, tmp_path, max_length=64)
+    change_roles(tmp_path, pad_token="[SEP]")
+    with pytest.raises(DataError, match=r"\[SEP\] is both sep_token and pad_token; each wants a token of its own"):
+        open_brought(tmp_path)
+
+
+def test_a_vocabulary_in_which_an_added_token_would_get_another_tokens_id_is_refused(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 3, "c": 4}, "[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"two tokens would share an id.*renumber"):
+        open_brought(tmp_path)
+
+
+def test_a_tokenizer_that_is_not_a_fast_one_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[UNK]\n")
+    with pytest.raises(DataError, match=r"tokenizer\.json: no such file; a Hugging Face fast tokenizer has one"):
+        open_brought(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", '{"model": {"type": "none"}}'])
 def test_a_broken_tokenizer_is_named(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(DataError, match=str(tmp_path)):
-        open_fast(tmp_path)
+        open_brought(tmp_path)
+
+
+def test_a_prepared_tokenizer_whose_roles_are_gone_is_named(directory, tmp_path):
+    save_copy(directory, tmp_path, max_length=64)
+    change_roles(tmp_path, mask_token=None)
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: mask_token is not given; prepare the data again"):
+        CorpusTokenizer(tmp_path)
+    change_roles(tmp_path, mask_token="<mask>")
+    with pytest.raises(DataError, match=r"mask_token is <mask>, which tokenizer\.json does not have"):
+        CorpusTokenizer(tmp_path)

@@ -22,7 +22,7 @@ from encoder_foundry.errors import DataError
 MANIFEST = "manifest.json"
 SHARD_HASH = "xxh64"  # by which damaged shards are told
 
-# The special tokens of every tokenizer here, by the role that transformers gives them: BERT's, as ModernBERT has them.
+# The special tokens of a tokenizer that is trained here, by the role that transformers gives them: BERT's, as ModernBERT has.
 SPECIAL_TOKENS = {
     "unk_token": "[UNK]",
     "cls_token": "[CLS]",

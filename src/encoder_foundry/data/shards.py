@@ -14,7 +14,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from encoder_foundry.data.masking import Masking
-from encoder_foundry.data.rows import MANIFEST, SPECIAL_TOKENS, Manifest, fingerprint
+from encoder_foundry.data.rows import MANIFEST, Manifest, fingerprint
+from encoder_foundry.data.special_tokens import padded, special_ids
 from encoder_foundry.errors import DataError
 from encoder_foundry.recipe import Recipe
 
@@ -25,8 +26,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 class TokenizerFacts:
     """What training needs to know of a tokenizer."""
 
-    vocab_size: int
-    special_ids: dict[str, int]  # by token, such as "[MASK]"
+    vocab_size: int  # one more than the largest id
+    special_ids: dict[str, int]  # by role, such as "mask_token"
     fingerprint: str
 
     def masking(self, probability: float, mask_share: float, random_share: float) -> Masking:
@@ -35,7 +36,7 @@ class TokenizerFacts:
             probability=probability,
             mask_share=mask_share,
             random_share=random_share,
-            mask_id=self.special_ids["[MASK]"],
+            mask_id=self.special_ids["mask_token"],
             special_ids=tuple(sorted(self.special_ids.values())),
             vocab_size=self.vocab_size,
         )
@@ -52,7 +53,7 @@ def open_corpus(recipe: Recipe) -> TokenizerFacts:
     if tokenizer.vocab_size > recipe.model.vocab_size:
         raise DataError(
             f"{recipe.data.local}/tokenizer: {tokenizer.vocab_size} token ids do not fit the model's embedding; "
-            f"set model.vocab_size to {tokenizer.vocab_size} (it is {recipe.model.vocab_size})"
+            f"set model.vocab_size to {padded(tokenizer.vocab_size)} (it is {recipe.model.vocab_size})"
         )
     for folder, row_length in _shard_folders(recipe):
         manifest = Manifest.read(_fetched(recipe, f"{folder}/{MANIFEST}").parent)
@@ -88,11 +89,7 @@ def _read_tokenizer(recipe: Recipe) -> TokenizerFacts:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise DataError(f"{folder}/tokenizer.json: cannot be read as a tokenizer: {error}") from error
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS.values()}
-    missing = [token for token, token_id in ids.items() if token_id is None]
-    if missing:
-        raise DataError(f"{folder}: the tokenizer has no {missing[0]}")
-    return TokenizerFacts(max(tokenizer.get_vocab().values()) + 1, ids, made)
+    return TokenizerFacts(max(tokenizer.get_vocab().values()) + 1, special_ids(folder, tokenizer), made)
 
 
 def _fetched(recipe: Recipe, name: str) -> Path:

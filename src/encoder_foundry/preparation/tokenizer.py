@@ -1,140 +1,199 @@
 """The tokenizer: trained on the corpus, or taken from a Hugging Face directory; either way saved beside the shards.
 
-Byte-level BPE with all 256 bytes in its alphabet, without a normaliser or an added first space, so that every text
-comes back from its tokens exactly. Ids 0 to 4 are [UNK] [CLS] [SEP] [PAD] [MASK]; then the bytes, the merges, and
-[unused0] … up to a multiple of 64, which the matrix units want of a vocabulary. The unused tokens are in the
-vocabulary only and no merge leads to one: text which spells "[unused0]" is read as the text it is.
+The trained one is a byte-level BPE that treats text as the OLMo tokenizer (GPT-NeoX-20B's) does, which suits code:
+words are GPT-2's, so that a run of digits is one word and the merges decide how it is cut; and each run of 2 to 24
+spaces is a token of its own, matched before words are, so that a word is the same token after an indentation as at a
+line's start. The merges are learned without those runs: GPT-NeoX spent some on them, which no text can reach. Unlike
+it, there is no NFC normaliser: every text comes back from its tokens exactly.
 
-The same holds for the special tokens while a corpus is tokenised: documentation that mentions [MASK] must not put a
-mask into the training data. The saved tokenizer does read them, as fill-mask needs; its [MASK] takes the space before
-it along, as ModernBERT's does, because a token of this BPE begins with its space.
+Ids 0 to 4 are [UNK] [CLS] [SEP] [PAD] [MASK]; then all 256 bytes, the merges, the runs of spaces, and [unused0] … up to
+a multiple of 64, which the matrix units want of a vocabulary. The unused tokens are in the vocabulary only and no merge
+leads to one: text which spells "[unused0]" is read as the text it is.
+
+A tokenizer that is brought keeps its spelling of the special tokens, whatever it is; what it lacks (GPT-2 and Llama
+know no mask) is added under BERT's names. It is saved as transformers' plain PreTrainedTokenizerFast: the class of a
+model may put its own frame around a text when it is opened (Llama's does), whatever tokenizer.json says.
 
 transformers, seconds to import, is imported where a tokenizer is saved or opened.
 """
 
 import json
+import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from encoder_foundry.data.rows import SPECIAL_TOKENS, fingerprint
+from encoder_foundry.data.special_tokens import NEEDED, padded
 from encoder_foundry.errors import DataError
+from encoder_foundry.preparation.encoding import open_tokenizer, pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-MULTIPLE = 64
-SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256  # no merges at all
+RUNS = [" " * length for length in range(24, 1, -1)]  # in GPT-NeoX's order
+TRAINING_PIECE = 2**16  # characters; `tokenizers` reads 256 of them ahead
+SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256 + len(RUNS)  # no merges at all
+
+log = logging.getLogger(__name__)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE; its vocabulary is `vocab_size`, rounded up to a multiple of 64, on any corpus.
 
-    The same texts in the same order give the same tokenizer.
+    The same texts in the same order give the same tokenizer. Memory grows with the number of different words in them.
     """
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(f" {{2,{len(RUNS[0])}}}"), behavior="removed"), words]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(RUNS),
         min_frequency=2,
-        special_tokens=[
-            AddedToken(token, special=True, normalized=False, lstrip=token == SPECIAL_TOKENS["mask_token"])
-            for token in SPECIAL_TOKENS.values()
-        ],
+        special_tokens=[_special(token, role) for role, token in SPECIAL_TOKENS.items()],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((piece for text in texts for piece in pieces(text, TRAINING_PIECE)), trainer)
+    tokenizer.pre_tokenizer = words
     tokenizer = _padded(tokenizer, vocab_size)
-    cls, sep = SPECIAL_TOKENS["cls_token"], SPECIAL_TOKENS["sep_token"]
+    tokenizer.add_tokens([AddedToken(run, normalized=False) for run in RUNS])
+    _frame(tokenizer, SPECIAL_TOKENS)
+    return tokenizer
+
+
+def _padded(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """The same tokenizer, its vocabulary filled up with the runs of spaces and unused tokens to a multiple of 64."""
+    content = json.loads(tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    for run in RUNS:
+        vocabulary[run] = len(vocabulary)
+    learned = len(vocabulary)
+    for id_ in range(learned, padded(vocab_size)):
+        vocabulary[f"[unused{id_ - learned}]"] = id_
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def _special(token: str, role: str) -> AddedToken:
+    """A mask takes the space before it along, as ModernBERT's does: a token of a BPE begins with its space."""
+    return AddedToken(token, special=True, normalized=False, lstrip=role == "mask_token")
+
+
+def _frame(tokenizer: Tokenizer, spelling: dict[str, str]) -> None:
+    """Have texts, and pairs of them, come out as BERT's do: [CLS] text [SEP] second text [SEP]."""
+    cls, sep = spelling["cls_token"], spelling["sep_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
         pair=f"{cls} $A {sep} $B {sep}",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
     )
-    return tokenizer
-
-
-def _padded(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
-    """The same tokenizer with unused tokens in its BPE's vocabulary up to the next multiple of 64."""
-    content = json.loads(tokenizer.to_str())
-    vocabulary = content["model"]["vocab"]
-    learned = len(vocabulary)
-    for id_ in range(learned, -(-vocab_size // MULTIPLE) * MULTIPLE):
-        vocabulary[f"[unused{id_ - learned}]"] = id_
-    return Tokenizer.from_str(json.dumps(content))
 
 
 def save_trained(tokenizer: Tokenizer, directory: Path, max_length: int) -> None:
     """Save what `train_tokenizer` gave as a Hugging Face fast tokenizer for models of `max_length` tokens."""
-    from transformers import PreTrainedTokenizerFast
-
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS)
-    _save(fast, directory, max_length)
+    _save(tokenizer, SPECIAL_TOKENS, directory, max_length)
 
 
 def save_copy(path: Path, directory: Path, max_length: int) -> None:
-    """Save the Hugging Face tokenizer in `path` for models of `max_length` tokens, its fingerprint unchanged."""
-    _save(open_fast(path), directory, max_length)
-    shutil.copy(path / "tokenizer.json", directory)
+    """Save the Hugging Face tokenizer in `path` for models of `max_length` tokens.
+
+    One that lacks nothing keeps its fingerprint; what another was given is told in the log.
+
+    Raises:
+        DataError: as `open_brought`.
+    """
+    brought = open_brought(path)
+    _save(brought.tokenizer, brought.roles, directory, max_length)
+    for change in brought.changes:
+        log.info(f"{path}: the tokenizer was given {change}")
+    if not brought.changes:
+        shutil.copy(path / "tokenizer.json", directory)
 
 
-def _save(fast: "PreTrainedTokenizerFast", directory: Path, max_length: int) -> None:
-    fast.model_max_length = max_length
-    fast.model_input_names = ["input_ids", "attention_mask"]  # no token types
-    fast.init_kwargs["model_input_names"] = fast.model_input_names  # without this it is not saved
+def _save(tokenizer: Tokenizer, roles: dict[str, str | list[str]], directory: Path, max_length: int) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,  # it would take spaces out of decoded text
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],  # no token types
+        **roles,
+    )
     fast.save_pretrained(directory)
 
 
-def open_fast(path: Path) -> "PreTrainedTokenizerFast":
-    """Open a Hugging Face fast tokenizer and see to it that it serves for masked-language-model training here.
+@dataclass(frozen=True)
+class Brought:
+    """A tokenizer from elsewhere, made fit for masked-language-model training."""
+
+    tokenizer: Tokenizer
+    roles: dict[str, str | list[str]]  # the spelling of special tokens, as transformers names their roles
+    changes: list[str]  # what it had to be given, in words; empty if nothing
+
+
+def open_brought(path: Path) -> Brought:
+    """Open a Hugging Face fast tokenizer, and give it the special tokens that it lacks.
 
     Raises:
-        DataError: it cannot be read, or one of SPECIAL_TOKENS is not in it or not known for what it is.
+        DataError: it cannot be read, is no fast tokenizer, or has a special token without an id or in two roles.
     """
+    fast = _open_fast(path)
+    tokenizer = open_tokenizer(path)
+    roles = dict(fast.special_tokens_map)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    for role, token in roles.items():  # a token named in the configuration only would get an id beyond the vocabulary
+        if isinstance(token, str) and token not in vocabulary:
+            raise DataError(
+                f"{path}: the tokenizer's {role} is {token}, which is not in tokenizer.json; "
+                "add it to the tokenizer and save it again, or take the role away"
+            )
+    changes = []
+    for role in NEEDED:
+        if role not in roles:
+            roles[role] = SPECIAL_TOKENS[role]
+            tokenizer.add_special_tokens([_special(roles[role], role)])
+            changes.append(f"{roles[role]} as its {role}")
+    _refuse_shared_ids(path, tokenizer, roles)
+    if not _framed(tokenizer, roles):
+        _frame(tokenizer, roles)
+        changes.append(f"{roles['cls_token']} before and {roles['sep_token']} after each text")
+    return Brought(tokenizer, roles, changes)
+
+
+def _open_fast(path: Path) -> "PreTrainedTokenizerFast":
     fingerprint(path)
     from transformers import AutoTokenizer
 
     try:
         fast = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        vocabulary = Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab(with_added_tokens=True)
-    except Exception as error:  # both raise whatever their parts raise
+    except Exception as error:  # it raises whatever its parts raise
         reason = (str(error) or repr(error)).splitlines()[0]
         raise DataError(f"{path}: transformers cannot open this tokenizer: {reason}") from error
     if not fast.is_fast:
         raise DataError(f"{path}: a fast tokenizer is wanted, and this is a {type(fast).__name__}")
-    for role, token in SPECIAL_TOKENS.items():
-        there = fast.special_tokens_map.get(role)
-        if there != token:
-            raise DataError(f"{path}: the tokenizer's {role} is wanted to be {token}, and it has {there or 'none'}")
-        if token not in vocabulary:  # named in the configuration only: it would get an id beyond the vocabulary
-            raise DataError(f"{path}: {token} is not in tokenizer.json; add it to the tokenizer and save it again")
     return fast
 
 
-class CorpusTokenizer:
-    """A tokenizer that was saved here, as preparation uses it: text to content ids, with all cores and nothing else."""
+def _refuse_shared_ids(path: Path, tokenizer: Tokenizer, roles: dict[str, str | list[str]]) -> None:
+    taken: dict[str, str] = {}
+    for role in NEEDED:
+        other = taken.setdefault(roles[role], role)
+        if other != role:
+            raise DataError(f"{path}: {roles[role]} is both {other} and {role}; each wants a token of its own")
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    if len(set(vocabulary.values())) < len(vocabulary):  # `tokenizers` counts on from the size, whatever ids there are
+        raise DataError(f"{path}: two tokens would share an id: tokenizer.json leaves ids out; renumber its vocabulary")
 
-    def __init__(self, directory: Path) -> None:
-        self.fingerprint = fingerprint(directory)
-        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self.cls_id = self._tokenizer.token_to_id(SPECIAL_TOKENS["cls_token"])
-        self.sep_id = self._tokenizer.token_to_id(SPECIAL_TOKENS["sep_token"])
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # "[MASK]" in a text is six characters, not a mask
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, uint32 `[tokens]`: nothing cut, nothing added."""
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of content ids, exactly."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+def _framed(tokenizer: Tokenizer, roles: dict[str, str | list[str]]) -> bool:
+    """Whether texts already come out between [CLS] and [SEP], however spelled."""
+    cls, sep = (tokenizer.token_to_id(roles[role]) for role in ("cls_token", "sep_token"))
+    bare, framed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    return framed == [cls, *bare, sep]

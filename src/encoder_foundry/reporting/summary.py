@@ -83,6 +83,7 @@ def print_fill_mask(export: Path, console: Console) -> None:
 
     logging.set_verbosity_error()
     fill = pipeline("fill-mask", model=str(export), device="cpu", top_k=3)
-    for text in FILL_MASK_EXAMPLES:
+    for example in FILL_MASK_EXAMPLES:
+        text = example.replace("[MASK]", fill.tokenizer.mask_token)
         guesses = ", ".join(f"{guess['token_str']!r} {guess['score']:.0%}" for guess in fill(text))
         console.print(f"{text.strip()!r}\n    {guesses}", markup=False, highlight=False)
