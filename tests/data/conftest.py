@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from streaming import MDSWriter
 
-from encoder_foundry.data.rows import SHARD_HASH, columns, encode_row, token_dtype
+from encoder_foundry.data.rows import SHARD_HASH, Row, columns, encode_row, token_dtype
 
 REPOSITORY = Path(__file__).parents[2]
 ROW_LENGTH = 32
@@ -24,7 +24,9 @@ def write_rows(root: Path, split: str = "train", rows: dict[str, int] = ROWS) ->
         ) as out:
             for _ in range(count):
                 cuts = np.unique(generator.integers(1, ROW_LENGTH, 3))
-                out.write(encode_row(np.split(generator.integers(5, 512, ROW_LENGTH), cuts), dtype))
+                lengths = np.diff([0, *cuts, ROW_LENGTH]).astype(np.uint32)
+                documents = np.arange(len(lengths), dtype=np.uint32)
+                out.write(encode_row(Row(generator.integers(5, 512, ROW_LENGTH), lengths, documents), dtype))
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,14 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from streaming import MDSWriter
 from torch.utils.data import DataLoader
 
 from encoder_foundry.data import checked_shards
 from encoder_foundry.data.checked_shards import CheckedShards
-from encoder_foundry.data.rows import columns, encode_row, token_dtype
+from encoder_foundry.data.rows import Row, columns, encode_row, token_dtype
 from encoder_foundry.data.stream import Draw, TrainingStream, row_streams
 from encoder_foundry.errors import DataError
 
@@ -144,7 +145,8 @@ def test_shards_without_hashes_are_refused(tmp_path):
     dtype = token_dtype(512)
     for source in ROWS:
         with MDSWriter(out=str(tmp_path / f"{source}/{ROW_LENGTH}/train"), columns=columns(dtype)) as out:
-            out.write(encode_row([[5, 6]], dtype))
+            one = np.ones(1, dtype=np.uint32)
+            out.write(encode_row(Row(one, one, one), dtype))
     with pytest.raises(DataError, match=r"code/32/train/index\.json: has no xxh64 hashes; prepare the data again"):
         drawn(tmp_path)
 

@@ -1,65 +1,180 @@
 """Packing: nothing is lost, and next to nothing is wasted."""
 
-from itertools import count, islice, pairwise
+import tracemalloc
+from collections import defaultdict
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from encoder_foundry.data.packing import cut, drop_remainder, pack
+from encoder_foundry.data import packing
+from encoder_foundry.data.packing import BUFFER, Packer, drop_remainder
+from encoder_foundry.data.rows import Row, encode_row, token_dtype
 
 CLS, SEP = 1, 2
 
 
-def numbered_documents(lengths):
-    """Documents of these lengths in which every token of the whole corpus is a different number, from 10 upwards."""
-    ends = np.cumsum([10, *lengths])
-    return [np.arange(start, end, dtype=np.uint32) for start, end in pairwise(ends)]
+def numbered(lengths):
+    """Documents in which every token of the whole corpus is a different id, from 10 upwards; every third number."""
+    return np.arange(10, 10 + sum(lengths), dtype=np.uint32), np.array(lengths, int), 5 + 3 * np.arange(len(lengths))
 
 
-@given(
-    lengths=st.lists(st.integers(0, 60), max_size=60),
-    row_length=st.integers(3, 40),
-    buffer=st.integers(1, 20),
-)
-def test_no_token_is_lost_reordered_or_shared_between_documents(lengths, row_length, buffer):
-    documents = numbered_documents(lengths)
-    rows = list(pack(cut(documents, row_length, CLS, SEP), row_length, buffer))
-    assert all(0 < sum(map(len, row)) <= row_length for row in rows)
+def packed(lengths, row_length, stride=0, buffer=BUFFER, calls=()) -> list[Row]:
+    """The rows of numbered documents, `calls` being where one call of `add` ends and the next one begins."""
+    tokens, lengths, numbers = numbered(lengths)
+    packer = Packer(row_length, CLS, SEP, stride, buffer)
+    parts = zip(
+        np.split(tokens, np.cumsum([0, *lengths])[list(calls)]),
+        np.split(lengths, calls),
+        np.split(numbers, calls),
+        strict=True,
+    )
+    return [row for part in parts for row in packer.add(*part)] + list(packer.finish())
 
-    pieces = [piece for row in rows for piece in row]
-    assert all(piece[0] == CLS and piece[-1] == SEP for piece in pieces)
-    contents = sorted((piece[1:-1] for piece in pieces), key=lambda content: content[0])
-    expected = [
-        document[start : start + row_length - 2]
-        for document in documents
-        for start in range(0, len(document), row_length - 2)
-    ]
-    assert len(contents) == len(expected)
-    assert all(np.array_equal(content, wanted) for content, wanted in zip(contents, expected, strict=True))
+
+def pieces_of(rows) -> dict[int, list[np.ndarray]]:
+    """The content of each document's pieces, in the order in which they left."""
+    pieces = defaultdict(list)
+    for row in rows:
+        for piece, number in zip(np.split(row.tokens, np.cumsum(row.lengths)[:-1]), row.documents, strict=True):
+            assert (piece[0], piece[-1]) == (CLS, SEP)
+            assert len(piece) > 2
+            pieces[int(number)].append(piece[1:-1])
+    return pieces
+
+
+SMALL = {"lengths": st.lists(st.integers(0, 60), max_size=60), "row_length": st.integers(3, 40)}
+BUFFERS = {"buffer": st.integers(1, 20), "buffer_tokens": st.integers(1, 300)}
+
+
+@given(**SMALL, **BUFFERS)
+def test_no_token_is_lost_reordered_or_shared_between_documents(lengths, row_length, buffer, buffer_tokens):
+    with mock.patch.object(packing, "BUFFER_TOKENS", buffer_tokens):
+        rows = packed(lengths, row_length, buffer=buffer)
+    assert all(0 < len(row.tokens) == row.lengths.sum() <= row_length for row in rows)
+    assert all(len(row.tokens) >= row_length - 2 for row in rows[:-1])
+    tokens, lengths, numbers = numbered(lengths)
+    documents = zip(numbers, np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else [], strict=True)
+    joined = {number: np.concatenate(pieces).tolist() for number, pieces in pieces_of(rows).items()}
+    assert joined == {number: document.tolist() for number, document in documents if len(document)}
+
+
+@given(**SMALL, **BUFFERS, share=st.floats(0, 0.99))
+def test_with_a_stride_the_windows_of_a_document_overlap_by_it_and_only_they_do(
+    lengths, row_length, buffer, buffer_tokens, share
+):
+    content = row_length - 2
+    stride = int(share * content)
+    with mock.patch.object(packing, "BUFFER_TOKENS", buffer_tokens):
+        rows = packed(lengths, row_length, stride, buffer)
+    assert all(len(row.tokens) == row.lengths.sum() <= row_length for row in rows)
+    left = pieces_of(rows)
+    tokens, lengths, numbers = numbered(lengths)
+    for number, start, length in zip(numbers, np.cumsum(lengths) - lengths, lengths, strict=True):
+        document = tokens[start : start + length].tolist()
+        pieces = left.pop(number, [])
+        while document:
+            window = []
+            while len(window) < min(content, len(document)):  # in one piece, or in some that fill rows
+                window += pieces.pop(0).tolist()
+            assert window == document[:content]
+            document = document[content - stride :] if len(document) > content else []
+        assert not pieces
+    assert not left
+
+
+@pytest.mark.parametrize("stride", range(10))
+def test_a_stride_means_what_it_means_to_a_tokenizer(stride):
+    words = {str(id_): id_ for id_ in range(100)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(10, stride=stride)
+    for length in range(1, 60):
+        encoding = tokenizer.encode(" ".join(map(str, range(10, 10 + length))))
+        windows = [window.ids for window in (encoding, *encoding.overflowing)]
+        assert [piece.tolist() for piece in pieces_of(packed([length], 12, stride))[5]] == windows
+
+
+@given(**SMALL, **BUFFERS, stride=st.integers(0, 20), data=st.data())
+def test_rows_do_not_depend_on_how_documents_are_handed_over(lengths, row_length, buffer, buffer_tokens, stride, data):
+    calls = sorted(data.draw(st.lists(st.integers(0, len(lengths)), max_size=10)))
+    stride = min(stride, row_length - 3)
+    with mock.patch.object(packing, "BUFFER_TOKENS", buffer_tokens):
+        at_once = packed(lengths, row_length, stride, buffer)
+        in_parts = packed(lengths, row_length, stride, buffer, calls)
+    assert [[part.tolist() for part in row] for row in in_parts] == [[part.tolist() for part in row] for row in at_once]
+
+
+GENERATOR = np.random.default_rng(0)
+CORPORA = {
+    "web": np.maximum(GENERATOR.lognormal(np.log(600), 1.2, 6000).astype(int), 1),
+    "short web": np.maximum(GENERATOR.lognormal(np.log(100), 1.2, 6000).astype(int), 1),
+    "books": np.maximum(GENERATOR.lognormal(np.log(8000), 1.0, 1001).astype(int), 1),
+    "all of 600": np.full(6000, 600),
+    "all of 300": np.full(6000, 300),
+    "about 600": GENERATOR.integers(550, 650, 6000),
+    "tiny": np.full(100_000, 5),
+    "enormous": np.array([3_000_000]),
+}
 
 
 @pytest.mark.parametrize("row_length", [512, 1024, 4096, 8192])
-@pytest.mark.parametrize("median", [100, 600])
-def test_a_thousand_documents_of_natural_lengths_fill_rows(row_length, median):
-    generator = np.random.default_rng(0)
-    lengths = np.maximum(generator.lognormal(np.log(median), 1.2, 3000).astype(int), 1)
-    rows = list(pack(cut(numbered_documents(lengths), row_length, CLS, SEP), row_length))
-    tokens = sum(len(document) for row in rows for document in row)
-    needed = -(-tokens // row_length)
-    assert len(rows) <= 1 + 1.001 * needed
-    assert needed < 200 or tokens / (len(rows) * row_length) >= 0.995
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_rows_are_full_whatever_the_lengths_of_documents(corpus, row_length):
+    lengths = CORPORA[corpus]
+    rows = packed(lengths, row_length, calls=range(0, len(lengths), 1000))
+    contents = sum(len(row.tokens) - 2 * len(row.lengths) for row in rows)
+    assert contents == lengths.sum()
+    assert min(len(row.tokens) for row in rows[:-1]) >= 0.995 * row_length
+    if len(rows) > 50:
+        trained_on = list(drop_remainder(rows, row_length))
+        assert sum(len(row.tokens) for row in trained_on) >= 0.995 * row_length * len(trained_on)
+        assert len(rows) - len(trained_on) <= 1
 
 
-def test_packing_streams():
-    endless = (np.full(1 + n % 50, 7) for n in count())
-    rows = list(islice(pack(endless, 100, buffer=64), 1000))
-    assert sum(len(document) for row in rows for document in row) > 0.99 * 1000 * 100
+@pytest.mark.parametrize("row_length", [512, 1024, 4096, 8192])
+@pytest.mark.parametrize("corpus", ["web", "short web"])
+def test_documents_of_natural_lengths_are_hardly_ever_cut_where_a_row_could_hold_them(corpus, row_length):
+    lengths = CORPORA[corpus]
+    pieces = sum(len(row.lengths) for row in packed(lengths, row_length))
+    needed = int(np.ceil(lengths / (row_length - 2)).sum())
+    assert needed <= pieces <= 1.02 * needed
+
+
+def test_memory_does_not_grow_with_the_corpus():
+    def peak(calls):
+        packer = Packer(8192, CLS, SEP)
+        lengths = np.full(250, 4000)
+        tracemalloc.start()
+        for call in range(calls):
+            for row in packer.add(np.zeros(lengths.sum(), dtype=np.uint32), lengths, np.full(250, call)):
+                encode_row(row, token_dtype(512))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(40) < 1.15 * peak(10) < 90e6
+
+
+@pytest.mark.parametrize(("row_length", "stride"), [(2, 0), (12, 10), (12, -1)])
+def test_rows_that_cannot_go_forward_are_refused(row_length, stride):
+    with pytest.raises(
+        ValueError, match=f"rows of {row_length} tokens want a stride of 0 to {row_length - 3}: {stride}"
+    ):
+        Packer(row_length, CLS, SEP, stride)
+
+
+def test_lengths_that_are_not_those_of_the_tokens_are_refused():
+    with pytest.raises(ValueError, match="10 tokens, but documents of 9"):
+        list(Packer(12, CLS, SEP).add(np.zeros(10, dtype=np.uint32), np.array([4, 5]), np.arange(2)))
 
 
 def rows_with_tokens(*tokens):
-    return [[np.zeros(number, dtype=int)] for number in tokens]
+    one = np.ones(1, dtype=np.uint32)
+    return [Row(np.zeros(number, dtype=np.uint32), number * one, one) for number in tokens]
 
 
 @pytest.mark.parametrize(
@@ -67,16 +182,12 @@ def rows_with_tokens(*tokens):
     [
         (rows_with_tokens(*[100] * 60, 20), 60),  # 98.7 % full with the last row
         (rows_with_tokens(*[100] * 60, 80), 61),  # 99.7 %
-        (rows_with_tokens(*[100] * 40, 20), 41),  # too small a source to leave anything out
-        (rows_with_tokens(*[90] * 60, 20), 61),  # it is not the last row's fault
+        (rows_with_tokens(*[100] * 180, 20), 181),  # 99.6 %
+        (rows_with_tokens(*[100] * 40, 20), 41),  # too small a part to leave anything out
+        (rows_with_tokens(*[99] * 60, 20), 61),  # it is not the last row's fault
         (rows_with_tokens(20), 1),
         ([], 0),
     ],
 )
-def test_a_last_row_is_given_up_only_where_it_alone_keeps_many_rows_under_99_percent(rows, kept):
+def test_a_last_row_is_given_up_only_where_it_alone_keeps_many_rows_under_fill(rows, kept):
     assert list(drop_remainder(rows, 100)) == rows[:kept]
-
-
-def test_a_document_that_was_not_cut_is_refused():
-    with pytest.raises(ValueError, match="does not fit a row"):
-        list(pack([np.zeros(11, dtype=int)], row_length=10))

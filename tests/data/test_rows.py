@@ -8,11 +8,26 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from streaming import MDSWriter, StreamingDataset
 
-from encoder_foundry.data.rows import Manifest, check_row, columns, decode_row, encode_row, fingerprint, token_dtype
+from encoder_foundry.data.rows import (
+    Manifest,
+    Row,
+    check_row,
+    columns,
+    decode_row,
+    encode_row,
+    fingerprint,
+    token_dtype,
+)
 from encoder_foundry.errors import DataError
 
 MANIFEST = Manifest("code", "train", 1024, rows=10, documents=30, tokens=10_200, fill=10_200 / 10_240, tokenizer="ab")
+
+
+def row(*documents, dtype=np.int64):
+    lengths = np.array([len(document) for document in documents], dtype=np.uint32)
+    return Row(np.concatenate(documents).astype(dtype), lengths, np.arange(len(documents), dtype=np.uint32))
 
 
 @given(
@@ -20,8 +35,17 @@ MANIFEST = Manifest("code", "train", 1024, rows=10, documents=30, tokens=10_200,
     vocab_size=st.sampled_from([65_536, 65_537]),
 )
 def test_documents_come_back_as_they_were(documents, vocab_size):
-    sample = encode_row([np.array(document) for document in documents], token_dtype(vocab_size))
+    sample = encode_row(row(*documents), token_dtype(vocab_size))
     assert [document.tolist() for document in decode_row(sample)] == documents
+
+
+def test_a_stored_row_says_which_document_each_part_of_it_is_of(tmp_path):
+    stored = row([1, 8, 2], [1, 9, 9, 2])._replace(documents=np.array([70_000, 3], dtype=np.uint32))
+    with MDSWriter(out=str(tmp_path), columns=columns(token_dtype(512))) as out:
+        out.write(encode_row(stored, token_dtype(512)))
+    sample = StreamingDataset(local=str(tmp_path), batch_size=1)[0]
+    named = dict(zip(sample["documents"].tolist(), decode_row(sample), strict=True))
+    assert {number: document.tolist() for number, document in named.items()} == {70_000: [1, 8, 2], 3: [1, 9, 9, 2]}
 
 
 def test_a_vocabulary_beyond_65536_is_stored_in_uint32():
@@ -29,10 +53,23 @@ def test_a_vocabulary_beyond_65536_is_stored_in_uint32():
     assert columns(token_dtype(65_537))["tokens"] == "ndarray:uint32"
 
 
-@pytest.mark.parametrize("wrong", [-1, 65_536, 70_000])
-def test_an_id_that_does_not_fit_is_refused_and_not_wrapped(wrong):
+@pytest.mark.parametrize(("wrong", "dtype"), [(-1, "int64"), (65_536, "int64"), (65_536, "uint32"), (70_000, "uint32")])
+def test_an_id_that_does_not_fit_is_refused_and_not_wrapped(wrong, dtype):
     with pytest.raises(DataError, match=f"token id {wrong} does not fit uint16"):
-        encode_row([np.array([5, wrong])], token_dtype(50_368))
+        encode_row(row([5, wrong], dtype=dtype), token_dtype(50_368))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"lengths": np.array([2, 0])}, "at least one token each; an empty one was given"),
+        ({"lengths": np.array([2, 2])}, "a row of 3 tokens was given with 2 .* together 4"),
+        ({"documents": np.array([5])}, "a row of 3 tokens was given with 1 numbers of documents, and with 2 lengths"),
+    ],
+)
+def test_a_row_whose_parts_do_not_belong_together_is_not_stored(changed, says):
+    with pytest.raises(DataError, match=says):
+        encode_row(row([5, 6], [7])._replace(**changed), token_dtype(512))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The same stages by several processes here, by Ray for real, and by Slurm up to its door."""
 
-import json
 import os
 import stat
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.preparation import executors, readers, stages
 from encoder_foundry.preparation.pipeline import prepare
+from encoder_foundry.preparation.readers import listing
 from encoder_foundry.preparation.statistics import Statistics
 from tests.preparation.small_corpus import content, sentences, write_jsonl
 
@@ -21,7 +21,7 @@ SLURM = {"slurm": {"time": "01:00:00", "partition": "cpu", "workers": 3, "venv_p
 @pytest.fixture
 def parted(config, tmp_path, monkeypatch):
     """The small corpus with a source of several parts."""
-    monkeypatch.setattr(readers, "PART_BYTES", 60_000)
+    monkeypatch.setattr(listing, "PART_BYTES", 120_000)
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(6):
@@ -109,7 +109,6 @@ def test_without_slurm_it_says_so(config, monkeypatch):
 @pytest.mark.parametrize(
     ("executor", "complaint"),
     [
-        ({}, "one of local, slurm, ray"),
         ({"local": {}, "ray": {}}, "one of local, slurm, ray"),
         ({"dask": {}}, "one of local, slurm, ray"),
         ({"local": {"worker": 2}}, "unknown option 'worker'"),
@@ -134,6 +133,6 @@ def test_what_was_done_before_an_error_is_not_done_again(parted, tmp_path, monke
     monkeypatch.setattr(stages, "read", lambda source, *rest: read_again.append(source) or read(source, *rest))
     prepare(replace(strict, max_bad_documents=3))
     assert len(read_again) == 3  # of five parts, the two before the broken one were kept
-    bad = [json.loads(line) for line in (Path(parted.out) / "bad_input.jsonl").read_text().splitlines()]
-    assert [entry["where"] for entry in bad] == [f"{path}:{line}" for line in (1, 2, 3)]
+    bad = (Path(parted.out) / "bad_input.txt").read_text().splitlines()
+    assert [line.split(": ")[:2] for line in bad] == [["many", f"{path}:{line}"] for line in (1, 2, 3)]
     assert Statistics.read(parted.out).sources["many"].left_out == {"bad input": 3}

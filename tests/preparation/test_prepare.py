@@ -21,7 +21,7 @@ from encoder_foundry.preparation.pipeline import prepare, work_folder
 from encoder_foundry.preparation.report import table
 from encoder_foundry.preparation.stages import side
 from encoder_foundry.preparation.statistics import Statistics
-from encoder_foundry.preparation.tokenizer import CorpusTokenizer
+from encoder_foundry.preparation.encoding import CorpusTokenizer
 from tests.preparation.small_corpus import content, sentences, write_jsonl
 
 
@@ -81,7 +81,7 @@ def test_a_row_leads_back_to_its_documents(config):
                 text = json.loads(lines[int(line) - 1])[config.sources[source].text_column or "text"]
                 assert path == config.sources[source].path
                 assert entry["bytes"] == len(text.encode())
-                assert tokenizer.decode(document[1:-1]) in text
+                assert tokenizer.decode(document[1:-1]).strip("\ufffd") in text  # a cut may go through a character
 
 
 def test_a_last_row_that_cannot_be_filled_is_reported_when_it_is_left_out(config, caplog):
@@ -235,5 +235,5 @@ def test_a_tokenizer_brought_along_is_used_and_stored_beside_the_shards(config, 
 
 def test_a_place_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"file/out: cannot be written"):
+    with pytest.raises(DataError, match=r"file/.out-work: cannot be written"):
         prepare(replace(config, out=str(tmp_path / "file" / "out")))

@@ -1,7 +1,9 @@
 """The row as it is stored, and the manifest beside the shards. What writes shards and what trains on them meet here.
 
-A row is one MDS sample with two columns: `tokens`, its documents end to end with their [CLS] and [SEP], and `lengths`,
-how many tokens each document has. Lengths and not boundaries, because they stay true when a row is cut or joined.
+A row is one MDS sample with three columns: `tokens`, its documents end to end with their [CLS] and [SEP]; `lengths`,
+how many tokens each document has; and `documents`, by which each is found again: its line in the parquet of documents
+that preparation writes for the same part. Lengths and not boundaries, because they stay true when a row is cut or
+joined. Training reads tokens and lengths only, so shards of before `documents` was there still serve.
 Tokens are uint16, half of what a training run would otherwise read, or uint32 when the vocabulary holds more than
 65,536 ids; the choice follows from the vocabulary alone, so that every shard of a corpus has the same type. numpy wraps
 an id that is too large without a word, so each row is checked as it is encoded.
@@ -11,9 +13,10 @@ Light on purpose (numpy and the standard library): the trainer reads manifests b
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +35,14 @@ SPECIAL_TOKENS = {
 }
 
 
+class Row(NamedTuple):
+    """One row before it is stored."""
+
+    tokens: np.ndarray  # integers [tokens]: documents end to end, each with [CLS] and [SEP]
+    lengths: np.ndarray  # uint32 [documents]: how many of the tokens are each one's
+    documents: np.ndarray  # uint32 [documents]: the number of each in its part; a long one's pieces have the same
+
+
 def token_dtype(vocab_size: int) -> np.dtype:
     """The integer type that rows of a vocabulary of `vocab_size` ids are stored in."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
@@ -39,27 +50,32 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 def columns(dtype: np.dtype) -> dict[str, str]:
     """The MDS columns of rows whose tokens have type `dtype`, as `streaming.MDSWriter` takes them."""
-    return {"tokens": f"ndarray:{dtype.name}", "lengths": "ndarray:uint32"}
+    return {"tokens": f"ndarray:{dtype.name}", "lengths": "ndarray:uint32", "documents": "ndarray:uint32"}
 
 
-def encode_row(documents: Sequence[np.ndarray], dtype: np.dtype) -> dict[str, np.ndarray]:
-    """One MDS sample out of the documents of a row, each an integer array `[tokens]` of at least one id.
+def encode_row(row: Row, dtype: np.dtype) -> dict[str, np.ndarray]:
+    """One MDS sample out of a row, its tokens as `dtype`.
 
     Raises:
-        DataError: an id does not fit `dtype`, or a document is empty.
+        DataError: an id does not fit `dtype`, a document is empty, or the three parts are not of one row.
     """
-    lengths = np.array([len(document) for document in documents], dtype=np.uint32)
-    if not lengths.all() or not len(lengths):
+    tokens, lengths, documents = row
+    if not len(lengths) or not lengths.all():
         raise DataError("a row holds documents of at least one token each; an empty one was given")
-    tokens = np.concatenate(documents)
-    smallest, largest = int(tokens.min()), int(tokens.max())
-    if smallest < 0 or largest > np.iinfo(dtype).max:
-        wrong = smallest if smallest < 0 else largest
+    if lengths.sum() != len(tokens) or len(documents) != len(lengths):
         raise DataError(
-            f"token id {wrong} does not fit {dtype.name} (0 to {np.iinfo(dtype).max}): "
-            "the tokenizer gives ids beyond the vocabulary that the shards were typed for"
+            f"a row of {len(tokens)} tokens was given with {len(documents)} numbers of documents, "
+            f"and with {len(lengths)} lengths, together {lengths.sum()}"
         )
-    return {"tokens": tokens.astype(dtype), "lengths": lengths}
+    if not np.can_cast(tokens.dtype, dtype):
+        smallest, largest = int(tokens.min()), int(tokens.max())
+        if smallest < 0 or largest > np.iinfo(dtype).max:
+            wrong = smallest if smallest < 0 else largest
+            raise DataError(
+                f"token id {wrong} does not fit {dtype.name} (0 to {np.iinfo(dtype).max}): "
+                "the tokenizer gives ids beyond the vocabulary that the shards were typed for"
+            )
+    return {"tokens": tokens.astype(dtype), "lengths": lengths, "documents": documents}
 
 
 def decode_row(sample: Mapping[str, np.ndarray]) -> list[np.ndarray]:

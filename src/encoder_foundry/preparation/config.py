@@ -41,7 +41,7 @@ class CorpusConfig:
     stride: int = 0  # content tokens that the pieces of a document longer than a row share
     deduplication: Any = "exact"  # or minhash, or {minhash: {language: en, n_grams: 5, …}} as datatrove names them
     max_bad_documents: int = 100  # a part of a source with more that cannot be read ends the preparation
-    executor: dict[str, Any] = field(default_factory=lambda: {"local": {}})  # local, slurm or ray, with its options
+    executor: dict[str, Any] = field(default_factory=dict)  # local, slurm or ray, with its options; local if none
     work: str | None = None  # the folder for what is under way; a hidden one beside `out` if not given
 
     @property
@@ -80,12 +80,12 @@ def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
         yield "validation", f"a fraction between 0 and 1 or a number of documents is wanted, not {config.validation}"
     if not 0 <= config.stride < min(config.row_lengths, default=3) - 2:
         yield "stride", f"{config.stride} is not less than what a row of {min(config.row_lengths)} holds of a document"
-    if not Path(config.out).name:
+    if Path(config.out).name in ("", ".."):
         yield "out", f"a folder is wanted, as in data/mine, not '{config.out}'"
     if config.work is not None and "://" in config.work:
         yield "work", f"a folder on a disk that all workers share is wanted, not '{config.work}'"
     yield from _reported("deduplication", lambda: minhash_options(config.deduplication))
-    if config.executor != {"local": {}}:
+    if config.executor:
         from encoder_foundry.preparation.executors import check_executor
 
         yield from _reported("executor", lambda: check_executor(config.executor))

@@ -47,6 +47,7 @@ def check_executor(executor: dict[str, Any]) -> tuple[str, dict]:
     Raises:
         ConfigurationError: no such executor, or an option that it does not take or lacks.
     """
+    executor = executor or {"local": {}}
     if len(executor) != 1 or next(iter(executor)) not in EXECUTORS:
         raise ConfigurationError(f"one of {', '.join(EXECUTORS)} is wanted, as in {{local: {{workers: 2}}}}")
     name, options = next(iter(executor.items()))

@@ -1,7 +1,9 @@
 """The last stage: what was written in parts becomes one prepared folder, at the place where it was wanted."""
 
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -11,8 +13,10 @@ import numpy as np
 from encoder_foundry.data.rows import Manifest
 from encoder_foundry.preparation import stores
 from encoder_foundry.preparation.statistics import Counts, SourceStatistics, Statistics, unigram_entropy
-from encoder_foundry.preparation.tokenizer import CorpusTokenizer
+from encoder_foundry.preparation.encoding import CorpusTokenizer
 from encoder_foundry.preparation.work import SPLITS, Work
+
+log = logging.getLogger(__name__)
 
 BAD_INPUT = "bad_input.txt"
 
@@ -69,7 +73,11 @@ def _join_parts(work: Work, parts: list[dict], row_length: int, tokenizer: Corpu
     folder = work.whole / source / str(row_length) / split
     shards = [shard for part in parts for shard in _shards(folder, f"{part['number']:05d}")]
     (folder / "index.json").write_text(json.dumps({"version": 2, "shards": shards}), encoding="utf-8")
-    counts = {key: sum(part["rows"][str(row_length)][key] for part in parts) for key in ("rows", "documents", "tokens")}
+    counts = Counter()
+    for part in parts:
+        counts.update(part["rows"][str(row_length)])
+    if given_up := counts.pop("given_up", 0):
+        log.info(f"{source}: left out {given_up:,} tokens, in last rows of {row_length:,} that could not be filled")
     fill = counts["tokens"] / max(1, counts["rows"] * row_length)
     manifest = Manifest(source, split, row_length, **counts, fill=fill, tokenizer=tokenizer.fingerprint)
     manifest.write(folder)

@@ -36,7 +36,7 @@ from encoder_foundry.preparation import executors, readers, stores
 from encoder_foundry.preparation.config import CorpusConfig
 from encoder_foundry.preparation.stages import stages_of
 from encoder_foundry.preparation.statistics import FILE, Statistics
-from encoder_foundry.preparation.tokenizer import open_fast
+from encoder_foundry.preparation.tokenizer import open_brought
 from encoder_foundry.preparation.work import Work
 
 FORMAT = 2  # raised whenever the same texts and settings would give other shards
@@ -63,7 +63,7 @@ def prepare(config: CorpusConfig) -> bool:
     if stores.exists(config.out) and not (Path(config.out).is_dir() and not any(Path(config.out).iterdir())):
         raise _refusal(config.out, f"something else (no {FILE} is there)")
     if config.tokenizer.path:
-        open_fast(Path(config.tokenizer.path))
+        open_brought(Path(config.tokenizer.path))
     folder = work_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)

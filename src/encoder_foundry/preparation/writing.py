@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from encoder_foundry.data.packing import Packer
+from encoder_foundry.data.packing import Packer, gives_up_last
 from encoder_foundry.data.rows import SHARD_HASH, Row, columns, encode_row, token_dtype
 from encoder_foundry.preparation import stores
-from encoder_foundry.preparation.tokenizer import CorpusTokenizer
+from encoder_foundry.preparation.encoding import CorpusTokenizer
 from encoder_foundry.preparation.work import Work, read_documents, read_hashes
 
 SHARD_BYTES = 1 << 25  # before compression; a shard is held in memory until it is full, one for each row length
@@ -84,13 +84,20 @@ class _Shards:
             hashes=[SHARD_HASH],
             size_limit=SHARD_BYTES,
         )
-        self._counts = {"rows": 0, "documents": 0, "tokens": 0}
+        self._counts = {"rows": 0, "documents": 0, "tokens": 0, "given_up": 0}
+        self._last: Row | None = None  # held back: it may not be worth writing
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, numbers: np.ndarray) -> None:
         self._write(self._packer.add(tokens, lengths, numbers))
 
     def close(self) -> dict[str, int]:
-        self._write(self._packer.finish(drop_remainder=not self.keep_all))
+        self._write(self._packer.finish())
+        if self._last is not None:
+            so_far = self._counts["rows"], self._counts["tokens"]
+            if self.keep_all or not gives_up_last(*so_far, len(self._last.tokens), self.row_length):
+                self._put(self._last)
+            else:
+                self._counts["given_up"] = len(self._last.tokens)
         self._writer.finish()
         if self._remote is not None:
             stores.upload(self._folder, self._remote)
@@ -100,10 +107,15 @@ class _Shards:
 
     def _write(self, rows: Iterator[Row]) -> None:
         for row in rows:
-            self._writer.write(encode_row(row, self._dtype))
-            self._counts["rows"] += 1
-            self._counts["documents"] += len(row.lengths)
-            self._counts["tokens"] += len(row.tokens)
+            if self._last is not None:
+                self._put(self._last)
+            self._last = row
+
+    def _put(self, row: Row) -> None:
+        self._writer.write(encode_row(row, self._dtype))
+        self._counts["rows"] += 1
+        self._counts["documents"] += len(row.lengths)
+        self._counts["tokens"] += len(row.tokens)
 
 
 class _DocumentTable:
