@@ -28,7 +28,7 @@ searched and taken. It holds the document's length in its upper bits, and where 
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
