@@ -47,8 +47,9 @@ LONGEST = 1 << 28  # bytes of a document or line that are still read: more is a 
 BATCH = 100  # rows of Parquet that are held at a time
 EXTRACTION_SECONDS = 60.0  # for one page: only to get away from one that never ends
 
-# What decompression and pyarrow raise for damage; reading itself fails with stores' errors and plain OSErrors.
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, pa.ArrowException)
+
+class Damaged(Exception):
+    """A packed file is cut off, or is not what was packed."""
 
 
 def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
@@ -92,9 +93,10 @@ class Files(BaseDiskReader):
         """A file's bytes, decompressed."""
         with self.data_folder.open(name, "rb") as stored:
             if name.endswith(".gz"):
-                yield gzip.GzipFile(fileobj=stored)
-            else:
-                yield io.BufferedReader(_Zstandard(stored) if name.endswith(".zst") else stored, 1 << 20)
+                stored = _Unpacked(_gzip_content(stored))
+            elif name.endswith(".zst"):
+                stored = _Unpacked(_zstandard_content(stored))
+            yield io.BufferedReader(stored, 1 << 20)
 
     def lines(self, name: str, stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
         """(number, line) of each line that can be had."""
@@ -108,7 +110,7 @@ class Files(BaseDiskReader):
                 self.bad.add(f"{self.path(name)}:{number}", f"a line of more than {LONGEST >> 20} MiB")
                 while line and not line.endswith(b"\n"):
                     line = stream.readline(1 << 20)
-        except DAMAGED as error:
+        except Damaged as error:
             self.bad.add(f"{self.path(name)}:{number + 1}", f"the file is cut off or damaged here: {error}")
 
     def document(self, text: object, where: str, url: object = None) -> Iterator[Document]:
@@ -191,7 +193,7 @@ class Parquet(Files, ParquetReader):
                 file = pq.ParquetFile(stored)
                 columns = self._columns(file.schema_arrow, path)
                 groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            except (*DAMAGED, OSError, UnicodeDecodeError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 self.bad.add(path, f"cut off or damaged, nothing of it can be read: {error}")
                 return
             row = 0
@@ -201,7 +203,7 @@ class Parquet(Files, ParquetReader):
                     for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns):
                         yield from self._documents(batch, path, start)
                         start += batch.num_rows
-                except (*DAMAGED, OSError) as error:
+                except (pa.ArrowException, OSError) as error:
                     self.bad.add(f"{path}:{start}", f"damaged, rows up to {row - 1} are lost: {error}")
 
     def _columns(self, schema: pa.Schema, path: str) -> list[str]:
@@ -228,7 +230,7 @@ class Text(Files):
         try:
             with self.unpacked(filepath) as stream:
                 content = stream.read(LONGEST + 1)
-        except DAMAGED as error:
+        except Damaged as error:
             self.bad.add(path, f"cut off or damaged: {error}")
             return
         if len(content) > LONGEST:
@@ -260,7 +262,7 @@ class Warc(Files, WarcReader):
         extract = partial(_main_text, Trafilatura(deduplicate=False))
         logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it explains itself at each page without a text
         with self.unpacked(filepath) as stream, ExtractorSandbox(EXTRACTION_SECONDS) as sandbox:
-            records = iter(ArchiveIterator(stream))
+            records = iter(ArchiveIterator(stream.raw))  # raw: what comes before damage is given before it is told
             while True:
                 number += 1
                 where = f"{path}:{number}"
@@ -270,17 +272,21 @@ class Warc(Files, WarcReader):
                     return
                 except BaseError:
                     raise
-                except Exception as error:  # warcio, and what it decompresses with, have no common error
+                except Exception as error:  # warcio has no common error
                     self.bad.add(where, f"the file is cut off or damaged here: {error or type(error).__name__}")
                     return
                 try:
                     page = process_record(record)
+                    if page and record.raw_stream.limit:  # what is left of the length that the record gives
+                        raise Damaged("the file ends within it")
                     if page and record.rec_type != "conversion":
                         page["text"] = sandbox.process_document(page["text"], extract)
                 except BaseError:
                     raise
-                except Exception as error:  # nor has Trafilatura
+                except Exception as error:  # nor has what is called here
                     self.bad.add(where, f"a record that cannot be read: {error or type(error).__name__}")
+                    if isinstance(error, Damaged):
+                        return
                     continue
                 if page and page["text"]:
                     yield from self.document(page["text"], where, page["url"])
@@ -325,27 +331,36 @@ def _main_text(extractor: Trafilatura, html: str) -> str | Exception | None:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-class _Zstandard(io.RawIOBase):
-    """The content of a file of Zstandard frames.
+class _Unpacked(io.RawIOBase):
+    """Chunks of bytes as a file.
 
     Raises (when read):
-        EOFError: the file ends within a frame.
+        Damaged: the chunks cannot be unpacked; all before has been given by then.
     """
 
-    def __init__(self, stored: io.IOBase):
+    def __init__(self, chunks: Iterator[bytes]):
+        self.chunks = chunks
         self.content = memoryview(b"")
-        self.chunks = _zstandard_content(stored)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:
         if not self.content:
-            self.content = memoryview(next(self.chunks, b""))
+            try:
+                self.content = memoryview(next(self.chunks, b""))
+            except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+                raise Damaged(str(error)) from error
         size = min(len(buffer), len(self.content))
         buffer[:size] = self.content[:size]
         self.content = self.content[size:]
         return size
+
+
+def _gzip_content(stored: io.IOBase) -> Iterator[bytes]:
+    file = gzip.GzipFile(fileobj=stored)
+    while content := file.read1(1 << 17):
+        yield content
 
 
 def _zstandard_content(stored: io.IOBase) -> Iterator[bytes]:
