@@ -93,6 +93,21 @@ def _position(plan: "Plan", at: str) -> "Position":
         raise ConfigurationError(f"--at: {error}") from None
 
 
+data = typer.Typer(help="Look into prepared data.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command()
+def fertility(
+    directory: Annotated[Path, typer.Argument(help="A folder that `python data_prep` wrote.")],
+    against: Annotated[Path, typer.Option(help="The folder of a second tokenizer; its tokenizer.json is enough.")],
+) -> None:
+    """Print how many tokens the tokenizer makes of a word and of a byte of the held-out text, beside a second one."""
+    from encoder_foundry.preparation.fertility import print_fertility
+
+    print_fertility(directory, against)
+
+
 def main() -> None:
     """Run a subcommand; a FoundryError is one line on stderr and status 2."""
     try:

@@ -25,7 +25,7 @@ from encoder_foundry.errors import DataError
 MANIFEST = "manifest.json"
 SHARD_HASH = "xxh64"  # by which damaged shards are told
 
-# The special tokens of a tokenizer that is trained here, by the role that transformers gives them: BERT's, as ModernBERT has.
+# The special tokens of a tokenizer that is trained here, by the roles that transformers gives them: BERT's.
 SPECIAL_TOKENS = {
     "unk_token": "[UNK]",
     "cls_token": "[CLS]",

@@ -58,6 +58,8 @@ def open_tokenizer(directory: Path) -> Tokenizer:
         DataError: there is none, or it cannot be read.
     """
     path = Path(directory) / "tokenizer.json"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; a Hugging Face fast tokenizer has one")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises nothing narrower
@@ -96,7 +98,7 @@ def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
-    """The text in pieces of `size` to twice as many characters, the last one shorter, cut before blanks if there are."""
+    """The text in pieces of `size` to twice as many characters, the last shorter, cut before blanks if it can be."""
     start = 0
     while len(text) - start > size:
         seam = SEAM.search(text, start + size, start + 2 * size)
