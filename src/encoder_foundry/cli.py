@@ -96,6 +96,77 @@ def _position(plan: "Plan", at: str) -> "Position":
 data = typer.Typer(help="Look into prepared data.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
+DataFolder = Annotated[Path, typer.Argument(help="A folder that `python data_prep` wrote, or one of shards in it.")]
+
+
+@data.command()
+def stats(
+    directory: DataFolder,
+    picture: Annotated[Path | None, typer.Option(help="Draw it as well, to this file, such as corpus.png.")] = None,
+) -> None:
+    """Print how much there is of each source, and how long the documents are."""
+    from encoder_foundry.inspection.stats import gather, print_stats
+
+    gathered = gather(directory)
+    print_stats(gathered)
+    if picture is not None:
+        from encoder_foundry.inspection.picture import draw
+
+        draw(gathered, picture)
+        print(f"drawn to {picture}")
+
+
+@data.command()
+def show(
+    directory: Annotated[Path, typer.Argument(help="A folder of shards, such as data/nano/code/1024/train.")],
+    row: Annotated[int, typer.Argument(help="A row of it, from 0.")],
+    full: Annotated[bool, typer.Option("--full", help="Long documents in full.")] = False,
+) -> None:
+    """Print the documents of a row."""
+    from encoder_foundry.inspection.show import print_row
+
+    print_row(directory, row, full)
+
+
+@data.command()
+def verify(directory: DataFolder) -> None:
+    """Check every hash, every row and every count; name each bad shard, and exit with status 1 if there is one."""
+    from encoder_foundry.inspection.verify import verify
+
+    report = verify(directory)
+    for problem in report.problems:
+        print(problem)
+    print(f"{directory}: {report}")
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@data.command()
+def search(
+    directory: DataFolder,
+    text: Annotated[str, typer.Argument(help="What to look for, to the letter.")],
+    limit: Annotated[int, typer.Option(min=1, help="Show so many places at most.")] = 20,
+) -> None:
+    """Print the rows that have a document with this text in it."""
+    from encoder_foundry.inspection.show import print_hits
+
+    print_hits(directory, text, limit)
+
+
+@data.command()
+def trace(
+    run: Annotated[Path, typer.Argument(help="A run folder, such as runs/nano.")],
+    update: Annotated[int, typer.Option(help="From 1, as `batch` in the run's metrics.jsonl.")],
+    before_rollback: Annotated[
+        int | None, typer.Option(help="As the run was until this rollback of it, from 1.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON and nothing else.")] = False,
+) -> None:
+    """Print the rows and documents that an update of a run saw. Reads files only: the run may be going on."""
+    from encoder_foundry.inspection.trace import print_trace, trace
+
+    print_trace(trace(run, update, before_rollback), as_json)
+
 
 @data.command()
 def fertility(

@@ -94,21 +94,25 @@ def check_row(sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int
     Raises:
         DataError: its lengths and tokens contradict each other, it is too long, or an id is outside the vocabulary.
     """
-    tokens, lengths = sample["tokens"], sample["lengths"]
-    total, shortest = int(lengths.sum()), lengths.min(initial=1)
-    complaint = None
-    if total != len(tokens) or shortest < 1:
-        complaint = f"{len(tokens)} tokens, but documents of {total}, the shortest of {shortest}"
-    elif len(tokens) > row_length:
-        complaint = f"{len(tokens)} tokens, {lengths.max()} of them in one document, and the recipe's rows {row_length}"
-    elif len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-        wrong = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
-        complaint = f"token id {wrong}, and the tokenizer's ids are in [0, {vocab_size})"
-    if complaint:
+    if complaint := row_complaint(sample, row_length, vocab_size):
         raise DataError(
             f"row {sample['row']} of the shards for rows of {row_length} has {complaint}; "
             "prepare the data again with `python data_prep CONFIG`"
         )
+
+
+def row_complaint(sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int) -> str | None:
+    """What a stored row has that a run cannot train on, in words; None if there is nothing."""
+    tokens, lengths = sample["tokens"], sample["lengths"]
+    total, shortest = int(lengths.sum()), lengths.min(initial=1)
+    if total != len(tokens) or shortest < 1:
+        return f"{len(tokens)} tokens, but documents of {total}, the shortest of {shortest}"
+    if len(tokens) > row_length:
+        return f"{len(tokens)} tokens, {lengths.max()} of them in one document, and the recipe's rows {row_length}"
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+        wrong = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
+        return f"token id {wrong}, and the tokenizer's ids are in [0, {vocab_size})"
+    return None
 
 
 def fingerprint(tokenizer_dir: str | Path) -> str:

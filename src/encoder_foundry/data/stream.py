@@ -1,40 +1,27 @@
 """The training stream: Streaming's data set with one thing changed, the way it deals rows out.
 
 Streaming's own batching pads an epoch's end or gives a short update, which would make the token clock drift, and takes
-its position from a checkpoint. `whole_updates` instead takes the canonical order of the rows (that of one rank, without
-padding), joins one epoch to the next, cuts out the rows from "rows drawn in this stage" on, and deals them out so that
-every update is one whole slice: the same rows for any number of ranks and loader workers. It is entered in the table
-by which Streaming itself dispatches, so downloads, caching, prefetching and workers stay Streaming's.
+its position from a checkpoint. `whole_updates` instead takes the canonical order of the rows (order.py) from "rows
+drawn in this stage" on and deals it out so that every update is one whole slice: the same rows for any number of ranks
+and loader workers. It is entered in the table by which Streaming itself dispatches, so downloads, caching, prefetching
+and workers stay Streaming's.
 
 One data set serves all stages of a row length, since Streaming refuses a second one on the same local cache.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from streaming.base.batching import batching_methods
-from streaming.base.shuffle import get_shuffle
 from streaming.base.world import World
 
 from encoder_foundry.data.checked_shards import CheckedShards, CheckedStream
+from encoder_foundry.data.order import CanonicalOrder, Draw
 
 # The order of this many rows at most is put into shared memory at a time (8 bytes a row); then the loader starts anew.
 MAX_ROWS_DEALT = 1 << 24
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A stretch of a stage to be drawn: whole updates of `global_batch_size` rows, from `start_row` of the stage on."""
-
-    seed: int
-    stage_index: int
-    mixture: dict[str, float] | None  # share of the rows by source; none: every row of every source once an epoch
-    start_row: int
-    updates: int
-    global_batch_size: int
 
 
 class TrainingStream(CheckedShards):
@@ -64,13 +51,13 @@ class TrainingStream(CheckedShards):
         super().__init__(
             streams=row_streams(sources, local, remote, row_length, "train"),
             shuffle=True,
-            shuffle_algo=shuffle_algo,
-            shuffle_block_size=shuffle_block_size,
             num_canonical_nodes=1,
             batching_method="random",
         )
         self.batching_method = "whole_updates"  # not above: __init__ checks a list of its own
         self.sources = sources
+        shard_rows = np.split(self.samples_per_shard, self.shards_per_stream.cumsum()[:-1])
+        self.order = CanonicalOrder(sources, shard_rows, shuffle_algo, shuffle_block_size)
         self.draw = draw
 
     @property
@@ -82,10 +69,6 @@ class TrainingStream(CheckedShards):
     def draw(self, draw: Draw) -> None:
         ranks = self._parallel_rank_world.num_ranks
         self._draw = draw
-        self.shuffle_seed = int(np.random.SeedSequence((draw.seed, draw.stage_index)).generate_state(1)[0])
-        for stream, rows in zip(self.streams, self._rows_an_epoch(draw.mixture), strict=True):
-            stream.choose = rows
-        self.epoch_size = sum(stream.choose for stream in self.streams)
         self.batch_size = draw.global_batch_size // ranks
         self.predownload = 8 * self.batch_size
         self.length = draw.updates * self.batch_size
@@ -112,20 +95,7 @@ class TrainingStream(CheckedShards):
 
     def canonical_order(self, epoch: int) -> NDArray[np.int64]:
         """Row indices of one epoch of the stage, in order, each drawn as often as the mixture says."""
-        units, rows = self.resample_streams(epoch)
-        return rows[get_shuffle(self.shuffle_algo, units, 1, self.shuffle_seed, epoch, self.shuffle_block_size)]
-
-    def _rows_an_epoch(self, mixture: dict[str, float] | None) -> list[int]:
-        """How many rows of each source an epoch draws; under a mixture, by largest remainder."""
-        there = self.samples_per_stream.tolist()
-        if mixture is None:
-            return there
-        weights = np.array([mixture.get(source, 0.0) for source in self.sources])
-        total = sum(rows for rows, weight in zip(there, weights, strict=True) if weight)
-        exact = total * weights / weights.sum()
-        rows = np.floor(exact).astype(int)
-        rows[np.argsort(rows - exact, kind="stable")[: total - rows.sum()]] += 1
-        return rows.tolist()
+        return self.order.epoch(self.draw, epoch)
 
 
 def whole_updates(stream: TrainingStream, world: World, _epoch: int, _sample_in_epoch: int) -> NDArray[np.int64]:
@@ -134,14 +104,7 @@ def whole_updates(stream: TrainingStream, world: World, _epoch: int, _sample_in_
     Update u goes to worker u mod workers of every rank as its turn u // workers; a worker without a last turn has -1.
     """
     draw = stream.draw
-    epoch, offset = divmod(draw.start_row, stream.epoch_size)
-    missing = draw.updates * draw.global_batch_size
-    parts = []
-    while missing:
-        part = stream.canonical_order(epoch)[offset : offset + missing]
-        parts.append(part)
-        missing, epoch, offset = missing - len(part), epoch + 1, 0
-    updates = np.concatenate(parts).reshape(draw.updates, world.num_ranks, stream.batch_size)
+    updates = stream.order.updates(draw).reshape(draw.updates, world.num_ranks, stream.batch_size)
     workers = world.workers_per_rank
     turns = -(-draw.updates // workers)
     dealt = np.full((turns * workers, world.num_ranks, stream.batch_size), -1, np.int64)

@@ -1,0 +1,1 @@
+"""Looking into prepared corpora, and from a run back to the documents it saw."""
