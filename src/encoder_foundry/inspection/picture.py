@@ -28,13 +28,13 @@ def draw(stats: CorpusStats, path: str | Path) -> None:
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     shares, counts, tokens = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
     _shares(shares, sources)
-    what = "document" if stats.whole else "piece of a document"
+    what = "document" if stats.whole else "piece"
     _histogram(counts, [(name, colour, by_length) for name, colour, by_length, _ in sources])
     _histogram(tokens, [(name, colour, by_length) for name, colour, _, by_length in sources])
-    counts.set(title=f"{what}s by their length".capitalize(), ylabel=f"share of {what}s (%)")
-    tokens.set(title=f"Tokens by the length of their {what}", ylabel="share of tokens (%)")
+    counts.set(title=f"{what}s by length".capitalize(), ylabel=f"share of {what}s (%)")
+    tokens.set(title=f"Tokens by length of their {what}", ylabel="share of tokens (%)")
     for axes in (counts, tokens):
-        axes.set_xlabel(f"length of the {what} (tokens)")
+        axes.set_xlabel("length (tokens)" if stats.whole else "length of the pieces that stand in rows (tokens)")
         _mark_row_lengths(axes, stats.row_lengths)
     for axes in (shares, counts, tokens):
         axes.spines[["top", "right"]].set_visible(False)
@@ -86,14 +86,22 @@ def _histogram(axes, sources) -> None:
 
 def _mark_row_lengths(axes, row_lengths: list[int]) -> None:
     low, high = axes.get_xlim()
+    axes.set_ylim(top=1.35 * axes.get_ylim()[1])  # room for what is written at the lines
     for row_length in row_lengths:
         at = float(np.log2(row_length))
         if low <= at <= high:
             axes.axvline(at, color="#888888", linewidth=1, linestyle=(0, (4, 3)))
-            axes.annotate(
-                f"rows of {row_length:,}", (at, 1), (-3, -4), "axes fraction", "offset points", rotation=90, fontsize=8,
-                color="#555555", ha="right", va="top", xycoords=("data", "axes fraction"),
-            )  # fmt: skip
+            axes.text(
+                at,
+                0.99,
+                f"rows of {row_length:,} ",
+                transform=axes.get_xaxis_transform(),  # lengths across, the height of the panel upwards
+                rotation=90,
+                fontsize=8,
+                color="#555555",
+                horizontalalignment="right",
+                verticalalignment="top",
+            )
 
 
 def _rows(stats: CorpusStats, split: str) -> str:
