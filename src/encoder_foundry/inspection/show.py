@@ -13,7 +13,8 @@ from rich.text import Text
 
 from encoder_foundry.data.rows import decode_row
 from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.inspection.shards import INDEX, Shard, ShardFolder, Texts, find_folders, printable
+from encoder_foundry.inspection.corpus import INDEX, Texts, find_folders, printable
+from encoder_foundry.inspection.shards import Shard, ShardFolder
 
 SHORTENED = 400, 100  # characters shown of a long document's beginning and end
 AROUND = 40  # characters shown on each side of what was searched for
@@ -84,8 +85,8 @@ def print_row(directory: str | Path, row: int, full: bool = False, console: Cons
     shard = folder.shard_of(row)
     tokens = sum(document.tokens for document in documents)
     console.print(
-        f"row {row} of {folder.path}: {len(documents)} documents, {tokens:,} tokens; row {row - shard.first_row} of "
-        f"{shard.name}",
+        f"row {row} of {folder.path} (row {row - shard.first_row} of {shard.name}): documents: {len(documents)}, "
+        f"tokens: {tokens:,}",
         markup=False,
         soft_wrap=True,
     )

@@ -5,7 +5,6 @@ is read through, and its documents are then the pieces that stand in rows.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from encoder_foundry.data.rows import Manifest
-from encoder_foundry.inspection.shards import SPLITS, ShardFolder, find_folders
+from encoder_foundry.errors import DataError
+from encoder_foundry.inspection.corpus import SPLITS, Folder, find_folders
 
 BINS = 32  # bin n holds documents of 2^n to 2^(n+1) - 1 tokens
 WIDTH = 100  # columns at least: a narrower terminal breaks the lines itself, and no figure is cut off
@@ -66,30 +66,27 @@ def gather(directory: str | Path) -> CorpusStats:
     """Count what is in and below a directory.
 
     Raises:
-        DataError: no shards are there; or a manifest, an index or a table of documents is missing or broken.
+        DataError: no shards are there, or those of several corpora; or a manifest, an index or a table of documents is missing or broken.
     """
     rows: dict[tuple[str, str], dict[int, Manifest]] = defaultdict(dict)
     folders: dict[tuple[str, str], Path] = {}
     for path in find_folders(directory):
         manifest = Manifest.read(path)
         key = manifest.source, manifest.split
+        if manifest.row_length in rows[key]:
+            raise DataError(f"{directory}: more than one corpus is in it; give one of them, and not {path} and others")
         rows[key][manifest.row_length] = manifest
         if manifest.row_length == max(rows[key]):  # the longest rows cut the fewest documents
             folders[key] = path
     keys = sorted(rows, key=lambda key: (SPLITS.index(key[1]), key[0]))
-    whole = all(next(_tables(folders[key]), None) is not None for key in keys)
-    documents = {key: _from_tables(folders[key]) if whole else _from_rows(folders[key]) for key in keys}
+    whole = all(Folder(folders[key]).tables() for key in keys)
+    documents = {key: _from_tables(Folder(folders[key])) if whole else _from_rows(folders[key]) for key in keys}
     return CorpusStats(documents, {key: dict(sorted(rows[key].items())) for key in keys}, whole)
 
 
-def _tables(folder: Path) -> Iterator[str]:
-    """The parts of which there are tables of documents."""
-    yield from sorted(table.stem for table in (folder / "../../documents" / folder.name).resolve().glob("*.parquet"))
-
-
-def _from_tables(path: Path) -> Documents:
-    folder, documents = ShardFolder(path), Documents(bytes=0)
-    for part in _tables(path):
+def _from_tables(folder: Folder) -> Documents:
+    documents = Documents(bytes=0)
+    for part in folder.tables():
         table = folder.documents(part, ["bytes", "tokens"])
         documents.bytes += pc.sum(table["bytes"], min_count=0).as_py()
         documents.add(table["tokens"].to_numpy())
@@ -97,6 +94,8 @@ def _from_tables(path: Path) -> Documents:
 
 
 def _from_rows(path: Path) -> Documents:
+    from encoder_foundry.inspection.shards import ShardFolder
+
     folder, documents = ShardFolder(path), Documents()
     for shard in folder.shards:
         for sample in folder.rows(shard):

@@ -24,7 +24,8 @@ from encoder_foundry.data.masking import row_generator
 from encoder_foundry.data.order import CanonicalOrder, Draw
 from encoder_foundry.data.shards import open_corpus
 from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.inspection.shards import ShardFolder, printable
+from encoder_foundry.inspection.corpus import printable
+from encoder_foundry.inspection.shards import ShardFolder
 from encoder_foundry.inspection.show import ids_of
 from encoder_foundry.recipe import Recipe, load_recipe
 from encoder_foundry.recipe.plan import Plan, Rollback, plan_in_force

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from encoder_foundry.data.rows import Manifest, row_complaint
 from encoder_foundry.errors import DataError
-from encoder_foundry.inspection.shards import SPLITS, Shard, ShardFolder, Texts, damage_of, find_folders
+from encoder_foundry.inspection.corpus import SPLITS, Folder, Texts, find_folders
+from encoder_foundry.inspection.shards import Shard, ShardFolder, damage_of
 
 
 @dataclass
@@ -66,13 +67,13 @@ def verify(directory: str | Path) -> Report:
 def _by_corpus(folders: list[Path]) -> dict[Path, list[Path]]:
     corpora = defaultdict(list)
     for folder in folders:
-        corpora[folder.parents[2] / "tokenizer"].append(folder)
+        corpora[Folder(folder).tokenizer_folder].append(folder)
     return corpora
 
 
 def _missing_folders(folders: list[Path], directory: Path) -> Iterator[str]:
     """The folders that a whole corpus lacks: of each source, those of a row length that others have, and each split."""
-    corpus = {folder for folder in folders if folder.parents[2] == directory and folder.parent.name.isdigit()}
+    corpus = {path for path in folders if directory in path.parents[2:3] and path.parent.name.isdigit()}
     row_lengths = {folder.parent.name for folder in corpus}
     for source in sorted({folder.parents[1] for folder in corpus}):
         for row_length in sorted(row_lengths, key=int):
@@ -106,8 +107,8 @@ def _verify_folder(path: Path, texts: Texts | None, report: Report) -> None:
     parts: dict[str | None, list[Shard]] = defaultdict(list)
     for shard in folder.shards:
         parts[shard.part].append(shard)
-    for table in sorted((path / "../../documents" / folder.split).glob("*.parquet")):
-        parts[table.stem]  # a part may have documents and no shard
+    for part in folder.tables():
+        parts[part]  # which may have documents and no shard
     for part, shards in parts.items():
         _verify_part(folder, part, shards, manifest, texts, totals, report)
     report.documents += totals.documents

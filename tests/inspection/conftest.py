@@ -1,0 +1,18 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.inspection.tree import Tree, write_tree
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory) -> Tree:
+    """A prepared corpus, to be read only."""
+    return write_tree(tmp_path_factory.mktemp("corpus") / "out")
+
+
+@pytest.fixture
+def copied(tree, tmp_path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(tree.root, tmp_path / "out"))
