@@ -9,22 +9,37 @@ Streaming's prefetch threads are no place for an error: it ends the iteration wi
 marked as being prepared, for which the other processes of the node then wait for ever. So these threads leave a shard
 that cannot be had to whoever reads a row of it: there it is tried once more, and the error ends the run as any other.
 
+A cache with a limit loses shards again and gets them anew, from any process of the node. What a process has hashed is
+therefore a file, by its inode and time, and not a shard: a file that took its place is hashed as well.
+
+Several runs may read one finished corpus at a time, each of which decompresses what it needs: every process writes under
+a name of its own and renames, and what it replaces has the same content. The cache of a remote is one run's alone (see
+`shards.lock_cache`).
+
 Shards without hashes are refused. `data_prep` has always written them, so only shards of another maker lack them.
 """
 
 import logging
+import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from pathlib import Path
 
+import numpy as np
+from composer.utils import dist
+from numpy.typing import NDArray
 from streaming import Stream, StreamingDataset
 from streaming.base.dataset import _ShardState
 from streaming.base.format import FileInfo
 from streaming.base.format.mds import MDSReader
 from streaming.base.hashing import get_hash
+from streaming.base.shared import prefix
 from streaming.base.world import World
 
 from encoder_foundry.data.rows import SHARD_HASH
@@ -51,6 +66,7 @@ class CheckedStream(Stream):
         index = f"{self.local}/index.json"
         try:
             shards = super().get_shards(world, allow_unsafe_types)
+            self._downloader.clean_up()  # else loader workers, which are forks, would share one connection
         except Exception as error:  # a broken file, any part of it missing, or a store's own error
             raise DataError(f"{index}: cannot be read: {_one_line(error)}; {REMEDY}") from error
         if any(SHARD_HASH not in info.hashes for shard in shards for info in (shard.raw_data, _stored(shard))):
@@ -66,24 +82,50 @@ class CheckedStream(Stream):
             DataError: the shard is missing or damaged, here or at the remote.
         """
         copied = not self.safe_keep_zip
-        there = Path(self.local, _stored(shard).basename)
-        source = f"{self.remote}/{there.name}" if copied else str(there)
+        stored = _stored(shard)
+        there = Path(self.local, stored.basename)
+        source = f"{self.remote}/{stored.basename}" if copied else str(there)
         with _named_if_it_stalls(source):
             try:
                 return self._prepare_copy(shard, source) if copied else super().prepare_shard(shard)
             except Exception as error:  # each store has errors of its own
-                damage = _damage(there, _stored(shard)) if there.exists() or not copied else None
+                damage = _damage(there, stored) if there.exists() or not copied else None
+                if copied:
+                    shard.evict()
                 why = f"{damage}; {REMEDY}" if damage else f"cannot be had: {_one_line(error)}"
                 raise DataError(f"{source}: {why}") from error
 
     def _prepare_copy(self, shard: MDSReader, source: str) -> int:
         """Once more from the remote if what is in the cache, or arrives there, is damaged."""
+        before = self._bytes_here(shard)
         try:
-            return super().prepare_shard(shard)
+            super().prepare_shard(shard)
         except Exception as error:
             log.warning(f"{source}: {_one_line(error)}; fetching it once more")
             shard.evict()
-            return super().prepare_shard(shard)
+            super().prepare_shard(shard)
+        return self._bytes_here(shard) - before
+
+    def _bytes_here(self, shard: MDSReader) -> int:
+        files = [Path(self.local, info.basename) for info in (shard.raw_data, shard.zip_data) if info]
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def _decompress_shard_part(
+        self, zip_info: FileInfo, zip_filename: str, raw_filename: str, compression: str | None
+    ) -> None:
+        """As Streaming's, whose temporary file has one name for all processes."""
+        arriving = f"{raw_filename}.{socket.gethostname()}.{os.getpid()}"
+        super()._decompress_shard_part(zip_info, zip_filename, arriving, compression)
+        os.replace(arriving, raw_filename)
+
+    def set_up_local(self, shards: list[MDSReader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+        """As Streaming's. What a killed process left half fetched in a cache is removed: nobody would count it."""
+        if not self.safe_keep_zip:
+            known = {info.basename for shard in shards for info in (shard.raw_data, shard.zip_data) if info}
+            for path in Path(self.local).rglob("shard.*"):
+                if str(path.relative_to(self.local)) not in known:
+                    path.unlink()
+        super().set_up_local(shards, cache_usage_per_shard)
 
 
 class CheckedShards(StreamingDataset):
@@ -93,9 +135,18 @@ class CheckedShards(StreamingDataset):
     """
 
     def __init__(self, streams: list[CheckedStream], **arguments):
-        self._sound: set[int] = set()  # shards whose decompressed file this process has hashed
+        # the decompressed file, by inode and time, that this process has last hashed of each shard
+        self._sound: dict[int, tuple[int, int]] = {}
         self._left_to_reader: set[int] = set()  # shards that a prefetch thread of this process could not have
-        super().__init__(streams=streams, **arguments)
+        _number_from_this_run()
+        try:
+            super().__init__(streams=streams, **arguments)
+        except ValueError as error:  # the cache limit, or another data set on the same cache
+            raise DataError(f"{streams[0].local}: {_one_line(error)}") from error
+        self._paths = [
+            os.path.join(self.streams[stream].local, shard.raw_data.basename)
+            for stream, shard in zip(self.stream_per_shard, self.shards, strict=True)
+        ]
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """As Streaming's, but a failure is only logged where `blocking` is false: there the prefetch threads call."""
@@ -103,33 +154,57 @@ class CheckedShards(StreamingDataset):
             return
         try:
             super().prepare_shard(shard_id, blocking)
-        except DataError as error:
+        except (DataError, ValueError) as error:  # a ValueError: the cache limit leaves no room
             self._shard_states[shard_id] = _ShardState.LOCAL  # else whoever waits for this process waits for ever
             if blocking:
-                raise
+                raise DataError(_one_line(error)) from error
             self._left_to_reader.add(shard_id)
             log.warning(f"{error} (whoever reads a row of it will try again)")
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict:
         shard_id, _ = self.spanner[sample_id]
-        if shard_id not in self._sound:
-            self._check(shard_id, retry)
-            self._sound.add(shard_id)
+        if self._sound.get(shard_id) != _identity(self._paths[shard_id]):
+            self._sound[shard_id] = self._check(shard_id, retry)
         return super().get_item(sample_id, retry)
 
-    def _check(self, shard_id: int, retry: int) -> None:
-        """Hash a shard's decompressed file; a damaged one is removed and made anew."""
+    def _check(self, shard_id: int, retry: int) -> tuple[int, int] | None:
+        """Hash a shard's decompressed file, and return which file that was; a damaged one is removed and made anew."""
         shard = self.shards[shard_id]
-        path = Path(self.streams[self.stream_per_shard[shard_id]].local, shard.raw_data.basename)
+        path = Path(self._paths[shard_id])
         for _ in range(1 + retry):  # another process may be removing it, too
             self.prepare_shard(shard_id)
+            checked = _identity(path)
             damage = _damage(path, shard.raw_data)
             if damage is None:
-                return
+                return checked
             if path.exists():
                 log.warning(f"{path}: {damage}; making it anew")
-                path.unlink(missing_ok=True)
-        raise DataError(f"{path}: {damage}, each time that it is made; {REMEDY}")
+                if self.streams[self.stream_per_shard[shard_id]].safe_keep_zip:
+                    path.unlink(missing_ok=True)
+                else:
+                    self.evict_shard(shard_id)
+        remedy = "raise data.cache_limit" if self.cache_limit and not path.exists() else REMEDY
+        raise DataError(f"{path}: {damage}, each time that it is made; {remedy}")
+
+
+def _number_from_this_run() -> None:
+    """Have Streaming number its shared memory from the pid of the node's first process on, in every process of the node.
+
+    It numbers from 0 to the first that is free, and two runs that start together on one machine find the same one; it
+    also scans past all lock files that killed runs left in TMPDIR.
+    """
+    pids = dist.all_gather_object((dist.get_node_rank(), dist.get_local_rank(), os.getpid()))
+    first = min(place for place in pids if place[0] == dist.get_node_rank())[2]
+    prefix._each_prefix_int = partial(count, 1000 * first)
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Which file it is, and as of when; None if there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _stored(shard: MDSReader) -> FileInfo:

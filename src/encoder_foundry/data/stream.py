@@ -36,6 +36,7 @@ class TrainingStream(CheckedShards):
         row_length: of the shards.
         shuffle_algo, shuffle_block_size: as Streaming's.
         draw: what to draw first; `self.draw` may be set again between loaders.
+        cache_limit: as Streaming's, of the rows of this length.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class TrainingStream(CheckedShards):
         shuffle_algo: str,
         shuffle_block_size: int,
         draw: Draw,
+        cache_limit: str | None = None,
     ):
         super().__init__(
             streams=row_streams(sources, local, remote, row_length, "train"),
             shuffle=True,
             num_canonical_nodes=1,
             batching_method="random",
+            cache_limit=cache_limit,
         )
         self.batching_method = "whole_updates"  # not above: __init__ checks a list of its own
         self.sources = sources
