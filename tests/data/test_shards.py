@@ -28,6 +28,7 @@ def corpus(tmp_path):
                 folder = tmp_path / source / str(row_length) / split
                 folder.mkdir(parents=True)
                 Manifest(source, split, row_length, 10, 20, 900, 0.9, fingerprint(tmp_path / "tokenizer")).write(folder)
+                (folder / "index.json").write_text('{"version": 2, "shards": [{"samples": 7}, {"samples": 3}]}')
     return tmp_path
 
 
@@ -70,6 +71,23 @@ def test_foreign_shards_are_refused(corpus, values, says):
     change(corpus / "docs/1024/validation/manifest.json", **values)
     with pytest.raises(DataError, match=rf"docs/1024/validation/manifest\.json: {says}"):
         open_corpus(recipe(f"data.local={corpus}"))
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ('{"version": 2, "shards": [{"samples": 7}]}', "lists 7 rows, and manifest.json beside it says 10"),
+        ('{"version": 2, "sha', "cannot be read: "),
+        ('{"version": 2}', "cannot be read: "),
+    ],
+)
+def test_an_index_that_is_not_its_manifests_is_refused(corpus, tmp_path_factory, index, says):
+    (corpus / "docs/1024/validation/index.json").write_text(index)
+    with pytest.raises(DataError, match=rf"docs/1024/validation/index\.json: {says}.*; restore .* or prepare the data"):
+        open_corpus(recipe(f"data.local={corpus}"))
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.raises(DataError, match=rf"{says}.*; {cache} is a cache of {corpus}: remove it if that one is sound"):
+        open_corpus(recipe(f"data.local={cache}", f"data.remote={corpus}"))
 
 
 def test_token_ids_beyond_the_models_embedding_are_refused(corpus):

@@ -27,8 +27,8 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(run: Path, undisturbed: Path) -> None:
-    """Rows, masks, losses, rollbacks, evaluations and final weights are the same, to the bit."""
-    for key in ("rows_digest", "loss", "lr"):
+    """Rows, masks, losses, shares drawn, rollbacks, evaluations and final weights are the same, to the bit."""
+    for key in ("rows_digest", "loss", "lr", "drawn"):
         assert column(run, key) == column(undisturbed, key), key
     for name in ("ledger", "evaluations"):
         files = getattr(RunFolder(run), name), getattr(RunFolder(undisturbed), name)

@@ -87,6 +87,7 @@ class RunData:
                 shuffle_algo=data.shuffle_algo,
                 shuffle_block_size=data.shuffle_block_size,
                 draw=draw,
+                cache_limit=data.cache_limit,
             )
             self._train_streams[row_length] = rows
         rows.draw = draw

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from streaming.base.shuffle import get_shuffle
 
+from encoder_foundry.data.sampling import sample_rows
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -48,27 +50,8 @@ class CanonicalOrder:
     def epoch(self, draw: Draw, epoch: int) -> NDArray[np.int64]:
         """Row indices of one epoch of the draw's stage, in order, each drawn as often as the mixture says."""
         seed = int(np.random.SeedSequence((draw.seed, draw.stage_index)).generate_state(1)[0])
-        units, rows = self._sample(draw, seed, epoch)
+        units, rows = sample_rows(self.shard_rows, self.rows_an_epoch(draw.mixture), seed, epoch)
         return rows[get_shuffle(self.shuffle_algo, units, 1, seed, epoch, self.shuffle_block_size)]
-
-    def _sample(self, draw: Draw, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows of an epoch before they are shuffled, and the sizes of the units, parts of a shard, that they form.
-
-        As Streaming's `resample_streams`, whose loop over single rows takes a minute for 1e8 of them. Each row of a
-        source is drawn `choose // rows` times, and some, `choose % rows` drawn at random, once more.
-        """
-        units, rows = [], []
-        first_row = 0
-        for index, (sizes, choose) in enumerate(zip(self.shard_rows, self.rows_an_epoch(draw.mixture), strict=True)):
-            there = int(sizes.sum())
-            times, rest = divmod(choose, there)
-            generator = np.random.default_rng((seed, epoch, index))
-            again = np.sort(generator.choice(there, rest, replace=False, shuffle=False))
-            of_shards = np.diff(np.searchsorted(again, np.concatenate([[0], sizes.cumsum()])))
-            units += [sizes] * times + [of_shards[of_shards > 0]]
-            rows += [np.arange(first_row, first_row + there)] * times + [first_row + again]
-            first_row += there
-        return np.concatenate(units), np.concatenate(rows)
 
     def updates(self, draw: Draw) -> NDArray[np.int64]:
         """The row indices of the draw's updates, int64 [updates, global_batch_size], one epoch joined to the next."""

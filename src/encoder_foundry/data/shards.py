@@ -3,13 +3,22 @@
 A prepared corpus is a tree: `tokenizer/` and `<source>/<row_length>/<split>/` with MDS shards and a `manifest.json`.
 With `data.remote` the tree lies there, and what is read here is copied to `data.local` first; the shards themselves
 Streaming fetches as they are needed.
+
+Any number of runs may train from one finished corpus. The cache of a remote is one run's alone: two would remove and
+decompress each other's files, and Streaming's own check looks past a run whose lock files are in TMPDIR. So the first
+process of a node locks it, by `fcntl.lockf` and not by flock, which the forked loader workers of a killed run would
+hold on to.
 """
 
+import errno
+import fcntl
+import json
 import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from tokenizers import Tokenizer
 
@@ -19,6 +28,8 @@ from encoder_foundry.data.special_tokens import padded, special_ids
 from encoder_foundry.errors import DataError
 from encoder_foundry.recipe import Recipe
 
+CACHE_LOCK = ".in_use"
+_locks: dict[Path, TextIO] = {}  # caches that this process has locked, until it ends
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -46,9 +57,11 @@ def open_corpus(recipe: Recipe) -> TokenizerFacts:
     """Check that the shards of every stage are there and are the recipe's, and read the tokenizer's facts.
 
     Raises:
-        DataError: a manifest or the tokenizer is missing; a row length, tokenizer or vocabulary is not the recipe's; a
-            split is empty.
+        DataError: a manifest, an index or the tokenizer is missing; a row length, tokenizer or vocabulary is not the
+            recipe's; a split is empty; an index lists more or fewer rows than its manifest; the cache is another run's.
     """
+    if recipe.data.remote is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+        _lock_cache(Path(recipe.data.local))
     tokenizer = _read_tokenizer(recipe)
     if tokenizer.vocab_size > recipe.model.vocab_size:
         raise DataError(
@@ -67,7 +80,47 @@ def open_corpus(recipe: Recipe) -> TokenizerFacts:
             )
         if manifest.rows == 0:
             raise DataError(f"{where}: holds no rows")
+        index = _fetched(recipe, f"{folder}/index.json")
+        try:
+            listed = sum(shard["samples"] for shard in json.loads(index.read_text(encoding="utf-8"))["shards"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{index}: cannot be read: {error}; {_remedy(recipe)}") from None
+        if listed != manifest.rows:
+            raise DataError(
+                f"{index}: lists {listed} rows, and {MANIFEST} beside it says {manifest.rows}; " + _remedy(recipe)
+            )
     return tokenizer
+
+
+def _remedy(recipe: Recipe) -> str:
+    if recipe.data.remote is not None:
+        return f"{recipe.data.local} is a cache of {recipe.data.remote}: remove it if that one is sound"
+    return "restore both from a copy, or prepare the data again with `python data_prep CONFIG`"
+
+
+def _lock_cache(local: Path) -> None:
+    """Keep the cache from other runs on this machine until this process ends, however it ends."""
+    lock = local.resolve() / CACHE_LOCK
+    if lock in _locks:
+        return
+    local.mkdir(parents=True, exist_ok=True)
+    file = lock.open("a+", encoding="ascii")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            return  # a file system without locks
+        file.seek(0)
+        holder = file.read() or "another process"
+        file.close()
+        raise DataError(
+            f"{local}: is in use as the cache of another run ({holder}); wait for that run, give this one a data.local "
+            "of its own, or have both read one finished copy of the corpus, without data.remote"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    _locks[lock] = file
 
 
 def _shard_folders(recipe: Recipe) -> Iterator[tuple[str, int]]:

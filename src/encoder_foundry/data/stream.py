@@ -76,6 +76,11 @@ class TrainingStream(CheckedShards):
         self.predownload = 8 * self.batch_size
         self.length = draw.updates * self.batch_size
 
+    @property
+    def rows_by_source(self) -> dict[str, int]:
+        """How many rows there are of each source."""
+        return dict(zip(self.sources, self.samples_per_stream.tolist(), strict=True))
+
     def get_item(self, sample_id: int, retry: int = 7) -> dict:
         shard, _ = self.spanner[sample_id]
         source = self.sources[self.stream_per_shard[shard]]

@@ -56,6 +56,7 @@ class DataConfig:
     local: str  # the `out` of the data YAML, or the cache for `remote`
     sources: list[str]  # what a stage without a mixture draws on, each row once an epoch
     remote: str | None = None
+    cache_limit: str | None = None  # bytes that the training rows of one length take of `local`, as 100gb; null: all
     shuffle_algo: str = "py1e"
     shuffle_block_size: int = 1 << 18
     num_workers: int = 1

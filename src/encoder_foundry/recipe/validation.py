@@ -5,16 +5,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from inspect import formatannotation
 from math import inf
+from os.path import abspath
 
 from encoder_foundry.recipe.plan import parse_tokens
 from encoder_foundry.recipe.schedule import DECAYS
-from encoder_foundry.recipe.schema import FSDPConfig, ModelConfig, Recipe, RollbackConfig, StageConfig, Trigger
+from encoder_foundry.recipe.schema import DataConfig, FSDPConfig, ModelConfig, Recipe, RollbackConfig, StageConfig, Trigger
 
 LONGEST_TIMEOUT = 604_800  # seconds
 PRECISIONS = ("fp32", "amp_bf16")
 ATTN_IMPLEMENTATIONS = ("auto", "flash", "flex", "sdpa")
 SHUFFLE_ALGORITHMS = ("py1e", "py1s", "py1br", "py2s", "naive")  # Streaming's
 INTERVAL = re.compile(r"[1-9][0-9]*(_[0-9]+)*(ba|tok|sp)")
+BYTES = re.compile(r"[0-9]+b?|[0-9]+(\.[0-9]+)?[kmgt]b", re.IGNORECASE)  # as Streaming reads them
 S3_FOLDER = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[^/\s{}]+)*/?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -54,6 +56,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.data.shuffle_algo not in SHUFFLE_ALGORITHMS:
         yield "data.shuffle_algo", f"'{recipe.data.shuffle_algo}' is not one of {', '.join(SHUFFLE_ALGORITHMS)}"
     yield from _positive("data.", recipe.data, "shuffle_block_size")
+    yield from _cache(recipe.data)
     if recipe.data.num_workers < 0:
         yield "data.num_workers", f"{recipe.data.num_workers} is negative"
     unknown = set(recipe.loggers) - {"wandb"}
@@ -127,6 +130,15 @@ def _fsdp(config: FSDPConfig) -> Iterator[Problem]:
     yield from _positive("fsdp_config.", config, "data_parallel_replicate_degree")
     if config.data_parallel_shard_degree != -1:
         yield from _positive("fsdp_config.", config, "data_parallel_shard_degree")
+
+
+def _cache(data: DataConfig) -> Iterator[Problem]:
+    if data.remote is not None and abspath(data.remote) == abspath(data.local):
+        yield "data.remote", f"'{data.remote}' is data.local, too; of a corpus that is here, give data.local alone"
+    if data.cache_limit is not None and not BYTES.fullmatch(data.cache_limit):
+        yield "data.cache_limit", f"'{data.cache_limit}' is not a number of bytes such as 500mb, 100gb or 1.5tb"
+    if data.cache_limit is not None and data.remote is None:
+        yield "data.cache_limit", "would remove the shards themselves: without data.remote, data.local is no cache"
 
 
 def _masking(recipe: Recipe) -> Iterator[Problem]:
