@@ -28,10 +28,14 @@ def corpus(row_folder, tmp_path) -> Path:
     return shutil.copytree(row_folder, tmp_path / "corpus", ignore=shutil.ignore_patterns("*.mds"))
 
 
+def stream(local: Path, remote: Path | None = None, epochs: int = 1, cache_limit: str | None = None) -> TrainingStream:
+    draw = Draw(17, 0, None, 0, updates=epochs * EPOCH // 19, global_batch_size=19)
+    return TrainingStream(list(ROWS), local, remote and str(remote), ROW_LENGTH, "py1e", 1 << 18, draw, cache_limit)
+
+
 def drawn(local: Path, remote: Path | None = None, num_workers: int = 0, epochs: int = 1) -> list[int]:
     """The rows that the real loader draws, in order."""
-    draw = Draw(17, 0, None, 0, updates=epochs * EPOCH // 19, global_batch_size=19)
-    rows = TrainingStream(list(ROWS), local, remote and str(remote), ROW_LENGTH, "py1e", 1 << 18, draw)
+    rows = stream(local, remote, epochs)
     loader = DataLoader(rows, batch_size=19, num_workers=num_workers, collate_fn=list, timeout=60 * (num_workers > 0))
     return [(sample["row"], sample["tokens"].tolist()) for batch in loader for sample in batch]
 
@@ -139,6 +143,67 @@ def test_a_shard_is_hashed_once_a_process_and_not_with_every_row(corpus, monkeyp
     monkeypatch.setattr(checked_shards, "_damage", lambda path, info: hashed.append(path) or damage(path, info))
     drawn(corpus, epochs=2)
     assert sorted(hashed) == sorted(corpus.rglob("*.mds"))
+
+
+def test_a_shard_that_was_removed_and_fetched_again_is_hashed_again(corpus, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    rows = stream(cache, corpus)
+    list(map(rows.__getitem__, range(EPOCH)))
+    spoiled = cache / f"code/{ROW_LENGTH}/train/shard.00000.mds"
+    rows.evict_shard(0)
+    decompress = checked_shards.CheckedStream._decompress_shard_part
+
+    def and_spoil(self, zip_info, zip_filename, raw_filename, compression):
+        decompress(self, zip_info, zip_filename, raw_filename, compression)
+        monkeypatch.undo()
+        flip_a_byte(Path(raw_filename))
+
+    monkeypatch.setattr(checked_shards.CheckedStream, "_decompress_shard_part", and_spoil)
+    rows.prepare_shard(0)  # and not what was written arrives on this disk
+    damaged = spoiled.read_bytes()
+    assert rows[0]["tokens"].tolist() == stream(corpus)[0]["tokens"].tolist()
+    assert spoiled.read_bytes() != damaged
+
+
+def test_what_a_killed_process_left_half_fetched_in_a_cache_is_removed(corpus, tmp_path):
+    left = [
+        tmp_path / f"cache/code/{ROW_LENGTH}/train/{name}"
+        for name in ("shard.00001.mds.here.123.tmp", "shard.00002.mds.zstd.5aF00b1E", "00007/shard.00000.mds.tmp")
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    drawn(tmp_path / "cache", remote=corpus)
+    assert not any(path.exists() for path in left)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_shards_in_folders_below_their_index_come_from_a_disk_as_from_a_remote(tmp_path, num_workers):
+    write_rows(tmp_path / "corpus", parts=3)
+    there = drawn(tmp_path / "corpus", num_workers=num_workers)
+    assert len(set(map(str, there))) == len(there) == EPOCH // 19 * 19
+    assert drawn(tmp_path / "cache", remote=tmp_path / "corpus", num_workers=num_workers) == there
+    assert (tmp_path / f"cache/docs/{ROW_LENGTH}/train/00002/shard.00000.mds").exists()
+
+
+@pytest.mark.parametrize(("spoil", "says"), FAULTS[:2])
+def test_a_shard_in_a_folder_is_named_with_it(tmp_path, spoil, says):
+    write_rows(tmp_path / "corpus", parts=3)
+    spoiled = tmp_path / f"corpus/docs/{ROW_LENGTH}/train/00001/shard.00000.mds.zstd"
+    spoil(spoiled)
+    for local, remote in ((tmp_path / "cache", tmp_path / "corpus"), (tmp_path / "corpus", None)):
+        with pytest.raises(DataError, match=rf"^{spoiled}: {says}; {REMEDY}$"):
+            drawn(local, remote)
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [("1kb", r"Minimum cache usage .* is larger than the cache limit"), ("20kb", r"Cache limit .* is too low")],
+)
+def test_a_limit_that_no_cache_can_keep_is_refused_in_one_line(corpus, tmp_path, limit, says):
+    with pytest.raises(DataError, match=rf"^{tmp_path}/cache/\S+: {says}.*$") as refused:
+        stream(tmp_path / "cache", corpus, cache_limit=limit)
+    assert "\n" not in str(refused.value)
 
 
 def test_shards_without_hashes_are_refused(tmp_path):

@@ -33,8 +33,10 @@ from pathlib import Path
 
 import numpy as np
 from composer.utils import dist
+from filelock import FileLock
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataset
+from streaming.base.constant import TICK
 from streaming.base.dataset import _ShardState
 from streaming.base.format import FileInfo
 from streaming.base.format.mds import MDSReader
@@ -143,6 +145,16 @@ class CheckedShards(StreamingDataset):
             super().__init__(streams=streams, **arguments)
         except ValueError as error:  # the cache limit, or another data set on the same cache
             raise DataError(f"{streams[0].local}: {_one_line(error)}") from error
+        # Streaming makes room for a shard and forgets it until it has come, so that all that fetch at a time go beyond
+        # the limit together; `_room` is in its place
+        self._limit, self.cache_limit = self.cache_limit, None
+        if self._limit:
+            least = sum(map(CheckedStream.get_index_size, streams)) + 4 * self.max_shard_size_across_all_streams
+            if self._limit < least:
+                raise DataError(
+                    f"{streams[0].local}: data.cache_limit is {self._limit:_} bytes, and the index files with four of "
+                    f"the largest shards take {least:_}; raise it"
+                )
         self._paths = [
             os.path.join(self.streams[stream].local, shard.raw_data.basename)
             for stream, shard in zip(self.stream_per_shard, self.shards, strict=True)
@@ -153,13 +165,39 @@ class CheckedShards(StreamingDataset):
         if not blocking and shard_id in self._left_to_reader:
             return
         try:
-            super().prepare_shard(shard_id, blocking)
-        except (DataError, ValueError) as error:  # a ValueError: the cache limit leaves no room
+            with self._room(shard_id):
+                super().prepare_shard(shard_id, blocking)
+        except DataError as error:
             self._shard_states[shard_id] = _ShardState.LOCAL  # else whoever waits for this process waits for ever
             if blocking:
-                raise DataError(_one_line(error)) from error
+                raise
             self._left_to_reader.add(shard_id)
             log.warning(f"{error} (whoever reads a row of it will try again)")
+
+    @contextmanager
+    def _room(self, shard_id: int) -> Iterator[None]:
+        """Keep room within the limit for a shard that is to be fetched; shards read longest ago make way for it."""
+        size = self.shards[shard_id].get_max_size()
+        lock = FileLock(self._cache_filelock_path)
+        reserved = None if self._limit else 0
+        while reserved is None:
+            with lock:
+                if self._shard_states[shard_id] != _ShardState.REMOTE:
+                    reserved = 0
+                    break
+                while self._limit < self.cache_usage + size and _ShardState.LOCAL in self._shard_states.numpy():
+                    self._evict_coldest_shard()
+                if self.cache_usage + size <= self._limit:
+                    reserved = size
+                    self.cache_usage += size
+                    break
+            time.sleep(TICK)  # all of it is taken by shards that others are fetching
+        try:
+            yield
+        finally:
+            if reserved:
+                with lock:
+                    self.cache_usage -= reserved
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict:
         shard_id, _ = self.spanner[sample_id]
@@ -183,7 +221,7 @@ class CheckedShards(StreamingDataset):
                     path.unlink(missing_ok=True)
                 else:
                     self.evict_shard(shard_id)
-        remedy = "raise data.cache_limit" if self.cache_limit and not path.exists() else REMEDY
+        remedy = "raise data.cache_limit" if self._limit and not path.exists() else REMEDY
         raise DataError(f"{path}: {damage}, each time that it is made; {remedy}")
 
 

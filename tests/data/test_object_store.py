@@ -1,0 +1,77 @@
+"""Training rows out of an object store, by a real S3 API (moto's server), through a cache smaller than the corpus."""
+
+import os
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from torch.utils.data import DataLoader
+
+from encoder_foundry.data.stream import Draw, TrainingStream
+
+from .conftest import ROW_LENGTH, write_rows
+
+ROWS = {"code": 1500, "docs": 900}
+DRAW = Draw(17, 0, {"code": 0.4, "docs": 0.6}, 0, updates=300, global_batch_size=12)  # an epoch and a half
+LIMIT = 100_000  # bytes
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("corpus")
+    write_rows(root, rows=ROWS, parts=3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def bucket(corpus):
+    """`s3://corpus`, which holds the corpus."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        environment.setenv("AWS_ACCESS_KEY_ID", "any")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "any")
+        environment.setenv("NO_PROXY", "127.0.0.1")
+        client = boto3.client("s3", region_name="us-east-1")
+        client.create_bucket(Bucket="corpus")
+        for path in corpus.rglob("*"):
+            if path.is_file():
+                client.upload_file(str(path), "corpus", str(path.relative_to(corpus)))
+        yield "s3://corpus"
+    server.stop()
+
+
+def stream(local: Path, remote: str | None = None, cache_limit: str | None = None) -> TrainingStream:
+    return TrainingStream(list(ROWS), local, remote, ROW_LENGTH, "py1e", 300, DRAW, cache_limit)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes in a folder that another thread adds to and takes from."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(path, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_row_comes_right_through_a_cache_that_holds_a_part_of_the_corpus(corpus, bucket, tmp_path, num_workers):
+    expected = stream(corpus)
+    rows = stream(tmp_path, bucket, cache_limit=f"{LIMIT}b")
+    largest, seen, drawn = 0, 0, set()
+    for batch in DataLoader(rows, batch_size=12, num_workers=num_workers, collate_fn=list):
+        for sample in batch:
+            assert sample["tokens"].tolist() == expected[sample["row"]]["tokens"].tolist()
+            assert sample["lengths"].tolist() == expected[sample["row"]]["lengths"].tolist()
+            drawn.add(sample["row"])
+            seen += 1
+        largest = max(largest, size_of(tmp_path))
+    assert seen == 3600
+    assert len(drawn) > 2000
+    assert sum(path.stat().st_size for path in corpus.rglob("*.mds")) > 2 * LIMIT
+    assert LIMIT / 2 < largest <= LIMIT
