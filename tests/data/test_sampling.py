@@ -16,7 +16,9 @@ def test_each_source_is_drawn_as_often_as_asked_and_its_rows_about_equally_often
     shards, choose = [np.array(rows) for rows, _ in sources], [wanted for _, wanted in sources]
     units, rows = sample_rows(shards, choose, seed, epoch)
     counts = np.bincount(rows, minlength=sum(map(np.sum, shards)))
-    for of_source, wanted in zip(np.split(counts, np.cumsum([np.sum(one) for one in shards])[:-1]), choose, strict=True):
+    for of_source, wanted in zip(
+        np.split(counts, np.cumsum([np.sum(one) for one in shards])[:-1]), choose, strict=True
+    ):
         assert of_source.sum() == wanted
         assert of_source.max() - of_source.min() <= 1
     shard_of_row = np.repeat(np.arange(sum(map(len, shards))), np.concatenate(shards))[rows]

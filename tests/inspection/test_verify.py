@@ -83,7 +83,10 @@ def test_every_bad_shard_is_named_with_what_is_wrong_and_the_status_is_1(copied,
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda row: row["tokens"].__setitem__(5, 320), "row 1 has token id 320, and the tokenizer's ids are in [0, 320)"),
+        (
+            lambda row: row["tokens"].__setitem__(5, 320),
+            "row 1 has token id 320, and the tokenizer's ids are in [0, 320)",
+        ),
         (lambda row: row["lengths"].__setitem__(0, row["lengths"][0] + 1), "tokens, but documents of "),
         (lambda row: row["tokens"].__setitem__(0, 7), "a document that does not begin and end with"),
         (lambda row: row["documents"].__setitem__(0, 60), "document 60, and the table of its part has 60 lines"),

@@ -17,11 +17,11 @@ from encoder_foundry.data.rows import Manifest, decode_row
 from encoder_foundry.errors import DataError
 from encoder_foundry.preparation import stages
 from encoder_foundry.preparation.config import CorpusConfig, TokenizerConfig, TrainTokenizer
+from encoder_foundry.preparation.encoding import CorpusTokenizer
 from encoder_foundry.preparation.pipeline import prepare, work_folder
 from encoder_foundry.preparation.report import table
 from encoder_foundry.preparation.stages import side
 from encoder_foundry.preparation.statistics import Statistics
-from encoder_foundry.preparation.encoding import CorpusTokenizer
 from tests.preparation.small_corpus import content, sentences, write_jsonl
 
 
@@ -35,9 +35,7 @@ def texts_of(config: CorpusConfig, source: str, split: str) -> list[str]:
     lines = Path(reader.path).read_text(encoding="utf-8").splitlines()
     texts = dict.fromkeys(json.loads(line)[reader.text_column or "text"] for line in lines)
     return [
-        text
-        for text in texts
-        if len(text) >= 32 and side(sha256(text.encode()).digest(), config.validation) == split
+        text for text in texts if len(text) >= 32 and side(sha256(text.encode()).digest(), config.validation) == split
     ]
 
 
@@ -188,7 +186,9 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole_and_is_gone_on_with(
     assert not Path(config.out).exists()
     with monkeypatch.context() as patched:
         patched.setattr(stages, "read", None)  # nothing is read again
-        patched.setattr(stages, "write_shards", lambda work, rank, *rest: (written.append(rank), write(work, rank, *rest)))
+        patched.setattr(
+            stages, "write_shards", lambda work, rank, *rest: (written.append(rank), write(work, rank, *rest))
+        )
         prepare(config)
     assert written == [0, 1, 2, 3]  # two parts and two validation splits, each once
     assert content(Path(config.out)) == content(tmp_path / "undisturbed")

@@ -13,7 +13,6 @@ import pytest
 from encoder_foundry.errors import DataError
 from encoder_foundry.preparation import readers
 from encoder_foundry.preparation.config import load_corpus_config
-from encoder_foundry.preparation.corpus import gather
 from encoder_foundry.preparation.readers import BadInput, SourceConfig, fingerprint, installation, parts, read
 from tests.preparation import reading
 from tests.preparation.reading import documents, texts
@@ -232,10 +231,9 @@ def test_this_projects_own_readme_is_no_part_of_a_corpus():
 
 def test_the_installation_gives_5_to_20_megabytes_that_need_no_download():
     config = load_corpus_config(NANO)
-    corpus = gather(config.sources, config.validation)
-    texts = [document.text for source in corpus.sources for split in source.documents.values() for document in split]
-    assert 5e6 < sum(len(text.encode()) for text in texts) < 20e6
-    assert [source.name for source in corpus.sources] == ["code", "docs", "web"]
+    sizes = {name: sum(len(d.text.encode()) for d in documents(source)) for name, source in config.sources.items()}
+    assert 5e6 < sum(sizes.values()) < 20e6
+    assert list(sizes) == ["code", "docs", "web"]
 
 
 def test_the_budget_ends_a_source_of_the_installation(monkeypatch):

@@ -12,9 +12,9 @@ that cannot be had to whoever reads a row of it: there it is tried once more, an
 A cache with a limit loses shards again and gets them anew, from any process of the node. What a process has hashed is
 therefore a file, by its inode and time, and not a shard: a file that took its place is hashed as well.
 
-Several runs may read one finished corpus at a time, each of which decompresses what it needs: every process writes under
-a name of its own and renames, and what it replaces has the same content. The cache of a remote is one run's alone (see
-`shards.lock_cache`).
+Several runs may read one finished corpus at a time, each of which decompresses what it needs: every process writes
+under a name of its own and renames, and what it replaces has the same content. The cache of a remote is one run's
+alone (see `shards.lock_cache`).
 
 Shards without hashes are refused. `data_prep` has always written them, so only shards of another maker lack them.
 """
@@ -226,7 +226,7 @@ class CheckedShards(StreamingDataset):
 
 
 def _number_from_this_run() -> None:
-    """Have Streaming number its shared memory from the pid of the node's first process on, in every process of the node.
+    """Have Streaming number its shared memory from the pid of the node's first process on, in all its processes.
 
     It numbers from 0 to the first that is free, and two runs that start together on one machine find the same one; it
     also scans past all lock files that killed runs left in TMPDIR.

@@ -20,6 +20,7 @@ from encoder_foundry.preparation.work import Work
 
 log = logging.getLogger(__name__)
 
+
 class QuietLocalExecutor(LocalPipelineExecutor):
     """datatrove's, without its log on the terminal: what matters of it is raised or printed by us."""
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from encoder_foundry.data.rows import Manifest
 from encoder_foundry.preparation import stores
-from encoder_foundry.preparation.statistics import Counts, SourceStatistics, Statistics, unigram_entropy
 from encoder_foundry.preparation.encoding import CorpusTokenizer
+from encoder_foundry.preparation.statistics import Counts, SourceStatistics, Statistics, unigram_entropy
 from encoder_foundry.preparation.work import SPLITS, Work
 
 log = logging.getLogger(__name__)

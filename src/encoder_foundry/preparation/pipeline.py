@@ -24,7 +24,6 @@ import fcntl
 import json
 import logging
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -147,4 +146,3 @@ def open_work(config: CorpusConfig, folder: Path, made_of: dict) -> Work:
     temporary.write_text(content + "\n", encoding="utf-8")
     temporary.replace(path)
     return Work(config, folder, counts)
-

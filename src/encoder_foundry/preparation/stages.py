@@ -9,7 +9,6 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
@@ -198,9 +197,7 @@ class MakeTokenizer(Step):
         count = {}
         for split in SPLITS:
             files = self.work.files_of(source, split)
-            count[split] = sum(
-                len(read_hashes(self.work.files[file])) - len(self.work.dropped(file)) for file in files
-            )
+            count[split] = sum(len(read_hashes(self.work.files[file])) - len(self.work.dropped(file)) for file in files)
         total = sum(count.values())
         if not total:
             why = ", ".join(f"{documents:,} {reason}" for reason, documents in self.work.left_out(source).items())

@@ -9,7 +9,15 @@ from os.path import abspath
 
 from encoder_foundry.recipe.plan import parse_tokens
 from encoder_foundry.recipe.schedule import DECAYS
-from encoder_foundry.recipe.schema import DataConfig, FSDPConfig, ModelConfig, Recipe, RollbackConfig, StageConfig, Trigger
+from encoder_foundry.recipe.schema import (
+    DataConfig,
+    FSDPConfig,
+    ModelConfig,
+    Recipe,
+    RollbackConfig,
+    StageConfig,
+    Trigger,
+)
 
 LONGEST_TIMEOUT = 604_800  # seconds
 PRECISIONS = ("fp32", "amp_bf16")

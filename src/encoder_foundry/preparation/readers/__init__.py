@@ -89,7 +89,7 @@ READERS = {
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """The source in parts of about PART_BYTES (or a share of MOST_PARTS of it, if that is more), of which each is read by one task.
+    """The source in parts of about PART_BYTES, or a share of MOST_PARTS of it if that is more; one task reads each.
 
     Raises:
         DataError: there is nothing to read, or it cannot be listed.
