@@ -22,18 +22,25 @@ from obstore.fsspec import FsspecStore
 
 from encoder_foundry.errors import DataError
 
+RETRIES = 10  # of a request, with growing pauses
 UPLOADS = 4  # files at a time; each holds up to 12 chunks of 5 MB in memory
 
 
-class S3(FsspecStore):
+class _Store(FsspecStore):
+    async def _info(self, path: str, **options) -> dict:
+        """obstore leaves the bucket out of a file's name (0.12.1), and fsspec's folders then do not know the file."""
+        return await super()._info(path, **options) | {"name": self._strip_protocol(path)}
+
+
+class S3(_Store):
     protocol = "s3"
 
 
-class GoogleStorage(FsspecStore):
+class GoogleStorage(_Store):
     protocol = "gs"
 
 
-class Azure(FsspecStore):
+class Azure(_Store):
     protocol = "az"
 
 
@@ -59,10 +66,11 @@ def filesystem(path: str) -> fsspec.AbstractFileSystem:
     if protocol not in STORES:
         known = ", ".join(f"{store}://" for store in STORES)
         raise DataError(f"{path}: no store is known by {protocol}://; a local path or one of {known} is wanted")
+    options = {"retry_config": {"max_retries": RETRIES}}
     endpoint = os.environ.get("S3_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL")
-    if protocol != "s3" or not endpoint:
-        return fsspec.filesystem(protocol)
-    return fsspec.filesystem("s3", endpoint=endpoint, client_options={"allow_http": endpoint.startswith("http://")})
+    if protocol == "s3" and endpoint:
+        options |= {"endpoint": endpoint, "client_options": {"allow_http": endpoint.startswith("http://")}}
+    return fsspec.filesystem(protocol, **options)
 
 
 def data_folder(path: str) -> DataFolder:

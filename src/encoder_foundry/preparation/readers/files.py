@@ -34,6 +34,7 @@ from datatrove.pipeline.readers import JsonlReader, ParquetReader, WarcReader
 from datatrove.pipeline.readers.base import BaseDiskReader
 from datatrove.pipeline.readers.csv import CsvReader
 from datatrove.pipeline.readers.warc import process_record
+from datatrove.utils.logging import logger
 from obstore.exceptions import BaseError
 
 from encoder_foundry.preparation import stores
@@ -260,6 +261,7 @@ class Warc(Files, WarcReader):
         path = self.path(filepath)
         number = -1
         extract = partial(_main_text, Trafilatura(deduplicate=False))
+        logger.disable("datatrove.pipeline.extractors.base")  # it counts its processes at each file's end
         logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it explains itself at each page without a text
         with self.unpacked(filepath) as stream, ExtractorSandbox(EXTRACTION_SECONDS) as sandbox:
             records = iter(ArchiveIterator(stream.raw))  # raw: what comes before damage is given before it is told

@@ -1,0 +1,142 @@
+"""Sources and results in an object store: a real S3 API (moto's server) on loopback."""
+
+import pickle
+from pathlib import Path
+
+import boto3
+import pytest
+from datatrove.pipeline.readers import JsonlReader
+from moto.server import ThreadedMotoServer
+
+from encoder_foundry.errors import DataError
+from encoder_foundry.preparation import stores
+from encoder_foundry.preparation.readers import BadInput, SourceConfig, fingerprint, parts, read
+from tests.preparation import reading
+from tests.preparation.reading import documents, texts
+
+ROWS = ["one", "two", "thrée", "four", "five 漢字 🙂"]
+FOLDERS = iter(f"s3://corpora/{number}" for number in range(100))
+
+
+@pytest.fixture(scope="module", autouse=True, params=["S3_ENDPOINT_URL", "AWS_ENDPOINT_URL"])
+def endpoint(request):
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    try:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.delenv("S3_ENDPOINT_URL", raising=False)
+            environment.delenv("AWS_ENDPOINT_URL", raising=False)
+            environment.setenv(request.param, url)
+            environment.setenv("AWS_ACCESS_KEY_ID", "any")
+            environment.setenv("AWS_SECRET_ACCESS_KEY", "any")
+            environment.setenv("NO_PROXY", "127.0.0.1")
+            client = boto3.client("s3", region_name="us-east-1", endpoint_url=url)
+            client.create_bucket(Bucket="corpora")
+            yield url
+    finally:
+        server.stop()
+        server._server.server_close()
+
+
+@pytest.fixture
+def folder() -> str:
+    """A folder of the test's own in the store."""
+    return next(FOLDERS)
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "write"),
+    [
+        ("jsonl", "a.jsonl", reading.write_jsonl),
+        ("jsonl", "a.jsonl.gz", reading.write_gzip),
+        ("jsonl", "a.jsonl.zst", reading.write_zstandard),
+        ("csv", "a.csv", reading.write_csv),
+        ("parquet", "a.parquet", reading.write_parquet),
+        ("warc", "a.warc.wet.gz", reading.write_wet),
+        ("mds", "set", reading.write_mds),
+    ],
+)
+def test_a_source_in_a_store_is_read_as_one_on_disk(tmp_path, folder, reader, name, write):
+    write(tmp_path / "local" / name if reader == "mds" else _made(tmp_path / "local") / name, ROWS)
+    stores.upload(tmp_path / "local", folder)
+    assert texts(reader, f"{folder}/{name}") == ROWS
+    if reader != "mds":
+        assert texts(reader, folder) == texts(reader, f"{folder}/*{name[1:]}") == ROWS
+        assert documents(SourceConfig(reader, folder))[0].id.startswith(f"{folder}/{name}:")
+
+
+def test_the_fingerprint_changes_with_an_object_of_the_same_name_and_size(folder):
+    source = SourceConfig("text", folder)
+    stores.write_text(f"{folder}/a.txt", "one")
+    stores.write_text(f"{folder}/b.txt", "two")
+    before = fingerprint(source), fingerprint(SourceConfig("text", f"{folder}/a.txt"))
+    assert before == (fingerprint(source), fingerprint(SourceConfig("text", f"{folder}/a.txt")))
+    stores.write_text(f"{folder}/a.txt", "six")
+    assert before[0] != fingerprint(source)
+    assert before[1] != fingerprint(SourceConfig("text", f"{folder}/a.txt"))
+
+
+def test_bad_input_in_a_store_is_named_by_its_address(folder):
+    stores.write_text(f"{folder}/a.jsonl", '{"text": "fine"}\nbroken\n')
+    bad = BadInput("mine")
+    assert [document.text for document in documents(SourceConfig("jsonl", folder), bad)] == ["fine"]
+    assert bad.listed[0].startswith(f"{folder}/a.jsonl:2: not valid JSON")
+
+
+def test_a_folder_goes_to_the_store_whole_and_comes_back(tmp_path, folder):
+    contents = {"index.json": b"{}", "a/b/shard.00000.mds.zstd": bytes(range(256)) * 60_000, "a/empty": b""}
+    for name, content in contents.items():
+        _made((tmp_path / "out" / name).parent).joinpath(Path(name).name).write_bytes(content)
+    for destination in (folder, str(tmp_path / "copy")):
+        assert not stores.exists(destination)
+        stores.upload(tmp_path / "out", destination)
+        assert stores.exists(destination)
+        assert stores.exists(f"{destination}/a/b/shard.00000.mds.zstd")
+        assert stores.read_text(f"{destination}/index.json") == "{}"
+        there = stores.data_folder(destination)
+        assert there.list_files() == sorted(contents)
+        assert {name: there.cat_file(name) for name in contents} == contents
+
+
+def test_datatroves_own_classes_work_on_a_store_also_in_another_process(folder):
+    stores.write_text(f"{folder}/a.jsonl", '{"text": "one"}\n')
+    there = pickle.loads(pickle.dumps(stores.data_folder(folder)))
+    assert [document.text for document in JsonlReader(there).run()] == ["one"]
+    with there.open("new/b.jsonl", "w") as file:
+        file.write("{}")
+    assert stores.read_text(f"{folder}/new/b.jsonl") == "{}"
+
+
+def test_what_is_not_there_is_named_in_one_line(tmp_path, folder):
+    for path in (f"{folder}/none.jsonl", str(tmp_path / "none.jsonl")):
+        with pytest.raises(DataError, match=f"^{path}: "):
+            stores.read_text(path)
+        with pytest.raises(DataError, match=f"^{path}: nothing is there"):
+            parts(SourceConfig("jsonl", path))
+        assert not stores.exists(path)
+    stores.write_text(f"{folder}/a.jsonl", "{}")
+    source = SourceConfig("jsonl", f"{folder}/a.jsonl")
+    (part,) = parts(source)
+    stores.filesystem(folder).rm_file(f"{folder}/a.jsonl")
+    with pytest.raises(DataError, match=f"^{folder}/a.jsonl: cannot be read"):
+        list(read(source, part, BadInput("mine")))
+
+
+def test_a_store_out_of_reach_is_named_in_one_line(monkeypatch):
+    monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr(stores, "RETRIES", 0)
+    for call in (stores.exists, stores.read_text, lambda path: parts(SourceConfig("jsonl", path))):
+        with pytest.raises(DataError, match=r"^s3://corpora/x: .*http://127\.0\.0\.1:1") as error:
+            call("s3://corpora/x")
+        assert "\n" not in str(error.value)
+
+
+def test_a_protocol_that_nobody_speaks_is_refused():
+    with pytest.raises(DataError, match=r"^ftp://x/y: no store is known by ftp://; .* s3://, gs://, az:// is wanted"):
+        stores.exists("ftp://x/y")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
