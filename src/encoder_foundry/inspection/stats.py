@@ -66,7 +66,8 @@ def gather(directory: str | Path) -> CorpusStats:
     """Count what is in and below a directory.
 
     Raises:
-        DataError: no shards are there, or those of several corpora; or a file of its is missing or broken.
+        DataError: no shards are there, or those of several corpora; or a manifest, an index or a table of documents is
+            missing or broken.
     """
     rows: dict[tuple[str, str], dict[int, Manifest]] = defaultdict(dict)
     folders: dict[tuple[str, str], Path] = {}
