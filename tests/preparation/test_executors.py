@@ -37,16 +37,19 @@ def test_any_number_of_processes_gives_the_same_bytes(parted, tmp_path):
     assert "many/1024/train/00002/shard.00000.mds.zstd" in one
 
 
-def test_ray_gives_the_same_bytes(parted, tmp_path, monkeypatch):
+RAY = {"ray": {"workers": 2, "tasks_per_job": 4, "mem_per_cpu_gb": 0.5}}  # a job is a process, seconds to start
+
+
+def test_ray_gives_the_same_bytes(parted, tmp_path):
     prepare(parted)
-    prepare(replace(parted, out=str(tmp_path / "ray"), executor={"ray": {"workers": 2, "mem_per_cpu_gb": 0.5}}))
+    prepare(replace(parted, out=str(tmp_path / "ray"), executor=RAY))
     assert content(Path(parted.out)) == content(tmp_path / "ray")
 
 
 def test_a_task_that_fails_on_ray_is_told_in_its_own_words(parted, tmp_path):
     (tmp_path / "many" / "3.jsonl").write_text('{"body": "no text column"}\n')
     with pytest.raises(DataError, match=r"3\.jsonl.*no column 'text'"):
-        prepare(replace(parted, executor={"ray": {"workers": 2, "mem_per_cpu_gb": 0.5}}))
+        prepare(replace(parted, executor=RAY))
 
 
 @pytest.fixture

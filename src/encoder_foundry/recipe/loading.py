@@ -4,7 +4,7 @@ Three decisions. A file may name the files it builds on under `extends:` (paths 
 order), so that base, large and nano share what they share; Hydra was left out, since one merge rule is all we need.
 And every file is merged into the typed schema *by itself*, so that an unknown or ill-typed key is reported with the
 file it stands in, not with the file that was launched. What is merged is merged key by key, but for a `mixture`, whose
-shares make one whole: a new one takes the place of the old.
+shares make one whole, and an `executor`, of which there is one: a new one takes the place of the old.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from yaml import YAMLError
 from encoder_foundry.errors import ConfigurationError
 
 Schema = TypeVar("Schema")
-WHOLE = "mixture"
+WHOLE = ("mixture", "executor")
 
 
 def load_config(path: str | Path, schema: type[Schema], overrides: Iterable[str] = ()) -> Schema:
@@ -74,16 +74,18 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Di
 
 def _merge(config: DictConfig, content: DictConfig, source: object) -> DictConfig:
     with _reported(source):
-        _forget_mixtures(config, content)
+        _forget_wholes(config, content)
         return OmegaConf.merge(config, content)
 
 
-def _forget_mixtures(config: DictConfig, content: DictConfig) -> None:
-    """Take every mixture out of `config` that `content` has anew."""
+def _forget_wholes(config: DictConfig, content: DictConfig) -> None:
+    """Take out of `config` what `content` has anew as a whole."""
+    if "executor" in config and isinstance(content.get("executor"), DictConfig):
+        config["executor"] = {}
     stages = content.get("stages") if "stages" in config else None
     for name, stage in stages.items() if isinstance(stages, DictConfig) else ():
-        if name in config.stages and isinstance(stage, DictConfig) and isinstance(stage.get(WHOLE), DictConfig):
-            config.stages[name][WHOLE] = None
+        if name in config.stages and isinstance(stage, DictConfig) and isinstance(stage.get("mixture"), DictConfig):
+            config.stages[name]["mixture"] = None
 
 
 def _override(config: DictConfig, override: str) -> None:
@@ -92,11 +94,11 @@ def _override(config: DictConfig, override: str) -> None:
         raise ConfigurationError(f"argument '{override}': overrides are written key=value")
     with _reported(f"argument '{override}'"):
         parts, given = key.replace("[", ".").replace("]", "").split("."), OmegaConf.create(f"value: {value}")["value"]
-        if WHOLE not in parts[:-1]:  # not one share of it
+        if not set(WHOLE) & set(parts[:-1]):  # not one entry of it
             content = given
             for part in reversed(parts):
                 content = OmegaConf.create({part: content})
-            _forget_mixtures(config, content)
+            _forget_wholes(config, content)
         OmegaConf.update(config, key, given, merge=True)
 
 
