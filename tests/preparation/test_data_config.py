@@ -1,5 +1,7 @@
 """A data YAML that cannot be used is refused with the file and the key."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,7 @@ def test_the_nano_configuration_loads_and_takes_overrides():
         ({"sources": {"mine": {"reader": "jsonl", "path": "no/*.jsonl"}}}, "sources.mine.path", "nothing is there"),
         ({"sources": {"r": {"reader": "distribution_readmes", "path": "."}}}, "sources.r.path", "takes no path"),
         ({"sources": {"c": {"reader": "python_files", "text_column": "t"}}}, "sources.c.text_column", "no columns"),
+        ({"sources": {"mine": {"reader": "text", "path": ".", "split": "x"}}}, "sources.mine.split", "Hugging Face"),
         ({"tokenizer": {}}, "tokenizer", "either"),
         ({"tokenizer": {"train": {"vocab_size": 512}, "path": "x"}}, "tokenizer", "either"),
         ({"tokenizer": {"train": {"vocab_size": 260}}}, "tokenizer.train.vocab_size", "too small"),
@@ -87,3 +90,12 @@ def test_what_is_required_is_named(good, tmp_path, key):
     del good[key]
     with pytest.raises(ConfigurationError, match=f"'{key}.*' is required"):
         load(good, tmp_path)
+
+
+def test_a_configuration_is_checked_without_what_reads_the_data_being_imported():
+    code = (
+        "import sys, encoder_foundry.preparation.config; "
+        "print({'torch', 'datatrove', 'pyarrow', 'datasets', 'streaming', 'obstore'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "set()\n"

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -110,6 +111,21 @@ def test_a_hugging_face_data_set_is_read_by_split_from_what_it_was_saved_as(tmp_
         texts("huggingface", tmp_path / "saved", text_column="body", split="dev")
     with pytest.raises(DataError, match="no column 'text'; the columns there are 'body'"):
         texts("huggingface", tmp_path / "saved")
+
+
+def test_a_folder_of_files_is_a_hugging_face_data_set_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    reading.write_jsonl(tmp_path / "set/train.jsonl", ROWS)
+    assert texts("huggingface", tmp_path / "set") == ROWS
+    with pytest.raises(DataError, match='set: datasets cannot load it: Unknown split "dev"'):
+        texts("huggingface", tmp_path / "set", split="dev")
+
+
+def test_a_data_set_of_the_hub_that_cannot_be_had_is_named_in_one_line(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"^nobody/nothing: datasets cannot load it: [^\n]+$"):
+        texts("huggingface", "nobody/nothing")
 
 
 def test_a_pickled_column_is_refused_before_anything_of_it_is_run(tmp_path):
