@@ -18,16 +18,15 @@ ROWS = ["one", "two", "thrée", "four", "five 漢字 🙂"]
 FOLDERS = iter(f"s3://corpora/{number}" for number in range(100))
 
 
-@pytest.fixture(scope="module", autouse=True, params=["S3_ENDPOINT_URL", "AWS_ENDPOINT_URL"])
-def endpoint(request):
+@pytest.fixture(scope="module", autouse=True)
+def endpoint():
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
     try:
         with pytest.MonkeyPatch.context() as environment:
-            environment.delenv("S3_ENDPOINT_URL", raising=False)
             environment.delenv("AWS_ENDPOINT_URL", raising=False)
-            environment.setenv(request.param, url)
+            environment.setenv("S3_ENDPOINT_URL", url)
             environment.setenv("AWS_ACCESS_KEY_ID", "any")
             environment.setenv("AWS_SECRET_ACCESS_KEY", "any")
             environment.setenv("NO_PROXY", "127.0.0.1")
@@ -106,6 +105,13 @@ def test_datatroves_own_classes_work_on_a_store_also_in_another_process(folder):
     with there.open("new/b.jsonl", "w") as file:
         file.write("{}")
     assert stores.read_text(f"{folder}/new/b.jsonl") == "{}"
+
+
+def test_the_server_is_also_taken_from_the_name_that_boto3_knows(folder, endpoint, monkeypatch):
+    stores.write_text(f"{folder}/a", "one")
+    monkeypatch.delenv("S3_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert stores.read_text(f"{folder}/a") == "one"
 
 
 def test_what_is_not_there_is_named_in_one_line(tmp_path, folder):

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import multiprocess
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
@@ -83,6 +84,8 @@ def run(stages: list[Stage], work: Work) -> bool:
         ray.init(ignore_reinit_error=True)  # RAY_ADDRESS says which cluster; without it, one on this machine
     else:
         logger.disable("datatrove")
+        # every stage has workers of its own, which are forks of a server that has imported what takes seconds
+        multiprocess.set_forkserver_preload(["encoder_foundry.preparation.stages", "streaming"])
     for stage in stages:
         start = time.perf_counter()
         executor = EXECUTORS[name](**_arguments(stage, work), **(options if name == "ray" else _local(stage, options)))

@@ -18,7 +18,7 @@ from pathlib import Path
 import fsspec
 from datatrove.io import DataFolder
 from obstore.exceptions import BaseError
-from obstore.fsspec import FsspecStore
+from obstore.fsspec import BufferedFile, FsspecStore
 
 from encoder_foundry.errors import DataError
 
@@ -30,6 +30,13 @@ class _Store(FsspecStore):
     async def _info(self, path: str, **options) -> dict:
         """obstore leaves the bucket out of a file's name (0.12.1), and fsspec's folders then do not know the file."""
         return await super()._info(path, **options) | {"name": self._strip_protocol(path)}
+
+    def _open(self, path: str, mode: str = "rb", **options) -> BufferedFile:
+        """obstore asks for the size in a constructor, and a file that is not there is then closed half made, which
+        prints a traceback."""
+        if mode == "rb":
+            options["size"] = self.info(path)["size"]
+        return super()._open(path, mode, **options)
 
 
 class S3(_Store):

@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import orjson
 import pyarrow as pa
@@ -43,6 +44,9 @@ from encoder_foundry.preparation.readers.listing import fingerprint, parts
 from encoder_foundry.preparation.readers.texts import check_column, check_type, is_text, no_column, not_text, values
 
 __all__ = ["fingerprint", "parts", "read"]
+
+if TYPE_CHECKING:
+    from warcio.recordloader import ArcWarcRecord
 
 LONGEST = 1 << 28  # bytes of a document or line that are still read: more is a file of another kind
 BATCH = 100  # rows of Parquet that are held at a time
@@ -279,7 +283,7 @@ class Warc(Files, WarcReader):
                     return
                 try:
                     page = process_record(record)
-                    if page and record.raw_stream.limit:  # what is left of the length that the record gives
+                    if page and _is_cut_off(record):
                         raise Damaged("the file ends within it")
                     if page and record.rec_type != "conversion":
                         page["text"] = sandbox.process_document(page["text"], extract)
@@ -323,6 +327,13 @@ def _lenient_json(line: bytes) -> object:
         raise ValueError("not valid JSON: nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"not valid JSON: {error}") from None
+
+
+def _is_cut_off(record: "ArcWarcRecord") -> bool:
+    """Whether a record, of which no more is wanted, is shorter than it says; warcio tells nobody."""
+    while record.raw_stream.read(1 << 16):
+        pass
+    return getattr(record.raw_stream, "limit", 0) > 0
 
 
 def _main_text(extractor: Trafilatura, html: str) -> str | Exception | None:
