@@ -174,7 +174,7 @@ def fertility(
     against: Annotated[Path, typer.Option(help="The folder of a second tokenizer; its tokenizer.json is enough.")],
 ) -> None:
     """Print how many tokens the tokenizer makes of a word and of a byte of the held-out text, beside a second one."""
-    from encoder_foundry.preparation.fertility import print_fertility
+    from encoder_foundry.inspection.fertility import print_fertility
 
     print_fertility(directory, against)
 

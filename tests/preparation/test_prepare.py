@@ -15,6 +15,7 @@ from streaming import StreamingDataset
 
 from encoder_foundry.data.rows import Manifest, decode_row
 from encoder_foundry.errors import DataError
+from encoder_foundry.inspection.verify import verify
 from encoder_foundry.preparation import stages
 from encoder_foundry.preparation.config import CorpusConfig, TokenizerConfig, TrainTokenizer
 from encoder_foundry.preparation.encoding import CorpusTokenizer
@@ -63,6 +64,13 @@ def test_shards_hold_every_document_of_the_corpus_and_manifests_tell_the_truth(c
             expected.update(tokenizer.encode([text])[0].tolist())
         if split == "validation":  # a training part's last row may be left out
             assert Counter(token for document in documents for token in document[1:-1].tolist()) == expected
+
+
+def test_what_is_written_stands_up_to_verification(config):
+    prepare(config)
+    report = verify(config.out)
+    assert not report.problems
+    assert report.shards == 2 * 2 * 2  # a source, a row length and a split have one each
 
 
 def test_a_row_leads_back_to_its_documents(config):

@@ -1,18 +1,21 @@
 """Sources and results in an object store: a real S3 API (moto's server) on loopback."""
 
+import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
-import boto3
 import pytest
 from datatrove.pipeline.readers import JsonlReader
-from moto.server import ThreadedMotoServer
 
 from encoder_foundry.errors import DataError
 from encoder_foundry.preparation import stores
+from encoder_foundry.preparation.pipeline import prepare
 from encoder_foundry.preparation.readers import BadInput, SourceConfig, fingerprint, parts, read
+from tests.object_store import bucket
 from tests.preparation import reading
 from tests.preparation.reading import documents, texts
+from tests.preparation.small_corpus import content
 
 ROWS = ["one", "two", "thrée", "four", "five 漢字 🙂"]
 FOLDERS = iter(f"s3://corpora/{number}" for number in range(100))
@@ -20,22 +23,8 @@ FOLDERS = iter(f"s3://corpora/{number}" for number in range(100))
 
 @pytest.fixture(scope="module", autouse=True)
 def endpoint():
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    try:
-        with pytest.MonkeyPatch.context() as environment:
-            environment.delenv("AWS_ENDPOINT_URL", raising=False)
-            environment.setenv("S3_ENDPOINT_URL", url)
-            environment.setenv("AWS_ACCESS_KEY_ID", "any")
-            environment.setenv("AWS_SECRET_ACCESS_KEY", "any")
-            environment.setenv("NO_PROXY", "127.0.0.1")
-            client = boto3.client("s3", region_name="us-east-1", endpoint_url=url)
-            client.create_bucket(Bucket="corpora")
-            yield url
-    finally:
-        server.stop()
-        server._server.server_close()
+    with bucket("corpora", "S3_ENDPOINT_URL") as url:
+        yield url
 
 
 @pytest.fixture
@@ -85,8 +74,8 @@ def test_bad_input_in_a_store_is_named_by_its_address(folder):
 
 def test_a_folder_goes_to_the_store_whole_and_comes_back(tmp_path, folder):
     contents = {"index.json": b"{}", "a/b/shard.00000.mds.zstd": bytes(range(256)) * 60_000, "a/empty": b""}
-    for name, content in contents.items():
-        _made((tmp_path / "out" / name).parent).joinpath(Path(name).name).write_bytes(content)
+    for name, there in contents.items():
+        _made((tmp_path / "out" / name).parent).joinpath(Path(name).name).write_bytes(there)
     for destination in (folder, str(tmp_path / "copy")):
         assert not stores.exists(destination)
         stores.upload(tmp_path / "out", destination)
@@ -146,3 +135,23 @@ def test_a_protocol_that_nobody_speaks_is_refused():
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def test_a_preparation_can_end_in_a_store(config, tmp_path, folder):
+    here = replace(config, out=str(tmp_path / "here"))
+    prepare(here)
+    there = replace(config, out=f"{folder}/prepared", work=str(tmp_path / "work"))
+    assert prepare(there)
+    assert not (tmp_path / "work").exists()
+    store = stores.data_folder(there.out)
+    stored = {name: store.cat_file(name) for name in store.find("")}
+    assert stored == {name.replace(os.sep, "/"): text for name, text in content(tmp_path / "here").items()}
+    assert prepare(there)  # nothing to do
+    with pytest.raises(DataError, match="other values of row_lengths"):
+        prepare(replace(there, row_lengths=[64]))
+
+
+def test_a_preparation_does_not_write_over_what_a_store_has(config, tmp_path, folder):
+    stores.write_text(f"{folder}/taken/thesis.txt", "precious")
+    with pytest.raises(DataError, match="taken: holds something else"):
+        prepare(replace(config, out=f"{folder}/taken", work=str(tmp_path / "work")))

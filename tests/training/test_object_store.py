@@ -2,16 +2,13 @@
 
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
 import pytest
 from composer.utils import dist
 from composer.utils.object_store import S3ObjectStore
-from moto.server import ThreadedMotoServer
 
 from encoder_foundry import checkpoint_store
 from encoder_foundry.checkpoint_store import CheckpointStore
@@ -25,6 +22,7 @@ from encoder_foundry.run_folder import (
     remove_checkpoint,
 )
 
+from ..object_store import bucket, serving
 from ..ranks import on_ranks
 from .conftest import TAMPERED_LAUNCH
 from .runs import assert_same_run
@@ -43,26 +41,9 @@ ROLLBACK = {
 }
 
 
-@contextmanager
-def serving(port: int = 0) -> Iterator[str]:
-    """An S3 server; what was stored is still there when another is started in this process."""
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-    server.start()
-    try:
-        yield "http://{}:{}".format(*server.get_host_and_port())
-    finally:
-        server.stop()
-        server._server.server_close()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def endpoint():
-    with serving() as url, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", url)
-        environment.setenv("AWS_ACCESS_KEY_ID", "any")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "any")
-        environment.setenv("NO_PROXY", "127.0.0.1")
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET.removeprefix("s3://"))
+    with bucket(BUCKET.removeprefix("s3://")) as url:
         yield url
 
 

@@ -7,10 +7,10 @@ from streaming import MDSWriter
 from streaming.base.util import merge_index
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from encoder_foundry.data.rows import SHARD_HASH, columns, encode_row, token_dtype
+from encoder_foundry.data.rows import SHARD_HASH, Row, columns, encode_row, token_dtype
 from encoder_foundry.errors import DataError
+from encoder_foundry.inspection.fertility import Fertility, measure, print_fertility
 from encoder_foundry.preparation.encoding import CorpusTokenizer
-from encoder_foundry.preparation.fertility import Fertility, measure, print_fertility
 from encoder_foundry.preparation.tokenizer import save_trained, train_tokenizer
 from tests.preparation.small_corpus import sentences
 
@@ -35,7 +35,7 @@ def corpus(tmp_path_factory):
                     for text in there:
                         ids = tokenizer.encode([text])[0]
                         document = np.array([tokenizer.cls_id, *ids, tokenizer.sep_id])
-                        writer.write(encode_row([document], dtype))
+                        writer.write(encode_row(Row(document, np.uint32([len(document)]), np.uint32([0])), dtype))
             merge_index(str(folder))
     return out
 

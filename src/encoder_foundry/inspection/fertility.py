@@ -6,10 +6,9 @@ decoded from the longest rows, where the fewest documents are cut; both tokenize
 what stands between blanks: in a script that has none between words, such as Chinese, only tokens to a byte mean much.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,10 @@ from rich.table import Table
 
 from encoder_foundry.data.rows import decode_row
 from encoder_foundry.errors import DataError
+from encoder_foundry.inspection.shards import ShardFolder
 from encoder_foundry.preparation.encoding import encode, open_tokenizer
 
-ROWS_AT_A_TIME = 64  # decoded: some megabytes of text
+DOCUMENTS_AT_A_TIME = 256  # decoded: at most some megabytes of text
 
 
 @dataclass
@@ -53,8 +53,8 @@ def measure(directory: Path, against: Path) -> list[Fertility]:
     measured = []
     for source, folder in _held_out(directory):
         one = Fertility(source)
-        rows = _rows(folder)
-        while ids := [document[1:-1].tolist() for row in islice(rows, ROWS_AT_A_TIME) for document in row]:
+        documents = _documents(ShardFolder(folder))
+        while ids := [document[1:-1].tolist() for document in islice(documents, DOCUMENTS_AT_A_TIME)]:
             texts = ours.decode_batch(ids, skip_special_tokens=False)
             for total in one, every:
                 total.add(texts, sum(map(len, ids)), int(encode(theirs, texts)[1].sum()))
@@ -103,20 +103,8 @@ def _held_out(directory: Path) -> Iterator[tuple[str, Path]]:
             yield source.name, max(folders, key=lambda folder: int(folder.parent.name))
 
 
-def _rows(folder: Path) -> Iterator[list[np.ndarray]]:
-    """The documents of each row of a folder of shards, read without touching it: a live run may be reading it too."""
-    from streaming.base.compression import decompress
-    from streaming.base.format import reader_from_json
-
-    try:
-        for entry in json.loads((folder / "index.json").read_text(encoding="utf-8"))["shards"]:
-            reader = reader_from_json(str(folder), None, entry)
-            reader.validate(allow_unsafe_types=False)  # no column may be unpickled, which could run code
-            raw = (folder / (reader.zip_data or reader.raw_data).basename).read_bytes()
-            if reader.zip_data:
-                raw = decompress(reader.compression, raw)
-            # an MDS file: its number of samples, where each begins and where the last one ends, as uint32; then they
-            for start, end in pairwise(np.frombuffer(raw, np.uint32, reader.samples + 1, 4)):
-                yield decode_row(reader.decode_sample(raw[start:end]))
-    except Exception as error:  # whatever a broken file leads to
-        raise DataError(f"{folder}: its rows cannot be read: {' '.join(str(error).split())}") from error
+def _documents(folder: ShardFolder) -> Iterator[np.ndarray]:
+    """The documents in a folder of shards, with their [CLS] and [SEP]."""
+    for shard in folder.shards:
+        for sample in folder.rows(shard):
+            yield from decode_row(sample)
