@@ -32,7 +32,6 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from composer.utils import dist
 from filelock import FileLock
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataset
@@ -43,6 +42,7 @@ from streaming.base.format.mds import MDSReader
 from streaming.base.hashing import get_hash
 from streaming.base.shared import prefix
 from streaming.base.world import World
+from torch import distributed as dist
 
 from encoder_foundry.data.rows import SHARD_HASH
 from encoder_foundry.errors import DataError
@@ -231,8 +231,12 @@ def _number_from_this_run() -> None:
     It numbers from 0 to the first that is free, and two runs that start together on one machine find the same one; it
     also scans past all lock files that killed runs left in TMPDIR.
     """
-    pids = dist.all_gather_object((dist.get_node_rank(), dist.get_local_rank(), os.getpid()))
-    first = min(place for place in pids if place[0] == dist.get_node_rank())[2]
+    world = World.detect()
+    places = [(world.node, world.rank, os.getpid())]
+    if dist.is_available() and dist.is_initialized():
+        mine, places = places[0], [None] * dist.get_world_size()
+        dist.all_gather_object(places, mine)
+    first = min(place for place in places if place[0] == world.node)[2]
     prefix._each_prefix_int = partial(count, 1000 * first)
 
 
