@@ -7,11 +7,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from streaming import MDSWriter
 from torch.utils.data import DataLoader
 
+from encoder_foundry import load_recipe
+from encoder_foundry.data.packing import pack
+from encoder_foundry.data.rows import SHARD_HASH, columns, encode_row
 from encoder_foundry.data.stream import Draw, TrainingStream, whole_updates
 
-from .conftest import ROW_LENGTH, ROWS
+from .conftest import REPOSITORY, ROW_LENGTH, ROWS
 
 SOURCES = list(ROWS)
 MIXTURE = {"code": 0.2, "docs": 0.3, "web": 0.5}
@@ -73,6 +77,29 @@ def test_a_mixture_draws_its_shares_and_within_a_source_every_row_about_as_often
 def test_a_source_outside_the_mixture_is_not_drawn(row_folder):
     rows = stream(row_folder, draw(mixture={"web": 1.0}))
     assert rows.canonical_order(0).min() >= ROWS["code"] + ROWS["docs"]
+
+
+def test_base_draws_the_share_of_tokens_that_its_last_stage_asks_for_within_a_hundredth_over_an_epoch(tmp_path):
+    """Of packed rows, in which a mixture counts rows and the model tokens; papers come four times."""
+    mixture = load_recipe(REPOSITORY / "yamls/main/base.yaml").stages["decay"].mixture
+    generator = np.random.default_rng(0)
+    for source, documents in {"web": 12_000, "code": 6000, "papers": 500}.items():
+        lengths = np.exp(generator.normal(3, 1, documents)).clip(3, 256).astype(int)
+        rows = list(pack((np.full(length, 5) for length in lengths), 256))
+        out = str(tmp_path / f"{source}/256/train")
+        with MDSWriter(
+            out=out, columns=columns(np.dtype(np.uint16)), hashes=[SHARD_HASH], size_limit=100_000
+        ) as shards:
+            for row in rows:
+                shards.write(encode_row(row, np.dtype(np.uint16)))
+    rows = TrainingStream(list(mixture), tmp_path, None, 256, "py1e", 1 << 18, draw(mixture=mixture))
+    assert rows.rows_by_source["papers"] < 0.1 * rows.epoch_size
+    rows.draw = draw(mixture=mixture, rows=1, updates=rows.epoch_size)
+    drawn = Counter()
+    for sample in DataLoader(rows, batch_size=None):
+        drawn[sample["source"]] += len(sample["tokens"])
+    for source, asked in mixture.items():
+        assert drawn[source] / drawn.total() == pytest.approx(asked, rel=0.01)
 
 
 def test_stages_and_epochs_have_orders_of_their_own(row_folder):

@@ -1,0 +1,76 @@
+"""Two live runs on one machine: both may read one finished corpus, and only one may have the cache of a remote."""
+
+import shutil
+import subprocess
+import sys
+
+from encoder_foundry.data.shards import TOKENIZER_FILES
+
+from .conftest import REPOSITORY, ROW_LENGTH, ROWS
+
+# Each process says that it is ready, waits for a line, draws every row and prints a hash of them.
+DRAW = """
+import hashlib, sys
+from torch.utils.data import DataLoader
+from encoder_foundry.data.stream import Draw, TrainingStream
+print("ready", flush=True)
+sys.stdin.readline()
+draw = Draw(17, 0, None, 0, updates=100, global_batch_size=19)
+rows = TrainingStream({sources}, "{local}", None, {row_length}, "py1e", 1 << 18, draw)
+digest = hashlib.md5()
+for batch in DataLoader(rows, batch_size=19, num_workers=1, collate_fn=list):
+    for sample in batch:
+        digest.update(sample["tokens"].tobytes())
+print(digest.hexdigest(), flush=True)
+"""
+OPEN = """
+import sys
+from encoder_foundry import load_recipe
+from encoder_foundry.data.shards import open_corpus
+from encoder_foundry.errors import DataError
+try:
+    open_corpus(load_recipe("{nano}", ["data.local={local}", "data.remote={remote}"]))
+except DataError as error:
+    print(error, flush=True)
+sys.stdin.readline()
+"""
+
+
+def process(code: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def go_on(run: subprocess.Popen) -> str:
+    return run.communicate("\n", timeout=60)[0].strip()
+
+
+def test_two_runs_that_start_together_both_train_from_one_corpus_that_neither_has_decompressed(row_folder, tmp_path):
+    corpus = shutil.copytree(row_folder, tmp_path / "corpus", ignore=shutil.ignore_patterns("*.mds"))
+    code = DRAW.format(sources=list(ROWS), local=corpus, row_length=ROW_LENGTH)
+    runs = [process(code) for _ in range(2)]
+    for run in runs:
+        assert run.stdout.readline() == "ready\n"
+    for run in runs:
+        run.stdin.write("\n")
+        run.stdin.flush()
+    first, second = (run.communicate(timeout=60)[0].strip() for run in runs)
+    assert first == second
+    assert len(first) == 32
+    assert not list(corpus.rglob("*.tmp"))
+
+
+def test_a_cache_is_refused_while_another_run_has_it_and_free_when_that_run_is_killed(tmp_path):
+    cache = tmp_path / "cache"
+    (cache / "tokenizer").mkdir(parents=True)
+    for name in TOKENIZER_FILES:
+        (cache / "tokenizer" / name).touch()
+    code = OPEN.format(nano=REPOSITORY / "yamls/main/nano.yaml", local=cache, remote=tmp_path / "nowhere")
+    first = process(code)
+    assert "cannot be read as a tokenizer" in first.stdout.readline()  # it has come past the lock
+    refused = go_on(process(code))
+    assert refused.startswith(f"{cache}: is in use as the cache of another run (process {first.pid} on ")
+    assert "give this one a data.local of its own" in refused
+    assert "\n" not in refused
+    first.kill()
+    first.wait()
+    assert "cannot be read as a tokenizer" in go_on(process(code))
