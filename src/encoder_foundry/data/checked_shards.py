@@ -14,7 +14,7 @@ therefore a file, by its inode and time, and not a shard: a file that took its p
 
 Several runs may read one finished corpus at a time, each of which decompresses what it needs: every process writes
 under a name of its own and renames, and what it replaces has the same content. The cache of a remote is one run's
-alone (see `shards.lock_cache`).
+alone (`shards.open_corpus` sees to it).
 
 Shards without hashes are refused. `data_prep` has always written them, so only shards of another maker lack them.
 """
