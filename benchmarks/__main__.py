@@ -8,6 +8,7 @@ import platform
 import statistics
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from measure import draw, median_ratio, mixed_lengths, peak_memory, race, timed, workload
@@ -145,7 +146,39 @@ def recipe() -> str:
     )
 
 
+def shards() -> str:
+    """Text to shards in megabytes a second, and the memory that it takes."""
+    import data_speed as way
+
+    with TemporaryDirectory() as folder:
+        folder = Path(folder)
+        corpus, tokenizer = way.write_corpus(folder / "corpus", 256), way.make_tokenizer(folder)
+        contenders = {
+            "encode_batch_fast alone": lambda: way.tokenise_alone(corpus, tokenizer),
+            "ours": lambda: way.prepare(corpus, folder / "ours", tokenizer)[0],
+            "LLM Foundry's way": lambda: way.foundrys_way(corpus, folder / "foundry", tokenizer),
+        }
+        seconds = {name: [] for name in contenders}
+        for _ in range(3):
+            for name, run in contenders.items():
+                seconds[name].append(run())
+                print(name, f"{seconds[name][-1]:.1f} s", sep=" | ", flush=True)
+        rows = [
+            [name, f"{256 / statistics.median(taken):.2f}", f"{median_ratio(taken, seconds['ours']):.2f}", target]
+            for (name, taken), target in zip(seconds.items(), ("≥ 0.85", "", "≥ 2"), strict=True)
+        ]
+        speeds = table(["text to shards, 256 MB", "MB a second", "ours is so many times as fast", "target"], rows)
+        growth = []
+        for megabytes in (64, 256, 1024):
+            corpus = way.write_corpus(folder / f"corpus-{megabytes}", megabytes)
+            taken, most = way.prepare(corpus, folder / f"out-{megabytes}", tokenizer)
+            growth.append([f"{megabytes:,}", f"{taken:.0f}", f"{most:,.0f}", "≤ 1,000"])
+            print(*growth[-1], sep=" | ", flush=True)
+    return speeds + "\n\n" + table(["MB of text", "seconds", "MiB, all processes together", "target"], growth)
+
+
 PARTS = {
+    "Text to shards": shards,
     "Speed": speed,
     "Peak memory of a step, above the weights": memory,
     "Share of the floor": floor,

@@ -48,6 +48,16 @@ def _sources() -> Iterator[str]:
         turn += 1
 
 
+def make_tokenizer(folder: Path) -> Path:
+    """A tokenizer of 50,368 ids, trained on the first file of the corpus in `folder`."""
+    from encoder_foundry.preparation.tokenizer import save_trained, train_tokenizer
+
+    first = min((folder / "corpus").glob("*.jsonl"))
+    texts = [json.loads(line)["text"] for line in first.read_text(encoding="utf-8").splitlines()]
+    save_trained(train_tokenizer(texts, 50_368), folder / "tokenizer", max(ROW_LENGTHS))
+    return folder / "tokenizer"
+
+
 def prepare(corpus: Path, out: Path, tokenizer: Path) -> tuple[float, float]:
     """Seconds, and MiB of the largest process with what its workers hold, of our command."""
     shutil.rmtree(out, ignore_errors=True)
@@ -114,7 +124,7 @@ def _memory(pid: int) -> float:
 
 def _texts(corpus: Path) -> list[str]:
     files = sorted(corpus.glob("*.jsonl"))
-    return [json.loads(line)["text"] for file in files for line in open(file, encoding="utf-8")]
+    return [json.loads(line)["text"] for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _alone(corpus: Path, directory: Path) -> None:

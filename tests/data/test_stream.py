@@ -11,7 +11,7 @@ from streaming import MDSWriter
 from torch.utils.data import DataLoader
 
 from encoder_foundry import load_recipe
-from encoder_foundry.data.packing import pack
+from encoder_foundry.data.packing import Packer
 from encoder_foundry.data.rows import SHARD_HASH, columns, encode_row
 from encoder_foundry.data.stream import Draw, TrainingStream, whole_updates
 
@@ -85,12 +85,13 @@ def test_base_draws_the_share_of_tokens_that_its_last_stage_asks_for_within_a_hu
     generator = np.random.default_rng(0)
     for source, documents in {"web": 12_000, "code": 6000, "papers": 2000}.items():
         lengths = np.exp(generator.normal(3, 1, documents)).clip(3, 256).astype(int)
-        rows = list(pack((np.full(length, 5) for length in lengths), 256))
+        packer = Packer(256, 1, 2)
+        packed = [*packer.add(np.full(lengths.sum(), 5), lengths, np.arange(documents)), *packer.finish()]
         out = str(tmp_path / f"{source}/256/train")
         with MDSWriter(
             out=out, columns=columns(np.dtype(np.uint16)), hashes=[SHARD_HASH], size_limit=100_000
         ) as shards:
-            for row in rows:
+            for row in packed:
                 shards.write(encode_row(row, np.dtype(np.uint16)))
     rows = TrainingStream(list(mixture), tmp_path, None, 256, "py1e", 1 << 18, draw(mixture=mixture))
     assert 3 < mixture["papers"] * rows.epoch_size / rows.rows_by_source["papers"] < 5
