@@ -3,6 +3,7 @@
 """
 
 import inspect
+import logging
 from typing import Any
 
 from datatrove.pipeline import filters
@@ -33,6 +34,11 @@ def make_filter(entry: Any) -> BaseFilter:
     known = inspect.signature(FILTERS[name]).parameters.keys() - {"exclusion_writer"}
     if unknown := sorted(arguments.keys() - known):
         raise ConfigurationError(f"{name}: unknown argument '{unknown[0]}'; it takes {', '.join(sorted(known))}")
+    if name == "SamplerFilter" and arguments.get("seed") is None:
+        raise ConfigurationError("SamplerFilter: wants a seed; without one, each run would give other shards")
+    logging.getLogger("tldextract").setLevel(
+        logging.CRITICAL
+    )  # offline it explains at length that it takes its own list
     try:
         return FILTERS[name](**arguments)
     except ImportError as error:
