@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parents[2]
 RECIPE = """
 extends: [{nano}]
 run_name: tiny
-model: {{vocab_size: 320}}
+model: {{vocab_size: 384}}
 data: {{local: {data}, sources: [mine, yours]}}
 rollback: {{at: {{token: 5000tok, to: 2600tok, data: advance}}}}
 stages:

@@ -84,8 +84,8 @@ def test_every_bad_shard_is_named_with_what_is_wrong_and_the_status_is_1(copied,
     ("change", "complaint"),
     [
         (
-            lambda row: row["tokens"].__setitem__(5, 320),
-            "row 1 has token id 320, and the tokenizer's ids are in [0, 320)",
+            lambda row: row["tokens"].__setitem__(5, 384),
+            "row 1 has token id 384, and the tokenizer's ids are in [0, 384)",
         ),
         (lambda row: row["lengths"].__setitem__(0, row["lengths"][0] + 1), "tokens, but documents of "),
         (lambda row: row["tokens"].__setitem__(0, 7), "a document that does not begin and end with"),
@@ -168,7 +168,7 @@ def test_another_tokenizer_and_none_at_all_are_told(copied):
     folder = copied / "mine/64/train"
     path = copied / "tokenizer/tokenizer.json"
     content = json.loads(path.read_text())
-    content["model"]["vocab"]["[another]"] = 320
+    content["model"]["vocab"]["[another]"] = 384
     path.write_text(json.dumps(content))
     (problem,) = problems(folder)
     assert f"{folder}/manifest.json: tokenizer: " in problem

@@ -13,7 +13,7 @@ from streaming.base.util import merge_index
 from tokenizers import Tokenizer
 
 from encoder_foundry.data.rows import SHARD_HASH, Manifest, fingerprint
-from encoder_foundry.preparation.tokenizer import train_tokenizer
+from encoder_foundry.preparation.tokenizer import save_trained, train_tokenizer
 
 WORDS = ["the", "of", "and", "encoder", "token", "attends", "window", "long", "document", "naïve", "漢字", "🙂"]
 PARTS = {"train": {"00000": 60, "00001": 40}, "validation": {"00000": 12}}  # documents of each
@@ -40,9 +40,8 @@ def write_tree(root: Path, sources: tuple[str, ...] = ("mine", "yours")) -> Tree
         for split, parts in PARTS.items()
         for part, count in parts.items()
     }
-    (root / "tokenizer").mkdir(parents=True)
-    trained = train_tokenizer((text for of_part in texts.values() for text in of_part), 320)
-    trained.save(str(root / "tokenizer/tokenizer.json"))
+    trained = train_tokenizer((text for of_part in texts.values() for text in of_part), 343)
+    save_trained(trained, root / "tokenizer", max(ROW_LENGTHS))
     for source in sources:
         for split, parts in PARTS.items():
             for part in parts:

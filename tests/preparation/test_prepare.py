@@ -93,8 +93,8 @@ def test_a_row_leads_back_to_its_documents(config):
 def test_a_last_row_that_cannot_be_filled_is_reported_when_it_is_left_out(config, caplog):
     with caplog.at_level("INFO"):
         prepare(replace(config, row_lengths=[256]))
-    assert "mine: left out" in caplog.text
-    assert Manifest.read(Path(config.out, "mine", "256", "train")).fill >= 0.99
+    assert "yours: left out" in caplog.text
+    assert Manifest.read(Path(config.out, "yours", "256", "train")).fill >= 0.99
 
 
 def test_statistics_count_the_corpus_and_give_the_held_out_entropy(config):
