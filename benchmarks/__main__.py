@@ -1,6 +1,6 @@
 """`python benchmarks` (or `make bench`): ours beside its peers, printed, and written to benchmarks/results.md.
 
-Half an hour to an hour on two cores. With the names of parts (speed, memory, floor, length, recipe) only those are
+Half an hour to an hour on two cores. With the names of parts (speed, memory, floor, length, recipe, stream) only those are
 measured, and take their places in results.md.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from measure import draw, median_ratio, mixed_lengths, peak_memory, race, timed, workload
+from measure import draw, in_new_process, median_ratio, mixed_lengths, peak_memory, race, timed, workload
 
 from encoder_foundry.training.allocator import keep_freed_memory
 
@@ -177,6 +177,20 @@ def shards() -> str:
     return speeds + "\n\n" + table(["MB of text", "seconds", "MiB, all processes together", "target"], growth)
 
 
+def stream() -> str:
+    """What the training stream delivers, and what nano consumes."""
+    from stream_rate import rates
+
+    rows = []
+    for stage in ("pretrain", "decay"):
+        for num_workers in (0, 2):
+            delivered, consumed = in_new_process(rates, stage, num_workers)
+            ratio = f"{delivered / consumed:.0f}×"
+            rows.append([stage, str(num_workers), f"{delivered:,.0f}", f"{consumed:,.0f}", ratio, "≥ 20×"])
+            print(*rows[-1], sep=" | ", flush=True)
+    return table(["stage", "loader workers", "delivered, tokens a second", "consumed by nano", "ratio", "target"], rows)
+
+
 PARTS = {
     "Text to shards": shards,
     "Speed": speed,
@@ -184,6 +198,7 @@ PARTS = {
     "Share of the floor": floor,
     "Cost against length": length,
     "Cost of the recipe": recipe,
+    "The training stream": stream,
 }
 
 

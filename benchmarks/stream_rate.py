@@ -1,0 +1,41 @@
+"""How fast the training stream delivers batches (shards read and hashed, rows masked and collated), beside the model.
+
+The rows are those that `make nano` leaves; nano's stages are made longer, so that a loader's start is a small part. The
+model is nano in a process with all threads, forward and backward, without its optimizer: faster than any real run.
+"""
+
+import time
+
+import torch
+from measure import take_turns
+from recipe_cost import NANO
+
+from encoder_foundry.data.loaders import RunData
+from encoder_foundry.data.shards import open_corpus
+from encoder_foundry.model.composer_model import ComposerMaskedLM
+from encoder_foundry.model.masked_lm import MaskedLM
+from encoder_foundry.recipe import compile_plan, load_recipe
+
+LONGER = ["batch_size_ramp=null", "duration=4_194_304tok"]
+
+
+def rates(stage: str, num_workers: int) -> tuple[float, float]:
+    """Tokens a second that a stage's stream delivers, and that the model consumes of the same batches."""
+    overrides = [f"stages.{stage}.{override}" for override in LONGER]
+    recipe = load_recipe(NANO, [*overrides, f"data.num_workers={num_workers}"])
+    plan = compile_plan(recipe)
+    start = next(segment.start_token for segment in plan.segments if segment.stage == stage)
+    loader = RunData(recipe, open_corpus(recipe)).train_loader(plan, start)
+    began = time.perf_counter()
+    tokens = sum(len(batch["input_ids"]) for batch in loader)
+    delivered = tokens / (time.perf_counter() - began)
+
+    model = ComposerMaskedLM(MaskedLM(recipe.model, rope_theta=10_000.0), cpu_autocast=True)
+    batch = next(iter(loader))
+
+    def step() -> None:
+        model.loss(model(batch), batch).backward()
+        model.zero_grad()
+
+    (seconds,) = take_turns({"step": step}, rounds=5).values()
+    return delivered, len(batch["input_ids"]) / torch.tensor(seconds).median().item()
