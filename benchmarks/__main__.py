@@ -1,7 +1,7 @@
 """`python benchmarks` (or `make bench`): ours beside its peers, printed, and written to benchmarks/results.md.
 
-Half an hour to an hour on two cores. With the names of parts (speed, memory, floor, length, recipe, stream) only those are
-measured, and take their places in results.md.
+Half an hour to an hour on two cores. With the names of parts (speed, memory, floor, length, recipe, stream) only those
+are measured, and take their places in results.md.
 """
 
 import platform

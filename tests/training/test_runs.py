@@ -48,6 +48,19 @@ def test_a_run_learns_and_is_evaluated_at_the_end_of_every_stage(undisturbed):
     assert all(0 < record["masked_accuracy"] < 1 for record in evaluations)
 
 
+def test_every_update_records_the_shares_of_tokens_asked_for_and_drawn_in_its_stage(undisturbed):
+    records = RunFolder(undisturbed).records(RunFolder(undisturbed).metrics)
+    for record in records:
+        assert sum(record["tokens_by_source"].values()) == record["real_tokens"]
+    last = {record["stage"]: record for record in records}
+    assert last["decay"]["asked"] == {"one": 0.3, "two": 0.7}
+    for stage, record in last.items():
+        of_stage = [line["tokens_by_source"].get("one", 0) for line in records if line["stage"] == stage]
+        tokens = sum(line["real_tokens"] for line in records if line["stage"] == stage)
+        assert record["drawn"]["one"] == pytest.approx(sum(of_stage) / tokens)
+        assert record["drawn"]["one"] == pytest.approx(record["asked"]["one"], abs=0.15)  # of a few rows
+
+
 def test_every_rank_keeps_a_log(undisturbed):
     assert sorted(path.name for path in (undisturbed / "logs").iterdir()) == ["rank0.log", "rank1.log"]
 
