@@ -58,8 +58,8 @@ def make_tokenizer(folder: Path) -> Path:
     return folder / "tokenizer"
 
 
-def prepare(corpus: Path, out: Path, tokenizer: Path) -> tuple[float, float]:
-    """Seconds, and MiB of the largest process with what its workers hold, of our command."""
+def prepare(corpus: Path, out: Path, tokenizer: Path) -> list[str]:
+    """Our command."""
     shutil.rmtree(out, ignore_errors=True)
     config = out.with_suffix(".yaml")
     config.write_text(
@@ -72,29 +72,30 @@ def prepare(corpus: Path, out: Path, tokenizer: Path) -> tuple[float, float]:
             }
         )
     )
-    return _run([sys.executable, "data_prep", str(config)])
+    return [sys.executable, "data_prep", str(config)]
 
 
 def tokenise_alone(corpus: Path, tokenizer: Path) -> float:
     """Seconds that `encode_batch_fast` takes for the texts, reading not counted."""
-    return float(_script("alone", corpus, tokenizer))
+    command = [sys.executable, __file__, "alone", str(corpus), str(tokenizer)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()[-1])
 
 
-def foundrys_way(corpus: Path, out: Path, tokenizer: Path) -> float:
-    """Seconds that `datasets` and `MDSWriter` take."""
+def foundrys_way(corpus: Path, out: Path, tokenizer: Path) -> list[str]:
+    """The command that `datasets` and `MDSWriter` are."""
     shutil.rmtree(out, ignore_errors=True)
-    seconds, _ = _run([sys.executable, __file__, "foundry", str(corpus), str(tokenizer), str(out)])
-    return seconds
+    return [sys.executable, __file__, "foundry", str(corpus), str(tokenizer), str(out)]
 
 
-def _script(*arguments) -> str:
-    command = [sys.executable, __file__, *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()[-1]
-
-
-def _run(command: list[str]) -> tuple[float, float]:
-    """Seconds, and the most MiB that a process and all below it held together (by their proportional shares)."""
+def seconds_of(command: list[str]) -> float:
+    """How long a command takes."""
     start = time.perf_counter()
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def memory_of(command: list[str]) -> float:
+    """The most MiB that a command's process and all below it hold together, what they share counted once."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     most = 0.0
     while process.poll() is None:
@@ -102,7 +103,7 @@ def _run(command: list[str]) -> tuple[float, float]:
         time.sleep(0.5)
     if process.returncode:
         raise RuntimeError(f"{command}: status {process.returncode}")
-    return time.perf_counter() - start, most
+    return most
 
 
 def _tree(pid: int) -> list[int]:

@@ -5,6 +5,7 @@ This folder is first on sys.path, so it holds nothing that could be imported in 
 
 import argparse
 import logging
+import os
 import sys
 
 from rich.console import Console
@@ -14,6 +15,11 @@ from encoder_foundry.preparation.config import load_corpus_config
 from encoder_foundry.preparation.pipeline import prepare
 from encoder_foundry.preparation.report import table
 from encoder_foundry.preparation.statistics import Statistics
+
+
+# transformers saves and opens tokenizers; without this it would import torch for it, six seconds each time
+os.environ.setdefault("USE_TORCH", "0")
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def main() -> int:

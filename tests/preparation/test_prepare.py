@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from streaming import StreamingDataset
 
-from encoder_foundry.data.rows import Manifest, decode_row
+from encoder_foundry.data.rows import Manifest, decode_row, fingerprint
 from encoder_foundry.errors import DataError
 from encoder_foundry.inspection.verify import verify
 from encoder_foundry.preparation import stages
@@ -56,7 +56,7 @@ def test_shards_hold_every_document_of_the_corpus_and_manifests_tell_the_truth(c
             documents=len(documents),
             tokens=tokens,
             fill=tokens / (rows * row_length),
-            tokenizer=tokenizer.fingerprint,
+            tokenizer=fingerprint(out / "tokenizer"),
         )
         assert all(document[0] == tokenizer.cls_id and document[-1] == tokenizer.sep_id for document in documents)
         expected = Counter()

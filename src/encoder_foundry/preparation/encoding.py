@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from encoder_foundry.data.rows import fingerprint
 from encoder_foundry.data.special_tokens import padded, special_ids
 from encoder_foundry.errors import DataError
 
@@ -35,7 +34,6 @@ class CorpusTokenizer:
     """A tokenizer that was saved here, as preparation uses it: text to content ids and back, and nothing else."""
 
     def __init__(self, directory: Path) -> None:
-        self.fingerprint = fingerprint(directory)
         self.tokenizer = open_tokenizer(directory)
         ids = special_ids(directory, self.tokenizer)
         self.cls_id, self.sep_id = ids["cls_token"], ids["sep_token"]

@@ -85,7 +85,7 @@ def run(stages: list[Stage], work: Work) -> bool:
     else:
         logger.disable("datatrove")
         # every stage has workers of its own, which are forks of a server that has imported what takes seconds
-        multiprocess.set_forkserver_preload(["encoder_foundry.preparation.stages", "streaming"])
+        multiprocess.set_forkserver_preload(["encoder_foundry.preparation.stages"])
     for stage in stages:
         start = time.perf_counter()
         executor = EXECUTORS[name](**_arguments(stage, work), **(options if name == "ray" else _local(stage, options)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from encoder_foundry.data.rows import Manifest
+from encoder_foundry.data.rows import Manifest, fingerprint
 from encoder_foundry.preparation import stores
 from encoder_foundry.preparation.encoding import CorpusTokenizer
 from encoder_foundry.preparation.statistics import Counts, SourceStatistics, Statistics, unigram_entropy
@@ -28,16 +28,16 @@ def finish(work: Work, made_of: dict) -> None:
         work: with every other stage done.
         made_of: the settings, which the statistics keep.
     """
-    tokenizer = CorpusTokenizer(work.whole / "tokenizer")
+    tokenizer, made = CorpusTokenizer(work.whole / "tokenizer"), fingerprint(work.whole / "tokenizer")
     read = work.read_json("read")
     frequencies = sum(np.load(path) for path in sorted((work.folder / "written").glob("*.npy")))
     statistics = Statistics(
         configuration=made_of,
         corpus=sha256("".join(part["digest"] for part in read).encode()).hexdigest()[:16],
-        tokenizer=tokenizer.fingerprint,
+        tokenizer=made,
         vocab_size=tokenizer.vocab_size,
         unigram_entropy=unigram_entropy(frequencies),
-        sources={source: _finish_source(work, source, tokenizer) for source in work.config.sources},
+        sources={source: _finish_source(work, source, made) for source in work.config.sources},
     )
     bad = [f"{part['source']}: {line}\n" for part in read for line in part["bad"]]
     (work.whole / BAD_INPUT).write_text("".join(bad), encoding="utf-8", errors="backslashreplace")
@@ -51,7 +51,7 @@ def finish(work: Work, made_of: dict) -> None:
         os.rename(work.whole, work.config.out)
 
 
-def _finish_source(work: Work, source: str, tokenizer: CorpusTokenizer) -> SourceStatistics:
+def _finish_source(work: Work, source: str, tokenizer: str) -> SourceStatistics:
     """Write the indices and manifests of a source, and count it."""
     left_out = work.left_out(source)
     counts = {}
@@ -67,7 +67,7 @@ def _finish_source(work: Work, source: str, tokenizer: CorpusTokenizer) -> Sourc
     return SourceStatistics(dict(+left_out), **counts)
 
 
-def _join_parts(work: Work, parts: list[dict], row_length: int, tokenizer: CorpusTokenizer) -> Manifest:
+def _join_parts(work: Work, parts: list[dict], row_length: int, tokenizer: str) -> Manifest:
     """Write the index and the manifest over the shards of all parts of one source and split, for one row length."""
     source, split = parts[0]["source"], parts[0]["split"]
     folder = work.whole / source / str(row_length) / split
@@ -79,7 +79,7 @@ def _join_parts(work: Work, parts: list[dict], row_length: int, tokenizer: Corpu
     if given_up := counts.pop("given_up", 0):
         log.info(f"{source}: left out {given_up:,} tokens, in last rows of {row_length:,} that could not be filled")
     fill = counts["tokens"] / max(1, counts["rows"] * row_length)
-    manifest = Manifest(source, split, row_length, **counts, fill=fill, tokenizer=tokenizer.fingerprint)
+    manifest = Manifest(source, split, row_length, **counts, fill=fill, tokenizer=tokenizer)
     manifest.write(folder)
     return manifest
 

@@ -2,33 +2,38 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from encoder_foundry.data.packing import Packer, gives_up_last
-from encoder_foundry.data.rows import SHARD_HASH, Row, columns, encode_row, token_dtype
+from encoder_foundry.data.rows import Row, token_dtype
+from encoder_foundry.data.shard_writer import ShardWriter
 from encoder_foundry.preparation import stores
 from encoder_foundry.preparation.encoding import CorpusTokenizer
 from encoder_foundry.preparation.work import Work, read_documents, read_hashes
 
-SHARD_BYTES = 1 << 25  # before compression; a shard is held in memory until it is full, one for each row length
-
 
 def write_shards(work: Work, rank: int, source: str, split: str, number: int, files: list[int]) -> None:
     """Tokenise document files, pack them for each row length, and write them as part `number` of a source's split."""
-    config, tokenizer = work.config, CorpusTokenizer(work.whole / "tokenizer")
+    config, tokenizer = work.config, _opened(work.whole / "tokenizer", (work.whole / "tokenizer").stat().st_mtime_ns)
     chosen = _smallest_hashes(work, files) if split == "validation" and config.validation >= 1 else None
     shards = [_Shards(work, source, split, number, row_length, tokenizer) for row_length in config.row_lengths]
     table = _DocumentTable(work.whole / source / "documents" / split / f"{number:05d}.parquet")
     frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     left_out = 0
-    for batch in (batch for file in files for batch in read_documents(work.files[file], work.dropped(file))):
-        kept = [row for row in batch if chosen is None or row[2] in chosen]
-        left_out += len(batch) - len(kept)
-        if not kept:
-            continue
-        ids, texts, _ = zip(*kept, strict=True)
+
+    def kept() -> Iterator[tuple[list[str], list[str]]]:
+        nonlocal left_out
+        for file in files:
+            for batch in read_documents(work.files[file], work.dropped(file)):
+                rows = [row for row in batch if chosen is None or row[2] in chosen]
+                left_out += len(batch) - len(rows)
+                if rows:
+                    yield [row[0] for row in rows], [row[1] for row in rows]
+
+    for ids, texts in kept():
         tokens, lengths = tokenizer.encode(texts)
         frequencies += np.bincount(tokens, minlength=len(frequencies))
         numbers = np.arange(table.documents, table.documents + len(texts), dtype=np.uint32)
@@ -54,6 +59,12 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
         np.save(work.folder / "written" / f"{rank:05d}.npy", frequencies)
 
 
+@lru_cache(maxsize=1)
+def _opened(directory: Path, _as_of: int) -> CorpusTokenizer:
+    """A tokenizer, kept from one task of a process to the next."""
+    return CorpusTokenizer(directory)
+
+
 def _smallest_hashes(work: Work, files: list[int]) -> set[bytes]:
     """The hashes of as many held-out documents as are wanted: those with the smallest hashes."""
     hashes = np.concatenate([np.delete(read_hashes(work.files[file]), work.dropped(file), axis=0) for file in files])
@@ -67,23 +78,14 @@ class _Shards:
     def __init__(
         self, work: Work, source: str, split: str, number: int, row_length: int, tokenizer: CorpusTokenizer
     ) -> None:
-        from streaming import MDSWriter  # brings torch with it
-
         self.row_length = row_length
         self.keep_all = split == "validation"
         self._packer = Packer(row_length, tokenizer.cls_id, tokenizer.sep_id, work.config.stride)
-        self._dtype = token_dtype(tokenizer.vocab_size)
         name, out = f"{source}/{row_length}/{split}/{number:05d}", work.config.out
         self._folder = work.whole / name
         self._remote = f"{out.rstrip('/')}/{name}" if stores.is_remote(out) else None
         shutil.rmtree(self._folder, ignore_errors=True)  # of an attempt that was interrupted
-        self._writer = MDSWriter(
-            out=str(self._folder),
-            columns=columns(self._dtype),
-            compression="zstd",
-            hashes=[SHARD_HASH],
-            size_limit=SHARD_BYTES,
-        )
+        self._writer = ShardWriter(self._folder, token_dtype(tokenizer.vocab_size))
         self._counts = {"rows": 0, "documents": 0, "tokens": 0, "given_up": 0}
         self._last: Row | None = None  # held back: it may not be worth writing
 
@@ -112,7 +114,7 @@ class _Shards:
             self._last = row
 
     def _put(self, row: Row) -> None:
-        self._writer.write(encode_row(row, self._dtype))
+        self._writer.write(row)
         self._counts["rows"] += 1
         self._counts["documents"] += len(row.lengths)
         self._counts["tokens"] += len(row.tokens)
@@ -127,7 +129,7 @@ class _DocumentTable:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self._schema = pa.schema([("id", pa.string()), ("bytes", pa.int64()), ("tokens", pa.int64())])
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=False)
         self.documents = self.bytes = 0
 
     def add(self, ids: tuple[str, ...], sizes: list[int], tokens: np.ndarray) -> None:
