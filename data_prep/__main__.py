@@ -16,7 +16,6 @@ from encoder_foundry.preparation.pipeline import prepare
 from encoder_foundry.preparation.report import table
 from encoder_foundry.preparation.statistics import Statistics
 
-
 # transformers saves and opens tokenizers; without this it would import torch for it, six seconds each time
 os.environ.setdefault("USE_TORCH", "0")
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -84,6 +84,7 @@ def test_slurm_gets_a_job_array_for_each_stage_and_its_jobs_give_the_same_bytes(
         assert f"#SBATCH --array=0-{count - 1}%3" in job
         assert f"#SBATCH --job-name=slurm-{name}" in job
         assert "#SBATCH --partition=cpu" in job
+        assert "#SBATCH --kill-on-invalid-dep=yes" in job
         assert "source /opt/venv/bin/activate" in job
     assert "--dependency" not in stages[0].splitlines()[0]
     assert all("--dependency=afterok:" in job.splitlines()[0] for job in stages[1:])
@@ -99,6 +100,20 @@ def test_slurm_gets_a_job_array_for_each_stage_and_its_jobs_give_the_same_bytes(
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     assert prepare(on_slurm)  # nothing to do, and what was kept is tidied away
     assert not (tmp_path / ".slurm-work").exists()
+
+
+def test_what_failed_on_slurm_is_told_when_the_command_is_given_again(parted, tmp_path, submitted, monkeypatch, caplog):
+    (tmp_path / "many" / "0.jsonl").write_text('{"body": "no text column"}\n')
+    on_slurm = replace(parted, executor=SLURM)
+    prepare(on_slurm)
+    monkeypatch.setenv("SLURM_NODELIST", "node-1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    with open(tmp_path / ".out-work/logs/documents/executor.pik", "rb") as pickled, pytest.raises(DataError):
+        dill.load(pickled).run()
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
+    prepare(on_slurm)
+    assert "documents: failed the last time: " in caplog.text
+    assert "0.jsonl:1: no column 'text'" in caplog.text
 
 
 def test_without_slurm_it_says_so(config, monkeypatch):

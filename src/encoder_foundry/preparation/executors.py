@@ -8,11 +8,14 @@ import inspect
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import multiprocess
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
@@ -78,32 +81,55 @@ def run(stages: list[Stage], work: Work) -> bool:
     if name == "slurm":
         _submit(stages, work, options)
         return False
-    if name == "ray":
-        import ray
-
-        ray.init(ignore_reinit_error=True)  # RAY_ADDRESS says which cluster; without it, one on this machine
-    else:
-        logger.disable("datatrove")
-        # every stage has workers of its own, which are forks of a server that has imported what takes seconds
-        multiprocess.set_forkserver_preload(["encoder_foundry.preparation.stages"])
-    for stage in stages:
-        start = time.perf_counter()
-        executor = EXECUTORS[name](**_arguments(stage, work), **(options if name == "ray" else _local(stage, options)))
-        try:
-            executor.run()
-        except Exception as error:
-            raise _failure(stage, work, error) from error
-        if executor.get_incomplete_ranks():
-            raise _failure(stage, work, None)
-        log.info(f"{stage.name}: {stage.tasks} task{'s' * (stage.tasks > 1)} in {time.perf_counter() - start:.1f} s")
+    with _cluster() if name == "ray" else _this_machine():
+        for stage in stages:
+            start = time.perf_counter()
+            given = options if name == "ray" else _local(stage, options)
+            _run_stage(EXECUTORS[name](**_arguments(stage, work), **given), stage, work)
+            seconds = time.perf_counter() - start
+            log.info(f"{stage.name}: {stage.tasks} task{'s' * (stage.tasks > 1)} in {seconds:.1f} s")
     return True
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """The Ray cluster at RAY_ADDRESS; without that, one on this machine for as long as this takes."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _this_machine() -> Iterator[None]:
+    logger.disable("datatrove")
+    # every stage has workers of its own, which are forks of a server that has imported what takes seconds
+    multiprocess.set_forkserver_preload(["encoder_foundry.preparation.stages"])
+    yield
+
+
+def _run_stage(executor: PipelineExecutor, stage: Stage, work: Work) -> None:
+    try:
+        executor.run()
+    except Exception as error:
+        raise _failure(stage, work, error) from error
+    if executor.get_incomplete_ranks():
+        raise _failure(stage, work, None)
 
 
 def _submit(stages: list[Stage], work: Work, options: dict) -> None:
     last = None
     for stage in stages:
+        for reason in work.errors(stage.name):
+            log.warning(f"{stage.name}: failed the last time: {reason}")
         names = {"job_name": f"{work.config.name}-{stage.name}"}
-        last = SlurmPipelineExecutor(**_arguments(stage, work), **(names | options), depends=last)
+        # else the jobs after one that failed would wait for it for ever
+        sbatch = {"sbatch_args": {"kill-on-invalid-dep": "yes"} | options.get("sbatch_args", {})}
+        last = SlurmPipelineExecutor(**_arguments(stage, work), **(names | options | sbatch), depends=last)
     try:
         last.run()
     except FileNotFoundError as error:

@@ -5,6 +5,7 @@ own way, Ray and Slurm far from whoever typed the command.
 """
 
 import hashlib
+import os
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,8 @@ class Step(PipelineStep):
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         self.work.forget_error(self.name, rank)
+        if int(cores := os.environ.get("DATATROVE_CPUS_PER_TASK", "-1")) > 0:  # on Slurm and on Ray
+            os.environ["RAYON_NUM_THREADS"] = cores  # else the tokenizer takes all that the node has
         try:
             self.do(rank)
         except FoundryError as error:
