@@ -1,12 +1,14 @@
 """The same stages by several processes here, by Ray for real, and by Slurm up to its door."""
 
 import os
+import signal
 import stat
 from dataclasses import replace
 from pathlib import Path
 
 import dill
 import pytest
+from datatrove.pipeline.base import PipelineStep
 
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.preparation import executors, readers, stages
@@ -62,6 +64,7 @@ def submitted(tmp_path, monkeypatch) -> Path:
         "sbatch": f'n=$(ls {jobs} | wc -l); for last; do true; done; (echo "$@"; cat "$last") > {jobs}/$n; '
         'echo "Submitted batch job $n"',
         "scontrol": 'echo "$3"',
+        "squeue": "true",  # of these jobs none is left
     }
     for name, script in scripts.items():
         (commands / name).write_text(f"#!/bin/bash\n{script}\n")
@@ -97,9 +100,35 @@ def test_slurm_gets_a_job_array_for_each_stage_and_its_jobs_give_the_same_bytes(
             with open(tmp_path / ".slurm-work" / "logs" / stage / "executor.pik", "rb") as pickled:
                 dill.load(pickled).run()
     assert content(Path(parted.out)) == content(tmp_path / "slurm")
+    assert not (tmp_path / ".slurm-work/errors").exists()
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     assert prepare(on_slurm)  # nothing to do, and what was kept is tidied away
     assert not (tmp_path / ".slurm-work").exists()
+
+
+def test_jobs_are_not_submitted_again_while_the_first_are_there(config, tmp_path, submitted):
+    on_slurm = replace(config, executor=SLURM)
+    prepare(on_slurm)
+    jobs = len(list(submitted.iterdir()))
+    (tmp_path / "bin" / "squeue").write_text('#!/bin/bash\necho "$@"\n')
+    with pytest.raises(DataError, match=r"still queued or running \(1, 3, .*wait for them to end, or scancel them"):
+        prepare(on_slurm)
+    assert len(list(submitted.iterdir())) == jobs
+
+
+def test_a_stage_does_not_begin_on_what_the_one_before_has_not_finished(config, tmp_path, submitted, monkeypatch):
+    """As where an array before the last of a long chain has failed."""
+    prepare(replace(config, executor=SLURM))
+    monkeypatch.setenv("SLURM_NODELIST", "node-1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    logs = tmp_path / ".out-work" / "logs"
+    with (
+        open(logs / "documents" / "executor.pik", "rb") as first,
+        open(logs / "duplicates" / "executor.pik", "rb") as next_,
+    ):
+        dill.load(first).run()
+        with pytest.raises(DataError, match="documents: 1 of 2 tasks have not finished"):
+            dill.load(next_).run()
 
 
 def test_what_failed_on_slurm_is_told_when_the_command_is_given_again(parted, tmp_path, submitted, monkeypatch, caplog):
@@ -122,6 +151,21 @@ def test_without_slurm_it_says_so(config, monkeypatch):
         prepare(replace(config, executor=SLURM))
 
 
+class Killed(PipelineStep):
+    """Killed in its second task, as by the kernel for its memory."""
+
+    def run(self, data=None, rank=0, world_size=1):
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return iter(())
+
+
+def test_a_worker_that_is_killed_ends_the_preparation_with_a_line(tmp_path):
+    executor = executors.LocalExecutor([Killed()], tasks=3, workers=2, logging_dir=str(tmp_path))
+    with pytest.raises(DataError, match="a worker process was killed, perhaps for want of memory"):
+        executor.run()
+
+
 @pytest.mark.parametrize(
     ("executor", "complaint"),
     [
@@ -129,6 +173,9 @@ def test_without_slurm_it_says_so(config, monkeypatch):
         ({"dask": {}}, "one of local, slurm, ray"),
         ({"local": {"worker": 2}}, "unknown option 'worker'"),
         ({"local": {"tasks": 2}}, "unknown option 'tasks'"),
+        ({"local": 2}, "options are wanted by name"),
+        ({"local": {"workers": 0}}, "workers are a number from 1 on, not 0"),
+        ({"local": {"workers": "two"}}, "workers are a number from 1 on, not two"),
         ({"slurm": {"time": "1:00:00"}}, "'partition' is wanted"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from datatrove.pipeline.readers import JsonlReader
 
 from encoder_foundry.errors import DataError
-from encoder_foundry.preparation import stores
+from encoder_foundry.preparation import stages, stores
 from encoder_foundry.preparation.pipeline import prepare
 from encoder_foundry.preparation.readers import BadInput, SourceConfig, fingerprint, parts, read
 from tests.object_store import bucket
@@ -149,6 +149,39 @@ def test_a_preparation_can_end_in_a_store(config, tmp_path, folder):
     assert prepare(there)  # nothing to do
     with pytest.raises(DataError, match="other values of row_lengths"):
         prepare(replace(there, row_lengths=[64]))
+
+
+def test_an_interrupted_preparation_into_a_store_goes_on_and_no_shard_is_missing(config, tmp_path, folder, monkeypatch):
+    def interrupted(work, rank, *rest):
+        if rank == 1:
+            raise KeyboardInterrupt
+        write(work, rank, *rest)
+
+    there = replace(config, out=f"{folder}/prepared", work=str(tmp_path / "work"))
+    write = stages.write_shards
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(stages, "write_shards", interrupted)
+        prepare(there)
+    with pytest.raises(DataError, match=r"work: holds unfinished work for s3://.*/prepared; .*work="):
+        prepare(replace(there, out=f"{folder}/another"))
+    prepare(there)
+    prepare(replace(config, out=str(tmp_path / "here")))
+    assert set(stores.sizes(there.out)) == set(content(tmp_path / "here"))
+
+
+def test_a_store_that_lost_a_shard_is_not_called_finished(config, tmp_path, folder, monkeypatch):
+    def lost(*arguments):
+        upload(*arguments)
+        name = f"{there.out}/mine/1024/train/00000/shard.00000.mds.zstd"
+        if stores.exists(name):
+            stores.filesystem(name).rm(name)
+
+    there = replace(config, out=f"{folder}/prepared", work=str(tmp_path / "work"))
+    upload = stores.upload
+    monkeypatch.setattr(stores, "upload", lost)
+    with pytest.raises(DataError, match="mine/1024/train/00000/shard.00000.mds.zstd: is not there as it was written"):
+        prepare(there)
+    assert not stores.exists(f"{there.out}/statistics.json")
 
 
 def test_a_preparation_does_not_write_over_what_a_store_has(config, tmp_path, folder):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,21 @@ def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
     for row_length in config.row_lengths:
         if row_length < 3:
             yield "row_lengths", f"{row_length} is too short: [CLS], a token and [SEP] already make 3"
-    if config.validation <= 0 or (config.validation > 1 and config.validation != int(config.validation)):
+    if not isfinite(config.validation) or config.validation <= 0 or (config.validation > 1 and config.validation % 1):
         yield "validation", f"a fraction between 0 and 1 or a number of documents is wanted, not {config.validation}"
     if not 0 <= config.stride < min(config.row_lengths, default=3) - 2:
         yield "stride", f"{config.stride} is not less than what a row of {min(config.row_lengths)} holds of a document"
     if Path(config.out).name in ("", ".."):
         yield "out", f"a folder is wanted, as in data/mine, not '{config.out}'"
+    if config.max_bad_documents < 0:
+        yield "max_bad_documents", f"a number of documents from 0 on is wanted, not {config.max_bad_documents}"
     if config.work is not None and "://" in config.work:
         yield "work", f"a folder on a disk that all workers share is wanted, not '{config.work}'"
-    yield from _reported("deduplication", lambda: minhash_options(config.deduplication))
+    elif config.work is not None and "://" not in config.out:
+        work, out = Path(config.work).resolve(), Path(config.out).resolve()
+        if work.is_relative_to(out) or out.is_relative_to(work):
+            yield "work", f"'{config.work}' and out, '{config.out}', may not lie in each other"
+    yield from _reported("deduplication", lambda: _check_minhash(config.deduplication))
     if config.executor:
         from encoder_foundry.preparation.executors import check_executor
 
@@ -104,10 +111,29 @@ def minhash_options(deduplication: Any) -> dict | None:
         return {}
     if not isinstance(deduplication, dict) or list(deduplication) != ["minhash"]:
         raise ConfigurationError(f"exact or minhash is wanted, not '{deduplication}'")
-    options = dict(deduplication["minhash"] or {})
+    options = deduplication["minhash"] or {}
+    if not isinstance(options, dict):
+        raise ConfigurationError("minhash: options are wanted by name, as in {minhash: {language: en}}")
     if unknown := sorted(options.keys() - set(known)):
         raise ConfigurationError(f"minhash: unknown option '{unknown[0]}'; there are {', '.join(known)}")
-    return options
+    for name, value in options.items():
+        if name != "language" and (type(value) is not int or value < 1):
+            raise ConfigurationError(f"minhash: {name} is a number from 1 on, not {value}")
+    return dict(options)
+
+
+def _check_minhash(deduplication: Any) -> None:
+    options = minhash_options(deduplication)
+    if options is None:
+        return
+    from datatrove.utils.word_tokenizers import load_word_tokenizer
+
+    try:
+        load_word_tokenizer(options.get("language", "en"))
+    except ImportError as error:
+        raise ConfigurationError(f"minhash: {error} All of it: pip install 'encoder-foundry[filters]'") from error
+    except ValueError as error:
+        raise ConfigurationError(f"minhash: {error}") from error
 
 
 def _reported(key: str, check: Callable[[], Any]) -> Iterable[tuple[str, str]]:

@@ -12,31 +12,37 @@ import numpy as np
 
 from encoder_foundry.preparation.work import Work, read_hashes
 
-TASKS_A_BUCKET = 128  # of parts of 128 MB each, whose hashes a bucket holds in memory
+PARTS_A_TASK = 128
+HASHES_AT_A_TIME = 2_000_000  # held in memory, 100 bytes each
 
 
-def buckets(tasks: int) -> int:
-    """How many tasks to find exact duplicates with, each for a share of all hashes."""
-    return 1 + tasks // TASKS_A_BUCKET
+def tasks_for(parts: int) -> int:
+    """How many tasks find exact duplicates."""
+    return 1 + parts // PARTS_A_TASK
 
 
-def find_exact(work: Work, bucket: int, of: int) -> None:
-    """Write the exact duplicates among the hashes of one bucket."""
+def find_exact(work: Work, task: int, tasks: int) -> None:
+    """Write the exact duplicates among a task's share of all hashes, bucket by bucket, so that memory is bounded."""
+    documents = sum(sum(part["documents"].values()) for part in work.read_json("read"))
+    buckets = tasks * -(-max(1, documents) // (tasks * HASHES_AT_A_TIME))
+    for bucket in range(task, buckets, tasks):
+        _find_in_bucket(work, bucket, buckets)
+
+
+def _find_in_bucket(work: Work, bucket: int, buckets: int) -> None:
     high, low, file, row = [], [], [], []
-    for number, path in enumerate(work.files):
-        hashes = read_hashes(path)
-        rows = np.flatnonzero(hashes[:, 0] % np.uint64(of) == bucket)
-        high.append(hashes[rows, 0])
-        low.append(hashes[rows, 1])
-        file.append(np.full(len(rows), number))
-        row.append(rows)
-    _write(
-        work,
-        f"exact-{bucket:05d}",
-        _groups(np.concatenate(high), np.concatenate(low)),
-        np.concatenate(file),
-        np.concatenate(row),
-    )
+    for number in work.files:
+        start = 0
+        for hashes in read_hashes(work.file(number)):
+            rows = np.flatnonzero(hashes[:, 0] % np.uint64(buckets) == bucket)
+            high.append(hashes[rows, 0])
+            low.append(hashes[rows, 1])
+            file.append(np.full(len(rows), number, dtype=np.uint32))
+            row.append((start + rows).astype(np.uint32))
+            start += len(hashes)
+    if high:
+        group = _groups(np.concatenate(high), np.concatenate(low))
+        _write(work, f"exact-{bucket:05d}", group, np.concatenate(file), np.concatenate(row))
 
 
 def find_near(work: Work, clusters: Path) -> None:
@@ -63,11 +69,12 @@ def _groups(high: np.ndarray, low: np.ndarray) -> np.ndarray:
 
 def _write(work: Work, name: str, group: np.ndarray, file: np.ndarray, row: np.ndarray) -> None:
     """Write all but the one to keep of every group, as (file, row), uint32 `[duplicates, 2]`."""
-    held_out = file >= len(work.tasks)
+    held_out = file >= sum(work.parts.values())
     order = np.lexsort((row, file, ~held_out, group))
     repeated = np.zeros(len(group), dtype=bool)
     repeated[1:] = group[order][1:] == group[order][:-1]
-    leave_out = order[repeated]
+    file, row = file[order[repeated]], row[order[repeated]]
+    by_file = np.lexsort((row, file))
     folder = work.folder / "duplicates"
     folder.mkdir(exist_ok=True)
-    np.save(folder / f"{name}.npy", np.stack([file[leave_out], row[leave_out]], axis=1).astype(np.uint32))
+    np.save(folder / f"{name}.npy", np.stack([file[by_file], row[by_file]], axis=1).astype(np.uint32))

@@ -5,15 +5,21 @@ one stage is run to its end before the next; on Slurm all are submitted at once,
 """
 
 import inspect
+import json
 import logging
+import multiprocessing
 import os
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
-import multiprocess
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -25,15 +31,53 @@ from encoder_foundry.preparation.work import Work
 log = logging.getLogger(__name__)
 
 
-class QuietLocalExecutor(LocalPipelineExecutor):
-    """datatrove's, without its log on the terminal: what matters of it is raised or printed by us."""
+class LocalExecutor(LocalPipelineExecutor):
+    """datatrove's, with the standard library's pool of processes in place of its own.
+
+    datatrove's waits for ever for a worker that was killed, as by the kernel for its memory. And its log stays off the
+    terminal: what matters of it is raised or printed by us.
+    """
+
+    def run(self) -> None:
+        ranks = self.get_incomplete_ranks()
+        if self.workers == 1:
+            pipeline = self.pipeline
+            for rank in ranks:
+                self.pipeline = deepcopy(pipeline)
+                self._run_for_rank(rank)
+            return
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["encoder_foundry.preparation.stages"])  # a second's imports, once for all
+        with ProcessPoolExecutor(self.workers, context, initializer=_start, initargs=(_threads(self.workers),)) as pool:
+            futures = [pool.submit(self._run_for_rank, rank) for rank in ranks]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BrokenProcessPool:
+                raise DataError(
+                    "a worker process was killed, perhaps for want of memory; give the same command again, with fewer "
+                    "workers: 'executor.local.workers=1'"
+                ) from None
+            except Exception:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def _run_for_rank(self, *arguments, **keywords):
         logger.disable("datatrove")
         return super()._run_for_rank(*arguments, **keywords)
 
 
-EXECUTORS = {"local": QuietLocalExecutor, "slurm": SlurmPipelineExecutor, "ray": RayPipelineExecutor}
+def _threads(workers: int) -> int:
+    """A worker's share of the cores, to tokenise with."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def _start(threads: int) -> None:
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+
+
+EXECUTORS = {"local": LocalExecutor, "slurm": SlurmPipelineExecutor, "ray": RayPipelineExecutor}
+JOBS = "jobs.json"  # in the work folder: the Slurm jobs of the last submission
 OURS = {"pipeline", "tasks", "logging_dir", "depends", "skip_completed", "start_method"}
 
 
@@ -56,7 +100,14 @@ def check_executor(executor: dict[str, Any]) -> tuple[str, dict]:
     if len(executor) != 1 or next(iter(executor)) not in EXECUTORS:
         raise ConfigurationError(f"one of {', '.join(EXECUTORS)} is wanted, as in {{local: {{workers: 2}}}}")
     name, options = next(iter(executor.items()))
-    options = options or {}
+    options = {} if options is None else options
+    if not isinstance(options, dict):
+        raise ConfigurationError(f"{name}: options are wanted by name, as in {{{name}: {{workers: 2}}}}")
+    workers = options.get("workers", 1)
+    if type(workers) is not int or (workers < 1 and (workers != -1 or name == "local")):
+        raise ConfigurationError(f"{name}: workers are a number from 1 on, not {workers}")
+    if name == "ray" and find_spec("ray") is None:
+        raise ConfigurationError("ray: is not installed; pip install 'encoder-foundry[ray]'")
     parameters = inspect.signature(EXECUTORS[name]).parameters
     known = [option for option in parameters if option not in OURS]
     for option in options:
@@ -81,10 +132,10 @@ def run(stages: list[Stage], work: Work) -> bool:
     if name == "slurm":
         _submit(stages, work, options)
         return False
-    with _cluster() if name == "ray" else _this_machine():
+    with _cluster() if name == "ray" else nullcontext():
         for stage in stages:
             start = time.perf_counter()
-            given = options if name == "ray" else _local(stage, options)
+            given = options if name == "ray" else _local(stage, work, options)
             _run_stage(EXECUTORS[name](**_arguments(stage, work), **given), stage, work)
             seconds = time.perf_counter() - start
             log.info(f"{stage.name}: {stage.tasks} task{'s' * (stage.tasks > 1)} in {seconds:.1f} s")
@@ -104,14 +155,6 @@ def _cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-@contextmanager
-def _this_machine() -> Iterator[None]:
-    logger.disable("datatrove")
-    # every stage has workers of its own, which are forks of a server that has imported what takes seconds
-    multiprocess.set_forkserver_preload(["encoder_foundry.preparation.stages"])
-    yield
-
-
 def _run_stage(executor: PipelineExecutor, stage: Stage, work: Work) -> None:
     try:
         executor.run()
@@ -122,30 +165,52 @@ def _run_stage(executor: PipelineExecutor, stage: Stage, work: Work) -> None:
 
 
 def _submit(stages: list[Stage], work: Work, options: dict) -> None:
-    last = None
-    for stage in stages:
-        for reason in work.errors(stage.name):
-            log.warning(f"{stage.name}: failed the last time: {reason}")
-        names = {"job_name": f"{work.config.name}-{stage.name}"}
-        # else the jobs after one that failed would wait for it for ever
-        sbatch = {"sbatch_args": {"kill-on-invalid-dep": "yes"} | options.get("sbatch_args", {})}
-        last = SlurmPipelineExecutor(**_arguments(stage, work), **(names | options | sbatch), depends=last)
+    """Submit a job array for each stage that is not finished, each to start when the one before has ended well.
+
+    Raises:
+        DataError: jobs of an earlier submission are still there, or there is no Slurm here.
+    """
     try:
-        last.run()
+        _refuse_second_submission(work)
+        executors = []
+        for stage in stages:
+            for reason in work.errors(stage.name):
+                log.warning(f"{stage.name}: failed the last time: {reason}")
+            names = {"job_name": f"{work.config.name}-{stage.name}"}
+            # else the jobs after one that failed would wait for it for ever
+            sbatch = {"sbatch_args": {"kill-on-invalid-dep": "yes"} | (options.get("sbatch_args") or {})}
+            before = executors[-1] if executors else None
+            executors.append(
+                SlurmPipelineExecutor(**_arguments(stage, work), **(names | options | sbatch), depends=before)
+            )
+        executors[-1].run()
     except FileNotFoundError as error:
         raise DataError(f"executor: slurm: no '{error.filename}' here; run this where jobs are submitted") from None
+    jobs = [executor.job_id for executor in executors if executor.job_id not in (None, -1)]
+    (work.folder / JOBS).write_text(json.dumps(jobs), encoding="utf-8")
+
+
+def _refuse_second_submission(work: Work) -> None:
+    jobs = json.loads((work.folder / JOBS).read_text(encoding="utf-8")) if (work.folder / JOBS).exists() else []
+    if not jobs:
+        return
+    # squeue ends with a status and no line where it does not know the jobs any more
+    listed = subprocess.run(["squeue", "--noheader", "--jobs", ",".join(jobs)], capture_output=True, text=True)
+    if listed.stdout.strip():
+        raise DataError(
+            f"{work.folder}: jobs of the submission before are still queued or running ({', '.join(jobs)}); wait for "
+            "them to end, or scancel them"
+        )
 
 
 def _arguments(stage: Stage, work: Work) -> dict:
     return {"pipeline": stage.steps, "tasks": stage.tasks, "logging_dir": str(work.folder / "logs" / stage.name)}
 
 
-def _local(stage: Stage, options: dict) -> dict:
-    """Workers for all cores, and for each its share of the cores to tokenise with."""
-    cores = len(os.sched_getaffinity(0))
-    workers = min(options.get("workers", cores), stage.tasks)
-    os.environ["RAYON_NUM_THREADS"] = str(max(1, cores // workers))
-    return options | {"workers": workers}
+def _local(stage: Stage, work: Work, options: dict) -> dict:
+    """As many workers as there are cores, or as are asked for, and no more than parts: few have more cores each."""
+    workers = options.get("workers", len(os.sched_getaffinity(0)))
+    return options | {"workers": min(workers, stage.tasks, sum(work.parts.values()))}
 
 
 def _failure(stage: Stage, work: Work, error: Exception | None) -> Exception:

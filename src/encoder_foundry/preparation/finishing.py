@@ -1,8 +1,10 @@
 """The last stage: what was written in parts becomes one prepared folder, at the place where it was wanted."""
 
+import errno
 import json
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from hashlib import sha256
@@ -11,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from encoder_foundry.data.rows import Manifest, fingerprint
+from encoder_foundry.errors import DataError
 from encoder_foundry.preparation import stores
 from encoder_foundry.preparation.encoding import CorpusTokenizer
-from encoder_foundry.preparation.statistics import Counts, SourceStatistics, Statistics, unigram_entropy
+from encoder_foundry.preparation.statistics import FILE, Counts, SourceStatistics, Statistics, unigram_entropy
 from encoder_foundry.preparation.work import SPLITS, Work
 
 log = logging.getLogger(__name__)
@@ -43,12 +46,42 @@ def finish(work: Work, made_of: dict) -> None:
     (work.whole / BAD_INPUT).write_text("".join(bad), encoding="utf-8", errors="backslashreplace")
     if stores.is_remote(work.config.out):
         stores.upload(work.whole, work.config.out)
-        statistics.write(work.whole)  # last: by it a finished folder is told
-        stores.upload(work.whole, work.config.out)
+        _see_that_all_is_there(work)
+        stores.write_text(f"{work.config.out}/{FILE}", statistics.text())  # last: by it a finished folder is told
     else:
         statistics.write(work.whole)
-        Path(work.config.out).parent.mkdir(parents=True, exist_ok=True)
-        os.rename(work.whole, work.config.out)
+        _move(work.whole, Path(work.config.out))
+
+
+def _move(folder: Path, out: Path) -> None:
+    """Rename the folder; from another disk, a hidden copy of it beside `out`."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(folder, out)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        arriving = out.with_name(f".{out.name}-arriving")
+        shutil.copytree(folder, arriving, dirs_exist_ok=True)
+        os.rename(arriving, out)
+
+
+def _see_that_all_is_there(work: Work) -> None:
+    """Compare what the indices list with what the store has.
+
+    Raises:
+        DataError: a shard is missing there or has another size.
+    """
+    there = stores.sizes(work.config.out)
+    for index in sorted(work.whole.glob("*/*/*/index.json")):
+        folder = index.parent.relative_to(work.whole).as_posix()
+        for shard in json.loads(index.read_text(encoding="utf-8"))["shards"]:
+            name = f"{folder}/{shard['zip_data']['basename']}"
+            if there.get(name) != shard["zip_data"]["bytes"]:
+                raise DataError(
+                    f"{work.config.out}/{name}: is not there as it was written; delete {work.config.out} and "
+                    f"{work.folder}, and start again"
+                )
 
 
 def _finish_source(work: Work, source: str, tokenizer: str) -> SourceStatistics:

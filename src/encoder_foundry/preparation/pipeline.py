@@ -27,6 +27,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 from encoder_foundry.data.rows import fingerprint
@@ -39,6 +40,8 @@ from encoder_foundry.preparation.tokenizer import open_brought
 from encoder_foundry.preparation.work import Work
 
 FORMAT = 2  # raised whenever the same texts and settings would give other shards
+
+SETTINGS, ARRIVING = "settings.json", "settings.arriving"  # of a work folder
 
 log = logging.getLogger(__name__)
 
@@ -54,16 +57,22 @@ def prepare(config: CorpusConfig) -> bool:
             was done is kept beside it for the next time.
     """
     made_of = settings(config)
+    folder = work_folder(config)
+    begun = _kept(folder)
     if stores.exists(f"{config.out}/{FILE}"):
         _refuse_other(config.out, made_of, Statistics.read(config.out).configuration)
-        shutil.rmtree(work_folder(config), ignore_errors=True)  # Slurm's last job cannot remove its own
+        if begun is not None and begun["out"] == config.out:
+            shutil.rmtree(folder)  # Slurm's last job cannot remove its own
         log.info(f"{config.out} is complete and of this configuration and these sources: nothing to do")
         return True
-    if stores.exists(config.out) and not (Path(config.out).is_dir() and not any(Path(config.out).iterdir())):
+    if begun is not None:
+        if begun["out"] != config.out:
+            raise _refusal(folder, f"unfinished work for {begun['out']}", "work")
+        _refuse_other(f"{folder} (unfinished work)", made_of, begun["settings"], "work")
+    elif stores.exists(config.out) and not _is_empty(Path(config.out)):
         raise _refusal(config.out, f"something else (no {FILE} is there)")
     if config.tokenizer.path:
         open_brought(Path(config.tokenizer.path))
-    folder = work_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
@@ -72,25 +81,36 @@ def prepare(config: CorpusConfig) -> bool:
         if done:
             shutil.rmtree(folder)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error}") from error
+        raise DataError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from error
     return done
 
 
 def settings(config: CorpusConfig) -> dict:
-    """What the shards follow from. Paths are not in it but for the files' names: the same files may lie elsewhere."""
+    """What the shards follow from; of paths only the names of files in their folder, with sizes and times."""
     tokenizer = config.tokenizer
     return {
         "format": FORMAT,
         "sources": {
-            name: {"reader": source.reader, "text_column": source.text_column, "filters": source.filters}
+            name: {key: value for key, value in asdict(source).items() if key != "path"}
             for name, source in config.sources.items()
         },
         "files": {name: readers.fingerprint(source) for name, source in config.sources.items()},
         "deduplication": config.deduplication,
-        "tokenizer": asdict(tokenizer.train) if tokenizer.train else fingerprint(tokenizer.path),
+        "tokenizer": asdict(tokenizer.train) if tokenizer.train else _of_tokenizer(Path(tokenizer.path)),
         "row_lengths": sorted(config.row_lengths),
         "stride": config.stride,
         "validation": config.validation,
+    }
+
+
+def _of_tokenizer(path: Path) -> dict[str, str]:
+    """A fingerprint of the tokenizer, and one of the roles of its special tokens."""
+    config = path / "tokenizer_config.json"
+    roles = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    named = {role: token for role, token in roles.items() if role.endswith("_token")}
+    return {
+        "tokenizer": fingerprint(path),
+        "roles": sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16],
     }
 
 
@@ -102,17 +122,23 @@ def work_folder(config: CorpusConfig) -> Path:
     return out.with_name(f".{out.name}-work")
 
 
-def _refuse_other(where: str | Path, wanted: dict, there: dict) -> None:
-    differing = [key for key in wanted if wanted[key] != there.get(key)]
+def _refuse_other(where: str | Path, wanted: dict, there: dict, key: str = "out") -> None:
+    differing = [name for name in wanted if wanted[name] != there.get(name)]
+    if "format" in differing:
+        raise _refusal(where, "what an earlier version of Encoder Foundry wrote", key)
     if differing == ["files"]:
         sources = [name for name in wanted["files"] if wanted["files"][name] != there["files"].get(name)]
-        raise _refusal(where, f"other documents: the files of {', '.join(sources)} have changed since")
+        raise _refusal(where, f"other documents: the files of {', '.join(sources)} have changed since", key)
     if differing:
-        raise _refusal(where, f"shards made with other values of {', '.join(differing)}")
+        raise _refusal(where, f"shards made with other values of {', '.join(differing)}", key)
 
 
-def _refusal(where: str | Path, what: str) -> DataError:
-    return DataError(f"{where}: holds {what}; delete it, or choose another folder with out=…")
+def _refusal(where: str | Path, what: str, key: str = "out") -> DataError:
+    return DataError(f"{where}: holds {what}; delete it, or choose another folder with {key}=…")
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 @contextmanager
@@ -126,12 +152,23 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _kept(folder: Path) -> dict | None:
+    """What the work folder says that it is for; nothing, if it is new or was left before the work began.
+
+    Raises:
+        DataError: it is somebody else's.
+    """
+    if (folder / SETTINGS).is_file():
+        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    if folder.exists() and not {path.name for path in folder.iterdir()} <= {"lock", "parts", ARRIVING}:
+        raise _refusal(folder, "something else", "work")
+    return None
+
+
 def open_work(config: CorpusConfig, folder: Path, made_of: dict) -> Work:
     """Go on with the work in a folder, or begin it."""
-    path = folder / "settings.json"
-    if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        _refuse_other(f"{folder} (unfinished work)", made_of, kept["settings"])
+    kept = _kept(folder)
+    if kept is not None:
         return Work(config, folder, kept["parts"])
     counts, rank = {}, 0
     (folder / "parts").mkdir(exist_ok=True)
@@ -141,8 +178,7 @@ def open_work(config: CorpusConfig, folder: Path, made_of: dict) -> Work:
         for part in parts:
             (folder / "parts" / f"{rank:05d}.json").write_text(json.dumps(part), encoding="utf-8")
             rank += 1
-    content = json.dumps({"settings": made_of, "parts": counts}, indent=2)
-    temporary = path.with_suffix(".arriving")
-    temporary.write_text(content + "\n", encoding="utf-8")
-    temporary.replace(path)
+    content = json.dumps({"out": config.out, "settings": made_of, "parts": counts}, indent=2)
+    (folder / ARRIVING).write_text(content + "\n", encoding="utf-8")
+    (folder / ARRIVING).replace(folder / SETTINGS)
     return Work(config, folder, counts)

@@ -8,6 +8,7 @@ import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from datatrove.data import Document
@@ -23,7 +24,7 @@ from encoder_foundry.preparation.filters import make_filter
 from encoder_foundry.preparation.finishing import finish
 from encoder_foundry.preparation.readers import BadInput, read
 from encoder_foundry.preparation.tokenizer import save_copy, save_trained, train_tokenizer
-from encoder_foundry.preparation.work import SPLITS, DocumentWriter, Work, read_documents, read_hashes
+from encoder_foundry.preparation.work import SPLITS, DocumentWriter, Work, read_documents
 from encoder_foundry.preparation.writing import write_shards
 
 NEAR_EMPTY = 32  # characters, blanks at the ends not counted: less than this has nothing to predict from
@@ -59,9 +60,31 @@ class Step(PipelineStep):
             self.work.keep_error(self.name, rank, str(error))
             raise
         except OSError as error:
-            self.work.keep_error(self.name, rank, f"{self.work.folder}: cannot be written: {error}")
+            where = error.filename or self.work.folder
+            self.work.keep_error(self.name, rank, f"{where}: cannot be written: {error.strerror or error}")
             raise
         return iter(())
+
+
+class After(PipelineStep):
+    """Sees that all tasks of the stage before have finished. Slurm chains long job arrays, of which only the last is
+    waited for, and one before it can have failed."""
+
+    type, name = "Encoder Foundry", "after"
+
+    def __init__(self, work: Work, stage: str, before: Stage) -> None:
+        super().__init__()
+        self.work, self.stage = work, stage
+        self.before, self.tasks = before.name, before.tasks
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
+        done = len(list((self.work.folder / "logs" / self.before / "completions").glob("*")))
+        if done < self.tasks:
+            error = (
+                f"{self.before}: {self.tasks - done} of {self.tasks} tasks have not finished; see {self.work.folder}"
+            )
+            self.work.keep_error(self.stage, rank, error)
+            raise DataError(error)
 
 
 class ReadDocuments(Step):
@@ -107,6 +130,7 @@ class ReadDocuments(Step):
                 "dropped": dropped,
                 "bad": bad.listed,
                 "bytes": {split: writer.bytes for split, writer in writers.items()},
+                "documents": {split: writer.documents for split, writer in writers.items()},
                 "digest": digest.hexdigest(),
             },
         )
@@ -143,7 +167,7 @@ class FindExactDuplicates(Step):
     name = "duplicates"
 
     def __init__(self, work: Work) -> None:
-        super().__init__(work, duplicates.buckets(len(work.tasks)))
+        super().__init__(work, duplicates.tasks_for(len(work.tasks)))
 
     def do(self, rank: int) -> None:
         duplicates.find_exact(self.work, rank, self.tasks)
@@ -159,7 +183,7 @@ class ReadWritten(PipelineStep):
         self.work = work
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        for batch in read_documents(self.work.files[rank]):
+        for batch in read_documents(self.work.file(rank)):
             for id_, text, _ in batch:
                 yield Document(text=text, id=id_)
 
@@ -197,10 +221,12 @@ class MakeTokenizer(Step):
 
     def _check_sides(self, source: str) -> None:
         validation = self.work.config.validation
+        parts = [part for part in self.work.read_json("read") if part["source"] == source]
         count = {}
         for split in SPLITS:
             files = self.work.files_of(source, split)
-            count[split] = sum(len(read_hashes(self.work.files[file])) - len(self.work.dropped(file)) for file in files)
+            read = sum(part["documents"][split] for part in parts)
+            count[split] = read - sum(len(self.work.dropped(file)) for file in files)
         total = sum(count.values())
         if not total:
             why = ", ".join(f"{documents:,} {reason}" for reason, documents in self.work.left_out(source).items())
@@ -263,6 +289,8 @@ def stages_of(work: Work, made_of: dict) -> list[Stage]:
     steps = [ReadDocuments(work), FindExactDuplicates(work), MakeTokenizer(work), WriteShards(work)]
     stages = [Stage(step.name, [step], step.tasks) for step in [*steps, Finish(work, made_of)]]
     stages[2:2] = _near_duplicates(work)
+    for before, stage in pairwise(stages):
+        stage.steps.insert(0, After(work, stage.name, before))
     return stages
 
 

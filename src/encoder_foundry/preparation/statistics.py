@@ -48,7 +48,11 @@ class Statistics:
 
     def write(self, directory: Path) -> None:
         """Write `statistics.json` into `directory`."""
-        (directory / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        (directory / FILE).write_text(self.text(), encoding="utf-8")
+
+    def text(self) -> str:
+        """What `statistics.json` holds."""
+        return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def read(cls, directory: str | Path) -> "Statistics":

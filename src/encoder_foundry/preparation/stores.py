@@ -127,6 +127,16 @@ def write_text(path: str, text: str) -> None:
         filesystem(path).pipe_file(path, text.encode())
 
 
+def sizes(folder: str) -> dict[str, int]:
+    """The bytes of each file in a folder, by its name there.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    with named(folder):
+        return {name: info["size"] for name, info in data_folder(folder).find("", detail=True).items()}
+
+
 def upload(folder: str | Path, destination: str) -> None:
     """Copy all files in the local `folder` into the folder `destination`, which need not exist.
 

@@ -63,9 +63,14 @@ class Work:
         return self.folder / "whole"
 
     @property
-    def files(self) -> list[Path]:
-        """All document files, in the order of their numbers."""
-        return [self.documents(rank, split) for split in SPLITS for rank in range(len(self.tasks))]
+    def files(self) -> range:
+        """The numbers of all document files."""
+        return range(len(SPLITS) * sum(self.parts.values()))
+
+    def file(self, number: int) -> Path:
+        """A document file, by its number."""
+        split, rank = divmod(number, sum(self.parts.values()))
+        return self.documents(rank, SPLITS[split])
 
     def documents(self, rank: int, split: str) -> Path:
         """The document file of a task."""
@@ -78,8 +83,12 @@ class Work:
 
     def dropped(self, file: int, kind: str = "") -> np.ndarray:
         """The rows of a document file that are duplicates (of a kind, exact or near), sorted, int64 `[documents]`."""
-        found = [np.load(path, mmap_mode="r") for path in sorted((self.folder / "duplicates").glob(f"{kind}*.npy"))]
-        return np.unique(np.concatenate([rows[rows[:, 0] == file, 1] for rows in found]).astype(np.int64))
+        found = []
+        for path in sorted((self.folder / "duplicates").glob(f"{kind}*.npy")):
+            pairs = np.load(path, mmap_mode="r")  # sorted
+            first, last = np.searchsorted(pairs[:, 0], (file, file + 1))
+            found.append(pairs[first:last, 1].astype(np.int64))
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
 
     def left_out(self, source: str) -> Counter:
         """How many documents of a source are left out before tokenising, by reason."""
@@ -136,6 +145,7 @@ class DocumentWriter:
         self._waiting: dict[str, list] = {name: [] for name in self._schema.names}
         self._waiting_bytes = 0
         self.bytes = 0  # of UTF-8 text, written or waiting
+        self.documents = 0
 
     def add(self, id: str, text: str, size: int, text_hash: bytes) -> None:
         """Write a document of `size` bytes; `text_hash` has sixteen bytes."""
@@ -143,6 +153,7 @@ class DocumentWriter:
             column.append(value)
         self._waiting_bytes += size
         self.bytes += size
+        self.documents += 1
         if self._waiting_bytes >= BATCH_BYTES:
             self._flush()
 
@@ -186,10 +197,10 @@ def read_documents(path: Path, dropped: np.ndarray | None = None) -> Iterator[li
         raise DataError(f"{path}: cannot be read ({error}); delete the work folder and start again") from error
 
 
-def read_hashes(path: Path) -> np.ndarray:
-    """The hashes in a document file, as two halves each: uint64 `[documents, 2]`."""
+def read_hashes(path: Path) -> Iterator[np.ndarray]:
+    """The hashes in a document file, some after the other, as two halves each: uint64 `[documents, 2]`."""
     import pyarrow.parquet as pq
 
-    column = pq.read_table(path, columns=["hash"]).column("hash").combine_chunks()
-    values = b"".join(column.to_pylist())
-    return np.frombuffer(values, dtype=">u8").reshape(-1, 2)
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(1 << 18, columns=["hash"]):
+            yield np.frombuffer(b"".join(batch.column(0).to_pylist()), dtype=">u8").reshape(-1, 2).astype(np.uint64)

@@ -27,7 +27,7 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
     def kept() -> Iterator[tuple[list[str], list[str]]]:
         nonlocal left_out
         for file in files:
-            for batch in read_documents(work.files[file], work.dropped(file)):
+            for batch in read_documents(work.file(file), work.dropped(file)):
                 rows = [row for row in batch if chosen is None or row[2] in chosen]
                 left_out += len(batch) - len(rows)
                 if rows:
@@ -67,7 +67,9 @@ def _opened(directory: Path, _as_of: int) -> CorpusTokenizer:
 
 def _smallest_hashes(work: Work, files: list[int]) -> set[bytes]:
     """The hashes of as many held-out documents as are wanted: those with the smallest hashes."""
-    hashes = np.concatenate([np.delete(read_hashes(work.files[file]), work.dropped(file), axis=0) for file in files])
+    hashes = np.concatenate(
+        [np.delete(np.concatenate(list(read_hashes(work.file(file)))), work.dropped(file), axis=0) for file in files]
+    )
     smallest = np.lexsort((hashes[:, 1], hashes[:, 0]))[: int(work.config.validation)]
     return {row.astype(">u8").tobytes() for row in hashes[smallest]}
 
