@@ -179,7 +179,9 @@ def test_a_store_that_lost_a_shard_is_not_called_finished(config, tmp_path, fold
     there = replace(config, out=f"{folder}/prepared", work=str(tmp_path / "work"))
     upload = stores.upload
     monkeypatch.setattr(stores, "upload", lost)
-    with pytest.raises(DataError, match="mine/1024/train/00000/shard.00000.mds.zstd: is not there as it was written"):
+    with pytest.raises(
+        DataError, match=r"mine/1024/train/00000/shard\.00000\.mds\.zstd: is not there as it was written"
+    ):
         prepare(there)
     assert not stores.exists(f"{there.out}/statistics.json")
 

@@ -18,7 +18,7 @@ def test_a_folder_of_somebody_elses_is_neither_used_nor_removed(config, tmp_path
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     (scratch / "thesis.txt").write_text("precious")
-    with pytest.raises(DataError, match="scratch: holds something else; .* choose another folder with work="):
+    with pytest.raises(DataError, match=r"scratch: holds something else; .* choose another folder with work="):
         prepare(replace(config, work=str(scratch)))
     prepare(config)
     with pytest.raises(DataError, match="scratch: holds something else"):  # there is nothing to do, and still
