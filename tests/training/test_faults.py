@@ -47,13 +47,13 @@ def test_damaged_and_missing_shards_end_all_ranks_by_name_and_put_right_cost_not
     }
     faults = dict(list(faults.items())[:count])
     for folder, (spoil, _) in faults.items():
-        spoil(data / folder / "shard.00000.mds.zstd")
+        spoil(data / folder / "00000/shard.00000.mds.zstd")
     run, reached = tiny.folder / f"runs/faults-{count}", 0
     for workers, (folder, (_, says)) in enumerate(faults.items()):
         stopped = tiny.launch(f"run_name={run.name}", f"data.local={data}", f"data.num_workers={workers % 2}")
         assert time.time() - RunFolder(run).metrics.stat().st_mtime < 60  # since the last update before the fault
         assert stopped.returncode != 0
-        shard = f"{folder}/shard.00000.mds.zstd"
+        shard = f"{folder}/00000/shard.00000.mds.zstd"
         (error,) = [line for line in stopped.stderr.splitlines() if line.startswith("error: ")]
         assert error.startswith(f"error: {data}/{shard}: {says}")
         assert error.endswith("; restore it from a copy, or prepare the data again with `python data_prep CONFIG`")
@@ -77,7 +77,7 @@ def test_shards_that_come_late_or_damaged_from_a_remote_are_waited_for_and_fetch
     assert run.returncode == 0, run.stderr[-4000:]
     folder = tiny.folder / "runs/remote"
     logs = "".join(path.read_text() for path in (folder / "logs").iterdir())
-    late, damaged = (f"{tiny.folder}/data/{source}/64/train/shard.00000.mds.zstd" for source in ("two", "one"))
+    late, damaged = (f"{tiny.folder}/data/{source}/64/train/00000/shard.00000.mds.zstd" for source in ("two", "one"))
     assert f"{late}: not here after 1 s; still waiting" in logs
     assert f"{damaged}: Checksum failure" in logs
     assert same_end(folder, undisturbed)

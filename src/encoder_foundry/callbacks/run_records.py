@@ -79,6 +79,7 @@ class RunRecords(Callback):
             "rows": rows,
             "row_length": self.batch["row_length"],
             "rope_theta": state.model.rope_theta,
+            "mixture": state.dataloader.dataset.draw.mixture,
             "asked": asked,
             "drawn": _shares(dict.fromkeys(asked, 0) | drawn),
             "rows_by_source": dict(sorted(Counter(sources).items())),

@@ -77,6 +77,7 @@ def _small_corpus(recipe: Recipe) -> CorpusConfig:
         row_lengths=list(dict.fromkeys(stage.row_length for stage in recipe.stages.values())),
         out=recipe.data.local,
         validation=0.05,
+        executor={"local": {"workers": 1}},  # this process is one of a run's ranks
     )
 
 
