@@ -24,10 +24,11 @@ for batch in DataLoader(rows, batch_size=19, num_workers=1, collate_fn=list):
 print(digest.hexdigest(), flush=True)
 """
 OPEN = """
-import sys
+import socket, sys
 from encoder_foundry import load_recipe
 from encoder_foundry.data.shards import open_corpus
 from encoder_foundry.errors import DataError
+socket.gethostname = lambda: "{host}"
 try:
     open_corpus(load_recipe("{nano}", ["data.local={local}", "data.remote={remote}"]))
 except DataError as error:
@@ -59,12 +60,18 @@ def test_two_runs_that_start_together_both_train_from_one_corpus_that_neither_ha
     assert not list(corpus.rglob("*.tmp"))
 
 
-def test_a_cache_is_refused_while_another_run_has_it_and_free_when_that_run_is_killed(tmp_path):
-    cache = tmp_path / "cache"
-    (cache / "tokenizer").mkdir(parents=True)
+def opening(tmp_path, host: str) -> str:
+    """A process on a machine of this name that opens the remote's cache, and comes to a tokenizer of no content."""
+    tokenizer = tmp_path / "cache/tokenizer"
+    tokenizer.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
-        (cache / "tokenizer" / name).touch()
-    code = OPEN.format(nano=REPOSITORY / "yamls/main/nano.yaml", local=cache, remote=tmp_path / "nowhere")
+        (tokenizer / name).touch()
+    nano, remote = REPOSITORY / "yamls/main/nano.yaml", tmp_path / "nowhere"
+    return OPEN.format(nano=nano, local=tmp_path / "cache", remote=remote, host=host)
+
+
+def test_a_cache_is_refused_while_another_run_has_it_and_free_when_that_run_is_killed(tmp_path):
+    cache, code = tmp_path / "cache", opening(tmp_path, "node-0")
     first = process(code)
     assert "cannot be read as a tokenizer" in first.stdout.readline()  # it has come past the lock
     refused = go_on(process(code))
@@ -74,3 +81,11 @@ def test_a_cache_is_refused_while_another_run_has_it_and_free_when_that_run_is_k
     first.kill()
     first.wait()
     assert "cannot be read as a tokenizer" in go_on(process(code))
+
+
+def test_the_nodes_of_a_run_may_have_one_cache_on_a_disk_that_they_share(tmp_path):
+    first = process(opening(tmp_path, "node-0"))
+    assert "cannot be read as a tokenizer" in first.stdout.readline()
+    assert "cannot be read as a tokenizer" in go_on(process(opening(tmp_path, "node-1")))
+    assert first.poll() is None  # it still has its lock
+    go_on(first)

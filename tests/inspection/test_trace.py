@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -128,7 +130,7 @@ def test_json_has_the_rows_and_where_they_stand(run, tree, monkeypatch, capsys):
         assert before + row["row_in_shard"] == row["row"]
 
 
-def test_a_run_that_trained_from_a_remote_is_traced_from_what_its_cache_has_and_from_there(run, copied, tmp_path):
+def test_a_live_run_that_trains_from_a_remote_is_traced_from_what_its_cache_has_and_from_there(run, copied, tmp_path):
     cache = tmp_path / "cache"
     shutil.copytree(copied / "tokenizer", cache / "tokenizer")
     for name in TOKENIZER_FILES:
@@ -144,7 +146,12 @@ def test_a_run_that_trained_from_a_remote_is_traced_from_what_its_cache_has_and_
     recipe = OmegaConf.load(run.folder.recipe)
     recipe.data.local, recipe.data.remote = str(cache), str(copied)
     OmegaConf.save(recipe, elsewhere / "recipe.yaml")
-    traced = trace(elsewhere, 1)
+    code = "from encoder_foundry import load_recipe; from encoder_foundry.data.shards import open_corpus; "
+    code += f"open_corpus(load_recipe({str(elsewhere / 'recipe.yaml')!r})); print('locked', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as live_run:
+        assert live_run.stdout.readline() == b"locked\n"
+        traced = trace(elsewhere, 1)
+        live_run.communicate(b"\n")
     assert [(row.source, row.row, row.documents) for row in traced.rows] == run.seen[0, 1]
     assert len({row.shard for row in traced.rows}) > 1
     assert list(cache.rglob("*.mds*")) == [raw]

@@ -7,7 +7,8 @@ Streaming fetches as they are needed.
 Any number of runs may train from one finished corpus. The cache of a remote is one run's alone: two would remove and
 decompress each other's files, and Streaming's own check looks past a run whose lock files are in TMPDIR. So the first
 process of a node locks it, by `fcntl.lockf` and not by flock, which the forked loader workers of a killed run would
-hold on to.
+hold on to. Each node has a lock file of its own: on a disk that nodes share, locks reach from one to the other, and the
+nodes of one run would refuse each other. Two runs on different machines with one cache are therefore not told apart.
 """
 
 import errno
@@ -28,7 +29,7 @@ from encoder_foundry.data.special_tokens import padded, special_ids
 from encoder_foundry.errors import DataError
 from encoder_foundry.recipe import Recipe
 
-CACHE_LOCK = ".in_use"
+CACHE_LOCK = ".in_use"  # and the name of the machine
 _locks: dict[Path, TextIO] = {}  # caches that this process has locked, until it ends
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -53,14 +54,18 @@ class TokenizerFacts:
         )
 
 
-def open_corpus(recipe: Recipe) -> TokenizerFacts:
+def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
     """Check that the shards of every stage are there and are the recipe's, and read the tokenizer's facts.
+
+    Args:
+        recipe: whose shards.
+        lock: keep the cache of a remote for this process, as whoever decompresses shards in it must.
 
     Raises:
         DataError: a manifest, an index or the tokenizer is missing; a row length, tokenizer or vocabulary is not the
             recipe's; a split is empty; an index lists more or fewer rows than its manifest; the cache is another run's.
     """
-    if recipe.data.remote is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+    if lock and recipe.data.remote is not None and os.environ.get("LOCAL_RANK", "0") == "0":
         _lock_cache(Path(recipe.data.local))
     tokenizer = _read_tokenizer(recipe)
     if tokenizer.vocab_size > recipe.model.vocab_size:
@@ -100,7 +105,7 @@ def _remedy(recipe: Recipe) -> str:
 
 def _lock_cache(local: Path) -> None:
     """Keep the cache from other runs on this machine until this process ends, however it ends."""
-    lock = local.resolve() / CACHE_LOCK
+    lock = local.resolve() / f"{CACHE_LOCK}.{socket.gethostname()}"
     if lock in _locks:
         return
     local.mkdir(parents=True, exist_ok=True)

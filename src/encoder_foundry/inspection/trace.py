@@ -113,7 +113,7 @@ def _rows(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]
     """The rows of the update that starts at a token, and their digest."""
     segment, start_row = plan.segment_at(token), plan.at(token).rows_drawn_in_stage
     data = recipe.data
-    masking = open_corpus(recipe).masking(
+    masking = open_corpus(recipe, lock=False).masking(  # the run may be going on
         recipe.masking.mlm_probability, recipe.masking.mask_share, recipe.masking.random_share
     )
     remote = data.remote.rstrip("/") if data.remote else None
