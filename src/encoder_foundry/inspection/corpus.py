@@ -24,7 +24,6 @@ from encoder_foundry.data.rows import MANIFEST, fingerprint
 from encoder_foundry.errors import DataError
 
 INDEX = "index.json"
-SPLITS = ("train", "validation")
 
 
 class Folder:

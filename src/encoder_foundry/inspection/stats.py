@@ -17,7 +17,8 @@ from rich.table import Table
 
 from encoder_foundry.data.rows import Manifest
 from encoder_foundry.errors import DataError
-from encoder_foundry.inspection.corpus import SPLITS, Folder, find_folders
+from encoder_foundry.inspection.corpus import Folder, find_folders
+from encoder_foundry.preparation.work import SPLITS
 
 BINS = 32  # bin n holds documents of 2^n to 2^(n+1) - 1 tokens
 WIDTH = 100  # columns at least: a narrower terminal breaks the lines itself, and no figure is cut off

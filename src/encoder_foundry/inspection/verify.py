@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from encoder_foundry.data.rows import Manifest, row_complaint
 from encoder_foundry.errors import DataError
-from encoder_foundry.inspection.corpus import SPLITS, Folder, Texts, find_folders
+from encoder_foundry.inspection.corpus import Folder, Texts, find_folders
 from encoder_foundry.inspection.shards import Shard, ShardFolder, damage_of
+from encoder_foundry.preparation.work import SPLITS
 
 
 @dataclass
