@@ -16,6 +16,8 @@ from encoder_foundry.cli import main
 from encoder_foundry.data.rows import SHARD_HASH, Manifest
 from encoder_foundry.inspection.shards import ShardFolder
 from encoder_foundry.inspection.verify import verify
+from encoder_foundry.preparation.statistics import Counts, SourceStatistics, Statistics
+from encoder_foundry.preparation.work import SPLITS
 from tests.inspection.tree import COLUMNS, shard_files
 
 
@@ -153,6 +155,22 @@ def test_what_lies_beside_the_shards_is_checked_too(copied, tree):
     assert f"{copied}/mine/64/validation/index.json: no such file" in named
     assert f"{copied}/yours/256/validation/manifest.json: key 'source' is missing" in named
     assert f"{moved}: split: train, and there is validation" in named
+
+
+def test_a_source_and_a_row_length_that_are_gone_altogether_are_missed(copied):
+    nothing = Counts(0, 0, 0, {}, {})
+    made_of = {"sources": {"mine": {}, "yours": {}}, "row_lengths": [64, 256]}
+    sources = dict.fromkeys(made_of["sources"], SourceStatistics({}, nothing, nothing))
+    Statistics(made_of, "", "", 384, 0.0, sources).write(copied)
+    assert problems(copied) == []
+    shutil.rmtree(copied / "mine/256")
+    shutil.rmtree(copied / "yours")
+    gone = [f"mine/256/{split}" for split in SPLITS] + [
+        f"yours/{rows}/{split}" for rows in (64, 256) for split in SPLITS
+    ]
+    assert problems(copied) == [f"{copied}/{folder}: no shards there" for folder in gone]
+    (copied / "statistics.json").write_text("{}")
+    assert [problem.split(": ")[1][:6] for problem in problems(copied)] == ["broken"]
 
 
 def test_a_part_all_of_whose_shards_were_lost_from_the_index_is_missed(copied):

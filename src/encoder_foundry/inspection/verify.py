@@ -6,6 +6,9 @@ all of its shards could be read.
 
 A training part may leave out the row that it could not fill, so that much of its documents' tokens may stand in no row;
 held-out documents are all there.
+
+Which folders a whole corpus should have is taken from its statistics.json, which is written last: what is gone
+altogether leaves no trace elsewhere.
 """
 
 import os
@@ -21,6 +24,8 @@ from encoder_foundry.data.rows import Manifest, row_complaint
 from encoder_foundry.errors import DataError
 from encoder_foundry.inspection.corpus import Folder, Texts, find_folders
 from encoder_foundry.inspection.shards import Shard, ShardFolder, damage_of
+from encoder_foundry.preparation.statistics import FILE as STATISTICS
+from encoder_foundry.preparation.statistics import Statistics
 from encoder_foundry.preparation.work import SPLITS
 
 
@@ -73,14 +78,26 @@ def _by_corpus(folders: list[Path]) -> dict[Path, list[Path]]:
 
 
 def _missing_folders(folders: list[Path], directory: Path) -> Iterator[str]:
-    """The folders that a whole corpus lacks: of each source, those of a row length that others have, and each split."""
+    """The folders that a whole corpus lacks, of those that its statistics name; where there are none, each source's of
+    the row lengths that others have."""
     corpus = {path for path in folders if directory in path.parents[2:3] and path.parent.name.isdigit()}
-    row_lengths = {folder.parent.name for folder in corpus}
-    for source in sorted({folder.parents[1] for folder in corpus}):
-        for row_length in sorted(row_lengths, key=int):
+    sources = {folder.parents[1].name for folder in corpus}
+    row_lengths = {int(folder.parent.name) for folder in corpus}
+    if (directory / STATISTICS).exists():
+        try:
+            made_of = Statistics.read(directory).configuration
+            sources |= set(made_of["sources"])
+            row_lengths |= set(made_of["row_lengths"])
+        except DataError as error:
+            yield str(error)
+        except (KeyError, TypeError) as error:
+            yield f"{directory}/{STATISTICS}: broken ({error!r})"
+    for source in sorted(sources):
+        for row_length in sorted(row_lengths):
             for split in SPLITS:
-                if source / row_length / split not in corpus:
-                    yield f"{source}/{row_length}/{split}: no shards there"
+                folder = directory / source / str(row_length) / split
+                if folder not in corpus:
+                    yield f"{folder}: no shards there"
 
 
 @dataclass
