@@ -105,6 +105,20 @@ def test_looking_changes_nothing_in_the_folder(copied):
             path.chmod(0o755)
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["stats IT", "show IT 3", "verify IT", "search IT word", "trace IT --update=1", "fertility IT --against=here"],
+)
+def test_a_stores_address_is_refused_in_a_line_that_says_to_copy_it(command, monkeypatch, capsys):
+    words = command.replace("IT", "s3://bucket/corpus").split()
+    monkeypatch.setattr("sys.argv", ["encoder-foundry", "data", *words])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    said = "error: s3://bucket/corpus: only local folders are read here; copy it to one first\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_search_finds_every_document_that_has_the_text_and_no_other(tree):
     wanted = "naïve 🙂"
     folder = tree.root / "mine/256/train"

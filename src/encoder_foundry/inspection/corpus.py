@@ -10,6 +10,7 @@ Apart from shards.py because importing Streaming takes seconds, and the size of 
 
 import io
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,13 +97,24 @@ def _fetched(remote: str) -> bytes:
             raise DataError(f"{remote}: cannot be fetched: {' '.join(str(error).split())}") from error
 
 
+def local_folder(directory: str | Path) -> Path:
+    """The absolute path of a folder.
+
+    Raises:
+        DataError: it is a store's address.
+    """
+    if address := re.match(r"([a-z][a-z0-9]+):/+(.*)", str(directory)):  # a Path has one slash where there were two
+        raise DataError(f"{address[1]}://{address[2]}: only local folders are read here; copy it to one first")
+    return Path(os.path.abspath(directory))
+
+
 def find_folders(directory: str | Path) -> list[Path]:
     """The folders of shards in and below a directory: those with an index or a manifest.
 
     Raises:
         DataError: there is none.
     """
-    directory = Path(os.path.abspath(directory))
+    directory = local_folder(directory)
     if not directory.is_dir():
         raise DataError(f"{directory}: no such folder")
     found = []

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from encoder_foundry.data.rows import decode_row
 from encoder_foundry.errors import DataError
+from encoder_foundry.inspection.corpus import local_folder
 from encoder_foundry.inspection.shards import ShardFolder
 from encoder_foundry.preparation.encoding import encode, open_tokenizer
 
@@ -48,6 +49,7 @@ def measure(directory: Path, against: Path) -> list[Fertility]:
     Raises:
         DataError: no held-out rows or no tokenizer in `directory`, or no tokenizer in `against`.
     """
+    directory, against = local_folder(directory), local_folder(against)
     ours, theirs = open_tokenizer(directory / "tokenizer"), open_tokenizer(against)
     every = Fertility("all")
     measured = []

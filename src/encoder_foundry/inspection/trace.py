@@ -24,7 +24,7 @@ from encoder_foundry.data.masking import row_generator
 from encoder_foundry.data.order import CanonicalOrder, Draw
 from encoder_foundry.data.shards import open_corpus
 from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.inspection.corpus import printable
+from encoder_foundry.inspection.corpus import local_folder, printable
 from encoder_foundry.inspection.shards import ShardFolder
 from encoder_foundry.inspection.show import ids_of
 from encoder_foundry.recipe import Recipe, load_recipe
@@ -66,6 +66,7 @@ def trace(run: str | Path, update: int, before_rollback: int | None = None) -> T
         ConfigurationError: no run is there, or it has no such update or rollback.
         DataError: the corpus is not there, is damaged, or is not what the run was trained on.
     """
+    local_folder(run)
     folder = RunFolder(Path(run))
     if not folder.recipe.is_file():
         raise ConfigurationError(f"{run}: no run there (it has no {folder.recipe.name})")
