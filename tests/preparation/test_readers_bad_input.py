@@ -1,6 +1,8 @@
 """What cannot be read is listed with file and line, the rest is kept, and nothing but a DataError ends the reading."""
 
+import errno
 import gzip
+import io
 import json
 import random
 import subprocess
@@ -11,6 +13,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datatrove.io import DataFolder
 
 from encoder_foundry.errors import DataError
 from encoder_foundry.preparation.readers import BadInput, SourceConfig, files
@@ -77,7 +80,7 @@ def test_a_quote_that_is_never_closed_is_listed_with_the_line_it_opens_in_and_ot
     reading.write_csv(tmp_path / "b.csv", ROWS)
     found, (listed,) = read_listing("csv", tmp_path)
     assert found == ["before", *ROWS]
-    assert listed == f"{tmp_path}/a.csv:3: not valid CSV: unexpected end of data"
+    assert listed == f"{tmp_path}/a.csv:3: not valid CSV: unexpected end of data; this row and all after it are lost"
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,7 @@ def test_a_cut_off_file_gives_the_lines_before_the_cut_and_other_files_are_kept(
     assert 50 < len(found) < 100
     assert found == [*rows[: len(found) - 1], "whole"]
     assert listed.startswith(f"{tmp_path / name}:{len(found)}: the file is cut off or damaged here: ")
+    assert listed.endswith("; this line and all after it are lost")
 
 
 def test_of_a_damaged_parquet_file_the_row_groups_that_can_be_read_are_kept(tmp_path):
@@ -107,8 +111,36 @@ def test_of_a_damaged_parquet_file_the_row_groups_that_can_be_read_are_kept(tmp_
     (tmp_path / "cut.parquet").write_bytes(content[:9000])
     found, (damaged, cut) = read_listing("parquet", tmp_path)
     assert found == [rows[0], rows[1], rows[4], rows[5]]
-    assert damaged.startswith(f"{tmp_path}/a.parquet:2: damaged, rows up to 3 are lost: ")
-    assert cut.startswith(f"{tmp_path}/cut.parquet: cut off or damaged, nothing of it can be read: ")
+    assert damaged.startswith(f"{tmp_path}/a.parquet:2: damaged: ") and damaged.endswith("; rows up to 3 are lost")
+    assert cut.startswith(f"{tmp_path}/cut.parquet: cut off or damaged: ")
+    assert cut.endswith("; the whole file is lost")
+
+
+class FailingDisk(io.FileIO):
+    """A file of which a certain read fails, as over a network."""
+
+    def __init__(self, path: Path, failing: int):
+        super().__init__(path)
+        self.size = path.stat().st_size
+        self.reads_left = failing
+
+    def read(self, *arguments):
+        self.reads_left -= 1
+        if not self.reads_left:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(*arguments)
+
+
+@pytest.mark.parametrize("failing", [1, 2])  # as the file is opened, and amid its content
+@pytest.mark.parametrize("reader", ["parquet", "warc"])
+def test_a_disk_that_fails_in_passing_ends_the_reading_and_no_file_is_taken_for_damaged(
+    tmp_path, monkeypatch, reader, failing
+):
+    path = tmp_path / f"some.{reader}"
+    {"parquet": reading.write_parquet, "warc": reading.write_warc}[reader](path, [PAGES[0] * 1000])
+    monkeypatch.setattr(DataFolder, "open", lambda *_: FailingDisk(path, failing))
+    with pytest.raises(DataError, match=rf"^{path}: cannot be read or written: \[Errno 5\] Input/output error$"):
+        read_listing(reader, path)
 
 
 def test_null_and_undecodable_values_of_a_parquet_column_are_listed_by_row(tmp_path):
@@ -138,7 +170,9 @@ def test_a_cut_off_crawl_gives_the_pages_before_the_cut(tmp_path):
     found, (packed, plain) = read_listing("warc", tmp_path)
     assert [text[-1] for text in found] == ["0", "1", "0", "1"]
     assert packed.startswith(f"{tmp_path}/a.warc.gz:3: ")
-    assert plain == f"{tmp_path}/b.warc:3: a record that cannot be read: the file ends within it"
+    assert packed.endswith("all after it are lost")
+    said = "a record that cannot be read: the file ends within it; it and all after it are lost"
+    assert plain == f"{tmp_path}/b.warc:3: {said}"
 
 
 def test_a_damaged_shard_is_listed_and_the_others_are_kept(tmp_path):
@@ -150,10 +184,8 @@ def test_a_damaged_shard_is_listed_and_the_others_are_kept(tmp_path):
     found, (listed,) = read_listing("mds", tmp_path / "set")
     first, lost = (shard["samples"] for shard in shards[:2])
     assert found == rows[:first] + rows[first + lost :]
-    assert (
-        listed
-        == f"{damaged}: damaged, nothing of it is read: its content does not have the sha1 hash of what was written"
-    )
+    why = "its content does not have the sha1 hash of what was written"
+    assert listed == f"{damaged}: damaged: {why}; the whole shard, {lost} rows, is lost"
 
 
 def test_a_shard_that_is_missing_ends_the_reading(tmp_path):

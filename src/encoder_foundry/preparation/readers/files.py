@@ -116,7 +116,8 @@ class Files(BaseDiskReader):
                 while line and not line.endswith(b"\n"):
                     line = stream.readline(1 << 20)
         except Damaged as error:
-            self.bad.add(f"{self.path(name)}:{number + 1}", f"the file is cut off or damaged here: {error}")
+            why = f"the file is cut off or damaged here: {error}; this line and all after it are lost"
+            self.bad.add(f"{self.path(name)}:{number + 1}", why)
 
     def document(self, text: object, where: str, url: object = None) -> Iterator[Document]:
         """The document, or nothing if `text` is none, which is then listed."""
@@ -156,12 +157,13 @@ class Csv(Files, CsvReader):
     def read_file(self, filepath: str) -> Iterator[Document]:
         csv.field_size_limit(LONGEST)  # 128 KiB otherwise; a setting of the whole process
         path = self.path(filepath)
-        last = 0
+        last, ended = 0, False
 
         def decoded() -> Iterator[str]:
-            nonlocal last
+            nonlocal last, ended
             for last, line in self.lines(filepath, stream):  # noqa: B007
                 yield line.decode(errors="surrogateescape")  # which column the bad bytes are in shows later
+            ended = True
 
         with self.unpacked(filepath) as stream:
             rows = csv.reader(decoded(), strict=True)
@@ -173,7 +175,8 @@ class Csv(Files, CsvReader):
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    self.bad.add(where, f"not valid CSV: {error}")
+                    lost = "; this row and all after it are lost" if ended else ""
+                    self.bad.add(where, f"not valid CSV: {error}{lost}")
                     continue
                 if not columns:
                     columns = row
@@ -199,7 +202,9 @@ class Parquet(Files, ParquetReader):
                 columns = self._columns(file.schema_arrow, path)
                 groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                self.bad.add(path, f"cut off or damaged, nothing of it can be read: {error}")
+                if _is_fault(error):
+                    raise
+                self.bad.add(path, f"cut off or damaged: {error}; the whole file is lost")
                 return
             row = 0
             for group, rows in enumerate(groups):
@@ -209,7 +214,9 @@ class Parquet(Files, ParquetReader):
                         yield from self._documents(batch, path, start)
                         start += batch.num_rows
                 except (pa.ArrowException, OSError) as error:
-                    self.bad.add(f"{path}:{start}", f"damaged, rows up to {row - 1} are lost: {error}")
+                    if _is_fault(error):
+                        raise
+                    self.bad.add(f"{path}:{start}", f"damaged: {error}; rows up to {row - 1} are lost")
 
     def _columns(self, schema: pa.Schema, path: str) -> list[str]:
         check_column(self.text_key, schema.names, path)
@@ -276,10 +283,11 @@ class Warc(Files, WarcReader):
                     record = next(records)
                 except StopIteration:
                     return
-                except BaseError:
-                    raise
                 except Exception as error:  # warcio has no common error
-                    self.bad.add(where, f"the file is cut off or damaged here: {error or type(error).__name__}")
+                    if _is_fault(error):
+                        raise
+                    why = f"the file is cut off or damaged here: {error or type(error).__name__}"
+                    self.bad.add(where, f"{why}; this record and all after it are lost")
                     return
                 try:
                     page = process_record(record)
@@ -287,11 +295,13 @@ class Warc(Files, WarcReader):
                         raise Damaged("the file ends within it")
                     if page and record.rec_type != "conversion":
                         page["text"] = sandbox.process_document(page["text"], extract)
-                except BaseError:
-                    raise
                 except Exception as error:  # nor has what is called here
-                    self.bad.add(where, f"a record that cannot be read: {error or type(error).__name__}")
-                    if isinstance(error, Damaged):
+                    if _is_fault(error):
+                        raise
+                    ends = isinstance(error, Damaged)
+                    lost = "; it and all after it are lost" if ends else ""
+                    self.bad.add(where, f"a record that cannot be read: {error or type(error).__name__}{lost}")
+                    if ends:
                         return
                     continue
                 if page and page["text"]:
@@ -299,6 +309,14 @@ class Warc(Files, WarcReader):
 
 
 FORMATS = {"csv": Csv, "jsonl": Jsonl, "parquet": Parquet, "text": Text, "warc": Warc}
+
+
+def _is_fault(error: Exception) -> bool:
+    """Whether a disk or a store failed, perhaps in passing, and not what is in the file. Errors of content have no
+    errno; the sandbox's pipe has one when a page breaks it, and is neither."""
+    if isinstance(error, OSError):
+        return error.errno is not None and not isinstance(error, ConnectionError)
+    return isinstance(error, BaseError)
 
 
 def _json_object(line: bytes) -> dict:

@@ -56,7 +56,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
             texts = _checked(batch.column(column))
             urls = _checked(batch.column("url")) if _has_url(batch.schema) else [None] * len(texts)
         except (pa.ArrowException, OSError, ValueError) as error:
-            bad.add(f"{source.path}:{row}", f"damaged, rows up to {until - 1} are lost: {error}")
+            bad.add(f"{source.path}:{row}", f"damaged: {error}; rows up to {until - 1} are lost")
             continue
         for number, (text, url) in enumerate(zip(texts, urls, strict=True), row):
             where = f"{source.path}:{number}"

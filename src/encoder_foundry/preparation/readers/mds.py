@@ -95,7 +95,7 @@ def _documents(source: SourceConfig, shard: dict, bad: BadInput) -> Iterator[Doc
         try:
             Path(temporary, SHARD).write_bytes(_unpacked(path, reader))
         except ValueError as error:
-            bad.add(path, f"damaged, nothing of it is read: {error}")
+            bad.add(path, f"damaged: {error}; the whole shard, {reader.samples} rows, is lost")
             return
         reader.raw_data.basename = SHARD
         names, encodings = reader.column_names, reader.column_encodings
