@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from encoder_foundry.errors import DataError
-from encoder_foundry.preparation import readers
 from encoder_foundry.preparation.config import load_corpus_config
-from encoder_foundry.preparation.readers import BadInput, SourceConfig, fingerprint, installation, parts, read
+from encoder_foundry.preparation.readers import BadInput, SourceConfig, fingerprint, installation, listing, parts, read
 from tests.preparation import reading
 from tests.preparation.reading import documents, texts
 
@@ -169,7 +168,7 @@ def test_a_text_column_of_numbers_is_refused(tmp_path, reader):
 
 
 def test_parts_hold_whole_files_up_to_a_size_and_can_be_stored_as_json(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers.import_module("encoder_foundry.preparation.readers.listing"), "PART_BYTES", 100)
+    monkeypatch.setattr(listing, "PART_BYTES", 100)
     for name, size in {"a": 60, "b": 40, "c": 1, "d": 300, "e": 99}.items():
         (tmp_path / f"{name}.txt").write_text(name * size)
     source = SourceConfig("text", str(tmp_path))
@@ -180,14 +179,31 @@ def test_parts_hold_whole_files_up_to_a_size_and_can_be_stored_as_json(tmp_path,
 
 @pytest.mark.parametrize(("reader", "write"), [("mds", reading.write_mds), ("huggingface", reading.write_dataset)])
 def test_parts_of_rows_and_of_shards_make_up_the_whole(tmp_path, monkeypatch, reader, write):
-    module = readers.import_module(f"encoder_foundry.preparation.readers.{readers.READERS[reader].module}")
-    monkeypatch.setattr(module, "PART_BYTES", 300)
+    monkeypatch.setattr(listing, "PART_BYTES", 300)
     rows = [f"{number} {'x' * 40}" for number in range(40)]
     write(tmp_path / "set", rows)
     source = SourceConfig(reader, str(tmp_path / "set"))
     divided = json.loads(json.dumps(parts(source)))
     assert len(divided) > 3
     assert [document.text for part in divided for document in read(source, part, BadInput("x"))] == rows
+    monkeypatch.setattr(listing, "MOST_PARTS", 3)
+    assert 1 < len(parts(source)) <= 4  # shards and rows are not divided
+
+
+def test_a_data_set_of_the_hub_is_read_at_the_commit_that_it_was_divided_at(monkeypatch):
+    then, now = "0" * 40, "1" * 40
+
+    def load_dataset(path, name=None, split=None, revision=None):
+        commit = revision or newest
+        data = datasets.Dataset.from_dict({"text": [f"of {commit}"]})
+        data.info.download_checksums = {f"hf://datasets/{path}@{commit}/data/train-00000-of-00001.parquet": {}}
+        return data
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source, newest = SourceConfig("huggingface", "somebody/something"), then
+    (part,) = json.loads(json.dumps(parts(source)))
+    newest = now
+    assert [document.text for document in read(source, part, BadInput("x"))] == [f"of {then}"]
 
 
 @pytest.mark.parametrize(

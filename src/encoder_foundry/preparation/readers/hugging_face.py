@@ -5,29 +5,32 @@ order of documents and the parts would change with it. Here a part is a range of
 The data set is memory-mapped: reading a part holds BATCH rows.
 """
 
+import re
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 
 import pyarrow as pa
 from datatrove.data import Document
 
 from encoder_foundry.errors import DataError
-from encoder_foundry.preparation.readers import PART_BYTES, BadInput, Part, SourceConfig
-from encoder_foundry.preparation.readers.listing import digest
+from encoder_foundry.preparation.readers import BadInput, Part, SourceConfig
+from encoder_foundry.preparation.readers.listing import digest, part_bytes
 from encoder_foundry.preparation.readers.texts import check_column, check_type, is_text, not_text, values
 
 BATCH = 100  # rows
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """Ranges of rows that have PART_BYTES each, were all rows of one size."""
+    """Ranges of rows that have a part's size each, were all rows of one size; of the Hub, at the commit of today."""
     data = _load(source)
     rows = len(data)
-    row_bytes = data.data.nbytes / max(1, data.data.num_rows)
-    step = max(1, int(PART_BYTES / max(1, row_bytes)))
+    row_bytes = max(1, data.data.nbytes / max(1, data.data.num_rows))
+    step = ceil(part_bytes(row_bytes * rows) / row_bytes)
     if not rows:
         raise DataError(f"{source.path}: the data set has no rows")
-    return [{"rows": [start, min(start + step, rows)]} for start in range(0, rows, step)]
+    revision = _revision(data)
+    return [{"rows": [start, min(start + step, rows)], "revision": revision} for start in range(0, rows, step)]
 
 
 def fingerprint(source: SourceConfig) -> str:
@@ -40,8 +43,14 @@ def fingerprint(source: SourceConfig) -> str:
     return digest([len(data), data.data.nbytes, sorted((data.info.download_checksums or {}).items())])
 
 
+def _revision(data) -> str | None:
+    """The commit that a data set from the Hub is of, by the addresses that `datasets` recorded; None of a folder."""
+    found = (re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", url) for url in data.info.download_checksums or {})
+    return next((address[1] for address in found if address), None)
+
+
 def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
-    data = _load(source)
+    data = _load(source, part["revision"])
     start, end = part["rows"]
     if end > len(data):
         raise DataError(
@@ -66,8 +75,11 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
                 yield Document(text, where, metadata={} if not_text(url) else {"url": url})
 
 
-def _load(source: SourceConfig):
+def _load(source: SourceConfig, revision: str | None = None):
     """The split of a data set, memory-mapped; its text column is there and of text.
+
+    Args:
+        revision: the commit, of a data set from the Hub; the newest if not given.
 
     Raises:
         DataError: it cannot be had.
@@ -81,7 +93,7 @@ def _load(source: SourceConfig):
             if isinstance(data, datasets.DatasetDict) and split in data:
                 data = data[split]
         else:
-            data = datasets.load_dataset(source.path, source.name, split=split)
+            data = datasets.load_dataset(source.path, source.name, split=split, revision=revision)
     except Exception as error:  # of the Hub, the network, the file system and each of the builders
         raise DataError(f"{source.path}: datasets cannot load it: {_first_line(error)}") from error
     if isinstance(data, datasets.DatasetDict):

@@ -12,7 +12,7 @@ from encoder_foundry.preparation.readers import MOST_PARTS, PART_BYTES, READERS,
 def parts(source: SourceConfig) -> list[Part]:
     """Files in the order of their names, as many in a part as have its size together; no file is divided."""
     folder, files = listing(source)
-    size = max(PART_BYTES, sum(info["size"] for info in files.values()) / MOST_PARTS)
+    size = part_bytes(sum(info["size"] for info in files.values()))
     groups: list[list[str]] = []
     room = 0
     for name, info in files.items():
@@ -22,6 +22,11 @@ def parts(source: SourceConfig) -> list[Part]:
         groups[-1].append(name)
         room -= info["size"]
     return [{"folder": folder, "files": group} for group in groups]
+
+
+def part_bytes(total: float) -> float:
+    """How much a part of a source of `total` bytes has."""
+    return max(PART_BYTES, total / MOST_PARTS)
 
 
 def fingerprint(source: SourceConfig) -> str:

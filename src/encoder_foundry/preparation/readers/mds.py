@@ -15,22 +15,23 @@ from datatrove.data import Document
 
 from encoder_foundry.errors import DataError
 from encoder_foundry.preparation import stores
-from encoder_foundry.preparation.readers import PART_BYTES, BadInput, Part, SourceConfig
-from encoder_foundry.preparation.readers.listing import digest
+from encoder_foundry.preparation.readers import BadInput, Part, SourceConfig
+from encoder_foundry.preparation.readers.listing import digest, part_bytes
 from encoder_foundry.preparation.readers.texts import check_column, not_text
 
 SHARD = "shard.mds"
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """Shards in the order of the index, as many as have PART_BYTES together."""
+    """Shards in the order of the index, as many in a part as have its size together."""
     groups: list[list[int]] = []
     room = 0
-    for number, shard in enumerate(_shards(source)):
-        size = (shard["zip_data"] or shard["raw_data"])["bytes"]
+    sizes = [(shard["zip_data"] or shard["raw_data"])["bytes"] for shard in _shards(source)]
+    whole = part_bytes(sum(sizes))
+    for number, size in enumerate(sizes):
         if size > room or not groups:
             groups.append([])
-            room = PART_BYTES
+            room = whole
         groups[-1].append(number)
         room -= size
     return [{"shards": group} for group in groups]
