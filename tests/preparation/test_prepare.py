@@ -62,8 +62,10 @@ def test_shards_hold_every_document_of_the_corpus_and_manifests_tell_the_truth(c
         expected = Counter()
         for text in texts_of(config, source, split):
             expected.update(tokenizer.encode([text])[0].tolist())
-        if split == "validation":  # a training part's last row may be left out
-            assert Counter(token for document in documents for token in document[1:-1].tolist()) == expected
+        found = Counter(token for document in documents for token in document[1:-1].tolist())
+        assert not found - expected
+        missing = (expected - found).total()
+        assert missing <= (row_length if split == "train" else 0)  # a training part's last row may be left out
 
 
 def test_what_is_written_stands_up_to_verification(config):
@@ -87,7 +89,8 @@ def test_a_row_leads_back_to_its_documents(config):
                 text = json.loads(lines[int(line) - 1])[config.sources[source].text_column or "text"]
                 assert path == config.sources[source].path
                 assert entry["bytes"] == len(text.encode())
-                assert tokenizer.decode(document[1:-1]).strip("\ufffd") in text  # a cut may go through a character
+                decoded = tokenizer.decode(document[1:-1]).strip("\ufffd")  # a cut may go through a character
+                assert decoded and decoded in text
 
 
 def test_a_last_row_that_cannot_be_filled_is_reported_when_it_is_left_out(config, caplog):
