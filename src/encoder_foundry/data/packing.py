@@ -20,8 +20,9 @@ The longest, because it loses the least of its context: cutting the shortest mad
 two to four times as many pieces of under 16 tokens.
 
 What no packing can fill is a part's last row: 64.2 rows of tokens make 65 rows, 98.8 % full. Training slots are what a
-run pays for, so `drop_remainder` gives such a row up, at most 2 % of the part, as a `drop_last` loader does in every
-epoch. Small parts, of which it would be more, and what is held out keep all they have.
+run pays for, so `gives_up_last` does without such a row, at most 2 % of the part, as a `drop_last` loader does in every
+epoch: from MANY rows on, all that a training part keeps is FILL full. Smaller parts, of which a row would be more,
+and what is held out keep all they have, and may be emptier.
 
 Speed. Tokens move in whole groups of rows, by one numpy gather; Python sees a document once, as an int that is sorted,
 searched and taken. It holds the document's length in its upper bits, and where its tokens start in the lower.
@@ -37,7 +38,7 @@ from encoder_foundry.data.rows import Row
 BUFFER = 4096  # documents
 BUFFER_TOKENS = 2**22
 GROUP_TOKENS = 2**17  # put together at a time: few enough for a processor's cache
-FILL = 0.995  # of a row's slots, and of a training part's, hold tokens
+FILL = 0.995  # of a row's slots, and of a training part's of MANY rows, hold tokens
 MANY = 50  # rows; with fewer a last row may be too much to give up
 SPECIAL = 2  # tokens about each piece: [CLS] and [SEP]
 

@@ -11,7 +11,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from encoder_foundry.errors import ConfigurationError
 
-# Those that take a function or a writer as their one necessary argument cannot stand in a YAML file.
+# LambdaFilter takes a function, which cannot stand in a YAML file.
 FILTERS = {
     name: filter_
     for name, filter_ in vars(filters).items()
@@ -36,9 +36,8 @@ def make_filter(entry: Any) -> BaseFilter:
         raise ConfigurationError(f"{name}: unknown argument '{unknown[0]}'; it takes {', '.join(sorted(known))}")
     if name == "SamplerFilter" and arguments.get("seed") is None:
         raise ConfigurationError("SamplerFilter: wants a seed; without one, each run would give other shards")
-    logging.getLogger("tldextract").setLevel(
-        logging.CRITICAL
-    )  # offline it explains at length that it takes its own list
+    # offline it explains at length that it takes its own list
+    logging.getLogger("tldextract").setLevel(logging.CRITICAL)
     try:
         return FILTERS[name](**arguments)
     except ImportError as error:
