@@ -31,7 +31,7 @@ KILL_POINTS = {
     "twice in a row": ["again:15", "again:15"],
     "at a checkpoint, and while the next one is written": ["saved:14", "saving:16"],
 }
-QUICK = ("while a checkpoint", "between a rollback's", "just after a rollback", "at the stage switch")
+QUICK = ("while a checkpoint", "between a rollback's", "at the stage switch")
 
 
 @pytest.mark.parametrize(
@@ -126,15 +126,16 @@ def even(tiny):
     ("ranks", "overrides"),
     [
         (1, []),
-        (3, []),
+        pytest.param(3, [], marks=pytest.mark.long),
         (4, []),
-        (
+        pytest.param(
             2,
             [
                 "data.num_workers=2",
                 "stages.pretrain.device_train_microbatch_size=3",
                 "stages.extend.device_train_microbatch_size=2",
             ],
+            marks=pytest.mark.long,
         ),
     ],
     ids=["1 rank", "3 ranks", "4 ranks", "other workers and microbatches"],
