@@ -48,6 +48,7 @@ def test_ray_gives_the_same_bytes(parted, tmp_path):
     assert content(Path(parted.out)) == content(tmp_path / "ray")
 
 
+@pytest.mark.long  # seconds as a rule, and once five minutes, beside other work
 def test_a_task_that_fails_on_ray_is_told_in_its_own_words(parted, tmp_path):
     (tmp_path / "many" / "3.jsonl").write_text('{"body": "no text column"}\n')
     with pytest.raises(DataError, match=r"3\.jsonl.*no column 'text'"):
