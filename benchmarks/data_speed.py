@@ -48,14 +48,13 @@ def _sources() -> Iterator[str]:
         turn += 1
 
 
-def make_tokenizer(folder: Path) -> Path:
-    """A tokenizer of 50,368 ids, trained on the first file of the corpus in `folder`."""
+def make_tokenizer(corpus: Path, directory: Path) -> Path:
+    """A tokenizer of 50,368 ids, trained on the first file of a corpus."""
     from encoder_foundry.preparation.tokenizer import save_trained, train_tokenizer
 
-    first = min((folder / "corpus").glob("*.jsonl"))
-    texts = [json.loads(line)["text"] for line in first.read_text(encoding="utf-8").splitlines()]
-    save_trained(train_tokenizer(texts, 50_368), folder / "tokenizer", max(ROW_LENGTHS))
-    return folder / "tokenizer"
+    lines = min(corpus.glob("*.jsonl")).read_text(encoding="utf-8").splitlines()
+    save_trained(train_tokenizer((json.loads(line)["text"] for line in lines), 50_368), directory, max(ROW_LENGTHS))
+    return directory
 
 
 def prepare(corpus: Path, out: Path, tokenizer: Path) -> list[str]:
