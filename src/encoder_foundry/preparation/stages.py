@@ -7,6 +7,7 @@ own way, Ray and Slurm far from whoever typed the command.
 import hashlib
 import os
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -78,6 +79,7 @@ class After(PipelineStep):
         self.before, self.tasks = before.name, before.tasks
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
+        self.work.forget_error(self.stage, rank)
         done = len(list((self.work.folder / "logs" / self.before / "completions").glob("*")))
         if done < self.tasks:
             error = (
@@ -120,8 +122,9 @@ class ReadDocuments(Step):
             writers[side(text_hash, config.validation)].add(document.id, document.text, len(text), text_hash)
         for writer in writers.values():
             writer.close()
-        dropped = {"near-empty": near_empty, "bad input": len(bad.listed)}
-        dropped |= {type(step).__name__: int(step.stats["dropped"].total) for step in filters}
+        dropped = Counter({"near-empty": near_empty, "bad input": len(bad.listed)})
+        for step in filters:
+            dropped[type(step).__name__] += int(step.stats["dropped"].total)
         self.work.write_json(
             "read",
             rank,

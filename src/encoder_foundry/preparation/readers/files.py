@@ -8,17 +8,13 @@ a page's main text by Trafilatura in a process of its own.
 
 Two settings of Trafilatura are ours. Its memory of earlier pages is off, and its time is long: with either, what is
 kept of a page would depend on what else this worker has read, and on how busy the machine is.
-
-fsspec's reader of .zst stops without a word after the first of several frames, and at a cut, so it is not used.
 """
 
 import csv
-import gzip
 import io
 import json
 import logging
 import posixpath
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,7 +23,6 @@ from typing import TYPE_CHECKING
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 from datatrove.data import Document
 from datatrove.pipeline.extractors import Trafilatura
 from datatrove.pipeline.extractors.base import ExtractorSandbox
@@ -42,6 +37,7 @@ from encoder_foundry.preparation import stores
 from encoder_foundry.preparation.readers import BadInput, Part, SourceConfig
 from encoder_foundry.preparation.readers.listing import fingerprint, parts
 from encoder_foundry.preparation.readers.texts import check_column, check_type, is_text, no_column, not_text, values
+from encoder_foundry.preparation.readers.unpacking import Damaged, Unpacked, gzip_content, zstandard_content
 
 __all__ = ["fingerprint", "parts", "read"]
 
@@ -51,10 +47,6 @@ if TYPE_CHECKING:
 LONGEST = 1 << 28  # bytes of a document or line that are still read: more is a file of another kind
 BATCH = 100  # rows of Parquet that are held at a time
 EXTRACTION_SECONDS = 60.0  # for one page: only to get away from one that never ends
-
-
-class Damaged(Exception):
-    """A packed file is cut off, or is not what was packed."""
 
 
 def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
@@ -98,9 +90,9 @@ class Files(BaseDiskReader):
         """A file's bytes, decompressed."""
         with self.data_folder.open(name, "rb") as stored:
             if name.endswith(".gz"):
-                stored = _Unpacked(_gzip_content(stored))
+                stored = Unpacked(gzip_content(stored))
             elif name.endswith(".zst"):
-                stored = _Unpacked(_zstandard_content(stored))
+                stored = Unpacked(zstandard_content(stored))
             yield io.BufferedReader(stored, 1 << 20)
 
     def lines(self, name: str, stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
@@ -360,48 +352,3 @@ def _main_text(extractor: Trafilatura, html: str) -> str | Exception | None:
         return extractor.extract(html)
     except Exception as error:
         return RuntimeError(f"{type(error).__name__}: {error}")
-
-
-class _Unpacked(io.RawIOBase):
-    """Chunks of bytes as a file.
-
-    Raises (when read):
-        Damaged: the chunks cannot be unpacked; all before has been given by then.
-    """
-
-    def __init__(self, chunks: Iterator[bytes]):
-        self.chunks = chunks
-        self.content = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        if not self.content:
-            try:
-                self.content = memoryview(next(self.chunks, b""))
-            except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-                raise Damaged(str(error)) from error
-        size = min(len(buffer), len(self.content))
-        buffer[:size] = self.content[:size]
-        self.content = self.content[size:]
-        return size
-
-
-def _gzip_content(stored: io.IOBase) -> Iterator[bytes]:
-    file = gzip.GzipFile(fileobj=stored)
-    while content := file.read1(1 << 17):
-        yield content
-
-
-def _zstandard_content(stored: io.IOBase) -> Iterator[bytes]:
-    frame = None  # what decompresses the present frame
-    while waiting := stored.read(1 << 14):  # little at a time, for it may grow a thousandfold
-        while waiting:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            if content := frame.decompress(waiting):
-                yield content
-            waiting = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame:
-        raise EOFError("the file ends within a frame")
