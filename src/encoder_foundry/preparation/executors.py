@@ -48,19 +48,17 @@ class LocalExecutor(LocalPipelineExecutor):
             return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["encoder_foundry.preparation.stages"])  # a second's imports, once for all
-        with ProcessPoolExecutor(self.workers, context, initializer=_start, initargs=(_threads(self.workers),)) as pool:
-            futures = [pool.submit(self._run_for_rank, rank) for rank in ranks]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            except BrokenProcessPool:
-                raise DataError(
-                    "a worker process was killed, perhaps for want of memory; give the same command again, with fewer "
-                    "workers: 'executor.local.workers=1'"
-                ) from None
-            except Exception:
-                pool.shutdown(cancel_futures=True)
-                raise
+        pool = ProcessPoolExecutor(self.workers, context, initializer=_start, initargs=(_threads(self.workers),))
+        try:
+            for future in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
+                future.result()
+        except BrokenProcessPool:
+            raise DataError(
+                "a worker process was killed, perhaps for want of memory; give the same command again, with fewer "
+                "workers: 'executor.local.workers=1'"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)  # what runs is awaited; after an error nothing more is begun
 
     def _run_for_rank(self, *arguments, **keywords):
         logger.disable("datatrove")
