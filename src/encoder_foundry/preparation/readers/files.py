@@ -18,6 +18,7 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import orjson
@@ -153,7 +154,8 @@ class Csv(Files, CsvReader):
 
         def decoded() -> Iterator[str]:
             nonlocal last, ended
-            for last, line in self.lines(filepath, stream):  # noqa: B007
+            for number, line in self.lines(filepath, stream):
+                last = number
                 yield line.decode(errors="surrogateescape")  # which column the bad bytes are in shows later
             ended = True
 
@@ -258,7 +260,7 @@ class Warc(Files, WarcReader):
     has_columns = False
 
     def read_file(self, filepath: str) -> Iterator[Document]:
-        import trafilatura  # noqa: F401  here, so that no forked process begins with importing it
+        import_module("trafilatura")  # now, so that no forked process begins with importing it
         from warcio.archiveiterator import ArchiveIterator
 
         path = self.path(filepath)
