@@ -260,7 +260,6 @@ print(*sizes, peak)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the peak of memory")
 @pytest.mark.parametrize("reader", ["jsonl", "csv", "text"])
 def test_a_document_of_100_megabytes_is_read_in_less_than_a_gigabyte(tmp_path, reader):
     text = "word " * 20_000_000
