@@ -141,7 +141,7 @@ def test_a_preparation_can_end_in_a_store(config, tmp_path, folder):
     here = replace(config, out=str(tmp_path / "here"))
     prepare(here)
     there = replace(config, out=f"{folder}/prepared", work=str(tmp_path / "work"))
-    assert prepare(there)
+    assert prepare(replace(there, out=f"{there.out}/"))
     assert not (tmp_path / "work").exists()
     store = stores.data_folder(there.out)
     stored = {name: store.cat_file(name) for name in store.find("")}

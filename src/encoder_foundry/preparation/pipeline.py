@@ -26,7 +26,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -56,6 +56,7 @@ def prepare(config: CorpusConfig) -> bool:
         DataError: a source, a tokenizer or `config.out` that cannot be used; `config.out` is then as it was, and what
             was done is kept beside it for the next time.
     """
+    config = replace(config, out=config.out.rstrip("/"))
     made_of = settings(config)
     folder = work_folder(config)
     begun = _kept(folder)

@@ -85,7 +85,7 @@ class _Shards:
         self._packer = Packer(row_length, tokenizer.cls_id, tokenizer.sep_id, work.config.stride)
         name, out = f"{source}/{row_length}/{split}/{number:05d}", work.config.out
         self._folder = work.whole / name
-        self._remote = f"{out.rstrip('/')}/{name}" if stores.is_remote(out) else None
+        self._remote = f"{out}/{name}" if stores.is_remote(out) else None
         shutil.rmtree(self._folder, ignore_errors=True)  # of an attempt that was interrupted
         self._writer = ShardWriter(self._folder, token_dtype(tokenizer.vocab_size))
         self._counts = {"rows": 0, "documents": 0, "tokens": 0, "given_up": 0}
