@@ -205,6 +205,18 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole_and_is_gone_on_with(
     assert content(Path(config.out)) == content(tmp_path / "undisturbed")
 
 
+def test_what_came_to_lie_in_out_meanwhile_is_refused_before_the_work_goes_on_and_kept(config, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(stages, "write_shards", interrupt)
+        prepare(config)
+    Path(config.out).mkdir()
+    (Path(config.out) / "thesis.txt").write_text("precious")
+    with pytest.raises(DataError, match="out: holds something else"):
+        prepare(config)
+    assert content(Path(config.out)) == {"thesis.txt": b"precious"}
+    assert work_folder(config).exists()
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [({"row_lengths": [64]}, "row_lengths"), ({"tokenizer": TokenizerConfig(train=TrainTokenizer(384))}, "tokenizer")],

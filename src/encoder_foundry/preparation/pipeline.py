@@ -15,8 +15,8 @@ The result is a folder, or the same below an address of an object store:
     out/statistics.json                            counts, unigram entropy, and what all this was made from
 
 Three decisions. A local folder appears whole or not at all: it grows in the work folder and is renamed at the end, so
-nobody has to tell finished shards from those of an interrupted run; on a store the manifests come last. Nothing is ever
-overwritten: a folder made from the same settings and the same sources is left as it is, any other is refused. And what
+nobody has to tell finished shards from those of an interrupted run; in a store statistics.json comes last. Nothing is
+ever overwritten: a folder made from the same settings and the same sources is left as it is, any other is refused. And what
 was interrupted goes on with the tasks that are not finished, when the same command is given again.
 """
 
@@ -70,7 +70,8 @@ def prepare(config: CorpusConfig) -> bool:
         if begun["out"] != config.out:
             raise _refusal(folder, f"unfinished work for {begun['out']}", "work")
         _refuse_other(f"{folder} (unfinished work)", made_of, begun["settings"], "work")
-    elif stores.exists(config.out) and not _is_empty(Path(config.out)):
+    ours = begun is not None and stores.is_remote(config.out)  # a store is filled while the work goes on
+    if not ours and stores.exists(config.out) and not _is_empty(Path(config.out)):
         raise _refusal(config.out, f"something else (no {FILE} is there)")
     if config.tokenizer.path:
         open_brought(Path(config.tokenizer.path))
