@@ -179,7 +179,8 @@ def _tokenizer_problems(tokenizer: TokenizerConfig) -> Iterable[tuple[str, str]]
     if tokenizer.train is not None and tokenizer.train.vocab_size < SMALLEST_VOCABULARY:
         yield (
             "tokenizer.train.vocab_size",
-            f"{tokenizer.train.vocab_size} is too small: special tokens, bytes and runs of spaces make {SMALLEST_VOCABULARY}",
+            f"{tokenizer.train.vocab_size} is too small: special tokens, bytes and runs of spaces alone are "
+            f"{SMALLEST_VOCABULARY}",
         )
     if tokenizer.path is not None and not (Path(tokenizer.path) / "tokenizer.json").is_file():
         yield "tokenizer.path", f"no Hugging Face fast tokenizer there: {tokenizer.path}/tokenizer.json is missing"

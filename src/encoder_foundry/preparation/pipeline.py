@@ -16,8 +16,8 @@ The result is a folder, or the same below an address of an object store:
 
 Three decisions. A local folder appears whole or not at all: it grows in the work folder and is renamed at the end, so
 nobody has to tell finished shards from those of an interrupted run; in a store statistics.json comes last. Nothing is
-ever overwritten: a folder made from the same settings and the same sources is left as it is, any other is refused. And what
-was interrupted goes on with the tasks that are not finished, when the same command is given again.
+ever overwritten: a folder made from the same settings and the same sources is left as it is, any other is refused. And
+what was interrupted goes on with the tasks that are not finished, when the same command is given again.
 """
 
 import fcntl
