@@ -35,7 +35,7 @@ def test_the_choice(asked, device, dtype, flash_attn, chosen):
 @pytest.mark.parametrize(
     ("asked", "device", "dtype", "flash_attn", "says"),
     [
-        ("flash", "cuda", BF16, False, r"pip install --no-build-isolation 'encoder-foundry\[gpu\]'"),
+        ("flash", "cuda", BF16, False, r"pip install --no-build-isolation -e '.\[gpu\]'"),
         ("flash", "cuda", FP32, True, "precision: amp_bf16"),
         ("flash", "cpu", BF16, True, "needs a CUDA GPU.*give 'sdpa' or 'auto'"),
         ("flex", "cpu", FP32, False, "needs a CUDA GPU.*give 'sdpa' or 'auto'"),

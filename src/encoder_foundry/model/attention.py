@@ -62,7 +62,7 @@ def choose(implementation: str, device_type: str, dtype: torch.dtype, flash_attn
         raise ConfigurationError(f"{asked} needs a CUDA GPU, and this is {device_type}; there, give 'sdpa' or 'auto'")
     if implementation == "flash" and not flash_attn:
         raise ConfigurationError(
-            f"{asked} needs flash-attn: pip install --no-build-isolation 'encoder-foundry[gpu]'; "
+            f"{asked} needs flash-attn: pip install --no-build-isolation -e '.[gpu]'; "
             "'flex' does without, and 'auto' takes what there is"
         )
     if implementation == "flash" and dtype not in HALF:

@@ -131,7 +131,7 @@ def _check_minhash(deduplication: Any) -> None:
     try:
         load_word_tokenizer(options.get("language", "en"))
     except ImportError as error:
-        raise ConfigurationError(f"minhash: {error} All of it: pip install 'encoder-foundry[filters]'") from error
+        raise ConfigurationError(f"minhash: {error} All that it needs: pip install -e '.[filters]'") from error
     except ValueError as error:
         raise ConfigurationError(f"minhash: {error}") from error
 

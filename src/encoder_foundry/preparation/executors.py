@@ -105,7 +105,7 @@ def check_executor(executor: dict[str, Any]) -> tuple[str, dict]:
     if type(workers) is not int or (workers < 1 and (workers != -1 or name == "local")):
         raise ConfigurationError(f"{name}: workers are a number from 1 on, not {workers}")
     if name == "ray" and find_spec("ray") is None:
-        raise ConfigurationError("ray: is not installed; pip install 'encoder-foundry[ray]'")
+        raise ConfigurationError("ray: is not installed; pip install -e '.[ray]'")
     parameters = inspect.signature(EXECUTORS[name]).parameters
     known = [option for option in parameters if option not in OURS]
     for option in options:

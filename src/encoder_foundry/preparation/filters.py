@@ -41,6 +41,6 @@ def make_filter(entry: Any) -> BaseFilter:
     try:
         return FILTERS[name](**arguments)
     except ImportError as error:
-        raise ConfigurationError(f"{error} All filters: pip install 'encoder-foundry[filters]'") from error
+        raise ConfigurationError(f"{error} All that filters need: pip install -e '.[filters]'") from error
     except Exception as error:  # each raises what it likes
         raise ConfigurationError(f"{name}: {error}") from error

@@ -119,7 +119,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
     try:
         yield from _module(source).read(source, part, bad)
     except ImportError as error:
-        raise DataError(f"the reader {source.reader} needs pip install 'encoder-foundry[filters]': {error}") from error
+        raise DataError(f"the reader {source.reader} needs pip install -e '.[filters]': {error}") from error
 
 
 def matches(path: str) -> list[str]:
