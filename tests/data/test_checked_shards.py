@@ -56,7 +56,7 @@ def cut_short(path: Path) -> None:
 
 FAULTS = [
     (flip_a_byte, "damaged: its content does not have the xxh64 hash of what was written"),
-    (cut_short, r"damaged: [\d_]+ bytes are there, and [\d_]+ were written"),
+    (cut_short, r"truncated: [\d_]+ bytes are there, and [\d_]+ were written"),
     (Path.unlink, "no such file"),
 ]
 
@@ -83,7 +83,8 @@ def test_a_damaged_decompressed_file_is_made_anew(corpus, spoil, caplog):
     undisturbed = drawn(corpus)
     spoil(shard(corpus, suffix=""))
     assert drawn(corpus) == undisturbed
-    assert f"{shard(corpus, suffix='')}: damaged: " in caplog.text
+    what = "truncated" if spoil is cut_short else "damaged"
+    assert f"{shard(corpus, suffix='')}: {what}: " in caplog.text
 
 
 def test_a_damaged_copy_of_a_remote_shard_is_fetched_again(corpus, tmp_path):

@@ -43,7 +43,7 @@ def test_damaged_and_missing_shards_end_all_ranks_by_name_and_put_right_cost_not
     faults = {  # in the order in which the run comes upon them: at the end of stage 1, the start and the end of stage 2
         "one/64/validation": (flip_a_byte, "damaged: its content does not have the xxh64 hash"),
         "two/256/train": (lambda shard: shard.unlink(), "no such file"),
-        "two/256/validation": (cut_short, "damaged: "),
+        "two/256/validation": (cut_short, "truncated: "),
     }
     faults = dict(list(faults.items())[:count])
     for folder, (spoil, _) in faults.items():

@@ -39,11 +39,11 @@ from streaming.base.constant import TICK
 from streaming.base.dataset import _ShardState
 from streaming.base.format import FileInfo
 from streaming.base.format.mds import MDSReader
-from streaming.base.hashing import get_hash
 from streaming.base.shared import prefix
 from streaming.base.world import World
 from torch import distributed as dist
 
+from encoder_foundry.data.damage import damage_of
 from encoder_foundry.data.rows import SHARD_HASH
 from encoder_foundry.errors import DataError
 
@@ -260,11 +260,7 @@ def _damage(path: Path, info: FileInfo) -> str | None:
         content = path.read_bytes()
     except FileNotFoundError:
         return "no such file"
-    if len(content) != info.bytes:
-        return f"damaged: {len(content):_} bytes are there, and {info.bytes:_} were written"
-    if get_hash(SHARD_HASH, content) != info.hashes[SHARD_HASH]:
-        return f"damaged: its content does not have the {SHARD_HASH} hash of what was written"
-    return None
+    return damage_of(content, info)
 
 
 @contextmanager

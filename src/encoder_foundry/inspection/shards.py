@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from streaming.base.compression import decompress
 from streaming.base.format import FileInfo, reader_from_json
 from streaming.base.format.mds import MDSReader
-from streaming.base.hashing import get_hash
 
-from encoder_foundry.data.rows import SHARD_HASH
+from encoder_foundry.data.damage import damage_of
 from encoder_foundry.errors import DataError
 from encoder_foundry.inspection.corpus import INDEX, Folder
 
@@ -174,16 +173,3 @@ class ShardFolder(Folder):
         except pa.ArrowIndexError:
             table = os.path.normpath(self.path / self.documents_file(shard.part))
             raise DataError(f"{table}: has {len(ids)} lines, and {shard.name} refers to line {numbers.max()}") from None
-
-
-def damage_of(content: bytes, info: FileInfo) -> str | None:
-    """What is wrong with a file's content, if anything."""
-    if len(content) < info.bytes:
-        return f"truncated: {len(content):_} bytes are there, and {info.bytes:_} were written"
-    if len(content) > info.bytes:
-        return f"damaged: {len(content):_} bytes are there, and {info.bytes:_} were written"
-    if SHARD_HASH not in info.hashes:
-        return f"cannot be checked: the index has no {SHARD_HASH} hash for it"
-    if get_hash(SHARD_HASH, content) != info.hashes[SHARD_HASH]:
-        return f"damaged: its content does not have the {SHARD_HASH} hash of what was written"
-    return None

@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from encoder_foundry.data.damage import damage_of
 from encoder_foundry.data.rows import Manifest, row_complaint
 from encoder_foundry.errors import DataError
 from encoder_foundry.inspection.corpus import Folder, Texts, find_folders
-from encoder_foundry.inspection.shards import Shard, ShardFolder, damage_of
+from encoder_foundry.inspection.shards import Shard, ShardFolder
 from encoder_foundry.preparation.statistics import FILE as STATISTICS
 from encoder_foundry.preparation.statistics import Statistics
 from encoder_foundry.preparation.work import SPLITS
