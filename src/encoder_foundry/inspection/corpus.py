@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from encoder_foundry.data.rows import MANIFEST, fingerprint
 from encoder_foundry.errors import DataError
+from encoder_foundry.preparation.encoding import open_tokenizer
 
 INDEX = "index.json"
 
@@ -140,10 +140,7 @@ class Texts:
 
     def __init__(self, folder: Path):
         self.fingerprint = fingerprint(folder)
-        try:
-            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the tokenizers library raises nothing narrower
-            raise DataError(f"{folder}/tokenizer.json: cannot be read as a tokenizer: {error}") from error
+        self._tokenizer = open_tokenizer(folder)
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.first_and_last = tuple(self._tokenizer.encode("").ids)  # [CLS] and [SEP], however they are spelled
 
