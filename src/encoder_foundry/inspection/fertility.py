@@ -20,7 +20,7 @@ from encoder_foundry.data.rows import decode_row
 from encoder_foundry.errors import DataError
 from encoder_foundry.inspection.corpus import local_folder
 from encoder_foundry.inspection.shards import ShardFolder
-from encoder_foundry.preparation.encoding import encode, open_tokenizer
+from encoder_foundry.preparation.encoding import Encoder, open_tokenizer
 
 DOCUMENTS_AT_A_TIME = 256  # decoded: at most some megabytes of text
 
@@ -50,7 +50,7 @@ def measure(directory: Path, against: Path) -> list[Fertility]:
         DataError: no held-out rows or no tokenizer in `directory`, or no tokenizer in `against`.
     """
     directory, against = local_folder(directory), local_folder(against)
-    ours, theirs = open_tokenizer(directory / "tokenizer"), open_tokenizer(against)
+    ours, theirs = open_tokenizer(directory / "tokenizer"), Encoder(open_tokenizer(against))
     every = Fertility("all")
     measured = []
     for source, folder in _held_out(directory):
@@ -59,7 +59,7 @@ def measure(directory: Path, against: Path) -> list[Fertility]:
         while ids := [document[1:-1].tolist() for document in islice(documents, DOCUMENTS_AT_A_TIME)]:
             texts = ours.decode_batch(ids, skip_special_tokens=False)
             for total in one, every:
-                total.add(texts, sum(map(len, ids)), int(encode(theirs, texts)[1].sum()))
+                total.add(texts, sum(map(len, ids)), int(theirs.encode(texts)[1].sum()))
         if one.words:
             measured.append(one)
     if not measured:

@@ -1,4 +1,6 @@
-"""Texts to ids, as preparation wants them: flat, with all cores, and with memory that no text can exceed.
+"""Texts to ids, as preparation wants them: flat, each word encoded once, and with memory that no text can exceed.
+
+The words of a text (words.py) are looked up among those seen before, and `tokenizers` is asked for the new ones.
 
 `tokenizers` takes 120 bytes of memory for each character that it is given at once. So a text of more than PIECE
 characters goes through in pieces, and a batch in groups of pieces: 100 MB of text in one document take 50 MB beside the
@@ -10,8 +12,8 @@ a token or two more for it.
 Special tokens that a text spells are read as text: documentation that mentions [MASK] must not put a mask into the
 training data. The saved tokenizer does read them, as fill-mask needs.
 
-The ids leave `tokenizers` as Python lists, whatever one does; `array.fromlist` takes them at 19 ns a token, half of
-what `np.fromiter` or an array for each document need.
+The ids leave `tokenizers` as Python lists, whatever one does; `array` takes them at 19 ns a token, half of what
+`np.fromiter` needs.
 """
 
 import re
@@ -24,9 +26,11 @@ from tokenizers import Tokenizer
 
 from encoder_foundry.data.special_tokens import padded, special_ids
 from encoder_foundry.errors import DataError
+from encoder_foundry.preparation.words import words_of
 
 PIECE = 2**18  # characters of a text that are encoded at once, or up to twice as many if need be
 GROUP = 2**21  # characters after which a batch is passed on
+KEPT = 2**22  # characters in words that are remembered; in a dictionary each word needs some 150 bytes more
 SEAM = re.compile(r"(?<=\S)[ \t\r\n]")
 
 
@@ -35,6 +39,7 @@ class CorpusTokenizer:
 
     def __init__(self, directory: Path) -> None:
         self.tokenizer = open_tokenizer(directory)
+        self._encoder = Encoder(self.tokenizer)
         ids = special_ids(directory, self.tokenizer)
         self.cls_id, self.sep_id = ids["cls_token"], ids["sep_token"]
         largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values())
@@ -42,7 +47,7 @@ class CorpusTokenizer:
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Content ids of all texts end to end, uint32 `[tokens]`, and how many each has, int64 `[texts]`."""
-        return encode(self.tokenizer, texts)
+        return self._encoder.encode(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of content ids; exactly, for a tokenizer that is trained here."""
@@ -68,16 +73,36 @@ def open_tokenizer(directory: Path) -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of all texts end to end, uint32 `[tokens]`, and how many each has, int64 `[texts]`; no special tokens."""
-    ids = array("I")
-    lengths = np.zeros(len(texts), dtype=np.int64)
-    for group in _groups(texts):
-        encodings = tokenizer.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
-        for (text, _), encoding in zip(group, encodings, strict=True):
-            lengths[text] += len(encoding)
-            ids.fromlist(encoding.ids)
-    return np.asarray(ids, dtype=np.uint32), lengths
+class Encoder:
+    """Encodes texts, and remembers the ids of their words."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._words = words_of(tokenizer)
+        self._ids: dict[str, bytes] = {}  # of each word, uint32
+        self._kept = 0  # characters in these words
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts end to end, uint32 `[tokens]`, and how many each has, int64 `[texts]`; no special tokens."""
+        tokens = bytearray()
+        lengths = np.zeros(len(texts), dtype=np.int64)
+        for group in _groups(texts):
+            if self._kept > KEPT:
+                self._ids.clear()
+                self._kept = 0
+            words = [self._words(piece) for _, piece in group]
+            self._learn(list(set().union(*words) - self._ids.keys()))
+            for (text, _), of_piece in zip(group, words, strict=True):
+                ids = b"".join(map(self._ids.__getitem__, of_piece))
+                lengths[text] += len(ids) // 4
+                tokens += ids
+        return np.frombuffer(tokens, dtype=np.uint32), lengths
+
+    def _learn(self, words: list[str]) -> None:
+        encodings = self._tokenizer.encode_batch_fast(words, add_special_tokens=False)
+        for word, encoding in zip(words, encodings, strict=True):
+            self._ids[word] = array("I", encoding.ids).tobytes()
+        self._kept += sum(map(len, words))
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
