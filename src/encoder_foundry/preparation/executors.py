@@ -146,11 +146,23 @@ def _cluster() -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init()
+    ray.init(runtime_env={"worker_process_setup_hook": f"{fork_no_threads.__module__}.{fork_no_threads.__name__}"})
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def fork_no_threads() -> None:
+    """In a Ray worker: have the processes that datatrove starts for its tasks be forked from one without threads.
+
+    It would fork the worker itself, whose dozens of threads may hold a lock at that moment: the child then waits for
+    ever, and the stage with it. That was one run in twenty.
+    """
+    import multiprocess
+
+    multiprocess.set_start_method("forkserver")
+    multiprocess.set_forkserver_preload(["ray", "encoder_foundry.preparation.stages"])
 
 
 def _run_stage(executor: PipelineExecutor, stage: Stage, work: Work) -> None:
