@@ -57,8 +57,8 @@ def words_of(tokenizer: Tokenizer) -> Callable[[str], list[str]]:
 @lru_cache(maxsize=1)
 def _newer() -> frozenset[str]:
     """The letters, numbers and blanks of `regex` that Python, whose Unicode is older than either library's, lacks."""
-    unknown = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char) == "Cn")
-    return frozenset(regex.findall(r"[\p{L}\p{N}\s]", unknown))
+    letters = regex.findall(r"[\p{L}\p{N}\s]", "".join(map(chr, range(sys.maxunicode + 1))))
+    return frozenset(char for char in letters if unicodedata.category(char) == "Cn")
 
 
 def _plain(token: dict, special: list[str]) -> bool:
