@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import datatrove.executor.ray
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
+from datatrove.executor.ray import RankWorker
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
@@ -63,6 +65,30 @@ class LocalExecutor(LocalPipelineExecutor):
     def _run_for_rank(self, *arguments, **keywords):
         logger.disable("datatrove")
         return super()._run_for_rank(*arguments, **keywords)
+
+
+class RayWorker(RankWorker):
+    """datatrove's, which runs the tasks of a job one after the other in the Ray worker itself.
+
+    datatrove's forks a pool of processes for them from that worker, of whose dozens of threads any may hold a lock then.
+    The child waits for it for ever, and the preparation with it, as one did in the continuous integration.
+    """
+
+    def run_for_rank(
+        self, executor_ref: RayPipelineExecutor, ranks: list[int], node_ips: list[str], node_idx: int
+    ) -> None:
+        os.environ |= {"RAY_NODELIST": ",".join(node_ips), "RAY_NODEID": str(node_idx)}
+        errors = []
+        for rank in ranks:
+            try:
+                executor_ref._run_for_rank(rank, node_rank=node_idx if executor_ref.nodes_per_task > 1 else -1)
+            except Exception as error:  # raised when all have had their turn
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+datatrove.executor.ray.RankWorker = RayWorker  # it knows no other way to be given one
 
 
 def _threads(workers: int) -> int:
@@ -146,23 +172,11 @@ def _cluster() -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(runtime_env={"worker_process_setup_hook": f"{fork_no_threads.__module__}.{fork_no_threads.__name__}"})
+    ray.init()
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def fork_no_threads() -> None:
-    """In a Ray worker: have the processes that datatrove starts for its tasks be forked from one without threads.
-
-    It would fork the worker itself, whose dozens of threads may hold a lock at that moment: the child then waits for
-    ever, and the stage with it: one preparation of eight on a busy machine, and none of twelve since.
-    """
-    import multiprocess
-
-    multiprocess.set_start_method("forkserver")
-    multiprocess.set_forkserver_preload(["ray", "encoder_foundry.preparation.stages"])
 
 
 def _run_stage(executor: PipelineExecutor, stage: Stage, work: Work) -> None:
