@@ -70,8 +70,8 @@ class LocalExecutor(LocalPipelineExecutor):
 class RayWorker(RankWorker):
     """datatrove's, which runs the tasks of a job one after the other in the Ray worker itself.
 
-    datatrove's forks a pool of processes for them from that worker, of whose dozens of threads any may hold a lock then.
-    The child waits for it for ever, and the preparation with it, as one did in the continuous integration.
+    datatrove's forks a pool of processes for them from that worker, of whose dozens of threads any may hold a lock at
+    that moment. The child waits for it for ever, and the preparation with it: so it went in continuous integration.
     """
 
     def run_for_rank(
