@@ -11,6 +11,7 @@ from torch.distributed import checkpoint as dist_cp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.interop.safe_reading import read_metadata, refuse_code
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.recipe import Recipe, compile_plan, load_recipe
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, read_checkpoint
@@ -53,11 +54,15 @@ class CheckpointWeights(Mapping[str, Tensor]):
     """The network's parameters in a checkpoint, whole and on the CPU; one is read when it is asked for.
 
     The optimizer's state is never read.
+
+    Raises:
+        DataError: as `refuse_code`.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        stored = dist_cp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        refuse_code(folder)
+        stored = read_metadata(folder).state_dict_metadata
         self.stored = {
             key.removeprefix(WEIGHTS): value
             for key, value in stored.items()

@@ -33,6 +33,7 @@ from encoder_foundry.checkpoint_store import CheckpointStore, open_store
 from encoder_foundry.data.loaders import RunData, data_spec
 from encoder_foundry.data.shards import TokenizerFacts
 from encoder_foundry.errors import ConfigurationError, StopRequested
+from encoder_foundry.interop.safe_reading import refuse_code
 from encoder_foundry.model.attention import check_implementation
 from encoder_foundry.model.composer_model import METRICS, ComposerMaskedLM
 from encoder_foundry.model.masked_lm import MaskedLM
@@ -98,7 +99,10 @@ def _find_start(recipe: Recipe, folder: RunFolder, store: CheckpointStore | None
         newest = on_rank_zero(store.bring_newest)
         if newest is not None:
             on_each_node(partial(store.fetch, newest))
-    return on_rank_zero(partial(_prepare_start, recipe, folder))
+    start = on_rank_zero(partial(_prepare_start, recipe, folder))
+    if start is not None and start.checkpoint is not None:
+        on_each_node(partial(refuse_code, start.checkpoint.folder))
+    return start
 
 
 def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:

@@ -1,0 +1,101 @@
+"""Whether a checkpoint could run code when it is read: it is looked through before anything unpickles it.
+
+torch's sharded checkpoints have tensors, which are read as nothing but weights, and two things that torch and Composer
+unpickle freely, so that a checkpoint from elsewhere could call what it likes: `.metadata`, and an item for each value
+that is no tensor (the timestamp, the generators' states). Here the first is unpickled with the few names that it needs,
+and of the others the names are read from the pickle, without following it.
+"""
+
+import io
+import pickle
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from encoder_foundry.errors import DataError
+
+METADATA = ".metadata"
+DESCRIPTIONS = (BytesStorageMetadata, ChunkStorageMetadata, Metadata, MetadataIndex, StorageMeta, TensorProperties)
+DESCRIPTIONS += (TensorStorageMetadata, _MEM_FORMAT_ENCODING, _StorageInfo)
+NAMES = {(description.__module__, description.__name__) for description in DESCRIPTIONS} | {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+}
+# that Composer's items have: durations, torch's version, the state of NumPy's generator under either of its homes
+HARMLESS = {
+    "datetime.timedelta",
+    "torch.torch_version.TorchVersion",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray._reconstruct",
+}
+
+
+def refuse_code(folder: Path) -> None:
+    """See that a checkpoint, all of its files in `folder`, runs nothing when it is read.
+
+    Raises:
+        DataError: it would, or what it holds cannot be told; the file and the name that it would call.
+    """
+    metadata = read_metadata(folder)
+    for index, stored in metadata.storage_data.items():
+        if isinstance(metadata.state_dict_metadata.get(index.fqn), BytesStorageMetadata):
+            _refuse_item(folder, index.fqn, stored)
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """What a checkpoint says of its contents; nothing in it is called that could do harm.
+
+    Raises:
+        DataError: it names something that is no description, or is broken.
+    """
+    path = folder / METADATA
+    try:
+        with open(path, "rb") as file:
+            metadata = _DescriptionsOnly(file).load()
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except Exception as error:  # a broken pickle raises anything
+        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split()) or repr(error)}") from error
+    if not isinstance(metadata, Metadata):
+        raise DataError(f"{path}: is not the metadata of a checkpoint")
+    return metadata
+
+
+class _DescriptionsOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> object:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or (module, name) in NAMES:
+            return super().find_class(module, name)
+        raise DataError(_would_call(f"{module}.{name}"))
+
+
+def _refuse_item(folder: Path, name: str, stored: _StorageInfo) -> None:
+    path = folder / stored.relative_path
+    try:
+        with open(path, "rb") as file:
+            file.seek(stored.offset)
+            called = set(get_unsafe_globals_in_checkpoint(io.BytesIO(file.read(stored.length)))) - HARMLESS
+    except Exception as error:  # it is no pickle that torch wrote
+        reason = " ".join(str(error).split()) or repr(error)
+        raise DataError(f"{path}: '{name}' cannot be looked through ({reason}); do not use this checkpoint") from error
+    if called:
+        raise DataError(f"{path}: '{name}': {_would_call(min(called))}")
+
+
+def _would_call(name: str) -> str:
+    return f"reading it would use {name}, which no checkpoint needs and which could run any code; do not use it"
