@@ -1,6 +1,7 @@
 """No row of a damaged shard is ever read; what can be had again is, and the rest is refused by name."""
 
 import logging
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -67,6 +68,27 @@ def test_a_shard_that_is_not_what_was_written_is_refused_by_name(corpus, num_wor
     spoil(shard(corpus))
     with pytest.raises(DataError, match=rf"^{shard(corpus)}: {says}; {REMEDY}$"):
         drawn(corpus, num_workers=num_workers)
+
+
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def test_shards_with_a_column_that_would_be_unpickled_are_refused_and_it_is_not(tmp_path):
+    for source in ROWS:
+        folder = tmp_path / source / str(ROW_LENGTH) / "train"
+        column = {"tokens": "pkl", "lengths": "ndarray:uint32"}
+        with MDSWriter(out=str(folder), columns=column, compression="zstd", hashes=["xxh64"]) as out:
+            out.write({"tokens": Hostile(tmp_path / "mark"), "lengths": np.ones(ROW_LENGTH, np.uint32)})
+    with pytest.raises(DataError, match=r"index\.json: cannot be read: .*unsafe"):
+        drawn(tmp_path)
+    assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize(("spoil", "says"), FAULTS)
