@@ -47,6 +47,26 @@ def summary(run: Annotated[Path, typer.Argument(help="A run folder, such as runs
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are laid over each other.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder for it: by default the run's own, the current one for several.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Serve it on this machine only, and follow the run.")] = False,
+    port: Annotated[int, typer.Option(help="With --watch; 0 takes any that is free.")] = 8090,
+) -> None:
+    """Write report.html, a page that needs nothing else, and its pictures as PNG; the runs may be going on."""
+    from encoder_foundry.reporting.report import write_report
+
+    if watch:
+        from encoder_foundry.reporting.watch import serve
+
+        serve(runs, port)
+    else:
+        print(f"report: {write_report(runs, out)}")
+
+
+@app.command()
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as yamls/main/base.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as `composer launch` takes them.")] = None,

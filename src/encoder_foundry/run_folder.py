@@ -3,10 +3,12 @@
     recipe.yaml plan.json     the recipe with all overrides, and its plan
     metrics.jsonl eval.jsonl  a line an update, a line an evaluation
     rollbacks.jsonl           a line a rollback
+    environment.json          packages, devices and commit, as they were at the last start
     checkpoints/ba<update>/   sharded checkpoints, each with a COMPLETE file once it is whole
     abandoned/<n>/ba<update>/ those that the n-th rollback left behind
     logs/rank<N>.log          every rank's log
     export/                   the exported model
+    report.html report/       the run's page and its pictures
 
 Composer's `latest` link is not used: it names a checkpoint whether or not all of its parts were written, and while it
 is being made anew there is none, which Composer takes for a fresh start. COMPLETE is written by rename after all ranks
@@ -60,6 +62,10 @@ class RunFolder:
     @property
     def plan(self) -> Path:
         return self.path / "plan.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
 
     @property
     def metrics(self) -> Path:

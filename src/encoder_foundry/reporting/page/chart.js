@@ -1,0 +1,294 @@
+"use strict";
+// A chart of lines against tokens, as SVG. All charts share one view: the zoom, the cursor, and what is hidden.
+// The values at the cursor stand in the legend, so nothing floats above the lines and a finger covers nothing.
+
+const MARGIN = { left: 56, right: 10, top: 8, bottom: 24 };
+
+function html(tag, attributes = {}, ...children) {
+  return fill(document.createElement(tag), attributes, children);
+}
+
+function svg(tag, attributes = {}, ...children) {
+  return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+}
+
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== undefined && value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+function short(value) {
+  const size = Math.abs(value);
+  for (const [unit, power] of [["T", 1e12], ["B", 1e9], ["M", 1e6], ["k", 1e3]])
+    if (size >= power * 0.99995) return trim((value / power).toPrecision(4)) + " " + unit;
+  if (size !== 0 && size < 1e-3) return trim(value.toExponential(2));
+  return trim(value.toPrecision(4));
+}
+
+function trim(text) {
+  const [digits, exponent] = text.split("e");
+  const trimmed = digits.includes(".") ? digits.replace(/\.?0+$/, "") : digits;
+  return exponent ? `${trimmed}e${exponent.replace("+", "")}` : trimmed;
+}
+
+function percent(value) {
+  return trim((100 * value).toPrecision(3)) + " %";
+}
+
+// The first index whose value is not below what is looked for.
+function lowerBound(values, wanted) {
+  let low = 0;
+  let high = values.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (values[middle] < wanted) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+function ticks(low, high, count) {
+  const step = niceStep((high - low) / Math.max(1, count));
+  const found = [];
+  for (let index = Math.ceil(low / step - 1e-9); index * step <= high + step * 1e-9; index++) found.push(index * step);
+  return found;
+}
+
+function niceStep(rough) {
+  const power = 10 ** Math.floor(Math.log10(rough));
+  return power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
+}
+
+function logTicks(low, high, count) {
+  if (high / low < 4) return ticks(low, high, count);
+  const found = [];
+  const factors = high / low < 40 ? [1, 2, 3, 5] : high / low < 2000 ? [1, 3] : [1];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++)
+    for (const factor of factors) {
+      const tick = factor * 10 ** power;
+      if (tick >= low * 0.999 && tick <= high * 1.001) found.push(tick);
+    }
+  return found;
+}
+
+// Tokens to pixels, and back.
+class TokenScale {
+  constructor([low, high], left, right) {
+    Object.assign(this, { low, high, left, right });
+  }
+  at(token) {
+    return this.left + ((token - this.low) / (this.high - this.low)) * (this.right - this.left);
+  }
+  token(pixel) {
+    const share = Math.min(1, Math.max(0, (pixel - this.left) / (this.right - this.left)));
+    return this.low + share * (this.high - this.low);
+  }
+  axis(height) {
+    const group = svg("g", { class: "axis" });
+    for (const tick of ticks(this.low, this.high, (this.right - this.left) / 90)) {
+      const x = this.at(tick);
+      const anchor = x > this.right - 20 ? "end" : x < this.left + 12 ? "start" : "middle";
+      group.append(svg("text", { x, y: height - 6, "text-anchor": anchor }, short(tick)));
+    }
+    return group;
+  }
+}
+
+class Chart {
+  constructor(spec, view) {
+    this.view = view;
+    this.legend = html("div", { class: "legend" });
+    this.picture = svg("svg", { role: "img", class: "plot" });
+    this.title = html("h3");
+    this.about = html("p", { class: "about" });
+    this.words = html("p");
+    this.element = html("figure", { class: "chart", id: `chart-${spec.id}` },
+      html("figcaption", {}, this.title, this.about), this.legend, this.picture,
+      html("details", {}, html("summary", {}, "In words"), this.words));
+    this.listen();
+    this.update(spec);
+  }
+
+  update(spec) {
+    this.spec = spec;
+    this.show = spec.percent ? percent : short;
+    this.element.classList.toggle("wide", spec.wide);
+    this.title.replaceChildren(spec.title, spec.unit && html("span", { class: "unit" }, ` ${spec.unit}`));
+    this.about.textContent = spec.about;
+    this.words.textContent = spec.words;
+    this.picture.setAttribute("aria-label", spec.words);
+    this.entries = new Map(); // of the legend: what is toggled together
+    for (const series of spec.series) {
+      const key = `${spec.id}/${series.label}`;
+      if (!this.entries.has(key)) this.entries.set(key, { key, series, parts: [] });
+      this.entries.get(key).parts.push(series);
+    }
+    this.legend.replaceChildren(...[...this.entries.values()].map((entry) => this.entryButton(entry)));
+    this.draw();
+  }
+
+  entryButton(entry) {
+    entry.value = html("output", { "aria-live": "off" });
+    entry.button = html("button", { type: "button", class: `entry c${entry.series.colour}`, onclick: () => this.view.toggle(entry.key) },
+      html("span", { class: entry.series.points ? "swatch diamond" : "swatch" }), entry.series.label, entry.value);
+    return entry.button;
+  }
+
+  visible(series) {
+    return !this.view.hidden.has(`run/${series.run}`) && !this.view.hidden.has(`${this.spec.id}/${series.label}`);
+  }
+
+  draw() {
+    const width = this.picture.clientWidth;
+    const height = this.picture.clientHeight;
+    if (!width) return;
+    for (const entry of this.entries.values()) {
+      entry.button.setAttribute("aria-pressed", !this.view.hidden.has(entry.key));
+      entry.button.hidden = this.view.hidden.has(`run/${entry.series.run}`);
+    }
+    this.x = new TokenScale(this.view.range(), MARGIN.left, width - MARGIN.right);
+    const [top, bottom] = [MARGIN.top, height - MARGIN.bottom];
+    const shown = this.spec.series.filter((series) => this.visible(series));
+    const y = this.valueScale(shown, top, bottom);
+    const clip = `clip-${this.spec.id}`;
+    const lines = svg("g", { "clip-path": `url(#${clip})` });
+    for (const series of shown) lines.append(...this.drawSeries(series, y));
+    this.cursor = svg("line", { class: "cursor", y1: top, y2: bottom, visibility: "hidden" });
+    this.selection = svg("rect", { class: "selection", y: top, height: bottom - top, visibility: "hidden" });
+    this.picture.replaceChildren(
+      svg("clipPath", { id: clip }, svg("rect", { x: this.x.left, y: top, width: this.x.right - this.x.left, height: bottom - top })),
+      svg("g", { "clip-path": `url(#${clip})` }, ...this.view.background(this.x, top, bottom)),
+      this.valueAxis(y), this.x.axis(height), lines, this.cursor, this.selection);
+    this.drawCursor();
+  }
+
+  valueScale(shown, top, bottom) {
+    const log = this.spec.log;
+    let low = Infinity;
+    let high = -Infinity;
+    for (const series of shown) {
+      const [from, to] = this.within(series);
+      for (let index = from; index < to; index++)
+        for (const value of [(series.low ?? series.y)[index], (series.high ?? series.y)[index]])
+          if (value !== null && (!log || value > 0)) {
+            low = Math.min(low, value);
+            high = Math.max(high, value);
+          }
+    }
+    if (low > high) [low, high] = log ? [1, 10] : [0, 1];
+    if (this.spec.zero) low = Math.min(0, low);
+    const change = log ? Math.log : (value) => value;
+    let [from, to] = [change(low), change(high)];
+    const room = (to - from || Math.abs(to) || 1) * 0.06;
+    from -= this.spec.zero && low === 0 ? 0 : room;
+    to += room;
+    const at = (value) => bottom - ((change(value) - from) / (to - from)) * (bottom - top);
+    const count = (bottom - top) / 38;
+    const back = log ? Math.exp : (value) => value;
+    return { at, ticks: log ? logTicks(back(from), back(to), count) : ticks(from, to, count) };
+  }
+
+  // The points in view, and one on either side.
+  within(series) {
+    return [Math.max(0, lowerBound(series.x, this.x.low) - 1), Math.min(series.x.length, lowerBound(series.x, this.x.high) + 1)];
+  }
+
+  valueAxis(y) {
+    const group = svg("g", { class: "axis" });
+    for (const tick of y.ticks) {
+      const at = y.at(tick);
+      group.append(svg("line", { class: "grid", x1: this.x.left, x2: this.x.right, y1: at, y2: at }),
+        svg("text", { x: this.x.left - 7, y: at + 4, "text-anchor": "end" }, this.show(Math.abs(tick) < 1e-12 ? 0 : tick)));
+    }
+    return group;
+  }
+
+  drawSeries(series, y) {
+    const [from, to] = this.within(series);
+    const style = `c${series.colour}${series.abandoned ? " abandoned" : ""}${series.dashed ? " dashed" : ""}`;
+    const point = (index, values) => `${this.x.at(series.x[index]).toFixed(1)} ${y.at(values[index]).toFixed(1)}`;
+    const there = (index) => series.y[index] !== null && (!this.spec.log || (series.low ?? series.y)[index] > 0);
+    if (series.points) {
+      const diamonds = [];
+      for (let index = from; index < to; index++)
+        if (there(index)) diamonds.push(`M${point(index, series.y)}m0 -6l6 6l-6 6l-6 -6z`);
+      return [svg("path", { class: `points ${style}`, d: diamonds.join("") })];
+    }
+    const drawn = [];
+    const line = [];
+    for (let index = from; index < to; index++) {
+      if (!there(index)) continue;
+      const begin = index;
+      while (index + 1 < to && there(index + 1)) index++;
+      const stretch = Array.from({ length: index - begin + 1 }, (_, offset) => begin + offset);
+      line.push("M" + stretch.map((at) => point(at, series.y)).join("L") + (begin === index ? "h0.1" : ""));
+      if (series.low) {
+        const edges = [...stretch.map((at) => point(at, series.high)), ...stretch.reverse().map((at) => point(at, series.low))];
+        drawn.push(svg("path", { class: `band ${style}`, d: `M${edges.join("L")}z` }));
+      }
+    }
+    return [...drawn, svg("path", { class: `line ${style}`, d: line.join("") })];
+  }
+
+  // The line, and the values in the legend: at the cursor, or the last ones in view.
+  drawCursor() {
+    if (!this.cursor) return;
+    const token = this.view.cursor;
+    const inside = token !== null && token >= this.x.low && token <= this.x.high;
+    this.cursor.setAttribute("visibility", inside ? "visible" : "hidden");
+    if (inside) for (const end of ["x1", "x2"]) this.cursor.setAttribute(end, this.x.at(token));
+    for (const entry of this.entries.values()) {
+      const said = entry.parts.filter((series) => !series.abandoned).map((series) => this.valueAt(series, inside ? token : this.x.high));
+      entry.value.textContent = said.filter((value) => value !== null).map((value) => this.show(value)).join(" of ");
+      if (entry.parts.some((series) => series.dashed)) entry.value.textContent = said.reverse().map((value) => (value === null ? "–" : this.show(value))).join(" / ");
+    }
+  }
+
+  valueAt(series, token) {
+    const after = lowerBound(series.x, token);
+    const [left, right] = [Math.max(0, after - 1), Math.min(after, series.x.length - 1)];
+    const nearest = token - series.x[left] < series.x[right] - token ? left : right;
+    return series.y[nearest];
+  }
+
+  listen() {
+    let from = null;
+    const pixel = (event) => event.clientX - this.picture.getBoundingClientRect().left;
+    const select = (event) => {
+      const [low, high] = [from, pixel(event)].map((at) => Math.min(this.x.right, Math.max(this.x.left, at))).sort((a, b) => a - b);
+      return [low, high];
+    };
+    this.picture.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
+      from = pixel(event);
+      this.picture.setPointerCapture(event.pointerId);
+    });
+    this.picture.addEventListener("pointermove", (event) => {
+      if (!this.x) return;
+      this.view.moveCursor(this.x.token(pixel(event)));
+      if (from === null) return;
+      const [low, high] = select(event);
+      fill(this.selection, { x: low, width: high - low, visibility: "visible" }, []);
+    });
+    this.picture.addEventListener("pointerup", (event) => {
+      if (from === null) return;
+      const [low, high] = select(event);
+      from = null;
+      this.selection.setAttribute("visibility", "hidden");
+      if (high - low > 8) this.view.zoom([this.x.token(low), this.x.token(high)]);
+      else this.view.moveCursor(this.x.token(pixel(event)));
+    });
+    this.picture.addEventListener("pointercancel", () => {
+      from = null; // the finger scrolls
+      this.selection.setAttribute("visibility", "hidden");
+    });
+    this.picture.addEventListener("pointerleave", (event) => {
+      if (event.pointerType === "mouse") this.view.moveCursor(null);
+    });
+    this.picture.addEventListener("dblclick", () => this.view.zoom(null));
+  }
+}

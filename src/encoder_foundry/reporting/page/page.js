@@ -1,0 +1,275 @@
+// The page: runs, the recipe's timeline, charts, tables. Built from the content that the script above it holds; a page
+// that watches asks for it again and keeps zoom and legends as they are.
+
+const view = {
+  hidden: new Set(),
+  cursor: null,
+  zoomed: null,
+  charts: new Map(),
+  timelines: [],
+  content: null,
+
+  range() {
+    return this.zoomed ?? [0, Math.max(1, ...this.content.runs.map((run) => Math.max(run.total, run.token)))];
+  },
+  toggle(key) {
+    if (!this.hidden.delete(key)) this.hidden.add(key);
+    this.draw();
+  },
+  zoom(range) {
+    this.zoomed = range && range[1] > range[0] ? range : null;
+    this.draw();
+  },
+  moveCursor(token) {
+    this.cursor = token;
+    for (const chart of this.charts.values()) chart.drawCursor();
+    drawPosition();
+  },
+  draw() {
+    for (const drawn of [...this.timelines, ...this.charts.values()]) drawn.draw();
+    drawToolbar();
+  },
+  // Behind the lines: the stages of the first run that is shown, and what its rollbacks abandoned.
+  background(x, top, bottom) {
+    const run = this.content.runs.find((_, index) => !this.hidden.has(`run/${index}`));
+    if (!run) return [];
+    const bands = stages(run).map((stage, index) => svg("rect", { class: index % 2 ? "stage odd" : "stage", y: top, height: bottom - top,
+      x: x.at(stage.start), width: Math.max(0, x.at(stage.end) - x.at(stage.start)) }));
+    const back = run.rollbacks.map((one) => svg("rect", { class: "back", y: top, height: bottom - top,
+      x: x.at(one.to_token), width: Math.max(1, x.at(one.token) - x.at(one.to_token)) }));
+    return [...bands, ...back];
+  },
+};
+
+function stages(run) {
+  const found = [];
+  for (const segment of run.segments) {
+    const last = found.at(-1);
+    if (last && last.name === segment.stage) {
+      last.end = segment.end_token;
+      last.segments.push(segment);
+    } else found.push({ name: segment.stage, start: segment.start_token, end: segment.end_token, segments: [segment] });
+  }
+  return found;
+}
+
+function whole(value) {
+  return Math.round(value).toLocaleString("en");
+}
+
+function span(values, show) {
+  const [first, last] = [show(values[0]), show(values.at(-1))];
+  return first === last ? first : `${first} → ${last}`;
+}
+
+function duration(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return seconds < 172800 ? `${(seconds / 3600).toPrecision(2)} h` : `${(seconds / 86400).toPrecision(2)} days`;
+}
+
+// The recipe: tokens to the right, rows upwards, what is trained already in full colour.
+class Timeline {
+  constructor(run, index) {
+    this.index = index;
+    this.picture = svg("svg", { role: "img", class: "plot timeline" });
+    this.table = html("div", { class: "scroll" });
+    this.title = html("h3");
+    this.element = html("figure", { class: "chart wide", id: `timeline-${index}` }, html("figcaption", {}, this.title), this.picture, this.table);
+    this.update(run);
+  }
+
+  update(run) {
+    this.run = run;
+    const rollbacks = run.rollbacks.length;
+    this.title.replaceChildren("Recipe", html("span", { class: "unit" }, ` ${run.name}: ${whole(run.total)} tokens, height is batch size`));
+    this.picture.setAttribute("aria-label", `The recipe's ${stages(run).length} stages along its ${whole(run.total)} tokens, ` +
+      `${whole(run.token)} of which are trained; ${rollbacks || "no"} rollback${rollbacks === 1 ? "" : "s"}. The table that follows has the values.`);
+    this.table.replaceChildren(table(["stage", "tokens", "updates", "rows", "length", "theta", "learning rate", "weight decay", "mixture"],
+      stages(run).map((stage, index) => {
+        const each = (key) => stage.segments.map((segment) => segment[key]);
+        const mixture = Object.entries(stage.segments[0].mixture ?? {}).map(([source, share]) => `${source} ${share}`).join(", ");
+        const zoom = html("button", { type: "button", class: "link", title: "Zoom to this stage", onclick: () => view.zoom([stage.start, stage.end]) }, html("span", { class: `swatch c${index % 7}` }), stage.name);
+        return [zoom, whole(stage.end - stage.start), whole(each("updates").reduce((sum, updates) => sum + updates, 0)), span(each("rows"), whole), span(each("row_length"), whole),
+          span(each("rope_theta_global"), whole), span([stage.segments[0].lr_start, Math.max(...each("lr_start"), ...each("lr_end")), stage.segments.at(-1).lr_end].filter((lr, at, all) => at !== 1 || (lr !== all[0] && lr !== all[2])), short) ,
+          span(each("weight_decay"), short), mixture || "every row once"];
+      })));
+    this.draw();
+  }
+
+  draw() {
+    this.element.hidden = view.hidden.has(`run/${this.index}`);
+    const [width, height] = [this.picture.clientWidth, this.picture.clientHeight];
+    if (!width) return;
+    const run = this.run;
+    const x = new TokenScale([0, Math.max(1, ...view.content.runs.map((one) => Math.max(one.total, one.token)))], 10, width - 10);
+    const [top, bottom] = [24, height - MARGIN.bottom - (run.rollbacks.length ? 16 : 0)];
+    const most = Math.max(1, ...run.segments.map((segment) => segment.rows));
+    const shapes = [];
+    stages(run).forEach((stage, index) => {
+      for (const segment of stage.segments) {
+        const tall = Math.max(4, ((bottom - top) * segment.rows) / most);
+        const place = (from, to) => ({ x: x.at(from), width: Math.max(0.6, x.at(to) - x.at(from) - 1), y: bottom - tall, height: tall, rx: 2 });
+        const done = Math.min(segment.end_token, Math.max(segment.start_token, run.token));
+        const about = `${stage.name}: ${whole(segment.updates)} updates of ${whole(segment.rows)} rows of ${whole(segment.row_length)} tokens, theta ${whole(segment.rope_theta_global)}`;
+        shapes.push(svg("rect", { class: `rung c${index % 7}`, ...place(segment.start_token, segment.end_token) }, svg("title", {}, about)));
+        if (done > segment.start_token) shapes.push(svg("rect", { class: `rung done c${index % 7}`, ...place(segment.start_token, done) }, svg("title", {}, about)));
+      }
+      const label = `${stage.name} · ${whole(stage.segments[0].row_length)}`;
+      const room = x.at(stage.end) - x.at(stage.start);
+      const shown = [label, stage.name].find((text) => text.length * 7 < room);
+      if (shown) shapes.push(svg("text", { class: "name", x: x.at(stage.start) + 1, y: top - 9 }, shown));
+    });
+    for (const back of run.rollbacks) {
+      const [from, to] = [x.at(back.token), x.at(back.to_token)];
+      const y = bottom + 9;
+      shapes.push(svg("rect", { class: "back", x: to, width: Math.max(1, from - to), y: top, height: bottom - top }),
+        svg("path", { class: "arrow", d: `M${from} ${bottom}V${y}H${to}V${bottom + 2}m-3.5 4.5l3.5 -4.5l3.5 4.5` }, svg("title", {}, `rollback ${back.number}: ${back.why ?? ""}`)));
+    }
+    if (run.token < run.total) shapes.push(svg("line", { class: "now", x1: x.at(run.token), x2: x.at(run.token), y1: top - 4, y2: bottom }));
+    if (view.zoomed) shapes.push(svg("rect", { class: "window", x: x.at(view.zoomed[0]), width: Math.max(2, x.at(view.zoomed[1]) - x.at(view.zoomed[0])), y: top - 4, height: bottom - top + 8, rx: 3 }));
+    this.picture.replaceChildren(...shapes, x.axis(height));
+  }
+}
+
+function table(heads, rows) {
+  return html("table", {}, html("thead", {}, html("tr", {}, ...heads.map((head) => html("th", { scope: "col" }, head)))),
+    html("tbody", {}, ...rows.map((row) => html("tr", {}, ...row.map((cell) => html("td", {}, cell ?? "–"))))));
+}
+
+function card(run, index) {
+  const done = run.total ? Math.min(1, run.token / run.total) : 0;
+  const left = run.tokens_per_second ? (run.total - run.token) / run.tokens_per_second : null;
+  const facts = [
+    ["loss", run.loss === null ? null : run.loss.toFixed(3)],
+    ["held-out", run.held_out === null ? null : run.held_out.toFixed(3)],
+    ["tokens/s", run.tokens_per_second === null ? null : short(run.tokens_per_second)],
+    ["MFU", run.mfu === null ? null : percent(run.mfu)],
+    ["rollbacks", run.rollbacks.length || null],
+    [done < 1 ? "to go, at this rate" : null, done < 1 && left !== null ? duration(left) : null],
+  ].filter(([name, value]) => name && value !== null);
+  const state = !run.batch ? "no update yet" : done === 1 ? "finished" : `${(100 * done).toFixed(1)} %`;
+  const written = run.last_written ? `last update written ${new Date(run.last_written).toLocaleString()}` : "";
+  const many = view.content.runs.length > 1;
+  const name = many
+    ? html("button", { type: "button", class: `entry run c${index % 7}`, "data-run": index, "aria-pressed": !view.hidden.has(`run/${index}`), onclick: () => view.toggle(`run/${index}`) }, html("span", { class: "swatch" }), run.name)
+    : html("h2", {}, run.name);
+  return html("section", { class: `card c${many ? index % 7 : 0}` }, html("header", {}, name, html("span", { class: "state" }, state)),
+    html("progress", { max: 1, value: done, "aria-label": `${whole(run.token)} of ${whole(run.total)} tokens` }),
+    html("p", { class: "small" }, `${whole(run.token)} of ${whole(run.total)} tokens, ${whole(run.batch)} updates`),
+    html("dl", {}, ...facts.map(([key, value]) => html("div", {}, html("dt", {}, key), html("dd", {}, String(value))))),
+    html("p", { class: "small" }, written));
+}
+
+function evaluations(runs) {
+  const rows = runs.flatMap((run) => run.evaluations.map((one) => [run, one]));
+  if (!rows.length) return null;
+  const many = runs.length > 1;
+  return block("Evaluations", "evaluations", html("div", { class: "scroll" }, table(
+    [...(many ? ["run"] : []), "after", "update", "tokens", "length", "held-out loss", "perplexity", "accuracy", ""],
+    rows.map(([run, one]) => [...(many ? [run.name] : []), one.batch ? one.stage : "first weights", whole(one.batch), whole(one.token), one.row_length && whole(one.row_length),
+      one.loss?.toFixed(4), one.loss === null ? null : short(Math.exp(one.loss)), one.masked_accuracy === undefined ? null : percent(one.masked_accuracy), one.kept ? "" : "abandoned"]))));
+}
+
+function rollbacks(runs) {
+  const rows = runs.flatMap((run) => run.rollbacks.map((one) => [run, one]));
+  if (!rows.length) return null;
+  const many = runs.length > 1;
+  const asBefore = (value) => (value === null || value === undefined ? "as it was" : short(value));
+  return block("Rollbacks", "rollbacks", html("div", { class: "scroll" }, table([...(many ? ["run"] : []), "", "trigger", "from token", "back to", "learning rate", "weight decay", "data", "why"],
+    rows.map(([run, one]) => [...(many ? [run.name] : []), String(one.number), one.trigger, whole(one.token), whole(one.to_token), asBefore(one.lr), asBefore(one.weight_decay), one.data,
+      html("span", { class: "why" }, one.why ?? "")]))));
+}
+
+function differences(content) {
+  if (content.runs.length < 2) return null;
+  const rows = content.differences.map((row) => [html("code", {}, row.key), ...row.values]);
+  return block("What differs", "differences", rows.length ? html("div", { class: "scroll" }, table(["key", ...content.runs.map((run) => run.name)], rows))
+    : html("p", {}, "Nothing: the runs have the same configuration."));
+}
+
+function configuration(runs) {
+  const many = runs.length > 1;
+  const listing = (name, what) => Object.keys(what).length ? html("details", { open: !many && name !== "Configuration" }, html("summary", {}, name), html("pre", {}, indented(what))) : null;
+  return runs.map((run) => block(many ? `Configuration and environment, ${run.name}` : "Configuration and environment", null,
+    listing("Environment", run.environment) ?? html("p", { class: "small" }, "No environment.json: the run is older than it."), listing("Configuration", run.config)));
+}
+
+// As YAML would have it, near enough to read.
+function indented(what, depth = 0) {
+  const pad = "  ".repeat(depth);
+  if (Array.isArray(what) && what.every((item) => item === null || typeof item !== "object")) return ` [${what.join(", ")}]`;
+  const entries = Array.isArray(what) ? what.map((value) => ["-", value]) : Object.entries(what);
+  return (depth ? "\n" : "") + entries.map(([key, value]) => {
+    const nested = value !== null && typeof value === "object";
+    return `${pad}${key}${key === "-" ? "" : ":"}${nested ? (Object.keys(value).length ? indented(value, depth + 1) : " {}") : ` ${value}`}`;
+  }).join("\n");
+}
+
+function block(title, id, ...children) {
+  return html("section", { class: "block", id: id ?? false }, html("h2", {}, title), ...children);
+}
+
+const toolbar = html("nav", { class: "toolbar", "aria-label": "Zoom" });
+const position = html("span", { class: "position" });
+
+function drawToolbar() {
+  for (const button of document.querySelectorAll("button[data-run]")) button.setAttribute("aria-pressed", !view.hidden.has(`run/${button.dataset.run}`));
+  const run = view.content.runs.find((_, index) => !view.hidden.has(`run/${index}`)) ?? view.content.runs[0];
+  const same = (range) => view.zoomed && Math.abs(range[0] - view.zoomed[0]) < 1 && Math.abs(range[1] - view.zoomed[1]) < 1;
+  const button = (name, range, pressed) => html("button", { type: "button", "aria-pressed": pressed, onclick: () => view.zoom(range) }, name);
+  toolbar.replaceChildren(button("Whole run", null, !view.zoomed), ...stages(run).map((stage) => button(stage.name, [stage.start, stage.end], Boolean(same([stage.start, stage.end])))), position);
+  drawPosition();
+}
+
+function drawPosition() {
+  const [low, high] = view.range();
+  position.textContent = view.cursor !== null ? `token ${whole(view.cursor)}` : view.zoomed ? `${short(low)} – ${short(high)} tokens` : "drag across a chart to zoom";
+}
+
+function build(content) {
+  view.content = content;
+  document.title = `${content.title} · Encoder Foundry`;
+  const cards = content.runs.map(card);
+  const parts = [html("div", { class: "cards" }, ...cards)];
+  view.timelines = content.runs.map((run, index) => {
+    const old = view.timelines[index];
+    if (old) old.update(run);
+    return old ?? new Timeline(run, index);
+  });
+  for (const spec of content.charts) {
+    if (view.charts.has(spec.id)) view.charts.get(spec.id).update(spec);
+    else view.charts.set(spec.id, new Chart(spec, view));
+  }
+  const chart = (spec) => view.charts.get(spec.id).element;
+  const [first, ...others] = content.charts;
+  parts.push(toolbar, html("div", { class: "grid" }, ...view.timelines.map((timeline) => timeline.element), ...(first ? [chart(first)] : []), ...others.map(chart)),
+    evaluations(content.runs), rollbacks(content.runs), differences(content), ...configuration(content.runs),
+    html("footer", {}, html("p", {}, `Written ${new Date(content.written).toLocaleString()}. ` + (content.thinned
+      ? `Where a stage has more than ${content.buckets} updates, neighbouring ones share a point, at most ${content.buckets} to a stage: the line is their mean, the band behind it reaches from the lowest to the highest.`
+      : "Every update is drawn.") + " Faint and dotted: what a rollback abandoned.")));
+  const open = [...document.querySelectorAll("details")].map((details) => details.open);
+  document.querySelector("main").replaceChildren(html("h1", {}, "Encoder Foundry"), ...parts.filter(Boolean));
+  [...document.querySelectorAll("details")].forEach((details, index) => index in open && (details.open = open[index]));
+  view.draw();
+}
+
+build(JSON.parse(document.getElementById("content").textContent));
+new ResizeObserver(() => view.draw()).observe(document.querySelector("main"));
+document.addEventListener("keydown", (event) => event.key === "Escape" && view.zoom(null));
+
+const watch = Number(document.body.dataset.watch);
+async function refresh() {
+  try {
+    const answer = await fetch("content.json", { cache: "no-store" });
+    if (answer.ok) {
+      const text = await answer.text();
+      if (text !== refresh.last) build(JSON.parse(text));
+      refresh.last = text;
+    }
+    document.body.classList.toggle("lost", !answer.ok);
+  } catch {
+    document.body.classList.add("lost"); // the server has ended: what is shown stays
+  }
+}
+if (watch) setInterval(refresh, watch * 1000);

@@ -1,0 +1,113 @@
+"""The page's charts as PNG, by matplotlib: no browser is needed to make them. Each tells itself in words, too.
+
+The text stands in the file's `Description` and, for those who look for it beside the picture, in a `.txt`.
+"""
+
+from pathlib import Path
+
+COLOURS = ("#0069a8", "#cf7a00", "#00805d", "#b0508a", "#2a93d5", "#c9480a", "#857a00")  # as the page's, in light
+BACK = "#d6324f"
+
+
+def draw(content: dict, folder: Path) -> None:
+    """Write `recipe-<n>.png` for each run, and a PNG for each chart, by its name.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    from matplotlib.figure import Figure  # slow to import; and no pyplot: nothing is to be shown in a window
+
+    for number, run in enumerate(content["runs"], 1):
+        figure = Figure(figsize=(10, 2.6), layout="constrained")
+        _recipe(figure.subplots(), run)
+        _save(figure, folder / f"recipe-{number}.png", _recipe_words(run))
+    for chart in content["charts"]:
+        figure = Figure(figsize=(10, 4.2) if chart["wide"] else (7, 3.4), layout="constrained")
+        _chart(figure.subplots(), chart)
+        _save(figure, folder / f"{chart['id']}.png", chart["words"])
+
+
+def _chart(axes, chart: dict) -> None:
+    labelled = set()
+    for series in chart["series"]:
+        colour, x = COLOURS[series["colour"]], series["x"]
+        y, low, high = (_floats(series.get(key, series["y"])) for key in ("y", "low", "high"))
+        label = None if series["abandoned"] or series["dashed"] or series["label"] in labelled else series["label"]
+        labelled.add(label)
+        faint = 0.5 if series["abandoned"] else 1
+        if series["points"]:
+            axes.plot(x, y, "D", color=colour, markerfacecolor="white", alpha=faint, label=label)
+            continue
+        style = ":" if series["abandoned"] else "--" if series["dashed"] else "-"
+        axes.plot(x, y, style, color=colour, linewidth=1.3, alpha=faint, label=label)
+        if "low" in series:
+            axes.fill_between(x, low, high, color=colour, alpha=0.2 * faint, linewidth=0)
+    if chart["log"]:
+        axes.set_yscale("log")
+    if chart["zero"]:
+        axes.set_ylim(bottom=0)
+    if chart["percent"]:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    elif chart["log"]:
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(lambda value, _: f"{value:g}")
+    axes.set_title(chart["title"] + (f" ({chart['unit']})" if chart["unit"] else ""), loc="left", fontsize=11)
+    _token_axis(axes)
+    if len(labelled - {None}) > 1:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _recipe(axes, run: dict) -> None:
+    names = list(dict.fromkeys(segment["stage"] for segment in run["segments"]))
+    for segment in run["segments"]:
+        start, end = segment["start_token"], segment["end_token"]
+        colour = COLOURS[names.index(segment["stage"]) % len(COLOURS)]
+        done = min(end, max(start, run["token"]))
+        for left, right, alpha in ((start, done, 1), (done, end, 0.3)):
+            if right > left:
+                axes.bar(
+                    left, segment["rows"], right - left, align="edge", color=colour, alpha=alpha, edgecolor="white"
+                )
+    for name in names:
+        start = min(segment["start_token"] for segment in run["segments"] if segment["stage"] == name)
+        axes.axvline(start, color="#888888", linewidth=0.8)
+        axes.text(start, 1.02, f" {name}", transform=axes.get_xaxis_transform(), fontsize=9)
+    for back in run["rollbacks"]:
+        axes.axvspan(back["to_token"], back["token"], color=BACK, alpha=0.25, linewidth=0)
+    axes.set_ylabel("rows")
+    axes.set_title(f"{run['name']}\n", loc="left", fontsize=11)
+    _token_axis(axes)
+
+
+def _recipe_words(run: dict) -> str:
+    segments = "; ".join(
+        f"{segment['stage']} from token {segment['start_token']:,} to {segment['end_token']:,} with {segment['rows']:,} "
+        f"rows of {segment['row_length']:,} tokens"
+        for segment in run["segments"]
+    )
+    backs = "".join(f" Rolled back from token {one['token']:,} to {one['to_token']:,}." for one in run["rollbacks"])
+    return f"The recipe of {run['name']}: {segments}. Trained so far: {run['token']:,} tokens.{backs}"
+
+
+def _token_axis(axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("tokens")
+    axes.xaxis.set_major_formatter(lambda value, _: short(value))
+
+
+def short(value: float) -> str:
+    """A number of tokens with its unit: 1.5 M."""
+    for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.4g} {suffix}"
+    return f"{value:g}"
+
+
+def _floats(values: list) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
+
+
+def _save(figure, path: Path, words: str) -> None:
+    figure.savefig(path, dpi=150, metadata={"Description": words})
+    path.with_suffix(".txt").write_text(words + "\n", encoding="utf-8")

@@ -1,0 +1,73 @@
+"""`encoder-foundry report`: one HTML file that needs nothing else, and the pictures as PNG.
+
+Own SVG, not plotly: its script alone is 4.8 MB in every page (the Python package carries no smaller one), and what
+makes this page has to be written beside it anyway (one zoom and one cursor for all charts, stages and abandoned
+stretches behind the lines, colours that follow the system's). Lines, bands and axes in SVG take 13 kB of script; the
+browser does the rest, and colours are CSS. The PNGs are matplotlib's, which needs no browser.
+
+The page's content policy forbids it every address: it cannot load anything, nor send what it shows.
+"""
+
+import json
+import math
+from importlib.resources import files
+from pathlib import Path
+
+from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.reporting.charts import report
+from encoder_foundry.reporting.pictures import draw
+from encoder_foundry.reporting.records import Run
+
+PAGE = "report.html"
+PICTURES = "report"  # folder
+
+
+def write_report(paths: list[Path], out: Path | None = None) -> Path:
+    """Write the page, and the pictures into a folder beside it; where the page is.
+
+    Args:
+        paths: of the runs' folders.
+        out: the folder for the page; by default a single run's own, else the current one.
+
+    Raises:
+        ConfigurationError: there is no run in a folder, or the page cannot be written.
+        DataError: a file of a run is broken.
+    """
+    content = report([Run(path) for path in paths])
+    out = out or (paths[0] if len(paths) == 1 else Path())
+    try:
+        (out / PICTURES).mkdir(parents=True, exist_ok=True)
+        (out / PAGE).write_text(page(content), encoding="utf-8")
+        draw(content, out / PICTURES)
+    except OSError as error:
+        raise ConfigurationError(f"{out / PAGE} cannot be written: {error}") from error
+    return out / PAGE
+
+
+def page(content: dict, watch_seconds: float | None = None) -> str:
+    """The page, whole. If it watches, it asks the server that it came from for what is new."""
+    room = files(__package__) / "page"
+    parts = {
+        "STYLE": (room / "page.css").read_text(encoding="utf-8"),
+        "SCRIPT": "\n".join((room / name).read_text(encoding="utf-8") for name in ("chart.js", "page.js")),
+        "CONNECT": "'none'" if watch_seconds is None else "'self'",
+        "WATCH": "0" if watch_seconds is None else f"{watch_seconds:g}",
+        "CONTENT": as_json(content).replace("<", "\\u003c"),  # a name that holds </script> ends no script
+    }
+    text = (room / "page.html").read_text(encoding="utf-8")
+    for name, part in parts.items():
+        text = text.replace(f"/*{name}*/", part)
+    return text
+
+
+def as_json(content: dict) -> str:
+    """The content for the page's script: strict JSON, so null for what is no number."""
+    return json.dumps(_strict(content), separators=(",", ":"), default=str, allow_nan=False)
+
+
+def _strict(content: object) -> object:
+    if isinstance(content, dict):
+        return {str(key): _strict(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_strict(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
