@@ -32,6 +32,8 @@ class Quantity:
     log: bool = False
     percent: bool = False
     zero: bool = False  # the axis begins at 0
+    steps: bool = False  # it is set for an update, not measured at its end
+    exact: bool = False  # whole numbers, shown in full
 
 
 LOSS = Quantity(
@@ -39,12 +41,12 @@ LOSS = Quantity(
 )
 QUANTITIES = (
     Quantity("masked_accuracy", "Masked accuracy", "", "Of the masked tokens, in training.", percent=True),
-    Quantity("lr", "Learning rate", "", zero=True),
-    Quantity("rows", "Batch size", "rows", zero=True),
-    Quantity("row_length", "Row length", "tokens", zero=True),
-    Quantity("rope_theta", "RoPE theta", "global layers", zero=True),
+    Quantity("lr", "Learning rate", "", zero=True, steps=True),
+    Quantity("rows", "Batch size", "rows", zero=True, steps=True, exact=True),
+    Quantity("row_length", "Row length", "tokens", zero=True, steps=True, exact=True),
+    Quantity("rope_theta", "RoPE theta", "global layers", zero=True, steps=True, exact=True),
     Quantity("tokens_per_second", "Throughput", "tokens a second", "Real tokens, all devices.", zero=True),
-    Quantity("mfu", "MFU", "", "Share of the devices' peak that the model's own operations make.", percent=True, zero=True),
+    Quantity("mfu", "MFU", "", "Share of the devices' peak, for the model's own operations.", percent=True, zero=True),
     Quantity("memory_gb", "Memory", "GB", "Peak of the device; on CPU, of the process.", zero=True),
     Quantity("grad_norm", "Gradient norm", "", log=True),
     Quantity("update_norm", "Update norm", "", log=True),
@@ -172,6 +174,8 @@ def _empty(quantity: Quantity) -> dict:
         "log": quantity.log,
         "percent": quantity.percent,
         "zero": quantity.zero,
+        "steps": quantity.steps,
+        "exact": quantity.exact,
         "wide": False,
         "series": [],
     }

@@ -38,8 +38,10 @@ def _chart(axes, chart: dict) -> None:
         if series["points"]:
             axes.plot(x, y, "D", color=colour, markerfacecolor="white", alpha=faint, label=label)
             continue
+        colour = BACK if series["abandoned"] else colour
         style = ":" if series["abandoned"] else "--" if series["dashed"] else "-"
-        axes.plot(x, y, style, color=colour, linewidth=1.3, alpha=faint, label=label)
+        steps = "steps-pre" if chart["steps"] else "default"
+        axes.plot(x, y, style, drawstyle=steps, color=colour, linewidth=1.3, alpha=faint, label=label)
         if "low" in series:
             axes.fill_between(x, low, high, color=colour, alpha=0.2 * faint, linewidth=0)
     if chart["log"]:
@@ -81,8 +83,8 @@ def _recipe(axes, run: dict) -> None:
 
 def _recipe_words(run: dict) -> str:
     segments = "; ".join(
-        f"{segment['stage']} from token {segment['start_token']:,} to {segment['end_token']:,} with {segment['rows']:,} "
-        f"rows of {segment['row_length']:,} tokens"
+        f"{segment['stage']} from token {segment['start_token']:,} to {segment['end_token']:,} "
+        f"with {segment['rows']:,} rows of {segment['row_length']:,} tokens"
         for segment in run["segments"]
     )
     backs = "".join(f" Rolled back from token {one['token']:,} to {one['to_token']:,}." for one in run["rollbacks"])

@@ -44,6 +44,7 @@ from encoder_foundry.recipe.plan import Rollback, named_tokens, plan_in_force, s
 from encoder_foundry.recipe.schema import StageConfig
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, write_whole
 from encoder_foundry.training.allocator import keep_freed_memory
+from encoder_foundry.training.environment import environment
 from encoder_foundry.training.first_weights import first_weights
 from encoder_foundry.training.ranks import on_each_node, on_rank_zero, one_reason
 from encoder_foundry.training.rollback import roll_back
@@ -120,6 +121,7 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
     folder.path.mkdir(parents=True, exist_ok=True)
     write_whole(folder.recipe, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
     write_whole(folder.plan, json.dumps(start.plan.to_json(), indent=2) + "\n")
+    write_whole(folder.environment, json.dumps(environment(), indent=2) + "\n")
     return start
 
 

@@ -25,7 +25,7 @@ function short(value) {
   const size = Math.abs(value);
   for (const [unit, power] of [["T", 1e12], ["B", 1e9], ["M", 1e6], ["k", 1e3]])
     if (size >= power * 0.99995) return trim((value / power).toPrecision(4)) + " " + unit;
-  if (size !== 0 && size < 1e-3) return trim(value.toExponential(2));
+  if (size !== 0 && size < 0.01) return trim(value.toExponential(2));
   return trim(value.toPrecision(4));
 }
 
@@ -33,6 +33,10 @@ function trim(text) {
   const [digits, exponent] = text.split("e");
   const trimmed = digits.includes(".") ? digits.replace(/\.?0+$/, "") : digits;
   return exponent ? `${trimmed}e${exponent.replace("+", "")}` : trimmed;
+}
+
+function whole(value) {
+  return Math.round(value).toLocaleString("en");
 }
 
 function percent(value) {
@@ -115,7 +119,7 @@ class Chart {
 
   update(spec) {
     this.spec = spec;
-    this.show = spec.percent ? percent : short;
+    this.show = spec.percent ? percent : spec.exact ? whole : short;
     this.element.classList.toggle("wide", spec.wide);
     this.title.replaceChildren(spec.title, spec.unit && html("span", { class: "unit" }, ` ${spec.unit}`));
     this.about.textContent = spec.about;
@@ -128,13 +132,16 @@ class Chart {
       this.entries.get(key).parts.push(series);
     }
     this.legend.replaceChildren(...[...this.entries.values()].map((entry) => this.entryButton(entry)));
+    this.legend.classList.toggle("alone", this.entries.size === 1 && !spec.wide);
+    if (spec.series.some((series) => series.abandoned))
+      this.legend.append(html("span", { class: "entry note" }, html("span", { class: "swatch dots" }), "abandoned by a rollback"));
     this.draw();
   }
 
   entryButton(entry) {
     entry.value = html("output", { "aria-live": "off" });
     entry.button = html("button", { type: "button", class: `entry c${entry.series.colour}`, onclick: () => this.view.toggle(entry.key) },
-      html("span", { class: entry.series.points ? "swatch diamond" : "swatch" }), entry.series.label, entry.value);
+      html("span", { class: entry.series.points ? "swatch diamond" : "swatch" }), html("span", { class: "label" }, entry.series.label), entry.value);
     return entry.button;
   }
 
@@ -147,7 +154,7 @@ class Chart {
     const height = this.picture.clientHeight;
     if (!width) return;
     for (const entry of this.entries.values()) {
-      entry.button.setAttribute("aria-pressed", !this.view.hidden.has(entry.key));
+      entry.button.setAttribute("aria-pressed", String(!this.view.hidden.has(entry.key)));
       entry.button.hidden = this.view.hidden.has(`run/${entry.series.run}`);
     }
     this.x = new TokenScale(this.view.range(), MARGIN.left, width - MARGIN.right);
@@ -160,8 +167,8 @@ class Chart {
     this.cursor = svg("line", { class: "cursor", y1: top, y2: bottom, visibility: "hidden" });
     this.selection = svg("rect", { class: "selection", y: top, height: bottom - top, visibility: "hidden" });
     this.picture.replaceChildren(
-      svg("clipPath", { id: clip }, svg("rect", { x: this.x.left, y: top, width: this.x.right - this.x.left, height: bottom - top })),
-      svg("g", { "clip-path": `url(#${clip})` }, ...this.view.background(this.x, top, bottom)),
+      svg("clipPath", { id: clip }, svg("rect", { x: this.x.left - 8, y: top, width: this.x.right - this.x.left + 16, height: bottom - top })),
+      ...this.view.background(this.x, top, bottom),
       this.valueAxis(y), this.x.axis(height), lines, this.cursor, this.selection);
     this.drawCursor();
   }
@@ -225,7 +232,9 @@ class Chart {
       const begin = index;
       while (index + 1 < to && there(index + 1)) index++;
       const stretch = Array.from({ length: index - begin + 1 }, (_, offset) => begin + offset);
-      line.push("M" + stretch.map((at) => point(at, series.y)).join("L") + (begin === index ? "h0.1" : ""));
+      // What holds for an update holds for all of its tokens: from where the one before it ended.
+      const join = this.spec.steps ? (at) => `V${y.at(series.y[at]).toFixed(1)}H${this.x.at(series.x[at]).toFixed(1)}` : (at) => `L${point(at, series.y)}`;
+      line.push(`M${point(begin, series.y)}` + stretch.slice(1).map(join).join("") + (begin === index ? "h0.1" : ""));
       if (series.low) {
         const edges = [...stretch.map((at) => point(at, series.high)), ...stretch.reverse().map((at) => point(at, series.low))];
         drawn.push(svg("path", { class: `band ${style}`, d: `M${edges.join("L")}z` }));
@@ -265,6 +274,7 @@ class Chart {
     this.picture.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
       from = pixel(event);
+      this.view.dragging = true;
       this.picture.setPointerCapture(event.pointerId);
     });
     this.picture.addEventListener("pointermove", (event) => {
@@ -278,12 +288,14 @@ class Chart {
       if (from === null) return;
       const [low, high] = select(event);
       from = null;
+      this.view.dragging = false;
       this.selection.setAttribute("visibility", "hidden");
       if (high - low > 8) this.view.zoom([this.x.token(low), this.x.token(high)]);
       else this.view.moveCursor(this.x.token(pixel(event)));
     });
     this.picture.addEventListener("pointercancel", () => {
       from = null; // the finger scrolls
+      this.view.dragging = false;
       this.selection.setAttribute("visibility", "hidden");
     });
     this.picture.addEventListener("pointerleave", (event) => {

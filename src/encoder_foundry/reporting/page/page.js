@@ -4,6 +4,7 @@
 const view = {
   hidden: new Set(),
   cursor: null,
+  dragging: false,
   zoomed: null,
   charts: new Map(),
   timelines: [],
@@ -33,11 +34,12 @@ const view = {
   background(x, top, bottom) {
     const run = this.content.runs.find((_, index) => !this.hidden.has(`run/${index}`));
     if (!run) return [];
-    const bands = stages(run).map((stage, index) => svg("rect", { class: index % 2 ? "stage odd" : "stage", y: top, height: bottom - top,
-      x: x.at(stage.start), width: Math.max(0, x.at(stage.end) - x.at(stage.start)) }));
-    const back = run.rollbacks.map((one) => svg("rect", { class: "back", y: top, height: bottom - top,
-      x: x.at(one.to_token), width: Math.max(1, x.at(one.token) - x.at(one.to_token)) }));
-    return [...bands, ...back];
+    const band = (name, from, to) => {
+      const [left, right] = [Math.max(x.low, from), Math.min(x.high, to)];
+      return left < right && svg("rect", { class: name, y: top, height: bottom - top, x: x.at(left), width: Math.max(1, x.at(right) - x.at(left)) });
+    };
+    const bands = stages(run).map((stage, index) => index % 2 && band("stage", stage.start, stage.end));
+    return [...bands, ...run.rollbacks.map((one) => band("back", one.to_token, one.token))].filter(Boolean);
   },
 };
 
@@ -53,13 +55,13 @@ function stages(run) {
   return found;
 }
 
-function whole(value) {
-  return Math.round(value).toLocaleString("en");
-}
-
 function span(values, show) {
   const [first, last] = [show(values[0]), show(values.at(-1))];
   return first === last ? first : `${first} → ${last}`;
+}
+
+function moment(text) {
+  return new Date(text).toLocaleString("en", { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" });
 }
 
 function duration(seconds) {
@@ -102,7 +104,7 @@ class Timeline {
     const [width, height] = [this.picture.clientWidth, this.picture.clientHeight];
     if (!width) return;
     const run = this.run;
-    const x = new TokenScale([0, Math.max(1, ...view.content.runs.map((one) => Math.max(one.total, one.token)))], 10, width - 10);
+    const x = new TokenScale([0, Math.max(1, ...view.content.runs.map((one) => Math.max(one.total, one.token)))], MARGIN.left, width - MARGIN.right);
     const [top, bottom] = [24, height - MARGIN.bottom - (run.rollbacks.length ? 16 : 0)];
     const most = Math.max(1, ...run.segments.map((segment) => segment.rows));
     const shapes = [];
@@ -123,8 +125,7 @@ class Timeline {
     for (const back of run.rollbacks) {
       const [from, to] = [x.at(back.token), x.at(back.to_token)];
       const y = bottom + 9;
-      shapes.push(svg("rect", { class: "back", x: to, width: Math.max(1, from - to), y: top, height: bottom - top }),
-        svg("path", { class: "arrow", d: `M${from} ${bottom}V${y}H${to}V${bottom + 2}m-3.5 4.5l3.5 -4.5l3.5 4.5` }, svg("title", {}, `rollback ${back.number}: ${back.why ?? ""}`)));
+      shapes.push(svg("path", { class: "arrow", d: `M${from} ${bottom + 2}V${y}H${to}V${bottom + 2}m-3.5 4.5l3.5 -4.5l3.5 4.5` }, svg("title", {}, `rollback ${back.number}: ${back.why ?? ""}`)));
     }
     if (run.token < run.total) shapes.push(svg("line", { class: "now", x1: x.at(run.token), x2: x.at(run.token), y1: top - 4, y2: bottom }));
     if (view.zoomed) shapes.push(svg("rect", { class: "window", x: x.at(view.zoomed[0]), width: Math.max(2, x.at(view.zoomed[1]) - x.at(view.zoomed[0])), y: top - 4, height: bottom - top + 8, rx: 3 }));
@@ -149,16 +150,15 @@ function card(run, index) {
     [done < 1 ? "to go, at this rate" : null, done < 1 && left !== null ? duration(left) : null],
   ].filter(([name, value]) => name && value !== null);
   const state = !run.batch ? "no update yet" : done === 1 ? "finished" : `${(100 * done).toFixed(1)} %`;
-  const written = run.last_written ? `last update written ${new Date(run.last_written).toLocaleString()}` : "";
+  const written = run.last_written ? `; the last one written ${moment(run.last_written)}` : "";
   const many = view.content.runs.length > 1;
   const name = many
-    ? html("button", { type: "button", class: `entry run c${index % 7}`, "data-run": index, "aria-pressed": !view.hidden.has(`run/${index}`), onclick: () => view.toggle(`run/${index}`) }, html("span", { class: "swatch" }), run.name)
+    ? html("button", { type: "button", class: `entry run c${index % 7}`, "data-run": index, "aria-pressed": String(!view.hidden.has(`run/${index}`)), onclick: () => view.toggle(`run/${index}`) }, html("span", { class: "swatch" }), run.name)
     : html("h2", {}, run.name);
   return html("section", { class: `card c${many ? index % 7 : 0}` }, html("header", {}, name, html("span", { class: "state" }, state)),
     html("progress", { max: 1, value: done, "aria-label": `${whole(run.token)} of ${whole(run.total)} tokens` }),
-    html("p", { class: "small" }, `${whole(run.token)} of ${whole(run.total)} tokens, ${whole(run.batch)} updates`),
-    html("dl", {}, ...facts.map(([key, value]) => html("div", {}, html("dt", {}, key), html("dd", {}, String(value))))),
-    html("p", { class: "small" }, written));
+    html("p", { class: "small" }, `${whole(run.token)} of ${whole(run.total)} tokens in ${whole(run.batch)} updates${written}`),
+    html("dl", {}, ...facts.map(([key, value]) => html("div", {}, html("dt", {}, key), html("dd", {}, String(value))))));
 }
 
 function evaluations(runs) {
@@ -210,62 +210,73 @@ function block(title, id, ...children) {
   return html("section", { class: "block", id: id ?? false }, html("h2", {}, title), ...children);
 }
 
-const toolbar = html("nav", { class: "toolbar", "aria-label": "Zoom" });
-const position = html("span", { class: "position" });
+// These stay when the content comes anew: only what is in them changes, and the charts not even that.
+const place = {
+  cards: html("div", { class: "cards" }),
+  toolbar: html("nav", { class: "toolbar", "aria-label": "Zoom" }),
+  position: html("span", { class: "position" }),
+  grid: html("div", { class: "grid" }),
+  tables: html("div"),
+  footer: html("footer"),
+};
+
+function buildToolbar() {
+  const run = view.content.runs[0];
+  const ranges = [["Whole run", null], ...stages(run).map((stage) => [stage.name, [stage.start, stage.end]])];
+  place.buttons = ranges.map(([name, range]) => [html("button", { type: "button", onclick: () => view.zoom(range) }, name), range]);
+  place.toolbar.replaceChildren(...place.buttons.map(([button]) => button), place.position);
+}
 
 function drawToolbar() {
-  for (const button of document.querySelectorAll("button[data-run]")) button.setAttribute("aria-pressed", !view.hidden.has(`run/${button.dataset.run}`));
-  const run = view.content.runs.find((_, index) => !view.hidden.has(`run/${index}`)) ?? view.content.runs[0];
-  const same = (range) => view.zoomed && Math.abs(range[0] - view.zoomed[0]) < 1 && Math.abs(range[1] - view.zoomed[1]) < 1;
-  const button = (name, range, pressed) => html("button", { type: "button", "aria-pressed": pressed, onclick: () => view.zoom(range) }, name);
-  toolbar.replaceChildren(button("Whole run", null, !view.zoomed), ...stages(run).map((stage) => button(stage.name, [stage.start, stage.end], Boolean(same([stage.start, stage.end])))), position);
+  for (const button of document.querySelectorAll("button[data-run]")) button.setAttribute("aria-pressed", String(!view.hidden.has(`run/${button.dataset.run}`)));
+  for (const [button, range] of place.buttons) button.setAttribute("aria-pressed", String(String(range) === String(view.zoomed)));
   drawPosition();
 }
 
 function drawPosition() {
   const [low, high] = view.range();
-  position.textContent = view.cursor !== null ? `token ${whole(view.cursor)}` : view.zoomed ? `${short(low)} – ${short(high)} tokens` : "drag across a chart to zoom";
+  place.position.textContent = view.cursor !== null ? `token ${whole(view.cursor)}` : view.zoomed ? `${short(low)} – ${short(high)} tokens` : "drag across a chart to zoom";
 }
 
 function build(content) {
   view.content = content;
   document.title = `${content.title} · Encoder Foundry`;
-  const cards = content.runs.map(card);
-  const parts = [html("div", { class: "cards" }, ...cards)];
-  view.timelines = content.runs.map((run, index) => {
-    const old = view.timelines[index];
-    if (old) old.update(run);
-    return old ?? new Timeline(run, index);
-  });
+  place.cards.replaceChildren(...content.runs.map(card));
+  buildToolbar();
+  buildGrid(content);
+  const open = [...place.tables.querySelectorAll("details")].map((details) => details.open);
+  place.tables.replaceChildren(...[evaluations(content.runs), rollbacks(content.runs), differences(content), ...configuration(content.runs)].filter(Boolean));
+  [...place.tables.querySelectorAll("details")].forEach((details, index) => index in open && (details.open = open[index]));
+  place.footer.textContent = `Written ${moment(content.written)}. ` + (content.thinned
+    ? `Where a stage has more than ${content.buckets} updates, neighbouring ones share a point, at most ${content.buckets} to a stage: the line is their mean, the band behind it reaches from the lowest to the highest.`
+    : "Every update is drawn.");
+  view.draw();
+}
+
+function buildGrid(content) {
+  const before = [...view.timelines, ...view.charts.values()].length;
+  content.runs.forEach((run, index) => (view.timelines[index] ? view.timelines[index].update(run) : view.timelines.push(new Timeline(run, index))));
   for (const spec of content.charts) {
     if (view.charts.has(spec.id)) view.charts.get(spec.id).update(spec);
     else view.charts.set(spec.id, new Chart(spec, view));
   }
-  const chart = (spec) => view.charts.get(spec.id).element;
-  const [first, ...others] = content.charts;
-  parts.push(toolbar, html("div", { class: "grid" }, ...view.timelines.map((timeline) => timeline.element), ...(first ? [chart(first)] : []), ...others.map(chart)),
-    evaluations(content.runs), rollbacks(content.runs), differences(content), ...configuration(content.runs),
-    html("footer", {}, html("p", {}, `Written ${new Date(content.written).toLocaleString()}. ` + (content.thinned
-      ? `Where a stage has more than ${content.buckets} updates, neighbouring ones share a point, at most ${content.buckets} to a stage: the line is their mean, the band behind it reaches from the lowest to the highest.`
-      : "Every update is drawn.") + " Faint and dotted: what a rollback abandoned.")));
-  const open = [...document.querySelectorAll("details")].map((details) => details.open);
-  document.querySelector("main").replaceChildren(html("h1", {}, "Encoder Foundry"), ...parts.filter(Boolean));
-  [...document.querySelectorAll("details")].forEach((details, index) => index in open && (details.open = open[index]));
-  view.draw();
+  if (view.timelines.length + view.charts.size > before)
+    place.grid.replaceChildren(...view.timelines.map((timeline) => timeline.element), ...content.charts.map((spec) => view.charts.get(spec.id).element));
 }
 
+document.querySelector("main").append(html("h1", {}, "Encoder Foundry"), place.cards, place.toolbar, place.grid, place.tables, place.footer);
 build(JSON.parse(document.getElementById("content").textContent));
 new ResizeObserver(() => view.draw()).observe(document.querySelector("main"));
 document.addEventListener("keydown", (event) => event.key === "Escape" && view.zoom(null));
 
 const watch = Number(document.body.dataset.watch);
+const news = ({ written, ...content }) => JSON.stringify(content) !== JSON.stringify({ ...view.content, written: undefined });
 async function refresh() {
   try {
     const answer = await fetch("content.json", { cache: "no-store" });
     if (answer.ok) {
-      const text = await answer.text();
-      if (text !== refresh.last) build(JSON.parse(text));
-      refresh.last = text;
+      const content = await answer.json();
+      if (!view.dragging && news(content)) build(content);
     }
     document.body.classList.toggle("lost", !answer.ok);
   } catch {

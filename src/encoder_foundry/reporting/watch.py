@@ -1,0 +1,79 @@
+"""`encoder-foundry report --watch`: the page of a run in progress, on this machine only.
+
+The server listens on 127.0.0.1, and answers for two addresses: the page and what it shows. It opens no file by the
+name that a request has, so there is no path to leave the run's folder by, and what is not on the page (checkpoints, the
+recipe with its secrets) is not to be had. A request that names another host than this one is refused: a web page
+elsewhere could otherwise have its own name lead here, and read along.
+"""
+
+import contextlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from encoder_foundry.errors import ConfigurationError, FoundryError
+from encoder_foundry.reporting.charts import report
+from encoder_foundry.reporting.records import Run
+from encoder_foundry.reporting.report import as_json, page
+
+SECONDS = 5  # between the page's questions
+NAMES = ("127.0.0.1", "localhost")
+
+
+def serve(paths: list[Path], port: int) -> None:
+    """Serve the page of these runs until it is interrupted.
+
+    Raises:
+        ConfigurationError: there is no run in a folder, or the port is taken.
+        DataError: a file of a run is broken.
+    """
+    with server(paths, port) as running, contextlib.suppress(KeyboardInterrupt):
+        print(f"report: http://127.0.0.1:{running.server_port}/ (Ctrl-C ends it)", flush=True)
+        running.serve_forever()
+
+
+def server(paths: list[Path], port: int) -> ThreadingHTTPServer:
+    """The server, listening."""
+    runs, lock = [Run(path) for path in paths], threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            host = self.headers.get("Host", "").rsplit(":", 1)[0]
+            if host not in NAMES:
+                self._answer(403, "text/plain", "this page is for this machine only")
+            elif self.path in ("/", "/content.json"):
+                self._content()
+            else:
+                self._answer(404, "text/plain", "there is / and nothing else")
+
+        def _content(self) -> None:
+            try:
+                with lock:
+                    for run in runs:
+                        run.refresh()
+                    content = report(runs)
+            except FoundryError as error:
+                self._answer(500, "text/plain", f"error: {error}")
+                return
+            if self.path == "/":
+                self._answer(200, "text/html", page(content, SECONDS))
+            else:
+                self._answer(200, "application/json", as_json(content))
+
+        def _answer(self, status: int, kind: str, text: str) -> None:
+            body = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """A line a question would bury the address."""
+
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise ConfigurationError(f"--port {port}: cannot listen there: {error}; 0 takes any that is free") from error

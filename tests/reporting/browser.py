@@ -1,0 +1,154 @@
+"""A headless Chromium for tests, driven by its DevTools protocol over two pipes: no package is needed for that.
+
+`--remote-debugging-pipe` reads commands from file 3 and writes answers and events to file 4, each ended by a zero byte.
+"""
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+from pathlib import Path
+
+EXECUTABLE = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--hide-scrollbars",
+)
+PATIENCE = 60  # seconds for an answer
+
+
+class Browser:
+    """One tab. `errors` has what its console complained of, and every request that was made but for the page itself."""
+
+    def __init__(self, profile: Path):
+        (command, self._write), (self._read, answer) = os.pipe(), os.pipe()
+        start = f'exec "$@" 3<&{command} 4>&{answer}'
+        arguments = [EXECUTABLE, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"]
+        self._process = subprocess.Popen(
+            ["bash", "-c", start, "bash", *arguments], pass_fds=(command, answer), stderr=subprocess.DEVNULL
+        )
+        os.close(command)
+        os.close(answer)
+        self._buffer, self._number, self._session = b"", 0, None
+        self.events: list[dict] = []
+        targets = self._ask("Target.getTargets")["targetInfos"]
+        tab = next(target["targetId"] for target in targets if target["type"] == "page")
+        self._session = self._ask("Target.attachToTarget", targetId=tab, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self._ask(f"{domain}.enable")
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+        os.close(self._write)
+        os.close(self._read)
+
+    @property
+    def errors(self) -> list[str]:
+        self.run("0")  # what came before this answer has been heard
+        said = []
+        for event in self.events:
+            content = event["params"]
+            if event["method"] == "Runtime.exceptionThrown":
+                said.append(content["exceptionDetails"]["exception"]["description"])
+            elif event["method"] == "Log.entryAdded" and content["entry"]["level"] in ("error", "warning"):
+                said.append(content["entry"]["text"])
+            elif event["method"] == "Runtime.consoleAPICalled" and content["type"] in ("error", "warning", "assert"):
+                said.append(str(content["args"]))
+        return said
+
+    @property
+    def requests(self) -> list[str]:
+        """The addresses that were asked for."""
+        self.run("0")
+        return [
+            event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"
+        ]
+
+    def open(self, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Open an address and wait until it has loaded."""
+        phone = width < 600
+        self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._ask("Emulation.setEmulatedMedia", features=[scheme])
+        self.events.clear()
+        self._ask("Page.navigate", url=url)
+        self._until(lambda: any(event["method"] == "Page.loadEventFired" for event in self.events))
+        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def run(self, script: str) -> object:
+        """The value of an expression in the page, its promise awaited."""
+        answer = self._ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise AssertionError(answer["exceptionDetails"]["exception"]["description"])
+        return answer["result"].get("value")
+
+    def drag(self, selector: str, start: float, end: float) -> None:
+        """Drag the mouse over an element, from one share of its width to another."""
+        box = self._box(selector)
+        points = [(box["x"] + share * box["width"], box["y"] + box["height"] / 2) for share in (start, end)]
+        self._mouse("mouseMoved", points[0])
+        self._mouse("mousePressed", points[0])
+        self._mouse("mouseMoved", points[1])
+        self._mouse("mouseReleased", points[1])
+
+    def hover(self, selector: str, share: float) -> None:
+        box = self._box(selector)
+        self._mouse("mouseMoved", (box["x"] + share * box["width"], box["y"] + box["height"] / 2))
+
+    def click(self, selector: str) -> None:
+        box = self._box(selector)
+        point = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        self._mouse("mousePressed", point)
+        self._mouse("mouseReleased", point)
+
+    def screenshot(self, path: Path, whole: bool = True) -> None:
+        picture = self._ask("Page.captureScreenshot", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(picture["data"]))
+
+    def _box(self, selector: str) -> dict:
+        return self.run(
+            f"(() => {{ const found = document.querySelector({json.dumps(selector)});"
+            " found.scrollIntoView({block: 'center'});"
+            " const {x, y, width, height} = found.getBoundingClientRect(); return {x, y, width, height}; })()"
+        )
+
+    def _mouse(self, what: str, point: tuple[float, float]) -> None:
+        button = {} if what == "mouseMoved" else {"button": "left", "clickCount": 1}
+        self._ask("Input.dispatchMouseEvent", type=what, x=point[0], y=point[1], **button)
+
+    def _ask(self, method: str, **arguments: object) -> dict:
+        self._number += 1
+        number = self._number
+        message = {"id": number, "method": method, "params": arguments}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        answers: list[dict] = []
+        self._until(lambda: any(found["id"] == number for found in answers), answers)
+        answer = answers[-1]
+        if "error" in answer:
+            raise AssertionError(f"{method}: {answer['error']['message']}")
+        return answer["result"]
+
+    def _until(self, done, answers: list[dict] | None = None) -> None:
+        while not done():
+            while b"\0" not in self._buffer:
+                if not select.select([self._read], [], [], PATIENCE)[0]:
+                    raise AssertionError(f"Chromium did not answer in {PATIENCE} s")
+                more = os.read(self._read, 1 << 20)
+                if not more:
+                    raise AssertionError("Chromium has ended")
+                self._buffer += more
+            message, self._buffer = self._buffer.split(b"\0", 1)
+            content = json.loads(message)
+            if "id" in content and answers is not None:
+                answers.append(content)
+            elif "method" in content:
+                self.events.append(content)
