@@ -17,7 +17,7 @@ import numpy as np
 from encoder_foundry.reporting.records import SHARES, Run, Track
 
 BUCKETS = 500
-DIGITS = 5  # of a number in the page
+DIGITS = 4  # of a number in the page
 COLOURS = 7  # in the page's style; further runs take them again
 
 
@@ -78,9 +78,19 @@ def report(runs: list[Run]) -> dict:
         "buckets": BUCKETS,
         "thinned": any(len(track.token) > BUCKETS for run in runs for track in run.tracks.values()),
         "runs": [_run(run, name) for run, name in zip(runs, names, strict=True)],
+        "tokens": _shared_tokens(charts),
         "charts": charts,
         "differences": _differences(runs) if len(runs) > 1 else [],
     }
+
+
+def _shared_tokens(charts: list[dict]) -> list[list[int]]:
+    """The tokens of all series, once each: most lie at the same. A series then has the number of its own."""
+    found: dict[tuple, int] = {}
+    for chart in charts:
+        for series in chart["series"]:
+            series["tokens"] = found.setdefault(tuple(series.pop("x")), len(found))
+    return [list(tokens) for tokens in found]
 
 
 def _names(runs: list[Run]) -> list[str]:

@@ -1,6 +1,6 @@
 """The page's charts as PNG, by matplotlib: no browser is needed to make them. Each tells itself in words, too.
 
-The text stands in the file's `Description` and, for those who look for it beside the picture, in a `.txt`.
+The words stand in the file's `Description`, and in `pictures.md` beside it, which shows all of them.
 """
 
 from pathlib import Path
@@ -10,27 +10,32 @@ BACK = "#d6324f"
 
 
 def draw(content: dict, folder: Path) -> None:
-    """Write `recipe-<n>.png` for each run, and a PNG for each chart, by its name.
+    """Write `recipe-<n>.png` for each run, a PNG for each chart by its name, and `pictures.md`.
 
     Raises:
         OSError: they cannot be written.
     """
     from matplotlib.figure import Figure  # slow to import; and no pyplot: nothing is to be shown in a window
 
+    words = {}
     for number, run in enumerate(content["runs"], 1):
         figure = Figure(figsize=(10, 2.6), layout="constrained")
         _recipe(figure.subplots(), run)
-        _save(figure, folder / f"recipe-{number}.png", _recipe_words(run))
+        words[f"recipe-{number}.png"] = _recipe_words(run)
+        figure.savefig(folder / f"recipe-{number}.png", dpi=150, metadata={"Description": _recipe_words(run)})
     for chart in content["charts"]:
         figure = Figure(figsize=(10, 4.2) if chart["wide"] else (7, 3.4), layout="constrained")
-        _chart(figure.subplots(), chart)
-        _save(figure, folder / f"{chart['id']}.png", chart["words"])
+        _chart(figure.subplots(), chart, content["tokens"])
+        words[f"{chart['id']}.png"] = chart["words"]
+        figure.savefig(folder / f"{chart['id']}.png", dpi=150, metadata={"Description": chart["words"]})
+    shown = "\n\n".join(f"![{said}]({name})\n\n{said}" for name, said in words.items())
+    (folder / "pictures.md").write_text(f"# {content['title']}\n\n{shown}\n", encoding="utf-8")
 
 
-def _chart(axes, chart: dict) -> None:
+def _chart(axes, chart: dict, tokens: list[list[int]]) -> None:
     labelled = set()
     for series in chart["series"]:
-        colour, x = COLOURS[series["colour"]], series["x"]
+        colour, x = COLOURS[series["colour"]], tokens[series["tokens"]]
         y, low, high = (_floats(series.get(key, series["y"])) for key in ("y", "low", "high"))
         label = None if series["abandoned"] or series["dashed"] or series["label"] in labelled else series["label"]
         labelled.add(label)
@@ -41,11 +46,13 @@ def _chart(axes, chart: dict) -> None:
         colour = BACK if series["abandoned"] else colour
         style = ":" if series["abandoned"] else "--" if series["dashed"] else "-"
         steps = "steps-pre" if chart["steps"] else "default"
-        axes.plot(x, y, style, drawstyle=steps, color=colour, linewidth=1.3, alpha=faint, label=label)
+        axes.plot(x, y, style, drawstyle=steps, color=colour, linewidth=1, alpha=faint, label=label)
         if "low" in series:
             axes.fill_between(x, low, high, color=colour, alpha=0.2 * faint, linewidth=0)
+    title = chart["title"] + (f" ({chart['unit']})" if chart["unit"] else "")
     if chart["log"]:
         axes.set_yscale("log")
+        title += _without_its_beginning(axes, chart, tokens)
     if chart["zero"]:
         axes.set_ylim(bottom=0)
     if chart["percent"]:
@@ -53,10 +60,27 @@ def _chart(axes, chart: dict) -> None:
     elif chart["log"]:
         for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             which(lambda value, _: f"{value:g}")
-    axes.set_title(chart["title"] + (f" ({chart['unit']})" if chart["unit"] else ""), loc="left", fontsize=11)
+    axes.set_title(title, loc="left", fontsize=11)
     _token_axis(axes)
     if len(labelled - {None}) > 1:
         axes.legend(frameon=False, fontsize=9)
+
+
+def _without_its_beginning(axes, chart: dict, tokens: list[list[int]]) -> str:
+    """Let the first hundredth of the tokens reach above, as on the page; what to say of it."""
+    first = 0.01 * max(tokens[series["tokens"]][-1] for series in chart["series"])
+    highest = [
+        (token, value)
+        for series in chart["series"]
+        for token, value in zip(tokens[series["tokens"]], series.get("high", series["y"]), strict=True)
+        if value is not None
+    ]
+    top = max((value for token, value in highest if token >= first), default=0)
+    high = max(value for _, value in highest)
+    if not 0 < 1.5 * top < high:
+        return ""
+    axes.set_ylim(top=1.05 * top)
+    return f", begins above, up to {high:g}"
 
 
 def _recipe(axes, run: dict) -> None:
@@ -67,9 +91,7 @@ def _recipe(axes, run: dict) -> None:
         done = min(end, max(start, run["token"]))
         for left, right, alpha in ((start, done, 1), (done, end, 0.3)):
             if right > left:
-                axes.bar(
-                    left, segment["rows"], right - left, align="edge", color=colour, alpha=alpha, edgecolor="white"
-                )
+                axes.bar(left, segment["rows"], right - left, align="edge", color=colour, alpha=alpha)
     for name in names:
         start = min(segment["start_token"] for segment in run["segments"] if segment["stage"] == name)
         axes.axvline(start, color="#888888", linewidth=0.8)
@@ -108,8 +130,3 @@ def short(value: float) -> str:
 
 def _floats(values: list) -> list[float]:
     return [float("nan") if value is None else value for value in values]
-
-
-def _save(figure, path: Path, words: str) -> None:
-    figure.savefig(path, dpi=150, metadata={"Description": words})
-    path.with_suffix(".txt").write_text(words + "\n", encoding="utf-8")

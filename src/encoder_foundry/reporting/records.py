@@ -7,6 +7,7 @@ Updates stand in a track for each number of rollbacks. Of a batch that was train
 the last line holds. What a rollback abandoned is in its track still: beyond `kept_until`.
 """
 
+import bisect
 import json
 from array import array
 from collections.abc import Iterator
@@ -101,9 +102,7 @@ class Run:
         return min((line["to_token"] for line in self.rollbacks[rollbacks:]), default=float("inf"))
 
     def _end(self, number: int) -> int:
-        token = self.tracks[number].token
-        limit = self.kept_until(number)
-        return next((index for index in range(len(token), 0, -1) if token[index - 1] <= limit), 0)
+        return bisect.bisect_right(self.tracks[number].token, self.kept_until(number))
 
     def _kept(self, line: dict) -> bool:
         return line["token"] <= self.kept_until(line.get("rollbacks", 0))

@@ -2,6 +2,7 @@
 // A chart of lines against tokens, as SVG. All charts share one view: the zoom, the cursor, and what is hidden.
 // The values at the cursor stand in the legend, so nothing floats above the lines and a finger covers nothing.
 
+const COLUMN = 1.5; // pixels: points closer than that are drawn as one
 const MARGIN = { left: 56, right: 10, top: 8, bottom: 24 };
 
 function html(tag, attributes = {}, ...children) {
@@ -41,6 +42,10 @@ function whole(value) {
 
 function percent(value) {
   return trim((100 * value).toPrecision(3)) + " %";
+}
+
+function range(from, to) {
+  return Array.from({ length: to - from }, (_, offset) => from + offset);
 }
 
 // The first index whose value is not below what is looked for.
@@ -163,29 +168,25 @@ class Chart {
     const y = this.valueScale(shown, top, bottom);
     const clip = `clip-${this.spec.id}`;
     const lines = svg("g", { "clip-path": `url(#${clip})` });
-    for (const series of shown) lines.append(...this.drawSeries(series, y));
+    const points = svg("g", { "clip-path": `url(#${clip}-points)` }); // one at the very end is drawn whole
+    for (const series of shown) (series.points ? points : lines).append(...this.drawSeries(series, y));
+    const area = (room) => svg("rect", { x: this.x.left - room, y: top, width: this.x.right - this.x.left + 2 * room, height: bottom - top });
     this.cursor = svg("line", { class: "cursor", y1: top, y2: bottom, visibility: "hidden" });
     this.selection = svg("rect", { class: "selection", y: top, height: bottom - top, visibility: "hidden" });
     this.picture.replaceChildren(
-      svg("clipPath", { id: clip }, svg("rect", { x: this.x.left - 8, y: top, width: this.x.right - this.x.left + 16, height: bottom - top })),
+      svg("clipPath", { id: clip }, area(0)), svg("clipPath", { id: `${clip}-points` }, area(8)),
       ...this.view.background(this.x, top, bottom),
-      this.valueAxis(y), this.x.axis(height), lines, this.cursor, this.selection);
+      this.valueAxis(y), this.x.axis(height), lines, points, this.cursor, this.selection);
     this.drawCursor();
   }
 
   valueScale(shown, top, bottom) {
     const log = this.spec.log;
-    let low = Infinity;
-    let high = -Infinity;
-    for (const series of shown) {
-      const [from, to] = this.within(series);
-      for (let index = from; index < to; index++)
-        for (const value of [(series.low ?? series.y)[index], (series.high ?? series.y)[index]])
-          if (value !== null && (!log || value > 0)) {
-            low = Math.min(low, value);
-            high = Math.max(high, value);
-          }
-    }
+    let [low, high] = this.extent(shown, this.x.low);
+    // A loss that starts at 11 would leave what counts a tenth of the height: the beginning may reach above.
+    const [, later] = log ? this.extent(shown, this.x.low + 0.01 * (this.x.high - this.x.low)) : [low, high];
+    const above = later > 0 && high > 1.5 * later ? high : null;
+    if (above) high = later;
     if (low > high) [low, high] = log ? [1, 10] : [0, 1];
     if (this.spec.zero) low = Math.min(0, low);
     const change = log ? Math.log : (value) => value;
@@ -196,7 +197,20 @@ class Chart {
     const at = (value) => bottom - ((change(value) - from) / (to - from)) * (bottom - top);
     const count = (bottom - top) / 38;
     const back = log ? Math.exp : (value) => value;
-    return { at, ticks: log ? logTicks(back(from), back(to), count) : ticks(from, to, count) };
+    return { at, above, ticks: log ? logTicks(back(from), back(to), count) : ticks(from, to, count) };
+  }
+
+  extent(shown, begin) {
+    let [low, high] = [Infinity, -Infinity];
+    for (const series of shown) {
+      const [from, to] = this.within(series);
+      const first = Math.min(to - 1, Math.max(from, lowerBound(series.x, begin)));
+      const last = Math.max(first + 1, Math.min(to, lowerBound(series.x, this.x.high + 1)));
+      for (let index = first; index < last; index++)
+        for (const value of [(series.low ?? series.y)[index], (series.high ?? series.y)[index]])
+          if (value !== null && (!this.spec.log || value > 0)) [low, high] = [Math.min(low, value), Math.max(high, value)];
+    }
+    return [low, high];
   }
 
   // The points in view, and one on either side.
@@ -211,36 +225,61 @@ class Chart {
       group.append(svg("line", { class: "grid", x1: this.x.left, x2: this.x.right, y1: at, y2: at }),
         svg("text", { x: this.x.left - 7, y: at + 4, "text-anchor": "end" }, this.show(Math.abs(tick) < 1e-12 ? 0 : tick)));
     }
+    if (y.above) group.append(svg("text", { x: this.x.left + 8, y: MARGIN.top + 11 }, `↑ begins above, up to ${this.show(y.above)}`));
     return group;
   }
 
   drawSeries(series, y) {
-    const [from, to] = this.within(series);
     const style = `c${series.colour}${series.abandoned ? " abandoned" : ""}${series.dashed ? " dashed" : ""}`;
-    const point = (index, values) => `${this.x.at(series.x[index]).toFixed(1)} ${y.at(values[index]).toFixed(1)}`;
-    const there = (index) => series.y[index] !== null && (!this.spec.log || (series.low ?? series.y)[index] > 0);
     if (series.points) {
-      const diamonds = [];
-      for (let index = from; index < to; index++)
-        if (there(index)) diamonds.push(`M${point(index, series.y)}m0 -6l6 6l-6 6l-6 -6z`);
-      return [svg("path", { class: `points ${style}`, d: diamonds.join("") })];
+      const [from, to] = this.within(series);
+      const at = (index) => `M${this.x.at(series.x[index]).toFixed(1)} ${y.at(series.y[index]).toFixed(1)}m0 -6l6 6l-6 6l-6 -6z`;
+      const there = (index) => series.y[index] !== null && (!this.spec.log || series.y[index] > 0);
+      return [svg("path", { class: `points ${style}`, d: range(from, to).filter(there).map(at).join("") })];
     }
     const drawn = [];
     const line = [];
-    for (let index = from; index < to; index++) {
-      if (!there(index)) continue;
-      const begin = index;
-      while (index + 1 < to && there(index + 1)) index++;
-      const stretch = Array.from({ length: index - begin + 1 }, (_, offset) => begin + offset);
-      // What holds for an update holds for all of its tokens: from where the one before it ended.
-      const join = this.spec.steps ? (at) => `V${y.at(series.y[at]).toFixed(1)}H${this.x.at(series.x[at]).toFixed(1)}` : (at) => `L${point(at, series.y)}`;
-      line.push(`M${point(begin, series.y)}` + stretch.slice(1).map(join).join("") + (begin === index ? "h0.1" : ""));
-      if (series.low) {
-        const edges = [...stretch.map((at) => point(at, series.high)), ...stretch.reverse().map((at) => point(at, series.low))];
+    for (const stretch of this.stretches(series)) {
+      const place = (point, value) => `${point.x.toFixed(1)} ${y.at(value).toFixed(1)}`;
+      // What is set for an update holds for all of its tokens: from where the one before it ended.
+      const join = this.spec.steps ? (point) => `V${y.at(point.y).toFixed(1)}H${point.x.toFixed(1)}` : (point) => `L${place(point, point.y)}`;
+      line.push(`M${place(stretch[0], stretch[0].y)}${stretch.slice(1).map(join).join("")}${stretch.length === 1 ? "h0.1" : ""}`);
+      if (stretch.some((point) => point.low < point.high)) {
+        const edges = [...stretch.map((point) => place(point, point.high)), ...stretch.reverse().map((point) => place(point, point.low))];
         drawn.push(svg("path", { class: `band ${style}`, d: `M${edges.join("L")}z` }));
       }
     }
     return [...drawn, svg("path", { class: `line ${style}`, d: line.join("") })];
+  }
+
+  // The points in view, in stretches without a gap. Those in one column of pixels become one, as the buckets did:
+  // their mean, lowest and highest.
+  stretches(series) {
+    const [from, to] = this.within(series);
+    const found = [];
+    let gap = true;
+    let count = 0;
+    for (let index = from; index < to; index++) {
+      const [value, low, high] = [series.y[index], (series.low ?? series.y)[index], (series.high ?? series.y)[index]];
+      if (value === null || (this.spec.log && low <= 0)) {
+        gap = true;
+        continue;
+      }
+      const x = this.x.at(series.x[index]);
+      const last = gap ? null : found.at(-1).at(-1);
+      if (last && !this.spec.steps && x - last.x < COLUMN) {
+        count += 1;
+        last.y += (value - last.y) / count;
+        last.low = Math.min(last.low, low);
+        last.high = Math.max(last.high, high);
+        continue;
+      }
+      if (gap) found.push([]);
+      found.at(-1).push({ x, y: value, low, high });
+      gap = false;
+      count = 1;
+    }
+    return found;
   }
 
   // The line, and the values in the legend: at the cursor, or the last ones in view.

@@ -149,7 +149,7 @@ function card(run, index) {
     ["rollbacks", run.rollbacks.length || null],
     [done < 1 ? "to go, at this rate" : null, done < 1 && left !== null ? duration(left) : null],
   ].filter(([name, value]) => name && value !== null);
-  const state = !run.batch ? "no update yet" : done === 1 ? "finished" : `${(100 * done).toFixed(1)} %`;
+  const state = !run.batch ? "no update yet" : done === 1 ? "finished" : `${(Math.floor(1000 * done) / 10).toFixed(1)} %`;
   const written = run.last_written ? `; the last one written ${moment(run.last_written)}` : "";
   const many = view.content.runs.length > 1;
   const name = many
@@ -240,6 +240,7 @@ function drawPosition() {
 
 function build(content) {
   view.content = content;
+  for (const chart of content.charts) for (const series of chart.series) series.x = content.tokens[series.tokens];
   document.title = `${content.title} · Encoder Foundry`;
   place.cards.replaceChildren(...content.runs.map(card));
   buildToolbar();
@@ -270,13 +271,16 @@ new ResizeObserver(() => view.draw()).observe(document.querySelector("main"));
 document.addEventListener("keydown", (event) => event.key === "Escape" && view.zoom(null));
 
 const watch = Number(document.body.dataset.watch);
-const news = ({ written, ...content }) => JSON.stringify(content) !== JSON.stringify({ ...view.content, written: undefined });
 async function refresh() {
   try {
     const answer = await fetch("content.json", { cache: "no-store" });
     if (answer.ok) {
-      const content = await answer.json();
-      if (!view.dragging && news(content)) build(content);
+      const { written, ...content } = await answer.json();
+      const same = JSON.stringify(content) === refresh.last;
+      if (!same && !view.dragging) {
+        refresh.last = JSON.stringify(content);
+        build({ written, ...content });
+      }
     }
     document.body.classList.toggle("lost", !answer.ok);
   } catch {
