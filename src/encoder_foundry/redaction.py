@@ -22,10 +22,10 @@ QUERY = re.compile(r"(\w[\w+.-]*://[^\s?]+\?)\S+")  # what may sign an address
 
 def redacted(config: object, name: str = "") -> object:
     """A configuration of plain types (mappings, lists, scalars) with `(redacted)` for what looks like a secret."""
-    if isinstance(config, dict):
-        return {key: redacted(value, str(key)) for key, value in config.items()}
     if config is not None and not isinstance(config, bool | int | float) and _names_a_secret(name, config):
         return REDACTED
+    if isinstance(config, dict):
+        return {key: redacted(value, str(key)) for key, value in config.items()}
     if isinstance(config, list | tuple):
         return [redacted(value, name) for value in config]
     if isinstance(config, str):

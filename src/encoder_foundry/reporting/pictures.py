@@ -3,8 +3,13 @@
 The words stand in the file's `Description`, and in `pictures.md` beside it, which shows all of them.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
+COLUMNS = 700  # of a picture
+CROWD = 2  # points in a column that are still drawn each
 COLOURS = ("#0069a8", "#cf7a00", "#00805d", "#b0508a", "#2a93d5", "#c9480a", "#857a00")  # as the page's, in light
 BACK = "#d6324f"
 
@@ -37,6 +42,8 @@ def _chart(axes, chart: dict, tokens: list[list[int]]) -> None:
     for series in chart["series"]:
         colour, x = COLOURS[series["colour"]], tokens[series["tokens"]]
         y, low, high = (_floats(series.get(key, series["y"])) for key in ("y", "low", "high"))
+        if not (series["points"] or chart["steps"]):
+            x, y, low, high = _columns(np.array(x, dtype=float), y, low, high)
         label = None if series["abandoned"] or series["dashed"] or series["label"] in labelled else series["label"]
         labelled.add(label)
         faint = 0.5 if series["abandoned"] else 1
@@ -47,7 +54,7 @@ def _chart(axes, chart: dict, tokens: list[list[int]]) -> None:
         style = ":" if series["abandoned"] else "--" if series["dashed"] else "-"
         steps = "steps-pre" if chart["steps"] else "default"
         axes.plot(x, y, style, drawstyle=steps, color=colour, linewidth=1, alpha=faint, label=label)
-        if "low" in series:
+        if np.any(low < high):
             axes.fill_between(x, low, high, color=colour, alpha=0.2 * faint, linewidth=0)
     title = chart["title"] + (f" ({chart['unit']})" if chart["unit"] else "")
     if chart["log"]:
@@ -128,5 +135,19 @@ def short(value: float) -> str:
     return f"{value:g}"
 
 
-def _floats(values: list) -> list[float]:
-    return [float("nan") if value is None else value for value in values]
+def _columns(x: np.ndarray, *values: np.ndarray) -> Iterator[np.ndarray]:
+    """As the page does: where many points stand in one column of the picture, their mean, lowest and highest."""
+    column = (x / max(1, x[-1]) * COLUMNS).astype(int)
+    begin = np.flatnonzero(np.diff(column, prepend=-1))
+    count = np.diff(np.append(begin, len(x)))
+    crowded = np.repeat(count > CROWD, count)
+    kept = ~crowded
+    kept[begin] = True
+    yield x[kept]
+    for of, one in zip((np.add, np.fmin, np.fmax), values, strict=True):
+        merged = of.reduceat(one, begin) / (count if of is np.add else 1)
+        yield np.where(crowded, np.repeat(merged, count), one)[kept]
+
+
+def _floats(values: list) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], dtype=float)

@@ -2,7 +2,8 @@
 // A chart of lines against tokens, as SVG. All charts share one view: the zoom, the cursor, and what is hidden.
 // The values at the cursor stand in the legend, so nothing floats above the lines and a finger covers nothing.
 
-const COLUMN = 1.5; // pixels: points closer than that are drawn as one
+const COLUMN = 1.5; // pixels across
+const CROWD = 2; // points in a column of pixels that are still drawn each
 const MARGIN = { left: 56, right: 10, top: 8, bottom: 24 };
 
 function html(tag, attributes = {}, ...children) {
@@ -203,6 +204,7 @@ class Chart {
   extent(shown, begin) {
     let [low, high] = [Infinity, -Infinity];
     for (const series of shown) {
+      if (series.x.at(-1) < begin || series.x[0] > this.x.high) continue;
       const [from, to] = this.within(series);
       const first = Math.min(to - 1, Math.max(from, lowerBound(series.x, begin)));
       const last = Math.max(first + 1, Math.min(to, lowerBound(series.x, this.x.high + 1)));
@@ -252,33 +254,31 @@ class Chart {
     return [...drawn, svg("path", { class: `line ${style}`, d: line.join("") })];
   }
 
-  // The points in view, in stretches without a gap. Those in one column of pixels become one, as the buckets did:
-  // their mean, lowest and highest.
+  // The points in view, in stretches without a gap. Where many stand in one column of pixels they become one, as
+  // they did in the buckets: their mean, lowest and highest.
   stretches(series) {
     const [from, to] = this.within(series);
     const found = [];
+    let column = [];
     let gap = true;
-    let count = 0;
+    const close = () => {
+      if (column.length > CROWD && !this.spec.steps) {
+        const mean = column.reduce((sum, point) => sum + point.y, 0) / column.length;
+        const [low, high] = [Math.min(...column.map((point) => point.low)), Math.max(...column.map((point) => point.high))];
+        found.at(-1).push({ x: column[0].x, y: mean, low, high });
+      } else found.at(-1)?.push(...column);
+      column = [];
+    };
     for (let index = from; index < to; index++) {
-      const [value, low, high] = [series.y[index], (series.low ?? series.y)[index], (series.high ?? series.y)[index]];
-      if (value === null || (this.spec.log && low <= 0)) {
-        gap = true;
-        continue;
-      }
+      const [y, low, high] = [series.y[index], (series.low ?? series.y)[index], (series.high ?? series.y)[index]];
       const x = this.x.at(series.x[index]);
-      const last = gap ? null : found.at(-1).at(-1);
-      if (last && !this.spec.steps && x - last.x < COLUMN) {
-        count += 1;
-        last.y += (value - last.y) / count;
-        last.low = Math.min(last.low, low);
-        last.high = Math.max(last.high, high);
-        continue;
-      }
-      if (gap) found.push([]);
-      found.at(-1).push({ x, y: value, low, high });
-      gap = false;
-      count = 1;
+      const there = y !== null && (!this.spec.log || low > 0);
+      if (!there || gap || x - column[0].x >= COLUMN) close();
+      if (there && gap) found.push([]);
+      if (there) column.push({ x, y, low, high });
+      gap = !there;
     }
+    close();
     return found;
   }
 
