@@ -11,6 +11,7 @@ nano: $(INSTALLED)
 	$(BIN)/composer -n 2 launch yamls/main/nano.yaml
 	$(BIN)/encoder-foundry export runs/nano runs/nano/export
 	$(BIN)/encoder-foundry summary runs/nano
+	$(BIN)/encoder-foundry report runs/nano
 
 test: lint
 	$(BIN)/pytest

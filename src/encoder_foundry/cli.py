@@ -52,7 +52,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The folder for it: by default the run's own, the current one for several.")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Serve it on this machine only, and follow the run.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write nothing: serve the page on this machine only, and follow the run.")
+    ] = False,
     port: Annotated[int, typer.Option(help="With --watch; 0 takes any that is free.")] = 8090,
 ) -> None:
     """Write report.html, a page that needs nothing else, and its pictures as PNG; the runs may be going on."""

@@ -24,7 +24,7 @@ PATIENCE = 60  # seconds for an answer
 
 
 class Browser:
-    """One tab. `errors` has what its console complained of, and every request that was made but for the page itself."""
+    """One tab, what its console complained of, and what was asked of any server."""
 
     def __init__(self, profile: Path):
         (command, self._write), (self._read, answer) = os.pipe(), os.pipe()

@@ -2,7 +2,11 @@
 
 import http.client
 import json
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -232,6 +236,17 @@ def test_it_listens_on_loopback_alone(served):
 def test_a_taken_port_is_said(served):
     with pytest.raises(ConfigurationError, match=f"--port {served[1]}"):
         watch.serve([served[0]], served[1])
+
+
+def test_the_command_says_where_it_serves_and_ends_when_it_is_interrupted(tmp_path):
+    command = [Path(sys.executable).parent / "encoder-foundry", "report", write_run(tmp_path / "run", NANO), "--watch"]
+    serving = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    port = int(re.search(r"http://127.0.0.1:(\d+)/", serving.stdout.readline()).group(1))
+    assert asked(port, "/")[0] == 200
+    serving.send_signal(signal.SIGINT)
+    assert serving.communicate(timeout=60) == ("", "")
+    assert serving.returncode == 0
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_page_that_watches_follows_the_run_and_keeps_its_zoom(browser, served):

@@ -49,10 +49,18 @@ def nano(tmp_path) -> Path:
     return write_run(tmp_path / "nano", NANO)
 
 
-def test_the_command_writes_the_page_and_says_where(nano):
-    done = subprocess.run([COMMAND, "report", nano], capture_output=True, text=True, timeout=100)
-    assert (done.stdout, done.stderr, done.returncode) == (f"report: {nano / 'report.html'}\n", "", 0)
-    assert (nano / "report.html").stat().st_size < 300_000
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """The folder of a run with a secret in its recipe, its report in it, as the command writes it."""
+    planted = "loggers.wandb={project: x, init_kwargs: {api_key: planted-secret}}"
+    run = write_run(tmp_path_factory.mktemp("runs") / "nano", NANO, planted)
+    done = subprocess.run([COMMAND, "report", run], capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr, done.returncode) == (f"report: {run / 'report.html'}\n", "", 0)
+    return run
+
+
+def test_the_command_writes_a_small_page_and_says_where(written):
+    assert (written / "report.html").stat().st_size < 300_000
 
 
 def test_what_is_drawn_of_a_short_run_is_every_update(nano):
@@ -169,22 +177,17 @@ def test_a_folder_without_a_run_is_named(tmp_path):
         write_report([tmp_path])
 
 
-def test_a_secret_in_the_recipe_is_nowhere_in_what_is_written(tmp_path):
-    planted = "loggers.wandb={project: x, init_kwargs: {api_key: planted-secret}}"
-    run = write_run(tmp_path / "run", NANO, planted)
-    assert "planted-secret" in (run / "recipe.yaml").read_text()
-    out = tmp_path / "out"
-    write_report([run], out)
-    written = [path for path in out.rglob("*") if path.is_file()]
-    assert len(written) > 10
-    assert not [path for path in written if b"planted-secret" in path.read_bytes()]
-    assert "(redacted)" in (out / "report.html").read_text()
+def test_a_secret_in_the_recipe_is_nowhere_in_what_is_written(written):
+    assert "planted-secret" in (written / "recipe.yaml").read_text()
+    files = [written / "report.html", *(written / "report").iterdir()]
+    assert len(files) > 10
+    assert not [path for path in files if b"planted-secret" in path.read_bytes()]
+    assert "(redacted)" in (written / "report.html").read_text()
 
 
-def test_every_picture_is_one_and_tells_itself_in_words(nano):
-    folder = write_report([nano]).parent / "report"
-    pictures = sorted(folder.glob("*.png"))
-    listed = (folder / "pictures.md").read_text()
+def test_every_picture_is_one_and_tells_itself_in_words(written):
+    pictures = sorted((written / "report").glob("*.png"))
+    listed = (written / "report" / "pictures.md").read_text()
     assert {"loss.png", "lr.png", "mfu.png", "mixture-0.png", "recipe-1.png"} <= {path.name for path in pictures}
     for path in pictures:
         assert matplotlib.image.imread(path)[..., :3].std() > 0.01, path  # something is drawn

@@ -283,8 +283,8 @@ def _flat(config: object, above: str = "") -> dict[str, object]:
     """A nested configuration with dotted keys; stages that stand in a list by their names."""
     if isinstance(config, list) and config and all(isinstance(item, dict) and "name" in item for item in config):
         config = {item["name"]: item for item in config}
-    if not isinstance(config, dict) or not config:
-        return {above: config} if above else {}
+    if not isinstance(config, dict):
+        return {above: config}
     found: dict[str, object] = {}
     for key, value in config.items():
         found |= _flat(value, f"{above}.{key}" if above else str(key))

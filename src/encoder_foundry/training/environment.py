@@ -45,14 +45,14 @@ def environment() -> dict:
 def commit(folder: Path) -> str | None:
     """The git commit that a folder of a repository is at, with "+ changes" if files differ from it; None without git.
 
-    A folder that git ignores, such as an installed package's, belongs to no commit.
+    A package that is installed inside a repository, in its `.venv`, is none of git's: it belongs to no commit.
     """
     try:
-        tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py")
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")
         head, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
-    return (head + (" + changes" if changes else "")) if tracked else None
+    return head + (" + changes" if changes else "")
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -227,7 +227,7 @@ class Chart {
       group.append(svg("line", { class: "grid", x1: this.x.left, x2: this.x.right, y1: at, y2: at }),
         svg("text", { x: this.x.left - 7, y: at + 4, "text-anchor": "end" }, this.show(Math.abs(tick) < 1e-12 ? 0 : tick)));
     }
-    if (y.above) group.append(svg("text", { x: this.x.left + 8, y: MARGIN.top + 11 }, `↑ begins above, up to ${this.show(y.above)}`));
+    if (y.above) group.append(svg("text", { x: this.x.left + 26, y: MARGIN.top + 11 }, `↑ begins above, up to ${this.show(y.above)}`));
     return group;
   }
 
@@ -290,13 +290,16 @@ class Chart {
     this.cursor.setAttribute("visibility", inside ? "visible" : "hidden");
     if (inside) for (const end of ["x1", "x2"]) this.cursor.setAttribute(end, this.x.at(token));
     for (const entry of this.entries.values()) {
-      const said = entry.parts.filter((series) => !series.abandoned).map((series) => this.valueAt(series, inside ? token : this.x.high));
+      const said = entry.parts.filter((series) => !series.abandoned).map((series) => this.valueAt(series, inside ? token : null));
       entry.value.textContent = said.filter((value) => value !== null).map((value) => this.show(value)).join(" of ");
       if (entry.parts.some((series) => series.dashed)) entry.value.textContent = said.reverse().map((value) => (value === null ? "–" : this.show(value))).join(" / ");
     }
   }
 
+  // What is nearest to a token, nothing beyond the line's end; without a token, the last one in view.
   valueAt(series, token) {
+    if (token !== null && !series.points && token > series.x.at(-1) + 0.01 * (this.x.high - this.x.low)) return null;
+    token ??= this.x.high;
     const after = lowerBound(series.x, token);
     const [left, right] = [Math.max(0, after - 1), Math.min(after, series.x.length - 1)];
     const nearest = token - series.x[left] < series.x[right] - token ? left : right;

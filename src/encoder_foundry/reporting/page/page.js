@@ -70,6 +70,11 @@ function duration(seconds) {
   return seconds < 172800 ? `${(seconds / 3600).toPrecision(2)} h` : `${(seconds / 86400).toPrecision(2)} days`;
 }
 
+// Of a stage: one run's stages have a colour each; several runs have theirs.
+function colourOf(run, stage) {
+  return view.content.runs.length > 1 ? run : stage;
+}
+
 // The recipe: tokens to the right, rows upwards, what is trained already in full colour.
 class Timeline {
   constructor(run, index) {
@@ -91,7 +96,7 @@ class Timeline {
       stages(run).map((stage, index) => {
         const each = (key) => stage.segments.map((segment) => segment[key]);
         const mixture = Object.entries(stage.segments[0].mixture ?? {}).map(([source, share]) => `${source} ${share}`).join(", ");
-        const zoom = html("button", { type: "button", class: "link", title: "Zoom to this stage", onclick: () => view.zoom([stage.start, stage.end]) }, html("span", { class: `swatch c${index % 7}` }), stage.name);
+        const zoom = html("button", { type: "button", class: "link", title: "Zoom to this stage", onclick: () => view.zoom([stage.start, stage.end]) }, html("span", { class: `swatch c${colourOf(this.index, index) % 7}` }), stage.name);
         return [zoom, whole(stage.end - stage.start), whole(each("updates").reduce((sum, updates) => sum + updates, 0)), span(each("rows"), whole), span(each("row_length"), whole),
           span(each("rope_theta_global"), whole), span([stage.segments[0].lr_start, Math.max(...each("lr_start"), ...each("lr_end")), stage.segments.at(-1).lr_end].filter((lr, at, all) => at !== 1 || (lr !== all[0] && lr !== all[2])), short) ,
           span(each("weight_decay"), short), mixture || "every row once"];
@@ -108,7 +113,8 @@ class Timeline {
     const [top, bottom] = [24, height - MARGIN.bottom - (run.rollbacks.length ? 16 : 0)];
     const most = Math.max(1, ...run.segments.map((segment) => segment.rows));
     const shapes = [];
-    stages(run).forEach((stage, index) => {
+    stages(run).forEach((stage, order) => {
+      const index = colourOf(this.index, order);
       for (const segment of stage.segments) {
         const tall = Math.max(4, ((bottom - top) * segment.rows) / most);
         const place = (from, to) => ({ x: x.at(from), width: Math.max(0.6, x.at(to) - x.at(from) - 1), y: bottom - tall, height: tall, rx: 2 });
@@ -184,7 +190,7 @@ function rollbacks(runs) {
 function differences(content) {
   if (content.runs.length < 2) return null;
   const rows = content.differences.map((row) => [html("code", {}, row.key), ...row.values]);
-  return block("What differs", "differences", rows.length ? html("div", { class: "scroll" }, table(["key", ...content.runs.map((run) => run.name)], rows))
+  return block("What differs", "differences", rows.length ? html("div", { class: "scroll texts" }, table(["key", ...content.runs.map((run) => run.name)], rows))
     : html("p", {}, "Nothing: the runs have the same configuration."));
 }
 
@@ -262,7 +268,14 @@ function buildGrid(content) {
     else view.charts.set(spec.id, new Chart(spec, view));
   }
   if (view.timelines.length + view.charts.size > before)
-    place.grid.replaceChildren(...view.timelines.map((timeline) => timeline.element), ...content.charts.map((spec) => view.charts.get(spec.id).element));
+    place.grid.replaceChildren(...inOrder(content));
+}
+
+// What a recipe is comes first; of several runs, how they compare.
+function inOrder(content) {
+  const timelines = view.timelines.map((timeline) => timeline.element);
+  const charts = content.charts.map((spec) => view.charts.get(spec.id).element);
+  return content.runs.length > 1 ? [...charts.slice(0, 1), ...timelines, ...charts.slice(1)] : [...timelines, ...charts];
 }
 
 document.querySelector("main").append(html("h1", {}, "Encoder Foundry"), place.cards, place.toolbar, place.grid, place.tables, place.footer);
