@@ -1,12 +1,13 @@
 """What one rank does for all of them, or for those of its node, and what it tells them."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from composer.utils import dist
-from torch.distributed import DistError
+from torch.distributed import DistError, Store
 from torch.distributed.distributed_c10d import _get_default_store
 
 from encoder_foundry.errors import FoundryError
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 
 Outcome = TypeVar("Outcome")
 REASON = "encoder_foundry/reason"  # key in the store
+STORE_ANSWERS = 5.0  # seconds
 
 
 def on_rank_zero(work: Callable[[], Outcome]) -> Outcome:
@@ -66,8 +68,18 @@ def one_reason() -> Iterator[None]:
 
 
 def _reason() -> str | None:
-    try:
-        store = _get_default_store()
-        return store.get(REASON).decode() if store.check([REASON]) else None
-    except DistError:  # rank 0, which holds the store, is gone
-        return None
+    """What another rank left in the store; None if nothing, or if rank 0, which holds the store, does not answer.
+
+    Asked for in a thread: where the network is cut, no time-out of the store's ends the wait for an answer.
+    """
+    answer: list[str] = []
+
+    def ask(store: Store) -> None:
+        with suppress(DistError):  # rank 0 is gone
+            if store.check([REASON]):
+                answer.append(store.get(REASON).decode())
+
+    asking = threading.Thread(target=ask, args=(_get_default_store(),), daemon=True)
+    asking.start()
+    asking.join(STORE_ANSWERS)
+    return answer[0] if answer else None
