@@ -118,8 +118,8 @@ class CheckpointStore:
         checkpoint: CompleteCheckpoint,
         own: list[str],
         outdated: Callable[[list[CompleteCheckpoint]], list[CompleteCheckpoint]] | None,
-    ) -> None:
-        """Upload a checkpoint that is complete in the run's folder; on every rank. A failure is a warning.
+    ) -> bool:
+        """Upload a checkpoint that is complete in the run's folder; on every rank. A failure is a warning, and False.
 
         Args:
             checkpoint: the same on every rank.
@@ -147,10 +147,11 @@ class CheckpointStore:
                         f"warning: {checkpoint.folder.name} is not in the store as it should be; it is complete in "
                         f"{checkpoint.folder}, training goes on, and the next checkpoint is tried again: {failures[0]}"
                     )
-                return
+                return False
         if dist.get_local_rank() == 0:
             for folder in outcomes[0][1]:
                 remove_checkpoint(folder)  # what there is of it on a node with a disk of its own
+        return True
 
     def _begin(self, checkpoint: CompleteCheckpoint) -> None:
         if self.folder.ledger.exists():

@@ -1,41 +1,83 @@
-"""Configuration without its secrets, for what is shown to people: the page, W&B.
+"""Secrets, kept out of what a run writes down, shows or sends off.
 
-By name and by value. A name tells a secret where one of its words is one (`password`), or where it ends in `key` or
-`token` (`api_key`, `hf_token`), unless a number of tokens stands there, as in `rollback.at.token`. A value tells one
-where it is an address with a password or a signature in it, or begins as the keys of known services do. A list of
-names cannot be complete: secrets belong into the environment, and this is for those that were put elsewhere.
+A secret is known by its name: the value of a key, or of an environment variable, that is called a password, a token, an
+access key or the like. Wherever such a value stands, also in the midst of a text under an innocent key, it is replaced.
+So is what stands before the @ of an address and what may sign one, and what begins as the keys of known services do.
+No list of names is complete: secrets belong into the environment, and this is for those that were put elsewhere.
 """
 
+import os
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 REDACTED = "(redacted)"
-WORDS = {"authorization", "credential", "credentials", "passphrase", "passwd", "password", "secret", "secrets"}
-ENDINGS = {"key", "keys", "token", "apikey"}
-COUNT = re.compile(r"[\d_]+(tok|ba|dur)?|[\d.]+dur")
+SHORTEST = 8  # characters; a shorter value of a variable, such as 1 or true, would be found everywhere
+NAMED_SECRET = re.compile(
+    r"(^|_)(authorization|bearer|credentials?|passphrase|passwd|passwords?|secrets?|(api|access|private)_keys?)(_|$)"
+    r"|(^|_)(apikeys?|keys?|token)$"
+)
+CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+TIME = re.compile(r"[\d_]+(tok|ba|sp|dur)?|[\d.]+dur")  # `rollback.at.token` names a moment
 KNOWN = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[\w-]{16,}|A[KS]IA[A-Z0-9]{16}"
     r"|xox[abprs]-[\w-]{10,}|glpat-[\w-]{16,}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)"
 )
-USER = re.compile(r"(\w[\w+.-]*://)[^\s/@]+@")  # the user and the password of an address
-QUERY = re.compile(r"(\w[\w+.-]*://[^\s?]+\?)\S+")  # what may sign an address
+USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+QUERY = re.compile(r"(\w[\w+.-]*://[^\s?]+\?)\S+")
 
 
-def redacted(config: object, name: str = "") -> object:
-    """A configuration of plain types (mappings, lists, scalars) with `(redacted)` for what looks like a secret."""
-    if config is not None and not isinstance(config, bool | int | float) and _names_a_secret(name, config):
-        return REDACTED
-    if isinstance(config, dict):
-        return {key: redacted(value, str(key)) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [redacted(value, name) for value in config]
-    if isinstance(config, str):
-        shown = QUERY.sub(rf"\1{REDACTED}", USER.sub(rf"\1{REDACTED}@", config))
-        return KNOWN.sub(REDACTED, shown)
-    return config
+def redacted(value: Any, whole: Any = None) -> Any:
+    """Plain data (mappings, lists, numbers, texts), or a text, without its secrets.
+
+    Args:
+        value: to be cleared.
+        whole: plain data whose secrets are to be found in `value` too; `value` itself by default.
+    """
+    known = {text for text in (*_secrets(value if whole is None else whole), *_of_environment()) if text}
+    return _cleared(value, sorted(known, key=len, reverse=True))
 
 
-def _names_a_secret(name: str, value: object) -> bool:
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_").replace(".", "_").split("_")
-    if WORDS & set(words):
-        return True
-    return words[-1] in ENDINGS and not (isinstance(value, str) and COUNT.fullmatch(value))
+def redacted_arguments(arguments: list[str], whole: Any) -> list[str]:
+    """`key=value` arguments without the secrets of `whole`, and without values whose key says what they are."""
+    cleared = []
+    for argument in redacted(list(arguments), whole):
+        key, equals, value = argument.partition("=")
+        cleared.append(f"{key}={REDACTED}" if equals and _is_secret(key.rpartition(".")[2], value) else argument)
+    return cleared
+
+
+def _is_secret(name: object, value: object) -> bool:
+    if value is None or isinstance(value, bool) or (isinstance(value, str) and TIME.fullmatch(value)):
+        return False
+    return NAMED_SECRET.search(CAMEL.sub("_", str(name)).replace("-", "_").lower()) is not None
+
+
+def _secrets(value: Any, named: bool = False) -> Iterator[str]:
+    """The texts and numbers in plain data whose name, or that of something around them, is a secret's."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _secrets(inner, named or _is_secret(name, inner))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _secrets(inner, named)
+    elif named and len(str(value)) >= SHORTEST:
+        yield str(value)
+
+
+def _of_environment() -> Iterator[str]:
+    for name, value in os.environ.items():
+        if _is_secret(name, value) and len(value) >= SHORTEST:
+            yield value
+
+
+def _cleared(value: Any, known: list[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: REDACTED if _is_secret(name, inner) else _cleared(inner, known) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleared(inner, known) for inner in value]
+    if isinstance(value, str):
+        for secret in known:
+            value = value.replace(secret, REDACTED)
+        return KNOWN.sub(REDACTED, QUERY.sub(rf"\1{REDACTED}", USER.sub(REDACTED, value)))
+    return value

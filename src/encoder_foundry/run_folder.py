@@ -7,6 +7,7 @@
     checkpoints/ba<update>/   sharded checkpoints, each with a COMPLETE file once it is whole
     abandoned/<n>/ba<update>/ those that the n-th rollback left behind
     logs/rank<N>.log          every rank's log
+    wandb_id wandb/           W&B's, and tensorboard/ TensorBoard's, where the recipe has that logger
     export/                   the exported model
     report.html report/       the run's page and its pictures
 
@@ -90,6 +91,10 @@ class RunFolder:
     @property
     def wandb_id(self) -> Path:
         return self.path / "wandb_id"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
 
     @property
     def ledger(self) -> Path:

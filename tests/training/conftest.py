@@ -1,5 +1,6 @@
 """A tiny corpus, a tiny recipe with every part of a real one, and the real `composer` command."""
 
+import json
 import os
 import random
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 TAMPERED_LAUNCH = Path(__file__).parent / "tampered_launch.py"
 WORDS = [first + second for first in ("ba", "du", "ki", "lo", "me") for second in ("n", "rt", "s", "x", "l", "ff")]
+PLANTED, PLANTED_KEY = "planted-in-the-environment", "planted0" * 5  # secrets
 
 RECIPE = """
 extends: [{nano}]
@@ -108,3 +110,25 @@ def undisturbed(tiny) -> Path:
     run = tiny.launch()
     assert run.returncode == 0, run.stderr[-4000:]
     return tiny.folder / "runs/tiny"
+
+
+@pytest.fixture(scope="session")
+def alone(tiny) -> Path:
+    """The run folder of a run of one process, with both loggers, a rollback, and secrets where one may put them."""
+    wandb = {
+        "project": "tiny",
+        "tags": [f"of-{PLANTED}"],
+        "notes": f"under {PLANTED_KEY}",
+        "checkpoint_references": True,
+        "init_kwargs": {"mode": "offline", "settings": {"api_key": PLANTED_KEY}},
+    }
+    run = tiny.launch(
+        *("run_name=alone", "data.num_workers=2", "stages.pretrain.device_train_microbatch_size=4"),
+        *(f"loggers.wandb={json.dumps(wandb)}", "loggers.tensorboard={}"),
+        ranks=1,
+        script=TAMPERED_LAUNCH,
+        ROWS_DEALT="40",  # the last segment of stage 1 takes two loaders
+        STORE_SECRET_KEY=PLANTED,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return tiny.folder / "runs/alone"

@@ -16,7 +16,8 @@ from composer.utils.checkpoint import get_save_filename
 from torch.distributed.checkpoint.api import CheckpointException
 
 from encoder_foundry.callbacks.loss_watch import LossWatch
-from encoder_foundry.checkpoint_store import CheckpointStore
+from encoder_foundry.callbacks.wandb_run import WandBRun
+from encoder_foundry.checkpoint_store import CHECKPOINTS, CheckpointStore
 from encoder_foundry.errors import FoundryError
 from encoder_foundry.run_folder import (
     CompleteCheckpoint,
@@ -108,8 +109,14 @@ class CompleteCheckpointSaver(CheckpointSaver):
             for old in self._outdated(token, complete_checkpoints(self.checkpoints.glob("ba*"))):
                 remove_checkpoint(old.folder)
         dist.barrier()
+        place = target.absolute().as_uri()
         if self.store is not None:
-            self.store.save(checkpoint, list(own), partial(self._outdated, token) if self.keep > 0 else None)
+            outdated = partial(self._outdated, token) if self.keep > 0 else None
+            if self.store.save(checkpoint, list(own), outdated):
+                place = f"{self.store.url}/{CHECKPOINTS}{target.name}"
+        for destination in logger.destinations:
+            if isinstance(destination, WandBRun):
+                destination.log_checkpoint(checkpoint, place)
 
     def _outdated(self, token: int, complete: list[CompleteCheckpoint]) -> list[CompleteCheckpoint]:
         """Those that need not be kept, at a token; `complete` are the kept trajectory's, oldest first."""

@@ -7,6 +7,7 @@ undisturbed one would have. All but `non_finite` begin anew with each stage, who
 import math
 import statistics
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from encoder_foundry.recipe.plan import parse_tokens
@@ -25,6 +26,13 @@ class Trouble:
     trigger: str  # the key under `rollback`
     why: str  # in numbers
     since_token: int  # until here all was well
+
+
+def robust_spread(losses: Collection[float]) -> tuple[float, float]:
+    """The median, and the deviation by which outliers are told: the median absolute one, as if of a normal noise."""
+    median = statistics.median(losses)
+    deviation = TO_SIGMA * statistics.median(abs(value - median) for value in losses)
+    return median, max(deviation, 1e-6 * abs(median))
 
 
 class Plateau:
@@ -77,9 +85,8 @@ class Spike:
         if len(self.losses) < ENOUGH:
             self.losses.append(loss)
             return None
-        median = statistics.median(self.losses)
-        deviation = TO_SIGMA * statistics.median(abs(value - median) for value in self.losses)
-        z_score = (loss - median) / max(deviation, 1e-6 * abs(median))
+        median, deviation = robust_spread(self.losses)
+        z_score = (loss - median) / deviation
         if z_score <= self.z_score:
             self.losses.append(loss)
             self.since_token, self.outliers = None, 0

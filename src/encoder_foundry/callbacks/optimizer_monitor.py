@@ -13,12 +13,14 @@ Uses BATCH_START and BATCH_END.
 """
 
 import torch
-from composer.core import Callback, State
+from composer.core import State
 from composer.loggers import Logger
 
+from encoder_foundry.callbacks.monitor import Monitor, Numbers
 
-class OptimizerMonitor(Callback):
-    """Logs what the optimizer did.
+
+class OptimizerMonitor(Monitor):
+    """Logs what the optimizer did, and gives an update's record its `grad_norm` and `update_norm`.
 
     `optim/l2_norm/{grad,param,moment,update}/global` are over all parameters, `optim/clipping/max` is the largest
     divisor of a learning rate, 1 where nothing was clipped.
@@ -35,6 +37,12 @@ class OptimizerMonitor(Callback):
     def batch_start(self, state: State, logger: Logger) -> None:
         due = (state.timestamp.batch.value + 1) % self.batch_log_interval == 0
         state.optimizers[0].record_metrics = due
+
+    def measured(self, state: State, ranks: list[Numbers]) -> dict[str, float | None]:
+        optimizer, kinds = state.optimizers[0], ("grad", "update")
+        if not optimizer.record_metrics:
+            return {f"{kind}_norm": None for kind in kinds}
+        return {f"{kind}_norm": optimizer.metrics.l2_norms[kind].norm().item() for kind in kinds}
 
     def batch_end(self, state: State, logger: Logger) -> None:
         if not state.optimizers[0].record_metrics:

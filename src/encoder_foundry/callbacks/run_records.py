@@ -6,11 +6,14 @@ AFTER_LOSS, BATCH_END and EVAL_END.
 
 A mixture asks for shares of a stage's rows; what counts in training are tokens. So each line has both, by source:
 `asked`, and `drawn`, the share of all tokens that the stage has drawn so far. A resumed or rolled back run counts on
-from the lines that hold, so that nothing of it is in a checkpoint; to W&B they go as `data/asked/<source>` and
-`data/drawn/<source>`.
+from the lines that hold, so that nothing of it is in a checkpoint.
+
+What the monitors measured is in each line as well, and the loggers get the lines' numbers under the names that
+`metric_keys.py` has for them. The ranks meet in one gather an update, monitors and all.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
@@ -18,6 +21,8 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from encoder_foundry.callbacks.metric_keys import logged
+from encoder_foundry.callbacks.monitor import Monitor
 from encoder_foundry.data.batches import update_digest
 from encoder_foundry.run_folder import RunFolder, append_line
 
@@ -28,18 +33,25 @@ class RunRecords(Callback):
     Args:
         folder: of the run.
         rollbacks: how many the run has had.
+        stages: their names, in order.
+        monitors: measure every update, in this order.
     """
 
-    def __init__(self, folder: RunFolder, rollbacks: int):
+    def __init__(self, folder: RunFolder, rollbacks: int, stages: Sequence[str], monitors: Sequence[Monitor]):
         self.folder = folder
         self.rollbacks = rollbacks
+        self.stages = list(stages)
+        self.monitors = monitors
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self.drawn: dict[str, Counter] = {}  # tokens by source, of each stage
         if dist.get_global_rank() == 0:
-            for line in self.folder.records(self.folder.metrics):
-                if line["batch"] <= state.timestamp.batch.value:
-                    self.drawn.setdefault(line["stage"], Counter()).update(line.get("tokens_by_source", {}))
+            lines = self.folder.records(self.folder.metrics)
+            lines = [line for line in lines if line["batch"] <= state.timestamp.batch.value]
+            for line in lines:
+                self.drawn.setdefault(line["stage"], Counter()).update(line.get("tokens_by_source", {}))
+            for monitor in self.monitors:
+                monitor.resume(lines)
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self.correct = state.device.tensor_to_device(torch.zeros((), dtype=torch.int64))
@@ -51,6 +63,7 @@ class RunRecords(Callback):
         self.masked += state.outputs.tokens
 
     def batch_end(self, state: State, logger: Logger) -> None:
+        measured = [monitor.local(state) for monitor in self.monitors]
         # the clock has moved on: `token` and `batch` count what is done, this update included
         totals = torch.tensor(
             [int(self.correct), self.masked, sum(self.batch["row_tokens"]), len(self.batch["row_tokens"])]
@@ -58,8 +71,9 @@ class RunRecords(Callback):
         totals = state.device.tensor_to_device(totals)
         dist.all_reduce(totals, reduce_operation="SUM")
         correct, masked, real_tokens, rows = totals.tolist()
-        seen = dist.all_gather_object([self.batch[key] for key in ("row_digests", "row_sources", "row_tokens")])
-        digests, sources, row_tokens = (list(chain.from_iterable(lists)) for lists in zip(*seen, strict=True))
+        rows_of_ranks = [self.batch[key] for key in ("row_digests", "row_sources", "row_tokens")]
+        *rows_of_ranks, measured = zip(*dist.all_gather_object([*rows_of_ranks, measured]), strict=True)
+        digests, sources, row_tokens = (list(chain.from_iterable(lists)) for lists in rows_of_ranks)
         tokens_by_source = Counter()
         for source, tokens in zip(sources, row_tokens, strict=True):
             tokens_by_source[source] += tokens
@@ -85,24 +99,16 @@ class RunRecords(Callback):
             "rows_by_source": dict(sorted(Counter(sources).items())),
             "tokens_by_source": dict(sorted(tokens_by_source.items())),
             "real_tokens": real_tokens,
-            "tokens_per_second": real_tokens / state.timestamp.batch_wct.total_seconds(),
             "rows_digest": update_digest(digests),
         }
+        for monitor, ranks in zip(self.monitors, zip(*measured, strict=True), strict=True):
+            record |= monitor.measured(state, list(ranks))
         if dist.get_global_rank() == 0:
             append_line(self.folder.metrics, record)
-        logger.log_metrics(
-            {
-                "recipe/lr": record["lr"],
-                "recipe/rows": rows,
-                "recipe/row_length": record["row_length"],
-                "recipe/rope_theta": record["rope_theta"],
-                "data/real_tokens": real_tokens,
-                "throughput/tokens_per_second": record["tokens_per_second"],
-                "metrics/train/masked_accuracy": record["masked_accuracy"],
-                **{f"data/asked/{source}": share for source, share in record["asked"].items()},
-                **{f"data/drawn/{source}": share for source, share in record["drawn"].items()},
-            }
-        )
+        number = self.stages.index(record["stage"]) + 1
+        again = f" ({self.rollbacks})" if self.rollbacks else ""
+        by_stage = {"recipe/stage": number, f"loss/stage/{record['stage']}{again}": record["loss"]}
+        logger.log_metrics(logged(record) | by_stage)
 
     def eval_end(self, state: State, logger: Logger) -> None:
         values = {name: metric.compute().item() for name, metric in state.eval_metrics[state.dataloader_label].items()}
@@ -116,6 +122,7 @@ class RunRecords(Callback):
         }
         if dist.get_global_rank() == 0:
             append_line(self.folder.evaluations, record | values)
+        logger.log_metrics({f"eval/{record['stage']}/{name}": value for name, value in values.items()})
 
 
 def _shares(amounts: dict[str, float]) -> dict[str, float]:

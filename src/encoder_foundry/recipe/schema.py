@@ -186,5 +186,5 @@ class Recipe:
     save_num_checkpoints_to_keep: int = -1
     dist_timeout: float = 600.0  # seconds
     progress_bar: bool = True
-    loggers: dict[str, Any] = field(default_factory=dict)  # wandb: {arguments of Composer's WandBLogger}
+    loggers: dict[str, Any] = field(default_factory=dict)  # wandb and tensorboard: {arguments of Composer's}
     rehearse: bool = False  # run a rehearsal of this recipe instead: every transition, in minutes

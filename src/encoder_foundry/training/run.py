@@ -4,9 +4,8 @@ import atexit
 import gc
 import json
 import os
-import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import psutil
 import torch
 from composer import Trainer
 from composer.core import Evaluator, Event, Precision, State
-from composer.loggers import LoggerDestination, WandBLogger
 from composer.utils import dist
 from omegaconf import OmegaConf
 from torch.distributed.checkpoint import state_dict
@@ -25,14 +23,20 @@ from encoder_foundry.callbacks.checkpoint_rollback import CheckpointRollback, Ro
 from encoder_foundry.callbacks.checkpoints import NOT_LOADED, CompleteCheckpointSaver
 from encoder_foundry.callbacks.first_update import FirstUpdate
 from encoder_foundry.callbacks.graceful_stop import GracefulStop
+from encoder_foundry.callbacks.loss_spike import LossSpike
 from encoder_foundry.callbacks.loss_watch import LossWatch
+from encoder_foundry.callbacks.memory import Memory
+from encoder_foundry.callbacks.monitor import Monitor
 from encoder_foundry.callbacks.optimizer_monitor import OptimizerMonitor
 from encoder_foundry.callbacks.run_records import RunRecords
 from encoder_foundry.callbacks.stage_progress import StageProgress
+from encoder_foundry.callbacks.step_time import StepTime
+from encoder_foundry.callbacks.straggling_rank import StragglingRank
+from encoder_foundry.callbacks.throughput import Throughput
 from encoder_foundry.checkpoint_store import CheckpointStore, open_store
 from encoder_foundry.data.loaders import RunData, data_spec
 from encoder_foundry.data.shards import TokenizerFacts
-from encoder_foundry.errors import ConfigurationError, StopRequested
+from encoder_foundry.errors import StopRequested
 from encoder_foundry.interop.safe_reading import refuse_code
 from encoder_foundry.model.attention import check_implementation
 from encoder_foundry.model.composer_model import METRICS, ComposerMaskedLM
@@ -42,10 +46,12 @@ from encoder_foundry.optim.stable_adamw import StableAdamW
 from encoder_foundry.recipe import Plan, Recipe
 from encoder_foundry.recipe.plan import Rollback, named_tokens, plan_in_force, set_rollback
 from encoder_foundry.recipe.schema import StageConfig
+from encoder_foundry.redaction import redacted
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, write_whole
 from encoder_foundry.training.allocator import keep_freed_memory
 from encoder_foundry.training.environment import environment
 from encoder_foundry.training.first_weights import first_weights
+from encoder_foundry.training.loggers import loggers
 from encoder_foundry.training.ranks import on_each_node, on_rank_zero, one_reason
 from encoder_foundry.training.rollback import roll_back
 from encoder_foundry.training.sharding import ShardingConfig, fill, shard
@@ -111,15 +117,16 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
     folder.tidy_up()
     rollbacks, checkpoint = folder.rollbacks(), folder.newest_checkpoint()
     start = Start(plan_in_force(recipe, rollbacks), rollbacks, checkpoint)
+    shown = replace(recipe, loggers=redacted(recipe.loggers, asdict(recipe)))
     if checkpoint is not None:
-        for change in folder.changes(recipe):
+        for change in folder.changes(shown):
             print(f"changed since the last start: {change}")
         if start.token == start.plan.total_tokens:
             print(f"{folder.path}: finished, all {start.token:_} tokens; nothing to do")
             return None
         print(f"{folder.path}: going on from {checkpoint.folder.name}, token {start.token:_}", flush=True)
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_whole(folder.recipe, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+    write_whole(folder.recipe, OmegaConf.to_yaml(OmegaConf.structured(shown)))
     write_whole(folder.plan, json.dumps(start.plan.to_json(), indent=2) + "\n")
     write_whole(folder.environment, json.dumps(environment(), indent=2) + "\n")
     return start
@@ -196,6 +203,7 @@ def build_trainer(
         needed_tokens=named,
         store=store,
     )
+    monitors = _monitors(recipe)
     return Trainer(
         model=model,
         run_name=recipe.run_name,
@@ -211,15 +219,15 @@ def build_trainer(
         parallelism_config={"fsdp": ShardingConfig(recipe.fsdp_config.degrees(dist.get_world_size())[0])},
         algorithms=[SegmentSwitch(recipe, plan, train_loader), MicrobatchSeed(recipe.seed)],
         callbacks=[
-            RunRecords(folder, rollbacks),
-            OptimizerMonitor(),
+            *monitors,
+            RunRecords(folder, rollbacks, list(recipe.stages), monitors),
             StageProgress(),
             CheckpointRollback(watch, planned),
             saver,
             GracefulStop(saver),
         ],
         eval_dataloader=[_stage_end_evaluator(plan, data, name, stage) for name, stage in recipe.stages.items()],
-        loggers=_loggers(recipe, folder, rollbacks),
+        loggers=loggers(recipe, folder),
         progress_bar=recipe.progress_bar,
         load_path=str(start.checkpoint.folder) if start.checkpoint else None,
         load_ignore_keys=NOT_LOADED,
@@ -227,23 +235,16 @@ def build_trainer(
     )
 
 
-def _loggers(recipe: Recipe, folder: RunFolder, rollbacks: int) -> list[LoggerDestination]:
-    if recipe.loggers.get("wandb") is None:
-        return []
-    arguments = dict(recipe.loggers["wandb"])
-    # one W&B run through all resumes; a rollback begins another of the group, since W&B takes no step twice
-    again = f"-{rollbacks}" if rollbacks else ""
-    arguments = {"name": f"{recipe.run_name}{again}", "group": recipe.run_name} | arguments
-    wandb_run = {}
-    if dist.get_global_rank() == 0:  # the only one that logs
-        if not folder.wandb_id.exists():
-            folder.wandb_id.write_text(secrets.token_hex(4), encoding="ascii")
-        wandb_run = {"id": folder.wandb_id.read_text(encoding="ascii") + again, "resume": "allow"}
-    init_kwargs = {"dir": str(folder.path)} | wandb_run | (arguments.pop("init_kwargs", None) or {})
-    try:
-        return [WandBLogger(**arguments, init_kwargs=init_kwargs)]
-    except TypeError as error:
-        raise ConfigurationError(f"'loggers.wandb': {error}") from error
+def _monitors(recipe: Recipe) -> list[Monitor]:
+    step_time = StepTime()
+    return [
+        step_time,
+        StragglingRank(step_time),
+        Throughput(recipe, step_time),
+        Memory(),
+        OptimizerMonitor(),
+        LossSpike(),
+    ]
 
 
 def _stage_end_evaluator(plan: Plan, data: RunData, name: str, stage: StageConfig) -> Evaluator:

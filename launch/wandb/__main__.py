@@ -1,0 +1,27 @@
+"""`python launch/wandb ENTITY/PROJECT`: upload the dashboard to a W&B project, and print where it is.
+
+Needs wandb-workspaces (`pip install -c constraints.txt -e '.[dashboard]'`) and W&B's key (`wandb login`, or
+WANDB_API_KEY). Each upload is a view of its own beside those that are there.
+
+This folder is no package: `composer launch` puts launch/ first on sys.path, where an __init__.py here would hide wandb.
+"""
+
+import sys
+
+
+def main(arguments: list[str]) -> int:
+    entity, slash, project = arguments[0].partition("/") if len(arguments) == 1 else ("", "", "")
+    if not (entity and slash and project):
+        print("usage: python launch/wandb ENTITY/PROJECT", file=sys.stderr)
+        return 2
+    try:
+        from dashboard import dashboard
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is missing: pip install -c constraints.txt -e '.[dashboard]'", file=sys.stderr)
+        return 2
+    dashboard(entity, project).save()  # says where
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

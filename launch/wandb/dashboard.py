@@ -1,0 +1,94 @@
+"""The dashboard of a project's runs, as code: what is in which panel, and nothing that a run does not log.
+
+Every panel is a line plot over the token clock. The stages' names, the sources' and the evaluations' are a recipe's own,
+so those panels take all keys of a pattern, and one dashboard serves all recipes of a project. After a rollback the token
+clock goes back: `loss by stage` begins a line of its own for it, and `the token clock` shows where that was.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+
+from encoder_foundry.callbacks.metric_keys import X_AXIS
+
+NAME = "Encoder Foundry"
+STEP = "Step"  # W&B's own: updates made, abandoned ones included
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    keys: tuple[str, ...] = ()
+    pattern: str | None = None  # in place of keys: a regular expression
+    unit: str | None = None
+    x: str = X_AXIS
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def plot(self) -> wr.LinePlot:
+        return wr.LinePlot(
+            title=self.title,
+            x=self.x,
+            y=list(self.keys),
+            metric_regex=self.pattern,
+            title_x="tokens" if self.x == X_AXIS else "updates made",
+            title_y=self.unit,
+            **dict(self.options),
+        )
+
+
+SMOOTHED = (("smoothing_factor", 0.9), ("smoothing_show_original", True))
+STACKED = (("plot_type", "stacked-area"),)
+PARTS = ("time/data", "time/forward", "time/backward", "time/optimizer", "time/communication")
+
+SECTIONS = {
+    "Loss": (
+        Panel("loss by stage", pattern=r"loss/stage/.*", unit="nats", options=SMOOTHED),
+        Panel("masked accuracy", ("loss/masked_accuracy",), options=SMOOTHED),
+        Panel("spike score", ("loss/spike_score",), unit="robust deviations"),
+    ),
+    "Evaluation": (
+        Panel("held-out loss", pattern=r"eval/.*/loss", unit="nats"),
+        Panel("held-out accuracy", pattern=r"eval/.*/masked_accuracy"),
+    ),
+    "Recipe": (
+        Panel("stage", ("recipe/stage",)),
+        Panel("learning rate", ("recipe/lr",)),
+        Panel("batch size", ("recipe/rows",), unit="rows"),
+        Panel("row length", ("recipe/row_length",), unit="tokens"),
+        Panel("theta of the global layers", ("recipe/rope_theta",), options=(("log_y", True),)),
+        Panel("weight decay", ("recipe/weight_decay",), options=(("log_y", True),)),
+    ),
+    "Rollbacks": (
+        Panel("rollbacks so far", ("rollback/count",), x=STEP),
+        Panel("the token clock", (X_AXIS,), unit="tokens", x=STEP),
+    ),
+    "Throughput": (
+        Panel("tokens a second", ("throughput/tokens_per_second",)),
+        Panel("MFU", ("throughput/mfu",), unit="share of the bf16 peak"),
+        Panel("where an update's time goes", PARTS, unit="seconds", options=STACKED),
+        Panel("slowest rank", ("throughput/slowest_rank",)),
+        Panel("its lag", ("throughput/slowest_lag",), unit="share of the median"),
+        Panel("memory", ("memory/peak_gb",), unit="GB"),
+    ),
+    "Data": (
+        Panel("drawn", pattern=r"data/drawn/.*", unit="share of the stage's tokens", options=STACKED),
+        Panel("asked", pattern=r"data/asked/.*", unit="share", options=STACKED),
+        Panel("real tokens an update", ("data/real_tokens",), unit="tokens"),
+    ),
+    "Optimizer": (
+        Panel("norms", pattern=r"optim/l2_norm/.*/global", options=(("log_y", True),)),
+        Panel("clipping", ("optim/clipping/max",)),
+    ),
+}
+
+
+def dashboard(entity: str, project: str) -> ws.Workspace:
+    """The workspace, made without a network; its `save` uploads it."""
+    sections = [
+        ws.Section(name=name, panels=[panel.plot() for panel in panels], is_open=True)
+        for name, panels in SECTIONS.items()
+    ]
+    settings = ws.WorkspaceSettings(x_axis=X_AXIS)
+    return ws.Workspace(name=NAME, entity=entity, project=project, sections=sections, settings=settings)

@@ -1,0 +1,74 @@
+"""What a run logs to W&B and TensorBoard: every key, what it is, and where in `metrics.jsonl` it comes from.
+
+W&B groups charts by a key's first word. tests/training/test_loggers.py holds this table to what a run really logs, and
+the dashboard in launch/wandb shows nothing that is not in it. A key in <> stands for a name: a stage's, a source's, a
+parameter's. Values of an update are those at its end, and `time/token`, which counts it, is the x axis.
+"""
+
+from dataclasses import dataclass
+
+X_AXIS = "time/token"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One key, or one a name."""
+
+    name: str
+    meaning: str
+    record: str | None = None  # in a line of metrics.jsonl; None: logged by who computes it
+
+
+METRICS = (
+    Metric("loss/train", "nats a masked token, mean over the update", "loss"),
+    Metric("loss/stage/<stage>", "the same by stage; after the n-th rollback the stage's name ends in ` (n)`"),
+    Metric("loss/masked_accuracy", "share of the masked tokens whose likeliest word is right", "masked_accuracy"),
+    Metric("loss/spike_score", "robust deviations above the median of up to 128 updates before", "loss_spike_score"),
+    Metric("recipe/stage", "the stage's number, from 1"),
+    Metric("recipe/lr", "learning rate", "lr"),
+    Metric("recipe/weight_decay", "fully decoupled", "weight_decay"),
+    Metric("recipe/rows", "batch size in rows", "rows"),
+    Metric("recipe/row_length", "tokens a row", "row_length"),
+    Metric("recipe/rope_theta", "of the global layers", "rope_theta"),
+    Metric("throughput/tokens_per_second", "real tokens, all devices together", "tokens_per_second"),
+    Metric("throughput/mfu", "share of the devices' bf16 peak; not where that is not known", "mfu"),
+    Metric("throughput/slowest_rank", "the rank with the most work of its own", "slowest_rank"),
+    Metric("throughput/slowest_lag", "that over the ranks' median, minus 1", "slowest_lag"),
+    Metric("time/step", "seconds an update, without evaluation and checkpoints", "step_seconds"),
+    Metric("time/data", "of them, waiting for data", "data_seconds"),
+    Metric("time/forward", "in forward passes and losses", "forward_seconds"),
+    Metric("time/backward", "in backward passes", "backward_seconds"),
+    Metric("time/optimizer", "in the optimizer", "optimizer_seconds"),
+    Metric("time/communication", "between ranks, in no other part", "communication_seconds"),
+    Metric(X_AXIS, "the token clock: slots consumed, this update included", "token"),
+    Metric("memory/peak_gb", "of the device, on CPU of the process, in 1e9 bytes, on the rank with most", "memory_gb"),
+    Metric("optim/l2_norm/<kind>/global", "of grad, param, moment and update, over all parameters"),
+    Metric("optim/clipping/max", "the most that StableAdamW divided a learning rate by; 1: nothing was clipped"),
+    Metric("data/real_tokens", "of the update, padding left out", "real_tokens"),
+    Metric("data/asked/<source>", "share that the stage's mixture asks for", "asked"),
+    Metric("data/drawn/<source>", "share of the tokens drawn in the stage so far", "drawn"),
+    Metric("eval/<stage>/loss", "held-out nats a masked token, at the end of the stage"),
+    Metric("eval/<stage>/masked_accuracy", "of the held-out rows"),
+    Metric("rollback/count", "rollbacks so far", "rollbacks"),
+    # Composer's own, which it logs whether or not one asks for them
+    Metric("loss/train/total", "as loss/train, but beside the token clock at the update's start"),
+    Metric("metrics/<stage>/<metric>", "as eval/<stage>/…"),
+    *(
+        Metric(f"time/{name}", "Composer's count")
+        for name in ("batch", "epoch", "sample", "batch_in_epoch", "sample_in_epoch", "token_in_epoch")
+    ),
+    Metric("trainer/device_train_microbatch_size", "rows a forward pass on one device"),
+)
+
+
+def logged(record: dict) -> dict[str, float]:
+    """What the loggers get of a line of `metrics.jsonl`; what cannot be told is left out."""
+    values: dict[str, float] = {}
+    for metric in METRICS:
+        value = record.get(metric.record)
+        if isinstance(value, dict):
+            prefix = metric.name.partition("<")[0]
+            values |= {f"{prefix}{name}": share for name, share in value.items()}
+        elif value is not None:
+            values[metric.name] = value
+    return values

@@ -1,0 +1,78 @@
+"""The loggers that a recipe asks for, and what they are told of the run itself."""
+
+import secrets
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+from composer.loggers import LoggerDestination, TensorboardLogger
+from composer.utils import dist
+
+from encoder_foundry.callbacks.wandb_run import WandBRun
+from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.recipe import Recipe
+from encoder_foundry.redaction import redacted
+from encoder_foundry.run_folder import RunFolder, read_lines
+
+
+def loggers(recipe: Recipe, folder: RunFolder) -> list[LoggerDestination]:
+    """Composer's loggers for a run; on every rank.
+
+    Raises:
+        ConfigurationError: an argument that a logger does not know.
+    """
+    made: list[LoggerDestination] = []
+    for name, make in (("wandb", _wandb), ("tensorboard", _tensorboard)):
+        if recipe.loggers.get(name) is not None:
+            try:
+                made += make(recipe, folder, dict(recipe.loggers[name]))
+            except TypeError as error:
+                raise ConfigurationError(f"'loggers.{name}': {error}") from error
+    return made
+
+
+def _wandb(recipe: Recipe, folder: RunFolder, arguments: dict) -> list[LoggerDestination]:
+    plain = asdict(recipe)
+    init_kwargs = {"dir": str(folder.path), "resume": "allow", "allow_val_change": True}
+    if dist.get_global_rank() == 0:  # the only one that logs
+        if not folder.wandb_id.exists():
+            folder.wandb_id.write_text(secrets.token_hex(4), encoding="ascii")
+        init_kwargs["id"] = folder.wandb_id.read_text(encoding="ascii")
+        init_kwargs["config"] = {"recipe": redacted(plain), "git_commit": git_commit()}
+    given = arguments.pop("init_kwargs", None) or {}
+    settings = {"settings": given["settings"]} if "settings" in given else {}  # where a key may really be given
+    init_kwargs |= redacted(given, plain) | settings
+    abandoned = [line["batch"] - line["to_batch"] + 1 for line in read_lines(folder.ledger)]
+    wandb_run = WandBRun(
+        first_step=sum(abandoned),
+        secret_in=plain,
+        checkpoint_references=arguments.pop("checkpoint_references", False),
+        init_kwargs=init_kwargs,
+        **redacted({"name": recipe.run_name} | arguments, plain),
+    )
+    return [wandb_run]
+
+
+def _tensorboard(recipe: Recipe, folder: RunFolder, arguments: dict) -> list[LoggerDestination]:
+    """On the first rank alone: on others Composer's would write empty files."""
+    logger = TensorboardLogger(**({"log_dir": str(folder.tensorboard)} | arguments))
+    return [logger] if dist.get_global_rank() == 0 else []
+
+
+def git_commit() -> str | None:
+    """The commit of this code, `-dirty` if its files were changed since; None where it lies in no repository.
+
+    An installed copy may lie in the repository of something else, which does not track it.
+    """
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", "..") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

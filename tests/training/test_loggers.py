@@ -1,0 +1,175 @@
+"""What W&B and TensorBoard hold of a run, read back from their files; and what they must not hold."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from composer.loggers import WandBLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto import wandb_internal_pb2
+from wandb.sdk.internal.datastore import DataStore
+
+from encoder_foundry import load_recipe
+from encoder_foundry.callbacks.metric_keys import METRICS, X_AXIS
+from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.run_folder import RunFolder, read_lines
+from encoder_foundry.training.loggers import git_commit, loggers
+
+from .conftest import PLANTED, PLANTED_KEY, REPOSITORY
+
+NOT_ON_CPU = {"throughput/mfu"}
+NOT_SO_SOON = {"loss/spike_score"}  # the stages of the run are shorter than what it needs
+OF_WANDB = re.compile(r"_.*")
+
+
+@dataclass
+class Recorded:
+    """What an offline run's file holds."""
+
+    run: wandb_internal_pb2.RunRecord
+    arguments: list[str]
+    step_metrics: dict[str, str] = field(default_factory=dict)  # by pattern
+    config: dict = field(default_factory=dict)
+    history: list[dict] = field(default_factory=list)
+    artifacts: list[wandb_internal_pb2.ArtifactRecord] = field(default_factory=list)
+    exit_code: int | None = None
+
+
+def read_back(path: Path) -> Recorded:
+    store, recorded = DataStore(), Recorded(None, [])
+    store.open_for_scan(str(path))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record.FromString(data)
+        match record.WhichOneof("record_type"):
+            case "run":
+                recorded.run = record.run
+                _update(recorded.config, record.run.config)
+            case "config":
+                _update(recorded.config, record.config)
+            case "environment":
+                recorded.arguments += record.environment.args
+            case "metric" if record.metric.glob_name:
+                recorded.step_metrics[record.metric.glob_name] = record.metric.step_metric
+            case "history":
+                items = record.history.item
+                recorded.history.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in items})
+            case "artifact":
+                recorded.artifacts.append(record.artifact)
+            case "exit":
+                recorded.exit_code = record.exit.exit_code
+    return recorded
+
+
+def _update(config: dict, record: wandb_internal_pb2.ConfigRecord) -> None:
+    config |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.update}
+
+
+@pytest.fixture(scope="module")
+def recorded(alone) -> Recorded:
+    (path,) = alone.glob("wandb/*/run-*.wandb")  # one, though there was a rollback
+    return read_back(path)
+
+
+def pattern(name: str) -> re.Pattern:
+    return re.compile(re.sub("<.*?>", "[^/]+", name))
+
+
+def test_a_run_with_a_rollback_is_one_run_of_wandb_under_the_id_that_its_folder_keeps(alone, recorded):
+    assert recorded.run.run_id == (alone / "wandb_id").read_text()
+    assert recorded.exit_code == 0
+    assert {row.get("rollback/count") for row in recorded.history} == {None, 0, 1}
+    assert len(list(alone.glob("wandb/offline-run-*"))) == 1
+
+
+def test_every_update_is_a_row_of_wandb_at_the_token_that_it_ended_with(alone, recorded):
+    assert recorded.step_metrics == {"*": X_AXIS}
+    rows = [row for row in recorded.history if "loss/train" in row]
+    lines = read_lines(RunFolder(alone).metrics)  # the abandoned ones, too
+    for key, of_line in ((X_AXIS, "token"), ("loss/train", "loss"), ("recipe/lr", "lr"), ("recipe/rows", "rows")):
+        assert [row[key] for row in rows] == pytest.approx([line[of_line] for line in lines]), key
+    steps = [row["_step"] for row in recorded.history]
+    assert steps == sorted(set(steps))
+
+
+def test_the_table_of_keys_is_what_a_run_logs(recorded):
+    found = {key for row in recorded.history for key in row if not OF_WANDB.fullmatch(key)}
+    names = {metric.name for metric in METRICS}
+    assert [key for key in sorted(found) if not any(pattern(name).fullmatch(key) for name in names)] == []
+    missing = {name for name in names if not any(pattern(name).fullmatch(key) for key in found)}
+    assert missing == NOT_ON_CPU | NOT_SO_SOON
+
+
+def test_the_loss_after_a_rollback_is_a_line_of_its_own(alone, recorded):
+    (rollback,) = read_lines(RunFolder(alone).ledger)
+    again = [row for row in recorded.history if "loss/stage/pretrain (1)" in row]
+    assert again[0][X_AXIS] > rollback["to_token"]
+    assert again[0]["rollback/count"] == 1
+
+
+def test_evaluations_are_logged_by_stage(alone, recorded):
+    for line in RunFolder(alone).records(RunFolder(alone).evaluations):
+        values = [row[f"eval/{line['stage']}/loss"] for row in recorded.history if f"eval/{line['stage']}/loss" in row]
+        assert values == pytest.approx([line["loss"]])
+
+
+def test_wandb_has_the_recipe_with_its_overrides_and_the_commit(recorded):
+    recipe = recorded.config["recipe"]
+    assert (recipe["run_name"], recipe["data"]["num_workers"]) == ("alone", 2)
+    assert recipe["stages"]["decay"]["mixture"] == {"one": 0.3, "two": 0.7}
+    assert recipe["rollback"]["at"]["token"] == "5000tok"
+    assert recorded.config["git_commit"] == git_commit()
+    assert "run_name=alone" in recorded.arguments
+
+
+def test_a_run_started_in_a_repository_has_that_commit():
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("these sources are in no git repository")
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", git_commit())
+
+
+def test_no_secret_is_in_any_file_of_the_run(alone, recorded):
+    files = [path for path in alone.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    for secret in (PLANTED, PLANTED_KEY):
+        assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    assert list(recorded.run.tags) == ["of-[redacted]"]  # where they stood
+
+
+def test_checkpoints_are_references_to_where_they_lie(alone, recorded):
+    saved = {path.name: path for path in alone.glob("checkpoints/ba*")}
+    last = recorded.artifacts[-1]
+    references = {entry.ref for entry in last.manifest.contents}
+    place = saved[json.loads(last.metadata)["batch"] and f"ba{json.loads(last.metadata)['batch']}"]
+    assert references == {(place / path.name).as_uri() for path in place.iterdir()}
+    assert {f"ba{json.loads(artifact.metadata)['batch']}" for artifact in recorded.artifacts} >= saved.keys()
+
+
+def test_tensorboard_has_every_update_that_counts(alone):
+    events = EventAccumulator(str(alone / "tensorboard/alone"), size_guidance={"scalars": 0})
+    events.Reload()
+    lines = RunFolder(alone).records(RunFolder(alone).metrics)
+    for key, of_line in (("loss/train", "loss"), ("recipe/rope_theta", "rope_theta")):
+        last = {event.step: event.value for event in events.Scalars(key)}
+        assert [last[line["batch"]] for line in lines] == pytest.approx([line[of_line] for line in lines])
+
+
+def wandb_logger(tiny, name: str, *overrides: str) -> WandBLogger:
+    recipe = load_recipe(tiny.recipe, [f"run_name={name}", "loggers.wandb.project=tiny", *overrides])
+    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    (logger,) = loggers(recipe, folder)
+    return logger
+
+
+def test_a_start_goes_on_in_the_run_of_the_last_start_and_another_run_is_another(tiny):
+    ids = [wandb_logger(tiny, name)._init_kwargs["id"] for name in ("first", "first", "second")]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_an_argument_that_a_logger_does_not_know_is_refused_by_its_key(tiny):
+    with pytest.raises(ConfigurationError, match="'loggers.wandb': .*'proyect'"):
+        wandb_logger(tiny, "refused", "loggers.wandb.proyect=x")
+    with pytest.raises(ConfigurationError, match="'loggers': 'mlflow' is not known; there are wandb and tensorboard"):
+        wandb_logger(tiny, "refused", "loggers.mlflow={}")
