@@ -1,7 +1,7 @@
 """`python benchmarks` (or `make bench`): ours beside its peers, printed, and written to benchmarks/results.md.
 
-An hour on two cores. With the names of parts (shards, speed, memory, floor, length, recipe, stream) only those are
-measured, and take their places in results.md.
+An hour on two cores. With the names of parts (shards, speed, memory, floor, length, recipe, monitors, stream) only
+those are measured, and take their places in results.md.
 """
 
 import platform
@@ -146,6 +146,16 @@ def recipe() -> str:
     )
 
 
+def monitors() -> str:
+    """What the monitors of a run cost."""
+    from monitor_cost import of_a_nano_run
+
+    by_pairs, by_timers, pairs = in_new_process(of_a_nano_run)
+    rows = [[f"{by_pairs:.2%}", f"{by_timers:.2%}", str(pairs), "< 1%"]]
+    print(*rows[0], sep=" | ", flush=True)
+    return table(["monitors, of a nano run's updates: by pairs", "by timers", "pairs", "target"], rows)
+
+
 def shards() -> str:
     """Text to shards in megabytes a second, and the memory that it takes."""
     import data_speed as way
@@ -206,6 +216,7 @@ PARTS = {
     "Share of the floor": floor,
     "Cost against length": length,
     "Cost of the recipe": recipe,
+    "Cost of the monitors": monitors,
     "The training stream": stream,
 }
 

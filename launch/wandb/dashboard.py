@@ -1,7 +1,7 @@
 """The dashboard of a project's runs, as code: what is in which panel, and nothing that a run does not log.
 
-Every panel is a line plot over the token clock. The stages' names, the sources' and the evaluations' are a recipe's own,
-so those panels take all keys of a pattern, and one dashboard serves all recipes of a project. After a rollback the token
+Every panel is a line plot over the token clock. The names of stages, sources and evaluations are a recipe's own, so
+those panels take all keys of a pattern, and one dashboard serves all recipes of a project. After a rollback the token
 clock goes back: `loss by stage` begins a line of its own for it, and `the token clock` shows where that was.
 """
 

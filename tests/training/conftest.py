@@ -118,9 +118,8 @@ def alone(tiny) -> Path:
     wandb = {
         "project": "tiny",
         "tags": [f"of-{PLANTED}"],
-        "notes": f"under {PLANTED_KEY}",
         "checkpoint_references": True,
-        "init_kwargs": {"mode": "offline", "settings": {"api_key": PLANTED_KEY}},
+        "init_kwargs": {"mode": "offline", "notes": f"by {PLANTED_KEY}", "settings": {"api_key": PLANTED_KEY}},
     }
     run = tiny.launch(
         *("run_name=alone", "data.num_workers=2", "stages.pretrain.device_train_microbatch_size=4"),

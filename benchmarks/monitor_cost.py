@@ -1,0 +1,84 @@
+"""What the monitors cost of a nano run, in which every other update goes without them.
+
+The run is `yamls/main/nano.yaml`, in this process, on the shards that `make nano` leaves. Two figures:
+
+- by pairs: an update with monitors over the mean of its two neighbours without, if they have as many rows, and the
+  median of that. It is what a user would see. What else the machine does makes single pairs vary by many times 1 %.
+- by timers: the seconds spent in the monitors' own code, the timers included, and how much longer the optimizer's step
+  took with its norms than in the neighbours (the median again), over the seconds of the updates that had monitors.
+"""
+
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from recipe_cost import NANO, Spent
+
+from encoder_foundry.callbacks.monitor import Monitor
+from encoder_foundry.callbacks.optimizer_monitor import OptimizerMonitor
+from encoder_foundry.callbacks.run_records import RunRecords
+from encoder_foundry.callbacks.step_time import PhaseClock, StepTime
+from encoder_foundry.data.shards import open_corpus
+from encoder_foundry.optim.stable_adamw import StableAdamW
+from encoder_foundry.recipe import load_recipe
+from encoder_foundry.training import run
+
+
+@dataclass
+class Update:
+    rows: tuple[str, int]  # stage and rows: neighbours are compared if they are alike
+    seconds: float  # from asking for the batch to the end of the records
+    step: float  # of them, in the optimizer
+
+
+def of_a_nano_run() -> tuple[float, float, int]:
+    """(share by pairs, share by timers, updates compared)."""
+    updates: list[Update] = []  # the first without monitors, the second with them, and so on
+    stepped, code = Spent(), Spent()
+    stepped.on(StableAdamW, "step")
+    for name in ("start", "enter", "leave"):
+        code.on(PhaseClock, name)
+    for kind in Monitor.__subclasses__():
+        for name in ("local", "measured"):
+            if name in vars(kind):
+                code.on(kind, name)
+    run.OptimizerMonitor = functools.partial(OptimizerMonitor, batch_log_interval=2)
+    began = [0.0, 0.0]
+
+    def before_dataloader(original: Callable, self: StepTime, state, logger) -> None:
+        began[:] = time.perf_counter(), stepped.seconds
+        if len(updates) % 2:
+            original(self, state, logger)
+
+    def batch_end(original: Callable, self: RunRecords, state, logger) -> None:
+        monitors = self.monitors
+        self.monitors = monitors if len(updates) % 2 else []
+        original(self, state, logger)
+        self.monitors = monitors
+        alike = state.dataloader_label, len(self.batch["row_tokens"])
+        updates.append(Update(alike, time.perf_counter() - began[0], stepped.seconds - began[1]))
+
+    for owner, patch in ((StepTime, before_dataloader), (RunRecords, batch_end)):
+        setattr(owner, patch.__name__, _with(patch, getattr(owner, patch.__name__)))
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = load_recipe(NANO, [f"runs_folder={folder}", "progress_bar=false"])
+        run.train(recipe, open_corpus(recipe))
+    return _shares(updates, code.seconds)
+
+
+def _with(patch: Callable, original: Callable) -> Callable:
+    return lambda self, state, logger: patch(original, self, state, logger)
+
+
+def _shares(updates: list[Update], code_seconds: float) -> tuple[float, float, int]:
+    ratios, lengthenings = [], []
+    for before, monitored, after in zip(updates[0::2], updates[1::2], updates[2::2], strict=False):
+        if before.rows == monitored.rows == after.rows:
+            ratios.append(monitored.seconds / statistics.fmean([before.seconds, after.seconds]))
+            lengthenings.append(monitored.step - statistics.fmean([before.step, after.step]))
+    monitored = updates[1::2]
+    by_timers = code_seconds + len(monitored) * statistics.median(lengthenings)
+    return statistics.median(ratios) - 1, by_timers / sum(update.seconds for update in monitored), len(ratios)

@@ -1,0 +1,230 @@
+"""The monitors tell what really happened: time is counted once, operations are the model's, ranks are told apart."""
+
+import random
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from encoder_foundry import load_recipe
+from encoder_foundry.callbacks.loss_spike import LossSpike
+from encoder_foundry.callbacks.memory import Memory
+from encoder_foundry.callbacks.step_time import PARTS, PhaseClock, StepTime
+from encoder_foundry.callbacks.straggling_rank import StragglingRank
+from encoder_foundry.callbacks.throughput import Throughput, peak_flops
+from encoder_foundry.data.masking import IGNORE_INDEX
+from encoder_foundry.recipe.cost import PEAK_FLOPS
+from tests.ranks import on_ranks
+
+SLEEP = 0.05
+
+
+def test_every_moment_is_counted_once_and_an_inner_phase_interrupts_the_outer():
+    clock = PhaseClock(on_gpu=False)
+    began = time.perf_counter()
+    clock.start()
+    clock.enter("forward")
+    time.sleep(SLEEP)
+    clock.around(time.sleep, "communication")(2 * SLEEP)
+    time.sleep(SLEEP)
+    clock.leave()
+    seconds = clock.stop()
+    whole = time.perf_counter() - began
+    assert sum(seconds.values()) == pytest.approx(whole, abs=0.005)
+    assert seconds["communication"] == pytest.approx(2 * SLEEP, abs=0.03)
+    assert seconds["forward"] == pytest.approx(2 * SLEEP, abs=0.03)
+
+
+def test_what_happens_between_two_updates_is_no_part_of_either():
+    clock = PhaseClock(on_gpu=False)
+    clock.start()
+    clock.stop()
+    clock.around(time.sleep, "communication")(SLEEP)  # an evaluation gathers parameters, too
+    clock.start()
+    assert sum(clock.stop().values()) < SLEEP / 2
+
+
+@pytest.mark.gpu
+def test_a_gpus_time_is_counted_on_the_gpu_and_without_waiting_for_it():
+    clock = PhaseClock(on_gpu=True)
+    matrix = torch.randn(8192, 8192, device="cuda")
+    for _ in range(2):  # the second time without the start of the library
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        clock.start()
+        clock.enter("forward")
+        for _ in range(20):
+            matrix = torch.tanh(matrix @ matrix)
+        clock.leave()
+        issued = time.perf_counter() - began
+        torch.cuda.synchronize()
+        done = time.perf_counter() - began
+        seconds = clock.stop()
+    assert issued < 0.5 * done
+    assert seconds["forward"] == pytest.approx(done, rel=0.1)
+
+
+def _measured_run(slow_rank: int, sleep: float) -> None:
+    from composer import Trainer
+    from composer.core import Callback
+    from composer.models import ComposerClassifier
+    from composer.utils import dist
+    from composer.utils.parallelism import FSDP2Config
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from encoder_foundry.optim.decay_groups import decay_groups
+    from encoder_foundry.optim.stable_adamw import StableAdamW
+
+    class Slow(nn.Module):
+        def forward(self, value):
+            if dist.get_global_rank() == slow_rank:
+                time.sleep(sleep)
+            return value
+
+    class Gathered(Callback):
+        """Does RunRecords' part, and times every update from outside."""
+
+        def __init__(self):
+            self.step_time = StepTime()
+            self.straggling = StragglingRank(self.step_time)
+            self.records, self.walls = [], []
+
+        def before_dataloader(self, state, logger):
+            self.began = time.perf_counter()
+
+        def batch_end(self, state, logger):
+            own = [monitor.local(state) for monitor in (self.step_time, self.straggling)]
+            self.walls.append(time.perf_counter() - self.began)
+            steps, works = zip(*dist.all_gather_object(own), strict=True)
+            self.records.append(
+                self.step_time.measured(state, list(steps)) | self.straggling.measured(state, list(works))
+            )
+
+    model = ComposerClassifier(nn.Sequential(nn.Linear(7, 5), Slow(), nn.Linear(5, 3)), num_classes=3)
+    data = TensorDataset(torch.randn(24, 7), torch.randint(3, (24,)))
+    before = dist.all_reduce
+    gathered = Gathered()
+    trainer = Trainer(
+        model=model,
+        optimizers=StableAdamW(decay_groups(model, 0.1), lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1),
+        train_dataloader=DataLoader(data, batch_size=2, sampler=dist.get_sampler(data)),
+        max_duration="5ba",
+        parallelism_config={"fsdp": FSDP2Config()},
+        callbacks=[gathered.step_time, gathered.straggling, gathered],
+        progress_bar=False,
+    )
+    trainer.fit()
+    trainer.close()
+    assert dist.all_reduce is before
+    for record, wall in list(zip(gathered.records, gathered.walls, strict=True))[1:]:
+        parts = [record[f"{part}_seconds"] for part in PARTS]
+        assert all(part > 0 for part in parts)
+        assert sum(parts) <= record["step_seconds"]
+        assert record["step_seconds"] == pytest.approx(wall, abs=0.2 * sleep)
+        # the mean of a rank that works and one that waits for it
+        assert record["forward_seconds"] == pytest.approx(sleep / 2, abs=0.3 * sleep)
+        assert record["communication_seconds"] >= 0.3 * sleep
+        assert record["slowest_rank"] == slow_rank
+        assert record["slowest_lag"] > 0.5
+
+
+def test_the_rank_that_the_others_wait_for_is_named_and_their_waiting_is_communication(tmp_path):
+    on_ranks(2, tmp_path, _measured_run, 1, 0.2)
+
+
+def test_operations_count_the_documents_as_long_as_they_are():
+    recipe = load_recipe("yamls/main/base.yaml")
+    monitor = Throughput(recipe, SimpleNamespace(step_seconds=2.0))
+    monitor.peak = 1e12
+
+    def mfu(lengths: list[int], masked: int) -> float:
+        labels = torch.full((sum(lengths),), IGNORE_INDEX)
+        labels[:masked] = 7
+        ends = torch.tensor([0, *lengths]).cumsum(0).int()
+        batch = {"row_tokens": [sum(lengths)], "labels": labels, "cu_seqlens": ends}
+        monitor.batch_start(SimpleNamespace(batch=batch), None)
+        local = monitor.local(None)
+        measured = monitor.measured(None, [local, local])
+        assert measured["tokens_per_second"] == 2 * sum(lengths) / 2.0
+        return measured["mfu"]
+
+    model = recipe.model
+    layer = 4 * model.hidden_size**2 + 3 * model.hidden_size * model.intermediate_size
+    head = model.hidden_size**2 + model.hidden_size * model.vocab_size
+    lengths, masked = [600, 40], 200
+    pairs = 0
+    for layer_index in range(model.num_hidden_layers):
+        for length in lengths:
+            places = torch.arange(length)
+            distance = (places[:, None] - places).abs()
+            is_global = layer_index % model.global_attn_every_n_layers == 0
+            pairs += length**2 if is_global else int((distance <= model.local_attention // 2).sum())
+    flops = 6 * (sum(lengths) * model.num_hidden_layers * layer + masked * head) + 12 * model.hidden_size * pairs
+    assert mfu(lengths, masked) == pytest.approx(flops / (2.0 * 1e12))
+    assert mfu([640], masked) > mfu(lengths, masked) > mfu([64] * 10, masked)
+
+
+@pytest.mark.parametrize(
+    ("device", "kind"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA B200", "b200"),
+        ("AMD Instinct MI300X", "mi300x"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA L40", None),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_a_devices_peak_is_known_or_there_is_none(device, kind):
+    assert peak_flops(device) == PEAK_FLOPS.get(kind)
+
+
+def test_there_is_no_mfu_on_a_device_without_a_known_peak():
+    monitor = Throughput(load_recipe("yamls/main/base.yaml"), SimpleNamespace(step_seconds=1.0))
+    monitor.peak = None
+    assert monitor.measured(None, [{"tokens": 8, "flops": 1e9, "seconds": 1.0}]) == {
+        "tokens_per_second": 8,
+        "mfu": None,
+    }
+
+
+def test_the_memory_is_that_of_the_rank_that_takes_most():
+    monitor = Memory()
+    own = monitor.local(None)
+    assert 1e8 < own["bytes"] < 1e11
+    assert monitor.measured(None, [own, {"bytes": 2e11}]) == {"memory_gb": 200.0}
+
+
+def scores(monitor: LossSpike, losses: list[float], stage: str = "pretrain") -> list[float | None]:
+    states = [SimpleNamespace(dataloader_label=stage, total_loss_dict={"loss/train/total": loss}) for loss in losses]
+    return [monitor.measured(state, [])["loss_spike_score"] for state in states]
+
+
+def noisy(count: int) -> list[float]:
+    generator = random.Random(0)
+    return [5 + generator.gauss(0, 0.05) for _ in range(count)]
+
+
+def test_a_spike_stands_out_by_its_robust_deviations_and_noise_does_not():
+    found = scores(LossSpike(), [*noisy(400), 6.0, float("nan"), *noisy(3)])
+    assert found[:16] == [None] * 16
+    assert max(abs(score) for score in found[16:400]) < 6
+    assert found[400] == pytest.approx(1.0 / 0.05, rel=0.25)
+    assert found[401] is None
+    assert abs(found[402]) < 6
+
+
+def test_a_new_stage_begins_anew_and_a_resumed_run_goes_on_with_the_scores_it_would_have_had():
+    losses = noisy(60)
+    undisturbed, resumed = LossSpike(), LossSpike()
+    expected = scores(undisturbed, losses)
+    resumed.resume([{"stage": "pretrain", "loss": loss} for loss in losses[:40]])
+    assert scores(resumed, losses[40:]) == expected[40:]
+    assert scores(resumed, losses[:3], "extend") == [None] * 3
