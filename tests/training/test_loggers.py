@@ -2,68 +2,24 @@
 
 import json
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from composer.loggers import WandBLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
 
 from encoder_foundry import load_recipe
 from encoder_foundry.callbacks.metric_keys import METRICS, X_AXIS
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.run_folder import RunFolder, read_lines
 from encoder_foundry.training.loggers import git_commit, loggers
+from tests.wandb_file import Recorded, read_back
 
 from .conftest import PLANTED, PLANTED_KEY, REPOSITORY
 
 NOT_ON_CPU = {"throughput/mfu"}
 NOT_SO_SOON = {"loss/spike_score"}  # the stages of the run are shorter than what it needs
 OF_WANDB = re.compile(r"_.*")
-
-
-@dataclass
-class Recorded:
-    """What an offline run's file holds."""
-
-    run: wandb_internal_pb2.RunRecord
-    arguments: list[str]
-    step_metrics: dict[str, str] = field(default_factory=dict)  # by pattern
-    config: dict = field(default_factory=dict)
-    history: list[dict] = field(default_factory=list)
-    artifacts: list[wandb_internal_pb2.ArtifactRecord] = field(default_factory=list)
-    exit_code: int | None = None
-
-
-def read_back(path: Path) -> Recorded:
-    store, recorded = DataStore(), Recorded(None, [])
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record.FromString(data)
-        match record.WhichOneof("record_type"):
-            case "run":
-                recorded.run = record.run
-                _update(recorded.config, record.run.config)
-            case "config":
-                _update(recorded.config, record.config)
-            case "environment":
-                recorded.arguments += record.environment.args
-            case "metric" if record.metric.glob_name:
-                recorded.step_metrics[record.metric.glob_name] = record.metric.step_metric
-            case "history":
-                items = record.history.item
-                recorded.history.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in items})
-            case "artifact":
-                recorded.artifacts.append(record.artifact)
-            case "exit":
-                recorded.exit_code = record.exit.exit_code
-    return recorded
-
-
-def _update(config: dict, record: wandb_internal_pb2.ConfigRecord) -> None:
-    config |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.update}
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +107,20 @@ def test_tensorboard_has_every_update_that_counts(alone):
     for key, of_line in (("loss/train", "loss"), ("recipe/rope_theta", "rope_theta")):
         last = {event.step: event.value for event in events.Scalars(key)}
         assert [last[line["batch"]] for line in lines] == pytest.approx([line[of_line] for line in lines])
+
+
+def test_every_line_of_the_records_says_how_fast_the_update_was_and_where_its_time_went(undisturbed):
+    for line in read_lines(RunFolder(undisturbed).metrics):
+        parts = [line[f"{part}_seconds"] for part in ("data", "forward", "backward", "optimizer", "communication")]
+        assert min(parts) > 0
+        assert sum(parts) < line["step_seconds"]
+        assert line["tokens_per_second"] == pytest.approx(line["real_tokens"] / line["step_seconds"])
+        assert line["mfu"] is None  # on a CPU
+        assert line["slowest_rank"] in (0, 1)
+        assert 0 <= line["slowest_lag"] < 1  # of two, the median is their mean
+        assert 0.1 < line["memory_gb"] < 100
+        assert line["grad_norm"] > 0
+        assert (line["update_norm"] > 0) == (line["lr"] > 0)
 
 
 def wandb_logger(tiny, name: str, *overrides: str) -> WandBLogger:
