@@ -15,11 +15,16 @@ def main(arguments: list[str]) -> int:
         print("usage: python launch/wandb ENTITY/PROJECT", file=sys.stderr)
         return 2
     try:
+        import wandb
         from dashboard import dashboard
+
+        dashboard(entity, project).save()  # says where
     except ModuleNotFoundError as error:
         print(f"error: {error.name} is missing: pip install -c constraints.txt -e '.[dashboard]'", file=sys.stderr)
         return 2
-    dashboard(entity, project).save()  # says where
+    except wandb.Error as error:  # no key, no such project, no network
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -65,7 +65,20 @@ def test_the_folder_hides_no_library_from_composer_launch():
     assert run.stdout.startswith("0.28."), run.stderr
 
 
+def upload(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    without_key = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"}
+    command = [sys.executable, str(LAUNCH / "wandb"), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=without_key | environment
+    )
+
+
 def test_a_wrong_call_says_how_it_is_called():
-    command = [sys.executable, str(LAUNCH / "wandb"), "team"]
-    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"WANDB_MODE": "offline"})
+    run = upload("team")
     assert (run.returncode, run.stderr) == (2, "usage: python launch/wandb ENTITY/PROJECT\n")
+
+
+def test_without_a_key_it_says_so(tmp_path):
+    run = upload("team/project", HOME=str(tmp_path), NETRC=str(tmp_path / "netrc"))
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1] == "error: No API key configured. Use `wandb login` to log in."
