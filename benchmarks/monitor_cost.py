@@ -5,7 +5,7 @@ The run is `yamls/main/nano.yaml`, in this process, on the shards that `make nan
 - by pairs: an update with monitors over the mean of its two neighbours without, if they have as many rows, and the
   median of that. It is what a user would see. What else the machine does makes single pairs vary by many times 1 %.
 - by timers: the seconds spent in the monitors' own code, the timers included, and how much longer the optimizer's step
-  took with its norms than in the neighbours (the median again), over the seconds of the updates that had monitors.
+  took for its norms than in the neighbours (the median again), over the seconds of the updates that had monitors.
 """
 
 import functools
@@ -31,14 +31,14 @@ from encoder_foundry.training import run
 class Update:
     rows: tuple[str, int]  # stage and rows: neighbours are compared if they are alike
     seconds: float  # from asking for the batch to the end of the records
-    step: float  # of them, in the optimizer
+    step: float  # of them, in the part of the optimizer's step that takes the norms
 
 
 def of_a_nano_run() -> tuple[float, float, int]:
     """(share by pairs, share by timers, updates compared)."""
     updates: list[Update] = []  # the first without monitors, the second with them, and so on
     stepped, code = Spent(), Spent()
-    stepped.on(StableAdamW, "step")
+    stepped.on(StableAdamW, "_advance")
     for name in ("start", "enter", "leave"):
         code.on(PhaseClock, name)
     for kind in Monitor.__subclasses__():

@@ -91,6 +91,9 @@ def _measured_run(slow_rank: int, sleep: float) -> None:
             self.straggling = StragglingRank(self.step_time)
             self.records, self.walls = [], []
 
+        def before_train_batch(self, state, logger):
+            time.sleep(sleep / 4)  # in the optimizer's closure, as all of Composer's work on microbatches
+
         def before_dataloader(self, state, logger):
             self.began = time.perf_counter()
 
@@ -121,7 +124,7 @@ def _measured_run(slow_rank: int, sleep: float) -> None:
     for record, wall in list(zip(gathered.records, gathered.walls, strict=True))[1:]:
         parts = [record[f"{part}_seconds"] for part in PARTS]
         assert all(part > 0 for part in parts)
-        assert sum(parts) <= record["step_seconds"]
+        assert sum(parts) <= record["step_seconds"] - sleep / 4
         assert record["step_seconds"] == pytest.approx(wall, abs=0.2 * sleep)
         # the mean of a rank that works and one that waits for it
         assert record["forward_seconds"] == pytest.approx(sleep / 2, abs=0.3 * sleep)

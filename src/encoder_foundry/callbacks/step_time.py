@@ -18,7 +18,7 @@ splitting a batch, copying it to the device.
   no part of it.
 
 Uses FIT_START, BEFORE_DATALOADER, AFTER_DATALOADER, BEFORE_FORWARD, AFTER_LOSS, BEFORE_BACKWARD, AFTER_BACKWARD,
-BATCH_END and CLOSE.
+AFTER_TRAIN_BATCH, BATCH_END and CLOSE.
 """
 
 import functools
@@ -125,7 +125,7 @@ class StepTime(Monitor):
         for owner, name in ((dist, "all_reduce"), (stable_adamw, "sum_over_shards")):
             self.wrapped.append((owner, name, getattr(owner, name)))
             setattr(owner, name, self.clock.around(getattr(owner, name), "communication"))
-        state.optimizers[0].register_step_pre_hook(lambda *_: self.clock.enter("optimizer"))
+        # from AFTER_TRAIN_BATCH on: Composer hands the forward and backward passes to the step, as its closure
         state.optimizers[0].register_step_post_hook(lambda *_: self.clock.leave())
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
@@ -146,6 +146,9 @@ class StepTime(Monitor):
 
     def after_backward(self, state: State, logger: Logger) -> None:
         self.clock.leave()
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        self.clock.enter("optimizer")
 
     def local(self, state: State) -> Numbers:
         self.seconds = self.clock.stop()
