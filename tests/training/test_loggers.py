@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from encoder_foundry import load_recipe
 from encoder_foundry.callbacks.metric_keys import METRICS, X_AXIS
 from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.redaction import REDACTED
 from encoder_foundry.run_folder import RunFolder, read_lines
 from encoder_foundry.training.loggers import git_commit, loggers
 from tests.wandb_file import Recorded, read_back
@@ -90,7 +91,7 @@ def test_no_secret_is_in_any_file_of_the_run(alone, recorded):
     assert len(files) > 50
     for secret in (PLANTED, PLANTED_KEY):
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
-    assert (list(recorded.run.tags), recorded.run.notes) == (["of-[redacted]"], "by [redacted]")  # where they stood
+    assert (list(recorded.run.tags), recorded.run.notes) == ([f"of-{REDACTED}"], f"by {REDACTED}")  # where they stood
 
 
 def test_checkpoints_are_references_to_where_they_lie(alone, recorded):
