@@ -38,7 +38,7 @@ def test_a_signal_that_comes_while_a_rollback_changes_trainers_is_not_lost():
     before.fit_start(at_update(0), None)
     os.kill(os.getpid(), signal.SIGTERM)
     after.fit_start(at_update(3), None)
-    with pytest.raises(StopRequested, match="stopped by SIGTERM after update 4, which is saved"):
+    with pytest.raises(StopRequested, match="stopped as asked after update 4, which is saved"):
         after.batch_checkpoint(at_update(4), None)
     assert saved == [4]
 

@@ -54,7 +54,7 @@ def test_sigterm_to_one_rank_ends_the_update_saves_it_and_exits_with_a_status_of
         "run_name=stopped", script=TAMPERED_LAUNCH, KILL_AT="update:9", KILL_RANK="1", SIGNAL=signal.SIGTERM.name
     )
     assert stopped.returncode == STOPPED
-    assert "stopped by SIGTERM after update 9, which is saved; the same command goes on" in stopped.stdout
+    assert "stopped as asked after update 9, which is saved; the same command goes on" in stopped.stdout
     run = tiny.folder / "runs/stopped"
     assert RunFolder(run).newest_checkpoint().batch == 9
     assert len(records(run)) == 9

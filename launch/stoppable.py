@@ -1,0 +1,45 @@
+"""`composer` where machines are taken away: `python launch/stoppable.py -n 8 … launch RECIPE.yaml [key=value …]`.
+
+SIGTERM and SIGUSR1, however many come and to whichever of a run's processes, become one request: the ranks end their
+update, save it, and exit with status 75 (callbacks/graceful_stop.py).
+
+Plain `composer` cannot be told so. It passes on a SIGTERM, but kills its ranks 30 seconds later, whatever they are
+writing; a second one ends it at once and leaves them behind; and it dies, without a word to them, of any SIGUSR1 and of
+a SIGTERM in its own first seconds. Schedulers do send more than one, Slurm one at the start of a grace period and two
+at its end. Where Slurm tracks processes without cgroups each goes to all processes of a node, of which a loader's
+worker dies, and with it its rank.
+
+So both signals are blocked before anything is started, and all that is started inherits that. A thread waits for one of
+them here and asks each rank once, by SIGUSR1; a rank lets that in as soon as it can act on it. What comes earlier waits
+in the kernel: nothing is lost in the start. A run under this door is ended at once by SIGKILL, and by Ctrl-C as ever.
+"""
+
+import signal
+import sys
+import time
+from threading import Thread
+
+import psutil
+
+REQUESTS = {signal.SIGTERM, signal.SIGUSR1}
+
+
+def ask_ranks_once_asked() -> None:
+    signal.sigwait(REQUESTS)
+    print("asked to stop: the ranks end their update, save it and exit", flush=True)
+    asked: set[psutil.Process] = set()
+    while True:  # they may not have been started yet
+        ranks = set(psutil.Process().children()) - asked
+        for rank in ranks:
+            rank.send_signal(signal.SIGUSR1)
+        asked |= ranks
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
+    Thread(target=ask_ranks_once_asked, daemon=True).start()
+
+    from composer.cli.launcher import main  # seconds, in which a signal may come
+
+    sys.exit(main())
