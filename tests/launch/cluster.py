@@ -4,6 +4,8 @@ They are Debian's packages `slurm-wlm` and `munge`, without an accounting databa
 nodes do not share is kept apart by a mount namespace each: /dev/shm and TMPDIR, where Streaming keeps what the ranks of
 one node share. That needs root. Each node claims a GPU, which is /dev/null: Slurm counts it, and torch sees none.
 
+A job that is requeued starts again after `cred_expire` (15 seconds here; Slurm's default is 120).
+
 Slurm tracks processes here without cgroups (`proctrack/linuxproc`): a signal to a step goes to all its processes, loader
 workers too. With cgroups, as on most clusters, it goes to the first alone.
 """
@@ -29,7 +31,8 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=15
+SchedulerParameters=sched_interval=2
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -91,6 +94,17 @@ class Cluster:
             time.sleep(0.3)
         return shown
 
+    def wait_until_idle(self, seconds: float = 60) -> None:
+        """Wait until no node has anything to do."""
+        last = time.monotonic() + seconds
+        show = ["sinfo", "--noheader", "--Node", "--partition=spot", "--format=%T"]
+        while True:
+            shown = subprocess.run(show, env=self.environment, capture_output=True, text=True, timeout=60)
+            if shown.stdout.split() == ["idle"] * len(NODES):
+                return
+            assert time.monotonic() < last, f"not idle: {shown.stdout}{shown.stderr}; see the logs in {self.output}/.."
+            time.sleep(0.3)
+
     def log(self, job: str) -> str:
         path = self.output / f"{job}.log"
         return path.read_text() if path.exists() else ""
@@ -128,12 +142,12 @@ def one_machine_cluster(folder: Path) -> Iterator[Cluster]:
         start("slurmctld", "slurmctld", "-D")
         for node in NODES:
             start(node, "unshare", "--mount", "bash", "-c", private, _program("slurmd"), "-D", "-N", node)
-        _wait_until_idle(cluster)
+        cluster.wait_until_idle()
         try:
             yield cluster
         finally:
             cluster.ask("scancel", f"--user={getpass.getuser()}")
-            _wait_until_idle(cluster)
+            cluster.wait_until_idle()
 
 
 def _program(name: str) -> str | None:
@@ -157,14 +171,3 @@ def _free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
-
-
-def _wait_until_idle(cluster: Cluster) -> None:
-    last = time.monotonic() + 60
-    show = ["sinfo", "--noheader", "--Node", "--partition=spot", "--format=%T"]
-    while True:
-        shown = subprocess.run(show, env=cluster.environment, capture_output=True, text=True, timeout=60)
-        if shown.stdout.split() == ["idle"] * len(NODES):
-            return
-        assert time.monotonic() < last, f"the nodes are not idle: {shown.stdout}{shown.stderr}"
-        time.sleep(0.3)

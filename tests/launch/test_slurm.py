@@ -1,14 +1,21 @@
 """`launch/slurm/train.sbatch` on a real Slurm cluster."""
 
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from ..training.conftest import REPOSITORY, own_temporary_folder, tiny, undisturbed  # noqa: F401
-from .cluster import one_machine_cluster, why_not
+from encoder_foundry.errors import STOPPED
+from encoder_foundry.run_folder import RunFolder
+
+from ..training.conftest import REPOSITORY, own_temporary_folder, tiny  # noqa: F401
+from ..training.runs import assert_same_run, records
+from .cluster import Cluster, one_machine_cluster, why_not
 
 SCRIPT = REPOSITORY / "launch/slurm/train.sbatch"
-ENVIRONMENT = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+LONGER = "stages.pretrain.duration=36_864tok"  # some 60 updates: enough to be interrupted a few times
+MORE = 8  # updates, from one interruption to the next
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +26,77 @@ def cluster(tmp_path_factory):
         yield cluster
 
 
-def train(cluster, *arguments):
-    return cluster.submit(f"--chdir={REPOSITORY}", "--gpus-per-node=1", str(SCRIPT), *arguments, **ENVIRONMENT)
+def train(cluster: Cluster, options: list[str], *arguments: str) -> str:
+    """Submit the real script for nodes of one GPU each; the job's number."""
+    options = [f"--chdir={REPOSITORY}", "--gpus-per-node=1", *options]
+    return cluster.submit(*options, str(SCRIPT), *arguments, PYTHON=sys.executable, OMP_NUM_THREADS="1")
+
+
+def updates(run: Path) -> int:
+    return len(records(run)) if RunFolder(run).metrics.exists() else 0
+
+
+def wait_for_more_updates(run: Path, job: str, cluster: Cluster) -> None:
+    before, last = updates(run), time.monotonic() + 200
+    while updates(run) < before + MORE:
+        assert time.monotonic() < last, cluster.log(job)
+        time.sleep(0.1)
+
+
+def wait_for_restart(cluster: Cluster, job: str, restarts: int) -> None:
+    """Wait until Slurm has started a job anew for the so many-th time, with an hour from now."""
+    assert cluster.wait(job, "PENDING", "COMPLETED", "FAILED")["Restarts"] == str(restarts), cluster.log(job)
+    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    cluster.wait(job, "RUNNING", "FAILED")
 
 
 def test_a_recipe_that_cannot_be_run_is_not_requeued(cluster):
-    job = train(cluster, "yamls/main/nano.yaml", "precision=fp7")
-    ended = cluster.wait(job, "FAILED", "COMPLETED")
-    print(cluster.log(job), ended)
-    assert ended["ExitCode"] == "2:0"
-    assert ended["Restarts"] == "0"
+    job = train(cluster, ["--nodes=1"], "yamls/main/nano.yaml", "precision=fp7")
+    ended = cluster.wait(job, "FAILED", "COMPLETED", "PENDING")
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
+    assert "error: yamls/main/nano.yaml: 'precision': 'fp7' is not one of" in cluster.log(job)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_run_that_is_warned_preempted_and_requeued_ends_in_the_undisturbed_runs_weights(cluster, tiny):
+    undisturbed = tiny.launch("run_name=undisturbed", LONGER)
+    assert undisturbed.returncode == 0, undisturbed.stderr[-4000:]
+    run = tiny.folder / "runs/slurm"
+
+    # Less than the five minutes at which the script asks to be warned: the signal comes at Slurm's next look, which is
+    # in the start, or in the first updates.
+    job = train(cluster, ["--time=3"], str(tiny.recipe), "run_name=slurm", LONGER)
+    cluster.wait(job, "RUNNING")
+    wait_for_restart(cluster, job, restarts=1)
+    assert "which is saved; the same command goes on from there" in cluster.log(job)
+
+    wait_for_more_updates(run, job, cluster)
+    urgent = cluster.submit("--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
+    cluster.wait(urgent, "COMPLETED")
+    wait_for_restart(cluster, job, restarts=2)
+    assert "PREEMPTION" not in cluster.log(job)  # it ended in the grace period
+
+    wait_for_more_updates(run, job, cluster)
+    cluster.ask("scontrol", "requeue", job)
+    wait_for_restart(cluster, job, restarts=3)
+    assert "DUE TO JOB REQUEUE" in cluster.log(job)
+
+    ended = cluster.wait(job, "COMPLETED", "FAILED", "PENDING", seconds=200)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "3"), cluster.log(job)
+    assert cluster.log(job).count("which is saved; the same command goes on from there") == 3
+    assert cluster.log(job).count("going on from ba") == 3 + 1  # and after the recipe's own rollback
+    assert_same_run(run, tiny.folder / "runs/undisturbed")
+
+
+@pytest.mark.long
+def test_a_run_that_is_cancelled_saves_its_update_and_stays_cancelled(cluster, tiny):
+    run = tiny.folder / "runs/cancelled"
+    job = train(cluster, ["--nodes=1"], str(tiny.recipe), "run_name=cancelled", LONGER)
+    cluster.wait(job, "RUNNING")
+    wait_for_more_updates(run, job, cluster)
+    cluster.ask("scancel", job)
+    cluster.wait_until_idle()
+    assert cluster.job(job)["JobState"] == "CANCELLED"
+    assert RunFolder(run).newest_checkpoint().batch == len(records(run))
+    assert cluster.job(job)["ExitCode"] == f"{STOPPED}:0"
