@@ -6,8 +6,8 @@ one node share. That needs root. Each node claims a GPU, which is /dev/null: Slu
 
 A job that is requeued starts again after `cred_expire` (15 seconds here; Slurm's default is 120).
 
-Slurm tracks processes here without cgroups (`proctrack/linuxproc`): a signal to a step goes to all its processes, loader
-workers too. With cgroups, as on most clusters, it goes to the first alone.
+Slurm tracks processes here without cgroups (`proctrack/linuxproc`): a signal to a step goes to all its processes,
+loader workers too. With cgroups, as on most clusters, it goes to the first alone.
 """
 
 import getpass
@@ -86,7 +86,7 @@ class Cluster:
         shown = self.ask("scontrol", "--oneliner", "show", "job", job)
         return dict(pair.split("=", 1) for pair in shown.split() if "=" in pair)
 
-    def wait(self, job: str, *states: str, seconds: float = 120) -> dict[str, str]:
+    def wait(self, job: str, *states: str, seconds: float = 300) -> dict[str, str]:
         """Wait until a job has one of these states, and return what Slurm says of it then."""
         last = time.monotonic() + seconds
         while (shown := self.job(job))["JobState"] not in states:

@@ -9,7 +9,7 @@ import pytest
 from encoder_foundry.errors import STOPPED
 from encoder_foundry.run_folder import RunFolder
 
-from ..training.conftest import REPOSITORY, own_temporary_folder, tiny  # noqa: F401
+from ..training.conftest import REPOSITORY
 from ..training.runs import assert_same_run, records
 from .cluster import Cluster, one_machine_cluster, why_not
 
@@ -37,7 +37,7 @@ def updates(run: Path) -> int:
 
 
 def wait_for_more_updates(run: Path, job: str, cluster: Cluster) -> None:
-    before, last = updates(run), time.monotonic() + 200
+    before, last = updates(run), time.monotonic() + 300
     while updates(run) < before + MORE:
         assert time.monotonic() < last, cluster.log(job)
         time.sleep(0.1)
@@ -82,7 +82,7 @@ def test_a_run_that_is_warned_preempted_and_requeued_ends_in_the_undisturbed_run
     wait_for_restart(cluster, job, restarts=3)
     assert "DUE TO JOB REQUEUE" in cluster.log(job)
 
-    ended = cluster.wait(job, "COMPLETED", "FAILED", "PENDING", seconds=200)
+    ended = cluster.wait(job, "COMPLETED", "FAILED", "PENDING")
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "3"), cluster.log(job)
     assert cluster.log(job).count("which is saved; the same command goes on from there") == 3
     assert cluster.log(job).count("going on from ba") == 3 + 1  # and after the recipe's own rollback
