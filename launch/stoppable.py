@@ -17,6 +17,7 @@ in the kernel: nothing is lost in the start. A run under this door is ended at o
 import signal
 import sys
 import time
+from contextlib import suppress
 from threading import Thread
 
 import psutil
@@ -31,7 +32,8 @@ def ask_ranks_once_asked() -> None:
     while True:  # they may not have been started yet
         ranks = set(psutil.Process().children()) - asked
         for rank in ranks:
-            rank.send_signal(signal.SIGUSR1)
+            with suppress(psutil.NoSuchProcess):
+                rank.send_signal(signal.SIGUSR1)
         asked |= ranks
         time.sleep(1)
 

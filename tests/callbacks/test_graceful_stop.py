@@ -16,9 +16,10 @@ from encoder_foundry.errors import StopRequested
 
 @pytest.fixture(autouse=True)
 def signals_as_before():
-    before = signal.getsignal(signal.SIGTERM)
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for name, handler in before.items():
+        signal.signal(name, handler)
     graceful_stop._requested.clear()
 
 
@@ -51,6 +52,18 @@ def test_a_second_signal_exits_at_once():
     with pytest.raises(SystemExit):
         os.kill(os.getpid(), signal.SIGTERM)
     assert saved == []
+
+
+def test_sigusr1_may_come_early_and_often():
+    stop, saved = stopping()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # as launch/stoppable.py starts a rank
+    os.kill(os.getpid(), signal.SIGUSR1)
+    stop.fit_start(at_update(0), None)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    with pytest.raises(StopRequested):
+        stop.batch_checkpoint(at_update(1), None)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert saved == [1]
 
 
 def test_a_run_that_is_done_anyway_just_ends():

@@ -1,0 +1,50 @@
+"""`launch/stoppable.py` and the ranks that it starts, without a run in them: what signals do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from encoder_foundry.errors import STOPPED
+
+from ..training.conftest import REPOSITORY
+
+# A rank that takes a while before it can act on SIGUSR1, as a run does, and has a stand-in for a loader's worker.
+RANK = f"""
+import os, signal, subprocess, sys, time
+asked = []
+worker = subprocess.Popen(["sleep", "60"])
+print("started", flush=True)
+time.sleep(2)
+signal.signal(signal.SIGUSR1, lambda *_: asked.append(1))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {{signal.SIGUSR1}})
+time.sleep(2)
+alive = worker.poll() is None
+worker.kill()
+print("asked", len(asked), "worker", alive, flush=True)
+sys.exit({STOPPED})
+"""
+
+
+def blocked(pid: int) -> int:
+    """The signals that a process blocks, as the kernel shows them: bit n - 1 is signal n."""
+    (mask,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigBlk")]
+    return int(mask.split()[1], 16)
+
+
+def test_signals_to_every_process_and_before_there_is_a_rank_become_one_request_to_each_rank(tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    command = [sys.executable, "launch/stoppable.py", "-n", "2", str(script)]
+    launcher = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    while not blocked(launcher.pid) & 1 << signal.SIGTERM - 1:
+        time.sleep(0.01)
+    launcher.send_signal(signal.SIGTERM)  # while it imports Composer
+    while launcher.stdout.readline() != "started\n":
+        assert launcher.poll() is None
+    os.killpg(launcher.pid, signal.SIGTERM)  # the launcher, the ranks and their workers
+    output, _ = launcher.communicate(timeout=200)
+    assert launcher.returncode == STOPPED
+    assert "asked 1 worker True" in output
