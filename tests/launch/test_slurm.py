@@ -1,5 +1,6 @@
 """`launch/slurm/train.sbatch` on a real Slurm cluster."""
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_a_run_that_is_warned_preempted_and_requeued_ends_in_the_undisturbed_run
     wait_for_more_updates(run, job, cluster)
     cluster.ask("scontrol", "requeue", job)
     wait_for_restart(cluster, job, restarts=3)
-    assert "DUE TO JOB REQUEUE" in cluster.log(job)
+    assert re.search(r"STEP \S+ ON node1 CANCELLED AT \S+ DUE TO JOB REQUEUE", cluster.log(job))  # Slurm ended it
 
     ended = cluster.wait(job, "COMPLETED", "FAILED", "PENDING")
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "3"), cluster.log(job)
