@@ -1,6 +1,8 @@
 """`launch/slurm/train.sbatch` on a real Slurm cluster."""
 
+import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -53,6 +55,7 @@ def wait_for_restart(cluster: Cluster, job: str, restarts: int) -> None:
 
 def test_a_recipe_that_cannot_be_run_is_not_requeued(cluster):
     job = train(cluster, ["--nodes=1"], "yamls/main/nano.yaml", "precision=fp7")
+    cluster.wait(job, "RUNNING")
     ended = cluster.wait(job, "FAILED", "COMPLETED", "PENDING")
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
     assert "error: yamls/main/nano.yaml: 'precision': 'fp7' is not one of" in cluster.log(job)
@@ -101,3 +104,41 @@ def test_a_run_that_is_cancelled_saves_its_update_and_stays_cancelled(cluster, t
     assert cluster.job(job)["JobState"] == "CANCELLED"
     assert RunFolder(run).newest_checkpoint().batch == len(records(run))
     assert cluster.job(job)["ExitCode"] == f"{STOPPED}:0"
+
+
+def prepare(cluster: Cluster, tiny, out: Path, memory_gb: int) -> subprocess.CompletedProcess:
+    """Prepare the tiny corpus by jobs on the cluster."""
+    slurm = f"{{time: '0:20:00', partition: spot, cpus_per_task: 1, mem_per_cpu_gb: {memory_gb}, workers: 2}}"
+    command = [sys.executable, "data_prep", str(tiny.folder / "corpus.yaml"), f"out={out}"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as an activated environment has it
+    return subprocess.run(
+        [*command, f"executor={{slurm: {slurm}}}"],
+        cwd=REPOSITORY,
+        env=cluster.environment | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.mds.zstd")}
+
+
+@pytest.mark.long
+def test_shards_prepared_by_jobs_are_byte_for_byte_those_prepared_here(cluster, tiny):
+    out = tiny.folder / "on-slurm"
+    submitted = prepare(cluster, tiny, out, memory_gb=1)
+    assert "submitted; give the same command again" in submitted.stdout, submitted.stderr
+    while cluster.ask("squeue", "--noheader"):
+        time.sleep(1)
+    assert "is complete" in prepare(cluster, tiny, out, memory_gb=1).stdout
+    assert shards(out) == shards(tiny.folder / "data") != {}
+
+
+@pytest.mark.long
+def test_preparation_that_slurm_refuses_ends_with_one_line(cluster, tiny):
+    refused = prepare(cluster, tiny, tiny.folder / "refused", memory_gb=1000)
+    assert refused.returncode == 2
+    assert "sbatch: error: " in refused.stderr
+    assert refused.stderr.splitlines()[-1].startswith("error: executor: slurm: sbatch refuses these jobs")

@@ -210,6 +210,8 @@ def _submit(stages: list[Stage], work: Work, options: dict) -> None:
         executors[-1].run()
     except FileNotFoundError as error:
         raise DataError(f"executor: slurm: no '{error.filename}' here; run this where jobs are submitted") from None
+    except subprocess.CalledProcessError:  # sbatch has said why, on the terminal
+        raise DataError("executor: slurm: sbatch refuses these jobs, as it says above; change its options") from None
     jobs = [executor.job_id for executor in executors if executor.job_id not in (None, -1)]
     (work.folder / JOBS).write_text(json.dumps(jobs), encoding="utf-8")
 
