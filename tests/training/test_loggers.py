@@ -14,6 +14,7 @@ from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.redaction import REDACTED
 from encoder_foundry.run_folder import RunFolder, read_lines
 from encoder_foundry.training.loggers import git_commit, loggers
+from encoder_foundry.training.run import _prepare_start
 from tests.wandb_file import Recorded, read_back
 
 from .conftest import PLANTED, PLANTED_KEY, REPOSITORY
@@ -142,3 +143,12 @@ def test_an_argument_that_a_logger_does_not_know_is_refused_by_its_key(tiny):
         wandb_logger(tiny, "refused", "loggers.wandb.proyect=x")
     with pytest.raises(ConfigurationError, match="'loggers': 'mlflow' is not known; there are wandb and tensorboard"):
         wandb_logger(tiny, "refused", "loggers.mlflow={}")
+
+
+def test_the_recipe_that_a_run_writes_down_has_no_secret_in_an_address(tiny, tmp_path):
+    remote = "s3://me:planted-password@store/data"
+    recipe = load_recipe(tiny.recipe, [f"data.remote={remote}", f"save_folder={remote}", f"runs_folder={tmp_path}"])
+    folder = RunFolder(tmp_path / recipe.run_name)
+    _prepare_start(recipe, folder)
+    assert "planted" not in folder.recipe.read_text()
+    assert load_recipe(folder.recipe).data.remote == f"s3://{REDACTED}@store/data"

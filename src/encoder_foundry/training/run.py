@@ -117,7 +117,7 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
     folder.tidy_up()
     rollbacks, checkpoint = folder.rollbacks(), folder.newest_checkpoint()
     start = Start(plan_in_force(recipe, rollbacks), rollbacks, checkpoint)
-    shown = replace(recipe, loggers=redacted(recipe.loggers, asdict(recipe)))
+    shown = _without_secrets(recipe)
     if checkpoint is not None:
         for change in folder.changes(shown):
             print(f"changed since the last start: {change}")
@@ -130,6 +130,15 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
     write_whole(folder.plan, json.dumps(start.plan.to_json(), indent=2) + "\n")
     write_whole(folder.environment, json.dumps(environment(), indent=2) + "\n")
     return start
+
+
+def _without_secrets(recipe: Recipe) -> Recipe:
+    """The recipe as it may be written down: secrets stand in loggers' arguments and in addresses, if anywhere."""
+    plain = asdict(recipe)
+    loggers_, remote, save_folder = (
+        redacted(value, plain) for value in (recipe.loggers, recipe.data.remote, recipe.save_folder)
+    )
+    return replace(recipe, loggers=loggers_, data=replace(recipe.data, remote=remote), save_folder=save_folder)
 
 
 def _fit(
