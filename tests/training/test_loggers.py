@@ -147,7 +147,7 @@ def test_an_argument_that_a_logger_does_not_know_is_refused_by_its_key(tiny):
 
 def test_the_recipe_that_a_run_writes_down_has_no_secret_in_an_address(tiny, tmp_path):
     remote = "s3://me:planted-password@store/data"
-    recipe = load_recipe(tiny.recipe, [f"data.remote={remote}", f"save_folder={remote}", f"runs_folder={tmp_path}"])
+    recipe = load_recipe(tiny.recipe, [f"data.remote={remote}", f"runs_folder={tmp_path}"])
     folder = RunFolder(tmp_path / recipe.run_name)
     _prepare_start(recipe, folder)
     assert "planted" not in folder.recipe.read_text()

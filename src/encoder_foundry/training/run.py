@@ -133,12 +133,10 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
 
 
 def _without_secrets(recipe: Recipe) -> Recipe:
-    """The recipe as it may be written down: secrets stand in loggers' arguments and in addresses, if anywhere."""
+    """The recipe as it may be written down: secrets stand in the loggers' arguments or in an address."""
     plain = asdict(recipe)
-    loggers_, remote, save_folder = (
-        redacted(value, plain) for value in (recipe.loggers, recipe.data.remote, recipe.save_folder)
-    )
-    return replace(recipe, loggers=loggers_, data=replace(recipe.data, remote=remote), save_folder=save_folder)
+    data = replace(recipe.data, remote=redacted(recipe.data.remote, plain))
+    return replace(recipe, loggers=redacted(recipe.loggers, plain), data=data)
 
 
 def _fit(
