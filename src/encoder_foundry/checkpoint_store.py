@@ -19,6 +19,9 @@ rank uploads the files that it wrote itself, so nodes need not share a disk.
 """
 
 import logging
+import os
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,6 +105,17 @@ class CheckpointStore:
                 self._put(newest, newest.files)
                 self._finish(newest)
             return newest
+
+    def try_out(self) -> float:
+        """Write a small object, read it and remove it: the seconds that took."""
+        start = time.monotonic()
+        name = f".doctor.{socket.gethostname()}.{os.getpid()}"  # the nodes of a run may try at a time
+        target = {"Bucket": self.objects.bucket, "Key": self.objects.get_key(name)}
+        with self._reported():
+            self.objects.client.put_object(**target, Body=name.encode())
+            self._read(name)
+            self.objects.client.delete_object(**target)
+        return time.monotonic() - start
 
     def fetch(self, checkpoint: CompleteCheckpoint) -> None:
         """Download a checkpoint to its folder, unless it is there already."""

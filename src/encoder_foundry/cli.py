@@ -104,6 +104,24 @@ def plan(
         print_plan(loaded, compiled, machine)
 
 
+@app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="The recipe that is to be run; without one, less.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as `composer launch` takes them.")] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove what killed runs left in /dev/shm and TMPDIR, and nothing in use.")
+    ] = False,
+) -> None:
+    """Look at the machine before money is spent: each line has a remedy, and status 1 says that a run would fail.
+
+    `composer -n 8 -c encoder-foundry doctor RECIPE` tries the collectives of 8 ranks as well.
+    """
+    from encoder_foundry.doctor.examine import examine
+
+    if not examine(recipe, overrides or (), clean):
+        raise typer.Exit(1)
+
+
 def _position(plan: "Plan", at: str) -> "Position":
     try:
         token = int(at.removesuffix("tok"))

@@ -73,7 +73,7 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
             f"{recipe.data.local}/tokenizer: {tokenizer.vocab_size} token ids do not fit the model's embedding; "
             f"set model.vocab_size to {padded(tokenizer.vocab_size)} (it is {recipe.model.vocab_size})"
         )
-    for folder, row_length in _shard_folders(recipe):
+    for folder, row_length in shard_folders(recipe):
         manifest = Manifest.read(_fetched(recipe, f"{folder}/{MANIFEST}").parent)
         where = f"{recipe.data.local}/{folder}/{MANIFEST}"
         if manifest.row_length != row_length:
@@ -128,7 +128,7 @@ def _lock_cache(local: Path) -> None:
     _locks[lock] = file
 
 
-def _shard_folders(recipe: Recipe) -> Iterator[tuple[str, int]]:
+def shard_folders(recipe: Recipe) -> Iterator[tuple[str, int]]:
     """(folder below the corpus, row length) of everything that the recipe reads."""
     for row_length in dict.fromkeys(stage.row_length for stage in recipe.stages.values()):
         for source in recipe.data.sources:

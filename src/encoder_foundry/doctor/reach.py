@@ -1,0 +1,96 @@
+"""Whether what is far away can be had: the data, the checkpoint store, W&B.
+
+Each is asked in the way in which training will ask: the data by the same functions, into a folder that is removed again
+(what is in the cache proves nothing about the remote); the checkpoint store by writing, reading and removing an object,
+since keys that may only read are found out at the first checkpoint otherwise; W&B by its own API and the key that the
+run would use. No key is ever printed.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from encoder_foundry.doctor.finding import Finding, bad, good, one_line
+from encoder_foundry.errors import FoundryError
+from encoder_foundry.recipe import Recipe
+from encoder_foundry.run_folder import RunFolder
+
+SECONDS = 10  # that W&B has for an answer
+ASK = {"query": "query { viewer { username } }"}
+
+
+def check_data(recipe: Recipe) -> Iterator[Finding]:
+    """Whether the shards of every stage are there and are the recipe's, and have room here."""
+    from encoder_foundry.data.shards import open_corpus
+    from encoder_foundry.doctor.room import check_data_disk
+
+    remote, local = recipe.data.remote, recipe.data.local
+    with tempfile.TemporaryDirectory() as fetched:
+        asked = replace(recipe, data=replace(recipe.data, local=fetched)) if remote else recipe
+        start = time.monotonic()
+        try:
+            open_corpus(asked, lock=False)
+        except FoundryError as error:
+            yield bad(
+                "data",
+                str(error).replace(fetched, remote or local),
+                "credentials and endpoint are the environment's (AWS_ENDPOINT_URL or S3_ENDPOINT_URL, "
+                "AWS_ACCESS_KEY_ID, …)"
+                if remote
+                else "python data_prep CONFIG, and data.local is its `out`",
+            )
+            return
+        took = f", asked in {time.monotonic() - start:.1f} s" if remote else ""
+        yield good("data", f"{remote or local}: the tokenizer, manifests and indexes of every stage{took}")
+        yield from check_data_disk(recipe, Path(fetched if remote else local))
+
+
+def check_save_folder(recipe: Recipe) -> Iterator[Finding]:
+    """Whether the checkpoint store can be listed, written, read and cleared."""
+    from encoder_foundry.checkpoint_store import open_store
+
+    if recipe.save_folder is None:
+        return
+    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    try:
+        store = open_store(recipe, folder)
+        seconds = store.try_out()
+        count = len(store.checkpoints())
+    except FoundryError as error:
+        said, _, remedy = str(error).removeprefix("'save_folder': ").partition(" (endpoint and ")
+        yield bad("save_folder", said, f"endpoint and {remedy.rstrip(')')}")
+        return
+    said = f"{store.url}: {count} complete checkpoints; an object written, read and removed in {seconds:.1f} s"
+    yield good("save_folder", said)
+
+
+def check_wandb(recipe: Recipe) -> Iterator[Finding]:
+    """Whether W&B has been told not to need a network, or knows the key."""
+    arguments = recipe.loggers.get("wandb")
+    if arguments is None:
+        return
+    mode = (arguments.get("init_kwargs") or {}).get("mode") or os.environ.get("WANDB_MODE", "online")
+    if mode in ("offline", "disabled"):
+        yield good("W&B", f"{mode}: no network is needed")
+        return
+    import requests
+    import wandb
+
+    server, key = wandb.api.settings("base_url"), wandb.api.api_key
+    offline = "loggers.wandb.init_kwargs.mode=offline works without"
+    if not key:
+        yield bad("W&B", f"no key for {server}", f"WANDB_API_KEY in the environment, or `wandb login`; {offline}")
+        return
+    try:
+        answer = requests.post(f"{server}/graphql", json=ASK, auth=("api", key), timeout=SECONDS)
+        viewer = answer.json().get("data", {}).get("viewer") if answer.ok else None
+    except (requests.RequestException, ValueError) as error:
+        yield bad("W&B", f"{server} cannot be reached: {one_line(error)}", f"network and WANDB_BASE_URL; {offline}")
+        return
+    if viewer is None:
+        yield bad("W&B", f"{server} refuses the key (status {answer.status_code})", f"`wandb login` anew; {offline}")
+    else:
+        yield good("W&B", f"{server} knows the key, as {viewer['username']}'s")
