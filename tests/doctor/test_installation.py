@@ -1,0 +1,113 @@
+"""Packages, GPUs and attention, as the doctor sees them: real packages, in folders of a test's own."""
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from encoder_foundry.doctor import installation
+from encoder_foundry.doctor.finding import BAD, DOUBTFUL, GOOD
+from encoder_foundry.doctor.installation import attention_error, check_attention, check_gpus, check_packages
+from encoder_foundry.model.attention import BACKENDS
+from encoder_foundry.model.attention_sdpa import sdpa_attention
+from encoder_foundry.recipe import Recipe, load_recipe
+
+from .conftest import only
+
+CPU = torch.device("cpu")
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+
+
+def package(folder: Path, requirement: str) -> None:
+    """An installed package that needs something."""
+    metadata = folder / "needy-1.0.dist-info/METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: needy\nVersion: 1.0\nRequires-Dist: {requirement}\n")
+
+
+def constraints(folder: Path, *pins: str) -> Path:
+    path = folder / "constraints.txt"
+    path.write_text("\n".join(pins) + "\n")
+    return path
+
+
+def test_this_checkout_has_a_constraints_file_that_is_found_and_whose_ranges_are_kept():
+    packages, pins = check_packages()
+    assert packages.mark == GOOD
+    assert f"torch {version('torch')}" in packages.said
+    assert str(Path(__file__).parents[2] / "constraints.txt") in pins.said + pins.remedy
+
+
+def test_a_package_that_is_not_as_pinned_is_named_with_both_versions(tmp_path):
+    pinned = constraints(tmp_path, "numpy==1.0.1", f"typer=={version('typer')}", "a-package-nobody-has==1.0")
+    _, pins = check_packages(constraints=pinned)
+    assert pins.mark == DOUBTFUL
+    assert pins.said == f"numpy {version('numpy')} instead of 1.0.1"
+    assert f"-c {pinned}" in pins.remedy
+
+
+def test_torch_and_cuda_may_be_the_images_own_and_pins_of_other_machines_do_not_count(tmp_path):
+    pinned = constraints(tmp_path, "torch==9.9", "nvidia-nccl-cu12==1.0", "numpy==1.0.1 ; sys_platform == 'win32'")
+    _, pins = check_packages(constraints=pinned)
+    assert pins.mark == GOOD
+
+
+def test_without_a_checkout_the_doctor_says_that_versions_were_not_compared(tmp_path):
+    _, pins = check_packages(constraints=tmp_path / "constraints.txt")
+    assert pins.mark == DOUBTFUL
+    assert "not compared" in pins.said
+
+
+@pytest.mark.parametrize(
+    ("requirement", "said"), [("numpy>=99", "numpy {numpy} (>=99 is needed)"), ("nobody-has-it", "is missing")]
+)
+def test_a_package_that_is_too_old_or_missing_would_fail_a_run(tmp_path, monkeypatch, requirement, said):
+    package(tmp_path, requirement)
+    monkeypatch.syspath_prepend(tmp_path)
+    packages, _ = check_packages("needy")
+    assert packages.mark == BAD
+    assert said.format(numpy=version("numpy")) in packages.said
+
+
+@on_cpu
+def test_gpus_that_the_driver_has_and_torch_cannot_use_are_told_apart_from_none(tmp_path, monkeypatch):
+    assert only(check_gpus(0, None)).mark == DOUBTFUL
+    smi = tmp_path / "nvidia-smi"  # stands for the driver's; the line is one of its own
+    smi.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559 MiB, 470.57.02'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found = only(check_gpus(8, None))
+    assert found.mark == BAD
+    assert "the driver has 1 (NVIDIA H100 80GB HBM3, 81559 MiB, 470.57.02)" in found.said
+    assert "driver for CUDA" in found.remedy
+
+
+@on_cpu
+def test_a_flash_attn_that_was_built_for_another_torch_is_found_before_a_run_is(tmp_path, monkeypatch):
+    (tmp_path / "flash_attn.py").write_text("raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3c10')")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = only(check_attention(None))
+    assert found.mark == DOUBTFUL  # on CPU nobody wants it
+    assert "undefined symbol: _ZN3c10" in found.said
+    assert f"anew for torch {torch.__version__}" in found.remedy
+
+
+@on_cpu
+def test_attention_that_this_machine_cannot_compute_is_refused_as_training_would(recipe_file):
+    flash: Recipe = load_recipe(recipe_file, ["model.attn_implementation=flash"])
+    found = only(check_attention(flash))
+    assert found.mark == BAD
+    assert "needs a CUDA GPU" in found.said
+    assert only(check_attention(load_recipe(recipe_file))).mark == GOOD
+
+
+def test_attention_is_compared_by_its_numbers_and_one_that_forgets_the_window_is_found(monkeypatch):
+    assert 0 < attention_error(CPU, "sdpa") <= installation.ROUNDING
+
+    def forgetful(q, k, v, documents, window):
+        return sdpa_attention(q, k, v, documents, None if q.dtype == torch.bfloat16 else window)
+
+    monkeypatch.setitem(BACKENDS, "sdpa", forgetful)
+    assert attention_error(CPU, "sdpa") > installation.ROUNDING
