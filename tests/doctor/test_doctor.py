@@ -1,0 +1,105 @@
+"""The whole command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from encoder_foundry.doctor.examine import _together
+from encoder_foundry.doctor.finding import bad, good
+
+from .conftest import REPOSITORY, doctor, on_own_machine
+
+BASE = REPOSITORY / "yamls/main/base.yaml"
+NOBODY = "http://127.0.0.1:1"
+
+
+def lines(output: str) -> dict[str, list[str]]:
+    """The words of every mark's lines."""
+    found: dict[str, list[str]] = {}
+    for line in output.splitlines():
+        found.setdefault(line[:1], []).append(line[2:].strip())
+    return found
+
+
+def test_on_a_machine_like_a_bare_container_everything_that_would_fail_is_named_with_its_remedy(tmp_path):
+    """A container's 64 MB of /dev/shm, a disk of a megabyte, no data, a store and a W&B that nobody answers for."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    arguments = [BASE, f"runs_folder={runs}", "save_folder=s3://bucket/runs", "loggers.wandb.project=encoders"]
+    run = on_own_machine(
+        {"/dev/shm": "64m", str(runs): "1m"},
+        doctor(*arguments),
+        TMPDIR=str(tmp_path),
+        AWS_ENDPOINT_URL=NOBODY,
+        AWS_ACCESS_KEY_ID="any",
+        AWS_SECRET_ACCESS_KEY="planted-secret",
+        WANDB_API_KEY="planted-key",
+        WANDB_BASE_URL=NOBODY,
+    )
+    assert run.returncode == 1, run.stderr
+    marked = lines(run.stdout)
+    expected = ("/dev/shm", "runs", "data", "save_folder", "W&B")
+    assert [line.split()[0] for line in marked["✗"]] == list(expected)
+    shm, disk, *_ = marked["✗"]
+    assert "67.1 MB free; needed are 1.58 GB for the loaders" in shm
+    assert "1.05 MB free; needed are 19.8 GB (11 checkpoints of 1.8 GB)" in disk
+    remedies = run.stdout.count("→")
+    assert remedies == len(marked["✗"]) + len(marked["!"])
+    assert "docker run --shm-size=2g" in run.stdout
+    assert f"composer -n 2 -c encoder-foundry doctor {BASE}" in run.stdout.replace(
+        str(Path(sys.executable).parent) + "/", ""
+    )
+    assert run.stdout.splitlines()[-1].startswith("5 in the way of a run")
+    assert "planted" not in run.stdout + run.stderr
+
+
+def test_a_wrong_recipe_is_one_line_and_status_2_before_torch_is_imported(recipe_file):
+    run = subprocess.run(doctor(recipe_file, "seeed=1"), capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"error: {recipe_file}: unknown key 'seeed'")
+    assert run.stdout == ""
+
+
+def test_what_all_nodes_say_alike_is_one_line_and_what_one_node_says_bears_its_name():
+    driver = bad("GPUs", "none", "a driver")
+    machines = [(f"node-{n}", [good("pins", f"{n} GB"), driver if n == 2 else good("GPUs", "8")]) for n in range(4)]
+    told = [(finding.subject, finding.mark, finding.said) for finding in _together(machines)]
+    assert told == [
+        ("pins", "✓", "all 4 nodes: 0 GB"),
+        ("GPUs", "✓", "node-0 and 2 more: 8"),
+        ("GPUs", "✗", "node-2: none"),
+    ]
+
+
+@pytest.mark.long
+def test_under_composer_the_ranks_try_the_collectives_and_rank_0_alone_prints(recipe_file, tmp_path):
+    composer = Path(sys.executable).parent / "composer"
+    command = [str(composer), "-n", "2", "-c", *doctor(recipe_file, "data.num_workers=2")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (line,) = [line for line in run.stdout.splitlines() if "collectives" in line]
+    assert line.startswith("✓")
+    assert "gloo over 2 ranks: sums are right" in line
+    assert sum("packages" in line for line in run.stdout.splitlines()) == 1
+
+
+@pytest.mark.long
+def test_a_node_that_does_not_come_is_named_by_the_one_that_waited(recipe_file, tmp_path):
+    """The other node of two has nobody: the store that the ranks meet in is not there."""
+    composer = Path(sys.executable).parent / "composer"
+    place = ["--world_size", "2", "--node_rank", "1", "--master_addr", "127.0.0.1", "--master_port", "1"]
+    short = "from encoder_foundry.doctor import collectives, examine; collectives.MEETING_SECONDS = 3.0; "
+    script = tmp_path / "short.py"
+    script.write_text(f"{short}raise SystemExit(not examine.examine(None, (), False))\n")
+    command = [str(composer), "-n", "1", *place, str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 1
+    (line,) = [line for line in run.stdout.splitlines() if "collectives" in line]
+    assert line.startswith("✗")
+    assert "127.0.0.1" in line
+    assert "--master_addr" in run.stdout
