@@ -56,11 +56,17 @@ def test_on_a_machine_like_a_bare_container_everything_that_would_fail_is_named_
     assert "planted" not in run.stdout + run.stderr
 
 
-def test_a_wrong_recipe_is_one_line_and_status_2_before_torch_is_imported(recipe_file):
-    run = subprocess.run(doctor(recipe_file, "seeed=1"), capture_output=True, text=True, timeout=60)
+def test_a_wrong_recipe_is_one_line_and_status_2_before_torch_is_imported(recipe_file, tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
+    before = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": before}
+    run = subprocess.run(doctor(recipe_file, "seeed=1"), capture_output=True, text=True, timeout=60, env=environment)
     assert run.returncode == 2
-    assert run.stderr.startswith(f"error: {recipe_file}: unknown key 'seeed'")
+    assert run.stderr == "error: argument 'seeed=1': unknown key 'seeed'; did you mean 'seed'?\n"
     assert run.stdout == ""
+    bare = subprocess.run(doctor(recipe_file), capture_output=True, text=True, timeout=60, env=environment)
+    assert bare.returncode == 1
+    assert "✗ torch          cannot be imported: torch was imported" in bare.stdout
 
 
 def test_what_all_nodes_say_alike_is_one_line_and_what_one_node_says_bears_its_name():

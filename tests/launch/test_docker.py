@@ -1,0 +1,126 @@
+"""The image, without an engine to build it: its Dockerfile read, and its install steps run in an empty environment.
+
+What only the image can show is not tested: that its base is there, that torch and CUDA are kept as they come in it,
+that FlashAttention is compiled, that the user is made.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dockerfile_parse import DockerfileParser
+
+REPOSITORY = Path(__file__).parents[2]
+SECRET = re.compile(r"(?i)key|token|secret|passw|credential")
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[tuple[str, str]]:
+    """Instruction and value, in order; continued lines are joined."""
+    parser = DockerfileParser(path=str(REPOSITORY / "Dockerfile"), cache_content=True)
+    return [(step["instruction"], step["value"]) for step in parser.structure if step["instruction"] != "COMMENT"]
+
+
+def of(steps: list[tuple[str, str]], instruction: str) -> list[str]:
+    return [value for name, value in steps if name == instruction]
+
+
+def sent() -> list[Path]:
+    """What .dockerignore lets an engine see of this checkout: it leaves everything out, and then names what stays."""
+    everything, *rules = [
+        line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line and line[0] != "#"
+    ]
+    assert everything == "*"
+    named = [REPOSITORY / rule[1:] for rule in rules if rule.startswith("!")]
+    left_out = [rule for rule in rules if not rule.startswith("!")]
+    files = [path for entry in named for path in ([entry] if entry.is_file() else sorted(entry.rglob("*")))]
+    return [
+        path
+        for path in files
+        if path.is_file() and not any(parent.match(rule) for parent in (path, *path.parents) for rule in left_out)
+    ]
+
+
+def test_a_change_of_code_installs_no_dependency_anew(steps):
+    installs = [n for n, (name, value) in enumerate(steps) if name == "RUN" and "--requirement pyproject.toml" in value]
+    builds = [n for n, (name, value) in enumerate(steps) if name == "RUN" and "--no-build-isolation" in value]
+    source = steps.index(("COPY", ". ."))
+    copied_before = [value for name, value in steps[: installs[0]] if name == "COPY"]
+    assert copied_before == ["constraints.txt pyproject.toml ./"]
+    assert max(installs + builds) < source
+
+
+def test_flash_attention_is_an_argument_and_that_of_hopper_is_off_unless_asked_for(steps):
+    arguments = dict(value.split("=", 1) for value in of(steps, "ARG"))
+    assert arguments["FLASH_ATTN"] == "flash-attn"
+    assert arguments["FLASH_ATTN_3"] == ""
+    (pinned,) = [line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if "flash-attn==" in line]
+    assert re.fullmatch(r"flash-attn==2\.[\w.]+", pinned)
+
+
+def test_the_image_runs_as_an_unprivileged_user_who_can_write_where_runs_go(steps):
+    *_, (last, user) = steps
+    assert last == "USER"
+    assert user.split(":")[0] not in ("root", "0")
+    (making,) = [value for value in of(steps, "RUN") if "useradd" in value]
+    assert f"--uid {user.split(':')[0]} " in making
+    assert re.search(r"chown \S+ \. runs data$", making)
+
+
+def test_no_key_is_built_in_and_what_is_not_named_is_not_even_sent_to_the_engine(steps):
+    for instruction in ("ARG", "ENV"):
+        assert not [value for value in of(steps, instruction) if SECRET.search(value)]
+    folders = {"data_prep", "launch", "src", "yamls"}
+    files = {"LICENSE", "README.md", "constraints.txt", "pyproject.toml"}
+    assert {path.relative_to(REPOSITORY).parts[0] for path in sent()} == folders | files
+
+
+def test_what_the_commands_read_is_in_the_image():
+    names = {str(path.relative_to(REPOSITORY)) for path in sent()}
+    assert {"launch/__main__.py", "data_prep/__main__.py", "yamls/main/base.yaml", "constraints.txt"} <= names
+    assert "src/encoder_foundry/cli.py" in names
+    assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_the_install_steps_run_in_an_empty_environment_and_make_the_commands_with_the_pins(steps, tmp_path):
+    """On CPU: without torch's image, so torch is installed as well, and without FlashAttention."""
+    python = shutil.which("python3.12") or sys.executable
+    work, environment = tmp_path / "encoder-foundry", tmp_path / "venv"
+    subprocess.run([python, "-m", "venv", str(environment)], check=True)
+    work.mkdir()
+    variables = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
+    }
+    variables["PATH"] = f"{environment}/bin:{variables['PATH']}"
+    context, ran = sent(), []
+
+    def run(command: list[str]) -> str:
+        done = subprocess.run(command, cwd=work, env=variables, capture_output=True, text=True, timeout=1200)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        return done.stdout
+
+    for instruction, value in steps:
+        if instruction == "ARG":
+            name, _, default = value.partition("=")
+            variables[name] = "" if name.startswith("FLASH_ATTN") else default
+        elif instruction == "COPY":
+            *sources, _ = value.split()
+            wanted = context if sources == ["."] else [REPOSITORY / source for source in sources]
+            for path in wanted:
+                (work / path.relative_to(REPOSITORY)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, work / path.relative_to(REPOSITORY))
+        elif instruction == "RUN" and "useradd" not in value:
+            ran.append(value)
+            run(["bash", "-eo", "pipefail", "-c", value])
+    assert len(ran) == len(of(steps, "RUN")) - 1
+    assert "pretrain" in run(["encoder-foundry", "plan", "yamls/main/base.yaml"])
+    told = run(["encoder-foundry", "doctor"])
+    assert f"✓ pins           as in {work / 'constraints.txt'}" in told
+    assert "✓ packages" in told
+    assert run(["composer", "-n", "1", "launch", "--help"]).startswith("usage: composer [-n PROCESSES] launch")
