@@ -20,11 +20,12 @@ CPU = torch.device("cpu")
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
 
 
-def package(folder: Path, requirement: str) -> None:
+def package(folder: Path, requirement: str, python: str = ">=3") -> None:
     """An installed package that needs something."""
     metadata = folder / "needy-1.0.dist-info/METADATA"
     metadata.parent.mkdir()
-    metadata.write_text(f"Metadata-Version: 2.1\nName: needy\nVersion: 1.0\nRequires-Dist: {requirement}\n")
+    needs = f"Requires-Python: {python}\nRequires-Dist: {requirement}\n"
+    metadata.write_text(f"Metadata-Version: 2.1\nName: needy\nVersion: 1.0\n{needs}")
 
 
 def constraints(folder: Path, *pins: str) -> Path:
@@ -69,6 +70,14 @@ def test_a_package_that_is_too_old_or_missing_would_fail_a_run(tmp_path, monkeyp
     packages, _ = check_packages("needy")
     assert packages.mark == BAD
     assert said.format(numpy=version("numpy")) in packages.said
+
+
+def test_a_python_that_is_too_old_would_fail_a_run(tmp_path, monkeypatch):
+    package(tmp_path, "numpy", python=">=3.99")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = only(check_packages("needy"))
+    assert found.mark == BAD
+    assert "(>=3.99 is needed)" in found.said
 
 
 @on_cpu

@@ -86,9 +86,9 @@ def test_what_a_killed_run_left_is_removed_and_a_live_run_that_no_process_list_s
     processes, found, removed, then = told["said"]
     assert processes == "1"
     assert found.startswith(f"{DOUBTFUL} {len(of('killed', segments))} segments (")
-    assert f" and {len(of('killed', locks))} lock files of killed runs; 1 data sets are in use, and left alone" in found
+    assert f" and {len(of('killed', locks))} lock files of killed runs; data sets in use, left alone: 1" in found
     assert removed.startswith(f"{GOOD} removed: ")
-    assert then == f"{GOOD} none of killed runs; 1 data sets are in use, and left alone"
+    assert then == f"{GOOD} none of killed runs; data sets in use, left alone: 1"
     assert after == [of("live", segments), of("live", locks)]
     assert after[0]
     assert told["drawn"] == str(39 * 10)  # the rest of what it was to draw
@@ -119,5 +119,5 @@ def test_files_that_only_look_like_streamings_and_those_of_other_users_are_left_
     monkeypatch.setattr(leftovers.os, "geteuid", lambda: os.getuid() + 1)  # stands for being somebody else
     found = only(check_leftovers(True, tmp_path, tmp_path))
     assert found.mark == GOOD
-    assert "2 files are other users'" in found.said
+    assert "; files of other users, left alone: 2" in found.said
     assert (tmp_path / "009000_locals").exists()

@@ -11,12 +11,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import encoder_foundry
@@ -39,6 +41,12 @@ def check_packages(distribution: str = "encoder-foundry", constraints: Path = CO
         required = [Requirement(line) for line in requires(distribution) or ()]
     except PackageNotFoundError:
         yield bad("packages", f"{distribution} is not installed", "pip install -c constraints.txt -e .")
+        return
+    pythons = SpecifierSet(metadata(distribution).get("Requires-Python", ""))
+    if not pythons.contains(platform.python_version()):
+        yield bad(
+            "packages", f"Python {platform.python_version()} ({pythons} is needed)", "an environment of such a one"
+        )
         return
     required = [requirement for requirement in required if not requirement.marker or requirement.marker.evaluate()]
     wrong = [
@@ -159,7 +167,7 @@ def check_attention(recipe: Recipe | None) -> Iterator[Finding]:
         if find_spec(package) is None:
             continue
         try:
-            _kernels(package)
+            import_module(package)
         except Exception as error:  # an undefined symbol is an ImportError, a CUDA that is not there a RuntimeError
             broken = True
             yield (bad if on_gpu else doubtful)(
@@ -174,10 +182,6 @@ def check_attention(recipe: Recipe | None) -> Iterator[Finding]:
         yield good("attention", "sdpa: torch's own, on CPU")
         return
     yield from _compare_on_gpu()
-
-
-def _kernels(package: str) -> None:
-    __import__(package)
 
 
 def _compare_on_gpu() -> Iterator[Finding]:

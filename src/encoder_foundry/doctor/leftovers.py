@@ -60,11 +60,12 @@ def find_leftovers(shm: Path = SHM, temporary: Path | None = None) -> Leftovers:
 
 
 def check_leftovers(clean: bool, shm: Path = SHM, temporary: Path | None = None) -> Iterator[Finding]:
-    """Tell of what killed runs have left behind, and remove it if asked to."""
+    """Tell of what killed runs have left behind, and remove it if asked to. Nothing where there is no /dev/shm."""
+    if not shm.is_dir():
+        return
     found = find_leftovers(shm, temporary)
-    notes = [f"{len(found.live)} data sets are in use" if found.live else ""]
-    notes.append(f"{found.others} files are other users'" if found.others else "")
-    note = "".join(f"; {note}, and left alone" for note in notes if note)
+    alone = {"data sets in use": len(found.live), "files of other users": found.others}
+    note = "".join(f"; {what}, left alone: {count}" for what, count in alone.items() if count)
     stale = (
         f"{len(found.segments)} segments ({size(_sizes(found.segments))}) in {shm} and {len(found.locks)} lock files"
     )

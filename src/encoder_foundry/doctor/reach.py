@@ -40,7 +40,7 @@ def check_data(recipe: Recipe) -> Iterator[Finding]:
                 "credentials and endpoint are the environment's (AWS_ENDPOINT_URL or S3_ENDPOINT_URL, "
                 "AWS_ACCESS_KEY_ID, …)"
                 if remote
-                else "python data_prep CONFIG, and data.local is its `out`",
+                else "data.local has to be the `out` of what `python data_prep CONFIG` prepared",
             )
             return
         took = f", asked in {time.monotonic() - start:.1f} s" if remote else ""

@@ -47,7 +47,9 @@ def loaders_need(recipe: Recipe, plan: Plan, nodes: int) -> int:
 
 
 def check_shm(recipe: Recipe, plan: Plan, nodes: int, ranks: int, shm: Path = SHM) -> Iterator[Finding]:
-    """Whether /dev/shm holds what one of so many nodes puts there, of so many ranks."""
+    """Whether /dev/shm, if there is one, holds what one of so many nodes puts there, of so many ranks."""
+    if not shm.is_dir():
+        return
     import torch
 
     loaders = loaders_need(recipe, plan, nodes)
