@@ -1,6 +1,7 @@
 """Functions called on several ranks over gloo."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,4 +31,5 @@ def _on_rank(
     try:
         function(*arguments)
     finally:
+        time.sleep(0.2)  # gloo's thread lets go of the last message under the GIL, which destroying the group holds
         distributed.destroy_process_group()

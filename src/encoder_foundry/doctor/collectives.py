@@ -47,6 +47,16 @@ def gather(told: Told) -> list[Told]:
     return dist.all_gather_object(told)
 
 
+def leave() -> None:
+    """Leave the process group.
+
+    Not at once: gloo's thread has the last message yet to let go of, for which it needs Python's lock, and torch 2.7.0
+    holds that while it waits for the thread.
+    """
+    time.sleep(0.2)
+    distributed.destroy_process_group()
+
+
 def try_out() -> Finding:
     """Try both, on every rank.
 

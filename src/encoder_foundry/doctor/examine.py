@@ -107,6 +107,7 @@ def _with_others(here: list[Finding], speaks: bool) -> bool:
         with watched:
             outcome = collectives.try_out()
             machines = collectives.gather((socket.gethostname(), here))
+        collectives.leave()
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
         return not speaks or _tell(failed(one_line(error)[:300]))
     return _number("RANK", 0) != 0 or _tell([*_together([machine for machine in machines if machine[1]]), outcome])
