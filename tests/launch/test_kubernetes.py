@@ -1,6 +1,6 @@
 """The JobSet: against the published models of JobSet's API, as the Kubeflow project ships them, and Kubernetes' schema.
 
-No cluster has run it. That JobSet's rules lead where they should is by its documentation; what the container's shell
+No cluster has run it. That JobSet's rules lead where they should is by its documentation; what the container's command
 does with a signal and with an exit status is run here.
 """
 
@@ -20,13 +20,13 @@ from encoder_foundry.errors import STOPPED
 from encoder_foundry.recipe import load_recipe
 
 REPOSITORY = Path(__file__).parents[2]
-COMPOSER = Path(sys.executable).parent / "composer"
 RANK = """
 import os, signal, sys, time
 def stop(*_):
     open(os.environ["RANK"], "w").write("told to stop")
     sys.exit({stopped})
-signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGUSR1, stop)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 open("ready" + os.environ["RANK"], "w").close()
 time.sleep({seconds})
 sys.exit({status})
@@ -102,14 +102,15 @@ def test_shared_memory_is_memory_and_keys_come_from_a_secret_alone(job, containe
 
 
 def started(container: dict, folder: Path, seconds: float, status: int) -> subprocess.Popen:
-    """The container's shell, as process 1 of its own, over real `composer` and two ranks."""
+    """The container's command, as process 1 of its own, over two ranks."""
     (folder / "rank.py").write_text(RANK.format(seconds=seconds, status=status, stopped=STOPPED))
     alone = ["unshare", "--map-root-user", "--pid", "--fork", "--mount-proc"]
     tried = subprocess.run([*alone, "true"], capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"namespaces cannot be made here: {tried.stderr.strip()}")
-    environment = os.environ | {"PATH": f"{COMPOSER.parent}{os.pathsep}{os.environ['PATH']}"}
-    command = [*alone, *container["command"], "-n", "2", "rank.py"]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    python, script = container["command"]
+    command = [*alone, python, str(REPOSITORY / script), "-n", "2", "rank.py"]
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -120,8 +121,8 @@ def test_a_pod_that_is_told_to_go_tells_its_ranks_and_ends_with_their_status(con
         assert pod.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    (shell,) = Path(f"/proc/{pod.pid}/task/{pod.pid}/children").read_text().split()
-    os.kill(int(shell), signal.SIGTERM)
+    (first,) = Path(f"/proc/{pod.pid}/task/{pod.pid}/children").read_text().split()
+    os.kill(int(first), signal.SIGTERM)
     assert pod.wait(timeout=60) == STOPPED
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["told to stop"] * 2
 

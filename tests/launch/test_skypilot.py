@@ -35,9 +35,9 @@ def task() -> dict:
 
 
 def test_each_node_starts_its_ranks_of_one_run_and_the_command_is_the_same_every_time(task, tmp_path):
-    composer = tmp_path / "composer"
-    composer.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')  # it only says what it was given
-    composer.chmod(0o755)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')  # it only says what it was given
+    python.chmod(0o755)
     given = {
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
         "SKYPILOT_NUM_GPUS_PER_NODE": "8",
@@ -48,7 +48,8 @@ def test_each_node_starts_its_ranks_of_one_run_and_the_command_is_the_same_every
         "RECIPE": task["envs"]["RECIPE"],
     }
     said = subprocess.run(["bash", "-c", task["run"]], env=given, capture_output=True, text=True, check=True).stdout
-    arguments = said.splitlines()
+    script, *arguments = said.splitlines()
+    assert (REPOSITORY / script).is_file()
     launch = arguments.index("launch")
     options = dict(zip(arguments[:launch:2], arguments[1:launch:2], strict=True))
     assert options["--nproc"] == "8"
