@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -56,8 +57,8 @@ def test_a_second_signal_exits_at_once():
 
 def test_sigusr1_may_come_early_and_often():
     stop, saved = stopping()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # as launch/stoppable.py starts a rank
-    os.kill(os.getpid(), signal.SIGUSR1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # as launch/stoppable.py starts a rank, all its threads
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)  # here others have not
     stop.fit_start(at_update(0), None)
     os.kill(os.getpid(), signal.SIGUSR1)
     with pytest.raises(StopRequested):
