@@ -106,6 +106,14 @@ def test_a_run_that_is_cancelled_saves_its_update_and_stays_cancelled(cluster, t
     assert cluster.job(job)["ExitCode"] == f"{STOPPED}:0"
 
 
+@pytest.mark.long
+def test_the_doctor_looks_at_the_nodes_of_a_job_and_tries_their_collectives(cluster, tiny):
+    job = train(cluster, ["--nodes=2"], "doctor", str(tiny.recipe))
+    cluster.wait(job, "RUNNING")
+    cluster.wait(job, "COMPLETED", "FAILED")
+    assert re.search(r"✓ collectives +gloo over 2 ranks: sums are right", cluster.log(job)), cluster.log(job)
+
+
 def prepare(cluster: Cluster, tiny, out: Path, memory_gb: int) -> subprocess.CompletedProcess:
     """Prepare the tiny corpus by jobs on the cluster."""
     slurm = f"{{time: '0:20:00', partition: spot, cpus_per_task: 1, mem_per_cpu_gb: {memory_gb}, workers: 2}}"
