@@ -79,10 +79,12 @@ class ShardWriter:
         """Write a shard: how many samples, where each begins and the last ends, what they are, and they."""
         ends = np.cumsum([0, *map(len, self._samples)], dtype=np.uint32)
         ends += np.uint32(4 + ends.nbytes + len(self._header))
-        raw = b"".join([np.uint32(len(self._samples)).tobytes(), ends.tobytes(), self._header, *self._samples])
+        raw = [np.uint32(len(self._samples)).tobytes(), ends.tobytes(), self._header, *self._samples]
+        compressor = zstandard.ZstdCompressor(LEVEL).compressobj(size=sum(map(len, raw)))
+        stored = [*map(compressor.compress, raw), compressor.flush()]  # never joined: a shard is memory enough
         name = f"shard.{len(self._shards):05}.mds"
-        stored = zstandard.ZstdCompressor(LEVEL).compress(raw)
-        (self.folder / f"{name}.zstd").write_bytes(stored)
+        with open(self.folder / f"{name}.zstd", "wb") as file:
+            file.writelines(stored)
         files = {"raw_data": _info(name, raw), "zip_data": _info(f"{name}.zstd", stored)}
         self._shards.append(self._config | files | {"samples": len(self._samples)})
         self._begin()
@@ -94,5 +96,8 @@ def _encoded(array: np.ndarray) -> bytes:
     return bytes([1 << 2 | kind]) + len(array).to_bytes(1 << kind, "little") + array.tobytes()
 
 
-def _info(name: str, content: bytes) -> dict:
-    return {"basename": name, "bytes": len(content), "hashes": {SHARD_HASH: xxhash.xxh64(content).hexdigest()}}
+def _info(name: str, content: list[bytes]) -> dict:
+    digest = xxhash.xxh64()
+    for piece in content:
+        digest.update(piece)
+    return {"basename": name, "bytes": sum(map(len, content)), "hashes": {SHARD_HASH: digest.hexdigest()}}
