@@ -14,7 +14,7 @@ from typing import Any
 REDACTED = "(redacted)"
 SHORTEST = 8  # characters; a shorter value of a variable, such as 1 or true, would be found everywhere
 NAMED_SECRET = re.compile(
-    r"(^|_)(authorization|bearer|credentials?|passphrase|passwd|passwords?|secrets?|(api|access|private)_keys?)(_|$)"
+    r"(^|_)(authorization|bearer|credentials?|passphrase|pass|passwd|passwords?|secrets?|connection_string|(api|access|private)_keys?)(_|$)"
     r"|(^|_)(apikeys?|keys?|token)$"
 )
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -23,7 +23,8 @@ KNOWN = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[\w-]{16,}|A[KS]IA[A-Z0-9]{16}"
     r"|xox[abprs]-[\w-]{10,}|glpat-[\w-]{16,}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)"
 )
-USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+USER = re.compile(r"(?<=://)([^/\s@:]*:\S+|[^/\s@]+)(?=@)")  # a password may have a slash in it, or an @
+BEARER = re.compile(r"(?i)\b(bearer |(?:accountkey|sharedaccesskey|sharedaccesssignature)=)[^\s;]+")
 QUERY = re.compile(r"(\w[\w+.-]*://[^\s?]+\?)\S+")
 
 
@@ -79,5 +80,6 @@ def _cleared(value: Any, known: list[str]) -> Any:
     if isinstance(value, str):
         for secret in known:
             value = value.replace(secret, REDACTED)
-        return KNOWN.sub(REDACTED, QUERY.sub(rf"\1{REDACTED}", USER.sub(REDACTED, value)))
+        value = BEARER.sub(rf"\1{REDACTED}", USER.sub(REDACTED, value))
+        return KNOWN.sub(REDACTED, QUERY.sub(rf"\1{REDACTED}", value))
     return value

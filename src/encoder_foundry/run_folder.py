@@ -150,11 +150,14 @@ class RunFolder:
                 target.mkdir(parents=True, exist_ok=True)
                 checkpoint.folder.rename(target / checkpoint.folder.name)
 
-    def records(self, path: Path) -> list[dict]:
-        """The lines that hold of `metrics` or `evaluations`, by batch: some batches were trained more than once."""
+    def records(self, path: Path, keys: Sequence[str] | None = None) -> list[dict]:
+        """The lines that hold of `metrics` or `evaluations`, by batch: some batches were trained more than once.
+
+        Of a long run whole lines are gigabytes; with `keys` each has these alone, None for what it lacks.
+        """
         rollbacks = self.rollbacks()
         kept = {
-            line["batch"]: line
+            line["batch"]: line if keys is None else {key: line.get(key) for key in keys}
             for line in read_lines(path)
             if abandoned_by(line["token"], line.get("rollbacks", 0), rollbacks) is None
         }

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from encoder_foundry import load_recipe
+from encoder_foundry.callbacks import throughput
 from encoder_foundry.callbacks.loss_spike import LossSpike
 from encoder_foundry.callbacks.memory import Memory
 from encoder_foundry.callbacks.step_time import PARTS, PhaseClock, StepTime
@@ -137,17 +138,26 @@ def test_the_rank_that_the_others_wait_for_is_named_and_their_waiting_is_communi
     on_ranks(2, tmp_path, _measured_run, 1, 0.2)
 
 
-def test_operations_count_the_documents_as_long_as_they_are():
+def test_operations_count_the_documents_as_long_as_they_are(monkeypatch):
     recipe = load_recipe("yamls/main/base.yaml")
-    monitor = Throughput(recipe, SimpleNamespace(step_seconds=2.0))
+    monitor = Throughput(recipe)
     monitor.peak = 1e12
+    now = 0.0
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
+    monitor.fit_start(None, None)
 
     def mfu(lengths: list[int], masked: int) -> float:
         labels = torch.full((sum(lengths),), IGNORE_INDEX)
         labels[:masked] = 7
         ends = torch.tensor([0, *lengths]).cumsum(0).int()
         batch = {"row_tokens": [sum(lengths)], "labels": labels, "cu_seqlens": ends}
+        nonlocal now
         monitor.batch_start(SimpleNamespace(batch=batch), None)
+        now += 1.5
+        monitor.eval_start(None, None)
+        now += 100
+        monitor.eval_end(None, None)
+        now += 0.5
         local = monitor.local(None)
         measured = monitor.measured(None, [local, local])
         assert measured["tokens_per_second"] == 2 * sum(lengths) / 2.0
@@ -181,6 +191,7 @@ def test_operations_count_the_documents_as_long_as_they_are():
         ("AMD Instinct MI300X", "mi300x"),
         ("NVIDIA H100 PCIe", None),
         ("NVIDIA H100 NVL", None),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", None),
         ("NVIDIA L40", None),
         ("NVIDIA GeForce RTX 4090", None),
     ],
@@ -190,7 +201,7 @@ def test_a_devices_peak_is_known_or_there_is_none(device, kind):
 
 
 def test_there_is_no_mfu_on_a_device_without_a_known_peak():
-    monitor = Throughput(load_recipe("yamls/main/base.yaml"), SimpleNamespace(step_seconds=1.0))
+    monitor = Throughput(load_recipe("yamls/main/base.yaml"))
     monitor.peak = None
     assert monitor.measured(None, [{"tokens": 8, "flops": 1e9, "seconds": 1.0}]) == {
         "tokens_per_second": 8,

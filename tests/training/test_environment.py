@@ -10,7 +10,6 @@ from encoder_foundry.reporting.charts import report
 from encoder_foundry.reporting.records import Run
 from encoder_foundry.run_folder import RunFolder
 from encoder_foundry.training.environment import commit
-from tests.training.conftest import REPOSITORY
 from tests.training.runs import column
 
 
@@ -26,7 +25,7 @@ def test_a_run_tells_what_it_ran_on(undisturbed):
     found = json.loads(RunFolder(undisturbed).environment.read_text())
     assert (found["ranks"], found["nodes"]) == (2, 1)
     assert found["packages"]["torch"] == version("torch")
-    assert found["commit"] == commit(REPOSITORY / "src/encoder_foundry")
+    assert found["commit"] == commit()
 
 
 def test_the_page_of_a_real_run_draws_its_updates(undisturbed):

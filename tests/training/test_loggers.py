@@ -13,7 +13,8 @@ from encoder_foundry.callbacks.metric_keys import METRICS, X_AXIS
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.redaction import REDACTED
 from encoder_foundry.run_folder import RunFolder, read_lines
-from encoder_foundry.training.loggers import git_commit, loggers
+from encoder_foundry.training.environment import commit
+from encoder_foundry.training.loggers import loggers
 from encoder_foundry.training.run import _prepare_start
 from tests.wandb_file import Recorded, read_back
 
@@ -77,14 +78,14 @@ def test_wandb_has_the_recipe_with_its_overrides_and_the_commit(recorded):
     assert (recipe["run_name"], recipe["data"]["num_workers"]) == ("alone", 2)
     assert recipe["stages"]["decay"]["mixture"] == {"one": 0.3, "two": 0.7}
     assert recipe["rollback"]["at"]["token"] == "5000tok"
-    assert recorded.config["git_commit"] == git_commit()
+    assert recorded.config["git_commit"] == commit()
     assert "run_name=alone" in recorded.arguments
 
 
 def test_a_run_started_in_a_repository_has_that_commit():
     if not (REPOSITORY / ".git").exists():
         pytest.skip("these sources are in no git repository")
-    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", git_commit())
+    assert re.fullmatch(r"[0-9a-f]{40}( \+ changes)?", commit())
 
 
 def test_no_secret_is_in_any_file_of_the_run(alone, recorded):
@@ -116,7 +117,7 @@ def test_every_line_of_the_records_says_how_fast_the_update_was_and_where_its_ti
         parts = [line[f"{part}_seconds"] for part in ("data", "forward", "backward", "optimizer", "communication")]
         assert min(parts) > 0
         assert sum(parts) < line["step_seconds"]
-        assert line["tokens_per_second"] == pytest.approx(line["real_tokens"] / line["step_seconds"])
+        assert 0 < line["tokens_per_second"] < line["real_tokens"] / line["step_seconds"]  # with what is between steps
         assert line["mfu"] is None  # on a CPU
         assert line["slowest_rank"] in (0, 1)
         assert 0 <= line["slowest_lag"] < 1  # of two, the median is their mean

@@ -113,4 +113,6 @@ def test_when_the_link_is_cut_both_sides_end_in_time_and_the_same_command_goes_o
         with hosts.start(tiny, cache, f"run_name={name}", *same) as nodes:
             said = [node.communicate(timeout=280) for node in nodes]
             assert [node.returncode for node in nodes] == [0, 0], said
+        if name == "cut":
+            assert "going on from ba" in said[0][0]
     assert_same_run(run, tiny.folder / "runs/whole")

@@ -46,10 +46,10 @@ class RunRecords(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         self.drawn: dict[str, Counter] = {}  # tokens by source, of each stage
         if dist.get_global_rank() == 0:
-            lines = self.folder.records(self.folder.metrics)
+            lines = self.folder.records(self.folder.metrics, ("batch", "stage", "loss", "tokens_by_source"))
             lines = [line for line in lines if line["batch"] <= state.timestamp.batch.value]
             for line in lines:
-                self.drawn.setdefault(line["stage"], Counter()).update(line.get("tokens_by_source", {}))
+                self.drawn.setdefault(line["stage"], Counter()).update(line["tokens_by_source"] or {})
             for monitor in self.monitors:
                 monitor.resume(lines)
 
@@ -65,15 +65,10 @@ class RunRecords(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         measured = [monitor.local(state) for monitor in self.monitors]
         # the clock has moved on: `token` and `batch` count what is done, this update included
-        totals = torch.tensor(
-            [int(self.correct), self.masked, sum(self.batch["row_tokens"]), len(self.batch["row_tokens"])]
-        )
-        totals = state.device.tensor_to_device(totals)
-        dist.all_reduce(totals, reduce_operation="SUM")
-        correct, masked, real_tokens, rows = totals.tolist()
-        rows_of_ranks = [self.batch[key] for key in ("row_digests", "row_sources", "row_tokens")]
-        *rows_of_ranks, measured = zip(*dist.all_gather_object([*rows_of_ranks, measured]), strict=True)
-        digests, sources, row_tokens = (list(chain.from_iterable(lists)) for lists in rows_of_ranks)
+        rows = [self.batch[key] for key in ("row_digests", "row_sources", "row_tokens")]
+        ranks = dist.all_gather_object([*rows, int(self.correct), int(self.masked), measured])
+        *rows, correct, masked, measured = zip(*ranks, strict=True)
+        digests, sources, row_tokens = (list(chain.from_iterable(lists)) for lists in rows)
         tokens_by_source = Counter()
         for source, tokens in zip(sources, row_tokens, strict=True):
             tokens_by_source[source] += tokens
@@ -87,10 +82,10 @@ class RunRecords(Callback):
             "rollbacks": self.rollbacks,
             "stage": state.dataloader_label,
             "loss": state.total_loss_dict["loss/train/total"],
-            "masked_accuracy": correct / max(1, masked),
+            "masked_accuracy": sum(correct) / max(1, sum(masked)),
             "lr": optimizer.param_groups[0]["lr"],
             "weight_decay": max(group["weight_decay"] for group in optimizer.param_groups),
-            "rows": rows,
+            "rows": len(digests),
             "row_length": self.batch["row_length"],
             "rope_theta": state.model.rope_theta,
             "mixture": state.dataloader.dataset.draw.mixture,
@@ -98,7 +93,7 @@ class RunRecords(Callback):
             "drawn": _shares(dict.fromkeys(asked, 0) | drawn),
             "rows_by_source": dict(sorted(Counter(sources).items())),
             "tokens_by_source": dict(sorted(tokens_by_source.items())),
-            "real_tokens": real_tokens,
+            "real_tokens": sum(row_tokens),
             "rows_digest": update_digest(digests),
         }
         for monitor, ranks in zip(self.monitors, zip(*measured, strict=True), strict=True):

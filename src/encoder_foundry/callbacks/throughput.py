@@ -2,17 +2,21 @@
 
 Real tokens, and not slots: padding is no work done. Operations are counted as `recipe/cost.py` does it, from the
 lengths that the update's documents really had, with its masked tokens: documents that share a row see fewer pairs than
-one that fills it, and local layers see their window only. Uses BATCH_START and BATCH_END.
+one that fills it, and local layers see their window only.
+
+An update's time is that from the end of the one before to its own end, as Composer's SpeedMonitor has it: with the
+records, the loggers and a checkpoint in between, and without evaluations. Uses FIT_START, BATCH_START, EVAL_START,
+EVAL_END and BATCH_END.
 """
 
 import re
+import time
 
 import torch
 from composer.core import State
 from composer.loggers import Logger
 
 from encoder_foundry.callbacks.monitor import Monitor, Numbers
-from encoder_foundry.callbacks.step_time import StepTime
 from encoder_foundry.data.masking import IGNORE_INDEX
 from encoder_foundry.recipe.cost import PEAK_FLOPS, attention_flops, matmul_flops
 from encoder_foundry.recipe.schema import Recipe
@@ -24,7 +28,7 @@ def peak_flops(device_name: str) -> float | None:
     """The dense bf16 peak of a GPU by the name that torch has for it; None if `recipe/cost.py` does not know it."""
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
     known = words & PEAK_FLOPS.keys()
-    if len(known) != 1 or (known <= {"h100", "h200"} and words & SLOWER):
+    if len(known) != 1 or "mig" in words or (known <= {"h100", "h200"} and words & SLOWER):
         return None
     return PEAK_FLOPS[known.pop()]
 
@@ -34,14 +38,21 @@ class Throughput(Monitor):
 
     Args:
         recipe: for the model's shape, and the precision.
-        step_time: listed before this one.
     """
 
-    def __init__(self, recipe: Recipe, step_time: StepTime):
+    def __init__(self, recipe: Recipe):
         self.model = recipe.model
-        self.step_time = step_time
         on_gpu = torch.cuda.is_available() and recipe.precision == "amp_bf16"
         self.peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self.since = time.perf_counter()  # without the evaluations since then
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        self.evaluation = time.perf_counter()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        self.since += time.perf_counter() - self.evaluation
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self.batch = state.batch  # whole, and on the host: later it is split and moved
@@ -51,7 +62,9 @@ class Throughput(Monitor):
         masked = int((self.batch["labels"] != IGNORE_INDEX).sum())
         lengths = self.batch["cu_seqlens"].diff().tolist()
         flops = matmul_flops(self.model, tokens, masked) + attention_flops(self.model, lengths)
-        return {"tokens": tokens, "flops": flops, "seconds": self.step_time.step_seconds}
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        return {"tokens": tokens, "flops": flops, "seconds": seconds}
 
     def measured(self, state: State, ranks: list[Numbers]) -> dict[str, float | None]:
         seconds = max(rank["seconds"] for rank in ranks)

@@ -84,15 +84,14 @@ def _measure(world: int, device: str) -> tuple[list[str], dict[str, float]]:
     ours = (one_to_seven * (rank + 1)).float()
     total = (one_to_seven * (world * (world + 1) // 2)).float()
     own = total.chunk(world)[rank]
-    part = torch.empty_like(own)
 
-    def all_reduce() -> Tensor:
-        summed = ours.clone()
-        distributed.all_reduce(summed)
-        return summed
+    def all_reduce(whole: Tensor) -> Tensor:
+        distributed.all_reduce(whole)
+        return whole
 
-    def reduce_scatter() -> Tensor:
-        distributed.reduce_scatter_tensor(part, ours)
+    def reduce_scatter(whole: Tensor) -> Tensor:
+        part = whole.new_empty(length // world)
+        distributed.reduce_scatter_tensor(part, whole)
         return part
 
     wrong, speeds = [], {}
@@ -100,8 +99,8 @@ def _measure(world: int, device: str) -> tuple[list[str], dict[str, float]]:
         ("all-reduce", all_reduce, total, 2),
         ("reduce-scatter", reduce_scatter, own, 1),
     ):
-        right = torch.equal(collective(), expected)  # the first, which makes the connections, is not timed
-        outcomes = gather((right, min(_seconds(collective) for _ in range(REPEATS))))
+        right = torch.equal(collective(ours.clone()), expected)  # the first makes the connections, and is not timed
+        outcomes = gather((right, min(_seconds(collective, ours.clone()) for _ in range(REPEATS))))
         if not all(right for right, _ in outcomes):
             wrong.append(name)
         slowest = max(seconds for _, seconds in outcomes)
@@ -109,10 +108,12 @@ def _measure(world: int, device: str) -> tuple[list[str], dict[str, float]]:
     return wrong, speeds
 
 
-def _seconds(collective: Callable[[], Tensor]) -> float:
+def _seconds(collective: Callable[[Tensor], Tensor], whole: Tensor) -> float:
     distributed.barrier()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     start = time.perf_counter()
-    collective()
+    collective(whole)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -53,8 +53,11 @@ def refuse_code(folder: Path) -> None:
     """
     metadata = read_metadata(folder)
     for index, stored in metadata.storage_data.items():
+        path = folder / stored.relative_path
+        if path.parent != folder:
+            raise DataError(f"{folder / METADATA}: '{index.fqn}' is said to lie outside of the checkpoint, in {path}")
         if isinstance(metadata.state_dict_metadata.get(index.fqn), BytesStorageMetadata):
-            _refuse_item(folder, index.fqn, stored)
+            _refuse_item(path, index.fqn, stored)
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -84,8 +87,7 @@ class _DescriptionsOnly(pickle.Unpickler):
         raise DataError(_would_call(f"{module}.{name}"))
 
 
-def _refuse_item(folder: Path, name: str, stored: _StorageInfo) -> None:
-    path = folder / stored.relative_path
+def _refuse_item(path: Path, name: str, stored: _StorageInfo) -> None:
     try:
         with open(path, "rb") as file:
             file.seek(stored.offset)

@@ -51,7 +51,7 @@ QUANTITIES = (
     Quantity("grad_norm", "Gradient norm", "", log=True),
     Quantity("update_norm", "Update norm", "", log=True),
     Quantity("loss_spike_score", "Loss-spike score", "robust deviations"),
-    Quantity("slowest_lag", "Slowest rank", "", "Its step time over the median's, less one.", percent=True, zero=True),
+    Quantity("slowest_lag", "Slowest rank", "", "Its own work over the median's, less one.", percent=True, zero=True),
 )  # fmt: skip
 STEP_PARTS = {
     "data_seconds": "waiting for data",

@@ -20,21 +20,23 @@ def draw(content: dict, folder: Path) -> None:
     Raises:
         OSError: they cannot be written.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure  # slow to import; and no pyplot: nothing is to be shown in a window
 
-    words = {}
-    for number, run in enumerate(content["runs"], 1):
-        figure = Figure(figsize=(10, 2.6), layout="constrained")
-        _recipe(figure.subplots(), run)
-        words[f"recipe-{number}.png"] = _recipe_words(run)
-        figure.savefig(folder / f"recipe-{number}.png", dpi=150, metadata={"Description": _recipe_words(run)})
-    for chart in content["charts"]:
-        figure = Figure(figsize=(10, 4.2) if chart["wide"] else (7, 3.4), layout="constrained")
-        _chart(figure.subplots(), chart, content["tokens"])
-        words[f"{chart['id']}.png"] = chart["words"]
-        figure.savefig(folder / f"{chart['id']}.png", dpi=150, metadata={"Description": chart["words"]})
-    shown = "\n\n".join(f"![{said}]({name})\n\n{said}" for name, said in words.items())
-    (folder / "pictures.md").write_text(f"# {content['title']}\n\n{shown}\n", encoding="utf-8")
+    with rc_context({"text.parse_math": False}):  # a name with a $ in it is a name
+        words = {}
+        for number, run in enumerate(content["runs"], 1):
+            figure = Figure(figsize=(10, 2.6), layout="constrained")
+            _recipe(figure.subplots(), run)
+            words[f"recipe-{number}.png"] = _recipe_words(run)
+            figure.savefig(folder / f"recipe-{number}.png", dpi=150, metadata={"Description": _recipe_words(run)})
+        for chart in content["charts"]:
+            figure = Figure(figsize=(10, 4.2) if chart["wide"] else (7, 3.4), layout="constrained")
+            _chart(figure.subplots(), chart, content["tokens"])
+            words[f"{chart['id']}.png"] = chart["words"]
+            figure.savefig(folder / f"{chart['id']}.png", dpi=150, metadata={"Description": chart["words"]})
+        shown = "\n\n".join(f"![{said}]({name})\n\n{said}" for name, said in words.items())
+        (folder / "pictures.md").write_text(f"# {content['title']}\n\n{shown}\n", encoding="utf-8")
 
 
 def _chart(axes, chart: dict, tokens: list[list[int]]) -> None:

@@ -28,7 +28,7 @@ PACKAGES = (
 def environment() -> dict:
     """As plain JSON types; the devices are those of this process's node."""
     found = {
-        "commit": commit(Path(encoder_foundry.__file__).parent),
+        "commit": commit(),
         "ranks": dist.get_world_size(),
         "nodes": dist.get_world_size() // dist.get_local_world_size(),
         "devices": _devices(),
@@ -42,8 +42,8 @@ def environment() -> dict:
     return found
 
 
-def commit(folder: Path) -> str | None:
-    """The git commit that a folder of a repository is at, with "+ changes" if files differ from it; None without git.
+def commit(folder: Path = Path(encoder_foundry.__file__).parent) -> str | None:
+    """The git commit that this code is at, with "+ changes" if files differ from it; None without git.
 
     A package that is installed inside a repository, in its `.venv`, is none of git's: it belongs to no commit.
     """

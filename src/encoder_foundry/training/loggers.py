@@ -1,9 +1,7 @@
 """The loggers that a recipe asks for, and what they are told of the run itself."""
 
 import secrets
-import subprocess
 from dataclasses import asdict
-from pathlib import Path
 
 from composer.loggers import LoggerDestination, TensorboardLogger
 from composer.utils import dist
@@ -12,7 +10,8 @@ from encoder_foundry.callbacks.wandb_run import WandBRun
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.recipe import Recipe
 from encoder_foundry.redaction import redacted
-from encoder_foundry.run_folder import RunFolder, read_lines
+from encoder_foundry.run_folder import RunFolder, read_lines, write_whole
+from encoder_foundry.training.environment import commit
 
 
 def loggers(recipe: Recipe, folder: RunFolder) -> list[LoggerDestination]:
@@ -36,9 +35,9 @@ def _wandb(recipe: Recipe, folder: RunFolder, arguments: dict) -> list[LoggerDes
     init_kwargs = {"dir": str(folder.path), "resume": "allow", "allow_val_change": True}
     if dist.get_global_rank() == 0:  # the only one that logs
         if not folder.wandb_id.exists():
-            folder.wandb_id.write_text(secrets.token_hex(4), encoding="ascii")
+            write_whole(folder.wandb_id, secrets.token_hex(4))
         init_kwargs["id"] = folder.wandb_id.read_text(encoding="ascii")
-        init_kwargs["config"] = {"recipe": redacted(plain), "git_commit": git_commit()}
+        init_kwargs["config"] = {"recipe": redacted(plain), "git_commit": commit()}
     given = arguments.pop("init_kwargs", None) or {}
     settings = {"settings": given["settings"]} if "settings" in given else {}  # where a key may really be given
     init_kwargs |= redacted(given, plain) | settings
@@ -57,22 +56,3 @@ def _tensorboard(recipe: Recipe, folder: RunFolder, arguments: dict) -> list[Log
     """On the first rank alone: on others Composer's would write empty files."""
     logger = TensorboardLogger(**({"log_dir": str(folder.tensorboard)} | arguments))
     return [logger] if dist.get_global_rank() == 0 else []
-
-
-def git_commit() -> str | None:
-    """The commit of this code, `-dirty` if its files were changed since; None where it lies in no repository.
-
-    An installed copy may lie in the repository of something else, which does not track it.
-    """
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", __file__)
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", "..") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -247,7 +247,7 @@ def _monitors(recipe: Recipe) -> list[Monitor]:
     return [
         step_time,
         StragglingRank(step_time),
-        Throughput(recipe, step_time),
+        Throughput(recipe),
         Memory(),
         OptimizerMonitor(),
         LossSpike(),
