@@ -2,21 +2,26 @@
 
 A wrong recipe, an indivisible batch or foreign shards are refused here, before torch is imported and before a process
 group is made; one rank says so, not all.
+
+Composer's launcher ends all ranks with SIGTERM as soon as one has ended with an error, and then prints what those wrote
+that were not ended by SIGTERM or SIGKILL, the first of each node excepted, whose output is the launcher's own. So only
+that one speaks. The others wait for the signal, and die of it without a word; every traceback is in `logs/rank<N>.log`.
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
-from encoder_foundry.errors import STOPPED, ConfigurationError, FoundryError, StopRequested
+from encoder_foundry.errors import STOPPED, ConfigurationError, FoundryError, StopRequested, print_error
 from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
 from encoder_foundry.recipe.rehearsal import rehearsal
 from encoder_foundry.run_folder import RunFolder
 
-# Seconds. Composer ends all ranks as soon as one has failed, so the others wait for the first to say what is wrong; one
-# that is still there then has an error of its own, such as shards that are missing on its node.
+# Seconds. A rank that is still there after them has an error of its own, such as shards that are missing on its node.
 FIRST_RANK_SPEAKS = 10
+INTERRUPTED = 130
 
 
 def main(arguments: list[str]) -> int:
@@ -26,15 +31,29 @@ def main(arguments: list[str]) -> int:
     try:
         launch(arguments[0], arguments[1:])
     except (FoundryError, OSError) as error:  # an OSError names the file
-        if not is_first():
-            time.sleep(FIRST_RANK_SPEAKS)
-        print(f"error: {error}", file=sys.stderr)
+        let_the_first_speak()
+        print_error(str(error))
         return 2
     except StopRequested as stopped:
+        let_the_first_speak()
         if is_first():
             print(f"{stopped}; the same command goes on from there")
         return STOPPED
+    except KeyboardInterrupt:
+        let_the_first_speak()
+        print("interrupted; the same command goes on from the last checkpoint")
+        return INTERRUPTED
     return 0
+
+
+def let_the_first_speak() -> None:
+    """Wait, on a rank that is not the first of its node, for the end that the launcher gives it after that one's."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    launcher, until = os.getppid(), time.monotonic() + FIRST_RANK_SPEAKS
+    while os.getppid() == launcher and time.monotonic() < until:
+        time.sleep(0.1)
 
 
 def launch(path: str, overrides: list[str]) -> None:
@@ -55,14 +74,20 @@ def launch(path: str, overrides: list[str]) -> None:
 
     # Every flat batch has a length of its own, and oneDNN keeps a compiled kernel for each of the last 1024: gigabytes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+    # Shared memory of a process that was ended is tidied up by another one, which would say so after the error.
+    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
 
+    from encoder_foundry.reporting.start import print_start
     from encoder_foundry.training.first_weights import check_init_from
     from encoder_foundry.training.logs import start_logs
+    from encoder_foundry.training.ranks import one_reason
     from encoder_foundry.training.run import train
 
     check_init_from(recipe)
     start_logs(recipe)
-    train(recipe, tokenizer)
+    with one_reason():
+        train(recipe, tokenizer, print_start)
     if recipe.rehearse and is_first():
         report_rehearsal(run_folder(recipe))
 

@@ -1,8 +1,11 @@
 """Errors meant for the person at the terminal: one line that says what is wrong, where, and what would be right.
 
 Every door (`composer launch`, `python data_prep`, `encoder-foundry`) prints a FoundryError as that one line and exits
-with status 2. Any other exception is a fault of ours and keeps its traceback.
+with status 2. Any other exception is a fault of ours and keeps its traceback: in the rank's log if there is one.
 """
+
+import os
+import sys
 
 
 class FoundryError(Exception):
@@ -29,3 +32,11 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the run was stopped, and the same com
 
 class StopRequested(Exception):
     """No error: a run that was told to stop has saved a checkpoint, and its processes exit with status STOPPED."""
+
+
+def print_error(message: str) -> None:
+    """Print `error: …` on stderr: in red if that is a terminal and NO_COLOR is not set (no-color.org)."""
+    text = f"error: {message}"
+    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        text = f"\033[31m{text}\033[0m"
+    print(text, file=sys.stderr, flush=True)

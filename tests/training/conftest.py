@@ -63,7 +63,7 @@ class Tiny:
     def launch_rank(self, rank: int, *overrides: str):
         """Run what `composer -n 2` starts, one of the two processes alone: it saves the launcher's own ten seconds."""
         command = [sys.executable, "launch", str(self.recipe), *overrides]
-        return self._run(command, {"RANK": str(rank), "WORLD_SIZE": "2"})
+        return self._run(command, {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"})
 
     def _run(self, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
         return subprocess.run(

@@ -3,8 +3,9 @@
 KILL_AT is a SIGKILL of the rank at `update:N` (the end of update N, before anything is saved), `saved:N` (as soon as
 its checkpoint is complete), `saving:N` (while that is being written: its parts are there, COMPLETE is not), `again:N`
 (the end of update N, trained a second time after a rollback), or `ledger:N` (as soon as rollback N is in the ledger,
-before anything is moved). KILL_RANK: of this rank alone. SIGNAL: another signal than SIGKILL. FILE_LIMIT: instead of a
-signal, no file can grow beyond so many bytes any more; a write then fails as on a full disk, by another error number.
+before anything is moved). KILL_RANK: of this rank alone. SIGNAL: another signal than SIGKILL. RAISE: instead of a
+signal, an exception of this type with the message "boom". FILE_LIMIT: instead of a signal, no file can grow beyond so
+many bytes any more; a write then fails as on a full disk, by another error number.
 SHARDS_COME=badly makes a remote slow with the shards of source `two` (a warning is due), and those of source `one`
 arrive cut short the first time.
 ROWS_DEALT is a small number of rows in place of the many that a loader deals out before it starts anew.
@@ -23,11 +24,13 @@ from streaming.base.storage.download import LocalDownloader
 from encoder_foundry.callbacks import checkpoints
 from encoder_foundry.callbacks.run_records import RunRecords
 from encoder_foundry.data import checked_shards, stream
+from encoder_foundry.errors import DataError
 from encoder_foundry.run_folder import RunFolder
 
 MOMENT, _, NUMBER = os.environ.get("KILL_AT", "never:0").partition(":")
 RANKS = {os.environ["RANK"], os.environ.get("KILL_RANK", os.environ["RANK"])}
 FILE_LIMIT = int(os.environ.get("FILE_LIMIT", 0))
+RAISE = {"ValueError": ValueError, "DataError": DataError}.get(os.environ.get("RAISE"))
 SIGNAL = signal.Signals[os.environ.get("SIGNAL", "SIGKILL")]
 stream.MAX_ROWS_DEALT = int(os.environ.get("ROWS_DEALT", stream.MAX_ROWS_DEALT))
 
@@ -36,6 +39,8 @@ def kill(moment: str, number: int) -> None:
     if (moment, number) == (MOMENT, int(NUMBER)) and len(RANKS) == 1:
         if FILE_LIMIT:
             resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
+        elif RAISE:
+            raise RAISE("boom")
         else:
             os.kill(os.getpid(), SIGNAL)
 

@@ -32,6 +32,11 @@ def _request_again(*_: object) -> None:
     _requested.set()
 
 
+def stop_requested() -> bool:
+    """Whether this process has had a SIGTERM or a SIGUSR1 since training began."""
+    return _requested.is_set()
+
+
 class GracefulStop(Callback):
     """Raises StopRequested on all ranks at the same update, once any has had a SIGTERM or a SIGUSR1.
 

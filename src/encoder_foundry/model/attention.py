@@ -70,7 +70,7 @@ def choose(implementation: str, device_type: str, dtype: torch.dtype, flash_attn
     return implementation
 
 
-def check_implementation(implementation: str, device_type: str, precision: str) -> None:
-    """Raise what `attention` would raise in training on a type of device, in fp32 or amp_bf16."""
+def check_implementation(implementation: str, device_type: str, precision: str) -> str:
+    """The backend of training on a type of device, in fp32 or amp_bf16; raises what `attention` would raise there."""
     dtype = torch.bfloat16 if precision == "amp_bf16" else torch.float32
-    choose(implementation, device_type, dtype, flash_attn_is_installed())
+    return choose(implementation, device_type, dtype, flash_attn_is_installed())

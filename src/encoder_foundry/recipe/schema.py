@@ -185,6 +185,7 @@ class Recipe:
     save_folder: str | None = None  # s3://bucket/path, where what a resume needs is kept as well; null: only locally
     save_num_checkpoints_to_keep: int = -1
     dist_timeout: float = 600.0  # seconds
-    progress_bar: bool = True
+    console_log_interval: str = "10ba"  # or such as 1_000_000tok: a line on the terminal
+    progress_bar: bool = True  # on a terminal only
     loggers: dict[str, Any] = field(default_factory=dict)  # wandb and tensorboard: {arguments of Composer's}
     rehearse: bool = False  # run a rehearsal of this recipe instead: every transition, in minutes

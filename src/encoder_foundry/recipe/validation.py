@@ -50,8 +50,9 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
         yield "save_num_checkpoints_to_keep", "-1 keeps all; otherwise keep at least one, to resume from"
     if recipe.precision not in PRECISIONS:
         yield "precision", f"'{recipe.precision}' is not one of {', '.join(PRECISIONS)}"
-    if not INTERVAL.fullmatch(recipe.save_interval):
-        yield "save_interval", f"'{recipe.save_interval}' is not a time such as 500ba or 1_000_000tok"
+    for key in ("save_interval", "console_log_interval"):
+        if not INTERVAL.fullmatch(getattr(recipe, key)):
+            yield key, f"'{getattr(recipe, key)}' is not a time such as 500ba or 1_000_000tok"
     yield from ((f"model.{key}", complaint) for key, complaint in model_problems(recipe.model))
     yield from _fsdp(recipe.fsdp_config)
     yield from _masking(recipe)

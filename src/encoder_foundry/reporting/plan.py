@@ -35,7 +35,7 @@ def print_plan(recipe: Recipe, plan: Plan, machine: Machine | None = None, conso
         rate = f"{machine.mfu:.1%} of {PEAK_FLOPS[machine.gpu] / 1e12:,.0f} TFLOP/s (bf16, dense)"
         hours = f"{machine.hours(costs.flops):,.1f} hours"
         grid.add_row("time", f"{hours} on {machine.gpus} × {machine.gpu}, each at {rate}")
-    grid.add_row("checkpoints", _checkpoints(costs))
+    grid.add_row("checkpoints", checkpoints_line(costs))
     console.print(grid)
 
 
@@ -70,7 +70,7 @@ def plan_table(plan: Plan) -> Table:
             f"{segment.rows:,}",
             f"{segment.row_length:,}",
             f"{_tokens([segment]):,}",
-            _from_to(segment.learning_rate.at(segment.start_token), segment.learning_rate.at(segment.end_token)),
+            from_to(segment.learning_rate.at(segment.start_token), segment.learning_rate.at(segment.end_token)),
             f"{segment.rope_theta_global:,.0f}",
             _short(weight_decay) if changed else "",
             style="dim" if abandoned else None,
@@ -98,7 +98,8 @@ def _grid() -> Table:
     return grid
 
 
-def _checkpoints(costs: Cost) -> str:
+def checkpoints_line(costs: Cost) -> str:
+    """How many there will be, and how large."""
     one, written, kept = costs.checkpoint_bytes, costs.checkpoints_written, costs.checkpoints_kept
     stay = "all of which stay" if kept == written else f"{kept:,} of which stay, {_bytes(kept * one)}"
     return f"{written:,} of {_bytes(one)} (weights and two moments, float32), {_bytes(written * one)} in all; {stay}"
@@ -117,7 +118,8 @@ def _tokens(segments: list[Segment] | tuple[Segment, ...]) -> int:
     return sum(segment.updates * segment.tokens_per_update for segment in segments)
 
 
-def _from_to(start: float, end: float) -> str:
+def from_to(start: float, end: float) -> str:
+    """A learning rate, or two."""
     first, last = _short(start), _short(end)
     return first if first == last else f"{first} → {last}"
 

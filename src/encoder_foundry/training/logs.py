@@ -3,30 +3,54 @@
 import faulthandler
 import logging
 import os
-import sys
 from pathlib import Path
-from types import TracebackType
+from typing import TextIO
 
+from encoder_foundry.errors import FoundryError
 from encoder_foundry.recipe import Recipe
 from encoder_foundry.run_folder import RunFolder
 
+log = logging.getLogger(__name__)
+_file: TextIO | None = None
+
 
 def start_logs(recipe: Recipe) -> None:
-    """Write this rank's log records, warnings and uncaught exceptions to `<run>/logs/rank<N>.log`, and only there.
+    """Write this rank's log records, warnings and failures to `<run>/logs/rank<N>.log`, and only there.
 
     A resumed run appends to what is there.
     """
+    global _file
     folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name).logs
     folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / f"rank{os.environ.get('RANK', '0')}.log", "a", encoding="utf-8")  # noqa: SIM115 (held open)
-    handler = logging.StreamHandler(file)
+    _file = open(folder / f"rank{_rank()}.log", "a", encoding="utf-8")  # noqa: SIM115 (held open)
+    handler = logging.StreamHandler(_file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.captureWarnings(True)
-    faulthandler.enable(file)
+    faulthandler.enable(_file)
 
-    def log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        logging.getLogger("encoder_foundry").critical("uncaught", exc_info=(kind, error, trace))
-        sys.__excepthook__(kind, error, trace)
 
-    sys.excepthook = log_uncaught
+def log_failure(error: Exception) -> str:
+    """Put the traceback of what ends this rank into its log, and return what the terminal is to say of it.
+
+    That is the message of a FoundryError and of an OSError, which names the file; of any other exception its last line,
+    the rank and where the traceback is.
+    """
+    log.critical("this rank ends", exc_info=error)
+    if isinstance(error, (FoundryError, OSError)):
+        return str(error)
+    # that of a loader's worker process has its traceback for a message
+    said = [line for line in str(error).splitlines() if line.strip()] or [""]
+    line = said[-1].strip() if "Traceback" in str(error) else f"{type(error).__name__}: {said[0]}"
+    return f"rank {_rank()}: {line}\ntraceback: {_file.name if _file else 'not kept'}"
+
+
+def log_where_it_stands(why: str) -> None:
+    """Put into this rank's log why it ends now, and where all of its threads are."""
+    log.critical("this rank ends: %s", why)
+    if _file is not None:
+        faulthandler.dump_traceback(_file)
+
+
+def _rank() -> str:
+    return os.environ.get("RANK", "0")

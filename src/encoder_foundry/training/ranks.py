@@ -1,22 +1,46 @@
-"""What one rank does for all of them, or for those of its node, and what it tells them."""
+"""What one rank does for all of them, or for those of its node, what it tells them, and whose failure is the first.
 
-import logging
+When a rank fails, the others fail after it, each with an error of its own about a connection, or wait in a collective
+until their time is up. So a rank leaves the line that says what happened in the store that the group was made by,
+where the first line stays. One rank a node speaks, `first_of_node`: it looks into the store every second, and ends its
+process when another rank has failed and its own main thread does not come back from a collective; over NCCL it may
+never do so. A rank that ends without a word was killed: the ranks know each other's processes.
+
+Nothing here trusts the store to answer: rank 0, which holds it, may be gone, and where the network is cut, no time-out
+of the store's ends the wait. It is asked in threads that nobody waits for longer than a few seconds.
+"""
+
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+import psutil
+import torch
 from composer.utils import dist
-from torch.distributed import DistError, Store
+from torch.distributed import DistError
 from torch.distributed.distributed_c10d import _get_default_store
 
-from encoder_foundry.errors import FoundryError
-
-log = logging.getLogger(__name__)
+from encoder_foundry.callbacks.graceful_stop import stop_requested
+from encoder_foundry.callbacks.stage_progress import Bars
+from encoder_foundry.errors import FoundryError, StopRequested, print_error
+from encoder_foundry.training.logs import log_failure, log_where_it_stands
 
 Outcome = TypeVar("Outcome")
-REASON = "encoder_foundry/reason"  # key in the store
-STORE_ANSWERS = 5.0  # seconds
+REASON = "encoder_foundry/reason"  # keys in the store
+PROCESS = "encoder_foundry/process/"
+LEFT = "encoder_foundry/left/"
+STORE_ANSWERS = 6.0  # seconds
+LOOKS = 1.0  # seconds between a look into the store and the next
+_seen: set[int] = set()  # ranks whose processes this one has seen alive: in a container of its own it sees none
+COMES_BACK = 3.0  # seconds for a rank to notice by itself that another has failed, and for another to say that it has
+
+
+class NoAnswer(FoundryError):
+    """A collective has failed, and that is all that this rank knows."""
 
 
 def on_rank_zero(work: Callable[[], Outcome]) -> Outcome:
@@ -46,40 +70,130 @@ def on_each_node(work: Callable[[], object]) -> None:
             raise raised
 
 
+def first_of_node() -> bool:
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 @contextmanager
 def one_reason() -> Iterator[None]:
-    """Let a rank that fails because another has left the group say what that other one said.
+    """Turn any error that ends this rank into a FoundryError with what the terminal is to say of the first failure.
 
-    Its own error would be that of a collective whose connection was closed. What a rank cannot go on with is left in
-    the store that the group was made by.
+    This rank's own goes to its log, with the traceback.
     """
     try:
         yield
-    except (FoundryError, OSError) as error:
-        if isinstance(error, OSError):  # the terminal gets one line
-            log.error("a file could not be read or written", exc_info=error)
-        _get_default_store().set(REASON, str(error))
+    except StopRequested:
         raise
-    except RuntimeError as error:
-        reason = _reason()
-        if reason is None:
-            raise
-        raise FoundryError(reason) from error
+    except Exception as error:
+        said = log_failure(error)
+        if torch.distributed.is_initialized():
+            said = _first_reason(error, said)
+        if not first_of_node() and stop_requested():  # the launcher's signal, after the end of another rank
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise FoundryError(said) from error
 
 
-def _reason() -> str | None:
-    """What another rank left in the store; None if nothing, or if rank 0, which holds the store, does not answer.
+@contextmanager
+def watching(dist_timeout: float) -> Iterator[None]:
+    """Within it, a collective's error becomes a NoAnswer, and other ranks' failures end a rank that waits for them.
 
-    Asked for in a thread: where the network is cut, no time-out of the store's ends the wait for an answer.
+    Args:
+        dist_timeout: seconds that a collective may take, for the message.
     """
-    answer: list[str] = []
+    store, rank = _get_default_store(), dist.get_global_rank()
+    store.set(f"{PROCESS}{rank}", str(os.getpid()))
+    over = threading.Event()
+    if first_of_node():
+        threading.Thread(target=_watch, args=(over,), daemon=True).start()
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+            raise NoAnswer(
+                f"no answer from other ranks within dist_timeout={dist_timeout:g} s: a node or the network is gone, "
+                "or a rank hangs; the same command goes on from the last checkpoint"
+            ) from error
+        raise NoAnswer(
+            "the connection to another rank is gone, and it has left no word why; "
+            "the same command goes on from the last checkpoint"
+        ) from error
+    finally:
+        over.set()
+        _ask(lambda: store.set(f"{LEFT}{rank}", ""))
 
-    def ask(store: Store) -> None:
-        with suppress(DistError):  # rank 0 is gone
-            if store.check([REASON]):
-                answer.append(store.get(REASON).decode())
 
-    asking = threading.Thread(target=ask, args=(_get_default_store(),), daemon=True)
+def _first_reason(error: Exception, said: str) -> str:
+    """What is to be said of the failure that came first, where `said` is what there is to say of this rank's."""
+    store = _get_default_store()
+
+    def ask() -> str:
+        mine = said
+        if isinstance(error, NoAnswer):
+            until = time.monotonic() + COMES_BACK
+            while not (killed := _killed()) and not store.check([REASON]) and time.monotonic() < until:
+                time.sleep(0.1)
+            mine = killed or said
+        return store.compare_set(REASON, "", mine).decode()
+
+    reason = _ask(ask) or said
+    if first_of_node() and dist.get_world_size() > dist.get_local_world_size():
+        time.sleep(2 * LOOKS)  # while the other nodes look into the store, which may be this process's
+    return reason
+
+
+def _watch(over: threading.Event) -> None:
+    """End this process when another rank has failed and this one does not notice."""
+    store = _get_default_store()
+    while not over.wait(LOOKS):
+        try:
+            failed = _killed() or (store.get(REASON).decode() if store.check([REASON]) else None)
+            reason = failed and store.compare_set(REASON, "", failed).decode()
+        except DistError:
+            return  # rank 0 is gone: a collective says so, or the launcher ends this process
+        if reason is not None and not over.wait(COMES_BACK):
+            log_where_it_stands(f"another rank failed: {reason}")
+            Bars.take_off()
+            print_error(reason)
+            time.sleep(2 * LOOKS)  # while the other nodes look into the store, which may be ours
+            os._exit(2)
+
+
+def _killed() -> str | None:
+    """Which rank of this node has ended without a word, in a line; None if none has."""
+    store = _get_default_store()
+    first = dist.get_global_rank() - dist.get_local_rank()
+    for rank in range(first, first + dist.get_local_world_size()):
+        if not store.check([f"{PROCESS}{rank}"]) or store.check([f"{LEFT}{rank}"]):
+            continue
+        if _lives(int(store.get(f"{PROCESS}{rank}"))):
+            _seen.add(rank)
+        elif rank in _seen:
+            return (
+                f"rank {rank} ended without a word: it was killed, by hand or by the kernel for want of memory "
+                "(dmesg says so), or it crashed (its log says where); the same command goes on from the last checkpoint"
+            )
+    return None
+
+
+def _lives(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _ask(question: Callable[[], Outcome]) -> Outcome | None:
+    """The store's answer; None if there is none in time."""
+    answers: list[Outcome] = []
+
+    def ask() -> None:
+        with suppress(DistError):
+            answers.append(question())
+
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(STORE_ANSWERS)
-    return answer[0] if answer else None
+    return answers[0] if answers else None

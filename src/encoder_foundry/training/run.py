@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -52,16 +53,24 @@ from encoder_foundry.training.allocator import keep_freed_memory
 from encoder_foundry.training.environment import environment
 from encoder_foundry.training.first_weights import first_weights
 from encoder_foundry.training.loggers import loggers
-from encoder_foundry.training.ranks import on_each_node, on_rank_zero, one_reason
+from encoder_foundry.training.ranks import on_each_node, on_rank_zero, watching
 from encoder_foundry.training.rollback import roll_back
 from encoder_foundry.training.sharding import ShardingConfig, fill, shard
 
+Announce = Callable[[Recipe, Plan, RunFolder, str, CompleteCheckpoint | None], None]
 
-def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
+
+def train(recipe: Recipe, tokenizer: TokenizerFacts, announce: Announce | None = None) -> None:
     """Train a recipe to its end, from its newest complete checkpoint if there is one.
 
     Everything goes to `<runs_folder>/<run_name>/`, and what a resume needs to `save_folder` as well. A finished run is
     left as it is. A rollback ends the Trainer and goes the same way as a new start, in the same processes.
+
+    Args:
+        recipe: with all overrides.
+        tokenizer: of its shards.
+        announce: called on rank 0 when it begins, with the recipe, the plan in force, the run's folder, the name of the
+            attention backend, and the checkpoint if there is one.
 
     Raises:
         StopRequested: after a SIGTERM, when the checkpoint is written.
@@ -69,7 +78,7 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
     folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
     store = open_store(recipe, folder)
     on_gpu = torch.cuda.is_available()
-    check_implementation(recipe.model.attn_implementation, "cuda" if on_gpu else "cpu", recipe.precision)
+    attention = check_implementation(recipe.model.attn_implementation, "cuda" if on_gpu else "cpu", recipe.precision)
     dist.initialize_dist("gpu" if on_gpu else "cpu", timeout=recipe.dist_timeout)
     if not on_gpu:
         keep_freed_memory()
@@ -77,8 +86,11 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.get_local_world_size()))
     data = RunData(recipe, tokenizer)
     started = psutil.Process().create_time()
-    with one_reason():
+    with watching(recipe.dist_timeout):
         while (start := _find_start(recipe, folder, store)) is not None:
+            if announce is not None and dist.get_global_rank() == 0:
+                announce(recipe, start.plan, folder, attention, start.checkpoint)
+            announce = None
             due = _fit(recipe, data, folder, store, start, started)
             if due is None:
                 return
@@ -228,14 +240,16 @@ def build_trainer(
         callbacks=[
             *monitors,
             RunRecords(folder, rollbacks, list(recipe.stages), monitors),
-            StageProgress(),
             CheckpointRollback(watch, planned),
             saver,
             GracefulStop(saver),
         ],
         eval_dataloader=[_stage_end_evaluator(plan, data, name, stage) for name, stage in recipe.stages.items()],
-        loggers=loggers(recipe, folder),
-        progress_bar=recipe.progress_bar,
+        loggers=[
+            *loggers(recipe, folder),
+            StageProgress(plan, recipe.console_log_interval, recipe.progress_bar),
+        ],
+        progress_bar=False,  # StageProgress has it
         load_path=str(start.checkpoint.folder) if start.checkpoint else None,
         load_ignore_keys=NOT_LOADED,
         dist_timeout=recipe.dist_timeout,

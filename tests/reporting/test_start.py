@@ -1,0 +1,86 @@
+"""The start-up summary: at most 25 lines, and what they say is the recipe's and the run's."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from encoder_foundry import load_recipe
+from encoder_foundry.data.rows import Manifest
+from encoder_foundry.recipe.cost import cost, parameters
+from encoder_foundry.recipe.plan import compile_plan, plan_in_force
+from encoder_foundry.reporting.start import print_start
+from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
+
+from .made_run import ENVIRONMENT
+
+LARGE = Path(__file__).parents[2] / "yamls/main/large.yaml"
+SOURCES = ["web", "code", "papers", "books", "forums", "wiki"]
+MANY_STAGES = [  # more than one would write by hand
+    f"stages.more{number}={{duration: 10_000_000_000tok, row_length: 8192, rope_theta: 160_000, "
+    "global_train_batch_size: 576, device_train_microbatch_size: 12, lr: 3e-4}"
+    for number in range(12)
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> RunFolder:
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(Path("runs/mine"))
+    folder.path.mkdir(parents=True)
+    folder.environment.write_text(json.dumps(ENVIRONMENT | {"ranks": 16, "nodes": 2}))
+    for length in (1024, 8192):
+        for number, source in enumerate(SOURCES):
+            shards = tmp_path / "data" / source / str(length) / "train"
+            shards.mkdir(parents=True)
+            Manifest(source, "train", length, 1000 * length + number, 9, 9, 0.9, "made").write(shards)
+    return folder
+
+
+def printed(folder, recipe, checkpoint=None, width=100) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width, highlight=False)
+    print_start(recipe, plan_in_force(recipe, []), folder, "flash", checkpoint, console)
+    return out.getvalue()
+
+
+def recipe(*overrides):
+    data = ["data.local=data", f"data.sources=[{', '.join(SOURCES)}]"]
+    return load_recipe(LARGE, ["run_name=mine", *data, *overrides])
+
+
+def test_it_says_what_is_trained_on_what_and_where_things_go(folder):
+    mine = recipe("save_folder=s3://bucket/runs", "fsdp_config.data_parallel_replicate_degree=2")
+    said = printed(folder, mine, width=200)
+    for stage, config in mine.stages.items():
+        (line,) = [line for line in said.splitlines() if line.startswith(stage)]
+        assert f"{config.row_length:,}" in line and f"{config.rope_theta:,.0f}" in line
+    assert "decay: web 0.4, code 0.2, papers 0.4" in said
+    assert f"{parameters(mine.model):,} parameters, amp_bf16, attention by flash, grown from runs/base" in said
+    assert "16 ranks on 2 nodes, the first: 8 × a device" in said
+    assert "HSDP: 2 copies, each over 8" in said
+    assert "rows of 1,024: web 1,024,000, code 1,024,001, papers 1,024,002 and 3 sources more" in said
+    assert f"{cost(mine, compile_plan(mine)).checkpoints_written} of 4.75 GB" in said
+    assert f"in {folder.checkpoints}, and s3://bucket/runs/mine" in said
+    assert f"{folder.path}: metrics.jsonl, eval.jsonl, logs/" in said
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("more", [[], MANY_STAGES], ids=["as published", "with many stages"])
+def test_it_has_at_most_25_lines_and_none_is_too_long(folder, width, more):
+    lines = printed(folder, recipe(*more), width=width).splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= width
+
+
+def test_of_a_run_that_goes_on_it_is_short(folder):
+    mine = recipe()
+    plan = plan_in_force(mine, [])
+    token = plan.boundary_before(500_000_000_000)
+    said = printed(folder, mine, CompleteCheckpoint(folder.checkpoints / "ba9", 9, token, 0, {}, {})).splitlines()
+    assert len(said) <= 6
+    update = plan.at(token).update
+    left = plan.total_tokens - token
+    assert f"update {update:,} of {plan.total_updates:,}, in pretrain; {left:,} tokens are left" in said[0]
