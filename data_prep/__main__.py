@@ -10,11 +10,12 @@ import sys
 
 from rich.console import Console
 
-from encoder_foundry.errors import FoundryError
+from encoder_foundry.errors import FoundryError, print_error
 from encoder_foundry.preparation.config import load_corpus_config
 from encoder_foundry.preparation.pipeline import prepare
 from encoder_foundry.preparation.report import table
 from encoder_foundry.preparation.statistics import Statistics
+from encoder_foundry.redaction import redacted
 
 # transformers saves and opens tokenizers; without this it would import torch for it, six seconds each time
 os.environ.setdefault("USE_TORCH", "0")
@@ -36,7 +37,7 @@ def main() -> int:
         else:
             print(f"submitted; give the same command again when the jobs have ended, to see what is in {config.out}")
     except FoundryError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(redacted(str(error)))
         return 2
     return 0
 

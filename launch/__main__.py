@@ -8,6 +8,7 @@ that were not ended by SIGTERM or SIGKILL, the first of each node excepted, whos
 that one speaks. The others wait for the signal, and die of it without a word; every traceback is in `logs/rank<N>.log`.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from encoder_foundry.errors import STOPPED, ConfigurationError, FoundryError, StopRequested, print_error
 from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
 from encoder_foundry.recipe.rehearsal import rehearsal
+from encoder_foundry.redaction import redacted
 from encoder_foundry.run_folder import RunFolder
 
 # Seconds. A rank that is still there after them has an error of its own, such as shards that are missing on its node.
@@ -32,7 +34,7 @@ def main(arguments: list[str]) -> int:
         launch(arguments[0], arguments[1:])
     except (FoundryError, OSError) as error:  # an OSError names the file
         let_the_first_speak()
-        print_error(str(error))
+        print_error(redacted(str(error)))
         return 2
     except StopRequested as stopped:
         let_the_first_speak()
@@ -43,6 +45,9 @@ def main(arguments: list[str]) -> int:
         let_the_first_speak()
         print("interrupted; the same command goes on from the last checkpoint")
         return INTERRUPTED
+    finally:
+        for child in multiprocessing.active_children():
+            child.kill()  # a loader's worker may wait for a shard; under launch/stoppable.py it has SIGTERM blocked
     return 0
 
 
@@ -51,6 +56,7 @@ def let_the_first_speak() -> None:
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # launch/stoppable.py has it blocked
     launcher, until = os.getppid(), time.monotonic() + FIRST_RANK_SPEAKS
     while os.getppid() == launcher and time.monotonic() < until:
         time.sleep(0.1)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encoder_foundry.errors import ConfigurationError, FoundryError
+from encoder_foundry.errors import ConfigurationError, FoundryError, print_error
+from encoder_foundry.redaction import redacted
 
 if TYPE_CHECKING:
     from encoder_foundry.recipe.plan import Plan, Position
@@ -224,5 +225,5 @@ def main() -> None:
     try:
         app()
     except FoundryError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(redacted(str(error)))
         sys.exit(2)

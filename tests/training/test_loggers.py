@@ -15,7 +15,6 @@ from encoder_foundry.redaction import REDACTED
 from encoder_foundry.run_folder import RunFolder, read_lines
 from encoder_foundry.training.environment import commit
 from encoder_foundry.training.loggers import loggers
-from encoder_foundry.training.run import _prepare_start
 from tests.wandb_file import Recorded, read_back
 
 from .conftest import PLANTED, PLANTED_KEY, REPOSITORY
@@ -146,10 +145,8 @@ def test_an_argument_that_a_logger_does_not_know_is_refused_by_its_key(tiny):
         wandb_logger(tiny, "refused", "loggers.mlflow={}")
 
 
-def test_the_recipe_that_a_run_writes_down_has_no_secret_in_an_address(tiny, tmp_path):
-    remote = "s3://me:planted-password@store/data"
-    recipe = load_recipe(tiny.recipe, [f"data.remote={remote}", f"runs_folder={tmp_path}"])
-    folder = RunFolder(tmp_path / recipe.run_name)
-    _prepare_start(recipe, folder)
-    assert "planted" not in folder.recipe.read_text()
-    assert load_recipe(folder.recipe).data.remote == f"s3://{REDACTED}@store/data"
+def test_a_secret_in_an_address_is_refused_and_not_repeated(tiny):
+    for key in ("data.remote=s3://me:planted@store/data", "save_folder=s3://me:planted@store/runs"):
+        with pytest.raises(ConfigurationError, match=key.partition("=")[0]) as refused:
+            load_recipe(tiny.recipe, [key])
+        assert "planted" not in str(refused.value)

@@ -31,6 +31,7 @@ from encoder_foundry.doctor.reach import check_data, check_save_folder, check_wa
 from encoder_foundry.doctor.room import check_runs_disk, check_shm
 from encoder_foundry.errors import FoundryError
 from encoder_foundry.recipe import Recipe, compile_plan, load_recipe
+from encoder_foundry.redaction import redacted
 
 COLOURS = {GOOD: "green", DOUBTFUL: "yellow", BAD: "bold red"}
 WIDTH = 14  # of the column of subjects
@@ -144,7 +145,7 @@ def _tell(findings: Iterable[Finding]) -> bool:
         grid.add_column(width=1)
         grid.add_column(width=WIDTH)
         grid.add_column(overflow="fold")
-        grid.add_row(Text(finding.mark, COLOURS[finding.mark]), finding.subject, Text(finding.said))
+        grid.add_row(Text(finding.mark, COLOURS[finding.mark]), finding.subject, Text(redacted(finding.said)))
         if finding.remedy:
             grid.add_row("", "", Text(f"→ {finding.remedy}", "bold" if finding.mark == BAD else ""))
         console.print(grid)

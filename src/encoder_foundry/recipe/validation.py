@@ -18,6 +18,7 @@ from encoder_foundry.recipe.schema import (
     StageConfig,
     Trigger,
 )
+from encoder_foundry.redaction import redacted
 
 LONGEST_TIMEOUT = 604_800  # seconds
 PRECISIONS = ("fp32", "amp_bf16")
@@ -43,8 +44,9 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.save_folder is not None and not S3_FOLDER.fullmatch(recipe.save_folder):
         yield (
             "save_folder",
-            f"'{recipe.save_folder}' is not of the form s3://bucket/path, to which the run's name is added (any store "
-            "with an S3 API will do: AWS_ENDPOINT_URL says where it is); a folder on a disk is given as runs_folder",
+            f"'{redacted(recipe.save_folder)}' is not of the form s3://bucket/path, to which the run's name is added "
+            "(any store with an S3 API will do: AWS_ENDPOINT_URL says where it is); a folder on a disk is given as "
+            "runs_folder",
         )
     if recipe.save_num_checkpoints_to_keep < -1 or recipe.save_num_checkpoints_to_keep == 0:
         yield "save_num_checkpoints_to_keep", "-1 keeps all; otherwise keep at least one, to resume from"
@@ -152,6 +154,11 @@ def _fsdp(config: FSDPConfig) -> Iterator[Problem]:
 
 
 def _cache(data: DataConfig) -> Iterator[Problem]:
+    if data.remote is not None and redacted(data.remote) != data.remote:
+        yield (
+            "data.remote",
+            "has a user or a signature in it, which would be written down; credentials are given by the environment",
+        )
     if data.remote is not None and abspath(data.remote) == abspath(data.local):
         yield "data.remote", f"'{data.remote}' is data.local, too; of a corpus that is here, give data.local alone"
     if data.cache_limit is not None and not BYTES.fullmatch(data.cache_limit):

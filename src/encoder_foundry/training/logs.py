@@ -8,6 +8,7 @@ from typing import TextIO
 
 from encoder_foundry.errors import FoundryError
 from encoder_foundry.recipe import Recipe
+from encoder_foundry.redaction import redacted
 from encoder_foundry.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -24,10 +25,15 @@ def start_logs(recipe: Recipe) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _file = open(folder / f"rank{_rank()}.log", "a", encoding="utf-8")  # noqa: SIM115 (held open)
     handler = logging.StreamHandler(_file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.captureWarnings(True)
     faulthandler.enable(_file)
+
+
+class _WithoutSecrets(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 def log_failure(error: Exception) -> str:
@@ -38,11 +44,11 @@ def log_failure(error: Exception) -> str:
     """
     log.critical("this rank ends", exc_info=error)
     if isinstance(error, (FoundryError, OSError)):
-        return str(error)
+        return redacted(str(error))
     # that of a loader's worker process has its traceback for a message
     said = [line for line in str(error).splitlines() if line.strip()] or [""]
     line = said[-1].strip() if "Traceback" in str(error) else f"{type(error).__name__}: {said[0]}"
-    return f"rank {_rank()}: {line}\ntraceback: {_file.name if _file else 'not kept'}"
+    return f"rank {_rank()}: {redacted(line)}\ntraceback: {_file.name if _file else 'not kept'}"
 
 
 def log_where_it_stands(why: str) -> None:

@@ -90,6 +90,7 @@ def one_reason() -> Iterator[None]:
             said = _first_reason(error, said)
         if not first_of_node() and stop_requested():  # the launcher's signal, after the end of another rank
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             os.kill(os.getpid(), signal.SIGTERM)
         raise FoundryError(said) from error
 

@@ -129,7 +129,7 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
     folder.tidy_up()
     rollbacks, checkpoint = folder.rollbacks(), folder.newest_checkpoint()
     start = Start(plan_in_force(recipe, rollbacks), rollbacks, checkpoint)
-    shown = _without_secrets(recipe)
+    shown = replace(recipe, loggers=redacted(recipe.loggers, asdict(recipe)))
     if checkpoint is not None:
         for change in folder.changes(shown):
             print(f"changed since the last start: {change}")
@@ -142,13 +142,6 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
     write_whole(folder.plan, json.dumps(start.plan.to_json(), indent=2) + "\n")
     write_whole(folder.environment, json.dumps(environment(), indent=2) + "\n")
     return start
-
-
-def _without_secrets(recipe: Recipe) -> Recipe:
-    """The recipe as it may be written down: secrets stand in the loggers' arguments or in an address."""
-    plain = asdict(recipe)
-    data = replace(recipe.data, remote=redacted(recipe.data.remote, plain))
-    return replace(recipe, loggers=redacted(recipe.loggers, plain), data=data)
 
 
 def _fit(
