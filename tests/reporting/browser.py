@@ -4,6 +4,7 @@
 """
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -27,14 +28,16 @@ class Browser:
     """One tab, what its console complained of, and what was asked of any server."""
 
     def __init__(self, profile: Path):
-        (command, self._write), (self._read, answer) = os.pipe(), os.pipe()
+        (to_it, self._write), (self._read, from_it) = os.pipe(), os.pipe()
+        # above 3 and 4, or making the one would close the other
+        command, answer = (fcntl.fcntl(end, fcntl.F_DUPFD, 100) for end in (to_it, from_it))
         start = f'exec "$@" 3<&{command} 4>&{answer}'
         arguments = [EXECUTABLE, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"]
         self._process = subprocess.Popen(
             ["bash", "-c", start, "bash", *arguments], pass_fds=(command, answer), stderr=subprocess.DEVNULL
         )
-        os.close(command)
-        os.close(answer)
+        for end in (to_it, from_it, command, answer):
+            os.close(end)
         self._buffer, self._number, self._session = b"", 0, None
         self.events: list[dict] = []
         targets = self._ask("Target.getTargets")["targetInfos"]

@@ -18,6 +18,7 @@ from encoder_foundry.reporting import watch
 from encoder_foundry.reporting.charts import report
 from encoder_foundry.reporting.records import Run
 from encoder_foundry.reporting.report import page
+from encoder_foundry.run_folder import RunFolder
 from tests.reporting.browser import EXECUTABLE, Browser
 from tests.reporting.made_run import write_run
 
@@ -61,14 +62,26 @@ def labels(browser: Browser, chart: str) -> list[str]:
     return browser.run(f"[...document.querySelectorAll('#chart-{chart} .axis text')].map((one) => one.textContent)")
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_it_loads_without_a_complaint_and_asks_for_nothing(browser, large, two, dark, width):
     for address in (large, two):
         browser.open(address, width=width, dark=dark)
         assert browser.run("document.querySelectorAll('path.line').length") > 10
         assert browser.errors == []
         assert browser.requests == [address]
+
+
+@pytest.mark.long
+def test_a_million_updates_are_a_page_that_loads_as_any_other(browser, tmp_path):
+    smaller = ["stages.pretrain.batch_size_ramp=null", "stages.pretrain.global_train_batch_size=1780"]
+    run = write_run(tmp_path / "million", BASE, *smaller)
+    with open(RunFolder(run).metrics, "rb") as lines:
+        assert sum(1 for _ in lines) > 1_000_000
+    browser.open(address_of(run))
+    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+    assert browser.run("document.querySelectorAll('path.line').length") > 10
+    assert browser.errors == []
+    print(browser.run("performance.getEntriesByType('navigation')[0].loadEventEnd"), "ms to load")
 
 
 def test_it_is_light_or_dark_as_the_reader_has_it(browser, large):
