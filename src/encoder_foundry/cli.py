@@ -31,12 +31,42 @@ def _root() -> None:
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run folder for its newest one.")],
     out_dir: Annotated[Path, typer.Argument(help="Where the model goes.")],
+    sequence_labels: Annotated[
+        str | None, typer.Option(help="For fine-tuning: a new classifier of whole texts, such as negative,positive …")
+    ] = None,
+    token_labels: Annotated[str | None, typer.Option(help="… or of every token, such as O,B-PER,I-PER.")] = None,
 ) -> None:
-    """Write a checkpoint as a model that plain transformers loads: safetensors, config and tokenizer."""
+    """Write a checkpoint as a model that plain transformers loads: safetensors, config, tokenizer and model card."""
     from encoder_foundry.interop.export import export_checkpoint
+    from encoder_foundry.interop.heads import Head
 
-    export_checkpoint(checkpoint, out_dir)
+    if sequence_labels is not None and token_labels is not None:
+        raise ConfigurationError("--sequence-labels and --token-labels: a model has one classifier; give one of them")
+    head = None
+    if sequence_labels is not None:
+        head = Head("sequence", tuple(sequence_labels.split(",")))
+    elif token_labels is not None:
+        head = Head("token", tuple(token_labels.split(",")))
+    export_checkpoint(checkpoint, out_dir, head)
     print(f"exported to {out_dir}")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(help="A transformers ModernBERT directory, or a .pt checkpoint of ModernBERT's own code.")
+    ],
+    out_dir: Annotated[Path, typer.Argument(help="Where the model goes: what init_from takes, as export writes it.")],
+    recipe: Annotated[
+        Path | None, typer.Option(help="The YAML of a .pt's training, if it does not say itself.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="The folder of its tokenizer, if it is not in there.")] = None,
+) -> None:
+    """Take a model from elsewhere, to go on from; what our encoder would compute otherwise is refused by name."""
+    from encoder_foundry.interop.importing import import_model
+
+    import_model(source, out_dir, recipe, tokenizer)
+    print(f"imported to {out_dir}")
 
 
 @app.command()

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -14,28 +13,12 @@ from transformers import (
     BertForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
-    PreTrainedTokenizerFast,
     pipeline,
 )
 
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.interop.huggingface import export_model, load_directory
 from tests.model.peers import our_network, pack, their_logits, their_network
-
-WORDS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", *"abcdefghij"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory):
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    path = tmp_path_factory.mktemp("tokenizer")
-    special = {f"{token}_token": f"[{token.upper()}]" for token in ("unk", "cls", "sep", "pad", "mask")}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
-    return path
 
 
 def export(network, tokenizer_dir, out_dir):
@@ -101,8 +84,11 @@ def test_what_transformers_saves_is_loaded(tmp_path, max_shard_size, dtype):
         ("decoder_bias", False),
         ("hidden_activation", "silu"),
         ("tie_word_embeddings", False),
+        ("local_rope_theta", -1.0),
         ("rope_scaling", {"rope_type": "linear", "factor": 2.0}),
-        ("layer_types", ["full_attention"] * 4),
+        ("layer_types", ["sliding_attention", "full_attention"] * 2),
+        ("layer_types", ["full_attention"] * 3),
+        ("rope_parameters", {"full_attention": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}),
         ("model_type", "bert"),
         ("intermediate_size", 97),
         ("num_hidden_layers", 5),

@@ -1,9 +1,16 @@
 """A checkpoint from elsewhere may be read; what it would like to run is not run."""
 
+import collections
+import datetime
+import json
 import os
 import pickle
+import subprocess
+import sys
+import types
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch.distributed import checkpoint as dist_cp
@@ -11,7 +18,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from encoder_foundry.errors import DataError
 from encoder_foundry.interop.checkpoints import CheckpointWeights
-from encoder_foundry.interop.safe_reading import METADATA, refuse_code
+from encoder_foundry.interop.safe_reading import METADATA, StandIn, read_saved, refuse_code
 
 WEIGHTS = {"state.model.network.weight": torch.arange(6.0).reshape(2, 3)}
 
@@ -74,3 +81,98 @@ def test_a_value_that_no_checkpoint_has_in_this_form_is_refused(tmp_path):
 def test_weights_are_read_as_they_were_written(tmp_path):
     weights = CheckpointWeights(saved(tmp_path / "checkpoint", **{"state.run_name": "tiny"}))
     assert {name: weight.tolist() for name, weight in weights.items()} == {"weight": [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]}
+
+
+class Calls:
+    """Names a function, with arguments, in the pickle."""
+
+    def __init__(self, function: object, *arguments: object):
+        self.called = function, arguments
+
+    def __reduce__(self):
+        return self.called
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "named"),
+    [
+        (os.mkdir, ("{mark}",), r"posix\.mkdir"),
+        (exec, ("open('{mark}', 'w')",), r"builtins\.exec"),
+        (__import__, ("os",), r"builtins\.__import__"),
+        (subprocess.check_output, (["touch", "{mark}"],), r"commands\.check_output"),
+    ],
+)
+def test_a_pt_file_that_would_run_something_is_refused_by_name_and_runs_nothing(tmp_path, function, arguments, named):
+    mark, path = tmp_path / "mark", tmp_path / "hostile.pt"
+    filled = json.loads(json.dumps(arguments).replace("{mark}", str(mark)))
+    torch.save({"state": {"model": WEIGHTS}, "rng": Calls(function, *filled)}, path)
+    with pytest.raises(DataError, match=rf"hostile\.pt: reading it would use {named}"):
+        read_saved(path)
+    assert not mark.exists()
+
+
+def writes_a_file(path: str) -> str:
+    Path(path).touch()
+    return path
+
+
+def test_what_a_pt_file_names_beside_weights_is_not_even_imported(tmp_path):
+    mark, path = tmp_path / "mark", tmp_path / "odd.pt"
+    module = types.ModuleType("module_of_their_project")
+    module.State = type("State", (), {"__module__": module.__name__, "__qualname__": "State"})
+    sys.modules[module.__name__] = module
+    state = module.State()
+    state.position = 3
+    odd = [
+        Calls(writes_a_file, str(mark)),
+        state,
+        datetime.timedelta(1),
+        numpy.arange(3),
+        collections.defaultdict(list),
+    ]
+    odd[-1]["a"].append(1)
+    torch.save({"state": {"model": WEIGHTS, "callbacks": odd}}, path)
+    del sys.modules[module.__name__]
+    read = read_saved(path)["state"]
+    assert torch.equal(read["model"]["state.model.network.weight"], torch.arange(6.0).reshape(2, 3))
+    assert [type(value) for value in read["callbacks"]] == [StandIn] * 5
+    assert not mark.exists() and module.__name__ not in sys.modules
+
+
+def test_the_stand_ins_are_gone_when_a_file_is_read(tmp_path):
+    torch.save({"rng": datetime.timedelta(1)}, tmp_path / "file.pt")
+    read_saved(tmp_path / "file.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "file.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", pickle.dumps({"state": 1}), b"\x80\x02cos\nsystem\n."])
+def test_a_file_that_torch_did_not_write_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "file.pt").write_bytes(content)
+    with pytest.raises(DataError, match=r"file\.pt: cannot be read") as raised:
+        read_saved(tmp_path / "file.pt")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_truncated_pt_file_is_refused_in_one_line_without_torchs_advice(tmp_path):
+    path = tmp_path / "file.pt"
+    torch.save(WEIGHTS, path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"file\.pt: cannot be read") as raised:
+        read_saved(path)
+    assert "\n" not in str(raised.value) and "weights_only" not in str(raised.value)
+
+
+def test_tensors_that_nobody_asks_for_stay_in_the_file(tmp_path):
+    moments = torch.zeros(64 * 2**20)  # 256 MiB
+    torch.save({"state": {"model": WEIGHTS, "optimizers": {"exp_avg": moments}}}, tmp_path / "file.pt")
+    del moments
+    before = _resident()
+    read = read_saved(tmp_path / "file.pt")
+    assert _resident() - before < 64 * 2**20
+    assert read["state"]["optimizers"]["exp_avg"].shape == (64 * 2**20,)
+
+
+def _resident() -> int:
+    """Bytes of this process's memory that are in use."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -141,9 +141,11 @@ class Browser:
         return answer["result"]
 
     def _until(self, done, answers: list[dict] | None = None) -> None:
+        waiting = select.poll()  # select.select takes no file above 1,023
+        waiting.register(self._read, select.POLLIN)
         while not done():
             while b"\0" not in self._buffer:
-                if not select.select([self._read], [], [], PATIENCE)[0]:
+                if not waiting.poll(1000 * PATIENCE):
                     raise AssertionError(f"Chromium did not answer in {PATIENCE} s")
                 more = os.read(self._read, 1 << 20)
                 if not more:

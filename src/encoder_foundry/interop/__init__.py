@@ -45,7 +45,7 @@ def open_weights(path: str | Path) -> "tuple[ModelConfig, Mapping[str, Tensor]]"
 
         config, _, weights = open_directory(Path(path))
         return config, weights
-    from encoder_foundry.interop.checkpoints import CheckpointWeights, find_trained_state
+    from encoder_foundry.interop.checkpoints import find_trained_state, open_checkpoint
 
     state = find_trained_state(path)
-    return state.recipe.model, CheckpointWeights(state.checkpoint.folder)
+    return state.recipe.model, open_checkpoint(state)

@@ -2,22 +2,31 @@
 
 from pathlib import Path
 
-from encoder_foundry.interop.checkpoints import find_trained_state, load_checkpoint
+from encoder_foundry.interop.card import run_card
+from encoder_foundry.interop.checkpoints import find_trained_state, open_checkpoint
+from encoder_foundry.interop.heads import Head
 from encoder_foundry.interop.huggingface import export_model
 
 
-def export_checkpoint(path: str | Path, out_dir: str | Path) -> None:
-    """Write a checkpoint, or a run's newest, as a Hugging Face directory: safetensors, config and tokenizer.
+def export_checkpoint(path: str | Path, out_dir: str | Path, head: Head | None = None) -> None:
+    """Write a checkpoint, or a run's newest, as a Hugging Face directory: safetensors, config, tokenizer and card.
+
+    Args:
+        path: of a run folder, or a checkpoint in one; of any number of ranks.
+        out_dir: made if need be; an earlier export there is replaced.
+        head: a new classifier instead of the masked-LM decoder.
 
     Raises:
         FoundryError: no complete checkpoint at `path`, or `out_dir` holds something else.
     """
     state = find_trained_state(path)
     export_model(
-        load_checkpoint(path).state_dict(),  # through the network, so that weights and shape are known to agree
+        open_checkpoint(state),
         state.recipe.model,
         state.rope_theta,
         Path(state.recipe.data.local) / "tokenizer",
         state.longest_row,
         Path(out_dir),
+        run_card(state, head),
+        head,
     )

@@ -4,14 +4,17 @@
   weight is the embedding's and is not written twice; transformers leaves it out too.
 - What our encoder has no part for (a bias, another activation, an untied decoder) is refused by name. A model that
   loads and computes something else would be found out much later. Dropout rates are passed over: they are the recipe's.
+- Directories of transformers 5 are read as well: it writes `rope_parameters` and `layer_types` where 4 has two thetas
+  and a number. What is written is what both read.
+- `classifier_pooling` is `mean` in what is written, as in the published models: classification heads alone use it.
 - An export appears whole or not at all: it is written beside its place and then moved there. It replaces an earlier
-  export and nothing else.
+  export, its card included, and nothing else: a model that was downloaded has another card.
 """
 
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,11 +24,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, ModernBertConfig, PreTrainedTokenizerBase
 
 from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.interop.heads import Head
+from encoder_foundry.interop.weights import DECODER, Weights, load_network
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.recipe.schema import ModelConfig
 from encoder_foundry.recipe.validation import model_problems, theta_problems
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG, WEIGHTS, INDEX, CARD = "config.json", "model.safetensors", "model.safetensors.index.json", "README.md"
+TAG = "encoder-foundry"  # in a card's front matter, by which a directory of ours is known
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 OURS = {  # what transformers lets one choose and our encoder does not
     "hidden_activation": "gelu",
@@ -35,10 +41,9 @@ OURS = {  # what transformers lets one choose and our encoder does not
     "mlp_bias": False,
     "classifier_bias": False,
     "decoder_bias": True,
-    "tie_word_embeddings": True,
 }
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-EMBEDDING, DECODER = "model.embeddings.tok_embeddings.weight", "decoder.weight"
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, to transformers 5
 
 
 def export_model(
@@ -48,16 +53,20 @@ def export_model(
     tokenizer_dir: Path,
     max_position_embeddings: int,
     out_dir: Path,
+    card: str | None = None,
+    head: Head | None = None,
 ) -> None:
     """Write a directory that `AutoModelForMaskedLM` and `AutoTokenizer` load, with no code of ours.
 
     Args:
-        network_state: the state dict of a MaskedLM; written in float32.
+        network_state: the parameters of a MaskedLM; written in float32.
         config: its shape.
         rope_theta: theta of the global layers, as last trained with.
         tokenizer_dir: a Hugging Face fast tokenizer; its files are copied.
         max_position_embeddings: the longest row trained on, in tokens.
         out_dir: made if need be; an earlier export there is replaced.
+        card: the text of README.md.
+        head: a classifier to put in the decoder's place; the directory is then for that class of transformers.
 
     Raises:
         ConfigurationError: `out_dir` holds anything but an export.
@@ -69,15 +78,20 @@ def export_model(
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}-", dir=out_dir.parent) as work:
         new = Path(work) / "new"
         new.mkdir()
-        tensors = {
-            name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in network_state.items()
-        }
+        tensors = dict(network_state) if head is None else head.in_place_of_decoder(network_state)
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.detach().to("cpu", torch.float32).contiguous()
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
         (new / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
-        to_huggingface(config, rope_theta, tokenizer, max_position_embeddings).save_pretrained(new)
+        theirs = to_huggingface(config, rope_theta, tokenizer, max_position_embeddings)
+        theirs.update({} if head is None else head.settings())
+        theirs.save_pretrained(new)
+        if card is not None:
+            (new / CARD).write_text(card, encoding="utf-8")
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, new / name)
+        _without_token_types(new / "tokenizer_config.json")
         if out_dir.exists():
             out_dir.rename(Path(work) / "old")
         new.rename(out_dir)
@@ -101,6 +115,8 @@ def to_huggingface(
         sep_token_id=tokenizer.sep_token_id,
         eos_token_id=tokenizer.sep_token_id,
         mask_token_id=tokenizer.mask_token_id,
+        classifier_pooling="mean",
+        tie_word_embeddings=True,
         architectures=["ModernBertForMaskedLM"],
         dtype="float32",
         **OURS,
@@ -113,24 +129,28 @@ def from_huggingface(path: Path) -> tuple[ModelConfig, float]:
     Raises:
         DataError: naming the first setting that our encoder has no part for, or that no model can have.
     """
+    written = read_config(path)
+    if written.get("model_type") != "modernbert":
+        raise DataError(
+            f"{path / CONFIG}: model_type is {written.get('model_type')!r}, only 'modernbert' can be loaded"
+        )
+    if written.get("rope_scaling") is not None:
+        raise DataError(f"{path / CONFIG}: rope_scaling is not supported; global_rope_theta and local_rope_theta are")
     try:
-        written = json.loads((path / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path / CONFIG}: cannot be read: {error}") from None
-    model_type = written.get("model_type") if isinstance(written, dict) else None
-    if model_type != "modernbert":
-        raise DataError(f"{path / CONFIG}: model_type is {model_type!r}, only 'modernbert' can be loaded")
-    for key in ("rope_scaling", "rope_parameters", "layer_types"):  # the latter two as transformers 5 writes them
-        if written.get(key) is not None:
-            raise DataError(f"{path / CONFIG}: {key} is not supported; global_rope_theta and local_rope_theta are")
-    try:
-        theirs = ModernBertConfig.from_dict(written)
+        theirs = ModernBertConfig.from_dict(written | _from_version_5(path, written))
+    except DataError:
+        raise
     except Exception as error:  # it raises whatever the value runs into
         raise DataError(f"{path / CONFIG}: {' '.join(str(error).split())}") from None
     for key, ours in OURS.items():
         if getattr(theirs, key) != ours:
             raise DataError(f"{path / CONFIG}: {key} is {getattr(theirs, key)!r}, our encoder has {ours!r} only")
-    local_rope_theta = theirs.global_rope_theta if theirs.local_rope_theta is None else theirs.local_rope_theta
+    theta, local_theta = theirs.global_rope_theta, theirs.local_rope_theta
+    if local_theta == -1:
+        raise DataError(
+            f"{path / CONFIG}: local_rope_theta is -1, which ModernBERT's training code writes for 'as the global "
+            f"layers'; transformers computes NaN with it: {theta!r} is right"
+        )
     local_attention = None if theirs.global_attn_every_n_layers == 1 else theirs.local_attention
     if isinstance(local_attention, int) and local_attention > 1:
         local_attention -= local_attention % 2  # to them as to us, an odd window reaches no further
@@ -138,14 +158,53 @@ def from_huggingface(path: Path) -> tuple[ModelConfig, float]:
         **{name: getattr(theirs, name) for name in SIZES},
         global_attn_every_n_layers=theirs.global_attn_every_n_layers,
         local_attention=local_attention,
-        local_rope_theta=local_rope_theta,
+        local_rope_theta=theta if local_theta is None else local_theta,
         norm_eps=theirs.norm_eps,
         attn_out_dropout=0.0,
     )
-    theta = theirs.global_rope_theta
     for key, complaint in (*theta_problems("global_rope_theta", theta), *model_problems(config)):
         raise DataError(f"{path / CONFIG}: {key}: {complaint}")
     return config, theta
+
+
+def read_config(path: Path) -> dict:
+    """What a directory's config.json holds.
+
+    Raises:
+        DataError: it is missing or broken.
+    """
+    try:
+        written = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path / CONFIG}: cannot be read: {error}") from None
+    if not isinstance(written, dict):
+        raise DataError(f"{path / CONFIG}: cannot be read: it holds no object")
+    return written
+
+
+def _from_version_5(path: Path, written: dict) -> dict:
+    """The settings that transformers 5 writes in other words, in those of 4."""
+    found: dict = {}
+    kinds, ropes = written.get("layer_types"), written.get("rope_parameters")
+    if kinds is not None:
+        layers = range(len(kinds)) if isinstance(kinds, list) else range(0)
+        every = next((index for index in layers[1:] if kinds[index] == FULL), max(len(layers), 1))
+        if not layers or kinds != [SLIDING if index % every else FULL for index in layers]:
+            raise DataError(
+                f"{path / CONFIG}: layer_types: ours is {FULL} in the first of every n layers, {kinds} is not"
+            )
+        if len(layers) != written.get("num_hidden_layers"):
+            raise DataError(f"{path / CONFIG}: layer_types has {len(layers)} layers, num_hidden_layers says otherwise")
+        found["global_attn_every_n_layers"] = every
+    if ropes is not None:
+        for kind, key in ((FULL, "global_rope_theta"), (SLIDING, "local_rope_theta")):
+            rope = ropes.get(kind) if isinstance(ropes, dict) else None
+            if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default" or "rope_theta" not in rope:
+                raise DataError(
+                    f"{path / CONFIG}: rope_parameters: {kind} is {rope!r}; plain rotation by a rope_theta is ours"
+                )
+            found[key] = rope["rope_theta"]
+    return found
 
 
 def load_directory(path: str | Path) -> MaskedLM:
@@ -158,12 +217,10 @@ def load_directory(path: str | Path) -> MaskedLM:
         DataError: naming the first thing that is missing or does not fit.
     """
     config, rope_theta, weights = open_directory(Path(path))
-    network = MaskedLM(config, rope_theta)
-    network.load_state_dict(dict(weights))
-    return network.eval()
+    return load_network(config, rope_theta, weights)
 
 
-def open_directory(path: Path) -> tuple[ModelConfig, float, Mapping[str, Tensor]]:
+def open_directory(path: Path) -> tuple[ModelConfig, float, Weights]:
     """The shape of the model in a directory, theta of its global layers, and its weights, each read when asked for.
 
     Args:
@@ -174,54 +231,37 @@ def open_directory(path: Path) -> tuple[ModelConfig, float, Mapping[str, Tensor]
     """
     config, rope_theta = from_huggingface(path)
     weights = SafetensorsWeights(path)
-    if DECODER in weights.files and not torch.equal(weights[DECODER], weights[EMBEDDING]):
-        raise DataError(f"{path}: {DECODER} differs from {EMBEDDING}, our decoder is tied to it")
-    weights.files.pop(DECODER, None)
-    with torch.device("meta"):
-        wanted = MaskedLM(config, rope_theta).state_dict()
-    for name, ours in wanted.items():
-        if name not in weights:
-            raise DataError(f"{path}: no tensor {name}, so these are not the weights of a ModernBertForMaskedLM")
-        if weights.shape(name) != list(ours.shape):
-            raise DataError(f"{path}: {name} is {weights.shape(name)}, {CONFIG} makes it {list(ours.shape)}")
-    unknown = sorted(weights.keys() - wanted.keys())
-    if unknown:
-        raise DataError(f"{path}: our model has no part for the tensor {unknown[0]}")
+    if read_config(path).get("tie_word_embeddings") is False and DECODER not in weights.shapes:
+        raise DataError(f"{path / CONFIG}: tie_word_embeddings is False, and there is no tensor {DECODER}")
+    weights.check(config)
     return config, rope_theta, weights
 
 
-class SafetensorsWeights(Mapping[str, Tensor]):
-    """The tensors of a directory, by name; one is read when it is asked for."""
+class SafetensorsWeights(Weights):
+    """The tensors of a directory."""
 
     def __init__(self, path: Path):
         if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
             raise DataError(f"{path}: neither {WEIGHTS} nor {INDEX} there; weights are read from safetensors only")
         file = path / INDEX
         self.files: dict[str, Path] = {}  # by tensor
+        shapes: dict[str, list[int]] = {}
         try:
             shards = [WEIGHTS]
             if not (path / WEIGHTS).is_file():
-                shards = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+                shards = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
             for shard in shards:
                 file = path / shard
                 with safe_open(file, "pt") as opened:
-                    self.files |= dict.fromkeys(opened.keys(), file)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+                    for name in opened.keys():  # noqa: SIM118
+                        self.files[name], shapes[name] = file, opened.get_slice(name).get_shape()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from None
+        super().__init__(path, shapes)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def read(self, name: str) -> Tensor:
         with safe_open(self.files[name], "pt") as opened:
             return opened.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def shape(self, name: str) -> list[int]:
-        with safe_open(self.files[name], "pt") as opened:
-            return opened.get_slice(name).get_shape()
 
 
 def _load_tokenizer(path: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -239,11 +279,22 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _without_token_types(path: Path) -> None:
+    """Have a tokenizer give what the model takes: token_type_ids, a fast tokenizer's default, it refuses."""
+    if path.is_file():
+        written = json.loads(path.read_text(encoding="utf-8")) | {"model_input_names": ["input_ids", "attention_mask"]}
+        path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _refuse_foreign(out_dir: Path) -> None:
     if not out_dir.exists():
         return
     if not out_dir.is_dir():
         raise ConfigurationError(f"{out_dir}: is a file; an export is a directory")
-    foreign = sorted({path.name for path in out_dir.iterdir()} - {CONFIG, WEIGHTS, *TOKENIZER_FILES})
+    foreign = sorted({path.name for path in out_dir.iterdir()} - {CONFIG, WEIGHTS, CARD, *TOKENIZER_FILES})
+    if (out_dir / CARD).is_file() and f"- {TAG}\n" not in (out_dir / CARD).read_text(
+        encoding="utf-8", errors="replace"
+    ):
+        foreign.append(CARD)
     if foreign:
         raise ConfigurationError(f"{out_dir}: holds {foreign[0]}, which is not part of an export; choose another place")

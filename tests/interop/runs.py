@@ -1,0 +1,59 @@
+"""The folder of a run, made without training: a recipe, a checkpoint and records such as training writes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from torch import Tensor, distributed
+from torch.distributed import checkpoint as dist_cp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from encoder_foundry.interop.checkpoints import WEIGHTS
+from encoder_foundry.recipe import Recipe, compile_plan, load_recipe
+from encoder_foundry.recipe.schema import ModelConfig
+from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, append_line, mark_complete
+
+TOKENS = 950_272 + 98_304  # the nano recipe's first two stages
+
+
+def make_run(path: Path, model: ModelConfig, corpus: Path, weights: dict[str, Tensor], **items: object) -> RunFolder:
+    """A nano run of another shape, with a checkpoint at the end of its second stage; `items` are in that as well."""
+    recipe = load_recipe("yamls/main/nano.yaml")
+    recipe = replace(recipe, model=model, data=replace(recipe.data, local=str(corpus)))
+    run = RunFolder(path)
+    path.mkdir()
+    run.recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+    state = {WEIGHTS + name: value for name, value in weights.items()} | items
+    folder = checkpoint_folder(run, recipe)
+    dist_cp.save(state, storage_writer=dist_cp.FileSystemWriter(folder), no_dist=True)
+    complete(folder, recipe)
+    return run
+
+
+def save_sharded(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Save parameters and their moments, cut into as many pieces as there are ranks; called on each of them."""
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    state = {WEIGHTS + name: value for name, value in weights.items()}
+    for moment in ("exp_avg", "exp_avg_sq"):
+        state |= {f"state.optimizers.AdamW.state.{name}.{moment}": value + 7 for name, value in weights.items()}
+    cut = {name: distribute_tensor(value, mesh, [Shard(0)]) for name, value in state.items()}
+    dist_cp.save(cut, checkpoint_id=str(folder))
+
+
+def checkpoint_folder(run: RunFolder, recipe: Recipe) -> Path:
+    return run.checkpoints / f"ba{compile_plan(recipe).at(TOKENS).update}"
+
+
+def complete(folder: Path, recipe: Recipe) -> None:
+    """Mark a checkpoint as whole, whatever is in its folder now."""
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != "COMPLETE"}
+    mark_complete(CompleteCheckpoint(folder, compile_plan(recipe).at(TOKENS).update, TOKENS, 0, {}, sizes))
+
+
+def add_records(run: RunFolder) -> None:
+    """Three updates and evaluations; the last are beyond the checkpoint."""
+    for stage, token, loss in (("pretrain", 950_272, 5.5), ("extend", TOKENS, 5.25), ("decay", TOKENS + 131_072, 1.0)):
+        line = {"batch": token // 4096, "token": token, "rollbacks": 0, "stage": stage, "loss": loss}
+        append_line(run.metrics, line | {"drawn": {"code": loss / 10, "docs": 1 - loss / 10}})
+        append_line(run.evaluations, line | {"row_length": 1024, "rope_theta": 10_000.0, "masked_accuracy": loss / 40})
