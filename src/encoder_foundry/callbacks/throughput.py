@@ -42,6 +42,7 @@ class Throughput(Monitor):
 
     def __init__(self, recipe: Recipe):
         self.model = recipe.model
+        self.since = 0.0  # a grown model is evaluated before training starts
         on_gpu = torch.cuda.is_available() and recipe.precision == "amp_bf16"
         self.peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
 
