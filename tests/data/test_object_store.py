@@ -1,6 +1,7 @@
 """Training rows out of an object store, by a real S3 API (moto's server), through a cache smaller than the corpus."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -39,16 +40,20 @@ def stream(local: Path, remote: str | None = None, cache_limit: str | None = Non
     return TrainingStream(list(ROWS), local, remote, ROW_LENGTH, "py1e", 300, DRAW, cache_limit)
 
 
-def size_of(folder: Path) -> int:
-    """Bytes in a folder that another thread adds to and takes from."""
-    total = 0
+def sizes_in(folder: Path) -> dict[str, int]:
+    sizes = {}
     for path, _, names in os.walk(folder):
         for name in names:
-            try:
-                total += os.stat(os.path.join(path, name)).st_size
-            except FileNotFoundError:
-                continue
-    return total
+            with suppress(FileNotFoundError):
+                sizes[os.path.join(path, name)] = os.stat(os.path.join(path, name)).st_size
+    return sizes
+
+
+def size_of(folder: Path) -> int:
+    """Bytes in a folder at a moment in which no other thread adds to it or takes from it."""
+    while (sizes := sizes_in(folder)) != sizes_in(folder):
+        pass
+    return sum(sizes.values())
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
