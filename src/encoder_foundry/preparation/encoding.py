@@ -30,7 +30,7 @@ from encoder_foundry.preparation.words import words_of
 
 PIECE = 2**18  # characters of a text that are encoded at once, or up to twice as many if need be
 GROUP = 2**20  # characters after which a batch is passed on
-KEPT = 2**21  # characters in words that are remembered; in a dictionary each word needs some 150 bytes more
+KEPT = 2**20  # characters in words that are remembered; in a dictionary each word needs some 150 bytes more
 SEAM = re.compile(r"(?<=\S)[ \t\r\n]")
 
 
