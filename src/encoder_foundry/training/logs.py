@@ -23,8 +23,8 @@ def start_logs(recipe: Recipe) -> None:
     global _file
     folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name).logs
     folder.mkdir(parents=True, exist_ok=True)
-    _file = open(folder / f"rank{_rank()}.log", "a", encoding="utf-8")  # noqa: SIM115 (held open)
-    handler = logging.StreamHandler(_file)
+    handler = logging.FileHandler(folder / f"rank{_rank()}.log", encoding="utf-8")
+    _file = handler.stream
     handler.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.captureWarnings(True)
