@@ -253,7 +253,8 @@ class SafetensorsWeights(Weights):
             for shard in shards:
                 file = path / shard
                 with safe_open(file, "pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118
+                    names = opened.keys()  # a method's list: the file itself is no mapping
+                    for name in names:
                         self.files[name], shapes[name] = file, opened.get_slice(name).get_shape()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from None

@@ -124,13 +124,16 @@ class Run:
             self.lines += 1
 
 
-def _lines(path: Path, keys: tuple[str, ...], start: int = 0, number: int = 0) -> Iterator[tuple[int, dict]]:
-    """Where each line from byte `start` on ends, and what it holds. One without its end is being written."""
+def _lines(path: Path, keys: tuple[str, ...], start: int = 0, before: int = 0) -> Iterator[tuple[int, dict]]:
+    """Where each line from byte `start` on ends, and what it holds; `before` of them stand before that byte.
+
+    A line without its end is being written.
+    """
     if not path.exists():
         return
     with open(path, "rb") as file:
         file.seek(start)
-        for number, text in enumerate(file, number + 1):  # noqa: B020
+        for number, text in enumerate(file, before + 1):
             if not text.endswith(b"\n"):
                 return
             try:
