@@ -12,8 +12,10 @@ import pytest
 from encoder_foundry.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
 from encoder_foundry.recipe import Recipe, load_recipe
 
-from ..data.conftest import row_folder  # noqa: F401 (a fixture)
+from ..data.conftest import row_folder
 from ..inspection.tree import write_tree
+
+__all__ = ["row_folder"]  # a fixture, here too
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = """
