@@ -65,8 +65,8 @@ SECTIONS = {
         Panel("the token clock", (X_AXIS,), unit="tokens", x=STEP),
     ),
     "Throughput": (
-        Panel("tokens a second", ("throughput/tokens_per_second",)),
-        Panel("MFU", ("throughput/mfu",), unit="share of the bf16 peak"),
+        Panel("tokens a second", ("throughput/tokens_per_sec",)),
+        Panel("MFU", ("throughput/device/mfu",), unit="share of the bf16 peak"),
         Panel("where an update's time goes", PARTS, unit="seconds", options=STACKED),
         Panel("slowest rank", ("throughput/slowest_rank",)),
         Panel("its lag", ("throughput/slowest_lag",), unit="share of the median"),

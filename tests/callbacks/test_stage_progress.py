@@ -56,7 +56,7 @@ def train(plan, clock, updates, interval="10ba", mfu=None, progress_bar=False):
                 "time/step": STEP / 2,  # the other half is Composer's, evaluations and checkpoints
                 "data/real_tokens": segment.tokens_per_update - 8,
             }
-            | ({} if mfu is None else {"throughput/mfu": mfu})
+            | ({} if mfu is None else {"throughput/device/mfu": mfu})
         )
         before = state.timestamp = after
         token, batch = after.token.value, after.batch.value

@@ -19,7 +19,7 @@ from tests.wandb_file import Recorded, read_back
 
 from .conftest import PLANTED, PLANTED_KEY, REPOSITORY
 
-NOT_ON_CPU = {"throughput/mfu"}
+NOT_ON_CPU = {"throughput/device/mfu"}
 NOT_SO_SOON = {"loss/spike_score"}  # the stages of the run are shorter than what it needs
 OF_WANDB = re.compile(r"_.*")
 

@@ -92,7 +92,7 @@ class StageProgress(LoggerDestination):
         last = self.since[-1]
         seconds = sum(update["time/step"] for update in self.since)
         tokens = sum(update["data/real_tokens"] for update in self.since)
-        shares = [update.get("throughput/mfu") for update in self.since]
+        shares = [update.get("throughput/device/mfu") for update in self.since]
         mfu = "MFU n/a"
         if None not in shares:
             weighted = zip(shares, self.since, strict=True)
