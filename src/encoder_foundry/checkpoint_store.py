@@ -44,6 +44,7 @@ from encoder_foundry.run_folder import (
     read_checkpoint,
     remove_checkpoint,
 )
+from encoder_foundry.wording import one_line
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +253,7 @@ class CheckpointStore:
             yield
         except (BotoCoreError, ClientError, Boto3Error, OSError, *others) as error:
             raise FoundryError(
-                f"'save_folder': {self.url}: {' '.join(str(error).split())} (endpoint and credentials are those of the "
+                f"'save_folder': {self.url}: {one_line(error)} (endpoint and credentials are those of the "
                 "environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and what else boto3 reads)"
             ) from error
 

@@ -10,8 +10,9 @@ from composer.core import Time, Timestamp
 
 from encoder_foundry import load_recipe
 from encoder_foundry.callbacks import stage_progress
-from encoder_foundry.callbacks.stage_progress import Bars, StageProgress, duration, rate, short
+from encoder_foundry.callbacks.stage_progress import Bars, StageProgress, duration, short
 from encoder_foundry.recipe.plan import plan_in_force
+from encoder_foundry.wording import number
 
 STEP = 2.0  # seconds an update
 UPDATES = 227  # of nano's plan: in the middle of stage 2
@@ -88,7 +89,7 @@ def test_a_line_has_the_last_updates_loss_and_the_rates_since_the_line_before(pl
     assert rows.updates > 20
     tokens_per_second = (rows.tokens_per_update - 8) / (STEP / 2)
     lr = rows.learning_rate.at(19 * rows.tokens_per_update)
-    assert f"loss {9.0 - 20 / 1000:.3f}  lr {rate(lr)}  " in line
+    assert f"loss {9.0 - 20 / 1000:.3f}  lr {number(lr)}  " in line
     assert f"{short(tokens_per_second)} tok/s  MFU 41.2%" in line
     left = (plan.total_tokens - 20 * rows.tokens_per_update) / rows.tokens_per_update * STEP
     assert line.endswith(f"ETA {duration(left)} at this rate")
@@ -149,5 +150,5 @@ def test_numbers_are_short_and_never_rounded_up_into_five_digits():
         "1.000M",
         "2.019T",
     ]
-    assert [rate(lr) for lr in (0, 8e-4, 4.5421e-5)] == ["0", "8e-4", "4.54e-5"]
+    assert [number(lr) for lr in (0, 8e-4, 4.5421e-5)] == ["0", "8e-4", "4.54e-5"]
     assert [duration(seconds) for seconds in (6.6, 306, 14_700, 273_600)] == ["7s", "5m06s", "4h05m", "3d04h"]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry.doctor.finding import BAD, GOOD, size
+from encoder_foundry.doctor.finding import BAD, GOOD
 from encoder_foundry.doctor.room import check_data_disk, check_runs_disk, check_shm, loaders_need
 from encoder_foundry.recipe import compile_plan, load_recipe
 from encoder_foundry.recipe.cost import cost
+from encoder_foundry.wording import size
 
 from .conftest import REPOSITORY, on_own_machine, only
 

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from encoder_foundry.recipe import Plan
+from encoder_foundry.wording import number
 
 RECENT_UPDATES = 50  # whose rate the time left is told by
 AT_THIS_RATE = " at this rate"
@@ -99,7 +100,7 @@ class StageProgress(LoggerDestination):
             mfu = f"MFU {sum(share * update['time/step'] for share, update in weighted) / seconds:.1%}"
         line = (
             f"{self.stage:8}  {short(token)}/{short(self.plan.total_tokens)} tok  loss {last['loss/train']:.3f}  "
-            f"lr {rate(last['recipe/lr'])}  {short(tokens / seconds)} tok/s  {mfu}  ETA {self._left(token)}"
+            f"lr {number(last['recipe/lr'])}  {short(tokens / seconds)} tok/s  {mfu}  ETA {self._left(token)}"
         )
         if Bars.shown is not None and len(line) > Bars.shown.progress.console.width:
             line = line.removesuffix(AT_THIS_RATE)  # the bar says it
@@ -170,12 +171,6 @@ def short(count: float) -> str:
         if count >= 0.99995 * size:
             return f"{count / size:#.4g}{unit}"
     return f"{count:.0f}"
-
-
-def rate(lr: float) -> str:
-    """A learning rate in three digits, as a YAML has it: 8e-4, 4.54e-5."""
-    mantissa, exponent = f"{lr:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}" if lr else "0"
 
 
 def duration(seconds: float) -> str:

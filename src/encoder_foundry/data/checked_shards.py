@@ -46,6 +46,7 @@ from torch import distributed as dist
 from encoder_foundry.data.damage import damage_of
 from encoder_foundry.data.rows import SHARD_HASH
 from encoder_foundry.errors import DataError
+from encoder_foundry.wording import one_line
 
 STALL_SECONDS = 60.0  # after which, and each time again, a shard that is waited for is named
 REMEDY = "restore it from a copy, or prepare the data again with `python data_prep CONFIG`"
@@ -70,7 +71,7 @@ class CheckedStream(Stream):
             shards = super().get_shards(world, allow_unsafe_types)
             self._downloader.clean_up()  # else loader workers, which are forks, would share one connection
         except Exception as error:  # a broken file, any part of it missing, or a store's own error
-            raise DataError(f"{index}: cannot be read: {_one_line(error)}; {REMEDY}") from error
+            raise DataError(f"{index}: cannot be read: {one_line(error)}; {REMEDY}") from error
         if any(SHARD_HASH not in info.hashes for shard in shards for info in (shard.raw_data, _stored(shard))):
             raise DataError(
                 f"{index}: has no {SHARD_HASH} hashes; prepare the data again with `python data_prep CONFIG`"
@@ -94,7 +95,7 @@ class CheckedStream(Stream):
                 damage = _damage(there, stored) if there.exists() or not copied else None
                 if copied:
                     shard.evict()
-                why = f"{damage}; {REMEDY}" if damage else f"cannot be had: {_one_line(error)}"
+                why = f"{damage}; {REMEDY}" if damage else f"cannot be had: {one_line(error)}"
                 raise DataError(f"{source}: {why}") from error
 
     def _prepare_copy(self, shard: MDSReader, source: str) -> int:
@@ -103,7 +104,7 @@ class CheckedStream(Stream):
         try:
             super().prepare_shard(shard)
         except Exception as error:
-            log.warning(f"{source}: {_one_line(error)}; fetching it once more")
+            log.warning(f"{source}: {one_line(error)}; fetching it once more")
             shard.evict()
             super().prepare_shard(shard)
         return self._bytes_here(shard) - before
@@ -144,7 +145,7 @@ class CheckedShards(StreamingDataset):
         try:
             super().__init__(streams=streams, **arguments)
         except ValueError as error:  # the cache limit, or another data set on the same cache
-            raise DataError(f"{streams[0].local}: {_one_line(error)}") from error
+            raise DataError(f"{streams[0].local}: {one_line(error)}") from error
         # Streaming makes room for a shard and forgets it until it has come, so that all that fetch at a time go beyond
         # the limit together; `_room` is in its place
         self._limit, self.cache_limit = self.cache_limit, None
@@ -280,7 +281,3 @@ def _named_if_it_stalls(shard: str) -> Iterator[None]:
         yield
     finally:
         done.set()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -28,6 +28,7 @@ from encoder_foundry.data.rows import MANIFEST, Manifest, fingerprint
 from encoder_foundry.data.special_tokens import padded, special_ids
 from encoder_foundry.errors import DataError
 from encoder_foundry.recipe import Recipe
+from encoder_foundry.wording import one_line
 
 CACHE_LOCK = ".in_use"  # and the name of the machine
 _locks: dict[Path, TextIO] = {}  # caches that this process has locked, until it ends
@@ -162,6 +163,6 @@ def _fetched(recipe: Recipe, name: str) -> Path:
     try:
         CloudDownloader.direct_download(remote, str(arriving))
     except Exception as error:  # each store has errors of its own
-        raise DataError(f"{remote}: cannot be fetched: {' '.join(str(error).split())}") from error
+        raise DataError(f"{remote}: cannot be fetched: {one_line(error)}") from error
     arriving.replace(local)
     return local

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from encoder_foundry.doctor.finding import BAD, DOUBTFUL, GOOD, Finding, bad, doubtful, one_line
+from encoder_foundry.doctor.finding import BAD, DOUBTFUL, GOOD, Finding, bad, doubtful
 from encoder_foundry.doctor.installation import check_attention, check_gpus, check_packages
 from encoder_foundry.doctor.leftovers import check_leftovers
 from encoder_foundry.doctor.reach import check_data, check_save_folder, check_wandb
@@ -32,6 +32,7 @@ from encoder_foundry.doctor.room import check_runs_disk, check_shm
 from encoder_foundry.errors import FoundryError
 from encoder_foundry.recipe import Recipe, compile_plan, load_recipe
 from encoder_foundry.redaction import redacted
+from encoder_foundry.wording import one_line
 
 COLOURS = {GOOD: "green", DOUBTFUL: "yellow", BAD: "bold red"}
 WIDTH = 14  # of the column of subjects

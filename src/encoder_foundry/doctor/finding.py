@@ -25,15 +25,3 @@ def doubtful(subject: str, said: str, remedy: str) -> Finding:
 
 def bad(subject: str, said: str, remedy: str) -> Finding:
     return Finding(BAD, subject, said, remedy)
-
-
-def size(count: float) -> str:
-    """Bytes, as one reads them."""
-    for unit, power in (("TB", 4), ("GB", 3), ("MB", 2), ("kB", 1)):
-        if count >= 1000**power:
-            return f"{count / 1000**power:.3g} {unit}"
-    return f"{count:.0f} bytes"
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

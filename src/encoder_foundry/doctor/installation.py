@@ -22,8 +22,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import encoder_foundry
-from encoder_foundry.doctor.finding import Finding, bad, doubtful, good, one_line
+from encoder_foundry.doctor.finding import Finding, bad, doubtful, good
 from encoder_foundry.recipe import Recipe
+from encoder_foundry.wording import one_line
 
 if TYPE_CHECKING:
     import torch

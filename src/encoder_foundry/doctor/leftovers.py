@@ -27,8 +27,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from encoder_foundry.doctor.finding import Finding, doubtful, good, size
+from encoder_foundry.doctor.finding import Finding, doubtful, good
 from encoder_foundry.doctor.room import SHM
+from encoder_foundry.wording import size
 
 SUBJECT = "leftovers"
 

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from encoder_foundry.doctor.finding import Finding, bad, good, one_line
+from encoder_foundry.doctor.finding import Finding, bad, good
 from encoder_foundry.errors import FoundryError
 from encoder_foundry.recipe import Recipe
 from encoder_foundry.run_folder import RunFolder
+from encoder_foundry.wording import one_line
 
 SECONDS = 10  # that W&B has for an answer
 ASK = {"query": "query { viewer { username } }"}

@@ -21,10 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from encoder_foundry.data.shards import shard_folders
-from encoder_foundry.doctor.finding import Finding, bad, good, size
+from encoder_foundry.doctor.finding import Finding, bad, good
 from encoder_foundry.recipe import Plan, Recipe
 from encoder_foundry.recipe.cost import cost
 from encoder_foundry.run_folder import RunFolder
+from encoder_foundry.wording import size
 
 SHM = Path("/dev/shm")
 NCCL = 10**9

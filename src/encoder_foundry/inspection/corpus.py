@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from encoder_foundry.data.rows import MANIFEST, fingerprint
 from encoder_foundry.errors import DataError
 from encoder_foundry.preparation.encoding import open_tokenizer
+from encoder_foundry.wording import one_line
 
 INDEX = "index.json"
 
@@ -67,9 +68,7 @@ class Folder:
         try:
             return pq.read_table(io.BytesIO(self.read(name)), columns=list(columns))
         except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{os.path.normpath(self.path / name)}: cannot be read: {' '.join(str(error).split())}"
-            ) from error
+            raise DataError(f"{os.path.normpath(self.path / name)}: cannot be read: {one_line(error)}") from error
 
     def read(self, name: str) -> bytes:
         """A file of the folder, or, with a path that leads out of it, of the corpus."""
@@ -94,7 +93,7 @@ def _fetched(remote: str) -> bytes:
             CloudDownloader.direct_download(remote, str(local))
             return local.read_bytes()
         except Exception as error:  # each store has errors of its own
-            raise DataError(f"{remote}: cannot be fetched: {' '.join(str(error).split())}") from error
+            raise DataError(f"{remote}: cannot be fetched: {one_line(error)}") from error
 
 
 def local_folder(directory: str | Path) -> Path:

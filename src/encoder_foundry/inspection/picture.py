@@ -6,6 +6,7 @@ import numpy as np
 
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.inspection.stats import CorpusStats
+from encoder_foundry.wording import count
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")  # Okabe and Ito's
 OTHERS = "#bbbbbb"  # the sources beyond these colours, together
@@ -64,7 +65,7 @@ def _shares(axes, sources) -> None:
     tokens = np.array([by_length.sum() for *_, by_length in sources])
     names = [name for name, *_ in sources]
     bars = axes.barh(names, 100 * tokens / max(1, tokens.sum()), color=[colour for _, colour, *_ in sources])
-    axes.bar_label(bars, [_short(count) for count in tokens], padding=3)
+    axes.bar_label(bars, [count(number) for number in tokens], padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.18)
     axes.set(title="Tokens by source", xlabel="share of tokens (%)")
@@ -115,7 +116,7 @@ def _rows(stats: CorpusStats, split: str) -> str:
         ]
         rows, tokens = sum(one.rows for one in manifests), sum(one.tokens for one in manifests)
         if rows:
-            said.append(f"{_short(rows)} of {row_length:,} tokens, {tokens / (rows * row_length):.1%} full")
+            said.append(f"{count(rows)} of {row_length:,} tokens, {tokens / (rows * row_length):.1%} full")
     return "; ".join(said) or "none"
 
 
@@ -125,10 +126,3 @@ def _power(exponent: int) -> str:
         if exponent >= power:
             return f"{1 << exponent - power}{suffix}"
     return f"{1 << exponent}"
-
-
-def _short(count: float) -> str:
-    for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {suffix}"
-    return f"{count:.0f}"

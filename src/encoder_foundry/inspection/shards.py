@@ -22,6 +22,7 @@ from streaming.base.format.mds import MDSReader
 from encoder_foundry.data.damage import damage_of
 from encoder_foundry.errors import DataError
 from encoder_foundry.inspection.corpus import INDEX, Folder
+from encoder_foundry.wording import one_line
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,7 @@ class Shard:
             try:
                 sample = self.reader.decode_sample(raw[ends[row] : ends[row + 1]])
             except Exception as error:  # numpy's and Streaming's own, whatever the bytes lead to
-                raise ValueError(
-                    f"row {self.first_row + row} cannot be decoded: {' '.join(str(error).split())}"
-                ) from error
+                raise ValueError(f"row {self.first_row + row} cannot be decoded: {one_line(error)}") from error
             yield sample
 
 
@@ -84,7 +83,7 @@ class ShardFolder(Folder):
         except DataError:
             raise
         except Exception as error:  # a broken file, any part of it missing
-            raise DataError(f"{path}/{INDEX}: cannot be read: {' '.join(str(error).split())}") from error
+            raise DataError(f"{path}/{INDEX}: cannot be read: {one_line(error)}") from error
         self.shard_rows = np.array([reader.samples for reader in readers], np.int64)
         self._first_rows = self.shard_rows.cumsum() - self.shard_rows
         self.shards = [Shard(reader, int(first)) for reader, first in zip(readers, self._first_rows, strict=True)]
@@ -146,7 +145,7 @@ class ShardFolder(Folder):
         try:
             content = decompress(shard.reader.compression, content)
         except Exception as error:  # each compression has errors of its own
-            raise DataError(f"{where}: cannot be decompressed: {' '.join(str(error).split())}") from error
+            raise DataError(f"{where}: cannot be decompressed: {one_line(error)}") from error
         if damage := damage_of(content, raw):
             raise DataError(f"{where}: decompressed, it is not what was written: {damage}")
         return content

@@ -28,6 +28,7 @@ from encoder_foundry.interop.safe_reading import read_saved
 from encoder_foundry.interop.weights import EMBEDDING, Weights
 from encoder_foundry.recipe.schema import ModelConfig
 from encoder_foundry.recipe.validation import model_problems, theta_problems
+from encoder_foundry.wording import one_line
 
 NAMES = (  # theirs, ours
     ("model.bert.encoder.layers.", "model.layers."),
@@ -212,7 +213,7 @@ def _read_yaml(path: Path) -> tuple[object, int | None]:
         settings = OmegaConf.to_container(settings, resolve=True) if isinstance(settings, DictConfig) else None
         return settings, training.get("max_seq_len")
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigurationError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        raise ConfigurationError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
 def _at(tree: object, *keys: str) -> Any:

@@ -29,6 +29,7 @@ from encoder_foundry.interop.weights import DECODER, Weights, load_network
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.recipe.schema import ModelConfig
 from encoder_foundry.recipe.validation import model_problems, theta_problems
+from encoder_foundry.wording import one_line
 
 CONFIG, WEIGHTS, INDEX, CARD = "config.json", "model.safetensors", "model.safetensors.index.json", "README.md"
 TAG = "encoder-foundry"  # in a card's front matter, by which a directory of ours is known
@@ -141,7 +142,7 @@ def from_huggingface(path: Path) -> tuple[ModelConfig, float]:
     except DataError:
         raise
     except Exception as error:  # it raises whatever the value runs into
-        raise DataError(f"{path / CONFIG}: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path / CONFIG}: {one_line(error)}") from None
     for key, ours in OURS.items():
         if getattr(theirs, key) != ours:
             raise DataError(f"{path / CONFIG}: {key} is {getattr(theirs, key)!r}, our encoder has {ours!r} only")

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from encoder_foundry.errors import DataError
+from encoder_foundry.wording import one_line
 
 METADATA = ".metadata"
 DESCRIPTIONS = (BytesStorageMetadata, ChunkStorageMetadata, Metadata, MetadataIndex, StorageMeta, TensorProperties)
@@ -151,5 +152,4 @@ def _would_call(name: str) -> str:
 
 def in_a_line(error: BaseException) -> str:
     """What a library says is wrong; of torch's `weights_only`, without its advice to read the file unsafely."""
-    text = " ".join(str(error).split())
-    return text.split("WeightsUnpickler error: ")[-1] or repr(error)
+    return one_line(error).split("WeightsUnpickler error: ")[-1]

@@ -27,6 +27,7 @@ from encoder_foundry.preparation.readers import BadInput, read
 from encoder_foundry.preparation.tokenizer import save_copy, save_trained, train_tokenizer
 from encoder_foundry.preparation.work import SPLITS, DocumentWriter, Work, read_documents
 from encoder_foundry.preparation.writing import write_shards
+from encoder_foundry.wording import one_line
 
 NEAR_EMPTY = 32  # characters, blanks at the ends not counted: less than this has nothing to predict from
 RESERVED = 0.01  # the share of documents that is kept from training where `validation` is a number of documents
@@ -154,7 +155,7 @@ def _filtered(source: str, step: PipelineStep, documents: Iterator[Document], ra
         raise
     except Exception as error:  # a filter asserts and raises as it likes
         name = type(step).__name__
-        reason = " ".join(str(error).split()) or repr(error)
+        reason = one_line(error)
         raise DataError(f"source '{source}': {name} cannot be applied at {last}: {reason}") from error
 
 

@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.wording import one_line
 
 Schema = TypeVar("Schema")
 WHOLE = ("mixture", "executor")
@@ -59,7 +60,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Di
     except (OSError, UnicodeDecodeError) as error:  # OmegaConf's answer to a bare number is an OSError, too
         raise ConfigurationError(f"{path}: cannot be read as a YAML file: {error}") from None
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigurationError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigurationError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(content, DictConfig):
         raise ConfigurationError(f"{path}: a mapping of keys to values is wanted, this is a list")
     with _reported(path):
@@ -116,7 +117,7 @@ def _reported(source: object) -> Iterator[None]:
             complaint = "a list is given where keys with values are wanted, or the other way round"
         raise ConfigurationError(f"{source}: {key}{complaint}") from error
     except (TypeError, YAMLError) as error:
-        raise ConfigurationError(f"{source}: {' '.join(str(error).split())}") from error
+        raise ConfigurationError(f"{source}: {one_line(error)}") from error
 
 
 def _suggestion(error: OmegaConfBaseException) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from encoder_foundry.wording import count
+
 COLUMNS = 700  # of a picture
 CROWD = 2  # points in a column that are still drawn each
 COLOURS = ("#0069a8", "#cf7a00", "#00805d", "#b0508a", "#2a93d5", "#c9480a", "#857a00")  # as the page's, in light
@@ -126,15 +128,7 @@ def _token_axis(axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlim(left=0)
     axes.set_xlabel("tokens")
-    axes.xaxis.set_major_formatter(lambda value, _: short(value))
-
-
-def short(value: float) -> str:
-    """A number of tokens with its unit: 1.5 M."""
-    for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.4g} {suffix}"
-    return f"{value:g}"
+    axes.xaxis.set_major_formatter(lambda value, _: count(value))
 
 
 def _columns(x: np.ndarray, *values: np.ndarray) -> Iterator[np.ndarray]:

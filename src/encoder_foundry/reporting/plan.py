@@ -9,6 +9,7 @@ from rich.table import Table
 from encoder_foundry.recipe import Plan, Recipe
 from encoder_foundry.recipe.cost import PEAK_FLOPS, Cost, Machine, cost
 from encoder_foundry.recipe.plan import Position, Segment
+from encoder_foundry.wording import number, size
 
 WIDTH = 100  # columns at least: a narrower terminal breaks the lines itself, and no figure is cut off
 
@@ -29,8 +30,8 @@ def print_plan(recipe: Recipe, plan: Plan, machine: Machine | None = None, conso
     for stage, mixture in _mixtures(plan).items():
         grid.add_row("mixture", f"{stage}: {mixture}")
     grid.add_row("model", f"{costs.parameters:,} parameters")
-    of_them = f", {_short(costs.abandoned_flops)} of them abandoned" if plan.abandoned else ""
-    grid.add_row("training", f"{_short(costs.flops)} FLOPs{of_them}; at most, as each row counts as one document")
+    of_them = f", {number(costs.abandoned_flops)} of them abandoned" if plan.abandoned else ""
+    grid.add_row("training", f"{number(costs.flops)} FLOPs{of_them}; at most, as each row counts as one document")
     if machine is not None:
         rate = f"{machine.mfu:.1%} of {PEAK_FLOPS[machine.gpu] / 1e12:,.0f} TFLOP/s (bf16, dense)"
         hours = f"{machine.hours(costs.flops):,.1f} hours"
@@ -72,7 +73,7 @@ def plan_table(plan: Plan) -> Table:
             f"{_tokens([segment]):,}",
             from_to(segment.learning_rate.at(segment.start_token), segment.learning_rate.at(segment.end_token)),
             f"{segment.rope_theta_global:,.0f}",
-            _short(weight_decay) if changed else "",
+            number(weight_decay) if changed else "",
             style="dim" if abandoned else None,
         )
     return table
@@ -82,7 +83,7 @@ def print_position(position: Position, console: Console | None = None) -> None:
     """Print what a token decides."""
     grid = _grid()
     for key, value in position.to_json().items():
-        shown = f"{value:,}" if isinstance(value, int) else _short(value) if key in ("lr", "weight_decay") else value
+        shown = f"{value:,}" if isinstance(value, int) else number(value) if key in ("lr", "weight_decay") else value
         grid.add_row(key, f"{shown:,.0f}" if isinstance(shown, float) else shown)
     (console or _console()).print(grid)
 
@@ -101,8 +102,8 @@ def _grid() -> Table:
 def checkpoints_line(costs: Cost) -> str:
     """How many there will be, and how large."""
     one, written, kept = costs.checkpoint_bytes, costs.checkpoints_written, costs.checkpoints_kept
-    stay = "all of which stay" if kept == written else f"{kept:,} of which stay, {_bytes(kept * one)}"
-    return f"{written:,} of {_bytes(one)} (weights and two moments, float32), {_bytes(written * one)} in all; {stay}"
+    stay = "all of which stay" if kept == written else f"{kept:,} of which stay, {size(kept * one)}"
+    return f"{written:,} of {size(one)} (weights and two moments, float32), {size(written * one)} in all; {stay}"
 
 
 def _mixtures(plan: Plan) -> dict[str, str]:
@@ -120,20 +121,5 @@ def _tokens(segments: list[Segment] | tuple[Segment, ...]) -> int:
 
 def from_to(start: float, end: float) -> str:
     """A learning rate, or two."""
-    first, last = _short(start), _short(end)
+    first, last = number(start), number(end)
     return first if first == last else f"{first} → {last}"
-
-
-def _short(value: float) -> str:
-    """Three digits, as a YAML has them: 8e-4, 0.05, 0."""
-    if value == 0 or 0.01 <= abs(value) < 1000:
-        return f"{value:.3g}"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count / 1e6:.1f} MB"

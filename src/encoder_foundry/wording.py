@@ -1,0 +1,30 @@
+"""Numbers and errors as people read them, in one way wherever something is printed or drawn."""
+
+
+def count(value: float) -> str:
+    """A number of tokens or rows with its unit, in up to four digits: 1.5 M."""
+    for suffix, power in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= power:
+            return f"{value / power:.4g} {suffix}"
+    return f"{value:g}"
+
+
+def size(count: float) -> str:
+    """Bytes, in three digits: 4.75 GB."""
+    for unit, power in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= power:
+            return f"{count / power:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def number(value: float) -> str:
+    """A learning rate or the like in three digits, as a YAML has it: 8e-4, 0.05, 0."""
+    if value == 0 or 0.01 <= abs(value) < 1000:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without its line breaks; its type if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
