@@ -74,6 +74,16 @@ def test_a_folder_is_read_at_any_depth_in_the_order_of_names_and_a_glob_as_it_ma
         texts("jsonl", "a/deep")
 
 
+def test_links_to_files_are_read_as_a_cache_of_the_hub_holds_them(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    reading.write_jsonl(tmp_path / "blobs" / "1234", ROWS)
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "some.jsonl").symlink_to("../blobs/1234")
+    (tmp_path / "snapshot" / "gone.jsonl").symlink_to("nowhere")
+    for path in ("snapshot", "snapshot/*.jsonl", "snapshot/some.jsonl"):
+        assert texts("jsonl", tmp_path / path) == ROWS
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_column_or_text(tmp_path):
     (tmp_path / "a.csv").write_text("text,n\none,1\n", encoding="utf-8-sig")
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n', encoding="utf-8-sig")

@@ -59,13 +59,18 @@ def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
             return folder, {name: stores.data_folder(folder).info(name)}
         if store.isdir(path):
             folder, extensions = path, READERS[source.reader].extensions
-            found = stores.data_folder(folder).find("", detail=True)
+            inside = stores.data_folder(folder)
+            found = inside.find("", detail=True)
         elif has_magic(path):
             folder, pattern = _before_magic(path)
             extensions = ("",)
-            found = stores.data_folder(folder).glob(pattern, detail=True)
+            inside = stores.data_folder(folder)
+            found = inside.glob(pattern, detail=True)
         else:
             raise DataError(f"{path}: nothing is there")
+    for name, info in found.items():
+        if info.get("islink") and inside.isfile(name):  # a Hugging Face cache is made of links
+            found[name] = inside.info(name)  # of the file itself
     files = {
         name: info
         for name, info in found.items()
