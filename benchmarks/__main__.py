@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 from measure import draw, in_new_process, median_ratio, mixed_lengths, peak_memory, race, timed, workload
 
-from encoder_foundry.training.allocator import keep_freed_memory
+from encoder_foundry.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results.md"
 WORKLOADS = {"uniform 512": [512] * 8, "mixed": mixed_lengths(), "one of 8192": [8192]}

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from models import CONTENDERS, Contender, Documents
 
+from encoder_foundry.allocator import keep_freed_memory
 from encoder_foundry.data.masking import IGNORE_INDEX
-from encoder_foundry.training.allocator import keep_freed_memory
 
 MASKED = 0.3
 

@@ -27,6 +27,7 @@ from datatrove.executor.ray import RankWorker
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
+from encoder_foundry.allocator import give_back_freed_memory
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.preparation.work import Work
 
@@ -64,7 +65,10 @@ class LocalExecutor(LocalPipelineExecutor):
 
     def _run_for_rank(self, *arguments, **keywords):
         logger.disable("datatrove")
-        return super()._run_for_rank(*arguments, **keywords)
+        try:
+            return super()._run_for_rank(*arguments, **keywords)
+        finally:
+            give_back_freed_memory()
 
 
 class RayWorker(RankWorker):

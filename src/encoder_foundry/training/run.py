@@ -20,6 +20,7 @@ from torch.distributed.checkpoint import state_dict
 
 from encoder_foundry.algorithms.microbatch_seed import MicrobatchSeed
 from encoder_foundry.algorithms.segment_switch import SegmentSwitch
+from encoder_foundry.allocator import keep_freed_memory
 from encoder_foundry.callbacks.checkpoint_rollback import CheckpointRollback, RollbackDue
 from encoder_foundry.callbacks.checkpoints import NOT_LOADED, CompleteCheckpointSaver
 from encoder_foundry.callbacks.first_update import FirstUpdate
@@ -49,7 +50,6 @@ from encoder_foundry.recipe.plan import Rollback, named_tokens, plan_in_force, s
 from encoder_foundry.recipe.schema import StageConfig
 from encoder_foundry.redaction import redacted
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, write_whole
-from encoder_foundry.training.allocator import keep_freed_memory
 from encoder_foundry.training.environment import environment
 from encoder_foundry.training.first_weights import first_weights
 from encoder_foundry.training.loggers import loggers
