@@ -87,6 +87,9 @@ def report(
         bool, typer.Option("--watch", help="Write nothing: serve the page on this machine only, and follow the run.")
     ] = False,
     port: Annotated[int, typer.Option(help="With --watch; 0 takes any that is free.")] = 8090,
+    reference: Annotated[
+        Path | None, typer.Option(help="A file of `reference`; nano's own is known without it.")
+    ] = None,
 ) -> None:
     """Write report.html, a page that needs nothing else, and its pictures as PNG; the runs may be going on."""
     from encoder_foundry.reporting.report import write_report
@@ -94,9 +97,21 @@ def report(
     if watch:
         from encoder_foundry.reporting.watch import serve
 
-        serve(runs, port)
+        serve(runs, port, reference)
     else:
-        print(f"report: {write_report(runs, out)}")
+        print(f"report: {write_report(runs, out, reference)}")
+
+
+@app.command()
+def reference(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs of one recipe, each with a seed of its own.")],
+    out: Annotated[Path, typer.Option(help="The file for it, such as my_recipe.json.")],
+) -> None:
+    """Write what several runs of a recipe have in common, which `report` lays behind a run: is this one normal?"""
+    from encoder_foundry.reporting.reference import write_reference
+
+    write_reference(runs, out)
+    print(f"reference: {out}")
 
 
 @app.command()

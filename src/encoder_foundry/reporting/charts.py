@@ -19,6 +19,8 @@ from encoder_foundry.reporting.records import SHARES, Run, Track
 BUCKETS = 500
 DIGITS = 4  # of a number in the page
 COLOURS = 7  # in the page's style; further runs take them again
+NO_RUN = -1
+GREY = 7  # the one after them, a reference's
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,12 @@ STEP_PARTS = {
 }
 
 
-def report(runs: list[Run]) -> dict:
-    """The content of the page, as plain JSON types."""
+def report(runs: list[Run], reference: dict | None = None) -> dict:
+    """The content of the page, as plain JSON types; with a reference behind the lines that it has (reference.py)."""
     names = _names(runs)
     charts = [_loss_chart(runs, names), *(_chart(quantity, runs, names) for quantity in QUANTITIES)]
+    for chart in charts if reference is not None else ():
+        chart["series"] = [*_reference_lines(reference, chart["id"]), *chart["series"]]
     for index, (run, name) in enumerate(zip(runs, names, strict=True)):
         of_run = f", {name}" if len(runs) > 1 else ""
         charts += [_step_chart(run, index, of_run), *_mixture_charts(run, index, of_run)]
@@ -82,6 +86,23 @@ def report(runs: list[Run]) -> dict:
         "charts": charts,
         "differences": _differences(runs) if len(runs) > 1 else [],
     }
+
+
+def _reference_lines(reference: dict, key: str) -> Iterator[dict]:
+    """The band of a chart that the reference knows, and its held-out numbers, each from lowest to highest."""
+    if key not in reference:
+        return
+    label = f"reference, {len(reference['seeds'])} seeds"
+    band = {name: reference[key][of] for name, of in (("y", "mean"), ("low", "low"), ("high", "high"))}
+    yield _series(label, NO_RUN, GREY) | {"x": reference["token"]} | band
+    if key == LOSS.key:
+        values = [line[key] for line in reference["held_out"]]
+        yield _series(f"{label}, held-out", NO_RUN, GREY, points=True) | {
+            "x": [line["token"] for line in reference["held_out"]],
+            "y": [_round(sum(seeds) / len(seeds)) for seeds in values],
+            "low": [min(seeds) for seeds in values],
+            "high": [max(seeds) for seeds in values],
+        }
 
 
 def _shared_tokens(charts: list[dict]) -> list[list[int]]:
@@ -195,7 +216,7 @@ def _series(label: str, run: int, colour: int, points: bool = False, abandoned: 
     return {
         "label": label,
         "run": run,
-        "colour": colour % COLOURS,
+        "colour": colour if run == NO_RUN else colour % COLOURS,
         "points": points,
         "dashed": False,
         "abandoned": abandoned,

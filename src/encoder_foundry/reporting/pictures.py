@@ -12,7 +12,7 @@ from encoder_foundry.wording import count
 
 COLUMNS = 700  # of a picture
 CROWD = 2  # points in a column that are still drawn each
-COLOURS = ("#0069a8", "#cf7a00", "#00805d", "#b0508a", "#2a93d5", "#c9480a", "#857a00")  # as the page's, in light
+COLOURS = ("#0069a8", "#cf7a00", "#00805d", "#b0508a", "#2a93d5", "#c9480a", "#857a00", "#7a7d85")  # the page's, light
 BACK = "#d6324f"
 
 
@@ -53,6 +53,7 @@ def _chart(axes, chart: dict, tokens: list[list[int]]) -> None:
         faint = 0.5 if series["abandoned"] else 1
         if series["points"]:
             axes.plot(x, y, "D", color=colour, markerfacecolor="white", alpha=faint, label=label)
+            axes.vlines(x, low, high, color=colour, alpha=faint)  # of a reference; of others both are the point
             continue
         colour = BACK if series["abandoned"] else colour
         style = ":" if series["abandoned"] else "--" if series["dashed"] else "-"

@@ -18,23 +18,26 @@ from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.reporting.charts import report
 from encoder_foundry.reporting.pictures import draw
 from encoder_foundry.reporting.records import Run
+from encoder_foundry.reporting.reference import find_reference
 
 PAGE = "report.html"
 PICTURES = "report"  # folder
 
 
-def write_report(paths: list[Path], out: Path | None = None) -> Path:
+def write_report(paths: list[Path], out: Path | None = None, reference: Path | None = None) -> Path:
     """Write the page, and the pictures into a folder beside it; where the page is.
 
     Args:
         paths: of the runs' folders.
         out: the folder for the page; by default a single run's own, else the current one.
+        reference: a file of `write_reference`; by default the one that is known here for the runs' recipe, if any.
 
     Raises:
-        ConfigurationError: there is no run in a folder, or the page cannot be written.
+        ConfigurationError: there is no run in a folder, the page cannot be written, or the reference is another's.
         DataError: a file of a run is broken.
     """
-    content = report([Run(path) for path in paths])
+    runs = [Run(path) for path in paths]
+    content = report(runs, find_reference(runs, reference))
     out = out or (paths[0] if len(paths) == 1 else Path())
     try:
         (out / PICTURES).mkdir(parents=True, exist_ok=True)

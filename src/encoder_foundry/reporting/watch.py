@@ -14,27 +14,29 @@ from pathlib import Path
 from encoder_foundry.errors import ConfigurationError, FoundryError
 from encoder_foundry.reporting.charts import report
 from encoder_foundry.reporting.records import Run
+from encoder_foundry.reporting.reference import find_reference
 from encoder_foundry.reporting.report import as_json, page
 
 SECONDS = 5  # between the page's questions
 NAMES = ("127.0.0.1", "localhost")
 
 
-def serve(paths: list[Path], port: int) -> None:
+def serve(paths: list[Path], port: int, reference: Path | None = None) -> None:
     """Serve the page of these runs until it is interrupted.
 
     Raises:
-        ConfigurationError: there is no run in a folder, or the port is taken.
+        ConfigurationError: there is no run in a folder, the port is taken, or the reference is another recipe's.
         DataError: a file of a run is broken.
     """
-    with server(paths, port) as running, contextlib.suppress(KeyboardInterrupt):
+    with server(paths, port, reference) as running, contextlib.suppress(KeyboardInterrupt):
         print(f"report: http://127.0.0.1:{running.server_port}/ (Ctrl-C ends it)", flush=True)
         running.serve_forever()
 
 
-def server(paths: list[Path], port: int) -> ThreadingHTTPServer:
+def server(paths: list[Path], port: int, reference: Path | None = None) -> ThreadingHTTPServer:
     """The server, listening."""
     runs, lock = [Run(path) for path in paths], threading.Lock()
+    behind = find_reference(runs, reference)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -51,7 +53,7 @@ def server(paths: list[Path], port: int) -> ThreadingHTTPServer:
                 with lock:
                     for run in runs:
                         run.refresh()
-                    content = report(runs)
+                    content = report(runs, behind)
             except FoundryError as error:
                 self._answer(500, "text/plain", f"error: {error}")
                 return

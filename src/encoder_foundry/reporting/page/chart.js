@@ -237,7 +237,10 @@ class Chart {
       const [from, to] = this.within(series);
       const at = (index) => `M${this.x.at(series.x[index]).toFixed(1)} ${y.at(series.y[index]).toFixed(1)}m0 -6l6 6l-6 6l-6 -6z`;
       const there = (index) => series.y[index] !== null && (!this.spec.log || series.y[index] > 0);
-      return [svg("path", { class: `points ${style}`, d: range(from, to).filter(there).map(at).join("") })];
+      const reach = (index) => `M${this.x.at(series.x[index]).toFixed(1)} ${y.at(series.low[index]).toFixed(1)}V${y.at(series.high[index]).toFixed(1)}`;
+      const shown = range(from, to).filter(there);
+      return [svg("path", { class: `reach ${style}`, d: series.low ? shown.map(reach).join("") : "" }),
+        svg("path", { class: `points ${style}`, d: shown.map(at).join("") })];
     }
     const drawn = [];
     const line = [];
