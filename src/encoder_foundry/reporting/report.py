@@ -2,8 +2,8 @@
 
 Own SVG, not plotly: its script alone is 4.8 MB in every page (the Python package carries no smaller one), and what
 makes this page has to be written beside it anyway (one zoom and one cursor for all charts, stages and abandoned
-stretches behind the lines, legends that tell the values under a finger). Lines, bands and axes in SVG are 350 lines of
-script; the whole page's script and style are 42 kB. Colours are CSS, so light and dark need no drawing anew. The PNGs
+stretches behind the lines, legends that tell the values under a finger). Lines, bands and axes in SVG are 420 lines of
+script; the whole page's script and style are 45 kB. Colours are CSS, so light and dark need no drawing anew. The PNGs
 are matplotlib's, which needs no browser.
 
 The page's content policy forbids it every address: it cannot load anything, nor send what it shows.

@@ -17,7 +17,8 @@ function svg(tag, attributes = {}, ...children) {
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== undefined && value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
+    else if (value !== undefined && value !== null && value !== false)
+      element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
   return element;
@@ -25,7 +26,12 @@ function fill(element, attributes, children) {
 
 function short(value) {
   const size = Math.abs(value);
-  for (const [unit, power] of [["T", 1e12], ["B", 1e9], ["M", 1e6], ["k", 1e3]])
+  for (const [unit, power] of [
+    ["T", 1e12],
+    ["B", 1e9],
+    ["M", 1e6],
+    ["k", 1e3],
+  ])
     if (size >= power * 0.99995) return trim((value / power).toPrecision(4)) + " " + unit;
   if (size !== 0 && size < 0.01) return trim(value.toExponential(2));
   return trim(value.toPrecision(4));
@@ -116,9 +122,14 @@ class Chart {
     this.title = html("h3");
     this.about = html("p", { class: "about" });
     this.words = html("p");
-    this.element = html("figure", { class: "chart", id: `chart-${spec.id}` },
-      html("figcaption", {}, this.title, this.about), this.legend, this.picture,
-      html("details", {}, html("summary", {}, "In words"), this.words));
+    this.element = html(
+      "figure",
+      { class: "chart", id: `chart-${spec.id}` },
+      html("figcaption", {}, this.title, this.about),
+      this.legend,
+      this.picture,
+      html("details", {}, html("summary", {}, "In words"), this.words),
+    );
     this.listen();
     this.update(spec);
   }
@@ -140,14 +151,21 @@ class Chart {
     this.legend.replaceChildren(...[...this.entries.values()].map((entry) => this.entryButton(entry)));
     this.legend.classList.toggle("alone", this.entries.size === 1 && !spec.wide);
     if (spec.series.some((series) => series.abandoned))
-      this.legend.append(html("span", { class: "entry note" }, html("span", { class: "swatch dots" }), "abandoned by a rollback"));
+      this.legend.append(
+        html("span", { class: "entry note" }, html("span", { class: "swatch dots" }), "abandoned by a rollback"),
+      );
     this.draw();
   }
 
   entryButton(entry) {
     entry.value = html("output", { "aria-live": "off" });
-    entry.button = html("button", { type: "button", class: `entry c${entry.series.colour}`, onclick: () => this.view.toggle(entry.key) },
-      html("span", { class: entry.series.points ? "swatch diamond" : "swatch" }), html("span", { class: "label" }, entry.series.label), entry.value);
+    entry.button = html(
+      "button",
+      { type: "button", class: `entry c${entry.series.colour}`, onclick: () => this.view.toggle(entry.key) },
+      html("span", { class: entry.series.points ? "swatch diamond" : "swatch" }),
+      html("span", { class: "label" }, entry.series.label),
+      entry.value,
+    );
     return entry.button;
   }
 
@@ -171,13 +189,26 @@ class Chart {
     const lines = svg("g", { "clip-path": `url(#${clip})` });
     const points = svg("g", { "clip-path": `url(#${clip}-points)` }); // one at the very end is drawn whole
     for (const series of shown) (series.points ? points : lines).append(...this.drawSeries(series, y));
-    const area = (room) => svg("rect", { x: this.x.left - room, y: top, width: this.x.right - this.x.left + 2 * room, height: bottom - top });
+    const area = (room) =>
+      svg("rect", {
+        x: this.x.left - room,
+        y: top,
+        width: this.x.right - this.x.left + 2 * room,
+        height: bottom - top,
+      });
     this.cursor = svg("line", { class: "cursor", y1: top, y2: bottom, visibility: "hidden" });
     this.selection = svg("rect", { class: "selection", y: top, height: bottom - top, visibility: "hidden" });
     this.picture.replaceChildren(
-      svg("clipPath", { id: clip }, area(0)), svg("clipPath", { id: `${clip}-points` }, area(8)),
+      svg("clipPath", { id: clip }, area(0)),
+      svg("clipPath", { id: `${clip}-points` }, area(8)),
       ...this.view.background(this.x, top, bottom),
-      this.valueAxis(y), this.x.axis(height), lines, points, this.cursor, this.selection);
+      this.valueAxis(y),
+      this.x.axis(height),
+      lines,
+      points,
+      this.cursor,
+      this.selection,
+    );
     this.drawCursor();
   }
 
@@ -210,24 +241,37 @@ class Chart {
       const last = Math.max(first + 1, Math.min(to, lowerBound(series.x, this.x.high + 1)));
       for (let index = first; index < last; index++)
         for (const value of [(series.low ?? series.y)[index], (series.high ?? series.y)[index]])
-          if (value !== null && (!this.spec.log || value > 0)) [low, high] = [Math.min(low, value), Math.max(high, value)];
+          if (value !== null && (!this.spec.log || value > 0))
+            [low, high] = [Math.min(low, value), Math.max(high, value)];
     }
     return [low, high];
   }
 
   // The points in view, and one on either side.
   within(series) {
-    return [Math.max(0, lowerBound(series.x, this.x.low) - 1), Math.min(series.x.length, lowerBound(series.x, this.x.high) + 1)];
+    return [
+      Math.max(0, lowerBound(series.x, this.x.low) - 1),
+      Math.min(series.x.length, lowerBound(series.x, this.x.high) + 1),
+    ];
   }
 
   valueAxis(y) {
     const group = svg("g", { class: "axis" });
     for (const tick of y.ticks) {
       const at = y.at(tick);
-      group.append(svg("line", { class: "grid", x1: this.x.left, x2: this.x.right, y1: at, y2: at }),
-        svg("text", { x: this.x.left - 7, y: at + 4, "text-anchor": "end" }, this.show(Math.abs(tick) < 1e-12 ? 0 : tick)));
+      group.append(
+        svg("line", { class: "grid", x1: this.x.left, x2: this.x.right, y1: at, y2: at }),
+        svg(
+          "text",
+          { x: this.x.left - 7, y: at + 4, "text-anchor": "end" },
+          this.show(Math.abs(tick) < 1e-12 ? 0 : tick),
+        ),
+      );
     }
-    if (y.above) group.append(svg("text", { x: this.x.left + 26, y: MARGIN.top + 11 }, `↑ begins above, up to ${this.show(y.above)}`));
+    if (y.above)
+      group.append(
+        svg("text", { x: this.x.left + 26, y: MARGIN.top + 11 }, `↑ begins above, up to ${this.show(y.above)}`),
+      );
     return group;
   }
 
@@ -235,22 +279,33 @@ class Chart {
     const style = `c${series.colour}${series.abandoned ? " abandoned" : ""}${series.dashed ? " dashed" : ""}`;
     if (series.points) {
       const [from, to] = this.within(series);
-      const at = (index) => `M${this.x.at(series.x[index]).toFixed(1)} ${y.at(series.y[index]).toFixed(1)}m0 -6l6 6l-6 6l-6 -6z`;
+      const at = (index) =>
+        `M${this.x.at(series.x[index]).toFixed(1)} ${y.at(series.y[index]).toFixed(1)}m0 -6l6 6l-6 6l-6 -6z`;
       const there = (index) => series.y[index] !== null && (!this.spec.log || series.y[index] > 0);
-      const reach = (index) => `M${this.x.at(series.x[index]).toFixed(1)} ${y.at(series.low[index]).toFixed(1)}V${y.at(series.high[index]).toFixed(1)}`;
+      const reach = (index) =>
+        `M${this.x.at(series.x[index]).toFixed(1)} ${y.at(series.low[index]).toFixed(1)}V${y.at(series.high[index]).toFixed(1)}`;
       const shown = range(from, to).filter(there);
-      return [svg("path", { class: `reach ${style}`, d: series.low ? shown.map(reach).join("") : "" }),
-        svg("path", { class: `points ${style}`, d: shown.map(at).join("") })];
+      return [
+        svg("path", { class: `reach ${style}`, d: series.low ? shown.map(reach).join("") : "" }),
+        svg("path", { class: `points ${style}`, d: shown.map(at).join("") }),
+      ];
     }
     const drawn = [];
     const line = [];
     for (const stretch of this.stretches(series)) {
       const place = (point, value) => `${point.x.toFixed(1)} ${y.at(value).toFixed(1)}`;
       // What is set for an update holds for all of its tokens: from where the one before it ended.
-      const join = this.spec.steps ? (point) => `V${y.at(point.y).toFixed(1)}H${point.x.toFixed(1)}` : (point) => `L${place(point, point.y)}`;
-      line.push(`M${place(stretch[0], stretch[0].y)}${stretch.slice(1).map(join).join("")}${stretch.length === 1 ? "h0.1" : ""}`);
+      const join = this.spec.steps
+        ? (point) => `V${y.at(point.y).toFixed(1)}H${point.x.toFixed(1)}`
+        : (point) => `L${place(point, point.y)}`;
+      line.push(
+        `M${place(stretch[0], stretch[0].y)}${stretch.slice(1).map(join).join("")}${stretch.length === 1 ? "h0.1" : ""}`,
+      );
       if (stretch.some((point) => point.low < point.high)) {
-        const edges = [...stretch.map((point) => place(point, point.high)), ...stretch.reverse().map((point) => place(point, point.low))];
+        const edges = [
+          ...stretch.map((point) => place(point, point.high)),
+          ...stretch.reverse().map((point) => place(point, point.low)),
+        ];
         drawn.push(svg("path", { class: `band ${style}`, d: `M${edges.join("L")}z` }));
       }
     }
@@ -267,7 +322,10 @@ class Chart {
     const close = () => {
       if (column.length > CROWD && !this.spec.steps) {
         const mean = column.reduce((sum, point) => sum + point.y, 0) / column.length;
-        const [low, high] = [Math.min(...column.map((point) => point.low)), Math.max(...column.map((point) => point.high))];
+        const [low, high] = [
+          Math.min(...column.map((point) => point.low)),
+          Math.max(...column.map((point) => point.high)),
+        ];
         found.at(-1).push({ x: column[0].x, y: mean, low, high });
       } else found.at(-1)?.push(...column);
       column = [];
@@ -293,9 +351,18 @@ class Chart {
     this.cursor.setAttribute("visibility", inside ? "visible" : "hidden");
     if (inside) for (const end of ["x1", "x2"]) this.cursor.setAttribute(end, this.x.at(token));
     for (const entry of this.entries.values()) {
-      const said = entry.parts.filter((series) => !series.abandoned).map((series) => this.valueAt(series, inside ? token : null));
-      entry.value.textContent = said.filter((value) => value !== null).map((value) => this.show(value)).join(" of ");
-      if (entry.parts.some((series) => series.dashed)) entry.value.textContent = said.reverse().map((value) => (value === null ? "–" : this.show(value))).join(" / ");
+      const said = entry.parts
+        .filter((series) => !series.abandoned)
+        .map((series) => this.valueAt(series, inside ? token : null));
+      entry.value.textContent = said
+        .filter((value) => value !== null)
+        .map((value) => this.show(value))
+        .join(" of ");
+      if (entry.parts.some((series) => series.dashed))
+        entry.value.textContent = said
+          .reverse()
+          .map((value) => (value === null ? "–" : this.show(value)))
+          .join(" / ");
     }
   }
 
@@ -313,7 +380,9 @@ class Chart {
     let from = null;
     const pixel = (event) => event.clientX - this.picture.getBoundingClientRect().left;
     const select = (event) => {
-      const [low, high] = [from, pixel(event)].map((at) => Math.min(this.x.right, Math.max(this.x.left, at))).sort((a, b) => a - b);
+      const [low, high] = [from, pixel(event)]
+        .map((at) => Math.min(this.x.right, Math.max(this.x.left, at)))
+        .sort((a, b) => a - b);
       return [low, high];
     };
     this.picture.addEventListener("pointerdown", (event) => {
