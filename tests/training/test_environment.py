@@ -6,10 +6,10 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from encoder_foundry.environment import commit
 from encoder_foundry.reporting.charts import report
 from encoder_foundry.reporting.records import Run
 from encoder_foundry.run_folder import RunFolder
-from encoder_foundry.training.environment import commit
 from tests.training.runs import column
 
 

@@ -10,10 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from encoder_foundry import load_recipe
 from encoder_foundry.callbacks.metric_keys import METRICS, X_AXIS
+from encoder_foundry.environment import commit
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.redaction import REDACTED
 from encoder_foundry.run_folder import RunFolder, read_lines
-from encoder_foundry.training.environment import commit
 from encoder_foundry.training.loggers import loggers
 from tests.wandb_file import Recorded, read_back
 

@@ -7,11 +7,11 @@ from composer.loggers import LoggerDestination, TensorboardLogger
 from composer.utils import dist
 
 from encoder_foundry.callbacks.wandb_run import WandBRun
+from encoder_foundry.environment import commit
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.recipe import Recipe
 from encoder_foundry.redaction import redacted
 from encoder_foundry.run_folder import RunFolder, read_lines, write_whole
-from encoder_foundry.training.environment import commit
 
 
 def loggers(recipe: Recipe, folder: RunFolder) -> list[LoggerDestination]:

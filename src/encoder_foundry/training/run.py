@@ -38,6 +38,7 @@ from encoder_foundry.callbacks.throughput import Throughput
 from encoder_foundry.checkpoint_store import CheckpointStore, open_store
 from encoder_foundry.data.loaders import RunData, data_spec
 from encoder_foundry.data.shards import TokenizerFacts
+from encoder_foundry.environment import environment
 from encoder_foundry.errors import StopRequested
 from encoder_foundry.interop.safe_reading import refuse_code
 from encoder_foundry.model.attention import check_implementation
@@ -50,7 +51,6 @@ from encoder_foundry.recipe.plan import Rollback, named_tokens, plan_in_force, s
 from encoder_foundry.recipe.schema import StageConfig
 from encoder_foundry.redaction import redacted
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, write_whole
-from encoder_foundry.training.environment import environment
 from encoder_foundry.training.first_weights import first_weights
 from encoder_foundry.training.loggers import loggers
 from encoder_foundry.training.ranks import on_each_node, on_rank_zero, watching
