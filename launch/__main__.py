@@ -17,6 +17,7 @@ from pathlib import Path
 
 from encoder_foundry.errors import STOPPED, ConfigurationError, FoundryError, StopRequested, print_error
 from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
+from encoder_foundry.recipe.changes import changes_of_run
 from encoder_foundry.recipe.rehearsal import rehearsal
 from encoder_foundry.redaction import redacted
 from encoder_foundry.run_folder import RunFolder
@@ -72,7 +73,7 @@ def launch(path: str, overrides: list[str]) -> None:
 
         recipe = with_stand_ins(recipe)
     else:
-        run_folder(recipe).changes(recipe)
+        changes_of_run(run_folder(recipe), recipe)
 
     from encoder_foundry.data.shards import open_corpus
 

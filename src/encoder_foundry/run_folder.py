@@ -28,14 +28,24 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from encoder_foundry.errors import ConfigurationError, FoundryError
-from encoder_foundry.recipe import Recipe, load_recipe
-from encoder_foundry.recipe.changes import Change, check_changes
-from encoder_foundry.recipe.plan import Rollback
+from encoder_foundry.errors import FoundryError
 
 log = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A rollback that was decided: a line of `rollbacks.jsonl`."""
+
+    trigger: str  # at, plateau, spike or non_finite
+    why: str  # in numbers
+    token: int  # at which it was decided; what lies between the two is abandoned
+    to_token: int
+    lr: float | None  # the peak of every stage from `to_token`'s to `token`'s, from there on; None: as it was
+    weight_decay: float | None  # from `to_token` on; None: as it was
+    data: str  # replay: the same rows again; advance: those after the abandoned ones
 
 
 @dataclass(frozen=True)
@@ -124,21 +134,6 @@ class RunFolder:
             raise none_complete(self.checkpoints, len(folders))
         fitting = [checkpoint for checkpoint in kept if at_most is None or checkpoint.token <= at_most]
         return fitting[-1] if fitting else None
-
-    def changes(self, recipe: Recipe) -> list[Change]:
-        """What a recipe changes of the one that the run was last started with; nothing, if it has not saved any.
-
-        Raises:
-            ConfigurationError: the run cannot go on so.
-            FoundryError: checkpoints are there, but none can be used.
-        """
-        newest = self.newest_checkpoint()
-        if newest is None:
-            return []
-        try:
-            return check_changes(load_recipe(self.recipe), recipe, self.rollbacks(), newest.token)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{self.path}: {error} (the run's recipe is {self.recipe})") from error
 
     def tidy_up(self) -> None:
         """Move the checkpoints that rollbacks left behind to `abandoned/<n>/`, where they are not looked for."""

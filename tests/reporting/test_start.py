@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from transformers import ModernBertConfig
 
 from encoder_foundry import load_recipe
 from encoder_foundry.data.rows import Manifest
@@ -52,16 +53,19 @@ def recipe(*overrides):
 
 
 def test_it_says_what_is_trained_on_what_and_where_things_go(folder):
-    mine = recipe("save_folder=s3://bucket/runs", "fsdp_config.data_parallel_replicate_degree=2")
+    ModernBertConfig().save_pretrained(folder.path / "base")
+    init_from = f"init_from={folder.path}/base"
+    mine = recipe("save_folder=s3://bucket/runs", "fsdp_config.data_parallel_replicate_degree=2", init_from)
     said = printed(folder, mine, width=200)
     for stage, config in mine.stages.items():
         (line,) = [line for line in said.splitlines() if line.startswith(stage)]
         assert f"{config.row_length:,}" in line and f"{config.rope_theta:,.0f}" in line
     assert "decay: web 0.4, code 0.2, papers 0.4" in said
-    assert f"{parameters(mine.model):,} parameters, amp_bf16, attention by flash, grown from runs/base" in said
+    assert f"{parameters(mine.model):,} parameters, amp_bf16, attention by flash" in said
     assert "16 ranks on 2 nodes, the first: 8 × a device" in said
     assert "HSDP: 2 copies, each over 8" in said
     assert "rows of 1,024: web 1,024,000, code 1,024,001, papers 1,024,002 and 3 sources more" in said
+    assert f"{folder.path}/base, trained last at theta 160,000, on rows of up to 8,192 tokens; goes on at" in said
     assert f"{cost(mine, compile_plan(mine)).checkpoints_written} of 4.75 GB" in said
     assert f"in {folder.checkpoints}, and s3://bucket/runs/mine" in said
     assert f"{folder.path}: metrics.jsonl, eval.jsonl, logs/" in said

@@ -130,7 +130,7 @@ def test_a_grown_run_is_evaluated_once_before_its_first_update(tiny, undisturbed
 
 def test_the_summary_tells_the_loss_before_the_first_update_from_that_at_a_stages_end(tiny, grown, tmp_path):
     before, first_stage, *_ = RunFolder(grown).records(RunFolder(grown).evaluations)
-    said = f"grown from {tiny.folder}/runs/source: {before['loss']:.3f}."
+    said = f"with the weights of {tiny.folder}/runs/source: {before['loss']:.3f}."
     output = command("summary", grown)
     assert said in " ".join(output.split())
     assert f"{first_stage['loss']:.3f}" in output

@@ -61,7 +61,7 @@ def run_card(state: TrainedState, head: Head | None = None) -> str:
         _head(recipe.run_name, recipe.model, state.longest_row, state.rope_theta, head, results),
         "## Training",
         f"{checkpoint.token:,} token slots (rows × row length) in {checkpoint.batch:,} updates"
-        f"{_grown(recipe.init_from)}. Seed {recipe.seed}, precision `{recipe.precision}`.",
+        f"{_begun(recipe.init_from)}. Seed {recipe.seed}, precision `{recipe.precision}`.",
         _table(_stages(state.trained)),
         _settings(state),
         *_abandoned(state),
@@ -136,8 +136,8 @@ def _use(head: Head | None) -> str:
     return f"```python\n{FILL_MASK}```\n\n{CLASSIFIERS}"
 
 
-def _grown(init_from: str | None) -> str:
-    return "" if init_from is None else f", grown from `{Path(init_from).name}`"
+def _begun(init_from: str | None) -> str:
+    return "" if init_from is None else f", begun with the weights of `{Path(init_from).name}`"
 
 
 def _stages(trained: tuple[Segment, ...]) -> Iterator[list[str]]:

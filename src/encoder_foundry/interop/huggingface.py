@@ -4,8 +4,7 @@
   weight is the embedding's and is not written twice; transformers leaves it out too.
 - What our encoder has no part for (a bias, another activation, an untied decoder) is refused by name. A model that
   loads and computes something else would be found out much later. Dropout rates are passed over: they are the recipe's.
-- Directories of transformers 5 are read as well: it writes `rope_parameters` and `layer_types` where 4 has two thetas
-  and a number. What is written is what both read.
+- Directories of transformers 5 are read as well (recipe/huggingface_config.py); what is written is what both read.
 - `classifier_pooling` is `mean` in what is written, as in the published models: classification heads alone use it.
 - An export appears whole or not at all: it is written beside its place and then moved there. It replaces an earlier
   export, its card included, and nothing else: a model that was downloaded has another card.
@@ -27,24 +26,12 @@ from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.interop.heads import Head
 from encoder_foundry.interop.weights import DECODER, Weights, load_network
 from encoder_foundry.model.masked_lm import MaskedLM
+from encoder_foundry.recipe.huggingface_config import CONFIG, OURS, SIZES, from_huggingface, read_config
 from encoder_foundry.recipe.schema import ModelConfig
-from encoder_foundry.recipe.validation import model_problems, theta_problems
-from encoder_foundry.wording import one_line
 
-CONFIG, WEIGHTS, INDEX, CARD = "config.json", "model.safetensors", "model.safetensors.index.json", "README.md"
+WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "README.md"
 TAG = "encoder-foundry"  # in a card's front matter, by which a directory of ours is known
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-OURS = {  # what transformers lets one choose and our encoder does not
-    "hidden_activation": "gelu",
-    "classifier_activation": "gelu",
-    "norm_bias": False,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "classifier_bias": False,
-    "decoder_bias": True,
-}
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, to transformers 5
 
 
 def export_model(
@@ -122,90 +109,6 @@ def to_huggingface(
         dtype="float32",
         **OURS,
     )
-
-
-def from_huggingface(path: Path) -> tuple[ModelConfig, float]:
-    """The shape of the model in a directory, and the theta of its global layers.
-
-    Raises:
-        DataError: naming the first setting that our encoder has no part for, or that no model can have.
-    """
-    written = read_config(path)
-    if written.get("model_type") != "modernbert":
-        raise DataError(
-            f"{path / CONFIG}: model_type is {written.get('model_type')!r}, only 'modernbert' can be loaded"
-        )
-    if written.get("rope_scaling") is not None:
-        raise DataError(f"{path / CONFIG}: rope_scaling is not supported; global_rope_theta and local_rope_theta are")
-    try:
-        theirs = ModernBertConfig.from_dict(written | _from_version_5(path, written))
-    except DataError:
-        raise
-    except Exception as error:  # it raises whatever the value runs into
-        raise DataError(f"{path / CONFIG}: {one_line(error)}") from None
-    for key, ours in OURS.items():
-        if getattr(theirs, key) != ours:
-            raise DataError(f"{path / CONFIG}: {key} is {getattr(theirs, key)!r}, our encoder has {ours!r} only")
-    theta, local_theta = theirs.global_rope_theta, theirs.local_rope_theta
-    if local_theta == -1:
-        raise DataError(
-            f"{path / CONFIG}: local_rope_theta is -1, which ModernBERT's training code writes for 'as the global "
-            f"layers'; transformers computes NaN with it: {theta!r} is right"
-        )
-    local_attention = None if theirs.global_attn_every_n_layers == 1 else theirs.local_attention
-    if isinstance(local_attention, int) and local_attention > 1:
-        local_attention -= local_attention % 2  # to them as to us, an odd window reaches no further
-    config = ModelConfig(
-        **{name: getattr(theirs, name) for name in SIZES},
-        global_attn_every_n_layers=theirs.global_attn_every_n_layers,
-        local_attention=local_attention,
-        local_rope_theta=theta if local_theta is None else local_theta,
-        norm_eps=theirs.norm_eps,
-        attn_out_dropout=0.0,
-    )
-    for key, complaint in (*theta_problems("global_rope_theta", theta), *model_problems(config)):
-        raise DataError(f"{path / CONFIG}: {key}: {complaint}")
-    return config, theta
-
-
-def read_config(path: Path) -> dict:
-    """What a directory's config.json holds.
-
-    Raises:
-        DataError: it is missing or broken.
-    """
-    try:
-        written = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path / CONFIG}: cannot be read: {error}") from None
-    if not isinstance(written, dict):
-        raise DataError(f"{path / CONFIG}: cannot be read: it holds no object")
-    return written
-
-
-def _from_version_5(path: Path, written: dict) -> dict:
-    """The settings that transformers 5 writes in other words, in those of 4."""
-    found: dict = {}
-    kinds, ropes = written.get("layer_types"), written.get("rope_parameters")
-    if kinds is not None:
-        layers = range(len(kinds)) if isinstance(kinds, list) else range(0)
-        every = next((index for index in layers[1:] if kinds[index] == FULL), max(len(layers), 1))
-        if not layers or kinds != [SLIDING if index % every else FULL for index in layers]:
-            raise DataError(
-                f"{path / CONFIG}: layer_types: ours is {FULL} in the first of every n layers, {kinds} is not"
-            )
-        if len(layers) != written.get("num_hidden_layers"):
-            raise DataError(f"{path / CONFIG}: layer_types has {len(layers)} layers, num_hidden_layers says otherwise")
-        found["global_attn_every_n_layers"] = every
-    if ropes is not None:
-        for kind, key in ((FULL, "global_rope_theta"), (SLIDING, "local_rope_theta")):
-            rope = ropes.get(kind) if isinstance(ropes, dict) else None
-            if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default" or "rope_theta" not in rope:
-                raise DataError(
-                    f"{path / CONFIG}: rope_parameters: {kind} is {rope!r}; plain rotation by a rope_theta is ours"
-                )
-            found[key] = rope["rope_theta"]
-    return found
 
 
 def load_directory(path: str | Path) -> MaskedLM:

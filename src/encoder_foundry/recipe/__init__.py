@@ -3,17 +3,18 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.recipe.loading import load_config
+from encoder_foundry.errors import ConfigurationError, FoundryError
+from encoder_foundry.recipe.loading import instance, merged
 from encoder_foundry.recipe.plan import Plan, compile_plan
 from encoder_foundry.recipe.schema import Recipe
+from encoder_foundry.recipe.source import fill_from_source
 from encoder_foundry.recipe.validation import problems
 
 __all__ = ["Plan", "Recipe", "compile_plan", "load_recipe"]
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Load and check a recipe.
+    """Load and check a recipe. What it leaves open of the model is that of its `init_from` (see source.py).
 
     Args:
         path: the YAML file.
@@ -22,7 +23,12 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         ConfigurationError: naming the file, the key, and what would be right.
     """
-    recipe = load_config(path, Recipe, overrides)
+    config = merged(path, Recipe, overrides)
+    try:
+        fill_from_source(config)
+    except FoundryError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    recipe: Recipe = instance(config, path)
     for key, complaint in problems(recipe):
         raise ConfigurationError(f"{path}: '{key}': {complaint}")
     try:

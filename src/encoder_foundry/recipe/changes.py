@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.recipe.plan import Plan, Rollback, Segment, plan_in_force, set_rollback
+from encoder_foundry.recipe import load_recipe
+from encoder_foundry.recipe.plan import Plan, Segment, plan_in_force, set_rollback
 from encoder_foundry.recipe.schema import Recipe
+from encoder_foundry.run_folder import Rollback, RunFolder
 
 # What every update depends on, so that a run that has begun keeps it.
 FIXED = ("seed", "model", "init_from", "masking", "optimizer", "data.sources", "data.shuffle_algo")
@@ -25,6 +27,22 @@ class Change:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.before} → {self.after}"
+
+
+def changes_of_run(folder: RunFolder, recipe: Recipe) -> list[Change]:
+    """What a recipe changes of the one that a run was last started with; nothing, if it has not saved any checkpoint.
+
+    Raises:
+        ConfigurationError: the run cannot go on so.
+        FoundryError: checkpoints are there, but none can be used.
+    """
+    newest = folder.newest_checkpoint()
+    if newest is None:
+        return []
+    try:
+        return check_changes(load_recipe(folder.recipe), recipe, folder.rollbacks(), newest.token)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{folder.path}: {error} (the run's recipe is {folder.recipe})") from error
 
 
 def check_changes(before: Recipe, after: Recipe, rollbacks: Sequence[Rollback], token: int) -> list[Change]:

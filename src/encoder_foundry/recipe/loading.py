@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -36,11 +36,29 @@ def load_config(path: str | Path, schema: type[Schema], overrides: Iterable[str]
     Raises:
         ConfigurationError: naming the file (or the override) and the key.
     """
+    return instance(merged(path, schema, overrides), path)
+
+
+def merged(path: str | Path, schema: type, overrides: Iterable[str] = ()) -> DictConfig:
+    """What a YAML file, the files it extends and overrides say, by the types of `schema`; the rest is missing in it.
+
+    Raises:
+        ConfigurationError: as `load_config`.
+    """
     config = OmegaConf.structured(schema)
     for source, content in _layers(Path(path)):
         config = _merge(config, content, source)
     for override in overrides:
         _override(config, override)
+    return config
+
+
+def instance(config: DictConfig, path: str | Path) -> Any:
+    """The instance of its schema that `merged` of a file has become.
+
+    Raises:
+        ConfigurationError: something is missing; names the file and the first key.
+    """
     with _reported(path):
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.recipe.schedule import warmup_stable_decay
 from encoder_foundry.recipe.schema import Recipe, StageConfig, Trigger
+from encoder_foundry.run_folder import Rollback
 
 
 @dataclass(frozen=True)
@@ -118,19 +119,6 @@ class Position:
         shown = asdict(self)
         del shown["max_lr"]
         return shown
-
-
-@dataclass(frozen=True)
-class Rollback:
-    """A rollback that was decided: a line of `rollbacks.jsonl`."""
-
-    trigger: str  # at, plateau, spike or non_finite
-    why: str  # in numbers
-    token: int  # at which it was decided; what lies between the two is abandoned
-    to_token: int
-    lr: float | None  # the peak of every stage from `to_token`'s to `token`'s, from there on; None: as it was
-    weight_decay: float | None  # from `to_token` on; None: as it was
-    data: str  # replay: the same rows again; advance: those after the abandoned ones
 
 
 @dataclass(frozen=True)

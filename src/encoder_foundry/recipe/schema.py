@@ -15,7 +15,10 @@ from encoder_foundry.errors import ConfigurationError
 
 @dataclass
 class ModelConfig:
-    """ModernBERT's shape. The theta of the global layers is not here: it belongs to the stage."""
+    """ModernBERT's shape. The theta of the global layers is not here: it belongs to the stage.
+
+    What a recipe leaves out of the shape is that of `init_from`.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -28,6 +31,12 @@ class ModelConfig:
     norm_eps: float
     attn_out_dropout: float
     attn_implementation: str = field(default="auto", compare=False)  # how attention is computed: no part of the shape
+
+
+NOT_SHAPE = (
+    "attn_out_dropout",
+    "attn_implementation",
+)  # keys of the above that every model of a shape may have its own
 
 
 @dataclass
@@ -77,7 +86,7 @@ class StageConfig:
 
     duration: str
     row_length: int  # tokens
-    rope_theta: float  # of the global layers
+    rope_theta: float  # of the global layers; where it is left out, that of `init_from`
     global_train_batch_size: int  # rows an update
     device_train_microbatch_size: int  # rows a forward pass on one device
     lr: float  # the stage's peak
@@ -177,7 +186,7 @@ class Recipe:
     data: DataConfig
     stages: dict[str, StageConfig]  # by name, in order
     save_interval: str  # such as 500ba or 1_000_000tok; the end of every stage is saved as well
-    init_from: str | None = None  # a run, a checkpoint or a Hugging Face directory to grow from; none: drawn at random
+    init_from: str | None = None  # a run, a checkpoint or a Hugging Face directory to begin with; none: drawn at random
     rollback: RollbackConfig = field(default_factory=RollbackConfig)
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
     compile_config: dict[str, Any] | None = None  # arguments of torch.compile, layer by layer; null: not compiled

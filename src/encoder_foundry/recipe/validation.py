@@ -10,6 +10,7 @@ from os.path import abspath
 from encoder_foundry.recipe.plan import parse_tokens
 from encoder_foundry.recipe.schedule import DECAYS
 from encoder_foundry.recipe.schema import (
+    NOT_SHAPE,
     DataConfig,
     FSDPConfig,
     ModelConfig,
@@ -104,8 +105,7 @@ def model_problems(model: ModelConfig) -> Iterator[Problem]:
         if not isinstance(value, wanted) or isinstance(value, bool):
             yield field.name, f"{value!r} is not of type {formatannotation(field.type)}"
             return
-    others = ("attn_out_dropout", "attn_implementation")
-    counts = [key for key, value in vars(model).items() if key not in others and value is not None]
+    counts = [key for key, value in vars(model).items() if key not in NOT_SHAPE and value is not None]
     bad = list(_positive("", model, *counts))
     yield from bad
     if not 0 <= model.attn_out_dropout < 1:

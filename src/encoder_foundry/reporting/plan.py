@@ -1,14 +1,17 @@
 """The plan as a table, and what it costs: what one reads before paying for it. Imports no torch."""
 
 from itertools import chain
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from encoder_foundry.errors import FoundryError
 from encoder_foundry.recipe import Plan, Recipe
 from encoder_foundry.recipe.cost import PEAK_FLOPS, Cost, Machine, cost
 from encoder_foundry.recipe.plan import Position, Segment
+from encoder_foundry.recipe.source import read_source
 from encoder_foundry.wording import number, size
 
 WIDTH = 100  # columns at least: a narrower terminal breaks the lines itself, and no figure is cut off
@@ -27,6 +30,8 @@ def print_plan(recipe: Recipe, plan: Plan, machine: Machine | None = None, conso
             f"{tokens:,} tokens more: up to {back + tokens:,}, then back to {back:,} (rollback.at); "
             "their operations and checkpoints count below",
         )
+    if (source := begins_with(recipe)) is not None:
+        grid.add_row("init_from", source)
     for stage, mixture in _mixtures(plan).items():
         grid.add_row("mixture", f"{stage}: {mixture}")
     grid.add_row("model", f"{costs.parameters:,} parameters")
@@ -71,7 +76,7 @@ def plan_table(plan: Plan) -> Table:
             f"{segment.rows:,}",
             f"{segment.row_length:,}",
             f"{_tokens([segment]):,}",
-            from_to(segment.learning_rate.at(segment.start_token), segment.learning_rate.at(segment.end_token)),
+            rates(segment, segment),
             f"{segment.rope_theta_global:,.0f}",
             number(weight_decay) if changed else "",
             style="dim" if abandoned else None,
@@ -119,7 +124,31 @@ def _tokens(segments: list[Segment] | tuple[Segment, ...]) -> int:
     return sum(segment.updates * segment.tokens_per_update for segment in segments)
 
 
-def from_to(start: float, end: float) -> str:
-    """A learning rate, or two."""
-    first, last = number(start), number(end)
-    return first if first == last else f"{first} → {last}"
+def rates(first: Segment, last: Segment) -> str:
+    """The learning rates from one segment to another: the first, the peak if it is reached between, the last."""
+    start, end, learning_rate = first.start_token, last.end_token, first.learning_rate
+    peak = [learning_rate.peak] if start < learning_rate.start_token + learning_rate.warmup < end else []
+    values = [number(rate) for rate in (learning_rate.at(start), *peak, last.learning_rate.at(end))]
+    return " → ".join(value for value, before in zip(values, [None, *values], strict=False) if value != before)
+
+
+def begins_with(recipe: Recipe) -> str | None:
+    """What is to be known of `init_from` before a run goes on from it; None if there is none here.
+
+    Theta and length stand here because nothing else would tell that a run goes on with others than its source had.
+    """
+    if recipe.init_from is None or not Path(recipe.init_from).exists():
+        return None
+    try:
+        source = read_source(recipe.init_from)
+    except FoundryError as error:
+        return str(error)
+    said = f"{recipe.init_from}, trained last at theta {source.rope_theta:,.0f}"
+    if source.longest_row is not None:
+        said += f", on rows of up to {source.longest_row:,} tokens"
+    first = next(iter(recipe.stages.values()))
+    if first.rope_theta != source.rope_theta:
+        said += f"; goes on at theta {first.rope_theta:,.0f}"
+    if not (source.tokenizer / "tokenizer.json").is_file():
+        said += f"; without a tokenizer in {source.tokenizer}, so that of the shards is not compared with it"
+    return said

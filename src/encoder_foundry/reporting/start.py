@@ -16,7 +16,7 @@ from encoder_foundry.data.rows import Manifest
 from encoder_foundry.recipe import Plan, Recipe, compile_plan
 from encoder_foundry.recipe.cost import cost, parameters
 from encoder_foundry.recipe.schema import StageConfig
-from encoder_foundry.reporting.plan import checkpoints_line, from_to
+from encoder_foundry.reporting.plan import begins_with, checkpoints_line, rates
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
 
 WIDTH = 100  # columns where there is no terminal
@@ -52,6 +52,8 @@ def print_start(
         done = f"update {position.update:,} of {plan.total_updates:,}, in {position.stage}; {left:,} tokens are left"
         grid.add_row("position", done)
     grid.add_row("model", _model(recipe, attention))
+    if checkpoint is None and (source := begins_with(recipe)) is not None:
+        grid.add_row("init_from", source)
     grid.add_row("devices", _devices(folder))
     grid.add_row("sharding", _sharding(recipe, folder))
     if checkpoint is None:
@@ -95,7 +97,7 @@ def _stage_table(recipe: Recipe, plan: Plan, most: int) -> Table:
             f"{last.end_token - first.start_token:,}",
             f"{first.rows:,}" if first.rows == last.rows else f"{first.rows:,}–{last.rows:,}",
             f"{first.row_length:,}",
-            from_to(first.learning_rate.at(first.start_token), last.learning_rate.at(last.end_token)),
+            rates(first, last),
             f"{first.rope_theta_global:,.0f}",
         )
     if len(recipe.stages) > most:
@@ -109,7 +111,6 @@ def _model(recipe: Recipe, attention: str) -> str:
         recipe.precision,
         f"attention by {attention}",
         "" if recipe.compile_config is None else "compiled",
-        "" if recipe.init_from is None else f"grown from {recipe.init_from}",
     ]
     return ", ".join(filter(None, said))
 

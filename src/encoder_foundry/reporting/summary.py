@@ -34,7 +34,9 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
     entropy = Statistics.read(Path(recipe.data.local)).unigram_entropy
     before, at_stage_ends = _evaluations(folder)
     if before is not None:
-        console.print(f"Held-out loss before the first update, grown from {recipe.init_from}: {before['loss']:.3f}.")
+        console.print(
+            f"Held-out loss before the first update, with the weights of {recipe.init_from}: {before['loss']:.3f}."
+        )
     if at_stage_ends:
         loss = at_stage_ends[-1]["loss"]
         side = "below" if loss < entropy else "above"

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from encoder_foundry.checkpoint_store import open_store
-from encoder_foundry.errors import ConfigurationError, FoundryError
+from encoder_foundry.data.same_tokenizer import check_same_tokenizer
+from encoder_foundry.errors import ConfigurationError, DataError, FoundryError
 from encoder_foundry.interop import open_weights
 from encoder_foundry.model.initialisation import initial_value
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.model.tiling import check_growth, tile_parameter
 from encoder_foundry.recipe import Recipe
 from encoder_foundry.recipe.schema import ModelConfig
+from encoder_foundry.recipe.source import read_source
 from encoder_foundry.run_folder import RunFolder
 
 
@@ -33,12 +35,12 @@ def first_weights(recipe: Recipe) -> Callable[[str], Tensor]:
 
 
 def check_init_from(recipe: Recipe) -> None:
-    """Refuse what a model cannot be grown from, before anything is written.
+    """Refuse what a model cannot be grown from, and shards of another tokenizer than its, before anything is written.
 
     A run that has checkpoints goes on from them: its source is not opened again, and may be gone.
 
     Raises:
-        FoundryError: `init_from` holds no model that this one can be grown from.
+        FoundryError: `init_from` holds no model that this one can be grown from, or its tokenizer is not the shards'.
     """
     if recipe.init_from is None:
         return
@@ -46,6 +48,12 @@ def check_init_from(recipe: Recipe) -> None:
     store = open_store(recipe, folder)
     if folder.newest_checkpoint(elsewhere=[] if store is None else store.checkpoints()) is None:
         _open_source(recipe, recipe.init_from)
+        tokenizer = read_source(recipe.init_from).tokenizer
+        if (tokenizer / "tokenizer.json").is_file():
+            try:
+                check_same_tokenizer(Path(recipe.data.local) / "tokenizer", tokenizer)
+            except DataError as error:
+                raise DataError(f"'init_from': {recipe.init_from}: {error}") from error
 
 
 def _open_source(recipe: Recipe, path: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:

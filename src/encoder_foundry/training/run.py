@@ -47,6 +47,7 @@ from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.optim.decay_groups import decay_groups
 from encoder_foundry.optim.stable_adamw import StableAdamW
 from encoder_foundry.recipe import Plan, Recipe
+from encoder_foundry.recipe.changes import changes_of_run
 from encoder_foundry.recipe.plan import Rollback, named_tokens, plan_in_force, set_rollback
 from encoder_foundry.recipe.schema import StageConfig
 from encoder_foundry.redaction import redacted
@@ -131,7 +132,7 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
     start = Start(plan_in_force(recipe, rollbacks), rollbacks, checkpoint)
     shown = replace(recipe, loggers=redacted(recipe.loggers, asdict(recipe)))
     if checkpoint is not None:
-        for change in folder.changes(shown):
+        for change in changes_of_run(folder, shown):
             print(f"changed since the last start: {change}")
         if start.token == start.plan.total_tokens:
             print(f"{folder.path}: finished, all {start.token:_} tokens; nothing to do")
