@@ -1,0 +1,142 @@
+"""What a recipe with `init_from` leaves open of the model is the source's, and what it gives is kept."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from transformers import BertConfig, ModernBertConfig
+
+from encoder_foundry import Recipe, compile_plan, load_recipe
+from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.recipe.cost import parameters
+from encoder_foundry.recipe.schema import ModelConfig
+from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, mark_complete
+
+ROOT = Path(__file__).parents[2]
+CONTINUE, NANO = ROOT / "yamls/main/continue.yaml", ROOT / "yamls/main/nano.yaml"
+
+
+def write_run(path: Path, recipe: Recipe, *tokens: int) -> Path:
+    """A run's folder with a recipe and checkpoints, as far as is read without weights."""
+    run = RunFolder(path)
+    path.mkdir(parents=True)
+    run.recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+    for token in tokens:
+        folder = run.checkpoints / f"ba{compile_plan(recipe).at(token).update}"
+        folder.mkdir(parents=True)
+        mark_complete(CompleteCheckpoint(folder, compile_plan(recipe).at(token).update, token, 0, {}, {}))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Where there is no runs/continue yet."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def published(tmp_path) -> Path:
+    """A transformers directory of ModernBERT-base's shape, without its weights."""
+    ModernBertConfig().save_pretrained(tmp_path / "ModernBERT-base")
+    return tmp_path / "ModernBERT-base"
+
+
+@pytest.fixture
+def nano(tmp_path) -> Path:
+    """A nano run with a checkpoint at the end of each of its first two stages."""
+    recipe = load_recipe(NANO)
+    return write_run(tmp_path / "runs/nano", recipe, *list(compile_plan(recipe).stage_ends.values())[:2])
+
+
+def shape(model: ModelConfig) -> ModelConfig:
+    return replace(model, attn_out_dropout=0.0)
+
+
+def test_a_model_of_the_published_size_gives_the_published_shape_and_theta(published):
+    recipe, base = load_recipe(CONTINUE, [f"init_from={published}"]), load_recipe(ROOT / "yamls/main/base.yaml")
+    assert recipe.model == base.model
+    assert recipe.stages["continue"].rope_theta == 160_000
+
+
+@pytest.mark.parametrize(
+    ("source", "theta"), [("", 160_000), ("checkpoints/ba224", 10_000), ("checkpoints/ba230", 160_000)]
+)
+def test_a_run_and_each_of_its_checkpoints_give_their_shape_and_the_theta_they_were_trained_at(nano, source, theta):
+    recipe = load_recipe(CONTINUE, [f"init_from={nano / source}"])
+    assert shape(recipe.model) == shape(load_recipe(NANO).model)
+    assert recipe.stages["continue"].rope_theta == theta
+
+
+def test_what_a_recipe_gives_is_kept_and_the_rest_is_the_sources(nano):
+    given = ["model.num_hidden_layers=6", "model.attn_out_dropout=0.25", "model.attn_implementation=sdpa"]
+    recipe = load_recipe(CONTINUE, [f"init_from={nano}", *given, "stages.continue.rope_theta=20_000"])
+    model = replace(load_recipe(NANO).model, num_hidden_layers=6, attn_out_dropout=0.25)
+    assert recipe.model == model and recipe.model.attn_implementation == "sdpa"
+    assert recipe.stages["continue"].rope_theta == 20_000
+
+
+def test_a_recipe_that_gives_all_is_loaded_before_its_source_is_there():
+    assert not Path("runs/base").exists()
+    assert load_recipe(ROOT / "yamls/main/large.yaml").init_from == "runs/base"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([], "'model.vocab_size' is required and not given; nor is 'init_from', a run, a checkpoint or a"),
+        (["init_from=answerdotai/ModernBERT-base"], "'init_from': answerdotai/ModernBERT-base: no such file or folder"),
+        (["init_from=empty"], "'init_from': empty: no complete checkpoint"),
+        (["init_from=bert"], "'init_from': bert/config.json: model_type is 'bert'"),
+        (["init_from=trimmed"], "'init_from': trimmed/config.json: local_rope_theta is not given"),
+    ],
+)
+def test_what_gives_no_shape_is_refused_in_a_line(published, overrides, says):
+    Path("empty").mkdir()
+    BertConfig().save_pretrained("bert")
+    written = json.loads((published / "config.json").read_text())
+    del written["local_rope_theta"]
+    Path("trimmed").mkdir()
+    Path("trimmed/config.json").write_text(json.dumps(written))
+    with pytest.raises(ConfigurationError) as refused:
+        load_recipe(CONTINUE, overrides)
+    assert str(refused.value).startswith(f"{CONTINUE}: {says}")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_that_has_begun_keeps_what_it_began_with_though_its_source_went_on_or_is_gone(nano):
+    newest = nano / "checkpoints/ba230/COMPLETE"
+    newest.rename(nano / "COMPLETE")
+    overrides = [f"init_from={nano}"]
+    begun = load_recipe(CONTINUE, overrides)
+    assert begun.stages["continue"].rope_theta == 10_000
+    write_run(Path("runs/continue"), begun, compile_plan(begun).total_tokens)
+    (nano / "COMPLETE").rename(newest)
+    assert load_recipe(CONTINUE, overrides) == begun
+    assert load_recipe(CONTINUE, [*overrides, "run_name=another"]).stages["continue"].rope_theta == 160_000
+    nano.rename("moved")
+    assert load_recipe(CONTINUE, overrides) == load_recipe("runs/continue/recipe.yaml") == begun
+    with pytest.raises(ConfigurationError, match="no such file or folder"):
+        load_recipe(CONTINUE, [*overrides, "run_name=another"])
+
+
+def plan(*arguments: str) -> str:
+    script = Path(sys.executable).parent / "encoder-foundry"
+    finished = subprocess.run(
+        [str(script), "plan", str(CONTINUE), *arguments], capture_output=True, text=True, check=True
+    )
+    return finished.stdout
+
+
+def test_the_plan_tells_what_it_begins_with_its_peak_and_another_theta(published):
+    said = plan(f"init_from={published}")
+    assert f"{parameters(load_recipe(ROOT / 'yamls/main/base.yaml').model):,} parameters" in said
+    assert "0 → 3e-4 → 3e-7" in said
+    joined = " ".join(said.split())
+    assert "ModernBERT-base, trained last at theta 160,000, on rows of up to 8,192 tokens" in joined
+    assert "goes on at" not in joined
+    said = " ".join(plan(f"init_from={published}", "stages.continue.rope_theta=10_000").split())
+    assert "trained last at theta 160,000, on rows of up to 8,192 tokens; goes on at theta 10,000" in said
