@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encoder_foundry.errors import ConfigurationError, FoundryError, print_error
+from encoder_foundry.errors import ConfigurationError, FoundryError, NeedsNetwork, print_error
 from encoder_foundry.redaction import redacted
 
 if TYPE_CHECKING:
@@ -112,6 +112,34 @@ def reference(
 
     write_reference(runs, out)
     print(f"reference: {out}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A run, a checkpoint, an export, or the directory of any Hugging Face encoder.")
+    ],
+    suites: Annotated[str, typer.Argument(help="Such as masked_lm, a YAML, several joined by commas, or all.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as data=data/mine.")] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option(help="A model to evaluate and compare as well; may be given many times.")
+    ] = None,
+) -> None:
+    """Measure what a model can do: tables here, and JSON and pictures in a folder. Status 3: it wants a network."""
+    from encoder_foundry.evaluation.evaluate import evaluate
+
+    evaluate([model, *(beside or ())], suites.split(","), overrides or ())
+
+
+@app.command()
+def compare(
+    results: Annotated[list[Path], typer.Argument(help="What evaluate wrote: folders, or result.json files.")],
+    out: Annotated[Path, typer.Option(help="The folder for the table and the pictures.")] = Path("evaluations/compared"),
+) -> None:
+    """Lay results of `evaluate` beside each other: one table, and a picture for each suite."""
+    from encoder_foundry.evaluation.compare import compare
+
+    compare(results, out)
 
 
 @app.command()
@@ -266,9 +294,9 @@ def fertility(
 
 
 def main() -> None:
-    """Run a subcommand; a FoundryError is one line on stderr and status 2."""
+    """Run a subcommand; a FoundryError is one line on stderr and status 2, or 3 if a network is all that it lacks."""
     try:
         app()
     except FoundryError as error:
         print_error(redacted(str(error)))
-        sys.exit(2)
+        sys.exit(3 if isinstance(error, NeedsNetwork) else 2)

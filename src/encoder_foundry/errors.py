@@ -1,7 +1,7 @@
 """Errors meant for the person at the terminal: one line that says what is wrong, where, and what would be right.
 
 Every door (`composer launch`, `python data_prep`, `encoder-foundry`) prints a FoundryError as that one line and exits
-with status 2. Any other exception is a fault of ours and keeps its traceback: in the rank's log if there is one.
+with status 2, or 3 where only a network was missing. Any other exception is a fault of ours and keeps its traceback: in the rank's log if there is one.
 """
 
 import os
@@ -25,6 +25,10 @@ class ConfigurationError(FoundryError):
 
 class DataError(FoundryError):
     """A corpus, a tokenizer or a set of shards that does not fit what was asked of it."""
+
+
+class NeedsNetwork(FoundryError):
+    """What was asked for has to be downloaded, and cannot be from here; the console script exits with status 3."""
 
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the run was stopped, and the same command goes on

@@ -66,6 +66,15 @@ def instance(config: DictConfig, path: str | Path) -> Any:
         return OmegaConf.to_object(config)
 
 
+def load_key(path: str | Path, key: str) -> object:
+    """The value of one key of a YAML file or of what it extends, such as tells which schema is the file's; else None.
+
+    Raises:
+        ConfigurationError: there is no such file, or it is no YAML.
+    """
+    return OmegaConf.select(OmegaConf.merge(*(content for _, content in _layers(Path(path)))), key)
+
+
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:
     """Yield the files that make up `path`, those it extends first, each without its `extends` key."""
     if path.resolve() in above:

@@ -1,0 +1,95 @@
+"""The command `compare`: results of `evaluate` in one table, and each suite's picture with all models in it.
+
+A line of the table is a suite's headline, a column a model. Where models were measured on the same documents, what
+later ones have more or less than the first stands below, document against document: a difference that its own interval
+holds apart from zero, though the intervals of both models overlap.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.evaluation import bootstrap
+from encoder_foundry.evaluation.pictures import draw
+from encoder_foundry.evaluation.results import FILE, Headline, Result
+
+MARKDOWN = "comparison.md"
+
+
+def compare(paths: Sequence[Path], out: Path) -> None:
+    """Print a table of the results in and below some folders, and write it with the pictures to `out`.
+
+    Raises:
+        ConfigurationError: no result is there.
+        DataError: a result cannot be read.
+    """
+    write_comparison(find_results(paths), out, Console(highlight=False))
+
+
+def find_results(paths: Sequence[Path]) -> list[Result]:
+    """The results in some files, or in and below some folders, in order.
+
+    Raises:
+        ConfigurationError: there is none.
+        DataError: one cannot be read.
+    """
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob(FILE)))]
+    if not files:
+        raise ConfigurationError(f"{', '.join(map(str, paths))}: no {FILE}; `encoder-foundry evaluate` writes them")
+    return [Result.read(file) for file in files]
+
+
+def write_comparison(results: Sequence[Result], out: Path, console: Console) -> None:
+    """Print the table, and write it as Markdown and a picture for each suite."""
+    models = list(dict.fromkeys(result.model["name"] for result in results))
+    lines = [line for suite in dict.fromkeys(result.suite for result in results) for line in _lines(suite, results)]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("suite", ""):
+        table.add_column(heading)
+    for model in models:
+        table.add_column(model, justify="right")
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [["suite", "", *models], ["---", "---", *["---:"] * len(models)], *lines]
+    text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    for suite in dict.fromkeys(result.suite for result in results):
+        words = draw([result for result in results if result.suite == suite], out / f"{suite}.png")
+        text += f"\n![{words}]({suite}.png)\n"
+    (out / MARKDOWN).write_text(text, encoding="utf-8")
+    console.print(f"written to {out}", markup=False, soft_wrap=True)
+
+
+def _lines(suite: str, results: Sequence[Result]) -> list[list[str]]:
+    """For each headline of a suite a line of measures, and one of differences from the first model's."""
+    models = list(dict.fromkeys(result.model["name"] for result in results))
+    of_suite = {result.model["name"]: result for result in results if result.suite == suite}
+    names = dict.fromkeys(headline.name for result in of_suite.values() for headline in result.headlines)
+    lines = []
+    for name in names:
+        found = {model: _headline(result, name) for model, result in of_suite.items()}
+        lines.append([suite, name, *(str(found[m].measure) if found.get(m) else "–" for m in models)])
+        first = next(model for model in models if found.get(model))
+        differences = {
+            model: difference
+            for model, headline in found.items()
+            if model != first and headline and (difference := _difference(headline, found[first], of_suite[first]))
+        }
+        if differences:
+            lines.append(["", f"… less {first}'s", *(differences.get(model, "") for model in models)])
+    return lines
+
+
+def _headline(result: Result, name: str) -> Headline | None:
+    return next((headline for headline in result.headlines if headline.name == name), None)
+
+
+def _difference(ours: Headline, theirs: Headline, result: Result) -> str | None:
+    config = result.config
+    measure = bootstrap.difference(ours.units, theirs.units, config["resamples"], config["seed"])
+    return None if measure is None else str(measure)

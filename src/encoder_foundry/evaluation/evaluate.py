@@ -1,0 +1,101 @@
+"""The command `evaluate`: suites over models, results to a folder, tables to the terminal.
+
+A suite that cannot be measured on a model (another's tokenizer, a model without a masked-LM head) ends the command by
+name. What was measured until then is written already.
+"""
+
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.evaluation.compare import write_comparison
+from encoder_foundry.evaluation.pictures import draw
+from encoder_foundry.evaluation.results import PICTURE, Result
+from encoder_foundry.evaluation.suites import Suite, find_suites
+from encoder_foundry.run_folder import RunFolder
+from encoder_foundry.training.environment import commit
+
+PACKAGES = ("encoder-foundry", "torch", "transformers", "tokenizers", "numpy", "scipy", "mteb", "sentence-transformers")
+FOLDER = "evaluations"
+WIDTH = 100  # columns at least: a narrower terminal breaks the lines itself, and no figure is cut off
+
+
+def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[str] = ()) -> list[Result]:
+    """Measure each model by each suite, print a table of each, and write results and pictures.
+
+    Args:
+        models: paths of runs, checkpoints, exports or Hugging Face directories; compared if they are several.
+        suites: as `find_suites` takes them.
+        overrides: `key=value`, for each of the suites.
+
+    Raises:
+        ConfigurationError: no such suite, key or model; before anything is measured.
+        NeedsNetwork: a suite would have to fetch something.
+        FoundryError: a suite cannot be measured on a model.
+    """
+    found = find_suites(suites, overrides)
+    paths = [Path(model) for model in models]
+    for path in paths:
+        if not path.exists():
+            raise ConfigurationError(f"{path}: no such file or folder; a model is a run, a checkpoint or a directory")
+    console = Console(highlight=False, width=max(WIDTH, Console().width))
+    results = []
+    for path in paths:
+        for suite in found:
+            result = _measured(suite, path)
+            folder = results_folder(path, suite.config.out) / suite.name
+            result.write(folder)
+            draw([result], folder / PICTURE)
+            result.show(console)
+            console.print(f"  in {result.seconds:.0f} s; written to {folder}\n", markup=False, soft_wrap=True)
+            results.append(result)
+    if len(paths) > 1:
+        write_comparison(results, Path(found[0].config.out or FOLDER) / "compared", console)
+    return results
+
+
+def results_folder(model: Path, out: str | None = None) -> Path:
+    """Where a model's results go: one of a run's to `<run>/evaluations`, any other's to `evaluations` here, or to `out`;
+    there to a folder by the model's name."""
+    model = model.resolve()
+    if out is not None:
+        return Path(out) / name_of(model)
+    run = next((path for path in (model, model.parent, model.parent.parent) if RunFolder(path).recipe.is_file()), None)
+    return Path(FOLDER) / name_of(model) if run is None else run / FOLDER / model.name
+
+
+def name_of(model: Path) -> str:
+    """What a model is called in tables: its folder's name, after that of its run if it is a checkpoint or an export."""
+    model = model.resolve()
+    for run in model.parent, model.parent.parent:
+        if RunFolder(run).recipe.is_file():
+            return f"{run.name}-{model.name}"
+    return model.name
+
+
+def _measured(suite: Suite, model: Path) -> Result:
+    start = time.perf_counter()
+    result = suite.run(model, suite.config)
+    result.model = {"name": name_of(model), "path": str(model)} | result.model
+    result.config = asdict(suite.config)
+    result.environment = _environment()
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _environment() -> dict:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {"commit": commit(), "python": platform.python_version(), "device": device, "packages": versions}

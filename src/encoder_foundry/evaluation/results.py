@@ -1,0 +1,134 @@
+"""What a suite found, as it is kept: one JSON file that tables, pictures and comparisons are made from.
+
+A number that is the ratio of two sums over documents (a loss, an accuracy) keeps these sums by document in its
+headline. So two models that were measured on the same documents, on different days, can be compared document by
+document, and the interval of their difference is that of the difference, a great deal narrower than either one's.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from encoder_foundry.errors import DataError
+from encoder_foundry.run_folder import write_whole
+
+FILE, PICTURE = "result.json", "picture.png"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number, and the ends of its 95 % interval; None where its uncertainty is not known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        """As tables have it: 5.591 [5.402, 5.774]."""
+        value = _number(self.value)
+        return value if self.low is None else f"{value} [{_number(self.low)}, {_number(self.high)}]"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a suite's table."""
+
+    labels: dict[str, str | int]  # what it is of, and how much of it there was: source, documents, …
+    measures: dict[str, Measure]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A number of a suite that models are compared by."""
+
+    name: str  # with its unit
+    measure: Measure
+    lower_is_better: bool
+    units: dict[str, tuple[float, float]] = field(default_factory=dict)  # by document: numerator and denominator
+
+
+@dataclass
+class Result:
+    """One suite's findings on one model."""
+
+    suite: str
+    title: str  # of the table, such as "masked-LM at 15 % of the tokens"
+    model: dict  # `name`, by which tables call it, `path`, and what else is known of it
+    config: dict  # of the suite, with its seed
+    data: dict  # what it was measured on
+    rows: list[Row]
+    headlines: list[Headline]
+    notes: list[str] = field(default_factory=list)  # printed below the table: what was cut, or what was left out
+    facts: dict = field(default_factory=dict)  # what else the suite knows, for its picture and for programs
+    environment: dict = field(default_factory=dict)  # commit, packages, device: filled in where it is run
+    seconds: float = 0.0
+
+    def write(self, folder: Path) -> Path:
+        """Write `result.json` into a folder, made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / FILE
+        write_whole(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "Result":
+        """Read it again.
+
+        Raises:
+            DataError: it is missing, or no such file.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content["rows"] = [Row(row["labels"], _measures(row["measures"])) for row in content["rows"]]
+            content["headlines"] = [
+                Headline(
+                    one["name"],
+                    Measure(**one["measure"]),
+                    one["lower_is_better"],
+                    {unit: tuple(sums) for unit, sums in one["units"].items()},
+                )
+                for one in content["headlines"]
+            ]
+            return cls(**content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: cannot be read as a result of `encoder-foundry evaluate`: {error!r}") from None
+
+    def table(self) -> Table:
+        """As it is printed."""
+        table = Table(title=f"{self.model['name']}: {self.title}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for heading, value in self.rows[0].labels.items() if self.rows else ():
+            table.add_column(heading, justify="left" if isinstance(value, str) else "right")
+        for heading in dict.fromkeys(name for row in self.rows for name in row.measures):
+            table.add_column(heading, justify="right")
+        for row in self.rows:
+            table.add_row(*self._cells(row))
+        return table
+
+    def _cells(self, row: Row) -> Iterator[str]:
+        for label in row.labels.values():
+            yield f"{label:,}" if isinstance(label, int) else str(label)
+        for name in dict.fromkeys(name for one in self.rows for name in one.measures):
+            yield str(row.measures[name]) if name in row.measures else "–"
+
+    def show(self, console: Console) -> None:
+        """Print the table and its notes."""
+        console.print(self.table())
+        for note in self.notes:
+            console.print(f"  {note}", markup=False, highlight=False)
+
+
+def _measures(content: dict) -> dict[str, Measure]:
+    return {name: Measure(**measure) for name, measure in content.items()}
+
+
+def _number(value: float) -> str:
+    """In three decimals, or, of a small one, in three digits."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:,.3f}"

@@ -1,0 +1,96 @@
+"""The suites there are, and what each of them has to give.
+
+A suite is a module with three names in it:
+
+- `Config`, a dataclass that builds on `SuiteConfig`: the keys of its YAML;
+- `run(model: Path, config: Config) -> Result`: measures; it neither prints nor writes;
+- `draw(figure, results: Sequence[Result]) -> str`: its picture of one model or of several beside each other, on a
+  matplotlib Figure, and what is to be seen in it, in words.
+
+A suite that has to fetch something raises `NeedsNetwork` before it does anything else. `yamls/eval/<suite>.yaml` is a
+suite with its defaults; any other YAML names its suite under the key `suite`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import encoder_foundry
+from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.recipe.loading import load_config, load_key
+
+if TYPE_CHECKING:
+    from encoder_foundry.evaluation.results import Result
+
+MODULES = {
+    "masked_lm": "encoder_foundry.evaluation.masked_lm",
+    "context": "encoder_foundry.evaluation.context",
+    "needle": "encoder_foundry.evaluation.needle",
+}
+OFFLINE = ("masked_lm", "context", "needle")  # what `all` stands for: suites that a prepared corpus suffices for
+ALL = "all"
+FOLDER = Path("yamls/eval")
+
+
+@dataclass
+class SuiteConfig:
+    """What every suite takes. A field without a default has to be given in a YAML."""
+
+    suite: str  # by which a YAML says whose keys these are
+    seed: int = 0  # of whatever is drawn at random, the bootstrap included
+    resamples: int = 1000  # of the bootstrap
+    out: str | None = None  # the folder for results; null: the run's `evaluations`, or `evaluations` here
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite, as a YAML sets it."""
+
+    name: str
+    config: SuiteConfig
+    run: Callable[[Path, SuiteConfig], "Result"]
+
+
+def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Suite]:
+    """The suites of some names or YAML files, each with its configuration.
+
+    Args:
+        given: names such as `context`, paths of YAML files, or `all`.
+        overrides: `key=value`, for each of them.
+
+    Raises:
+        ConfigurationError: there is no such suite; or an unknown key, with the file and the key.
+    """
+    overrides = list(overrides)
+    paths = [path for one in given for path in _paths(one)]
+    return [_load(path, overrides) for path in paths]
+
+
+def draw_of(name: str) -> Callable[..., str]:
+    """How a suite's results are drawn."""
+    return import_module(MODULES[name]).draw
+
+
+def _paths(given: str) -> list[Path]:
+    if given == ALL:
+        return [_folder() / f"{name}.yaml" for name in OFFLINE]
+    if given in MODULES:
+        return [_folder() / f"{given}.yaml"]
+    if given.endswith((".yaml", ".yml")):
+        return [Path(given)]
+    raise ConfigurationError(f"there is no suite '{given}'; there are {', '.join(MODULES)}, and {ALL}, or give a YAML")
+
+
+def _folder() -> Path:
+    """The YAMLs of where one stands, or else those beside this code."""
+    return FOLDER if FOLDER.is_dir() else Path(encoder_foundry.__file__).parents[2] / FOLDER
+
+
+def _load(path: Path, overrides: list[str]) -> Suite:
+    name = load_key(path, "suite")
+    if name not in MODULES:
+        raise ConfigurationError(f"{path}: suite: '{name}' is none; there are {', '.join(MODULES)}")
+    module = import_module(MODULES[name])
+    return Suite(name, load_config(path, module.Config, overrides), module.run)
