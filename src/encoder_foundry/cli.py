@@ -134,7 +134,7 @@ def evaluate(
 @app.command()
 def compare(
     results: Annotated[list[Path], typer.Argument(help="What evaluate wrote: folders, or result.json files.")],
-    out: Annotated[Path, typer.Option(help="The folder for the table and the pictures.")] = Path("evaluations/compared"),
+    out: Annotated[Path, typer.Option(help="Where the table and pictures go.")] = Path("evaluations/compared"),
 ) -> None:
     """Lay results of `evaluate` beside each other: one table, and a picture for each suite."""
     from encoder_foundry.evaluation.compare import compare

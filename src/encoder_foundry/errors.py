@@ -1,7 +1,8 @@
 """Errors meant for the person at the terminal: one line that says what is wrong, where, and what would be right.
 
 Every door (`composer launch`, `python data_prep`, `encoder-foundry`) prints a FoundryError as that one line and exits
-with status 2, or 3 where only a network was missing. Any other exception is a fault of ours and keeps its traceback: in the rank's log if there is one.
+with status 2, or 3 where only a network was missing. Any other exception is a fault of ours and keeps its traceback:
+in the rank's log if there is one.
 """
 
 import os

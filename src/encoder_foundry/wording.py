@@ -17,6 +17,14 @@ def size(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
+def power(exponent: int) -> str:
+    """2 to a power, as lengths of text are spoken of: 512, 1k, 8k."""
+    for suffix, of in (("G", 30), ("M", 20), ("k", 10)):
+        if exponent >= of:
+            return f"{1 << exponent - of}{suffix}"
+    return f"{1 << exponent}"
+
+
 def number(value: float) -> str:
     """A learning rate or the like in three digits, as a YAML has it: 8e-4, 0.05, 0."""
     if value == 0 or 0.01 <= abs(value) < 1000:

@@ -40,7 +40,7 @@ def ratio(units: Mapping[str, tuple[float, float]], resamples: int, seed: int) -
 def difference(
     ours: Mapping[str, tuple[float, float]], theirs: Mapping[str, tuple[float, float]], resamples: int, seed: int
 ) -> Measure | None:
-    """How much larger our ratio is than theirs, over the documents that both were measured on; None if there is none."""
+    """How much larger our ratio is than theirs, over the documents that both have; None if there are none."""
     common = [unit for unit in ours if unit in theirs]
     of_ours, of_theirs = (np.array([sums[unit] for unit in common], dtype=np.float64) for sums in (ours, theirs))
     if not common or not of_ours[:, 1].sum() or not of_theirs[:, 1].sum():

@@ -15,7 +15,7 @@ from rich.table import Table
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.pictures import draw
-from encoder_foundry.evaluation.results import FILE, Headline, Result
+from encoder_foundry.evaluation.results import FILE, Headline, Result, print_whole
 
 MARKDOWN = "comparison.md"
 
@@ -51,10 +51,10 @@ def write_comparison(results: Sequence[Result], out: Path, console: Console) -> 
     for heading in ("suite", ""):
         table.add_column(heading)
     for model in models:
-        table.add_column(model, justify="right")
+        table.add_column(model, justify="right", no_wrap=True)
     for line in lines:
         table.add_row(*line)
-    console.print(table)
+    print_whole(console, table)
     out.mkdir(parents=True, exist_ok=True)
     rows = [["suite", "", *models], ["---", "---", *["---:"] * len(models)], *lines]
     text = "".join(f"| {' | '.join(row)} |\n" for row in rows)

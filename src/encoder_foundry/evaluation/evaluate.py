@@ -24,7 +24,6 @@ from encoder_foundry.training.environment import commit
 
 PACKAGES = ("encoder-foundry", "torch", "transformers", "tokenizers", "numpy", "scipy", "mteb", "sentence-transformers")
 FOLDER = "evaluations"
-WIDTH = 100  # columns at least: a narrower terminal breaks the lines itself, and no figure is cut off
 
 
 def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[str] = ()) -> list[Result]:
@@ -45,7 +44,7 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
     for path in paths:
         if not path.exists():
             raise ConfigurationError(f"{path}: no such file or folder; a model is a run, a checkpoint or a directory")
-    console = Console(highlight=False, width=max(WIDTH, Console().width))
+    console = Console(highlight=False)
     results = []
     for path in paths:
         for suite in found:
@@ -62,8 +61,7 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
 
 
 def results_folder(model: Path, out: str | None = None) -> Path:
-    """Where a model's results go: one of a run's to `<run>/evaluations`, any other's to `evaluations` here, or to `out`;
-    there to a folder by the model's name."""
+    """Where a model's results go: by its name to `<run>/evaluations`, if it is a run's, to `evaluations`, or to `out`."""
     model = model.resolve()
     if out is not None:
         return Path(out) / name_of(model)

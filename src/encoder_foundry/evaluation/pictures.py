@@ -31,22 +31,26 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def bars(axes, names: Sequence[str], measures: Sequence[Sequence[Measure | None]], labels: Sequence[str]) -> None:
-    """Groups of bars with their intervals.
+def points(axes, names: Sequence[str], measures: Sequence[Sequence[Measure | None]], labels: Sequence[str]) -> None:
+    """A point with its interval for each group and model, side by side. No bars: a loss does not begin at zero.
 
     Args:
         names: of the groups, from left to right.
         measures: for each label a measure for each group; None where there is none.
         labels: of the models, each of which has a colour.
     """
-    width = 0.8 / len(labels)
     for index, (label, of_label) in enumerate(zip(labels, measures, strict=True)):
         there = [(group, measure) for group, measure in enumerate(of_label) if measure is not None]
-        at = [group + (index - (len(labels) - 1) / 2) * width for group, _ in there]
-        values = [measure.value for _, measure in there]
-        axes.bar(at, values, 0.92 * width, color=colour(index), label=label)
-        axes.errorbar(at, values, intervals([m for _, m in there]), fmt="none", ecolor="#333333", elinewidth=1)
+        at = [group + (index - (len(labels) - 1) / 2) * 0.6 / len(labels) for group, _ in there]
+        found = [measure for _, measure in there]
+        values = [measure.value for measure in found]
+        axes.errorbar(
+            at, values, intervals(found), fmt="o", color=colour(index), elinewidth=1, markersize=5, label=label
+        )
     axes.set_xticks(range(len(names)), names)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
 
 
 def intervals(measures: Sequence[Measure]) -> list[list[float]]:

@@ -103,9 +103,9 @@ class Result:
         """As it is printed."""
         table = Table(title=f"{self.model['name']}: {self.title}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for heading, value in self.rows[0].labels.items() if self.rows else ():
-            table.add_column(heading, justify="left" if isinstance(value, str) else "right")
+            table.add_column(heading, justify="left" if isinstance(value, str) else "right", no_wrap=True)
         for heading in dict.fromkeys(name for row in self.rows for name in row.measures):
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(*self._cells(row))
         return table
@@ -118,9 +118,15 @@ class Result:
 
     def show(self, console: Console) -> None:
         """Print the table and its notes."""
-        console.print(self.table())
+        print_whole(console, self.table())
         for note in self.notes:
             console.print(f"  {note}", markup=False, highlight=False)
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table in its full width: a narrower terminal breaks the lines itself, and no figure is cut off."""
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
 
 
 def _measures(content: dict) -> dict[str, Measure]:
@@ -128,7 +134,7 @@ def _measures(content: dict) -> dict[str, Measure]:
 
 
 def _number(value: float) -> str:
-    """In three decimals, or, of a small one, in three digits."""
+    """In three decimals, or, of a small one, in two digits."""
     if not math.isfinite(value):
         return "–"
-    return f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:,.3f}"
+    return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:,.3f}"

@@ -6,7 +6,7 @@ import numpy as np
 
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.inspection.stats import CorpusStats
-from encoder_foundry.wording import count
+from encoder_foundry.wording import count, power
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")  # Okabe and Ito's
 OTHERS = "#bbbbbb"  # the sources beyond these colours, together
@@ -82,7 +82,7 @@ def _histogram(axes, sources) -> None:
         axes.bar(bins + 0.5, height, 0.92, bottom, label=name, color=colour)
         bottom += height
     every = -(-len(bins) // 7)
-    axes.set_xticks(range(bins[0], bins[-1] + 2, every), [_power(at) for at in range(bins[0], bins[-1] + 2, every)])
+    axes.set_xticks(range(bins[0], bins[-1] + 2, every), [power(at) for at in range(bins[0], bins[-1] + 2, every)])
 
 
 def _mark_row_lengths(axes, row_lengths: list[int]) -> None:
@@ -118,11 +118,3 @@ def _rows(stats: CorpusStats, split: str) -> str:
         if rows:
             said.append(f"{count(rows)} of {row_length:,} tokens, {tokens / (rows * row_length):.1%} full")
     return "; ".join(said) or "none"
-
-
-def _power(exponent: int) -> str:
-    """2 to a power, as lengths of text are spoken of: 512, 1k, 8k."""
-    for suffix, power in (("G", 30), ("M", 20), ("k", 10)):
-        if exponent >= power:
-            return f"{1 << exponent - power}{suffix}"
-    return f"{1 << exponent}"

@@ -1,0 +1,258 @@
+"""What a model makes of context: its loss at the same targets, as more and more of the document is given.
+
+- Windows of `longest` tokens are cut out of long documents, the same for every length of context and, with one
+  tokenizer, for every model. In each are spans at even distances, with some masked tokens: the targets.
+- A context of c tokens is a stretch of the window with a span in its middle, or as near to its middle as the window's
+  ends allow; so each contains all shorter ones. The tokens of other spans are masked, too, in every length alike.
+- The whole window is one context for all of its spans, and is computed once.
+- The law of it, L(c) = (α / c)^β + γ, is fitted to the means; its intervals, as all, are over documents.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.evaluation import bootstrap
+from encoder_foundry.evaluation.models import Masked, MaskedModel, open_model
+from encoder_foundry.evaluation.power_law import Law, fit
+from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
+from encoder_foundry.evaluation.suites import SuiteConfig
+from encoder_foundry.evaluation.texts import describe, held_out
+from encoder_foundry.wording import number
+
+FEWEST = 3  # lengths for the law, which has three parameters
+
+
+@dataclass(kw_only=True)
+class Config(SuiteConfig):
+    """The keys of `yamls/eval/context.yaml`."""
+
+    data: str
+    documents: int
+    shortest: int
+    longest: int
+    windows: int
+    spans: int
+    span_tokens: int
+    mlm_probability: float
+    tokenizer: str | None = None  # a folder; null: the model's own
+    rope_theta: float | None = None  # of a ModernBERT's global layers; null: as it was trained
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a document whose spans are asked for."""
+
+    document: str
+    ids: NDArray[np.int64]  # [tokens], masked
+    original: NDArray[np.int64]  # [tokens]
+    middles: NDArray[np.int64]  # [spans]
+    targets: list[NDArray[np.int64]]  # for each span, its masked places
+
+
+def run(path: Path, config: Config) -> Result:
+    """Measure the loss at fixed targets with each length of context.
+
+    Raises:
+        FoundryError: the model, the tokenizer or the data is not there or does not fit; no document is long enough.
+    """
+    _check(config)
+    texts = held_out(config.data, config.documents, config.seed, at_least=config.longest // 2)
+    model = open_model(path, config.tokenizer, config.rope_theta)
+    windows = [window for text in texts for window in _windows(model, text.id, text.text, config)]
+    if not windows:
+        raise DataError(
+            f"{config.data}: no held-out document has {config.longest:,} tokens of this tokenizer; set longest to less"
+        )
+    lengths = _lengths(model, config)
+    loss = np.stack([_losses(model, windows, length) for length in lengths])  # [lengths, targets]
+    of_target = [window.document for window in windows for targets in window.targets for _ in targets]
+    documents = sorted(set(of_target))
+    member = np.array(of_target)[None] == np.array(documents)[:, None]  # [documents, targets]
+    sums, counts = loss @ member.T, member.sum(axis=1)  # [lengths, documents] and [documents]
+    law, resampled = _laws(np.array(lengths, float), sums, counts, config)
+    rows = []
+    for length, of_length in zip(lengths, sums, strict=True):
+        units = _units(documents, of_length, counts)
+        rows.append(Row({"context": length}, {"loss": bootstrap.ratio(units, config.resamples, config.seed)}))
+    measured = {
+        name: bootstrap.interval(value, resampled[:, i]) for i, (name, value) in enumerate(law._asdict().items())
+    }
+    return Result(
+        suite=config.suite,
+        title="masked-LM loss at the same tokens, by tokens of context",
+        model=model.facts,
+        config={},
+        data=describe(config.data, [text for text in texts if text.id in documents])
+        | {"windows": len(windows), "targets": len(of_target)},
+        rows=rows,
+        headlines=_headlines(lengths, rows, documents, sums, counts, config),
+        notes=[
+            f"{len(of_target):,} targets in {len(windows)} windows of {config.longest:,} tokens; documents: "
+            f"{len(documents)}",
+            _law_in_words(measured),
+        ],
+        facts={"law": {name: (measure.value, measure.low, measure.high) for name, measure in measured.items()}},
+    )
+
+
+def _check(config: Config) -> None:
+    """Raises ConfigurationError for lengths that leave nothing to measure."""
+    if not 0 < config.span_tokens <= config.shortest // 2:
+        raise ConfigurationError(
+            f"span_tokens: {config.span_tokens} is not 1 to half of the shortest context, {config.shortest // 2}"
+        )
+    if config.shortest * 2 ** (FEWEST - 1) > config.longest:
+        raise ConfigurationError(f"longest: {config.longest} is less than four times the shortest, {config.shortest}")
+    if config.spans * config.span_tokens > config.longest // 2:
+        raise ConfigurationError(
+            f"spans: {config.spans} of {config.span_tokens} tokens fill more than half of a window"
+        )
+
+
+def _lengths(model: MaskedModel, config: Config) -> list[int]:
+    """Contexts that the model can take, doubling, with its special tokens.
+
+    Raises:
+        DataError: it takes too few of them.
+    """
+    most = model.longest(config.longest) + model.special
+    lengths = [config.shortest << power for power in range(64) if config.shortest << power <= most]
+    if lengths and lengths[-1] < most:
+        lengths.append(most)
+    if len(lengths) < FEWEST:
+        raise DataError(
+            f"{model.path}: takes {most:,} tokens at most; from shortest={config.shortest} on that is too few"
+        )
+    return lengths
+
+
+def _windows(model: MaskedModel, document: str, text: str, config: Config) -> list[Window]:
+    """Windows at even distances in a document, each with its spans and targets drawn."""
+    ids = model.encode(text).ids
+    size = config.longest - model.special
+    number = min(config.windows, len(ids) // size)
+    made = []
+    for index in range(number):
+        start = (len(ids) - size) * index // max(1, number - 1)
+        generator = np.random.default_rng((config.seed, index, *document.encode()))
+        original = ids[start : start + size]
+        middles = ((np.arange(config.spans) + 0.5) * size / config.spans).astype(np.int64)
+        targets = []
+        for first in middles - config.span_tokens // 2:
+            places = first + np.flatnonzero(generator.random(config.span_tokens) < config.mlm_probability)
+            targets.append(places if len(places) else first + generator.integers(config.span_tokens, size=1))
+        masked = original.copy()
+        masked[np.concatenate(targets)] = model.tokenizer.mask_token_id
+        made.append(Window(document, masked, original, middles, targets))
+    return made
+
+
+def _losses(model: MaskedModel, windows: Sequence[Window], length: int) -> NDArray[np.float64]:
+    """The loss at every target, window for window, given so many tokens. [targets]"""
+    content = length - model.special
+    asked: list[Masked] = []
+    for window in windows:
+        if content >= len(window.ids):
+            places = np.concatenate(window.targets)
+            asked.append(model.framed(window.ids, places, window.original[places]))
+            continue
+        for places, first in zip(window.targets, stretches(window, content), strict=True):
+            asked.append(model.framed(window.ids[first : first + content], places - first, window.original[places]))
+    return np.concatenate([scores.loss for scores in model.score(asked)])
+
+
+def stretches(window: Window, content: int) -> list[int]:
+    """Where in a window the context of each span begins, if it is so many tokens long."""
+    return [int(min(max(0, middle - content // 2), len(window.ids) - content)) for middle in window.middles]
+
+
+def _laws(
+    lengths: NDArray[np.float64], sums: NDArray[np.float64], counts: NDArray[np.int64], config: Config
+) -> tuple[Law, NDArray[np.float64]]:
+    """The law of all documents, and its parameters in each resample of them. [resamples, 3]"""
+    law = fit(lengths, sums.sum(axis=1) / counts.sum())
+    drawn = bootstrap.draws(len(counts), config.resamples, config.seed)  # [resamples, documents]
+    means = (drawn @ sums.T) / (drawn @ counts)[:, None]  # [resamples, lengths]
+    return law, np.array([fit(lengths, mean) for mean in means])
+
+
+def _law_in_words(measured: dict[str, Measure]) -> str:
+    alpha, beta, gamma = measured.values()
+    if not alpha.value:
+        return "the loss does not fall with context, so L(c) = (α / c)^β + γ says nothing"
+    told = [_told(one) for one in (alpha, beta, gamma)]
+    return f"L(c) = (α / c)^β + γ: α {told[0]} tokens, β {told[1]}, γ {told[2]} nats"
+
+
+def _told(measure: Measure) -> str:
+    """α may be of any order of magnitude."""
+    if measure.low is None:
+        return number(measure.value)
+    return f"{number(measure.value)} [{number(measure.low)}, {number(measure.high)}]"
+
+
+def _units(documents: Sequence[str], sums: NDArray[np.float64], counts: NDArray[np.int64]) -> dict:
+    """By document: a sum over its targets, and how many they are."""
+    return {name: (float(of), float(count)) for name, of, count in zip(documents, sums, counts, strict=True)}
+
+
+def _headlines(
+    lengths: Sequence[int],
+    rows: Sequence[Row],
+    documents: Sequence[str],
+    sums: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    config: Config,
+) -> list[Headline]:
+    """The loss with the shortest, a middle and the longest context, and what the longer half of them takes away."""
+    middle = len(lengths) // 2
+    found = [
+        Headline(
+            f"loss given {lengths[at]:,} tokens", rows[at].measures["loss"], True, _units(documents, sums[at], counts)
+        )
+        for at in (0, middle, len(lengths) - 1)
+    ]
+    fall = _units(documents, sums[middle] - sums[-1], counts)
+    name = f"fall of it from {lengths[middle]:,} to {lengths[-1]:,} tokens"
+    return [*found, Headline(name, bootstrap.ratio(fall, config.resamples, config.seed), False, fall)]
+
+
+def draw(figure, results: Sequence[Result]) -> str:
+    """Loss by length of context on a logarithmic scale, with the law, of one model or several."""
+    from encoder_foundry.evaluation.pictures import GREY, colour, intervals
+
+    axes = figure.subplots()
+    for index, result in enumerate(results):
+        lengths = [row.labels["context"] for row in result.rows]
+        measures = [row.measures["loss"] for row in result.rows]
+        values = [measure.value for measure in measures]
+        axes.plot(lengths, values, "o", color=colour(index), label=result.model["name"])
+        low, high = intervals(measures)
+        axes.fill_between(
+            lengths, np.subtract(values, low), np.add(values, high), color=colour(index), alpha=0.12, linewidth=0
+        )
+        law = Law(*(value for value, _, _ in result.facts["law"].values()))
+        fine = np.geomspace(lengths[0], lengths[-1], 200)
+        if law.alpha:
+            axes.plot(fine, law(fine), color=colour(index), linewidth=1)
+        if trained := result.model.get("trained_length"):
+            axes.axvline(trained, color=GREY if len(results) == 1 else colour(index), linewidth=0.8, linestyle="--")
+    axes.set_xscale("log", base=2)
+    ticks = sorted({row.labels["context"] for result in results for row in result.rows})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="tokens of context (dashed: the longest trained with)", ylabel="nats a masked token")
+    axes.set_title("Loss at the same tokens, given more and more context", loc="left")
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.legend(frameon=False, fontsize=9)
+    told = []
+    for result in results:
+        ends = result.rows[0], result.rows[-1]
+        first, last = (f"{row.measures['loss'].value:.3f} given {row.labels['context']:,}" for row in ends)
+        told.append(f"{result.model['name']} {first}, {last}")
+    return f"Masked-LM loss in nats a token at the same tokens, by tokens of context: {'; '.join(told)}."
