@@ -51,9 +51,13 @@ def difference(
 
 
 def interval(value: float, resampled: NDArray[np.float64]) -> Measure:
-    """A value with the interval that its resampled values give; resamples in which it was not defined are left out."""
+    """A value with the interval that its resampled values give; resamples in which it was not defined are left out.
+
+    Where all of them are the same there is no interval: nothing found in any document does not make it certain that
+    nothing ever will be.
+    """
     resampled = resampled[np.isfinite(resampled)]
-    if not len(resampled):
+    if not len(resampled) or np.ptp(resampled) <= 1e-12 * max(1.0, abs(value)):
         return Measure(value)
     low, high = np.percentile(resampled, INTERVAL)
     return Measure(value, float(low), float(high))

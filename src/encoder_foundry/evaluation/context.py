@@ -24,6 +24,7 @@ from encoder_foundry.evaluation.suites import SuiteConfig
 from encoder_foundry.evaluation.texts import describe, held_out
 from encoder_foundry.wording import number
 
+LOSS, CHANGE = "loss", "change from the shortest"
 FEWEST = 3  # lengths for the law, which has three parameters
 
 
@@ -78,7 +79,14 @@ def run(path: Path, config: Config) -> Result:
     rows = []
     for length, of_length in zip(lengths, sums, strict=True):
         units = _units(documents, of_length, counts)
-        rows.append(Row({"context": length}, {"loss": bootstrap.ratio(units, config.resamples, config.seed)}))
+        change = _units(documents, of_length - sums[0], counts)
+        measures = {LOSS: units, CHANGE: change}
+        rows.append(
+            Row(
+                {"context": length},
+                {name: bootstrap.ratio(of, config.resamples, config.seed) for name, of in measures.items()},
+            )
+        )
     measured = {
         name: bootstrap.interval(value, resampled[:, i]) for i, (name, value) in enumerate(law._asdict().items())
     }
@@ -213,7 +221,7 @@ def _headlines(
     middle = len(lengths) // 2
     found = [
         Headline(
-            f"loss given {lengths[at]:,} tokens", rows[at].measures["loss"], True, _units(documents, sums[at], counts)
+            f"loss given {lengths[at]:,} tokens", rows[at].measures[LOSS], True, _units(documents, sums[at], counts)
         )
         for at in (0, middle, len(lengths) - 1)
     ]
@@ -226,33 +234,37 @@ def draw(figure, results: Sequence[Result]) -> str:
     """Loss by length of context on a logarithmic scale, with the law, of one model or several."""
     from encoder_foundry.evaluation.pictures import GREY, colour, intervals
 
-    axes = figure.subplots()
+    axes, changes = figure.subplots(1, 2)
     for index, result in enumerate(results):
         lengths = [row.labels["context"] for row in result.rows]
-        measures = [row.measures["loss"] for row in result.rows]
-        values = [measure.value for measure in measures]
+        values = [row.measures[LOSS].value for row in result.rows]
         axes.plot(lengths, values, "o", color=colour(index), label=result.model["name"])
-        low, high = intervals(measures)
-        axes.fill_between(
-            lengths, np.subtract(values, low), np.add(values, high), color=colour(index), alpha=0.12, linewidth=0
-        )
         law = Law(*(value for value, _, _ in result.facts["law"].values()))
         fine = np.geomspace(lengths[0], lengths[-1], 200)
         if law.alpha:
             axes.plot(fine, law(fine), color=colour(index), linewidth=1)
+        measures = [row.measures[CHANGE] for row in result.rows]
+        beside = np.array(lengths) * 2 ** (0.12 * (index - (len(results) - 1) / 2))
+        changes.errorbar(
+            beside, [one.value for one in measures], intervals(measures), fmt="o-", color=colour(index), linewidth=1
+        )
         if trained := result.model.get("trained_length"):
-            axes.axvline(trained, color=GREY if len(results) == 1 else colour(index), linewidth=0.8, linestyle="--")
-    axes.set_xscale("log", base=2)
+            for each in axes, changes:
+                each.axvline(trained, color=GREY if len(results) == 1 else colour(index), linewidth=0.8, linestyle="--")
     ticks = sorted({row.labels["context"] for result in results for row in result.rows})
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set(xlabel="tokens of context (dashed: the longest trained with)", ylabel="nats a masked token")
-    axes.set_title("Loss at the same tokens, given more and more context", loc="left")
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    for each in axes, changes:
+        each.set_xscale("log", base=2)
+        each.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        each.minorticks_off()
+        each.grid(axis="y", color="#dddddd", linewidth=0.6)
+        each.set_xlabel("tokens of context (dashed: the longest trained with)")
+    axes.set_ylabel("nats a masked token")
+    axes.set_title("Loss at the same tokens, and its law", loc="left")
+    changes.set_title("Change from the shortest context", loc="left")
     axes.legend(frameon=False, fontsize=9)
     told = []
     for result in results:
         ends = result.rows[0], result.rows[-1]
-        first, last = (f"{row.measures['loss'].value:.3f} given {row.labels['context']:,}" for row in ends)
+        first, last = (f"{row.measures[LOSS].value:.3f} given {row.labels['context']:,}" for row in ends)
         told.append(f"{result.model['name']} {first}, {last}")
     return f"Masked-LM loss in nats a token at the same tokens, by tokens of context: {'; '.join(told)}."

@@ -61,7 +61,7 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
 
 
 def results_folder(model: Path, out: str | None = None) -> Path:
-    """Where a model's results go: by its name to `<run>/evaluations`, if it is a run's, to `evaluations`, or to `out`."""
+    """Where a model's results go, by its name: to `<run>/evaluations` if it is a run's, else to `evaluations` here."""
     model = model.resolve()
     if out is not None:
         return Path(out) / name_of(model)

@@ -53,7 +53,7 @@ class Encoded(NamedTuple):
 
     ids: NDArray[np.int64]  # [tokens], without special tokens
     ends: NDArray[np.int64]  # [tokens], the byte of the text that each ends before
-    starts: NDArray[np.int64]  # [tokens], the character that it begins with
+    spans: NDArray[np.int64]  # [tokens, 2], the characters of the text from … to
 
     @property
     def bytes(self) -> NDArray[np.int64]:
@@ -111,7 +111,7 @@ class MaskedModel(ABC):
         sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
         bytes_before = np.concatenate([[0], np.cumsum(sizes)])
         ends = np.maximum.accumulate(bytes_before[offsets[:, 1]])
-        return Encoded(np.array(encoding.ids, np.int64), ends, offsets[:, 0])
+        return Encoded(np.array(encoding.ids, np.int64), ends, offsets)
 
     def masking(self, probability: float, mask_share: float, random_share: float) -> Masking:
         """Masking that spares special tokens."""
