@@ -270,7 +270,7 @@ def draw(figure, results: Sequence[Result]) -> str:
         )
         column[1].set_title(f"Loss that the far place saves, by {by}", loc="left")
         column[1].axhline(0, color="#888888", linewidth=0.8)
-    left[0].set_ylabel("share of names")
+    left[0].set(ylabel="share of names", ylim=(-0.04, 1.04))
     left[1].set_ylabel("nats a token")
     left[0].legend(frameon=False, fontsize=9)
     told = "; ".join(

@@ -1,0 +1,54 @@
+"""Intervals hold what they should, as often as they say."""
+
+import numpy as np
+import pytest
+
+from encoder_foundry.evaluation import bootstrap
+
+
+def _documents(generator: np.random.Generator, count: int) -> dict[str, tuple[float, float]]:
+    """A loss of 5 nats a token, on documents that differ in length and in how hard they are."""
+    tokens = generator.integers(10, 200, size=count)
+    hardness = generator.normal(5, 0.7, size=count)
+    return {str(n): (float(tokens[n] * hardness[n]), float(tokens[n])) for n in range(count)}
+
+
+def test_an_interval_of_95_percent_holds_the_true_value_in_about_95_of_100_samples():
+    generator = np.random.default_rng(0)
+    held = 0
+    for sample in range(400):
+        measure = bootstrap.ratio(_documents(generator, 60), 300, sample)
+        held += measure.low <= 5 <= measure.high
+    assert 0.90 <= held / 400 <= 0.98
+
+
+def test_the_same_seed_gives_the_same_interval():
+    documents = _documents(np.random.default_rng(0), 30)
+    assert bootstrap.ratio(documents, 200, 3) == bootstrap.ratio(documents, 200, 3)
+    assert bootstrap.ratio(documents, 200, 3) != bootstrap.ratio(documents, 200, 4)
+
+
+def test_a_small_difference_on_the_same_documents_is_told_from_none():
+    generator = np.random.default_rng(1)
+    ours = _documents(generator, 40)
+    theirs = {name: (loss + 0.05 * tokens, tokens) for name, (loss, tokens) in ours.items()}
+    difference = bootstrap.difference(theirs, ours, 500, 0)
+    assert difference.value == pytest.approx(0.05)
+    assert 0.04 < difference.low <= difference.high < 0.06
+    apart = bootstrap.ratio(ours, 500, 0)
+    assert apart.high - apart.low > 0.1
+
+
+def test_a_difference_is_over_the_documents_that_both_have():
+    ours, theirs = {"a": (2.0, 1.0), "b": (4.0, 1.0)}, {"a": (1.0, 1.0), "c": (100.0, 1.0)}
+    assert bootstrap.difference(ours, theirs, 100, 0).value == 1.0
+    assert bootstrap.difference(ours, {"c": (1.0, 1.0)}, 100, 0) is None
+
+
+def test_where_no_document_differs_no_interval_is_told():
+    assert bootstrap.ratio({"a": (0.0, 5.0), "b": (0.0, 7.0)}, 100, 0).low is None
+
+
+def test_nothing_to_divide_by_is_an_error():
+    with pytest.raises(ValueError, match="no document"):
+        bootstrap.ratio({"a": (0.0, 0.0)}, 100, 0)
