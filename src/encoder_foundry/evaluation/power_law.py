@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
 BETAS = 0.02, 4.0  # flatter or steeper cannot be told from a line in log c, or from a single step
+ROUNDING = 1e-6  # of a loss in float32: less is no fall
 
 
 class Law(NamedTuple):
@@ -42,7 +43,7 @@ def fit(context: NDArray[np.float64], loss: NDArray[np.float64]) -> Law:
 
     log_beta = minimize_scalar(lambda value: solved(value)[1], bounds=np.log(BETAS), method="bounded").x
     (drop, gamma), _ = solved(log_beta)
-    if not drop:
+    if drop < ROUNDING * gamma:
         return Law(0.0, float("nan"), float(gamma))
     beta = float(np.exp(log_beta))
     return Law(float(context[0] * drop ** (1 / beta)), beta, float(gamma))

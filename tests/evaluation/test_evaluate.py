@@ -1,0 +1,142 @@
+"""The commands `evaluate` and `compare`, as they are given."""
+
+import json
+import sys
+from types import ModuleType
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from encoder_foundry import cli
+from encoder_foundry.errors import DataError, NeedsNetwork
+from encoder_foundry.evaluation import suites
+from encoder_foundry.evaluation.evaluate import name_of, results_folder
+from encoder_foundry.evaluation.results import Measure, Result
+from tests.evaluation.test_suites import CONTEXT
+
+
+@pytest.fixture(scope="module")
+def evaluated(model_of, corpus, tmp_path_factory):
+    """One command over two suites and two models."""
+    out = tmp_path_factory.mktemp("evaluations")
+    path = out / "both.yaml"
+    longest = "\n".join(one.replace("=", ": ") for one in CONTEXT)
+    folder = suites.FOLDER.resolve()
+    path.write_text(f"extends: [{folder}/context.yaml]\n{longest}\n")
+    arguments = [str(model_of("modernbert")), f"masked_lm,{path}", f"data={corpus}", "resamples=50", f"out={out}"]
+    return out, CliRunner().invoke(cli.app, ["evaluate", *arguments, "--beside", str(model_of("bert"))])
+
+
+def test_each_suite_of_each_model_has_its_json_and_picture(evaluated):
+    out, done = evaluated
+    assert done.exit_code == 0, done.output
+    for model in "modernbert", "bert":
+        for suite in "masked_lm", "context":
+            result = Result.read(out / model / suite / "result.json")
+            assert result.model["name"] == model
+            assert result.suite == suite
+            assert result.config["seed"] == 0
+            assert result.config["resamples"] == 50
+            assert {"torch", "transformers", "numpy"} <= result.environment["packages"].keys()
+            assert "commit" in result.environment
+            with Image.open(out / model / suite / "picture.png") as picture:
+                assert model in picture.text["Description"]
+                assert picture.width > 1000
+
+
+def test_tables_are_printed_whole_and_models_compared(evaluated):
+    _, done = evaluated
+    assert "masked-LM, 15% of the tokens masked" in done.output
+    assert "… less modernbert's" in done.output
+    assert "…]" not in done.output
+
+
+def test_results_that_are_there_make_one_table_and_a_picture_of_each_suite(evaluated, tmp_path):
+    out, _ = evaluated
+    done = CliRunner().invoke(cli.app, ["compare", str(out / "bert"), str(out / "modernbert"), "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "comparison.md").read_text()
+    loss = Result.read(out / "bert/masked_lm/result.json").headlines[0].measure
+    assert f"| masked_lm | loss (nats a token) | {loss} |" in text
+    assert "| … less bert's |" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"comparison.md", "masked_lm.png", "context.png"}
+
+
+def test_a_result_is_read_as_it_was_written(evaluated, tmp_path):
+    out, _ = evaluated
+    result = Result.read(out / "bert/context/result.json")
+    assert Result.read(result.write(tmp_path)) == result
+
+
+def test_what_is_no_result_is_named(tmp_path):
+    (tmp_path / "result.json").write_text('{"suite": "context"}')
+    with pytest.raises(DataError, match=r"result\.json: cannot be read as a result of `encoder-foundry evaluate`"):
+        Result.read(tmp_path / "result.json")
+
+
+def refused(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["encoder-foundry", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code, capsys.readouterr().err
+
+
+def test_an_unknown_suite_is_refused_with_the_list_of_all(monkeypatch, capsys, model_of):
+    status, said = refused(monkeypatch, capsys, "evaluate", str(model_of("bert")), "contxt")
+    assert status == 2
+    assert said.startswith("error: there is no suite 'contxt'; there are masked_lm, context, needle")
+    assert said.count("\n") == 1
+
+
+def test_a_model_that_is_not_there_is_refused(monkeypatch, capsys):
+    status, said = refused(monkeypatch, capsys, "evaluate", "nowhere", "context")
+    assert (status, said) == (
+        2,
+        "error: nowhere: no such file or folder; a model is a run, a checkpoint or a directory\n",
+    )
+
+
+def test_comparing_nothing_is_refused(monkeypatch, capsys, tmp_path):
+    status, said = refused(monkeypatch, capsys, "compare", str(tmp_path))
+    assert status == 2
+    assert "no result.json; `encoder-foundry evaluate` writes them" in said
+
+
+def test_a_suite_that_needs_the_network_ends_with_status_3(monkeypatch, capsys, model_of, tmp_path):
+    def run(model, config):
+        raise NeedsNetwork("downloaded: has to be fetched from the hub; on a machine with a network, the same command")
+
+    online = ModuleType("online")
+    online.Config, online.run = suites.SuiteConfig, run
+    monkeypatch.setitem(sys.modules, "online", online)
+    monkeypatch.setitem(suites.MODULES, "online", "online")
+    path = tmp_path / "online.yaml"
+    path.write_text("suite: online\n")
+    status, said = refused(monkeypatch, capsys, "evaluate", str(model_of("bert")), str(path))
+    assert status == 3
+    assert said.startswith("error: downloaded: has to be fetched from the hub")
+
+
+def test_results_of_a_run_go_into_its_folder_and_others_beside(tmp_path):
+    checkpoint = tmp_path / "runs/nano/checkpoints/ba224"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "runs/nano/recipe.yaml").write_text("")
+    run = tmp_path / "runs/nano"
+    assert results_folder(checkpoint) == run / "evaluations/ba224"
+    assert results_folder(run / "export") == run / "evaluations/export"
+    assert name_of(checkpoint) == "nano-ba224"
+    assert results_folder(tmp_path / "bert").as_posix() == "evaluations/bert"
+    assert results_folder(checkpoint, str(tmp_path)) == tmp_path / "nano-ba224"
+
+
+def test_a_measure_is_told_with_its_interval():
+    assert str(Measure(5.5912, 5.4018, 5.7744)) == "5.591 [5.402, 5.774]"
+    assert str(Measure(0.00123)) == "0.0012"
+
+
+def test_all_are_the_suites_that_run_offline():
+    assert [suite.name for suite in suites.find_suites(["all"])] == list(suites.OFFLINE)
+    assert json.dumps([suite.config.seed for suite in suites.find_suites(["all"])]) == json.dumps(
+        [0] * len(suites.OFFLINE)
+    )
