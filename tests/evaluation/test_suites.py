@@ -113,13 +113,13 @@ def test_a_model_that_does_not_look_at_context_gains_nothing_from_it(model_of, c
 
 
 class Copier(MaskedModel):
-    """Stands for a model that finds a name if, and only if, its tokens are to be seen in the document, in their order."""
+    """Stands for a model that finds a name if, and only if, its tokens stand in the document in order."""
 
     def logits(self, documents):
         logits = torch.zeros(sum(len(one.places) for one in documents), self.vocab_size)
         at = 0
         for one in documents:
-            for name in np.split(one.labels, np.flatnonzero(np.diff(one.places) > 1) + 1):
+            for name in np.split(one.labels, np.flatnonzero(np.diff(one.places) != 1) + 1):
                 there = (sliding_window_view(one.input_ids, len(name)) == name).all(axis=1).any()
                 for label in name:
                     logits[at, label if there else 0] = 20.0
