@@ -9,6 +9,7 @@
     logs/rank<N>.log          every rank's log
     wandb_id wandb/           W&B's, and tensorboard/ TensorBoard's, where the recipe has that logger
     export/                   the exported model
+    evaluations/<model>/<suite>/  what `encoder-foundry evaluate` found: result.json, picture.png
     report.html report/       the run's page and its pictures
 
 Composer's `latest` link is not used: it names a checkpoint whether or not all of its parts were written, and while it

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from encoder_foundry import cli
 from encoder_foundry.errors import DataError, NeedsNetwork
 from encoder_foundry.evaluation import suites
-from encoder_foundry.evaluation.evaluate import name_of, results_folder
+from encoder_foundry.evaluation.evaluate import evaluate, name_of, results_folder
 from encoder_foundry.evaluation.results import Measure, Result
 from tests.evaluation.test_suites import CONTEXT
 
@@ -128,6 +128,24 @@ def test_results_of_a_run_go_into_its_folder_and_others_beside(tmp_path):
     assert name_of(checkpoint) == "nano-ba224"
     assert results_folder(tmp_path / "bert").as_posix() == "evaluations/bert"
     assert results_folder(checkpoint, str(tmp_path)) == tmp_path / "nano-ba224"
+
+
+def test_two_models_of_one_name_are_refused(monkeypatch, capsys, tmp_path, evaluated):
+    out, _ = evaluated
+    other = tmp_path / "bert"
+    other.mkdir()
+    status, said = refused(monkeypatch, capsys, "evaluate", str(out / "bert"), "context", "--beside", str(other))
+    assert (status, "another model is called bert, too" in said) == (2, True)
+    file = str(out / "bert/context/result.json")
+    status, said = refused(monkeypatch, capsys, "compare", file, file)
+    assert (status, "are both called bert; give one of them" in said) == (2, True)
+
+
+def test_another_theta_is_another_model_to_tables_and_folders(model_of, corpus, tmp_path, capsys):
+    evaluate([str(model_of("modernbert"))], ["masked_lm"], [f"data={corpus}", f"out={tmp_path}", "rope_theta=10_000"])
+    result = Result.read(tmp_path / "modernbert-theta-10000/masked_lm/result.json")
+    assert result.model["name"] == "modernbert-theta-10000"
+    assert result.model["rope_theta"] == 10_000
 
 
 def test_a_measure_is_told_with_its_interval():

@@ -66,7 +66,7 @@ def test_theta_of_a_modernbert_can_be_set(model_of):
     )
     np.testing.assert_array_equal(trained.loss, same.loss)
     assert not np.allclose(trained.loss, set_.loss)
-    assert open_model(path, rope_theta=10_000).facts["variant"] == "theta 10,000"
+    assert open_model(path, rope_theta=10_000).facts["variant"] == "theta-10000"
 
 
 def test_theta_of_another_model_is_refused(model_of):

@@ -68,6 +68,8 @@ def test_what_cannot_be_measured_is_refused_by_its_key(model_of, corpus):
         ("context", "span_tokens=100", "span_tokens: 100 is not 1 to half"),
         ("context", "longest=256", "longest: 256 is less than four times the shortest"),
         ("context", "longest=100000", "no held-out document of 50,000 tokens"),
+        ("masked_lm", "documents=0", "documents: 0 of each source; at least 1"),
+        ("masked_lm", "longest=2", "longest: 2 tokens, of which 2 are the special ones"),
         ("needle", "nearest=0", "nearest: 0 is not at least 1"),
         ("needle", "nearest=100000", "no name stands twice"),
     ):

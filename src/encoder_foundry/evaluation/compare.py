@@ -44,7 +44,17 @@ def find_results(paths: Sequence[Path]) -> list[Result]:
 
 
 def write_comparison(results: Sequence[Result], out: Path, console: Console) -> None:
-    """Print the table, and write it as Markdown and a picture for each suite."""
+    """Print the table, and write it as Markdown and a picture for each suite.
+
+    Raises:
+        ConfigurationError: two results of a suite are of models of one name.
+    """
+    for result in results:
+        same = [one.model["path"] for one in results if (one.suite, one.model["name"]) == _key(result)]
+        if len(same) > 1:
+            raise ConfigurationError(
+                f"{result.suite}: {' and '.join(same)} are both called {result.model['name']}; give one of them"
+            )
     models = list(dict.fromkeys(result.model["name"] for result in results))
     lines = [line for suite in dict.fromkeys(result.suite for result in results) for line in _lines(suite, results)]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -83,6 +93,10 @@ def _lines(suite: str, results: Sequence[Result]) -> list[list[str]]:
         if differences:
             lines.append(["", f"… less {first}'s", *(differences.get(model, "") for model in models)])
     return lines
+
+
+def _key(result: Result) -> tuple[str, str]:
+    return result.suite, result.model["name"]
 
 
 def _headline(result: Result, name: str) -> Headline | None:

@@ -44,12 +44,16 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
     for path in paths:
         if not path.exists():
             raise ConfigurationError(f"{path}: no such file or folder; a model is a run, a checkpoint or a directory")
+        if [name_of(one) for one in paths].count(name_of(path)) > 1:
+            raise ConfigurationError(
+                f"{path}: another model is called {name_of(path)}, too; give one of them another name"
+            )
     console = Console(highlight=False)
     results = []
     for path in paths:
         for suite in found:
             result = _measured(suite, path)
-            folder = results_folder(path, suite.config.out) / suite.name
+            folder = results_folder(path, suite.config.out, result.model.get("variant")) / suite.name
             result.write(folder)
             draw([result], folder / PICTURE)
             result.show(console)
@@ -60,28 +64,33 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
     return results
 
 
-def results_folder(model: Path, out: str | None = None) -> Path:
+def results_folder(model: Path, out: str | None = None, variant: str | None = None) -> Path:
     """Where a model's results go, by its name: to `<run>/evaluations` if it is a run's, else to `evaluations` here."""
     model = model.resolve()
     if out is not None:
-        return Path(out) / name_of(model)
+        return Path(out) / name_of(model, variant)
     run = next((path for path in (model, model.parent, model.parent.parent) if RunFolder(path).recipe.is_file()), None)
-    return Path(FOLDER) / name_of(model) if run is None else run / FOLDER / model.name
+    return Path(FOLDER) / name_of(model, variant) if run is None else run / FOLDER / _with(model.name, variant)
 
 
-def name_of(model: Path) -> str:
-    """What a model is called in tables: its folder's name, after that of its run if it is a checkpoint or an export."""
+def name_of(model: Path, variant: str | None = None) -> str:
+    """What a model is called in tables: its folder's name, after that of its run if it is a checkpoint or an export.
+
+    A `variant` is what was set otherwise than the model has it.
+    """
     model = model.resolve()
-    for run in model.parent, model.parent.parent:
-        if RunFolder(run).recipe.is_file():
-            return f"{run.name}-{model.name}"
-    return model.name
+    run = next((path for path in (model.parent, model.parent.parent) if RunFolder(path).recipe.is_file()), None)
+    return _with(model.name if run is None else f"{run.name}-{model.name}", variant)
+
+
+def _with(name: str, variant: str | None) -> str:
+    return name if variant is None else f"{name}-{variant}"
 
 
 def _measured(suite: Suite, model: Path) -> Result:
     start = time.perf_counter()
     result = suite.run(model, suite.config)
-    result.model = {"name": name_of(model), "path": str(model)} | result.model
+    result.model = {"name": name_of(model, result.model.get("variant")), "path": str(model)} | result.model
     result.config = asdict(suite.config)
     result.environment = _environment()
     result.seconds = time.perf_counter() - start

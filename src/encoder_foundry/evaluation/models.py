@@ -100,7 +100,13 @@ class MaskedModel(ABC):
         return len(self._before) + len(self._after)
 
     def longest(self, wanted: int) -> int:
-        """Content tokens of the longest document that fits into `wanted` tokens and into the model."""
+        """Content tokens of the longest document that fits into `wanted` tokens and into the model.
+
+        Raises:
+            ConfigurationError: not one does.
+        """
+        if wanted <= self.special:
+            raise ConfigurationError(f"longest: {wanted} tokens, of which {self.special} are the special ones")
         return min(wanted, wanted if self.limit is None else self.limit) - self.special
 
     def encode(self, text: str) -> Encoded:
@@ -227,7 +233,7 @@ def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | Non
     network = load_model(path)
     facts = {"kind": "modernbert", "trained_length": _trained_length(path)}
     if rope_theta is not None and rope_theta != network.model.rope_theta:
-        facts["variant"] = f"theta {rope_theta:,.0f}"
+        facts["variant"] = f"theta-{rope_theta:g}"
         network.model.rope_theta = rope_theta
     facts |= {"rope_theta": network.model.rope_theta, **_counted(network)}
     folder = path if (path / CONFIG).is_file() else Path(find_trained_state(path).recipe.data.local, "tokenizer")

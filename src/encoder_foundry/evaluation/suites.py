@@ -92,5 +92,8 @@ def _load(path: Path, overrides: list[str]) -> Suite:
     name = load_key(path, "suite")
     if name not in MODULES:
         raise ConfigurationError(f"{path}: suite: '{name}' is none; there are {', '.join(MODULES)}")
-    module = import_module(MODULES[name])
+    try:
+        module = import_module(MODULES[name])
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{name}: needs {error.name}, which pip install -e '.[eval]' installs") from error
     return Suite(name, load_config(path, module.Config, overrides), module.run)
