@@ -4,12 +4,13 @@
   tokenizer, for every model. In each are spans at even distances, with some masked tokens: the targets.
 - A context of c tokens is a stretch of the window with a span in its middle, or as near to its middle as the window's
   ends allow; so each contains all shorter ones. The tokens of other spans are masked, too, in every length alike.
-- The whole window is one context for all of its spans, and is computed once.
+- Spans that have the same stretch for a context, as all have the whole window, share one computation of it.
 - The law of it, L(c) = (α / c)^β + γ, is fitted to the means; its intervals, as all, are over documents.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -165,12 +166,10 @@ def _losses(model: MaskedModel, windows: Sequence[Window], length: int) -> NDArr
     content = length - model.special
     asked: list[Masked] = []
     for window in windows:
-        if content >= len(window.ids):
-            places = np.concatenate(window.targets)
-            asked.append(model.framed(window.ids, places, window.original[places]))
-            continue
-        for places, first in zip(window.targets, stretches(window, content), strict=True):
-            asked.append(model.framed(window.ids[first : first + content], places - first, window.original[places]))
+        together = groupby(zip(stretches(window, content), window.targets, strict=True), key=lambda pair: pair[0])
+        for start, of_start in together:
+            places = np.concatenate([targets for _, targets in of_start])
+            asked.append(model.framed(window.ids[start : start + content], places - start, window.original[places]))
     return np.concatenate([scores.loss for scores in model.score(asked)])
 
 
