@@ -19,6 +19,7 @@ from encoder_foundry.errors import DataError
 from encoder_foundry.run_folder import write_whole
 
 FILE, PICTURE = "result.json", "picture.png"
+FEW = 10  # documents, with fewer of which a bootstrap's intervals are clearly too narrow
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,10 @@ class Measure:
 
     def __str__(self) -> str:
         """As tables have it: 5.591 [5.402, 5.774]."""
-        value = _number(self.value)
-        return value if self.low is None else f"{value} [{_number(self.low)}, {_number(self.high)}]"
+        there = [number for number in (self.value, self.low, self.high) if number is not None and math.isfinite(number)]
+        decimals = 3 if max(map(abs, there), default=0) >= 0.1 else 4
+        value, *ends = (_number(number, decimals) for number in (self.value, self.low, self.high) if number is not None)
+        return f"{value} [{', '.join(ends)}]" if ends else value
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,10 @@ class Result:
     def show(self, console: Console) -> None:
         """Print the table and its notes."""
         print_whole(console, self.table())
-        for note in self.notes:
-            console.print(f"  {note}", markup=False, highlight=False)
+        fewest = min((len(headline.units) for headline in self.headlines if headline.units), default=FEW)
+        few = [f"{fewest} documents only: true intervals are wider than these"] if fewest < FEW else []
+        for note in [*self.notes, *few]:
+            console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_whole(console: Console, table: Table) -> None:
@@ -133,8 +138,5 @@ def _measures(content: dict) -> dict[str, Measure]:
     return {name: Measure(**measure) for name, measure in content.items()}
 
 
-def _number(value: float) -> str:
-    """In three decimals, or, of a small one, in two digits."""
-    if not math.isfinite(value):
-        return "–"
-    return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:,.3f}"
+def _number(value: float, decimals: int) -> str:
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}" if math.isfinite(value) else "–"  # + 0.0: no minus zero
