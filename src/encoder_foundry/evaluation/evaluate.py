@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from encoder_foundry.environment import commit
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.evaluation.compare import write_comparison
 from encoder_foundry.evaluation.pictures import draw
 from encoder_foundry.evaluation.results import PICTURE, Result
 from encoder_foundry.evaluation.suites import Suite, find_suites
 from encoder_foundry.run_folder import RunFolder
-from encoder_foundry.training.environment import commit
 
 PACKAGES = ("encoder-foundry", "torch", "transformers", "tokenizers", "numpy", "scipy", "mteb", "sentence-transformers")
 FOLDER = "evaluations"
