@@ -196,6 +196,27 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+def finetune(
+    config: Annotated[Path, typer.Argument(help="Such as yamls/finetune/glue.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in model=runs/nano/export.")] = None,
+) -> None:
+    """Fine-tune a model on labelled texts, over a grid and several seeds; the same command goes on with what is left."""
+    from encoder_foundry.finetuning.search import finetune
+
+    finetune(config, overrides or ())
+
+
+@app.command()
+def leaderboard(
+    folders: Annotated[list[Path], typer.Argument(help="What `finetune` wrote, such as runs/finetune.")],
+) -> None:
+    """Print what fine-tuned models reached, a row a model and a column a task."""
+    from encoder_foundry.finetuning.leaderboard import print_leaderboard
+
+    print_leaderboard(folders)
+
+
 def _position(plan: "Plan", at: str) -> "Position":
     try:
         token = int(at.removesuffix("tok"))

@@ -1,0 +1,1 @@
+"""Fine-tuning: a classifier on any encoder, searched over a grid and several seeds."""

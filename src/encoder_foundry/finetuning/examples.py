@@ -1,0 +1,223 @@
+"""Labelled examples, read row by row, each with the place where it stands: bad input is named by file and row.
+
+Files are read here and not by `datasets`: its CSV reader takes texts such as "None" and "NA" for missing, and none of
+its errors tells the row. Data sets are read by it: a folder of its `save_to_disk`, or a name on the hub. A folder may
+also hold a file a split, `train.csv` or `train-00000-of-00001.parquet`, which is what a clone of a hub's data set is.
+"""
+
+import csv
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from encoder_foundry.errors import DataError, NeedsNetwork
+from encoder_foundry.finetuning.config import DataConfig
+from encoder_foundry.wording import one_line
+
+csv.field_size_limit(1 << 30)
+CONLL = (".conll", ".bio", ".iob", ".iob2", ".txt")
+SECONDS = 3.0  # that the hub has to take a connection
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text, a pair of texts or a list of words, as the data has it."""
+
+    where: str  # file:line, or data set, split and row
+    text: Any
+    label: Any
+
+
+def read_split(data: DataConfig, split: str) -> list[Example]:
+    """The examples of a split, or of a file.
+
+    Raises:
+        DataError: naming the file and row, and what would be right.
+        NeedsNetwork: it is on the hub, which cannot be reached.
+    """
+    found = list(_examples(data, split))
+    if not found:
+        place = split if data.path is None else f"{data.path}{f'/{data.name}' if data.name else ''}: split '{split}'"
+        raise DataError(f"{place}: the split is empty; at least one example is wanted")
+    return found
+
+
+def _examples(data: DataConfig, split: str) -> Iterator[Example]:
+    if data.path is None:
+        yield from _files(data, [Path(split)])
+        return
+    folder = Path(data.path)
+    if data.name is not None and (folder / data.name).is_dir():
+        folder /= data.name
+    if not folder.is_dir():
+        yield from _data_set(data, _from_hub(data, split), f"{data.path}: {split}")
+    elif (folder / "dataset_dict.json").is_file():
+        import datasets
+
+        splits = datasets.load_from_disk(folder)
+        if split not in splits:
+            raise DataError(f"{folder}: no split '{split}'; the splits there are {', '.join(splits)}")
+        yield from _data_set(data, splits[split], f"{folder}: {split}")
+    else:
+        files = [*folder.glob(f"{split}.*"), *folder.glob(f"{split}-*")]
+        files = sorted(file for file in files if file.suffix in READERS)
+        if not files:
+            raise DataError(
+                f"{folder}: no file of the split '{split}', such as {split}.csv, {split}.jsonl or {split}.parquet, and "
+                "it is no folder of save_to_disk"
+            )
+        yield from _files(data, files)
+
+
+def _files(data: DataConfig, files: list[Path]) -> Iterator[Example]:
+    for file in files:
+        if file.suffix not in READERS:
+            raise DataError(f"{file}: of the kinds of files there are {', '.join(READERS)}, not '{file.suffix}'")
+        try:
+            yield from READERS[file.suffix](data, file)
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}: not UTF-8: {one_line(error)}") from None
+
+
+def _csv(data: DataConfig, file: Path) -> Iterator[Example]:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+        try:
+            for row in reader:
+                where = f"{file}:{reader.line_num}"
+                if None in row or None in row.values():
+                    raise DataError(f"{where}: not the {len(reader.fieldnames)} columns of the first line; quote them?")
+                yield _row(data, row, where)
+        except csv.Error as error:
+            raise DataError(f"{file}:{reader.line_num}: not valid CSV: {error}") from None
+
+
+def _jsonl(data: DataConfig, file: Path) -> Iterator[Example]:
+    with file.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{file}:{number}: not valid JSON, an object a line: {error}") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{file}:{number}: an object is wanted, with a key a column")
+            yield _row(data, row, f"{file}:{number}")
+
+
+def _parquet(data: DataConfig, file: Path) -> Iterator[Example]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as opened:
+            _check_columns(data, opened.schema_arrow.names, str(file))
+            number = 0
+            for batch in opened.iter_batches(columns=[*data.text, data.label]):
+                for number, row in enumerate(batch.to_pylist(), number + 1):
+                    yield _row(data, row, f"{file}: row {number}")
+    except pa.ArrowException as error:
+        raise DataError(f"{file}: cannot be read as Parquet: {one_line(error)}") from None
+
+
+def _conll(_: DataConfig, file: Path) -> Iterator[Example]:
+    """Sentences between blank lines; a word's line has as many columns as any other's."""
+    words: list[str] = []
+    labels: list[str] = []
+    start, width = 1, None
+    with file.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate([*stream, ""], 1):
+            columns = line.split()
+            if not columns or columns[0] == "-DOCSTART-":
+                if words:
+                    yield Example(f"{file}:{start}", words, labels)
+                words, labels, start = [], [], number + 1
+                continue
+            width = width or len(columns)
+            if len(columns) != width or width < 2:
+                raise DataError(
+                    f"{file}:{number}: {len(columns)} columns, the lines above have {width}; a word and its label are "
+                    "wanted, with what else there is between them, separated by blanks"
+                )
+            words.append(columns[0])
+            labels.append(columns[-1])
+
+
+READERS = {
+    **{".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".json": _jsonl, ".parquet": _parquet},
+    **dict.fromkeys(CONLL, _conll),
+}
+
+
+def _data_set(data: DataConfig, split: Any, where: str) -> Iterator[Example]:
+    """The rows of a `datasets.Dataset`; numbers that stand for classes become the names it has for them."""
+    _check_columns(data, split.column_names, where)
+    split = split.select_columns([*data.text, data.label])
+    feature = split.features[data.label]
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    number = -1
+    for batch in split.iter(1000):
+        for values in zip(*batch.values(), strict=True):
+            number += 1
+            row = dict(zip(batch, values, strict=True))
+            row[data.label] = _named(row[data.label], names)
+            yield _row(data, row, f"{where}: row {number}")
+
+
+def _named(value: Any, names: list[str] | None) -> Any:
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
+
+
+def _row(data: DataConfig, row: dict, where: str) -> Example:
+    _check_columns(data, row, where)
+    texts = [row[column] for column in data.text]
+    return Example(where, texts[0] if len(texts) == 1 else tuple(texts), row[data.label])
+
+
+def _check_columns(data: DataConfig, there: Iterable[str], where: str) -> None:
+    for column in (*data.text, data.label):
+        if column not in there:
+            raise DataError(f"{where}: no column '{column}'; the columns there are {', '.join(map(str, there))}")
+
+
+def _from_hub(data: DataConfig, split: str) -> Any:
+    check_hub(f"{data.path}: no folder here, and as a data set of the Hugging Face hub")
+    import datasets
+
+    try:
+        return datasets.load_dataset(data.path, data.name, split=split)
+    except ConnectionError as error:
+        raise NeedsNetwork(f"{data.path}: no folder here, and not to be had from the hub: {one_line(error)}") from None
+    except Exception as error:  # of the hub and of each of the builders
+        raise DataError(f"{data.path}: datasets cannot load it: {one_line(error)}") from None
+
+
+def check_hub(what: str) -> None:
+    """See in seconds whether the hub can be reached: its own client tries for half a minute. Its cache needs none.
+
+    Raises:
+        NeedsNetwork: it cannot.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") or getproxies().get("https"):
+        return
+    from huggingface_hub.constants import ENDPOINT
+
+    host = urlsplit(ENDPOINT)
+    try:
+        socket.create_connection((host.hostname, host.port or 443), timeout=SECONDS).close()
+    except OSError as error:
+        raise NeedsNetwork(
+            f"{what} it needs the network: {host.hostname} cannot be reached ({one_line(error)}); give a folder, or, "
+            "if it is in the hub's cache, set HF_HUB_OFFLINE=1"
+        ) from None

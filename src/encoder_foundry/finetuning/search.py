@@ -1,0 +1,226 @@
+"""A search: the points of a task's grid by seeds, as jobs side by side, each a process on a device of its own.
+
+    runs/finetune/<model>/
+      results.json                     every task's best point, its mean and deviation over the seeds
+      <task>/data/                     its examples as tokens
+      <task>/<point>/seed-<n>/         a job: job.json, log.txt, result.json
+      <task>/<point>/seed-<n>/model/   its best model, for the best point only
+
+Each point is tried with the first `search_seeds` seeds, and the best one, by the mean, then with all of them: so the
+published grids of 48 points cost 52 jobs for five seeds and not 240. The first seed's score had a part in the choice;
+`search_seeds` as large as the number of seeds is the whole product.
+
+A process a job, since a GPU's memory is free for certain only after its process has ended. A finished job is known by
+its result and not run again; if its settings are not today's, that is an error and not a choice.
+"""
+
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import xxhash
+
+from encoder_foundry.errors import ConfigurationError, FoundryError
+from encoder_foundry.finetuning.config import FinetuneConfig, load_finetune_config
+from encoder_foundry.wording import number
+
+POLL = 0.2  # seconds
+POINT = ("lr", "weight_decay", "max_duration", "global_train_batch_size")
+
+
+def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
+    """Run what is left of a search, and print its table.
+
+    Returns:
+        A result a task, as `results.json` has them.
+
+    Raises:
+        FoundryError: bad configuration or input, before any job; a job that failed, after those beside it.
+    """
+    config = load_finetune_config(path, overrides)
+    from encoder_foundry.finetuning.leaderboard import print_results, write_results
+
+    with _alone(config.folder):
+        for name in config.chosen():
+            _search(config, name)
+            results = write_results(config.folder)
+    print_results(results)
+    return results
+
+
+def _search(config: FinetuneConfig, name: str) -> None:
+    from encoder_foundry.finetuning.encoding import prepare
+    from encoder_foundry.finetuning.leaderboard import best_point
+
+    task, folder = config.of(name), config.folder / name
+    model = config.model if task.init_from_task is None else str(_start(config, name, task.init_from_task))
+    data = prepare(config, name, folder / "data")
+    for split, count in data["truncated"].items():
+        if count:
+            print(f"{name}: {count:,} of {data['examples'][split]:,} documents of {split} cut to {data['max_seq_len']:,} tokens")
+    shared = {
+        **{"task": name, "type": task.type, "metrics": task.metrics, "eval_interval": task.eval_interval},
+        **{key: data[key] for key in ("labels", "splits", "examples", "truncated", "max_seq_len", "digest")},
+        **{"base_model": config.model, "model": model, "model_digest": _digest(model)},
+        **{"new_head": task.init_from_task is not None, "init_from_task": task.init_from_task},
+        **{"tokenizer": config.tokenizer or config.model, "data": str(folder / "data")},
+        **{key: getattr(config, key) for key in ("betas", "eps", "t_warmup", "alpha_f", "patience", "precision")},
+        **{key: getattr(config, key) for key in ("device_train_microbatch_size", "device_eval_batch_size")},
+    }
+    grid = [dict(zip(POINT, values, strict=True)) for values in itertools.product(*(getattr(task.search, key) for key in POINT))]
+    searched = config.seeds[: config.search_seeds]
+    _run(config, folder, [shared | point | {"seed": seed} for point in grid for seed in searched])
+    best = best_point(folder, searched)
+    if best is None:
+        raise FoundryError(f"{folder}: the loss was no number any more at every point of the grid; take smaller rates")
+    _run(config, folder, [shared | best | {"seed": seed} for seed in config.seeds])
+    for job in folder.glob("*/seed-*"):
+        if job.parent.name != point_name(best):
+            shutil.rmtree(job / "model", ignore_errors=True)
+
+
+def point_name(point: dict) -> str:
+    """The folder of a point of the grid."""
+    lr, decay = number(point["lr"]), number(point["weight_decay"])
+    return f"lr={lr},wd={decay},{point['max_duration']},bs={point['global_train_batch_size']}"
+
+
+def _run(config: FinetuneConfig, folder: Path, jobs: list[dict]) -> None:
+    """Run the jobs that have no result yet.
+
+    Raises:
+        ConfigurationError: a result there is of other settings.
+        FoundryError: a job failed; those beside it have been waited for.
+    """
+    waiting: deque[Path] = deque()
+    for job in jobs:
+        path = folder / point_name(job) / f"seed-{job['seed']}"
+        if (path / "result.json").is_file():
+            _check_same(path, job)
+            continue
+        path.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(path / "model", ignore_errors=True)
+        (path / "job.json").write_text(json.dumps(job, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        waiting.append(path)
+    done, total = len(jobs) - len(waiting), len(jobs)
+    free = _devices(config.jobs)
+    running: dict[subprocess.Popen, tuple[Path, dict, float]] = {}
+    failed: list[Path] = []
+    with _ended(running):
+        while running or (waiting and not failed):
+            while waiting and free and not failed:
+                path, device = waiting.popleft(), free.pop(0)
+                running[_start_job(path, device)] = path, device, time.monotonic()
+            time.sleep(POLL)
+            for process in [process for process in running if process.poll() is not None]:
+                path, device, began = running.pop(process)
+                free.append(device)
+                if process.returncode or not (path / "result.json").is_file():
+                    failed.append(path)
+                    continue
+                done += 1
+                print(f"{done:>4}/{total} {_line(path)}  {time.monotonic() - began:.0f} s", flush=True)
+    if failed:
+        log = failed[0] / "log.txt"
+        last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        raise FoundryError(f"{log}: the job failed: {last}; the same command goes on with what is left")
+
+
+def _line(path: Path) -> str:
+    result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    reached = "the loss was no number any more"
+    if result["score"] is not None:
+        reached = " ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    return f"{path.parents[1].name} {path.parent.name} {path.name}: {reached}"
+
+
+def _start_job(path: Path, device: dict[str, str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "encoder_foundry.finetuning.job", str(path)]
+    with (path / "log.txt").open("wb") as log:
+        return subprocess.Popen(
+            command, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"} | device, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def _devices(jobs: int | None) -> list[dict[str, str]]:
+    """What a job's environment says of its device, one entry a job that may run at a time."""
+    if torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        gpus = visible if visible != [""] else [str(gpu) for gpu in range(torch.cuda.device_count())]
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:jobs]]
+    jobs = jobs or 1
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    return [{"OMP_NUM_THREADS": threads} for _ in range(jobs)]
+
+
+def _check_same(path: Path, job: dict) -> None:
+    there = json.loads((path / "job.json").read_text(encoding="utf-8"))
+    for key in sorted(there.keys() | job.keys()):
+        if there.get(key) != job.get(key):
+            raise ConfigurationError(
+                f"{path}: a result there is of another {key} ({there.get(key)!r}, now {job.get(key)!r}); choose another "
+                f"folder, out=…, or remove {path.parents[1]}"
+            )
+
+
+def _start(config: FinetuneConfig, name: str, other: str) -> Path:
+    """The best model of the task that this one starts from."""
+    from encoder_foundry.finetuning.leaderboard import RESULTS
+
+    results = config.folder / RESULTS
+    found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else []
+    for result in found:
+        if result["task"] == other:
+            return Path(result["model"])
+    raise ConfigurationError(
+        f"tasks.{name}.init_from_task: {config.folder} has no result of {other} yet; run it too, task=[{other},{name}], "
+        f"or start from the model itself, tasks.{name}.init_from_task=null"
+    )
+
+
+def _digest(model: str) -> str | None:
+    """Of a local model's weights, that a result is not taken for that of another model at the same place."""
+    digest = xxhash.xxh3_128()
+    for file in sorted(file for suffix in ("safetensors", "bin") for file in Path(model).glob(f"*.{suffix}")):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest() if Path(model).is_dir() else None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no second search work in the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigurationError(f"{folder}: another finetune is at work there; choose another out") from None
+        yield
+
+
+@contextmanager
+def _ended(running: dict[subprocess.Popen, object]) -> Iterator[None]:
+    """End the jobs that run when this process is told to end."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
