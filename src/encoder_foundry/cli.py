@@ -201,7 +201,7 @@ def finetune(
     config: Annotated[Path, typer.Argument(help="Such as yamls/finetune/glue.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in model=runs/nano/export.")] = None,
 ) -> None:
-    """Fine-tune a model on labelled texts, over a grid and several seeds; the same command goes on with what is left."""
+    """Fine-tune a model on labelled texts, over a grid and several seeds; the same command goes on where it ended."""
     from encoder_foundry.finetuning.search import finetune
 
     finetune(config, overrides or ())

@@ -103,7 +103,10 @@ class FinetuneConfig:
         """A task with everything filled in that the file says for all."""
         task = self.tasks[name]
         search = SearchConfig(
-            **{key.name: getattr(task.search, key.name) or getattr(self.search, key.name) for key in fields(task.search)}
+            **{
+                key.name: getattr(task.search, key.name) or getattr(self.search, key.name)
+                for key in fields(task.search)
+            }
         )
         data = DataConfig(**{**vars(task.data), "path": task.data.path or self.data_path})
         metrics = task.metrics or [METRICS[task.type][0]]
@@ -128,7 +131,9 @@ def _problems(config: FinetuneConfig) -> Iterable[tuple[str, str]]:
     chosen = [config.task] if isinstance(config.task, str) else config.task
     if not config.tasks:
         yield "tasks", "at least one task is wanted"
-    if chosen is not None and not (isinstance(chosen, list) and chosen and all(isinstance(name, str) for name in chosen)):
+    if chosen is not None and not (
+        isinstance(chosen, list) and chosen and all(isinstance(name, str) for name in chosen)
+    ):
         yield "task", f"a task or a list of tasks is wanted, not {config.task!r}"
     for name in chosen or ():
         if name not in config.tasks:

@@ -30,7 +30,11 @@ from encoder_foundry.wording import one_line
 
 NO_LABEL = -100  # of a token: what losses and metrics pass over
 POSITIONS_AFTER_PADDING = ("camembert", "longformer", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
-HEADS = {"sequence": "ForSequenceClassification", "regression": "ForSequenceClassification", "token": "ForTokenClassification"}
+HEADS = {
+    "sequence": "ForSequenceClassification",
+    "regression": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+}
 CHUNK = 1000  # texts that are tokenised at a time
 
 
@@ -121,7 +125,9 @@ class Labels:
                 )
             names, source = head, "the model's head"
         if len(names) < 2:
-            raise DataError(f"tasks.{name}: all training examples have the label '{names[0]}'; there is nothing to learn")
+            raise DataError(
+                f"tasks.{name}: all training examples have the label '{names[0]}'; there is nothing to learn"
+            )
         return cls(names, source, bool(task.labels))
 
     def number(self, value: Any, where: str) -> int:
@@ -263,14 +269,16 @@ def load_tokenizer(path: str, model_path: str, model: PretrainedConfig) -> PreTr
         transformers_logging.set_verbosity_error()
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # the tokenizers library raises nothing narrower
-        raise DataError(f"{path}: no tokenizer can be read there ({one_line(error)}); give its folder: tokenizer=…") from None
+        raise DataError(
+            f"{path}: no tokenizer can be read there ({one_line(error)}); give its folder: tokenizer=…"
+        ) from None
     if not tokenizer.is_fast or tokenizer.pad_token is None:
         what = "no pad_token" if tokenizer.is_fast else "no tokenizer.json, of a fast tokenizer"
         raise DataError(f"{path}: the tokenizer has {what}")
     if len(tokenizer) > model.vocab_size:
         raise DataError(
-            f"{path}: the tokenizer has {len(tokenizer):,} tokens, {model_path} a vocabulary of {model.vocab_size:,}: it "
-            "is another model's; give the folder of this one's: tokenizer=…"
+            f"{path}: the tokenizer has {len(tokenizer):,} tokens, {model_path} a vocabulary of {model.vocab_size:,}: "
+            "it is another model's; give the folder of this one's: tokenizer=…"
         )
     if model.pad_token_id not in (None, tokenizer.pad_token_id):
         raise DataError(

@@ -121,10 +121,10 @@ def _parquet(data: DataConfig, file: Path) -> Iterator[Example]:
     try:
         with pq.ParquetFile(file) as opened:
             _check_columns(data, opened.schema_arrow.names, str(file))
-            number = 0
-            for batch in opened.iter_batches(columns=[*data.text, data.label]):
-                for number, row in enumerate(batch.to_pylist(), number + 1):
-                    yield _row(data, row, f"{file}: row {number}")
+            batches = opened.iter_batches(columns=[*data.text, data.label])
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield _row(data, row, f"{file}: row {number}")
     except pa.ArrowException as error:
         raise DataError(f"{file}: cannot be read as Parquet: {one_line(error)}") from None
 
@@ -192,7 +192,7 @@ def _check_columns(data: DataConfig, there: Iterable[str], where: str) -> None:
 
 
 def _from_hub(data: DataConfig, split: str) -> Any:
-    check_hub(f"{data.path}: no folder here, and as a data set of the Hugging Face hub")
+    check_reachable(data)
     import datasets
 
     try:
@@ -203,8 +203,18 @@ def _from_hub(data: DataConfig, split: str) -> Any:
         raise DataError(f"{data.path}: datasets cannot load it: {one_line(error)}") from None
 
 
+def check_reachable(data: DataConfig) -> None:
+    """See that a data set of the hub can be had, in seconds and before anything large is imported.
+
+    Raises:
+        NeedsNetwork: it cannot.
+    """
+    if data.path is not None and not Path(data.path).is_dir():
+        check_hub(f"{data.path}: no folder here, and as a data set of the Hugging Face hub")
+
+
 def check_hub(what: str) -> None:
-    """See in seconds whether the hub can be reached: its own client tries for half a minute. Its cache needs none.
+    """See whether the hub can be reached, which its own client tries for half a minute; its cache needs no network.
 
     Raises:
         NeedsNetwork: it cannot.

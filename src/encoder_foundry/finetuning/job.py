@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from encoder_foundry.errors import FoundryError, print_error
+from encoder_foundry.finetuning.leaderboard import write_json
 from encoder_foundry.finetuning.metrics import make_metric
 from encoder_foundry.optim.decay_groups import decay_groups
 
@@ -61,7 +62,7 @@ def run_job(folder: Path) -> dict:
     metrics = {name: make_metric(name, job["labels"]) for name in job["metrics"]}
     model = Classifier(load_with_head(job), tokenizer, use_logits=True, eval_metrics=list(metrics.values()))
     loaders = {
-        split: _loader(job, split, load_from_disk(str(Path(job["data"]) / split)), tokenizer)
+        split: _loader(job, split, load_from_disk(str(folder.parents[1] / "data" / split)), tokenizer)
         for split in ("train", *job["splits"])
     }
     names = {name: type(metric).__name__ for name, metric in metrics.items()}
@@ -109,13 +110,6 @@ def run_job(folder: Path) -> dict:
     }
     write_json(folder / RESULT, result)
     return result
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write a file that is there whole or not at all."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    new.rename(path)
 
 
 def load_with_head(job: dict) -> PreTrainedModel:
@@ -202,7 +196,11 @@ class Orphaned(Callback):
 
 def _loader(job: dict, split: str, data: Dataset, tokenizer: Any) -> DataLoader:
     train = split == "train"
-    pad = transformers.DataCollatorForTokenClassification if job["type"] == "token" else transformers.DataCollatorWithPadding
+    pad = (
+        transformers.DataCollatorForTokenClassification
+        if job["type"] == "token"
+        else transformers.DataCollatorWithPadding
+    )
     return DataLoader(
         data,
         batch_size=job["global_train_batch_size"] if train else job["device_eval_batch_size"],

@@ -1,7 +1,10 @@
-"""What fine-tunings reached: the best point of each task's grid, and a table over models."""
+"""What fine-tunings reached: the best point of each task's grid, and a table over models.
+
+`results.json` in a search's folder has an entry a task. A leaderboard reads nothing else, so one is made of any number
+of searches, of whichever models, at any time.
+"""
 
 import json
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,28 +15,122 @@ from rich.console import Console
 from rich.table import Table
 
 from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.finetuning.search import POINT, point_name
+from encoder_foundry.wording import number
 
 RESULTS = "results.json"
+POINT = ("lr", "weight_decay", "max_duration", "global_train_batch_size")
+
+
+def point_name(point: dict) -> str:
+    """The folder of a point of the grid."""
+    lr, decay = number(point["lr"]), number(point["weight_decay"])
+    return f"lr={lr},wd={decay},{point['max_duration']},bs={point['global_train_batch_size']}"
 
 
 def jobs(folder: Path) -> Iterator[dict]:
-    """The finished jobs of a task's folder: what was asked, what came out, and the job's `folder`."""
+    """The finished jobs of a task's folder: what was asked, what came out, and each job's own `folder`."""
     for path in sorted(folder.glob("*/seed-*/result.json")):
         job = json.loads((path.parent / "job.json").read_text(encoding="utf-8"))
         yield job | json.loads(path.read_text(encoding="utf-8")) | {"folder": path.parent}
 
 
-def best_point(folder: Path, seeds: Sequence[int]) -> dict | None:
-    """The point of the grid with the highest mean over these seeds; None if training diverged at every point.
-
-    Only points that have all of the seeds count; of equal ones the first by name.
-    """
+def best_point(folder: Path, points: Sequence[dict], seeds: Sequence[int]) -> dict | None:
+    """That of the points with the highest mean over these seeds; of equal ones the first. None if all diverged."""
     scores: dict[str, list[float]] = defaultdict(list)
-    points: dict[str, dict] = {}
     for job in jobs(folder):
         if job["seed"] in seeds and job["score"] is not None:
             scores[job["folder"].parent.name].append(job["score"])
-            points[job["folder"].parent.name] = {key: job[key] for key in POINT}
-    whole = [name for name, values in scores.items() if len(values) == len(seeds)]
-    return points[max(whole, key=lambda name: statistics.mean(scores[name]))] if whole else None
+    whole = [point for point in points if len(scores[point_name(point)]) == len(seeds)]
+    return max(whole, key=lambda point: statistics.mean(scores[point_name(point)]), default=None)
+
+
+def summarise(folder: Path, point: dict, tried: int, seeds: Sequence[int]) -> dict:
+    """A task's entry of `results.json`: mean and deviation over the seeds of its best point.
+
+    A seed that diverged has the score None, and is in neither.
+    """
+    found = [job for job in jobs(folder) if job["folder"].parent.name == point_name(point) and job["seed"] in seeds]
+    reached = [job for job in found if job["score"] is not None]
+    best = max(reached, key=lambda job: job["score"])
+    metrics = {name: [job["metrics"][name] for job in reached] for name in best["metrics"]}
+    return {
+        **{key: best[key] for key in ("task", "base_model", "init_from_task")},
+        "metric": best["metrics"] and next(iter(best["metrics"])),
+        "metrics": {
+            name: {"mean": statistics.mean(values), "deviation": statistics.stdev(values) if values[1:] else None}
+            for name, values in metrics.items()
+        },
+        "scores": {str(job["seed"]): job["score"] for job in found},
+        "point": point,
+        "points_tried": tried,
+        **{key: best[key] for key in ("labels", "examples", "truncated", "max_seq_len", "device", "versions")},
+        "model": str(best["folder"] / "model"),
+    }
+
+
+def write_json(path: Path, value: dict | list) -> None:
+    """Write a file that is there whole or not at all."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    new.rename(path)
+
+
+def read_results(folder: Path) -> list[dict]:
+    """The entries of a search's folder, none if it has none yet."""
+    file = folder / RESULTS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+
+def print_results(results: Iterable[dict], console: Console | None = None) -> None:
+    """Print a row a task: what was reached, at which point of the grid, and where the model is."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("task", "reached", "of seeds", "at", "of points"):
+        table.add_column(name, justify="right" if name.startswith("of ") else "left", overflow="fold")
+    results = list(results)
+    for result in results:
+        reached = "\n".join(f"{name} {_cell(value)}" for name, value in result["metrics"].items())
+        table.add_row(result["task"], reached, _seeds(result), point_name(result["point"]), str(result["points_tried"]))
+    console = console or Console()
+    console.print(table)
+    for result in results:
+        console.print(f"{result['task']}: {result['model']}", soft_wrap=True, highlight=False)
+
+
+def print_leaderboard(folders: Sequence[Path], console: Console | None = None) -> None:
+    """Print a row a model and a column a task, best first, from the results in these folders and below them.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    found = sorted({path.parent for folder in folders for path in folder.rglob(RESULTS)})
+    if not found:
+        raise ConfigurationError(f"{', '.join(map(str, folders))}: no {RESULTS} there, as `finetune` writes it")
+    rows = {folder: {result["task"]: result for result in read_results(folder)} for folder in found}
+    tasks = list(dict.fromkeys(task for row in rows.values() for task in row))
+    metrics = {task: next(row[task]["metric"] for row in rows.values() if task in row) for task in tasks}
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold")
+    table.add_column("mean", justify="right")
+    for task in tasks:
+        table.add_column(f"{task}\n{metrics[task]}", justify="right")
+    means = {
+        folder: statistics.mean(row[task]["metrics"][metrics[task]]["mean"] for task in tasks)
+        for folder, row in rows.items()
+        if row.keys() == metrics.keys()
+    }
+    for folder in sorted(rows, key=lambda folder: -means.get(folder, -1.0)):
+        row = rows[folder]
+        cells = [_cell(row[task]["metrics"][metrics[task]]) if task in row else "" for task in tasks]
+        mean = f"{means[folder]:.4f}" if folder in means else ""
+        table.add_row(next(iter(row.values()))["base_model"], mean, *cells)
+    (console or Console()).print(table)
+
+
+def _cell(value: dict) -> str:
+    deviation = value["deviation"]
+    return f"{value['mean']:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+
+
+def _seeds(result: dict) -> str:
+    diverged = sum(score is None for score in result["scores"].values())
+    return f"{len(result['scores'])}" + (f", {diverged} diverged" if diverged else "")

@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -29,15 +28,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 import xxhash
 
 from encoder_foundry.errors import ConfigurationError, FoundryError
 from encoder_foundry.finetuning.config import FinetuneConfig, load_finetune_config
-from encoder_foundry.wording import number
+from encoder_foundry.finetuning.examples import check_reachable
+from encoder_foundry.finetuning.leaderboard import (
+    POINT,
+    RESULTS,
+    best_point,
+    point_name,
+    print_results,
+    read_results,
+    summarise,
+    write_json,
+)
 
 POLL = 0.2  # seconds
-POINT = ("lr", "weight_decay", "max_duration", "global_train_batch_size")
 
 
 def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
@@ -50,51 +57,54 @@ def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
         FoundryError: bad configuration or input, before any job; a job that failed, after those beside it.
     """
     config = load_finetune_config(path, overrides)
-    from encoder_foundry.finetuning.leaderboard import print_results, write_results
-
+    for name in config.chosen():
+        check_reachable(config.of(name).data)
     with _alone(config.folder):
         for name in config.chosen():
-            _search(config, name)
-            results = write_results(config.folder)
+            found = _search(config, name)
+            others = [result for result in read_results(config.folder) if result["task"] != name]
+            write_json(config.folder / RESULTS, [*others, found])
+    results = read_results(config.folder)
     print_results(results)
     return results
 
 
-def _search(config: FinetuneConfig, name: str) -> None:
+def _search(config: FinetuneConfig, name: str) -> dict:
+    """Run what is left of a task's jobs; returns its entry of `results.json`."""
     from encoder_foundry.finetuning.encoding import prepare
-    from encoder_foundry.finetuning.leaderboard import best_point
 
     task, folder = config.of(name), config.folder / name
     model = config.model if task.init_from_task is None else str(_start(config, name, task.init_from_task))
     data = prepare(config, name, folder / "data")
     for split, count in data["truncated"].items():
         if count:
-            print(f"{name}: {count:,} of {data['examples'][split]:,} documents of {split} cut to {data['max_seq_len']:,} tokens")
+            print(
+                f"{name}: {count:,} of {data['examples'][split]:,} documents of {split} are cut to "
+                f"{data['max_seq_len']:,} tokens"
+            )
     shared = {
         **{"task": name, "type": task.type, "metrics": task.metrics, "eval_interval": task.eval_interval},
         **{key: data[key] for key in ("labels", "splits", "examples", "truncated", "max_seq_len", "digest")},
         **{"base_model": config.model, "model": model, "model_digest": _digest(model)},
         **{"new_head": task.init_from_task is not None, "init_from_task": task.init_from_task},
-        **{"tokenizer": config.tokenizer or config.model, "data": str(folder / "data")},
+        "tokenizer": config.tokenizer or config.model,
         **{key: getattr(config, key) for key in ("betas", "eps", "t_warmup", "alpha_f", "patience", "precision")},
         **{key: getattr(config, key) for key in ("device_train_microbatch_size", "device_eval_batch_size")},
     }
-    grid = [dict(zip(POINT, values, strict=True)) for values in itertools.product(*(getattr(task.search, key) for key in POINT))]
+    grid = [
+        dict(zip(POINT, values, strict=True))
+        for values in itertools.product(*(getattr(task.search, key) for key in POINT))
+    ]
     searched = config.seeds[: config.search_seeds]
     _run(config, folder, [shared | point | {"seed": seed} for point in grid for seed in searched])
-    best = best_point(folder, searched)
+    best = best_point(folder, grid, searched)
     if best is None:
         raise FoundryError(f"{folder}: the loss was no number any more at every point of the grid; take smaller rates")
     _run(config, folder, [shared | best | {"seed": seed} for seed in config.seeds])
     for job in folder.glob("*/seed-*"):
         if job.parent.name != point_name(best):
             shutil.rmtree(job / "model", ignore_errors=True)
-
-
-def point_name(point: dict) -> str:
-    """The folder of a point of the grid."""
-    lr, decay = number(point["lr"]), number(point["weight_decay"])
-    return f"lr={lr},wd={decay},{point['max_duration']},bs={point['global_train_batch_size']}"
+    return summarise(folder, best, len(grid), config.seeds)
 
 
 def _run(config: FinetuneConfig, folder: Path, jobs: list[dict]) -> None:
@@ -156,6 +166,8 @@ def _start_job(path: Path, device: dict[str, str]) -> subprocess.Popen:
 
 def _devices(jobs: int | None) -> list[dict[str, str]]:
     """What a job's environment says of its device, one entry a job that may run at a time."""
+    import torch
+
     if torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         gpus = visible if visible != [""] else [str(gpu) for gpu in range(torch.cuda.device_count())]
@@ -170,23 +182,19 @@ def _check_same(path: Path, job: dict) -> None:
     for key in sorted(there.keys() | job.keys()):
         if there.get(key) != job.get(key):
             raise ConfigurationError(
-                f"{path}: a result there is of another {key} ({there.get(key)!r}, now {job.get(key)!r}); choose another "
-                f"folder, out=…, or remove {path.parents[1]}"
+                f"{path}: a result there is of another {key} ({there.get(key)!r}, now {job.get(key)!r}); "
+                f"choose another folder, out=…, or remove {path.parents[1]}"
             )
 
 
 def _start(config: FinetuneConfig, name: str, other: str) -> Path:
     """The best model of the task that this one starts from."""
-    from encoder_foundry.finetuning.leaderboard import RESULTS
-
-    results = config.folder / RESULTS
-    found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else []
-    for result in found:
+    for result in read_results(config.folder):
         if result["task"] == other:
             return Path(result["model"])
     raise ConfigurationError(
-        f"tasks.{name}.init_from_task: {config.folder} has no result of {other} yet; run it too, task=[{other},{name}], "
-        f"or start from the model itself, tasks.{name}.init_from_task=null"
+        f"tasks.{name}.init_from_task: {config.folder} has no result of {other} yet; run it too, "
+        f"task=[{other},{name}], or start from the model itself, tasks.{name}.init_from_task=null"
     )
 
 
