@@ -58,6 +58,7 @@ def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
     splits = {split: read_split(task.data, path) for split, path in paths.items()}
     labels = Labels.of(name, task, splits["train"], None if task.init_from_task else _head(config.model, model, task))
     _check_metrics(name, task, labels.names)
+    datasets.disable_progress_bars()
     digest = xxhash.xxh3_128(json.dumps([labels.names, limit]).encode())
     shutil.rmtree(folder, ignore_errors=True)
     truncated = {}

@@ -95,7 +95,7 @@ def _search(config: FinetuneConfig, name: str) -> dict:
         dict(zip(POINT, values, strict=True))
         for values in itertools.product(*(getattr(task.search, key) for key in POINT))
     ]
-    searched = config.seeds[: config.search_seeds]
+    searched = config.seeds[: config.search_seeds if grid[1:] else None]
     _run(config, folder, [shared | point | {"seed": seed} for point in grid for seed in searched])
     best = best_point(folder, grid, searched)
     if best is None:
