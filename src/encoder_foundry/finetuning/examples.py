@@ -97,7 +97,7 @@ def _csv(data: DataConfig, file: Path) -> Iterator[Example]:
                     raise DataError(f"{where}: not the {len(reader.fieldnames)} columns of the first line; quote them?")
                 yield _row(data, row, where)
         except csv.Error as error:
-            raise DataError(f"{file}:{reader.line_num}: not valid CSV: {error}") from None
+            raise DataError(f"{file}: after line {reader.line_num}: not valid CSV: {error}") from None
 
 
 def _jsonl(data: DataConfig, file: Path) -> Iterator[Example]:

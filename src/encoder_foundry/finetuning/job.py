@@ -67,7 +67,9 @@ def run_job(folder: Path) -> dict:
     }
     names = {name: type(metric).__name__ for name, metric in metrics.items()}
     best = BestModel(job["splits"], names)
-    stopper = [EarlyStopper(names[job["metrics"][0]], job["splits"][0], "gt", patience=job["patience"])]
+    callbacks: list[Callback] = [best, Orphaned()]
+    if job["patience"] is not None:
+        callbacks.append(EarlyStopper(names[job["metrics"][0]], job["splits"][0], "gt", patience=job["patience"]))
     trainer = Trainer(
         model=model,
         train_dataloader=loaders["train"],
@@ -85,7 +87,7 @@ def run_job(folder: Path) -> dict:
         schedulers=LinearWithWarmupScheduler(t_warmup=job["t_warmup"], alpha_f=job["alpha_f"]),
         max_duration=job["max_duration"],
         eval_interval=job["eval_interval"],
-        callbacks=[best, Orphaned(), *(stopper if job["patience"] else [])],
+        callbacks=callbacks,
         seed=job["seed"],
         precision=job["precision"] or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
         device_train_microbatch_size=job["device_train_microbatch_size"],
@@ -125,9 +127,10 @@ def load_with_head(job: dict) -> PreTrainedModel:
         config.reference_compile = False  # it would compile anew for every length of a batch
     if not job["new_head"]:
         return CLASSES[job["type"]].from_pretrained(job["model"], config=config)
+    model = CLASSES[job["type"]].from_config(config)
     weights = load_file(Path(job["model"]) / "model.safetensors")
-    kept = {name: weight for name, weight in weights.items() if not name.startswith("classifier.")}
-    return CLASSES[job["type"]].from_pretrained(None, config=config, state_dict=kept)
+    model.load_state_dict({key: weights[key] for key in weights if not key.startswith("classifier.")}, strict=False)
+    return model
 
 
 class Classifier(HuggingFaceModel):

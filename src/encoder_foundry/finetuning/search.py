@@ -73,8 +73,7 @@ def _search(config: FinetuneConfig, name: str) -> dict:
     """Run what is left of a task's jobs; returns its entry of `results.json`."""
     from encoder_foundry.finetuning.encoding import prepare
 
-    task, folder = config.of(name), config.folder / name
-    model = config.model if task.init_from_task is None else str(_start(config, name, task.init_from_task))
+    folder = config.folder / name
     data = prepare(config, name, folder / "data")
     for split, count in data["truncated"].items():
         if count:
@@ -82,19 +81,7 @@ def _search(config: FinetuneConfig, name: str) -> dict:
                 f"{name}: {count:,} of {data['examples'][split]:,} documents of {split} are cut to "
                 f"{data['max_seq_len']:,} tokens"
             )
-    shared = {
-        **{"task": name, "type": task.type, "metrics": task.metrics, "eval_interval": task.eval_interval},
-        **{key: data[key] for key in ("labels", "splits", "examples", "truncated", "max_seq_len", "digest")},
-        **{"base_model": config.model, "model": model, "model_digest": _digest(model)},
-        **{"new_head": task.init_from_task is not None, "init_from_task": task.init_from_task},
-        "tokenizer": config.tokenizer or config.model,
-        **{key: getattr(config, key) for key in ("betas", "eps", "t_warmup", "alpha_f", "patience", "precision")},
-        **{key: getattr(config, key) for key in ("device_train_microbatch_size", "device_eval_batch_size")},
-    }
-    grid = [
-        dict(zip(POINT, values, strict=True))
-        for values in itertools.product(*(getattr(task.search, key) for key in POINT))
-    ]
+    shared, grid = job_settings(config, name, data)
     searched = config.seeds[: config.search_seeds if grid[1:] else None]
     _run(config, folder, [shared | point | {"seed": seed} for point in grid for seed in searched])
     best = best_point(folder, grid, searched)
@@ -105,6 +92,27 @@ def _search(config: FinetuneConfig, name: str) -> dict:
         if job.parent.name != point_name(best):
             shutil.rmtree(job / "model", ignore_errors=True)
     return summarise(folder, best, len(grid), config.seeds)
+
+
+def job_settings(config: FinetuneConfig, name: str, data: dict) -> tuple[dict, list[dict]]:
+    """What all jobs of a task have in their `job.json`, but for the seed and the point of the grid; and these points.
+
+    Args:
+        data: what `prepare` said of it.
+    """
+    task = config.of(name)
+    model = config.model if task.init_from_task is None else str(_start(config, name, task.init_from_task))
+    shared = {
+        **{"task": name, "type": task.type, "metrics": task.metrics, "eval_interval": task.eval_interval},
+        **{key: data[key] for key in ("labels", "splits", "examples", "truncated", "max_seq_len", "digest")},
+        **{"base_model": config.model, "model": model, "model_digest": _digest(model)},
+        **{"new_head": task.init_from_task is not None, "init_from_task": task.init_from_task},
+        "tokenizer": config.tokenizer or config.model,
+        **{key: getattr(config, key) for key in ("betas", "eps", "t_warmup", "alpha_f", "patience", "precision")},
+        **{key: getattr(config, key) for key in ("device_train_microbatch_size", "device_eval_batch_size")},
+    }
+    values = itertools.product(*(getattr(task.search, key) for key in POINT))
+    return shared, [dict(zip(POINT, point, strict=True)) for point in values]
 
 
 def _run(config: FinetuneConfig, folder: Path, jobs: list[dict]) -> None:

@@ -1,0 +1,107 @@
+"""Tiny encoders of four kinds with one byte-level tokenizer, and tasks that a word decides."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+WORDS = ["the", "film", "book", "dinner", "song", "was", "seemed", "very", "rather", "quite", "long", "new"]
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+CONFIGS = {
+    "modernbert": (transformers.ModernBertConfig, {}),
+    "bert": (transformers.BertConfig, {}),
+    "roberta": (transformers.RobertaConfig, {"max_position_embeddings": 130}),
+    "deberta": (transformers.DebertaV2Config, {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory) -> Path:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=list(SPECIAL.values()), initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([" ".join(WORDS), "good bad Anna Berlin"] * 5, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    path = tmp_path_factory.mktemp("tokenizer")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **SPECIAL)
+    fast.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory, tokenizer_dir) -> Callable[..., Path]:
+    """Makes a directory with a masked language model and the tokenizer; or, given `head`, a model of that class."""
+
+    def make(kind: str = "modernbert", head: str = "MaskedLM", **settings) -> Path:
+        path = tmp_path_factory.mktemp(kind)
+        of_kind, more = CONFIGS[kind]
+        numbers = {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
+        config = of_kind(**({"vocab_size": 400, "max_position_embeddings": 128} | SIZES | more | numbers | settings))
+        transformers.set_seed(1)
+        getattr(transformers, f"AutoModelFor{head}").from_config(config).save_pretrained(path)
+        transformers.AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(make_model) -> Path:
+    return make_model()
+
+
+def opinions(count: int, seed: int) -> list[dict]:
+    """Sentences with a good or a bad word in them, which is their label; `score` is how good, in numbers."""
+    rows = []
+    for index in range(count):
+        words = random.Random(f"{seed} {index}").choices(WORDS, k=6)
+        label = ("bad", "good")[index % 2]
+        words.insert(index % 5, label)
+        rows.append({"text": " ".join(words), "label": label, "score": float(index % 2 * 4 + 1)})
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def opinion_files(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("opinions")
+    return (
+        write_jsonl(folder / "train.jsonl", opinions(96, 1)),
+        write_jsonl(folder / "validation.jsonl", opinions(32, 2)),
+    )
+
+
+YAML = """
+model: {model}
+out: {out}
+search: {{lr: [1e-2], weight_decay: [1e-6], max_duration: [3ep], global_train_batch_size: [16]}}
+seeds: [1, 2]
+tasks:
+  mine:
+    data: {{train: {train}, validation: [{validation}]}}
+"""
+
+
+@pytest.fixture
+def write_yaml(tmp_path, model, opinion_files) -> Callable[..., Path]:
+    """Writes the YAML of one task, `mine`, over these files."""
+
+    def write(train: Path = opinion_files[0], validation: Path = opinion_files[1], model: Path = model) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text(YAML.format(model=model, out=tmp_path / "out", train=train, validation=validation))
+        return path
+
+    return write

@@ -1,0 +1,80 @@
+"""Fine-tuning's YAMLs: the published ones load, and what is wrong is named by its key before data is read."""
+
+from pathlib import Path
+
+import pytest
+
+from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.finetuning.config import load_finetune_config
+
+FOLDER = Path(__file__).parents[2] / "yamls/finetune"
+
+
+def test_glue_has_its_nine_tasks_with_their_metrics():
+    config = load_finetune_config(FOLDER / "glue.yaml", ["model=m"])
+    metrics = {name: config.of(name).metrics for name in config.tasks}
+    assert metrics == {
+        **{name: ["accuracy"] for name in ("mnli", "sst2", "qnli", "rte", "wnli")},
+        **{name: ["accuracy", "f1"] for name in ("qqp", "mrpc")},
+        "cola": ["mcc"],
+        "stsb": ["spearman", "pearson"],
+    }
+
+
+def test_a_task_of_glue_is_searched_as_in_the_modernbert_paper():
+    cola = load_finetune_config(FOLDER / "glue.yaml", ["model=m", "task=cola"]).of("cola").search
+    assert cola.lr == [1e-5, 3e-5, 5e-5, 8e-5]
+    assert cola.weight_decay == [1e-6, 5e-6, 8e-6, 1e-5]
+    assert cola.max_duration == ["2ep", "5ep", "10ep"]
+
+
+def test_a_task_comes_after_the_one_that_it_starts_from():
+    config = load_finetune_config(FOLDER / "glue.yaml", ["model=m", "task=[rte,stsb,mnli,sst2]"])
+    assert config.chosen() == ["mnli", "sst2", "rte", "stsb"]
+
+
+def test_a_key_given_for_all_serves_the_tasks_that_have_none_of_their_own():
+    config = load_finetune_config(FOLDER / "glue.yaml", ["model=m", "data_path=here", "search.lr=[1e-4]"])
+    assert (config.of("rte").data.path, config.of("rte").data.name) == ("here", "rte")
+    assert config.of("rte").search.lr == [1e-4]
+
+
+@pytest.mark.parametrize("name", ["glue", "files", "conll"])
+def test_each_published_yaml_wants_no_more_than_a_model(name):
+    assert load_finetune_config(FOLDER / f"{name}.yaml", ["model=m"]).chosen()
+
+
+def test_the_folder_of_results_is_named_after_the_model():
+    assert load_finetune_config(FOLDER / "glue.yaml", ["model=runs/nano/export"]).folder == Path(
+        "runs/finetune/runs-nano-export"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("task=rte", "'task': no task 'rte'; there are mine"),
+        ("tasks.mine.type=classification", "'tasks.mine.type': one of sequence, regression, token is wanted"),
+        ("tasks.mine.metrics=[pearson]", "'tasks.mine.metrics': no 'pearson' of type sequence; there are accuracy"),
+        ("tasks.mine.init_from_task=mnli", "'tasks.mine.init_from_task': no task 'mnli'"),
+        ("tasks.mine.init_from_task=mine", "tasks that start from each other"),
+        ("tasks.mine.data.text=[a,b,c]", "'tasks.mine.data.text': one or two columns are wanted"),
+        ("search.lr=[]", "'tasks.mine.search.lr': a list of numbers above 0 is wanted"),
+        ("search.max_duration=[3]", "'tasks.mine.search.max_duration': a list of epochs or batches, as in 3ep"),
+        ("seeds=[1,1]", "'seeds': at least one seed is wanted, and none twice"),
+        ("search_seeds=3", "'search_seeds': there are 2 seeds"),
+        ("patience=2", "'patience': epochs or batches are wanted"),
+        ("long_documents=drop", "'long_documents': truncate or refuse is wanted"),
+        ("tasks.mine.lables=[a]", "unknown key 'tasks.mine.lables'; did you mean 'labels'?"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_key(write_yaml, override, complaint):
+    with pytest.raises(ConfigurationError) as error:
+        load_finetune_config(write_yaml(), [override])
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_folder_is_refused_with_the_command_that_exports_it(write_yaml, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"has no config\.json; of a run, `encoder-foundry export` makes such"):
+        load_finetune_config(write_yaml(), [f"model={tmp_path}"])

@@ -1,0 +1,173 @@
+"""Labels, tokenizers and lengths: what a job is given, and what is refused before one starts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+from transformers import AutoTokenizer
+
+from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.finetuning.config import load_finetune_config
+from encoder_foundry.finetuning.encoding import prepare
+from tests.finetuning.conftest import opinions, write_jsonl
+
+
+@pytest.fixture
+def prepared(write_yaml, tmp_path):
+    """Prepares the task `mine` over these rows, or files."""
+
+    def run(*overrides: str, train=None, validation=None, **files) -> dict:
+        for name, rows in (("train", train), ("validation", validation)):
+            if isinstance(rows, Path):
+                files[name] = rows
+            elif rows is not None:
+                files[name] = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        config = load_finetune_config(write_yaml(**files), overrides)
+        return prepare(config, "mine", tmp_path / "data")
+
+    return run
+
+
+def refusal(prepared, *overrides: str, **given) -> str:
+    with pytest.raises((DataError, ConfigurationError)) as error:
+        prepared(*overrides, **given)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def row(label, text: str = "a film") -> dict:
+    return {"text": text, "label": label}
+
+
+def test_labels_are_the_training_data_s_in_order(prepared, tmp_path):
+    data = prepared(train=[row(10), row(9.0), row(10)], validation=[row(9)])
+    assert data["labels"] == ["9", "10"]
+    assert datasets.load_from_disk(tmp_path / "data/train")["labels"] == [1, 0, 1]
+    assert data["examples"] == {"train": 3, "validation": 1}
+
+
+def test_declared_labels_may_stand_as_their_numbers_as_in_glue(prepared, tmp_path):
+    prepared(
+        "tasks.mine.labels=[entailment,not_entailment]", train=[row(0), row("not_entailment")], validation=[row(1)]
+    )
+    assert datasets.load_from_disk(tmp_path / "data/train")["labels"] == [0, 1]
+
+
+def test_a_label_that_only_the_validation_has_is_refused(prepared):
+    said = refusal(prepared, validation=[row("good"), row("neutral")])
+    assert "validation.jsonl:2: label 'neutral' is none of those of the training data (bad, good)" in said
+
+
+@pytest.mark.parametrize(
+    ("label", "complaint"),
+    [
+        (None, "train.jsonl:2: the label is empty"),
+        ("", "train.jsonl:2: the label is empty"),
+        (float("nan"), "train.jsonl:2: the label is NaN"),
+        ("nan", "train.jsonl:2: the label is NaN"),
+        (2.5, "train.jsonl:2: label 2.5 is a number and no class; numbers are learnt with type: regression"),
+        ([1, 2], "train.jsonl:2: the label is a list; a label for each word is for type: token"),
+    ],
+)
+def test_a_label_that_is_none_is_refused(prepared, label, complaint):
+    assert complaint in refusal(prepared, train=[row("good"), row(label)])
+
+
+@pytest.mark.parametrize("label", ["good", float("nan"), None, "inf"])
+def test_a_regression_wants_numbers(prepared, label):
+    assert "train.jsonl:2: " in refusal(prepared, "tasks.mine.type=regression", train=[row(1.5), row(label)])
+
+
+def test_a_task_of_one_class_is_refused(prepared):
+    said = refusal(prepared, train=[row("good"), row("good")])
+    assert said == "tasks.mine: all training examples have the label 'good'; there is nothing to learn"
+
+
+def test_f1_of_three_classes_is_refused(prepared):
+    said = refusal(prepared, "tasks.mine.metrics=[f1]", train=[row("a"), row("b"), row("c")])
+    assert "f1 is of the second of two labels, here are 3; take macro_f1" in said
+
+
+def test_a_text_that_is_none_is_refused(prepared):
+    assert "train.jsonl:1: column 'text' is no text but None" in refusal(
+        prepared, train=[row("good", None), row("bad")]
+    )
+
+
+def test_the_head_that_a_model_comes_with_keeps_its_labels(prepared, make_model):
+    named = {"id2label": {0: "good", 1: "bad", 2: "neutral"}, "label2id": {"good": 0, "bad": 1, "neutral": 2}}
+    model = make_model("bert", "SequenceClassification", **named)
+    assert prepared(model=model)["labels"] == ["good", "bad", "neutral"]
+    said = refusal(prepared, model=model, train=[row("good"), row("mixed")])
+    assert "train.jsonl:2: label 'mixed' is none of those of the model's head (good, bad, neutral)" in said
+
+
+def test_a_head_of_another_size_is_refused(prepared, make_model):
+    model = make_model("bert", "SequenceClassification", num_labels=3)
+    assert refusal(prepared, model=model).endswith("has 2 labels (bad, good), the model's head 3")
+    said = refusal(prepared, "tasks.mine.type=regression", "tasks.mine.data.label=score", model=model)
+    assert "the model's head has 3 labels, a regression wants one number" in said
+
+
+def test_a_model_without_a_tokenizer_is_refused(prepared, make_model, tokenizer_dir, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(make_model(), bare, ignore=shutil.ignore_patterns("*token*"))
+    assert f"{bare}: no tokenizer can be read there" in refusal(prepared, model=bare)
+    assert prepared(f"tokenizer={tokenizer_dir}", model=bare)["labels"] == ["bad", "good"]
+
+
+def test_a_tokenizer_of_another_model_is_refused(prepared, make_model):
+    assert "a vocabulary of 300: it is another model's" in refusal(prepared, model=make_model(vocab_size=300))
+    said = refusal(prepared, model=make_model(pad_token_id=7))
+    assert "the tokenizer pads with 0" in said and "it is another model's" in said
+
+
+def test_long_documents_are_cut_and_counted_or_refused(prepared, tmp_path):
+    rows = [row("good"), row("bad", "a film " * 40), row("bad", "a film " * 40)]
+    data = prepared("max_seq_len=16", train=rows)
+    assert data["truncated"] == {"train": 2, "validation": 0}
+    assert [len(ids) for ids in datasets.load_from_disk(tmp_path / "data/train")["input_ids"]] == [4, 16, 16]
+    said = refusal(prepared, "max_seq_len=16", "long_documents=refuse", train=rows)
+    assert "train.jsonl:2: over the 16 tokens that a document may have here, as are 1 more of train" in said
+
+
+def test_a_length_over_the_model_s_is_refused(prepared, make_model):
+    assert refusal(prepared, "max_seq_len=129").startswith("max_seq_len: 129 is over the 128 that")
+    data = prepared(model=make_model("roberta", max_position_embeddings=65))
+    assert data["max_seq_len"] == 64  # its positions begin after that of the padding
+
+
+def test_the_first_token_of_a_word_has_its_label(prepared, tmp_path, model):
+    file = tmp_path / "train.conll"
+    file.write_text("Anna B-PER\nliked O\nNew B-LOC\nYorkville I-LOC\n. O\n")
+    prepared("tasks.mine.type=token", train=file, validation=file)
+    example = datasets.load_from_disk(tmp_path / "data/train")[0]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    assert tokenizer.decode(example["input_ids"]) == "[CLS]Anna liked New Yorkville .[SEP]"
+    tokens = tokenizer.convert_ids_to_tokens(example["input_ids"])
+    starts = [token for token, label in zip(tokens, example["labels"], strict=True) if label != -100]
+    assert len(tokens) > 7 and len(starts) == 5
+    assert starts[0].startswith("A") and all(token.startswith("Ġ") for token in starts[1:])
+    labels = ["B-LOC", "B-PER", "I-LOC", "O"]
+    assert [labels[number] for number in example["labels"] if number != -100] == ["B-PER", "O", "B-LOC", "I-LOC", "O"]
+
+
+def test_words_and_labels_are_of_one_number(prepared):
+    said = refusal(prepared, "tasks.mine.type=token", train=[{"text": ["a", "b"], "label": ["O", "B-X", "O"]}])
+    assert "train.jsonl:1: type: token wants a list of words and one of as many labels" in said
+
+
+def test_a_change_of_a_label_changes_the_digest(prepared):
+    rows = opinions(8, 1)
+    before = prepared(train=rows)["digest"]
+    assert prepared(train=rows)["digest"] == before
+    rows[3]["label"] = rows[2]["label"]
+    assert prepared(train=rows)["digest"] != before
+
+
+def test_a_model_directory_with_a_broken_config_is_named(prepared, make_model):
+    model = make_model()
+    (model / "config.json").write_text(json.dumps({"model_type": "no such"}))
+    assert f"{model}: no model that transformers knows" in refusal(prepared, model=model)

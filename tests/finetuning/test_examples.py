@@ -1,0 +1,125 @@
+"""Labelled examples from each kind of file and data set, and what is wrong with one by file and row."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from encoder_foundry.errors import DataError, NeedsNetwork
+from encoder_foundry.finetuning.config import DataConfig
+from encoder_foundry.finetuning.examples import read_split
+from tests.finetuning.conftest import write_jsonl
+
+COMMAND = str(Path(sys.executable).parent / "encoder-foundry")
+ROWS = [{"text": "None", "label": "good"}, {"text": 'NA, "quoted"\nline', "label": "bad"}]
+
+
+def found(data: DataConfig, split) -> list[dict]:
+    return [{"text": example.text, "label": example.label} for example in read_split(data, str(split))]
+
+
+def test_csv_tsv_jsonl_and_parquet_have_the_same_examples(tmp_path):
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        with (tmp_path / name).open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, ["text", "label"], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(ROWS)
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.tsv", "a.jsonl", "a.parquet"):
+        assert found(DataConfig(), tmp_path / name) == ROWS, name
+
+
+def test_a_pair_is_two_columns(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"one": "x", "two": "y", "label": 1}])
+    assert found(DataConfig(text=["one", "two"]), tmp_path / "a.jsonl") == [{"text": ("x", "y"), "label": 1}]
+
+
+def test_a_data_set_saved_to_disk_gives_classes_by_their_names(tmp_path):
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    split = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    datasets.DatasetDict({"train": split}).save_to_disk(tmp_path / "set")
+    data = DataConfig(path=str(tmp_path / "set"))
+    assert found(data, "train") == [{"text": "a", "label": "good"}, {"text": "b", "label": "bad"}]
+    with pytest.raises(DataError, match="no split 'test'; the splits there are train"):
+        read_split(data, "test")
+
+
+def test_a_folder_of_a_file_a_split_is_read_as_a_clone_of_the_hubs_glue(tmp_path):
+    (tmp_path / "rte").mkdir()
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rte/train-00000-of-00001.parquet")
+    data = DataConfig(path=str(tmp_path), name="rte")
+    assert found(data, "train") == ROWS
+    with pytest.raises(DataError, match=r"rte: no file of the split 'validation', such as validation.csv"):
+        read_split(data, "validation")
+
+
+def test_conll_sentences_are_words_and_their_last_columns(tmp_path):
+    file = tmp_path / "a.conll"
+    file.write_text("-DOCSTART- -X- O O\n\nAnna NNP B-NP B-PER\nslept VBD B-VP O\n\n\nBerlin NNP B-NP B-LOC\n")
+    assert found(DataConfig(), file) == [
+        {"text": ["Anna", "slept"], "label": ["B-PER", "O"]},
+        {"text": ["Berlin"], "label": ["B-LOC"]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.csv", "sentence,label\nx,1\n", "a.csv:2: no column 'text'; the columns there are sentence, label"),
+        ("a.csv", "text,label\nx,1\na, b,1\n", "a.csv:3: not the 2 columns of the first line"),
+        ("a.csv", 'text,label\n"x"y,1\n', "a.csv: after line 1: not valid CSV"),
+        ("a.csv", "text,label\n", "a.csv: the split is empty"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', "a.jsonl:2: not valid JSON"),
+        ("a.jsonl", '{"text": "x"}\n', "a.jsonl:1: no column 'label'; the columns there are text"),
+        ("a.jsonl", "[1]\n", "a.jsonl:1: an object is wanted"),
+        ("a.parquet", "text", "a.parquet: cannot be read as Parquet"),
+        ("a.conll", "Anna B-PER\nslept\n", "a.conll:2: 1 columns, the lines above have 2"),
+        ("a.conll", "\n\n", "a.conll: the split is empty"),
+        ("a.xml", "", "a.xml: of the kinds of files there are .csv"),
+    ],
+)
+def test_bad_input_is_named_by_file_and_row(tmp_path, name, content, complaint):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError) as error:
+        read_split(DataConfig(), str(tmp_path / name))
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there_or_not_utf8_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.csv: cannot be read: No such file"):
+        read_split(DataConfig(), str(tmp_path / "none.csv"))
+    (tmp_path / "a.csv").write_bytes(b"text,label\n\xe9,1\n")
+    with pytest.raises(DataError, match=r"a\.csv: not UTF-8"):
+        read_split(DataConfig(), str(tmp_path / "a.csv"))
+
+
+def test_glue_without_a_network_says_so_at_once_and_exits_with_status_3(tmp_path, model):
+    """The hub's address is one that no name server knows, here as on machines that have a network."""
+    run = subprocess.run(
+        [COMMAND, "finetune", "yamls/finetune/glue.yaml", f"model={model}", "task=wnli", f"out={tmp_path}"],
+        env=os.environ | {"HF_ENDPOINT": "https://hub.invalid"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 3, run.stderr
+    assert run.stderr.startswith(
+        "error: nyu-mll/glue: no folder here, and as a data set of the Hugging Face hub it needs"
+    )
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_a_data_set_that_is_not_in_the_hubs_cache_needs_the_network(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.invalid")
+    with pytest.raises(NeedsNetwork, match=r"hub\.invalid cannot be reached"):
+        read_split(DataConfig(path="nyu-mll/glue", name="rte"), "train")

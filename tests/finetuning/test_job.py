@@ -1,0 +1,114 @@
+"""One fine-tuning: what it learns, keeps and saves, on encoders of four kinds."""
+
+import json
+
+import pytest
+import torch
+import transformers
+
+from encoder_foundry.finetuning.config import load_finetune_config
+from encoder_foundry.finetuning.encoding import prepare
+from encoder_foundry.finetuning.job import run_job
+from encoder_foundry.finetuning.search import job_settings
+from tests.finetuning.conftest import opinions
+
+
+@pytest.fixture
+def run(write_yaml, tmp_path):
+    """Runs the job of the first point of the task `mine` in this process; returns its folder and result."""
+
+    def run(*overrides: str, seed: int = 1, **files):
+        config = load_finetune_config(write_yaml(**files), overrides)
+        data = prepare(config, "mine", tmp_path / "mine/data")
+        folder = tmp_path / "mine/point/seed"
+        folder.mkdir(parents=True, exist_ok=True)
+        shared, grid = job_settings(config, "mine", data)
+        (folder / "job.json").write_text(json.dumps(shared | grid[0] | {"seed": seed}))
+        return folder, run_job(folder)
+
+    return run
+
+
+def accuracy(model, file) -> float:
+    """Of a saved model, as transformers alone runs it."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    found = transformers.pipeline("text-classification", model=str(model))([row["text"] for row in rows])
+    return sum(one["label"] == row["label"] for one, row in zip(found, rows, strict=True)) / len(rows)
+
+
+@pytest.mark.parametrize("kind", ["modernbert", "bert", "roberta", "deberta"])
+def test_any_encoder_learns_a_task_that_a_word_decides(run, make_model, opinion_files, kind):
+    folder, result = run("search.max_duration=[4ep]", "eval_interval=12ba", model=make_model(kind))
+    assert result["score"] > 0.9
+    assert accuracy(folder / "model", opinion_files[1]) == pytest.approx(result["score"])
+
+
+def test_a_regression_learns_numbers(run):
+    _, result = run(
+        "tasks.mine.type=regression",
+        *("tasks.mine.data.label=score", "tasks.mine.metrics=[pearson,spearman]", "search.max_duration=[6ep]"),
+    )
+    assert result["metrics"].keys() == {"pearson", "spearman"}
+    assert result["score"] == result["metrics"]["pearson"] > 0.9
+
+
+def test_names_are_found_in_sentences(run, tmp_path):
+    labels = {"good": "B-GOOD", "bad": "B-BAD"}
+    file = tmp_path / "words.conll"
+    file.write_text(
+        "\n\n".join(
+            "\n".join(f"{word} {labels.get(word, 'O')}" for word in row["text"].split()) for row in opinions(64, 1)
+        )
+    )
+    folder, result = run(
+        *("tasks.mine.type=token", "tasks.mine.metrics=[entity_f1,word_accuracy]", "search.max_duration=[6ep]"),
+        train=file,
+        validation=file,
+    )
+    assert result["metrics"]["entity_f1"] > 0.9
+    assert transformers.AutoModelForTokenClassification.from_pretrained(folder / "model").config.id2label == {
+        0: "B-BAD",
+        1: "B-GOOD",
+        2: "O",
+    }
+
+
+def test_the_model_saved_is_that_of_the_best_evaluation(run, opinion_files):
+    """A rate that unlearns in the end: the score is that of the evaluation kept, and of the model on disk."""
+    folder, result = run("eval_interval=2ba", "search.lr=[3e-2]", "patience=6ba")
+    scores = [evaluation["metrics"]["accuracy"] for evaluation in result["evaluations"]]
+    assert result["score"] == max(scores)
+    assert result["best_batch"] == result["evaluations"][scores.index(max(scores))]["batch"]
+    assert result["batches"] == result["best_batch"] + 8 or result["batches"] == 18  # three evaluations without gain
+    assert accuracy(folder / "model", opinion_files[1]) == pytest.approx(result["score"])
+
+
+def test_a_seed_decides_everything(run):
+    first, again, other = (run("search.max_duration=[1ep]", seed=seed)[1] for seed in (1, 1, 2))
+    assert first["evaluations"] == again["evaluations"] != other["evaluations"]
+
+
+def test_a_loss_that_is_no_number_ends_the_job_and_has_no_score(run, make_model):
+    model = make_model("bert")
+    weights = transformers.AutoModelForMaskedLM.from_pretrained(model)
+    torch.nn.init.constant_(weights.bert.embeddings.word_embeddings.weight, float("nan"))
+    weights.save_pretrained(model)
+    _, result = run(model=model)
+    assert result["score"] is None
+    assert result["batches"] == 1
+
+
+def test_a_task_that_starts_from_another_has_a_new_head(run, tmp_path):
+    """The encoder of the other's model is kept, its classifier is not, though it has as many labels."""
+    folder, _ = run()
+    job = json.loads((folder / "job.json").read_text()) | {"model": str(folder / "model"), "lr": 1e-12}
+    other = tmp_path / "mine/point/other"
+    other.mkdir()
+    (other / "job.json").write_text(json.dumps(job | {"new_head": True}))
+    run_job(other)
+    before, after = (
+        transformers.AutoModelForSequenceClassification.from_pretrained(path / "model").state_dict()
+        for path in (folder, other)
+    )
+    changed = {key for key in before if not torch.allclose(before[key], after[key], atol=1e-6)}
+    assert changed == {"classifier.weight"}

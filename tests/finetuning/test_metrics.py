@@ -1,0 +1,62 @@
+"""Metrics against scikit-learn, SciPy and seqeval on whole data, given in batches as the Trainer gives them."""
+
+import pytest
+import scipy.stats
+import seqeval.metrics
+import sklearn.metrics
+import torch
+
+from encoder_foundry.finetuning.encoding import NO_LABEL
+from encoder_foundry.finetuning.metrics import make_metric
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("accuracy", sklearn.metrics.accuracy_score),
+        ("mcc", sklearn.metrics.matthews_corrcoef),
+        ("f1", sklearn.metrics.f1_score),
+        ("macro_f1", lambda true, predicted: sklearn.metrics.f1_score(true, predicted, average="macro")),
+    ],
+)
+def test_a_classification_metric_is_scikit_learns(name, reference):
+    torch.manual_seed(0)
+    labels = 2 if name == "f1" else 3
+    logits, true = torch.randn(100, labels), torch.randint(labels, (100,))
+    metric = make_metric(name, [str(label) for label in range(labels)])
+    for start in range(0, 100, 30):
+        metric.update(logits[start : start + 30], true[start : start + 30])
+    assert metric.compute().item() == pytest.approx(reference(true, logits.argmax(1)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"), [("pearson", scipy.stats.pearsonr), ("spearman", scipy.stats.spearmanr)]
+)
+def test_a_correlation_is_scipys_and_0_where_all_predictions_are_the_same(name, reference):
+    torch.manual_seed(0)
+    predicted, true = torch.randn(50), torch.randn(50)
+    metric = make_metric(name, [])
+    metric.update(predicted, true)
+    assert metric.compute().item() == pytest.approx(reference(predicted, true).statistic, abs=1e-5)
+    metric.reset()
+    metric.update(torch.ones(50), true)
+    assert metric.compute().item() == 0
+
+
+def test_entities_count_whole_and_tokens_without_a_label_do_not():
+    labels = ["O", "B-PER", "I-PER", "B-LOC"]
+    true = [[1, 2, 0, 3], [0, 1, 0]]
+    predicted = [[1, 0, 0, 3], [0, 1, 3]]
+    expected = seqeval.metrics.f1_score(
+        [[labels[number] for number in words] for words in true],
+        [[labels[number] for number in words] for words in predicted],
+    )
+    assert expected == pytest.approx(2 * 2 / (3 + 4))  # two of three found, of four predicted
+    f1, accuracy = (make_metric(name, labels) for name in ("entity_f1", "word_accuracy"))
+    for words, guesses in zip(true, predicted, strict=True):  # a batch each, of another length
+        targets = torch.tensor([[NO_LABEL, *words, NO_LABEL]])
+        logits = torch.nn.functional.one_hot(torch.tensor([[3, *guesses, 1]]), 4).float()
+        f1.update(logits, targets)
+        accuracy.update(logits, targets)
+    assert f1.compute().item() == pytest.approx(expected)
+    assert accuracy.compute().item() == pytest.approx(5 / 7)
