@@ -140,9 +140,11 @@ def test_a_length_over_the_model_s_is_refused(prepared, make_model):
 
 
 def test_the_first_token_of_a_word_has_its_label(prepared, tmp_path, model):
-    file = tmp_path / "train.conll"
-    file.write_text("Anna B-PER\nliked O\nNew B-LOC\nYorkville I-LOC\n. O\n")
-    prepared("tasks.mine.type=token", train=file, validation=file)
+    sentence = "Anna B-PER\nliked O\nNew B-LOC\nYorkville I-LOC\n. O\n"
+    train, validation = tmp_path / "train.conll", tmp_path / "validation.conll"
+    train.write_text(sentence)
+    validation.write_text(sentence)
+    prepared("tasks.mine.type=token", train=train, validation=validation)
     example = datasets.load_from_disk(tmp_path / "data/train")[0]
     tokenizer = AutoTokenizer.from_pretrained(model)
     assert tokenizer.decode(example["input_ids"]) == "[CLS]Anna liked New Yorkville .[SEP]"

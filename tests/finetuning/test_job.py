@@ -111,4 +111,4 @@ def test_a_task_that_starts_from_another_has_a_new_head(run, tmp_path):
         for path in (folder, other)
     )
     changed = {key for key in before if not torch.allclose(before[key], after[key], atol=1e-6)}
-    assert changed == {"classifier.weight"}
+    assert changed == {"classifier.weight", "classifier.bias"}

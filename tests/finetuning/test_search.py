@@ -15,17 +15,16 @@ from encoder_foundry.errors import ConfigurationError, FoundryError
 from encoder_foundry.finetuning.search import finetune
 
 COMMAND = str(Path(sys.executable).parent / "encoder-foundry")
-OPTIONS = ("search.max_duration=[2ep]", "jobs=2")
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory, model, opinion_files):
+def searched(tmp_path_factory, make_model, opinion_files):
     """A finished search over two seeds: its YAML, its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("search")
     yaml = folder / "mine.yaml"
     train, validation = opinion_files
     yaml.write_text(
-        f"model: {model}\nout: {folder}/out\nseeds: [1, 2]\n"
+        f"model: {make_model('bert')}\nout: {folder}/out\nseeds: [1, 2]\n"
         "search: {lr: [1e-2], weight_decay: [1e-6], max_duration: [2ep], global_train_batch_size: [16]}\n"
         "tasks:\n"
         f"  mine: {{data: {{train: {train}, validation: [{validation}]}}}}\n"
@@ -61,6 +60,7 @@ def test_a_finished_search_runs_no_job_again(searched):
     assert {path: path.stat().st_mtime_ns for path in results(folder)} == before
 
 
+@pytest.mark.long
 def test_a_job_that_was_killed_is_run_again_and_a_finished_one_is_not(searched):
     """All of the search is killed, its processes with it, when one job of two is done."""
     yaml, folder, _ = searched
@@ -86,6 +86,7 @@ def test_a_result_of_other_settings_is_not_taken_for_this_one(searched):
         finetune(yaml, ["task=mine", "patience=1ep"])
 
 
+@pytest.mark.long
 def test_a_task_starts_from_the_best_model_of_another(searched):
     yaml, folder, _ = searched
     with pytest.raises(ConfigurationError, match=r"has no result of mine yet; run it too, task=\[mine,next\]"):
@@ -95,9 +96,10 @@ def test_a_task_starts_from_the_best_model_of_another(searched):
     assert job["model"] == mine["model"] and job["new_head"]
 
 
+@pytest.mark.long
 def test_a_job_that_fails_is_named_with_its_last_words(searched):
     yaml, folder, _ = searched
-    with pytest.raises(FoundryError, match=r"seed-1/log\.txt: the job failed: .*precision.*; the same command goes on"):
+    with pytest.raises(FoundryError, match=r"seed-1/log\.txt: the job failed: .*Precision; the same command goes on"):
         finetune(yaml, ["task=mine", "precision=fp7", f"out={folder.parent}/failed"])
 
 

@@ -54,7 +54,9 @@ def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
     limit = _limit(config, model, tokenizer)
     paths = {"train": task.data.train} | {Path(split).stem: split for split in task.data.validation}
     if len(paths) < 1 + len(task.data.validation):
-        raise ConfigurationError(f"tasks.{name}.data: two of train and validation have the same name")
+        raise ConfigurationError(
+            f"tasks.{name}.data: validation splits need names of their own, and not train: {task.data.validation}"
+        )
     splits = {split: read_split(task.data, path) for split, path in paths.items()}
     labels = Labels.of(name, task, splits["train"], None if task.init_from_task else _head(config.model, model, task))
     _check_metrics(name, task, labels.names)

@@ -44,7 +44,7 @@ def fingerprint(source: SourceConfig) -> str:
         return listing.fingerprint(source)
     if source.reader == "distribution_readmes":
         return listing.digest((name, len(text)) for name, text in _readmes().items())
-    return listing.digest((name, file.stat().st_size) for name, file in _installed_files(PACKAGES[source.reader]))
+    return listing.digest((name, file.stat().st_size) for name, file in installed_files(PACKAGES[source.reader]))
 
 
 def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
@@ -54,7 +54,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
         yield from read_files(FORMATS[source.reader], source, part, bad)
     else:
         reader = FORMATS[source.reader](".", "text", bad)
-        files = _installed_files(PACKAGES[source.reader])
+        files = installed_files(PACKAGES[source.reader])
         yield from _within_budget(found for name, file in files for found in reader.documents(file.read_bytes(), name))
 
 
@@ -100,7 +100,7 @@ def _readmes() -> dict[str, str]:
     return {name: _encodable(texts[name]) for name in _by_hash(texts)}
 
 
-def _installed_files(packages: Iterable[str]) -> Iterator[tuple[str, Path]]:
+def installed_files(packages: Iterable[str]) -> Iterator[tuple[str, Path]]:
     """(name, file) of each Python file of the standard library and of the installed `packages`, by hash of name."""
     paths = sysconfig.get_paths()
     roots = {"python": Path(paths["stdlib"])} | {package: Path(paths["purelib"], package) for package in packages}

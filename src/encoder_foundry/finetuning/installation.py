@@ -1,0 +1,76 @@
+"""Tasks from what every Python installation holds, so that fine-tuning can be tried, and models compared, offline.
+
+- `package`: of which package is this docstring? The standard library or one of seven scientific packages.
+- `belongs`: does this docstring belong to this function? Of every second function it is another one's docstring, of
+  the same module, so that words of the module give nothing away; the function's own name is there for both.
+
+Labels are facts and made by no one. Modules are held out whole, by the hash of their name, so that no function of a
+validation module was seen. What of it a nano model was pretrained on, it has seen without labels.
+"""
+
+import ast
+import hashlib
+import json
+import random
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from encoder_foundry.preparation.readers.installation import SCIENTIFIC_PACKAGES, installed_files
+
+HELD_OUT = 5  # of so many modules one
+PER_MODULE = 2  # examples at most, that large modules do not prevail
+SHORTEST, LONGEST = 60, 1500  # characters of a docstring, and of a function without it
+
+
+def write_tasks(folder: Path, examples: int) -> None:
+    """Write `package/` and `belongs/`, each with train.jsonl and validation.jsonl.
+
+    Args:
+        examples: of each task at most, both splits together; fewer if the installation holds no more.
+    """
+    files = installed_files(SCIENTIFIC_PACKAGES)
+    rows: dict[str, list[tuple[str, dict]]] = {"package": [], "belongs": []}
+    for name, file in files:
+        if min(map(len, rows.values())) >= examples:
+            break
+        functions = list(_documented(file.read_bytes()))
+        generator = random.Random(name)
+        generator.shuffle(functions)
+        chosen = functions[:PER_MODULE]
+        rows["package"] += [(name, {"text": doc, "label": name.split("/")[0]}) for doc, _ in chosen]
+        if len(functions) > len(chosen):
+            rows["belongs"] += [(name, row) for row in _pairs(chosen, functions[len(chosen)][0])]
+    for task, found in rows.items():
+        (folder / task).mkdir(parents=True, exist_ok=True)
+        for split in ("train", "validation"):
+            lines = [json.dumps(row) for name, row in found[:examples] if _held_out(name) == (split == "validation")]
+            (folder / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _pairs(functions: list[tuple[str, str]], other: str) -> Iterator[dict]:
+    for index, (doc, source) in enumerate(functions):
+        yield {"docstring": other if index % 2 else doc, "function": source, "label": ("yes", "no")[index % 2]}
+
+
+def _held_out(name: str) -> bool:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % HELD_OUT == 0
+
+
+def _documented(content: bytes) -> Iterable[tuple[str, str]]:
+    """(docstring, source without it) of each function of a module."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(content)
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and (doc := ast.get_docstring(node)) and len(node.body) > 1:
+            source = ast.unparse(ast.FunctionDef(**(dict(ast.iter_fields(node)) | {"body": node.body[1:]})))
+            if min(len(doc), len(source)) >= SHORTEST:
+                yield _cut(doc), _cut(source)
+
+
+def _cut(text: str) -> str:
+    return text[:LONGEST].encode("utf-8", "replace").decode()  # half a surrogate pair, of a literal, is none in UTF-8
