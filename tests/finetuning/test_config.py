@@ -39,7 +39,7 @@ def test_a_key_given_for_all_serves_the_tasks_that_have_none_of_their_own():
     assert config.of("rte").search.lr == [1e-4]
 
 
-@pytest.mark.parametrize("name", ["glue", "files", "conll"])
+@pytest.mark.parametrize("name", ["glue", "files", "conll", "installation"])
 def test_each_published_yaml_wants_no_more_than_a_model(name):
     assert load_finetune_config(FOLDER / f"{name}.yaml", ["model=m"]).chosen()
 

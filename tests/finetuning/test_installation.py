@@ -1,29 +1,42 @@
 """Offline tasks: both labels, real text, and modules that are in one split only."""
 
-import json
 from collections import Counter
 
-from encoder_foundry.finetuning.installation import write_tasks
+import pytest
+
+from encoder_foundry.errors import DataError
+from encoder_foundry.finetuning import installation
+from encoder_foundry.finetuning.config import DataConfig
+from encoder_foundry.finetuning.examples import read_split
+
+SPLITS = ("train", "validation")
 
 
-def test_tasks_of_the_installation_have_their_labels_and_disjoint_modules(tmp_path):
-    write_tasks(tmp_path, 400)
-    rows = {
-        (task, split): [json.loads(line) for line in (tmp_path / task / f"{split}.jsonl").read_text().splitlines()]
-        for task in ("package", "belongs")
-        for split in ("train", "validation")
-    }
-    assert sum(len(rows["package", split]) for split in ("train", "validation")) == 400
-    for split in ("train", "validation"):
-        answers = Counter(row["label"] for row in rows["belongs", split])
+def test_no_module_is_in_both_splits():
+    for task in ("package", "belongs"):
+        train, validation = ({name for name, _ in installation.rows(task, split)} for split in SPLITS)
+        assert train.isdisjoint(validation)
+        assert 0.1 < len(validation) / len(train | validation) < 0.3
+
+
+def test_half_of_the_docstrings_belong_and_the_others_are_of_the_same_module():
+    for split in SPLITS:
+        answers = Counter(row["label"] for _, row in installation.rows("belongs", split))
         assert 0.4 < answers["yes"] / answers.total() < 0.6
-    functions = {split: {row["function"] for row in rows["belongs", split]} for split in ("train", "validation")}
-    assert len(functions["train"] & functions["validation"]) <= 2  # copied from one package to another
-    assert {"python", "torch", "sympy"} <= {row["label"] for row in rows["package", "train"]}
 
 
-def test_they_are_the_same_every_time(tmp_path):
-    for name in ("first", "second"):
-        write_tasks(tmp_path / name, 50)
-    for path in (tmp_path / "first").rglob("*.jsonl"):
-        assert path.read_text() == (tmp_path / "second" / path.relative_to(tmp_path / "first")).read_text()
+def test_a_function_does_not_give_its_docstring_away():
+    rows = [row for split in SPLITS for _, row in installation.rows("belongs", split)]
+    assert not any(row["docstring"] in row["function"] for row in rows if row["label"] == "yes")
+
+
+def test_packages_are_those_of_the_corpus():
+    labels = {row["label"] for _, row in installation.rows("package", "train")}
+    assert labels == {"python", *installation.SCIENTIFIC_PACKAGES}
+
+
+def test_they_are_read_as_a_data_set_by_name():
+    data = DataConfig(path="python-installation", name="belongs", text=["docstring", "function"])
+    assert len(read_split(data, "train")) + len(read_split(data, "validation")) == installation.EXAMPLES
+    with pytest.raises(DataError, match="there are package and belongs, train and validation"):
+        read_split(data, "test")

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from encoder_foundry.errors import DataError, NeedsNetwork
+from encoder_foundry.finetuning import installation
 from encoder_foundry.finetuning.config import DataConfig
 from encoder_foundry.wording import one_line
 
@@ -51,6 +52,10 @@ def read_split(data: DataConfig, split: str) -> list[Example]:
 def _examples(data: DataConfig, split: str) -> Iterator[Example]:
     if data.path is None:
         yield from _files(data, [Path(split)])
+        return
+    if data.path == installation.PATH:
+        for name, row in installation.rows(data.name or "", split):
+            yield _row(data, row, f"{data.path}: {name}")
         return
     folder = Path(data.path)
     if data.name is not None and (folder / data.name).is_dir():
@@ -209,7 +214,7 @@ def check_reachable(data: DataConfig) -> None:
     Raises:
         NeedsNetwork: it cannot.
     """
-    if data.path is not None and not Path(data.path).is_dir():
+    if data.path not in (None, installation.PATH) and not Path(data.path).is_dir():
         check_hub(f"{data.path}: no folder here, and as a data set of the Hugging Face hub")
 
 

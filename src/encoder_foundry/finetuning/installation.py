@@ -10,42 +10,51 @@ validation module was seen. What of it a nano model was pretrained on, it has se
 
 import ast
 import hashlib
-import json
 import random
 import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from functools import cache
 
+from encoder_foundry.errors import DataError
 from encoder_foundry.preparation.readers.installation import SCIENTIFIC_PACKAGES, installed_files
 
+PATH = "python-installation"  # in the place of a data set's name
+EXAMPLES = 1000  # of a task, both splits together
 HELD_OUT = 5  # of so many modules one
 PER_MODULE = 2  # examples at most, that large modules do not prevail
 SHORTEST, LONGEST = 60, 1500  # characters of a docstring, and of a function without it
 
 
-def write_tasks(folder: Path, examples: int) -> None:
-    """Write `package/` and `belongs/`, each with train.jsonl and validation.jsonl.
+def rows(task: str, split: str) -> list[tuple[str, dict]]:
+    """The examples of a task's split, each with the module that it is from.
 
     Args:
-        examples: of each task at most, both splits together; fewer if the installation holds no more.
+        task: package or belongs.
+        split: train or validation.
+
+    Raises:
+        DataError: there is no such task or split.
     """
-    files = installed_files(SCIENTIFIC_PACKAGES)
-    rows: dict[str, list[tuple[str, dict]]] = {"package": [], "belongs": []}
-    for name, file in files:
-        if min(map(len, rows.values())) >= examples:
+    if task not in (tasks := _tasks()) or split not in ("train", "validation"):
+        raise DataError(
+            f"{PATH}: no '{task}' with a split '{split}'; there are package and belongs, train and validation"
+        )
+    return [(name, row) for name, row in tasks[task] if _held_out(name) == (split == "validation")]
+
+
+@cache
+def _tasks() -> dict[str, list[tuple[str, dict]]]:
+    found: dict[str, list[tuple[str, dict]]] = {"package": [], "belongs": []}
+    for name, file in installed_files(SCIENTIFIC_PACKAGES):
+        if min(map(len, found.values())) >= EXAMPLES:
             break
         functions = list(_documented(file.read_bytes()))
-        generator = random.Random(name)
-        generator.shuffle(functions)
+        random.Random(name).shuffle(functions)
         chosen = functions[:PER_MODULE]
-        rows["package"] += [(name, {"text": doc, "label": name.split("/")[0]}) for doc, _ in chosen]
+        found["package"] += [(name, {"text": doc, "label": name.split("/")[0]}) for doc, _ in chosen]
         if len(functions) > len(chosen):
-            rows["belongs"] += [(name, row) for row in _pairs(chosen, functions[len(chosen)][0])]
-    for task, found in rows.items():
-        (folder / task).mkdir(parents=True, exist_ok=True)
-        for split in ("train", "validation"):
-            lines = [json.dumps(row) for name, row in found[:examples] if _held_out(name) == (split == "validation")]
-            (folder / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            found["belongs"] += [(name, row) for row in _pairs(chosen, functions[len(chosen)][0])]
+    return {task: examples[:EXAMPLES] for task, examples in found.items()}
 
 
 def _pairs(functions: list[tuple[str, str]], other: str) -> Iterator[dict]:
@@ -67,7 +76,8 @@ def _documented(content: bytes) -> Iterable[tuple[str, str]]:
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and (doc := ast.get_docstring(node)) and len(node.body) > 1:
-            source = ast.unparse(ast.FunctionDef(**(dict(ast.iter_fields(node)) | {"body": node.body[1:]})))
+            node.body = node.body[1:]
+            source = ast.unparse(node)
             if min(len(doc), len(source)) >= SHORTEST:
                 yield _cut(doc), _cut(source)
 
