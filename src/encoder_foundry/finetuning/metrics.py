@@ -58,16 +58,13 @@ class EntityF1(WordAccuracy):
     """seqeval's F1 over whole entities of all kinds: right from the first word to the last, and in kind."""
 
     def compute(self) -> Tensor:
-        named = [
-            [[self.labels[number] for number in words.tolist()] for words in sentences] for sentences in self._both
-        ]
+        true, predicted = (
+            [[self.labels[number] for number in words.tolist()] for words in sentences]
+            for sentences in (self.true, self.predicted)
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # there is none of a kind, or none is predicted: 0
-            return torch.tensor(seqeval.metrics.f1_score(*named, zero_division=0))
-
-    @property
-    def _both(self) -> tuple[list[Tensor], list[Tensor]]:
-        return self.true, self.predicted
+            return torch.tensor(seqeval.metrics.f1_score(true, predicted, zero_division=0))
 
 
 def make_metric(name: str, labels: list[str]) -> Metric:
