@@ -202,9 +202,10 @@ def finetune(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in model=runs/nano/export.")] = None,
 ) -> None:
     """Fine-tune a model on labelled texts, over a grid and several seeds; the same command goes on where it ended."""
+    from encoder_foundry.finetuning.leaderboard import print_results
     from encoder_foundry.finetuning.search import finetune
 
-    finetune(config, overrides or ())
+    print_results(finetune(config, overrides or ()))
 
 
 @app.command()

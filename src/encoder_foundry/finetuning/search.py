@@ -38,7 +38,6 @@ from encoder_foundry.finetuning.leaderboard import (
     RESULTS,
     best_point,
     point_name,
-    print_results,
     read_results,
     summarise,
     write_json,
@@ -48,7 +47,7 @@ POLL = 0.2  # seconds
 
 
 def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
-    """Run what is left of a search, and print its table.
+    """Run what is left of a search.
 
     Returns:
         A result a task, as `results.json` has them.
@@ -65,7 +64,6 @@ def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
             others = [result for result in read_results(config.folder) if result["task"] != name]
             write_json(config.folder / RESULTS, [*others, found])
     results = read_results(config.folder)
-    print_results(results)
     return results
 
 
