@@ -1,1 +1,1 @@
-"""Fine-tuning: a classifier on any encoder, searched over a grid and several seeds."""
+"""Fine-tuning of any Hugging Face encoder directory, an export of ours among them."""
