@@ -28,6 +28,7 @@ MODULES = {
     "masked_lm": "encoder_foundry.evaluation.masked_lm",
     "context": "encoder_foundry.evaluation.context",
     "needle": "encoder_foundry.evaluation.needle",
+    "retrieval": "encoder_foundry.evaluation.retrieval",
 }
 OFFLINE = ("masked_lm", "context", "needle")  # what `all` stands for: suites that a prepared corpus suffices for
 ALL = "all"

@@ -1,9 +1,9 @@
 """A dense retriever: one vector a text, by sentence-transformers.
 
 The loss is MultipleNegativesRankingLoss: each query against the documents of all rows of its batch, of which its own is
-the right one. With `device_train_microbatch_size` it is the cached one (GradCache, arXiv 2101.06983), which computes the
-same with a microbatch's memory and a second forward pass; ModernBERT's batch of 512 was trained so. A plain encoder's
-tokens are averaged to one vector.
+the right one. With `device_train_microbatch_size` it is the cached one (GradCache, arXiv 2101.06983), which computes
+the same with a microbatch's memory and a second forward pass; ModernBERT's batch of 512 was trained so. A plain
+encoder's tokens are averaged to one vector.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from encoder_foundry.finetuning.pairs import read_pairs
 from encoder_foundry.finetuning.retrieval import (
     RetrievalConfig,
     check,
+    check_installed,
     fit,
     load_retriever,
     open_model,
@@ -42,10 +43,11 @@ def train(config: DenseRetrievalConfig) -> Path:
     Raises:
         ConfigurationError, DataError: as the parts say it.
     """
+    check(config)
+    check_installed("sentence_transformers", "datasets")
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
 
-    check(config)
     _check_mining(config)
     rows = read_pairs(config.data, config.max_pairs)
     if config.mine_hard_negatives and len(rows.column_names) > 2:

@@ -3,8 +3,8 @@
 A query's score for a document is the sum over its tokens of the best match among the document's (MaxSim). By default it
 learns from pairs, each query against the documents of all rows of its batch; with the columns `documents` and `scores`,
 from a teacher's scores, as ModernBERT's ColBERT models did (KL divergence, arXiv 2412.13663 and PyLate's Distillation).
-PyLate adds the tokens that mark queries and documents, fills queries up with [MASK], and leaves punctuation of documents
-out of the score; the layer from the encoder's width to `embedding_size` is new, and drawn from `seed`.
+PyLate adds the tokens that mark queries and documents, fills queries up with [MASK], and leaves punctuation of
+documents out of the score; the layer from the encoder's width to `embedding_size` is new, and drawn from `seed`.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,14 @@ from pathlib import Path
 
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.finetuning.pairs import is_distillation, read_pairs
-from encoder_foundry.finetuning.retrieval import RetrievalConfig, check, fit, open_model, report_too_long
+from encoder_foundry.finetuning.retrieval import (
+    RetrievalConfig,
+    check,
+    check_installed,
+    fit,
+    open_model,
+    report_too_long,
+)
 
 
 @dataclass
@@ -31,6 +38,7 @@ def train(config: MultiVectorConfig) -> Path:
         ConfigurationError, DataError: as the parts say it.
     """
     check(config)
+    check_installed("pylate")
     rows = read_pairs(config.data, config.max_pairs, distillation=True)
     from pylate.losses import CachedContrastive, Contrastive, Distillation
     from pylate.models import ColBERT

@@ -6,6 +6,7 @@ distillation, as ModernBERT's ColBERT models were trained, they are PyLate's: `q
 """
 
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PAIR, DISTILLATION = ("query", "positive"), ("query", "documents", "scores")
+CHUNK = 1000  # texts that are tokenised at a time
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -68,10 +70,15 @@ def texts(rows: "Dataset", queries: bool) -> list[str]:
     return [text for column in rows.column_names[1:] for text in rows[column]]
 
 
-def count_too_long(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], length: int) -> int:
-    """How many texts have more tokens than `length`, special tokens included."""
-    encoded = tokenizer(list(texts), truncation=False, verbose=False, return_attention_mask=False)
-    return sum(len(tokens) > length for tokens in encoded["input_ids"])
+def count_too_long(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], length: int) -> tuple[int, int]:
+    """How many texts have more tokens than `length`, special tokens included; and how many texts there are."""
+    over = count = 0
+    texts = iter(texts)
+    while chunk := list(islice(texts, CHUNK)):
+        encoded = tokenizer(chunk, truncation=False, verbose=False, return_attention_mask=False)
+        over += sum(len(tokens) > length for tokens in encoded["input_ids"])
+        count += len(chunk)
+    return over, count
 
 
 def _read(path: Path) -> "Dataset":

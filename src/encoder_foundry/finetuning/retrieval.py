@@ -10,6 +10,7 @@ The values in yamls/finetune/ are those of ModernBERT's own two scripts (`exampl
 import json
 import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,15 @@ def open_model(config: RetrievalConfig, kind: type["SentenceTransformer"], **arg
     return load_retriever(config.model, kind, **arguments)
 
 
+def check_installed(*packages: str) -> None:
+    """
+    Raises:
+        ConfigurationError: one is not.
+    """
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise ConfigurationError(f"{missing[0]} is not installed; all that retrieval needs: pip install -e '.[eval]'")
+
+
 def load_retriever(path: str, kind: type["SentenceTransformer"], **arguments: Any) -> "SentenceTransformer":
     """A directory as a SentenceTransformer or ColBERT, without a look at the network.
 
@@ -99,7 +109,10 @@ def load_retriever(path: str, kind: type["SentenceTransformer"], **arguments: An
 
     directory = Path(path)
     if not (directory / "config.json").is_file() and not (directory / "modules.json").is_file():
-        raise DataError(f"{path}: no model is there: a directory with a config.json is wanted, as `export` writes it")
+        raise DataError(
+            f"{path}: no model is there: a directory with a config.json is wanted; of a run, `encoder-foundry export` "
+            "makes one"
+        )
     transformers_logging.set_verbosity_error()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
@@ -123,9 +136,9 @@ def report_too_long(config: RetrievalConfig, model: "SentenceTransformer", rows:
         DataError: there are some, and `long_documents` is refuse.
     """
     for what, queries, key, length in lengths:
-        all_texts = texts(rows, queries)
-        if over := count_too_long(model.tokenizer, all_texts, length):
-            message = f"{over} of {len(all_texts)} {what} are longer than {key}, {length} tokens"
+        over, count = count_too_long(model.tokenizer, texts(rows, queries), length)
+        if over:
+            message = f"{over:,} of {count:,} {what} are longer than {key} allows"
             if config.long_documents == "refuse":
                 raise DataError(f"{config.data or 'code search'}: {message}; raise it, or take long_documents=truncate")
             print(f"{message}: cut there")

@@ -1,0 +1,191 @@
+"""The suite `retrieval`: nDCG@10 by mteb, with one vector a text or one a token.
+
+`code_search` needs nothing but Python: from a docstring's first paragraph to its function, in modules of the standard
+library that the training pairs of `encoder-foundry finetune yamls/finetune/dense_retrieval.yaml` have nothing of. Any
+other name is a benchmark or a task of mteb, whose data comes from the Hugging Face hub: BEIR, MLDR, CodeSearchNet.
+The intervals are over queries, each of which is drawn by itself; corpora are as they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoder_foundry.errors import ConfigurationError, NeedsNetwork
+from encoder_foundry.evaluation import bootstrap
+from encoder_foundry.evaluation.pictures import bars
+from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
+from encoder_foundry.evaluation.suites import SuiteConfig
+from encoder_foundry.finetuning.pairs import count_too_long
+from encoder_foundry.finetuning.retrieval import check_installed
+from encoder_foundry.wording import one_line
+
+if TYPE_CHECKING:
+    from encoder_foundry.evaluation.retrieval_models import Retriever
+    from encoder_foundry.evaluation.retrieval_tasks import Part, Watched
+
+METRIC = "nDCG@10"
+OFFLINE = "code_search"
+SECONDS = 5  # that the hub has for an answer
+
+
+@dataclass
+class Config(SuiteConfig):
+    """The keys of a YAML with `suite: retrieval`."""
+
+    tasks: list[str] = field(default_factory=lambda: [OFFLINE])  # and benchmarks or tasks of mteb
+    max_pairs: int | None = None  # of code_search: the first so many functions, as queries and documents; null: all
+    max_seq_length: int | None = None  # tokens at which documents are cut; null: what the model was saved with
+    batch_size: int = 32
+
+
+def run(model: Path, config: Config) -> Result:
+    """Evaluate a directory, a run or a checkpoint.
+
+    Raises:
+        NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
+        ConfigurationError: no such task, or a key out of range.
+        DataError: no model is there.
+    """
+    _check(config)
+    if online := [name for name in config.tasks if name != OFFLINE]:
+        _check_hub(online)
+    check_installed("mteb", "sentence_transformers")
+    from datasets.utils.logging import disable_progress_bar
+
+    from encoder_foundry.evaluation.retrieval_models import open_retriever
+    from encoder_foundry.evaluation.retrieval_tasks import StandardLibrary, find_tasks
+
+    disable_progress_bar()
+    tasks = {
+        name: [StandardLibrary(config.max_pairs)] if name == OFFLINE else find_tasks(name) for name in config.tasks
+    }
+    retriever = open_retriever(model, config.max_seq_length)
+    rows, headlines, notes, data = [], [], [retriever.kind], {}
+    for name, of_name in tasks.items():
+        found = [_evaluated(task, retriever, config, notes) for task in of_name]
+        parts = [part for of_task in found for part in of_task]
+        data[name] = {part.name: {"queries": len(part.scores), "documents": part.documents} for part in parts}
+        for part in parts:
+            label = name if len(parts) == 1 else part.name
+            measure = _measure([[part]], config)
+            rows.append(_row(label, len(part.scores), part.documents, measure))
+        measure = _measure(found, config)
+        if len(parts) > 1:
+            queries, documents = (
+                sum(counts[key] for counts in data[name].values()) for key in ("queries", "documents")
+            )
+            rows.append(_row(f"{name}, mean", queries, documents, measure))
+        units = {query: (score, 1.0) for query, score in parts[0].scores.items()} if len(parts) == 1 else {}
+        headlines.append(Headline(f"{name} {METRIC}", measure, lower_is_better=False, units=units))
+    parameters = sum(parameter.numel() for parameter in retriever.library.parameters())
+    known = {"kind": retriever.kind, "parameters": parameters, "document_length": retriever.document_length}
+    return Result("retrieval", "retrieval", known, {}, data, rows, headlines, notes)
+
+
+def draw(figure, results: Sequence[Result]) -> str:
+    """Bars of nDCG@10 by task, a colour a model."""
+    names = list(dict.fromkeys(row.labels["task"] for result in results for row in result.rows))
+    axes = figure.subplots()
+    found = [{row.labels["task"]: row.measures[METRIC] for row in result.rows} for result in results]
+    labels = [result.model["name"] for result in results]
+    bars(axes, names, [[of_model.get(name) for name in names] for of_model in found], labels)
+    axes.set_ylabel(METRIC)
+    axes.set_ylim(0, 1)
+    axes.set_title("Retrieval, with 95 % intervals over queries")
+    if len(results) > 1:
+        axes.legend(frameon=False)
+    if len(names) > 4:
+        axes.tick_params("x", rotation=30)
+    told = [
+        f"{label}: " + ", ".join(f"{n} {m.value:.3f}" for n, m in f.items())
+        for label, f in zip(labels, found, strict=True)
+    ]
+    return f"{METRIC} of retrieval. {'; '.join(told)}."
+
+
+def _check(config: Config) -> None:
+    if not config.tasks:
+        raise ConfigurationError(f"tasks: at least one is wanted, such as {OFFLINE}")
+    for key in ("max_pairs", "batch_size"):
+        value = getattr(config, key)
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{key}: a number from 1 on is wanted, not {value}")
+
+
+def _check_hub(names: Sequence[str]) -> None:
+    """See in seconds whether the hub can be reached, which its own client tries for minutes; its cache needs none."""
+    import requests
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        requests.head(constants.ENDPOINT, timeout=SECONDS)
+    except requests.RequestException as error:
+        raise NeedsNetwork(
+            f"{', '.join(names)}: the data has to be fetched from {constants.ENDPOINT}, which cannot be reached "
+            f"({type(error).__name__}); {OFFLINE} needs no network, and what is in the hub's cache is read with "
+            "HF_HUB_OFFLINE=1"
+        ) from None
+
+
+def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list[str]) -> "list[Part]":
+    """The parts of a task of mteb, answered."""
+    import mteb
+
+    from encoder_foundry.evaluation.retrieval_tasks import Watched, leaves
+
+    watched = [_loaded(Watched, leaf) for leaf in leaves(task)]
+    for one in watched:
+        notes.extend(_too_long(one, retriever))
+    arguments = {"batch_size": config.batch_size, "show_progress_bar": False}
+    mteb.evaluate(
+        retriever.model, task, cache=None, co2_tracker=False, encode_kwargs=arguments, show_progress_bar=False
+    )
+    parts = [part for one in watched for part in one.found()]
+    for one in watched:
+        one.task.unload_data()
+    return parts
+
+
+def _loaded(watch: "type[Watched]", task: object) -> "Watched":
+    try:
+        return watch(task)
+    except (OSError, ValueError) as error:  # what datasets and the hub's client raise without a network or a cache
+        raise NeedsNetwork(f"{task.metadata.name}: its data cannot be had: {one_line(error)}") from error
+
+
+def _too_long(watched: "Watched", retriever: "Retriever") -> list[str]:
+    notes = []
+    for what, queries, length in (
+        ("queries", True, retriever.query_length),
+        ("documents", False, retriever.document_length),
+    ):
+        over, all_texts = count_too_long(retriever.library.tokenizer, watched.texts(queries), length - retriever.marks)
+        if over:
+            name = watched.task.metadata.name
+            notes.append(f"{name}: {over:,} of {all_texts:,} {what} are longer than {length:,} tokens, and cut there")
+    return notes
+
+
+def _row(name: str, queries: int, documents: int, measure: Measure) -> Row:
+    return Row({"task": name, "queries": queries, "documents": documents}, {METRIC: measure})
+
+
+def _measure(tasks: "Sequence[Sequence[Part]]", config: Config) -> Measure:
+    """The mean over tasks of the mean over their parts of the mean over queries."""
+    values, resampled = [], []
+    for parts in tasks:
+        scores = [np.array(list(part.scores.values())) for part in parts]
+        values.append(np.mean([of_part.mean() for of_part in scores]))
+        resampled.append(np.mean([_resampled(of_part, config) for of_part in scores], axis=0))
+    return bootstrap.interval(float(np.mean(values)), np.mean(resampled, axis=0))
+
+
+def _resampled(scores: NDArray[np.float64], config: Config) -> NDArray[np.float64]:
+    """scores [queries] → their mean in each resample [resamples]"""
+    return bootstrap.draws(len(scores), config.resamples, config.seed) @ scores / len(scores)

@@ -1,0 +1,140 @@
+"""Any directory as a retriever that mteb can ask.
+
+One vector a text: what sentence-transformers saved, or a plain encoder, whose tokens are averaged. A vector a token:
+what PyLate saved, scored by MaxSim against every document of the corpus. mteb's own wrapper for PyLate goes by an index
+(PLAID), which approximates and is drawn at random; here the corpus passes by in chunks, by mteb's search for the late
+interaction models that newer versions of sentence-transformers have, so the score is the model's alone.
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mteb.models import ModelMeta
+from mteb.models.model_meta import ScoringFunction
+from mteb.models.sentence_transformer_wrapper import MultiVectorSearchEncoderWrapper
+from mteb.similarity_functions import max_sim
+from mteb.types import PromptType
+from sentence_transformers import SentenceTransformer
+
+from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.finetuning.retrieval import check_installed, load_retriever
+
+if TYPE_CHECKING:
+    from pylate.models import ColBERT
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """A model as mteb takes it.
+
+    Attributes:
+        model: what `mteb.evaluate` is given.
+        library: the SentenceTransformer or ColBERT itself.
+        kind: how it makes vectors, in words.
+        query_length, document_length: in tokens, all special ones included; longer texts are cut.
+        marks: how many of these tokens the tokenizer does not put in itself.
+    """
+
+    model: Any
+    library: SentenceTransformer
+    kind: str
+    query_length: int
+    document_length: int
+    marks: int = 0
+
+
+def open_retriever(path: Path, max_seq_length: int | None) -> Retriever:
+    """Open a directory, a run or a checkpoint.
+
+    Args:
+        max_seq_length: where documents, and for single vectors queries, are cut; none: where the model says.
+
+    Raises:
+        DataError: no model is there.
+        ConfigurationError: the model takes less than max_seq_length.
+    """
+    if is_multi_vector(path):
+        return _multi_vector(path, max_seq_length)
+    plain = not (path / "modules.json").is_file()
+    model = _single_vector(path)
+    longest = model.max_seq_length
+    if max_seq_length is not None:
+        _check_length(max_seq_length, longest)
+        model.max_seq_length = max_seq_length
+    kind = "one vector a text" + (
+        ", the mean of its tokens: a plain encoder, not trained for retrieval" if plain else ""
+    )
+    return Retriever(model, model, kind, model.max_seq_length, model.max_seq_length)
+
+
+def is_multi_vector(path: Path) -> bool:
+    """Whether a directory was saved by PyLate, whose modules are its own."""
+    try:
+        modules = json.loads((path / "modules.json").read_text(encoding="utf-8"))
+        return any(module["type"].startswith("pylate.") for module in modules)
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path / 'modules.json'}: no list of modules as sentence-transformers writes it: {error!r}"
+        ) from None
+
+
+def _single_vector(path: Path) -> SentenceTransformer:
+    if (path / "config.json").is_file() or (path / "modules.json").is_file():
+        return load_retriever(str(path), SentenceTransformer)
+    from encoder_foundry.interop.export import export_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        export_checkpoint(path, Path(folder, "export"))
+        return load_retriever(str(Path(folder, "export")), SentenceTransformer)
+
+
+def _multi_vector(path: Path, max_seq_length: int | None) -> Retriever:
+    check_installed("pylate")
+    from pylate.models import ColBERT
+
+    model = load_retriever(str(path), ColBERT)
+    if max_seq_length is not None:
+        _check_length(max_seq_length, model[0].auto_model.config.max_position_embeddings)
+        model.document_length = max_seq_length
+    kind = "a vector a token, MaxSim over all documents"
+    return Retriever(LateInteraction(model), model, kind, model.query_length, model.document_length, marks=1)
+
+
+def _check_length(length: int, longest: int) -> None:
+    if not 4 <= length <= longest:
+        raise ConfigurationError(f"max_seq_length: 4 to {longest:,} for this model, not {length}")
+
+
+class LateInteraction(MultiVectorSearchEncoderWrapper):
+    """PyLate's ColBERT for mteb's exhaustive search."""
+
+    corpus_chunk_size = 2000  # documents whose vectors are held at a time
+
+    def __init__(self, model: "ColBERT"):
+        self.model = model
+        self.mteb_model_meta = ModelMeta.create_empty(
+            overwrites={"model_type": ["late-interaction"], "similarity_fn_name": ScoringFunction.MAX_SIM}
+        )
+
+    def similarity(self, queries: "list[Tensor]", documents: "list[Tensor]") -> "Tensor":
+        """Lists of [tokens, width] → [queries, documents]"""
+        return max_sim(queries, documents)
+
+    def _encode(
+        self, inputs: "DataLoader", *, prompt_type: PromptType | None = None, batch_size: int = 32, **_: Any
+    ) -> "list[Tensor]":
+        texts = [text for batch in inputs for text in batch["text"]]
+        return self.model.encode(
+            texts,
+            batch_size=batch_size,
+            is_query=prompt_type == PromptType.query,
+            convert_to_tensor=True,
+            show_progress_bar=False,
+        )
