@@ -30,14 +30,14 @@ MINING = ("model", "num_negatives", "range_min", "range_max", "relative_margin",
 
 
 @dataclass
-class DenseRetrievalConfig(RetrievalConfig):
+class Config(RetrievalConfig):
     """The keys of a `task: dense_retrieval`."""
 
     max_seq_length: int = 256  # tokens of a query or document
     mine_hard_negatives: dict[str, Any] = field(default_factory=dict)  # sentence-transformers' arguments; none: none
 
 
-def train(config: DenseRetrievalConfig) -> Path:
+def train(config: Config) -> Path:
     """Train, and return the directory, which `SentenceTransformer(directory)` loads.
 
     Raises:
@@ -75,12 +75,12 @@ def train(config: DenseRetrievalConfig) -> Path:
     return fit(config, model, rows, loss)
 
 
-def _check_mining(config: DenseRetrievalConfig) -> None:
+def _check_mining(config: Config) -> None:
     if unknown := sorted(set(config.mine_hard_negatives) - set(MINING)):
         raise ConfigurationError(f"mine_hard_negatives: unknown key '{unknown[0]}'; there are {', '.join(MINING)}")
 
 
-def _mined(config: DenseRetrievalConfig, model: "SentenceTransformer", rows: "Dataset") -> "Dataset":
+def _mined(config: Config, model: "SentenceTransformer", rows: "Dataset") -> "Dataset":
     """The rows with negatives: the nearest documents that are not the query's own, by another model or this one."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives

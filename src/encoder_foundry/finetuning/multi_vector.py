@@ -23,7 +23,7 @@ from encoder_foundry.finetuning.retrieval import (
 
 
 @dataclass
-class MultiVectorConfig(RetrievalConfig):
+class Config(RetrievalConfig):
     """The keys of a `task: multi_vector`."""
 
     query_length: int = 32  # tokens to which queries are cut or filled up; this and the next two are PyLate's defaults
@@ -31,7 +31,7 @@ class MultiVectorConfig(RetrievalConfig):
     embedding_size: int = 128  # width of a token's vector
 
 
-def train(config: MultiVectorConfig) -> Path:
+def train(config: Config) -> Path:
     """Train, and return the directory, which `pylate.models.ColBERT(directory)` loads.
 
     Raises:

@@ -2,7 +2,8 @@
 
 The columns are sentence-transformers' own: `query`, `positive`, then `negative`, or `negative_1`, `negative_2`, … For
 distillation, as ModernBERT's ColBERT models were trained, they are PyLate's: `query`, `documents` (a list of texts) and
-`scores` (a teacher's, one for each). Other columns are dropped. Without data, the pairs are those of code_search.py.
+`scores` (a teacher's from 0 to 1, one for each; the loss scales the student's so). Other columns are dropped. Without
+data, the pairs are those of code_search.py.
 """
 
 from collections.abc import Iterable
@@ -82,6 +83,7 @@ def count_too_long(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], l
 
 
 def _read(path: Path) -> "Dataset":
+    import pandas
     from datasets import Dataset, DatasetDict, load_from_disk
     from datasets.utils.logging import disable_progress_bar
 
@@ -101,7 +103,7 @@ def _read(path: Path) -> "Dataset":
         if not path.stat().st_size:
             raise DataError(f"{path}: the file is empty")
         if path.suffix == ".csv":
-            return Dataset.from_csv(str(path), keep_default_na=False, dtype=str)  # a text may be NA or 7
+            return Dataset.from_pandas(pandas.read_csv(path, dtype=str, keep_default_na=False))  # NA and 007 are texts
         return (Dataset.from_parquet if path.suffix == ".parquet" else Dataset.from_json)(str(path))
     except DataError:
         raise

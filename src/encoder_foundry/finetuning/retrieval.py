@@ -9,20 +9,28 @@ The values in yamls/finetune/ are those of ModernBERT's own two scripts (`exampl
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.finetuning.pairs import count_too_long, texts
+from encoder_foundry.finetuning.pairs import count_too_long, is_distillation, texts
+from encoder_foundry.recipe.loading import load_config, load_key
 from encoder_foundry.wording import number, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from torch.nn import Module
+
+TASKS = {  # by the YAML's `task`: a module with a Config and train
+    "dense_retrieval": "encoder_foundry.finetuning.dense_retrieval",
+    "multi_vector": "encoder_foundry.finetuning.multi_vector",
+}
 
 
 @dataclass
@@ -190,7 +198,8 @@ def fit(
         bf16=config.precision == "amp_bf16",
         use_cpu=model.device.type == "cpu",
         seed=config.seed,
-        batch_sampler=BatchSamplers.NO_DUPLICATES,  # a query's own document, twice in a batch, would be its negative
+        # A query's own document, a second time in the batch, would be its negative; a teacher's scores know none.
+        batch_sampler=BatchSamplers.BATCH_SAMPLER if is_distillation(rows) else BatchSamplers.NO_DUPLICATES,
         save_strategy="no",
         logging_steps=max(1, updates // 20),
         report_to="none",
@@ -236,3 +245,19 @@ def _part(text: str) -> float:
     if not 0 <= part < 1:
         raise ConfigurationError(f"t_warmup: a part of the whole is wanted, such as 0.05dur, not '{text}'")
     return part
+
+
+def finetune_retrieval(path: str | Path, overrides: Iterable[str] = ()) -> Path:
+    """Train what a YAML with `task: dense_retrieval` or `task: multi_vector` asks for; returns the model's directory.
+
+    Raises:
+        ConfigurationError: naming the file and the key.
+        DataError: naming what is wrong with the data or the model.
+    """
+    task = load_key(path, "task")
+    if task not in TASKS:
+        raise ConfigurationError(f"{path}: task: {' or '.join(TASKS)} is wanted, not '{task}'")
+    module = import_module(TASKS[task])
+    out = module.train(load_config(path, module.Config, overrides))
+    print(f"written to {out}")
+    return out

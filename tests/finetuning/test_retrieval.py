@@ -1,0 +1,199 @@
+"""Dense and multi-vector retrieval: training that ends in directories which the libraries load, and code search."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.finetuning import dense_retrieval, multi_vector
+from encoder_foundry.finetuning.code_search import code_search_pairs
+from encoder_foundry.finetuning.retrieval import finetune_retrieval
+from tests.retrieval import DOCUMENTS, QUERIES, no_network, tiny_encoder, write_pairs  # noqa: F401
+
+
+@pytest.fixture
+def keys(tiny_encoder, tmp_path) -> dict:  # noqa: F811
+    """What both configurations have to be given: forty updates over twelve pairs."""
+    return {
+        "model": str(tiny_encoder),
+        "out": str(tmp_path / "out"),
+        "data": write_pairs(tmp_path / "pairs.jsonl"),
+        "max_duration": "40ba",
+        "global_train_batch_size": 12,
+        "lr": 5e-3,
+        "t_warmup": "0.05dur",
+    }
+
+
+def dense(keys: dict, **more) -> Path:
+    return dense_retrieval.train(dense_retrieval.Config("dense_retrieval", **keys | {"max_seq_length": 16} | more))
+
+
+def colbert(keys: dict, **more) -> Path:
+    sizes = {"query_length": 8, "document_length": 8, "embedding_size": 16}
+    return multi_vector.train(multi_vector.Config("multi_vector", **keys | sizes | more))
+
+
+def right(scores: torch.Tensor) -> float:
+    """The share of queries whose own document has the highest score. scores [queries, documents]"""
+    return (scores.argmax(1) == torch.arange(len(scores))).float().mean().item()
+
+
+def test_a_dense_retriever_learns_its_pairs_and_sentence_transformers_loads_it(keys, no_network):  # noqa: F811
+    from sentence_transformers import SentenceTransformer
+
+    def share(path: str) -> float:
+        model = SentenceTransformer(path, device="cpu")
+        return right(model.similarity(model.encode_query(QUERIES), model.encode_document(DOCUMENTS)))
+
+    assert share(keys["model"]) < 0.5
+    out = dense(keys)
+    assert share(str(out)) == 1.0
+    losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] / 4
+    assert "lr: 0.005" in (out / "finetune.yaml").read_text()
+    assert not no_network
+
+
+def test_a_multi_vector_retriever_learns_its_pairs_and_pylate_loads_it(keys, no_network):  # noqa: F811
+    out = colbert(keys)
+    assert right(maxsim(out)) == 1.0
+    assert not no_network
+
+
+def test_a_multi_vector_retriever_learns_what_a_teacher_prefers(keys, tmp_path):
+    """A teacher that wants each query's document to be the fifth after its own."""
+    wanted = (torch.arange(12) + 5) % 12
+    data = tmp_path / "taught.jsonl"
+    rows = [
+        {"query": query, "documents": DOCUMENTS, "scores": torch.eye(12)[best].tolist()}
+        for query, best in zip(QUERIES, wanted, strict=True)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = colbert(keys, data=str(data), max_duration="80ba")
+    assert (maxsim(out).argmax(1) == wanted).all()
+
+
+def maxsim(path: Path) -> torch.Tensor:
+    """[queries, documents]"""
+    from pylate.models import ColBERT
+
+    model = ColBERT(str(path), device="cpu")
+    queries, documents = model.encode(QUERIES, is_query=True), model.encode(DOCUMENTS, is_query=False)
+    scores = [[(torch.tensor(q) @ torch.tensor(d).T).amax(1).sum().item() for d in documents] for q in queries]
+    return torch.tensor(scores)
+
+
+@pytest.mark.parametrize("train", [dense, colbert])
+def test_a_microbatch_changes_the_memory_and_not_the_training(train, keys, tmp_path):
+    """To a relative 1e-3, which is what is left of float32 after four updates of Adam."""
+    keys |= {"max_duration": "4ba"}
+    whole, parts = train(keys), train(keys, out=str(tmp_path / "parts"), device_train_microbatch_size=5)
+    losses = [
+        [json.loads(line)["loss"] for line in (o / "metrics.jsonl").read_text().splitlines()] for o in (whole, parts)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0][0] != losses[0][-1]
+
+
+def test_hard_negatives_are_mined_or_given_and_not_both(keys, tmp_path, capsys):
+    dense(keys, max_duration="2ba", mine_hard_negatives={"num_negatives": 2})
+    assert "12 of 12 rows have 2 mined negatives" in capsys.readouterr().out
+    given = write_pairs(tmp_path / "given.jsonl", negative_1=DOCUMENTS[::-1], negative_2=DOCUMENTS[3:] + DOCUMENTS[:3])
+    other = {"data": given, "out": str(tmp_path / "other"), "max_duration": "2ba"}
+    out = dense(keys, **other)
+    mined, with_given = ((Path(o) / "metrics.jsonl").read_text() for o in (keys["out"], out))
+    assert json.loads(mined.splitlines()[0])["loss"] != json.loads(with_given.splitlines()[0])["loss"]
+    with pytest.raises(ConfigurationError, match=r"given\.jsonl has negatives already"):
+        dense(keys, **other | {"out": str(tmp_path / "third")}, mine_hard_negatives={"num_negatives": 2})
+
+
+def test_what_is_too_long_is_counted_or_refused(keys, capsys):
+    with pytest.raises(DataError, match="12 of 12 queries are longer than max_seq_length allows; raise it, or take"):
+        dense(keys, max_seq_length=4, long_documents="refuse")
+    dense(keys, max_seq_length=4, max_duration="1ba")
+    assert "12 of 12 documents are longer than max_seq_length allows: cut there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"question": "a", "answer": "b"}\n',
+            r"no column 'query'; there are question, answer\. Wanted are query, positive",
+        ),
+        ('{"query": "a", "positive": "b"}\n{"query": "c", "positive": null}\n', "row 2: column 'positive' has no text"),
+        ('{"query": " ", "positive": "b"}\n', "row 1: column 'query' is empty"),
+        ('{"query": 7, "positive": "b"}\n', "row 1: column 'query' is not text: 7"),
+        ('{"query": "a", "documents": ["b", "c"], "scores": [1.0]}\n', "row 1 has 2 documents and 1 scores"),
+        ('{"query": "a"\n', "cannot be read"),
+        ("", "the file is empty"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_named(content, message, keys, tmp_path):
+    data = tmp_path / "bad.jsonl"
+    data.write_text(content)
+    with pytest.raises(DataError, match=message) as raised:
+        colbert(keys, data=str(data))
+    assert str(raised.value).startswith(str(data))
+    assert "\n" not in str(raised.value)
+
+
+def test_texts_of_a_csv_are_taken_to_the_letter(keys, tmp_path):
+    """pandas, by which `datasets` reads CSV, takes NA for missing and 007 for a number."""
+    from encoder_foundry.finetuning.pairs import read_pairs
+
+    data = tmp_path / "pairs.csv"
+    data.write_text("query,positive\nNA,007\n")
+    assert read_pairs(str(data), None)[:] == {"query": ["NA"], "positive": ["007"]}
+    data.write_text("query,positive\n")
+    with pytest.raises(DataError, match="there is not one row in it"):
+        read_pairs(str(data), None)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"model": "tests"}, "tests: no model is there"),
+        ({"data": "nowhere.jsonl"}, r"nowhere\.jsonl: no such file"),
+        ({"data": "README.md"}, r"README\.md: a file ending in \.jsonl"),
+        ({"out": "tests"}, "out: tests is there already"),
+        ({"max_duration": "3"}, "max_duration: epochs or updates are wanted, such as 1ep or 500ba, not '3'"),
+        ({"t_warmup": "5%"}, r"t_warmup: a part of the whole is wanted, such as 0\.05dur, not '5%'"),
+        ({"global_train_batch_size": 1}, "the other rows are the negatives"),
+        ({"max_seq_length": 65}, "max_seq_length: 3 to 64 for this model, not 65"),
+        ({"mine_hard_negatives": {"negatives": 2}}, "mine_hard_negatives: unknown key 'negatives'"),
+    ],
+)
+def test_a_wrong_key_is_refused(more, message, keys):
+    with pytest.raises((ConfigurationError, DataError), match=message):
+        dense(keys, **more)
+
+
+def test_the_files_in_yamls_are_trained_from(keys, tmp_path):
+    for task in ("dense_retrieval", "multi_vector"):
+        out = tmp_path / task
+        short = [f"model={keys['model']}", f"out={out}", f"data={keys['data']}", "max_duration=1ba"]
+        lengths = ["max_seq_length=16"] if task == "dense_retrieval" else ["query_length=8", "document_length=8"]
+        assert finetune_retrieval(f"yamls/finetune/{task}.yaml", [*short, *lengths]) == out
+        assert (out / "modules.json").is_file()
+
+
+def test_code_search_holds_out_whole_modules_and_has_every_text_once():
+    train, test = code_search_pairs("train"), code_search_pairs("test")
+    assert not {pair.module for pair in train} & {pair.module for pair in test}
+    assert len(train) > 1500
+    assert len(test) > 500
+    both = train + test
+    assert len({pair.query for pair in both}) == len({pair.document for pair in both}) == len(both)
+
+
+def test_code_searchs_documents_are_functions_without_their_docstrings():
+    for pair in code_search_pairs("test"):
+        (function,) = ast.parse(pair.document).body
+        assert function.name == pair.name.rpartition(".")[2]
+        assert ast.get_docstring(function) is None
+        assert not pair.document.startswith(" ")
