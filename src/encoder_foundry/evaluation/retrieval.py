@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from encoder_foundry.errors import ConfigurationError, NeedsNetwork
 from encoder_foundry.evaluation import bootstrap
-from encoder_foundry.evaluation.pictures import bars
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
 from encoder_foundry.evaluation.suites import SuiteConfig
 from encoder_foundry.finetuning.pairs import count_too_long
@@ -87,24 +86,26 @@ def run(model: Path, config: Config) -> Result:
 
 
 def draw(figure, results: Sequence[Result]) -> str:
-    """Bars of nDCG@10 by task, a colour a model."""
-    names = list(dict.fromkeys(row.labels["task"] for result in results for row in result.rows))
-    axes = figure.subplots()
+    """nDCG@10 by task, of one model or several."""
+    from encoder_foundry.evaluation.pictures import points
+
+    tasks = list(dict.fromkeys(row.labels["task"] for result in results for row in result.rows))
     found = [{row.labels["task"]: row.measures[METRIC] for row in result.rows} for result in results]
-    labels = [result.model["name"] for result in results]
-    bars(axes, names, [[of_model.get(name) for name in names] for of_model in found], labels)
+    names = [result.model["name"] for result in results]
+    axes = figure.subplots()
+    points(axes, tasks, [[of_model.get(task) for task in tasks] for of_model in found], names)
+    axes.set_title("Retrieval, with 95 % intervals over queries", loc="left")
     axes.set_ylabel(METRIC)
     axes.set_ylim(0, 1)
-    axes.set_title("Retrieval, with 95 % intervals over queries")
-    if len(results) > 1:
-        axes.legend(frameon=False)
-    if len(names) > 4:
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    if len(tasks) > 4:
         axes.tick_params("x", rotation=30)
-    told = [
-        f"{label}: " + ", ".join(f"{n} {m.value:.3f}" for n, m in f.items())
-        for label, f in zip(labels, found, strict=True)
-    ]
-    return f"{METRIC} of retrieval. {'; '.join(told)}."
+    every = "; ".join(
+        f"{name}: {', '.join(f'{task} {measure}' for task, measure in of_model.items())}"
+        for name, of_model in zip(names, found, strict=True)
+    )
+    return f"{METRIC} of retrieval. {every}."
 
 
 def _check(config: Config) -> None:

@@ -32,7 +32,7 @@ class StandardLibrary(AbsTaskRetrieval):
     """
 
     metadata = TaskMetadata(
-        name="StandardLibraryCodeSearch",
+        name="code_search",
         description="From the first paragraph of a docstring to its function, in Python's standard library.",
         dataset={"path": "encoder-foundry/none", "revision": "none"},  # never asked for: load_data is ours
         reference=None,

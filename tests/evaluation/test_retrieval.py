@@ -1,0 +1,178 @@
+"""The suite `retrieval`: nDCG@10 against one computed by hand, of both kinds of models; and what cannot be had."""
+
+import time
+from dataclasses import replace
+from math import log2
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from encoder_foundry.errors import ConfigurationError, DataError, NeedsNetwork
+from encoder_foundry.evaluation import retrieval
+from encoder_foundry.evaluation.results import Result
+from encoder_foundry.evaluation.suites import find_suites
+from encoder_foundry.finetuning import dense_retrieval, multi_vector
+from encoder_foundry.finetuning.code_search import code_search_pairs
+from tests.retrieval import SPECIAL, no_network, save_encoder  # noqa: F401
+
+PAIRS = 40
+
+
+@pytest.fixture
+def config() -> retrieval.Config:
+    (suite,) = find_suites(["retrieval"], [f"max_pairs={PAIRS}"])
+    return suite.config
+
+
+@pytest.fixture(scope="session")
+def code_encoder(tmp_path_factory) -> Path:
+    """A small ModernBERT, of random weights, with a byte-level tokenizer of the standard library's functions."""
+    path = tmp_path_factory.mktemp("code") / "encoder"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2048,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    train = code_search_pairs("train")
+    tokenizer.train_from_iterator([pair.query + "\n" + pair.document for pair in train], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    named = {f"{token}_token": f"[{token.upper()}]" for token in ("unk", "cls", "sep", "pad", "mask")}
+    named |= {"model_max_length": 256, "model_input_names": ["input_ids", "attention_mask"]}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(path)
+    save_encoder(path, vocab_size=len(tokenizer.get_vocab()), hidden_size=64, max_position_embeddings=256)
+    return path
+
+
+def trained(module, code_encoder: Path, out: Path, **more) -> Path:
+    keys = {"model": str(code_encoder), "out": str(out), "global_train_batch_size": 8, "t_warmup": "0.05dur"}
+    return module.train(module.Config(module.__name__.rpartition(".")[2], **keys | more))
+
+
+def of_rank(rank: int) -> float:
+    """nDCG@10 of a query with one right document, found at a rank from 0."""
+    return 1 / log2(rank + 2) if rank < 10 else 0.0
+
+
+def by_hand(scores: torch.Tensor) -> list[float]:
+    """nDCG@10 of each query whose right document has its own number. scores [queries, documents]"""
+    return [of_rank(int((row > row[number]).sum())) for number, row in enumerate(scores)]
+
+
+def found(result: Result) -> list[float]:
+    (headline,) = result.headlines
+    assert headline.measure.value == pytest.approx(np.mean([score for score, _ in headline.units.values()]))
+    assert headline.measure.low < headline.measure.value < headline.measure.high
+    return [headline.units[pair.name][0] for pair in code_search_pairs("test")[:PAIRS]]
+
+
+def test_a_plain_encoder_is_averaged_and_its_ndcg_is_that_of_its_vectors(code_encoder, config, no_network):  # noqa: F811
+    result = retrieval.run(code_encoder, config)
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(code_encoder), device="cpu")
+    pairs = code_search_pairs("test")[:PAIRS]
+    queries, documents = (model.encode([getattr(pair, of) for pair in pairs]) for of in ("query", "document"))
+    assert found(result) == pytest.approx(by_hand(model.similarity(queries, documents)))
+    assert result.notes[0] == "one vector a text, the mean of its tokens: a plain encoder, not trained for retrieval"
+    long = sum(len(model.tokenizer(pair.document)["input_ids"]) > 256 for pair in pairs)
+    assert long
+    assert result.notes[-1] == f"code_search: {long} of {PAIRS} documents are longer than 256 tokens, and cut there"
+    assert not no_network
+    with pytest.raises(
+        DataError, match=f"of {PAIRS} .* are longer than 256 tokens; raise max_seq_length"
+    ):
+        retrieval.run(code_encoder, replace(config, too_long="refuse"))
+
+
+def test_vectors_of_tokens_are_scored_by_maxsim_over_all_documents(code_encoder, config, tmp_path, no_network):  # noqa: F811
+    path = trained(multi_vector, code_encoder, tmp_path / "late", max_duration="1ba", lr=1e-3, max_pairs=8)
+    result = retrieval.run(path, config)
+    from pylate.models import ColBERT
+
+    model = ColBERT(str(path), device="cpu")
+    pairs = code_search_pairs("test")[:PAIRS]
+    queries = model.encode([pair.query for pair in pairs], is_query=True, convert_to_tensor=True)
+    documents = model.encode([pair.document for pair in pairs], is_query=False, convert_to_tensor=True)
+    scores = torch.tensor([[(query @ document.T).amax(1).sum() for document in documents] for query in queries])
+    assert found(result) == pytest.approx(by_hand(scores))
+    assert result.notes[0] == "a vector a token, MaxSim over all documents"
+    assert not no_network
+
+
+def test_public_sets_are_refused_at_once_without_a_network(config, no_network):  # noqa: F811
+    start = time.monotonic()
+    with pytest.raises(
+        NeedsNetwork, match=r"BEIR, MLDR: the data has to be fetched from .*; code_search needs no network"
+    ):
+        retrieval.run(Path("not looked at"), replace(config, tasks=["code_search", "BEIR", "MLDR"]))
+    assert time.monotonic() - start < 10
+    assert no_network
+
+
+def test_a_public_set_that_is_not_in_the_cache_needs_the_network(code_encoder, config, monkeypatch, no_network):  # noqa: F811
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(NeedsNetwork, match="SciFact: its data cannot be had"):
+        retrieval.run(code_encoder, replace(config, tasks=["SciFact"]))
+    with pytest.raises(ConfigurationError, match="mteb has no benchmark or task 'SciFakt'"):
+        retrieval.run(code_encoder, replace(config, tasks=["SciFakt"]))
+    with pytest.raises(ConfigurationError, match="STS12 is no retrieval but STS"):
+        retrieval.run(code_encoder, replace(config, tasks=["STS12"]))
+
+
+def test_the_names_of_papers_are_found_in_mteb():
+    from encoder_foundry.evaluation.retrieval_tasks import find_tasks, leaves
+
+    beir = find_tasks("BEIR")
+    assert len(beir) == 15
+    assert sum(len(leaves(task)) for task in beir) == 14 + 12  # CQADupstack is twelve forums
+    (mldr,) = find_tasks("MLDR")
+    assert (mldr.hf_subsets, mldr.eval_splits) == (["en"], ["test"])
+    (code,) = find_tasks("CodeSearchNet")
+    assert len(code.hf_subsets) == 6
+
+
+def test_a_benchmarks_mean_is_over_its_tasks_and_not_over_all_queries(config):
+    from encoder_foundry.evaluation.retrieval_tasks import Part
+
+    def part(*scores: float) -> Part:
+        return Part("", 10, {str(number): score for number, score in enumerate(scores)})
+
+    measure = retrieval._measure([[part(1, 1), part(0, 0, 0, 0)], [part(1, 0)]], config)
+    assert measure.value == (0.5 + 0.5) / 2
+    assert (measure.low, measure.high) == (0.25, 0.75)  # both queries of the last task wrong, or right
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"tasks": []}, "tasks: at least one is wanted"),
+        ({"batch_size": 0}, "batch_size: a number from 1 on"),
+        ({"max_seq_length": 10_000}, "max_seq_length: 4 to 256 for this model, not 10000"),
+    ],
+)
+def test_a_wrong_key_is_refused(more, message, code_encoder, config):
+    with pytest.raises(ConfigurationError, match=message):
+        retrieval.run(code_encoder, replace(config, **more))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("module", [dense_retrieval, multi_vector])
+def test_training_on_code_search_finds_more_in_modules_it_has_not_seen(module, code_encoder, config, tmp_path):
+    config = replace(config, max_pairs=300)
+    lengths = {"max_seq_length": 96} if module is dense_retrieval else {"document_length": 96}
+    trained_ = trained(
+        module, code_encoder, tmp_path / "out", max_duration="3ep", lr=2e-3, **lengths | {"global_train_batch_size": 32}
+    )
+    before, after = (retrieval.run(path, config).headlines[0].measure for path in (code_encoder, trained_))
+    assert before.high < after.low
+    assert after.value > 0.1
