@@ -41,7 +41,7 @@ def code_encoder(tmp_path_factory) -> Path:
         show_progress=False,
     )
     train = code_search_pairs("train")
-    tokenizer.train_from_iterator([pair.query + "\n" + pair.document for pair in train], trainer)
+    tokenizer.train_from_iterator([pair.query + "\n" + pair.document for pair in train[:400]], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         "[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
