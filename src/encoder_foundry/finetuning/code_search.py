@@ -3,7 +3,7 @@
 The query is the docstring's first paragraph; the document is the function's source without the docstring. What is left
 out follows CodeSearchNet (arXiv 1909.09436): queries of less than three words, functions of less than three lines,
 special methods, and names with `test` in them. Where CodeSearchNet drops near-duplicates, this drops every pair whose
-query or document occurs a second time: for "Emit a record." none of eleven functions is the right one.
+query, document or name occurs a second time: for "Emit a record." none of eleven functions is the right one.
 
 The test pairs come from whole top-level modules of which no function is in the training pairs (`email`, not
 `email.message`), chosen by the hash of their name. They are held out of this fine-tuning; an encoder pretrained on the
@@ -25,6 +25,7 @@ from typing import Literal
 from encoder_foundry.preparation.readers.installation import installed_files
 
 HELD_OUT = 0.25  # of the top-level modules
+PARTS = ("name", "query", "document")
 FEWEST_WORDS, FEWEST_LINES = 3, 3  # as in CodeSearchNet
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -62,9 +63,9 @@ def is_held_out(module: str) -> bool:
 @cache
 def _pairs() -> list[Pair]:
     found = list(_functions())
-    queries, documents = Counter(pair.query for pair in found), Counter(pair.document for pair in found)
-    unique = (pair for pair in found if queries[pair.query] == documents[pair.document] == 1)
-    return sorted(unique, key=lambda pair: (_hash(pair.name), pair.name))
+    counts = [Counter(getattr(pair, part) for pair in found) for part in PARTS]
+    unique = (p for p in found if all(c[getattr(p, part)] == 1 for c, part in zip(counts, PARTS, strict=True)))
+    return sorted(unique, key=lambda pair: _hash(pair.name))
 
 
 def _functions() -> Iterator[Pair]:
