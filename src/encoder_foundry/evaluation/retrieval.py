@@ -96,7 +96,7 @@ def draw(figure, results: Sequence[Result]) -> str:
     points(axes, tasks, [[of_model.get(task) for task in tasks] for of_model in found], names)
     axes.set_title("Retrieval, with 95 % intervals over queries", loc="left")
     axes.set_ylabel(METRIC)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(bottom=0)
     if len(names) > 1:
         axes.legend(frameon=False, fontsize=9)
     if len(tasks) > 4:
