@@ -201,7 +201,15 @@ def finetune(
     config: Annotated[Path, typer.Argument(help="Such as yamls/finetune/glue.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in model=runs/nano/export.")] = None,
 ) -> None:
-    """Fine-tune a model on labelled texts, over a grid and several seeds; the same command goes on where it ended."""
+    """Fine-tune a model on labelled texts, over a grid and several seeds; the same command goes on where it ended.
+
+    A YAML with `task: dense_retrieval` or `task: multi_vector` trains one retriever.
+    """
+    from encoder_foundry.finetuning.retrieval import finetune_retrieval, is_retrieval
+
+    if is_retrieval(config):
+        finetune_retrieval(config, overrides or ())
+        return
     from encoder_foundry.finetuning.leaderboard import print_results
     from encoder_foundry.finetuning.search import finetune
 

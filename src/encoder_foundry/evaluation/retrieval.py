@@ -7,14 +7,14 @@ The intervals are over queries, each of which is drawn by itself; corpora are as
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder_foundry.errors import ConfigurationError, NeedsNetwork
+from encoder_foundry.errors import ConfigurationError, DataError, NeedsNetwork
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
 from encoder_foundry.evaluation.suites import SuiteConfig
@@ -31,14 +31,15 @@ OFFLINE = "code_search"
 SECONDS = 5  # that the hub has for an answer
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Config(SuiteConfig):
-    """The keys of a YAML with `suite: retrieval`."""
+    """The keys of `yamls/eval/retrieval.yaml`."""
 
-    tasks: list[str] = field(default_factory=lambda: [OFFLINE])  # and benchmarks or tasks of mteb
-    max_pairs: int | None = None  # of code_search: the first so many functions, as queries and documents; null: all
-    max_seq_length: int | None = None  # tokens at which documents are cut; null: what the model was saved with
-    batch_size: int = 32
+    tasks: list[str]  # code_search, and benchmarks or tasks of mteb
+    max_pairs: int | None  # of code_search: the first so many functions, as queries and documents; null: all
+    max_seq_length: int | None  # tokens at which documents are cut; null: what the model was saved with
+    too_long: str  # texts over that length, or the query's: cut, with a count, or refuse
+    batch_size: int
 
 
 def run(model: Path, config: Config) -> Result:
@@ -47,7 +48,7 @@ def run(model: Path, config: Config) -> Result:
     Raises:
         NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
         ConfigurationError: no such task, or a key out of range.
-        DataError: no model is there.
+        DataError: no model is there, or texts are too long and too_long is refuse.
     """
     _check(config)
     if online := [name for name in config.tasks if name != OFFLINE]:
@@ -115,6 +116,8 @@ def _check(config: Config) -> None:
         value = getattr(config, key)
         if value is not None and value < 1:
             raise ConfigurationError(f"{key}: a number from 1 on is wanted, not {value}")
+    if config.too_long not in ("cut", "refuse"):
+        raise ConfigurationError(f"too_long: cut or refuse is wanted, not '{config.too_long}'")
 
 
 def _check_hub(names: Sequence[str]) -> None:
@@ -142,7 +145,7 @@ def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list
 
     watched = [_loaded(Watched, leaf) for leaf in leaves(task)]
     for one in watched:
-        notes.extend(_too_long(one, retriever))
+        notes.extend(_too_long(one, retriever, config))
     arguments = {"batch_size": config.batch_size, "show_progress_bar": False}
     mteb.evaluate(
         retriever.model, task, cache=None, co2_tracker=False, encode_kwargs=arguments, show_progress_bar=False
@@ -160,7 +163,7 @@ def _loaded(watch: "type[Watched]", task: object) -> "Watched":
         raise NeedsNetwork(f"{task.metadata.name}: its data cannot be had: {one_line(error)}") from error
 
 
-def _too_long(watched: "Watched", retriever: "Retriever") -> list[str]:
+def _too_long(watched: "Watched", retriever: "Retriever", config: Config) -> list[str]:
     notes = []
     for what, queries, length in (
         ("queries", True, retriever.query_length),
@@ -169,7 +172,10 @@ def _too_long(watched: "Watched", retriever: "Retriever") -> list[str]:
         over, all_texts = count_too_long(retriever.library.tokenizer, watched.texts(queries), length - retriever.marks)
         if over:
             name = watched.task.metadata.name
-            notes.append(f"{name}: {over:,} of {all_texts:,} {what} are longer than {length:,} tokens, and cut there")
+            message = f"{name}: {over:,} of {all_texts:,} {what} are longer than {length:,} tokens"
+            if config.too_long == "refuse":
+                raise DataError(f"{message}; raise max_seq_length if the model allows, or take too_long=cut")
+            notes.append(f"{message}, and cut there")
     return notes
 
 

@@ -1,1 +1,1 @@
-"""Fine-tuning of any Hugging Face encoder directory, an export of ours among them."""
+"""Fine-tuning: a classifier on any encoder, searched over a grid and several seeds; and retrievers, dense and late."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.finetuning.code_search import code_search_pairs
 from encoder_foundry.wording import one_line
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ def read_pairs(data: str | None, max_pairs: int | None, distillation: bool = Fal
     if max_pairs is not None and max_pairs < 1:
         raise ConfigurationError(f"max_pairs: a number from 1 on is wanted, not {max_pairs}")
     if data is None:
+        from encoder_foundry.finetuning.code_search import code_search_pairs
+
         pairs = code_search_pairs("train")
         rows = Dataset.from_list([{"query": pair.query, "positive": pair.document} for pair in pairs])
     else:

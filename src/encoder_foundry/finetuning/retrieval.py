@@ -247,6 +247,15 @@ def _part(text: str) -> float:
     return part
 
 
+def is_retrieval(path: str | Path) -> bool:
+    """Whether a fine-tuning YAML is for a retriever, and not for classifiers.
+
+    Raises:
+        ConfigurationError: there is no such file, or it is no YAML.
+    """
+    return load_key(path, "task") in list(TASKS)
+
+
 def finetune_retrieval(path: str | Path, overrides: Iterable[str] = ()) -> Path:
     """Train what a YAML with `task: dense_retrieval` or `task: multi_vector` asks for; returns the model's directory.
 
