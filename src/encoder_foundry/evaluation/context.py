@@ -12,18 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.evaluation import bootstrap
-from encoder_foundry.evaluation.models import Masked, MaskedModel, open_model
 from encoder_foundry.evaluation.power_law import Law, fit
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
 from encoder_foundry.evaluation.suites import SuiteConfig
 from encoder_foundry.evaluation.texts import describe, held_out
 from encoder_foundry.wording import number
+
+if TYPE_CHECKING:
+    from encoder_foundry.evaluation.models import Masked, MaskedModel
 
 LOSS, CHANGE = "loss", "change from the shortest"
 FEWEST = 3  # lengths for the law, which has three parameters
@@ -62,6 +65,8 @@ def run(path: Path, config: Config) -> Result:
     Raises:
         FoundryError: the model, the tokenizer or the data is not there or does not fit; no document is long enough.
     """
+    from encoder_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
+
     _check(config)
     texts = held_out(config.data, config.documents, config.seed, at_least=config.longest // 2)
     model = open_model(path, config.tokenizer, config.rope_theta)
@@ -123,7 +128,7 @@ def _check(config: Config) -> None:
         )
 
 
-def _lengths(model: MaskedModel, config: Config) -> list[int]:
+def _lengths(model: "MaskedModel", config: Config) -> list[int]:
     """Contexts that the model can take, doubling, with its special tokens.
 
     Raises:
@@ -140,7 +145,7 @@ def _lengths(model: MaskedModel, config: Config) -> list[int]:
     return lengths
 
 
-def _windows(model: MaskedModel, document: str, text: str, config: Config) -> list[Window]:
+def _windows(model: "MaskedModel", document: str, text: str, config: Config) -> list[Window]:
     """Windows at even distances in a document, each with its spans and targets drawn."""
     ids = model.encode(text).ids
     size = config.longest - model.special
@@ -161,7 +166,7 @@ def _windows(model: MaskedModel, document: str, text: str, config: Config) -> li
     return made
 
 
-def _losses(model: MaskedModel, windows: Sequence[Window], length: int) -> NDArray[np.float64]:
+def _losses(model: "MaskedModel", windows: Sequence[Window], length: int) -> NDArray[np.float64]:
     """The loss at every target, window for window, given so many tokens. [targets]"""
     content = length - model.special
     asked: list[Masked] = []

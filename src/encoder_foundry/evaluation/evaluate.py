@@ -11,7 +11,6 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from encoder_foundry.environment import commit
@@ -98,6 +97,10 @@ def _measured(suite: Suite, model: Path) -> Result:
 
 
 def _environment() -> dict:
+    import torch  # and Composer, by what is below: seconds, which a refusal must not wait for
+
+    from encoder_foundry.training.environment import commit
+
     versions = {}
     for package in PACKAGES:
         try:

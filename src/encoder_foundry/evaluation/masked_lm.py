@@ -15,7 +15,6 @@ import numpy as np
 from encoder_foundry.data.masking import IGNORE_INDEX
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.evaluation import bootstrap
-from encoder_foundry.evaluation.models import open_model
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
 from encoder_foundry.evaluation.suites import SuiteConfig
 from encoder_foundry.evaluation.texts import Text, describe, held_out
@@ -62,6 +61,8 @@ def run(path: Path, config: Config) -> Result:
         FoundryError: the model, the tokenizer or the data is not there or does not fit; a document is too long, if
             that is refused.
     """
+    from encoder_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
+
     if config.too_long not in TOO_LONG:
         raise ConfigurationError(f"too_long: '{config.too_long}' is neither of {', '.join(TOO_LONG)}")
     texts = held_out(config.data, config.documents, config.seed)

@@ -15,17 +15,20 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.evaluation import bootstrap
-from encoder_foundry.evaluation.models import Encoded, MaskedModel, open_model
 from encoder_foundry.evaluation.results import Headline, Result, Row
 from encoder_foundry.evaluation.suites import SuiteConfig
 from encoder_foundry.evaluation.texts import describe, held_out
 from encoder_foundry.wording import power
+
+if TYPE_CHECKING:
+    from encoder_foundry.evaluation.models import Encoded, MaskedModel
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,}")
 MOST_TOKENS = 4  # of a name
@@ -92,6 +95,8 @@ def run(path: Path, config: Config) -> Result:
     Raises:
         FoundryError: the model, the tokenizer or the data is not there or does not fit; there is no needle.
     """
+    from encoder_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
+
     for key in ("windows", "needles", "nearest"):
         if getattr(config, key) < 1:
             raise ConfigurationError(f"{key}: {getattr(config, key)} is not at least 1")
@@ -140,7 +145,7 @@ def run(path: Path, config: Config) -> Result:
 
 
 def find_needles(
-    text: str, encoded: Encoded, start: int, end: int, config: Config, generator: np.random.Generator
+    text: str, encoded: "Encoded", start: int, end: int, config: Config, generator: np.random.Generator
 ) -> list[Needle]:
     """Needles among the tokens `start` to `end` of a document, evenly over distances, as places in that window."""
     spans = encoded.spans[start:end]
@@ -177,7 +182,7 @@ def find_needles(
 
 
 def ask(
-    model: MaskedModel,
+    model: "MaskedModel",
     documents: Sequence[str],
     windows: Sequence[NDArray[np.int64]],
     needles: Sequence[Sequence[Needle]],

@@ -17,7 +17,6 @@ import numpy as np
 from encoder_foundry.data.rows import Manifest, decode_row
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.inspection.corpus import Folder, Texts, local_folder
-from encoder_foundry.inspection.shards import ShardFolder
 from encoder_foundry.preparation.statistics import FILE, Statistics
 
 SPLIT = "validation"
@@ -90,6 +89,8 @@ def _folders(data: Path) -> list[Path]:
 
 
 def _of_source(path: Path, per_source: int, seed: int, at_least: int) -> list[Text]:
+    from encoder_foundry.inspection.shards import ShardFolder  # and Streaming: seconds
+
     source = Manifest.read(path).source
     generator = np.random.default_rng(seed)
     wanted = _drawn(Folder(path), per_source, generator, at_least)
