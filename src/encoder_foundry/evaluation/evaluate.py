@@ -13,7 +13,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from encoder_foundry.environment import commit
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.evaluation.compare import write_comparison
 from encoder_foundry.evaluation.pictures import draw
@@ -99,7 +98,7 @@ def _measured(suite: Suite, model: Path) -> Result:
 def _environment() -> dict:
     import torch  # and Composer, by what is below: seconds, which a refusal must not wait for
 
-    from encoder_foundry.training.environment import commit
+    from encoder_foundry.environment import commit
 
     versions = {}
     for package in PACKAGES:

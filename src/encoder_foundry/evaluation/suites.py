@@ -29,8 +29,9 @@ MODULES = {
     "context": "encoder_foundry.evaluation.context",
     "needle": "encoder_foundry.evaluation.needle",
     "retrieval": "encoder_foundry.evaluation.retrieval",
+    "glue": "encoder_foundry.evaluation.glue",
 }
-OFFLINE = ("masked_lm", "context", "needle")  # what `all` stands for: suites that a prepared corpus suffices for
+OFFLINE = ("masked_lm", "context", "needle", "retrieval", "glue")  # what `all` stands for; as their YAMLs set them
 ALL = "all"
 FOLDER = Path("yamls/eval")
 

@@ -1,0 +1,98 @@
+"""Suite `glue`: what a model reaches when it is fine-tuned, by the search of `encoder-foundry finetune`.
+
+Offline the tasks are those that every Python installation has in it, with a network GLUE's own: any YAML of
+`yamls/finetune/` for classifiers will do. The search lies in a folder beside the result, so the same command goes on
+where it ended. Intervals are Student's over the seeds: what another seed would give, not what other texts would.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
+from encoder_foundry.evaluation.suites import SuiteConfig
+
+CONFIDENCE = 0.95
+
+
+@dataclass(kw_only=True)
+class Config(SuiteConfig):
+    """The keys of `yamls/eval/glue.yaml`."""
+
+    finetune: str  # a YAML for classifiers, with its grid and its seeds
+    tasks: list[str]  # of it; empty: all
+
+
+def run(model: Path, config: Config) -> Result:
+    """Fine-tune a directory, a run or a checkpoint on each task.
+
+    Raises:
+        NeedsNetwork: a task's data has to be fetched, and cannot be.
+        FoundryError: as `finetune`.
+    """
+    from encoder_foundry.evaluation.evaluate import results_folder
+    from encoder_foundry.finetuning.search import finetune
+    from encoder_foundry.interop.export import export_checkpoint
+
+    folder = results_folder(model, config.out) / config.suite
+    directory = model
+    if not (model / "config.json").is_file():
+        directory = folder / "model"
+        export_checkpoint(model, directory)
+    given = [f"model={directory}", f"out={folder / 'finetune'}"]
+    given += [f"task=[{','.join(config.tasks)}]"] if config.tasks else []
+    found = finetune(config.finetune, given)
+    rows = [_row(result) for result in found]
+    headlines = [
+        Headline(f"{result['task']} {result['metric']}", row.measures[result["metric"]], lower_is_better=False)
+        for result, row in zip(found, rows, strict=True)
+    ]
+    if len(headlines) > 1:
+        mean = statistics.mean(headline.measure.value for headline in headlines)
+        headlines.append(Headline("mean of tasks", Measure(mean), lower_is_better=False))
+    notes = [
+        f"{result['task']}: {count:,} of {result['examples'][split]:,} texts of {split} were cut to "
+        f"{result['max_seq_len']:,} tokens"
+        for result in found
+        for split, count in result["truncated"].items()
+        if count
+    ]
+    data = {"finetune": config.finetune, "examples": {result["task"]: result["examples"] for result in found}}
+    return Result("glue", "fine-tuned", {}, {}, data, rows, headlines, notes, {"results": found})
+
+
+def draw(figure, results: Sequence[Result]) -> str:
+    """The first metric of each task, of one model or several."""
+    from encoder_foundry.evaluation.pictures import points
+
+    names = list(dict.fromkeys(headline.name for result in results for headline in result.headlines))
+    found = [{headline.name: headline.measure for headline in result.headlines} for result in results]
+    models = [result.model["name"] for result in results]
+    axes = figure.subplots()
+    points(axes, names, [[of_model.get(name) for name in names] for of_model in found], models)
+    axes.set_title("Fine-tuned, with 95 % intervals over seeds", loc="left")
+    if len(models) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    every = "; ".join(
+        f"{model}: {', '.join(f'{name} {measure}' for name, measure in of_model.items())}"
+        for model, of_model in zip(models, found, strict=True)
+    )
+    return f"What fine-tuning reached. {every}."
+
+
+def _row(result: dict) -> Row:
+    """A task's line: its examples, its seeds, and each metric's mean over them."""
+    seeds = len(result["scores"])
+    labels = {"task": result["task"], **result["examples"], "seeds": seeds}
+    return Row(labels, {name: _measure(value, seeds) for name, value in result["metrics"].items()})
+
+
+def _measure(value: dict, seeds: int) -> Measure:
+    """A mean with Student's interval; none of a single seed."""
+    from scipy.stats import t
+
+    if value["deviation"] is None:
+        return Measure(value["mean"])
+    reach = float(t.ppf((1 + CONFIDENCE) / 2, seeds - 1)) * value["deviation"] / seeds**0.5
+    return Measure(value["mean"], value["mean"] - reach, value["mean"] + reach)
