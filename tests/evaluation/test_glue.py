@@ -1,0 +1,82 @@
+"""The suite of fine-tuning, on a tiny encoder and two small tasks."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scipy.stats import t
+
+from encoder_foundry.evaluation import glue
+from encoder_foundry.evaluation.results import Measure, Result
+
+COMMAND = str(Path(sys.executable).parent / "encoder-foundry")
+RESULT = {
+    "task": "mine",
+    "metric": "accuracy",
+    "metrics": {"accuracy": {"mean": 0.8, "deviation": 0.1}, "f1": {"mean": 0.7, "deviation": None}},
+    "scores": {"1": 0.7, "2": 0.8, "3": 0.9},
+    "examples": {"train": 1200, "validation": 300},
+    "truncated": {"train": 3, "validation": 0},
+    "max_seq_len": 128,
+}
+
+
+@pytest.fixture
+def found(monkeypatch, tmp_path) -> Result:
+    """What the suite makes of a search that ended so."""
+    (tmp_path / "config.json").write_text("{}")
+    asked = []
+    monkeypatch.setattr(
+        "encoder_foundry.finetuning.search.finetune",
+        lambda path, overrides: asked.append((path, overrides)) or [RESULT],
+    )
+    result = glue.run(tmp_path, glue.Config(suite="glue", finetune="a.yaml", tasks=["mine"], out=str(tmp_path / "out")))
+    result.model = {"name": "m"}
+    assert asked == [
+        ("a.yaml", [f"model={tmp_path}", f"out={tmp_path}/out/{tmp_path.name}/glue/finetune", "task=[mine]"])
+    ]
+    return result
+
+
+def test_the_interval_of_a_mean_is_students_over_the_seeds_and_one_seed_has_none(found):
+    (row,) = found.rows
+    reach = t.ppf(0.975, 2) * 0.1 / 3**0.5
+    assert row.measures["accuracy"] == Measure(0.8, pytest.approx(0.8 - reach), pytest.approx(0.8 + reach))
+    assert row.measures["f1"] == Measure(0.7)
+    assert row.labels == {"task": "mine", "train": 1200, "validation": 300, "seeds": 3}
+
+
+def test_what_was_cut_is_told_and_models_are_compared_by_the_first_metric(found):
+    assert found.notes == ["mine: 3 of 1,200 texts of train were cut to 128 tokens"]
+    assert [headline.name for headline in found.headlines] == ["mine accuracy"]
+
+
+@pytest.mark.long
+def test_a_model_is_fine_tuned_and_a_second_call_runs_nothing_again(model_of, tmp_path):
+    for split, count in (("train", 40), ("validation", 20)):
+        with open(tmp_path / f"{split}.csv", "w", newline="") as file:
+            csv.writer(file).writerows([["text", "label"], *([f"def f{n}(): pass", n % 2] for n in range(count))])
+    (tmp_path / "my.yaml").write_text(
+        "search: {lr: [1e-3], weight_decay: [0], max_duration: [1ep], global_train_batch_size: [8]}\n"
+        "seeds: [1, 2]\nt_warmup: 0.1dur\ntasks:\n  mine:\n"
+        f"    data: {{train: {tmp_path}/train.csv, validation: [{tmp_path}/validation.csv]}}\n"
+    )
+    command = [
+        COMMAND,
+        "evaluate",
+        model_of("modernbert"),
+        "glue",
+        f"finetune={tmp_path}/my.yaml",
+        f"out={tmp_path}/out",
+    ]
+    first, again = (subprocess.run(command, capture_output=True, text=True, timeout=280) for _ in range(2))
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
+    assert "seed-1" in first.stdout
+    assert "seed-1" not in again.stdout
+    (written,) = (tmp_path / "out").rglob("glue/result.json")
+    (row,) = json.loads(written.read_text())["rows"]
+    assert row["labels"] == {"task": "mine", "train": 40, "validation": 20, "seeds": 2}
+    assert 0 <= row["measures"]["accuracy"]["value"] <= 1
