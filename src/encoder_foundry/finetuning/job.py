@@ -1,4 +1,4 @@
-"""One fine-tuning, in a process of its own: `python -m encoder_foundry.finetuning.job FOLDER`.
+"""One fine-tuning, in a process of its own: `python -m encoder_foundry.finetuning.job FOLDER PARENT`, the process that started it.
 
 The folder has `job.json`, which is all that decides what comes out, and gets `model/`, the best of the evaluations as a
 Hugging Face directory with its head, and `result.json`, last and by rename: a job that has one is finished, any other
@@ -48,8 +48,12 @@ CLASSES = {
 PROBLEMS = {"sequence": "single_label_classification", "regression": "regression", "token": None}
 
 
-def run_job(folder: Path) -> dict:
+def run_job(folder: Path, parent: int | None = None) -> dict:
     """Train, evaluate and save as `folder/job.json` says.
+
+    Args:
+        folder: of the job.
+        parent: the process that has to be there while it runs, if one has.
 
     Returns:
         What `result.json` holds: `score`, of the best evaluation by the first metric on the first validation split,
@@ -67,7 +71,7 @@ def run_job(folder: Path) -> dict:
     }
     names = {name: type(metric).__name__ for name, metric in metrics.items()}
     best = BestModel(job["splits"], names)
-    callbacks: list[Callback] = [best, Orphaned()]
+    callbacks: list[Callback] = [best, *([] if parent is None else [Orphaned(parent)])]
     if job["patience"] is not None:
         callbacks.append(EarlyStopper(names[job["metrics"][0]], job["splits"][0], "gt", patience=job["patience"]))
     trainer = Trainer(
@@ -187,10 +191,10 @@ class BestModel(Callback):
 
 
 class Orphaned(Callback):
-    """Ends a job whose search was killed: it would go on beside the next one's."""
+    """Ends a job whose search was killed: it would go on beside the next one's, in the same folder."""
 
-    def __init__(self) -> None:
-        self.parent = os.getppid()
+    def __init__(self, parent: int):
+        self.parent = parent
 
     def batch_end(self, state: State, logger: Logger) -> None:
         if os.getppid() != self.parent:
@@ -225,7 +229,7 @@ class _PlainDict:
 
 if __name__ == "__main__":
     try:
-        run_job(Path(sys.argv[1]))
+        run_job(Path(sys.argv[1]), int(sys.argv[2]))
     except FoundryError as error:
         print_error(str(error))
         sys.exit(2)

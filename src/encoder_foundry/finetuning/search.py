@@ -163,7 +163,7 @@ def _line(path: Path) -> str:
 
 
 def _start_job(path: Path, device: dict[str, str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "encoder_foundry.finetuning.job", str(path)]
+    command = [sys.executable, "-m", "encoder_foundry.finetuning.job", str(path), str(os.getpid())]
     with (path / "log.txt").open("wb") as log:
         return subprocess.Popen(
             command, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"} | device, stdout=log, stderr=subprocess.STDOUT
