@@ -1,4 +1,4 @@
-"""One fine-tuning, in a process of its own: `python -m encoder_foundry.finetuning.job FOLDER PARENT`, the process that started it.
+"""One fine-tuning, in a process of its own, `python -m encoder_foundry.finetuning.job FOLDER PARENT`.
 
 The folder has `job.json`, which is all that decides what comes out, and gets `model/`, the best of the evaluations as a
 Hugging Face directory with its head, and `result.json`, last and by rename: a job that has one is finished, any other
