@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -242,6 +243,7 @@ def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | Non
 
 
 def _open_theirs(path: Path, tokenizer: str | None, device: str) -> Theirs:
+    transformers.utils.logging.set_verbosity_error()  # what is missing is refused below, in one line
     try:
         model, loading = AutoModelForMaskedLM.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
