@@ -31,7 +31,7 @@ test-long: $(INSTALLED)
 test-gpu: $(INSTALLED)
 	$(BIN)/pytest -m gpu -rs
 
-# Ours beside its peers, on CPU: half an hour to an hour on two cores. Writes benchmarks/results.md.
+# Ours beside its peers, on CPU: an hour and a half on two cores. Writes benchmarks/results.md.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks
 
