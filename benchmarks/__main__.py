@@ -1,7 +1,7 @@
 """`python benchmarks` (or `make bench`): ours beside its peers, printed, and written to benchmarks/results.md.
 
-An hour and a half on two cores. With names of parts (shards, speed, memory, floor, length, recipe, monitors, stream) only
-those are measured, and take their places in results.md.
+An hour and a half on two cores. With names of parts (shards, speed, memory, floor, length, recipe, monitors, stream)
+only those are measured, and take their places in results.md.
 """
 
 import platform
