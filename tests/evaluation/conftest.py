@@ -17,6 +17,9 @@ from transformers import (
 )
 
 from tests.evaluation.corpus import write_corpus
+from tests.retrieval import no_network
+
+__all__ = ["no_network"]  # a fixture, here too
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 

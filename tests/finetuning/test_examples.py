@@ -113,7 +113,7 @@ def test_glue_without_a_network_says_so_at_once_and_exits_with_status_3(tmp_path
     )
     assert run.returncode == 3, run.stderr
     assert run.stderr.startswith(
-        "error: nyu-mll/glue: no folder here, and as a data set of the Hugging Face hub it needs"
+        "error: nyu-mll/glue: no folder is here, and as a data set of the Hugging Face hub it has to be fetched; "
     )
     assert len(run.stderr.splitlines()) == 1
 

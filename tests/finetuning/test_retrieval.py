@@ -11,11 +11,11 @@ from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.finetuning import dense_retrieval, multi_vector
 from encoder_foundry.finetuning.code_search import code_search_pairs
 from encoder_foundry.finetuning.retrieval import finetune_retrieval
-from tests.retrieval import DOCUMENTS, QUERIES, no_network, tiny_encoder, write_pairs  # noqa: F401
+from tests.retrieval import DOCUMENTS, QUERIES, write_pairs
 
 
 @pytest.fixture
-def keys(tiny_encoder, tmp_path) -> dict:  # noqa: F811
+def keys(tiny_encoder, tmp_path) -> dict:
     """What both configurations have to be given: forty updates over twelve pairs."""
     return {
         "model": str(tiny_encoder),
@@ -42,7 +42,7 @@ def right(scores: torch.Tensor) -> float:
     return (scores.argmax(1) == torch.arange(len(scores))).float().mean().item()
 
 
-def test_a_dense_retriever_learns_its_pairs_and_sentence_transformers_loads_it(keys, no_network):  # noqa: F811
+def test_a_dense_retriever_learns_its_pairs_and_sentence_transformers_loads_it(keys, no_network):
     from sentence_transformers import SentenceTransformer
 
     def share(path: str) -> float:
@@ -58,7 +58,7 @@ def test_a_dense_retriever_learns_its_pairs_and_sentence_transformers_loads_it(k
     assert not no_network
 
 
-def test_a_multi_vector_retriever_learns_its_pairs_and_pylate_loads_it(keys, no_network):  # noqa: F811
+def test_a_multi_vector_retriever_learns_its_pairs_and_pylate_loads_it(keys, no_network):
     out = colbert(keys)
     assert right(maxsim(out)) == 1.0
     assert not no_network

@@ -20,6 +20,7 @@ from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
 from encoder_foundry.evaluation.suites import SuiteConfig
 from encoder_foundry.finetuning.pairs import count_too_long
 from encoder_foundry.finetuning.retrieval import check_installed
+from encoder_foundry.hub import check_hub
 from encoder_foundry.wording import one_line
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 METRIC = "nDCG@10"
 OFFLINE = "code_search"
-SECONDS = 5  # that the hub has for an answer
 
 
 @dataclass(kw_only=True)
@@ -52,7 +52,7 @@ def run(model: Path, config: Config) -> Result:
     """
     _check(config)
     if online := [name for name in config.tasks if name != OFFLINE]:
-        _check_hub(online)
+        check_hub(f"{', '.join(online)}: the data has to be fetched ({OFFLINE} needs no network)")
     check_installed("mteb", "sentence_transformers")
     from datasets.utils.logging import disable_progress_bar
 
@@ -118,23 +118,6 @@ def _check(config: Config) -> None:
             raise ConfigurationError(f"{key}: a number from 1 on is wanted, not {value}")
     if config.too_long not in ("cut", "refuse"):
         raise ConfigurationError(f"too_long: cut or refuse is wanted, not '{config.too_long}'")
-
-
-def _check_hub(names: Sequence[str]) -> None:
-    """See in seconds whether the hub can be reached, which its own client tries for minutes; its cache needs none."""
-    import requests
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return
-    try:
-        requests.head(constants.ENDPOINT, timeout=SECONDS)
-    except requests.RequestException as error:
-        raise NeedsNetwork(
-            f"{', '.join(names)}: the data has to be fetched from {constants.ENDPOINT}, which cannot be reached "
-            f"({type(error).__name__}); {OFFLINE} needs no network, and what is in the hub's cache is read with "
-            "HF_HUB_OFFLINE=1"
-        ) from None
 
 
 def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list[str]) -> "list[Part]":

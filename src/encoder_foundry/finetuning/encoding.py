@@ -25,7 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.finetuning.config import FinetuneConfig, TaskConfig
-from encoder_foundry.finetuning.examples import Example, check_hub, read_split
+from encoder_foundry.finetuning.examples import Example, read_split
+from encoder_foundry.hub import check_hub
 from encoder_foundry.wording import one_line
 
 NO_LABEL = -100  # of a token: what losses and metrics pass over
@@ -293,7 +294,7 @@ def load_tokenizer(path: str, model_path: str, model: PretrainedConfig) -> PreTr
 
 def _model_config(path: str) -> PretrainedConfig:
     if not Path(path).is_dir():
-        check_hub(f"model: {path} is no directory, and as a model of the Hugging Face hub")
+        check_hub(f"model: {path} is no directory, and as a model of the Hugging Face hub it has to be fetched")
     try:
         return AutoConfig.from_pretrained(path)
     except Exception as error:  # a type it does not know, broken JSON, what the hub says

@@ -7,23 +7,19 @@ also hold a file a split, `train.csv` or `train-00000-of-00001.parquet`, which i
 
 import csv
 import json
-import os
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from encoder_foundry.errors import DataError, NeedsNetwork
 from encoder_foundry.finetuning import installation
 from encoder_foundry.finetuning.config import DataConfig
+from encoder_foundry.hub import check_hub
 from encoder_foundry.wording import one_line
 
 csv.field_size_limit(1 << 30)
 CONLL = (".conll", ".bio", ".iob", ".iob2", ".txt")
-SECONDS = 3.0  # that the hub has to take a connection
 
 
 @dataclass(frozen=True)
@@ -215,24 +211,4 @@ def check_reachable(data: DataConfig) -> None:
         NeedsNetwork: it cannot.
     """
     if data.path not in (None, installation.PATH) and not Path(data.path).is_dir():
-        check_hub(f"{data.path}: no folder here, and as a data set of the Hugging Face hub")
-
-
-def check_hub(what: str) -> None:
-    """See whether the hub can be reached, which its own client tries for half a minute; its cache needs no network.
-
-    Raises:
-        NeedsNetwork: it cannot.
-    """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") or getproxies().get("https"):
-        return
-    from huggingface_hub.constants import ENDPOINT
-
-    host = urlsplit(ENDPOINT)
-    try:
-        socket.create_connection((host.hostname, host.port or 443), timeout=SECONDS).close()
-    except OSError as error:
-        raise NeedsNetwork(
-            f"{what} it needs the network: {host.hostname} cannot be reached ({one_line(error)}); give a folder, or, "
-            "if it is in the hub's cache, set HF_HUB_OFFLINE=1"
-        ) from None
+        check_hub(f"{data.path}: no folder is here, and as a data set of the Hugging Face hub it has to be fetched")
