@@ -91,6 +91,8 @@ def test_what_is_no_set_of_finished_runs_is_refused(seeds, tmp_path):
         with pytest.raises(ConfigurationError, match=complaint):
             write_reference(runs, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+    with pytest.raises(ConfigurationError, match=r"out\.json cannot be written"):
+        write_reference(seeds, seeds[0] / "metrics.jsonl" / "out.json")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": 1}'])

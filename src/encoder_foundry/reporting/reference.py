@@ -33,7 +33,8 @@ def write_reference(paths: list[Path], out: Path) -> None:
         out: the file, JSON.
 
     Raises:
-        ConfigurationError: fewer than two runs, of different recipes, of the same seed, unfinished or rolled back.
+        ConfigurationError: fewer than two runs, of different recipes, of the same seed, unfinished or rolled back; or
+            the file cannot be written.
         DataError: a file of a run is broken.
     """
     runs = [Run(path) for path in paths]
@@ -51,7 +52,11 @@ def write_reference(paths: list[Path], out: Path) -> None:
         "held_out": [_held_out(lines) for lines in zip(*(run.evaluations for run in runs), strict=True)],
     }
     text = json.dumps(content, separators=(",", ":")).replace('],"', '],\n"')
-    out.write_text(f"{text}\n", encoding="utf-8")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{out} cannot be written: {error}") from error
 
 
 def find_reference(runs: list[Run], given: Path | None = None) -> dict | None:
