@@ -68,6 +68,7 @@ def test_damaged_and_missing_shards_end_all_ranks_by_name_and_put_right_cost_not
     assert same_end(run, undisturbed)
 
 
+@pytest.mark.long
 def test_shards_that_come_late_or_damaged_from_a_remote_are_waited_for_and_fetched_again(tiny, undisturbed, tmp_path):
     run = tiny.launch(
         *("run_name=remote", f"data.local={tmp_path / 'cache'}", f"data.remote={tiny.folder / 'data'}"),

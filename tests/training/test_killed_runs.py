@@ -31,7 +31,7 @@ KILL_POINTS = {
     "twice in a row": ["again:15", "again:15"],
     "at a checkpoint, and while the next one is written": ["saved:14", "saving:16"],
 }
-QUICK = ("while a checkpoint", "between a rollback's", "at the stage switch")
+QUICK = ("while a checkpoint", "between a rollback's")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,7 @@ def test_when_one_rank_dies_all_end_at_once_and_nothing_is_lost(tiny, undisturbe
     assert_same_run(run, undisturbed)
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_the_disk_cannot_hold_ends_the_run_cleanly_and_leaves_the_one_before(tiny, undisturbed):
     full = tiny.launch(
         "run_name=full", script=TAMPERED_LAUNCH, KILL_AT="update:5", KILL_RANK="0", FILE_LIMIT=str(200_000)

@@ -41,6 +41,7 @@ def test_data_that_advances_are_rows_that_the_abandoned_stretch_did_not_have(tin
     assert not {record["rows_digest"] for record in abandoned} & set(column(undisturbed, "rows_digest"))
 
 
+@pytest.mark.long
 def test_a_plateau_goes_back_to_the_checkpoint_before_it_began_until_there_were_too_many(tiny):
     run = tiny.launch(
         *("run_name=flat", "save_interval=1ba", "rollback.at=null", "rollback.max_rollbacks=1"),
