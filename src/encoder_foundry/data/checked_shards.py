@@ -127,7 +127,7 @@ class CheckedStream(Stream):
             known = {info.basename for shard in shards for info in (shard.raw_data, shard.zip_data) if info}
             for path in Path(self.local).rglob("shard.*"):
                 if str(path.relative_to(self.local)) not in known:
-                    path.unlink()
+                    path.unlink(missing_ok=True)  # a thread that is still ending may have finished it
         super().set_up_local(shards, cache_usage_per_shard)
 
 
