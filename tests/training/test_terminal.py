@@ -120,7 +120,7 @@ def test_a_run_that_is_told_to_stop_ends_without_other_ranks_noise(tiny):
     environment = {"KILL_AT": "update:6", "KILL_RANK": "1", "SIGNAL": "SIGTERM"}
     status, printed = on_a_terminal(tiny, "run_name=told", **environment)
     assert status == 75
-    assert "stopped by SIGTERM after update 6, which is saved; the same command goes on from there" in printed
+    assert "stopped as asked after update 6, which is saved; the same command goes on from there" in printed
     assert RED not in printed
     assert "Begin global rank" not in printed
 
