@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from encoder_foundry import cli
-from encoder_foundry.errors import DataError, NeedsNetwork
+from encoder_foundry.errors import ConfigurationError, DataError, NeedsNetwork
 from encoder_foundry.evaluation import suites
 from encoder_foundry.evaluation.evaluate import evaluate, name_of, results_folder
 from encoder_foundry.evaluation.results import Measure, Result
@@ -158,3 +158,13 @@ def test_all_are_the_suites_that_run_offline():
     assert json.dumps([suite.config.seed for suite in suites.find_suites(["all"])]) == json.dumps(
         [0] * len(suites.OFFLINE)
     )
+
+
+def test_an_override_is_for_the_suites_that_have_its_key_and_for_none_it_is_refused():
+    given = ["data=mine", "max_pairs=7", "seed=3"]
+    found = {suite.name: suite.config for suite in suites.find_suites(["all"], given)}
+    assert {found[name].data for name in ("masked_lm", "context", "needle")} == {"mine"}
+    assert found["retrieval"].max_pairs == 7
+    assert {config.seed for config in found.values()} == {3}
+    with pytest.raises(ConfigurationError, match="unknown key 'maxpairs'; did you mean 'max_pairs'"):
+        suites.find_suites(["retrieval", "glue"], ["maxpairs=7"])

@@ -30,7 +30,7 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
     Args:
         models: paths of runs, checkpoints, exports or Hugging Face directories; compared if they are several.
         suites: as `find_suites` takes them.
-        overrides: `key=value`, for each of the suites.
+        overrides: `key=value`, each for the suites that have the key.
 
     Raises:
         ConfigurationError: no such suite, key or model; before anything is measured.

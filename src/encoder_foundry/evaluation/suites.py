@@ -11,10 +11,12 @@ A suite that has to fetch something raises `NeedsNetwork` before it does anythin
 suite with its defaults; any other YAML names its suite under the key `suite`.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import encoder_foundry
@@ -60,14 +62,24 @@ def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Sui
 
     Args:
         given: names such as `context`, paths of YAML files, or `all`.
-        overrides: `key=value`, for each of them.
+        overrides: `key=value`, each for those of them that have the key.
 
     Raises:
-        ConfigurationError: there is no such suite; or an unknown key, with the file and the key.
+        ConfigurationError: there is no such suite; or a key that none of them has.
     """
     overrides = list(overrides)
-    paths = [path for one in given for path in _paths(one)]
-    return [_load(path, overrides) for path in paths]
+    modules = {path: _module(path) for one in given for path in _paths(one)}
+    keys = [{field.name for field in fields(module.Config)} for module in modules.values()]
+
+    def meant(override: str, of_suite: set[str]) -> bool:
+        key = re.split(r"[.=\[]", override)[0]
+        return key in of_suite or not any(key in others for others in keys)  # what none has is refused by its name
+
+    return [
+        Suite(config.suite, config, module.run)
+        for (path, module), own in zip(modules.items(), keys, strict=True)
+        for config in [load_config(path, module.Config, [one for one in overrides if meant(one, own)])]
+    ]
 
 
 def draw_of(name: str) -> Callable[..., str]:
@@ -90,12 +102,12 @@ def _folder() -> Path:
     return FOLDER if FOLDER.is_dir() else Path(encoder_foundry.__file__).parents[2] / FOLDER
 
 
-def _load(path: Path, overrides: list[str]) -> Suite:
+def _module(path: Path) -> ModuleType:
+    """The module of the suite that a YAML is for."""
     name = load_key(path, "suite")
     if name not in MODULES:
         raise ConfigurationError(f"{path}: suite: '{name}' is none; there are {', '.join(MODULES)}")
     try:
-        module = import_module(MODULES[name])
+        return import_module(MODULES[name])
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"{name}: needs {error.name}, which pip install -e '.[eval]' installs") from error
-    return Suite(name, load_config(path, module.Config, overrides), module.run)
