@@ -21,7 +21,7 @@ from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.power_law import Law, fit
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
-from encoder_foundry.evaluation.suites import SuiteConfig
+from encoder_foundry.evaluation.suites import TextSuiteConfig
 from encoder_foundry.evaluation.texts import describe, held_out
 from encoder_foundry.wording import number
 
@@ -33,19 +33,14 @@ FEWEST = 3  # lengths for the law, which has three parameters
 
 
 @dataclass(kw_only=True)
-class Config(SuiteConfig):
+class Config(TextSuiteConfig):
     """The keys of `yamls/eval/context.yaml`."""
 
-    data: str
-    documents: int
     shortest: int
-    longest: int
     windows: int
     spans: int
     span_tokens: int
     mlm_probability: float
-    tokenizer: str | None = None  # a folder; null: the model's own
-    rope_theta: float | None = None  # of a ModernBERT's global layers; null: as it was trained
 
 
 @dataclass(frozen=True)

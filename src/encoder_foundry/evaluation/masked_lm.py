@@ -16,7 +16,7 @@ from encoder_foundry.data.masking import IGNORE_INDEX
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
-from encoder_foundry.evaluation.suites import SuiteConfig
+from encoder_foundry.evaluation.suites import TextSuiteConfig
 from encoder_foundry.evaluation.texts import Text, describe, held_out
 from encoder_foundry.wording import power
 
@@ -25,18 +25,13 @@ LOSS, ACCURACY, BYTE = "loss", "accuracy", "loss a byte"
 
 
 @dataclass(kw_only=True)
-class Config(SuiteConfig):
+class Config(TextSuiteConfig):
     """The keys of `yamls/eval/masked_lm.yaml`."""
 
-    data: str
-    documents: int
-    longest: int
     too_long: str
     mlm_probability: float
     mask_share: float
     random_share: float
-    tokenizer: str | None = None  # a folder; null: the model's own
-    rope_theta: float | None = None  # of a ModernBERT's global layers; null: as it was trained
 
 
 @dataclass(frozen=True)

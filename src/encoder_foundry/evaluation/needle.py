@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.results import Headline, Result, Row
-from encoder_foundry.evaluation.suites import SuiteConfig
+from encoder_foundry.evaluation.suites import TextSuiteConfig
 from encoder_foundry.evaluation.texts import describe, held_out
 from encoder_foundry.wording import power
 
@@ -37,18 +37,13 @@ FOUND, REPLACED, SAVED = "found", "found if replaced", "loss saved"
 
 
 @dataclass(kw_only=True)
-class Config(SuiteConfig):
+class Config(TextSuiteConfig):
     """The keys of `yamls/eval/needle.yaml`."""
 
-    data: str
-    documents: int
     at_least: int
-    longest: int
     windows: int
     needles: int
     nearest: int
-    tokenizer: str | None = None  # a folder; null: the model's own
-    rope_theta: float | None = None  # of a ModernBERT's global layers; null: as it was trained
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A suite is a module with three names in it:
 
-- `Config`, a dataclass that builds on `SuiteConfig`: the keys of its YAML;
+- `Config`, a dataclass that builds on `SuiteConfig` or `TextSuiteConfig`: the keys of its YAML;
 - `run(model: Path, config: Config) -> Result`: measures; it neither prints nor writes;
 - `draw(figure, results: Sequence[Result]) -> str`: its picture of one model or of several beside each other, on a
   matplotlib Figure, and what is to be seen in it, in words.
@@ -46,6 +46,17 @@ class SuiteConfig:
     seed: int = 0  # of whatever is drawn at random, the bootstrap included
     resamples: int = 1000  # of the bootstrap
     out: str | None = None  # the folder for results; null: the run's `evaluations`, or `evaluations` here
+
+
+@dataclass(kw_only=True)
+class TextSuiteConfig(SuiteConfig):
+    """What a suite takes that masks held-out documents."""
+
+    data: str  # a folder that `python data_prep` wrote
+    documents: int  # of each source, at most
+    longest: int  # tokens that the model is given at once, or as many as it can take
+    tokenizer: str | None = None  # a folder; null: the model's own
+    rope_theta: float | None = None  # of a ModernBERT's global layers; null: as it was trained
 
 
 @dataclass(frozen=True)
