@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.recipe.loading import load_config
+from encoder_foundry.recipe.loading import load_config, refuse
 
 METRICS = {  # by type of task; the first is what counts where none is given
     "sequence": ("accuracy", "f1", "macro_f1", "mcc"),
@@ -121,8 +120,7 @@ def load_finetune_config(path: str | Path, overrides: Iterable[str] = ()) -> Fin
         ConfigurationError: naming the file and the key.
     """
     config = load_config(path, FinetuneConfig, overrides)
-    for key, problem in _problems(config):
-        raise ConfigurationError(f"{path}: '{key}': {problem}")
+    refuse(path, _problems(config))
     return config
 
 

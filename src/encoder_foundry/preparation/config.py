@@ -12,7 +12,7 @@ from typing import Any
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.preparation.readers import READERS, SourceConfig, matches
 from encoder_foundry.preparation.tokenizer import SMALLEST_VOCABULARY
-from encoder_foundry.recipe.loading import load_config
+from encoder_foundry.recipe.loading import load_config, refuse
 
 
 @dataclass
@@ -58,8 +58,7 @@ def load_corpus_config(path: str | Path, overrides: Iterable[str] = ()) -> Corpu
         ConfigurationError: naming the file and the key.
     """
     config = load_config(path, CorpusConfig, overrides)
-    for key, problem in _problems(config):
-        raise ConfigurationError(f"{path}: '{key}': {problem}")
+    refuse(path, _problems(config))
     return config
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from encoder_foundry.errors import ConfigurationError, FoundryError
-from encoder_foundry.recipe.loading import instance, merged
+from encoder_foundry.recipe.loading import instance, merged, refuse
 from encoder_foundry.recipe.plan import Plan, compile_plan
 from encoder_foundry.recipe.schema import Recipe
 from encoder_foundry.recipe.source import fill_from_source
@@ -29,8 +29,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     except FoundryError as error:
         raise ConfigurationError(f"{path}: {error}") from None
     recipe: Recipe = instance(config, path)
-    for key, complaint in problems(recipe):
-        raise ConfigurationError(f"{path}: '{key}': {complaint}")
+    refuse(path, problems(recipe))
     try:
         compile_plan(recipe)
     except ConfigurationError as error:

@@ -66,6 +66,16 @@ def instance(config: DictConfig, path: str | Path) -> Any:
         return OmegaConf.to_object(config)
 
 
+def refuse(path: str | Path, problems: Iterable[tuple[str, str]]) -> None:
+    """Refuse a configuration for the first of its problems, each a key and what is wrong with it and would be right.
+
+    Raises:
+        ConfigurationError: there is one; names the file and the key.
+    """
+    for key, problem in problems:
+        raise ConfigurationError(f"{path}: '{key}': {problem}")
+
+
 def load_key(path: str | Path, key: str) -> object:
     """The value of one key of a YAML file or of what it extends, such as tells which schema is the file's; else None.
 
