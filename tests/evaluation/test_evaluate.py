@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from encoder_foundry import cli
 from encoder_foundry.errors import ConfigurationError, DataError, NeedsNetwork
 from encoder_foundry.evaluation import suites
-from encoder_foundry.evaluation.evaluate import evaluate, name_of, results_folder
-from encoder_foundry.evaluation.results import Measure, Result
+from encoder_foundry.evaluation.evaluate import evaluate
+from encoder_foundry.evaluation.results import Measure, Result, name_of, results_folder
 from tests.evaluation.test_suites import CONTEXT
 
 

@@ -16,12 +16,10 @@ from rich.console import Console
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.evaluation.compare import write_comparison
 from encoder_foundry.evaluation.pictures import draw
-from encoder_foundry.evaluation.results import PICTURE, Result
+from encoder_foundry.evaluation.results import FOLDER, PICTURE, Result, name_of, results_folder
 from encoder_foundry.evaluation.suites import Suite, find_suites
-from encoder_foundry.run_folder import RunFolder
 
 PACKAGES = ("encoder-foundry", "torch", "transformers", "tokenizers", "numpy", "scipy", "mteb", "sentence-transformers")
-FOLDER = "evaluations"
 
 
 def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[str] = ()) -> list[Result]:
@@ -60,29 +58,6 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
     if len(paths) > 1:
         write_comparison(results, Path(found[0].config.out or FOLDER) / "compared", console)
     return results
-
-
-def results_folder(model: Path, out: str | None = None, variant: str | None = None) -> Path:
-    """Where a model's results go, by its name: to `<run>/evaluations` if it is a run's, else to `evaluations` here."""
-    model = model.resolve()
-    if out is not None:
-        return Path(out) / name_of(model, variant)
-    run = next((path for path in (model, model.parent, model.parent.parent) if RunFolder(path).recipe.is_file()), None)
-    return Path(FOLDER) / name_of(model, variant) if run is None else run / FOLDER / _with(model.name, variant)
-
-
-def name_of(model: Path, variant: str | None = None) -> str:
-    """What a model is called in tables: its folder's name, after that of its run if it is a checkpoint or an export.
-
-    A `variant` is what was set otherwise than the model has it.
-    """
-    model = model.resolve()
-    run = next((path for path in (model.parent, model.parent.parent) if RunFolder(path).recipe.is_file()), None)
-    return _with(model.name if run is None else f"{run.name}-{model.name}", variant)
-
-
-def _with(name: str, variant: str | None) -> str:
-    return name if variant is None else f"{name}-{variant}"
 
 
 def _measured(suite: Suite, model: Path) -> Result:

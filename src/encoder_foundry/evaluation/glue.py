@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
+from encoder_foundry.evaluation.results import Headline, Measure, Result, Row, results_folder
 from encoder_foundry.evaluation.suites import SuiteConfig
 
 CONFIDENCE = 0.95
@@ -31,7 +31,6 @@ def run(model: Path, config: Config) -> Result:
         NeedsNetwork: a task's data has to be fetched, and cannot be.
         FoundryError: as `finetune`.
     """
-    from encoder_foundry.evaluation.evaluate import results_folder
     from encoder_foundry.finetuning.search import finetune
     from encoder_foundry.interop.export import export_checkpoint
 

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from encoder_foundry.errors import DataError
-from encoder_foundry.run_folder import write_whole
+from encoder_foundry.run_folder import RunFolder, write_whole
 
-FILE, PICTURE = "result.json", "picture.png"
+FOLDER, FILE, PICTURE = "evaluations", "result.json", "picture.png"
 FEW = 10  # documents, with fewer of which a bootstrap's intervals are clearly too narrow
 
 
@@ -126,6 +126,29 @@ class Result:
         few = [f"{fewest} documents only: true intervals are wider than these"] if fewest < FEW else []
         for note in [*self.notes, *few]:
             console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def results_folder(model: Path, out: str | None = None, variant: str | None = None) -> Path:
+    """Where a model's results go, by its name: to `<run>/evaluations` if it is a run's, else to `evaluations` here."""
+    model = model.resolve()
+    if out is not None:
+        return Path(out) / name_of(model, variant)
+    run = next((path for path in (model, model.parent, model.parent.parent) if RunFolder(path).recipe.is_file()), None)
+    return Path(FOLDER) / name_of(model, variant) if run is None else run / FOLDER / _with(model.name, variant)
+
+
+def name_of(model: Path, variant: str | None = None) -> str:
+    """What a model is called in tables: its folder's name, after that of its run if it is a checkpoint or an export.
+
+    A `variant` is what was set otherwise than the model has it.
+    """
+    model = model.resolve()
+    run = next((path for path in (model.parent, model.parent.parent) if RunFolder(path).recipe.is_file()), None)
+    return _with(model.name if run is None else f"{run.name}-{model.name}", variant)
+
+
+def _with(name: str, variant: str | None) -> str:
+    return name if variant is None else f"{name}-{variant}"
 
 
 def print_whole(console: Console, table: Table) -> None:
