@@ -88,7 +88,7 @@ def test_a_plain_encoder_is_averaged_and_its_ndcg_is_that_of_its_vectors(code_en
     assert result.notes[-1] == f"code_search: {long} of {PAIRS} documents are longer than 256 tokens, and cut there"
     assert not no_network
     with pytest.raises(DataError, match=f"of {PAIRS} .* are longer than 256 tokens; raise max_seq_length"):
-        retrieval.run(code_encoder, replace(config, too_long="refuse"))
+        retrieval.run(code_encoder, replace(config, long_documents="refuse"))
 
 
 def test_vectors_of_tokens_are_scored_by_maxsim_over_all_documents(code_encoder, config, tmp_path, no_network):

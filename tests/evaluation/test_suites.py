@@ -57,13 +57,13 @@ def test_documents_beyond_the_models_length_are_cut_and_counted_or_refused(model
     result = measured("masked_lm", model_of("bert"), corpus)
     assert result.facts["documents_cut"] == sum(text.tokens > 126 for text in held_out(corpus, 100, 0))
     assert result.notes[0].startswith(f"{result.facts['documents_cut']} documents were cut to 126 tokens; ")
-    with pytest.raises(DataError, match=r"tokens, and the model is given 126; too_long=cut cuts it"):
-        measured("masked_lm", model_of("bert"), corpus, "too_long=refuse")
+    with pytest.raises(DataError, match=r"tokens, and the model is given 126; long_documents=truncate cuts it"):
+        measured("masked_lm", model_of("bert"), corpus, "long_documents=refuse")
 
 
 def test_what_cannot_be_measured_is_refused_by_its_key(model_of, corpus):
     for name, override, said in (
-        ("masked_lm", "too_long=drop", "too_long: 'drop' is neither of cut, refuse"),
+        ("masked_lm", "long_documents=drop", "long_documents: 'drop' is neither of truncate, refuse"),
         ("masked_lm", "mlm_probability=0", "not a token of 10 documents was masked"),
         ("context", "span_tokens=100", "span_tokens: 100 is not 1 to half"),
         ("context", "longest=256", "longest: 256 is less than four times the shortest"),

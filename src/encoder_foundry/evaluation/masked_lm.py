@@ -20,7 +20,7 @@ from encoder_foundry.evaluation.suites import TextSuiteConfig
 from encoder_foundry.evaluation.texts import Text, describe, held_out
 from encoder_foundry.wording import power
 
-TOO_LONG = "cut", "refuse"
+LONG_DOCUMENTS = "truncate", "refuse"
 LOSS, ACCURACY, BYTE = "loss", "accuracy", "loss a byte"
 
 
@@ -28,7 +28,7 @@ LOSS, ACCURACY, BYTE = "loss", "accuracy", "loss a byte"
 class Config(TextSuiteConfig):
     """The keys of `yamls/eval/masked_lm.yaml`."""
 
-    too_long: str
+    long_documents: str
     mlm_probability: float
     mask_share: float
     random_share: float
@@ -58,8 +58,8 @@ def run(path: Path, config: Config) -> Result:
     """
     from encoder_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
 
-    if config.too_long not in TOO_LONG:
-        raise ConfigurationError(f"too_long: '{config.too_long}' is neither of {', '.join(TOO_LONG)}")
+    if config.long_documents not in LONG_DOCUMENTS:
+        raise ConfigurationError(f"long_documents: '{config.long_documents}' is neither of {', '.join(LONG_DOCUMENTS)}")
     texts = held_out(config.data, config.documents, config.seed)
     model = open_model(path, config.tokenizer, config.rope_theta)
     masking = model.masking(config.mlm_probability, config.mask_share, config.random_share)
@@ -67,9 +67,10 @@ def run(path: Path, config: Config) -> Result:
     for number, text in enumerate(texts):
         encoded = model.encode(text.text)
         if len(encoded.ids) > longest:
-            if config.too_long == "refuse":
+            if config.long_documents == "refuse":
                 raise DataError(
-                    f"{text.id}: {len(encoded.ids):,} tokens, and the model is given {longest:,}; too_long=cut cuts it"
+                    f"{text.id}: {len(encoded.ids):,} tokens, and the model is given {longest:,}; "
+                    "long_documents=truncate cuts it"
                 )
             cut.append(len(encoded.ids) - longest)
         ids = encoded.ids[:longest]

@@ -38,7 +38,7 @@ class Config(SuiteConfig):
     tasks: list[str]  # code_search, and benchmarks or tasks of mteb
     max_pairs: int | None  # of code_search: the first so many functions, as queries and documents; null: all
     max_seq_length: int | None  # tokens at which documents are cut; null: what the model was saved with
-    too_long: str  # texts over that length, or the query's: cut, with a count, or refuse
+    long_documents: str  # texts over that length, or the query's: truncate, with a count, or refuse
     batch_size: int
 
 
@@ -48,7 +48,7 @@ def run(model: Path, config: Config) -> Result:
     Raises:
         NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
         ConfigurationError: no such task, or a key out of range.
-        DataError: no model is there, or texts are too long and too_long is refuse.
+        DataError: no model is there, or texts are too long and long_documents is refuse.
     """
     _check(config)
     if online := [name for name in config.tasks if name != OFFLINE]:
@@ -116,8 +116,8 @@ def _check(config: Config) -> None:
         value = getattr(config, key)
         if value is not None and value < 1:
             raise ConfigurationError(f"{key}: a number from 1 on is wanted, not {value}")
-    if config.too_long not in ("cut", "refuse"):
-        raise ConfigurationError(f"too_long: cut or refuse is wanted, not '{config.too_long}'")
+    if config.long_documents not in ("truncate", "refuse"):
+        raise ConfigurationError(f"long_documents: truncate or refuse is wanted, not '{config.long_documents}'")
 
 
 def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list[str]) -> "list[Part]":
@@ -156,8 +156,8 @@ def _too_long(watched: "Watched", retriever: "Retriever", config: Config) -> lis
         if over:
             name = watched.task.metadata.name
             message = f"{name}: {over:,} of {all_texts:,} {what} are longer than {length:,} tokens"
-            if config.too_long == "refuse":
-                raise DataError(f"{message}; raise max_seq_length if the model allows, or take too_long=cut")
+            if config.long_documents == "refuse":
+                raise DataError(f"{message}; raise max_seq_length if the model allows, or take long_documents=truncate")
             notes.append(f"{message}, and cut there")
     return notes
 
