@@ -88,6 +88,7 @@ class RayWorker(RankWorker):
                 executor_ref._run_for_rank(rank, node_rank=node_idx if executor_ref.nodes_per_task > 1 else -1)
             except Exception as error:  # raised when all have had their turn
                 errors.append(error)
+            give_back_freed_memory()
         if errors:
             raise errors[0]
 
