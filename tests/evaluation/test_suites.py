@@ -56,7 +56,7 @@ def test_about_15_percent_of_the_tokens_are_targets_and_the_same_for_every_model
 def test_documents_beyond_the_models_length_are_cut_and_counted_or_refused(model_of, corpus):
     result = measured("masked_lm", model_of("bert"), corpus)
     assert result.facts["documents_cut"] == sum(text.tokens > 126 for text in held_out(corpus, 100, 0))
-    assert result.notes[0].startswith(f"{result.facts['documents_cut']} documents were cut to 126 tokens; ")
+    assert result.notes[0].startswith(f"documents cut to 126 tokens: {result.facts['documents_cut']}; ")
     with pytest.raises(DataError, match=r"tokens, and the model is given 126; long_documents=truncate cuts it"):
         measured("masked_lm", model_of("bert"), corpus, "long_documents=refuse")
 

@@ -87,7 +87,7 @@ def run(path: Path, config: Config) -> Result:
     rows = [_row(label, of, config) for label, of in _groups(measured)]
     every = rows[-1].measures
     units = {name: {one.text.id: one.sums(name) for one in measured} for name in every}
-    notes = [f"{len(cut)} documents were cut to {longest:,} tokens; {sum(cut):,} tokens left out"] if cut else []
+    notes = [f"documents cut to {longest:,} tokens: {len(cut):,}; tokens left out: {sum(cut):,}"] if cut else []
     return Result(
         suite=config.suite,
         title=f"masked-LM, {config.mlm_probability:.0%} of the tokens masked",
