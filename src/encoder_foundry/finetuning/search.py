@@ -63,8 +63,7 @@ def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
             found = _search(config, name)
             others = [result for result in read_results(config.folder) if result["task"] != name]
             write_json(config.folder / RESULTS, [*others, found])
-    results = read_results(config.folder)
-    return results
+    return read_results(config.folder)
 
 
 def _search(config: FinetuneConfig, name: str) -> dict:
