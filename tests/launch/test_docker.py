@@ -86,11 +86,17 @@ def test_what_the_commands_read_is_in_the_image():
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
 
 
+def runs(python: str) -> bool:
+    """A name on PATH may stand for a Python that is not installed (pyenv's do)."""
+    found = shutil.which(python)
+    return found is not None and subprocess.run([found, "--version"], capture_output=True).returncode == 0
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_the_install_steps_run_in_an_empty_environment_and_make_the_commands_with_the_pins(steps, tmp_path):
     """On CPU: without torch's image, so torch is installed as well, and without FlashAttention."""
-    python = shutil.which("python3.12") or sys.executable
+    python = next(name for name in ("python3.12", sys.executable) if runs(name))  # the image's, where it is here
     work, environment = tmp_path / "encoder-foundry", tmp_path / "venv"
     subprocess.run([python, "-m", "venv", str(environment)], check=True)
     work.mkdir()
