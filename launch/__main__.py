@@ -53,8 +53,13 @@ def main(arguments: list[str]) -> int:
 
 
 def let_the_first_speak() -> None:
-    """Wait, on a rank that is not the first of its node, for the end that the launcher gives it after that one's."""
+    """Wait, on a rank that is not the first of its node, for the end that the launcher gives it after that one's.
+
+    The first has its say, and ends with its own status: the launcher's signal for another rank's end may come late, and
+    a handler written in Python is gone, or breaks into what is done, while Python takes itself down.
+    """
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # launch/stoppable.py has it blocked
