@@ -14,7 +14,8 @@ from encoder_foundry.recipe import Recipe, compile_plan, load_recipe
 from encoder_foundry.recipe.schema import ModelConfig
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, append_line, mark_complete
 
-TOKENS = 950_272 + 98_304  # the nano recipe's first two stages
+NANO = compile_plan(load_recipe("yamls/main/nano.yaml"))
+TOKENS = NANO.stage_ends["extend"]
 
 
 def make_run(path: Path, model: ModelConfig, corpus: Path, weights: dict[str, Tensor], **items: object) -> RunFolder:
@@ -53,7 +54,7 @@ def complete(folder: Path, recipe: Recipe) -> None:
 
 def add_records(run: RunFolder) -> None:
     """Three updates and evaluations; the last are beyond the checkpoint."""
-    for stage, token, loss in (("pretrain", 950_272, 5.5), ("extend", TOKENS, 5.25), ("decay", TOKENS + 131_072, 1.0)):
+    for (stage, token), loss in zip(NANO.stage_ends.items(), (5.5, 5.25, 1.0), strict=True):
         line = {"batch": token // 4096, "token": token, "rollbacks": 0, "stage": stage, "loss": loss}
         append_line(run.metrics, line | {"drawn": {"code": loss / 10, "docs": 1 - loss / 10}})
         append_line(run.evaluations, line | {"row_length": 1024, "rope_theta": 10_000.0, "masked_accuracy": loss / 40})

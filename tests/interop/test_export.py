@@ -14,7 +14,7 @@ from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.interop import load_model
 from encoder_foundry.interop.export import export_checkpoint
 from encoder_foundry.interop.heads import Head
-from tests.interop.runs import TOKENS, add_records, make_run
+from tests.interop.runs import NANO, TOKENS, add_records, make_run
 from tests.model.peers import our_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -46,7 +46,8 @@ def test_the_card_tells_the_checkpoints_training_and_evaluation_and_nothing_late
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results == {"loss": 5.25, "masked_accuracy": 5.25 / 40}
     assert f"{TOKENS:,} token slots" in card.text
-    assert "| pretrain | 224 | 950,272 | 2 → 8 | 1,024 |" in card.text
+    pretrained = NANO.stage_ends["pretrain"]
+    assert f"| pretrain | {NANO.at(pretrained).update} | {pretrained:,} | 2 → 6 | 1,024 |" in card.text
     assert "| extend | 6 | 98,304 | 2 | 8,192 |" in card.text
     assert "| extend | 52.5% | 47.5% |" in card.text
     assert "5.5000" in card.text and "5.2500" in card.text and "1.0000" not in card.text

@@ -18,6 +18,8 @@ from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, mark_compl
 
 ROOT = Path(__file__).parents[2]
 CONTINUE, NANO = ROOT / "yamls/main/continue.yaml", ROOT / "yamls/main/nano.yaml"
+NANOS_PLAN = compile_plan(load_recipe(NANO))
+PRETRAINED, EXTENDED, _ = (f"ba{NANOS_PLAN.at(token).update}" for token in NANOS_PLAN.stage_ends.values())
 
 
 def write_run(path: Path, recipe: Recipe, *tokens: int) -> Path:
@@ -63,7 +65,8 @@ def test_a_model_of_the_published_size_gives_the_published_shape_and_theta(publi
 
 
 @pytest.mark.parametrize(
-    ("source", "theta"), [("", 160_000), ("checkpoints/ba224", 10_000), ("checkpoints/ba230", 160_000)]
+    ("source", "theta"),
+    [("", 160_000), (f"checkpoints/{PRETRAINED}", 10_000), (f"checkpoints/{EXTENDED}", 160_000)],
 )
 def test_a_run_and_each_of_its_checkpoints_give_their_shape_and_the_theta_they_were_trained_at(nano, source, theta):
     recipe = load_recipe(CONTINUE, [f"init_from={nano / source}"])
@@ -108,7 +111,7 @@ def test_what_gives_no_shape_is_refused_in_a_line(published, overrides, says):
 
 
 def test_a_run_that_has_begun_keeps_what_it_began_with_though_its_source_went_on_or_is_gone(nano):
-    newest = nano / "checkpoints/ba230/COMPLETE"
+    newest = nano / f"checkpoints/{EXTENDED}/COMPLETE"
     newest.rename(nano / "COMPLETE")
     overrides = [f"init_from={nano}"]
     begun = load_recipe(CONTINUE, overrides)
