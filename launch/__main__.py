@@ -47,9 +47,7 @@ def main(arguments: list[str]) -> int:
         print("interrupted; the same command goes on from the last checkpoint")
         return INTERRUPTED
     finally:
-        signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # torch's handler raises an error for a killed worker
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error for a killed worker
         for child in multiprocessing.active_children():
             child.kill()  # a loader's worker may wait for a shard; under launch/stoppable.py it has SIGTERM blocked
     return 0
