@@ -13,7 +13,7 @@ nano: $(INSTALLED)
 	$(BIN)/encoder-foundry summary runs/nano
 	$(BIN)/encoder-foundry report runs/nano
 
-# Five seeds of nano, which its report lays behind a run. 25 minutes on two cores.
+# Five seeds of nano, which its report lays behind a run. 30 minutes on two cores.
 reference: $(INSTALLED)
 	$(BIN)/python data_prep yamls/data/nano.yaml
 	for seed in 17 18 19 20 21; do \
