@@ -1,20 +1,34 @@
-"""`launch/__main__.py` in one process, without a run in it."""
+"""`launch/__main__.py` in one process, without a run in it: what comes while Python takes a rank down."""
 
 import subprocess
 import sys
 
+import pytest
+
 from ..training.conftest import REPOSITORY
 
-# The launcher's signal for the end of another rank, which comes while Python takes this one down.
+# The launcher's signal for the end of another rank.
 LATE_SIGNAL = """
-import atexit, os, runpy, signal, sys
+import atexit, os, signal
 atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+"""
+# The end of a loader's worker, which the rank kills: torch's handler of SIGCHLD raises an error for it.
+KILLED_WORKER = """
+import atexit, time
+from torch.utils.data import DataLoader
+rows = iter(DataLoader(range(100), num_workers=1))
+next(rows)
+atexit.register(lambda: [time.sleep(0.01) for _ in range(50)])
+"""
+DOOR = """
+import runpy, sys
 sys.argv = ["launch", "no_such.yaml"]
 runpy.run_path("launch", run_name="__main__")
 """
 
 
-def test_the_launchers_signal_takes_the_first_rank_neither_its_word_nor_its_status():
-    ended = subprocess.run([sys.executable, "-c", LATE_SIGNAL], cwd=REPOSITORY, capture_output=True, text=True)
+@pytest.mark.parametrize("before", [LATE_SIGNAL, KILLED_WORKER], ids=["late signal", "killed worker"])
+def test_nothing_takes_the_first_rank_its_word_or_its_status_while_python_takes_it_down(before):
+    ended = subprocess.run([sys.executable, "-c", before + DOOR], cwd=REPOSITORY, capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr == "error: no_such.yaml: no such file\n"

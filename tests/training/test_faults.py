@@ -1,6 +1,7 @@
 """Faults in the middle of whole runs: what is refused is named, all ranks end, and nothing is lost."""
 
 import shutil
+import time
 
 import pytest
 import torch
@@ -48,9 +49,9 @@ def test_damaged_and_missing_shards_end_all_ranks_by_name_and_put_right_cost_not
     for folder, (spoil, _) in faults.items():
         spoil(data / folder / "00000/shard.00000.mds.zstd")
     run, reached = tiny.folder / f"runs/faults-{count}", 0
-    for number, (folder, (_, says)) in enumerate(faults.items()):
-        workers = (number + 1) % 2
-        stopped = tiny.launch(f"run_name={run.name}", f"data.local={data}", f"data.num_workers={workers}")
+    for workers, (folder, (_, says)) in enumerate(faults.items()):
+        stopped = tiny.launch(f"run_name={run.name}", f"data.local={data}", f"data.num_workers={workers % 2}")
+        assert time.time() - RunFolder(run).metrics.stat().st_mtime < 60  # since the last update before the fault
         assert stopped.returncode != 0
         shard = f"{folder}/00000/shard.00000.mds.zstd"
         (error,) = [line for line in stopped.stderr.splitlines() if line.startswith("error: ")]
