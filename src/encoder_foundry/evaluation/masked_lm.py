@@ -18,9 +18,9 @@ from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
 from encoder_foundry.evaluation.suites import TextSuiteConfig
 from encoder_foundry.evaluation.texts import Text, describe, held_out
+from encoder_foundry.finetuning.config import LONG_DOCUMENTS
 from encoder_foundry.wording import power
 
-LONG_DOCUMENTS = "truncate", "refuse"
 LOSS, ACCURACY, BYTE = "loss", "accuracy", "loss a byte"
 
 

@@ -18,6 +18,7 @@ from encoder_foundry.errors import ConfigurationError, DataError, NeedsNetwork
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
 from encoder_foundry.evaluation.suites import SuiteConfig
+from encoder_foundry.finetuning.config import LONG_DOCUMENTS
 from encoder_foundry.finetuning.pairs import count_too_long
 from encoder_foundry.finetuning.retrieval import check_installed
 from encoder_foundry.hub import check_hub
@@ -116,8 +117,8 @@ def _check(config: Config) -> None:
         value = getattr(config, key)
         if value is not None and value < 1:
             raise ConfigurationError(f"{key}: a number from 1 on is wanted, not {value}")
-    if config.long_documents not in ("truncate", "refuse"):
-        raise ConfigurationError(f"long_documents: truncate or refuse is wanted, not '{config.long_documents}'")
+    if config.long_documents not in LONG_DOCUMENTS:
+        raise ConfigurationError(f"long_documents: '{config.long_documents}' is neither of {', '.join(LONG_DOCUMENTS)}")
 
 
 def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list[str]) -> "list[Part]":

@@ -13,6 +13,7 @@ from typing import Any
 
 from encoder_foundry.recipe.loading import load_config, refuse
 
+LONG_DOCUMENTS = "truncate", "refuse"
 METRICS = {  # by type of task; the first is what counts where none is given
     "sequence": ("accuracy", "f1", "macro_f1", "mcc"),
     "regression": ("spearman", "pearson"),
@@ -146,7 +147,7 @@ def _problems(config: FinetuneConfig) -> Iterable[tuple[str, str]]:
         yield "search_seeds", f"there are {len(config.seeds)} seeds; a number from 1 to that is wanted"
     if config.max_seq_len is not None and config.max_seq_len < 3:
         yield "max_seq_len", f"{config.max_seq_len} is too short: [CLS], a token and [SEP] already make 3"
-    if config.long_documents not in ("truncate", "refuse"):
+    if config.long_documents not in LONG_DOCUMENTS:
         yield "long_documents", f"truncate or refuse is wanted, not '{config.long_documents}'"
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
         yield "betas", f"two numbers from 0 to below 1 are wanted, not {config.betas}"
