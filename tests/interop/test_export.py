@@ -47,7 +47,7 @@ def test_the_card_tells_the_checkpoints_training_and_evaluation_and_nothing_late
     assert results == {"loss": 5.25, "masked_accuracy": 5.25 / 40}
     assert f"{TOKENS:,} token slots" in card.text
     pretrained = NANO.stage_ends["pretrain"]
-    assert f"| pretrain | {NANO.at(pretrained).update} | {pretrained:,} | 2 → 6 | 1,024 |" in card.text
+    assert f"| pretrain | {NANO.at(pretrained).update} | {pretrained:,} | 2 → 8 | 1,024 |" in card.text
     assert "| extend | 6 | 98,304 | 2 | 8,192 |" in card.text
     assert "| extend | 52.5% | 47.5% |" in card.text
     assert "5.5000" in card.text and "5.2500" in card.text and "1.0000" not in card.text

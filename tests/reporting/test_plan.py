@@ -10,6 +10,7 @@ import pytest
 from encoder_foundry import compile_plan, load_recipe
 
 LARGE, NANO = "yamls/main/large.yaml", "yamls/main/nano.yaml"
+TOTAL = compile_plan(load_recipe(NANO)).total_tokens
 COMMAND = str(Path(sys.executable).parent / "encoder-foundry")
 
 
@@ -72,7 +73,7 @@ def test_hours_come_with_the_gpus_that_take_them():
         ((NANO, "--gpus", "8", "--gpu", "h1000", "--mfu", "0.4"), "known are h100, h200, a100, l40s, b200, mi300x"),
         ((NANO, "--gpus", "8", "--gpu", "h100", "--mfu", "40"), "not a share of a GPU's peak"),
         ((NANO, "--gpus", "0", "--gpu", "h100", "--mfu", "0.4"), "--gpus: 0 is not positive"),
-        ((NANO, "--at", "1_581_057"), "--at: token 1_581_057 is outside the plan, which has 1_581_056"),
+        ((NANO, "--at", f"{TOTAL + 1:_}"), f"--at: token {TOTAL + 1:_} is outside the plan, which has {TOTAL:_}"),
         ((NANO, "--at=-1"), "--at: token -1 is outside the plan"),
         ((NANO, "--at", "soon"), "--at: 'soon' is not a number of tokens, such as 900_000_000_000"),
         ((NANO, "stages.pretrain.rows=3"), "unknown key 'stages.pretrain.rows'"),

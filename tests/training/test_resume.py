@@ -49,8 +49,8 @@ def test_what_lies_ahead_or_changes_no_number_may_change(resume, override):
         ("stages.pretrain.lr=2e-3", "'stages.pretrain.lr': 0.001 → 0.002 would change the first"),
         ("stages.pretrain.t_warmup=0tok", "'stages.pretrain.t_warmup': 40_000tok → 0tok would change the first"),
         (
-            "stages.pretrain.batch_size_ramp.duration=552_960tok",
-            "'stages.pretrain.batch_size_ramp.duration': 1_105_920tok → 552_960tok would",
+            "stages.pretrain.batch_size_ramp.duration=589_824tok",
+            "'stages.pretrain.batch_size_ramp.duration': 1_179_648tok → 589_824tok would",
         ),
         ("stages.pretrain.batch_size_ramp=null", "'stages.pretrain.batch_size_ramp': {.*} → None would change"),
     ],
@@ -72,4 +72,4 @@ def test_a_set_rollback_that_has_been_made_cannot_change():
 def test_a_set_rollback_cannot_be_added_behind_the_run(resume):
     with pytest.raises(ConfigurationError, match=r"'rollback\.at\.token': 200_000tok lies behind the run, which is at"):
         resume("rollback.at={token: 200_000tok, to: 100_000tok, lr: 1e-4}")
-    assert resume("rollback.at={token: 1_200_000tok, to: 100_000tok, lr: 1e-4}")
+    assert resume("rollback.at={token: 700_000tok, to: 100_000tok, lr: 1e-4}")
