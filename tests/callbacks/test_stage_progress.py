@@ -15,7 +15,6 @@ from encoder_foundry.recipe.plan import plan_in_force
 from encoder_foundry.wording import number
 
 STEP = 2.0  # seconds an update
-UPDATES = 227  # of nano's plan: in the middle of stage 2
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def test_a_line_comes_with_the_first_update_with_every_interval_and_with_the_las
     train(plan, clock, plan.total_updates, interval="100ba")
     lines = capsys.readouterr().out.splitlines()
     tokens = [line.split()[1] for line in lines]
-    ends = [1, 100, 200, plan.total_updates]
+    ends = [1, *range(100, plan.total_updates, 100), plan.total_updates]
     at = {position.update: position.token for position in map(plan.at, _boundaries(plan))}
     assert tokens == [f"{short(at[end])}/{short(plan.total_tokens)}" for end in ends]
 
@@ -125,11 +124,12 @@ def test_a_terminal_gets_two_bars_which_are_gone_in_the_end(plan, clock, monkeyp
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    progress = train(plan, clock, UPDATES, progress_bar=True)
+    updates = plan.at(plan.stage_ends["pretrain"]).update + 2  # in stage 2
+    progress = train(plan, clock, updates, progress_bar=True)
     drawn = terminal.getvalue()
     bare = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
     *_, recipe, stage = [line for line in re.split(r"[\r\n]+", bare) if line.strip()]
-    token = [*_boundaries(plan)][UPDATES]
+    token = [*_boundaries(plan)][updates]
     assert recipe.startswith("recipe") and f"{token / plan.total_tokens:.1%}" in recipe and "at this rate" in recipe
     end = plan.stage_ends["pretrain"]
     assert stage.startswith("extend")
