@@ -14,13 +14,14 @@ WORKDIR /encoder-foundry
 # What is installed depends on these two files alone, so a change of code installs nothing anew.
 COPY constraints.txt pyproject.toml ./
 
-# The pins, with those of the image's own packages in the place of ours.
+# The pins, with those of the image's own packages in the place of ours. Compiled to bytecode here, since the user that
+# runs them may write none: every start would compile torch's and Composer's sources anew.
 RUN own='^(torch|torchvision|triton|nvidia-[a-z0-9-]+)==' \
     && grep -vE "$own" constraints.txt > image-constraints.txt \
     && (python -m pip list --format=freeze | grep -E "$own" >> image-constraints.txt || true) \
     && python -m pip install --no-cache-dir "$(grep -E '^uv==' constraints.txt)" \
-    && uv pip install --python "$(command -v python)" --no-cache --constraint image-constraints.txt \
-        --requirement pyproject.toml
+    && uv pip install --python "$(command -v python)" --no-cache --compile-bytecode \
+        --constraint image-constraints.txt --requirement pyproject.toml
 
 # FlashAttention 2: a requirement, a wheel's address, or nothing, which leaves the GPU to FlexAttention. Where its
 # authors have no wheel for this torch, it is compiled: an hour or two, and some 5 GB of memory a job.
@@ -31,8 +32,8 @@ ARG FLASH_ATTN_3=
 ARG MAX_JOBS=4
 RUN for package in "$FLASH_ATTN" "$FLASH_ATTN_3"; do \
         if [ -n "$package" ]; then \
-            MAX_JOBS="$MAX_JOBS" uv pip install --python "$(command -v python)" --no-cache --no-build-isolation \
-                --constraint image-constraints.txt "$package" || exit 1; \
+            MAX_JOBS="$MAX_JOBS" uv pip install --python "$(command -v python)" --no-cache --compile-bytecode \
+                --no-build-isolation --constraint image-constraints.txt "$package" || exit 1; \
         fi; \
     done
 
