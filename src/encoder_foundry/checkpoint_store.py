@@ -35,6 +35,7 @@ from encoder_foundry.errors import FoundryError
 from encoder_foundry.recipe import Recipe
 from encoder_foundry.run_folder import (
     COMPLETE,
+    TOKENIZER_FILES,
     CompleteCheckpoint,
     RunFolder,
     check_complete,
@@ -98,7 +99,7 @@ class CheckpointStore:
             elif read_checkpoint(newest.folder) != newest:
                 for path in self._records():
                     size = path.stat().st_size if path.suffix == ".jsonl" and path.exists() else -1
-                    if stored.get(path.name, -1) > size:
+                    if stored.get(self._name(path), -1) > size:
                         self._get(path)
                 self.fetch(newest)
             elif newest not in complete:
@@ -192,7 +193,8 @@ class CheckpointStore:
 
     def _records(self) -> list[Path]:
         folder = self.folder
-        return [folder.recipe, folder.plan, folder.metrics, folder.evaluations, folder.wandb_id]
+        tokenizer = [folder.tokenizer / name for name in TOKENIZER_FILES]
+        return [folder.recipe, folder.plan, *tokenizer, folder.metrics, folder.evaluations, folder.wandb_id]
 
     def _agree_on_ledger(self, stored: dict[str, int]) -> None:
         """Give the longer ledger to the one that has the shorter."""
@@ -240,11 +242,14 @@ class CheckpointStore:
         key = self.objects.get_key(name)
         return self.objects.client.get_object(Bucket=self.objects.bucket, Key=key)["Body"].read()
 
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder.path).as_posix()
+
     def _upload(self, path: Path) -> None:
-        self.objects.upload_object(path.relative_to(self.folder.path).as_posix(), path)
+        self.objects.upload_object(self._name(path), path)
 
     def _get(self, path: Path) -> None:
-        self.objects.download_object(path.relative_to(self.folder.path).as_posix(), path, overwrite=True)
+        self.objects.download_object(self._name(path), path, overwrite=True)
 
     @contextmanager
     def _reported(self, *others: type[Exception]) -> Iterator[None]:

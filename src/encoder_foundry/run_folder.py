@@ -1,6 +1,7 @@
 """What lies in `runs/<run_name>/`, and how to read it without torch.
 
     recipe.yaml plan.json     the recipe with all overrides, and its plan
+    tokenizer/                what the model's ids mean: a copy of the corpus' own
     metrics.jsonl eval.jsonl  a line an update, a line an evaluation
     rollbacks.jsonl           a line a rollback
     environment.json          packages, devices and commit, as they were at the last start
@@ -34,6 +35,7 @@ from encoder_foundry.errors import FoundryError
 log = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # of a prepared corpus
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,10 @@ class RunFolder:
     @property
     def plan(self) -> Path:
         return self.path / "plan.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
 
     @property
     def environment(self) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from encoder_foundry.data.same_tokenizer import check_same_tokenizer
+from encoder_foundry.data.same_tokenizer import check_same_tokenizer, keep_tokenizer
 from encoder_foundry.errors import DataError
 
 TEXTS = {"model": ["the window of the encoder attends"] * 4, "other": ["int main(void) { return 0; }"] * 4}
@@ -74,3 +74,14 @@ def test_the_same_vocabulary_that_cuts_texts_otherwise_is_refused(tmp_path, mode
 
     with pytest.raises(DataError, match="its normalizer, which changes texts, is another"):
         check_same_tokenizer(write(tmp_path / "shards", TEXTS["model"], lowercase), model)
+
+
+def test_a_run_keeps_its_tokenizer_and_once_begun_takes_no_shards_of_another(tmp_path, model):
+    run, other = tmp_path / "run/tokenizer", write(tmp_path / "other", TEXTS["other"])
+    keep_tokenizer(other, run, begun=False)
+    keep_tokenizer(model, run, begun=False)  # the first start was killed before it had saved anything
+    assert (run / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+    keep_tokenizer(model, run, begun=True)
+    with pytest.raises(DataError, match=r"not the tokenizer of the model .*run/tokenizer"):
+        keep_tokenizer(other, run, begun=True)
+    assert (run / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()

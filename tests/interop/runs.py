@@ -1,5 +1,6 @@
 """The folder of a run, made without training: a recipe, a checkpoint and records such as training writes."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def make_run(path: Path, model: ModelConfig, corpus: Path, weights: dict[str, Te
     recipe = load_recipe("yamls/main/nano.yaml")
     recipe = replace(recipe, model=model, data=replace(recipe.data, local=str(corpus)))
     run = RunFolder(path)
-    path.mkdir()
+    shutil.copytree(corpus / "tokenizer", run.tokenizer)
     run.recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(recipe)))
     state = {WEIGHTS + name: value for name, value in weights.items()} | items
     folder = checkpoint_folder(run, recipe)

@@ -1,6 +1,7 @@
 """An exported directory says what its model is, and can be made ready for a classifier."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -49,11 +50,25 @@ def test_the_card_tells_the_checkpoints_training_and_evaluation_and_nothing_late
     pretrained = NANO.stage_ends["pretrain"]
     assert f"| pretrain | {NANO.at(pretrained).update} | {pretrained:,} | 2 → 8 | 1,024 |" in card.text
     assert "| extend | 6 | 98,304 | 2 | 8,192 |" in card.text
+    assert (
+        "- pretrain: linear warm-up over 40,000 tokens, constant for 1,205,184; rows: 2, 4, 6 for 96 updates"
+        in card.text
+    )
+    assert "- extend: constant for 98,304\n" in card.text
     assert "| extend | 52.5% | 47.5% |" in card.text
     assert "5.5000" in card.text and "5.2500" in card.text and "1.0000" not in card.text
     assert "decay" not in card.text.replace("weight decay", "")
     assert "torch 2.7.0, at commit abc123; last started on 3 processes" in card.text
     assert str(tmp_path) not in card.text
+
+
+def test_a_run_is_exported_though_its_shards_and_their_tokenizer_are_gone(network, tokenizer_dir, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tokenizer_dir, corpus / "tokenizer")
+    made = make_run(tmp_path / "run", network.config, corpus, network.state_dict())
+    shutil.rmtree(corpus)
+    export_checkpoint(made.path, tmp_path / "out")
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (tokenizer_dir / "tokenizer.json").read_bytes()
 
 
 def test_an_earlier_checkpoints_card_has_no_evaluation_for_its_name(run, tmp_path):

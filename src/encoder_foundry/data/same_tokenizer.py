@@ -7,6 +7,7 @@ texts between [CLS] and [SEP], which rows are always.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -36,6 +37,25 @@ def check_same_tokenizer(shards: Path, model: Path) -> None:
     for step, does in CUTTING.items():
         if steps[step] != model_steps[step]:
             raise _other(shards, model, f"its {step}, which {does}, is another")
+
+
+def keep_tokenizer(shards: Path, run: Path, begun: bool) -> None:
+    """Copy the tokenizer of a run's shards to the run, which means the same by its ids to the end.
+
+    So a checkpoint is exported and evaluated wherever its run's folder is, and shards may be gone or prepared anew.
+
+    Args:
+        shards: the folder of their tokenizer.
+        run: the folder for it.
+        begun: the run has a checkpoint, so shards of another tokenizer are refused.
+
+    Raises:
+        DataError: they are of another.
+    """
+    if begun:
+        check_same_tokenizer(shards, run)
+    else:
+        shutil.copytree(shards, run, dirs_exist_ok=True)
 
 
 def _open(folder: Path) -> Tokenizer:

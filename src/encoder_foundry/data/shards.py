@@ -28,11 +28,11 @@ from encoder_foundry.data.rows import MANIFEST, Manifest, fingerprint
 from encoder_foundry.data.special_tokens import padded, special_ids
 from encoder_foundry.errors import DataError
 from encoder_foundry.recipe import Recipe
+from encoder_foundry.run_folder import TOKENIZER_FILES
 from encoder_foundry.wording import one_line
 
 CACHE_LOCK = ".in_use"  # and the name of the machine
 _locks: dict[Path, TextIO] = {}  # caches that this process has locked, until it ends
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | Non
 
     Args:
         path: a run, a checkpoint, an export, or any Hugging Face directory of a masked language model.
-        tokenizer: the folder of its tokenizer, if it is not in `path` or where the run's recipe says.
+        tokenizer: the folder of its tokenizer, if it is not in `path`.
         rope_theta: of a ModernBERT's global layers, in place of the one it was trained with.
 
     Raises:
@@ -237,7 +237,7 @@ def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | Non
         facts["variant"] = f"theta-{rope_theta:g}"
         network.model.rope_theta = rope_theta
     facts |= {"rope_theta": network.model.rope_theta, **_counted(network)}
-    folder = path if (path / CONFIG).is_file() else Path(find_trained_state(path).recipe.data.local, "tokenizer")
+    folder = path if (path / CONFIG).is_file() else find_trained_state(path).run.tokenizer
     opened = _open_tokenizer(folder if tokenizer is None else Path(tokenizer))
     return Ours(path, opened, network.to(device), facts | {"tokenizer": _told(opened)})
 

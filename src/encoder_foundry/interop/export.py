@@ -24,7 +24,7 @@ def export_checkpoint(path: str | Path, out_dir: str | Path, head: Head | None =
         open_checkpoint(state),
         state.recipe.model,
         state.rope_theta,
-        Path(state.recipe.data.local) / "tokenizer",
+        state.run.tokenizer,
         state.longest_row,
         Path(out_dir),
         run_card(state, head),

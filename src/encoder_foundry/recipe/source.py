@@ -45,8 +45,7 @@ def read_source(path: str | Path) -> Source:
         config, theta = from_huggingface(path)
         return Source(config, theta, read_config(path).get("max_position_embeddings"), path)
     state = find_trained_state(path)
-    tokenizer = Path(state.recipe.data.local) / "tokenizer"
-    return Source(state.recipe.model, state.rope_theta, state.longest_row, tokenizer)
+    return Source(state.recipe.model, state.rope_theta, state.longest_row, state.run.tokenizer)
 
 
 def fill_from_source(config: DictConfig) -> None:

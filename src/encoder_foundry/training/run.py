@@ -37,6 +37,7 @@ from encoder_foundry.callbacks.straggling_rank import StragglingRank
 from encoder_foundry.callbacks.throughput import Throughput
 from encoder_foundry.checkpoint_store import CheckpointStore, open_store
 from encoder_foundry.data.loaders import RunData, data_spec
+from encoder_foundry.data.same_tokenizer import keep_tokenizer
 from encoder_foundry.data.shards import TokenizerFacts
 from encoder_foundry.environment import environment
 from encoder_foundry.errors import StopRequested
@@ -139,6 +140,7 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
             return None
         print(f"{folder.path}: going on from {checkpoint.folder.name}, token {start.token:_}", flush=True)
     folder.path.mkdir(parents=True, exist_ok=True)
+    keep_tokenizer(Path(recipe.data.local) / "tokenizer", folder.tokenizer, begun=checkpoint is not None)
     write_whole(folder.recipe, OmegaConf.to_yaml(OmegaConf.structured(shown)))
     write_whole(folder.plan, json.dumps(start.plan.to_json(), indent=2) + "\n")
     write_whole(folder.environment, json.dumps(environment(), indent=2) + "\n")
