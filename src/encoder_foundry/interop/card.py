@@ -7,6 +7,7 @@ checkpoint. Folders of the machine, loggers and devices' names stay out of what 
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -63,6 +64,7 @@ def run_card(state: TrainedState, head: Head | None = None) -> str:
         f"{checkpoint.token:,} token slots (rows × row length) in {checkpoint.batch:,} updates"
         f"{_begun(recipe.init_from)}. Seed {recipe.seed}, precision `{recipe.precision}`.",
         _table(_stages(state.trained)),
+        "\n".join(f"- {line}" for line in _schedules(state.trained)),
         _settings(state),
         *_abandoned(state),
         "## Data",
@@ -152,8 +154,7 @@ def _stages(trained: tuple[Segment, ...]) -> Iterator[list[str]]:
         "weight decay",
         "mixture",
     ]
-    for stage in dict.fromkeys(segment.stage for segment in trained):
-        parts = [segment for segment in trained if segment.stage == stage]
+    for stage, parts in _by_stage(trained):
         first, last = parts[0], parts[-1]
         mixture = ", ".join(f"{source} {share:.0%}" for source, share in (last.mixture or {}).items())
         yield [
@@ -167,6 +168,32 @@ def _stages(trained: tuple[Segment, ...]) -> Iterator[list[str]]:
             _between(*(f"{segment.weight_decay:g}" for segment in (first, last))),
             mixture or "every row once an epoch",
         ]
+
+
+def _schedules(trained: tuple[Segment, ...]) -> Iterator[str]:
+    """The learning rate's course in every stage, as it was planned, and the batch sizes on the way to the last."""
+    for stage, parts in _by_stage(trained):
+        rate = parts[-1].learning_rate
+        constant = rate.end_token - rate.start_token - rate.warmup - rate.decay
+        said = [f"linear warm-up over {rate.warmup:,} tokens"] if rate.warmup else []
+        said += [f"constant for {constant:,}"] if constant else []
+        said += (
+            [f"`{rate.decay_shape}` decay over {rate.decay:,} to {rate.alpha_f:g} of the peak"] if rate.decay else []
+        )
+        updates: dict[int, int] = {}
+        for part in parts:
+            updates[part.rows] = updates.get(part.rows, 0) + part.updates
+        *ramp, last = updates
+        rows = [
+            f"{', '.join(f'{size:,}' for size in sizes)} for {count:,} updates each, "
+            for count, sizes in groupby(ramp, updates.__getitem__)
+        ]
+        yield f"{stage}: {', '.join(said)}" + (f"; rows: {''.join(rows)}then {last:,}" if ramp else "")
+
+
+def _by_stage(trained: tuple[Segment, ...]) -> Iterator[tuple[str, list[Segment]]]:
+    for stage in dict.fromkeys(segment.stage for segment in trained):
+        yield stage, [segment for segment in trained if segment.stage == stage]
 
 
 def _between(first: str, last: str) -> str:
