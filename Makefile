@@ -6,20 +6,20 @@ INSTALLED := .venv/.installed
 
 .PHONY: nano reference test test-long test-gpu bench lint format constraints clean
 
+# `make nano RUN=mine OVERRIDES='seed=3 …'` makes another.
+RUN := nano
 nano: $(INSTALLED)
 	$(BIN)/python data_prep yamls/data/nano.yaml
-	$(BIN)/composer -n 2 launch yamls/main/nano.yaml
-	$(BIN)/encoder-foundry export runs/nano runs/nano/export
-	$(BIN)/encoder-foundry summary runs/nano
-	$(BIN)/encoder-foundry report runs/nano
+	$(BIN)/composer -n 2 launch yamls/main/nano.yaml run_name=$(RUN) $(OVERRIDES)
+	$(BIN)/encoder-foundry export runs/$(RUN) runs/$(RUN)/export
+	$(BIN)/encoder-foundry summary runs/$(RUN)
+	$(BIN)/encoder-foundry report runs/$(RUN)
 
 # Five seeds of nano, which its report lays behind a run. 30 minutes on two cores.
-reference: $(INSTALLED)
-	$(BIN)/python data_prep yamls/data/nano.yaml
-	for seed in 17 18 19 20 21; do \
-		$(BIN)/composer -n 2 launch yamls/main/nano.yaml seed=$$seed run_name=nano-$$seed || exit; done
-	$(BIN)/encoder-foundry reference runs/nano-17 runs/nano-18 runs/nano-19 runs/nano-20 runs/nano-21 \
-		--out src/encoder_foundry/reporting/references/nano.json
+SEEDS := 17 18 19 20 21
+reference:
+	for seed in $(SEEDS); do $(MAKE) nano RUN=nano-$$seed OVERRIDES=seed=$$seed || exit; done
+	$(BIN)/encoder-foundry reference $(SEEDS:%=runs/nano-%) --out src/encoder_foundry/reporting/references/nano.json
 
 test: lint
 	$(BIN)/pytest

@@ -84,7 +84,7 @@ def find_reference(runs: list[Run], given: Path | None = None) -> dict | None:
 
 
 def recipe_digest(run: Run) -> str:
-    """Hexadecimal digits that follow from all that a run's curve follows from, but for its text and its seed."""
+    """Hexadecimal digits of what a run sets out to do: model, masking, optimizer and plan; not its text or its seed."""
     config = run.config
     model = {key: value for key, value in config.get("model", {}).items() if key != "attn_implementation"}
     what = [model, *(config.get(key) for key in ("masking", "optimizer", "init_from")), run.plan.get("segments")]
