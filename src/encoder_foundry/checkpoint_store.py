@@ -20,6 +20,7 @@ rank uploads the files that it wrote itself, so nodes need not share a disk.
 
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -217,7 +218,7 @@ class CheckpointStore:
         found = []
         for name in stored:
             place = name.removesuffix(COMPLETE)
-            if name == place or not name.startswith(CHECKPOINTS):
+            if not re.fullmatch(rf"{CHECKPOINTS}[\w-]+/{COMPLETE}", name):  # "..", too, may stand in a key
                 continue
             sizes = {part.removeprefix(place): size for part, size in stored.items() if part.startswith(place)}
             folder = self.folder.path / place

@@ -218,6 +218,8 @@ def check_complete(
     """
     try:
         content = json.loads(complete)
+        if outside := [name for name in content["files"] if Path(name).name != name or name == ".."]:
+            raise ValueError(f"lists a file outside of the checkpoint, {outside[0]!r}")
         sizes = {name: size_of(name) for name in content["files"]}
         if sizes != content["files"]:
             raise ValueError(f"its parts do not have the sizes that {COMPLETE} lists")

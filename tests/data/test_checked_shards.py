@@ -1,5 +1,6 @@
 """No row of a damaged shard is ever read; what can be had again is, and the rest is refused by name."""
 
+import json
 import logging
 import os
 import shutil
@@ -16,6 +17,7 @@ from encoder_foundry.data.checked_shards import CheckedShards
 from encoder_foundry.data.rows import Row, columns, encode_row, token_dtype
 from encoder_foundry.data.stream import Draw, TrainingStream, row_streams
 from encoder_foundry.errors import DataError
+from encoder_foundry.inspection.shards import ShardFolder
 
 from .conftest import ROW_LENGTH, ROWS, write_rows
 
@@ -89,6 +91,20 @@ def test_shards_with_a_column_that_would_be_unpickled_are_refused_and_it_is_not(
     with pytest.raises(DataError, match=r"index\.json: cannot be read: .*unsafe"):
         drawn(tmp_path)
     assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("form", ["raw_data", "zip_data"])
+@pytest.mark.parametrize("outside", ["../../../../planted.py", "/{tmp_path}/planted.py", "00000/../../planted.py"])
+def test_a_shard_that_its_index_would_have_written_outside_of_its_folder_is_refused(corpus, tmp_path, form, outside):
+    outside = outside.format(tmp_path=tmp_path)
+    index = shard(corpus).with_name("index.json")
+    content = json.loads(index.read_text())
+    content["shards"][0][form]["basename"] = outside
+    index.write_text(json.dumps(content))
+    for read in (drawn, lambda _: ShardFolder(index.parent)):
+        with pytest.raises(DataError, match=rf"^{index}: .* outside of its folder, '{outside}'"):
+            read(corpus)
+    assert not list(tmp_path.rglob("planted.py"))
 
 
 @pytest.mark.parametrize(("spoil", "says"), FAULTS)

@@ -44,7 +44,7 @@ from streaming.base.world import World
 from torch import distributed as dist
 
 from encoder_foundry.data.damage import damage_of
-from encoder_foundry.data.rows import SHARD_HASH
+from encoder_foundry.data.rows import SHARD_HASH, lies_inside
 from encoder_foundry.errors import DataError
 from encoder_foundry.wording import one_line
 
@@ -72,7 +72,10 @@ class CheckedStream(Stream):
             self._downloader.clean_up()  # else loader workers, which are forks, would share one connection
         except Exception as error:  # a broken file, any part of it missing, or a store's own error
             raise DataError(f"{index}: cannot be read: {one_line(error)}; {REMEDY}") from error
-        if any(SHARD_HASH not in info.hashes for shard in shards for info in (shard.raw_data, _stored(shard))):
+        files = [info for shard in shards for info in (shard.raw_data, _stored(shard))]
+        if outside := [info.basename for info in files if not lies_inside(info.basename)]:
+            raise DataError(f"{index}: names a shard outside of its folder, {outside[0]!r}; {REMEDY}")
+        if any(SHARD_HASH not in info.hashes for info in files):
             raise DataError(
                 f"{index}: has no {SHARD_HASH} hashes; prepare the data again with `python data_prep CONFIG`"
             )
@@ -166,8 +169,9 @@ class CheckedShards(StreamingDataset):
         if not blocking and shard_id in self._left_to_reader:
             return
         try:
-            with self._room(shard_id):
-                super().prepare_shard(shard_id, blocking)
+            with self._room(shard_id, blocking) as is_to_be_fetched:
+                if is_to_be_fetched:
+                    super().prepare_shard(shard_id, blocking)
         except DataError as error:
             self._shard_states[shard_id] = _ShardState.LOCAL  # else whoever waits for this process waits for ever
             if blocking:
@@ -176,25 +180,36 @@ class CheckedShards(StreamingDataset):
             log.warning(f"{error} (whoever reads a row of it will try again)")
 
     @contextmanager
-    def _room(self, shard_id: int) -> Iterator[None]:
-        """Keep room within the limit for a shard that is to be fetched; shards read longest ago make way for it."""
-        size = self.shards[shard_id].get_max_size()
+    def _room(self, shard_id: int, blocking: bool) -> Iterator[bool]:
+        """Keep room within the limit for a shard; those read longest ago make way for it.
+
+        False if it is here, or on its way and not to be waited for. That is found out under the same lock as room is
+        kept: what is here now may make way for another before Streaming looks, which would then fetch it beyond the
+        limit.
+        """
+        if not self._limit:
+            yield True
+            return
+        size, reserved = self.shards[shard_id].get_max_size(), 0
         lock = FileLock(self._cache_filelock_path)
-        reserved = None if self._limit else 0
-        while reserved is None:
+        while not reserved:
             with lock:
-                if self._shard_states[shard_id] != _ShardState.REMOTE:
-                    reserved = 0
+                state = self._shard_states[shard_id]
+                here = state == _ShardState.LOCAL and os.path.exists(self._paths[shard_id])
+                if here:
+                    self._shard_access_times[shard_id] = time.time_ns()
+                if here or (state == _ShardState.PREPARING and not blocking):
                     break
-                while self._limit < self.cache_usage + size and _ShardState.LOCAL in self._shard_states.numpy():
-                    self._evict_coldest_shard()
-                if self.cache_usage + size <= self._limit:
-                    reserved = size
-                    self.cache_usage += size
-                    break
-            time.sleep(TICK)  # all of it is taken by shards that others are fetching
+                if state != _ShardState.PREPARING:
+                    while self._limit < self.cache_usage + size and _ShardState.LOCAL in self._shard_states.numpy():
+                        self._evict_coldest_shard()
+                    if self.cache_usage + size <= self._limit:
+                        self.cache_usage += size
+                        reserved = size
+            if not reserved:
+                time.sleep(TICK)  # another fetches it, or all of the limit is taken by what others are fetching
         try:
-            yield
+            yield reserved > 0
         finally:
             if reserved:
                 with lock:

@@ -35,6 +35,11 @@ SPECIAL_TOKENS = {
 }
 
 
+def lies_inside(name: object) -> bool:
+    """Whether a file that an index of shards names is in its folder: it would be written wherever else that says."""
+    return isinstance(name, str) and not name.startswith("/") and ".." not in name.split("/")
+
+
 class Row(NamedTuple):
     """One row before it is stored."""
 

@@ -20,6 +20,7 @@ from streaming.base.format import FileInfo, reader_from_json
 from streaming.base.format.mds import MDSReader
 
 from encoder_foundry.data.damage import damage_of
+from encoder_foundry.data.rows import lies_inside
 from encoder_foundry.errors import DataError
 from encoder_foundry.inspection.corpus import INDEX, Folder
 from encoder_foundry.wording import one_line
@@ -70,7 +71,7 @@ class ShardFolder(Folder):
         remote: where what is not in the folder is fetched from.
 
     Raises:
-        DataError: its index is missing or broken, or has a column that would be unpickled.
+        DataError: its index is missing or broken, has a column that would be unpickled, or a shard outside.
     """
 
     def __init__(self, path: str | Path, remote: str | None = None):
@@ -80,6 +81,9 @@ class ShardFolder(Folder):
             readers = [reader_from_json(str(self.path), None, entry) for entry in content["shards"]]
             for reader in readers:
                 reader.validate(allow_unsafe_types=False)
+                names = [info.basename for info in (reader.raw_data, reader.zip_data) if info]
+                if outside := [name for name in names if not lies_inside(name)]:
+                    raise ValueError(f"names a shard outside of its folder, {outside[0]!r}")
         except DataError:
             raise
         except Exception as error:  # a broken file, any part of it missing

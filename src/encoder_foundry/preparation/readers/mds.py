@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from datatrove.data import Document
 
+from encoder_foundry.data.rows import lies_inside
 from encoder_foundry.errors import DataError
 from encoder_foundry.preparation import stores
 from encoder_foundry.preparation.readers import BadInput, Part, SourceConfig
@@ -68,7 +69,7 @@ def _shards(source: SourceConfig) -> list[dict]:
             reader = MDSReader.from_json("", None, shard)
             sizes = [info.bytes for info in (reader.raw_data, reader.zip_data) if info]
             names = [info.basename for info in (reader.raw_data, reader.zip_data) if info]
-            if not all(isinstance(size, int) for size in [*sizes, reader.samples]) or not all(map(_is_inside, names)):
+            if not all(isinstance(size, int) for size in [*sizes, reader.samples]) or not all(map(lies_inside, names)):
                 raise ValueError("sizes that are no numbers, or names outside of the folder")
             encodings = dict(zip(reader.column_names, reader.column_encodings, strict=True))
             check_column(column, encodings, index)
@@ -79,10 +80,6 @@ def _shards(source: SourceConfig) -> list[dict]:
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise DataError(f"{index}: not an index of MDS shards: {error!r}") from error
     return shards
-
-
-def _is_inside(name: object) -> bool:
-    return isinstance(name, str) and not name.startswith("/") and ".." not in name.split("/")
 
 
 def _documents(source: SourceConfig, shard: dict, bad: BadInput) -> Iterator[Document]:
