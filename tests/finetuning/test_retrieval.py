@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.finetuning import dense_retrieval, multi_vector
 from encoder_foundry.finetuning.code_search import code_search_pairs
 from encoder_foundry.finetuning.retrieval import finetune_retrieval
-from tests.retrieval import DOCUMENTS, QUERIES, write_pairs
+from tests.retrieval import DOCUMENTS, QUERIES, save_encoder, write_pairs
 
 
 @pytest.fixture
@@ -152,6 +153,14 @@ def test_texts_of_a_csv_are_taken_to_the_letter(keys, tmp_path):
     data.write_text("query,positive\n")
     with pytest.raises(DataError, match="there is not one row in it"):
         read_pairs(str(data), None)
+
+
+def test_a_model_with_too_few_embeddings_for_its_tokenizer_is_refused(tiny_encoder, keys, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_encoder, model)
+    save_encoder(model, vocab_size=20, hidden_size=32, max_position_embeddings=64)
+    with pytest.raises(DataError, match=r"has ids to \d+, and the model a vocabulary of 20: this is not its tokenizer"):
+        dense(keys, model=str(model))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from encoder_foundry.data.same_tokenizer import check_ids
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.finetuning.pairs import count_too_long, is_distillation, texts
 from encoder_foundry.recipe.loading import load_config, load_key
@@ -129,11 +130,7 @@ def load_retriever(path: str, kind: type["SentenceTransformer"], **arguments: An
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own
         raise DataError(f"{path}: cannot be loaded as an encoder: {one_line(error)}") from error
     model.model_card_data.local_files_only = True  # which ColBERT does not pass on
-    size = model[0].auto_model.get_input_embeddings().num_embeddings
-    if len(model.tokenizer) > size:
-        raise DataError(
-            f"{path}: the tokenizer has {len(model.tokenizer)} tokens and the model {size}: it is not this model's"
-        )
+    check_ids(model.tokenizer, "the model", model[0].auto_model.get_input_embeddings().num_embeddings)
     return model
 
 
