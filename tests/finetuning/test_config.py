@@ -6,6 +6,7 @@ import pytest
 
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.finetuning.config import load_finetune_config
+from encoder_foundry.finetuning.retrieval import RetrievalConfig, check
 
 FOLDER = Path(__file__).parents[2] / "yamls/finetune"
 
@@ -62,6 +63,9 @@ def test_the_folder_of_results_is_named_after_the_model():
         ("search.lr=[]", "'tasks.mine.search.lr': a list of numbers above 0 is wanted"),
         ("search.max_duration=[3]", "'tasks.mine.search.max_duration': a list of epochs or batches, as in 3ep"),
         ("seeds=[1,1]", "'seeds': at least one seed is wanted, and none twice"),
+        ("seeds=[1,-1]", "'seeds': numbers from 0 to 4294967295 are wanted, not [1, -1]"),
+        ("alpha_f=-3", "'alpha_f': a part of the peak is wanted, from 0 to 1, not -3.0"),
+        ("t_warmup=1dur", "'t_warmup': 0.06dur or the like is wanted, or 50ba, not '1dur'"),
         ("search_seeds=3", "'search_seeds': there are 2 seeds"),
         ("patience=2", "'patience': epochs or batches are wanted"),
         ("long_documents=drop", "'long_documents': truncate or refuse is wanted"),
@@ -73,6 +77,12 @@ def test_a_wrong_value_is_refused_by_its_key(write_yaml, override, complaint):
         load_finetune_config(write_yaml(), [override])
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("warmup", ["0dur", "0.0dur", ".06dur", "0.5dur"])
+def test_a_warm_up_is_the_same_part_of_the_whole_to_classifiers_and_retrievers(write_yaml, tmp_path, warmup):
+    assert load_finetune_config(write_yaml(), [f"t_warmup={warmup}"]).t_warmup == warmup
+    check(RetrievalConfig("dense_retrieval", "m", str(tmp_path / "out"), "1ep", 16, 1e-4, warmup))
 
 
 def test_a_run_folder_is_refused_with_the_command_that_exports_it(write_yaml, tmp_path):

@@ -211,6 +211,7 @@ def test_a_model_with_too_few_embeddings_for_its_tokenizer_is_refused(tiny_encod
         ({"data": "README.md"}, r"README\.md: a file ending in \.jsonl"),
         ({"out": "tests"}, "out: tests is there already"),
         ({"max_duration": "3"}, "max_duration: epochs or updates are wanted, such as 1ep or 500ba, not '3'"),
+        ({"seed": -1}, "seed: a number from 0 to 4294967295 is wanted, not -1"),
         ({"t_warmup": "5%"}, r"t_warmup: a part of the whole is wanted, such as 0\.05dur, not '5%'"),
         ({"global_train_batch_size": 1}, "the other rows are the negatives"),
         ({"max_seq_length": 65}, "max_seq_length: 3 to 64 for this model, not 65"),
