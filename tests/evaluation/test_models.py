@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.evaluation.models import Masked, open_model
 from tests.evaluation.corpus import texts
+from tests.permuted import permuted
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta", "modernbert"])
@@ -77,6 +78,13 @@ def test_theta_of_another_model_is_refused(model_of):
 def test_a_tokenizer_with_ids_beyond_the_models_vocabulary_is_refused(model_of):
     with pytest.raises(DataError, match=r"has ids to 383, and .* a vocabulary of 320: this is not its tokenizer"):
         open_model(model_of("bert", vocab_size=320))
+
+
+@pytest.mark.parametrize("family", ["modernbert", "bert"])
+def test_a_tokenizer_of_the_same_size_that_is_not_the_models_is_refused(model_of, tmp_path, family):
+    other = permuted(model_of(family), tmp_path / "other")
+    with pytest.raises(DataError, match=r"other: not the model's tokenizer: id \d+ is 'd', and 'b' to the model"):
+        open_model(model_of(family), tokenizer=str(other))
 
 
 def test_a_tokenizer_without_a_mask_is_refused(model_of, tmp_path):

@@ -5,27 +5,33 @@ from pathlib import Path
 import pytest
 
 from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.finetuning.config import load_finetune_config
+from encoder_foundry.finetuning.config import SearchConfig, load_finetune_config
+from encoder_foundry.finetuning.retrieval import RetrievalConfig, check
 
 FOLDER = Path(__file__).parents[2] / "yamls/finetune"
 
 
-def test_glue_has_its_nine_tasks_with_their_metrics():
+def test_glue_has_its_nine_tasks_with_their_metrics_and_the_search_of_the_modernbert_paper():
     config = load_finetune_config(FOLDER / "glue.yaml", ["model=m"])
-    metrics = {name: config.of(name).metrics for name in config.tasks}
-    assert metrics == {
-        **{name: ["accuracy"] for name in ("mnli", "sst2", "qnli", "rte", "wnli")},
-        **{name: ["accuracy", "f1"] for name in ("qqp", "mrpc")},
-        "cola": ["mcc"],
-        "stsb": ["spearman", "pearson"],
+    few, many = ["1ep", "2ep", "3ep"], ["2ep", "5ep", "10ep"]
+    table = {  # metrics, epochs, batch size, evaluated every, begins with the best of
+        "mnli": (["accuracy"], few, 48, "2300ba", None),
+        "sst2": (["accuracy"], few, 16, "500ba", None),
+        "qqp": (["accuracy", "f1"], many, 16, "2000ba", None),
+        "qnli": (["accuracy"], many, 16, "1000ba", None),
+        "cola": (["mcc"], many, 32, "250ba", None),
+        "mrpc": (["accuracy", "f1"], many, 32, "100ba", "mnli"),
+        "stsb": (["spearman", "pearson"], many, 32, "200ba", "mnli"),
+        "rte": (["accuracy"], few, 16, "100ba", "mnli"),
+        "wnli": (["accuracy"], few, 16, "1ep", None),
     }
-
-
-def test_a_task_of_glue_is_searched_as_in_the_modernbert_paper():
-    cola = load_finetune_config(FOLDER / "glue.yaml", ["model=m", "task=cola"]).of("cola").search
-    assert cola.lr == [1e-5, 3e-5, 5e-5, 8e-5]
-    assert cola.weight_decay == [1e-6, 5e-6, 8e-6, 1e-5]
-    assert cola.max_duration == ["2ep", "5ep", "10ep"]
+    assert list(config.tasks) == list(table)
+    for name, (metrics, epochs, batch, interval, start) in table.items():
+        task = config.of(name)
+        assert (task.metrics, task.eval_interval, task.init_from_task) == (metrics, interval, start), name
+        assert task.search == SearchConfig([1e-5, 3e-5, 5e-5, 8e-5], [1e-6, 5e-6, 8e-6, 1e-5], epochs, [batch]), name
+    assert (config.t_warmup, config.alpha_f, config.patience) == ("0.06dur", 0.0, "1ep")
+    assert (config.betas, config.eps, config.max_seq_len, config.seeds) == ([0.9, 0.98], 1e-6, 256, [1, 2, 3, 4, 5])
 
 
 def test_a_task_comes_after_the_one_that_it_starts_from():
@@ -62,6 +68,9 @@ def test_the_folder_of_results_is_named_after_the_model():
         ("search.lr=[]", "'tasks.mine.search.lr': a list of numbers above 0 is wanted"),
         ("search.max_duration=[3]", "'tasks.mine.search.max_duration': a list of epochs or batches, as in 3ep"),
         ("seeds=[1,1]", "'seeds': at least one seed is wanted, and none twice"),
+        ("seeds=[1,-1]", "'seeds': numbers from 0 to 4294967295 are wanted, not [1, -1]"),
+        ("alpha_f=-3", "'alpha_f': a part of the peak is wanted, from 0 to 1, not -3.0"),
+        ("t_warmup=1dur", "'t_warmup': 0.06dur or the like is wanted, or 50ba, not '1dur'"),
         ("search_seeds=3", "'search_seeds': there are 2 seeds"),
         ("patience=2", "'patience': epochs or batches are wanted"),
         ("long_documents=drop", "'long_documents': truncate or refuse is wanted"),
@@ -73,6 +82,12 @@ def test_a_wrong_value_is_refused_by_its_key(write_yaml, override, complaint):
         load_finetune_config(write_yaml(), [override])
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("warmup", ["0dur", "0.0dur", ".06dur", "0.5dur"])
+def test_a_warm_up_is_the_same_part_of_the_whole_to_classifiers_and_retrievers(write_yaml, tmp_path, warmup):
+    assert load_finetune_config(write_yaml(), [f"t_warmup={warmup}"]).t_warmup == warmup
+    check(RetrievalConfig("dense_retrieval", "m", str(tmp_path / "out"), "1ep", 16, 1e-4, warmup))
 
 
 def test_a_run_folder_is_refused_with_the_command_that_exports_it(write_yaml, tmp_path):

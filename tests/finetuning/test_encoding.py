@@ -12,6 +12,7 @@ from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.finetuning.config import load_finetune_config
 from encoder_foundry.finetuning.encoding import prepare
 from tests.finetuning.conftest import opinions, write_jsonl
+from tests.permuted import permuted
 
 
 @pytest.fixture
@@ -118,10 +119,12 @@ def test_a_model_without_a_tokenizer_is_refused(prepared, make_model, tokenizer_
     assert prepared(f"tokenizer={tokenizer_dir}", model=bare)["labels"] == ["bad", "good"]
 
 
-def test_a_tokenizer_of_another_model_is_refused(prepared, make_model):
-    assert "a vocabulary of 300: it is another model's" in refusal(prepared, model=make_model(vocab_size=300))
+def test_a_tokenizer_of_another_model_is_refused(prepared, make_model, model, tmp_path):
+    assert "a vocabulary of 300: this is not its tokenizer" in refusal(prepared, model=make_model(vocab_size=300))
     said = refusal(prepared, model=make_model(pad_token_id=7))
     assert "the tokenizer pads with 0" in said and "it is another model's" in said
+    said = refusal(prepared, f"tokenizer={permuted(model, tmp_path / 'other')}")
+    assert "other: not the model's tokenizer: id 70 is 'd', and 'b' to the model; leave out tokenizer=…" in said
 
 
 def test_long_documents_are_cut_and_counted_or_refused(prepared, tmp_path):

@@ -53,6 +53,19 @@ def test_a_data_set_saved_to_disk_gives_classes_by_their_names(tmp_path):
         read_split(data, "test")
 
 
+def test_a_single_data_set_saved_to_disk_is_told_from_one_with_splits(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path)
+    with pytest.raises(DataError, match="a single Dataset is saved there, without splits; save a DatasetDict that has"):
+        read_split(DataConfig(path=str(tmp_path)), "train")
+
+
+def test_a_broken_data_set_is_named(tmp_path):
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path)
+    next(tmp_path.glob("train/*.arrow")).write_bytes(b"x")
+    with pytest.raises(DataError, match=f"{tmp_path}: datasets cannot load it: "):
+        read_split(DataConfig(path=str(tmp_path)), "train")
+
+
 def test_a_folder_of_a_file_a_split_is_read_as_a_clone_of_the_hubs_glue(tmp_path):
     (tmp_path / "rte").mkdir()
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rte/train-00000-of-00001.parquet")

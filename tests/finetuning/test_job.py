@@ -75,12 +75,17 @@ def test_names_are_found_in_sentences(run, tmp_path):
 
 def test_the_model_saved_is_that_of_the_best_evaluation(run, opinion_files):
     """A rate that unlearns in the end: the score is that of the evaluation kept, and of the model on disk."""
-    folder, result = run("eval_interval=2ba", "search.lr=[3e-2]", "patience=6ba")
+    folder, result = run("eval_interval=2ba", "search.lr=[3e-2]")
     scores = [evaluation["metrics"]["accuracy"] for evaluation in result["evaluations"]]
     assert result["score"] == max(scores)
     assert result["best_batch"] == result["evaluations"][scores.index(max(scores))]["batch"]
-    assert result["batches"] == result["best_batch"] + 8 or result["batches"] == 18  # three evaluations without gain
     assert accuracy(folder / "model", opinion_files[1]) == pytest.approx(result["score"])
+
+
+def test_a_training_that_gains_nothing_for_longer_than_patience_is_ended(run):
+    """At a rate that changes no weight, of 18 batches: 10 is the first evaluation more than 6 after that at 2."""
+    _, result = run("eval_interval=2ba", "search.lr=[1e-12]", "patience=6ba")
+    assert (result["best_batch"], result["batches"]) == (2, 10)
 
 
 def test_a_seed_decides_everything(run):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.finetuning.leaderboard import best_point, point_name, print_leaderboard, summarise
 
 POINTS = [
@@ -54,27 +54,51 @@ def test_a_seed_that_diverged_is_counted_and_not_averaged(folder):
     assert summary["metrics"]["accuracy"] == {"mean": 0.95, "deviation": None}
 
 
-def test_a_leaderboard_has_the_best_model_first(folder, tmp_path):
-    for name, scores in (
-        ("worse", {"rte": 0.6, "cola": 0.3}),
-        ("better", {"rte": 0.7, "cola": 0.4}),
-        ("part", {"rte": 1}),
-    ):
-        (tmp_path / name).mkdir()
-        entries = [
-            {
-                **{"task": task, "base_model": name, "metric": "accuracy"},
-                "metrics": {"accuracy": {"mean": score, "deviation": 0.01}},
-            }
-            for task, score in scores.items()
-        ]
-        (tmp_path / name / "results.json").write_text(json.dumps(entries))
+def write_results(path: Path, scores: dict[str, dict[str, float]]) -> None:
+    """A search's results, by task and metric; the first metric chose the model."""
+    path.mkdir()
+    entries = [
+        {
+            **{"task": task, "base_model": path.name, "metric": next(iter(metrics))},
+            "metrics": {metric: {"mean": score, "deviation": 0.01} for metric, score in metrics.items()},
+        }
+        for task, metrics in scores.items()
+    ]
+    (path / "results.json").write_text(json.dumps(entries))
+
+
+def printed_leaderboard(folder: Path) -> list[str]:
     console = Console(file=io.StringIO(), width=100)
-    print_leaderboard([tmp_path], console)
-    lines = console.file.getvalue().splitlines()
-    rows = [line.split() for line in lines if "±" in line]
+    print_leaderboard([folder], console)
+    return console.file.getvalue().splitlines()
+
+
+def test_a_leaderboard_has_the_best_model_first(tmp_path):
+    write_results(tmp_path / "worse", {"rte": {"accuracy": 0.6}, "cola": {"accuracy": 0.3}})
+    write_results(tmp_path / "better", {"rte": {"accuracy": 0.7}, "cola": {"accuracy": 0.4}})
+    write_results(tmp_path / "part", {"rte": {"accuracy": 1}})
+    rows = [line.split() for line in printed_leaderboard(tmp_path) if "±" in line]
     assert [row[0] for row in rows] == ["better", "worse", "part"]
     assert rows[0] == ["better", "0.5500", "0.7000", "±", "0.0100", "0.4000", "±", "0.0100"]
+
+
+def test_a_task_whose_models_were_chosen_by_different_metrics_has_a_column_for_each(tmp_path):
+    write_results(tmp_path / "a", {"mine": {"accuracy": 0.9}, "rte": {"accuracy": 0.5}})
+    write_results(tmp_path / "b", {"mine": {"macro_f1": 0.6, "accuracy": 0.8}, "rte": {"accuracy": 0.4}})
+    lines = printed_leaderboard(tmp_path)
+    assert [line.split() for line in lines if "mine" in line] == [["mine", "mine", "rte"]]
+    assert [line.split() for line in lines if "mean" in line] == [["model", "mean", "accuracy", "macro_f1", "accuracy"]]
+    rows = [" ".join(line.split()) for line in lines if "±" in line]
+    assert rows == ["b 0.6000 0.8000 ± 0.0100 0.6000 ± 0.0100 0.4000 ± 0.0100", "a 0.9000 ± 0.0100 0.5000 ± 0.0100"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[{", "{}", "[]", "3", "[3]", '["a"]', '{"task": "rte"}', '[{"task": "rte"}]', "[{}]", "\xff"]
+)
+def test_broken_results_are_named_with_what_makes_them_anew(tmp_path, content):
+    (tmp_path / "results.json").write_text(content, encoding="latin-1")
+    with pytest.raises(DataError, match=r"/results\.json: is not as `finetune` writes it .*; remove it, and the same"):
+        print_leaderboard([tmp_path])
 
 
 def test_a_leaderboard_of_nothing_says_what_it_wants(tmp_path):

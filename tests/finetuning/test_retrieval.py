@@ -2,16 +2,21 @@
 
 import ast
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.finetuning import dense_retrieval, multi_vector
 from encoder_foundry.finetuning.code_search import code_search_pairs
+from encoder_foundry.finetuning.dense_retrieval import MiningConfig
 from encoder_foundry.finetuning.retrieval import finetune_retrieval
-from tests.retrieval import DOCUMENTS, QUERIES, write_pairs
+from tests.retrieval import DOCUMENTS, QUERIES, save_encoder, write_pairs
+
+DENSE = "yamls/finetune/dense_retrieval.yaml"
 
 
 @pytest.fixture
@@ -100,7 +105,7 @@ def test_a_microbatch_changes_the_memory_and_not_the_training(train, keys, tmp_p
 
 
 def test_hard_negatives_are_mined_or_given_and_not_both(keys, tmp_path, capsys):
-    dense(keys, max_duration="2ba", mine_hard_negatives={"num_negatives": 2})
+    dense(keys, max_duration="2ba", mine_hard_negatives=MiningConfig(num_negatives=2))
     assert "12 of 12 rows have 2 mined negatives" in capsys.readouterr().out
     given = write_pairs(tmp_path / "given.jsonl", negative_1=DOCUMENTS[::-1], negative_2=DOCUMENTS[3:] + DOCUMENTS[:3])
     other = {"data": given, "out": str(tmp_path / "other"), "max_duration": "2ba"}
@@ -108,7 +113,43 @@ def test_hard_negatives_are_mined_or_given_and_not_both(keys, tmp_path, capsys):
     mined, with_given = ((Path(o) / "metrics.jsonl").read_text() for o in (keys["out"], out))
     assert json.loads(mined.splitlines()[0])["loss"] != json.loads(with_given.splitlines()[0])["loss"]
     with pytest.raises(ConfigurationError, match=r"given\.jsonl has negatives already"):
-        dense(keys, **other | {"out": str(tmp_path / "third")}, mine_hard_negatives={"num_negatives": 2})
+        dense(keys, **other | {"out": str(tmp_path / "third")}, mine_hard_negatives=MiningConfig(num_negatives=2))
+
+
+def test_negatives_are_mined_as_the_yaml_says_as_far_as_there_are_documents(keys, tmp_path, capsys):
+    shared = [f"{key}={value}" for key, value in (keys | {"max_duration": "1ba", "max_seq_length": 16}).items()]
+    mining = "num_negatives: 3, range_min: 1, range_max: 100, sampling_strategy: random"
+    out = finetune_retrieval(DENSE, [*shared, f"mine_hard_negatives={{{mining}, model: {keys['model']}}}"])
+    assert "12 of 12 rows have 3 mined negatives" in capsys.readouterr().out
+    assert "range_max: 100" in (out / "finetune.yaml").read_text()
+    with pytest.raises(ConfigurationError, match=r"ask for 12 documents that are not a query's own; there are 11"):
+        finetune_retrieval(DENSE, [*shared, f"out={tmp_path / 'other'}", "mine_hard_negatives.num_negatives=12"])
+
+
+@pytest.mark.parametrize(
+    ("mining", "message"),
+    [
+        ("num_negatives=x", "': Value 'x' of type 'str' could not be converted to Integer"),
+        ("num_negative=2", "'; did you mean 'num_negatives'?"),
+        ("num_negatives=-1", ": a number from 0 on is wanted, not -1"),
+        ("num_negatives=0", ": 0, so none are mined, and yet other keys are given"),
+        ("batch_size=0", ": a number from 1 on is wanted, not 0"),
+        ("range_min=-1", ": a number from 0 on is wanted, not -1"),
+        ("range_max=2", ": 3 at least, range_min and num_negatives together, not 2"),
+        ("relative_margin=5", ": from 0 to below 1 is wanted, not 5.0"),
+        ("sampling_strategy=best", ": top or random is wanted, not 'best'"),
+    ],
+)
+def test_a_wrong_key_of_mining_is_refused(mining, message, keys):
+    sound = [f"{key}={value}" for key, value in keys.items()]
+    sound += ["mine_hard_negatives={num_negatives: 3, sampling_strategy: random}"]
+    with pytest.raises(ConfigurationError) as error:
+        finetune_retrieval(DENSE, [*sound, f"mine_hard_negatives.{mining}"])
+    assert f"mine_hard_negatives.{mining.partition('=')[0]}{message}" in str(error.value)
+
+
+def test_the_yaml_shows_every_key_of_mining_with_its_default():
+    assert yaml.safe_load(Path(DENSE).read_text())["mine_hard_negatives"] == vars(MiningConfig())
 
 
 def test_what_is_too_long_is_counted_or_refused(keys, capsys):
@@ -154,6 +195,14 @@ def test_texts_of_a_csv_are_taken_to_the_letter(keys, tmp_path):
         read_pairs(str(data), None)
 
 
+def test_a_model_with_too_few_embeddings_for_its_tokenizer_is_refused(tiny_encoder, keys, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_encoder, model)
+    save_encoder(model, vocab_size=20, hidden_size=32, max_position_embeddings=64)
+    with pytest.raises(DataError, match=r"has ids to \d+, and the model a vocabulary of 20: this is not its tokenizer"):
+        dense(keys, model=str(model))
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -162,10 +211,10 @@ def test_texts_of_a_csv_are_taken_to_the_letter(keys, tmp_path):
         ({"data": "README.md"}, r"README\.md: a file ending in \.jsonl"),
         ({"out": "tests"}, "out: tests is there already"),
         ({"max_duration": "3"}, "max_duration: epochs or updates are wanted, such as 1ep or 500ba, not '3'"),
+        ({"seed": -1}, "seed: a number from 0 to 4294967295 is wanted, not -1"),
         ({"t_warmup": "5%"}, r"t_warmup: a part of the whole is wanted, such as 0\.05dur, not '5%'"),
         ({"global_train_batch_size": 1}, "the other rows are the negatives"),
         ({"max_seq_length": 65}, "max_seq_length: 3 to 64 for this model, not 65"),
-        ({"mine_hard_negatives": {"negatives": 2}}, "mine_hard_negatives: unknown key 'negatives'"),
     ],
 )
 def test_a_wrong_key_is_refused(more, message, keys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from encoder_foundry.errors import ConfigurationError, FoundryError
 from encoder_foundry.finetuning.search import finetune
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]  # a job's imports alone are 15 seconds of a core
+LINE = re.compile(r"mine (\S+) (seed-\d+): .* (\d+) s$", re.MULTILINE)
 COMMAND = str(Path(sys.executable).parent / "encoder-foundry")
 
 
@@ -52,6 +54,15 @@ def test_it_ends_with_a_table_and_its_numbers_are_in_a_file(searched):
     assert f"accuracy {sum(scores) / 2:.4f} ±" in printed
     assert result["versions"]["mosaicml"] and result["examples"] == {"train": 96, "validation": 32}
     assert (Path(result["model"]) / "model.safetensors").is_file()
+
+
+def test_jobs_run_side_by_side(searched):
+    """Each job's start is its end, when its result was written, less the seconds that its line tells."""
+    _, folder, printed = searched
+    ends = [(folder / f"mine/{point}/{seed}/result.json").stat().st_mtime for point, seed, _ in LINE.findall(printed)]
+    starts = [end - int(seconds) for end, (_, _, seconds) in zip(ends, LINE.findall(printed), strict=True)]
+    assert len(ends) == 2
+    assert max(starts) + 2 < min(ends)  # one after the other: equal, but for the rounding of the seconds
 
 
 def test_a_finished_search_runs_no_job_again(searched):

@@ -15,6 +15,7 @@ from encoder_foundry.interop.flexbert import open_flexbert
 from encoder_foundry.interop.importing import import_model
 from tests.interop.flexbert import save_with_composer, settings_of
 from tests.model.peers import our_network, pack, their_logits, their_network
+from tests.permuted import permuted
 
 
 @pytest.fixture(scope="module", params=[10_000.0, 160_000.0], ids=["pretraining", "extension"])
@@ -43,6 +44,14 @@ def test_a_composer_checkpoint_comes_in_whole_with_what_it_says_of_itself(saved,
     assert theirs.config.max_position_embeddings == 512  # the tokenizer's, for want of another word
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("a j")["input_ids"] == [1, 5, 14, 2]
     assert path.name in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_tokenizer_that_is_not_the_files_own_is_refused(saved, tokenizer_dir, tmp_path):
+    _, path = saved
+    other = permuted(tokenizer_dir, tmp_path / "other")
+    with pytest.raises(DataError, match=rf"'d', and 'b' to the model; leave out --tokenizer: {path} has its own"):
+        import_model(path, tmp_path / "out", tokenizer=other)
+    import_model(path, tmp_path / "out", tokenizer=tokenizer_dir)
 
 
 def bare(network, path, rename=lambda name: name, **changes):

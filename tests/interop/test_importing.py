@@ -11,6 +11,7 @@ from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.interop import load_model, open_weights
 from encoder_foundry.interop.importing import import_model
 from tests.model.peers import our_network, pack, their_logits, their_network
+from tests.permuted import permuted
 
 NARROW = dict(hidden_size=32, intermediate_size=32, num_attention_heads=1, num_hidden_layers=2)
 
@@ -191,6 +192,14 @@ def test_what_is_no_modernbert_is_refused(tmp_path, tokenizer_dir):
     assert "model_type is 'bert', only 'modernbert'" in refused(tmp_path / "bert", tmp_path)
     assert "no config.json; import takes" in refused(tokenizer_dir, tmp_path)
     assert "no such file or folder" in refused(tmp_path / "nowhere", tmp_path)
+
+
+def test_a_tokenizer_that_is_not_the_sources_own_is_refused(source, tokenizer_dir, tmp_path):
+    import_model(source, tmp_path / "model", tokenizer=tokenizer_dir)
+    own, other = tmp_path / "model", permuted(tokenizer_dir, tmp_path / "other")
+    said = refused(own, tmp_path, tokenizer=other)
+    assert said.startswith(f"{other}: not the model's tokenizer: id 6 is 'd', and 'b' to the model; leave out --token")
+    import_model(own, tmp_path / "again", tokenizer=tokenizer_dir)
 
 
 def test_a_tokenizer_is_needed_and_the_source_is_not_written_over(source, tokenizer_dir, tmp_path):

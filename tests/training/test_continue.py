@@ -1,7 +1,6 @@
 """Continued pretraining, as yamls/main/continue.yaml has it: from CSV to a model that is better on its domain."""
 
 import csv
-import json
 import os
 import random
 import subprocess
@@ -25,6 +24,7 @@ from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.recipe import Recipe
 from encoder_foundry.run_folder import RunFolder
 from encoder_foundry.training.first_weights import check_init_from
+from tests.permuted import permuted
 
 from .conftest import REPOSITORY, WORDS, Tiny
 from .test_runs import command
@@ -125,13 +125,9 @@ def test_the_same_command_goes_on_though_the_model_is_gone(continued):
 
 
 def test_shards_of_another_tokenizer_are_refused_before_a_run_begins(continued, tmp_path):
-    content = json.loads((continued.folder / "data/tokenizer/tokenizer.json").read_text())
-    vocabulary = content["model"]["vocab"]
-    vocabulary["b"], vocabulary["d"] = vocabulary["d"], vocabulary["b"]
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer/tokenizer.json").write_text(json.dumps(content))
+    permuted(continued.folder / "data/tokenizer", tmp_path / "tokenizer")
     recipe = load_recipe(CONTINUE, [*overrides(continued), "run_name=other", f"data.local={tmp_path}"])
-    with pytest.raises(DataError, match=r"^'init_from': .*: id \d+ is 'd', and 'b' to the model"):
+    with pytest.raises(DataError, match=r"^'init_from': .*: id \d+ is 'd', and 'b' to the model; prepare the data "):
         check_init_from(recipe)
 
 

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from encoder_foundry.data.masking import Masking
 from encoder_foundry.data.rows import fingerprint
+from encoder_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.interop import load_model
 from encoder_foundry.interop.checkpoints import find_trained_state
@@ -82,12 +83,7 @@ class MaskedModel(ABC):
             raise DataError(
                 f"{tokenizer.name_or_path}: the tokenizer has no mask token; masks cannot be filled with it"
             )
-        largest = max(tokenizer.get_vocab().values())
-        if largest >= vocab_size:
-            raise DataError(
-                f"{tokenizer.name_or_path}: the tokenizer has ids to {largest}, and {path} a vocabulary of "
-                f"{vocab_size}: this is not its tokenizer"
-            )
+        check_ids(tokenizer, path, vocab_size)
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_truncation()
         self.backend.no_padding()
@@ -238,7 +234,7 @@ def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | Non
         network.model.rope_theta = rope_theta
     facts |= {"rope_theta": network.model.rope_theta, **_counted(network)}
     folder = path if (path / CONFIG).is_file() else find_trained_state(path).run.tokenizer
-    opened = _open_tokenizer(folder if tokenizer is None else Path(tokenizer))
+    opened = _open_tokenizer(folder, tokenizer)
     return Ours(path, opened, network.to(device), facts | {"tokenizer": _told(opened)})
 
 
@@ -254,12 +250,13 @@ def _open_theirs(path: Path, tokenizer: str | None, device: str) -> Theirs:
         raise DataError(
             f"{path}: has no masked-LM head (no tensor {sorted(loading['missing_keys'])[0]}), which this suite needs"
         )
-    opened = _open_tokenizer(path if tokenizer is None else Path(tokenizer))
+    opened = _open_tokenizer(path, tokenizer)
     facts = {"kind": model.config.model_type, **_counted(model), "tokenizer": _told(opened)}
     return Theirs(path, opened, model.eval().to(device), facts)
 
 
-def _open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def _open_tokenizer(own: Path, given: str | None) -> PreTrainedTokenizerFast:
+    folder = own if given is None else Path(given)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # as above
@@ -270,6 +267,7 @@ def _open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise DataError(
             f"{folder}: is no fast tokenizer (one with a tokenizer.json), which alone tells where tokens end"
         )
+    check_same_tokenizer(folder, own, f"leave out tokenizer=…: the model's own is in {own}")
     return tokenizer
 
 

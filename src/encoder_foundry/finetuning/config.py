@@ -20,6 +20,8 @@ METRICS = {  # by type of task; the first is what counts where none is given
     "token": ("entity_f1", "word_accuracy"),
 }
 TIME = re.compile(r"[1-9]\d*(ep|ba)")
+PART = re.compile(r"(0|0?\.\d+)dur")  # of the whole training
+MAX_SEED = 2**32 - 1  # numpy's and Composer's
 
 
 @dataclass
@@ -75,7 +77,7 @@ class FinetuneConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     eps: float = 1e-6
     t_warmup: str = "0.06dur"
-    alpha_f: float = 0.0  # the last learning rate as a multiple of the peak
+    alpha_f: float = 0.0  # the last learning rate as a part of the peak
     eval_interval: str = "1ep"
     patience: str | None = None  # EarlyStopper's: training ends when nothing was better for longer
     precision: str | None = None  # Composer's; amp_bf16 on a GPU and fp32 elsewhere if not given
@@ -143,6 +145,8 @@ def _problems(config: FinetuneConfig) -> Iterable[tuple[str, str]]:
         yield "model", f"{config.model} has no config.json; of a run, `encoder-foundry export` makes such a directory"
     if len(set(config.seeds)) < len(config.seeds) or not config.seeds:
         yield "seeds", "at least one seed is wanted, and none twice"
+    if not all(0 <= seed <= MAX_SEED for seed in config.seeds):
+        yield "seeds", f"numbers from 0 to {MAX_SEED} are wanted, not {config.seeds}"
     if not 1 <= config.search_seeds <= len(config.seeds):
         yield "search_seeds", f"there are {len(config.seeds)} seeds; a number from 1 to that is wanted"
     if config.max_seq_len is not None and config.max_seq_len < 3:
@@ -153,8 +157,10 @@ def _problems(config: FinetuneConfig) -> Iterable[tuple[str, str]]:
         yield "betas", f"two numbers from 0 to below 1 are wanted, not {config.betas}"
     if config.eps <= 0:
         yield "eps", f"a number above 0 is wanted, not {config.eps}"
-    if not re.fullmatch(r"0?\.\d+dur|\d+(ba|ep)", config.t_warmup):
+    if not PART.fullmatch(config.t_warmup) and not re.fullmatch(r"\d+(ba|ep)", config.t_warmup):
         yield "t_warmup", f"0.06dur or the like is wanted, or 50ba, not '{config.t_warmup}'"
+    if not 0 <= config.alpha_f <= 1:
+        yield "alpha_f", f"a part of the peak is wanted, from 0 to 1, not {config.alpha_f}"
     for key in ("eval_interval", "patience"):
         value = getattr(config, key)
         if value is not None and not TIME.fullmatch(value):

@@ -6,9 +6,10 @@ the same with a microbatch's memory and a second forward pass; ModernBERT's batc
 encoder's tokens are averaged to one vector.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.finetuning.pairs import read_pairs
@@ -26,7 +27,20 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
-MINING = ("model", "num_negatives", "range_min", "range_max", "relative_margin", "sampling_strategy", "batch_size")
+STRATEGIES = "top", "random"
+
+
+@dataclass
+class MiningConfig:
+    """Arguments of sentence-transformers' `mine_hard_negatives`, with its defaults but for the first."""
+
+    num_negatives: int = 0  # of each query; 0: none are mined
+    model: str | None = None  # a directory, by whose vectors the nearest are found; null: the model itself
+    range_min: int = 0  # so many of the nearest documents are passed over
+    range_max: int | None = None  # and none is taken from beyond these; null: as near as they are to be had
+    relative_margin: float | None = None  # 0.05: at most 95 % as similar as the query's own document
+    sampling_strategy: str = "top"  # or random, from among those in range
+    batch_size: int = 32  # texts that are encoded at a time
 
 
 @dataclass
@@ -34,7 +48,7 @@ class Config(RetrievalConfig):
     """The keys of a `task: dense_retrieval`."""
 
     max_seq_length: int = 256  # tokens of a query or document
-    mine_hard_negatives: dict[str, Any] = field(default_factory=dict)  # sentence-transformers' arguments; none: none
+    mine_hard_negatives: MiningConfig = field(default_factory=MiningConfig)
 
 
 def train(config: Config) -> Path:
@@ -48,9 +62,10 @@ def train(config: Config) -> Path:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
 
-    _check_mining(config)
+    mining = config.mine_hard_negatives
+    _check_mining(mining)
     rows = read_pairs(config.data, config.max_pairs)
-    if config.mine_hard_negatives and len(rows.column_names) > 2:
+    if mining.num_negatives and len(rows.column_names) > 2:
         raise ConfigurationError(f"mine_hard_negatives: {config.data} has negatives already")
     model = open_model(config, SentenceTransformer)
     if not 3 <= config.max_seq_length <= model.max_seq_length:
@@ -65,8 +80,8 @@ def train(config: Config) -> Path:
         rows,
         (("queries", True, "max_seq_length", length), ("documents", False, "max_seq_length", length)),
     )
-    if config.mine_hard_negatives:
-        rows = _mined(config, model, rows)
+    if mining.num_negatives:
+        rows = _mined(mining, model, rows)
     loss = (
         MultipleNegativesRankingLoss(model)
         if config.device_train_microbatch_size is None
@@ -75,20 +90,51 @@ def train(config: Config) -> Path:
     return fit(config, model, rows, loss)
 
 
-def _check_mining(config: Config) -> None:
-    if unknown := sorted(set(config.mine_hard_negatives) - set(MINING)):
-        raise ConfigurationError(f"mine_hard_negatives: unknown key '{unknown[0]}'; there are {', '.join(MINING)}")
+def _check_mining(mining: MiningConfig) -> None:
+    if not mining.num_negatives and mining != MiningConfig():
+        raise ConfigurationError(
+            "mine_hard_negatives.num_negatives: 0, so none are mined, and yet other keys are given"
+        )
+    for key, least in (("num_negatives", 0), ("batch_size", 1), ("range_min", 0)):
+        if getattr(mining, key) < least:
+            raise ConfigurationError(
+                f"mine_hard_negatives.{key}: a number from {least} on is wanted, not {getattr(mining, key)}"
+            )
+    least = mining.range_min + mining.num_negatives
+    if mining.range_max is not None and mining.range_max < least:
+        raise ConfigurationError(
+            f"mine_hard_negatives.range_max: {least} at least, range_min and num_negatives together, not "
+            f"{mining.range_max}"
+        )
+    if mining.relative_margin is not None and not 0 <= mining.relative_margin < 1:
+        raise ConfigurationError(
+            f"mine_hard_negatives.relative_margin: from 0 to below 1 is wanted, not {mining.relative_margin}"
+        )
+    if mining.sampling_strategy not in STRATEGIES:
+        raise ConfigurationError(
+            f"mine_hard_negatives.sampling_strategy: {' or '.join(STRATEGIES)} is wanted, not "
+            f"'{mining.sampling_strategy}'"
+        )
 
 
-def _mined(config: Config, model: "SentenceTransformer", rows: "Dataset") -> "Dataset":
+def _mined(mining: MiningConfig, model: "SentenceTransformer", rows: "Dataset") -> "Dataset":
     """The rows with negatives: the nearest documents that are not the query's own, by another model or this one."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives
 
-    options = dict(config.mine_hard_negatives)
-    miner = model
-    if path := options.pop("model", None):
-        miner = load_retriever(path, SentenceTransformer)
+    options = vars(mining).copy()
+    path = options.pop("model")
+    miner = model if path is None else load_retriever(path, SentenceTransformer)
+    own = max(Counter(rows["query"]).values())
+    others = len(set(rows["positive"])) - own
+    if mining.range_min + mining.num_negatives > others:
+        raise ConfigurationError(
+            f"mine_hard_negatives: num_negatives and range_min ask for {mining.range_min + mining.num_negatives:,} "
+            f"documents that are not a query's own; there are {others:,}"
+        )
+    # It looks for as many documents as these say, whether there are so many or not.
+    reach = mining.num_negatives * (1 if mining.relative_margin is None else 10)
+    options["range_max"] = min(mining.range_max or mining.range_min + reach + own, others)
     mined = mine_hard_negatives(rows, miner, output_format="n-tuple", verbose=False, **options)
     if not len(mined):
         raise ConfigurationError(

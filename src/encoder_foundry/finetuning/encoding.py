@@ -23,6 +23,7 @@ import xxhash
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from encoder_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.finetuning.config import FinetuneConfig, TaskConfig
 from encoder_foundry.finetuning.examples import Example, read_split
@@ -264,7 +265,7 @@ def _on_tokens(example: Example, text: str, offsets: list[tuple[int, int]], labe
 
 
 def load_tokenizer(path: str, model_path: str, model: PretrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
+    """The tokenizer at `path`, for a model that may have one of its own.
 
     Raises:
         DataError: there is none, or it is another model's.
@@ -279,11 +280,8 @@ def load_tokenizer(path: str, model_path: str, model: PretrainedConfig) -> PreTr
     if not tokenizer.is_fast or tokenizer.pad_token is None:
         what = "no pad_token" if tokenizer.is_fast else "no tokenizer.json, of a fast tokenizer"
         raise DataError(f"{path}: the tokenizer has {what}")
-    if len(tokenizer) > model.vocab_size:
-        raise DataError(
-            f"{path}: the tokenizer has {len(tokenizer):,} tokens, {model_path} a vocabulary of {model.vocab_size:,}: "
-            "it is another model's; give the folder of this one's: tokenizer=…"
-        )
+    check_same_tokenizer(Path(path), Path(model_path), f"leave out tokenizer=…: {model_path} has its own")
+    check_ids(tokenizer, model_path, model.vocab_size)
     if model.pad_token_id not in (None, tokenizer.pad_token_id):
         raise DataError(
             f"{path}: the tokenizer pads with {tokenizer.pad_token_id}, {model_path} with {model.pad_token_id}: it is "

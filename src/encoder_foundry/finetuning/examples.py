@@ -59,19 +59,21 @@ def _examples(data: DataConfig, split: str) -> Iterator[Example]:
     if not folder.is_dir():
         yield from _data_set(data, _from_hub(data, split), f"{data.path}: {split}")
     elif (folder / "dataset_dict.json").is_file():
-        import datasets
-
-        splits = datasets.load_from_disk(folder)
+        splits = _from_disk(folder)
         if split not in splits:
             raise DataError(f"{folder}: no split '{split}'; the splits there are {', '.join(splits)}")
         yield from _data_set(data, splits[split], f"{folder}: {split}")
+    elif (folder / "state.json").is_file():
+        raise DataError(
+            f"{folder}: a single Dataset is saved there, without splits; save a DatasetDict that has it as '{split}'"
+        )
     else:
         files = [*folder.glob(f"{split}.*"), *folder.glob(f"{split}-*")]
         files = sorted(file for file in files if file.suffix in READERS)
         if not files:
             raise DataError(
                 f"{folder}: no file of the split '{split}', such as {split}.csv, {split}.jsonl or {split}.parquet, and "
-                "it is no folder of save_to_disk"
+                "it is no folder of a DatasetDict's save_to_disk"
             )
         yield from _files(data, files)
 
@@ -190,6 +192,15 @@ def _check_columns(data: DataConfig, there: Iterable[str], where: str) -> None:
     for column in (*data.text, data.label):
         if column not in there:
             raise DataError(f"{where}: no column '{column}'; the columns there are {', '.join(map(str, there))}")
+
+
+def _from_disk(folder: Path) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_from_disk(folder)
+    except Exception as error:  # of arrow, of JSON and of the file system
+        raise DataError(f"{folder}: datasets cannot load it: {one_line(error)}") from None
 
 
 def _from_hub(data: DataConfig, split: str) -> Any:

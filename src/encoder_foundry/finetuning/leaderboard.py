@@ -14,8 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.wording import number
+from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.wording import number, one_line
 
 RESULTS = "results.json"
 POINT = ("lr", "weight_decay", "max_duration", "global_train_batch_size")
@@ -76,9 +76,25 @@ def write_json(path: Path, value: dict | list) -> None:
 
 
 def read_results(folder: Path) -> list[dict]:
-    """The entries of a search's folder, none if it has none yet."""
+    """The entries of a search's folder, none if it has none yet.
+
+    Raises:
+        DataError: its file is not as it was written.
+    """
     file = folder / RESULTS
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    if not file.is_file():
+        return []
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if not results:
+            raise ValueError("it is empty")
+        _cells = [(one["task"], one["base_model"], _cell(one["metrics"][one["metric"]])) for one in results]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{file}: is not as `finetune` writes it ({type(error).__name__}: {one_line(error)}); remove it, and the "
+            "same `finetune` makes it anew from the jobs that are done"
+        ) from None
+    return results
 
 
 def print_results(results: Iterable[dict], console: Console | None = None) -> None:
@@ -97,32 +113,35 @@ def print_results(results: Iterable[dict], console: Console | None = None) -> No
 
 
 def print_leaderboard(folders: Sequence[Path], console: Console | None = None) -> None:
-    """Print a row a model and a column a task, best first, from the results in these folders and below them.
+    """Print a row a model, best first, and a column a task, from the results in these folders and below them.
+
+    A task whose models were chosen by different metrics has a column for each. The mean is over all columns, for models
+    that have all.
 
     Raises:
         ConfigurationError: there are none.
+        DataError: a file of results is broken.
     """
     found = sorted({path.parent for folder in folders for path in folder.rglob(RESULTS)})
     if not found:
         raise ConfigurationError(f"{', '.join(map(str, folders))}: no {RESULTS} there, as `finetune` writes it")
     rows = {folder: {result["task"]: result for result in read_results(folder)} for folder in found}
     tasks = list(dict.fromkeys(task for row in rows.values() for task in row))
-    metrics = {task: next(row[task]["metric"] for row in rows.values() if task in row) for task in tasks}
+    columns = dict.fromkeys((task, row[task]["metric"]) for task in tasks for row in rows.values() if task in row)
+    reached = {
+        folder: [row[task]["metrics"].get(metric) if task in row else None for task, metric in columns]
+        for folder, row in rows.items()
+    }
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold")
     table.add_column("mean", justify="right")
-    for task in tasks:
-        table.add_column(f"{task}\n{metrics[task]}", justify="right")
-    means = {
-        folder: statistics.mean(row[task]["metrics"][metrics[task]]["mean"] for task in tasks)
-        for folder, row in rows.items()
-        if row.keys() == metrics.keys()
-    }
+    for task, metric in columns:
+        table.add_column(f"{task}\n{metric}", justify="right")
+    means = {folder: statistics.mean(value["mean"] for value in row) for folder, row in reached.items() if all(row)}
     for folder in sorted(rows, key=lambda folder: -means.get(folder, -1.0)):
-        row = rows[folder]
-        cells = [_cell(row[task]["metrics"][metrics[task]]) if task in row else "" for task in tasks]
+        cells = ["" if value is None else _cell(value) for value in reached[folder]]
         mean = f"{means[folder]:.4f}" if folder in means else ""
-        table.add_row(next(iter(row.values()))["base_model"], mean, *cells)
+        table.add_row(next(iter(rows[folder].values()))["base_model"], mean, *cells)
     (console or Console()).print(table)
 
 

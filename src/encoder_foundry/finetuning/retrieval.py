@@ -17,7 +17,9 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from encoder_foundry.data.same_tokenizer import check_ids
 from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.finetuning.config import LONG_DOCUMENTS, MAX_SEED, PART
 from encoder_foundry.finetuning.pairs import count_too_long, is_distillation, texts
 from encoder_foundry.recipe.loading import load_config, load_key
 from encoder_foundry.wording import number, one_line
@@ -68,13 +70,16 @@ def check(config: RetrievalConfig) -> None:
             raise ConfigurationError(f"{key}: a number from 1 on is wanted, not {value}")
     if config.global_train_batch_size < 2:
         raise ConfigurationError("global_train_batch_size: the other rows are the negatives, so 2 at least, not 1")
-    for key, choices in (("long_documents", ("truncate", "refuse")), ("precision", ("amp_bf16", "fp32"))):
+    for key, choices in (("long_documents", LONG_DOCUMENTS), ("precision", ("amp_bf16", "fp32"))):
         if getattr(config, key) not in choices:
             raise ConfigurationError(f"{key}: {' or '.join(choices)} is wanted, not '{getattr(config, key)}'")
     if config.lr <= 0:
         raise ConfigurationError(f"lr: more than 0 is wanted, not {config.lr}")
+    if not 0 <= config.seed <= MAX_SEED:
+        raise ConfigurationError(f"seed: a number from 0 to {MAX_SEED} is wanted, not {config.seed}")
+    if not PART.fullmatch(config.t_warmup):
+        raise ConfigurationError(f"t_warmup: a part of the whole is wanted, such as 0.05dur, not '{config.t_warmup}'")
     _duration(config.max_duration)
-    _part(config.t_warmup)
 
 
 def open_model(config: RetrievalConfig, kind: type["SentenceTransformer"], **arguments: Any) -> "SentenceTransformer":
@@ -129,11 +134,7 @@ def load_retriever(path: str, kind: type["SentenceTransformer"], **arguments: An
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own
         raise DataError(f"{path}: cannot be loaded as an encoder: {one_line(error)}") from error
     model.model_card_data.local_files_only = True  # which ColBERT does not pass on
-    size = model[0].auto_model.get_input_embeddings().num_embeddings
-    if len(model.tokenizer) > size:
-        raise DataError(
-            f"{path}: the tokenizer has {len(model.tokenizer)} tokens and the model {size}: it is not this model's"
-        )
+    check_ids(model.tokenizer, "the model", model[0].auto_model.get_input_embeddings().num_embeddings)
     return model
 
 
@@ -194,7 +195,7 @@ def fit(
         max_steps=-1 if unit == "ep" else int(amount),
         per_device_train_batch_size=config.global_train_batch_size,
         learning_rate=config.lr,
-        warmup_ratio=_part(config.t_warmup),
+        warmup_ratio=float(config.t_warmup.removesuffix("dur")),
         bf16=config.precision == "amp_bf16",
         use_cpu=model.device.type == "cpu",
         seed=config.seed,
@@ -235,16 +236,6 @@ def _duration(text: str) -> tuple[float, str]:
     if not 0 < amount < float("inf") or unit not in ("ep", "ba") or (unit == "ba" and amount % 1):
         raise ConfigurationError(f"max_duration: epochs or updates are wanted, such as 1ep or 500ba, not '{text}'")
     return amount, unit
-
-
-def _part(text: str) -> float:
-    try:
-        part = float(text.removesuffix("dur")) if text.endswith("dur") else -1.0
-    except ValueError:
-        part = -1.0
-    if not 0 <= part < 1:
-        raise ConfigurationError(f"t_warmup: a part of the whole is wanted, such as 0.05dur, not '{text}'")
-    return part
 
 
 def is_retrieval(path: str | Path) -> bool:

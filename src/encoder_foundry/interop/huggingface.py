@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, ModernBertConfig, PreTrainedTokenizerBase
 
+from encoder_foundry.data.same_tokenizer import check_ids
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.interop.heads import Head
 from encoder_foundry.interop.weights import DECODER, Weights, load_network
@@ -179,8 +180,7 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
     for token in ("pad_token", "cls_token", "sep_token", "mask_token"):
         if getattr(tokenizer, token) is None:
             raise DataError(f"{path}: the tokenizer has no {token}")
-    if len(tokenizer) > config.vocab_size:
-        raise DataError(f"{path}: {len(tokenizer)} tokens do not fit a model with a vocabulary of {config.vocab_size}")
+    check_ids(tokenizer, "the model", config.vocab_size)
     return tokenizer
 
 

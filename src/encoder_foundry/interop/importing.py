@@ -9,6 +9,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from encoder_foundry.data.same_tokenizer import check_same_tokenizer
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.interop.card import import_card
 from encoder_foundry.interop.flexbert import open_flexbert
@@ -24,7 +25,8 @@ def import_model(
         source: a transformers ModernBERT directory, or a `.pt` checkpoint of ModernBERT's training code.
         out_dir: made if need be; an earlier export or import there is replaced.
         recipe: the YAML that a `.pt` was trained by; where Composer saved the model's configuration, not needed.
-        tokenizer: a directory with the model's tokenizer, if it is not in `source`, or another is wanted.
+        tokenizer: a directory with the model's tokenizer, if it is not in `source`; one with other ids than the
+            source's own is refused.
 
     Raises:
         FoundryError: `source` holds no such model, or one that our encoder has no part for; the first key that differs.
@@ -53,6 +55,7 @@ def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
         raise ConfigurationError(
             f"{tokenizer}: no tokenizer.json; give --tokenizer, the folder of the model's tokenizer"
         )
+    check_same_tokenizer(tokenizer, source, f"leave out --tokenizer: {source} has its own")
     written = read_config(source)
     longest = written.get("max_position_embeddings")
     if not isinstance(longest, int) or longest < 1:
@@ -66,15 +69,14 @@ def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
 def _import_flexbert(source: Path, out_dir: Path, recipe: Path | None, tokenizer: str | Path | None) -> None:
     opened = open_flexbert(source, recipe)
     with tempfile.TemporaryDirectory() as folder:
-        if tokenizer is None:
-            tokenizer = folder
-            for name in TOKENIZER_FILES:
-                if name in opened.tokenizer:
-                    (Path(folder) / name).write_text(opened.tokenizer[name], encoding="utf-8")
-            if "tokenizer.json" not in opened.tokenizer:
-                raise ConfigurationError(
-                    f"{source}: has no tokenizer in it; give --tokenizer, the folder of the model's"
-                )
+        for name in TOKENIZER_FILES:
+            if name in opened.tokenizer:
+                (Path(folder) / name).write_text(opened.tokenizer[name], encoding="utf-8")
+        if tokenizer is not None:
+            check_same_tokenizer(Path(tokenizer), Path(folder), f"leave out --tokenizer: {source} has its own")
+        elif "tokenizer.json" not in opened.tokenizer:
+            raise ConfigurationError(f"{source}: has no tokenizer in it; give --tokenizer, the folder of the model's")
+        tokenizer = tokenizer or folder
         longest = opened.max_seq_len or _longest(Path(tokenizer), source)
         sentence = f"Imported from `{source.name}`, a checkpoint of ModernBERT's training code (FlexBERT, by Composer)."
         card = import_card(out_dir.name, opened.config, opened.rope_theta, longest, sentence, opened.clock)

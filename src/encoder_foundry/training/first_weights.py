@@ -49,11 +49,11 @@ def check_init_from(recipe: Recipe) -> None:
     if folder.newest_checkpoint(elsewhere=[] if store is None else store.checkpoints()) is None:
         _open_source(recipe, recipe.init_from)
         tokenizer = read_source(recipe.init_from).tokenizer
-        if (tokenizer / "tokenizer.json").is_file():
-            try:
-                check_same_tokenizer(Path(recipe.data.local) / "tokenizer", tokenizer)
-            except DataError as error:
-                raise DataError(f"'init_from': {recipe.init_from}: {error}") from error
+        remedy = f"prepare the data again with tokenizer.path={tokenizer}"
+        try:
+            check_same_tokenizer(Path(recipe.data.local) / "tokenizer", tokenizer, remedy)
+        except DataError as error:
+            raise DataError(f"'init_from': {recipe.init_from}: {error}") from error
 
 
 def _open_source(recipe: Recipe, path: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
