@@ -7,6 +7,7 @@ from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.recipe import load_recipe
 from encoder_foundry.recipe.plan import Plan, Segment, plan_in_force, set_rollback
 from encoder_foundry.recipe.schema import Recipe
+from encoder_foundry.redaction import redacted
 from encoder_foundry.run_folder import Rollback, RunFolder
 
 # What every update depends on, so that a run that has begun keeps it.
@@ -29,6 +30,11 @@ class Change:
         return f"{self.key}: {self.before} → {self.after}"
 
 
+def without_secrets(recipe: Recipe) -> Recipe:
+    """A recipe as it is written down and shown."""
+    return replace(recipe, loggers=redacted(recipe.loggers, asdict(recipe)))
+
+
 def changes_of_run(folder: RunFolder, recipe: Recipe) -> list[Change]:
     """What a recipe changes of the one that a run was last started with; nothing, if it has not saved any checkpoint.
 
@@ -40,7 +46,7 @@ def changes_of_run(folder: RunFolder, recipe: Recipe) -> list[Change]:
     if newest is None:
         return []
     try:
-        return check_changes(load_recipe(folder.recipe), recipe, folder.rollbacks(), newest.token)
+        return check_changes(load_recipe(folder.recipe), without_secrets(recipe), folder.rollbacks(), newest.token)
     except ConfigurationError as error:
         raise ConfigurationError(f"{folder.path}: {error} (the run's recipe is {folder.recipe})") from error
 

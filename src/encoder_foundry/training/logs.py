@@ -3,6 +3,7 @@
 import faulthandler
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
@@ -13,6 +14,7 @@ from encoder_foundry.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 _file: TextIO | None = None
+_recipe: dict | None = None  # whose secrets are kept out
 
 
 def start_logs(recipe: Recipe) -> None:
@@ -20,7 +22,8 @@ def start_logs(recipe: Recipe) -> None:
 
     A resumed run appends to what is there.
     """
-    global _file
+    global _file, _recipe
+    _recipe = asdict(recipe)
     folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name).logs
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / f"rank{_rank()}.log", encoding="utf-8")
@@ -33,7 +36,7 @@ def start_logs(recipe: Recipe) -> None:
 
 class _WithoutSecrets(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        return redacted(super().format(record), _recipe)
 
 
 def log_failure(error: Exception) -> str:
@@ -44,11 +47,11 @@ def log_failure(error: Exception) -> str:
     """
     log.critical("this rank ends", exc_info=error)
     if isinstance(error, (FoundryError, OSError)):
-        return redacted(str(error))
+        return redacted(str(error), _recipe)
     # that of a loader's worker process has its traceback for a message
     said = [line for line in str(error).splitlines() if line.strip()] or [""]
     line = said[-1].strip() if "Traceback" in str(error) else f"{type(error).__name__}: {said[0]}"
-    return f"rank {_rank()}: {redacted(line)}\ntraceback: {_file.name if _file else 'not kept'}"
+    return f"rank {_rank()}: {redacted(line, _recipe)}\ntraceback: {_file.name if _file else 'not kept'}"
 
 
 def log_where_it_stands(why: str) -> None:

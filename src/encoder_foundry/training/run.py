@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -48,10 +48,9 @@ from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.optim.decay_groups import decay_groups
 from encoder_foundry.optim.stable_adamw import StableAdamW
 from encoder_foundry.recipe import Plan, Recipe
-from encoder_foundry.recipe.changes import changes_of_run
+from encoder_foundry.recipe.changes import changes_of_run, without_secrets
 from encoder_foundry.recipe.plan import Rollback, named_tokens, plan_in_force, set_rollback
 from encoder_foundry.recipe.schema import StageConfig
-from encoder_foundry.redaction import redacted
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, write_whole
 from encoder_foundry.training.first_weights import first_weights
 from encoder_foundry.training.loggers import loggers
@@ -131,9 +130,8 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
     folder.tidy_up()
     rollbacks, checkpoint = folder.rollbacks(), folder.newest_checkpoint()
     start = Start(plan_in_force(recipe, rollbacks), rollbacks, checkpoint)
-    shown = replace(recipe, loggers=redacted(recipe.loggers, asdict(recipe)))
     if checkpoint is not None:
-        for change in changes_of_run(folder, shown):
+        for change in changes_of_run(folder, recipe):
             print(f"changed since the last start: {change}")
         if start.token == start.plan.total_tokens:
             print(f"{folder.path}: finished, all {start.token:_} tokens; nothing to do")
@@ -141,7 +139,7 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
         print(f"{folder.path}: going on from {checkpoint.folder.name}, token {start.token:_}", flush=True)
     folder.path.mkdir(parents=True, exist_ok=True)
     keep_tokenizer(Path(recipe.data.local) / "tokenizer", folder.tokenizer, begun=checkpoint is not None)
-    write_whole(folder.recipe, OmegaConf.to_yaml(OmegaConf.structured(shown)))
+    write_whole(folder.recipe, OmegaConf.to_yaml(OmegaConf.structured(without_secrets(recipe))))
     write_whole(folder.plan, json.dumps(start.plan.to_json(), indent=2) + "\n")
     write_whole(folder.environment, json.dumps(environment(), indent=2) + "\n")
     return start

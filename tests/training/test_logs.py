@@ -1,0 +1,30 @@
+"""What goes into a rank's log and from there to the terminal."""
+
+import logging
+
+import pytest
+
+from encoder_foundry.errors import FoundryError
+from encoder_foundry.recipe import load_recipe
+from encoder_foundry.redaction import REDACTED
+from encoder_foundry.training import logs
+
+SECRET = "planted0planted0"
+
+
+@pytest.mark.parametrize("kind", [FoundryError, ValueError])
+def test_a_secret_of_the_recipe_that_an_error_repeats_is_neither_logged_nor_said(monkeypatch, tmp_path, kind):
+    """As pydantic does with the value of a key that wandb.Settings does not know."""
+    misspelt = f"loggers.wandb.init_kwargs.settings.apikey={SECRET}"
+    recipe = load_recipe("yamls/main/nano.yaml", [f"runs_folder={tmp_path}", misspelt])
+    monkeypatch.setattr(logging, "basicConfig", lambda handlers, **_: logs.log.addHandler(handlers[0]))
+    monkeypatch.setattr(logging, "captureWarnings", lambda _: None)
+    monkeypatch.setattr(logs.faulthandler, "enable", lambda _: None)
+    monkeypatch.setattr(logs, "_recipe", None)
+    monkeypatch.setattr(logs, "_file", None)
+    logs.start_logs(recipe)
+    said = logs.log_failure(kind(f"extra inputs are not permitted, input_value='{SECRET}'"))
+    logs.log.removeHandler(logs.log.handlers[-1])
+    assert f"input_value='{REDACTED}'" in said and SECRET not in said
+    written = (tmp_path / "nano/logs/rank0.log").read_text()
+    assert f"{kind.__name__}: extra inputs" in written and SECRET not in written
