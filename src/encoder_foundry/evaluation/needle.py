@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.errors import DataError
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.results import Headline, Result, Row
 from encoder_foundry.evaluation.suites import TextSuiteConfig
@@ -92,9 +92,6 @@ def run(path: Path, config: Config) -> Result:
     """
     from encoder_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
 
-    for key in ("windows", "needles", "nearest"):
-        if getattr(config, key) < 1:
-            raise ConfigurationError(f"{key}: {getattr(config, key)} is not at least 1")
     texts = held_out(config.data, config.documents, config.seed, at_least=config.at_least)
     model = open_model(path, config.tokenizer, config.rope_theta)
     size = model.longest(config.longest)

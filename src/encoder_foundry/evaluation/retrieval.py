@@ -6,7 +6,7 @@ other name is a benchmark or a task of mteb, whose data comes from the Hugging F
 The intervals are over queries, each of which is drawn by itself; corpora are as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder_foundry.errors import ConfigurationError, DataError, NeedsNetwork
+from encoder_foundry.errors import DataError, NeedsNetwork
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
 from encoder_foundry.evaluation.suites import SuiteConfig
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 METRIC = "nDCG@10"
 OFFLINE = "code_search"
+SHORTEST = 4  # tokens to which a text is cut: of a multi-vector model three are special ones
 
 
 @dataclass(kw_only=True)
@@ -42,16 +43,24 @@ class Config(SuiteConfig):
     long_documents: str  # texts over that length, or the query's: truncate, with a count, or refuse
     batch_size: int
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if not self.tasks:
+            yield "tasks", f"at least one is wanted, such as {OFFLINE}"
+        if self.max_seq_length is not None and self.max_seq_length < SHORTEST:
+            yield "max_seq_length", f"a number from {SHORTEST} on is wanted, not {self.max_seq_length}"
+        if self.long_documents not in LONG_DOCUMENTS:
+            yield "long_documents", f"{' or '.join(LONG_DOCUMENTS)} is wanted, not '{self.long_documents}'"
+
 
 def run(model: Path, config: Config) -> Result:
     """Evaluate a directory, a run or a checkpoint.
 
     Raises:
         NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
-        ConfigurationError: no such task, or a key out of range.
+        ConfigurationError: no such task, or the model takes less than max_seq_length.
         DataError: no model is there, or texts are too long and long_documents is refuse.
     """
-    _check(config)
     if online := [name for name in config.tasks if name != OFFLINE]:
         check_hub(f"{', '.join(online)}: the data has to be fetched ({OFFLINE} needs no network)")
     check_installed("mteb", "sentence_transformers")
@@ -108,17 +117,6 @@ def draw(figure, results: Sequence[Result]) -> str:
         for name, of_model in zip(names, found, strict=True)
     )
     return f"{METRIC} of retrieval. {every}."
-
-
-def _check(config: Config) -> None:
-    if not config.tasks:
-        raise ConfigurationError(f"tasks: at least one is wanted, such as {OFFLINE}")
-    for key in ("max_pairs", "batch_size"):
-        value = getattr(config, key)
-        if value is not None and value < 1:
-            raise ConfigurationError(f"{key}: a number from 1 on is wanted, not {value}")
-    if config.long_documents not in LONG_DOCUMENTS:
-        raise ConfigurationError(f"long_documents: '{config.long_documents}' is neither of {', '.join(LONG_DOCUMENTS)}")
 
 
 def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list[str]) -> "list[Part]":

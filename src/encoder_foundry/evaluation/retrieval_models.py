@@ -108,8 +108,8 @@ def _multi_vector(path: Path, max_seq_length: int | None) -> Retriever:
 
 
 def _check_length(length: int, longest: int) -> None:
-    if not 4 <= length <= longest:
-        raise ConfigurationError(f"max_seq_length: 4 to {longest:,} for this model, not {length}")
+    if length > longest:
+        raise ConfigurationError(f"max_seq_length: {longest:,} at most for this model, not {length}")
 
 
 class LateInteraction(MultiVectorSearchEncoderWrapper):
