@@ -33,10 +33,10 @@ def found(monkeypatch, tmp_path) -> Result:
         "encoder_foundry.finetuning.search.finetune",
         lambda path, overrides: asked.append((path, overrides)) or [RESULT],
     )
-    result = glue.run(tmp_path, glue.Config(suite="glue", finetune="a.yaml", tasks=["mine"], out=str(tmp_path / "out")))
+    result = glue.run(tmp_path, glue.Config(suite="glue", finetune="a.yaml", task=["mine"], out=str(tmp_path / "out")))
     result.model = {"name": "m"}
     assert asked == [
-        ("a.yaml", [f"model={tmp_path}", f"out={tmp_path}/out/{tmp_path.name}/glue/finetune", "task=[mine]"])
+        ("a.yaml", [f"model={tmp_path}", f"out={tmp_path}/out/{tmp_path.name}/glue/finetune", 'task=["mine"]'])
     ]
     return result
 

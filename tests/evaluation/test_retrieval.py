@@ -112,7 +112,7 @@ def test_public_sets_are_refused_at_once_without_a_network(config, no_network):
         NeedsNetwork,
         match=r"BEIR, MLDR: the data has to be fetched \(code_search needs no network\); .* cannot be reached",
     ):
-        retrieval.run(Path("not looked at"), replace(config, tasks=["code_search", "BEIR", "MLDR"]))
+        retrieval.check(Path("not looked at"), replace(config, tasks=["code_search", "BEIR", "MLDR"]))
     assert time.monotonic() - start < 10
     assert no_network
 
@@ -123,9 +123,9 @@ def test_a_public_set_that_is_not_in_the_cache_needs_the_network(code_encoder, c
     with pytest.raises(NeedsNetwork, match="SciFact: its data cannot be had"):
         retrieval.run(code_encoder, replace(config, tasks=["SciFact"]))
     with pytest.raises(ConfigurationError, match="mteb has no benchmark or task 'SciFakt'"):
-        retrieval.run(code_encoder, replace(config, tasks=["SciFakt"]))
+        retrieval.check(code_encoder, replace(config, tasks=["SciFakt"]))
     with pytest.raises(ConfigurationError, match="STS12 is no retrieval but STS"):
-        retrieval.run(code_encoder, replace(config, tasks=["STS12"]))
+        retrieval.check(code_encoder, replace(config, tasks=["STS12"]))
 
 
 def test_the_names_of_papers_are_found_in_mteb():

@@ -32,7 +32,7 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
 
     Raises:
         ConfigurationError: no such suite, key or model; before anything is measured.
-        NeedsNetwork: a suite would have to fetch something.
+        NeedsNetwork: a suite would have to fetch something; before anything is measured, too.
         FoundryError: a suite cannot be measured on a model.
     """
     found = find_suites(suites, overrides)
@@ -44,6 +44,10 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
             raise ConfigurationError(
                 f"{path}: another model is called {name_of(path)}, too; give one of them another name"
             )
+    for path in paths:
+        for suite in found:
+            if suite.check is not None:
+                suite.check(path, suite.config)
     console = Console(highlight=False)
     results = []
     for path in paths:

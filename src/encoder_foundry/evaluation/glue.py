@@ -5,10 +5,12 @@ Offline the tasks are those that every Python installation has in it, with a net
 where it ended. Intervals are Student's over the seeds: what another seed would give, not what other texts would.
 """
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row, results_folder
 from encoder_foundry.evaluation.suites import SuiteConfig
@@ -21,27 +23,33 @@ class Config(SuiteConfig):
     """The keys of `yamls/eval/glue.yaml`."""
 
     finetune: str  # a YAML for classifiers, with its grid and its seeds
-    tasks: list[str]  # of it; empty: all
+    task: Any = None  # one of its tasks, or several; null: as it says, which is all if it says none
+
+
+def check(model: Path, config: Config) -> None:
+    """Look at the fine-tuning's own YAML.
+
+    Raises:
+        ConfigurationError: naming the file and the key.
+        NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
+    """
+    from encoder_foundry.finetuning.search import load_search
+
+    load_search(config.finetune, _overrides(model, config))
 
 
 def run(model: Path, config: Config) -> Result:
     """Fine-tune a directory, a run or a checkpoint on each task.
 
     Raises:
-        NeedsNetwork: a task's data has to be fetched, and cannot be.
         FoundryError: as `finetune`.
     """
     from encoder_foundry.finetuning.search import finetune
     from encoder_foundry.interop.export import export_checkpoint
 
-    folder = results_folder(model, config.out) / config.suite
-    directory = model
-    if not (model / "config.json").is_file():
-        directory = folder / "model"
+    if (directory := _directory(model, config)) != model:
         export_checkpoint(model, directory)
-    given = [f"model={directory}", f"out={folder / 'finetune'}"]
-    given += [f"task=[{','.join(config.tasks)}]"] if config.tasks else []
-    found = finetune(config.finetune, given)
+    found = finetune(config.finetune, _overrides(model, config))
     rows = [_row(result) for result in found]
     headlines = [
         Headline(f"{result['task']} {result['metric']}", row.measures[result["metric"]], lower_is_better=False)
@@ -78,6 +86,21 @@ def draw(figure, results: Sequence[Result]) -> str:
         for model, of_model in zip(models, found, strict=True)
     )
     return f"What fine-tuning reached. {every}."
+
+
+def _folder(model: Path, config: Config) -> Path:
+    return results_folder(model, config.out) / config.suite
+
+
+def _directory(model: Path, config: Config) -> Path:
+    """What is fine-tuned: the model, or the export that is made of a run or a checkpoint."""
+    return model if (model / "config.json").is_file() else _folder(model, config) / "model"
+
+
+def _overrides(model: Path, config: Config) -> list[str]:
+    """What is said here in place of the fine-tuning's YAML."""
+    task = [] if config.task is None else [f"task={json.dumps(config.task)}"]
+    return [f"model={_directory(model, config)}", f"out={_folder(model, config) / 'finetune'}", *task]
 
 
 def _row(result: dict) -> Row:

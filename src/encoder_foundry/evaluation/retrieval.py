@@ -53,17 +53,32 @@ class Config(SuiteConfig):
             yield "long_documents", f"{' or '.join(LONG_DOCUMENTS)} is wanted, not '{self.long_documents}'"
 
 
+def check(_: Path, config: Config) -> None:
+    """See that tasks are there, by their names, and can be fetched.
+
+    Raises:
+        NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
+        ConfigurationError: no such task.
+    """
+    online = [name for name in config.tasks if name != OFFLINE]
+    if online:
+        check_hub(f"{', '.join(online)}: the data has to be fetched ({OFFLINE} needs no network)")
+    check_installed("mteb", "sentence_transformers")
+    if online:
+        from encoder_foundry.evaluation.retrieval_tasks import find_tasks  # and mteb: seconds
+
+        for name in online:
+            find_tasks(name)
+
+
 def run(model: Path, config: Config) -> Result:
     """Evaluate a directory, a run or a checkpoint.
 
     Raises:
-        NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
+        NeedsNetwork: a task's data is not in the cache, and cannot be fetched.
         ConfigurationError: no such task, or the model takes less than max_seq_length.
         DataError: no model is there, or texts are too long and long_documents is refuse.
     """
-    if online := [name for name in config.tasks if name != OFFLINE]:
-        check_hub(f"{', '.join(online)}: the data has to be fetched ({OFFLINE} needs no network)")
-    check_installed("mteb", "sentence_transformers")
     from datasets.utils.logging import disable_progress_bar
 
     from encoder_foundry.evaluation.retrieval_models import open_retriever

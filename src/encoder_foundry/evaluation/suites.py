@@ -7,9 +7,11 @@ A suite is a module with three names in it:
 - `draw(figure, results: Sequence[Result]) -> str`: its picture of one model or of several beside each other, on a
   matplotlib Figure, and what is to be seen in it, in words.
 
-A suite that has to fetch something raises `NeedsNetwork` before it does anything else. What is wrong with the values of
-its keys its `Config` knows, and is asked here, before anything is loaded; no suite looks at them again.
-`yamls/eval/<suite>.yaml` is a suite with its defaults; any other YAML names its suite under the key `suite`.
+It may have a fourth, `check(model: Path, config: Config)`, called for every model and suite before the first of them is
+measured: it raises `NeedsNetwork` if something has to be fetched and cannot be, and refuses what another file says.
+What is wrong with the values of its own keys its `Config` knows, and is asked here, before anything is loaded; no suite
+looks at them again. `yamls/eval/<suite>.yaml` is a suite with its defaults; any other YAML names its suite under the
+key `suite`.
 """
 
 import math
@@ -83,6 +85,7 @@ class Suite:
     name: str
     config: SuiteConfig
     run: Callable[[Path, SuiteConfig], "Result"]
+    check: Callable[[Path, SuiteConfig], None] | None  # none: there is nothing that could be missing
 
 
 def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Suite]:
@@ -107,7 +110,7 @@ def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Sui
     for (path, module), own in zip(modules.items(), keys, strict=True):
         config = load_config(path, module.Config, [one for one in overrides if meant(one, own)])
         refuse(path, config.problems())
-        found.append(Suite(config.suite, config, module.run))
+        found.append(Suite(config.suite, config, module.run, getattr(module, "check", None)))
     return found
 
 
