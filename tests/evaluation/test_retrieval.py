@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from encoder_foundry.errors import ConfigurationError, DataError, NeedsNetwork
 from encoder_foundry.evaluation import retrieval
-from encoder_foundry.evaluation.results import Result
+from encoder_foundry.evaluation.results import Measure, Result
 from encoder_foundry.evaluation.suites import find_suites
 from encoder_foundry.finetuning import dense_retrieval, multi_vector
 from encoder_foundry.finetuning.code_search import code_search_pairs
@@ -149,6 +150,8 @@ def test_a_benchmarks_mean_is_over_its_tasks_and_not_over_all_queries(config):
     measure = retrieval._measure([[part(1, 1), part(0, 0, 0, 0)], [part(1, 0)]], config)
     assert measure.value == (0.5 + 0.5) / 2
     assert (measure.low, measure.high) == (0.25, 0.75)  # both queries of the last task wrong, or right
+    nothing = retrieval._measure([[part(*[0] * 40)], [part(*[0] * 50)]], config)
+    assert nothing == Measure(0.0, 0.0, pytest.approx(binomtest(0, 40).proportion_ci().high))
 
 
 def test_a_length_that_the_model_does_not_take_is_refused(code_encoder, config):

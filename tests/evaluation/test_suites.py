@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
+from scipy.stats import binomtest
 
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.evaluation import context, masked_lm, needle
 from encoder_foundry.evaluation.models import MaskedModel, open_model
+from encoder_foundry.evaluation.results import Measure
 from encoder_foundry.evaluation.suites import find_suites
 from encoder_foundry.evaluation.texts import held_out
 
@@ -221,6 +223,14 @@ def test_a_needle_stands_twice_far_apart_and_its_other_name_is_another(model_of,
             assert one.distance >= 64
             assert len(one.other) == size
             assert one.other != one.tokens
+
+
+def test_where_no_name_is_found_it_is_told_of_how_many_documents(model_of, corpus):
+    names, gain, _ = measured("needle", model_of("modernbert"), corpus, *NEEDLE).headlines
+    assert names.measure.value == gain.measure.value == 0
+    most = binomtest(0, 4).proportion_ci().high
+    assert names.measure == Measure(0.0, 0.0, pytest.approx(most))
+    assert gain.measure == Measure(0.0, pytest.approx(-most), pytest.approx(most))
 
 
 def test_needles_are_told_by_distance_and_by_depth(model_of, corpus):

@@ -19,7 +19,10 @@ from encoder_foundry.evaluation.pictures import draw
 from encoder_foundry.evaluation.results import FOLDER, PICTURE, Result, name_of, results_folder
 from encoder_foundry.evaluation.suites import Suite, find_suites
 
-PACKAGES = ("encoder-foundry", "torch", "transformers", "tokenizers", "numpy", "scipy", "mteb", "sentence-transformers")
+PACKAGES = (
+    *("encoder-foundry", "torch", "transformers", "tokenizers", "numpy", "scipy"),
+    *("mteb", "sentence-transformers", "pylate"),
+)
 
 
 def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[str] = ()) -> list[Result]:

@@ -22,6 +22,7 @@ from encoder_foundry.finetuning.config import LONG_DOCUMENTS
 from encoder_foundry.wording import power
 
 LOSS, ACCURACY, BYTE = "loss", "accuracy", "loss a byte"
+WITHIN = {ACCURACY: (0.0, 1.0)}  # a loss may be anything
 
 
 @dataclass(kw_only=True)
@@ -108,7 +109,7 @@ def run(path: Path, config: Config) -> Result:
         headlines=[
             Headline("loss (nats a token)", every[LOSS], True, units[LOSS]),
             Headline("loss (nats a byte)", every[BYTE], True, units[BYTE]),
-            Headline("accuracy", every[ACCURACY], False, units[ACCURACY]),
+            Headline("accuracy", every[ACCURACY], False, units[ACCURACY], WITHIN[ACCURACY]),
         ],
         notes=notes,
         facts={"documents_cut": len(cut), "tokens_left_out": sum(cut)},
@@ -135,7 +136,7 @@ def _row(label: str, of: Sequence[_Of], config: Config) -> Row:
     for name in (LOSS, ACCURACY, BYTE):
         sums = {one.text.id: one.sums(name) for one in of}
         if any(denominator for _, denominator in sums.values()):
-            measures[name] = bootstrap.ratio(sums, config.resamples, config.seed)
+            measures[name] = bootstrap.ratio(sums, config.resamples, config.seed, WITHIN.get(name))
     return Row(labels, measures)
 
 

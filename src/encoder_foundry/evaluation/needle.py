@@ -34,6 +34,8 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,}")
 MOST_TOKENS = 4  # of a name
 QUARTERS = ("0–25 %", "25–50 %", "50–75 %", "75–100 %")
 FOUND, REPLACED, SAVED = "found", "found if replaced", "loss saved"
+WITHIN = {FOUND: (0.0, 1.0), REPLACED: (0.0, 1.0)}  # a loss may be anything
+OF_GAIN = -1.0, 1.0  # found, less found if replaced
 
 
 @dataclass(kw_only=True)
@@ -124,8 +126,14 @@ def run(path: Path, config: Config) -> Result:
         | {"windows": len(windows), "needles": len(asked)},
         rows=rows,
         headlines=[
-            Headline("names found", every[FOUND], False, units[FOUND]),
-            Headline("… because of the far place", bootstrap.ratio(gain, config.resamples, config.seed), False, gain),
+            Headline("names found", every[FOUND], False, units[FOUND], WITHIN[FOUND]),
+            Headline(
+                "… because of the far place",
+                bootstrap.ratio(gain, config.resamples, config.seed, OF_GAIN),
+                False,
+                gain,
+                OF_GAIN,
+            ),
             Headline("loss saved by it (nats a token)", every[SAVED], False, units[SAVED]),
         ],
         notes=[
@@ -231,7 +239,7 @@ def _groups(asked: Sequence[Asked]) -> list[tuple[str, list[Asked]]]:
 
 def _row(label: str, of: Sequence[Asked], config: Config) -> Row:
     measures = {
-        measure: bootstrap.ratio(_units(of, measure), config.resamples, config.seed)
+        measure: bootstrap.ratio(_units(of, measure), config.resamples, config.seed, WITHIN.get(measure))
         for measure in (FOUND, REPLACED, SAVED)
     }
     return Row({"needles by": label, "needles": len(of)}, measures)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from encoder_foundry.errors import DataError, NeedsNetwork
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
-from encoder_foundry.evaluation.suites import SuiteConfig
+from encoder_foundry.evaluation.suites import ResampledConfig
 from encoder_foundry.finetuning.config import LONG_DOCUMENTS
 from encoder_foundry.finetuning.pairs import count_too_long
 from encoder_foundry.finetuning.retrieval import check_installed
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from encoder_foundry.evaluation.retrieval_tasks import Part, Watched
 
 METRIC = "nDCG@10"
+WITHIN = 0.0, 1.0
 OFFLINE = "code_search"
 SHORTEST = 4  # tokens to which a text is cut: of a multi-vector model three are special ones
 
 
 @dataclass(kw_only=True)
-class Config(SuiteConfig):
+class Config(ResampledConfig):
     """The keys of `yamls/eval/retrieval.yaml`."""
 
     tasks: list[str]  # code_search, and benchmarks or tasks of mteb
@@ -105,7 +106,7 @@ def run(model: Path, config: Config) -> Result:
             )
             rows.append(_row(f"{name}, mean", queries, documents, measure))
         units = {query: (score, 1.0) for query, score in parts[0].scores.items()} if len(parts) == 1 else {}
-        headlines.append(Headline(f"{name} {METRIC}", measure, lower_is_better=False, units=units))
+        headlines.append(Headline(f"{name} {METRIC}", measure, lower_is_better=False, units=units, within=WITHIN))
     parameters = sum(parameter.numel() for parameter in retriever.library.parameters())
     known = {"kind": retriever.kind, "parameters": parameters, "document_length": retriever.document_length}
     return Result("retrieval", "retrieval", known, {}, data, rows, headlines, notes)
@@ -182,12 +183,15 @@ def _row(name: str, queries: int, documents: int, measure: Measure) -> Row:
 
 def _measure(tasks: "Sequence[Sequence[Part]]", config: Config) -> Measure:
     """The mean over tasks of the mean over their parts of the mean over queries."""
-    values, resampled = [], []
+    values, resampled, fewest = [], [], min(len(part.scores) for parts in tasks for part in parts)
     for parts in tasks:
         scores = [np.array(list(part.scores.values())) for part in parts]
         values.append(np.mean([of_part.mean() for of_part in scores]))
         resampled.append(np.mean([_resampled(of_part, config) for of_part in scores], axis=0))
-    return bootstrap.interval(float(np.mean(values)), np.mean(resampled, axis=0))
+    value = float(np.mean(values))
+    if value in WITHIN:  # all queries alike
+        return bootstrap.unanimous(value, fewest, WITHIN)
+    return bootstrap.interval(value, np.mean(resampled, axis=0))
 
 
 def _resampled(scores: NDArray[np.float64], config: Config) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 A suite is a module with three names in it:
 
-- `Config`, a dataclass that builds on `SuiteConfig` or `TextSuiteConfig`: the keys of its YAML;
+- `Config`, a dataclass that builds on `SuiteConfig` or one of those below it: the keys of its YAML;
 - `run(model: Path, config: Config) -> Result`: measures; it neither prints nor writes;
 - `draw(figure, results: Sequence[Result]) -> str`: its picture of one model or of several beside each other, on a
   matplotlib Figure, and what is to be seen in it, in words.
@@ -47,8 +47,6 @@ class SuiteConfig:
     """What every suite takes. A field without a default has to be given in a YAML."""
 
     suite: str  # by which a YAML says whose keys these are
-    seed: int = 0  # of whatever is drawn at random, the bootstrap included
-    resamples: int = 1000  # of the bootstrap
     out: str | None = None  # the folder for results; null: the run's `evaluations`, or `evaluations` here
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -62,8 +60,16 @@ class SuiteConfig:
                 yield key, f"a number from {least} on is wanted, not {value}"
 
 
+@dataclass
+class ResampledConfig(SuiteConfig):
+    """What a suite takes whose intervals are the bootstrap's."""
+
+    seed: int = 0  # of whatever is drawn at random, the bootstrap included
+    resamples: int = 1000  # of the bootstrap
+
+
 @dataclass(kw_only=True)
-class TextSuiteConfig(SuiteConfig):
+class TextSuiteConfig(ResampledConfig):
     """What a suite takes that masks held-out documents."""
 
     data: str  # a folder that `python data_prep` wrote
