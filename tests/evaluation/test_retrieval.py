@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import StaticEmbedding
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from encoder_foundry.errors import ConfigurationError, DataError, NeedsNetwork
 from encoder_foundry.evaluation import retrieval
@@ -77,8 +79,6 @@ def found(result: Result) -> list[float]:
 
 def test_a_plain_encoder_is_averaged_and_its_ndcg_is_that_of_its_vectors(code_encoder, config, no_network):
     result = retrieval.run(code_encoder, config)
-    from sentence_transformers import SentenceTransformer
-
     model = SentenceTransformer(str(code_encoder), device="cpu")
     pairs = code_search_pairs("test")[:PAIRS]
     queries, documents = (model.encode([getattr(pair, of) for pair in pairs]) for of in ("query", "document"))
@@ -157,6 +157,31 @@ def test_a_benchmarks_mean_is_over_its_tasks_and_not_over_all_queries(config):
 def test_a_length_that_the_model_does_not_take_is_refused(code_encoder, config):
     with pytest.raises(ConfigurationError, match="max_seq_length: 256 at most for this model, not 10000"):
         retrieval.run(code_encoder, replace(config, max_seq_length=10_000))
+
+
+def test_a_file_is_no_model_and_is_refused(config, tmp_path):
+    (tmp_path / "model.pt").write_text("")
+    with pytest.raises(ConfigurationError, match=r"model\.pt: no complete checkpoint"):
+        retrieval.run(tmp_path / "model.pt", config)
+
+
+def test_a_model_of_relative_positions_takes_texts_of_any_length_or_of_the_length_that_is_asked_for(
+    code_encoder, config, tmp_path
+):
+    AutoTokenizer.from_pretrained(code_encoder, model_max_length=int(1e30)).save_pretrained(tmp_path)
+    T5EncoderModel(T5Config(vocab_size=2048, d_model=16, num_layers=1, num_heads=2, d_ff=16)).save_pretrained(tmp_path)
+    whole, cut = (retrieval.run(tmp_path, replace(config, max_seq_length=length)) for length in (None, 64))
+    assert whole.model["document_length"] is None
+    assert len(whole.notes) == 1
+    assert cut.notes[-1].endswith(f"of {PAIRS} documents are longer than 64 tokens, and cut there")
+    assert whole.headlines[0].units != cut.headlines[0].units
+
+
+def test_what_is_no_transformer_is_refused_by_its_name(code_encoder, config, tmp_path):
+    tokenizer = Tokenizer.from_file(str(code_encoder / "tokenizer.json"))
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu").save(str(tmp_path))
+    with pytest.raises(DataError, match="begins with a StaticEmbedding, where a transformer is wanted"):
+        retrieval.run(tmp_path, config)
 
 
 @pytest.mark.long

@@ -167,6 +167,8 @@ def _too_long(watched: "Watched", retriever: "Retriever", config: Config) -> lis
         ("queries", True, retriever.query_length),
         ("documents", False, retriever.document_length),
     ):
+        if length is None:
+            continue
         over, all_texts = count_too_long(retriever.library.tokenizer, watched.texts(queries), length - retriever.marks)
         if over:
             name = watched.task.metadata.name
