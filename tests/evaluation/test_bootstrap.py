@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from encoder_foundry.evaluation import bootstrap
+from encoder_foundry.evaluation.results import Measure
 
 
 def _documents(generator: np.random.Generator, count: int) -> dict[str, tuple[float, float]]:
@@ -45,8 +47,30 @@ def test_a_difference_is_over_the_documents_that_both_have():
     assert bootstrap.difference(ours, {"c": (1.0, 1.0)}, 100, 0) is None
 
 
-def test_where_no_document_differs_no_interval_is_told():
+def test_where_no_document_differs_and_nothing_bounds_what_others_have_no_interval_is_told():
     assert bootstrap.ratio({"a": (0.0, 5.0), "b": (0.0, 7.0)}, 100, 0).low is None
+
+
+@pytest.mark.parametrize(("found", "value"), [(0.0, 0.0), (7.0, 1.0)])
+def test_nothing_found_or_everything_ends_where_clopper_and_pearson_say_of_so_many_documents(found, value):
+    documents = {str(number): (found, 7.0) for number in range(40)} | {"empty": (0.0, 0.0)}
+    measure = bootstrap.ratio(documents, 100, 0, (0.0, 1.0))
+    theirs = binomtest(int(40 * value), 40).proportion_ci()
+    assert (measure.value, measure.low, measure.high) == (value, pytest.approx(theirs.low), pytest.approx(theirs.high))
+
+
+def test_a_proportion_that_some_documents_have_is_the_bootstraps():
+    documents = {str(number): (float(number % 2), 2.0) for number in range(40)}
+    assert bootstrap.ratio(documents, 100, 0, (0.0, 1.0)) == bootstrap.ratio(documents, 100, 0)
+    single = {"a": (1.0, 2.0)}
+    assert bootstrap.ratio(single, 100, 0, (0.0, 1.0)) == Measure(0.5)
+
+
+def test_two_models_that_find_nothing_differ_by_no_more_than_what_others_documents_may_show():
+    nothing = {str(number): (0.0, 7.0) for number in range(40)}
+    reach = binomtest(0, 40).proportion_ci().high
+    difference = bootstrap.difference(nothing, nothing, 100, 0, (0.0, 1.0))
+    assert difference == Measure(0.0, pytest.approx(-reach), pytest.approx(reach))
 
 
 def test_nothing_to_divide_by_is_an_error():

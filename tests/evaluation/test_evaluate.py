@@ -1,17 +1,16 @@
 """The commands `evaluate` and `compare`, as they are given."""
 
-import json
 import sys
-from types import ModuleType
+from importlib import metadata
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from encoder_foundry import cli
-from encoder_foundry.errors import ConfigurationError, DataError, NeedsNetwork
+from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.evaluation import suites
-from encoder_foundry.evaluation.evaluate import evaluate
+from encoder_foundry.evaluation.evaluate import PACKAGES, evaluate
 from encoder_foundry.evaluation.results import Measure, Result, name_of, results_folder
 from tests.evaluation.test_suites import CONTEXT
 
@@ -38,7 +37,8 @@ def test_each_suite_of_each_model_has_its_json_and_picture(evaluated):
             assert result.suite == suite
             assert result.config["seed"] == 0
             assert result.config["resamples"] == 50
-            assert {"torch", "transformers", "numpy"} <= result.environment["packages"].keys()
+            assert result.headlines[-1].within == ((0.0, 1.0) if suite == "masked_lm" else None)
+            assert result.environment["packages"] == {name: metadata.version(name) for name in PACKAGES}
             assert "commit" in result.environment
             with Image.open(out / model / suite / "picture.png") as picture:
                 assert model in picture.text["Description"]
@@ -103,19 +103,26 @@ def test_comparing_nothing_is_refused(monkeypatch, capsys, tmp_path):
     assert "no result.json; `encoder-foundry evaluate` writes them" in said
 
 
-def test_a_suite_that_needs_the_network_ends_with_status_3(monkeypatch, capsys, model_of, tmp_path):
-    def run(model, config):
-        raise NeedsNetwork("downloaded: has to be fetched from the hub; on a machine with a network, the same command")
-
-    online = ModuleType("online")
-    online.Config, online.run = suites.SuiteConfig, run
-    monkeypatch.setitem(sys.modules, "online", online)
-    monkeypatch.setitem(suites.MODULES, "online", "online")
-    path = tmp_path / "online.yaml"
-    path.write_text("suite: online\n")
-    status, said = refused(monkeypatch, capsys, "evaluate", str(model_of("bert")), str(path))
-    assert status == 3
-    assert said.startswith("error: downloaded: has to be fetched from the hub")
+@pytest.mark.parametrize(
+    ("given", "status", "message"),
+    [
+        (["masked_lm,retrieval", "tasks=[BEIR]"], 3, "BEIR: the data has to be fetched"),
+        (["masked_lm,glue", "finetune=yamls/finetune/glue.yaml"], 3, "nyu-mll/glue: no folder is here"),
+        (
+            ["masked_lm,glue", "task=BEIR"],
+            2,
+            "yamls/finetune/installation.yaml: 'task': no task 'BEIR'; there are",
+        ),
+    ],
+)
+def test_what_a_later_suite_lacks_is_said_before_the_first_is_measured(
+    monkeypatch, capsys, model_of, corpus, tmp_path, no_network, given, status, message
+):
+    arguments = ["evaluate", str(model_of("bert")), *given, f"data={corpus}", f"out={tmp_path}"]
+    found, said = refused(monkeypatch, capsys, *arguments)
+    assert (found, said.count("\n")) == (status, 1)
+    assert said.startswith(f"error: {message}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_results_of_a_run_go_into_its_folder_and_others_beside(tmp_path):
@@ -155,16 +162,15 @@ def test_a_measure_is_told_with_its_interval():
 
 def test_all_are_the_suites_that_run_offline():
     assert [suite.name for suite in suites.find_suites(["all"])] == list(suites.OFFLINE)
-    assert json.dumps([suite.config.seed for suite in suites.find_suites(["all"])]) == json.dumps(
-        [0] * len(suites.OFFLINE)
-    )
 
 
 def test_an_override_is_for_the_suites_that_have_its_key_and_for_none_it_is_refused():
-    given = ["data=mine", "max_pairs=7", "seed=3"]
+    given = ["data=mine", "max_pairs=7", "seed=3", "tasks=[BEIR]"]
     found = {suite.name: suite.config for suite in suites.find_suites(["all"], given)}
     assert {found[name].data for name in ("masked_lm", "context", "needle")} == {"mine"}
-    assert found["retrieval"].max_pairs == 7
-    assert {config.seed for config in found.values()} == {3}
+    assert (found["retrieval"].max_pairs, found["retrieval"].tasks, found["glue"].task) == (7, ["BEIR"], None)
+    assert {found[name].seed for name in suites.OFFLINE if name != "glue"} == {3}
+    with pytest.raises(ConfigurationError, match="unknown key 'seed'"):  # its seeds are the fine-tuning's
+        suites.find_suites(["glue"], ["seed=3"])
     with pytest.raises(ConfigurationError, match="unknown key 'maxpairs'; did you mean 'max_pairs'"):
         suites.find_suites(["retrieval", "glue"], ["maxpairs=7"])

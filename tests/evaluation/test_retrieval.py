@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import StaticEmbedding
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from encoder_foundry.errors import ConfigurationError, DataError, NeedsNetwork
 from encoder_foundry.evaluation import retrieval
-from encoder_foundry.evaluation.results import Result
+from encoder_foundry.evaluation.results import Measure, Result
 from encoder_foundry.evaluation.suites import find_suites
 from encoder_foundry.finetuning import dense_retrieval, multi_vector
 from encoder_foundry.finetuning.code_search import code_search_pairs
@@ -76,8 +79,6 @@ def found(result: Result) -> list[float]:
 
 def test_a_plain_encoder_is_averaged_and_its_ndcg_is_that_of_its_vectors(code_encoder, config, no_network):
     result = retrieval.run(code_encoder, config)
-    from sentence_transformers import SentenceTransformer
-
     model = SentenceTransformer(str(code_encoder), device="cpu")
     pairs = code_search_pairs("test")[:PAIRS]
     queries, documents = (model.encode([getattr(pair, of) for pair in pairs]) for of in ("query", "document"))
@@ -112,7 +113,7 @@ def test_public_sets_are_refused_at_once_without_a_network(config, no_network):
         NeedsNetwork,
         match=r"BEIR, MLDR: the data has to be fetched \(code_search needs no network\); .* cannot be reached",
     ):
-        retrieval.run(Path("not looked at"), replace(config, tasks=["code_search", "BEIR", "MLDR"]))
+        retrieval.check(Path("not looked at"), replace(config, tasks=["code_search", "BEIR", "MLDR"]))
     assert time.monotonic() - start < 10
     assert no_network
 
@@ -123,9 +124,9 @@ def test_a_public_set_that_is_not_in_the_cache_needs_the_network(code_encoder, c
     with pytest.raises(NeedsNetwork, match="SciFact: its data cannot be had"):
         retrieval.run(code_encoder, replace(config, tasks=["SciFact"]))
     with pytest.raises(ConfigurationError, match="mteb has no benchmark or task 'SciFakt'"):
-        retrieval.run(code_encoder, replace(config, tasks=["SciFakt"]))
+        retrieval.check(code_encoder, replace(config, tasks=["SciFakt"]))
     with pytest.raises(ConfigurationError, match="STS12 is no retrieval but STS"):
-        retrieval.run(code_encoder, replace(config, tasks=["STS12"]))
+        retrieval.check(code_encoder, replace(config, tasks=["STS12"]))
 
 
 def test_the_names_of_papers_are_found_in_mteb():
@@ -149,19 +150,38 @@ def test_a_benchmarks_mean_is_over_its_tasks_and_not_over_all_queries(config):
     measure = retrieval._measure([[part(1, 1), part(0, 0, 0, 0)], [part(1, 0)]], config)
     assert measure.value == (0.5 + 0.5) / 2
     assert (measure.low, measure.high) == (0.25, 0.75)  # both queries of the last task wrong, or right
+    nothing = retrieval._measure([[part(*[0] * 40)], [part(*[0] * 50)]], config)
+    assert nothing == Measure(0.0, 0.0, pytest.approx(binomtest(0, 40).proportion_ci().high))
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"tasks": []}, "tasks: at least one is wanted"),
-        ({"batch_size": 0}, "batch_size: a number from 1 on"),
-        ({"max_seq_length": 10_000}, "max_seq_length: 4 to 256 for this model, not 10000"),
-    ],
-)
-def test_a_wrong_key_is_refused(more, message, code_encoder, config):
-    with pytest.raises(ConfigurationError, match=message):
-        retrieval.run(code_encoder, replace(config, **more))
+def test_a_length_that_the_model_does_not_take_is_refused(code_encoder, config):
+    with pytest.raises(ConfigurationError, match="max_seq_length: 256 at most for this model, not 10000"):
+        retrieval.run(code_encoder, replace(config, max_seq_length=10_000))
+
+
+def test_a_file_is_no_model_and_is_refused(config, tmp_path):
+    (tmp_path / "model.pt").write_text("")
+    with pytest.raises(ConfigurationError, match=r"model\.pt: no complete checkpoint"):
+        retrieval.run(tmp_path / "model.pt", config)
+
+
+def test_a_model_of_relative_positions_takes_texts_of_any_length_or_of_the_length_that_is_asked_for(
+    code_encoder, config, tmp_path
+):
+    AutoTokenizer.from_pretrained(code_encoder, model_max_length=int(1e30)).save_pretrained(tmp_path)
+    T5EncoderModel(T5Config(vocab_size=2048, d_model=16, num_layers=1, num_heads=2, d_ff=16)).save_pretrained(tmp_path)
+    whole, cut = (retrieval.run(tmp_path, replace(config, max_seq_length=length)) for length in (None, 64))
+    assert whole.model["document_length"] is None
+    assert len(whole.notes) == 1
+    assert cut.notes[-1].endswith(f"of {PAIRS} documents are longer than 64 tokens, and cut there")
+    assert whole.headlines[0].units != cut.headlines[0].units
+
+
+def test_what_is_no_transformer_is_refused_by_its_name(code_encoder, config, tmp_path):
+    tokenizer = Tokenizer.from_file(str(code_encoder / "tokenizer.json"))
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu").save(str(tmp_path))
+    with pytest.raises(DataError, match="begins with a StaticEmbedding, where a transformer is wanted"):
+        retrieval.run(tmp_path, config)
 
 
 @pytest.mark.long

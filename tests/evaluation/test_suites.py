@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
+from scipy.stats import binomtest
 
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.evaluation import context, masked_lm, needle
 from encoder_foundry.evaluation.models import MaskedModel, open_model
+from encoder_foundry.evaluation.results import Measure
 from encoder_foundry.evaluation.suites import find_suites
 from encoder_foundry.evaluation.texts import held_out
 
@@ -63,18 +65,57 @@ def test_documents_beyond_the_models_length_are_cut_and_counted_or_refused(model
 
 def test_what_cannot_be_measured_is_refused_by_its_key(model_of, corpus):
     for name, override, said in (
-        ("masked_lm", "long_documents=drop", "long_documents: 'drop' is neither of truncate, refuse"),
-        ("masked_lm", "mlm_probability=0", "not a token of 10 documents was masked"),
-        ("context", "span_tokens=100", "span_tokens: 100 is not 1 to half"),
-        ("context", "longest=256", "longest: 256 is less than four times the shortest"),
+        ("masked_lm", "mlm_probability=1e-9", "not a token of 10 documents was masked"),
         ("context", "longest=100000", "no held-out document of 50,000 tokens"),
-        ("masked_lm", "documents=0", "documents: 0 of each source; at least 1"),
         ("masked_lm", "longest=2", "longest: 2 tokens, of which 2 are the special ones"),
-        ("needle", "nearest=0", "nearest: 0 is not at least 1"),
         ("needle", "nearest=100000", "no name stands twice"),
     ):
         with pytest.raises((ConfigurationError, DataError), match=said):
             measured(name, model_of("modernbert"), corpus, *(NEEDLE if name == "needle" else ()), override)
+
+
+COUNTS = {
+    "masked_lm": ("resamples", "documents", "longest"),
+    "context": ("resamples", "documents", "longest", "shortest", "windows", "spans", "span_tokens"),
+    "needle": ("resamples", "documents", "longest", "at_least", "windows", "needles", "nearest"),
+    "retrieval": ("resamples", "max_pairs", "batch_size"),
+}
+
+
+@pytest.mark.parametrize(
+    ("suite", "override", "said"),
+    [
+        *((suite, "seed=-1", "'seed': a number from 0 on is wanted, not -1") for suite in COUNTS),
+        *(
+            (suite, f"{key}={value}", f"'{key}': a number from 1 on is wanted, not {value}")
+            for suite, keys in COUNTS.items()
+            for key in keys
+            for value in (0, -3)
+        ),
+        *(
+            (suite, f"mlm_probability={value}", f"'mlm_probability': a share of the tokens .* wanted, not {value}")
+            for suite in ("masked_lm", "context")
+            for value in ("0.0", "-1.0", "2.0", "nan")
+        ),
+        *(
+            ("masked_lm", f"{key}={value}", f"'{key}': a share of the chosen tokens, from 0 to 1, .* not {value}")
+            for key in ("mask_share", "random_share")
+            for value in ("-1.0", "2.0", "nan")
+        ),
+        ("masked_lm", "random_share=0.3", "'random_share': 0.3 and mask_share, 0.8, are more than 1 together"),
+        ("masked_lm", "long_documents=drop", "'long_documents': truncate or refuse is wanted, not 'drop'"),
+        ("masked_lm", "rope_theta=0", "'rope_theta': a number above 0 is wanted, not 0"),
+        ("context", "span_tokens=100", "'span_tokens': 100 is more than half of the shortest context, 64"),
+        ("context", "longest=256", "'longest': 256 is less than four times the shortest, 128"),
+        ("context", "spans=100", "'spans': 100 of 64 tokens fill more than half of a window"),
+        ("retrieval", "tasks=[]", "'tasks': at least one is wanted, such as code_search"),
+        ("retrieval", "max_seq_length=3", "'max_seq_length': a number from 4 on is wanted, not 3"),
+        ("retrieval", "long_documents=drop", "'long_documents': truncate or refuse is wanted, not 'drop'"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_file_and_key_before_anything_is_loaded(suite, override, said):
+    with pytest.raises(ConfigurationError, match=rf"^yamls/eval/{suite}\.yaml: {said}"):
+        find_suites([suite], [override])
 
 
 def test_every_length_of_context_is_asked_for_the_same_tokens(model_of, corpus, monkeypatch):
@@ -182,6 +223,14 @@ def test_a_needle_stands_twice_far_apart_and_its_other_name_is_another(model_of,
             assert one.distance >= 64
             assert len(one.other) == size
             assert one.other != one.tokens
+
+
+def test_where_no_name_is_found_it_is_told_of_how_many_documents(model_of, corpus):
+    names, gain, _ = measured("needle", model_of("modernbert"), corpus, *NEEDLE).headlines
+    assert names.measure.value == gain.measure.value == 0
+    most = binomtest(0, 4).proportion_ci().high
+    assert names.measure == Measure(0.0, 0.0, pytest.approx(most))
+    assert gain.measure == Measure(0.0, pytest.approx(-most), pytest.approx(most))
 
 
 def test_needles_are_told_by_distance_and_by_depth(model_of, corpus):

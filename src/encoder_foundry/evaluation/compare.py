@@ -104,6 +104,8 @@ def _headline(result: Result, name: str) -> Headline | None:
 
 
 def _difference(ours: Headline, theirs: Headline, result: Result) -> str | None:
+    if not ours.units or not theirs.units:
+        return None
     config = result.config
-    measure = bootstrap.difference(ours.units, theirs.units, config["resamples"], config["seed"])
+    measure = bootstrap.difference(ours.units, theirs.units, config["resamples"], config["seed"], ours.within)
     return None if measure is None else str(measure)

@@ -8,7 +8,7 @@
 - The law of it, L(c) = (α / c)^β + γ, is fitted to the means; its intervals, as all, are over documents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.errors import DataError
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.power_law import Law, fit
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
@@ -42,6 +42,17 @@ class Config(TextSuiteConfig):
     span_tokens: int
     mlm_probability: float
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if not 0 < self.mlm_probability <= 1:
+            yield "mlm_probability", f"a share of the tokens above 0, up to 1, is wanted, not {self.mlm_probability}"
+        if self.span_tokens > self.shortest // 2:
+            yield "span_tokens", f"{self.span_tokens} is more than half of the shortest context, {self.shortest // 2}"
+        if self.shortest * 2 ** (FEWEST - 1) > self.longest:
+            yield "longest", f"{self.longest} is less than four times the shortest, {self.shortest}"
+        if self.spans * self.span_tokens > self.longest // 2:
+            yield "spans", f"{self.spans} of {self.span_tokens} tokens fill more than half of a window"
+
 
 @dataclass(frozen=True)
 class Window:
@@ -62,7 +73,6 @@ def run(path: Path, config: Config) -> Result:
     """
     from encoder_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
 
-    _check(config)
     texts = held_out(config.data, config.documents, config.seed, at_least=config.longest // 2)
     model = open_model(path, config.tokenizer, config.rope_theta)
     windows = [window for text in texts for window in _windows(model, text.id, text.text, config)]
@@ -107,20 +117,6 @@ def run(path: Path, config: Config) -> Result:
         ],
         facts={"law": {name: (measure.value, measure.low, measure.high) for name, measure in measured.items()}},
     )
-
-
-def _check(config: Config) -> None:
-    """Raises ConfigurationError for lengths that leave nothing to measure."""
-    if not 0 < config.span_tokens <= config.shortest // 2:
-        raise ConfigurationError(
-            f"span_tokens: {config.span_tokens} is not 1 to half of the shortest context, {config.shortest // 2}"
-        )
-    if config.shortest * 2 ** (FEWEST - 1) > config.longest:
-        raise ConfigurationError(f"longest: {config.longest} is less than four times the shortest, {config.shortest}")
-    if config.spans * config.span_tokens > config.longest // 2:
-        raise ConfigurationError(
-            f"spans: {config.spans} of {config.span_tokens} tokens fill more than half of a window"
-        )
 
 
 def _lengths(model: "MaskedModel", config: Config) -> list[int]:

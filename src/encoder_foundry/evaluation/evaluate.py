@@ -19,7 +19,10 @@ from encoder_foundry.evaluation.pictures import draw
 from encoder_foundry.evaluation.results import FOLDER, PICTURE, Result, name_of, results_folder
 from encoder_foundry.evaluation.suites import Suite, find_suites
 
-PACKAGES = ("encoder-foundry", "torch", "transformers", "tokenizers", "numpy", "scipy", "mteb", "sentence-transformers")
+PACKAGES = (
+    *("encoder-foundry", "torch", "transformers", "tokenizers", "numpy", "scipy"),
+    *("mteb", "sentence-transformers", "pylate"),
+)
 
 
 def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[str] = ()) -> list[Result]:
@@ -32,7 +35,7 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
 
     Raises:
         ConfigurationError: no such suite, key or model; before anything is measured.
-        NeedsNetwork: a suite would have to fetch something.
+        NeedsNetwork: a suite would have to fetch something; before anything is measured, too.
         FoundryError: a suite cannot be measured on a model.
     """
     found = find_suites(suites, overrides)
@@ -44,6 +47,10 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
             raise ConfigurationError(
                 f"{path}: another model is called {name_of(path)}, too; give one of them another name"
             )
+    for path in paths:
+        for suite in found:
+            if suite.check is not None:
+                suite.check(path, suite.config)
     console = Console(highlight=False)
     results = []
     for path in paths:

@@ -2,13 +2,18 @@
 
 Offline the tasks are those that every Python installation has in it, with a network GLUE's own: any YAML of
 `yamls/finetune/` for classifiers will do. The search lies in a folder beside the result, so the same command goes on
-where it ended. Intervals are Student's over the seeds: what another seed would give, not what other texts would.
+where it ended. Intervals are Student's over the seeds: what another seed would give, not what other texts would. That
+of the tasks' mean is over the means that each seed has; where a seed diverged in one of them only, there is none.
 """
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from scipy.special import stdtrit
 
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row, results_folder
 from encoder_foundry.evaluation.suites import SuiteConfig
@@ -21,36 +26,47 @@ class Config(SuiteConfig):
     """The keys of `yamls/eval/glue.yaml`."""
 
     finetune: str  # a YAML for classifiers, with its grid and its seeds
-    tasks: list[str]  # of it; empty: all
+    task: Any = None  # one of its tasks, or several; null: as it says, which is all if it says none
+
+
+def check(model: Path, config: Config) -> None:
+    """Look at the fine-tuning's own YAML.
+
+    Raises:
+        ConfigurationError: naming the file and the key.
+        NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
+    """
+    from encoder_foundry.finetuning.search import load_search
+
+    load_search(config.finetune, _overrides(model, config))
 
 
 def run(model: Path, config: Config) -> Result:
     """Fine-tune a directory, a run or a checkpoint on each task.
 
     Raises:
-        NeedsNetwork: a task's data has to be fetched, and cannot be.
         FoundryError: as `finetune`.
     """
     from encoder_foundry.finetuning.search import finetune
     from encoder_foundry.interop.export import export_checkpoint
 
-    folder = results_folder(model, config.out) / config.suite
-    directory = model
-    if not (model / "config.json").is_file():
-        directory = folder / "model"
+    if (directory := _directory(model, config)) != model:
         export_checkpoint(model, directory)
-    given = [f"model={directory}", f"out={folder / 'finetune'}"]
-    given += [f"task=[{','.join(config.tasks)}]"] if config.tasks else []
-    found = finetune(config.finetune, given)
+    found = finetune(config.finetune, _overrides(model, config))
     rows = [_row(result) for result in found]
     headlines = [
         Headline(f"{result['task']} {result['metric']}", row.measures[result["metric"]], lower_is_better=False)
         for result, row in zip(found, rows, strict=True)
     ]
     if len(headlines) > 1:
-        mean = statistics.mean(headline.measure.value for headline in headlines)
-        headlines.append(Headline("mean of tasks", Measure(mean), lower_is_better=False))
+        headlines.append(Headline("mean of tasks", _mean(found), lower_is_better=False))
     notes = [
+        f"{result['task']}: seed {seed} diverged, and is left out"
+        for result in found
+        for seed, score in result["scores"].items()
+        if score is None
+    ]
+    notes += [
         f"{result['task']}: {count:,} of {result['examples'][split]:,} texts of {split} were cut to "
         f"{result['max_seq_len']:,} tokens"
         for result in found
@@ -80,18 +96,47 @@ def draw(figure, results: Sequence[Result]) -> str:
     return f"What fine-tuning reached. {every}."
 
 
+def _folder(model: Path, config: Config) -> Path:
+    return results_folder(model, config.out) / config.suite
+
+
+def _directory(model: Path, config: Config) -> Path:
+    """What is fine-tuned: the model, or the export that is made of a run or a checkpoint."""
+    return model if (model / "config.json").is_file() else _folder(model, config) / "model"
+
+
+def _overrides(model: Path, config: Config) -> list[str]:
+    """What is said here in place of the fine-tuning's YAML."""
+    task = [] if config.task is None else [f"task={json.dumps(config.task)}"]
+    return [f"model={_directory(model, config)}", f"out={_folder(model, config) / 'finetune'}", *task]
+
+
 def _row(result: dict) -> Row:
     """A task's line: its examples, its seeds, and each metric's mean over them."""
-    seeds = len(result["scores"])
+    seeds = len(_reached(result))
     labels = {"task": result["task"], **result["examples"], "seeds": seeds}
-    return Row(labels, {name: _measure(value, seeds) for name, value in result["metrics"].items()})
+    metrics = result["metrics"].items()
+    return Row(labels, {name: _measure(value["mean"], value["deviation"], seeds) for name, value in metrics})
 
 
-def _measure(value: dict, seeds: int) -> Measure:
-    """A mean with Student's interval; none of a single seed."""
-    from scipy.stats import t
+def _reached(result: dict) -> dict[str, float]:
+    """By seed: the score of those that did not diverge."""
+    return {seed: score for seed, score in result["scores"].items() if score is not None}
 
-    if value["deviation"] is None:
-        return Measure(value["mean"])
-    reach = float(t.ppf((1 + CONFIDENCE) / 2, seeds - 1)) * value["deviation"] / seeds**0.5
-    return Measure(value["mean"], value["mean"] - reach, value["mean"] + reach)
+
+def _mean(results: Sequence[dict]) -> Measure:
+    """Of the tasks' first metrics."""
+    scores = [_reached(result) for result in results]
+    mean = statistics.mean(statistics.mean(of_task.values()) for of_task in scores)
+    if any(of_task.keys() != scores[0].keys() for of_task in scores):
+        return Measure(mean)
+    by_seed = [statistics.mean(of_task[seed] for of_task in scores) for seed in scores[0]]
+    return _measure(mean, statistics.stdev(by_seed) if by_seed[1:] else None, len(by_seed))
+
+
+def _measure(mean: float, deviation: float | None, seeds: int) -> Measure:
+    """A mean with Student's interval; none of a single seed, or of seeds that are all alike."""
+    if not deviation:
+        return Measure(mean)
+    reach = float(stdtrit(seeds - 1, (1 + CONFIDENCE) / 2)) * deviation / seeds**0.5
+    return Measure(mean, mean - reach, mean + reach)

@@ -6,14 +6,14 @@ Lengths are told in the corpus' own tokens, so that documents stand in the same 
 the seed and the document: models of one tokenizer are asked the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from encoder_foundry.data.masking import IGNORE_INDEX
-from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.errors import DataError
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
 from encoder_foundry.evaluation.suites import TextSuiteConfig
@@ -22,6 +22,7 @@ from encoder_foundry.finetuning.config import LONG_DOCUMENTS
 from encoder_foundry.wording import power
 
 LOSS, ACCURACY, BYTE = "loss", "accuracy", "loss a byte"
+WITHIN = {ACCURACY: (0.0, 1.0)}  # a loss may be anything
 
 
 @dataclass(kw_only=True)
@@ -32,6 +33,18 @@ class Config(TextSuiteConfig):
     mlm_probability: float
     mask_share: float
     random_share: float
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if self.long_documents not in LONG_DOCUMENTS:
+            yield "long_documents", f"{' or '.join(LONG_DOCUMENTS)} is wanted, not '{self.long_documents}'"
+        if not 0 < self.mlm_probability <= 1:
+            yield "mlm_probability", f"a share of the tokens above 0, up to 1, is wanted, not {self.mlm_probability}"
+        for key in ("mask_share", "random_share"):
+            if not 0 <= getattr(self, key) <= 1:
+                yield key, f"a share of the chosen tokens, from 0 to 1, is wanted, not {getattr(self, key)}"
+        if self.mask_share + self.random_share > 1:
+            yield "random_share", f"{self.random_share} and mask_share, {self.mask_share}, are more than 1 together"
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,6 @@ def run(path: Path, config: Config) -> Result:
     """
     from encoder_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
 
-    if config.long_documents not in LONG_DOCUMENTS:
-        raise ConfigurationError(f"long_documents: '{config.long_documents}' is neither of {', '.join(LONG_DOCUMENTS)}")
     texts = held_out(config.data, config.documents, config.seed)
     model = open_model(path, config.tokenizer, config.rope_theta)
     masking = model.masking(config.mlm_probability, config.mask_share, config.random_share)
@@ -98,7 +109,7 @@ def run(path: Path, config: Config) -> Result:
         headlines=[
             Headline("loss (nats a token)", every[LOSS], True, units[LOSS]),
             Headline("loss (nats a byte)", every[BYTE], True, units[BYTE]),
-            Headline("accuracy", every[ACCURACY], False, units[ACCURACY]),
+            Headline("accuracy", every[ACCURACY], False, units[ACCURACY], WITHIN[ACCURACY]),
         ],
         notes=notes,
         facts={"documents_cut": len(cut), "tokens_left_out": sum(cut)},
@@ -125,7 +136,7 @@ def _row(label: str, of: Sequence[_Of], config: Config) -> Row:
     for name in (LOSS, ACCURACY, BYTE):
         sums = {one.text.id: one.sums(name) for one in of}
         if any(denominator for _, denominator in sums.values()):
-            measures[name] = bootstrap.ratio(sums, config.resamples, config.seed)
+            measures[name] = bootstrap.ratio(sums, config.resamples, config.seed, WITHIN.get(name))
     return Row(labels, measures)
 
 

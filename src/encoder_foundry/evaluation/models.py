@@ -29,6 +29,7 @@ from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.interop import load_model
 from encoder_foundry.interop.checkpoints import find_trained_state
 from encoder_foundry.interop.huggingface import CONFIG, read_config
+from encoder_foundry.interop.positions import most_tokens
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.wording import one_line
 
@@ -181,7 +182,7 @@ class Theirs(MaskedModel):
 
     def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast, model: nn.Module, facts: dict):
         embeddings = model.get_input_embeddings()
-        super().__init__(path, tokenizer, embeddings.num_embeddings, _limit(model), facts)
+        super().__init__(path, tokenizer, embeddings.num_embeddings, most_tokens(model.config), facts)
         self.model = model
         self.padding = tokenizer.pad_token_id or 0
         self._at: tuple[Tensor, Tensor] | None = None  # rows and places of a batch's targets
@@ -286,14 +287,6 @@ def _trained_length(path: Path) -> int | None:
     if (path / CONFIG).is_file():
         return read_config(path).get("max_position_embeddings")
     return find_trained_state(path).longest_row
-
-
-def _limit(model: nn.Module) -> int | None:
-    """The most tokens that a model has positions for. RoBERTa's begin after the padding's."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return getattr(model.config, "max_position_embeddings", None)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.errors import DataError
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.results import Headline, Result, Row
 from encoder_foundry.evaluation.suites import TextSuiteConfig
@@ -34,6 +34,8 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,}")
 MOST_TOKENS = 4  # of a name
 QUARTERS = ("0–25 %", "25–50 %", "50–75 %", "75–100 %")
 FOUND, REPLACED, SAVED = "found", "found if replaced", "loss saved"
+WITHIN = {FOUND: (0.0, 1.0), REPLACED: (0.0, 1.0)}  # a loss may be anything
+OF_GAIN = -1.0, 1.0  # found, less found if replaced
 
 
 @dataclass(kw_only=True)
@@ -92,9 +94,6 @@ def run(path: Path, config: Config) -> Result:
     """
     from encoder_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
 
-    for key in ("windows", "needles", "nearest"):
-        if getattr(config, key) < 1:
-            raise ConfigurationError(f"{key}: {getattr(config, key)} is not at least 1")
     texts = held_out(config.data, config.documents, config.seed, at_least=config.at_least)
     model = open_model(path, config.tokenizer, config.rope_theta)
     size = model.longest(config.longest)
@@ -127,8 +126,14 @@ def run(path: Path, config: Config) -> Result:
         | {"windows": len(windows), "needles": len(asked)},
         rows=rows,
         headlines=[
-            Headline("names found", every[FOUND], False, units[FOUND]),
-            Headline("… because of the far place", bootstrap.ratio(gain, config.resamples, config.seed), False, gain),
+            Headline("names found", every[FOUND], False, units[FOUND], WITHIN[FOUND]),
+            Headline(
+                "… because of the far place",
+                bootstrap.ratio(gain, config.resamples, config.seed, OF_GAIN),
+                False,
+                gain,
+                OF_GAIN,
+            ),
             Headline("loss saved by it (nats a token)", every[SAVED], False, units[SAVED]),
         ],
         notes=[
@@ -234,7 +239,7 @@ def _groups(asked: Sequence[Asked]) -> list[tuple[str, list[Asked]]]:
 
 def _row(label: str, of: Sequence[Asked], config: Config) -> Row:
     measures = {
-        measure: bootstrap.ratio(_units(of, measure), config.resamples, config.seed)
+        measure: bootstrap.ratio(_units(of, measure), config.resamples, config.seed, WITHIN.get(measure))
         for measure in (FOUND, REPLACED, SAVED)
     }
     return Row({"needles by": label, "needles": len(of)}, measures)

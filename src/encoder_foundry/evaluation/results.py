@@ -54,6 +54,7 @@ class Headline:
     measure: Measure
     lower_is_better: bool
     units: dict[str, tuple[float, float]] = field(default_factory=dict)  # by document: numerator and denominator
+    within: tuple[float, float] | None = None  # what a document's ratio cannot be beyond, such as 0 and 1
 
 
 @dataclass
@@ -95,6 +96,7 @@ class Result:
                     Measure(**one["measure"]),
                     one["lower_is_better"],
                     {unit: tuple(sums) for unit, sums in one["units"].items()},
+                    one.get("within") and tuple(one["within"]),
                 )
                 for one in content["headlines"]
             ]

@@ -6,7 +6,7 @@ other name is a benchmark or a task of mteb, whose data comes from the Hugging F
 The intervals are over queries, each of which is drawn by itself; corpora are as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder_foundry.errors import ConfigurationError, DataError, NeedsNetwork
+from encoder_foundry.errors import DataError, NeedsNetwork
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
-from encoder_foundry.evaluation.suites import SuiteConfig
+from encoder_foundry.evaluation.suites import ResampledConfig
 from encoder_foundry.finetuning.config import LONG_DOCUMENTS
 from encoder_foundry.finetuning.pairs import count_too_long
 from encoder_foundry.finetuning.retrieval import check_installed
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from encoder_foundry.evaluation.retrieval_tasks import Part, Watched
 
 METRIC = "nDCG@10"
+WITHIN = 0.0, 1.0
 OFFLINE = "code_search"
+SHORTEST = 4  # tokens to which a text is cut: of a multi-vector model three are special ones
 
 
 @dataclass(kw_only=True)
-class Config(SuiteConfig):
+class Config(ResampledConfig):
     """The keys of `yamls/eval/retrieval.yaml`."""
 
     tasks: list[str]  # code_search, and benchmarks or tasks of mteb
@@ -42,19 +44,42 @@ class Config(SuiteConfig):
     long_documents: str  # texts over that length, or the query's: truncate, with a count, or refuse
     batch_size: int
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if not self.tasks:
+            yield "tasks", f"at least one is wanted, such as {OFFLINE}"
+        if self.max_seq_length is not None and self.max_seq_length < SHORTEST:
+            yield "max_seq_length", f"a number from {SHORTEST} on is wanted, not {self.max_seq_length}"
+        if self.long_documents not in LONG_DOCUMENTS:
+            yield "long_documents", f"{' or '.join(LONG_DOCUMENTS)} is wanted, not '{self.long_documents}'"
+
+
+def check(_: Path, config: Config) -> None:
+    """See that tasks are there, by their names, and can be fetched.
+
+    Raises:
+        NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
+        ConfigurationError: no such task.
+    """
+    online = [name for name in config.tasks if name != OFFLINE]
+    if online:
+        check_hub(f"{', '.join(online)}: the data has to be fetched ({OFFLINE} needs no network)")
+    check_installed("mteb", "sentence_transformers")
+    if online:
+        from encoder_foundry.evaluation.retrieval_tasks import find_tasks  # and mteb: seconds
+
+        for name in online:
+            find_tasks(name)
+
 
 def run(model: Path, config: Config) -> Result:
     """Evaluate a directory, a run or a checkpoint.
 
     Raises:
-        NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
-        ConfigurationError: no such task, or a key out of range.
+        NeedsNetwork: a task's data is not in the cache, and cannot be fetched.
+        ConfigurationError: no such task, or the model takes less than max_seq_length.
         DataError: no model is there, or texts are too long and long_documents is refuse.
     """
-    _check(config)
-    if online := [name for name in config.tasks if name != OFFLINE]:
-        check_hub(f"{', '.join(online)}: the data has to be fetched ({OFFLINE} needs no network)")
-    check_installed("mteb", "sentence_transformers")
     from datasets.utils.logging import disable_progress_bar
 
     from encoder_foundry.evaluation.retrieval_models import open_retriever
@@ -81,7 +106,7 @@ def run(model: Path, config: Config) -> Result:
             )
             rows.append(_row(f"{name}, mean", queries, documents, measure))
         units = {query: (score, 1.0) for query, score in parts[0].scores.items()} if len(parts) == 1 else {}
-        headlines.append(Headline(f"{name} {METRIC}", measure, lower_is_better=False, units=units))
+        headlines.append(Headline(f"{name} {METRIC}", measure, lower_is_better=False, units=units, within=WITHIN))
     parameters = sum(parameter.numel() for parameter in retriever.library.parameters())
     known = {"kind": retriever.kind, "parameters": parameters, "document_length": retriever.document_length}
     return Result("retrieval", "retrieval", known, {}, data, rows, headlines, notes)
@@ -108,17 +133,6 @@ def draw(figure, results: Sequence[Result]) -> str:
         for name, of_model in zip(names, found, strict=True)
     )
     return f"{METRIC} of retrieval. {every}."
-
-
-def _check(config: Config) -> None:
-    if not config.tasks:
-        raise ConfigurationError(f"tasks: at least one is wanted, such as {OFFLINE}")
-    for key in ("max_pairs", "batch_size"):
-        value = getattr(config, key)
-        if value is not None and value < 1:
-            raise ConfigurationError(f"{key}: a number from 1 on is wanted, not {value}")
-    if config.long_documents not in LONG_DOCUMENTS:
-        raise ConfigurationError(f"long_documents: '{config.long_documents}' is neither of {', '.join(LONG_DOCUMENTS)}")
 
 
 def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list[str]) -> "list[Part]":
@@ -153,6 +167,8 @@ def _too_long(watched: "Watched", retriever: "Retriever", config: Config) -> lis
         ("queries", True, retriever.query_length),
         ("documents", False, retriever.document_length),
     ):
+        if length is None:
+            continue
         over, all_texts = count_too_long(retriever.library.tokenizer, watched.texts(queries), length - retriever.marks)
         if over:
             name = watched.task.metadata.name
@@ -169,12 +185,15 @@ def _row(name: str, queries: int, documents: int, measure: Measure) -> Row:
 
 def _measure(tasks: "Sequence[Sequence[Part]]", config: Config) -> Measure:
     """The mean over tasks of the mean over their parts of the mean over queries."""
-    values, resampled = [], []
+    values, resampled, fewest = [], [], min(len(part.scores) for parts in tasks for part in parts)
     for parts in tasks:
         scores = [np.array(list(part.scores.values())) for part in parts]
         values.append(np.mean([of_part.mean() for of_part in scores]))
         resampled.append(np.mean([_resampled(of_part, config) for of_part in scores], axis=0))
-    return bootstrap.interval(float(np.mean(values)), np.mean(resampled, axis=0))
+    value = float(np.mean(values))
+    if value in WITHIN:  # all queries alike
+        return bootstrap.unanimous(value, fewest, WITHIN)
+    return bootstrap.interval(value, np.mean(resampled, axis=0))
 
 
 def _resampled(scores: NDArray[np.float64], config: Config) -> NDArray[np.float64]:

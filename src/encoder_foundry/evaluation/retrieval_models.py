@@ -36,15 +36,15 @@ class Retriever:
         model: what `mteb.evaluate` is given.
         library: the SentenceTransformer or ColBERT itself.
         kind: how it makes vectors, in words.
-        query_length, document_length: in tokens, all special ones included; longer texts are cut.
+        query_length, document_length: in tokens, all special ones included; longer texts are cut. None: no text is.
         marks: how many of these tokens the tokenizer does not put in itself.
     """
 
     model: Any
     library: SentenceTransformer
     kind: str
-    query_length: int
-    document_length: int
+    query_length: int | None
+    document_length: int | None
     marks: int = 0
 
 
@@ -62,10 +62,10 @@ def open_retriever(path: Path, max_seq_length: int | None) -> Retriever:
         return _multi_vector(path, max_seq_length)
     plain = not (path / "modules.json").is_file()
     model = _single_vector(path)
-    longest = model.max_seq_length
-    if max_seq_length is not None:
-        _check_length(max_seq_length, longest)
-        model.max_seq_length = max_seq_length
+    longest = model.max_seq_length  # none, or below 0, of relative positions: such a model has no limit
+    longest = None if longest is None or longest < 0 else longest
+    _check_length(max_seq_length, longest)
+    model.max_seq_length = max_seq_length or longest
     kind = "one vector a text" + (
         ", the mean of its tokens: a plain encoder, not trained for retrieval" if plain else ""
     )
@@ -77,7 +77,7 @@ def is_multi_vector(path: Path) -> bool:
     try:
         modules = json.loads((path / "modules.json").read_text(encoding="utf-8"))
         return any(module["type"].startswith("pylate.") for module in modules)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a path may be a file's, which the next to open it refuses
         return False
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -101,15 +101,15 @@ def _multi_vector(path: Path, max_seq_length: int | None) -> Retriever:
 
     model = load_retriever(str(path), ColBERT)
     if max_seq_length is not None:
-        _check_length(max_seq_length, model[0].auto_model.config.max_position_embeddings)
+        _check_length(max_seq_length, getattr(model[0].auto_model.config, "max_position_embeddings", None))
         model.document_length = max_seq_length
     kind = "a vector a token, MaxSim over all documents"
     return Retriever(LateInteraction(model), model, kind, model.query_length, model.document_length, marks=1)
 
 
-def _check_length(length: int, longest: int) -> None:
-    if not 4 <= length <= longest:
-        raise ConfigurationError(f"max_seq_length: 4 to {longest:,} for this model, not {length}")
+def _check_length(length: int | None, longest: int | None) -> None:
+    if length is not None and longest is not None and length > longest:
+        raise ConfigurationError(f"max_seq_length: {longest:,} at most for this model, not {length}")
 
 
 class LateInteraction(MultiVectorSearchEncoderWrapper):

@@ -2,17 +2,21 @@
 
 A suite is a module with three names in it:
 
-- `Config`, a dataclass that builds on `SuiteConfig` or `TextSuiteConfig`: the keys of its YAML;
+- `Config`, a dataclass that builds on `SuiteConfig` or one of those below it: the keys of its YAML;
 - `run(model: Path, config: Config) -> Result`: measures; it neither prints nor writes;
 - `draw(figure, results: Sequence[Result]) -> str`: its picture of one model or of several beside each other, on a
   matplotlib Figure, and what is to be seen in it, in words.
 
-A suite that has to fetch something raises `NeedsNetwork` before it does anything else. `yamls/eval/<suite>.yaml` is a
-suite with its defaults; any other YAML names its suite under the key `suite`.
+It may have a fourth, `check(model: Path, config: Config)`, called for every model and suite before the first of them is
+measured: it raises `NeedsNetwork` if something has to be fetched and cannot be, and refuses what another file says.
+What is wrong with the values of its own keys its `Config` knows, and is asked here, before anything is loaded; no suite
+looks at them again. `yamls/eval/<suite>.yaml` is a suite with its defaults; any other YAML names its suite under the
+key `suite`.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import encoder_foundry
 from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.recipe.loading import load_config, load_key
+from encoder_foundry.recipe.loading import load_config, load_key, refuse
 
 if TYPE_CHECKING:
     from encoder_foundry.evaluation.results import Result
@@ -43,13 +47,29 @@ class SuiteConfig:
     """What every suite takes. A field without a default has to be given in a YAML."""
 
     suite: str  # by which a YAML says whose keys these are
+    out: str | None = None  # the folder for results; null: the run's `evaluations`, or `evaluations` here
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, what is wrong and what would be right); only the first is ever asked for.
+
+        Whatever is a whole number here counts something, of which there has to be one, but for the seed.
+        """
+        for key, value in vars(self).items():
+            least = 0 if key == "seed" else 1
+            if isinstance(value, int) and value < least:
+                yield key, f"a number from {least} on is wanted, not {value}"
+
+
+@dataclass
+class ResampledConfig(SuiteConfig):
+    """What a suite takes whose intervals are the bootstrap's."""
+
     seed: int = 0  # of whatever is drawn at random, the bootstrap included
     resamples: int = 1000  # of the bootstrap
-    out: str | None = None  # the folder for results; null: the run's `evaluations`, or `evaluations` here
 
 
 @dataclass(kw_only=True)
-class TextSuiteConfig(SuiteConfig):
+class TextSuiteConfig(ResampledConfig):
     """What a suite takes that masks held-out documents."""
 
     data: str  # a folder that `python data_prep` wrote
@@ -57,6 +77,11 @@ class TextSuiteConfig(SuiteConfig):
     longest: int  # tokens that the model is given at once, or as many as it can take
     tokenizer: str | None = None  # a folder; null: the model's own
     rope_theta: float | None = None  # of a ModernBERT's global layers; null: as it was trained
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if self.rope_theta is not None and not 0 < self.rope_theta < math.inf:
+            yield "rope_theta", f"a number above 0 is wanted, not {self.rope_theta}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +91,7 @@ class Suite:
     name: str
     config: SuiteConfig
     run: Callable[[Path, SuiteConfig], "Result"]
+    check: Callable[[Path, SuiteConfig], None] | None  # none: there is nothing that could be missing
 
 
 def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Suite]:
@@ -76,7 +102,7 @@ def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Sui
         overrides: `key=value`, each for those of them that have the key.
 
     Raises:
-        ConfigurationError: there is no such suite; or a key that none of them has.
+        ConfigurationError: there is no such suite; or a key that none of them has, or a value that it cannot have.
     """
     overrides = list(overrides)
     modules = {path: _module(path) for one in given for path in _paths(one)}
@@ -86,11 +112,12 @@ def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Sui
         key = re.split(r"[.=\[]", override)[0]
         return key in of_suite or not any(key in others for others in keys)  # what none has is refused by its name
 
-    return [
-        Suite(config.suite, config, module.run)
-        for (path, module), own in zip(modules.items(), keys, strict=True)
-        for config in [load_config(path, module.Config, [one for one in overrides if meant(one, own)])]
-    ]
+    found = []
+    for (path, module), own in zip(modules.items(), keys, strict=True):
+        config = load_config(path, module.Config, [one for one in overrides if meant(one, own)])
+        refuse(path, config.problems())
+        found.append(Suite(config.suite, config, module.run, getattr(module, "check", None)))
+    return found
 
 
 def draw_of(name: str) -> Callable[..., str]:

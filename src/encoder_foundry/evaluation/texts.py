@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from encoder_foundry.data.rows import Manifest, decode_row
-from encoder_foundry.errors import ConfigurationError, DataError
+from encoder_foundry.errors import DataError
 from encoder_foundry.inspection.corpus import Folder, Texts, local_folder
 from encoder_foundry.preparation.statistics import FILE, Statistics
 
@@ -42,11 +42,8 @@ def held_out(data: str | Path, per_source: int, seed: int, at_least: int = 1) ->
         at_least: content tokens that each has, by the corpus' own tokenizer.
 
     Raises:
-        ConfigurationError: none are asked for.
         DataError: nothing is there, or nothing is held out, or no document is so long; or something is damaged.
     """
-    if per_source < 1:
-        raise ConfigurationError(f"documents: {per_source} of each source; at least 1 is needed")
     data = local_folder(data)
     if not data.is_dir():
         raise DataError(f"{data}: no such folder; `python data_prep` writes one, and data=FOLDER names it")

@@ -28,10 +28,10 @@ from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.finetuning.config import FinetuneConfig, TaskConfig
 from encoder_foundry.finetuning.examples import Example, read_split
 from encoder_foundry.hub import check_hub
+from encoder_foundry.interop.positions import most_tokens
 from encoder_foundry.wording import one_line
 
 NO_LABEL = -100  # of a token: what losses and metrics pass over
-POSITIONS_AFTER_PADDING = ("camembert", "longformer", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
 HEADS = {
     "sequence": "ForSequenceClassification",
     "regression": "ForSequenceClassification",
@@ -308,9 +308,7 @@ def _head(path: str, model: PretrainedConfig, task: TaskConfig) -> list[str] | N
 
 def _limit(config: FinetuneConfig, model: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens that a document may have, special ones included."""
-    limit = int(min(getattr(model, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length))
-    if model.model_type in POSITIONS_AFTER_PADDING:
-        limit = min(limit, model.max_position_embeddings - model.pad_token_id - 1)
+    limit = int(min(most_tokens(model) or math.inf, tokenizer.model_max_length))
     if config.max_seq_len is not None and config.max_seq_len > limit:
         raise ConfigurationError(f"max_seq_len: {config.max_seq_len:,} is over the {limit:,} that {config.model} takes")
     return config.max_seq_len or limit

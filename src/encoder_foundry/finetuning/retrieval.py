@@ -134,6 +134,8 @@ def load_retriever(path: str, kind: type["SentenceTransformer"], **arguments: An
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own
         raise DataError(f"{path}: cannot be loaded as an encoder: {one_line(error)}") from error
     model.model_card_data.local_files_only = True  # which ColBERT does not pass on
+    if not hasattr(model[0], "auto_model"):
+        raise DataError(f"{path}: begins with a {type(model[0]).__name__}, where a transformer is wanted")
     check_ids(model.tokenizer, "the model", model[0].auto_model.get_input_embeddings().num_embeddings)
     return model
 

@@ -55,15 +55,26 @@ def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
     Raises:
         FoundryError: bad configuration or input, before any job; a job that failed, after those beside it.
     """
-    config = load_finetune_config(path, overrides)
-    for name in config.chosen():
-        check_reachable(config.of(name).data)
+    config = load_search(path, overrides)
     with _alone(config.folder):
         for name in config.chosen():
             found = _search(config, name)
             others = [result for result in read_results(config.folder) if result["task"] != name]
             write_json(config.folder / RESULTS, [*others, found])
     return read_results(config.folder)
+
+
+def load_search(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConfig:
+    """Read and check a search's YAML, and see that its data can be had, in seconds.
+
+    Raises:
+        ConfigurationError: naming the file and the key.
+        NeedsNetwork: a task's data is on the hub, which cannot be reached.
+    """
+    config = load_finetune_config(path, overrides)
+    for name in config.chosen():
+        check_reachable(config.of(name).data)
+    return config
 
 
 def _search(config: FinetuneConfig, name: str) -> dict:
