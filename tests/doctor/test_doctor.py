@@ -28,7 +28,8 @@ def test_on_a_machine_like_a_bare_container_everything_that_would_fail_is_named_
     """A container's 64 MB of /dev/shm, a disk of a megabyte, no data, a store and a W&B that nobody answers for."""
     runs = tmp_path / "runs"
     runs.mkdir()
-    arguments = [BASE, f"runs_folder={runs}", "save_folder=s3://bucket/runs", "loggers.wandb.project=encoders"]
+    arguments = [BASE, f"runs_folder={runs}", "save_folder=s3://bucket/runs"]
+    arguments.append("loggers.wandb={project: encoders, init_kwargs: {settings: {api_key: planted-in-an-override}}}")
     run = on_own_machine(
         {"/dev/shm": "64m", str(runs): "1m"},
         doctor(*arguments),
@@ -49,9 +50,8 @@ def test_on_a_machine_like_a_bare_container_everything_that_would_fail_is_named_
     remedies = run.stdout.count("→")
     assert remedies == len(marked["✗"]) + len(marked["!"])
     assert "docker run --shm-size=2g" in run.stdout
-    assert f"composer -n 2 -c encoder-foundry doctor {BASE}" in run.stdout.replace(
-        str(Path(sys.executable).parent) + "/", ""
-    )
+    command = f"composer -n 2 -c encoder-foundry doctor {BASE} runs_folder={runs} save_folder=s3://bucket/runs "
+    assert f"{command}'loggers.wandb={{" in run.stdout.replace(str(Path(sys.executable).parent) + "/", "")
     assert run.stdout.splitlines()[-1].startswith("5 in the way of a run")
     assert "planted" not in run.stdout + run.stderr
 

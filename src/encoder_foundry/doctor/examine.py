@@ -17,6 +17,7 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from encoder_foundry.doctor.reach import check_data, check_save_folder, check_wa
 from encoder_foundry.doctor.room import check_runs_disk, check_shm
 from encoder_foundry.errors import FoundryError
 from encoder_foundry.recipe import Recipe, compile_plan, load_recipe
-from encoder_foundry.redaction import redacted
+from encoder_foundry.redaction import redacted, redacted_arguments
 from encoder_foundry.wording import one_line
 
 COLOURS = {GOOD: "green", DOUBTFUL: "yellow", BAD: "bold red"}
@@ -52,9 +53,9 @@ def examine(path: Path | None, overrides: Sequence[str], clean: bool) -> bool:
             raise
         return True
     if world == 1:
-        return _tell(chain(_machine(recipe, clean), _no_collectives()))
+        return _tell(chain(_machine(recipe, clean), _no_collectives(recipe)), recipe)
     speaks = _number("LOCAL_RANK", 0) == 0
-    return _with_others(list(_machine(recipe, clean)) if speaks else [], speaks)
+    return _with_others(list(_machine(recipe, clean)) if speaks else [], speaks, recipe)
 
 
 def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
@@ -80,11 +81,12 @@ def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
         yield from check_wandb(recipe)
 
 
-def _no_collectives() -> Iterator[Finding]:
+def _no_collectives(recipe: Recipe | None) -> Iterator[Finding]:
     """What to do for the one thing that takes all ranks."""
     import torch
 
-    command = ["composer", "-n", str(torch.cuda.device_count() or 2), "-c", "encoder-foundry", *sys.argv[1:]]
+    arguments = redacted_arguments(sys.argv[1:], _plain(recipe))
+    command = ["composer", "-n", str(torch.cuda.device_count() or 2), "-c", "encoder-foundry", *arguments]
     for place in (0, 4):
         if shutil.which(command[place]) is None:
             command[place] = str(Path(sys.executable).parent / command[place])
@@ -96,14 +98,14 @@ def _no_collectives() -> Iterator[Finding]:
     )
 
 
-def _with_others(here: list[Finding], speaks: bool) -> bool:
+def _with_others(here: list[Finding], speaks: bool, recipe: Recipe | None) -> bool:
     """Try the collectives on every rank, and let rank 0 print what all machines have found."""
     from encoder_foundry.doctor import collectives
 
     def failed(why: str) -> list[Finding]:
         return [*here, bad("collectives", why, collectives.REMEDY)]
 
-    watched = collectives.deadline(lambda why: _tell(failed(why))) if speaks else nullcontext()
+    watched = collectives.deadline(lambda why: _tell(failed(why), recipe)) if speaks else nullcontext()
     try:
         collectives.meet()
         with watched:
@@ -111,8 +113,10 @@ def _with_others(here: list[Finding], speaks: bool) -> bool:
             machines = collectives.gather((socket.gethostname(), here))
         collectives.leave()
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
-        return not speaks or _tell(failed(one_line(error)[:300]))
-    return _number("RANK", 0) != 0 or _tell([*_together([machine for machine in machines if machine[1]]), outcome])
+        return not speaks or _tell(failed(one_line(error)[:300]), recipe)
+    if _number("RANK", 0) != 0:
+        return True
+    return _tell([*_together([machine for machine in machines if machine[1]]), outcome], recipe)
 
 
 def _together(machines: list[tuple[str, list[Finding]]]) -> Iterator[Finding]:
@@ -135,25 +139,29 @@ def _together(machines: list[tuple[str, list[Finding]]]) -> Iterator[Finding]:
             yield Finding(finding.mark, finding.subject, f"{which}: {finding.said}", finding.remedy)
 
 
-def _tell(findings: Iterable[Finding]) -> bool:
-    """Print findings as they come; whether none of them is bad."""
+def _tell(findings: Iterable[Finding], recipe: Recipe | None) -> bool:
+    """Print findings as they come, without the secrets of the recipe; whether none of them is bad."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 10_000  # a finding is a line, and its remedy another
-    marks = []
+    marks, plain = [], _plain(recipe)
     for finding in findings:
         grid = Table.grid(padding=(0, 1, 0, 0))
         grid.add_column(width=1)
         grid.add_column(width=WIDTH)
         grid.add_column(overflow="fold")
-        grid.add_row(Text(finding.mark, COLOURS[finding.mark]), finding.subject, Text(redacted(finding.said)))
+        grid.add_row(Text(finding.mark, COLOURS[finding.mark]), finding.subject, Text(redacted(finding.said, plain)))
         if finding.remedy:
-            grid.add_row("", "", Text(f"→ {finding.remedy}", "bold" if finding.mark == BAD else ""))
+            grid.add_row("", "", Text(f"→ {redacted(finding.remedy, plain)}", "bold" if finding.mark == BAD else ""))
         console.print(grid)
         marks.append(finding.mark)
     in_the_way, to_look_at = marks.count(BAD), marks.count(DOUBTFUL)
     console.print(f"\n{in_the_way or 'nothing'} in the way of a run, {to_look_at or 'nothing'} to look at")
     return not in_the_way
+
+
+def _plain(recipe: Recipe | None) -> dict:
+    return {} if recipe is None else asdict(recipe)
 
 
 def _number(variable: str, default: int) -> int:
