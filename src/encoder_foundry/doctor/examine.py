@@ -7,6 +7,7 @@
 - Without a recipe, what depends on one is left out.
 - Status 1 is rank 0's, or, where the ranks cannot meet, that of the first rank of each node: of every other process
   that fails, Composer would print a report of its own.
+- A check that breaks down is a finding as well, and the others go on.
 - Nothing is changed without `--clean`, and with it only what is stale (leftovers.py).
 """
 
@@ -60,25 +61,35 @@ def examine(path: Path | None, overrides: Sequence[str], clean: bool) -> bool:
 
 def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
     """What is found on this machine."""
-    yield from check_packages()
+    yield from _guarded("packages", check_packages())
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a library of its own is missing
         yield bad("torch", f"cannot be imported: {one_line(error)}", "install it anew: pip install -c constraints.txt")
         return
     world, ranks = _number("WORLD_SIZE", 1), _number("LOCAL_WORLD_SIZE", 1)
-    yield from check_gpus(ranks if world > 1 else 0, recipe)
-    yield from check_attention(recipe)
-    yield from check_leftovers(clean)  # before the room is measured that they take
+    yield from _guarded("GPUs", check_gpus(ranks if world > 1 else 0, recipe))
+    yield from _guarded("attention", check_attention(recipe))
+    yield from _guarded("leftovers", check_leftovers(clean))  # before the room is measured that they take
     if recipe is None:
         return
     plan = compile_plan(recipe)
-    yield from check_shm(recipe, plan, world // ranks, ranks if world > 1 else torch.cuda.device_count())
-    yield from check_runs_disk(recipe, plan)
-    yield from check_data(recipe)
-    yield from check_save_folder(recipe)
+    on_gpus = ranks if world > 1 else torch.cuda.device_count()
+    yield from _guarded("/dev/shm", check_shm(recipe, plan, world // ranks, on_gpus))
+    yield from _guarded("runs", check_runs_disk(recipe, plan))
+    yield from _guarded("data", check_data(recipe))
+    yield from _guarded("save_folder", check_save_folder(recipe))
     if _number("RANK", 0) == 0:
-        yield from check_wandb(recipe)
+        yield from _guarded("W&B", check_wandb(recipe))
+
+
+def _guarded(subject: str, check: Iterator[Finding]) -> Iterator[Finding]:
+    """What a check finds, and that it broke down if it did."""
+    try:
+        yield from check
+    except Exception as error:  # whatever it is, the checks after it are worth having
+        said = f"this check failed: {type(error).__name__}: {one_line(error)}"
+        yield bad(subject, said, "what the error names; if that is nothing here, it is a fault of the doctor's")
 
 
 def _no_collectives(recipe: Recipe | None) -> Iterator[Finding]:
