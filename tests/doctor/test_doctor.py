@@ -54,6 +54,7 @@ def test_on_a_machine_like_a_bare_container_everything_that_would_fail_is_named_
     command = f"composer -n 2 -c encoder-foundry doctor {BASE} runs_folder={runs} save_folder=s3://bucket/runs "
     assert f"{command}'loggers.wandb={{" in run.stdout.replace(str(Path(sys.executable).parent) + "/", "")
     assert run.stdout.splitlines()[-1].startswith("5 in the way of a run")
+    assert not [line for line in run.stdout.splitlines() if line.endswith(" ")]
     assert "planted" not in run.stdout + run.stderr
 
 

@@ -12,6 +12,7 @@
 """
 
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -164,7 +165,9 @@ def _tell(findings: Iterable[Finding], recipe: Recipe | None) -> bool:
         grid.add_row(Text(finding.mark, COLOURS[finding.mark]), finding.subject, Text(redacted(finding.said, plain)))
         if finding.remedy:
             grid.add_row("", "", Text(f"→ {redacted(finding.remedy, plain)}", "bold" if finding.mark == BAD else ""))
-        console.print(grid)
+        with console.capture() as drawn:
+            console.print(grid)
+        print(re.sub(" +$", "", drawn.get(), flags=re.MULTILINE), end="", flush=True)  # rich fills up the shorter line
         marks.append(finding.mark)
     in_the_way, to_look_at = marks.count(BAD), marks.count(DOUBTFUL)
     console.print(f"\n{in_the_way or 'nothing'} in the way of a run, {to_look_at or 'nothing'} to look at")
