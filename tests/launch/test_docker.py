@@ -79,6 +79,13 @@ def test_no_key_is_built_in_and_what_is_not_named_is_not_even_sent_to_the_engine
     assert {path.relative_to(REPOSITORY).parts[0] for path in sent()} == folders | files
 
 
+def test_the_commit_is_an_argument_of_the_last_steps_so_that_another_one_installs_nothing_anew(steps):
+    place = steps.index(("ENV", "ENCODER_FOUNDRY_COMMIT=$COMMIT"))
+    assert ("ARG", "COMMIT=") in steps[:place]
+    assert [name for name, _ in steps[place + 1 :]] == ["USER"]
+    assert '--build-arg COMMIT="$(git rev-parse HEAD)"' in (REPOSITORY / "Dockerfile").read_text()
+
+
 def test_what_the_commands_read_is_in_the_image():
     names = {str(path.relative_to(REPOSITORY)) for path in sent()}
     assert {"launch/__main__.py", "data_prep/__main__.py", "yamls/main/base.yaml", "constraints.txt"} <= names

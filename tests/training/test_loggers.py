@@ -17,7 +17,7 @@ from encoder_foundry.run_folder import RunFolder, read_lines
 from encoder_foundry.training.loggers import loggers
 from tests.wandb_file import Recorded, read_back
 
-from .conftest import PLANTED, PLANTED_KEY, REPOSITORY
+from .conftest import PLANTED, PLANTED_KEY
 
 NOT_ON_CPU = {"throughput/device/mfu"}
 NOT_SO_SOON = {"loss/spike_score"}  # the stages of the run are shorter than what it needs
@@ -79,11 +79,6 @@ def test_wandb_has_the_recipe_with_its_overrides_and_the_commit(recorded):
     assert recipe["rollback"]["at"]["token"] == "5000tok"
     assert recorded.config["git_commit"] == commit()
     assert "run_name=alone" in recorded.arguments
-
-
-def test_a_run_started_in_a_repository_has_that_commit():
-    in_repository = (REPOSITORY / ".git").exists()
-    assert re.fullmatch(r"[0-9a-f]{40}( \+ changes)?" if in_repository else "None", str(commit()))
 
 
 def test_no_secret_is_in_any_file_of_the_run(alone, recorded):
