@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 from encoder_foundry.errors import STOPPED, ConfigurationError, FoundryError, StopRequested, print_error
 from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
@@ -79,7 +78,7 @@ def launch(path: str, overrides: list[str]) -> None:
 
         recipe = with_stand_ins(recipe)
     else:
-        changes_of_run(run_folder(recipe), recipe)
+        changes_of_run(RunFolder.of(recipe), recipe)
 
     from encoder_foundry.data.shards import open_corpus
 
@@ -102,7 +101,7 @@ def launch(path: str, overrides: list[str]) -> None:
     with one_reason():
         train(recipe, tokenizer, print_start)
     if recipe.rehearse and is_first():
-        report_rehearsal(run_folder(recipe))
+        report_rehearsal(RunFolder.of(recipe))
 
 
 def report_rehearsal(folder: RunFolder) -> None:
@@ -129,10 +128,6 @@ def check_world_size(recipe: Recipe, plan: Plan, path: str) -> None:
                 f"{path}: 'stages.{segment.stage}.device_train_microbatch_size': {most} does not divide the "
                 f"{rows} rows that each of {world} processes has of an update of {segment.rows}; {divisor} does"
             )
-
-
-def run_folder(recipe: Recipe) -> RunFolder:
-    return RunFolder(Path(recipe.runs_folder) / recipe.run_name)
 
 
 def world_size() -> int:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from composer.loggers import WandBLogger
@@ -121,7 +120,7 @@ def test_every_line_of_the_records_says_how_fast_the_update_was_and_where_its_ti
 
 def wandb_logger(tiny, name: str, *overrides: str) -> WandBLogger:
     recipe = load_recipe(tiny.recipe, [f"run_name={name}", "loggers.wandb.project=tiny", *overrides])
-    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    folder = RunFolder.of(recipe)
     folder.path.mkdir(parents=True, exist_ok=True)
     (logger,) = loggers(recipe, folder)
     return logger

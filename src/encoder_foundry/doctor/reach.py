@@ -56,7 +56,7 @@ def check_save_folder(recipe: Recipe) -> Iterator[Finding]:
 
     if recipe.save_folder is None:
         return
-    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    folder = RunFolder.of(recipe)
     try:
         store = open_store(recipe, folder)
         seconds = store.try_out()

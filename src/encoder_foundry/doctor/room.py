@@ -73,7 +73,7 @@ def check_shm(recipe: Recipe, plan: Plan, nodes: int, ranks: int, shm: Path = SH
 
 def check_runs_disk(recipe: Recipe, plan: Plan) -> Iterator[Finding]:
     """Whether the checkpoints that will stay, and one that is being written, have room beside those that are there."""
-    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    folder = RunFolder.of(recipe)
     costs = cost(recipe, plan)
     count = min(costs.checkpoints_kept + 1, costs.checkpoints_written)
     here = _bytes(folder.path, "*.distcp")

@@ -3,7 +3,6 @@
 import faulthandler
 import logging
 import os
-from pathlib import Path
 from typing import TextIO
 
 from encoder_foundry.errors import FoundryError
@@ -21,7 +20,7 @@ def start_logs(recipe: Recipe) -> None:
     A resumed run appends to what is there.
     """
     global _file
-    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name).logs
+    folder = RunFolder.of(recipe).logs
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / f"rank{_rank()}.log", encoding="utf-8")
     _file = handler.stream
