@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from dockerfile_parse import DockerfileParser
 
+from encoder_foundry.doctor.installation import THE_IMAGES_OWN
+
 REPOSITORY = Path(__file__).parents[2]
 SECRET = re.compile(r"(?i)key|token|secret|passw|credential")
 
@@ -52,6 +54,12 @@ def test_a_change_of_code_installs_no_dependency_anew(steps):
     copied_before = [value for name, value in steps[: installs[0]] if name == "COPY"]
     assert copied_before == ["constraints.txt pyproject.toml ./"]
     assert max(installs + builds) < source
+
+
+def test_what_is_the_images_own_is_the_same_to_the_dockerfile_to_skypilot_and_to_the_doctor():
+    files = (REPOSITORY / "Dockerfile", REPOSITORY / "launch/skypilot/base.yaml")
+    patterns = [re.findall(r"own='\^\((.+)\)=='", path.read_text()) for path in files]
+    assert patterns == [[THE_IMAGES_OWN.pattern]] * 2
 
 
 def test_flash_attention_is_an_argument_and_that_of_hopper_is_off_unless_asked_for(steps):

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import torch
 
 CONSTRAINTS = Path(encoder_foundry.__file__).parents[2] / "constraints.txt"
-THE_IMAGES_OWN = re.compile(r"torch|torchvision|triton|nvidia-[a-z0-9-]+")  # as in the Dockerfile
+# As in the Dockerfile and in launch/skypilot/base.yaml.
+THE_IMAGES_OWN = re.compile(r"torch|torchvision|triton|nvidia-[a-z0-9-]+")
 NAMED = 4  # packages that a line names at most
 ROUNDING = 2**-5  # bf16 has 8 bits, and attention's outputs of normal values are below 4
 SMI_SECONDS = 60.0  # that nvidia-smi has; with many GPUs whose driver is not kept loaded it takes some
