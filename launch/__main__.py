@@ -15,6 +15,7 @@ import sys
 import time
 
 from encoder_foundry.errors import STOPPED, ConfigurationError, FoundryError, StopRequested, print_error
+from encoder_foundry.processes import is_first, is_first_of_node, world_size
 from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
 from encoder_foundry.recipe.changes import changes_of_run
 from encoder_foundry.recipe.rehearsal import rehearsal
@@ -58,7 +59,7 @@ def let_the_first_speak() -> None:
     The first has its say, and ends with its own status: the launcher's signal for another rank's end may come late, and
     a handler written in Python is gone, or breaks into what is done, while Python takes itself down.
     """
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if is_first_of_node():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -128,14 +129,6 @@ def check_world_size(recipe: Recipe, plan: Plan, path: str) -> None:
                 f"{path}: 'stages.{segment.stage}.device_train_microbatch_size': {most} does not divide the "
                 f"{rows} rows that each of {world} processes has of an update of {segment.rows}; {divisor} does"
             )
-
-
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def is_first() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 if __name__ == "__main__":

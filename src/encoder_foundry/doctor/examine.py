@@ -11,7 +11,6 @@
 - Nothing is changed without `--clean`, and with it only what is stale (leftovers.py).
 """
 
-import os
 import re
 import shlex
 import shutil
@@ -33,6 +32,7 @@ from encoder_foundry.doctor.leftovers import check_leftovers
 from encoder_foundry.doctor.reach import check_data, check_save_folder, check_wandb
 from encoder_foundry.doctor.room import check_runs_disk, check_shm
 from encoder_foundry.errors import FoundryError
+from encoder_foundry.processes import is_first, is_first_of_node, local_world_size, world_size
 from encoder_foundry.recipe import Recipe, compile_plan, load_recipe
 from encoder_foundry.redaction import redacted, redacted_arguments
 from encoder_foundry.wording import one_line
@@ -47,16 +47,15 @@ def examine(path: Path | None, overrides: Sequence[str], clean: bool) -> bool:
     Raises:
         ConfigurationError: the recipe is wrong; on rank 0 only.
     """
-    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
     try:
         recipe = None if path is None else load_recipe(path, overrides)
     except FoundryError:
-        if rank == 0:
+        if is_first():
             raise
         return True
-    if world == 1:
+    if world_size() == 1:
         return _tell(chain(_machine(recipe, clean), _no_collectives(recipe)), recipe)
-    speaks = _number("LOCAL_RANK", 0) == 0
+    speaks = is_first_of_node()
     return _with_others(list(_machine(recipe, clean)) if speaks else [], speaks, recipe)
 
 
@@ -68,7 +67,7 @@ def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
     except (ImportError, OSError) as error:  # OSError: a library of its own is missing
         yield bad("torch", f"cannot be imported: {one_line(error)}", "install it anew: pip install -c constraints.txt")
         return
-    world, ranks = _number("WORLD_SIZE", 1), _number("LOCAL_WORLD_SIZE", 1)
+    world, ranks = world_size(), local_world_size()
     yield from _guarded("GPUs", check_gpus(ranks if world > 1 else 0, recipe))
     yield from _guarded("attention", check_attention(recipe))
     yield from _guarded("leftovers", check_leftovers(clean))  # before the room is measured that they take
@@ -80,7 +79,7 @@ def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
     yield from _guarded("runs", check_runs_disk(recipe, plan))
     yield from _guarded("data", check_data(recipe))
     yield from _guarded("save_folder", check_save_folder(recipe))
-    if _number("RANK", 0) == 0:
+    if is_first():
         yield from _guarded("W&B", check_wandb(recipe))
 
 
@@ -126,7 +125,7 @@ def _with_others(here: list[Finding], speaks: bool, recipe: Recipe | None) -> bo
         collectives.leave()
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
         return not speaks or _tell(failed(one_line(error)[:300]), recipe)
-    if _number("RANK", 0) != 0:
+    if not is_first():
         return True
     return _tell([*_together([machine for machine in machines if machine[1]]), outcome], recipe)
 
@@ -176,7 +175,3 @@ def _tell(findings: Iterable[Finding], recipe: Recipe | None) -> bool:
 
 def _plain(recipe: Recipe | None) -> dict:
     return {} if recipe is None else asdict(recipe)
-
-
-def _number(variable: str, default: int) -> int:
-    return int(os.environ.get(variable, default))
