@@ -1,6 +1,6 @@
 # Encoder Foundry on MosaicML's image. torch and CUDA are the image's own; all else is as constraints.txt pins it.
 #
-#   docker build -t encoder-foundry .
+#   docker build --build-arg COMMIT="$(git rev-parse HEAD)" -t encoder-foundry .
 #   docker run --gpus all --shm-size=16g -v "$PWD/runs:/encoder-foundry/runs" -v "$PWD/data:/encoder-foundry/data" \
 #       encoder-foundry composer launch yamls/main/base.yaml
 #
@@ -43,4 +43,8 @@ RUN uv pip install --python "$(command -v python)" --no-cache --no-deps --editab
 RUN useradd --create-home --uid 1000 foundry \
     && mkdir -p runs data \
     && chown foundry:foundry . runs data
+
+# What git would say of this code, for the records of runs: no .git is sent to the engine.
+ARG COMMIT=
+ENV ENCODER_FOUNDRY_COMMIT=$COMMIT
 USER 1000:1000

@@ -13,9 +13,9 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 from encoder_foundry.errors import STOPPED, ConfigurationError, FoundryError, StopRequested, print_error
+from encoder_foundry.processes import is_first, is_first_of_node, world_size
 from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
 from encoder_foundry.recipe.changes import changes_of_run
 from encoder_foundry.recipe.rehearsal import rehearsal
@@ -59,7 +59,7 @@ def let_the_first_speak() -> None:
     The first has its say, and ends with its own status: the launcher's signal for another rank's end may come late, and
     a handler written in Python is gone, or breaks into what is done, while Python takes itself down.
     """
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if is_first_of_node():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -79,7 +79,7 @@ def launch(path: str, overrides: list[str]) -> None:
 
         recipe = with_stand_ins(recipe)
     else:
-        changes_of_run(run_folder(recipe), recipe)
+        changes_of_run(RunFolder.of(recipe), recipe)
 
     from encoder_foundry.data.shards import open_corpus
 
@@ -102,7 +102,7 @@ def launch(path: str, overrides: list[str]) -> None:
     with one_reason():
         train(recipe, tokenizer, print_start)
     if recipe.rehearse and is_first():
-        report_rehearsal(run_folder(recipe))
+        report_rehearsal(RunFolder.of(recipe))
 
 
 def report_rehearsal(folder: RunFolder) -> None:
@@ -129,18 +129,6 @@ def check_world_size(recipe: Recipe, plan: Plan, path: str) -> None:
                 f"{path}: 'stages.{segment.stage}.device_train_microbatch_size': {most} does not divide the "
                 f"{rows} rows that each of {world} processes has of an update of {segment.rows}; {divisor} does"
             )
-
-
-def run_folder(recipe: Recipe) -> RunFolder:
-    return RunFolder(Path(recipe.runs_folder) / recipe.run_name)
-
-
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def is_first() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 if __name__ == "__main__":

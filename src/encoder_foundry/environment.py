@@ -43,15 +43,16 @@ def environment() -> dict:
 
 
 def commit(folder: Path = Path(encoder_foundry.__file__).parent) -> str | None:
-    """The git commit that this code is at, with "+ changes" if files differ from it; None without git.
+    """The git commit that this code is at, with "+ changes" if files differ from it; None if that is not known.
 
-    A package that is installed inside a repository, in its `.venv`, is none of git's: it belongs to no commit.
+    A package that is installed inside a repository, in its `.venv`, is none of git's. Where git knows nothing of the
+    code, as in an image, which has no `.git`, it is what ENCODER_FOUNDRY_COMMIT says.
     """
     try:
         _git(folder, "ls-files", "--error-unmatch", "__init__.py")
         head, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("ENCODER_FOUNDRY_COMMIT") or None
     return head + (" + changes" if changes else "")
 
 

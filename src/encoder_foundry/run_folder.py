@@ -29,8 +29,12 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from encoder_foundry.errors import FoundryError
+
+if TYPE_CHECKING:
+    from encoder_foundry.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +72,11 @@ class RunFolder:
     """The paths of a run."""
 
     path: Path
+
+    @classmethod
+    def of(cls, recipe: "Recipe") -> "RunFolder":
+        """The folder of a recipe's run, or of what is yet to become a recipe."""
+        return cls(Path(recipe.runs_folder) / recipe.run_name)
 
     @property
     def recipe(self) -> Path:

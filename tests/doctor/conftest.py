@@ -14,6 +14,7 @@ from encoder_foundry.recipe import Recipe, load_recipe
 
 from ..data.conftest import row_folder
 from ..inspection.tree import write_tree
+from ..namespaces import why_not
 
 __all__ = ["row_folder"]  # a fixture, here too
 
@@ -58,17 +59,16 @@ def only(findings: Iterable[Finding]) -> Finding:
 
 
 # As root in namespaces of their own, which any user may make where the system allows it.
-UNSHARE = ["unshare", "--map-root-user", "--mount"]
+UNSHARE = ["--map-root-user", "--mount"]
 
 
 def on_own_machine(mounts: dict[str, str], command: list[str], **environment: str) -> subprocess.CompletedProcess:
     """Run a command where these folders are memory of these sizes, which nothing else sees."""
-    tried = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True)
-    if tried.returncode:
-        pytest.skip(f"namespaces cannot be made here: {tried.stderr.strip()}")
+    if reason := why_not(UNSHARE, "true"):
+        pytest.skip(reason)
     steps = [f"mount -t tmpfs -o size={size} none {shlex.quote(place)}" for place, size in mounts.items()]
     return subprocess.run(
-        [*UNSHARE, "sh", "-c", " && ".join([*steps, f"exec {shlex.join(command)}"])],
+        ["unshare", *UNSHARE, "sh", "-c", " && ".join([*steps, f"exec {shlex.join(command)}"])],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,

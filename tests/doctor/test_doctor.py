@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry.doctor.examine import _together
-from encoder_foundry.doctor.finding import bad, good
+from encoder_foundry.doctor import examine
+from encoder_foundry.doctor.examine import _machine, _together
+from encoder_foundry.doctor.finding import BAD, bad, good
 
 from .conftest import REPOSITORY, doctor, on_own_machine
 
@@ -28,7 +29,8 @@ def test_on_a_machine_like_a_bare_container_everything_that_would_fail_is_named_
     """A container's 64 MB of /dev/shm, a disk of a megabyte, no data, a store and a W&B that nobody answers for."""
     runs = tmp_path / "runs"
     runs.mkdir()
-    arguments = [BASE, f"runs_folder={runs}", "save_folder=s3://bucket/runs", "loggers.wandb.project=encoders"]
+    arguments = [BASE, f"runs_folder={runs}", "save_folder=s3://bucket/runs"]
+    arguments.append("loggers.wandb={project: encoders, init_kwargs: {settings: {api_key: planted-in-an-override}}}")
     run = on_own_machine(
         {"/dev/shm": "64m", str(runs): "1m"},
         doctor(*arguments),
@@ -49,10 +51,10 @@ def test_on_a_machine_like_a_bare_container_everything_that_would_fail_is_named_
     remedies = run.stdout.count("→")
     assert remedies == len(marked["✗"]) + len(marked["!"])
     assert "docker run --shm-size=2g" in run.stdout
-    assert f"composer -n 2 -c encoder-foundry doctor {BASE}" in run.stdout.replace(
-        str(Path(sys.executable).parent) + "/", ""
-    )
+    command = f"composer -n 2 -c encoder-foundry doctor {BASE} runs_folder={runs} save_folder=s3://bucket/runs "
+    assert f"{command}'loggers.wandb={{" in run.stdout.replace(str(Path(sys.executable).parent) + "/", "")
     assert run.stdout.splitlines()[-1].startswith("5 in the way of a run")
+    assert not [line for line in run.stdout.splitlines() if line.endswith(" ")]
     assert "planted" not in run.stdout + run.stderr
 
 
@@ -67,6 +69,23 @@ def test_a_wrong_recipe_is_one_line_and_status_2_before_torch_is_imported(recipe
     bare = subprocess.run(doctor(recipe_file), capture_output=True, text=True, timeout=60, env=environment)
     assert bare.returncode == 1
     assert "✗ torch          cannot be imported: torch was imported" in bare.stdout
+
+
+def test_a_check_that_breaks_down_is_a_line_and_the_others_go_on(recipe, monkeypatch):
+    def broken(*_):
+        yield good("data", "so far")
+        raise KeyError("raw_data")
+
+    before = list(_machine(recipe, clean=False))
+    monkeypatch.setattr(examine, "check_data", broken)
+    monkeypatch.setattr(examine, "check_packages", broken)
+    found = list(_machine(recipe, clean=False))
+    said = [(finding.mark, finding.subject, finding.said) for finding in found if finding.mark == BAD]
+    assert said == [(BAD, subject, "this check failed: KeyError: 'raw_data'") for subject in ("packages", "data")]
+    untouched = {"GPUs", "attention", "leftovers", "/dev/shm", "runs"}
+    assert [finding.subject for finding in found if finding.subject in untouched] == [
+        finding.subject for finding in before if finding.subject in untouched
+    ]
 
 
 def test_what_all_nodes_say_alike_is_one_line_and_what_one_node_says_bears_its_name():

@@ -80,17 +80,36 @@ def test_a_python_that_is_too_old_would_fail_a_run(tmp_path, monkeypatch):
     assert "(>=3.99 is needed)" in found.said
 
 
+def stand_in_nvidia_smi(folder: Path, monkeypatch, *lines: str) -> None:
+    """Stands for the driver's; what it says is the real one's."""
+    smi = folder / "nvidia-smi"
+    smi.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
 @on_cpu
 def test_gpus_that_the_driver_has_and_torch_cannot_use_are_told_apart_from_none(tmp_path, monkeypatch):
     assert only(check_gpus(0, None)).mark == DOUBTFUL
-    smi = tmp_path / "nvidia-smi"  # stands for the driver's; the line is one of its own
-    smi.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559 MiB, 470.57.02'\n")
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    stand_in_nvidia_smi(tmp_path, monkeypatch, "echo 'NVIDIA H100 80GB HBM3, 81559 MiB, 470.57.02'")
     found = only(check_gpus(8, None))
     assert found.mark == BAD
     assert "the driver has 1 (NVIDIA H100 80GB HBM3, 81559 MiB, 470.57.02)" in found.said
     assert "driver for CUDA" in found.remedy
+
+
+@on_cpu
+def test_a_driver_that_fails_or_does_not_answer_is_no_machine_without_gpus(tmp_path, monkeypatch):
+    mismatch = "Failed to initialize NVML: Driver/library version mismatch"
+    stand_in_nvidia_smi(tmp_path, monkeypatch, f"echo {mismatch}", "echo NVML library version: 570.86 >&2", "exit 18")
+    failed = only(check_gpus(0, None))
+    assert failed.mark == BAD
+    assert failed.said == f"nvidia-smi fails with status 18: {mismatch} NVML library version: 570.86"
+    assert "start the machine anew" in failed.remedy
+    stand_in_nvidia_smi(tmp_path, monkeypatch, "exec sleep 60")
+    monkeypatch.setattr(installation, "SMI_SECONDS", 0.2)
+    late = only(check_gpus(0, None))
+    assert (late.mark, late.said) == (BAD, "nvidia-smi does not answer within 0.2 s")
 
 
 @on_cpu

@@ -1,7 +1,9 @@
 """Stores and W&B: a real S3 API (moto's server) on loopback, addresses where nobody listens, and W&B's answers."""
 
 import json
+import os
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -93,14 +95,15 @@ def test_a_checkpoint_store_without_its_bucket_or_out_of_reach_is_found(recipe, 
 
 
 @contextmanager
-def wandb_server(status: int, answer: dict) -> Iterator[tuple[str, list[str]]]:
-    """The address of what answers as W&B's API does, and the paths that it was asked for. The service is a cloud."""
+def wandb_server(status: int, answer: object) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """The address of what answers as W&B's API does, and what it was asked: paths and keys. The service is a cloud."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
-            asked.append(self.path)
+            key = b64decode(self.headers["Authorization"].removeprefix("Basic ")).decode().removeprefix("api:")
+            asked.append((self.path, key))
             self.send_response(status)
             self.end_headers()
             self.wfile.write(json.dumps(answer).encode())
@@ -144,6 +147,14 @@ def test_wandb_without_a_key_would_end_a_run_at_its_start_unless_it_is_offline(l
         (200, {"data": {"viewer": {"username": "ada"}}}, GOOD, "knows the key, as ada's"),
         (200, {"data": {"viewer": None}}, BAD, "refuses the key (status 200)"),
         (401, {"errors": ["user is not logged in"]}, BAD, "refuses the key (status 401)"),
+        (
+            200,
+            {"data": None, "errors": [{"message": "internal"}]},
+            BAD,
+            'does not say whose the key is (status 200): {"data": null, "errors": [{"message": "internal"}]}',
+        ),
+        (200, ["somebody", "else's"], BAD, 'does not say whose the key is (status 200): ["somebody", "else\'s"]'),
+        (500, "out of order", BAD, 'does not say whose the key is (status 500): "out of order"'),
     ],
 )
 def test_a_wandb_key_is_tried_and_never_shown(logged, monkeypatch, status, answer, mark, said):
@@ -151,9 +162,25 @@ def test_a_wandb_key_is_tried_and_never_shown(logged, monkeypatch, status, answe
     with wandb_server(status, answer) as (url, asked):
         monkeypatch.setenv("WANDB_BASE_URL", url)
         found = only(check_wandb(logged))
-    assert asked == ["/graphql"]
+    assert asked == [("/graphql", KEY)]
     assert (found.mark, found.said) == (mark, f"{url} {said}")
     assert KEY not in repr(found)
+
+
+def test_the_key_and_the_server_of_the_recipe_go_before_those_of_the_environment_as_in_training(logged, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    with wandb_server(200, {"data": {"viewer": {"username": "ada"}}}) as (url, asked):
+        settings = {"api_key": KEY, "base_url": f"{url}/"}
+        found = only(check_wandb(replace(logged, loggers={"wandb": {"init_kwargs": {"settings": settings}}})))
+        netrc = Path(os.environ["NETRC"])
+        netrc.write_text(f"machine {url.removeprefix('http://')} login user password {KEY}\n")
+        monkeypatch.delenv("WANDB_API_KEY")
+        del settings["api_key"]
+        again = only(check_wandb(replace(logged, loggers={"wandb": {"init_kwargs": {"settings": settings}}})))
+    assert (found.mark, found.said) == (again.mark, again.said) == (GOOD, f"{url} knows the key, as ada's")
+    assert asked == [("/graphql", KEY)] * 2
+    offline = replace(logged, loggers={"wandb": {"init_kwargs": {"settings": {"mode": "offline"}}}})
+    assert only(check_wandb(offline)).mark == GOOD
 
 
 def test_a_wandb_that_nobody_answers_for_is_found(logged, monkeypatch):

@@ -101,6 +101,7 @@ def test_checkpoints_that_are_there_already_want_no_room_again(recipe_file, tmp_
     part = tmp_path / "small/checkpoints/ba2/__0_0.distcp"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"x" * one)
+    (part.parent / "__1_0.distcp").symlink_to("nowhere")  # as one that a live run removes when it has just been seen
     after = only(check_runs_disk(recipe, plan))
     assert f"needed are {size(2 * one)}" in after.said
     assert f"{size(one)} of them here already" in after.said

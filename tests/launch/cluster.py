@@ -2,7 +2,8 @@
 
 They are Debian's packages `slurm-wlm` and `munge`, without an accounting database and without systemd. What two real
 nodes do not share is kept apart by a mount namespace each: /dev/shm and TMPDIR, where Streaming keeps what the ranks of
-one node share. That needs root. Each node claims a GPU, which is /dev/null: Slurm counts it, and torch sees none.
+one node share. That needs root, and in a container the right to mount (CAP_SYS_ADMIN). Each node claims a GPU, which is
+/dev/null: Slurm counts it, and torch sees none.
 
 A job that is requeued starts again after `cred_expire` (15 seconds here; Slurm's default is 120).
 
@@ -20,6 +21,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from .. import namespaces
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare")
 NODES = ("node1", "node2")
@@ -59,7 +62,7 @@ def why_not() -> str | None:
     missing = [program for program in PROGRAMS if _program(program) is None]
     if missing:
         return f"no {', '.join(missing)} here: apt-get install slurm-wlm munge"
-    return None if os.geteuid() == 0 else "two Slurm nodes on one machine have a /dev/shm each, which needs root"
+    return namespaces.why_not(["--mount"], "mount -t tmpfs none /dev/shm")  # which each of the two nodes has
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from dockerfile_parse import DockerfileParser
 
+from encoder_foundry.doctor.installation import THE_IMAGES_OWN
+
 REPOSITORY = Path(__file__).parents[2]
 SECRET = re.compile(r"(?i)key|token|secret|passw|credential")
 
@@ -54,6 +56,12 @@ def test_a_change_of_code_installs_no_dependency_anew(steps):
     assert max(installs + builds) < source
 
 
+def test_what_is_the_images_own_is_the_same_to_the_dockerfile_to_skypilot_and_to_the_doctor():
+    files = (REPOSITORY / "Dockerfile", REPOSITORY / "launch/skypilot/base.yaml")
+    patterns = [re.findall(r"own='\^\((.+)\)=='", path.read_text()) for path in files]
+    assert patterns == [[THE_IMAGES_OWN.pattern]] * 2
+
+
 def test_flash_attention_is_an_argument_and_that_of_hopper_is_off_unless_asked_for(steps):
     arguments = dict(value.split("=", 1) for value in of(steps, "ARG"))
     assert arguments["FLASH_ATTN"] == "flash-attn"
@@ -77,6 +85,13 @@ def test_no_key_is_built_in_and_what_is_not_named_is_not_even_sent_to_the_engine
     folders = {"data_prep", "launch", "src", "yamls"}
     files = {"LICENSE", "README.md", "constraints.txt", "pyproject.toml"}
     assert {path.relative_to(REPOSITORY).parts[0] for path in sent()} == folders | files
+
+
+def test_the_commit_is_an_argument_of_the_last_steps_so_that_another_one_installs_nothing_anew(steps):
+    place = steps.index(("ENV", "ENCODER_FOUNDRY_COMMIT=$COMMIT"))
+    assert ("ARG", "COMMIT=") in steps[:place]
+    assert [name for name, _ in steps[place + 1 :]] == ["USER"]
+    assert '--build-arg COMMIT="$(git rev-parse HEAD)"' in (REPOSITORY / "Dockerfile").read_text()
 
 
 def test_what_the_commands_read_is_in_the_image():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from encoder_foundry.environment import commit
 from encoder_foundry.errors import STOPPED
 from encoder_foundry.run_folder import RunFolder
 
@@ -51,6 +52,41 @@ def wait_for_restart(cluster: Cluster, job: str, restarts: int) -> None:
     assert cluster.wait(job, "PENDING", "COMPLETED", "FAILED")["Restarts"] == str(restarts), cluster.log(job)
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     cluster.wait(job, "RUNNING", "FAILED")
+
+
+# Stand for Slurm's commands; `srun` shows what a step on the second node would be given.
+STAND_INS = {
+    "scontrol": "echo node1; echo node2",
+    "sinfo": "echo 10.0.0.1",
+    "squeue": "echo RUNNING",
+    "srun": "printf '%s\\n' \"$@\"; env | grep -E '^(PYTHONPATH|ENCODER_FOUNDRY_COMMIT)='",
+}
+
+
+@pytest.mark.parametrize("image", ["registry#encoder-foundry:1", None])
+def test_in_a_container_the_code_is_the_mounted_folders_and_not_the_images_own(tmp_path, image):
+    for name, does in STAND_INS.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    others = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    given = others | job | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", str(SCRIPT), "yamls/main/nano.yaml"]
+    ran = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=given | ({"CONTAINER_IMAGE": image} if image else {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    said = ran.stdout.splitlines()
+    assert "launch/stoppable.py" in ran.stdout
+    assert (f"--container-image={image}" in said) == (image is not None)
+    assert (f"--container-mounts={REPOSITORY}:{REPOSITORY}" in said) == (image is not None)
+    assert ("--container-env=PYTHONPATH,ENCODER_FOUNDRY_COMMIT" in said) == (image is not None)
+    assert (f"PYTHONPATH={REPOSITORY}/src" in said) == (image is not None)
+    assert (f"ENCODER_FOUNDRY_COMMIT={commit() or ''}" in said) == (image is not None)
 
 
 def test_a_recipe_that_cannot_be_run_is_not_requeued(cluster):

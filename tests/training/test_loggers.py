@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from composer.loggers import WandBLogger
@@ -17,7 +16,7 @@ from encoder_foundry.run_folder import RunFolder, read_lines
 from encoder_foundry.training.loggers import loggers
 from tests.wandb_file import Recorded, read_back
 
-from .conftest import PLANTED, PLANTED_KEY, REPOSITORY
+from .conftest import PLANTED, PLANTED_KEY
 
 NOT_ON_CPU = {"throughput/device/mfu"}
 NOT_SO_SOON = {"loss/spike_score"}  # the stages of the run are shorter than what it needs
@@ -81,11 +80,6 @@ def test_wandb_has_the_recipe_with_its_overrides_and_the_commit(recorded):
     assert "run_name=alone" in recorded.arguments
 
 
-def test_a_run_started_in_a_repository_has_that_commit():
-    in_repository = (REPOSITORY / ".git").exists()
-    assert re.fullmatch(r"[0-9a-f]{40}( \+ changes)?" if in_repository else "None", str(commit()))
-
-
 def test_no_secret_is_in_any_file_of_the_run(alone, recorded):
     files = [path for path in alone.rglob("*") if path.is_file()]
     assert len(files) > 50
@@ -126,7 +120,7 @@ def test_every_line_of_the_records_says_how_fast_the_update_was_and_where_its_ti
 
 def wandb_logger(tiny, name: str, *overrides: str) -> WandBLogger:
     recipe = load_recipe(tiny.recipe, [f"run_name={name}", "loggers.wandb.project=tiny", *overrides])
-    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    folder = RunFolder.of(recipe)
     folder.path.mkdir(parents=True, exist_ok=True)
     (logger,) = loggers(recipe, folder)
     return logger

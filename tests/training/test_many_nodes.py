@@ -1,7 +1,6 @@
 """A run over two hosts, made of what a host is to it: network namespaces, each with an address, a /dev/shm, a cache."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from encoder_foundry.run_folder import RunFolder
 
+from ..namespaces import why_not
 from .conftest import REPOSITORY, Tiny
 from .runs import assert_same_run
 
@@ -21,11 +21,7 @@ ADDRESSES = ["10.213.77.1", "10.213.77.2"]
 TIMEOUT = 20  # seconds: the recipe's dist_timeout
 SHARED_NOTHING = 'mount -t tmpfs tmpfs /dev/shm && mount -t tmpfs tmpfs "$CACHE" && mkdir "$TMPDIR" && exec "$@"'
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="namespaces want root and iproute2"),
-]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def ip(*arguments: str) -> None:
@@ -87,6 +83,8 @@ class TwoHosts:
 
 @pytest.fixture
 def hosts() -> Iterator[TwoHosts]:
+    if reason := why_not(["--net", "--mount"], "ip link set lo up && mount -t tmpfs tmpfs /dev/shm"):
+        pytest.skip(reason)
     hosts = TwoHosts()
     yield hosts
     hosts.remove()

@@ -7,16 +7,18 @@
 - Without a recipe, what depends on one is left out.
 - Status 1 is rank 0's, or, where the ranks cannot meet, that of the first rank of each node: of every other process
   that fails, Composer would print a report of its own.
+- A check that breaks down is a finding as well, and the others go on.
 - Nothing is changed without `--clean`, and with it only what is stale (leftovers.py).
 """
 
-import os
+import re
 import shlex
 import shutil
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -30,8 +32,9 @@ from encoder_foundry.doctor.leftovers import check_leftovers
 from encoder_foundry.doctor.reach import check_data, check_save_folder, check_wandb
 from encoder_foundry.doctor.room import check_runs_disk, check_shm
 from encoder_foundry.errors import FoundryError
+from encoder_foundry.processes import is_first, is_first_of_node, local_world_size, world_size
 from encoder_foundry.recipe import Recipe, compile_plan, load_recipe
-from encoder_foundry.redaction import redacted
+from encoder_foundry.redaction import redacted, redacted_arguments
 from encoder_foundry.wording import one_line
 
 COLOURS = {GOOD: "green", DOUBTFUL: "yellow", BAD: "bold red"}
@@ -44,47 +47,57 @@ def examine(path: Path | None, overrides: Sequence[str], clean: bool) -> bool:
     Raises:
         ConfigurationError: the recipe is wrong; on rank 0 only.
     """
-    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
     try:
         recipe = None if path is None else load_recipe(path, overrides)
     except FoundryError:
-        if rank == 0:
+        if is_first():
             raise
         return True
-    if world == 1:
-        return _tell(chain(_machine(recipe, clean), _no_collectives()))
-    speaks = _number("LOCAL_RANK", 0) == 0
-    return _with_others(list(_machine(recipe, clean)) if speaks else [], speaks)
+    if world_size() == 1:
+        return _tell(chain(_machine(recipe, clean), _no_collectives(recipe)), recipe)
+    speaks = is_first_of_node()
+    return _with_others(list(_machine(recipe, clean)) if speaks else [], speaks, recipe)
 
 
 def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
     """What is found on this machine."""
-    yield from check_packages()
+    yield from _guarded("packages", check_packages())
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a library of its own is missing
         yield bad("torch", f"cannot be imported: {one_line(error)}", "install it anew: pip install -c constraints.txt")
         return
-    world, ranks = _number("WORLD_SIZE", 1), _number("LOCAL_WORLD_SIZE", 1)
-    yield from check_gpus(ranks if world > 1 else 0, recipe)
-    yield from check_attention(recipe)
-    yield from check_leftovers(clean)  # before the room is measured that they take
+    world, ranks = world_size(), local_world_size()
+    yield from _guarded("GPUs", check_gpus(ranks if world > 1 else 0, recipe))
+    yield from _guarded("attention", check_attention(recipe))
+    yield from _guarded("leftovers", check_leftovers(clean))  # before the room is measured that they take
     if recipe is None:
         return
     plan = compile_plan(recipe)
-    yield from check_shm(recipe, plan, world // ranks, ranks if world > 1 else torch.cuda.device_count())
-    yield from check_runs_disk(recipe, plan)
-    yield from check_data(recipe)
-    yield from check_save_folder(recipe)
-    if _number("RANK", 0) == 0:
-        yield from check_wandb(recipe)
+    on_gpus = ranks if world > 1 else torch.cuda.device_count()
+    yield from _guarded("/dev/shm", check_shm(recipe, plan, world // ranks, on_gpus))
+    yield from _guarded("runs", check_runs_disk(recipe, plan))
+    yield from _guarded("data", check_data(recipe))
+    yield from _guarded("save_folder", check_save_folder(recipe))
+    if is_first():
+        yield from _guarded("W&B", check_wandb(recipe))
 
 
-def _no_collectives() -> Iterator[Finding]:
+def _guarded(subject: str, check: Iterator[Finding]) -> Iterator[Finding]:
+    """What a check finds, and that it broke down if it did."""
+    try:
+        yield from check
+    except Exception as error:  # whatever it is, the checks after it are worth having
+        said = f"this check failed: {type(error).__name__}: {one_line(error)}"
+        yield bad(subject, said, "what the error names; if that is nothing here, it is a fault of the doctor's")
+
+
+def _no_collectives(recipe: Recipe | None) -> Iterator[Finding]:
     """What to do for the one thing that takes all ranks."""
     import torch
 
-    command = ["composer", "-n", str(torch.cuda.device_count() or 2), "-c", "encoder-foundry", *sys.argv[1:]]
+    arguments = redacted_arguments(sys.argv[1:], _plain(recipe))
+    command = ["composer", "-n", str(torch.cuda.device_count() or 2), "-c", "encoder-foundry", *arguments]
     for place in (0, 4):
         if shutil.which(command[place]) is None:
             command[place] = str(Path(sys.executable).parent / command[place])
@@ -96,14 +109,14 @@ def _no_collectives() -> Iterator[Finding]:
     )
 
 
-def _with_others(here: list[Finding], speaks: bool) -> bool:
+def _with_others(here: list[Finding], speaks: bool, recipe: Recipe | None) -> bool:
     """Try the collectives on every rank, and let rank 0 print what all machines have found."""
     from encoder_foundry.doctor import collectives
 
     def failed(why: str) -> list[Finding]:
         return [*here, bad("collectives", why, collectives.REMEDY)]
 
-    watched = collectives.deadline(lambda why: _tell(failed(why))) if speaks else nullcontext()
+    watched = collectives.deadline(lambda why: _tell(failed(why), recipe)) if speaks else nullcontext()
     try:
         collectives.meet()
         with watched:
@@ -111,8 +124,10 @@ def _with_others(here: list[Finding], speaks: bool) -> bool:
             machines = collectives.gather((socket.gethostname(), here))
         collectives.leave()
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
-        return not speaks or _tell(failed(one_line(error)[:300]))
-    return _number("RANK", 0) != 0 or _tell([*_together([machine for machine in machines if machine[1]]), outcome])
+        return not speaks or _tell(failed(one_line(error)[:300]), recipe)
+    if not is_first():
+        return True
+    return _tell([*_together([machine for machine in machines if machine[1]]), outcome], recipe)
 
 
 def _together(machines: list[tuple[str, list[Finding]]]) -> Iterator[Finding]:
@@ -135,26 +150,28 @@ def _together(machines: list[tuple[str, list[Finding]]]) -> Iterator[Finding]:
             yield Finding(finding.mark, finding.subject, f"{which}: {finding.said}", finding.remedy)
 
 
-def _tell(findings: Iterable[Finding]) -> bool:
-    """Print findings as they come; whether none of them is bad."""
+def _tell(findings: Iterable[Finding], recipe: Recipe | None) -> bool:
+    """Print findings as they come, without the secrets of the recipe; whether none of them is bad."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 10_000  # a finding is a line, and its remedy another
-    marks = []
+    marks, plain = [], _plain(recipe)
     for finding in findings:
         grid = Table.grid(padding=(0, 1, 0, 0))
         grid.add_column(width=1)
         grid.add_column(width=WIDTH)
         grid.add_column(overflow="fold")
-        grid.add_row(Text(finding.mark, COLOURS[finding.mark]), finding.subject, Text(redacted(finding.said)))
+        grid.add_row(Text(finding.mark, COLOURS[finding.mark]), finding.subject, Text(redacted(finding.said, plain)))
         if finding.remedy:
-            grid.add_row("", "", Text(f"→ {finding.remedy}", "bold" if finding.mark == BAD else ""))
-        console.print(grid)
+            grid.add_row("", "", Text(f"→ {redacted(finding.remedy, plain)}", "bold" if finding.mark == BAD else ""))
+        with console.capture() as drawn:
+            console.print(grid)
+        print(re.sub(" +$", "", drawn.get(), flags=re.MULTILINE), end="", flush=True)  # rich fills up the shorter line
         marks.append(finding.mark)
     in_the_way, to_look_at = marks.count(BAD), marks.count(DOUBTFUL)
     console.print(f"\n{in_the_way or 'nothing'} in the way of a run, {to_look_at or 'nothing'} to look at")
     return not in_the_way
 
 
-def _number(variable: str, default: int) -> int:
-    return int(os.environ.get(variable, default))
+def _plain(recipe: Recipe | None) -> dict:
+    return {} if recipe is None else asdict(recipe)

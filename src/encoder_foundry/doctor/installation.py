@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     import torch
 
 CONSTRAINTS = Path(encoder_foundry.__file__).parents[2] / "constraints.txt"
-THE_IMAGES_OWN = re.compile(r"torch|torchvision|triton|nvidia-[a-z0-9-]+")  # as in the Dockerfile
+# As in the Dockerfile and in launch/skypilot/base.yaml.
+THE_IMAGES_OWN = re.compile(r"torch|torchvision|triton|nvidia-[a-z0-9-]+")
 NAMED = 4  # packages that a line names at most
 ROUNDING = 2**-5  # bf16 has 8 bits, and attention's outputs of normal values are below 4
+SMI_SECONDS = 60.0  # that nvidia-smi has; with many GPUs whose driver is not kept loaded it takes some
 AMPERE = 8  # the compute capability from which on there is bf16, and FlashAttention 2
 
 
@@ -112,7 +114,18 @@ def check_gpus(ranks: int, recipe: Recipe | None) -> Iterator[Finding]:
     """
     import torch
 
-    told = _told_by_driver()
+    try:
+        told = _told_by_driver()
+    except subprocess.SubprocessError as error:
+        yield bad(
+            "GPUs",
+            f"nvidia-smi {_failure(error)}",
+            "the driver, until nvidia-smi answers: its kernel module is of another version after an update (start the "
+            "machine anew), or a GPU hangs (dmesg names it)",
+        )
+        told = []
+        if not torch.cuda.is_available():
+            return
     if not torch.cuda.is_available():
         if told:
             yield bad(
@@ -141,12 +154,23 @@ def check_gpus(ranks: int, recipe: Recipe | None) -> Iterator[Finding]:
 
 
 def _told_by_driver() -> list[str]:
-    """A line a GPU, as `nvidia-smi` has it: name, memory, driver version. None where there is no driver."""
+    """A line a GPU, as `nvidia-smi` has it: name, memory, driver version. None where there is no driver.
+
+    Raises:
+        subprocess.SubprocessError: it fails, or does not end.
+    """
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    asked = subprocess.run(query, capture_output=True, text=True, timeout=60)
-    return asked.stdout.strip().splitlines() if asked.returncode == 0 else []
+    asked = subprocess.run(query, capture_output=True, text=True, timeout=SMI_SECONDS, check=True)
+    return asked.stdout.strip().splitlines()
+
+
+def _failure(error: subprocess.SubprocessError) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        said = " ".join(f"{error.stdout} {error.stderr}".split())
+        return f"fails with status {error.returncode}: {said}"
+    return f"does not answer within {SMI_SECONDS:g} s"
 
 
 def check_attention(recipe: Recipe | None) -> Iterator[Finding]:

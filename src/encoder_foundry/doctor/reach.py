@@ -20,6 +20,7 @@ from encoder_foundry.run_folder import RunFolder
 from encoder_foundry.wording import one_line
 
 SECONDS = 10  # that W&B has for an answer
+ANSWER = 200  # characters of one that is not understood
 ASK = {"query": "query { viewer { username } }"}
 
 
@@ -55,7 +56,7 @@ def check_save_folder(recipe: Recipe) -> Iterator[Finding]:
 
     if recipe.save_folder is None:
         return
-    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    folder = RunFolder.of(recipe)
     try:
         store = open_store(recipe, folder)
         seconds = store.try_out()
@@ -73,25 +74,40 @@ def check_wandb(recipe: Recipe) -> Iterator[Finding]:
     arguments = recipe.loggers.get("wandb")
     if arguments is None:
         return
-    mode = (arguments.get("init_kwargs") or {}).get("mode") or os.environ.get("WANDB_MODE", "online")
-    if mode in ("offline", "disabled"):
+    given = arguments.get("init_kwargs") or {}
+    settings = given.get("settings") or {}  # W&B lets them go before the environment
+    mode = given.get("mode") or settings.get("mode") or os.environ.get("WANDB_MODE", "online")
+    if mode in ("offline", "dryrun", "disabled"):
         yield good("W&B", f"{mode}: no network is needed")
         return
     import requests
     import wandb
+    from wandb.sdk.lib.wbauth import read_netrc_auth
 
-    server, key = wandb.api.settings("base_url"), wandb.api.api_key
+    server = (settings.get("base_url") or wandb.api.settings("base_url")).rstrip("/")
+    key = settings.get("api_key") or os.environ.get("WANDB_API_KEY") or read_netrc_auth(host=server)
     offline = "loggers.wandb.init_kwargs.mode=offline works without"
     if not key:
         yield bad("W&B", f"no key for {server}", f"WANDB_API_KEY in the environment, or `wandb login`; {offline}")
         return
     try:
-        answer = requests.post(f"{server}/graphql", json=ASK, auth=("api", key), timeout=SECONDS)
-        viewer = answer.json().get("data", {}).get("viewer") if answer.ok else None
-    except (requests.RequestException, ValueError) as error:
+        reply = requests.post(f"{server}/graphql", json=ASK, auth=("api", key), timeout=SECONDS)
+    except requests.RequestException as error:
         yield bad("W&B", f"{server} cannot be reached: {one_line(error)}", f"network and WANDB_BASE_URL; {offline}")
         return
-    if viewer is None:
-        yield bad("W&B", f"{server} refuses the key (status {answer.status_code})", f"`wandb login` anew; {offline}")
-    else:
-        yield good("W&B", f"{server} knows the key, as {viewer['username']}'s")
+    try:
+        answer = reply.json()
+    except ValueError:
+        answer = None
+    match answer:
+        case {"data": {"viewer": {"username": name}}}:
+            yield good("W&B", f"{server} knows the key, as {name}'s")
+        case _ if reply.status_code in (401, 403) or answer == {"data": {"viewer": None}}:
+            yield bad("W&B", f"{server} refuses the key (status {reply.status_code})", f"`wandb login` anew; {offline}")
+        case _:
+            said = " ".join(reply.text.split())[:ANSWER]
+            yield bad(
+                "W&B",
+                f"{server} does not say whose the key is (status {reply.status_code}): {said}",
+                f"WANDB_BASE_URL, if that is no server of W&B's; otherwise later again; {offline}",
+            )

@@ -14,10 +14,12 @@ memory).
 Disks are asked for what has yet to come: checkpoints beside those that are there, decompressed shards that are not.
 """
 
+import fnmatch
 import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from encoder_foundry.data.shards import shard_folders
@@ -71,10 +73,10 @@ def check_shm(recipe: Recipe, plan: Plan, nodes: int, ranks: int, shm: Path = SH
 
 def check_runs_disk(recipe: Recipe, plan: Plan) -> Iterator[Finding]:
     """Whether the checkpoints that will stay, and one that is being written, have room beside those that are there."""
-    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    folder = RunFolder.of(recipe)
     costs = cost(recipe, plan)
     count = min(costs.checkpoints_kept + 1, costs.checkpoints_written)
-    here = sum(path.stat().st_size for path in folder.path.rglob("*.distcp"))
+    here = _bytes(folder.path, "*.distcp")
     needed = max(0, count * costs.checkpoint_bytes - here)
     there = f", {size(here)} of them here already" if here else ""
     kept = f"{count} checkpoints of {size(costs.checkpoint_bytes)}{there}"
@@ -101,10 +103,20 @@ def check_data_disk(recipe: Recipe, indexes: Path) -> Iterator[Finding]:
         from streaming.base.util import bytes_to_int
 
         lengths = {stage.row_length for stage in recipe.stages.values()}
-        here = sum(path.stat().st_size for path in local.glob("*/*/train/shard.*"))
+        here = sum(_bytes(train, "shard.*") for train in local.glob("*/*/train"))
         needed += max(0, bytes_to_int(recipe.data.cache_limit) * len(lengths) - here)
         what = f"data.cache_limit for each of {len(lengths)} row lengths, and the held-out shards"
     yield from _room("data", local, needed, what, "a larger disk for data.local, or data.remote with data.cache_limit")
+
+
+def _bytes(folder: Path, names: str) -> int:
+    """Of the files of these names in a folder and those in it. What a live run removes meanwhile counts for nothing."""
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in fnmatch.filter(files, names):
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(place, name)).st_size
+    return total
 
 
 def _room(subject: str, path: Path, needed: int, what: str, remedy: str) -> Iterator[Finding]:

@@ -90,7 +90,7 @@ def _begun(config: DictConfig) -> Recipe | None:
 
     if OmegaConf.is_missing(config, "run_name"):
         return None
-    run = RunFolder(Path(config.runs_folder) / config.run_name)
+    run = RunFolder.of(config)
     if not run.recipe.is_file() or not complete_checkpoints(run.checkpoints.glob("ba*")):
         return None
     there = load_recipe(run.recipe)

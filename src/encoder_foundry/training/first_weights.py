@@ -44,7 +44,7 @@ def check_init_from(recipe: Recipe) -> None:
     """
     if recipe.init_from is None:
         return
-    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    folder = RunFolder.of(recipe)
     store = open_store(recipe, folder)
     if folder.newest_checkpoint(elsewhere=[] if store is None else store.checkpoints()) is None:
         _open_source(recipe, recipe.init_from)

@@ -4,7 +4,6 @@ import faulthandler
 import logging
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import TextIO
 
 from encoder_foundry.errors import FoundryError
@@ -24,7 +23,7 @@ def start_logs(recipe: Recipe) -> None:
     """
     global _file, _recipe
     _recipe = asdict(recipe)
-    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name).logs
+    folder = RunFolder.of(recipe).logs
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / f"rank{_rank()}.log", encoding="utf-8")
     _file = handler.stream

@@ -2,7 +2,7 @@
 
 When a rank fails, the others fail after it, each with an error of its own about a connection, or wait in a collective
 until their time is up. So a rank leaves the line that says what happened in the store that the group was made by,
-where the first line stays. One rank a node speaks, `first_of_node`: it looks into the store every second, and ends its
+where the first line stays. One rank a node speaks, its first: it looks into the store every second, and ends its
 process when another rank has failed and its own main thread does not come back from a collective; over NCCL it may
 never do so. A rank that ends without a word was killed: the ranks know each other's processes.
 
@@ -27,6 +27,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from encoder_foundry.callbacks.graceful_stop import stop_requested
 from encoder_foundry.callbacks.stage_progress import Bars
 from encoder_foundry.errors import FoundryError, StopRequested, print_error
+from encoder_foundry.processes import is_first_of_node
 from encoder_foundry.training.logs import log_failure, log_where_it_stands
 
 Outcome = TypeVar("Outcome")
@@ -70,10 +71,6 @@ def on_each_node(work: Callable[[], object]) -> None:
             raise raised
 
 
-def first_of_node() -> bool:
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0
-
-
 @contextmanager
 def one_reason() -> Iterator[None]:
     """Turn any error that ends this rank into a FoundryError with what the terminal is to say of the first failure.
@@ -88,7 +85,7 @@ def one_reason() -> Iterator[None]:
         said = log_failure(error)
         if torch.distributed.is_initialized():
             said = _first_reason(error, said)
-        if not first_of_node() and stop_requested():  # the launcher's signal, after the end of another rank
+        if not is_first_of_node() and stop_requested():  # the launcher's signal, after the end of another rank
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             os.kill(os.getpid(), signal.SIGTERM)
@@ -105,7 +102,7 @@ def watching(dist_timeout: float) -> Iterator[None]:
     store, rank = _get_default_store(), dist.get_global_rank()
     store.set(f"{PROCESS}{rank}", str(os.getpid()))
     over = threading.Event()
-    if first_of_node():
+    if is_first_of_node():
         threading.Thread(target=_watch, args=(over,), daemon=True).start()
     try:
         yield
@@ -140,7 +137,7 @@ def _first_reason(error: Exception, said: str) -> str:
         return store.compare_set(REASON, "", mine).decode()
 
     reason = _ask(ask) or said
-    if first_of_node() and dist.get_world_size() > dist.get_local_world_size():
+    if is_first_of_node() and dist.get_world_size() > dist.get_local_world_size():
         time.sleep(2 * LOOKS)  # while the other nodes look into the store, which may be this process's
     return reason
 

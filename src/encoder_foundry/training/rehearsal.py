@@ -33,7 +33,7 @@ READERS = ("python_docstrings", "python_files", "distribution_readmes")
 def with_stand_ins(recipe: Recipe) -> Recipe:
     """A rehearsal's recipe with stand-ins for what is not there. Called on every rank; the first makes them."""
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=recipe.dist_timeout)
-    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    folder = RunFolder.of(recipe)
     if recipe.data.remote is None and not (Path(recipe.data.local) / "tokenizer/tokenizer.json").is_file():
         stand_in = f"{recipe.data.local}-rehearsal"
         if dist.get_global_rank() == 0:

@@ -76,7 +76,7 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts, announce: Announce | None =
     Raises:
         StopRequested: after a SIGTERM, when the checkpoint is written.
     """
-    folder = RunFolder(Path(recipe.runs_folder) / recipe.run_name)
+    folder = RunFolder.of(recipe)
     store = open_store(recipe, folder)
     on_gpu = torch.cuda.is_available()
     attention = check_implementation(recipe.model.attn_implementation, "cuda" if on_gpu else "cpu", recipe.precision)
