@@ -18,7 +18,7 @@ from ..training.runs import assert_same_run, records
 from .cluster import Cluster, one_machine_cluster, why_not
 
 SCRIPT = REPOSITORY / "launch/slurm/train.sbatch"
-LONGER = "stages.pretrain.duration=36_864tok"  # some 60 updates: enough to be interrupted a few times
+LONGER = "stages.pretrain.duration=24_576tok"  # some 45 updates: enough to be interrupted twice
 MORE = 8  # updates, from one interruption to the next
 
 
