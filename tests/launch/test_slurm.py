@@ -18,7 +18,7 @@ from ..training.runs import assert_same_run, records
 from .cluster import Cluster, one_machine_cluster, why_not
 
 SCRIPT = REPOSITORY / "launch/slurm/train.sbatch"
-LONGER = "stages.pretrain.duration=36_864tok"  # some 60 updates: enough to be interrupted a few times
+LONGER = "stages.pretrain.duration=24_576tok"  # some 45 updates: enough to be interrupted twice
 MORE = 8  # updates, from one interruption to the next
 
 
@@ -28,6 +28,14 @@ def cluster(tmp_path_factory):
         pytest.skip(reason)
     with one_machine_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny) -> Path:
+    """The folder of a run that nothing disturbed."""
+    run = tiny.launch("run_name=undisturbed", LONGER)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return tiny.folder / "runs/undisturbed"
 
 
 def train(cluster: Cluster, options: list[str], *arguments: str) -> str:
@@ -52,6 +60,16 @@ def wait_for_restart(cluster: Cluster, job: str, restarts: int) -> None:
     assert cluster.wait(job, "PENDING", "COMPLETED", "FAILED")["Restarts"] == str(restarts), cluster.log(job)
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     cluster.wait(job, "RUNNING", "FAILED")
+
+
+def assert_ends_as(undisturbed: Path, run: Path, job: str, cluster: Cluster, restarts: int) -> None:
+    """A job that was restarted so often, each time by a word to its run, comes to the end of a run that was not."""
+    ended = cluster.wait(job, "COMPLETED", "FAILED", "PENDING")
+    log = cluster.log(job)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", str(restarts)), log
+    assert log.count("which is saved; the same command goes on from there") == restarts
+    assert log.count("going on from ba") == restarts + 1  # and after the recipe's own rollback
+    assert_same_run(run, undisturbed)
 
 
 # Stand for Slurm's commands; `srun` shows what a step on the second node would be given.
@@ -97,36 +115,36 @@ def test_a_recipe_that_cannot_be_run_is_not_requeued(cluster):
     assert "error: yamls/main/nano.yaml: 'precision': 'fp7' is not one of" in cluster.log(job)
 
 
+@pytest.mark.timeout(900)
+def test_a_run_that_is_preempted_is_requeued_and_ends_in_the_undisturbed_runs_weights(cluster, tiny, undisturbed):
+    run = tiny.folder / "runs/preempted"
+    job = train(cluster, ["--nodes=2"], str(tiny.recipe), "run_name=preempted", LONGER)
+    cluster.wait(job, "RUNNING")
+    wait_for_more_updates(run, job, cluster)
+    urgent = cluster.submit("--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
+    cluster.wait(urgent, "COMPLETED")
+    wait_for_restart(cluster, job, restarts=1)
+    assert "PREEMPTION" not in cluster.log(job)  # it ended in the grace period
+    assert_ends_as(undisturbed, run, job, cluster, restarts=1)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_run_that_is_warned_preempted_and_requeued_ends_in_the_undisturbed_runs_weights(cluster, tiny):
-    undisturbed = tiny.launch("run_name=undisturbed", LONGER)
-    assert undisturbed.returncode == 0, undisturbed.stderr[-4000:]
-    run = tiny.folder / "runs/slurm"
+def test_a_run_that_is_warned_and_then_requeued_ends_in_the_undisturbed_runs_weights(cluster, tiny, undisturbed):
+    run = tiny.folder / "runs/warned"
 
     # Less than the five minutes at which the script asks to be warned: the signal comes at Slurm's next look, which is
     # in the start, or in the first updates.
-    job = train(cluster, ["--time=3"], str(tiny.recipe), "run_name=slurm", LONGER)
+    job = train(cluster, ["--time=3"], str(tiny.recipe), "run_name=warned", LONGER)
     cluster.wait(job, "RUNNING")
     wait_for_restart(cluster, job, restarts=1)
     assert "which is saved; the same command goes on from there" in cluster.log(job)
 
     wait_for_more_updates(run, job, cluster)
-    urgent = cluster.submit("--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
-    cluster.wait(urgent, "COMPLETED")
-    wait_for_restart(cluster, job, restarts=2)
-    assert "PREEMPTION" not in cluster.log(job)  # it ended in the grace period
-
-    wait_for_more_updates(run, job, cluster)
     cluster.ask("scontrol", "requeue", job)
-    wait_for_restart(cluster, job, restarts=3)
+    wait_for_restart(cluster, job, restarts=2)
     assert re.search(r"STEP \S+ ON node1 CANCELLED AT \S+ DUE TO JOB REQUEUE", cluster.log(job))  # Slurm ended it
-
-    ended = cluster.wait(job, "COMPLETED", "FAILED", "PENDING")
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "3"), cluster.log(job)
-    assert cluster.log(job).count("which is saved; the same command goes on from there") == 3
-    assert cluster.log(job).count("going on from ba") == 3 + 1  # and after the recipe's own rollback
-    assert_same_run(run, tiny.folder / "runs/undisturbed")
+    assert_ends_as(undisturbed, run, job, cluster, restarts=2)
 
 
 @pytest.mark.long
