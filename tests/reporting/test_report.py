@@ -79,6 +79,7 @@ def test_a_long_run_takes_no_more_room_than_its_stages_have_points_and_loses_no_
     assert len(text) > 20_000
     assert found["thinned"]
     assert max(len(tokens) for tokens in found["tokens"]) <= 3 * BUCKETS
+    assert len(page(found)) < 1_000_000
     assert max(chart(found, "loss")["series"][0]["high"]) == 17.25
     assert max(chart(found, "loss")["series"][0]["y"]) < 17
 

@@ -69,12 +69,16 @@ class Run:
         self.stages: list[str] = []
         self.read_until = 0  # bytes of metrics.jsonl
         self.lines = 0
+        self.seen: list[tuple] = []  # of each file: when it was changed, and its size
         self.refresh()
 
-    def refresh(self) -> None:
-        """Read what has been written since."""
+    def refresh(self) -> bool:
+        """Read what has been written since; whether that was anything."""
         if not self.folder.plan.is_file():
             raise ConfigurationError(f"{self.folder.path}: no run there (it has no {self.folder.plan.name})")
+        there = [_changed(path) for path in self._files()]
+        if there == self.seen:
+            return False
         self.plan = _parse(self.folder.plan, json.loads)
         self.name = _need(self.plan, "name", self.folder.plan)
         self.config = redacted(_parse(self.folder.recipe, yaml.safe_load))
@@ -85,6 +89,12 @@ class Run:
         self._read_updates()
         metrics = self.folder.metrics
         self.last_written = datetime.fromtimestamp(metrics.stat().st_mtime).astimezone() if metrics.exists() else None
+        self.seen = there  # from before they were read, and not if one was broken
+        return True
+
+    def _files(self) -> list[Path]:
+        folder = self.folder
+        return [folder.plan, folder.recipe, folder.environment, folder.ledger, folder.evaluations, folder.metrics]
 
     @property
     def kept(self) -> list[tuple[Track, slice]]:
@@ -122,6 +132,14 @@ class Run:
             track.append(line["batch"], line["token"], self.stages.index(line["stage"]), values)
             self.read_until = end
             self.lines += 1
+
+
+def _changed(path: Path) -> tuple:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return (path,)
+    return path, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _lines(path: Path, keys: tuple[str, ...], start: int = 0, before: int = 0) -> Iterator[tuple[int, dict]]:
