@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -306,3 +307,42 @@ def test_a_page_that_watches_follows_the_run_and_keeps_its_zoom(browser, served)
     assert browser.run(until.format(f"{shown}.includes(' in 70 updates')"))
     assert browser.run("view.zoomed") == zoomed
     assert browser.errors == []
+
+
+def test_a_page_that_watches_says_what_the_server_says_and_that_it_has_ended(browser, served):
+    run, port, lines = served
+    browser.open(f"http://127.0.0.1:{port}/")
+    trouble = "document.querySelector('.trouble').textContent"
+    until = "new Promise((done) => {{ const look = () => {} ? done(true) : setTimeout(look, 50); look(); }})"
+    assert browser.run(trouble) == ""
+    (run / "metrics.jsonl").write_text("no JSON\n")
+    assert browser.run(until.format(f"{trouble}.includes('metrics.jsonl, line 1: no JSON')"))
+    (run / "metrics.jsonl").write_text("".join(lines[:70]))
+    assert browser.run(until.format(f"{trouble} === ''"))
+    assert " in 70 updates" in browser.run("document.querySelector('.card .small').textContent")
+    browser.run("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))")
+    assert browser.run(until.format(f"{trouble}.includes('the server has ended')"))
+
+
+def test_a_client_that_goes_away_is_no_traceback(served, monkeypatch, capfd):
+    run, port, _ = served
+    answering, gone, over = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(*arguments) -> dict:
+        answering.set()
+        assert gone.wait(20)
+        return report(*arguments)
+
+    monkeypatch.setattr(watch, "report", slow)
+    shutdown = watch.Server.shutdown_request
+    monkeypatch.setattr(watch.Server, "shutdown_request", lambda *arguments: (shutdown(*arguments), over.set()))
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing it is a reset
+    connection.sendall(f"GET / HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+    assert answering.wait(20)
+    connection.close()
+    gone.set()
+    assert over.wait(20)
+    assert capfd.readouterr().err == ""
+    (run / "plan.json").write_text("{}")
+    assert asked(port, "/")[0] == 500  # others are answered still

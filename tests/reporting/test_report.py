@@ -173,6 +173,13 @@ def test_what_is_broken_is_named(nano, name, damage, said):
         Run(nano)
 
 
+def test_what_cannot_be_read_is_named(nano):
+    (nano / "eval.jsonl").unlink()
+    (nano / "eval.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"nano: it cannot be read: .*eval\.jsonl"):
+        Run(nano)
+
+
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(ConfigurationError, match="no run there"):
         write_report([tmp_path])

@@ -60,7 +60,7 @@ class Run:
 
     Raises:
         ConfigurationError: there is no run in the folder.
-        DataError: one of its files is broken; which one, and in which line.
+        DataError: one of its files is broken, which one and in which line; or cannot be read.
     """
 
     def __init__(self, path: Path):
@@ -74,11 +74,19 @@ class Run:
 
     def refresh(self) -> bool:
         """Read what has been written since; whether that was anything."""
-        if not self.folder.plan.is_file():
-            raise ConfigurationError(f"{self.folder.path}: no run there (it has no {self.folder.plan.name})")
-        there = [_changed(path) for path in self._files()]
-        if there == self.seen:
-            return False
+        try:
+            if not self.folder.plan.is_file():
+                raise ConfigurationError(f"{self.folder.path}: no run there (it has no {self.folder.plan.name})")
+            there = [_changed(path) for path in self._files()]
+            if there == self.seen:
+                return False
+            self._read()
+        except OSError as error:
+            raise DataError(f"{self.folder.path}: it cannot be read: {error}") from None
+        self.seen = there  # from before they were read, and not if one was broken
+        return True
+
+    def _read(self) -> None:
         self.plan = _parse(self.folder.plan, json.loads)
         self.name = _need(self.plan, "name", self.folder.plan)
         self.config = redacted(_parse(self.folder.recipe, yaml.safe_load))
@@ -89,8 +97,6 @@ class Run:
         self._read_updates()
         metrics = self.folder.metrics
         self.last_written = datetime.fromtimestamp(metrics.stat().st_mtime).astimezone() if metrics.exists() else None
-        self.seen = there  # from before they were read, and not if one was broken
-        return True
 
     def _files(self) -> list[Path]:
         folder = self.folder

@@ -10,6 +10,7 @@ open page asks every few.
 """
 
 import contextlib
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,6 +35,13 @@ def serve(paths: list[Path], port: int, reference: Path | None = None) -> None:
     with server(paths, port, reference) as running, contextlib.suppress(KeyboardInterrupt):
         print(f"report: http://127.0.0.1:{running.server_port}/ (Ctrl-C ends it)", flush=True)
         running.serve_forever()
+
+
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing, where a client went away before it had its answer: a closed tab is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Content:
@@ -95,6 +103,6 @@ def server(paths: list[Path], port: int, reference: Path | None = None) -> Threa
             """A line a question would bury the address."""
 
     try:
-        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        return Server(("127.0.0.1", port), Handler)
     except OSError as error:
         raise ConfigurationError(f"--port {port}: cannot listen there: {error}; 0 takes any that is free") from error

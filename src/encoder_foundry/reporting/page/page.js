@@ -420,6 +420,7 @@ function block(title, id, ...children) {
 
 // These stay when the content comes anew: only what is in them changes, and the charts not even that.
 const place = {
+  trouble: html("span", { role: "status", class: "trouble" }),
   cards: html("div", { class: "cards" }),
   toolbar: html("nav", { class: "toolbar", "aria-label": "Zoom" }),
   position: html("span", { class: "position" }),
@@ -506,26 +507,30 @@ function inOrder(content) {
 
 document
   .querySelector("main")
-  .append(html("h1", {}, "Encoder Foundry"), place.cards, place.toolbar, place.grid, place.tables, place.footer);
+  .append(
+    html("h1", {}, "Encoder Foundry", place.trouble),
+    place.cards,
+    place.toolbar,
+    place.grid,
+    place.tables,
+    place.footer,
+  );
 build(JSON.parse(document.getElementById("content").textContent));
 new ResizeObserver(() => view.draw()).observe(document.querySelector("main"));
 document.addEventListener("keydown", (event) => event.key === "Escape" && view.zoom(null));
 
 const watch = Number(document.body.dataset.watch);
 async function refresh() {
-  try {
-    const answer = await fetch("content.json", { cache: "no-store" });
-    if (answer.ok) {
-      const { written, ...content } = await answer.json();
-      const same = JSON.stringify(content) === refresh.last;
-      if (!same && !view.dragging) {
-        refresh.last = JSON.stringify(content);
-        build({ written, ...content });
-      }
-    }
-    document.body.classList.toggle("lost", !answer.ok);
-  } catch {
-    document.body.classList.add("lost"); // the server has ended: what is shown stays
+  const [ok, text] = await fetch("content.json", { cache: "no-store" })
+    .then(async (answer) => [answer.ok, await answer.text()])
+    .catch(() => [false, "the server has ended; this is the last that it said"]);
+  place.trouble.textContent = ok ? "" : ` · ${text}`; // and what is shown stays
+  if (!ok) return;
+  const { written, ...content } = JSON.parse(text);
+  const said = JSON.stringify(content);
+  if (said !== refresh.last && !view.dragging) {
+    refresh.last = said;
+    build({ written, ...content });
   }
 }
 if (watch) setInterval(refresh, watch * 1000);
