@@ -21,7 +21,7 @@ from encoder_foundry.reporting.records import Run
 from encoder_foundry.reporting.report import page
 from encoder_foundry.run_folder import RunFolder
 from tests.reporting.browser import EXECUTABLE, Browser
-from tests.reporting.made_run import write_run
+from tests.reporting.made_run import write_result, write_run
 
 NANO, BASE, LARGE = "yamls/main/nano.yaml", "yamls/main/base.yaml", "yamls/main/large.yaml"
 LINES = "document.querySelectorAll('#chart-loss path.line').length"
@@ -174,6 +174,20 @@ def test_the_cursor_tells_the_values_of_all_charts_at_its_token(browser, large):
     value = "document.querySelector('#chart-{} output').textContent"
     assert browser.run(value.format("lr")) == "5e-4"
     assert browser.run(value.format("rows")) == "4,928"
+
+
+def test_what_an_evaluation_found_stands_under_evaluations(browser, tmp_path):
+    run = write_run(tmp_path / "run", NANO)
+    write_result(run, "ba40", "needle", found=(0.0312, 0.0201, 0.0444))
+    write_result(run, "export", "masked_lm", loss=(5.5913, 5.4021, 5.774), perplexity=(float("nan"), None, None))
+    browser.open(address_of(run))
+    rows = "[...document.querySelectorAll('#evaluations table:last-of-type tbody tr')].map((row) => row.innerText)"
+    assert [row.split("\t") for row in browser.run(rows)][-3:] == [
+        ["ba40", "needle", "found", "0.0312", "0.0201 to 0.0444"],
+        ["export", "masked_lm", "loss", "5.591", "5.402 to 5.774"],
+        ["export", "masked_lm", "perplexity", "–", "–"],
+    ]
+    assert browser.errors == []
 
 
 def test_a_name_that_is_a_script_is_shown_and_not_run(browser, tmp_path):

@@ -94,13 +94,15 @@ class Run:
         self.rollbacks = [line for _, line in _lines(self.folder.ledger, ("number", "token", "to_token"))]
         evaluations = _lines(self.folder.evaluations, ("batch", "token", "stage", "loss"))
         self.evaluations = [line | {"kept": self._kept(line)} for _, line in evaluations]
+        self.results = [line for path in self.folder.results for line in _headlines(path)]
         self._read_updates()
         metrics = self.folder.metrics
         self.last_written = datetime.fromtimestamp(metrics.stat().st_mtime).astimezone() if metrics.exists() else None
 
     def _files(self) -> list[Path]:
         folder = self.folder
-        return [folder.plan, folder.recipe, folder.environment, folder.ledger, folder.evaluations, folder.metrics]
+        files = [folder.plan, folder.recipe, folder.environment, folder.ledger, folder.evaluations, folder.metrics]
+        return [*files, *folder.results]
 
     @property
     def kept(self) -> list[tuple[Track, slice]]:
@@ -181,6 +183,18 @@ def _parse(path: Path, parse) -> dict:
     if not isinstance(content, dict):
         raise DataError(f"{path}: it should hold a mapping, not a {type(content).__name__}")
     return content
+
+
+def _headlines(path: Path) -> list[dict]:
+    """The numbers of a suite that models are compared by, from its file as evaluation/results.py writes it."""
+    try:
+        return [
+            {"model": path.parts[-3], "suite": path.parts[-2], "name": one["name"]}
+            | {key: None if value is None else float(value) for key, value in one["measure"].items()}
+            for one in _parse(path, json.loads)["headlines"]
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise DataError(f"{path}: it has no headlines as `encoder-foundry evaluate` writes them") from None
 
 
 def _need(content: dict, key: str, path: Path) -> object:

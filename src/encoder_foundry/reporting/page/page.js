@@ -287,41 +287,54 @@ function card(run, index) {
 }
 
 function evaluations(runs) {
+  const many = runs.length > 1;
+  const found = [heldOut(runs, many), ...results(runs, many)].filter(Boolean);
+  return found.length ? block("Evaluations", "evaluations", ...found) : null;
+}
+
+function heldOut(runs, many) {
   const rows = runs.flatMap((run) => run.evaluations.map((one) => [run, one]));
   if (!rows.length) return null;
-  const many = runs.length > 1;
-  return block(
-    "Evaluations",
-    "evaluations",
-    html(
-      "div",
-      { class: "scroll" },
-      table(
-        [
-          ...(many ? ["run"] : []),
-          "after",
-          "update",
-          "tokens",
-          "length",
-          "held-out loss",
-          "perplexity",
-          "accuracy",
-          "",
-        ],
-        rows.map(([run, one]) => [
-          ...(many ? [run.name] : []),
-          one.batch ? one.stage : "first weights",
-          whole(one.batch),
-          whole(one.token),
-          one.row_length && whole(one.row_length),
-          one.loss?.toFixed(4),
-          one.loss === null ? null : short(Math.exp(one.loss)),
-          one.masked_accuracy === undefined ? null : percent(one.masked_accuracy),
-          one.kept ? "" : "abandoned",
-        ]),
-      ),
+  return html(
+    "div",
+    { class: "scroll" },
+    table(
+      [...(many ? ["run"] : []), "after", "update", "tokens", "length", "held-out loss", "perplexity", "accuracy", ""],
+      rows.map(([run, one]) => [
+        ...(many ? [run.name] : []),
+        one.batch ? one.stage : "first weights",
+        whole(one.batch),
+        whole(one.token),
+        one.row_length && whole(one.row_length),
+        one.loss?.toFixed(4),
+        one.loss === null ? null : short(Math.exp(one.loss)),
+        one.masked_accuracy === undefined ? null : percent(one.masked_accuracy),
+        one.kept ? "" : "abandoned",
+      ]),
     ),
   );
+}
+
+// What `encoder-foundry evaluate` found, with as many decimals as its own tables have.
+function results(runs, many) {
+  const rows = runs.flatMap((run) => run.results.map((one) => [run, one]));
+  if (!rows.length) return [];
+  const cells = ({ value, low, high }) => {
+    const decimals = Math.max(...[value, low, high].map((number) => Math.abs(number ?? 0))) >= 0.1 ? 3 : 4;
+    const shown = (number) => number?.toFixed(decimals) ?? "–";
+    return [shown(value), (low ?? high) === null ? null : `${shown(low)} to ${shown(high)}`];
+  };
+  return [
+    html("p", { class: "small" }, "Measured by encoder-foundry evaluate, with 95 % intervals where they are known:"),
+    html(
+      "div",
+      { class: "scroll texts" },
+      table(
+        [...(many ? ["run"] : []), "model", "suite", "measure", "value", "95 % interval"],
+        rows.map(([run, one]) => [...(many ? [run.name] : []), one.model, one.suite, one.name, ...cells(one)]),
+      ),
+    ),
+  ];
 }
 
 function rollbacks(runs) {
