@@ -12,22 +12,27 @@ worker dies, and with it its rank.
 So both signals are blocked before anything is started, and all that is started inherits that. A thread waits for one of
 them here and asks each rank once, by SIGUSR1; a rank lets that in as soon as it can act on it. What comes earlier waits
 in the kernel: nothing is lost in the start. A run under this door is ended at once by SIGKILL, and by Ctrl-C as ever.
+
+What the launcher says is kept until the end, and left out if the status shows that the run itself has said why it
+ended: so the cause of a failure stands last. What its first rank prints does not pass through here.
 """
 
+import io
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from threading import Thread
 
 import psutil
 
+GAVE_UP = 2  # encoder_foundry/errors.py: with a line that says why
 REQUESTS = {signal.SIGTERM, signal.SIGUSR1}
 
 
 def ask_ranks_once_asked() -> None:
     signal.sigwait(REQUESTS)
-    print("asked to stop: the ranks end their update, save it and exit", flush=True)
+    print("asked to stop: the ranks end their update, save it and exit", file=sys.__stdout__, flush=True)
     asked: set[psutil.Process] = set()
     while True:  # they may not have been started yet
         ranks = set(psutil.Process().children()) - asked
@@ -44,4 +49,14 @@ if __name__ == "__main__":
 
     from composer.cli.launcher import main  # seconds, in which a signal may come
 
-    sys.exit(main())
+    from encoder_foundry.errors import STOPPED
+
+    status, said = None, io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            status = main()
+    finally:
+        # a rank that ended without a word has what it wrote in there; of --help there is no status
+        if status not in (GAVE_UP, STOPPED) or "Begin global rank" in said.getvalue():
+            sys.stderr.write(said.getvalue())
+    sys.exit(status)

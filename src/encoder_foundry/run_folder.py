@@ -103,6 +103,11 @@ class RunFolder:
         return self.path / "eval.jsonl"
 
     @property
+    def results(self) -> list[Path]:
+        """A file a model and suite that `encoder-foundry evaluate` measured."""
+        return sorted(self.path.glob("evaluations/*/*/result.json"))
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

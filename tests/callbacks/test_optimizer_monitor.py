@@ -1,9 +1,12 @@
 """OptimizerMonitor logs, under FSDP2, the norms of the whole parameters."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
+from encoder_foundry.callbacks.optimizer_monitor import OptimizerMonitor
 from encoder_foundry.optim.decay_groups import decay_groups
 from encoder_foundry.optim.stable_adamw import StableAdamW
 from tests.ranks import on_ranks
@@ -66,3 +69,28 @@ def _monitored_run() -> None:
 
 def test_norms_are_of_whole_parameters_under_fsdp2(tmp_path):
     on_ranks(2, tmp_path, _monitored_run)
+
+
+@pytest.mark.parametrize("records_first", [True, False])
+def test_the_record_and_the_loggers_have_the_same_norms_which_are_taken_once(monkeypatch, records_first):
+    model = nn.Linear(3, 2)
+    optimizer = StableAdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1)
+    batch = SimpleNamespace(batch=SimpleNamespace(value=0))
+    state, monitor = SimpleNamespace(optimizers=[optimizer], timestamp=batch, model=model), OptimizerMonitor()
+    logged, taken, norm = [], [], torch.Tensor.norm
+    logger = SimpleNamespace(log_metrics=logged.append)
+    for _ in range(2):
+        monitor.batch_start(state, logger)
+        model(torch.randn(4, 3)).sum().backward()
+        optimizer.step()
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.Tensor, "norm", lambda *given, **named: taken.append(1) or norm(*given, **named))
+            if not records_first:
+                monitor.batch_end(state, logger)
+            record = monitor.measured(state, [])
+            if records_first:
+                monitor.batch_end(state, logger)
+        grad = torch.cat([param.grad.flatten() for param in model.parameters()]).norm().item()
+        assert record["grad_norm"] == logged[-1]["optim/l2_norm/grad/global"] == pytest.approx(grad)
+        assert record["update_norm"] == logged[-1]["optim/l2_norm/update/global"]
+    assert len(logged) == len(taken) == 2

@@ -49,14 +49,16 @@ def train(plan, clock, updates, interval="10ba", mfu=None, progress_bar=False):
         )
         progress.batch_start(state, None)
         clock.seconds += STEP
+        tokens, slower = segment.tokens_per_update - 8, 1 + batch % 2
         progress.log_metrics(
             {
                 "loss/train": 9.0 - after.batch.value / 1000,
                 "recipe/lr": segment.learning_rate.at(token),
-                "time/step": STEP / 2,  # the other half is Composer's, evaluations and checkpoints
-                "data/real_tokens": segment.tokens_per_update - 8,
+                "time/step": STEP / 4,  # the rest is Composer's, the loggers' and checkpoints
+                "data/real_tokens": tokens,
+                "throughput/tokens_per_sec": tokens / (STEP / 2 * slower),  # without evaluations
             }
-            | ({} if mfu is None else {"throughput/device/mfu": mfu})
+            | ({} if mfu is None else {"throughput/device/mfu": mfu / slower})
         )
         before = state.timestamp = after
         token, batch = after.token.value, after.batch.value
@@ -82,14 +84,14 @@ def _boundaries(plan):
 
 
 def test_a_line_has_the_last_updates_loss_and_the_rates_since_the_line_before(plan, clock, capsys):
-    train(plan, clock, 20, mfu=0.4123)
+    train(plan, clock, 20, mfu=0.4123)  # every other update takes twice as long
     line = capsys.readouterr().out.splitlines()[-1]
     rows = plan.segments[0]
     assert rows.updates > 20
-    tokens_per_second = (rows.tokens_per_update - 8) / (STEP / 2)
+    tokens_per_second = (rows.tokens_per_update - 8) / (STEP / 2 * 1.5)
     lr = rows.learning_rate.at(19 * rows.tokens_per_update)
     assert f"loss {9.0 - 20 / 1000:.3f}  lr {number(lr)}  " in line
-    assert f"{short(tokens_per_second)} tok/s  MFU 41.2%" in line
+    assert f"{short(tokens_per_second)} tok/s  MFU {0.4123 / 1.5:.1%}" in line
     left = (plan.total_tokens - 20 * rows.tokens_per_update) / rows.tokens_per_update * STEP
     assert line.endswith(f"ETA {duration(left)} at this rate")
 

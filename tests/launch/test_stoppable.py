@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from encoder_foundry.errors import STOPPED
 
 from ..training.conftest import REPOSITORY
@@ -25,6 +27,19 @@ alive = worker.poll() is None
 worker.kill()
 print("asked", len(asked), "worker", alive, flush=True)
 sys.exit({STOPPED})
+"""
+
+# Ranks of which the second has failed; it is killed once that is told, or ends without a word.
+FAILING = """
+import os, signal, sys, time
+if os.environ["RANK"] == "0":
+    time.sleep(1)
+    print("error: boom", file=sys.stderr, flush=True)
+    sys.exit(2)
+if sys.argv[1] == "told":
+    time.sleep(60)
+print("never heard", flush=True)
+sys.exit(1)
 """
 
 
@@ -48,3 +63,16 @@ def test_signals_to_every_process_and_before_there_is_a_rank_become_one_request_
     output, _ = launcher.communicate(timeout=200)
     assert launcher.returncode == STOPPED
     assert "asked 1 worker True" in output
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_failure_that_a_rank_has_told_stands_last_and_the_launcher_tells_any_other(tmp_path, told):
+    script = tmp_path / "rank.py"
+    script.write_text(FAILING)
+    command = [sys.executable, "launch/stoppable.py", "-n", "2", str(script), "told" if told else "not"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    if told:
+        assert (run.returncode, run.stdout, run.stderr) == (2, "", "error: boom\n")
+    else:
+        assert run.returncode != 0
+        assert "Begin global rank 1" in run.stderr and "never heard" in run.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from encoder_foundry import load_recipe
+from encoder_foundry.evaluation.results import Headline, Measure, Result
 from encoder_foundry.recipe.plan import Plan, Rollback, plan_in_force, set_rollback
 from encoder_foundry.run_folder import RunFolder
 
@@ -60,6 +61,15 @@ def write_run(
     folder.recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(loaded)))
     folder.environment.write_text(json.dumps(ENVIRONMENT))
     return path
+
+
+def write_result(run: Path, model: str, suite: str, **measures: tuple[float, float | None, float | None]) -> Path:
+    """Write what an evaluation of a run's model leaves, with a headline a measure: its value, low and high."""
+    headlines = [
+        Headline(name, Measure(*measure), True, {"document": (2.0, 1.0)}) for name, measure in measures.items()
+    ]
+    known = {"name": f"{run.name}-{model}", "path": f"{run}/{model}"}
+    return Result(suite, suite, known, {}, {}, [], headlines).write(run / "evaluations" / model / suite)
 
 
 def _ledger_line(plan: Plan, rollback: Rollback) -> dict:

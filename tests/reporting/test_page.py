@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from encoder_foundry.reporting.records import Run
 from encoder_foundry.reporting.report import page
 from encoder_foundry.run_folder import RunFolder
 from tests.reporting.browser import EXECUTABLE, Browser
-from tests.reporting.made_run import write_run
+from tests.reporting.made_run import write_result, write_run
 
 NANO, BASE, LARGE = "yamls/main/nano.yaml", "yamls/main/base.yaml", "yamls/main/large.yaml"
 LINES = "document.querySelectorAll('#chart-loss path.line').length"
@@ -73,15 +74,24 @@ def test_it_loads_without_a_complaint_and_asks_for_nothing(browser, large, two, 
 
 @pytest.mark.long
 def test_a_million_updates_are_a_page_that_loads_as_any_other(browser, tmp_path):
+    """How long it takes is printed, and no more: what else the machine does is in that time. What the browser gets and
+    makes of it is held to that of a twentieth of the updates, of which each stage has more than 500 as well."""
     smaller = ["stages.pretrain.batch_size_ramp=null", "stages.pretrain.global_train_batch_size=1780"]
-    run = write_run(tmp_path / "million", BASE, *smaller)
-    with open(RunFolder(run).metrics, "rb") as lines:
-        assert sum(1 for _ in lines) > 1_000_000
-    browser.open(address_of(run))
-    assert (tmp_path / "report.html").stat().st_size < 1_000_000
-    assert browser.run("document.querySelectorAll('path.line').length") > 10
-    assert browser.errors == []
-    print(browser.run("performance.getEntriesByType('navigation')[0].loadEventEnd"), "ms to load")
+    sizes, drawn = [], []
+    for name, every in (("million", 1), ("twentieth", 20)):
+        run = write_run(tmp_path / name / "run", BASE, *smaller, every=every)
+        if every == 1:
+            with open(RunFolder(run).metrics, "rb") as lines:
+                assert sum(1 for _ in lines) > 1_000_000
+        browser.open(address_of(run))
+        assert browser.run("document.querySelectorAll('path.line').length") > 10
+        assert browser.errors == []
+        print(name, browser.run("performance.getEntriesByType('navigation')[0].loadEventEnd"), "ms to load")
+        sizes.append((run.parent / "report.html").stat().st_size)
+        drawn.append(browser.run("document.querySelector('main').outerHTML.length"))
+    assert sizes[0] < 1_000_000
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
+    assert drawn[0] == pytest.approx(drawn[1], rel=0.1)
 
 
 def test_it_is_light_or_dark_as_the_reader_has_it(browser, large):
@@ -164,6 +174,20 @@ def test_the_cursor_tells_the_values_of_all_charts_at_its_token(browser, large):
     value = "document.querySelector('#chart-{} output').textContent"
     assert browser.run(value.format("lr")) == "5e-4"
     assert browser.run(value.format("rows")) == "4,928"
+
+
+def test_what_an_evaluation_found_stands_under_evaluations(browser, tmp_path):
+    run = write_run(tmp_path / "run", NANO)
+    write_result(run, "ba40", "needle", found=(0.0312, 0.0201, 0.0444))
+    write_result(run, "export", "masked_lm", loss=(5.5913, 5.4021, 5.774), perplexity=(float("nan"), None, None))
+    browser.open(address_of(run))
+    rows = "[...document.querySelectorAll('#evaluations table:last-of-type tbody tr')].map((row) => row.innerText)"
+    assert [row.split("\t") for row in browser.run(rows)][-3:] == [
+        ["ba40", "needle", "found", "0.0312", "0.0201 to 0.0444"],
+        ["export", "masked_lm", "loss", "5.591", "5.402 to 5.774"],
+        ["export", "masked_lm", "perplexity", "–", "–"],
+    ]
+    assert browser.errors == []
 
 
 def test_a_name_that_is_a_script_is_shown_and_not_run(browser, tmp_path):
@@ -262,6 +286,29 @@ def test_the_command_says_where_it_serves_and_ends_when_it_is_interrupted(tmp_pa
     assert not (tmp_path / "run" / "report.html").exists()
 
 
+def test_what_is_shown_is_made_anew_when_a_file_has_changed_and_not_before(served, monkeypatch):
+    run, port, lines = served
+    made = []
+    monkeypatch.setattr(watch, "report", lambda *arguments: made.append(1) or report(*arguments))
+    shown = []
+
+    def ask() -> None:
+        shown.append(json.loads(asked(port, "/content.json")[1])["runs"][0]["batch"])
+
+    for _ in range(2):
+        ask()
+        assert asked(port, "/")[0] == 200
+    assert len(made) == 1
+    (run / "metrics.jsonl").write_text("".join(lines[:60]))
+    (run / "eval.jsonl").write_text("no JSON\n")
+    assert asked(port, "/content.json")[0] == 500
+    (run / "eval.jsonl").unlink()
+    ask()
+    ask()
+    assert shown == [50, 50, 60, 60]
+    assert len(made) == 2
+
+
 def test_a_page_that_watches_follows_the_run_and_keeps_its_zoom(browser, served):
     run, port, lines = served
     browser.open(f"http://127.0.0.1:{port}/")
@@ -274,3 +321,42 @@ def test_a_page_that_watches_follows_the_run_and_keeps_its_zoom(browser, served)
     assert browser.run(until.format(f"{shown}.includes(' in 70 updates')"))
     assert browser.run("view.zoomed") == zoomed
     assert browser.errors == []
+
+
+def test_a_page_that_watches_says_what_the_server_says_and_that_it_has_ended(browser, served):
+    run, port, lines = served
+    browser.open(f"http://127.0.0.1:{port}/")
+    trouble = "document.querySelector('.trouble').textContent"
+    until = "new Promise((done) => {{ const look = () => {} ? done(true) : setTimeout(look, 50); look(); }})"
+    assert browser.run(trouble) == ""
+    (run / "metrics.jsonl").write_text("no JSON\n")
+    assert browser.run(until.format(f"{trouble}.includes('metrics.jsonl, line 1: no JSON')"))
+    (run / "metrics.jsonl").write_text("".join(lines[:70]))
+    assert browser.run(until.format(f"{trouble} === ''"))
+    assert " in 70 updates" in browser.run("document.querySelector('.card .small').textContent")
+    browser.run("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))")
+    assert browser.run(until.format(f"{trouble}.includes('the server has ended')"))
+
+
+def test_a_client_that_goes_away_is_no_traceback(served, monkeypatch, capfd):
+    run, port, _ = served
+    answering, gone, over = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(*arguments) -> dict:
+        answering.set()
+        assert gone.wait(20)
+        return report(*arguments)
+
+    monkeypatch.setattr(watch, "report", slow)
+    shutdown = watch.Server.shutdown_request
+    monkeypatch.setattr(watch.Server, "shutdown_request", lambda *arguments: (shutdown(*arguments), over.set()))
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing it is a reset
+    connection.sendall(f"GET / HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+    assert answering.wait(20)
+    connection.close()
+    gone.set()
+    assert over.wait(20)
+    assert capfd.readouterr().err == ""
+    (run / "plan.json").write_text("{}")
+    assert asked(port, "/")[0] == 500  # others are answered still

@@ -17,7 +17,7 @@ from encoder_foundry.recipe.plan import compile_plan
 from encoder_foundry.reporting.charts import BUCKETS, report
 from encoder_foundry.reporting.records import Run
 from encoder_foundry.reporting.report import page, write_report
-from tests.reporting.made_run import write_run
+from tests.reporting.made_run import write_result, write_run
 
 NANO, BASE, LARGE = "yamls/main/nano.yaml", "yamls/main/base.yaml", "yamls/main/large.yaml"
 COMMAND = str(Path(sys.executable).parent / "encoder-foundry")
@@ -79,6 +79,7 @@ def test_a_long_run_takes_no_more_room_than_its_stages_have_points_and_loses_no_
     assert len(text) > 20_000
     assert found["thinned"]
     assert max(len(tokens) for tokens in found["tokens"]) <= 3 * BUCKETS
+    assert len(page(found)) < 1_000_000
     assert max(chart(found, "loss")["series"][0]["high"]) == 17.25
     assert max(chart(found, "loss")["series"][0]["y"]) < 17
 
@@ -169,6 +170,29 @@ def test_a_loss_that_is_no_number_leaves_a_gap(nano):
 def test_what_is_broken_is_named(nano, name, damage, said):
     (nano / name).write_text(damage((nano / name).read_text()))
     with pytest.raises(DataError, match=re.escape(said)):
+        Run(nano)
+
+
+def test_what_an_evaluation_found_is_read_with_its_interval_and_read_anew(nano):
+    run = Run(nano)
+    assert run.results == []
+    path = write_result(nano, "export", "masked_lm", loss=(5.5913, 5.4021, 5.774), accuracy=(0.0312, None, None))
+    assert run.refresh()
+    known = {"model": "export", "suite": "masked_lm"}
+    assert report([run])["runs"][0]["results"] == [
+        known | {"name": "loss", "value": 5.5913, "low": 5.4021, "high": 5.774},
+        known | {"name": "accuracy", "value": 0.0312, "low": None, "high": None},
+    ]
+    for measure in ('"none"', '{"value": "low"}'):
+        path.write_text(f'{{"headlines": [{{"name": "loss", "measure": {measure}}}]}}')
+        with pytest.raises(DataError, match=r"export/masked_lm/result\.json: it has no headlines"):
+            run.refresh()
+
+
+def test_what_cannot_be_read_is_named(nano):
+    (nano / "eval.jsonl").unlink()
+    (nano / "eval.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"nano: it cannot be read: .*eval\.jsonl"):
         Run(nano)
 
 

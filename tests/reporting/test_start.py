@@ -67,8 +67,9 @@ def test_it_says_what_is_trained_on_what_and_where_things_go(folder):
     assert "rows of 1,024: web 1,024,000, code 1,024,001, papers 1,024,002 and 3 sources more" in said
     assert f"{folder.path}/base, trained last at theta 160,000, on rows of up to 8,192 tokens; goes on at" in said
     assert f"{cost(mine, compile_plan(mine)).checkpoints_written} of 4.75 GB" in said
-    assert f"in {folder.checkpoints}, and s3://bucket/runs/mine" in said
-    assert f"{folder.path}: metrics.jsonl, eval.jsonl, logs/" in said
+    assert "in checkpoints/, and s3://bucket/runs/mine" in said
+    assert "metrics.jsonl, eval.jsonl, logs/ and checkpoints/ in the run's folder" in said
+    assert f"encoder-foundry report {folder.path} --watch" in said
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -77,6 +78,31 @@ def test_it_has_at_most_25_lines_and_none_is_too_long(folder, width, more):
     lines = printed(folder, recipe(*more), width=width).splitlines()
     assert len(lines) <= 25
     assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("width", [72, 80, 100])
+@pytest.mark.parametrize("more", [[], MANY_STAGES], ids=["as published", "with many stages"])
+def test_with_long_paths_the_stages_are_shown_and_what_is_longest_gives_way(folder, width, more):
+    long = folder.path.parent / "-".join(["a-run-by-a-long-name"] * 5)
+    folder.path.rename(long)
+    ModernBertConfig().save_pretrained(long / "base")
+    mixture = "{" + ", ".join(f"{source}: {1 / 6}" for source in SOURCES) + "}"
+    mine = recipe(
+        f"save_folder=s3://bucket/{'runs-of-mine/' * 8}",
+        f"init_from={long}/base",
+        *(f"stages.{stage}.mixture={mixture}" for stage in ("pretrain", "extend", "decay")),
+        *("loggers.wandb={project: x}", "loggers.tensorboard={}"),
+        *more,
+    )
+    lines = printed(RunFolder(long), mine, width=width).splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= width
+    assert [line.split()[0] for line in lines[3:6]] == ["pretrain", "extend", "decay"]
+    shown = [line for line in lines[3:] if line.split()[0] in mine.stages]
+    left = len(mine.stages) - len(shown)
+    assert len(shown) >= 6 or not left
+    assert (f"and {left} more" in [line.strip() for line in lines]) == bool(left)
+    assert f"report{long}--watch" in "".join(lines).replace(" ", "")  # whole, as everything is there
 
 
 def test_of_a_run_that_goes_on_it_is_short(folder):

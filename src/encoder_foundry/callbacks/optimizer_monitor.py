@@ -33,27 +33,35 @@ class OptimizerMonitor(Monitor):
     def __init__(self, batch_log_interval: int = 1, per_parameter: bool = False):
         self.batch_log_interval = batch_log_interval
         self.per_parameter = per_parameter
+        self.logged: dict[str, float] | None = None  # of the update in progress, once it is made
 
     def batch_start(self, state: State, logger: Logger) -> None:
         due = (state.timestamp.batch.value + 1) % self.batch_log_interval == 0
         state.optimizers[0].record_metrics = due
+        self.logged = None
 
     def measured(self, state: State, ranks: list[Numbers]) -> dict[str, float | None]:
-        optimizer, kinds = state.optimizers[0], ("grad", "update")
-        if not optimizer.record_metrics:
-            return {f"{kind}_norm": None for kind in kinds}
-        return {f"{kind}_norm": optimizer.metrics.l2_norms[kind].norm().item() for kind in kinds}
+        return {f"{kind}_norm": self._logged(state).get(f"optim/l2_norm/{kind}/global") for kind in ("grad", "update")}
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        if not state.optimizers[0].record_metrics:
-            return
+        if logged := self._logged(state):
+            logger.log_metrics(logged)
+
+    def _logged(self, state: State) -> dict[str, float]:
+        """What is logged of the update; nothing if it is not due. Whichever of the two above comes first makes it."""
+        if self.logged is None:
+            self.logged = self._of(state) if state.optimizers[0].record_metrics else {}
+        return self.logged
+
+    def _of(self, state: State) -> dict[str, float]:
         step = state.optimizers[0].metrics
         values = torch.stack([*step.l2_norms.values(), step.clipping]).cpu()  # [kinds, params]; one wait for the device
         kinds = [*(f"l2_norm/{kind}" for kind in step.l2_norms), "clipping"]
-        logged = {f"optim/{kind}/global": norms.norm().item() for kind, norms in zip(kinds[:-1], values, strict=False)}
+        norms = values[:-1].norm(dim=1).tolist()
+        logged = {f"optim/{kind}/global": norm for kind, norm in zip(kinds[:-1], norms, strict=True)}
         logged["optim/clipping/max"] = values[-1].max().item()
         if self.per_parameter:
             names = {param: name for name, param in state.model.named_parameters()}
             for kind, row in zip(kinds, values.tolist(), strict=True):
                 logged |= {f"optim/{kind}/{names[param]}": value for param, value in zip(step.params, row, strict=True)}
-        logger.log_metrics(logged)
+        return logged

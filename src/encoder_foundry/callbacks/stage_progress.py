@@ -3,7 +3,8 @@
 - Composer's ProgressBarLogger and ConsoleLogger are not used. The first writes bars into files too, and the second a
   line for every key; neither knows stages, nor says when a run will be done.
 - It is a logger: what it shows is what RunRecords logs, so a line is a line of `metrics.jsonl`: the loss and the
-  learning rate are the update's, tokens a second and MFU the mean since the line before.
+  learning rate are the update's, tokens a second and MFU those of all updates since the line before, in the time that
+  the records count for an update (throughput.py).
 - The time left is that of the plan's remaining tokens at the rate of the last updates of this stage, evaluations and
   checkpoints included. Later stages have longer rows and another rate, so it says "at this rate".
 - The bars are rich's, drawn after an update and not by a thread, and gone when training ends. What anyone prints
@@ -91,16 +92,16 @@ class StageProgress(LoggerDestination):
 
     def _line(self, token: int) -> str:
         last = self.since[-1]
-        seconds = sum(update["time/step"] for update in self.since)
-        tokens = sum(update["data/real_tokens"] for update in self.since)
+        tokens = [update["data/real_tokens"] for update in self.since]
+        seconds = [of / update["throughput/tokens_per_sec"] for of, update in zip(tokens, self.since, strict=True)]
         shares = [update.get("throughput/device/mfu") for update in self.since]
         mfu = "MFU n/a"
         if None not in shares:
-            weighted = zip(shares, self.since, strict=True)
-            mfu = f"MFU {sum(share * update['time/step'] for share, update in weighted) / seconds:.1%}"
+            weighted = sum(share * its for share, its in zip(shares, seconds, strict=True))
+            mfu = f"MFU {weighted / sum(seconds):.1%}"
         line = (
             f"{self.stage:8}  {short(token)}/{short(self.plan.total_tokens)} tok  loss {last['loss/train']:.3f}  "
-            f"lr {number(last['recipe/lr'])}  {short(tokens / seconds)} tok/s  {mfu}  ETA {self._left(token)}"
+            f"lr {number(last['recipe/lr'])}  {short(sum(tokens) / sum(seconds))} tok/s  {mfu}  ETA {self._left(token)}"
         )
         if Bars.shown is not None and len(line) > Bars.shown.progress.console.width:
             line = line.removesuffix(AT_THIS_RATE)  # the bar says it

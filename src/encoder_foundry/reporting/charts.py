@@ -141,6 +141,7 @@ def _run(run: Run, name: str) -> dict:
         "segments": run.plan.get("segments", []),
         "rollbacks": run.rollbacks,
         "evaluations": run.evaluations,
+        "results": run.results,
         "config": run.config,
         "environment": run.environment,
     }

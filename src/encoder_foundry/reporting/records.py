@@ -60,7 +60,7 @@ class Run:
 
     Raises:
         ConfigurationError: there is no run in the folder.
-        DataError: one of its files is broken; which one, and in which line.
+        DataError: one of its files is broken, which one and in which line; or cannot be read.
     """
 
     def __init__(self, path: Path):
@@ -69,12 +69,24 @@ class Run:
         self.stages: list[str] = []
         self.read_until = 0  # bytes of metrics.jsonl
         self.lines = 0
+        self.seen: list[tuple] = []  # of each file: when it was changed, and its size
         self.refresh()
 
-    def refresh(self) -> None:
-        """Read what has been written since."""
-        if not self.folder.plan.is_file():
-            raise ConfigurationError(f"{self.folder.path}: no run there (it has no {self.folder.plan.name})")
+    def refresh(self) -> bool:
+        """Read what has been written since; whether that was anything."""
+        try:
+            if not self.folder.plan.is_file():
+                raise ConfigurationError(f"{self.folder.path}: no run there (it has no {self.folder.plan.name})")
+            there = [_changed(path) for path in self._files()]
+            if there == self.seen:
+                return False
+            self._read()
+        except OSError as error:
+            raise DataError(f"{self.folder.path}: it cannot be read: {error}") from None
+        self.seen = there  # from before they were read, and not if one was broken
+        return True
+
+    def _read(self) -> None:
         self.plan = _parse(self.folder.plan, json.loads)
         self.name = _need(self.plan, "name", self.folder.plan)
         self.config = redacted(_parse(self.folder.recipe, yaml.safe_load))
@@ -82,9 +94,15 @@ class Run:
         self.rollbacks = [line for _, line in _lines(self.folder.ledger, ("number", "token", "to_token"))]
         evaluations = _lines(self.folder.evaluations, ("batch", "token", "stage", "loss"))
         self.evaluations = [line | {"kept": self._kept(line)} for _, line in evaluations]
+        self.results = [line for path in self.folder.results for line in _headlines(path)]
         self._read_updates()
         metrics = self.folder.metrics
         self.last_written = datetime.fromtimestamp(metrics.stat().st_mtime).astimezone() if metrics.exists() else None
+
+    def _files(self) -> list[Path]:
+        folder = self.folder
+        files = [folder.plan, folder.recipe, folder.environment, folder.ledger, folder.evaluations, folder.metrics]
+        return [*files, *folder.results]
 
     @property
     def kept(self) -> list[tuple[Track, slice]]:
@@ -124,6 +142,14 @@ class Run:
             self.lines += 1
 
 
+def _changed(path: Path) -> tuple:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return (path,)
+    return path, found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def _lines(path: Path, keys: tuple[str, ...], start: int = 0, before: int = 0) -> Iterator[tuple[int, dict]]:
     """Where each line from byte `start` on ends, and what it holds; `before` of them stand before that byte.
 
@@ -157,6 +183,18 @@ def _parse(path: Path, parse) -> dict:
     if not isinstance(content, dict):
         raise DataError(f"{path}: it should hold a mapping, not a {type(content).__name__}")
     return content
+
+
+def _headlines(path: Path) -> list[dict]:
+    """The numbers of a suite that models are compared by, from its file as evaluation/results.py writes it."""
+    try:
+        return [
+            {"model": path.parts[-3], "suite": path.parts[-2], "name": one["name"]}
+            | {key: None if value is None else float(value) for key, value in one["measure"].items()}
+            for one in _parse(path, json.loads)["headlines"]
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise DataError(f"{path}: it has no headlines as `encoder-foundry evaluate` writes them") from None
 
 
 def _need(content: dict, key: str, path: Path) -> object:

@@ -2,6 +2,9 @@
 
 One looks at it to see a mistake before hours have gone into it: the wrong shards, one process in place of eight, a
 slow attention, a disk too small. The plan segment by segment is `encoder-foundry plan`'s. A run that goes on says less.
+
+Long paths and narrow terminals are what makes it longer. The stages come first, so what gives way is the rest: the
+longest of its values lose their last lines, and an ellipsis says so.
 """
 
 import json
@@ -11,6 +14,7 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from encoder_foundry.data.rows import Manifest
 from encoder_foundry.recipe import Plan, Recipe, compile_plan
@@ -19,9 +23,11 @@ from encoder_foundry.recipe.schema import StageConfig
 from encoder_foundry.reporting.plan import begins_with, checkpoints_line, rates
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
 
+GAP = 2  # columns between a key and its value
 WIDTH = 100  # columns where there is no terminal
 MOST_LINES = 25
-MOST_SOURCES = 3  # named in a line
+MOST_NAMED = 3  # sources or stages in a line, and row lengths
+FEWEST_STAGES = 6  # that are shown, if there are so many, however long the rest is
 
 
 def print_start(
@@ -43,32 +49,62 @@ def print_start(
         console: other than stdout.
     """
     console = console or _console()
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
+    rows: list[tuple[str, str]] = []
     if checkpoint is not None:
         position = plan.at(checkpoint.token)
         left = plan.total_tokens - checkpoint.token
         done = f"update {position.update:,} of {plan.total_updates:,}, in {position.stage}; {left:,} tokens are left"
-        grid.add_row("position", done)
-    grid.add_row("model", _model(recipe, attention))
+        rows.append(("position", done))
+    rows.append(("model", _model(recipe, attention)))
     if checkpoint is None and (source := begins_with(recipe)) is not None:
-        grid.add_row("init_from", source)
-    grid.add_row("devices", _devices(folder))
-    grid.add_row("sharding", _sharding(recipe, folder))
+        rows.append(("init_from", source))
+    rows += [("devices", _devices(folder)), ("sharding", _sharding(recipe, folder))]
     if checkpoint is None:
-        grid.add_row("data", _data(recipe))
+        rows += zip(["data", *[""] * MOST_NAMED], _data(recipe), strict=False)
         mixtures = [f"{name}: {_mixture(stage)}" for name, stage in recipe.stages.items() if stage.mixture]
         if mixtures:
-            grid.add_row("mixture", _some(mixtures, "stages", "; "))
-        grid.add_row("checkpoints", f"{checkpoints_line(cost(recipe, compile_plan(recipe)))}; {_place(recipe, folder)}")
+            rows.append(("mixture", _some(mixtures, "stages", "; ")))
+        costs = checkpoints_line(cost(recipe, compile_plan(recipe)))
+        rows.append(("checkpoints", f"{costs}; {_place(recipe, folder)}"))
         if recipe.loggers:
-            grid.add_row("loggers", ", ".join(recipe.loggers))
-    grid.add_row("records", f"{folder.path}: {folder.metrics.name}, {folder.evaluations.name}, logs/")
-    grid.add_row("page", f"encoder-foundry report {folder.path} --watch")
+            rows.append(("loggers", ", ".join(recipe.loggers)))
+    records = f"{folder.metrics.name}, {folder.evaluations.name}, logs/"
+    rows.append(("records", f"{records} and {folder.checkpoints.name}/ in the run's folder"))
+    rows.append(("page", f"encoder-foundry report {folder.path} --watch"))
+    room = MOST_LINES
     if checkpoint is None:
-        console.print(_stage_table(recipe, plan, most=MOST_LINES - len(console.render_lines(grid)) - 4))
-    console.print(grid)
+        lines = sum(len(value) for _, value in _wrapped(rows, console))
+        head = len(console.render_lines(_stage_table(recipe, plan, most=0)))  # with a line for those not shown
+        table = _stage_table(recipe, plan, most=max(FEWEST_STAGES, MOST_LINES - head - lines))
+        room -= len(console.render_lines(table))
+        console.print(table)
+    console.print(_grid(_wrapped(rows, console, room)))
+
+
+def _wrapped(rows: list[tuple[str, str]], console: Console, most: int | None = None) -> list[tuple[str, list[Text]]]:
+    """Keys, and the lines of their values; with `most`, so many in all, but one each at least.
+
+    The last row, which says where the run's folder is, gives way last.
+    """
+    width = console.width - max(len(key) for key, _ in rows) - GAP
+    wrapped = [(key, list(Text(value).wrap(console, width, overflow="fold"))) for key, value in rows]
+    while most is not None and sum(len(lines) for _, lines in wrapped) > max(most, len(wrapped)):
+        longest = max((lines for _, lines in wrapped[:-1]), key=len)
+        if len(longest) == 1:
+            longest = wrapped[-1][1]
+        longest.pop()
+        longest[-1].truncate(width - 1)
+        longest[-1].append("…")
+    return wrapped
+
+
+def _grid(rows: list[tuple[str, list[Text]]]) -> Table:
+    grid = Table.grid(padding=(0, GAP, 0, 0))
+    for _ in range(2):
+        grid.add_column(no_wrap=True)
+    for key, lines in rows:
+        grid.add_row(key, Text("\n").join(lines))
+    return grid
 
 
 def _console() -> Console:
@@ -84,7 +120,7 @@ def _stage_table(recipe: Recipe, plan: Plan, most: int) -> Table:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1, 0, 0),
     )
     for heading in ("stage", "tokens", "rows", "length", "lr", "theta"):
         right = heading in ("tokens", "rows", "length", "theta")
@@ -132,15 +168,18 @@ def _sharding(recipe: Recipe, folder: RunFolder) -> str:
     return said + (", activation checkpointing" if recipe.fsdp_config.activation_checkpointing else "")
 
 
-def _data(recipe: Recipe) -> str:
+def _data(recipe: Recipe) -> list[str]:
     """Where it is, and for each row length the rows of every source."""
     data = recipe.data
     lines = [data.local if data.remote is None else f"{data.remote}, cached in {data.local}"]
-    for length in dict.fromkeys(stage.row_length for stage in recipe.stages.values()):
+    lengths = list(dict.fromkeys(stage.row_length for stage in recipe.stages.values()))
+    for length in lengths[:MOST_NAMED]:
         folders = {source: Path(data.local, source, str(length), "train") for source in data.sources}
         rows = [f"{source} {Manifest.read(folder).rows:,}" for source, folder in folders.items()]
         lines.append(f"rows of {length:,}: {_some(rows, 'sources')}")
-    return "\n".join(lines)
+    if len(lengths) > MOST_NAMED:
+        lines[-1] += f"; and {len(lengths) - MOST_NAMED} lengths more"
+    return lines
 
 
 def _mixture(stage: StageConfig) -> str:
@@ -148,10 +187,10 @@ def _mixture(stage: StageConfig) -> str:
 
 
 def _place(recipe: Recipe, folder: RunFolder) -> str:
-    place = f"in {folder.checkpoints}"
+    place = f"in {folder.checkpoints.name}/"
     return place if recipe.save_folder is None else f"{place}, and {recipe.save_folder.rstrip('/')}/{recipe.run_name}"
 
 
 def _some(names: list[str], kind: str, between: str = ", ") -> str:
-    more = len(names) - MOST_SOURCES
-    return between.join(names[:MOST_SOURCES]) + (f" and {more} {kind} more" if more > 0 else "")
+    more = len(names) - MOST_NAMED
+    return between.join(names[:MOST_NAMED]) + (f" and {more} {kind} more" if more > 0 else "")

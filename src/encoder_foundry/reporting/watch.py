@@ -4,9 +4,13 @@ The server listens on 127.0.0.1, and answers for two addresses: the page and wha
 name that a request has, so there is no path to leave the run's folder by, and what is not on the page (checkpoints, the
 recipe with its secrets) is not to be had. A request that names another host than this one is refused: a web page
 elsewhere could otherwise have its own name lead here, and read along.
+
+What the page shows is made anew when a file of a run has changed: of a million updates that takes seconds, and every
+open page asks every few.
 """
 
 import contextlib
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,10 +37,36 @@ def serve(paths: list[Path], port: int, reference: Path | None = None) -> None:
         running.serve_forever()
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing, where a client went away before it had its answer: a closed tab is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class Content:
+    """What the page of some runs shows, for several that ask at a time."""
+
+    def __init__(self, paths: list[Path], reference: Path | None):
+        self.runs = [Run(path) for path in paths]
+        self.reference = find_reference(self.runs, reference)
+        self.lock = threading.Lock()
+        self.made: dict | None = None
+
+    def now(self) -> dict:
+        """As the files have it."""
+        with self.lock:
+            for run in self.runs:
+                if run.refresh():
+                    self.made = None  # at once: the next run may be broken
+            if self.made is None:
+                self.made = report(self.runs, self.reference)
+            return self.made
+
+
 def server(paths: list[Path], port: int, reference: Path | None = None) -> ThreadingHTTPServer:
     """The server, listening."""
-    runs, lock = [Run(path) for path in paths], threading.Lock()
-    behind = find_reference(runs, reference)
+    content = Content(paths, reference)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -50,17 +80,14 @@ def server(paths: list[Path], port: int, reference: Path | None = None) -> Threa
 
         def _content(self) -> None:
             try:
-                with lock:
-                    for run in runs:
-                        run.refresh()
-                    content = report(runs, behind)
+                now = content.now()
             except FoundryError as error:
                 self._answer(500, "text/plain", f"error: {error}")
                 return
             if self.path == "/":
-                self._answer(200, "text/html", page(content, SECONDS))
+                self._answer(200, "text/html", page(now, SECONDS))
             else:
-                self._answer(200, "application/json", as_json(content))
+                self._answer(200, "application/json", as_json(now))
 
         def _answer(self, status: int, kind: str, text: str) -> None:
             body = text.encode()
@@ -76,6 +103,6 @@ def server(paths: list[Path], port: int, reference: Path | None = None) -> Threa
             """A line a question would bury the address."""
 
     try:
-        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        return Server(("127.0.0.1", port), Handler)
     except OSError as error:
         raise ConfigurationError(f"--port {port}: cannot listen there: {error}; 0 takes any that is free") from error

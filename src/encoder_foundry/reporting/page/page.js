@@ -287,41 +287,54 @@ function card(run, index) {
 }
 
 function evaluations(runs) {
+  const many = runs.length > 1;
+  const found = [heldOut(runs, many), ...results(runs, many)].filter(Boolean);
+  return found.length ? block("Evaluations", "evaluations", ...found) : null;
+}
+
+function heldOut(runs, many) {
   const rows = runs.flatMap((run) => run.evaluations.map((one) => [run, one]));
   if (!rows.length) return null;
-  const many = runs.length > 1;
-  return block(
-    "Evaluations",
-    "evaluations",
-    html(
-      "div",
-      { class: "scroll" },
-      table(
-        [
-          ...(many ? ["run"] : []),
-          "after",
-          "update",
-          "tokens",
-          "length",
-          "held-out loss",
-          "perplexity",
-          "accuracy",
-          "",
-        ],
-        rows.map(([run, one]) => [
-          ...(many ? [run.name] : []),
-          one.batch ? one.stage : "first weights",
-          whole(one.batch),
-          whole(one.token),
-          one.row_length && whole(one.row_length),
-          one.loss?.toFixed(4),
-          one.loss === null ? null : short(Math.exp(one.loss)),
-          one.masked_accuracy === undefined ? null : percent(one.masked_accuracy),
-          one.kept ? "" : "abandoned",
-        ]),
-      ),
+  return html(
+    "div",
+    { class: "scroll" },
+    table(
+      [...(many ? ["run"] : []), "after", "update", "tokens", "length", "held-out loss", "perplexity", "accuracy", ""],
+      rows.map(([run, one]) => [
+        ...(many ? [run.name] : []),
+        one.batch ? one.stage : "first weights",
+        whole(one.batch),
+        whole(one.token),
+        one.row_length && whole(one.row_length),
+        one.loss?.toFixed(4),
+        one.loss === null ? null : short(Math.exp(one.loss)),
+        one.masked_accuracy === undefined ? null : percent(one.masked_accuracy),
+        one.kept ? "" : "abandoned",
+      ]),
     ),
   );
+}
+
+// What `encoder-foundry evaluate` found, with as many decimals as its own tables have.
+function results(runs, many) {
+  const rows = runs.flatMap((run) => run.results.map((one) => [run, one]));
+  if (!rows.length) return [];
+  const cells = ({ value, low, high }) => {
+    const decimals = Math.max(...[value, low, high].map((number) => Math.abs(number ?? 0))) >= 0.1 ? 3 : 4;
+    const shown = (number) => number?.toFixed(decimals) ?? "–";
+    return [shown(value), (low ?? high) === null ? null : `${shown(low)} to ${shown(high)}`];
+  };
+  return [
+    html("p", { class: "small" }, "Measured by encoder-foundry evaluate, with 95 % intervals where they are known:"),
+    html(
+      "div",
+      { class: "scroll texts" },
+      table(
+        [...(many ? ["run"] : []), "model", "suite", "measure", "value", "95 % interval"],
+        rows.map(([run, one]) => [...(many ? [run.name] : []), one.model, one.suite, one.name, ...cells(one)]),
+      ),
+    ),
+  ];
 }
 
 function rollbacks(runs) {
@@ -420,6 +433,7 @@ function block(title, id, ...children) {
 
 // These stay when the content comes anew: only what is in them changes, and the charts not even that.
 const place = {
+  trouble: html("span", { role: "status", class: "trouble" }),
   cards: html("div", { class: "cards" }),
   toolbar: html("nav", { class: "toolbar", "aria-label": "Zoom" }),
   position: html("span", { class: "position" }),
@@ -506,26 +520,30 @@ function inOrder(content) {
 
 document
   .querySelector("main")
-  .append(html("h1", {}, "Encoder Foundry"), place.cards, place.toolbar, place.grid, place.tables, place.footer);
+  .append(
+    html("h1", {}, "Encoder Foundry", place.trouble),
+    place.cards,
+    place.toolbar,
+    place.grid,
+    place.tables,
+    place.footer,
+  );
 build(JSON.parse(document.getElementById("content").textContent));
 new ResizeObserver(() => view.draw()).observe(document.querySelector("main"));
 document.addEventListener("keydown", (event) => event.key === "Escape" && view.zoom(null));
 
 const watch = Number(document.body.dataset.watch);
 async function refresh() {
-  try {
-    const answer = await fetch("content.json", { cache: "no-store" });
-    if (answer.ok) {
-      const { written, ...content } = await answer.json();
-      const same = JSON.stringify(content) === refresh.last;
-      if (!same && !view.dragging) {
-        refresh.last = JSON.stringify(content);
-        build({ written, ...content });
-      }
-    }
-    document.body.classList.toggle("lost", !answer.ok);
-  } catch {
-    document.body.classList.add("lost"); // the server has ended: what is shown stays
+  const [ok, text] = await fetch("content.json", { cache: "no-store" })
+    .then(async (answer) => [answer.ok, await answer.text()])
+    .catch(() => [false, "the server has ended; this is the last that it said"]);
+  place.trouble.textContent = ok ? "" : ` · ${text}`; // and what is shown stays
+  if (!ok) return;
+  const { written, ...content } = JSON.parse(text);
+  const said = JSON.stringify(content);
+  if (said !== refresh.last && !view.dragging) {
+    refresh.last = said;
+    build({ written, ...content });
   }
 }
 if (watch) setInterval(refresh, watch * 1000);
