@@ -9,6 +9,7 @@ import pytest
 
 from encoder_foundry.errors import STOPPED
 from encoder_foundry.run_folder import RunFolder, complete_checkpoints
+from tests.wandb_file import read_back
 
 from .conftest import TAMPERED_LAUNCH
 from .runs import assert_same_run, column, digests, records
@@ -50,16 +51,19 @@ def test_a_killed_run_ends_in_the_undisturbed_runs_weights(tiny, undisturbed, na
 
 
 def test_sigterm_to_one_rank_ends_the_update_saves_it_and_exits_with_a_status_of_its_own(tiny, undisturbed):
+    launch = ("run_name=stopped", "loggers.wandb={project: tiny, init_kwargs: {mode: offline}}")
     stopped = tiny.launch(
-        "run_name=stopped", script=TAMPERED_LAUNCH, KILL_AT="update:9", KILL_RANK="1", SIGNAL=signal.SIGTERM.name
+        *launch, script=TAMPERED_LAUNCH, KILL_AT="update:9", KILL_RANK="1", SIGNAL=signal.SIGTERM.name
     )
     assert stopped.returncode == STOPPED
     assert "stopped as asked after update 9, which is saved; the same command goes on" in stopped.stdout
     run = tiny.folder / "runs/stopped"
     assert RunFolder(run).newest_checkpoint().batch == 9
     assert len(records(run)) == 9
-    assert tiny.launch("run_name=stopped").returncode == 0
+    assert tiny.launch(*launch).returncode == 0
     assert_same_run(run, undisturbed)
+    of_starts = [read_back(path).run.run_id for path in run.glob("wandb/offline-run-*/run-*.wandb")]
+    assert of_starts == 2 * [RunFolder(run).wandb_id.read_text()]  # one run of W&B
 
 
 def test_when_one_rank_dies_all_end_at_once_and_nothing_is_lost(tiny, undisturbed):
