@@ -18,7 +18,7 @@ from ..training.runs import assert_same_run, records
 from .cluster import Cluster, one_machine_cluster, why_not
 
 SCRIPT = REPOSITORY / "launch/slurm/train.sbatch"
-LONGER = "stages.pretrain.duration=24_576tok"  # some 45 updates: enough to be interrupted twice
+LONGER = "stages.pretrain.duration=98_304tok"  # some 140 updates: on an idle machine, too, more than interruptions take
 MORE = 8  # updates, from one interruption to the next
 
 
