@@ -84,6 +84,7 @@ def test_a_run_keeps_its_tokenizer_and_once_begun_takes_no_shards_of_another(tmp
     keep_tokenizer(other, run, begun=False)
     keep_tokenizer(model, run, begun=False)  # the first start was killed before it had saved anything
     assert (run / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+    (run / "tokenizer.json").unlink()  # as a run of before they were kept
     keep_tokenizer(model, run, begun=True)
     with pytest.raises(DataError, match=r"not the model's tokenizer: id .*; prepare .*run/tokenizer"):
         keep_tokenizer(other, run, begun=True)

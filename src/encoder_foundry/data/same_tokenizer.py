@@ -77,8 +77,7 @@ def keep_tokenizer(shards: Path, run: Path, begun: bool) -> None:
     if begun:
         remedy = f"prepare the data again with tokenizer.path={run}, or give another run_name"
         check_same_tokenizer(shards, run, remedy)
-    else:
-        shutil.copytree(shards, run, dirs_exist_ok=True)
+    shutil.copytree(shards, run, dirs_exist_ok=True)
 
 
 def _open(folder: Path) -> Tokenizer:
