@@ -52,8 +52,9 @@ def test_logits_are_transformers_on_padded_batches_and_to_8192_tokens_both_ways(
 def test_a_model_of_any_size_and_options_that_ours_has_computes_the_same(tokenizer_dir, tmp_path, options, tied):
     torch.manual_seed(0)
     small = dict(vocab_size=192, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4)
+    # at 0.3 their own float32 is up to 2.5e-4 from their float64, at 0.2 1.3e-5
     config = ModernBertConfig(
-        **small | {"initializer_range": 0.3, "pad_token_id": 0} | options, tie_word_embeddings=tied
+        **small | {"initializer_range": 0.2, "pad_token_id": 0} | options, tie_word_embeddings=tied
     )
     theirs = ModernBertForMaskedLM(config).eval()
     theirs.decoder.weight.copy_(theirs.model.embeddings.tok_embeddings.weight)  # untied, and yet the same

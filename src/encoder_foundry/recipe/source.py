@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from encoder_foundry.errors import ConfigurationError, FoundryError
 from encoder_foundry.recipe.huggingface_config import CONFIG, from_huggingface, read_config
+from encoder_foundry.recipe.loading import load_config
 from encoder_foundry.recipe.plan import Segment, plan_in_force
 from encoder_foundry.recipe.schema import NOT_SHAPE, ModelConfig, Recipe
 from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, complete_checkpoints, read_checkpoint
@@ -86,14 +87,12 @@ def fill_from_source(config: DictConfig) -> None:
 
 def _begun(config: DictConfig) -> Recipe | None:
     """The recipe of the run that this one goes on with; None if it has no checkpoint yet, or began with another."""
-    from encoder_foundry.recipe import load_recipe  # which fills what it loads by the above
-
     if OmegaConf.is_missing(config, "run_name"):
         return None
     run = RunFolder.of(config)
     if not run.recipe.is_file() or not complete_checkpoints(run.checkpoints.glob("ba*")):
         return None
-    there = load_recipe(run.recipe)
+    there = load_config(run.recipe, Recipe)
     return there if there.init_from == config.init_from else None
 
 
@@ -123,8 +122,6 @@ def find_trained_state(path: str | Path) -> TrainedState:
     Raises:
         ConfigurationError: no complete checkpoint is there.
     """
-    from encoder_foundry.recipe import load_recipe
-
     path = Path(path)
     if not path.exists():
         raise ConfigurationError(f"{path}: no such file or folder")
@@ -138,7 +135,7 @@ def find_trained_state(path: str | Path) -> TrainedState:
             f"{path}: no complete checkpoint; give a run folder or RUN/checkpoints/ba<update> (a .pt file "
             "of Composer's and a transformers directory go through `encoder-foundry import`)"
         )
-    recipe = load_recipe(run.recipe)
+    recipe = load_config(run.recipe, Recipe)  # whole, and checked when the run began
     plan = plan_in_force(recipe, run.rollbacks()[: checkpoint.rollbacks])
     trained = plan.between(0, checkpoint.token) or plan.segments[0].split(0)[:1]
     return TrainedState(run, checkpoint, recipe, trained)
