@@ -97,6 +97,13 @@ def test_a_model_that_is_not_there_is_refused(monkeypatch, capsys):
     )
 
 
+def test_data_that_is_not_there_is_refused_before_the_first_suite(monkeypatch, capsys, tmp_path, model_of):
+    given = ["evaluate", str(model_of("modernbert")), "retrieval,needle", f"data={tmp_path}/none", f"out={tmp_path}"]
+    status, said = refused(monkeypatch, capsys, *given)
+    assert (status, list(tmp_path.iterdir())) == (2, [])
+    assert said.startswith(f"error: {tmp_path}/none: no such folder; `python data_prep` writes one")
+
+
 def test_comparing_nothing_is_refused(monkeypatch, capsys, tmp_path):
     status, said = refused(monkeypatch, capsys, "compare", str(tmp_path))
     assert status == 2

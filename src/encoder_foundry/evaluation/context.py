@@ -22,7 +22,7 @@ from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.power_law import Law, fit
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
 from encoder_foundry.evaluation.suites import TextSuiteConfig
-from encoder_foundry.evaluation.texts import describe, held_out
+from encoder_foundry.evaluation.texts import check_data, describe, held_out
 from encoder_foundry.wording import number
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ class Window:
     original: NDArray[np.int64]  # [tokens]
     middles: NDArray[np.int64]  # [spans]
     targets: list[NDArray[np.int64]]  # for each span, its masked places
+
+
+check = check_data
 
 
 def run(path: Path, config: Config) -> Result:

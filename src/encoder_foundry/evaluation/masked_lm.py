@@ -17,7 +17,7 @@ from encoder_foundry.errors import DataError
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
 from encoder_foundry.evaluation.suites import TextSuiteConfig
-from encoder_foundry.evaluation.texts import Text, describe, held_out
+from encoder_foundry.evaluation.texts import Text, check_data, describe, held_out
 from encoder_foundry.finetuning.config import LONG_DOCUMENTS
 from encoder_foundry.wording import power
 
@@ -60,6 +60,9 @@ class _Of:
     def sums(self, measure: str) -> tuple[float, float]:
         value = self.found if measure == ACCURACY else self.loss
         return float(value), float(self.bytes if measure == BYTE else self.targets)
+
+
+check = check_data
 
 
 def run(path: Path, config: Config) -> Result:

@@ -24,7 +24,7 @@ from encoder_foundry.errors import DataError
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.results import Headline, Result, Row
 from encoder_foundry.evaluation.suites import TextSuiteConfig
-from encoder_foundry.evaluation.texts import describe, held_out
+from encoder_foundry.evaluation.texts import check_data, describe, held_out
 from encoder_foundry.wording import power
 
 if TYPE_CHECKING:
@@ -84,6 +84,9 @@ class Asked:
         if measure == SAVED:
             return self.loss_replaced - self.loss, float(len(self.needle.tokens))
         return float(self.found if measure == FOUND else self.found_replaced), 1.0
+
+
+check = check_data
 
 
 def run(path: Path, config: Config) -> Result:

@@ -16,6 +16,7 @@ import numpy as np
 
 from encoder_foundry.data.rows import Manifest, decode_row
 from encoder_foundry.errors import DataError
+from encoder_foundry.evaluation.suites import TextSuiteConfig
 from encoder_foundry.inspection.corpus import Folder, Texts, local_folder
 from encoder_foundry.preparation.statistics import FILE, Statistics
 
@@ -32,6 +33,15 @@ class Text:
     tokens: int  # content tokens, by the corpus' own tokenizer
 
 
+def check_data(_: Path, config: TextSuiteConfig) -> None:
+    """See that there are held-out rows, before any suite is measured.
+
+    Raises:
+        DataError: there are none.
+    """
+    _folders(local_folder(config.data))
+
+
 def held_out(data: str | Path, per_source: int, seed: int, at_least: int = 1) -> list[Text]:
     """Some held-out documents of each source of a prepared corpus; the same ones for every model.
 
@@ -44,10 +54,7 @@ def held_out(data: str | Path, per_source: int, seed: int, at_least: int = 1) ->
     Raises:
         DataError: nothing is there, or nothing is held out, or no document is so long; or something is damaged.
     """
-    data = local_folder(data)
-    if not data.is_dir():
-        raise DataError(f"{data}: no such folder; `python data_prep` writes one, and data=FOLDER names it")
-    found = [text for folder in _folders(data) for text in _of_source(folder, per_source, seed, at_least)]
+    found = [text for folder in _folders(local_folder(data)) for text in _of_source(folder, per_source, seed, at_least)]
     if not found:
         wanted = f" of {at_least:,} tokens and more" if at_least > 1 else ""
         raise DataError(f"{data}: no held-out document{wanted} is there; raise `validation` when preparing the data")
@@ -77,6 +84,8 @@ def _folders(data: Path) -> list[Path]:
     Raises:
         DataError: there are none.
     """
+    if not data.is_dir():
+        raise DataError(f"{data}: no such folder; `python data_prep` writes one, and data=FOLDER names it")
     found: dict[str, list[Path]] = defaultdict(list)
     for index in sorted(data.glob(f"*/[0-9]*/{SPLIT}/index.json")):
         found[index.parents[2].name].append(index.parent)
