@@ -1,5 +1,6 @@
 """The commands `evaluate` and `compare`, as they are given."""
 
+import shutil
 import sys
 from importlib import metadata
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from encoder_foundry import cli
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.evaluation import suites
+from encoder_foundry.evaluation.compare import find_results
 from encoder_foundry.evaluation.evaluate import PACKAGES, evaluate
 from encoder_foundry.evaluation.results import Measure, Result, name_of, results_folder
 from tests.evaluation.test_suites import CONTEXT
@@ -49,6 +51,9 @@ def test_tables_are_printed_whole_and_models_compared(evaluated):
     _, done = evaluated
     assert "masked-LM, 15% of the tokens masked" in done.output
     assert "… less modernbert's" in done.output
+    # windows and targets of `context` are one to both; the documents of `masked_lm` are cut, to the 128 of this BERT
+    assert "masked_lm: bert was not asked the same as modernbert" in done.output
+    assert "context: bert was not" not in done.output
     assert "…]" not in done.output
 
 
@@ -61,6 +66,30 @@ def test_results_that_are_there_make_one_table_and_a_picture_of_each_suite(evalu
     assert f"| masked_lm | loss (nats a token) | {loss} |" in text
     assert "| … less bert's |" in text
     assert {path.name for path in tmp_path.iterdir()} == {"comparison.md", "masked_lm.png", "context.png"}
+
+
+def test_a_difference_is_given_of_the_same_questions_only(evaluated, model_of, corpus, tmp_path):
+    """The documents, and what they are called, are the same in all four."""
+    found = [Result.read(evaluated[0] / "modernbert/masked_lm/result.json")]
+    for overrides in [], ["mlm_probability=0.3"], ["seed=1"]:
+        given = [f"data={corpus}", f"out={tmp_path}", "resamples=50", *overrides]
+        found += evaluate([str(model_of("modernbert"))], ["masked_lm"], given)
+    assert len({tuple(result.headlines[0].units) for result in found}) == 1
+    first, again, *others = (result.asked for result in found)
+    assert first == again
+    assert len({first, *others}) == 3
+
+
+def test_a_result_of_a_fine_tuning_is_none_to_compare(evaluated, tmp_path):
+    folder = shutil.copytree(evaluated[0] / "bert", tmp_path / "bert")
+    (folder / "glue/finetune/bert/seed-1").mkdir(parents=True)
+    (folder / "glue/finetune/bert/seed-1/result.json").write_text('{"score": 0.5}')
+    assert [result.suite for result in find_results([folder])] == ["context", "masked_lm"]
+
+
+def test_two_yamls_of_one_suite_are_refused():
+    with pytest.raises(ConfigurationError, match=r"needle\.yaml: is for the suite needle, as another is"):
+        suites.find_suites(["masked_lm", "needle", str(suites.FOLDER.resolve() / "needle.yaml")])
 
 
 def test_a_result_is_read_as_it_was_written(evaluated, tmp_path):
@@ -168,7 +197,7 @@ def test_a_measure_is_told_with_its_interval():
 
 
 def test_all_are_the_suites_that_run_offline():
-    assert [suite.name for suite in suites.find_suites(["all"])] == list(suites.OFFLINE)
+    assert [suite.name for suite in suites.find_suites(["all"])] == list(suites.MODULES)
 
 
 def test_an_override_is_for_the_suites_that_have_its_key_and_for_none_it_is_refused():
@@ -176,7 +205,7 @@ def test_an_override_is_for_the_suites_that_have_its_key_and_for_none_it_is_refu
     found = {suite.name: suite.config for suite in suites.find_suites(["all"], given)}
     assert {found[name].data for name in ("masked_lm", "context", "needle")} == {"mine"}
     assert (found["retrieval"].max_pairs, found["retrieval"].tasks, found["glue"].task) == (7, ["BEIR"], None)
-    assert {found[name].seed for name in suites.OFFLINE if name != "glue"} == {3}
+    assert {found[name].seed for name in suites.MODULES if name != "glue"} == {3}
     with pytest.raises(ConfigurationError, match="unknown key 'seed'"):  # its seeds are the fine-tuning's
         suites.find_suites(["glue"], ["seed=3"])
     with pytest.raises(ConfigurationError, match="unknown key 'maxpairs'; did you mean 'max_pairs'"):

@@ -107,6 +107,14 @@ def test_vectors_of_tokens_are_scored_by_maxsim_over_all_documents(code_encoder,
     assert not no_network
 
 
+def test_a_similarity_below_zero_is_not_the_zero_of_anothers_padding():
+    from encoder_foundry.evaluation.retrieval_models import LateInteraction
+
+    query, short, long = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]]), torch.tensor([[-0.6, 0.8]] * 3)
+    scores = LateInteraction.similarity(None, [query, query.repeat(2, 1)], [short, long])
+    torch.testing.assert_close(scores, torch.tensor([[-1.0, -0.6], [-2.0, -1.2]]))
+
+
 def test_public_sets_are_refused_at_once_without_a_network(config, no_network):
     start = time.monotonic()
     with pytest.raises(

@@ -66,7 +66,7 @@ def test_documents_beyond_the_models_length_are_cut_and_counted_or_refused(model
 def test_what_cannot_be_measured_is_refused_by_its_key(model_of, corpus):
     for name, override, said in (
         ("masked_lm", "mlm_probability=1e-9", "not a token of 10 documents was masked"),
-        ("context", "longest=100000", "no held-out document of 50,000 tokens"),
+        ("context", "longest=100000", "no held-out document of 99,998 tokens"),
         ("masked_lm", "longest=2", "longest: 2 tokens, of which 2 are the special ones"),
         ("needle", "nearest=100000", "no name stands twice"),
     ):
@@ -146,6 +146,12 @@ def test_a_context_is_what_stands_around_its_targets_and_holds_all_shorter_ones(
             assert (window.ids[places] == model.tokenizer.mask_token_id).all()
 
 
+def test_no_document_that_is_shorter_than_a_window_of_context_takes_the_place_of_one_that_is_not(model_of, corpus):
+    lengths = sorted(text.tokens for text in held_out(corpus, 100, 0) if text.source == "long")
+    result = measured("context", model_of("modernbert"), corpus, *CONTEXT, f"longest={lengths[2] + 2}", "documents=2")
+    assert result.data["documents"] == {"long": 2}
+
+
 def test_a_model_that_does_not_look_at_context_gains_nothing_from_it(model_of, corpus):
     result = measured("context", model_of("bert", **UNIFORM), corpus, *CONTEXT)
     assert [row.labels["context"] for row in result.rows] == [32, 64, 128]  # all that it can take
@@ -153,6 +159,7 @@ def test_a_model_that_does_not_look_at_context_gains_nothing_from_it(model_of, c
         assert row.measures["loss"].value == pytest.approx(math.log(384), rel=1e-5)
     assert result.headlines[-1].measure.value == pytest.approx(0, abs=1e-6)
     assert "does not fall with context" in result.notes[-1]
+    assert result.facts["law"] is None  # no NaN, which is no JSON
 
 
 class Copier(MaskedModel):

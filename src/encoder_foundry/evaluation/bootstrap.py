@@ -23,7 +23,7 @@ INTERVAL = 2.5, 97.5  # percentiles
 Range = tuple[float, float]  # what a document's ratio lies within: 0 and 1, if its numerator is a part of the other
 
 
-def draws(units: int, resamples: int, seed: int) -> NDArray[np.int64]:
+def draws(units: int, resamples: int, seed: int | tuple[int, ...]) -> NDArray[np.int64]:
     """How often each unit stands in each resample. int64 [resamples, units]"""
     generator = np.random.default_rng(seed)
     return generator.multinomial(units, np.full(units, 1 / units), size=resamples)

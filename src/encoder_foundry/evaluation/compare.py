@@ -1,8 +1,8 @@
 """The command `compare`: results of `evaluate` in one table, and each suite's picture with all models in it.
 
-A line of the table is a suite's headline, a column a model. Where models were measured on the same documents, what
+A line of the table is a suite's headline, a column a model. Where models were asked the same, down to the token, what
 later ones have more or less than the first stands below, document against document: a difference that its own interval
-holds apart from zero, though the intervals of both models overlap.
+holds apart from zero, though the intervals of both models overlap. Where they were not, it says so.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.pictures import draw
 from encoder_foundry.evaluation.results import FILE, Headline, Result, print_whole
+from encoder_foundry.evaluation.suites import MODULES
 
 MARKDOWN = "comparison.md"
 
@@ -37,7 +38,8 @@ def find_results(paths: Sequence[Path]) -> list[Result]:
         ConfigurationError: there is none.
         DataError: one cannot be read.
     """
-    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob(FILE)))]
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob(f"*/{FILE}")))]
+    files = [file for file in files if file in paths or file.absolute().parent.name in MODULES]  # no fine-tuning's
     if not files:
         raise ConfigurationError(f"{', '.join(map(str, paths))}: no {FILE}; `encoder-foundry evaluate` writes them")
     return [Result.read(file) for file in files]
@@ -65,6 +67,16 @@ def write_comparison(results: Sequence[Result], out: Path, console: Console) -> 
     for line in lines:
         table.add_row(*line)
     print_whole(console, table)
+    for suite in dict.fromkeys(result.suite for result in results):
+        first, *others = (result for result in results if result.suite == suite)
+        for other in others:
+            if other.asked != first.asked:
+                console.print(
+                    f"{suite}: {other.model['name']} was not asked the same as {first.model['name']} (another "
+                    "tokenizer, length, corpus or setting): no difference is given",
+                    markup=False,
+                    soft_wrap=True,
+                )
     out.mkdir(parents=True, exist_ok=True)
     rows = [["suite", "", *models], ["---", "---", *["---:"] * len(models)], *lines]
     text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
@@ -89,6 +101,7 @@ def _lines(suite: str, results: Sequence[Result]) -> list[list[str]]:
             model: difference
             for model, headline in found.items()
             if model != first and headline and (difference := _difference(headline, found[first], of_suite[first]))
+            if of_suite[model].asked == of_suite[first].asked
         }
         if differences:
             lines.append(["", f"… less {first}'s", *(differences.get(model, "") for model in models)])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from encoder_foundry.errors import DataError
 from encoder_foundry.evaluation import bootstrap
 from encoder_foundry.evaluation.power_law import Law, fit
-from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
+from encoder_foundry.evaluation.results import Headline, Measure, Result, Row, digest
 from encoder_foundry.evaluation.suites import TextSuiteConfig
 from encoder_foundry.evaluation.texts import check_data, describe, held_out
 from encoder_foundry.wording import number
@@ -76,8 +76,8 @@ def run(path: Path, config: Config) -> Result:
     """
     from encoder_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
 
-    texts = held_out(config.data, config.documents, config.seed, at_least=config.longest // 2)
     model = open_model(path, config.tokenizer, config.rope_theta)
+    texts = held_out(config.data, config.documents, config.seed, at_least=config.longest - model.special)
     windows = [window for text in texts for window in _windows(model, text.id, text.text, config)]
     if not windows:
         raise DataError(
@@ -116,10 +116,23 @@ def run(path: Path, config: Config) -> Result:
         notes=[
             f"{len(of_target):,} targets in {len(windows)} windows of {config.longest:,} tokens; documents: "
             f"{len(documents)}",
+            *_shortfall(len(texts), len(documents)),
             _law_in_words(measured),
         ],
-        facts={"law": {name: (measure.value, measure.low, measure.high) for name, measure in measured.items()}},
+        facts={"law": {name: [one.value, one.low, one.high] for name, one in measured.items()} if law.alpha else None},
+        asked=digest(_question(model, window).tobytes() for window in windows),
     )
+
+
+def _question(model: "MaskedModel", window: Window) -> "Masked":
+    """All targets of a window at once."""
+    places = np.concatenate(window.targets)
+    return model.framed(window.ids, places, window.original[places])
+
+
+def _shortfall(drawn: int, measured: int) -> list[str]:
+    """The corpus' own tokenizer says which documents are long enough; another may make fewer tokens of them."""
+    return [f"{drawn - measured} of {drawn} documents have less tokens by this tokenizer"] if measured < drawn else []
 
 
 def _lengths(model: "MaskedModel", config: Config) -> list[int]:
@@ -237,9 +250,9 @@ def draw(figure, results: Sequence[Result]) -> str:
         lengths = [row.labels["context"] for row in result.rows]
         values = [row.measures[LOSS].value for row in result.rows]
         axes.plot(lengths, values, "o", color=colour(index), label=result.model["name"])
-        law = Law(*(value for value, _, _ in result.facts["law"].values()))
-        fine = np.geomspace(lengths[0], lengths[-1], 200)
-        if law.alpha:
+        if result.facts["law"] is not None:
+            law = Law(*(value for value, _, _ in result.facts["law"].values()))
+            fine = np.geomspace(lengths[0], lengths[-1], 200)
             axes.plot(fine, law(fine), color=colour(index), linewidth=1)
         measures = [row.measures[CHANGE] for row in result.rows]
         beside = np.array(lengths) * 2 ** (0.12 * (index - (len(results) - 1) / 2))

@@ -15,7 +15,7 @@ import numpy as np
 from encoder_foundry.data.masking import IGNORE_INDEX
 from encoder_foundry.errors import DataError
 from encoder_foundry.evaluation import bootstrap
-from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
+from encoder_foundry.evaluation.results import Headline, Measure, Result, Row, digest
 from encoder_foundry.evaluation.suites import TextSuiteConfig
 from encoder_foundry.evaluation.texts import Text, check_data, describe, held_out
 from encoder_foundry.finetuning.config import LONG_DOCUMENTS
@@ -116,6 +116,7 @@ def run(path: Path, config: Config) -> Result:
         ],
         notes=notes,
         facts={"documents_cut": len(cut), "tokens_left_out": sum(cut)},
+        asked=digest(document.tobytes() for document in documents),
     )
 
 

@@ -43,6 +43,10 @@ class Masked(NamedTuple):
     places: NDArray[np.int64]  # [targets]
     labels: NDArray[np.int64]  # [targets]
 
+    def tobytes(self) -> bytes:
+        """All that is asked, for a digest of it."""
+        return b"".join(array.tobytes() for array in self)
+
 
 class Scores(NamedTuple):
     """What a model makes of the targets of a document."""

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from encoder_foundry.errors import DataError
 from encoder_foundry.evaluation import bootstrap
-from encoder_foundry.evaluation.results import Headline, Result, Row
+from encoder_foundry.evaluation.results import Headline, Result, Row, digest
 from encoder_foundry.evaluation.suites import TextSuiteConfig
 from encoder_foundry.evaluation.texts import check_data, describe, held_out
 from encoder_foundry.wording import power
 
 if TYPE_CHECKING:
-    from encoder_foundry.evaluation.models import Encoded, MaskedModel
+    from encoder_foundry.evaluation.models import Encoded, Masked, MaskedModel
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,}")
 MOST_TOKENS = 4  # of a name
@@ -139,6 +139,11 @@ def run(path: Path, config: Config) -> Result:
             ),
             Headline("loss saved by it (nats a token)", every[SAVED], False, units[SAVED]),
         ],
+        asked=digest(
+            question.tobytes()
+            for of_window in zip(windows, needles, strict=True)
+            for question in questions(model, *of_window)
+        ),
         notes=[
             f"{len(asked):,} needles in {len(windows)} windows of up to {size:,} tokens; "
             f"documents: {len(set(documents))}",
@@ -197,16 +202,8 @@ def ask(
         windows: each as ids, [tokens].
         needles: of each window.
     """
-    there, replaced = [], []
-    for ids, of_window in zip(windows, needles, strict=True):
-        places = np.concatenate([needle.places for needle in of_window])
-        masked = ids.copy()
-        masked[places] = model.tokenizer.mask_token_id
-        without = masked.copy()
-        for needle in of_window:
-            without[needle.first : needle.first + len(needle.other)] = needle.other
-        there.append(model.framed(masked, places, ids[places]))
-        replaced.append(model.framed(without, places, ids[places]))
+    pairs = [questions(model, *of_window) for of_window in zip(windows, needles, strict=True)]
+    there, replaced = [with_it for with_it, _ in pairs], [without_it for _, without_it in pairs]
     asked: list[Asked] = []
     scored = zip(documents, windows, needles, model.score(there), model.score(replaced), strict=True)
     for document, ids, of_window, with_it, without_it in scored:
@@ -225,6 +222,17 @@ def ask(
                 )
             )
     return asked
+
+
+def questions(model: "MaskedModel", ids: NDArray[np.int64], needles: Sequence[Needle]) -> "tuple[Masked, Masked]":
+    """A window, ids [tokens], with its needles masked: as it is, and with other names in their first places."""
+    places = np.concatenate([needle.places for needle in needles])
+    masked = ids.copy()
+    masked[places] = model.tokenizer.mask_token_id
+    without = masked.copy()
+    for needle in needles:
+        without[needle.first : needle.first + len(needle.other)] = needle.other
+    return model.framed(masked, places, ids[places]), model.framed(without, places, ids[places])
 
 
 def _groups(asked: Sequence[Asked]) -> list[tuple[str, list[Asked]]]:

@@ -7,13 +7,14 @@ document, and the interval of their difference is that of the difference, a grea
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from xxhash import xxh3_128
 
 from encoder_foundry.errors import DataError
 from encoder_foundry.run_folder import RunFolder, write_whole
@@ -70,6 +71,7 @@ class Result:
     headlines: list[Headline]
     notes: list[str] = field(default_factory=list)  # printed below the table: what was cut, or what was left out
     facts: dict = field(default_factory=dict)  # what else the suite knows, for its picture and for programs
+    asked: str = ""  # `digest` of the questions; where two results have the same, their units are compared one by one
     environment: dict = field(default_factory=dict)  # commit, packages, device: filled in where it is run
     seconds: float = 0.0
 
@@ -77,7 +79,7 @@ class Result:
         """Write `result.json` into a folder, made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE
-        write_whole(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        write_whole(path, json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return path
 
     @classmethod
@@ -128,6 +130,14 @@ class Result:
         few = [f"{fewest} documents only: true intervals are wider than these"] if fewest < FEW else []
         for note in [*self.notes, *few]:
             console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def digest(questions: Iterable[bytes]) -> str:
+    """Of what a model is asked, question by question."""
+    found = xxh3_128()
+    for question in questions:
+        found.update(len(question).to_bytes(8) + question)
+    return found.hexdigest()
 
 
 def results_folder(model: Path, out: str | None = None, variant: str | None = None) -> Path:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from encoder_foundry.errors import DataError, NeedsNetwork
 from encoder_foundry.evaluation import bootstrap
-from encoder_foundry.evaluation.results import Headline, Measure, Result, Row
+from encoder_foundry.evaluation.results import Headline, Measure, Result, Row, digest
 from encoder_foundry.evaluation.suites import ResampledConfig
 from encoder_foundry.finetuning.config import LONG_DOCUMENTS
 from encoder_foundry.finetuning.pairs import count_too_long
@@ -90,9 +90,10 @@ def run(model: Path, config: Config) -> Result:
         name: [StandardLibrary(config.max_pairs)] if name == OFFLINE else find_tasks(name) for name in config.tasks
     }
     retriever = open_retriever(model, config.max_seq_length)
-    rows, headlines, notes, data = [], [], [retriever.kind], {}
+    rows, headlines, notes, data, asked = [], [], [retriever.kind], {}, []
     for name, of_name in tasks.items():
-        found = [_evaluated(task, retriever, config, notes) for task in of_name]
+        found, questions = zip(*(_evaluated(task, retriever, config, notes) for task in of_name), strict=True)
+        asked += questions
         parts = [part for of_task in found for part in of_task]
         data[name] = {part.name: {"queries": len(part.scores), "documents": part.documents} for part in parts}
         for part in parts:
@@ -109,7 +110,8 @@ def run(model: Path, config: Config) -> Result:
         headlines.append(Headline(f"{name} {METRIC}", measure, lower_is_better=False, units=units, within=WITHIN))
     parameters = sum(parameter.numel() for parameter in retriever.library.parameters())
     known = {"kind": retriever.kind, "parameters": parameters, "document_length": retriever.document_length}
-    return Result("retrieval", "retrieval", known, {}, data, rows, headlines, notes)
+    asked = digest(question.encode() for question in asked)
+    return Result("retrieval", "retrieval", known, {}, data, rows, headlines, notes, asked=asked)
 
 
 def draw(figure, results: Sequence[Result]) -> str:
@@ -135,13 +137,14 @@ def draw(figure, results: Sequence[Result]) -> str:
     return f"{METRIC} of retrieval. {every}."
 
 
-def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list[str]) -> "list[Part]":
-    """The parts of a task of mteb, answered."""
+def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list[str]) -> "tuple[list[Part], str]":
+    """The parts of a task of mteb, answered, and a digest of its texts."""
     import mteb
 
     from encoder_foundry.evaluation.retrieval_tasks import Watched, leaves
 
     watched = [_loaded(Watched, leaf) for leaf in leaves(task)]
+    asked = digest(text.encode() for one in watched for queries in (True, False) for text in one.texts(queries))
     for one in watched:
         notes.extend(_too_long(one, retriever, config))
     arguments = {"batch_size": config.batch_size, "show_progress_bar": False}
@@ -151,7 +154,7 @@ def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list
     parts = [part for one in watched for part in one.found()]
     for one in watched:
         one.task.unload_data()
-    return parts
+    return parts, asked
 
 
 def _loaded(watch: "type[Watched]", task: object) -> "Watched":
@@ -189,13 +192,14 @@ def _measure(tasks: "Sequence[Sequence[Part]]", config: Config) -> Measure:
     for parts in tasks:
         scores = [np.array(list(part.scores.values())) for part in parts]
         values.append(np.mean([of_part.mean() for of_part in scores]))
-        resampled.append(np.mean([_resampled(of_part, config) for of_part in scores], axis=0))
+        drawn = [_resampled(of_part, config, (len(resampled), part)) for part, of_part in enumerate(scores)]
+        resampled.append(np.mean(drawn, axis=0))
     value = float(np.mean(values))
     if value in WITHIN:  # all queries alike
         return bootstrap.unanimous(value, fewest, WITHIN)
     return bootstrap.interval(value, np.mean(resampled, axis=0))
 
 
-def _resampled(scores: NDArray[np.float64], config: Config) -> NDArray[np.float64]:
-    """scores [queries] → their mean in each resample [resamples]"""
-    return bootstrap.draws(len(scores), config.resamples, config.seed) @ scores / len(scores)
+def _resampled(scores: NDArray[np.float64], config: Config, place: tuple[int, int]) -> NDArray[np.float64]:
+    """scores [queries] → their mean in each resample [resamples], drawn for each part by itself"""
+    return bootstrap.draws(len(scores), config.resamples, (config.seed, *place)) @ scores / len(scores)

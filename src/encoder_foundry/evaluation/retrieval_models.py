@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from mteb.models import ModelMeta
 from mteb.models.model_meta import ScoringFunction
 from mteb.models.sentence_transformer_wrapper import MultiVectorSearchEncoderWrapper
@@ -124,8 +125,12 @@ class LateInteraction(MultiVectorSearchEncoderWrapper):
         )
 
     def similarity(self, queries: "list[Tensor]", documents: "list[Tensor]") -> "Tensor":
-        """Lists of [tokens, width] → [queries, documents]"""
-        return max_sim(queries, documents)
+        """Lists of [tokens, width], each of length 1 → [queries, documents]
+
+        max_sim pads documents with zeros, and a zero is more than a negative similarity. Raised by 1, none is negative.
+        """
+        raised = max_sim([_with_one(query) for query in queries], [_with_one(document) for document in documents])
+        return raised - raised.new_tensor([len(query) for query in queries])[:, None]
 
     def _encode(
         self, inputs: "DataLoader", *, prompt_type: PromptType | None = None, batch_size: int = 32, **_: Any
@@ -138,3 +143,8 @@ class LateInteraction(MultiVectorSearchEncoderWrapper):
             convert_to_tensor=True,
             show_progress_bar=False,
         )
+
+
+def _with_one(vectors: "Tensor") -> "Tensor":
+    """[tokens, width] → [tokens, width + 1]"""
+    return torch.nn.functional.pad(vectors, (0, 1), value=1.0)

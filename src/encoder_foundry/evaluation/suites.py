@@ -37,8 +37,7 @@ MODULES = {
     "retrieval": "encoder_foundry.evaluation.retrieval",
     "glue": "encoder_foundry.evaluation.glue",
 }
-OFFLINE = ("masked_lm", "context", "needle", "retrieval", "glue")  # what `all` stands for; as their YAMLs set them
-ALL = "all"
+ALL = "all"  # as their YAMLs set them: without a network
 FOLDER = Path("yamls/eval")
 
 
@@ -116,6 +115,8 @@ def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Sui
     for (path, module), own in zip(modules.items(), keys, strict=True):
         config = load_config(path, module.Config, [one for one in overrides if meant(one, own)])
         refuse(path, config.problems())
+        if any(suite.name == config.suite for suite in found):
+            raise ConfigurationError(f"{path}: is for the suite {config.suite}, as another is: give one at a time")
         found.append(Suite(config.suite, config, module.run, getattr(module, "check", None)))
     return found
 
@@ -127,7 +128,7 @@ def draw_of(name: str) -> Callable[..., str]:
 
 def _paths(given: str) -> list[Path]:
     if given == ALL:
-        return [_folder() / f"{name}.yaml" for name in OFFLINE]
+        return [_folder() / f"{name}.yaml" for name in MODULES]
     if given in MODULES:
         return [_folder() / f"{given}.yaml"]
     if given.endswith((".yaml", ".yml")):
