@@ -34,11 +34,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from encoder_foundry.errors import FoundryError, print_error
-from encoder_foundry.finetuning.leaderboard import write_json
+from encoder_foundry.finetuning.leaderboard import JOB, MODEL, RESULT, write_json
 from encoder_foundry.finetuning.metrics import make_metric
 from encoder_foundry.optim.decay_groups import decay_groups
 
-JOB, RESULT, MODEL = "job.json", "result.json", "model"
 PACKAGES = ("encoder-foundry", "mosaicml", "torch", "transformers", "datasets", "torchmetrics", "seqeval")
 CLASSES = {
     "sequence": transformers.AutoModelForSequenceClassification,

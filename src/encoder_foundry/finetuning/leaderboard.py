@@ -18,6 +18,7 @@ from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.wording import number, one_line
 
 RESULTS = "results.json"
+JOB, RESULT, MODEL = "job.json", "result.json", "model"  # of a job: what was asked, what came out, its best model
 POINT = ("lr", "weight_decay", "max_duration", "global_train_batch_size")
 
 
@@ -29,8 +30,8 @@ def point_name(point: dict) -> str:
 
 def jobs(folder: Path) -> Iterator[dict]:
     """The finished jobs of a task's folder: what was asked, what came out, and each job's own `folder`."""
-    for path in sorted(folder.glob("*/seed-*/result.json")):
-        job = json.loads((path.parent / "job.json").read_text(encoding="utf-8"))
+    for path in sorted(folder.glob(f"*/seed-*/{RESULT}")):
+        job = json.loads((path.parent / JOB).read_text(encoding="utf-8"))
         yield job | json.loads(path.read_text(encoding="utf-8")) | {"folder": path.parent}
 
 
@@ -64,7 +65,7 @@ def summarise(folder: Path, point: dict, tried: int, seeds: Sequence[int]) -> di
         "point": point,
         "points_tried": tried,
         **{key: best[key] for key in ("labels", "examples", "truncated", "max_seq_len", "device", "versions")},
-        "model": str(best["folder"] / "model"),
+        "model": str(best["folder"] / MODEL),
     }
 
 

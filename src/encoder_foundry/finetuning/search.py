@@ -34,7 +34,10 @@ from encoder_foundry.errors import ConfigurationError, FoundryError
 from encoder_foundry.finetuning.config import FinetuneConfig, load_finetune_config
 from encoder_foundry.finetuning.examples import check_reachable
 from encoder_foundry.finetuning.leaderboard import (
+    JOB,
+    MODEL,
     POINT,
+    RESULT,
     RESULTS,
     best_point,
     point_name,
@@ -98,7 +101,7 @@ def _search(config: FinetuneConfig, name: str) -> dict:
     _run(config, folder, [shared | best | {"seed": seed} for seed in config.seeds])
     for job in folder.glob("*/seed-*"):
         if job.parent.name != point_name(best):
-            shutil.rmtree(job / "model", ignore_errors=True)
+            shutil.rmtree(job / MODEL, ignore_errors=True)
     return summarise(folder, best, len(grid), config.seeds)
 
 
@@ -133,12 +136,12 @@ def _run(config: FinetuneConfig, folder: Path, jobs: list[dict]) -> None:
     waiting: deque[Path] = deque()
     for job in jobs:
         path = folder / point_name(job) / f"seed-{job['seed']}"
-        if (path / "result.json").is_file():
+        if (path / RESULT).is_file():
             _check_same(path, job)
             continue
         path.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(path / "model", ignore_errors=True)
-        (path / "job.json").write_text(json.dumps(job, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.rmtree(path / MODEL, ignore_errors=True)
+        (path / JOB).write_text(json.dumps(job, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         waiting.append(path)
     done, total = len(jobs) - len(waiting), len(jobs)
     free = _devices(config.jobs)
@@ -153,7 +156,7 @@ def _run(config: FinetuneConfig, folder: Path, jobs: list[dict]) -> None:
             for process in [process for process in running if process.poll() is not None]:
                 path, device, began = running.pop(process)
                 free.append(device)
-                if process.returncode or not (path / "result.json").is_file():
+                if process.returncode or not (path / RESULT).is_file():
                     failed.append(path)
                     continue
                 done += 1
@@ -165,7 +168,7 @@ def _run(config: FinetuneConfig, folder: Path, jobs: list[dict]) -> None:
 
 
 def _line(path: Path) -> str:
-    result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    result = json.loads((path / RESULT).read_text(encoding="utf-8"))
     reached = "the loss was no number any more"
     if result["score"] is not None:
         reached = " ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
@@ -194,7 +197,7 @@ def _devices(jobs: int | None) -> list[dict[str, str]]:
 
 
 def _check_same(path: Path, job: dict) -> None:
-    there = json.loads((path / "job.json").read_text(encoding="utf-8"))
+    there = json.loads((path / JOB).read_text(encoding="utf-8"))
     for key in sorted(there.keys() | job.keys()):
         if there.get(key) != job.get(key):
             raise ConfigurationError(
