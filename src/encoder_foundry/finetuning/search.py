@@ -53,18 +53,19 @@ def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
     """Run what is left of a search.
 
     Returns:
-        A result a task, as `results.json` has them.
+        A result a task that was chosen, as `results.json` has it, in the order in which they were run.
 
     Raises:
         FoundryError: bad configuration or input, before any job; a job that failed, after those beside it.
     """
     config = load_search(path, overrides)
+    found = []
     with _alone(config.folder):
         for name in config.chosen():
-            found = _search(config, name)
+            found.append(_search(config, name))
             others = [result for result in read_results(config.folder) if result["task"] != name]
-            write_json(config.folder / RESULTS, [*others, found])
-    return read_results(config.folder)
+            write_json(config.folder / RESULTS, [*others, found[-1]])
+    return found
 
 
 def load_search(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConfig:
