@@ -1,5 +1,6 @@
 """Fine-tuning's YAMLs: the published ones load, and what is wrong is named by its key before data is read."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.finetuning.config import SearchConfig, load_finetune_config
 from encoder_foundry.finetuning.retrieval import RetrievalConfig, check
+from encoder_foundry.finetuning.search import load_search
 
 FOLDER = Path(__file__).parents[2] / "yamls/finetune"
 
@@ -48,6 +50,20 @@ def test_a_key_given_for_all_serves_the_tasks_that_have_none_of_their_own():
 @pytest.mark.parametrize("name", ["glue", "files", "conll", "installation"])
 def test_each_published_yaml_wants_no_more_than_a_model(name):
     assert load_finetune_config(FOLDER / f"{name}.yaml", ["model=m"]).chosen()
+
+
+@pytest.mark.parametrize("tasks", ["rte", "[cola,rte]"])
+def test_a_task_without_the_one_that_it_starts_from_is_refused_before_any_job(tasks, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"init_from_task: .*/out has no result of mnli yet; run it too"):
+        load_search(FOLDER / "glue.yaml", ["model=m", f"task={tasks}", f"out={tmp_path}/out", "data_path=nowhere"])
+
+
+@pytest.mark.parametrize("file", ["finetune/glue.yaml", "eval/glue.yaml"])
+def test_the_tasks_that_a_comment_gives_as_an_example_can_be_run(file, tmp_path):
+    examples = re.findall(r"task=(\w+|\[.*?\])", (FOLDER.parent / file).read_text())
+    assert examples
+    for tasks in examples:
+        load_search(FOLDER / "glue.yaml", ["model=m", f"task={tasks}", f"out={tmp_path}/out", f"data_path={tmp_path}"])
 
 
 def test_the_folder_of_results_is_named_after_the_model():

@@ -73,10 +73,15 @@ def load_search(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConf
 
     Raises:
         ConfigurationError: naming the file and the key.
+        DataError: results that are there are broken.
         NeedsNetwork: a task's data is on the hub, which cannot be reached.
     """
     config = load_finetune_config(path, overrides)
-    for name in config.chosen():
+    chosen = config.chosen()
+    for name in chosen:
+        if (start := config.tasks[name].init_from_task) not in (None, *chosen):
+            _start(config, name, start)
+    for name in chosen:
         check_reachable(config.of(name).data)
     return config
 
