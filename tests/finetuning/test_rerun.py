@@ -46,3 +46,14 @@ def test_the_results_are_those_of_the_tasks_chosen_in_the_order_of_their_running
     assert [result["task"] for result in search("task=[next,mine]")] == ["mine", "next"]
     assert [result["task"] for result in search("task=next")] == ["next"]
     assert len(json.loads((tmp_path / "out/results.json").read_text())) == 2
+
+
+def test_a_job_whose_model_was_removed_is_run_again_when_its_point_is_the_best(search, tmp_path):
+    """And one that diverged, which never had a model, is not."""
+    search("task=mine", "seeds=[1,9]", "search.lr=[0.1,0.2]")
+    assert runs(tmp_path) == {"lr=0.1 seed-1": 1, "lr=0.2 seed-1": 1, "lr=0.2 seed-9": 1}
+    for _ in range(2):
+        (result,) = search("task=mine", "seeds=[1,9]", "search.lr=[0.05,0.1]")
+        assert Path(result["model"]).is_dir()
+    again = {"lr=0.05 seed-1": 1, "lr=0.1 seed-1": 2, "lr=0.1 seed-9": 1}
+    assert runs(tmp_path) == again | {"lr=0.2 seed-1": 1, "lr=0.2 seed-9": 1}

@@ -11,7 +11,8 @@ published grids of 48 points cost 52 jobs for five seeds and not 240. The first 
 `search_seeds` as large as the number of seeds is the whole product.
 
 A process a job, since a GPU's memory is free for certain only after its process has ended. A finished job is known by
-its result and not run again; if its settings are not today's, that is an error and not a choice.
+its result and not run again, unless its model is wanted and was removed when another point was the best; if its
+settings are not today's, that is an error and not a choice.
 """
 
 import fcntl
@@ -104,7 +105,7 @@ def _search(config: FinetuneConfig, name: str) -> dict:
     best = best_point(folder, grid, searched)
     if best is None:
         raise FoundryError(f"{folder}: the loss was no number any more at every point of the grid; take smaller rates")
-    _run(config, folder, [shared | best | {"seed": seed} for seed in config.seeds])
+    _run(config, folder, [shared | best | {"seed": seed} for seed in config.seeds], with_models=True)
     for job in folder.glob("*/seed-*"):
         if job.parent.name != point_name(best):
             shutil.rmtree(job / MODEL, ignore_errors=True)
@@ -132,8 +133,8 @@ def job_settings(config: FinetuneConfig, name: str, data: dict) -> tuple[dict, l
     return shared, [dict(zip(POINT, point, strict=True)) for point in values]
 
 
-def _run(config: FinetuneConfig, folder: Path, jobs: list[dict]) -> None:
-    """Run the jobs that have no result yet.
+def _run(config: FinetuneConfig, folder: Path, jobs: list[dict], with_models: bool = False) -> None:
+    """Run the jobs that have no result yet, or, if models are wanted, a score and no model.
 
     Raises:
         ConfigurationError: a result there is of other settings.
@@ -144,7 +145,9 @@ def _run(config: FinetuneConfig, folder: Path, jobs: list[dict]) -> None:
         path = folder / point_name(job) / f"seed-{job['seed']}"
         if (path / RESULT).is_file():
             _check_same(path, job)
-            continue
+            if not with_models or (path / MODEL).is_dir() or _result(path)["score"] is None:
+                continue
+            (path / RESULT).unlink()
         path.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(path / MODEL, ignore_errors=True)
         (path / JOB).write_text(json.dumps(job, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -173,8 +176,12 @@ def _run(config: FinetuneConfig, folder: Path, jobs: list[dict]) -> None:
         raise FoundryError(f"{log}: the job failed: {last}; the same command goes on with what is left")
 
 
+def _result(path: Path) -> dict:
+    return json.loads((path / RESULT).read_text(encoding="utf-8"))
+
+
 def _line(path: Path) -> str:
-    result = json.loads((path / RESULT).read_text(encoding="utf-8"))
+    result = _result(path)
     reached = "the loss was no number any more"
     if result["score"] is not None:
         reached = " ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
