@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.finetuning.search import finetune
 
 JOB = """#!/bin/sh
@@ -24,6 +26,7 @@ def search(write_yaml, tmp_path, monkeypatch):
     job = tmp_path / "job.sh"
     job.write_text(JOB)
     job.chmod(0o755)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     yaml = write_yaml()
     data = yaml.read_text().rpartition("data: ")[2]
     yaml.write_text(f"{yaml.read_text()}  next:\n    init_from_task: mine\n    data: {data}")
@@ -57,3 +60,27 @@ def test_a_job_whose_model_was_removed_is_run_again_when_its_point_is_the_best(s
         assert Path(result["model"]).is_dir()
     again = {"lr=0.05 seed-1": 1, "lr=0.1 seed-1": 2, "lr=0.1 seed-9": 1}
     assert runs(tmp_path) == again | {"lr=0.2 seed-1": 1, "lr=0.2 seed-9": 1}
+
+
+def test_less_memory_makes_no_other_result_but_of_labels_of_words(search, tmp_path):
+    """Composer weights microbatches by their texts, and each loss is the mean over the words of one."""
+    more, less = ([f"device_{key}={size}" for key in ("train_microbatch_size", "eval_batch_size")] for size in (16, 4))
+    search("task=mine", *more)
+    search("task=mine", *less)
+    assert set(runs(tmp_path).values()) == {1}
+    words = tmp_path / "words.conll"
+    words.write_text("Anna B-PER\nslept O\n")
+    token = ["task=mine", "tasks.mine.type=token", f"tasks.mine.data={{train: {words}, validation: [{words}]}}"]
+    token.append(f"out={tmp_path}/words")
+    search(*token, *more)
+    search(*token, more[0], less[1])
+    with pytest.raises(ConfigurationError, match=r"another device_train_microbatch_size \(16, now 4\)"):
+        search(*token, *less)
+
+
+def test_a_search_that_moves_to_a_gpu_is_refused_for_its_precision(search, monkeypatch):
+    search("task=mine")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigurationError, match=r"a result there is of another precision \('fp32', now 'amp_bf16'\)"):
+        search("task=mine")
+    search("task=mine", "precision=fp32")

@@ -92,7 +92,7 @@ def run_job(folder: Path, parent: int | None = None) -> dict:
         eval_interval=job["eval_interval"],
         callbacks=callbacks,
         seed=job["seed"],
-        precision=job["precision"] or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
+        precision=job["precision"],
         device_train_microbatch_size=job["device_train_microbatch_size"],
         progress_bar=False,
     )

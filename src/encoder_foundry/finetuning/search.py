@@ -118,6 +118,8 @@ def job_settings(config: FinetuneConfig, name: str, data: dict) -> tuple[dict, l
     Args:
         data: what `prepare` said of it.
     """
+    import torch
+
     task = config.of(name)
     model = config.model if task.init_from_task is None else str(_start(config, name, task.init_from_task))
     shared = {
@@ -126,7 +128,8 @@ def job_settings(config: FinetuneConfig, name: str, data: dict) -> tuple[dict, l
         **{"base_model": config.model, "model": model, "model_digest": _digest(model)},
         **{"new_head": task.init_from_task is not None, "init_from_task": task.init_from_task},
         "tokenizer": config.tokenizer or config.model,
-        **{key: getattr(config, key) for key in ("betas", "eps", "t_warmup", "alpha_f", "patience", "precision")},
+        **{key: getattr(config, key) for key in ("betas", "eps", "t_warmup", "alpha_f", "patience")},
+        "precision": config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
         **{key: getattr(config, key) for key in ("device_train_microbatch_size", "device_eval_batch_size")},
     }
     values = itertools.product(*(getattr(task.search, key) for key in POINT))
@@ -211,7 +214,10 @@ def _devices(jobs: int | None) -> list[dict[str, str]]:
 
 def _check_same(path: Path, job: dict) -> None:
     there = json.loads((path / JOB).read_text(encoding="utf-8"))
-    for key in sorted(there.keys() | job.keys()):
+    memory = {"device_eval_batch_size"}
+    if job["type"] != "token":  # Composer weights microbatches by their texts, not by their words
+        memory.add("device_train_microbatch_size")
+    for key in sorted((there.keys() | job.keys()) - memory):
         if there.get(key) != job.get(key):
             raise ConfigurationError(
                 f"{path}: a result there is of another {key} ({there.get(key)!r}, now {job.get(key)!r}); "
