@@ -13,7 +13,8 @@ from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.finetuning import dense_retrieval, multi_vector
 from encoder_foundry.finetuning.code_search import code_search_pairs
 from encoder_foundry.finetuning.dense_retrieval import MiningConfig
-from encoder_foundry.finetuning.retrieval import finetune_retrieval
+from encoder_foundry.finetuning.pairs import read_pairs
+from encoder_foundry.finetuning.retrieval import finetune_retrieval, fit, load_retriever
 from tests.retrieval import DOCUMENTS, QUERIES, save_encoder, write_pairs
 
 DENSE = "yamls/finetune/dense_retrieval.yaml"
@@ -104,6 +105,31 @@ def test_a_microbatch_changes_the_memory_and_not_the_training(train, keys, tmp_p
     assert losses[0][0] != losses[0][-1]
 
 
+def test_a_loss_that_is_no_number_saves_nothing(keys):
+    with pytest.raises(DataError, match=r"not finite at lr 1e30: nothing is saved; take a lower lr"):
+        dense(keys, lr=1e30)
+
+
+class Root(torch.nn.Module):
+    """A loss of 0, whose gradient is no number."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, features, labels):
+        return (self.model(features[0])["sentence_embedding"] * 0).sum().sqrt()
+
+
+def test_weights_that_the_last_update_made_no_numbers_are_not_saved(keys):
+    from sentence_transformers import SentenceTransformer
+
+    model = load_retriever(keys["model"], SentenceTransformer)
+    config = dense_retrieval.Config("dense_retrieval", **keys | {"max_duration": "1ba"})
+    with pytest.raises(DataError, match=r"weights are not finite at lr 5e-3: nothing is saved"):
+        fit(config, model, read_pairs(config.data, None), Root(model))
+
+
 def test_hard_negatives_are_mined_or_given_and_not_both(keys, tmp_path, capsys):
     dense(keys, max_duration="2ba", mine_hard_negatives=MiningConfig(num_negatives=2))
     assert "12 of 12 rows have 2 mined negatives" in capsys.readouterr().out
@@ -185,8 +211,6 @@ def test_rows_that_cannot_be_trained_on_are_named(content, message, keys, tmp_pa
 
 def test_texts_of_a_csv_are_taken_to_the_letter(keys, tmp_path):
     """pandas, by which `datasets` reads CSV, takes NA for missing and 007 for a number."""
-    from encoder_foundry.finetuning.pairs import read_pairs
-
     data = tmp_path / "pairs.csv"
     data.write_text("query,positive\nNA,007\n")
     assert read_pairs(str(data), None)[:] == {"query": ["NA"], "positive": ["007"]}

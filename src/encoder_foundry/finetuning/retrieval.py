@@ -169,7 +169,7 @@ def fit(
         collator: a data collator; none: sentence-transformers'.
 
     Raises:
-        DataError: the loss was not finite.
+        DataError: the loss was not finite, or a weight is not.
     """
     from omegaconf import OmegaConf
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -205,6 +205,7 @@ def fit(
         batch_sampler=BatchSamplers.BATCH_SAMPLER if is_distillation(rows) else BatchSamplers.NO_DUPLICATES,
         save_strategy="no",
         logging_steps=max(1, updates // 20),
+        logging_nan_inf_filter=False,  # it puts the losses' mean in the place of one that is no number
         report_to="none",
         disable_tqdm=True,
     )
@@ -216,6 +217,8 @@ def fit(
     losses = [entry for entry in trainer.state.log_history if "loss" in entry]
     if not all(abs(entry["loss"]) < float("inf") for entry in losses):
         raise DataError(f"the loss was not finite at lr {number(config.lr)}: nothing is saved; take a lower lr")
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):  # by an update after the last loss
+        raise DataError(f"weights are not finite at lr {number(config.lr)}: nothing is saved; take a lower lr")
     model.save_pretrained(str(out))
     OmegaConf.save(OmegaConf.structured(config), out / "finetune.yaml")
     with (out / "metrics.jsonl").open("w") as stream:
