@@ -105,9 +105,12 @@ def test_a_microbatch_changes_the_memory_and_not_the_training(train, keys, tmp_p
     assert losses[0][0] != losses[0][-1]
 
 
-def test_a_loss_that_is_no_number_saves_nothing(keys):
+def test_a_loss_that_is_no_number_saves_nothing_and_the_next_try_can_begin(keys, tmp_path):
+    before = sorted(tmp_path.iterdir())
     with pytest.raises(DataError, match=r"not finite at lr 1e30: nothing is saved; take a lower lr"):
         dense(keys, lr=1e30)
+    assert sorted(tmp_path.iterdir()) == before
+    assert dense(keys, max_duration="1ba").is_dir()
 
 
 class Root(torch.nn.Module):
@@ -128,6 +131,21 @@ def test_weights_that_the_last_update_made_no_numbers_are_not_saved(keys):
     config = dense_retrieval.Config("dense_retrieval", **keys | {"max_duration": "1ba"})
     with pytest.raises(DataError, match=r"weights are not finite at lr 5e-3: nothing is saved"):
         fit(config, model, read_pairs(config.data, None), Root(model))
+    assert not Path(keys["out"]).exists()
+
+
+def test_a_training_that_ends_while_it_saves_leaves_nothing_behind(keys, tmp_path, monkeypatch):
+    from sentence_transformers import SentenceTransformer
+
+    def interrupted(_, path):
+        Path(path, "half").write_text("")
+        raise KeyboardInterrupt
+
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(SentenceTransformer, "save_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        dense(keys, max_duration="1ba")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_hard_negatives_are_mined_or_given_and_not_both(keys, tmp_path, capsys):

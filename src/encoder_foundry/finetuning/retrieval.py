@@ -9,6 +9,7 @@ The values in yamls/finetune/ are those of ModernBERT's own two scripts (`exampl
 
 import json
 import logging
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
@@ -163,6 +164,8 @@ def fit(
 ) -> Path:
     """Train, and save to `out` what `type(model)(out)` loads; beside it the configuration and the losses.
 
+    As an export, it is written beside its place and then moved there: the next try finds no part of it.
+
     Args:
         rows: one training example a row, in the columns that the loss wants.
         loss: of sentence-transformers or PyLate, of this model.
@@ -172,6 +175,40 @@ def fit(
         DataError: the loss was not finite, or a weight is not.
     """
     from omegaconf import OmegaConf
+
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
+        new = Path(work) / "new"
+        losses = _losses(config, model, rows, loss, collator, new)
+        if not all(abs(entry["loss"]) < float("inf") for entry in losses):
+            raise DataError(f"the loss was not finite at lr {number(config.lr)}: nothing is saved; take a lower lr")
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):  # by an update after the last loss
+            raise DataError(f"weights are not finite at lr {number(config.lr)}: nothing is saved; take a lower lr")
+        model.save_pretrained(str(new))
+        OmegaConf.save(OmegaConf.structured(config), new / "finetune.yaml")
+        with (new / "metrics.jsonl").open("w") as stream:
+            for entry in losses:
+                line = {
+                    "batch": entry["step"],
+                    "epoch": entry["epoch"],
+                    "loss": entry["loss"],
+                    "lr": entry["learning_rate"],
+                }
+                stream.write(json.dumps(line) + "\n")
+        new.rename(out)
+    return out
+
+
+def _losses(
+    config: RetrievalConfig,
+    model: "SentenceTransformer",
+    rows: "Dataset",
+    loss: "Module",
+    collator: Any,
+    folder: Path,
+) -> list[dict]:
+    """Train in place; returns what the Trainer logged of the loss. It makes the folder, and writes nothing there."""
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.training_args import BatchSamplers
     from transformers import PrinterCallback, TrainerCallback
@@ -185,14 +222,13 @@ def fit(
 
     amount, unit = _duration(config.max_duration)
     updates = ceil(amount * ceil(len(rows) / config.global_train_batch_size)) if unit == "ep" else int(amount)
-    out = Path(config.out)
     print(
         f"{len(rows):,} rows, {updates:,} updates of {config.global_train_batch_size}, lr {number(config.lr)}, "
         f"on {model.device}",
         flush=True,
     )
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(out),
+        output_dir=str(folder),
         num_train_epochs=amount if unit == "ep" else 1,
         max_steps=-1 if unit == "ep" else int(amount),
         per_device_train_batch_size=config.global_train_batch_size,
@@ -214,23 +250,7 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    losses = [entry for entry in trainer.state.log_history if "loss" in entry]
-    if not all(abs(entry["loss"]) < float("inf") for entry in losses):
-        raise DataError(f"the loss was not finite at lr {number(config.lr)}: nothing is saved; take a lower lr")
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):  # by an update after the last loss
-        raise DataError(f"weights are not finite at lr {number(config.lr)}: nothing is saved; take a lower lr")
-    model.save_pretrained(str(out))
-    OmegaConf.save(OmegaConf.structured(config), out / "finetune.yaml")
-    with (out / "metrics.jsonl").open("w") as stream:
-        for entry in losses:
-            line = {
-                "batch": entry["step"],
-                "epoch": entry["epoch"],
-                "loss": entry["loss"],
-                "lr": entry["learning_rate"],
-            }
-            stream.write(json.dumps(line) + "\n")
-    return out
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 def _duration(text: str) -> tuple[float, str]:
