@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import StaticEmbedding
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaConfig, RobertaModel, T5Config, T5EncoderModel
 
 from encoder_foundry.errors import ConfigurationError, DataError, NeedsNetwork
 from encoder_foundry.evaluation import retrieval
@@ -183,6 +183,14 @@ def test_a_model_of_relative_positions_takes_texts_of_any_length_or_of_the_lengt
     assert len(whole.notes) == 1
     assert cut.notes[-1].endswith(f"of {PAIRS} documents are longer than 64 tokens, and cut there")
     assert whole.headlines[0].units != cut.headlines[0].units
+
+
+def test_texts_are_cut_where_roberta_has_no_more_positions(code_encoder, config, tmp_path):
+    """Two of its 66 go to the padding, and this tokenizer knows no limit."""
+    AutoTokenizer.from_pretrained(code_encoder, model_max_length=int(1e30)).save_pretrained(tmp_path)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    RobertaModel(RobertaConfig(vocab_size=2048, max_position_embeddings=66, **size)).save_pretrained(tmp_path)
+    assert retrieval.run(tmp_path, config).model["document_length"] == 64
 
 
 def test_what_is_no_transformer_is_refused_by_its_name(code_encoder, config, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import AutoModel, AutoTokenizer, PretrainedConfig, RobertaConfig, T5Config, XLNetConfig
 
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.finetuning import dense_retrieval, multi_vector
@@ -201,6 +202,45 @@ def test_what_is_too_long_is_counted_or_refused(keys, capsys):
         dense(keys, max_seq_length=4, long_documents="refuse")
     dense(keys, max_seq_length=4, max_duration="1ba")
     assert "12 of 12 documents are longer than max_seq_length allows: cut there" in capsys.readouterr().out
+
+
+def other_encoder(keys: dict, path: Path, config: PretrainedConfig) -> dict:
+    """The keys for an encoder of another type, whose tokenizer knows no limit."""
+    AutoTokenizer.from_pretrained(keys["model"], model_max_length=int(1e30)).save_pretrained(path)
+    AutoModel.from_config(config).save_pretrained(path)
+    return keys | {"model": str(path)}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        T5Config(vocab_size=64, d_model=16, num_layers=1, num_heads=2, d_ff=16),
+        XLNetConfig(vocab_size=64, d_model=16, n_layer=1, n_head=2, d_inner=16),
+    ],
+)
+def test_an_encoder_of_relative_positions_takes_texts_of_any_length(config, keys, tmp_path):
+    assert dense(other_encoder(keys, tmp_path / "model", config), max_seq_length=10_000, max_duration="1ba").is_dir()
+    with pytest.raises(ConfigurationError, match="max_seq_length: 3 or more for this model, not 2"):
+        dense(keys | {"model": str(tmp_path / "model"), "out": str(tmp_path / "other")}, max_seq_length=2)
+
+
+def test_positions_that_roberta_counts_from_its_padding_on_are_no_tokens(keys, tmp_path):
+    """Of 66 positions none is used up to the padding's, which is 1."""
+    config = RobertaConfig(
+        **{"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        **{"intermediate_size": 16, "max_position_embeddings": 66, "pad_token_id": 1},
+    )
+    keys = other_encoder(keys, tmp_path / "model", config)
+    with pytest.raises(ConfigurationError, match="max_seq_length: 3 to 64 for this model, not 65"):
+        dense(keys, max_seq_length=65)
+    with pytest.raises(ConfigurationError, match="document_length: 4 to 64 for this model, not 65"):
+        colbert(keys, document_length=65)
+
+
+def test_a_colbert_is_trained_on_at_the_length_that_it_was_trained_at(keys, tmp_path):
+    """PyLate saves as its encoder's limit the length of the texts it saw last, less the token that marks them."""
+    first = colbert(keys, max_duration="1ba")
+    assert colbert(keys, model=str(first), out=str(tmp_path / "second"), max_duration="1ba").is_dir()
 
 
 @pytest.mark.parametrize(

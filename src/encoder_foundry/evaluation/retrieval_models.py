@@ -21,7 +21,7 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.finetuning.retrieval import check_installed, load_retriever
+from encoder_foundry.finetuning.retrieval import check_installed, load_retriever, longest_text
 
 if TYPE_CHECKING:
     from pylate.models import ColBERT
@@ -63,8 +63,7 @@ def open_retriever(path: Path, max_seq_length: int | None) -> Retriever:
         return _multi_vector(path, max_seq_length)
     plain = not (path / "modules.json").is_file()
     model = _single_vector(path)
-    longest = model.max_seq_length  # none, or below 0, of relative positions: such a model has no limit
-    longest = None if longest is None or longest < 0 else longest
+    longest = longest_text(model)
     _check_length(max_seq_length, longest)
     model.max_seq_length = max_seq_length or longest
     kind = "one vector a text" + (
@@ -102,7 +101,7 @@ def _multi_vector(path: Path, max_seq_length: int | None) -> Retriever:
 
     model = load_retriever(str(path), ColBERT)
     if max_seq_length is not None:
-        _check_length(max_seq_length, getattr(model[0].auto_model.config, "max_position_embeddings", None))
+        _check_length(max_seq_length, longest_text(model))
         model.document_length = max_seq_length
     kind = "a vector a token, MaxSim over all documents"
     return Retriever(LateInteraction(model), model, kind, model.query_length, model.document_length, marks=1)

@@ -17,6 +17,7 @@ from encoder_foundry.finetuning.retrieval import (
     RetrievalConfig,
     check,
     check_installed,
+    check_length,
     fit,
     load_retriever,
     open_model,
@@ -68,10 +69,7 @@ def train(config: Config) -> Path:
     if mining.num_negatives and len(rows.column_names) > 2:
         raise ConfigurationError(f"mine_hard_negatives: {config.data} has negatives already")
     model = open_model(config, SentenceTransformer)
-    if not 3 <= config.max_seq_length <= model.max_seq_length:
-        raise ConfigurationError(
-            f"max_seq_length: 3 to {model.max_seq_length} for this model, not {config.max_seq_length}"
-        )
+    check_length("max_seq_length", config.max_seq_length, 3, model)
     model.max_seq_length = config.max_seq_length
     length = config.max_seq_length
     report_too_long(

@@ -10,12 +10,12 @@ documents out of the score; the layer from the encoder's width to `embedding_siz
 from dataclasses import dataclass
 from pathlib import Path
 
-from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.finetuning.pairs import is_distillation, read_pairs
 from encoder_foundry.finetuning.retrieval import (
     RetrievalConfig,
     check,
     check_installed,
+    check_length,
     fit,
     open_model,
     report_too_long,
@@ -54,8 +54,7 @@ def train(config: Config) -> Path:
         embedding_size=config.embedding_size,
     )
     for key in ("query_length", "document_length"):
-        if not 4 <= getattr(config, key) <= model.max_seq_length:
-            raise ConfigurationError(f"{key}: 4 to {model.max_seq_length} for this model, not {getattr(config, key)}")
+        check_length(key, getattr(config, key), 4, model)
     # The token that marks a query or document is put in after the text was cut.
     report_too_long(
         config,

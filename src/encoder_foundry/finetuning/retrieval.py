@@ -141,6 +141,29 @@ def load_retriever(path: str, kind: type["SentenceTransformer"], **arguments: An
     return model
 
 
+def longest_text(model: "SentenceTransformer") -> int | None:
+    """The most tokens that a retriever takes of a text, special ones included; None if there is no limit.
+
+    PyLate sets ColBERT's `max_seq_length` for the texts it has before it, and that is what it saves.
+    """
+    from encoder_foundry.interop.positions import most_tokens
+
+    said = None if hasattr(model, "document_length") else model.max_seq_length
+    limits = (said, most_tokens(model[0].auto_model.config))
+    return min((limit for limit in limits if limit is not None and limit > 0), default=None)  # XLNet's is -1
+
+
+def check_length(key: str, length: int, least: int, model: "SentenceTransformer") -> None:
+    """
+    Raises:
+        ConfigurationError: the model takes no texts of so many tokens.
+    """
+    most = longest_text(model)
+    if length < least or (most is not None and length > most):
+        wanted = f"{least} or more" if most is None else f"{least} to {most}"
+        raise ConfigurationError(f"{key}: {wanted} for this model, not {length}")
+
+
 def report_too_long(config: RetrievalConfig, model: "SentenceTransformer", rows: "Dataset", lengths: "Lengths") -> None:
     """Say how many texts will be cut, or refuse them.
 
