@@ -24,16 +24,21 @@ def found(data: DataConfig, split) -> list[dict]:
     return [{"text": example.text, "label": example.label} for example in read_split(data, str(split))]
 
 
-def test_csv_tsv_jsonl_and_parquet_have_the_same_examples(tmp_path):
-    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
-        with (tmp_path / name).open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, ["text", "label"], delimiter=delimiter)
-            writer.writeheader()
-            writer.writerows(ROWS)
+def test_csv_jsonl_and_parquet_have_the_same_examples(tmp_path):
+    with (tmp_path / "a.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(ROWS)
     write_jsonl(tmp_path / "a.jsonl", ROWS)
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
-    for name in ("a.csv", "a.tsv", "a.jsonl", "a.parquet"):
+    for name in ("a.csv", "a.jsonl", "a.parquet"):
         assert found(DataConfig(), tmp_path / name) == ROWS, name
+
+
+def test_a_tsv_has_an_example_a_line_whatever_quotes_are_in_it(tmp_path):
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"Stop\tbad\nGo"\tgood\n"so"\tgood\n')
+    rows = [('"Stop', "bad"), ('Go"', "good"), ('"so"', "good")]
+    assert found(DataConfig(), tmp_path / "a.tsv") == [{"text": text, "label": label} for text, label in rows]
 
 
 def test_a_pair_is_two_columns(tmp_path):
@@ -91,6 +96,10 @@ def test_conll_sentences_are_words_and_their_last_columns(tmp_path):
         ("a.csv", "text,label\nx,1\na, b,1\n", "a.csv:3: not the 2 columns of the first line"),
         ("a.csv", 'text,label\n"x"y,1\n', "a.csv: after line 1: not valid CSV"),
         ("a.csv", "text,label\n", "a.csv: the split is empty"),
+        ("a.csv", "", "a.csv: the split is empty"),
+        ("a.csv", "text,label,text\nx,1,y\n", "a.csv:1: the column 'text' is there twice"),
+        ("a.tsv", "text\tlabel\tlabel\nx\t1\t2\n", "a.tsv:1: the column 'label' is there twice"),
+        ("a.tsv", "text\tlabel\nx\ty\t1\n", "a.tsv:2: not the 2 columns of the first line; a text has no tabs here"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', "a.jsonl:2: not valid JSON"),
         ("a.jsonl", '{"text": "x"}\n', "a.jsonl:1: no column 'label'; the columns there are text"),
         ("a.jsonl", "[1]\n", "a.jsonl:1: an object is wanted"),

@@ -1,8 +1,9 @@
 """Labelled examples, read row by row, each with the place where it stands: bad input is named by file and row.
 
 Files are read here and not by `datasets`: its CSV reader takes texts such as "None" and "NA" for missing, and none of
-its errors tells the row. Data sets are read by it: a folder of its `save_to_disk`, or a name on the hub. A folder may
-also hold a file a split, `train.csv` or `train-00000-of-00001.parquet`, which is what a clone of a hub's data set is.
+its errors tells the row. TSV, such as GLUE's own, knows no quotes: what stands between two tabs is the text. Data sets
+are read by it: a folder of its `save_to_disk`, or a name on the hub. A folder may also hold a file a split, `train.csv`
+or `train-00000-of-00001.parquet`, which is what a clone of a hub's data set is.
 """
 
 import csv
@@ -91,16 +92,24 @@ def _files(data: DataConfig, files: list[Path]) -> Iterator[Example]:
 
 
 def _csv(data: DataConfig, file: Path) -> Iterator[Example]:
+    form, advice = {"strict": True}, "quote them?"
+    if file.suffix == ".tsv":
+        form, advice = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "a text has no tabs here"
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+        reader = csv.DictReader(stream, **form)
         try:
+            names = reader.fieldnames or []
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise DataError(f"{file}:1: the column '{twice[0]}' is there twice")
             for row in reader:
                 where = f"{file}:{reader.line_num}"
                 if None in row or None in row.values():
-                    raise DataError(f"{where}: not the {len(reader.fieldnames)} columns of the first line; quote them?")
+                    raise DataError(f"{where}: not the {len(names)} columns of the first line; {advice}")
                 yield _row(data, row, where)
         except csv.Error as error:
-            raise DataError(f"{file}: after line {reader.line_num}: not valid CSV: {error}") from None
+            raise DataError(
+                f"{file}: after line {reader.line_num}: not valid {file.suffix[1:].upper()}: {error}"
+            ) from None
 
 
 def _jsonl(data: DataConfig, file: Path) -> Iterator[Example]:
