@@ -80,6 +80,43 @@ def test_a_folder_of_a_file_a_split_is_read_as_a_clone_of_the_hubs_glue(tmp_path
         read_split(data, "validation")
 
 
+def test_the_parts_of_a_split_are_read_in_order(tmp_path):
+    for number, row in enumerate(ROWS):
+        write_jsonl(tmp_path / f"train-{number:05}-of-00002.jsonl", [row])
+    write_jsonl(tmp_path / "train-backup.jsonl", ROWS)
+    write_jsonl(tmp_path / "train.old.jsonl", ROWS)
+    assert found(DataConfig(path=str(tmp_path)), "train") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (["train.csv", "train.jsonl"], "one file is wanted of the split 'train', not train.csv, train.jsonl"),
+        (
+            ["train.csv", "train-00000-of-00001.csv"],
+            "one file is wanted of the split 'train', not train.csv, train-00000-of-00001.csv",
+        ),
+        (["train-00001-of-00002.csv"], "train-00000-of-00002.csv is missing"),
+        (["train-00000-of-00002.csv", "train-00001-of-00002.jsonl"], "train-00001-of-00002.csv is missing"),
+        (
+            ["train-00000-of-00001.csv", "train-00000-of-00001.jsonl"],
+            "train-00000-of-00001.jsonl is none of the parts of train-00000-of-00001.csv",
+        ),
+        (
+            ["train-00000-of-00001.csv", "train-00001-of-00001.csv"],
+            "train-00001-of-00001.csv is none of the parts of train-00000-of-00001.csv",
+        ),
+        (["train-backup.csv", "train.csv.bak"], "no file of the split 'train', such as train.csv"),
+    ],
+)
+def test_files_of_which_it_is_not_clear_what_the_split_is_are_named(tmp_path, names, complaint):
+    for name in names:
+        (tmp_path / name).write_text("text,label\nx,1\n")
+    with pytest.raises(DataError) as error:
+        read_split(DataConfig(path=str(tmp_path)), "train")
+    assert str(error.value).startswith(f"{tmp_path}: {complaint}")
+
+
 def test_conll_sentences_are_words_and_their_last_columns(tmp_path):
     file = tmp_path / "a.conll"
     file.write_text("-DOCSTART- -X- O O\n\nAnna NNP B-NP B-PER\nslept VBD B-VP O\n\n\nBerlin NNP B-NP B-LOC\n")

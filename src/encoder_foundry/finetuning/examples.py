@@ -8,6 +8,7 @@ or `train-00000-of-00001.parquet`, which is what a clone of a hub's data set is.
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,14 +70,34 @@ def _examples(data: DataConfig, split: str) -> Iterator[Example]:
             f"{folder}: a single Dataset is saved there, without splits; save a DatasetDict that has it as '{split}'"
         )
     else:
-        files = [*folder.glob(f"{split}.*"), *folder.glob(f"{split}-*")]
-        files = sorted(file for file in files if file.suffix in READERS)
-        if not files:
-            raise DataError(
-                f"{folder}: no file of the split '{split}', such as {split}.csv, {split}.jsonl or {split}.parquet, and "
-                "it is no folder of a DatasetDict's save_to_disk"
-            )
-        yield from _files(data, files)
+        yield from _files(data, _split_files(folder, split))
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    """The file of a split, or all of its numbered parts.
+
+    Raises:
+        DataError: there is none, a part is missing, or it is not clear which are meant.
+    """
+    whole = [file for suffix in READERS if (file := folder / f"{split}{suffix}").is_file()]
+    part = re.compile(rf"{re.escape(split)}-\d{{5}}-of-(\d{{5}})(\.\w+)")
+    parts = sorted(file for file in folder.iterdir() if file.suffix in READERS and part.fullmatch(file.name))
+    if not whole and not parts:
+        raise DataError(
+            f"{folder}: no file of the split '{split}', such as {split}.csv, {split}.jsonl or {split}.parquet, and "
+            "it is no folder of a DatasetDict's save_to_disk"
+        )
+    if whole and (whole[1:] or parts):
+        names = ", ".join(file.name for file in (*whole, *parts))
+        raise DataError(f"{folder}: one file is wanted of the split '{split}', not {names}")
+    if whole:
+        return whole
+    count, suffix = part.fullmatch(parts[0].name).groups()
+    wanted = [folder / f"{split}-{number:05}-of-{count}{suffix}" for number in range(int(count))]
+    if odd := sorted({*wanted} ^ {*parts}):
+        what = "is missing beside" if odd[0] in wanted else "is none of the parts of"
+        raise DataError(f"{folder}: {odd[0].name} {what} {parts[0].name}")
+    return parts
 
 
 def _files(data: DataConfig, files: list[Path]) -> Iterator[Example]:
