@@ -80,9 +80,10 @@ def test_a_folder_of_a_file_a_split_is_read_as_a_clone_of_the_hubs_glue(tmp_path
         read_split(data, "validation")
 
 
-def test_the_parts_of_a_split_are_read_in_order(tmp_path):
-    for number, row in enumerate(ROWS):
-        write_jsonl(tmp_path / f"train-{number:05}-of-00002.jsonl", [row])
+@pytest.mark.parametrize("hashes", [("", ""), ("-f00d16360ae1b2c3", "-0bad16360ae1b2c3")], ids=["now", "older"])
+def test_the_parts_of_a_split_are_read_in_order(tmp_path, hashes):
+    for number, (row, suffix) in enumerate(zip(ROWS, hashes, strict=True)):
+        write_jsonl(tmp_path / f"train-{number:05}-of-00002{suffix}.jsonl", [row])
     write_jsonl(tmp_path / "train-backup.jsonl", ROWS)
     write_jsonl(tmp_path / "train.old.jsonl", ROWS)
     assert found(DataConfig(path=str(tmp_path)), "train") == ROWS

@@ -20,6 +20,7 @@ from encoder_foundry.finetuning.retrieval import (
     check_length,
     fit,
     load_retriever,
+    longest_text,
     open_model,
     report_too_long,
 )
@@ -122,7 +123,10 @@ def _mined(mining: MiningConfig, model: "SentenceTransformer", rows: "Dataset") 
 
     options = vars(mining).copy()
     path = options.pop("model")
-    miner = model if path is None else load_retriever(path, SentenceTransformer)
+    miner = model
+    if path is not None:
+        miner = load_retriever(path, SentenceTransformer)
+        miner.max_seq_length = longest_text(miner)
     own = max(Counter(rows["query"]).values())
     others = len(set(rows["positive"])) - own
     if mining.range_min + mining.num_negatives > others:

@@ -80,7 +80,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
         DataError: there is none, a part is missing, or it is not clear which are meant.
     """
     whole = [file for suffix in READERS if (file := folder / f"{split}{suffix}").is_file()]
-    part = re.compile(rf"{re.escape(split)}-\d{{5}}-of-(\d{{5}})(\.\w+)")
+    part = re.compile(rf"{re.escape(split)}-(\d{{5}})-of-(\d{{5}})(?:-[0-9a-f]+)?(\.\w+)")  # older ones have a hash
     parts = sorted(file for file in folder.iterdir() if file.suffix in READERS and part.fullmatch(file.name))
     if not whole and not parts:
         raise DataError(
@@ -92,11 +92,14 @@ def _split_files(folder: Path, split: str) -> list[Path]:
         raise DataError(f"{folder}: one file is wanted of the split '{split}', not {names}")
     if whole:
         return whole
-    count, suffix = part.fullmatch(parts[0].name).groups()
-    wanted = [folder / f"{split}-{number:05}-of-{count}{suffix}" for number in range(int(count))]
-    if odd := sorted({*wanted} ^ {*parts}):
-        what = "is missing beside" if odd[0] in wanted else "is none of the parts of"
-        raise DataError(f"{folder}: {odd[0].name} {what} {parts[0].name}")
+    found = [part.fullmatch(file.name).groups() for file in parts]
+    _, count, suffix = found[0]
+    wanted = [(f"{number:05}", count, suffix) for number in range(int(count))]
+    if missing := [number for number, *_ in wanted if (number, count, suffix) not in found]:
+        raise DataError(f"{folder}: {split}-{missing[0]}-of-{count}{suffix} is missing beside {parts[0].name}")
+    if len(parts) > len(wanted):
+        odd = next(file for number, file in enumerate(parts) if found[: number + 1] != wanted[: number + 1])
+        raise DataError(f"{folder}: {odd.name} is none of the parts of {parts[0].name}")
     return parts
 
 
