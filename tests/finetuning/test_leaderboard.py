@@ -38,6 +38,7 @@ def test_the_best_point_has_the_highest_mean_over_all_seeds(folder):
     assert best_point(folder, POINTS, [1, 2]) == POINTS[1]
     assert best_point(folder, POINTS, [1]) == POINTS[2]
     assert best_point(folder, POINTS[:1], [1, 2]) == POINTS[0]
+    assert best_point(folder, POINTS[2:], [1, 2]) == POINTS[2]  # the only one there is
     assert best_point(folder, POINTS[2:], [2]) is None
 
 

@@ -36,13 +36,17 @@ def jobs(folder: Path) -> Iterator[dict]:
 
 
 def best_point(folder: Path, points: Sequence[dict], seeds: Sequence[int]) -> dict | None:
-    """That of the points with the highest mean over these seeds; of equal ones the first. None if all diverged."""
+    """Of the points at which the fewest of these seeds diverged, that with the highest mean; None if all diverged."""
     scores: dict[str, list[float]] = defaultdict(list)
     for job in jobs(folder):
         if job["seed"] in seeds and job["score"] is not None:
             scores[job["folder"].parent.name].append(job["score"])
-    whole = [point for point in points if len(scores[point_name(point)]) == len(seeds)]
-    return max(whole, key=lambda point: statistics.mean(scores[point_name(point)]), default=None)
+
+    def reached(point: dict) -> tuple[int, float]:
+        of_point = scores[point_name(point)]
+        return len(of_point), statistics.mean(of_point)
+
+    return max((point for point in points if scores[point_name(point)]), key=reached, default=None)
 
 
 def summarise(folder: Path, point: dict, tried: int, seeds: Sequence[int]) -> dict:
