@@ -58,3 +58,24 @@ def test_a_second_backward_fails_instead_of_scaling_twice():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="once"):
         loss.backward()
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_of_two_words_that_are_alike_likely_only_one_can_be_right(right):
+    """In bf16, which has eight bits for a logit, it happens."""
+    hidden, weight, bias, _ = inputs(6)
+    with torch.no_grad():
+        weight[1], bias[1] = weight[0], bias[0]
+        hidden.copy_(weight[0] * 10)
+    found = linear_cross_entropy(hidden, weight, bias, torch.full((6,), right))
+    assert found.correct == (6 if right == 0 else 0)
+
+
+def test_where_no_gradient_is_wanted_none_is_made(monkeypatch):
+    made = []
+    monkeypatch.setattr(cross_entropy, "_added", lambda total, part: made.append(part))
+    hidden, weight, bias, targets = inputs(5)
+    with torch.no_grad():
+        loss = linear_cross_entropy(hidden, weight, bias, targets).cross_entropy
+    assert not made
+    torch.testing.assert_close(loss, F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum"))

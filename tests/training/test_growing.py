@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from composer.core import Precision
 
 from encoder_foundry import compile_plan, load_model, load_recipe
 from encoder_foundry.data.loaders import RunData
@@ -61,7 +60,7 @@ def _fill_on_shards(recipe: Recipe, expected: dict[str, torch.Tensor]) -> None:
     cpu = torch.device("cpu")
     with torch.device("meta"):
         network = MaskedLM(recipe.model, 1.0)
-    shard(network, recipe, Precision("fp32"), cpu)
+    shard(network, recipe, cpu)
     network.to_empty(device=cpu)
     fill(network, first_weights(recipe))
     found = {name: param.full_tensor() for name, param in network.named_parameters()}

@@ -34,18 +34,20 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: 
         bias: [vocabulary]
         targets: [masked] int64
     """
-    sums = _LinearCrossEntropy.apply(hidden, weight, bias, targets, compute_dtype(hidden))
+    # within the function, autograd has it off, and needs_input_grad is that of the tensors alone
+    differentiate = torch.is_grad_enabled()
+    sums = _LinearCrossEntropy.apply(hidden, weight, bias, targets, compute_dtype(hidden), differentiate)
     return MaskedLoss(*sums, len(targets))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype
+        ctx, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype, differentiate: bool
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
             words, offsets = weight.to(dtype), bias.to(dtype)
-            differentiate = any(ctx.needs_input_grad)
+            differentiate = differentiate and any(ctx.needs_input_grad)
             d_hidden = torch.empty_like(hidden)
             d_weight = d_bias = None
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -55,11 +57,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 rows = hidden[start : start + chunk].to(dtype)
                 right = targets[start : start + chunk].unsqueeze(1)
                 logits = torch.addmm(offsets, rows, words.T).float()  # [chunk, vocabulary]
-                highest, of_right = logits.amax(dim=1, keepdim=True), logits.gather(1, right)
+                (highest, likeliest), of_right = logits.max(dim=1, keepdim=True), logits.gather(1, right)
                 probabilities = logits.sub_(highest).exp_()
                 normaliser = probabilities.sum(dim=1, keepdim=True)
                 total += (normaliser.log() + highest - of_right).sum()
-                correct += (of_right == highest).sum()
+                correct += (likeliest == right).sum()  # not of_right == highest: in bf16 several words are the highest
                 if differentiate:
                     d_logits = probabilities.div_(normaliser)
                     d_logits.scatter_add_(1, right, torch.full_like(of_right, -1.0))
@@ -81,7 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if gradients is None:
             raise RuntimeError("this loss can be differentiated once only: its gradients are scaled in place")
         scaled = (gradient.mul_(d_total).to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True))
-        return *scaled, None, None
+        return *scaled, None, None, None
 
 
 def _added(total: Tensor | None, part: Tensor) -> Tensor:

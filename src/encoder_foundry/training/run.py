@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 from composer import Trainer
-from composer.core import Evaluator, Event, Precision, State
+from composer.core import Evaluator, Event, State
 from composer.utils import dist
 from omegaconf import OmegaConf
 from torch.distributed.checkpoint import state_dict
@@ -186,7 +186,7 @@ def build_trainer(
     with torch.device("meta"):
         network = MaskedLM(recipe.model, position.rope_theta_global)
     device = torch.device("cuda" if on_gpu else "cpu")
-    shard(network, recipe, Precision(precision), device)
+    shard(network, recipe, device)
     network.to_empty(device=device)
     if start.checkpoint is None:
         fill(network, first_weights(recipe))
