@@ -122,13 +122,6 @@ def check_world_size(recipe: Recipe, plan: Plan, path: str) -> None:
                 f"{path}: 'stages.{segment.stage}.global_train_batch_size': an update of {segment.rows} rows, which "
                 f"{world} processes do not divide; give a multiple of {world}, or another number of processes"
             )
-        rows, most = segment.rows // world, recipe.stages[segment.stage].device_train_microbatch_size
-        if rows > most and rows % most:
-            divisor = max(size for size in range(1, most) if rows % size == 0)
-            raise ConfigurationError(
-                f"{path}: 'stages.{segment.stage}.device_train_microbatch_size': {most} does not divide the "
-                f"{rows} rows that each of {world} processes has of an update of {segment.rows}; {divisor} does"
-            )
 
 
 if __name__ == "__main__":

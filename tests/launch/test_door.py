@@ -1,9 +1,12 @@
 """`launch/__main__.py` in one process, without a run in it: what comes while Python takes a rank down."""
 
+import runpy
 import subprocess
 import sys
 
 import pytest
+
+from encoder_foundry import compile_plan, load_recipe
 
 from ..training.conftest import REPOSITORY
 
@@ -32,3 +35,16 @@ def test_nothing_takes_the_first_rank_its_word_or_its_status_while_python_takes_
     ended = subprocess.run([sys.executable, "-c", before + DOOR], cwd=REPOSITORY, capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr == "error: no_such.yaml: no such file\n"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "processes"),
+    [("base", 8), ("base", 16), ("base", 24), ("base", 32), ("base", 64), ("large", 8)],
+)
+def test_the_published_recipes_run_on_as_many_processes_as_clusters_have(recipe, processes, monkeypatch):
+    """Two nodes of 8 are what launch/kubernetes and launch/skypilot ask for, four the README's sbatch."""
+    door = runpy.run_path(str(REPOSITORY / "launch/__main__.py"))
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    path = REPOSITORY / f"yamls/main/{recipe}.yaml"
+    loaded = load_recipe(path, ["init_from=null"])
+    door["check_world_size"](loaded, compile_plan(loaded), str(path))

@@ -122,7 +122,7 @@ def alone(tiny) -> Path:
         "init_kwargs": {"mode": "offline", "notes": f"by {PLANTED_KEY}", "settings": {"api_key": PLANTED_KEY}},
     }
     run = tiny.launch(
-        *("run_name=alone", "data.num_workers=2", "stages.pretrain.device_train_microbatch_size=4"),
+        *("run_name=alone", "data.num_workers=2", "stages.pretrain.device_train_microbatch_size=5"),
         *(f"loggers.wandb={json.dumps(wandb)}", "loggers.tensorboard={}"),
         ranks=1,
         script=TAMPERED_LAUNCH,

@@ -85,7 +85,6 @@ def test_other_ranks_workers_microbatches_and_loaders_see_the_same_rows_and_mask
             "stages.extend.global_train_batch_size=3",
             "an update of 3 rows, which 2 processes do not divide; give a multiple of 2",
         ),
-        ("stages.pretrain.device_train_microbatch_size=4", "4 does not divide the 6 rows that each of 2 processes"),
         ("data.local=nowhere", "nowhere/tokenizer: no tokenizer.json there; prepare the data first"),
         ("stages.pretrain.row_length=128", "one/128/train/manifest.json: no such file"),
         ("model.vocab_size=64", "token ids do not fit the model's embedding"),

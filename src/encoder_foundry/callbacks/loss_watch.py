@@ -7,7 +7,7 @@ undisturbed one would have. All but `non_finite` begin anew with each stage, who
 import math
 import statistics
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from encoder_foundry.recipe.plan import parse_tokens
@@ -121,10 +121,19 @@ class LossWatch:
         self.stage: str | None = None
         self._begin()
 
-    def observe(self, stage: str, token: int, tokens: int, loss: float) -> Trouble | None:
-        """Take in the loss of the update of `tokens` tokens that ended at `token`."""
-        if not math.isfinite(loss):
-            return Trouble("non_finite", f"the loss is {loss}", token - tokens)
+    def observe(
+        self, stage: str, token: int, tokens: int, loss: float, norms: Mapping[str, float] | None = None
+    ) -> Trouble | None:
+        """Take in the update of `tokens` tokens that ended at `token`.
+
+        Args:
+            loss: before it.
+            norms: of its gradient and of itself, by name. A gradient may overflow where the loss does not: then the
+                weights are no numbers in this update's checkpoint, and the loss is none in the next update only.
+        """
+        for name, value in {"loss": loss, **(norms or {})}.items():
+            if not math.isfinite(value):
+                return Trouble("non_finite", f"the {name} is {value}", token - tokens)
         if stage != self.stage:
             self.stage = stage
             self._begin()

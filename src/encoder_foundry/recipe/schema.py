@@ -88,7 +88,7 @@ class StageConfig:
     row_length: int  # tokens
     rope_theta: float  # of the global layers; where it is left out, that of `init_from`
     global_train_batch_size: int  # rows an update
-    device_train_microbatch_size: int  # rows a forward pass on one device
+    device_train_microbatch_size: int  # rows a forward pass on one device, at most
     lr: float  # the stage's peak
     t_warmup: str = "0tok"  # linear from 0
     t_decay: str = "0tok"  # at the end of the stage

@@ -1,0 +1,38 @@
+"""A run goes back in the update that ruins its weights, not in the next one, whose checkpoint would hold them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from encoder_foundry.callbacks.checkpoint_rollback import CheckpointRollback, RollbackDue
+from encoder_foundry.callbacks.loss_watch import LossWatch
+from encoder_foundry.optim.stable_adamw import StableAdamW
+from encoder_foundry.recipe.schema import RollbackConfig
+
+
+def after_a_step(gradient: float) -> SimpleNamespace:
+    """What the callback sees of Composer's State after a step with a finite loss."""
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = StableAdamW([param], lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
+    optimizer.record_metrics = True
+    param.grad = torch.tensor([0.1, gradient, 0.1])
+    optimizer.step()
+    return SimpleNamespace(
+        optimizers=[optimizer],
+        dataloader_label="pretrain",
+        timestamp=SimpleNamespace(token=SimpleNamespace(value=300)),
+        previous_timestamp=SimpleNamespace(token=SimpleNamespace(value=200)),
+        total_loss_dict={"loss/train/total": 5.0},
+    )
+
+
+@pytest.mark.parametrize("gradient", [float("inf"), float("nan"), 1e30])  # the last one's square is infinite
+def test_a_gradient_that_is_no_number_is_trouble_though_the_loss_is_one(gradient):
+    with pytest.raises(RollbackDue, match=r"the gradient's norm is (inf|nan)") as due:
+        CheckpointRollback(LossWatch(RollbackConfig()), None).batch_end(after_a_step(gradient), None)
+    assert (due.value.trouble.trigger, due.value.trouble.since_token) == ("non_finite", 200)
+
+
+def test_a_step_like_any_other_is_none():
+    CheckpointRollback(LossWatch(RollbackConfig()), None).batch_end(after_a_step(0.1), None)
