@@ -23,8 +23,11 @@ reference:
 	for seed in $(SEEDS); do $(MAKE) nano RUN=nano-$$seed OVERRIDES=seed=$$seed || exit; done
 	$(BIN)/encoder-foundry reference $(SEEDS:%=runs/nano-%) --out src/encoder_foundry/reporting/references/nano.json
 
+# Whole runs are two processes each, and come one after the other; of the others two files are run at a time.
+WHOLE_RUNS := tests/training tests/launch
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile $(WHOLE_RUNS:%=--ignore=%)
+	$(BIN)/pytest $(WHOLE_RUNS)
 
 test-long: $(INSTALLED)
 	$(BIN)/pytest -m long
