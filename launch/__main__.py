@@ -78,8 +78,8 @@ def launch(path: str, overrides: list[str]) -> None:
         from encoder_foundry.training.rehearsal import with_stand_ins
 
         recipe = with_stand_ins(recipe)
-    else:
-        changes_of_run(RunFolder.of(recipe), recipe)
+    elif (folder := RunFolder.of(recipe)).recipe.is_file():  # of nodes with disks of their own on the first one only
+        changes_of_run(folder, recipe)
 
     from encoder_foundry.data.shards import open_corpus
 

@@ -195,7 +195,15 @@ class CheckpointStore:
     def _records(self) -> list[Path]:
         folder = self.folder
         tokenizer = [folder.tokenizer / name for name in TOKENIZER_FILES]
-        return [folder.recipe, folder.plan, *tokenizer, folder.metrics, folder.evaluations, folder.wandb_id]
+        return [
+            folder.recipe,
+            folder.plan,
+            folder.rows,
+            *tokenizer,
+            folder.metrics,
+            folder.evaluations,
+            folder.wandb_id,
+        ]
 
     def _agree_on_ledger(self, stored: dict[str, int]) -> None:
         """Give the longer ledger to the one that has the shorter."""

@@ -2,6 +2,7 @@
 
     recipe.yaml plan.json     the recipe with all overrides, and its plan
     tokenizer/                what the model's ids mean: a copy of the corpus' own
+    rows.json                 a digest of the rows of each source and length, which a resume has to find again
     metrics.jsonl eval.jsonl  a line an update, a line an evaluation
     rollbacks.jsonl           a line a rollback
     environment.json          packages, devices and commit, as they were at the last start
@@ -89,6 +90,10 @@ class RunFolder:
     @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
+
+    @property
+    def rows(self) -> Path:
+        return self.path / "rows.json"
 
     @property
     def environment(self) -> Path:

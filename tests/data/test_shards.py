@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models
 
 from encoder_foundry import load_recipe
 from encoder_foundry.data.rows import SPECIAL_TOKENS, Manifest, fingerprint
-from encoder_foundry.data.shards import open_corpus
+from encoder_foundry.data.shards import keep_rows, open_corpus
 from encoder_foundry.errors import DataError
 
 from .conftest import REPOSITORY
@@ -104,3 +104,30 @@ def test_masking_goes_by_the_role_of_a_token_and_not_by_its_spelling(corpus):
         change(manifest, tokenizer=fingerprint(tokenizer))
     masking = open_corpus(recipe(f"data.local={corpus}")).masking(0.3, 0.8, 0.1)
     assert (masking.mask_id, masking.special_ids) == (4, (0, 1, 2, 3, 4))
+
+
+def test_rows_that_a_run_has_drawn_from_may_not_change(corpus, tmp_path_factory):
+    kept, given = tmp_path_factory.mktemp("run") / "rows.json", recipe(f"data.local={corpus}")
+    keep_rows(given, kept, trained_lengths=())
+    assert list(json.loads(kept.read_text())) == [
+        f"{source}/{length}/train" for length in (1024, 8192) for source in given.data.sources
+    ]
+    change_shard(corpus / "docs/1024/train/index.json", "raw_data")
+    change_shard(corpus / "web/8192/train/index.json", "raw_data")
+    with pytest.raises(DataError, match="docs/1024/train: not the rows that the run began with, so it would repeat"):
+        keep_rows(given, kept, trained_lengths={1024})
+    keep_rows(given, kept, trained_lengths=())  # begun anew, with others
+
+
+def test_rows_that_are_only_compressed_anew_are_the_same(corpus, tmp_path_factory):
+    kept, given = tmp_path_factory.mktemp("run") / "rows.json", recipe(f"data.local={corpus}")
+    keep_rows(given, kept, trained_lengths=())
+    change_shard(corpus / "docs/1024/train/index.json", "zip_data")
+    keep_rows(given, kept, trained_lengths={1024, 8192})
+
+
+def change_shard(index, of: str) -> None:
+    """As if its file were another: the hash is."""
+    content = json.loads(index.read_text())
+    content["shards"][0][of] = {"hashes": {"xxh64": "1"}}
+    index.write_text(json.dumps(content))

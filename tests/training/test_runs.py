@@ -61,6 +61,12 @@ def test_every_update_records_the_shares_of_tokens_asked_for_and_drawn_in_its_st
         assert record["drawn"]["one"] == pytest.approx(record["asked"]["one"], abs=0.15)  # of a few rows
 
 
+def test_a_run_keeps_digests_of_the_rows_that_it_draws_from(undisturbed):
+    kept = json.loads((undisturbed / "rows.json").read_text())
+    assert list(kept) == [f"{source}/{length}/train" for length in (64, 256) for source in ("one", "two")]
+    assert len(set(kept.values())) == 4
+
+
 def test_every_rank_keeps_a_log(undisturbed):
     assert sorted(path.name for path in (undisturbed / "logs").iterdir()) == ["rank0.log", "rank1.log"]
 

@@ -5,6 +5,7 @@ remember; and that is all: what a recipe decides is computed anew, so callbacks,
 a run and its continuation. Uses BATCH_CHECKPOINT.
 """
 
+import time
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from encoder_foundry.run_folder import (
 )
 
 NOT_SAVED = [f"state/{key}" for key in ("schedulers", "algorithms", "callbacks", "scaler", "dataset_state")]
+SHOWS_UP = 90.0  # seconds that a shared disk has to show a file that another node has written; NFS caches for up to 60
 NOT_LOADED = ["rng", *NOT_SAVED]  # Composer saves its generators whatever one says; every microbatch seeds its own
 
 
@@ -104,6 +106,8 @@ class CompleteCheckpointSaver(CheckpointSaver):
         own = _parts_of(dist.get_global_rank(), target)
         files = {name: size for parts in dist.all_gather_object(own) for name, size in parts.items()}
         checkpoint = CompleteCheckpoint(target, batch, token, self.rollbacks, self.watch.state_dict(), files)
+        if self.store is None:
+            _check_seen(target, files)
         if dist.get_global_rank() == 0:
             mark_complete(checkpoint)
             for old in self._outdated(token, complete_checkpoints(self.checkpoints.glob("ba*"))):
@@ -126,6 +130,25 @@ class CompleteCheckpointSaver(CheckpointSaver):
         for needed in self.needed_tokens.union(self.watch.needs_tokens(token)):
             kept.update(checkpoint.folder for checkpoint in [c for c in complete if c.token <= needed][-1:])
         return [checkpoint for checkpoint in complete if checkpoint.folder not in kept]
+
+
+def _check_seen(folder: Path, files: dict[str, int]) -> None:
+    """See that rank 0 finds all parts of a checkpoint, as a resume will have to.
+
+    Raises:
+        FoundryError: on every rank; nodes have disks of their own.
+    """
+    unseen: list[list[str]] = [[]]
+    if dist.get_global_rank() == 0:
+        until = time.monotonic() + SHOWS_UP
+        while (unseen := [[name for name in files if not (folder / name).is_file()]])[0] and time.monotonic() < until:
+            time.sleep(1)
+    dist.broadcast_object_list(unseen)
+    if unseen[0]:
+        raise FoundryError(
+            f"{folder}: {unseen[0][0]}, which another node has written, is not there for rank 0, so no resume could "
+            "use this checkpoint; runs_folder has to be a folder that all nodes share, or save_folder=s3://… given"
+        )
 
 
 def _parts_of(rank: int, folder: Path) -> dict[str, int]:

@@ -16,19 +16,20 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from tokenizers import Tokenizer
+from xxhash import xxh3_64_hexdigest
 
 from encoder_foundry.data.masking import Masking
 from encoder_foundry.data.rows import MANIFEST, Manifest, fingerprint
 from encoder_foundry.data.special_tokens import padded, special_ids
 from encoder_foundry.errors import DataError
 from encoder_foundry.recipe import Recipe
-from encoder_foundry.run_folder import TOKENIZER_FILES
+from encoder_foundry.run_folder import TOKENIZER_FILES, write_whole
 from encoder_foundry.wording import one_line
 
 CACHE_LOCK = ".in_use"  # and the name of the machine
@@ -127,6 +128,38 @@ def _lock_cache(local: Path) -> None:
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     _locks[lock] = file
+
+
+def keep_rows(recipe: Recipe, file: Path, trained_lengths: Collection[int]) -> None:
+    """Write down which rows a run draws from, and refuse others in their place: the order it goes on in is theirs.
+
+    Args:
+        file: the run's, in which a digest is kept of each folder of training rows; made if it is not there.
+        trained_lengths: of the rows that the run has drawn from, in tokens.
+
+    Raises:
+        DataError: a folder has other rows than the run began with.
+    """
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for folder, row_length in shard_folders(recipe):
+        if not folder.endswith("/train"):
+            continue
+        found = _rows_digest(Path(recipe.data.local) / folder / "index.json")
+        if row_length in trained_lengths and kept.get(folder, found) != found:
+            raise DataError(
+                f"{recipe.data.local}/{folder}: not the rows that the run began with, so it would repeat some and "
+                "leave out others; put its own shards there again, or give another run_name"
+            )
+        kept[folder] = found
+    write_whole(file, json.dumps(kept, indent=2) + "\n")
+
+
+def _rows_digest(index: Path) -> str:
+    """Of rows in their order, however they are compressed."""
+    shards = json.loads(index.read_text(encoding="utf-8"))["shards"]
+    return xxh3_64_hexdigest(
+        json.dumps([[shard["samples"], shard.get("raw_data")] for shard in shards], sort_keys=True)
+    )
 
 
 def shard_folders(recipe: Recipe) -> Iterator[tuple[str, int]]:

@@ -38,7 +38,7 @@ from encoder_foundry.callbacks.throughput import Throughput
 from encoder_foundry.checkpoint_store import CheckpointStore, open_store
 from encoder_foundry.data.loaders import RunData, data_spec
 from encoder_foundry.data.same_tokenizer import keep_tokenizer
-from encoder_foundry.data.shards import TokenizerFacts
+from encoder_foundry.data.shards import TokenizerFacts, keep_rows
 from encoder_foundry.environment import environment
 from encoder_foundry.errors import StopRequested
 from encoder_foundry.interop.safe_reading import refuse_code
@@ -139,6 +139,7 @@ def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
         print(f"{folder.path}: going on from {checkpoint.folder.name}, token {start.token:_}", flush=True)
     folder.path.mkdir(parents=True, exist_ok=True)
     keep_tokenizer(Path(recipe.data.local) / "tokenizer", folder.tokenizer, begun=checkpoint is not None)
+    keep_rows(recipe, folder.rows, {segment.row_length for segment in start.plan.between(0, start.token)})
     write_whole(folder.recipe, OmegaConf.to_yaml(OmegaConf.structured(without_secrets(recipe))))
     write_whole(folder.plan, json.dumps(start.plan.to_json(), indent=2) + "\n")
     write_whole(folder.environment, json.dumps(environment(), indent=2) + "\n")

@@ -1,0 +1,21 @@
+"""A checkpoint of nodes with disks of their own is no checkpoint without a store, and that is said when it is saved."""
+
+import pytest
+
+from encoder_foundry.callbacks import checkpoints
+from encoder_foundry.errors import FoundryError
+
+
+def test_parts_that_lie_on_another_nodes_disk_end_the_run_at_its_first_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SHOWS_UP", 0.0)
+    (tmp_path / "__0_0.distcp").write_bytes(b"x")
+    checkpoints._check_seen(tmp_path, {"__0_0.distcp": 1})
+    with pytest.raises(
+        FoundryError, match=r"__8_0\.distcp, which another node has written, is not there .* save_folder="
+    ):
+        checkpoints._check_seen(tmp_path, {"__0_0.distcp": 1, "__8_0.distcp": 1})
+
+
+def test_a_shared_disk_has_time_to_show_a_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.time, "sleep", lambda _: (tmp_path / "__8_0.distcp").touch())
+    checkpoints._check_seen(tmp_path, {"__8_0.distcp": 0})
