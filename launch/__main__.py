@@ -14,7 +14,16 @@ import signal
 import sys
 import time
 
-from encoder_foundry.errors import STOPPED, ConfigurationError, FoundryError, StopRequested, print_error
+from encoder_foundry.errors import (
+    FAILED,
+    REFUSED,
+    STOPPED,
+    ConfigurationError,
+    Fault,
+    FoundryError,
+    StopRequested,
+    print_error,
+)
 from encoder_foundry.processes import is_first, is_first_of_node, world_size
 from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
 from encoder_foundry.recipe.changes import changes_of_run
@@ -30,13 +39,13 @@ INTERRUPTED = 130
 def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: composer [-n PROCESSES] launch RECIPE.yaml [key=value …]")
-        return 0 if arguments else 2
+        return 0 if arguments else REFUSED
     try:
         launch(arguments[0], arguments[1:])
     except (FoundryError, OSError) as error:  # an OSError names the file
         let_the_first_speak()
         print_error(redacted(str(error)))
-        return 2
+        return FAILED if isinstance(error, Fault) else REFUSED
     except StopRequested as stopped:
         let_the_first_speak()
         if is_first():

@@ -26,7 +26,7 @@ from threading import Thread
 
 import psutil
 
-GAVE_UP = 2  # encoder_foundry/errors.py: with a line that says why
+REFUSED, FAILED = 2, 70  # encoder_foundry/errors.py: both with a line that says why
 REQUESTS = {signal.SIGTERM, signal.SIGUSR1}
 
 
@@ -57,6 +57,6 @@ if __name__ == "__main__":
             status = main()
     finally:
         # a rank that ended without a word has what it wrote in there; of --help there is no status
-        if status not in (GAVE_UP, STOPPED) or "Begin global rank" in said.getvalue():
+        if status not in (REFUSED, FAILED, STOPPED) or "Begin global rank" in said.getvalue():
             sys.stderr.write(said.getvalue())
     sys.exit(status)

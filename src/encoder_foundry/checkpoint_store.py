@@ -28,11 +28,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from boto3.exceptions import Boto3Error
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from composer.utils import dist
 from composer.utils.object_store import S3ObjectStore
 
-from encoder_foundry.errors import FoundryError
+from encoder_foundry.errors import Fault, FoundryError
 from encoder_foundry.recipe import Recipe
 from encoder_foundry.run_folder import (
     COMPLETE,
@@ -262,11 +262,13 @@ class CheckpointStore:
 
     @contextmanager
     def _reported(self, *others: type[Exception]) -> Iterator[None]:
-        """Turn what goes wrong with a store into a FoundryError."""
+        """Turn what goes wrong with a store into a FoundryError: a Fault if it does not answer, or fails itself."""
         try:
             yield
         except (BotoCoreError, ClientError, Boto3Error, OSError, *others) as error:
-            raise FoundryError(
+            answer = error.response["ResponseMetadata"] if isinstance(error, ClientError) else {}
+            fault = isinstance(error, HTTPClientError) or answer.get("HTTPStatusCode", 0) >= 500
+            raise (Fault if fault else FoundryError)(
                 f"'save_folder': {self.url}: {one_line(error)} (endpoint and credentials are those of the "
                 "environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and what else boto3 reads)"
             ) from error

@@ -2,7 +2,8 @@
 
 Every door (`composer launch`, `python data_prep`, `encoder-foundry`) prints a FoundryError as that one line and exits
 with status 2, or 3 where only a network was missing. Any other exception is a fault of ours and keeps its traceback:
-in the rank's log if there is one.
+in the rank's log if there is one. A launch ends with status FAILED then, and for a Fault, so that a scheduler can tell
+what the same command would only meet again from what it may not.
 """
 
 import os
@@ -32,6 +33,13 @@ class NeedsNetwork(FoundryError):
     """What was asked for has to be downloaded, and cannot be from here; the console script exits with status 3."""
 
 
+class Fault(FoundryError):
+    """Nothing that a user has to put right first: a machine, a network or another process failed. The same command may
+    go on."""
+
+
+REFUSED = 2
+FAILED = 70  # EX_SOFTWARE of sysexits.h: a crash, or a Fault
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the run was stopped, and the same command goes on
 
 

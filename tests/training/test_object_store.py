@@ -12,7 +12,7 @@ from composer.utils.object_store import S3ObjectStore
 
 from encoder_foundry import checkpoint_store
 from encoder_foundry.checkpoint_store import CheckpointStore
-from encoder_foundry.errors import FoundryError
+from encoder_foundry.errors import FAILED, FoundryError
 from encoder_foundry.run_folder import (
     CompleteCheckpoint,
     RunFolder,
@@ -219,7 +219,7 @@ def test_a_run_outlives_its_store_up_to_a_rollback_and_goes_on_when_it_is_back(t
             training = pool.submit(tiny.launch, *launch, AWS_ENDPOINT_URL=url)
             wait_for_the_second_checkpoint()
         ended = training.result()
-    assert ended.returncode == 2
+    assert ended.returncode == FAILED
     for batch in (6, 7, 8, 10):
         assert f"warning: ba{batch} is not in the store as it should be" in ended.stdout
     (error,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
@@ -233,7 +233,7 @@ def test_a_run_outlives_its_store_up_to_a_rollback_and_goes_on_when_it_is_back(t
 
 def test_a_store_out_of_reach_is_refused_in_one_line_and_nothing_is_trained(tiny):
     run = tiny.launch("run_name=nowhere", f"save_folder={BUCKET}/runs", ranks=1, AWS_ENDPOINT_URL=NOBODY)
-    assert run.returncode == 2
+    assert run.returncode == FAILED
     (error,) = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
     assert f"'save_folder': {BUCKET}/runs/nowhere: Could not connect to the endpoint URL: \"{NOBODY}/" in error
     assert "Traceback" not in run.stdout + run.stderr

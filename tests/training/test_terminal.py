@@ -15,6 +15,7 @@ import pytest
 
 from encoder_foundry import compile_plan, load_recipe
 from encoder_foundry.callbacks.stage_progress import short
+from encoder_foundry.errors import FAILED
 
 from .conftest import REPOSITORY, TAMPERED_LAUNCH, Tiny
 from .runs import records
@@ -76,7 +77,7 @@ def test_the_first_ranks_error_comes_last_in_red_and_every_traceback_is_in_the_l
     status, printed = on_a_terminal(
         tiny, f"run_name={name}", "progress_bar=true", KILL_AT="update:6", KILL_RANK=str(rank), RAISE="ValueError"
     )
-    assert status == 2
+    assert status == FAILED
     log = tiny.folder / f"runs/{name}/logs/rank{rank}.log"
     assert failure(printed) == f"rank {rank}: ValueError: boom\ntraceback: {log}"
     written = logs(tiny, name)
@@ -99,7 +100,7 @@ def test_an_error_that_a_user_can_put_right_is_one_line(tiny):
 @pytest.mark.long
 def test_a_rank_that_is_killed_is_named_and_what_it_did_to_the_others_is_not_said(tiny):
     status, printed = on_a_terminal(tiny, "run_name=gone", KILL_AT="update:6", KILL_RANK="1")
-    assert status == 2
+    assert status == FAILED
     assert failure(printed).startswith("rank 1 ended without a word: it was killed, by hand or by the kernel for want")
     assert "Connection" not in printed
     assert "this rank ends" in logs(tiny, "gone")[0]
@@ -110,7 +111,7 @@ def test_a_rank_that_hangs_ends_the_run_in_dist_timeout_with_a_sentence_of_its_o
     status, printed = on_a_terminal(
         tiny, "run_name=hangs", "dist_timeout=10", KILL_AT="update:6", KILL_RANK="1", SIGNAL="SIGSTOP"
     )
-    assert status == 2
+    assert status == FAILED
     assert failure(printed).startswith("no answer from other ranks within dist_timeout=10 s: a node or the network is")
     assert "Timed out waiting" in logs(tiny, "hangs")[0]
 

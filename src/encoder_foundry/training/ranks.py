@@ -26,7 +26,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from encoder_foundry.callbacks.graceful_stop import stop_requested
 from encoder_foundry.callbacks.stage_progress import Bars
-from encoder_foundry.errors import FoundryError, StopRequested, print_error
+from encoder_foundry.errors import FAILED, REFUSED, Fault, FoundryError, StopRequested, print_error
 from encoder_foundry.processes import is_first_of_node
 from encoder_foundry.training.logs import log_failure, log_where_it_stands
 
@@ -40,7 +40,7 @@ _seen: set[int] = set()  # ranks whose processes this one has seen alive: in a c
 COMES_BACK = 3.0  # seconds for a rank to notice by itself that another has failed, and for another to say that it has
 
 
-class NoAnswer(FoundryError):
+class NoAnswer(Fault):
     """A collective has failed, and that is all that this rank knows."""
 
 
@@ -75,21 +75,23 @@ def on_each_node(work: Callable[[], object]) -> None:
 def one_reason() -> Iterator[None]:
     """Turn any error that ends this rank into a FoundryError with what the terminal is to say of the first failure.
 
-    This rank's own goes to its log, with the traceback.
+    It is a Fault unless that failure was for a user to put right. This rank's own goes to its log, with the traceback.
     """
     try:
         yield
     except StopRequested:
         raise
     except Exception as error:
-        said = log_failure(error)
+        status = FAILED if isinstance(error, Fault) or not isinstance(error, FoundryError) else REFUSED
+        reason = f"{status} {log_failure(error)}"
         if torch.distributed.is_initialized():
-            said = _first_reason(error, said)
+            reason = _first_reason(error, reason)
         if not is_first_of_node() and stop_requested():  # the launcher's signal, after the end of another rank
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             os.kill(os.getpid(), signal.SIGTERM)
-        raise FoundryError(said) from error
+        status, said = reason.split(" ", 1)
+        raise (Fault if int(status) == FAILED else FoundryError)(said) from error
 
 
 @contextmanager
@@ -123,20 +125,20 @@ def watching(dist_timeout: float) -> Iterator[None]:
         _ask(lambda: store.set(f"{LEFT}{rank}", ""))
 
 
-def _first_reason(error: Exception, said: str) -> str:
-    """What is to be said of the failure that came first, where `said` is what there is to say of this rank's."""
+def _first_reason(error: Exception, own: str) -> str:
+    """Status and words of the failure that came first, where `own` are those of this rank's."""
     store = _get_default_store()
 
     def ask() -> str:
-        mine = said
+        mine = own
         if isinstance(error, NoAnswer):
             until = time.monotonic() + COMES_BACK
             while not (killed := _killed()) and not store.check([REASON]) and time.monotonic() < until:
                 time.sleep(0.1)
-            mine = killed or said
+            mine = killed or own
         return store.compare_set(REASON, "", mine).decode()
 
-    reason = _ask(ask) or said
+    reason = _ask(ask) or own
     if is_first_of_node() and dist.get_world_size() > dist.get_local_world_size():
         time.sleep(2 * LOOKS)  # while the other nodes look into the store, which may be this process's
     return reason
@@ -152,15 +154,16 @@ def _watch(over: threading.Event) -> None:
         except DistError:
             return  # rank 0 is gone: a collective says so, or the launcher ends this process
         if reason is not None and not over.wait(COMES_BACK):
-            log_where_it_stands(f"another rank failed: {reason}")
+            status, said = reason.split(" ", 1)
+            log_where_it_stands(f"another rank failed: {said}")
             Bars.take_off()
-            print_error(reason)
+            print_error(said)
             time.sleep(2 * LOOKS)  # while the other nodes look into the store, which may be ours
-            os._exit(2)
+            os._exit(int(status))
 
 
 def _killed() -> str | None:
-    """Which rank of this node has ended without a word, in a line; None if none has."""
+    """Status and words of the end of a rank of this node that ended without a word; None if none has."""
     store = _get_default_store()
     first = dist.get_global_rank() - dist.get_local_rank()
     for rank in range(first, first + dist.get_local_world_size()):
@@ -170,8 +173,9 @@ def _killed() -> str | None:
             _seen.add(rank)
         elif rank in _seen:
             return (
-                f"rank {rank} ended without a word: it was killed, by hand or by the kernel for want of memory "
-                "(dmesg says so), or it crashed (its log says where); the same command goes on from the last checkpoint"
+                f"{FAILED} rank {rank} ended without a word: it was killed, by hand or by the kernel for want of "
+                "memory (dmesg says so), or it crashed (its log says where); the same command goes on from the last "
+                "checkpoint"
             )
     return None
 
