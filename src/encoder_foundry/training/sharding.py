@@ -12,6 +12,7 @@ sharded here; Composer is left with saving, loading and training a model that is
 import dataclasses
 import functools
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from composer.utils import ParallelismType
 from composer.utils.parallelism import FSDP2Config
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
@@ -54,7 +56,7 @@ def shard(network: MaskedLM, recipe: Recipe, precision: Precision, device: torch
     if distributed.get_backend() == "gloo":
         complete_gloo()
     replicas, _ = recipe.fsdp_config.degrees(distributed.get_world_size())
-    mesh = data_parallel_mesh(replicas, device)
+    mesh = data_parallel_mesh(replicas, device, recipe.dist_timeout)
     # inputs are left as they come: autocast, on CPU our own, decides what a layer computes in
     policy = dataclasses.replace(create_mixed_precision_policy(precision, "DEFAULT"), cast_forward_inputs=False)
     options = {"mesh": mesh, "mp_policy": policy}
@@ -68,12 +70,19 @@ def shard(network: MaskedLM, recipe: Recipe, precision: Precision, device: torch
     network._fsdp_wrap = False  # Composer's word, deprecated without a successor, for a module that it shall not shard
 
 
-def data_parallel_mesh(replicas: int, device: torch.device) -> DeviceMesh:
-    """All ranks in one dimension, or, with replicas, replicate × shard."""
+def data_parallel_mesh(replicas: int, device: torch.device, timeout: float) -> DeviceMesh:
+    """All ranks in one dimension, or, with replicas, replicate × shard.
+
+    A mesh makes its groups with torch's own time-out; a collective in them is given `timeout` seconds instead.
+    """
     world = distributed.get_world_size()
     if replicas == 1:
-        return init_device_mesh(device.type, (world,), mesh_dim_names=(SHARD,))
-    return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=(REPLICATE, SHARD))
+        mesh = init_device_mesh(device.type, (world,), mesh_dim_names=(SHARD,))
+    else:
+        mesh = init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=(REPLICATE, SHARD))
+    for group in mesh.get_all_groups():
+        _set_pg_timeout(timedelta(seconds=timeout), group)
+    return mesh
 
 
 @torch.no_grad()
