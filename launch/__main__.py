@@ -96,6 +96,8 @@ def launch(path: str, overrides: list[str]) -> None:
 
     # Every flat batch has a length of its own, and oneDNN keeps a compiled kernel for each of the last 1024: gigabytes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+    # And each cuts other blocks out of the GPU's memory, in whose gaps the next one may not fit; these grow instead.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     # Shared memory of a process that was ended is tidied up by another one, which would say so after the error.
     quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))

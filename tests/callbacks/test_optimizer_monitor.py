@@ -1,5 +1,6 @@
 """OptimizerMonitor logs, under FSDP2, the norms of the whole parameters."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -27,13 +28,19 @@ def _monitored_run() -> None:
         """Gathers what the monitor is to know."""
 
         def __init__(self):
-            self.gradients, self.weights = [], []
+            self.gradients, self.weights, self.clipping = [], [], []
 
         def batch_start(self, state, logger):
             self.weights.append({name: p.full_tensor().clone() for name, p in state.model.named_parameters()})
 
         def after_train_batch(self, state, logger):
             self.gradients.append({name: p.grad.full_tensor() for name, p in state.model.named_parameters()})
+
+        def batch_end(self, state, logger):
+            self.clipping.append(state.optimizers[0].metrics.clipping.max().item())
+
+        def fit_end(self, state, logger):
+            self.batch_start(state, logger)
 
     torch.manual_seed(0)
     model = ComposerClassifier(nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Linear(5, 3)), num_classes=3)
@@ -45,7 +52,7 @@ def _monitored_run() -> None:
         train_dataloader=DataLoader(data, batch_size=2, sampler=dist.get_sampler(data)),
         max_duration="5ba",
         parallelism_config={"fsdp": FSDP2Config()},
-        callbacks=[whole, OptimizerMonitor(batch_log_interval=2, per_parameter=True)],
+        callbacks=[whole, OptimizerMonitor()],
         loggers=memory,
         progress_bar=False,
     ).fit()
@@ -53,18 +60,16 @@ def _monitored_run() -> None:
     def logged(key: str) -> list[float]:
         return [value for _, value in memory.data[f"optim/{key}"]]
 
-    due = [1, 3]  # the second and the fourth of five
-    for name in whole.gradients[0]:
-        gradients = [whole.gradients[batch][name] for batch in due]
-        before = [whole.weights[batch][name] for batch in due]
-        steps = [whole.weights[batch + 1][name] - whole.weights[batch][name] for batch in due]
-        assert logged(f"l2_norm/grad/{name}") == pytest.approx([tensor.norm().item() for tensor in gradients], 1e-5)
-        assert logged(f"l2_norm/param/{name}") == pytest.approx([tensor.norm().item() for tensor in before], 1e-5)
-        assert logged(f"l2_norm/update/{name}") == pytest.approx([tensor.norm().item() for tensor in steps], 1e-4)
-    everything = [torch.cat([gradient.flatten() for gradient in whole.gradients[batch].values()]) for batch in due]
-    assert logged("l2_norm/grad/global") == pytest.approx([tensor.norm().item() for tensor in everything], 1e-5)
-    clipping = [logged(f"clipping/{name}") for name in whole.gradients[0]]
-    assert logged("clipping/max") == [max(values) for values in zip(*clipping, strict=True)]
+    def norms(updates: list[dict[str, torch.Tensor]]) -> list[float]:
+        return [torch.cat([tensor.flatten() for tensor in update.values()]).norm().item() for update in updates]
+
+    steps = [
+        {name: after[name] - before[name] for name in before} for before, after in itertools.pairwise(whole.weights)
+    ]
+    assert logged("l2_norm/grad/global") == pytest.approx(norms(whole.gradients), 1e-5)
+    assert logged("l2_norm/param/global") == pytest.approx(norms(whole.weights[:-1]), 1e-5)
+    assert logged("l2_norm/update/global") == pytest.approx(norms(steps), 1e-4)
+    assert logged("clipping/max") == whole.clipping
 
 
 def test_norms_are_of_whole_parameters_under_fsdp2(tmp_path):
@@ -75,8 +80,7 @@ def test_norms_are_of_whole_parameters_under_fsdp2(tmp_path):
 def test_the_record_and_the_loggers_have_the_same_norms_which_are_taken_once(monkeypatch, records_first):
     model = nn.Linear(3, 2)
     optimizer = StableAdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1)
-    batch = SimpleNamespace(batch=SimpleNamespace(value=0))
-    state, monitor = SimpleNamespace(optimizers=[optimizer], timestamp=batch, model=model), OptimizerMonitor()
+    state, monitor = SimpleNamespace(optimizers=[optimizer]), OptimizerMonitor()
     logged, taken, norm = [], [], torch.Tensor.norm
     logger = SimpleNamespace(log_metrics=logged.append)
     for _ in range(2):

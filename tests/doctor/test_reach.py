@@ -46,8 +46,8 @@ def with_data(recipe: Recipe, **changes: str) -> Recipe:
 
 
 def test_a_prepared_corpus_is_found_and_one_that_is_not_there_has_its_remedy(recipe, tmp_path):
-    data, room = check_data(recipe)
-    assert (data.mark, room.mark) == (GOOD, GOOD)
+    data, room, order = check_data(recipe)
+    assert (data.mark, room.mark, order.mark) == (GOOD, GOOD, GOOD)
     missing = only(check_data(with_data(recipe, local=str(tmp_path / "data"))))
     assert missing.mark == BAD
     assert f"{tmp_path}/data/tokenizer: no tokenizer.json there" in missing.said
@@ -57,7 +57,7 @@ def test_a_prepared_corpus_is_found_and_one_that_is_not_there_has_its_remedy(rec
 def test_a_remote_is_asked_itself_although_the_cache_has_everything_and_the_cache_stays_as_it_is(recipe, remote):
     cache = Path(recipe.data.local)
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
-    data, _ = check_data(with_data(recipe, remote=remote))
+    data, *_ = check_data(with_data(recipe, remote=remote))
     assert data.mark == GOOD
     assert data.said.startswith(f"{remote}: ")
     gone = only(check_data(with_data(recipe, remote="s3://stored/nothing")))

@@ -1,15 +1,18 @@
 """Room in /dev/shm and on disks: on tmpfs of the sizes that the doctor asks for."""
 
 import json
+import os
 import shutil
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from encoder_foundry.data.stream import Draw, TrainingStream
 from encoder_foundry.doctor.finding import BAD, GOOD
-from encoder_foundry.doctor.room import check_data_disk, check_runs_disk, check_shm, loaders_need
+from encoder_foundry.doctor.room import check_data_disk, check_order_disk, check_runs_disk, check_shm, loaders_need
 from encoder_foundry.recipe import compile_plan, load_recipe
 from encoder_foundry.recipe.cost import cost
 from encoder_foundry.wording import size
@@ -123,3 +126,18 @@ def test_shards_that_are_decompressed_already_want_no_room_again(recipe, tmp_pat
     assert f"needed are {size(needed)}" in only(check_data_disk(recipe, local)).said
     limited = replace(recipe, data=replace(recipe.data, remote="s3://bucket/data", cache_limit="1tb"))
     assert only(check_data_disk(limited, local)).mark == BAD  # a terabyte for each of two row lengths
+
+
+def test_tmpdir_has_room_for_the_file_that_a_stream_keeps_its_order_in(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kept = 0
+    for row_length in {stage.row_length for stage in recipe.stages.values()}:
+        rows = TrainingStream(
+            recipe.data.sources, recipe.data.local, None, row_length, "py1e", 1 << 18, Draw(17, 0, None, 0, 1, 1)
+        )
+        next(iter(rows))
+        kept += os.fstat(rows.order.file.fileno()).st_size - 32  # the hash behind the rows
+    found = only(check_order_disk(recipe, Path(recipe.data.local)))
+    assert found.mark == GOOD
+    assert found.said.startswith(str(tmp_path))
+    assert found.said.endswith(f"needed are {size(kept)} (the order of an epoch's rows)")

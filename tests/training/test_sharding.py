@@ -1,6 +1,7 @@
 """Sharding holds no more than it says."""
 
 import resource
+from datetime import timedelta
 
 import pytest
 import torch
@@ -42,6 +43,22 @@ def _peak() -> int:
 def test_no_rank_ever_holds_the_whole_network(tmp_path):
     recipe = load_recipe("yamls/main/nano.yaml", [*WIDE, "model.num_hidden_layers=32"])  # 142 M parameters, 568 MB
     on_ranks(4, tmp_path, _peak_below_the_whole, recipe, load_recipe("yamls/main/nano.yaml"))
+
+
+def _waits_as_long_as_the_recipe_says(recipe: Recipe) -> None:
+    cpu = torch.device("cpu")
+    shard(network := MaskedLM(recipe.model, 1.0), recipe, Precision("fp32"), cpu)
+    mesh = next(network.parameters()).device_mesh
+    timeouts = [group._get_backend(cpu).options._timeout for group in mesh.get_all_groups()]
+    assert timeouts == [timedelta(seconds=recipe.dist_timeout)] * mesh.ndim
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_rank_waits_for_the_others_as_long_as_the_recipe_says(tmp_path, replicas):
+    recipe = load_recipe(
+        "yamls/main/nano.yaml", ["dist_timeout=20", f"fsdp_config.data_parallel_replicate_degree={replicas}"]
+    )
+    on_ranks(4, tmp_path, _waits_as_long_as_the_recipe_says, recipe)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """What a run logs to W&B and TensorBoard: every key, what it is, and where in `metrics.jsonl` it comes from.
 
 W&B groups charts by a key's first word. tests/training/test_loggers.py holds this table to what a run really logs, and
-the dashboard in launch/wandb shows nothing that is not in it. A key in <> stands for a name: a stage's, a source's, a
-parameter's. Values of an update are those at its end, and `time/token`, which counts it, is the x axis.
+the dashboard in launch/wandb shows nothing that is not in it. A key in <> stands for a name: a stage's, a source's.
+Values of an update are those at its end, and `time/token`, which counts it, is the x axis.
 """
 
 from dataclasses import dataclass

@@ -3,11 +3,11 @@
 Composer's own monitor fails under FSDP2 (composer#3920: it reduces DTensors), and it goes over the parameters once more
 after the step, making each update a second time. Here the optimizer takes the norms in passing (`StepMetrics`): 7 ms of
 the 1.9 s of CPU time that nano's smallest update takes (4 M parameters, 2,048 tokens), 0.4 %, and less of any larger
-one, so every update is logged unless told otherwise. benchmarks/README.md has that of all monitors together.
+one, so every update is logged. benchmarks/README.md has that of all monitors together.
 
-The keys are Composer's (`l2_norm/grad/global`, `l2_norm/update/<parameter>`, …) under `optim/`: who knows them finds
-them, and W&B, which groups its charts by a key's first word, shows them with the clipping in one section. Two things
-differ from Composer's numbers: `param` is before the step, and `update` counts the decay with the sign that it has.
+The keys are Composer's (`l2_norm/grad/global`, `l2_norm/update/global`, …) under `optim/`: who knows them finds them,
+and W&B, which groups its charts by a key's first word, shows them with the clipping in one section. Two things differ
+from Composer's numbers: `param` is before the step, and `update` counts the decay with the sign that it has.
 
 Uses BATCH_START and BATCH_END.
 """
@@ -24,44 +24,29 @@ class OptimizerMonitor(Monitor):
 
     `optim/l2_norm/{grad,param,moment,update}/global` are over all parameters, `optim/clipping/max` is the largest
     divisor of a learning rate, 1 where nothing was clipped.
-
-    Args:
-        batch_log_interval: log every so many updates.
-        per_parameter: log each parameter's own values as well, under its name in the place of `global` and `max`.
     """
 
-    def __init__(self, batch_log_interval: int = 1, per_parameter: bool = False):
-        self.batch_log_interval = batch_log_interval
-        self.per_parameter = per_parameter
+    def __init__(self):
         self.logged: dict[str, float] | None = None  # of the update in progress, once it is made
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        due = (state.timestamp.batch.value + 1) % self.batch_log_interval == 0
-        state.optimizers[0].record_metrics = due
+        state.optimizers[0].record_metrics = True
         self.logged = None
 
     def measured(self, state: State, ranks: list[Numbers]) -> dict[str, float | None]:
-        return {f"{kind}_norm": self._logged(state).get(f"optim/l2_norm/{kind}/global") for kind in ("grad", "update")}
+        return {f"{kind}_norm": self._logged(state)[f"optim/l2_norm/{kind}/global"] for kind in ("grad", "update")}
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        if logged := self._logged(state):
-            logger.log_metrics(logged)
+        logger.log_metrics(self._logged(state))
 
     def _logged(self, state: State) -> dict[str, float]:
-        """What is logged of the update; nothing if it is not due. Whichever of the two above comes first makes it."""
+        """What is logged of the update. Whichever of the two above comes first makes it."""
         if self.logged is None:
-            self.logged = self._of(state) if state.optimizers[0].record_metrics else {}
+            step = state.optimizers[0].metrics
+            values = torch.stack([*step.l2_norms.values(), step.clipping]).cpu()  # [kinds, params]; one wait
+            norms = values[:-1].norm(dim=1).tolist()
+            self.logged = {
+                f"optim/l2_norm/{kind}/global": norm for kind, norm in zip(step.l2_norms, norms, strict=True)
+            }
+            self.logged["optim/clipping/max"] = values[-1].max().item()
         return self.logged
-
-    def _of(self, state: State) -> dict[str, float]:
-        step = state.optimizers[0].metrics
-        values = torch.stack([*step.l2_norms.values(), step.clipping]).cpu()  # [kinds, params]; one wait for the device
-        kinds = [*(f"l2_norm/{kind}" for kind in step.l2_norms), "clipping"]
-        norms = values[:-1].norm(dim=1).tolist()
-        logged = {f"optim/{kind}/global": norm for kind, norm in zip(kinds[:-1], norms, strict=True)}
-        logged["optim/clipping/max"] = values[-1].max().item()
-        if self.per_parameter:
-            names = {param: name for name, param in state.model.named_parameters()}
-            for kind, row in zip(kinds, values.tolist(), strict=True):
-                logged |= {f"optim/{kind}/{names[param]}": value for param, value in zip(step.params, row, strict=True)}
-        return logged

@@ -53,13 +53,17 @@ class CanonicalOrder:
         units, rows = sample_rows(self.shard_rows, self.rows_an_epoch(draw.mixture), seed, epoch)
         return rows[get_shuffle(self.shuffle_algo, units, 1, seed, epoch, self.shuffle_block_size)]
 
+    def part(self, draw: Draw, epoch: int, start: int, rows: int) -> NDArray[np.int64]:
+        """So many row indices of an epoch from `start` on, or as many as it has."""
+        return self.epoch(draw, epoch)[start : start + rows]
+
     def updates(self, draw: Draw) -> NDArray[np.int64]:
         """The row indices of the draw's updates, int64 [updates, global_batch_size], one epoch joined to the next."""
         epoch, offset = divmod(draw.start_row, sum(self.rows_an_epoch(draw.mixture)))
         missing = draw.updates * draw.global_batch_size
         parts = []
         while missing:
-            part = self.epoch(draw, epoch)[offset : offset + missing]
+            part = self.part(draw, epoch, offset, missing)
             parts.append(part)
             missing, epoch, offset = missing - len(part), epoch + 1, 0
         return np.concatenate(parts).reshape(draw.updates, draw.global_batch_size)

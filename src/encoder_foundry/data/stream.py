@@ -1,10 +1,10 @@
 """The training stream: Streaming's data set with one thing changed, the way it deals rows out.
 
 Streaming's own batching pads an epoch's end or gives a short update, which would make the token clock drift, and takes
-its position from a checkpoint. `whole_updates` instead takes the canonical order of the rows (order.py) from "rows
-drawn in this stage" on and deals it out so that every update is one whole slice: the same rows for any number of ranks
-and loader workers. It is entered in the table by which Streaming itself dispatches, so downloads, caching, prefetching
-and workers stay Streaming's.
+its position from a checkpoint. `whole_updates` instead takes the canonical order of the rows (order.py; kept on
+the node by kept_order.py) from "rows drawn in this stage" on and deals it out so that every update is one whole slice:
+the same rows for any number of ranks and loader workers. It is entered in the table by which Streaming itself
+dispatches, so downloads, caching, prefetching and workers stay Streaming's.
 
 One data set serves all stages of a row length, since Streaming refuses a second one on the same local cache.
 """
@@ -18,7 +18,8 @@ from streaming.base.batching import batching_methods
 from streaming.base.world import World
 
 from encoder_foundry.data.checked_shards import CheckedShards, CheckedStream
-from encoder_foundry.data.order import CanonicalOrder, Draw
+from encoder_foundry.data.kept_order import KeptOrder
+from encoder_foundry.data.order import Draw
 
 # The order of this many rows at most is put into shared memory at a time (8 bytes a row); then the loader starts anew.
 MAX_ROWS_DEALT = 1 << 24
@@ -60,7 +61,7 @@ class TrainingStream(CheckedShards):
         self.batching_method = "whole_updates"  # not above: __init__ checks a list of its own
         self.sources = sources
         shard_rows = np.split(self.samples_per_shard, self.shards_per_stream.cumsum()[:-1])
-        self.order = CanonicalOrder(sources, shard_rows, shuffle_algo, shuffle_block_size)
+        self.order = KeptOrder(sources, shard_rows, shuffle_algo, shuffle_block_size)
         self.draw = draw
 
     @property

@@ -27,7 +27,7 @@ ASK = {"query": "query { viewer { username } }"}
 def check_data(recipe: Recipe) -> Iterator[Finding]:
     """Whether the shards of every stage are there and are the recipe's, and have room here."""
     from encoder_foundry.data.shards import open_corpus
-    from encoder_foundry.doctor.room import check_data_disk
+    from encoder_foundry.doctor.room import check_data_disk, check_order_disk
 
     remote, local = recipe.data.remote, recipe.data.local
     with tempfile.TemporaryDirectory() as fetched:
@@ -47,7 +47,9 @@ def check_data(recipe: Recipe) -> Iterator[Finding]:
             return
         took = f", asked in {time.monotonic() - start:.1f} s" if remote else ""
         yield good("data", f"{remote or local}: the tokenizer, manifests and indexes of every stage{took}")
-        yield from check_data_disk(recipe, Path(fetched if remote else local))
+        indexes = Path(fetched if remote else local)
+        yield from check_data_disk(recipe, indexes)
+        yield from check_order_disk(recipe, indexes)
 
 
 def check_save_folder(recipe: Recipe) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Whether a machine has room for what a recipe puts there: /dev/shm, the runs, the shards.
+"""Whether a machine has room for what a recipe puts there: /dev/shm, the runs, the shards, the order of their rows.
 
 What the loaders put into /dev/shm:
 
@@ -11,13 +11,16 @@ loader that finds no room dies of a bus error, hours in, when the ramp comes to 
 rings between the GPUs of one machine there as well, for which NVIDIA's guide recommends 1 GB ("Troubleshooting", shared
 memory).
 
-Disks are asked for what has yet to come: checkpoints beside those that are there, decompressed shards that are not.
+Disks are asked for what has yet to come: checkpoints beside those that are there, decompressed shards that are not; and
+in TMPDIR the order of an epoch of each row length (data/kept_order.py).
 """
 
 import fnmatch
 import json
 import os
 import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -107,6 +110,19 @@ def check_data_disk(recipe: Recipe, indexes: Path) -> Iterator[Finding]:
         needed += max(0, bytes_to_int(recipe.data.cache_limit) * len(lengths) - here)
         what = f"data.cache_limit for each of {len(lengths)} row lengths, and the held-out shards"
     yield from _room("data", local, needed, what, "a larger disk for data.local, or data.remote with data.cache_limit")
+
+
+def check_order_disk(recipe: Recipe, indexes: Path) -> Iterator[Finding]:
+    """Whether TMPDIR has room for the order of an epoch of each row length; `indexes` as above."""
+    from encoder_foundry.data.kept_order import row_dtype
+
+    rows: Counter[int] = Counter()
+    for folder, row_length in shard_folders(recipe):
+        if folder.endswith("/train"):
+            index = json.loads((indexes / folder / "index.json").read_text(encoding="utf-8"))
+            rows[row_length] += sum(shard["samples"] for shard in index["shards"])
+    needed = sum(count * row_dtype(count).itemsize for count in rows.values())
+    yield from _room("TMPDIR", Path(tempfile.gettempdir()), needed, "the order of an epoch's rows", "another TMPDIR")
 
 
 def _bytes(folder: Path, names: str) -> int:

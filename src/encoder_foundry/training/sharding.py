@@ -11,6 +11,7 @@ sharded here; Composer is left with saving, loading and training a model that is
 
 import functools
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from composer.utils import ParallelismType
 from composer.utils.parallelism import FSDP2Config
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
@@ -51,7 +53,7 @@ def shard(network: MaskedLM, recipe: Recipe, device: torch.device) -> None:
     if distributed.get_backend() == "gloo":
         complete_gloo()
     replicas, _ = recipe.fsdp_config.degrees(distributed.get_world_size())
-    mesh = data_parallel_mesh(replicas, device)
+    mesh = data_parallel_mesh(replicas, device, recipe.dist_timeout)
     # Parameters stay float32 and inputs as they come, as ModernBERT was trained: autocast, on CPU our own, decides what
     # a layer computes in. Gathered in bf16, the norms' gains, which are near 1, would be known to one part in 128.
     options = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False)}
@@ -65,12 +67,19 @@ def shard(network: MaskedLM, recipe: Recipe, device: torch.device) -> None:
     network._fsdp_wrap = False  # Composer's word, deprecated without a successor, for a module that it shall not shard
 
 
-def data_parallel_mesh(replicas: int, device: torch.device) -> DeviceMesh:
-    """All ranks in one dimension, or, with replicas, replicate × shard."""
+def data_parallel_mesh(replicas: int, device: torch.device, timeout: float) -> DeviceMesh:
+    """All ranks in one dimension, or, with replicas, replicate × shard.
+
+    A mesh makes its groups with torch's own time-out; a collective in them is given `timeout` seconds instead.
+    """
     world = distributed.get_world_size()
     if replicas == 1:
-        return init_device_mesh(device.type, (world,), mesh_dim_names=(SHARD,))
-    return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=(REPLICATE, SHARD))
+        mesh = init_device_mesh(device.type, (world,), mesh_dim_names=(SHARD,))
+    else:
+        mesh = init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=(REPLICATE, SHARD))
+    for group in mesh.get_all_groups():
+        _set_pg_timeout(timedelta(seconds=timeout), group)
+    return mesh
 
 
 @torch.no_grad()
