@@ -29,6 +29,7 @@ from pathlib import Path
 
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as NoConnection
 from composer.utils import dist
 from composer.utils.object_store import S3ObjectStore
 
@@ -267,7 +268,7 @@ class CheckpointStore:
             yield
         except (BotoCoreError, ClientError, Boto3Error, OSError, *others) as error:
             answer = error.response["ResponseMetadata"] if isinstance(error, ClientError) else {}
-            fault = isinstance(error, HTTPClientError) or answer.get("HTTPStatusCode", 0) >= 500
+            fault = isinstance(error, (NoConnection, HTTPClientError)) or answer.get("HTTPStatusCode", 0) >= 500
             raise (Fault if fault else FoundryError)(
                 f"'save_folder': {self.url}: {one_line(error)} (endpoint and credentials are those of the "
                 "environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and what else boto3 reads)"

@@ -47,7 +47,7 @@ def test_no_rank_ever_holds_the_whole_network(tmp_path):
 
 def _waits_as_long_as_the_recipe_says(recipe: Recipe) -> None:
     cpu = torch.device("cpu")
-    shard(network := MaskedLM(recipe.model, 1.0), recipe, Precision("fp32"), cpu)
+    shard(network := MaskedLM(recipe.model, 1.0), recipe, cpu)
     mesh = next(network.parameters()).device_mesh
     timeouts = [group._get_backend(cpu).options._timeout for group in mesh.get_all_groups()]
     assert timeouts == [timedelta(seconds=recipe.dist_timeout)] * mesh.ndim
