@@ -79,7 +79,7 @@ class Result:
         """Write `result.json` into a folder, made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE
-        write_whole(path, json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_whole(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
         return path
 
     @classmethod
