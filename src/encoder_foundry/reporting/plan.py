@@ -100,7 +100,7 @@ def _console() -> Console:
 def _grid() -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column()
-    grid.add_column()
+    grid.add_column(overflow="fold")  # else a long path would lose its end
     return grid
 
 
