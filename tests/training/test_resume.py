@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from encoder_foundry import compile_plan, load_recipe
-from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.recipe.changes import check_changes
+from encoder_foundry.errors import ConfigurationError, FoundryError
+from encoder_foundry.recipe.changes import changes_of_run, check_changes
 from encoder_foundry.recipe.plan import plan_in_force, set_rollback
+from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, mark_complete
 
 NANO = Path(__file__).parents[2] / "yamls/main/nano.yaml"
 
@@ -73,3 +74,14 @@ def test_a_set_rollback_cannot_be_added_behind_the_run(resume):
     with pytest.raises(ConfigurationError, match=r"'rollback\.at\.token': 200_000tok lies behind the run, which is at"):
         resume("rollback.at={token: 200_000tok, to: 100_000tok, lr: 1e-4}")
     assert resume("rollback.at={token: 700_000tok, to: 100_000tok, lr: 1e-4}")
+
+
+def test_a_node_that_has_only_its_own_parts_of_a_checkpoint_leaves_it_to_the_store(tmp_path):
+    folder = RunFolder(tmp_path / "nano")
+    checkpoint = folder.checkpoints / "ba100"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "__0_0.distcp").touch()
+    mark_complete(CompleteCheckpoint(checkpoint, 100, 100_000, 0, {}, {"__0_0.distcp": 0, "__8_0.distcp": 0}))
+    assert changes_of_run(folder, load_recipe(NANO, ["save_folder=s3://bucket/runs"])) == []
+    with pytest.raises(FoundryError, match="none of them complete"):
+        changes_of_run(folder, load_recipe(NANO))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from encoder_foundry.errors import ConfigurationError
+from encoder_foundry.errors import ConfigurationError, FoundryError
 from encoder_foundry.recipe import load_recipe
 from encoder_foundry.recipe.plan import Plan, Segment, plan_in_force, set_rollback
 from encoder_foundry.recipe.schema import Recipe
@@ -38,11 +38,18 @@ def without_secrets(recipe: Recipe) -> Recipe:
 def changes_of_run(folder: RunFolder, recipe: Recipe) -> list[Change]:
     """What a recipe changes of the one that a run was last started with; nothing, if it has not saved any checkpoint.
 
+    Nor of checkpoints whose other parts are in a store alone: a node with a disk of its own keeps what it wrote.
+
     Raises:
         ConfigurationError: the run cannot go on so.
-        FoundryError: checkpoints are there, but none can be used.
+        FoundryError: checkpoints are there, but none can be used, and there is no store.
     """
-    newest = folder.newest_checkpoint()
+    try:
+        newest = folder.newest_checkpoint()
+    except FoundryError:
+        if recipe.save_folder is None:
+            raise
+        newest = None
     if newest is None:
         return []
     try:
