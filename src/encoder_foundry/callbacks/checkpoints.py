@@ -86,12 +86,7 @@ class CompleteCheckpointSaver(CheckpointSaver):
 
     def _save_checkpoint(self, state: State, logger: Logger) -> None:
         target = Path(get_save_filename(state, self.filename.format(state, keep_placeholders=True))).parent
-        if dist.get_global_rank() == 0:
-            remove_checkpoint(target)  # written by a run that was killed after it, maybe of another number of ranks
-        dist.barrier()
-        if dist.get_local_rank() == 0:
-            remove_checkpoint(target)  # what there is of it on a node with a disk of its own
-        dist.barrier()
+        _remove_everywhere(target)  # written by a run that was killed after it, maybe of another number of ranks
         try:
             super()._save_checkpoint(state, logger)  # ends with a barrier
         except CheckpointException as error:  # the disk is full, most likely; torch tells every rank of it
@@ -136,7 +131,7 @@ def _check_seen(folder: Path, files: dict[str, int]) -> None:
     """See that rank 0 finds all parts of a checkpoint, as a resume will have to.
 
     Raises:
-        FoundryError: on every rank; nodes have disks of their own.
+        FoundryError: on every rank; nodes have disks of their own. The parts are removed: no start could use them.
     """
     unseen: list[list[str]] = [[]]
     if dist.get_global_rank() == 0:
@@ -145,10 +140,21 @@ def _check_seen(folder: Path, files: dict[str, int]) -> None:
             time.sleep(1)
     dist.broadcast_object_list(unseen)
     if unseen[0]:
+        _remove_everywhere(folder)
         raise FoundryError(
             f"{folder}: {unseen[0][0]}, which another node has written, is not there for rank 0, so no resume could "
             "use this checkpoint; runs_folder has to be a folder that all nodes share, or save_folder=s3://… given"
         )
+
+
+def _remove_everywhere(folder: Path) -> None:
+    """Remove a checkpoint from rank 0's disk, and then what there is of it on nodes with disks of their own."""
+    if dist.get_global_rank() == 0:
+        remove_checkpoint(folder)
+    dist.barrier()
+    if dist.get_local_rank() == 0:
+        remove_checkpoint(folder)
+    dist.barrier()
 
 
 def _parts_of(rank: int, folder: Path) -> dict[str, int]:
