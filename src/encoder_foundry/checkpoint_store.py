@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from boto3.exceptions import Boto3Error
+from boto3.exceptions import Boto3Error, RetriesExceededError, S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NoConnection
 from composer.utils import dist
@@ -58,6 +58,15 @@ CHECKPOINTS = "checkpoints/"
 def open_store(recipe: Recipe, folder: RunFolder) -> "CheckpointStore | None":
     """The store of a run, or None if its recipe has no `save_folder`."""
     return None if recipe.save_folder is None else CheckpointStore(recipe.save_folder, folder)
+
+
+def is_fault(error: BaseException | None) -> bool:
+    """Whether a store's error says that it does not answer, or fails itself: nothing that a user has to put right."""
+    if isinstance(error, S3UploadFailedError):
+        error = error.__context__  # which boto3 has put into words
+    if isinstance(error, ClientError):
+        return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+    return isinstance(error, (NoConnection, HTTPClientError, RetriesExceededError))
 
 
 class CheckpointStore:
@@ -267,9 +276,7 @@ class CheckpointStore:
         try:
             yield
         except (BotoCoreError, ClientError, Boto3Error, OSError, *others) as error:
-            answer = error.response["ResponseMetadata"] if isinstance(error, ClientError) else {}
-            fault = isinstance(error, (NoConnection, HTTPClientError)) or answer.get("HTTPStatusCode", 0) >= 500
-            raise (Fault if fault else FoundryError)(
+            raise (Fault if is_fault(error) else FoundryError)(
                 f"'save_folder': {self.url}: {one_line(error)} (endpoint and credentials are those of the "
                 "environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and what else boto3 reads)"
             ) from error

@@ -8,14 +8,18 @@ import boto3
 import pytest
 from torch.utils.data import DataLoader
 
+from encoder_foundry import load_recipe
+from encoder_foundry.data.shards import open_corpus
 from encoder_foundry.data.stream import Draw, TrainingStream
+from encoder_foundry.errors import DataError, Fault
 
 from ..object_store import bucket
-from .conftest import ROW_LENGTH, write_rows
+from .conftest import REPOSITORY, ROW_LENGTH, write_rows
 
 ROWS = {"code": 1500, "docs": 900}
 DRAW = Draw(17, 0, {"code": 0.4, "docs": 0.6}, 0, updates=300, global_batch_size=12)  # an epoch and a half
 LIMIT = 100_000  # bytes
+NOBODY = "http://127.0.0.1:1"  # no server listens there
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +76,27 @@ def test_every_row_comes_right_through_a_cache_that_holds_a_part_of_the_corpus(c
     assert len(drawn) > 1900
     assert sum(path.stat().st_size for path in corpus.rglob("*.mds")) > 2 * LIMIT
     assert LIMIT / 2 < largest <= LIMIT
+
+
+def test_a_shard_whose_store_is_gone_is_a_fault_and_one_that_was_removed_is_not(corpus, remote, tmp_path, monkeypatch):
+    rows = DataLoader(stream(tmp_path, remote), batch_size=12, num_workers=1, collate_fn=list)
+    client = boto3.client("s3", region_name="us-east-1", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    name = next(path.relative_to(corpus) for path in sorted(corpus.rglob("*.mds.zstd")))
+    with monkeypatch.context() as gone, pytest.raises(Fault, match=r"s3://corpus/.*: cannot be had: Could not connect"):
+        gone.setenv("AWS_ENDPOINT_URL", NOBODY)
+        list(rows)
+    client.delete_object(Bucket="corpus", Key=str(name))
+    try:
+        with pytest.raises(DataError, match=f"{name}: cannot be had"):
+            list(rows)
+    finally:
+        client.upload_file(str(corpus / name), "corpus", str(name))
+
+
+def test_a_corpus_whose_store_is_gone_is_a_fault_and_one_that_is_not_there_is_refused(remote, tmp_path, monkeypatch):
+    recipe = load_recipe(REPOSITORY / "yamls/main/nano.yaml", [f"data.local={tmp_path}", f"data.remote={remote}"])
+    with pytest.raises(DataError, match=r"tokenizer\.json: cannot be fetched"):
+        open_corpus(recipe)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", NOBODY)
+    with pytest.raises(Fault, match=r"tokenizer\.json: cannot be fetched: Could not connect"):
+        open_corpus(recipe)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import boto3
 import pytest
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import ClientError
 from composer.utils import dist
 from composer.utils.object_store import S3ObjectStore
 
 from encoder_foundry import checkpoint_store
-from encoder_foundry.checkpoint_store import CheckpointStore
+from encoder_foundry.checkpoint_store import CheckpointStore, is_fault
 from encoder_foundry.errors import FAILED, FoundryError
 from encoder_foundry.run_folder import (
     CompleteCheckpoint,
@@ -229,6 +231,15 @@ def test_a_run_outlives_its_store_up_to_a_rollback_and_goes_on_when_it_is_back(t
     assert_same_run(run.path, undisturbed)
     store = CheckpointStore(f"{BUCKET}/runs", run)
     assert store.checkpoints()[-1].token == run.newest_checkpoint().token
+
+
+@pytest.mark.parametrize(("status", "fault"), [(503, True), (500, True), (403, False), (404, False)])
+def test_a_store_that_fails_is_a_fault_and_one_that_refuses_is_not(status, fault):
+    error = ClientError({"Error": {"Code": "any"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
+    assert is_fault(error) == fault
+    of_an_upload = S3UploadFailedError(str(error))
+    of_an_upload.__context__ = error
+    assert is_fault(of_an_upload) == fault
 
 
 def test_a_store_out_of_reach_is_refused_in_one_line_and_nothing_is_trained(tiny):

@@ -43,9 +43,10 @@ from streaming.base.shared import prefix
 from streaming.base.world import World
 from torch import distributed as dist
 
+from encoder_foundry.checkpoint_store import is_fault
 from encoder_foundry.data.damage import damage_of
 from encoder_foundry.data.rows import SHARD_HASH, lies_inside
-from encoder_foundry.errors import DataError
+from encoder_foundry.errors import DataError, Fault
 from encoder_foundry.wording import one_line
 
 STALL_SECONDS = 60.0  # after which, and each time again, a shard that is waited for is named
@@ -86,6 +87,7 @@ class CheckedStream(Stream):
 
         Raises:
             DataError: the shard is missing or damaged, here or at the remote.
+            Fault: the remote does not answer.
         """
         copied = not self.safe_keep_zip
         stored = _stored(shard)
@@ -99,7 +101,8 @@ class CheckedStream(Stream):
                 if copied:
                     shard.evict()
                 why = f"{damage}; {REMEDY}" if damage else f"cannot be had: {one_line(error)}"
-                raise DataError(f"{source}: {why}") from error
+                fault = damage is None and is_fault(error)
+                raise (Fault if fault else DataError)(f"{source}: {why}") from error
 
     def _prepare_copy(self, shard: MDSReader, source: str) -> int:
         """Once more from the remote if what is in the cache, or arrives there, is damaged."""
@@ -137,7 +140,7 @@ class CheckedStream(Stream):
 class CheckedShards(StreamingDataset):
     """Streaming's data set on CheckedStreams: no row is read before its shard's hash was compared.
 
-    Reading a row raises a DataError that names the shard, if it cannot be had.
+    Reading a row raises a DataError that names the shard, if it cannot be had; a Fault, if its store does not answer.
     """
 
     def __init__(self, streams: list[CheckedStream], **arguments):
@@ -172,7 +175,7 @@ class CheckedShards(StreamingDataset):
             with self._room(shard_id, blocking) as is_to_be_fetched:
                 if is_to_be_fetched:
                     super().prepare_shard(shard_id, blocking)
-        except DataError as error:
+        except (DataError, Fault) as error:
             self._shard_states[shard_id] = _ShardState.LOCAL  # else whoever waits for this process waits for ever
             if blocking:
                 raise

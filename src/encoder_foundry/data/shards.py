@@ -27,7 +27,7 @@ from xxhash import xxh3_64_hexdigest
 from encoder_foundry.data.masking import Masking
 from encoder_foundry.data.rows import MANIFEST, Manifest, fingerprint
 from encoder_foundry.data.special_tokens import padded, special_ids
-from encoder_foundry.errors import DataError
+from encoder_foundry.errors import DataError, Fault
 from encoder_foundry.recipe import Recipe
 from encoder_foundry.run_folder import TOKENIZER_FILES, write_whole
 from encoder_foundry.wording import one_line
@@ -66,6 +66,7 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
     Raises:
         DataError: a manifest, an index or the tokenizer is missing; a row length, tokenizer or vocabulary is not the
             recipe's; a split is empty; an index lists more or fewer rows than its manifest; the cache is another run's.
+        Fault: the remote does not answer.
     """
     if lock and recipe.data.remote is not None and os.environ.get("LOCAL_RANK", "0") == "0":
         _lock_cache(Path(recipe.data.local))
@@ -196,6 +197,8 @@ def _fetched(recipe: Recipe, name: str) -> Path:
     try:
         CloudDownloader.direct_download(remote, str(arriving))
     except Exception as error:  # each store has errors of its own
-        raise DataError(f"{remote}: cannot be fetched: {one_line(error)}") from error
+        from encoder_foundry.checkpoint_store import is_fault
+
+        raise (Fault if is_fault(error) else DataError)(f"{remote}: cannot be fetched: {one_line(error)}") from error
     arriving.replace(local)
     return local
