@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models
 
 from encoder_foundry import load_recipe
 from encoder_foundry.data.rows import SPECIAL_TOKENS, Manifest, fingerprint
-from encoder_foundry.data.shards import keep_rows, open_corpus
+from encoder_foundry.data.shards import check_same_rows, keep_rows, open_corpus
 from encoder_foundry.errors import DataError
 
 from .conftest import REPOSITORY
@@ -124,6 +124,20 @@ def test_rows_that_are_only_compressed_anew_are_the_same(corpus, tmp_path_factor
     keep_rows(given, kept, trained_lengths=())
     change_shard(corpus / "docs/1024/train/index.json", "zip_data")
     keep_rows(given, kept, trained_lengths={1024, 8192})
+
+
+def test_a_node_whose_cache_is_of_an_earlier_corpus_is_refused(corpus, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    given = recipe(f"data.local={cache}", f"data.remote={corpus}")
+    open_corpus(given, lock=False)
+    change_shard(corpus / "docs/1024/train/index.json", "raw_data")
+    kept = tmp_path_factory.mktemp("run") / "rows.json"
+    keep_rows(recipe(f"data.local={corpus}"), kept, trained_lengths=())
+    with pytest.raises(DataError, match=f"docs/1024/train: not the rows that the first node has; {cache} is a cache"):
+        check_same_rows(given, kept.read_text())
+    shutil.rmtree(cache)
+    open_corpus(given, lock=False)
+    check_same_rows(given, kept.read_text())
 
 
 def change_shard(index, of: str) -> None:

@@ -142,10 +142,7 @@ def keep_rows(recipe: Recipe, file: Path, trained_lengths: Collection[int]) -> N
         DataError: a folder has other rows than the run began with.
     """
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for folder, row_length in shard_folders(recipe):
-        if not folder.endswith("/train"):
-            continue
-        found = _rows_digest(Path(recipe.data.local) / folder / "index.json")
+    for folder, row_length, found in _rows_digests(recipe):
         if row_length in trained_lengths and kept.get(folder, found) != found:
             raise DataError(
                 f"{recipe.data.local}/{folder}: not the rows that the run began with, so it would repeat some and "
@@ -155,12 +152,32 @@ def keep_rows(recipe: Recipe, file: Path, trained_lengths: Collection[int]) -> N
     write_whole(file, json.dumps(kept, indent=2) + "\n")
 
 
-def _rows_digest(index: Path) -> str:
-    """Of rows in their order, however they are compressed."""
-    shards = json.loads(index.read_text(encoding="utf-8"))["shards"]
-    return xxh3_64_hexdigest(
-        json.dumps([[shard["samples"], shard.get("raw_data")] for shard in shards], sort_keys=True)
-    )
+def check_same_rows(recipe: Recipe, kept: str) -> None:
+    """Refuse this node's shards if they are not the first node's, as in a cache of what the remote held before.
+
+    Args:
+        kept: what `keep_rows` wrote there.
+
+    Raises:
+        DataError: naming the node and the folder.
+    """
+    expected = json.loads(kept)
+    for folder, _, found in _rows_digests(recipe):
+        if found != expected[folder]:
+            raise DataError(
+                f"{socket.gethostname()}: {recipe.data.local}/{folder}: not the rows that the first node has; "
+                + _remedy(recipe)
+            )
+
+
+def _rows_digests(recipe: Recipe) -> Iterator[tuple[str, int, str]]:
+    """(folder, row length, digest) of all training rows, in their order, however they are compressed."""
+    for folder, row_length in shard_folders(recipe):
+        if folder.endswith("/train"):
+            index = Path(recipe.data.local) / folder / "index.json"
+            shards = json.loads(index.read_text(encoding="utf-8"))["shards"]
+            rows = [[shard["samples"], shard.get("raw_data")] for shard in shards]
+            yield folder, row_length, xxh3_64_hexdigest(json.dumps(rows, sort_keys=True))
 
 
 def shard_folders(recipe: Recipe) -> Iterator[tuple[str, int]]:

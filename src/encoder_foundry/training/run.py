@@ -38,7 +38,7 @@ from encoder_foundry.callbacks.throughput import Throughput
 from encoder_foundry.checkpoint_store import CheckpointStore, open_store
 from encoder_foundry.data.loaders import RunData, data_spec
 from encoder_foundry.data.same_tokenizer import keep_tokenizer
-from encoder_foundry.data.shards import TokenizerFacts, keep_rows
+from encoder_foundry.data.shards import TokenizerFacts, check_same_rows, keep_rows
 from encoder_foundry.environment import environment
 from encoder_foundry.errors import StopRequested
 from encoder_foundry.interop.safe_reading import refuse_code
@@ -120,6 +120,8 @@ def _find_start(recipe: Recipe, folder: RunFolder, store: CheckpointStore | None
         if newest is not None:
             on_each_node(partial(store.fetch, newest))
     start = on_rank_zero(partial(_prepare_start, recipe, folder))
+    if start is not None:
+        on_each_node(partial(check_same_rows, recipe, on_rank_zero(folder.rows.read_text)))
     if start is not None and start.checkpoint is not None:
         on_each_node(partial(refuse_code, start.checkpoint.folder))
     return start
