@@ -6,6 +6,7 @@ not go on at 10,000 because a file said so long ago. What a recipe does give is 
 theta is a switch, and the plan shows both thetas.
 
 A run that has begun keeps what it began with, which is in its recipe.yaml: the source may go on training, or be gone.
+Only on this disk, though: a recipe is read before a store is asked.
 """
 
 from dataclasses import dataclass, fields

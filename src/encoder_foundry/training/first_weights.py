@@ -38,7 +38,7 @@ def check_init_from(recipe: Recipe) -> None:
     """Refuse what a model cannot be grown from, and shards of another tokenizer than its, before anything is written.
 
     A run that has checkpoints goes on from them: its source is not opened again, and may be gone. (On an empty disk,
-    where the checkpoints are a store's, a recipe that leaves its shape to the source still needs that.)
+    where the checkpoints are a store's, a recipe that leaves its shape or thetas to the source still needs that.)
 
     Raises:
         FoundryError: `init_from` holds no model that this one can be grown from, or its tokenizer is not the shards'.
