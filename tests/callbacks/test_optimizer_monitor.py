@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from encoder_foundry.callbacks import checkpoint_rollback
 from encoder_foundry.callbacks.optimizer_monitor import OptimizerMonitor
 from encoder_foundry.optim.decay_groups import decay_groups
 from encoder_foundry.optim.stable_adamw import StableAdamW
@@ -77,7 +78,7 @@ def test_norms_are_of_whole_parameters_under_fsdp2(tmp_path):
 
 
 @pytest.mark.parametrize("records_first", [True, False])
-def test_the_record_and_the_loggers_have_the_same_norms_which_are_taken_once(monkeypatch, records_first):
+def test_the_record_the_loggers_and_the_rollback_have_the_same_norms_which_are_taken_once(monkeypatch, records_first):
     model = nn.Linear(3, 2)
     optimizer = StableAdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1)
     state, monitor = SimpleNamespace(optimizers=[optimizer]), OptimizerMonitor()
@@ -94,7 +95,9 @@ def test_the_record_and_the_loggers_have_the_same_norms_which_are_taken_once(mon
             record = monitor.measured(state, [])
             if records_first:
                 monitor.batch_end(state, logger)
+            watched = checkpoint_rollback.norms_of(optimizer)
         grad = torch.cat([param.grad.flatten() for param in model.parameters()]).norm().item()
         assert record["grad_norm"] == logged[-1]["optim/l2_norm/grad/global"] == pytest.approx(grad)
         assert record["update_norm"] == logged[-1]["optim/l2_norm/update/global"]
+        assert list(watched.values()) == [record["grad_norm"], record["update_norm"]]
     assert len(logged) == len(taken) == 2

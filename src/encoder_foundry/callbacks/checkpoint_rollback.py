@@ -4,13 +4,14 @@ It only says so. What happens then is `training/rollback.py`: a Trainer cannot t
 the update's checkpoint is written.
 """
 
-import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 
 from encoder_foundry.callbacks.loss_watch import LossWatch, Trouble
 from encoder_foundry.optim.stable_adamw import StableAdamW
 from encoder_foundry.recipe.plan import Rollback
+
+NORMS = {"grad": "gradient's norm", "update": "update's norm"}
 
 
 class RollbackDue(Exception):
@@ -38,17 +39,14 @@ class CheckpointRollback(Callback):
         token = state.timestamp.token.value
         tokens = token - state.previous_timestamp.token.value
         loss = state.total_loss_dict["loss/train/total"]  # Composer has all-reduced it, so all ranks decide alike
-        trouble = self.watch.observe(state.dataloader_label, token, tokens, loss, _norms(state.optimizers[0]))
+        trouble = self.watch.observe(state.dataloader_label, token, tokens, loss, norms_of(state.optimizers[0]))
         if trouble is None and self.planned is not None and token >= self.planned.token:
             trouble = Trouble(self.planned.trigger, self.planned.why, self.planned.to_token)
         if trouble is not None:
             raise RollbackDue(trouble, token)
 
 
-def _norms(optimizer: StableAdamW) -> dict[str, float]:
+def norms_of(optimizer: StableAdamW) -> dict[str, float]:
     """Of all parameters together, the same on every rank; none if they are not recorded."""
-    if optimizer.metrics is None:
-        return {}
-    names = {"grad": "gradient's norm", "update": "update's norm"}
-    norms = torch.stack([optimizer.metrics.l2_norms[kind] for kind in names]).norm(dim=1).tolist()
-    return dict(zip(names.values(), norms, strict=True))
+    totals = {} if optimizer.metrics is None else optimizer.metrics.totals
+    return {name: totals[kind] for kind, name in NORMS.items() if kind in totals}

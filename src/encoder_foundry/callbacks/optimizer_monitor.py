@@ -12,7 +12,6 @@ from Composer's numbers: `param` is before the step, and `update` counts the dec
 Uses BATCH_START and BATCH_END.
 """
 
-import torch
 from composer.core import State
 from composer.loggers import Logger
 
@@ -26,27 +25,15 @@ class OptimizerMonitor(Monitor):
     divisor of a learning rate, 1 where nothing was clipped.
     """
 
-    def __init__(self):
-        self.logged: dict[str, float] | None = None  # of the update in progress, once it is made
-
     def batch_start(self, state: State, logger: Logger) -> None:
         state.optimizers[0].record_metrics = True
-        self.logged = None
 
     def measured(self, state: State, ranks: list[Numbers]) -> dict[str, float | None]:
-        return {f"{kind}_norm": self._logged(state)[f"optim/l2_norm/{kind}/global"] for kind in ("grad", "update")}
+        totals = state.optimizers[0].metrics.totals
+        return {f"{kind}_norm": totals[kind] for kind in ("grad", "update")}
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        logger.log_metrics(self._logged(state))
-
-    def _logged(self, state: State) -> dict[str, float]:
-        """What is logged of the update. Whichever of the two above comes first makes it."""
-        if self.logged is None:
-            step = state.optimizers[0].metrics
-            values = torch.stack([*step.l2_norms.values(), step.clipping]).cpu()  # [kinds, params]; one wait
-            norms = values[:-1].norm(dim=1).tolist()
-            self.logged = {
-                f"optim/l2_norm/{kind}/global": norm for kind, norm in zip(step.l2_norms, norms, strict=True)
-            }
-            self.logged["optim/clipping/max"] = values[-1].max().item()
-        return self.logged
+        norms = state.optimizers[0].metrics.totals.copy()
+        clipping = norms.pop("clipping")
+        keys = {f"optim/l2_norm/{kind}/global": norm for kind, norm in norms.items()}
+        logger.log_metrics(keys | {"optim/clipping/max": clipping})

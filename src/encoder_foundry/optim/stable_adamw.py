@@ -21,6 +21,7 @@ How a step goes:
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import torch
@@ -40,6 +41,13 @@ class StepMetrics:
     learning rate, clipping and weight decay included."""
     clipping: Tensor
     """[params]: what the learning rate was divided by, 1 or more."""
+
+    @cached_property
+    def totals(self) -> dict[str, float]:
+        """The norms over all parameters, by kind, and `clipping`, the largest; the host waits for them once."""
+        values = torch.stack([*self.l2_norms.values(), self.clipping]).cpu()  # [kinds, params]
+        norms = values[:-1].norm(dim=1).tolist()
+        return dict(zip(self.l2_norms, norms, strict=True)) | {"clipping": values[-1].max().item()}
 
 
 class StableAdamW(torch.optim.Optimizer):
