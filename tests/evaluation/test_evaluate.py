@@ -1,17 +1,19 @@
 """The commands `evaluate` and `compare`, as they are given."""
 
+import io
 import shutil
 import sys
 from importlib import metadata
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from encoder_foundry import cli
 from encoder_foundry.errors import ConfigurationError, DataError
 from encoder_foundry.evaluation import suites
-from encoder_foundry.evaluation.compare import find_results
+from encoder_foundry.evaluation.compare import find_results, write_comparison
 from encoder_foundry.evaluation.evaluate import PACKAGES, evaluate
 from encoder_foundry.evaluation.results import Measure, Result, name_of, results_folder
 from tests.evaluation.test_suites import CONTEXT
@@ -78,6 +80,16 @@ def test_a_difference_is_given_of_the_same_questions_only(evaluated, model_of, c
     first, again, *others = (result.asked for result in found)
     assert first == again
     assert len({first, *others}) == 3
+
+
+def test_no_difference_is_given_of_results_that_do_not_say_what_was_asked(evaluated, tmp_path):
+    results = [Result.read(evaluated[0] / f"{model}/context/result.json") for model in ("modernbert", "bert")]
+    for result in results:
+        result.asked = ""
+    console = Console(file=io.StringIO(), width=200)
+    write_comparison(results, tmp_path, console)
+    assert "less modernbert's" not in console.file.getvalue()
+    assert "context: bert was not asked the same as modernbert" in console.file.getvalue()
 
 
 def test_a_result_of_a_fine_tuning_is_none_to_compare(evaluated, tmp_path):

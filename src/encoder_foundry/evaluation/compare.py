@@ -70,7 +70,7 @@ def write_comparison(results: Sequence[Result], out: Path, console: Console) -> 
     for suite in dict.fromkeys(result.suite for result in results):
         first, *others = (result for result in results if result.suite == suite)
         for other in others:
-            if other.asked != first.asked:
+            if any(headline.units for headline in other.headlines) and not _asked_the_same(other, first):
                 console.print(
                     f"{suite}: {other.model['name']} was not asked the same as {first.model['name']} (another "
                     "tokenizer, length, corpus or setting): no difference is given",
@@ -101,11 +101,16 @@ def _lines(suite: str, results: Sequence[Result]) -> list[list[str]]:
             model: difference
             for model, headline in found.items()
             if model != first and headline and (difference := _difference(headline, found[first], of_suite[first]))
-            if of_suite[model].asked == of_suite[first].asked
+            if _asked_the_same(of_suite[model], of_suite[first])
         }
         if differences:
             lines.append(["", f"… less {first}'s", *(differences.get(model, "") for model in models)])
     return lines
+
+
+def _asked_the_same(ours: Result, theirs: Result) -> bool:
+    """A result of before it was written down what is asked has no digest, and is compared with none."""
+    return ours.asked == theirs.asked != ""
 
 
 def _key(result: Result) -> tuple[str, str]:
