@@ -197,7 +197,7 @@ def asked_of(kind: type[MaskedModel], model_of, corpus) -> list[needle.Asked]:
         documents.append(text.id)
         windows.append(encoded.ids[:1022])
         needles.append(found)
-    return needle.ask(model, documents, windows, needles)
+    return needle.ask(model, documents, windows, needles)[0]
 
 
 def test_a_model_that_copies_finds_every_needle_and_none_without_the_far_place(model_of, corpus):

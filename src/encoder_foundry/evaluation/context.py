@@ -132,7 +132,7 @@ def _question(model: "MaskedModel", window: Window) -> "Masked":
 
 def _shortfall(drawn: int, measured: int) -> list[str]:
     """The corpus' own tokenizer says which documents are long enough; another may make fewer tokens of them."""
-    return [f"{drawn - measured} of {drawn} documents have less tokens by this tokenizer"] if measured < drawn else []
+    return [f"{drawn - measured} of {drawn} documents have fewer tokens by this tokenizer"] if measured < drawn else []
 
 
 def _lengths(model: "MaskedModel", config: Config) -> list[int]:

@@ -115,7 +115,7 @@ def run(path: Path, config: Config) -> Result:
             f"{config.data}: no name stands twice, {config.nearest:,} tokens apart, within {size:,} tokens of a held-"
             "out document; lower nearest or at_least"
         )
-    asked = ask(model, documents, windows, needles)
+    asked, same = ask(model, documents, windows, needles)
     rows = [_row(label, of, config) for label, of in _groups(asked)]
     every = rows[-1].measures
     units = {measure: _units(asked, measure) for measure in (FOUND, REPLACED, SAVED)}
@@ -139,11 +139,7 @@ def run(path: Path, config: Config) -> Result:
             ),
             Headline("loss saved by it (nats a token)", every[SAVED], False, units[SAVED]),
         ],
-        asked=digest(
-            question.tobytes()
-            for of_window in zip(windows, needles, strict=True)
-            for question in questions(model, *of_window)
-        ),
+        asked=same,
         notes=[
             f"{len(asked):,} needles in {len(windows)} windows of up to {size:,} tokens; "
             f"documents: {len(set(documents))}",
@@ -194,8 +190,8 @@ def ask(
     documents: Sequence[str],
     windows: Sequence[NDArray[np.int64]],
     needles: Sequence[Sequence[Needle]],
-) -> list[Asked]:
-    """What a model makes of needles.
+) -> tuple[list[Asked], str]:
+    """What a model makes of needles, and a digest of what it was asked.
 
     Args:
         documents: what the document of each window is called.
@@ -221,7 +217,7 @@ def ask(
                     float(without_it.loss[own].sum()),
                 )
             )
-    return asked
+    return asked, digest(question.tobytes() for pair in pairs for question in pair)
 
 
 def questions(model: "MaskedModel", ids: NDArray[np.int64], needles: Sequence[Needle]) -> "tuple[Masked, Masked]":

@@ -90,10 +90,10 @@ def run(model: Path, config: Config) -> Result:
         name: [StandardLibrary(config.max_pairs)] if name == OFFLINE else find_tasks(name) for name in config.tasks
     }
     retriever = open_retriever(model, config.max_seq_length)
-    rows, headlines, notes, data, asked = [], [], [retriever.kind], {}, []
+    rows, headlines, notes, data, digests = [], [], [retriever.kind], {}, []
     for name, of_name in tasks.items():
-        found, questions = zip(*(_evaluated(task, retriever, config, notes) for task in of_name), strict=True)
-        asked += questions
+        found, of_tasks = zip(*(_evaluated(task, retriever, config, notes) for task in of_name), strict=True)
+        digests += of_tasks
         parts = [part for of_task in found for part in of_task]
         data[name] = {part.name: {"queries": len(part.scores), "documents": part.documents} for part in parts}
         for part in parts:
@@ -110,7 +110,7 @@ def run(model: Path, config: Config) -> Result:
         headlines.append(Headline(f"{name} {METRIC}", measure, lower_is_better=False, units=units, within=WITHIN))
     parameters = sum(parameter.numel() for parameter in retriever.library.parameters())
     known = {"kind": retriever.kind, "parameters": parameters, "document_length": retriever.document_length}
-    asked = digest(question.encode() for question in asked)
+    asked = digest(of_task.encode() for of_task in digests)
     return Result("retrieval", "retrieval", known, {}, data, rows, headlines, notes, asked=asked)
 
 

@@ -37,7 +37,7 @@ MODULES = {
     "retrieval": "encoder_foundry.evaluation.retrieval",
     "glue": "encoder_foundry.evaluation.glue",
 }
-ALL = "all"  # as their YAMLs set them: without a network
+ALL = "all"  # of them, as their YAMLs set them, which want no network
 FOLDER = Path("yamls/eval")
 
 
