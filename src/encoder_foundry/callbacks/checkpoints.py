@@ -29,8 +29,8 @@ from encoder_foundry.run_folder import (
 )
 
 NOT_SAVED = [f"state/{key}" for key in ("schedulers", "algorithms", "callbacks", "scaler", "dataset_state")]
-SHOWS_UP = 90.0  # seconds that a shared disk has to show a file that another node has written; NFS caches for up to 60
 NOT_LOADED = ["rng", *NOT_SAVED]  # Composer saves its generators whatever one says; every microbatch seeds its own
+SHOWS_UP = 90.0  # seconds that a shared disk has to show a file that another node has written; NFS caches for up to 60
 
 
 class CompleteCheckpointSaver(CheckpointSaver):
