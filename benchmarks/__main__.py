@@ -1,7 +1,7 @@
 """`python benchmarks` (or `make bench`): ours beside its peers, printed, and written to benchmarks/results.md.
 
-An hour and a half on two cores. With names of parts (shards, speed, memory, floor, length, recipe, monitors, stream)
-only those are measured, and take their places in results.md.
+An hour and a half on two cores. With names of parts (shards, speed, memory, floor, length, recipe, monitors, stream,
+loader) only those are measured, and take their places in results.md.
 """
 
 import platform
@@ -210,6 +210,15 @@ def stream() -> str:
     return table(["stage", "loader workers", "delivered, tokens a second", "consumed by nano", "ratio", "target"], rows)
 
 
+def loader() -> str:
+    """What a loader's start does for the order of its rows."""
+    from loader_start import costs
+
+    rows = [[what, f"{1000 * seconds:,.0f}", f"{size:.1f}"] for what, seconds, size in in_new_process(costs)]
+    print(*(" | ".join(row) for row in rows), sep="\n", flush=True)
+    return table(["an epoch's order of 2^24 rows is", "ms", "bytes a row of the epoch, at most"], rows)
+
+
 PARTS = {
     "Text to shards": shards,
     "Speed": speed,
@@ -219,6 +228,7 @@ PARTS = {
     "Cost of the recipe": recipe,
     "Cost of the monitors": monitors,
     "The training stream": stream,
+    "The start of a loader": loader,
 }
 
 
@@ -242,8 +252,8 @@ def main(wanted: list[str]) -> None:
     sections = written()
     for title, part in PARTS.items():
         if not wanted or part.__name__ in wanted:
-            sections[title] = part()
-            head = f"{processor()}, torch {torch.__version__}. Written by `make bench`; README.md says what is what."
+            sections[title] = f"{processor()}, torch {torch.__version__}\n\n{part()}"
+            head = "Written by `python benchmarks`, each part on the machine it names; README.md says what is what."
             parts = [f"## {title}\n\n{sections[title]}" for title in PARTS if title in sections]
             RESULTS.write_text("\n\n".join(["# Benchmarks", head, *parts]) + "\n", encoding="utf-8")
     print(f"written to {RESULTS}")
