@@ -163,7 +163,7 @@ def test_a_benchmarks_mean_is_over_its_tasks_and_not_over_all_queries(config):
 
 
 def test_a_length_that_the_model_does_not_take_is_refused(code_encoder, config):
-    with pytest.raises(ConfigurationError, match="max_seq_length: 256 at most for this model, not 10000"):
+    with pytest.raises(ConfigurationError, match="max_seq_length: 4 to 256 for this model, not 10000"):
         retrieval.run(code_encoder, replace(config, max_seq_length=10_000))
 
 

@@ -20,8 +20,9 @@ from mteb.similarity_functions import max_sim
 from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.finetuning.retrieval import check_installed, load_retriever, longest_text
+from encoder_foundry.errors import DataError
+from encoder_foundry.evaluation.retrieval import SHORTEST
+from encoder_foundry.finetuning.retrieval import check_installed, check_length, load_retriever, longest_text
 
 if TYPE_CHECKING:
     from pylate.models import ColBERT
@@ -63,9 +64,9 @@ def open_retriever(path: Path, max_seq_length: int | None) -> Retriever:
         return _multi_vector(path, max_seq_length)
     plain = not (path / "modules.json").is_file()
     model = _single_vector(path)
-    longest = longest_text(model)
-    _check_length(max_seq_length, longest)
-    model.max_seq_length = max_seq_length or longest
+    if max_seq_length is not None:
+        check_length("max_seq_length", max_seq_length, SHORTEST, model)
+    model.max_seq_length = max_seq_length or longest_text(model)
     kind = "one vector a text" + (
         ", the mean of its tokens: a plain encoder, not trained for retrieval" if plain else ""
     )
@@ -101,15 +102,10 @@ def _multi_vector(path: Path, max_seq_length: int | None) -> Retriever:
 
     model = load_retriever(str(path), ColBERT)
     if max_seq_length is not None:
-        _check_length(max_seq_length, longest_text(model))
+        check_length("max_seq_length", max_seq_length, SHORTEST, model)
         model.document_length = max_seq_length
     kind = "a vector a token, MaxSim over all documents"
     return Retriever(LateInteraction(model), model, kind, model.query_length, model.document_length, marks=1)
-
-
-def _check_length(length: int | None, longest: int | None) -> None:
-    if length is not None and longest is not None and length > longest:
-        raise ConfigurationError(f"max_seq_length: {longest:,} at most for this model, not {length}")
 
 
 class LateInteraction(MultiVectorSearchEncoderWrapper):
