@@ -34,6 +34,7 @@ def close_after(error: Exception, run: WandBRun) -> None:
 
 
 def read(folder: Path) -> Recorded:
+    wandb.teardown()  # a finished run's file is whole when W&B's process has ended, which finish does not wait for
     (path,) = folder.glob("wandb/offline-run-*/run-one.wandb")
     return read_back(path)
 
