@@ -3,14 +3,14 @@
 These readers need no network and no download. They exist so that the whole recipe can be run on real text anywhere.
 Sources are parsed and never imported: importing runs code. What an installation holds is taken in the order of the
 hash of its name, up to `BYTE_BUDGET`: the choice is spread over all packages, is the same every time, and barely moves
-when a package is added. Given a path, a reader takes all Python files that are there, as the readers of files do.
+when a package is added. READMEs are those of the packages that this one requires, whatever else is installed beside
+them. Given a path, a reader takes all Python files that are there, as the readers of files do.
 """
 
 import ast
 import hashlib
 import importlib.metadata
 import io
-import re
 import sysconfig
 import tokenize
 import warnings
@@ -18,12 +18,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datatrove.data import Document
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from encoder_foundry.preparation.readers import BadInput, Part, SourceConfig, listing
 from encoder_foundry.preparation.readers.files import Text, read_files
 
 BYTE_BUDGET = 6_000_000  # of UTF-8 text, for each reader of the installation
 
+OURS = "encoder-foundry"
 SCIENTIFIC_PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "sympy", "torch", "transformers")
 
 # Folders of an installation whose files are tests, copies of other packages, or not what anyone writes today.
@@ -87,17 +90,32 @@ PACKAGES = {"python_docstrings": SCIENTIFIC_PACKAGES, "python_files": ()}  # bes
 
 
 def _readmes() -> dict[str, str]:
-    """The long description in each installed distribution's metadata, by hash of name.
+    """The long description in the metadata of each distribution that ours requires, by hash of name.
 
-    Our own is left out: the corpus must not change when this project's README does.
+    Our own is left out: the corpus must not change when this project's README does. So are those of our extras: nor
+    must it change when tests or evaluation are installed.
     """
-    texts: dict[str, str] = {}
-    for distribution in importlib.metadata.distributions():
+    texts = {}
+    for distribution in _required(OURS):
         metadata = distribution.metadata
-        name = re.sub(r"[-_.]+", "-", metadata.get("Name") or "").lower()
-        if name and name != "encoder-foundry":
-            texts.setdefault(name, str(metadata.get_payload() or metadata.get("Description") or ""))
-    return {name: _encodable(texts[name]) for name in _by_hash(texts)}
+        texts[canonicalize_name(metadata["Name"])] = str(metadata.get_payload() or metadata.get("Description") or "")
+    return {name: _encodable(texts[name]) for name in _by_hash(texts.keys() - {OURS})}
+
+
+def _required(name: str) -> Iterator[importlib.metadata.Distribution]:
+    """A distribution and all that it requires, directly or not, as far as that is installed."""
+    wanted = [(canonicalize_name(name), "")]
+    for name, extra in wanted:  # which grows
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if not extra:
+            yield distribution
+        for requirement in map(Requirement, distribution.requires or ()):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                required = canonicalize_name(requirement.name)
+                wanted += [one for of in ("", *requirement.extras) if (one := (required, of)) not in wanted]
 
 
 def installed_files(packages: Iterable[str]) -> Iterator[tuple[str, Path]]:
