@@ -22,6 +22,7 @@ from encoder_foundry.data.stream import Draw, TrainingStream
 from encoder_foundry.doctor.leftovers import check_leftovers
 
 NEW_PIDS_AND_MOUNTS = 0x20000000 | 0x00020000
+PR_SET_CHILD_SUBREAPER = 36
 
 def pipe():
     read, write = os.pipe()
@@ -58,11 +59,16 @@ def seen_from_a_container():
 def files():
     return sorted(os.listdir("/dev/shm")), sorted(name for name in os.listdir("{tmp}") if "lock" in name)
 
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
 killed, _, answers = start()
 live, command, live_answers = start()
 assert answers.readline() == live_answers.readline() == "drawn\\n"
 os.killpg(killed, signal.SIGKILL)
-os.waitpid(killed, 0)
+try:
+    while True:  # its worker, too, which is ours to wait for now
+        os.waitpid(-killed, 0)
+except ChildProcessError:
+    pass
 told = dict(killed=killed, live=live, before=files(), said=seen_from_a_container(), after=files())
 print("go on", file=command)
 told["drawn"] = live_answers.readline().strip()
