@@ -1,6 +1,7 @@
 """The monitors tell what really happened: time is counted once, operations are the model's, ranks are told apart."""
 
 import random
+import statistics
 import time
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from encoder_foundry import load_recipe
-from encoder_foundry.callbacks import throughput
+from encoder_foundry.callbacks import step_time, throughput
 from encoder_foundry.callbacks.loss_spike import LossSpike
 from encoder_foundry.callbacks.memory import Memory
 from encoder_foundry.callbacks.step_time import PARTS, PhaseClock, StepTime
@@ -18,32 +19,42 @@ from encoder_foundry.data.masking import IGNORE_INDEX
 from encoder_foundry.recipe.cost import PEAK_FLOPS
 from tests.ranks import on_ranks
 
-SLEEP = 0.05
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Lets so many seconds pass, of a clock on which nothing else takes time."""
+    now = 0.0
+
+    def let_pass(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(step_time.time, "perf_counter", lambda: now)
+    return let_pass
 
 
-def test_every_moment_is_counted_once_and_an_inner_phase_interrupts_the_outer():
+def test_every_moment_is_counted_once_and_an_inner_phase_interrupts_the_outer(passes):
     clock = PhaseClock(on_gpu=False)
-    began = time.perf_counter()
     clock.start()
+    passes(1)
     clock.enter("forward")
-    time.sleep(SLEEP)
-    clock.around(time.sleep, "communication")(2 * SLEEP)
-    time.sleep(SLEEP)
+    passes(2)
+    clock.around(passes, "communication")(4)
+    passes(8)
     clock.leave()
-    seconds = clock.stop()
-    whole = time.perf_counter() - began
-    assert sum(seconds.values()) == pytest.approx(whole, abs=0.005)
-    assert seconds["communication"] == pytest.approx(2 * SLEEP, abs=0.03)
-    assert seconds["forward"] == pytest.approx(2 * SLEEP, abs=0.03)
+    passes(16)
+    assert clock.stop() == {"other": 1 + 16, "forward": 2 + 8, "communication": 4}
 
 
-def test_what_happens_between_two_updates_is_no_part_of_either():
+def test_what_happens_between_two_updates_is_no_part_of_either(passes):
     clock = PhaseClock(on_gpu=False)
     clock.start()
-    clock.stop()
-    clock.around(time.sleep, "communication")(SLEEP)  # an evaluation gathers parameters, too
+    passes(1)
+    assert clock.stop() == {"other": 1}
+    clock.around(passes, "communication")(2)  # an evaluation gathers parameters, too
     clock.start()
-    assert sum(clock.stop().values()) < SLEEP / 2
+    passes(4)
+    assert clock.stop() == {"other": 4}
 
 
 @pytest.mark.gpu
@@ -90,7 +101,7 @@ def _measured_run(slow_rank: int, sleep: float) -> None:
         def __init__(self):
             self.step_time = StepTime()
             self.straggling = StragglingRank(self.step_time)
-            self.records, self.walls = [], []
+            self.records, self.longest = [], []
 
         def before_train_batch(self, state, logger):
             time.sleep(sleep / 4)  # in the optimizer's closure, as all of Composer's work on microbatches
@@ -100,8 +111,9 @@ def _measured_run(slow_rank: int, sleep: float) -> None:
 
         def batch_end(self, state, logger):
             own = [monitor.local(state) for monitor in (self.step_time, self.straggling)]
-            self.walls.append(time.perf_counter() - self.began)
-            steps, works = zip(*dist.all_gather_object(own), strict=True)
+            own.append(time.perf_counter() - self.began)
+            steps, works, walls = zip(*dist.all_gather_object(own), strict=True)
+            self.longest.append(max(walls))
             self.records.append(
                 self.step_time.measured(state, list(steps)) | self.straggling.measured(state, list(works))
             )
@@ -122,16 +134,18 @@ def _measured_run(slow_rank: int, sleep: float) -> None:
     trainer.fit()
     trainer.close()
     assert dist.all_reduce is before
-    for record, wall in list(zip(gathered.records, gathered.walls, strict=True))[1:]:
+    measured = gathered.records[1:]
+    for record, longest in zip(measured, gathered.longest[1:], strict=True):
         parts = [record[f"{part}_seconds"] for part in PARTS]
         assert all(part > 0 for part in parts)
         assert sum(parts) <= record["step_seconds"] - sleep / 4
-        assert record["step_seconds"] == pytest.approx(wall, abs=0.2 * sleep)
-        # the mean of a rank that works and one that waits for it
-        assert record["forward_seconds"] == pytest.approx(sleep / 2, abs=0.3 * sleep)
-        assert record["communication_seconds"] >= 0.3 * sleep
-        assert record["slowest_rank"] == slow_rank
-        assert record["slowest_lag"] > 0.5
+        assert sleep <= record["step_seconds"] <= longest
+        assert record["forward_seconds"] >= sleep / 2  # the mean of a rank that works and one that waits for it
+    # What the machine itself takes in one update or another is no part of what is asked here.
+    assert statistics.median(record["forward_seconds"] for record in measured) < 0.8 * sleep
+    assert statistics.median(record["communication_seconds"] for record in measured) > 0.3 * sleep
+    assert statistics.mode(record["slowest_rank"] for record in measured) == slow_rank
+    assert statistics.median(record["slowest_lag"] for record in measured) > 0.5
 
 
 def test_the_rank_that_the_others_wait_for_is_named_and_their_waiting_is_communication(tmp_path):
