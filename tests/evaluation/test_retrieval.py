@@ -1,6 +1,5 @@
 """The suite `retrieval`: nDCG@10 against one computed by hand, of both kinds of models; and what cannot be had."""
 
-import time
 from dataclasses import replace
 from math import log2
 from pathlib import Path
@@ -116,14 +115,12 @@ def test_a_similarity_below_zero_is_not_the_zero_of_anothers_padding():
 
 
 def test_public_sets_are_refused_at_once_without_a_network(config, no_network):
-    start = time.monotonic()
     with pytest.raises(
         NeedsNetwork,
         match=r"BEIR, MLDR: the data has to be fetched \(code_search needs no network\); .* cannot be reached",
     ):
         retrieval.check(Path("not looked at"), replace(config, tasks=["code_search", "BEIR", "MLDR"]))
-    assert time.monotonic() - start < 10
-    assert no_network
+    assert len(no_network) == 1  # asked once, and never waited for a second try
 
 
 def test_a_public_set_that_is_not_in_the_cache_needs_the_network(code_encoder, config, monkeypatch, no_network):
