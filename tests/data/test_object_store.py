@@ -79,16 +79,19 @@ def test_every_row_comes_right_through_a_cache_that_holds_a_part_of_the_corpus(c
 
 
 def test_a_shard_whose_store_is_gone_is_a_fault_and_one_that_was_removed_is_not(corpus, remote, tmp_path, monkeypatch):
-    rows = DataLoader(stream(tmp_path, remote), batch_size=12, num_workers=1, collate_fn=list)
+    first, second = (  # for an error ends a run, and what it was fetching then never comes
+        DataLoader(stream(tmp_path / local, remote), batch_size=12, num_workers=1, collate_fn=list)
+        for local in ("first", "second")
+    )
     client = boto3.client("s3", region_name="us-east-1", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
     name = next(path.relative_to(corpus) for path in sorted(corpus.rglob("*.mds.zstd")))
     with monkeypatch.context() as gone, pytest.raises(Fault, match=r"s3://corpus/.*: cannot be had: Could not connect"):
         gone.setenv("AWS_ENDPOINT_URL", NOBODY)
-        list(rows)
+        list(first)
     client.delete_object(Bucket="corpus", Key=str(name))
     try:
         with pytest.raises(DataError, match=f"{name}: cannot be had"):
-            list(rows)
+            list(second)
     finally:
         client.upload_file(str(corpus / name), "corpus", str(name))
 
