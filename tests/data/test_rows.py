@@ -39,6 +39,7 @@ def test_documents_come_back_as_they_were(documents, vocab_size):
     assert [document.tolist() for document in decode_row(sample)] == documents
 
 
+@pytest.mark.usefixtures("numbers_of_our_own")
 def test_a_stored_row_says_which_document_each_part_of_it_is_of(tmp_path):
     stored = row([1, 8, 2], [1, 9, 9, 2])._replace(documents=np.array([70_000, 3], dtype=np.uint32))
     with MDSWriter(out=str(tmp_path), columns=columns(token_dtype(512))) as out:

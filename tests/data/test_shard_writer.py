@@ -54,6 +54,7 @@ def test_the_same_rows_give_the_shards_that_streaming_writes(tmp_path, dtype):
     assert len(contents(tmp_path / "ours")[1]) >= 3
 
 
+@pytest.mark.usefixtures("numbers_of_our_own")
 def test_streaming_reads_our_shards_with_their_hashes_compared(tmp_path):
     rows = some_rows(np.dtype(np.uint16))
     writer = ShardWriter(tmp_path / "ours", np.dtype(np.uint16), size_limit=100_000)

@@ -25,6 +25,8 @@ from encoder_foundry.preparation.stages import side
 from encoder_foundry.preparation.statistics import Statistics
 from tests.preparation.small_corpus import content, sentences, write_jsonl
 
+pytestmark = pytest.mark.usefixtures("numbers_of_our_own")
+
 
 def samples_of(directory: Path) -> list[dict]:
     return list(StreamingDataset(local=str(directory), shuffle=False, batch_size=1))
