@@ -72,16 +72,20 @@ class Spike:
     """Fires when the loss is an outlier above a running median for `patience` updates on end.
 
     The scale is the median absolute deviation, which the outliers themselves cannot widen: they are not remembered.
+    A loss is that of the weights before its update. So the update before the first outlier may be what broke them, and
+    a checkpoint between the two is not gone back to.
     """
 
     def __init__(self, config: SpikeTrigger):
         self.z_score = config.z_score
         self.patience = config.patience
         self.losses: deque[float] = deque(maxlen=MEMORY)
-        self.since_token: int | None = None  # where a row of outliers began
+        self.last_began = 0  # token at which the last update began
+        self.since_token: int | None = None  # where the update before a row of outliers began
         self.outliers = 0
 
     def observe(self, token: int, tokens: int, loss: float) -> Trouble | None:
+        before, self.last_began = self.last_began, token - tokens
         if len(self.losses) < ENOUGH:
             self.losses.append(loss)
             return None
@@ -92,7 +96,7 @@ class Spike:
             self.since_token, self.outliers = None, 0
             return None
         self.outliers += 1
-        self.since_token = token - tokens if self.since_token is None else self.since_token
+        self.since_token = before if self.since_token is None else self.since_token
         if self.outliers < self.patience:
             return None
         why = (
@@ -103,14 +107,17 @@ class Spike:
 
     def needs_token(self, token: int) -> int:
         """The token before which a rollback from `token` would look for a checkpoint."""
-        return token if self.since_token is None else self.since_token
+        return self.last_began if self.since_token is None else self.since_token
 
     def state_dict(self) -> dict:
-        return {"losses": list(self.losses), "since_token": self.since_token, "outliers": self.outliers}
+        remembered = {"last_began": self.last_began, "since_token": self.since_token, "outliers": self.outliers}
+        return {"losses": list(self.losses)} | remembered
 
     def load_state_dict(self, state: dict) -> None:
         self.losses = deque(state["losses"], maxlen=MEMORY)
-        self.since_token, self.outliers = state["since_token"], state["outliers"]
+        self.last_began, self.since_token, self.outliers = (
+            state[name] for name in ("last_began", "since_token", "outliers")
+        )
 
 
 class LossWatch:
