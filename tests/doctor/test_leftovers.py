@@ -65,7 +65,7 @@ live, command, live_answers = start()
 assert answers.readline() == live_answers.readline() == "drawn\\n"
 os.killpg(killed, signal.SIGKILL)
 try:
-    while True:  # its worker, too, which is ours to wait for now
+    while True:  # its worker, too, whose parent this process has become
         os.waitpid(-killed, 0)
 except ChildProcessError:
     pass
