@@ -137,5 +137,5 @@ def test_the_checkpoint_before_a_trouble_that_is_only_beginning_is_kept(tmp_path
         CompleteCheckpoint(folder.checkpoints / f"ba{update}", update, update * 100, 0, {}, {})
         for update in range(1, len(losses) + 1)
     ]
-    outdated = saver._outdated(len(losses) * 100, there)
+    outdated = saver._outdated(there)
     assert [checkpoint.batch for checkpoint in there if checkpoint not in outdated] == kept

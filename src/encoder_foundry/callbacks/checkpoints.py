@@ -6,7 +6,6 @@ a run and its continuation. Uses BATCH_CHECKPOINT.
 """
 
 import time
-from functools import partial
 from pathlib import Path
 
 from composer.callbacks import CheckpointSaver
@@ -105,24 +104,24 @@ class CompleteCheckpointSaver(CheckpointSaver):
             _check_seen(target, files)
         if dist.get_global_rank() == 0:
             mark_complete(checkpoint)
-            for old in self._outdated(token, complete_checkpoints(self.checkpoints.glob("ba*"))):
+            for old in self._outdated(complete_checkpoints(self.checkpoints.glob("ba*"))):
                 remove_checkpoint(old.folder)
         dist.barrier()
         place = target.absolute().as_uri()
         if self.store is not None:
-            outdated = partial(self._outdated, token) if self.keep > 0 else None
+            outdated = self._outdated if self.keep > 0 else None
             if self.store.save(checkpoint, list(own), outdated):
                 place = f"{self.store.url}/{CHECKPOINTS}{target.name}"
         for destination in logger.destinations:
             if isinstance(destination, WandBRun):
                 destination.log_checkpoint(checkpoint, place)
 
-    def _outdated(self, token: int, complete: list[CompleteCheckpoint]) -> list[CompleteCheckpoint]:
-        """Those that need not be kept, at a token; `complete` are the kept trajectory's, oldest first."""
+    def _outdated(self, complete: list[CompleteCheckpoint]) -> list[CompleteCheckpoint]:
+        """Those that need not be kept; `complete` are the kept trajectory's, oldest first."""
         if self.keep < 0:
             return []
         kept = {checkpoint.folder for checkpoint in complete[-self.keep :]}
-        for needed in self.needed_tokens.union(self.watch.needs_tokens(token)):
+        for needed in self.needed_tokens.union(self.watch.needs_tokens()):
             kept.update(checkpoint.folder for checkpoint in [c for c in complete if c.token <= needed][-1:])
         return [checkpoint for checkpoint in complete if checkpoint.folder not in kept]
 

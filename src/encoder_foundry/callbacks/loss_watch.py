@@ -57,8 +57,8 @@ class Plateau:
         )
         return Trouble("plateau", why, self.best_token)
 
-    def needs_token(self, token: int) -> int:
-        """The token before which a rollback from `token` would look for a checkpoint."""
+    def needs_token(self) -> int:
+        """The token before which a rollback would look for a checkpoint, if trouble began with the next update."""
         return self.best_token
 
     def state_dict(self) -> dict:
@@ -105,8 +105,8 @@ class Spike:
         )
         return Trouble("spike", why, self.since_token)
 
-    def needs_token(self, token: int) -> int:
-        """The token before which a rollback from `token` would look for a checkpoint."""
+    def needs_token(self) -> int:
+        """The token before which a rollback would look for a checkpoint, if trouble began with the next update."""
         return self.last_began if self.since_token is None else self.since_token
 
     def state_dict(self) -> dict:
@@ -147,9 +147,9 @@ class LossWatch:
         troubles = [detector.observe(token, tokens, loss) for detector in self.detectors.values()]
         return next((trouble for trouble in troubles if trouble is not None), None)
 
-    def needs_tokens(self, token: int) -> list[int]:
-        """Tokens of which each needs the last checkpoint before it, if it came to a rollback from `token`."""
-        return [detector.needs_token(token) for detector in self.detectors.values()]
+    def needs_tokens(self) -> list[int]:
+        """Tokens of which each needs the last checkpoint before it, if it came to a rollback."""
+        return [detector.needs_token() for detector in self.detectors.values()]
 
     def state_dict(self) -> dict:
         """What the detectors remember, as JSON types."""
