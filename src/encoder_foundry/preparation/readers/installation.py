@@ -102,9 +102,9 @@ def _readmes() -> dict[str, str]:
     return {name: _encodable(texts[name]) for name in _by_hash(texts.keys() - {OURS})}
 
 
-def _required(name: str) -> Iterator[importlib.metadata.Distribution]:
+def _required(by: str) -> Iterator[importlib.metadata.Distribution]:
     """A distribution and all that it requires, directly or not, as far as that is installed."""
-    wanted = [(canonicalize_name(name), "")]
+    wanted = [(by, "")]
     for name, extra in wanted:  # which grows
         try:
             distribution = importlib.metadata.distribution(name)
