@@ -1,7 +1,6 @@
 """The monitors tell what really happened: time is counted once, operations are the model's, ranks are told apart."""
 
 import random
-import statistics
 import time
 from types import SimpleNamespace
 
@@ -101,7 +100,7 @@ def _measured_run(slow_rank: int, sleep: float) -> None:
         def __init__(self):
             self.step_time = StepTime()
             self.straggling = StragglingRank(self.step_time)
-            self.records, self.longest = [], []
+            self.records, self.walls = [], []
 
         def before_train_batch(self, state, logger):
             time.sleep(sleep / 4)  # in the optimizer's closure, as all of Composer's work on microbatches
@@ -111,9 +110,8 @@ def _measured_run(slow_rank: int, sleep: float) -> None:
 
         def batch_end(self, state, logger):
             own = [monitor.local(state) for monitor in (self.step_time, self.straggling)]
-            own.append(time.perf_counter() - self.began)
-            steps, works, walls = zip(*dist.all_gather_object(own), strict=True)
-            self.longest.append(max(walls))
+            self.walls.append(time.perf_counter() - self.began)
+            steps, works = zip(*dist.all_gather_object(own), strict=True)
             self.records.append(
                 self.step_time.measured(state, list(steps)) | self.straggling.measured(state, list(works))
             )
@@ -134,22 +132,20 @@ def _measured_run(slow_rank: int, sleep: float) -> None:
     trainer.fit()
     trainer.close()
     assert dist.all_reduce is before
-    measured = gathered.records[1:]
-    for record, longest in zip(measured, gathered.longest[1:], strict=True):
+    for record, wall in list(zip(gathered.records, gathered.walls, strict=True))[1:]:
         parts = [record[f"{part}_seconds"] for part in PARTS]
         assert all(part > 0 for part in parts)
         assert sum(parts) <= record["step_seconds"] - sleep / 4
-        assert sleep <= record["step_seconds"] <= longest
-        assert record["forward_seconds"] >= sleep / 2  # the mean of a rank that works and one that waits for it
-    # What the machine itself takes in one update or another is no part of what is asked here.
-    assert statistics.median(record["forward_seconds"] for record in measured) < 0.8 * sleep
-    assert statistics.median(record["communication_seconds"] for record in measured) > 0.3 * sleep
-    assert statistics.mode(record["slowest_rank"] for record in measured) == slow_rank
-    assert statistics.median(record["slowest_lag"] for record in measured) > 0.5
+        assert record["step_seconds"] == pytest.approx(wall, abs=0.2 * sleep)
+        # the mean of a rank that works and one that waits for it
+        assert record["forward_seconds"] == pytest.approx(sleep / 2, abs=0.3 * sleep)
+        assert record["communication_seconds"] >= 0.3 * sleep
+        assert record["slowest_rank"] == slow_rank
+        assert record["slowest_lag"] > 0.5
 
 
 def test_the_rank_that_the_others_wait_for_is_named_and_their_waiting_is_communication(tmp_path):
-    on_ranks(2, tmp_path, _measured_run, 1, 0.2)
+    on_ranks(2, tmp_path, _measured_run, 1, 1.0)  # seconds, beside which what a busy machine adds is little
 
 
 def test_operations_count_the_documents_as_long_as_they_are(monkeypatch):
