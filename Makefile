@@ -53,13 +53,13 @@ format: $(INSTALLED)
 # Resolve all pins afresh, for every extra and both Python versions.
 constraints:
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-header \
-		--upgrade --output-file constraints.txt
+		--override overrides.txt --upgrade --output-file constraints.txt
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt overrides.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else "Python 3.11 or 3.12 is needed, found " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip install --python $(BIN)/python $(BYTECODE) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/uv pip install --python $(BIN)/python $(BYTECODE) --constraint constraints.txt --override overrides.txt --editable '.[dev]'
 	touch $@
 
 clean:

@@ -174,7 +174,8 @@ def _fit(
 def _let_go_of(trainer: Trainer) -> None:
     """Undo what keeps a closed Trainer's model and optimizer in memory: Composer's exit hook, a cache of torch's."""
     atexit.unregister(trainer.engine._close)
-    state_dict._get_fqns.cache_clear()
+    if hasattr(state_dict._get_fqns, "cache_clear"):  # up to torch 2.11
+        state_dict._get_fqns.cache_clear()
 
 
 def build_trainer(

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from encoder_foundry.errors import ConfigurationError
 from encoder_foundry.model.masked_lm import MaskedLM
 from encoder_foundry.recipe.schema import Recipe
-from encoder_foundry.training.gloo import complete_gloo
+from encoder_foundry.training.gloo import sum_then_divide
 
 REPLICATE, SHARD = ParallelismType.DATA_PARALLEL_REPLICATE.value, ParallelismType.DATA_PARALLEL_SHARD.value
 
@@ -50,8 +50,6 @@ class ShardingConfig(FSDP2Config):
 
 def shard(network: MaskedLM, recipe: Recipe, device: torch.device) -> None:
     """Shard a network over all ranks, as a recipe's `fsdp_config` and `compile_config` say, in place."""
-    if distributed.get_backend() == "gloo":
-        complete_gloo()
     replicas, _ = recipe.fsdp_config.degrees(distributed.get_world_size())
     mesh = data_parallel_mesh(replicas, device, recipe.dist_timeout)
     # Parameters stay float32 and inputs as they come, as ModernBERT was trained: autocast, on CPU our own, decides what
@@ -64,6 +62,8 @@ def shard(network: MaskedLM, recipe: Recipe, device: torch.device) -> None:
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
         fully_shard(layer, **options)
     fully_shard(network, **options)
+    if distributed.get_backend() == "gloo":
+        sum_then_divide(network)
     network._fsdp_wrap = False  # Composer's word, deprecated without a successor, for a module that it shall not shard
 
 
