@@ -1,15 +1,15 @@
-# Encoder Foundry on MosaicML's image. torch and CUDA are the image's own; all else is as constraints.txt pins it.
+# Rotary Foundry on MosaicML's image. torch and CUDA are the image's own; all else is as constraints.txt pins it.
 #
-#   docker build --build-arg COMMIT="$(git rev-parse HEAD)" -t encoder-foundry .
-#   docker run --gpus all --shm-size=16g -v "$PWD/runs:/encoder-foundry/runs" -v "$PWD/data:/encoder-foundry/data" \
-#       encoder-foundry composer launch yamls/main/base.yaml
+#   docker build --build-arg COMMIT="$(git rev-parse HEAD)" -t rotary-foundry .
+#   docker run --gpus all --shm-size=16g -v "$PWD/runs:/rotary-foundry/runs" -v "$PWD/data:/rotary-foundry/data" \
+#       rotary-foundry composer launch yamls/main/base.yaml
 #
 # Keys come at run time (`-e WANDB_API_KEY -e AWS_ACCESS_KEY_ID …`), none is built in. The user in it has the number
 # 1000; `--user` names another, whom what is mounted has to belong to.
 FROM mosaicml/pytorch:2.7.0_cu128-python3.12-ubuntu22.04
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-WORKDIR /encoder-foundry
+WORKDIR /rotary-foundry
 
 # What is installed depends on these two files alone, so a change of code installs nothing anew.
 COPY constraints.txt pyproject.toml ./
@@ -46,5 +46,5 @@ RUN useradd --create-home --uid 1000 foundry \
 
 # What git would say of this code, for the records of runs: no .git is sent to the engine.
 ARG COMMIT=
-ENV ENCODER_FOUNDRY_COMMIT=$COMMIT
+ENV ROTARY_FOUNDRY_COMMIT=$COMMIT
 USER 1000:1000

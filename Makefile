@@ -13,15 +13,15 @@ RUN := nano
 nano: $(INSTALLED)
 	$(BIN)/python data_prep yamls/data/nano.yaml
 	$(BIN)/composer -n 2 launch yamls/main/nano.yaml run_name=$(RUN) $(OVERRIDES)
-	$(BIN)/encoder-foundry export runs/$(RUN) runs/$(RUN)/export
-	$(BIN)/encoder-foundry summary runs/$(RUN)
-	$(BIN)/encoder-foundry report runs/$(RUN)
+	$(BIN)/rotary-foundry export runs/$(RUN) runs/$(RUN)/export
+	$(BIN)/rotary-foundry summary runs/$(RUN)
+	$(BIN)/rotary-foundry report runs/$(RUN)
 
 # Five seeds of nano, which its report lays behind a run. 30 minutes on two cores.
 SEEDS := 17 18 19 20 21
 reference:
 	for seed in $(SEEDS); do $(MAKE) nano RUN=nano-$$seed OVERRIDES=seed=$$seed || exit; done
-	$(BIN)/encoder-foundry reference $(SEEDS:%=runs/nano-%) --out src/encoder_foundry/reporting/references/nano.json
+	$(BIN)/rotary-foundry reference $(SEEDS:%=runs/nano-%) --out src/rotary_foundry/reporting/references/nano.json
 
 # Whole runs are two processes each, and come one after the other; of the others two files are run at a time.
 WHOLE_RUNS := tests/training tests/launch

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 from measure import draw, in_new_process, median_ratio, mixed_lengths, peak_memory, race, timed, workload
 
-from encoder_foundry.allocator import keep_freed_memory
+from rotary_foundry.utils.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results.md"
 WORKLOADS = {"uniform 512": [512] * 8, "mixed": mixed_lengths(), "one of 8192": [8192]}
@@ -79,7 +79,7 @@ def floor() -> str:
     from floor import product_rate, sdpa_rate
     from models import base_config
 
-    from encoder_foundry.recipe.cost import attention_flops, matmul_flops
+    from rotary_foundry.recipe.cost import attention_flops, matmul_flops
 
     config, rows, profiles = base_config(), [], []
     for load, name in (("uniform 512", "ours"), ("uniform 512", "ours, compiled"), ("one of 8192", "ours")):

@@ -50,7 +50,7 @@ def _sources() -> Iterator[str]:
 
 def make_tokenizer(corpus: Path, directory: Path) -> Path:
     """A tokenizer of 50,368 ids, trained on the first file of a corpus."""
-    from encoder_foundry.preparation.tokenizer import save_trained, train_tokenizer
+    from rotary_foundry.data_prep.tokenizer import save_trained, train_tokenizer
 
     lines = min(corpus.glob("*.jsonl")).read_text(encoding="utf-8").splitlines()
     save_trained(train_tokenizer((json.loads(line)["text"] for line in lines), 50_368), directory, max(ROW_LENGTHS))

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from measure import timed
 
-from encoder_foundry.recipe.cost import attention_flops_of_pairs
-from encoder_foundry.recipe.schema import ModelConfig
+from rotary_foundry.recipe.cost import attention_flops_of_pairs
+from rotary_foundry.recipe.schema import ModelConfig
 
 LARGE = 4096  # rows and columns of the large product
 

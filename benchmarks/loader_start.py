@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from encoder_foundry.data.kept_order import KeptOrder
-from encoder_foundry.data.order import CanonicalOrder, Draw
+from rotary_foundry.data.kept_order import KeptOrder
+from rotary_foundry.data.order import CanonicalOrder, Draw
 
 ROWS, SHARD, DEALT, BATCH = 1 << 24, 1 << 15, 1 << 20, 1 << 12
 

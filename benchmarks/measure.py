@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from models import CONTENDERS, Contender, Documents
 
-from encoder_foundry.allocator import keep_freed_memory
-from encoder_foundry.data.masking import IGNORE_INDEX
+from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
+from rotary_foundry.utils.allocator import keep_freed_memory
 
 MASKED = 0.3
 

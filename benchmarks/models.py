@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
-from encoder_foundry.data.masking import IGNORE_INDEX
-from encoder_foundry.interop.huggingface import SIZES
-from encoder_foundry.model.initialisation import initialise
-from encoder_foundry.model.masked_lm import MaskedLM
-from encoder_foundry.recipe.loading import load_config
-from encoder_foundry.recipe.schema import ModelConfig
+from rotary_foundry.interop.huggingface import SIZES
+from rotary_foundry.models.modernbert.initialisation import initialise
+from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
+from rotary_foundry.recipe.loading import load_config
+from rotary_foundry.recipe.schema import ModelConfig
 
 BASE = Path(__file__).parents[1] / "yamls/models/base.yaml"
 PAD = 0

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 
 from recipe_cost import NANO, Spent
 
-from encoder_foundry.callbacks.monitor import Monitor
-from encoder_foundry.callbacks.optimizer_monitor import OptimizerMonitor
-from encoder_foundry.callbacks.run_records import RunRecords
-from encoder_foundry.callbacks.stage_progress import StageProgress
-from encoder_foundry.callbacks.step_time import PhaseClock, StepTime
-from encoder_foundry.data.shards import open_corpus
-from encoder_foundry.optim.stable_adamw import StableAdamW
-from encoder_foundry.recipe import load_recipe
-from encoder_foundry.training import run
+from rotary_foundry.callbacks.monitor import Monitor
+from rotary_foundry.callbacks.optimizer_monitor import OptimizerMonitor
+from rotary_foundry.callbacks.run_records import RunRecords
+from rotary_foundry.callbacks.step_time import PhaseClock, StepTime
+from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.loggers.stage_progress import StageProgress
+from rotary_foundry.optim.stable_adamw import StableAdamW
+from rotary_foundry.recipe import load_recipe
+from rotary_foundry.training import run
 
 
 @dataclass

@@ -15,15 +15,15 @@ import torch
 from measure import timed
 from torch.distributed import checkpoint as dist_cp
 
-from encoder_foundry.algorithms.segment_switch import SegmentSwitch
-from encoder_foundry.callbacks.checkpoints import CompleteCheckpointSaver
-from encoder_foundry.data import loaders
-from encoder_foundry.data.masking import Masking
-from encoder_foundry.data.shards import open_corpus
-from encoder_foundry.model.masked_lm import MaskedLM
-from encoder_foundry.recipe import load_recipe
-from encoder_foundry.recipe.schema import ModelConfig
-from encoder_foundry.training import run
+from rotary_foundry.algorithms.segment_switch import SegmentSwitch
+from rotary_foundry.callbacks.checkpoint_saver import CompleteCheckpointSaver
+from rotary_foundry.data import loaders
+from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.objectives.masked_lm import Masking
+from rotary_foundry.recipe import load_recipe
+from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.training import run
 
 NANO = Path(__file__).parents[1] / "yamls/main/nano.yaml"
 

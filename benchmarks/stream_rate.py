@@ -10,11 +10,11 @@ import torch
 from measure import take_turns
 from recipe_cost import NANO
 
-from encoder_foundry.data.loaders import RunData
-from encoder_foundry.data.shards import open_corpus
-from encoder_foundry.model.composer_model import ComposerMaskedLM
-from encoder_foundry.model.masked_lm import MaskedLM
-from encoder_foundry.recipe import compile_plan, load_recipe
+from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.data.loaders import RunData
+from rotary_foundry.models.composer_model import ComposerMaskedLM
+from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.recipe import compile_plan, load_recipe
 
 LONGER = ["batch_size_ramp=null", "duration=4_194_304tok"]
 

@@ -10,12 +10,12 @@ import sys
 
 from rich.console import Console
 
-from encoder_foundry.errors import FoundryError, print_error
-from encoder_foundry.preparation.config import load_corpus_config
-from encoder_foundry.preparation.pipeline import prepare
-from encoder_foundry.preparation.report import table
-from encoder_foundry.preparation.statistics import Statistics
-from encoder_foundry.redaction import redacted
+from rotary_foundry.data_prep.corpus_config import load_corpus_config
+from rotary_foundry.data_prep.pipeline import prepare
+from rotary_foundry.data_prep.statistics import Statistics
+from rotary_foundry.data_prep.statistics_table import table
+from rotary_foundry.utils.errors import FoundryError, print_error
+from rotary_foundry.utils.redaction import redacted
 
 # transformers saves and opens tokenizers; without this it would import torch for it, six seconds each time
 os.environ.setdefault("USE_TORCH", "0")
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides a key, as in out=data/other")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
-    logging.getLogger("encoder_foundry").setLevel(logging.INFO)
+    logging.getLogger("rotary_foundry").setLevel(logging.INFO)
     try:
         config = load_corpus_config(arguments.config, arguments.overrides)
         if prepare(config):

@@ -14,7 +14,11 @@ import signal
 import sys
 import time
 
-from encoder_foundry.errors import (
+from rotary_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
+from rotary_foundry.recipe.rehearsal import rehearsal
+from rotary_foundry.runs.changes import changes_of_run
+from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.utils.errors import (
     FAILED,
     REFUSED,
     STOPPED,
@@ -24,12 +28,8 @@ from encoder_foundry.errors import (
     StopRequested,
     print_error,
 )
-from encoder_foundry.processes import is_first, is_first_of_node, world_size
-from encoder_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
-from encoder_foundry.recipe.changes import changes_of_run
-from encoder_foundry.recipe.rehearsal import rehearsal
-from encoder_foundry.redaction import redacted
-from encoder_foundry.run_folder import RunFolder
+from rotary_foundry.utils.processes import is_first, is_first_of_node, world_size
+from rotary_foundry.utils.redaction import redacted
 
 # Seconds. A rank that is still there after them has an error of its own, such as shards that are missing on its node.
 FIRST_RANK_SPEAKS = 10
@@ -84,13 +84,13 @@ def launch(path: str, overrides: list[str]) -> None:
         recipe = rehearsal(recipe, world_size())
     check_world_size(recipe, compile_plan(recipe), path)
     if recipe.rehearse:
-        from encoder_foundry.training.rehearsal import with_stand_ins
+        from rotary_foundry.training.rehearsal_stand_ins import with_stand_ins
 
         recipe = with_stand_ins(recipe)
     elif (folder := RunFolder.of(recipe)).recipe.is_file():  # of nodes with disks of their own on the first one only
         changes_of_run(folder, recipe)
 
-    from encoder_foundry.data.shards import open_corpus
+    from rotary_foundry.data.corpus import open_corpus
 
     tokenizer = open_corpus(recipe)
 
@@ -102,11 +102,11 @@ def launch(path: str, overrides: list[str]) -> None:
     quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
 
-    from encoder_foundry.reporting.start import print_start
-    from encoder_foundry.training.first_weights import check_init_from
-    from encoder_foundry.training.logs import start_logs
-    from encoder_foundry.training.ranks import one_reason
-    from encoder_foundry.training.run import train
+    from rotary_foundry.reporting.start import print_start
+    from rotary_foundry.training.first_weights import check_init_from
+    from rotary_foundry.training.logs import start_logs
+    from rotary_foundry.training.ranks import one_reason
+    from rotary_foundry.training.run import train
 
     check_init_from(recipe)
     start_logs(recipe)
@@ -117,8 +117,8 @@ def launch(path: str, overrides: list[str]) -> None:
 
 
 def report_rehearsal(folder: RunFolder) -> None:
-    from encoder_foundry.interop.export import export_checkpoint
-    from encoder_foundry.reporting.transitions import print_transitions
+    from rotary_foundry.interop.export import export_checkpoint
+    from rotary_foundry.reporting.transitions import print_transitions
 
     export_checkpoint(folder.path, folder.export)
     print_transitions(folder)

@@ -26,7 +26,7 @@ from threading import Thread
 
 import psutil
 
-REFUSED, FAILED = 2, 70  # encoder_foundry/errors.py: both with a line that says why
+REFUSED, FAILED = 2, 70  # rotary_foundry/utils/errors.py: both with a line that says why
 REQUESTS = {signal.SIGTERM, signal.SIGUSR1}
 
 
@@ -49,7 +49,7 @@ if __name__ == "__main__":
 
     from composer.cli.launcher import main  # seconds, in which a signal may come
 
-    from encoder_foundry.errors import STOPPED
+    from rotary_foundry.utils.errors import STOPPED
 
     status, said = None, io.StringIO()
     try:

@@ -15,9 +15,7 @@ def on_ranks(ranks: int, folder: Path, function: Callable, *arguments) -> None:
     They are forked by a server that has imported torch and Composer: spawned, each would take ten seconds for it. They
     get the environment as it is now, not as it was when the server was started.
     """
-    mp.get_context("forkserver").set_forkserver_preload(
-        ["torch.distributed.checkpoint", "encoder_foundry.training.run"]
-    )
+    mp.get_context("forkserver").set_forkserver_preload(["torch.distributed.checkpoint", "rotary_foundry.training.run"])
     arguments = (ranks, folder / f"store-{function.__name__}-{ranks}", dict(os.environ), function, arguments)
     mp.start_processes(_on_rank, args=arguments, nprocs=ranks, start_method="forkserver")
 

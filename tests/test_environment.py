@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry.environment import commit
+from rotary_foundry.runs.environment import commit
 
 REPOSITORY = Path(__file__).parents[1]
 BUILT = "5" * 40
@@ -18,7 +18,7 @@ def package(tmp_path, monkeypatch) -> Path:
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "ada")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "ada@example.org")
-    monkeypatch.delenv("ENCODER_FOUNDRY_COMMIT", raising=False)
+    monkeypatch.delenv("ROTARY_FOUNDRY_COMMIT", raising=False)
     folder = tmp_path / "src"
     folder.mkdir()
     (folder / "__init__.py").touch()
@@ -48,16 +48,16 @@ def test_without_git_it_is_what_the_image_was_built_of_and_git_goes_before_that(
     alone.mkdir()
     (alone / "__init__.py").touch()
     assert commit(alone) is None
-    monkeypatch.setenv("ENCODER_FOUNDRY_COMMIT", BUILT)
+    monkeypatch.setenv("ROTARY_FOUNDRY_COMMIT", BUILT)
     assert commit(alone) == BUILT
     assert commit(package) not in (BUILT, None)
     monkeypatch.setenv("PATH", str(tmp_path))  # no git there
     assert commit(package) == BUILT
-    monkeypatch.setenv("ENCODER_FOUNDRY_COMMIT", "")  # as an image has it that was built without
+    monkeypatch.setenv("ROTARY_FOUNDRY_COMMIT", "")  # as an image has it that was built without
     assert commit(package) is None
 
 
 def test_this_checkout_has_one(monkeypatch):
-    monkeypatch.delenv("ENCODER_FOUNDRY_COMMIT", raising=False)
+    monkeypatch.delenv("ROTARY_FOUNDRY_COMMIT", raising=False)
     in_repository = (REPOSITORY / ".git").exists()
     assert re.fullmatch(r"[0-9a-f]{40}( \+ changes)?" if in_repository else "None", str(commit()))

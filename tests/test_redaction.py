@@ -2,7 +2,7 @@
 
 import pytest
 
-from encoder_foundry.redaction import REDACTED, redacted, redacted_arguments
+from rotary_foundry.utils.redaction import REDACTED, redacted, redacted_arguments
 
 SECRET = "0123456789abcdef"
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from encoder_foundry.errors import FoundryError
-from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, append_line, mark_complete, remove_checkpoint
+from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, append_line, mark_complete, remove_checkpoint
+from rotary_foundry.utils.errors import FoundryError
 
 
 def checkpoint(run: RunFolder, batch: int, rollbacks: int = 0):

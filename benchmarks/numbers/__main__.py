@@ -33,7 +33,9 @@ TIMEOUT = 240  # seconds for one launch
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python benchmarks/numbers", description="Compare the numbers of two commits.")
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/numbers", description="Compare the numbers of two commits."
+    )
     parser.add_argument("before", help="a git revision")
     parser.add_argument("after", nargs="?", help="another one; the working tree if it is not given")
     arguments = parser.parse_args()

@@ -11,9 +11,9 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from encoder_foundry.callbacks.metric_keys import X_AXIS
+from rotary_foundry.loggers.metric_keys import X_AXIS
 
-NAME = "Encoder Foundry"
+NAME = "Rotary Foundry"
 STEP = "Step"  # W&B's own: updates made, abandoned ones included
 
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from encoder_foundry.callbacks.checkpoint_rollback import CheckpointRollback, RollbackDue
-from encoder_foundry.callbacks.loss_watch import LossWatch
-from encoder_foundry.optim.stable_adamw import StableAdamW
-from encoder_foundry.recipe.schema import RollbackConfig
+from rotary_foundry.callbacks.checkpoint_rollback import CheckpointRollback, RollbackDue
+from rotary_foundry.callbacks.loss_watch import LossWatch
+from rotary_foundry.optim.stable_adamw import StableAdamW
+from rotary_foundry.recipe.schema import RollbackConfig
 
 
 def after_a_step(gradient: float) -> SimpleNamespace:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from encoder_foundry.callbacks import checkpoints
-from encoder_foundry.errors import FoundryError
+from rotary_foundry.callbacks import checkpoint_saver as checkpoints
+from rotary_foundry.utils.errors import FoundryError
 
 
 def test_parts_that_lie_on_another_nodes_disk_end_the_run_at_its_first_checkpoint(tmp_path, monkeypatch):

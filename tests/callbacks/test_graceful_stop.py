@@ -10,9 +10,9 @@ from composer.core import Timestamp
 from composer.core.engine import sigterm_handler
 from composer.devices import DeviceCPU
 
-from encoder_foundry.callbacks import graceful_stop
-from encoder_foundry.callbacks.graceful_stop import GracefulStop
-from encoder_foundry.errors import StopRequested
+from rotary_foundry.callbacks import graceful_stop
+from rotary_foundry.callbacks.graceful_stop import GracefulStop
+from rotary_foundry.utils.errors import StopRequested
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from encoder_foundry.callbacks.loss_watch import LossWatch
-from encoder_foundry.recipe.schema import NonFiniteTrigger, PlateauTrigger, RollbackConfig, SpikeTrigger
+from rotary_foundry.callbacks.loss_watch import LossWatch
+from rotary_foundry.recipe.schema import NonFiniteTrigger, PlateauTrigger, RollbackConfig, SpikeTrigger
 
 TOKENS = 100  # an update
 SPIKE = RollbackConfig(spike=SpikeTrigger(z_score=6.0, patience=3, lr=1e-4))

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from encoder_foundry import load_recipe
-from encoder_foundry.callbacks import step_time, throughput
-from encoder_foundry.callbacks.loss_spike import LossSpike
-from encoder_foundry.callbacks.memory import Memory
-from encoder_foundry.callbacks.step_time import PARTS, PhaseClock, StepTime
-from encoder_foundry.callbacks.straggling_rank import StragglingRank
-from encoder_foundry.callbacks.throughput import Throughput, peak_flops
-from encoder_foundry.data.masking import IGNORE_INDEX
-from encoder_foundry.recipe.cost import PEAK_FLOPS
+from rotary_foundry import load_recipe
+from rotary_foundry.callbacks import step_time, throughput
+from rotary_foundry.callbacks.loss_spike import LossSpike
+from rotary_foundry.callbacks.memory import Memory
+from rotary_foundry.callbacks.step_time import PARTS, PhaseClock, StepTime
+from rotary_foundry.callbacks.straggling_rank import StragglingRank
+from rotary_foundry.callbacks.throughput import Throughput, peak_flops
+from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
+from rotary_foundry.recipe.cost import PEAK_FLOPS
 from tests.ranks import on_ranks
 
 
@@ -85,8 +85,8 @@ def _measured_run(slow_rank: int, sleep: float) -> None:
     from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
 
-    from encoder_foundry.optim.decay_groups import decay_groups
-    from encoder_foundry.optim.stable_adamw import StableAdamW
+    from rotary_foundry.optim.decay_groups import decay_groups
+    from rotary_foundry.optim.stable_adamw import StableAdamW
 
     class Slow(nn.Module):
         def forward(self, value):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from encoder_foundry.callbacks import checkpoint_rollback
-from encoder_foundry.callbacks.optimizer_monitor import OptimizerMonitor
-from encoder_foundry.optim.decay_groups import decay_groups
-from encoder_foundry.optim.stable_adamw import StableAdamW
+from rotary_foundry.callbacks import checkpoint_rollback
+from rotary_foundry.callbacks.optimizer_monitor import OptimizerMonitor
+from rotary_foundry.optim.decay_groups import decay_groups
+from rotary_foundry.optim.stable_adamw import StableAdamW
 from tests.ranks import on_ranks
 
 
@@ -23,7 +23,7 @@ def _monitored_run() -> None:
     from composer.utils.parallelism import FSDP2Config
     from torch.utils.data import DataLoader, TensorDataset
 
-    from encoder_foundry.callbacks.optimizer_monitor import OptimizerMonitor
+    from rotary_foundry.callbacks.optimizer_monitor import OptimizerMonitor
 
     class Whole(Callback):
         """Gathers what the monitor is to know."""

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 from composer.core import Time, Timestamp
 
-from encoder_foundry import load_recipe
-from encoder_foundry.callbacks import stage_progress
-from encoder_foundry.callbacks.stage_progress import Bars, StageProgress, duration, short
-from encoder_foundry.recipe.plan import plan_in_force
-from encoder_foundry.wording import number
+from rotary_foundry import load_recipe
+from rotary_foundry.loggers import stage_progress
+from rotary_foundry.loggers.stage_progress import Bars, StageProgress, duration, short
+from rotary_foundry.recipe.plan import plan_in_force
+from rotary_foundry.utils.wording import number
 
 STEP = 2.0  # seconds an update
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import wandb
 
-from encoder_foundry.callbacks.checkpoint_rollback import RollbackDue
-from encoder_foundry.callbacks.loss_watch import Trouble
-from encoder_foundry.callbacks.wandb_run import WandBRun
-from encoder_foundry.errors import FoundryError, StopRequested
+from rotary_foundry.callbacks.checkpoint_rollback import RollbackDue
+from rotary_foundry.callbacks.loss_watch import Trouble
+from rotary_foundry.loggers.wandb_run import WandBRun
+from rotary_foundry.utils.errors import FoundryError, StopRequested
 from tests.wandb_file import Recorded, read_back
 
 

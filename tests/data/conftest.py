@@ -7,7 +7,7 @@ import pytest
 from streaming import MDSWriter
 from streaming.base.util import merge_index
 
-from encoder_foundry.data.rows import SHARD_HASH, Row, columns, encode_row, token_dtype
+from rotary_foundry.data.rows import SHARD_HASH, Row, columns, encode_row, token_dtype
 
 REPOSITORY = Path(__file__).parents[2]
 ROW_LENGTH = 32

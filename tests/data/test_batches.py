@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from encoder_foundry.data.batches import collate, num_rows, num_tokens, split, update_digest
-from encoder_foundry.data.masking import IGNORE_INDEX, Masking, row_generator
+from rotary_foundry.data.batches import collate, num_rows, num_tokens, split, update_digest
+from rotary_foundry.objectives.masked_lm import IGNORE_INDEX, Masking, row_generator
 
 SPECIAL = (0, 1, 2, 3, 4)
 MASKING = Masking(0.3, 0.8, 0.1, mask_id=4, special_ids=SPECIAL, vocab_size=1000)

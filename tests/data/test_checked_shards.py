@@ -12,12 +12,12 @@ import pytest
 from streaming import MDSWriter
 from torch.utils.data import DataLoader
 
-from encoder_foundry.data import checked_shards
-from encoder_foundry.data.checked_shards import CheckedShards
-from encoder_foundry.data.rows import Row, columns, encode_row, token_dtype
-from encoder_foundry.data.stream import Draw, TrainingStream, row_streams
-from encoder_foundry.errors import DataError
-from encoder_foundry.inspection.shards import ShardFolder
+from rotary_foundry.data import checked_shards
+from rotary_foundry.data.checked_shards import CheckedShards
+from rotary_foundry.data.rows import Row, columns, encode_row, token_dtype
+from rotary_foundry.data.stream import Draw, TrainingStream, row_streams
+from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder
+from rotary_foundry.utils.errors import DataError
 
 from .conftest import ROW_LENGTH, ROWS, write_rows
 

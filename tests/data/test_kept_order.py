@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from encoder_foundry.data.order import CanonicalOrder, Draw
-from encoder_foundry.data.stream import TrainingStream
-from encoder_foundry.errors import DataError
+from rotary_foundry.data.order import CanonicalOrder, Draw
+from rotary_foundry.data.stream import TrainingStream
+from rotary_foundry.utils.errors import DataError
 
 from .conftest import ROW_LENGTH, ROWS
 

@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from encoder_foundry import compile_plan, load_recipe
-from encoder_foundry.data import loaders
-from encoder_foundry.data.batches import num_rows, num_tokens
-from encoder_foundry.data.checked_shards import CheckedShards
-from encoder_foundry.data.masking import Masking
-from encoder_foundry.data.shards import TokenizerFacts
-from encoder_foundry.data.stream import row_streams
-from encoder_foundry.errors import DataError
+from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.data import loaders
+from rotary_foundry.data.batches import num_rows, num_tokens
+from rotary_foundry.data.checked_shards import CheckedShards
+from rotary_foundry.data.corpus import TokenizerFacts
+from rotary_foundry.data.stream import row_streams
+from rotary_foundry.objectives.masked_lm import Masking
+from rotary_foundry.utils.errors import DataError
 
 from .conftest import REPOSITORY, ROW_LENGTH, write_rows
 

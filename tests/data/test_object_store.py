@@ -8,10 +8,10 @@ import boto3
 import pytest
 from torch.utils.data import DataLoader
 
-from encoder_foundry import load_recipe
-from encoder_foundry.data.shards import open_corpus
-from encoder_foundry.data.stream import Draw, TrainingStream
-from encoder_foundry.errors import DataError, Fault
+from rotary_foundry import load_recipe
+from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.data.stream import Draw, TrainingStream
+from rotary_foundry.utils.errors import DataError, Fault
 
 from ..object_store import bucket
 from .conftest import REPOSITORY, ROW_LENGTH, write_rows

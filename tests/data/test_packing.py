@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from encoder_foundry.data import packing
-from encoder_foundry.data.packing import BUFFER, Packer, gives_up_last
-from encoder_foundry.data.rows import Row, encode_row, token_dtype
+from rotary_foundry.data import packing
+from rotary_foundry.data.packing import BUFFER, Packer, gives_up_last
+from rotary_foundry.data.rows import Row, encode_row, token_dtype
 
 CLS, SEP = 1, 2
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from streaming import MDSWriter, StreamingDataset
 
-from encoder_foundry.data.rows import (
+from rotary_foundry.data.rows import (
     Manifest,
     Row,
     check_row,
@@ -20,7 +20,7 @@ from encoder_foundry.data.rows import (
     fingerprint,
     token_dtype,
 )
-from encoder_foundry.errors import DataError
+from rotary_foundry.utils.errors import DataError
 
 MANIFEST = Manifest("code", "train", 1024, rows=10, documents=30, tokens=10_200, fill=10_200 / 10_240, tokenizer="ab")
 
@@ -129,5 +129,5 @@ def test_a_fingerprint_of_no_tokenizer_is_an_error_that_names_the_file(tmp_path)
 
 
 def test_manifests_can_be_read_without_torch():
-    code = "import sys, encoder_foundry.data.rows; sys.exit('torch' in sys.modules)"
+    code = "import sys, rotary_foundry.data.rows; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

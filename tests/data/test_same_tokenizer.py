@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from encoder_foundry.data.same_tokenizer import check_same_tokenizer, keep_tokenizer
-from encoder_foundry.errors import DataError
+from rotary_foundry.data.same_tokenizer import check_same_tokenizer, keep_tokenizer
+from rotary_foundry.utils.errors import DataError
 
 TEXTS = {"model": ["the window of the encoder attends"] * 4, "other": ["int main(void) { return 0; }"] * 4}
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder_foundry.data.sampling import sample_rows
+from rotary_foundry.data.sampling import sample_rows
 
 SOURCES = st.lists(
     st.tuples(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(0, 300)), min_size=1, max_size=4

@@ -8,9 +8,9 @@ import pytest
 import zstd
 from streaming import MDSWriter, StreamingDataset
 
-from encoder_foundry.data.rows import SHARD_HASH, Row, columns, encode_row
-from encoder_foundry.data.shard_writer import ShardWriter
-from encoder_foundry.errors import DataError
+from rotary_foundry.data.rows import SHARD_HASH, Row, columns, encode_row
+from rotary_foundry.data.shard_writer import ShardWriter
+from rotary_foundry.utils.errors import DataError
 
 
 def some_rows(dtype: np.dtype) -> list[Row]:

@@ -6,10 +6,10 @@ import shutil
 import pytest
 from tokenizers import Tokenizer, models
 
-from encoder_foundry import load_recipe
-from encoder_foundry.data.rows import SPECIAL_TOKENS, Manifest, fingerprint
-from encoder_foundry.data.shards import check_same_rows, keep_rows, open_corpus
-from encoder_foundry.errors import DataError
+from rotary_foundry import load_recipe
+from rotary_foundry.data.corpus import check_same_rows, keep_rows, open_corpus
+from rotary_foundry.data.rows import SPECIAL_TOKENS, Manifest, fingerprint
+from rotary_foundry.utils.errors import DataError
 
 from .conftest import REPOSITORY
 

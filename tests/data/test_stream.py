@@ -10,10 +10,10 @@ import pytest
 from streaming import MDSWriter
 from torch.utils.data import DataLoader
 
-from encoder_foundry import load_recipe
-from encoder_foundry.data.packing import Packer
-from encoder_foundry.data.rows import SHARD_HASH, columns, encode_row
-from encoder_foundry.data.stream import Draw, TrainingStream, whole_updates
+from rotary_foundry import load_recipe
+from rotary_foundry.data.packing import Packer
+from rotary_foundry.data.rows import SHARD_HASH, columns, encode_row
+from rotary_foundry.data.stream import Draw, TrainingStream, whole_updates
 
 from .conftest import REPOSITORY, ROW_LENGTH, ROWS
 

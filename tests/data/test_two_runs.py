@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 
-from encoder_foundry.data.shards import TOKENIZER_FILES
+from rotary_foundry.data.corpus import TOKENIZER_FILES
 
 from .conftest import REPOSITORY, ROW_LENGTH, ROWS
 
@@ -12,7 +12,7 @@ from .conftest import REPOSITORY, ROW_LENGTH, ROWS
 DRAW = """
 import hashlib, sys
 from torch.utils.data import DataLoader
-from encoder_foundry.data.stream import Draw, TrainingStream
+from rotary_foundry.data.stream import Draw, TrainingStream
 print("ready", flush=True)
 sys.stdin.readline()
 draw = Draw(17, 0, None, 0, updates=100, global_batch_size=19)
@@ -25,9 +25,9 @@ print(digest.hexdigest(), flush=True)
 """
 OPEN = """
 import socket, sys
-from encoder_foundry import load_recipe
-from encoder_foundry.data.shards import open_corpus
-from encoder_foundry.errors import DataError
+from rotary_foundry import load_recipe
+from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.utils.errors import DataError
 socket.gethostname = lambda: "{host}"
 try:
     open_corpus(load_recipe("{nano}", ["data.local={local}", "data.remote={remote}"]))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
-from encoder_foundry.recipe import Recipe, load_recipe
+from rotary_foundry.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
+from rotary_foundry.recipe import Recipe, load_recipe
 
 from ..data.conftest import row_folder
-from ..inspection.tree import write_tree
+from ..data_prep.inspection.tree import write_tree
 from ..namespaces import why_not
 
 __all__ = ["row_folder"]  # a fixture, here too
@@ -78,5 +78,5 @@ def on_own_machine(mounts: dict[str, str], command: list[str], **environment: st
 
 
 def doctor(*arguments: object) -> list[str]:
-    """The command line of `encoder-foundry doctor …`."""
-    return [str(Path(sys.executable).parent / "encoder-foundry"), "doctor", *map(str, arguments)]
+    """The command line of `rotary-foundry doctor …`."""
+    return [str(Path(sys.executable).parent / "rotary-foundry"), "doctor", *map(str, arguments)]

@@ -6,8 +6,8 @@ import pytest
 from torch import distributed
 from torch.multiprocessing import ProcessExitedException
 
-from encoder_foundry.doctor import collectives
-from encoder_foundry.doctor.finding import BAD, GOOD
+from rotary_foundry.doctor import collectives
+from rotary_foundry.doctor.finding import BAD, GOOD
 
 from ..ranks import on_ranks
 

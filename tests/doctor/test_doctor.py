@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry.doctor import examine
-from encoder_foundry.doctor.examine import _machine, _together
-from encoder_foundry.doctor.finding import BAD, bad, good
+from rotary_foundry.doctor import examine
+from rotary_foundry.doctor.examine import _machine, _together
+from rotary_foundry.doctor.finding import BAD, bad, good
 
 from .conftest import REPOSITORY, doctor, on_own_machine
 
@@ -51,7 +51,7 @@ def test_on_a_machine_like_a_bare_container_everything_that_would_fail_is_named_
     remedies = run.stdout.count("→")
     assert remedies == len(marked["✗"]) + len(marked["!"])
     assert "docker run --shm-size=2g" in run.stdout
-    command = f"composer -n 2 -c encoder-foundry doctor {BASE} runs_folder={runs} save_folder=s3://bucket/runs "
+    command = f"composer -n 2 -c rotary-foundry doctor {BASE} runs_folder={runs} save_folder=s3://bucket/runs "
     assert f"{command}'loggers.wandb={{" in run.stdout.replace(str(Path(sys.executable).parent) + "/", "")
     assert run.stdout.splitlines()[-1].startswith("5 in the way of a run")
     assert not [line for line in run.stdout.splitlines() if line.endswith(" ")]
@@ -117,7 +117,7 @@ def test_a_node_that_does_not_come_is_named_by_the_one_that_waited(recipe_file, 
     """The other node of two has nobody: the store that the ranks meet in is not there."""
     composer = Path(sys.executable).parent / "composer"
     place = ["--world_size", "2", "--node_rank", "1", "--master_addr", "127.0.0.1", "--master_port", "1"]
-    short = "from encoder_foundry.doctor import collectives, examine; collectives.MEETING_SECONDS = 3.0; "
+    short = "from rotary_foundry.doctor import collectives, examine; collectives.MEETING_SECONDS = 3.0; "
     script = tmp_path / "short.py"
     script.write_text(f"{short}raise SystemExit(not examine.examine(None, (), False))\n")
     command = [str(composer), "-n", "1", *place, str(script)]

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoder_foundry.doctor import installation
-from encoder_foundry.doctor.finding import BAD, DOUBTFUL, GOOD
-from encoder_foundry.doctor.installation import attention_error, check_attention, check_gpus, check_packages
-from encoder_foundry.model.attention import BACKENDS
-from encoder_foundry.model.attention_sdpa import sdpa_attention
-from encoder_foundry.recipe import Recipe, load_recipe
+from rotary_foundry.doctor import installation
+from rotary_foundry.doctor.finding import BAD, DOUBTFUL, GOOD
+from rotary_foundry.doctor.installation import attention_error, check_attention, check_gpus, check_packages
+from rotary_foundry.models.layers.attention import BACKENDS
+from rotary_foundry.models.layers.attention_sdpa import sdpa_attention
+from rotary_foundry.recipe import Recipe, load_recipe
 
 from .conftest import only
 

@@ -6,9 +6,9 @@ import sys
 
 from filelock import FileLock
 
-from encoder_foundry.doctor import leftovers
-from encoder_foundry.doctor.finding import DOUBTFUL, GOOD
-from encoder_foundry.doctor.leftovers import check_leftovers, find_leftovers
+from rotary_foundry.doctor import leftovers
+from rotary_foundry.doctor.finding import DOUBTFUL, GOOD
+from rotary_foundry.doctor.leftovers import check_leftovers, find_leftovers
 
 from ..data.conftest import ROW_LENGTH, ROWS
 from .conftest import on_own_machine, only
@@ -18,8 +18,8 @@ from .conftest import on_own_machine, only
 TWO_RUNS = """
 import ctypes, json, os, signal
 from torch.utils.data import DataLoader
-from encoder_foundry.data.stream import Draw, TrainingStream
-from encoder_foundry.doctor.leftovers import check_leftovers
+from rotary_foundry.data.stream import Draw, TrainingStream
+from rotary_foundry.doctor.leftovers import check_leftovers
 
 NEW_PIDS_AND_MOUNTS = 0x20000000 | 0x00020000
 PR_SET_CHILD_SUBREAPER = 36

@@ -13,9 +13,9 @@ from pathlib import Path
 import boto3
 import pytest
 
-from encoder_foundry.doctor.finding import BAD, GOOD
-from encoder_foundry.doctor.reach import check_data, check_save_folder, check_wandb
-from encoder_foundry.recipe import Recipe
+from rotary_foundry.doctor.finding import BAD, GOOD
+from rotary_foundry.doctor.reach import check_data, check_save_folder, check_wandb
+from rotary_foundry.recipe import Recipe
 
 from ..object_store import bucket
 from .conftest import only

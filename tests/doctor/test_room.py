@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry.data.stream import Draw, TrainingStream
-from encoder_foundry.doctor.finding import BAD, GOOD
-from encoder_foundry.doctor.room import check_data_disk, check_order_disk, check_runs_disk, check_shm, loaders_need
-from encoder_foundry.recipe import compile_plan, load_recipe
-from encoder_foundry.recipe.cost import cost
-from encoder_foundry.wording import size
+from rotary_foundry.data.stream import Draw, TrainingStream
+from rotary_foundry.doctor.finding import BAD, GOOD
+from rotary_foundry.doctor.room import check_data_disk, check_order_disk, check_runs_disk, check_shm, loaders_need
+from rotary_foundry.recipe import compile_plan, load_recipe
+from rotary_foundry.recipe.cost import cost
+from rotary_foundry.utils.wording import size
 
 from .conftest import REPOSITORY, on_own_machine, only
 
@@ -26,9 +26,9 @@ import json, os, time
 from functools import partial
 from pathlib import Path
 from torch.utils.data import DataLoader
-from encoder_foundry.data.loaders import _collate_training
-from encoder_foundry.data.masking import Masking
-from encoder_foundry.data.stream import Draw, TrainingStream
+from rotary_foundry.data.loaders import _collate_training
+from rotary_foundry.objectives.masked_lm import Masking
+from rotary_foundry.data.stream import Draw, TrainingStream
 from tests.data import conftest
 
 conftest.ROW_LENGTH = 4096

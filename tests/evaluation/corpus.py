@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 from streaming import MDSWriter
 from streaming.base.util import merge_index
 
-from encoder_foundry.data.packing import Packer
-from encoder_foundry.data.rows import SHARD_HASH, Manifest, columns, encode_row, fingerprint, token_dtype
-from encoder_foundry.preparation.encoding import CorpusTokenizer
-from encoder_foundry.preparation.tokenizer import save_trained, train_tokenizer
+from rotary_foundry.data.packing import Packer
+from rotary_foundry.data.rows import SHARD_HASH, Manifest, columns, encode_row, fingerprint, token_dtype
+from rotary_foundry.data_prep.encoding import CorpusTokenizer
+from rotary_foundry.data_prep.tokenizer import save_trained, train_tokenizer
 
 ROW = 256  # tokens, so documents of more lie in pieces
 WORDS = ["encoder", "token", "attends", "window", "document", "naïve", "漢字", "🙂", "the", "of", "and"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from encoder_foundry.evaluation import bootstrap
-from encoder_foundry.evaluation.results import Measure
+from rotary_foundry.evaluation import bootstrap
+from rotary_foundry.evaluation.results import Measure
 
 
 def _documents(generator: np.random.Generator, count: int) -> dict[str, tuple[float, float]]:

@@ -10,12 +10,12 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from encoder_foundry import cli
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.evaluation import suites
-from encoder_foundry.evaluation.compare import find_results, write_comparison
-from encoder_foundry.evaluation.evaluate import PACKAGES, evaluate
-from encoder_foundry.evaluation.results import Measure, Result, name_of, results_folder
+from rotary_foundry import cli
+from rotary_foundry.evaluation import suites
+from rotary_foundry.evaluation.compare import find_results, write_comparison
+from rotary_foundry.evaluation.evaluate import PACKAGES, evaluate
+from rotary_foundry.evaluation.results import Measure, Result, name_of, results_folder
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.evaluation.test_suites import CONTEXT
 
 
@@ -112,12 +112,12 @@ def test_a_result_is_read_as_it_was_written(evaluated, tmp_path):
 
 def test_what_is_no_result_is_named(tmp_path):
     (tmp_path / "result.json").write_text('{"suite": "context"}')
-    with pytest.raises(DataError, match=r"result\.json: cannot be read as a result of `encoder-foundry evaluate`"):
+    with pytest.raises(DataError, match=r"result\.json: cannot be read as a result of `rotary-foundry evaluate`"):
         Result.read(tmp_path / "result.json")
 
 
 def refused(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["encoder-foundry", *arguments])
+    monkeypatch.setattr(sys, "argv", ["rotary-foundry", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     return ended.value.code, capsys.readouterr().err
@@ -148,7 +148,7 @@ def test_data_that_is_not_there_is_refused_before_the_first_suite(monkeypatch, c
 def test_comparing_nothing_is_refused(monkeypatch, capsys, tmp_path):
     status, said = refused(monkeypatch, capsys, "compare", str(tmp_path))
     assert status == 2
-    assert "no result.json; `encoder-foundry evaluate` writes them" in said
+    assert "no result.json; `rotary-foundry evaluate` writes them" in said
 
 
 @pytest.mark.parametrize(

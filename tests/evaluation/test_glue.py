@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 from scipy.stats import t
 
-from encoder_foundry.evaluation import glue
-from encoder_foundry.evaluation.compare import write_comparison
-from encoder_foundry.evaluation.results import Measure, Result
+from rotary_foundry.evaluation import glue
+from rotary_foundry.evaluation.compare import write_comparison
+from rotary_foundry.evaluation.results import Measure, Result
 
-COMMAND = str(Path(sys.executable).parent / "encoder-foundry")
+COMMAND = str(Path(sys.executable).parent / "rotary-foundry")
 RESULT = {
     "task": "mine",
     "metric": "accuracy",
@@ -32,7 +32,7 @@ def made_of(results: list[dict], monkeypatch, tmp_path) -> tuple[Result, list]:
     (tmp_path / "config.json").write_text("{}")
     asked = []
     monkeypatch.setattr(
-        "encoder_foundry.finetuning.search.finetune",
+        "rotary_foundry.finetuning.search.finetune",
         lambda path, overrides: asked.append((path, overrides)) or results,
     )
     result = glue.run(tmp_path, glue.Config(suite="glue", finetune="a.yaml", task=["mine"], out=str(tmp_path / "out")))

@@ -9,8 +9,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.evaluation.models import Masked, open_model
+from rotary_foundry.evaluation.models import Masked, open_model
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.evaluation.corpus import texts
 from tests.permuted import permuted
 

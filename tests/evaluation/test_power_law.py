@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder_foundry.evaluation.power_law import Law, fit
+from rotary_foundry.evaluation.power_law import Law, fit
 
 CONTEXT = 128.0 * 2 ** np.arange(7)
 

@@ -13,12 +13,12 @@ from sentence_transformers.models import StaticEmbedding
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaConfig, RobertaModel, T5Config, T5EncoderModel
 
-from encoder_foundry.errors import ConfigurationError, DataError, NeedsNetwork
-from encoder_foundry.evaluation import retrieval
-from encoder_foundry.evaluation.results import Measure, Result
-from encoder_foundry.evaluation.suites import find_suites
-from encoder_foundry.finetuning import dense_retrieval, multi_vector
-from encoder_foundry.finetuning.code_search import code_search_pairs
+from rotary_foundry.evaluation import retrieval_suite as retrieval
+from rotary_foundry.evaluation.results import Measure, Result
+from rotary_foundry.evaluation.suites import find_suites
+from rotary_foundry.finetuning import dense_retrieval, multi_vector
+from rotary_foundry.finetuning.code_search import code_search_pairs
+from rotary_foundry.utils.errors import ConfigurationError, DataError, NeedsNetwork
 from tests.retrieval import SPECIAL, save_encoder
 
 PAIRS = 40
@@ -107,7 +107,7 @@ def test_vectors_of_tokens_are_scored_by_maxsim_over_all_documents(code_encoder,
 
 
 def test_a_similarity_below_zero_is_not_the_zero_of_anothers_padding():
-    from encoder_foundry.evaluation.retrieval_models import LateInteraction
+    from rotary_foundry.evaluation.retrieval_models import LateInteraction
 
     query, short, long = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]]), torch.tensor([[-0.6, 0.8]] * 3)
     scores = LateInteraction.similarity(None, [query, query.repeat(2, 1)], [short, long])
@@ -136,7 +136,7 @@ def test_a_public_set_that_is_not_in_the_cache_needs_the_network(code_encoder, c
 
 
 def test_the_names_of_papers_are_found_in_mteb():
-    from encoder_foundry.evaluation.retrieval_tasks import find_tasks, leaves
+    from rotary_foundry.evaluation.retrieval_tasks import find_tasks, leaves
 
     beir = find_tasks("BEIR")
     assert len(beir) == 15
@@ -148,7 +148,7 @@ def test_the_names_of_papers_are_found_in_mteb():
 
 
 def test_a_benchmarks_mean_is_over_its_tasks_and_not_over_all_queries(config):
-    from encoder_foundry.evaluation.retrieval_tasks import Part
+    from rotary_foundry.evaluation.retrieval_tasks import Part
 
     def part(*scores: float) -> Part:
         return Part("", 10, {str(number): score for number, score in enumerate(scores)})

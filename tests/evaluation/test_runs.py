@@ -3,13 +3,14 @@
 import pytest
 from safetensors.torch import load_file
 
-from encoder_foundry.evaluation import glue, retrieval
-from encoder_foundry.evaluation.evaluate import evaluate
-from encoder_foundry.evaluation.results import Result
-from encoder_foundry.evaluation.suites import find_suites
-from encoder_foundry.interop.export import export_checkpoint
+from rotary_foundry.evaluation import glue
+from rotary_foundry.evaluation import retrieval_suite as retrieval
+from rotary_foundry.evaluation.evaluate import evaluate
+from rotary_foundry.evaluation.results import Result
+from rotary_foundry.evaluation.suites import find_suites
+from rotary_foundry.interop.export import export_checkpoint
 from tests.interop.runs import make_run
-from tests.model.peers import our_network
+from tests.models.peers import our_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 THETA = 160_000.0  # of the stage at whose end the checkpoint is
@@ -50,7 +51,7 @@ def test_the_results_of_a_checkpoint_lie_in_its_run(run, checkpoint, corpus):
 def test_a_checkpoint_is_fine_tuned_as_its_export(network, run, checkpoint, monkeypatch):
     asked = {}
     monkeypatch.setattr(
-        "encoder_foundry.finetuning.search.finetune",
+        "rotary_foundry.finetuning.search.finetune",
         lambda _, overrides: asked.update(override.split("=", 1) for override in overrides) or [],
     )
     (suite,) = find_suites(["glue"])

@@ -11,12 +11,13 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.stats import binomtest
 
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.evaluation import context, masked_lm, needle
-from encoder_foundry.evaluation.models import MaskedModel, open_model
-from encoder_foundry.evaluation.results import Measure
-from encoder_foundry.evaluation.suites import find_suites
-from encoder_foundry.evaluation.texts import held_out
+from rotary_foundry.evaluation import context, needle
+from rotary_foundry.evaluation import masked_lm_loss as masked_lm
+from rotary_foundry.evaluation.held_out_texts import held_out
+from rotary_foundry.evaluation.models import MaskedModel, open_model
+from rotary_foundry.evaluation.results import Measure
+from rotary_foundry.evaluation.suites import find_suites
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 UNIFORM = {"cls__predictions__transform__LayerNorm__weight": 0.0}  # of BERT: every word is as likely as any other
 CONTEXT = ("longest=256", "shortest=32", "span_tokens=8", "windows=3", "spans=4")

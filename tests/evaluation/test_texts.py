@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from encoder_foundry.errors import DataError
-from encoder_foundry.evaluation.texts import describe, held_out
+from rotary_foundry.evaluation.held_out_texts import describe, held_out
+from rotary_foundry.utils.errors import DataError
 from tests.evaluation.corpus import texts
 
 

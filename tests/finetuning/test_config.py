@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.finetuning.config import SearchConfig, load_finetune_config
-from encoder_foundry.finetuning.retrieval import RetrievalConfig, check
-from encoder_foundry.finetuning.search import load_search
+from rotary_foundry.finetuning.finetune_config import SearchConfig, load_finetune_config
+from rotary_foundry.finetuning.retrieval import RetrievalConfig, check
+from rotary_foundry.finetuning.search import load_search
+from rotary_foundry.utils.errors import ConfigurationError
 
 FOLDER = Path(__file__).parents[2] / "yamls/finetune"
 
@@ -107,5 +107,5 @@ def test_a_warm_up_is_the_same_part_of_the_whole_to_classifiers_and_retrievers(w
 
 
 def test_a_run_folder_is_refused_with_the_command_that_exports_it(write_yaml, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"has no config\.json; of a run, `encoder-foundry export` makes such"):
+    with pytest.raises(ConfigurationError, match=r"has no config\.json; of a run, `rotary-foundry export` makes such"):
         load_finetune_config(write_yaml(), [f"model={tmp_path}"])

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from encoder_foundry.finetuning import search
+from rotary_foundry.finetuning import search
 
 JOB = """#!/bin/sh
 began=$(date +%s.%N)

@@ -8,9 +8,9 @@ import datasets
 import pytest
 from transformers import AutoTokenizer
 
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.finetuning.config import load_finetune_config
-from encoder_foundry.finetuning.encoding import prepare
+from rotary_foundry.finetuning.example_encoding import prepare
+from rotary_foundry.finetuning.finetune_config import load_finetune_config
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.finetuning.conftest import opinions, write_jsonl
 from tests.permuted import permuted
 

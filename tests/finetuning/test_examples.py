@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from encoder_foundry.errors import DataError, NeedsNetwork
-from encoder_foundry.finetuning.config import DataConfig
-from encoder_foundry.finetuning.examples import read_split
+from rotary_foundry.finetuning.examples import read_split
+from rotary_foundry.finetuning.finetune_config import DataConfig
+from rotary_foundry.utils.errors import DataError, NeedsNetwork
 from tests.finetuning.conftest import write_jsonl
 
-COMMAND = str(Path(sys.executable).parent / "encoder-foundry")
+COMMAND = str(Path(sys.executable).parent / "rotary-foundry")
 ROWS = [{"text": "None", "label": "good"}, {"text": 'NA, "quoted"\nline', "label": "bad"}]
 
 

@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from encoder_foundry.errors import DataError
-from encoder_foundry.finetuning import installation
-from encoder_foundry.finetuning.config import DataConfig
-from encoder_foundry.finetuning.examples import read_split
+from rotary_foundry.finetuning import offline_tasks as installation
+from rotary_foundry.finetuning.examples import read_split
+from rotary_foundry.finetuning.finetune_config import DataConfig
+from rotary_foundry.utils.errors import DataError
 
 SPLITS = ("train", "validation")
 

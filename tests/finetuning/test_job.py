@@ -6,10 +6,10 @@ import pytest
 import torch
 import transformers
 
-from encoder_foundry.finetuning.config import load_finetune_config
-from encoder_foundry.finetuning.encoding import prepare
-from encoder_foundry.finetuning.job import run_job
-from encoder_foundry.finetuning.search import job_settings
+from rotary_foundry.finetuning.example_encoding import prepare
+from rotary_foundry.finetuning.finetune_config import load_finetune_config
+from rotary_foundry.finetuning.job import run_job
+from rotary_foundry.finetuning.search import job_settings
 from tests.finetuning.conftest import opinions
 
 

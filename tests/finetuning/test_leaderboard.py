@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.finetuning.leaderboard import best_point, point_name, print_leaderboard, summarise
+from rotary_foundry.finetuning.leaderboard import best_point, point_name, print_leaderboard, summarise
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 POINTS = [
     {"lr": lr, "weight_decay": 1e-6, "max_duration": "1ep", "global_train_batch_size": 16} for lr in (1e-5, 3e-5, 8e-5)

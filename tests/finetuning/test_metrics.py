@@ -6,8 +6,8 @@ import seqeval.metrics
 import sklearn.metrics
 import torch
 
-from encoder_foundry.finetuning.encoding import NO_LABEL
-from encoder_foundry.finetuning.metrics import make_metric
+from rotary_foundry.finetuning.example_encoding import NO_LABEL
+from rotary_foundry.finetuning.metrics import make_metric
 
 
 @pytest.mark.parametrize(

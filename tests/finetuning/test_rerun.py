@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.finetuning.search import finetune
+from rotary_foundry.finetuning.search import finetune
+from rotary_foundry.utils.errors import ConfigurationError
 
 JOB = """#!/bin/sh
 echo >> "$3/ran"

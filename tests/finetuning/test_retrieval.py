@@ -10,12 +10,12 @@ import torch
 import yaml
 from transformers import AutoModel, AutoTokenizer, PretrainedConfig, RobertaConfig, T5Config, XLNetConfig
 
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.finetuning import dense_retrieval, multi_vector
-from encoder_foundry.finetuning.code_search import code_search_pairs
-from encoder_foundry.finetuning.dense_retrieval import MiningConfig
-from encoder_foundry.finetuning.pairs import read_pairs
-from encoder_foundry.finetuning.retrieval import finetune_retrieval, fit, load_retriever
+from rotary_foundry.finetuning import dense_retrieval, multi_vector
+from rotary_foundry.finetuning.code_search import code_search_pairs
+from rotary_foundry.finetuning.dense_retrieval import MiningConfig
+from rotary_foundry.finetuning.pairs import read_pairs
+from rotary_foundry.finetuning.retrieval import finetune_retrieval, fit, load_retriever
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.retrieval import DOCUMENTS, QUERIES, save_encoder, write_pairs
 
 DENSE = "yamls/finetune/dense_retrieval.yaml"

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry.errors import ConfigurationError, FoundryError
-from encoder_foundry.finetuning.search import finetune
+from rotary_foundry.finetuning.search import finetune
+from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]  # a job's imports alone are 15 seconds of a core
 LINE = re.compile(r"mine (\S+) (seed-\d+): .* (\d+) s$", re.MULTILINE)
-COMMAND = str(Path(sys.executable).parent / "encoder-foundry")
+COMMAND = str(Path(sys.executable).parent / "rotary-foundry")
 
 
 @pytest.fixture(scope="module")

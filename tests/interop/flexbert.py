@@ -13,7 +13,7 @@ from composer.models import HuggingFaceModel
 from torch import nn
 from transformers import BertConfig, ModernBertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from encoder_foundry.model.masked_lm import MaskedLM
+from rotary_foundry.models.modernbert.network import MaskedLM
 
 SETTINGS = {  # as in the YAML of ModernBERT-base's pretraining
     "attention_layer": "rope",

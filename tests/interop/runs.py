@@ -10,10 +10,10 @@ from torch.distributed import checkpoint as dist_cp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from encoder_foundry.interop.checkpoints import WEIGHTS
-from encoder_foundry.recipe import Recipe, compile_plan, load_recipe
-from encoder_foundry.recipe.schema import ModelConfig
-from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, append_line, mark_complete
+from rotary_foundry.interop.checkpoint_weights import WEIGHTS
+from rotary_foundry.recipe import Recipe, compile_plan, load_recipe
+from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, append_line, mark_complete
 
 NANO = compile_plan(load_recipe("yamls/main/nano.yaml"))
 TOKENS = NANO.stage_ends["extend"]

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.interop import load_model
-from encoder_foundry.interop.checkpoints import WEIGHTS, CheckpointWeights
-from encoder_foundry.interop.export import export_checkpoint
-from encoder_foundry.interop.safe_reading import read_metadata
-from encoder_foundry.recipe import load_recipe
+from rotary_foundry.interop import load_model
+from rotary_foundry.interop.checkpoint_weights import WEIGHTS, CheckpointWeights
+from rotary_foundry.interop.export import export_checkpoint
+from rotary_foundry.interop.safe_reading import read_metadata
+from rotary_foundry.recipe import load_recipe
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.interop.runs import complete, make_run, save_sharded
-from tests.model.peers import our_network, pack
+from tests.models.peers import our_network, pack
 from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -82,5 +82,5 @@ def test_a_diverged_checkpoint_is_not_exported(tokenizer_dir, tmp_path):
 
 def test_a_file_of_composers_is_pointed_to_import(tmp_path):
     (tmp_path / "ep0-ba100-rank0.pt").write_bytes(b"")
-    with pytest.raises(ConfigurationError, match="encoder-foundry import"):
+    with pytest.raises(ConfigurationError, match="rotary-foundry import"):
         load_model(tmp_path / "ep0-ba100-rank0.pt")

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from encoder_foundry.cli import app
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.interop import load_model
-from encoder_foundry.interop.export import export_checkpoint
-from encoder_foundry.interop.heads import Head
+from rotary_foundry.cli import app
+from rotary_foundry.interop import load_model
+from rotary_foundry.interop.export import export_checkpoint
+from rotary_foundry.interop.heads import Head
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.interop.runs import NANO, TOKENS, add_records, make_run
-from tests.model.peers import our_network
+from tests.models.peers import our_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 LABELS = ("O", "B-PER", "I-PER")

@@ -8,13 +8,13 @@ import yaml
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from encoder_foundry.cli import app
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.interop import load_model, open_weights
-from encoder_foundry.interop.flexbert import open_flexbert
-from encoder_foundry.interop.importing import import_model
+from rotary_foundry.cli import app
+from rotary_foundry.interop import load_model, open_weights
+from rotary_foundry.interop.flexbert import open_flexbert
+from rotary_foundry.interop.importing import import_model
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.interop.flexbert import save_with_composer, settings_of
-from tests.model.peers import our_network, pack, their_logits, their_network
+from tests.models.peers import our_network, pack, their_logits, their_network
 from tests.permuted import permuted
 
 

@@ -16,9 +16,9 @@ from transformers import (
     pipeline,
 )
 
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.interop.huggingface import export_model, load_directory
-from tests.model.peers import our_network, pack, their_logits, their_network
+from rotary_foundry.interop.huggingface import export_model, load_directory
+from rotary_foundry.utils.errors import ConfigurationError, DataError
+from tests.models.peers import our_network, pack, their_logits, their_network
 
 
 def export(network, tokenizer_dir, out_dir):

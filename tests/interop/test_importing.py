@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.interop import load_model, open_weights
-from encoder_foundry.interop.importing import import_model
-from tests.model.peers import our_network, pack, their_logits, their_network
+from rotary_foundry.interop import load_model, open_weights
+from rotary_foundry.interop.importing import import_model
+from rotary_foundry.utils.errors import ConfigurationError, DataError
+from tests.models.peers import our_network, pack, their_logits, their_network
 from tests.permuted import permuted
 
 NARROW = dict(hidden_size=32, intermediate_size=32, num_attention_heads=1, num_hidden_layers=2)

@@ -6,7 +6,7 @@ from transformers import AutoModel, XLNetConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from encoder_foundry.interop.positions import AFTER_PADDING, most_tokens
+from rotary_foundry.interop.positions import AFTER_PADDING, most_tokens
 
 VOCABULARY = {"esm": {"vocab_size": 33, "pad_token_id": 1, "position_embedding_type": "absolute"}}  # it has no default
 OTHERS = [

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from dockerfile_parse import DockerfileParser
 
-from encoder_foundry.doctor.installation import THE_IMAGES_OWN
+from rotary_foundry.doctor.installation import THE_IMAGES_OWN
 
 REPOSITORY = Path(__file__).parents[2]
 SECRET = re.compile(r"(?i)key|token|secret|passw|credential")
@@ -88,7 +88,7 @@ def test_no_key_is_built_in_and_what_is_not_named_is_not_even_sent_to_the_engine
 
 
 def test_the_commit_is_an_argument_of_the_last_steps_so_that_another_one_installs_nothing_anew(steps):
-    place = steps.index(("ENV", "ENCODER_FOUNDRY_COMMIT=$COMMIT"))
+    place = steps.index(("ENV", "ROTARY_FOUNDRY_COMMIT=$COMMIT"))
     assert ("ARG", "COMMIT=") in steps[:place]
     assert [name for name, _ in steps[place + 1 :]] == ["USER"]
     assert '--build-arg COMMIT="$(git rev-parse HEAD)"' in (REPOSITORY / "Dockerfile").read_text()
@@ -97,7 +97,7 @@ def test_the_commit_is_an_argument_of_the_last_steps_so_that_another_one_install
 def test_what_the_commands_read_is_in_the_image():
     names = {str(path.relative_to(REPOSITORY)) for path in sent()}
     assert {"launch/__main__.py", "data_prep/__main__.py", "yamls/main/base.yaml", "constraints.txt"} <= names
-    assert "src/encoder_foundry/cli.py" in names
+    assert "src/rotary_foundry/cli.py" in names
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
 
 
@@ -112,7 +112,7 @@ def runs(python: str) -> bool:
 def test_the_install_steps_run_in_an_empty_environment_and_make_the_commands_with_the_pins(steps, tmp_path):
     """On CPU: without torch's image, so torch is installed as well, and without FlashAttention."""
     python = next(name for name in ("python3.12", sys.executable) if runs(name))  # the image's, where it is here
-    work, environment = tmp_path / "encoder-foundry", tmp_path / "venv"
+    work, environment = tmp_path / "rotary-foundry", tmp_path / "venv"
     subprocess.run([python, "-m", "venv", str(environment)], check=True)
     work.mkdir()
     variables = {
@@ -140,8 +140,8 @@ def test_the_install_steps_run_in_an_empty_environment_and_make_the_commands_wit
             ran.append(value)
             run(["bash", "-eo", "pipefail", "-c", value])
     assert len(ran) == len(of(steps, "RUN")) - 1
-    assert "pretrain" in run(["encoder-foundry", "plan", "yamls/main/base.yaml"])
-    told = run(["encoder-foundry", "doctor"])
+    assert "pretrain" in run(["rotary-foundry", "plan", "yamls/main/base.yaml"])
+    told = run(["rotary-foundry", "doctor"])
     assert f"✓ pins           as in {work / 'constraints.txt'}" in told
     assert "✓ packages" in told
     assert run(["composer", "-n", "1", "launch", "--help"]).startswith("usage: composer [-n PROCESSES] launch")

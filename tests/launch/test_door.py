@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from encoder_foundry import compile_plan, load_recipe
+from rotary_foundry import compile_plan, load_recipe
 
 from ..training.conftest import REPOSITORY
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
-from encoder_foundry.errors import STOPPED
-from encoder_foundry.recipe import load_recipe
+from rotary_foundry.recipe import load_recipe
+from rotary_foundry.utils.errors import STOPPED
 
 REPOSITORY = Path(__file__).parents[2]
 RANK = """
@@ -96,7 +96,7 @@ def test_shared_memory_is_memory_and_keys_come_from_a_secret_alone(job, containe
     volumes = {volume["name"]: volume for volume in job["template"]["spec"]["volumes"]}
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
-    assert container["envFrom"] == [{"secretRef": {"name": "encoder-foundry"}}]
+    assert container["envFrom"] == [{"secretRef": {"name": "rotary-foundry"}}]
     assert {entry["name"] for entry in container["env"]} == {"GPUS", "WORLD_SIZE", "MASTER_ADDR"}
     assert job["template"]["spec"]["securityContext"]["runAsNonRoot"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from encoder_foundry.errors import STOPPED
-from encoder_foundry.recipe import load_recipe
+from rotary_foundry.recipe import load_recipe
+from rotary_foundry.utils.errors import STOPPED
 
 REPOSITORY = Path(__file__).parents[2]
 TASK = REPOSITORY / "launch/skypilot/base.yaml"

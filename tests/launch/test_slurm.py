@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry.environment import commit
-from encoder_foundry.errors import STOPPED
-from encoder_foundry.run_folder import RunFolder
+from rotary_foundry.runs.environment import commit
+from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.utils.errors import STOPPED
 
 from ..training.conftest import REPOSITORY
 from ..training.runs import assert_same_run, records
@@ -77,11 +77,11 @@ STAND_INS = {
     "scontrol": "echo node1; echo node2",
     "sinfo": "echo 10.0.0.1",
     "squeue": "echo RUNNING",
-    "srun": "printf '%s\\n' \"$@\"; env | grep -E '^(PYTHONPATH|ENCODER_FOUNDRY_COMMIT)='",
+    "srun": "printf '%s\\n' \"$@\"; env | grep -E '^(PYTHONPATH|ROTARY_FOUNDRY_COMMIT)='",
 }
 
 
-@pytest.mark.parametrize("image", ["registry#encoder-foundry:1", None])
+@pytest.mark.parametrize("image", ["registry#rotary-foundry:1", None])
 def test_in_a_container_the_code_is_the_mounted_folders_and_not_the_images_own(tmp_path, image):
     for name, does in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
@@ -102,9 +102,9 @@ def test_in_a_container_the_code_is_the_mounted_folders_and_not_the_images_own(t
     assert "launch/stoppable.py" in ran.stdout
     assert (f"--container-image={image}" in said) == (image is not None)
     assert (f"--container-mounts={REPOSITORY}:{REPOSITORY}" in said) == (image is not None)
-    assert ("--container-env=PYTHONPATH,ENCODER_FOUNDRY_COMMIT" in said) == (image is not None)
+    assert ("--container-env=PYTHONPATH,ROTARY_FOUNDRY_COMMIT" in said) == (image is not None)
     assert (f"PYTHONPATH={REPOSITORY}/src" in said) == (image is not None)
-    assert (f"ENCODER_FOUNDRY_COMMIT={commit() or ''}" in said) == (image is not None)
+    assert (f"ROTARY_FOUNDRY_COMMIT={commit() or ''}" in said) == (image is not None)
 
 
 def test_a_recipe_that_cannot_be_run_is_not_requeued(cluster):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry.errors import STOPPED
+from rotary_foundry.utils.errors import STOPPED
 
 from ..training.conftest import REPOSITORY
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry.callbacks.metric_keys import METRICS
+from rotary_foundry.loggers.metric_keys import METRICS
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 ASKED_FOR = {

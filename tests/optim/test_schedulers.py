@@ -6,12 +6,12 @@ from composer import Callback, ComposerModel, Trainer
 from composer.core import DataSpec
 from torch.utils.data import DataLoader
 
-from encoder_foundry.optim.schedulers import (
+from rotary_foundry.optim.schedulers import (
     ConstantWithWarmupScheduler,
     CosineAnnealingWithWarmupScheduler,
     WarmupStableDecayScheduler,
 )
-from encoder_foundry.recipe.plan import LearningRate
+from rotary_foundry.recipe.plan import LearningRate
 
 PEAK = 8e-4
 ROWS, ROW_LENGTH, UPDATES_AN_EPOCH, UPDATES = 4, 16, 5, 20

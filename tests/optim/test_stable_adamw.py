@@ -19,8 +19,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from encoder_foundry.optim.decay_groups import decay_groups
-from encoder_foundry.optim.stable_adamw import StableAdamW
+from rotary_foundry.optim.decay_groups import decay_groups
+from rotary_foundry.optim.stable_adamw import StableAdamW
 from tests.ranks import on_ranks
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}

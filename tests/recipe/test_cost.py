@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from encoder_foundry import compile_plan, load_recipe
-from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.model.initialisation import initialise
-from encoder_foundry.model.masked_lm import MaskedLM
-from encoder_foundry.optim.stable_adamw import StableAdamW
-from encoder_foundry.recipe.cost import Machine, attention_flops, cost, matmul_flops, parameters
-from encoder_foundry.recipe.schema import ModelConfig
-from tests.model.peers import SMALL, masked, pack
+from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.models.modernbert.initialisation import initialise
+from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.optim.stable_adamw import StableAdamW
+from rotary_foundry.recipe.cost import Machine, attention_flops, cost, matmul_flops, parameters
+from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.utils.errors import ConfigurationError
+from tests.models.peers import SMALL, masked, pack
 
 
 @pytest.mark.parametrize(("name", "published"), [("nano", 3.96e6), ("base", 149e6), ("large", 395e6)])

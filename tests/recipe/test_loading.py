@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry import load_recipe
-from encoder_foundry.errors import ConfigurationError
+from rotary_foundry import load_recipe
+from rotary_foundry.utils.errors import ConfigurationError
 
 NANO = Path("yamls/main/nano.yaml")
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoder_foundry import compile_plan, load_recipe
-from encoder_foundry.recipe.schema import BatchSizeRamp, StageConfig
+from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.recipe.schema import BatchSizeRamp, StageConfig
 
 NANO = "yamls/main/nano.yaml"
 
@@ -106,7 +106,7 @@ def test_updates_follow_each_other_without_gap_in_tokens_updates_and_rows(initia
 
 def test_a_plan_is_compiled_without_importing_torch():
     program = (
-        "import sys; from encoder_foundry import compile_plan, load_recipe; "
+        "import sys; from rotary_foundry import compile_plan, load_recipe; "
         f"compile_plan(load_recipe('{NANO}')); "
         "print([name for name in ('torch', 'composer', 'streaming') if name in sys.modules])"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry import compile_plan, load_recipe
+from rotary_foundry import compile_plan, load_recipe
 
 STAGES = {"pretrain": 1_719_000_000_000, "extend": 250_000_000_000, "decay": 50_000_000_000}
 LENGTHS = {"pretrain": 1024, "extend": 8192, "decay": 8192}

@@ -2,11 +2,11 @@
 
 import pytest
 
-from encoder_foundry import compile_plan, load_recipe
-from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.recipe.plan import plan_in_force
-from encoder_foundry.recipe.rehearsal import NANO, rehearsal
-from encoder_foundry.recipe.validation import problems
+from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.recipe.plan import plan_in_force
+from rotary_foundry.recipe.rehearsal import NANO, rehearsal
+from rotary_foundry.recipe.validation import problems
+from rotary_foundry.utils.errors import ConfigurationError
 
 
 @pytest.fixture(params=["base", "large", "nano"])

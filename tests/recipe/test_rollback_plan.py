@@ -6,8 +6,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoder_foundry import compile_plan, load_recipe
-from encoder_foundry.recipe.plan import Rollback, plan_in_force
+from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.recipe.plan import Rollback, plan_in_force
 
 NANO = load_recipe("yamls/main/nano.yaml")
 PLAN = compile_plan(NANO)

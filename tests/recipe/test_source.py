@@ -10,11 +10,11 @@ import pytest
 from omegaconf import OmegaConf
 from transformers import BertConfig, ModernBertConfig
 
-from encoder_foundry import Recipe, compile_plan, load_recipe
-from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.recipe.cost import parameters
-from encoder_foundry.recipe.schema import ModelConfig
-from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, mark_complete
+from rotary_foundry import Recipe, compile_plan, load_recipe
+from rotary_foundry.recipe.cost import parameters
+from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, mark_complete
+from rotary_foundry.utils.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
 CONTINUE, NANO = ROOT / "yamls/main/continue.yaml", ROOT / "yamls/main/nano.yaml"
@@ -127,7 +127,7 @@ def test_a_run_that_has_begun_keeps_what_it_began_with_though_its_source_went_on
 
 
 def plan(*arguments: str) -> str:
-    script = Path(sys.executable).parent / "encoder-foundry"
+    script = Path(sys.executable).parent / "rotary-foundry"
     finished = subprocess.run(
         [str(script), "plan", str(CONTINUE), *arguments], capture_output=True, text=True, check=True
     )

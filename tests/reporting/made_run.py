@@ -10,10 +10,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from encoder_foundry import load_recipe
-from encoder_foundry.evaluation.results import Headline, Measure, Result
-from encoder_foundry.recipe.plan import Plan, Rollback, plan_in_force, set_rollback
-from encoder_foundry.run_folder import RunFolder
+from rotary_foundry import load_recipe
+from rotary_foundry.evaluation.results import Headline, Measure, Result
+from rotary_foundry.recipe.plan import Plan, Rollback, plan_in_force, set_rollback
+from rotary_foundry.runs.run_folder import RunFolder
 
 ENVIRONMENT = {
     "commit": "0123456789abcdef0123456789abcdef01234567",

@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.reporting import watch
-from encoder_foundry.reporting.charts import report
-from encoder_foundry.reporting.records import Run
-from encoder_foundry.reporting.report import page
-from encoder_foundry.run_folder import RunFolder
+from rotary_foundry.reporting import watch
+from rotary_foundry.reporting.charts import report
+from rotary_foundry.reporting.records import Run
+from rotary_foundry.reporting.report_page import page
+from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.utils.errors import ConfigurationError
 from tests.reporting.browser import EXECUTABLE, Browser
 from tests.reporting.made_run import write_result, write_run
 
@@ -197,7 +197,7 @@ def test_a_name_that_is_a_script_is_shown_and_not_run(browser, tmp_path):
     (run / "plan.json").write_text(json.dumps(plan | {"name": name}))
     browser.open(address_of(run))
     assert browser.run("document.querySelector('h2').textContent") == name
-    assert browser.run("document.title") == f"{name} · Encoder Foundry"
+    assert browser.run("document.title") == f"{name} · Rotary Foundry"
     assert browser.run("document.images.length") == 0
     assert browser.errors == []
 
@@ -276,7 +276,7 @@ def test_a_taken_port_is_said(served):
 
 
 def test_the_command_says_where_it_serves_and_ends_when_it_is_interrupted(tmp_path):
-    command = [Path(sys.executable).parent / "encoder-foundry", "report", write_run(tmp_path / "run", NANO), "--watch"]
+    command = [Path(sys.executable).parent / "rotary-foundry", "report", write_run(tmp_path / "run", NANO), "--watch"]
     serving = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     port = int(re.search(r"http://127.0.0.1:(\d+)/", serving.stdout.readline()).group(1))
     assert asked(port, "/")[0] == 200

@@ -1,4 +1,4 @@
-"""`encoder-foundry plan`: the whole of a recipe, before anything is run."""
+"""`rotary-foundry plan`: the whole of a recipe, before anything is run."""
 
 import json
 import subprocess
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry import compile_plan, load_recipe
+from rotary_foundry import compile_plan, load_recipe
 
 LARGE, NANO = "yamls/main/large.yaml", "yamls/main/nano.yaml"
 TOTAL = compile_plan(load_recipe(NANO)).total_tokens
-COMMAND = str(Path(sys.executable).parent / "encoder-foundry")
+COMMAND = str(Path(sys.executable).parent / "rotary-foundry")
 
 
 def plan(*arguments: str) -> subprocess.CompletedProcess:
@@ -88,7 +88,7 @@ def test_what_cannot_be_answered_is_one_line_and_status_2(arguments, said):
 
 def test_a_plan_is_printed_without_importing_torch():
     program = (
-        "import sys; from typer.testing import CliRunner; from encoder_foundry.cli import app; "
+        "import sys; from typer.testing import CliRunner; from rotary_foundry.cli import app; "
         f"done = CliRunner().invoke(app, ['plan', '{LARGE}', '--gpus', '8', '--gpu', 'h100', '--mfu', '0.4']); "
         "print(done.exit_code, [name for name in ('torch', 'composer', 'streaming', 'transformers') "
         "if name in sys.modules])"

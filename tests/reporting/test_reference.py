@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.reporting.charts import report
-from encoder_foundry.reporting.records import Run
-from encoder_foundry.reporting.reference import WINDOW, find_reference, write_reference
-from encoder_foundry.reporting.report import write_report
+from rotary_foundry.reporting.charts import report
+from rotary_foundry.reporting.records import Run
+from rotary_foundry.reporting.reference import WINDOW, find_reference, write_reference
+from rotary_foundry.reporting.report_page import write_report
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.reporting.made_run import write_run
 
 NANO, LARGE = "yamls/main/nano.yaml", "yamls/main/large.yaml"
 OTHER = "stages.pretrain.lr=2e-3"
-COMMAND = str(Path(sys.executable).parent / "encoder-foundry")
+COMMAND = str(Path(sys.executable).parent / "rotary-foundry")
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,16 @@ import matplotlib.image
 import pytest
 from PIL import Image
 
-from encoder_foundry import load_recipe
-from encoder_foundry.errors import ConfigurationError, DataError
-from encoder_foundry.recipe.plan import compile_plan
-from encoder_foundry.reporting.charts import BUCKETS, report
-from encoder_foundry.reporting.records import Run
-from encoder_foundry.reporting.report import page, write_report
+from rotary_foundry import load_recipe
+from rotary_foundry.recipe.plan import compile_plan
+from rotary_foundry.reporting.charts import BUCKETS, report
+from rotary_foundry.reporting.records import Run
+from rotary_foundry.reporting.report_page import page, write_report
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.reporting.made_run import write_result, write_run
 
 NANO, BASE, LARGE = "yamls/main/nano.yaml", "yamls/main/base.yaml", "yamls/main/large.yaml"
-COMMAND = str(Path(sys.executable).parent / "encoder-foundry")
+COMMAND = str(Path(sys.executable).parent / "rotary-foundry")
 
 
 def content(*paths: Path) -> dict:

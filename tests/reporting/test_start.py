@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 from transformers import ModernBertConfig
 
-from encoder_foundry import load_recipe
-from encoder_foundry.data.rows import Manifest
-from encoder_foundry.recipe.cost import cost, parameters
-from encoder_foundry.recipe.plan import compile_plan, plan_in_force
-from encoder_foundry.reporting.start import print_start
-from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder
+from rotary_foundry import load_recipe
+from rotary_foundry.data.rows import Manifest
+from rotary_foundry.recipe.cost import cost, parameters
+from rotary_foundry.recipe.plan import compile_plan, plan_in_force
+from rotary_foundry.reporting.start import print_start
+from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder
 
 from .made_run import ENVIRONMENT
 
@@ -69,7 +69,7 @@ def test_it_says_what_is_trained_on_what_and_where_things_go(folder):
     assert f"{cost(mine, compile_plan(mine)).checkpoints_written} of 4.75 GB" in said
     assert "in checkpoints/, and s3://bucket/runs/mine" in said
     assert "metrics.jsonl, eval.jsonl, logs/ and checkpoints/ in the run's folder" in said
-    assert f"encoder-foundry report {folder.path} --watch" in said
+    assert f"rotary-foundry report {folder.path} --watch" in said
 
 
 @pytest.mark.parametrize("width", [80, 120])

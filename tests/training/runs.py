@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from encoder_foundry.interop.checkpoints import CheckpointWeights
-from encoder_foundry.run_folder import RunFolder, read_lines
+from rotary_foundry.interop.checkpoint_weights import CheckpointWeights
+from rotary_foundry.runs.run_folder import RunFolder, read_lines
 
 
 def records(run: Path) -> list[dict]:

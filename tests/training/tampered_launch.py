@@ -21,11 +21,11 @@ from pathlib import Path
 
 from streaming.base.storage.download import LocalDownloader
 
-from encoder_foundry.callbacks import checkpoints
-from encoder_foundry.callbacks.run_records import RunRecords
-from encoder_foundry.data import checked_shards, stream
-from encoder_foundry.errors import DataError
-from encoder_foundry.run_folder import RunFolder
+from rotary_foundry.callbacks import checkpoint_saver as checkpoints
+from rotary_foundry.callbacks.run_records import RunRecords
+from rotary_foundry.data import checked_shards, stream
+from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.utils.errors import DataError
 
 MOMENT, _, NUMBER = os.environ.get("KILL_AT", "never:0").partition(":")
 RANKS = {os.environ["RANK"], os.environ.get("KILL_RANK", os.environ["RANK"])}

@@ -15,15 +15,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from encoder_foundry import load_model, load_recipe
-from encoder_foundry.data.loaders import RunData
-from encoder_foundry.data.shards import open_corpus
-from encoder_foundry.errors import DataError
-from encoder_foundry.interop.export import export_checkpoint
-from encoder_foundry.model.masked_lm import MaskedLM
-from encoder_foundry.recipe import Recipe
-from encoder_foundry.run_folder import RunFolder
-from encoder_foundry.training.first_weights import check_init_from
+from rotary_foundry import load_model, load_recipe
+from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.data.loaders import RunData
+from rotary_foundry.interop.export import export_checkpoint
+from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.recipe import Recipe
+from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.training.first_weights import check_init_from
+from rotary_foundry.utils.errors import DataError
 from tests.permuted import permuted
 
 from .conftest import REPOSITORY, WORDS, Tiny

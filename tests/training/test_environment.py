@@ -6,10 +6,10 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from encoder_foundry.environment import commit
-from encoder_foundry.reporting.charts import report
-from encoder_foundry.reporting.records import Run
-from encoder_foundry.run_folder import RunFolder
+from rotary_foundry.reporting.charts import report
+from rotary_foundry.reporting.records import Run
+from rotary_foundry.runs.environment import commit
+from rotary_foundry.runs.run_folder import RunFolder
 from tests.training.runs import column
 
 

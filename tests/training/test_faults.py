@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from encoder_foundry.run_folder import RunFolder
+from rotary_foundry.runs.run_folder import RunFolder
 
 from .conftest import TAMPERED_LAUNCH
 from .runs import digests, final_weights

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from composer.core import Callback
 from torch._inductor import config as inductor_config
 
-from encoder_foundry import compile_plan, load_recipe
-from encoder_foundry.data.loaders import RunData
-from encoder_foundry.data.shards import open_corpus
-from encoder_foundry.model.initialisation import initialise
-from encoder_foundry.model.masked_lm import MaskedLM
-from encoder_foundry.run_folder import RunFolder
-from encoder_foundry.training.run import Start, build_trainer
+from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.data.loaders import RunData
+from rotary_foundry.models.modernbert.initialisation import initialise
+from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.training.run import Start, build_trainer
 from tests.ranks import on_ranks
 
 FIRST_UPDATE = [  # 8 rows, without dropout, whose randomness is the rank's own

@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoder_foundry import compile_plan, load_model, load_recipe
-from encoder_foundry.data.loaders import RunData
-from encoder_foundry.data.shards import open_corpus
-from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.interop import open_weights
-from encoder_foundry.interop.checkpoints import CheckpointWeights
-from encoder_foundry.interop.export import export_checkpoint
-from encoder_foundry.model.initialisation import initialise
-from encoder_foundry.model.masked_lm import MaskedLM
-from encoder_foundry.model.tiling import tile_from
-from encoder_foundry.recipe import Recipe
-from encoder_foundry.run_folder import RunFolder
-from encoder_foundry.training.first_weights import check_init_from, first_weights
-from encoder_foundry.training.sharding import fill, shard
+from rotary_foundry import compile_plan, load_model, load_recipe
+from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.data.loaders import RunData
+from rotary_foundry.interop import open_weights
+from rotary_foundry.interop.checkpoint_weights import CheckpointWeights
+from rotary_foundry.interop.export import export_checkpoint
+from rotary_foundry.models.growing import tile_from
+from rotary_foundry.models.modernbert.initialisation import initialise
+from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.recipe import Recipe
+from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.training.first_weights import check_init_from, first_weights
+from rotary_foundry.training.sharding import fill, shard
+from rotary_foundry.utils.errors import ConfigurationError
 from tests.ranks import on_ranks
 
 from .conftest import TAMPERED_LAUNCH

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from encoder_foundry.errors import STOPPED
-from encoder_foundry.run_folder import RunFolder, complete_checkpoints
+from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints
+from rotary_foundry.utils.errors import STOPPED
 from tests.wandb_file import read_back
 
 from .conftest import TAMPERED_LAUNCH

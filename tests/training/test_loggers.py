@@ -7,13 +7,13 @@ import pytest
 from composer.loggers import WandBLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from encoder_foundry import load_recipe
-from encoder_foundry.callbacks.metric_keys import METRICS, X_AXIS
-from encoder_foundry.environment import commit
-from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.redaction import REDACTED
-from encoder_foundry.run_folder import RunFolder, read_lines
-from encoder_foundry.training.loggers import loggers
+from rotary_foundry import load_recipe
+from rotary_foundry.loggers.metric_keys import METRICS, X_AXIS
+from rotary_foundry.runs.environment import commit
+from rotary_foundry.runs.run_folder import RunFolder, read_lines
+from rotary_foundry.training.loggers import loggers
+from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.redaction import REDACTED
 from tests.wandb_file import Recorded, read_back
 
 from .conftest import PLANTED, PLANTED_KEY

@@ -4,10 +4,10 @@ import logging
 
 import pytest
 
-from encoder_foundry.errors import FoundryError
-from encoder_foundry.recipe import load_recipe
-from encoder_foundry.redaction import REDACTED
-from encoder_foundry.training import logs
+from rotary_foundry.recipe import load_recipe
+from rotary_foundry.training import logs
+from rotary_foundry.utils.errors import FoundryError
+from rotary_foundry.utils.redaction import REDACTED
 
 SECRET = "planted0planted0"
 

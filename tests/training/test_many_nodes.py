@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry.run_folder import RunFolder
+from rotary_foundry.runs.run_folder import RunFolder
 
 from ..namespaces import why_not
 from .conftest import REPOSITORY, Tiny

@@ -12,10 +12,9 @@ from botocore.exceptions import ClientError
 from composer.utils import dist
 from composer.utils.object_store import S3ObjectStore
 
-from encoder_foundry import checkpoint_store
-from encoder_foundry.checkpoint_store import CheckpointStore, is_fault
-from encoder_foundry.errors import FAILED, FoundryError
-from encoder_foundry.run_folder import (
+from rotary_foundry.runs import checkpoint_store
+from rotary_foundry.runs.checkpoint_store import CheckpointStore, is_fault
+from rotary_foundry.runs.run_folder import (
     CompleteCheckpoint,
     RunFolder,
     append_line,
@@ -23,6 +22,7 @@ from encoder_foundry.run_folder import (
     read_lines,
     remove_checkpoint,
 )
+from rotary_foundry.utils.errors import FAILED, FoundryError
 
 from ..object_store import bucket, serving
 from ..ranks import on_ranks

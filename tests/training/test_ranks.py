@@ -7,8 +7,8 @@ import pytest
 from torch import distributed
 from torch.multiprocessing import ProcessExitedException
 
-from encoder_foundry.errors import FAILED, REFUSED, DataError, Fault, FoundryError
-from encoder_foundry.training.ranks import one_reason, watching
+from rotary_foundry.training.ranks import one_reason, watching
+from rotary_foundry.utils.errors import FAILED, REFUSED, DataError, Fault, FoundryError
 
 from ..ranks import on_ranks
 

@@ -5,11 +5,11 @@ import shutil
 import pytest
 from omegaconf import OmegaConf
 
-from encoder_foundry import load_recipe
-from encoder_foundry.errors import ConfigurationError, FoundryError
-from encoder_foundry.reporting.transitions import print_transitions, transitions
-from encoder_foundry.run_folder import RunFolder
-from encoder_foundry.training.rehearsal import _forget_another
+from rotary_foundry import load_recipe
+from rotary_foundry.reporting.transitions import print_transitions, transitions
+from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.training.rehearsal_stand_ins import _forget_another
+from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 
 
 @pytest.fixture(scope="module")

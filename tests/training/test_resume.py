@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry import compile_plan, load_recipe
-from encoder_foundry.errors import ConfigurationError, FoundryError
-from encoder_foundry.recipe.changes import changes_of_run, check_changes
-from encoder_foundry.recipe.plan import plan_in_force, set_rollback
-from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, mark_complete
+from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.recipe.plan import plan_in_force, set_rollback
+from rotary_foundry.runs.changes import changes_of_run, check_changes
+from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, mark_complete
+from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 
 NANO = Path(__file__).parents[2] / "yamls/main/nano.yaml"
 

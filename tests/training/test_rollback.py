@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry import compile_plan, load_recipe
-from encoder_foundry.callbacks.checkpoints import CompleteCheckpointSaver
-from encoder_foundry.callbacks.loss_watch import LossWatch
-from encoder_foundry.data.shards import open_corpus
-from encoder_foundry.recipe.schema import PlateauTrigger, RollbackConfig, SpikeTrigger
-from encoder_foundry.run_folder import CompleteCheckpoint, RunFolder, read_lines
-from encoder_foundry.training import run
+from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.callbacks.checkpoint_saver import CompleteCheckpointSaver
+from rotary_foundry.callbacks.loss_watch import LossWatch
+from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.recipe.schema import PlateauTrigger, RollbackConfig, SpikeTrigger
+from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, read_lines
+from rotary_foundry.training import run
 
 from ..ranks import on_ranks
 from .runs import column, records

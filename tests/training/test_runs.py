@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from encoder_foundry import compile_plan, load_model, load_recipe
-from encoder_foundry.run_folder import RunFolder
+from rotary_foundry import compile_plan, load_model, load_recipe
+from rotary_foundry.runs.run_folder import RunFolder
 
 from .conftest import WORDS
 from .runs import digests
@@ -130,7 +130,7 @@ def test_checkpoints_of_which_none_is_complete_are_never_taken_for_a_fresh_start
 
 def command(*arguments: str) -> str:
     """The output of the console script."""
-    script = Path(sys.executable).parent / "encoder-foundry"
+    script = Path(sys.executable).parent / "rotary-foundry"
     return subprocess.run([str(script), *map(str, arguments)], capture_output=True, text=True, check=True).stdout
 
 

@@ -6,13 +6,13 @@ from datetime import timedelta
 import pytest
 import torch
 
-from encoder_foundry import load_recipe
-from encoder_foundry.errors import ConfigurationError
-from encoder_foundry.model.masked_lm import MaskedLM
-from encoder_foundry.recipe import Recipe
-from encoder_foundry.recipe.schema import FSDPConfig
-from encoder_foundry.training.first_weights import first_weights
-from encoder_foundry.training.sharding import fill, shard
+from rotary_foundry import load_recipe
+from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.recipe import Recipe
+from rotary_foundry.recipe.schema import FSDPConfig
+from rotary_foundry.training.first_weights import first_weights
+from rotary_foundry.training.sharding import fill, shard
+from rotary_foundry.utils.errors import ConfigurationError
 from tests.ranks import on_ranks
 
 WIDE = ["model.hidden_size=512", "model.num_attention_heads=8", "model.intermediate_size=2048"]

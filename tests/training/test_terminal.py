@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from encoder_foundry import compile_plan, load_recipe
-from encoder_foundry.callbacks.stage_progress import short
-from encoder_foundry.errors import FAILED
+from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.loggers.stage_progress import short
+from rotary_foundry.utils.errors import FAILED
 
 from .conftest import REPOSITORY, TAMPERED_LAUNCH, Tiny
 from .runs import records

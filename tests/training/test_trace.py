@@ -1,6 +1,6 @@
 """What `data trace` says of a real run is what that recorded."""
 
-from encoder_foundry.inspection.trace import trace
+from rotary_foundry.data_prep.inspection.trace import trace
 
 from .runs import records
 

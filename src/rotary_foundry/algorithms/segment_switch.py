@@ -1,0 +1,65 @@
+"""SegmentSwitch: everything that the token clock decides, set at the moment it changes.
+
+Acts on FIT_START (a resumed run starts inside a segment, where Composer fires no ITERATION_START), on EPOCH_START
+(fired whenever a loader begins, and so at each segment) and on BATCH_START.
+
+The learning rate is set here and not by a Composer scheduler, because Composer steps its schedulers before it moves the
+clock on (`Trainer._train_loop`), so that they lag one update behind.
+"""
+
+from collections.abc import Callable
+
+from composer.core import Algorithm, Event, State, Time, TimeUnit
+from composer.loggers import Logger
+from composer.utils import dist
+from torch.utils.data import DataLoader
+
+from rotary_foundry.recipe import Plan, Recipe
+
+
+class SegmentSwitch(Algorithm):
+    """Makes Composer follow the plan.
+
+    At a segment's start: the loader, the iteration length, the microbatch size and the theta of the global layers. At
+    every update: learning rate, the peak it is relative to, and weight decay.
+
+    Args:
+        recipe: for the microbatch sizes.
+        plan: compiled from it.
+        train_loader: makes the loader of the segment at a token.
+    """
+
+    def __init__(self, recipe: Recipe, plan: Plan, train_loader: Callable[[int], DataLoader]):
+        self.stages = recipe.stages
+        self.plan = plan
+        self.train_loader = train_loader
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in (Event.FIT_START, Event.EPOCH_START, Event.BATCH_START)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if event == Event.BATCH_START:
+            self._set_optimizer(state)
+        else:
+            self._set_segment(state)
+
+    def _set_segment(self, state: State) -> None:
+        token = state.timestamp.token.value
+        segment = self.plan.segment_at(token)
+        dist.barrier()  # no rank deals rows out while another still reads
+        loader = self.train_loader(token)
+        state.set_dataloader(loader, segment.stage)
+        state.train_dataloader = state.dataloader
+        dist.barrier()
+        left = segment.end_token - token
+        state._iteration_length = Time(state.timestamp.token_in_iteration.value + left, TimeUnit.TOKEN)
+        state.device_train_microbatch_size = self.stages[segment.stage].device_train_microbatch_size
+        state.model.rope_theta = segment.rope_theta_global
+
+    def _set_optimizer(self, state: State) -> None:
+        position = self.plan.at(state.timestamp.token.value)
+        for group in state.optimizers[0].param_groups:
+            group["lr"] = position.lr
+            group["max_lr"] = position.max_lr
+            if group["decays"]:
+                group["weight_decay"] = position.weight_decay

@@ -1,0 +1,52 @@
+"""CheckpointRollback: ends training, on all ranks at the same update, when the run has to go back to a checkpoint.
+
+It only says so. What happens then is `training/rollback.py`: a Trainer cannot take itself back. Uses BATCH_END, before
+the update's checkpoint is written.
+"""
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+
+from rotary_foundry.callbacks.loss_watch import LossWatch, Trouble
+from rotary_foundry.optim.stable_adamw import StableAdamW
+from rotary_foundry.recipe.plan import Rollback
+
+NORMS = {"grad": "gradient's norm", "update": "update's norm"}
+
+
+class RollbackDue(Exception):
+    """Raised out of `Trainer.fit` on every rank: what is wrong, and the token at which it was found."""
+
+    def __init__(self, trouble: Trouble, token: int):
+        super().__init__(trouble.why)
+        self.trouble = trouble
+        self.token = token
+
+
+class CheckpointRollback(Callback):
+    """Raises RollbackDue.
+
+    Args:
+        watch: looks at the loss.
+        planned: the set rollback that is still to come, if there is one.
+    """
+
+    def __init__(self, watch: LossWatch, planned: Rollback | None):
+        self.watch = watch
+        self.planned = planned
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        token = state.timestamp.token.value
+        tokens = token - state.previous_timestamp.token.value
+        loss = state.total_loss_dict["loss/train/total"]  # Composer has all-reduced it, so all ranks decide alike
+        trouble = self.watch.observe(state.dataloader_label, token, tokens, loss, norms_of(state.optimizers[0]))
+        if trouble is None and self.planned is not None and token >= self.planned.token:
+            trouble = Trouble(self.planned.trigger, self.planned.why, self.planned.to_token)
+        if trouble is not None:
+            raise RollbackDue(trouble, token)
+
+
+def norms_of(optimizer: StableAdamW) -> dict[str, float]:
+    """Of all parameters together, the same on every rank; none if they are not recorded."""
+    totals = {} if optimizer.metrics is None else optimizer.metrics.totals
+    return {name: totals[kind] for kind, name in NORMS.items() if kind in totals}

@@ -1,0 +1,125 @@
+"""RunRecords: `metrics.jsonl`, a line an update, and `eval.jsonl`, a line an evaluation.
+
+Plain files, because everything else (the summary, the report, a user's notebook) reads them without a service. A
+resumed run appends: `batch` counts on, so the last line for a batch is the one that holds. Uses FIT_START, BATCH_START,
+AFTER_LOSS, BATCH_END and EVAL_END.
+
+A mixture asks for shares of a stage's rows; what counts in training are tokens. So each line has both, by source:
+`asked`, and `drawn`, the share of all tokens that the stage has drawn so far. A resumed or rolled back run counts on
+from the lines that hold, so that nothing of it is in a checkpoint.
+
+What the monitors measured is in each line as well, and the loggers get the lines' numbers under the names that
+`metric_keys.py` has for them. The ranks meet in one gather an update, monitors and all.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from rotary_foundry.callbacks.monitor import Monitor
+from rotary_foundry.data.batches import update_digest
+from rotary_foundry.loggers.metric_keys import logged
+from rotary_foundry.runs.run_folder import RunFolder, append_line
+
+
+class RunRecords(Callback):
+    """Writes a run's records on rank 0.
+
+    Args:
+        folder: of the run.
+        rollbacks: how many the run has had.
+        stages: their names, in order.
+        monitors: measure every update, in this order.
+    """
+
+    def __init__(self, folder: RunFolder, rollbacks: int, stages: Sequence[str], monitors: Sequence[Monitor]):
+        self.folder = folder
+        self.rollbacks = rollbacks
+        self.stages = list(stages)
+        self.monitors = monitors
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self.drawn: dict[str, Counter] = {}  # tokens by source, of each stage
+        if dist.get_global_rank() == 0:
+            lines = self.folder.records(self.folder.metrics, ("batch", "stage", "loss", "tokens_by_source"))
+            lines = [line for line in lines if line["batch"] <= state.timestamp.batch.value]
+            for line in lines:
+                self.drawn.setdefault(line["stage"], Counter()).update(line["tokens_by_source"] or {})
+            for monitor in self.monitors:
+                monitor.resume(lines)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self.correct = state.device.tensor_to_device(torch.zeros((), dtype=torch.int64))
+        self.masked = 0
+        self.batch = state.batch
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        self.correct += state.outputs.correct
+        self.masked += state.outputs.tokens
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        measured = [monitor.local(state) for monitor in self.monitors]
+        # the clock has moved on: `token` and `batch` count what is done, this update included
+        rows = [self.batch[key] for key in ("row_digests", "row_sources", "row_tokens")]
+        ranks = dist.all_gather_object([*rows, int(self.correct), int(self.masked), measured])
+        *rows, correct, masked, measured = zip(*ranks, strict=True)
+        digests, sources, row_tokens = (list(chain.from_iterable(lists)) for lists in rows)
+        tokens_by_source = Counter()
+        for source, tokens in zip(sources, row_tokens, strict=True):
+            tokens_by_source[source] += tokens
+        drawn = self.drawn.setdefault(state.dataloader_label, Counter())
+        drawn.update(tokens_by_source)
+        asked = _shares(state.dataloader.dataset.draw.mixture or state.dataloader.dataset.rows_by_source)
+        optimizer = state.optimizers[0]
+        record = {
+            "batch": state.timestamp.batch.value,
+            "token": state.timestamp.token.value,
+            "rollbacks": self.rollbacks,
+            "stage": state.dataloader_label,
+            "loss": state.total_loss_dict["loss/train/total"],
+            "masked_accuracy": sum(correct) / max(1, sum(masked)),
+            "lr": optimizer.param_groups[0]["lr"],
+            "weight_decay": max(group["weight_decay"] for group in optimizer.param_groups),
+            "rows": len(digests),
+            "row_length": self.batch["row_length"],
+            "rope_theta": state.model.rope_theta,
+            "mixture": state.dataloader.dataset.draw.mixture,
+            "asked": asked,
+            "drawn": _shares(dict.fromkeys(asked, 0) | drawn),
+            "rows_by_source": dict(sorted(Counter(sources).items())),
+            "tokens_by_source": dict(sorted(tokens_by_source.items())),
+            "real_tokens": sum(row_tokens),
+            "rows_digest": update_digest(digests),
+        }
+        for monitor, ranks in zip(self.monitors, zip(*measured, strict=True), strict=True):
+            record |= monitor.measured(state, list(ranks))
+        if dist.get_global_rank() == 0:
+            append_line(self.folder.metrics, record)
+        number = self.stages.index(record["stage"]) + 1
+        again = f" ({self.rollbacks})" if self.rollbacks else ""
+        by_stage = {"recipe/stage": number, f"loss/stage/{record['stage']}{again}": record["loss"]}
+        logger.log_metrics(logged(record) | by_stage)
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        values = {name: metric.compute().item() for name, metric in state.eval_metrics[state.dataloader_label].items()}
+        record = {
+            "batch": state.timestamp.batch.value,
+            "token": state.timestamp.token.value,
+            "rollbacks": self.rollbacks,
+            "stage": state.dataloader_label,
+            "row_length": state.batch["row_length"],
+            "rope_theta": state.model.rope_theta,
+        }
+        if dist.get_global_rank() == 0:
+            append_line(self.folder.evaluations, record | values)
+        logger.log_metrics({f"eval/{record['stage']}/{name}": value for name, value in values.items()})
+
+
+def _shares(amounts: dict[str, float]) -> dict[str, float]:
+    total = sum(amounts.values())
+    return {source: amount / total for source, amount in sorted(amounts.items())}

@@ -1,0 +1,75 @@
+"""Throughput: real tokens a second, and which share of the devices' peak the model's own operations make of them (MFU).
+
+Real tokens, and not slots: padding is no work done. Operations are counted as `recipe/cost.py` does it, from the
+lengths that the update's documents really had, with its masked tokens: documents that share a row see fewer pairs than
+one that fills it, and local layers see their window only.
+
+An update's time is that from the end of the one before to its own end, as Composer's SpeedMonitor has it: with the
+records, the loggers and a checkpoint in between, and without evaluations. Uses FIT_START, BATCH_START, EVAL_START,
+EVAL_END and BATCH_END.
+"""
+
+import re
+import time
+
+import torch
+from composer.core import State
+from composer.loggers import Logger
+
+from rotary_foundry.callbacks.monitor import Monitor, Numbers
+from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
+from rotary_foundry.recipe.cost import PEAK_FLOPS, attention_flops, matmul_flops
+from rotary_foundry.recipe.schema import Recipe
+
+SLOWER = {"pcie", "nvl"}  # Hopper in these forms has a peak of its own, and the table has not
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The dense bf16 peak of a GPU by the name that torch has for it; None if `recipe/cost.py` does not know it."""
+    words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
+    known = words & PEAK_FLOPS.keys()
+    if len(known) != 1 or "mig" in words or (known <= {"h100", "h200"} and words & SLOWER):
+        return None
+    return PEAK_FLOPS[known.pop()]
+
+
+class Throughput(Monitor):
+    """`tokens_per_second` of all devices together, and `mfu`, None but for bf16 on GPUs whose peak is known.
+
+    Args:
+        recipe: for the model's shape, and the precision.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.model = recipe.model
+        self.since = 0.0  # a grown model is evaluated before training starts
+        on_gpu = torch.cuda.is_available() and recipe.precision == "amp_bf16"
+        self.peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self.since = time.perf_counter()  # without the evaluations since then
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        self.evaluation = time.perf_counter()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        self.since += time.perf_counter() - self.evaluation
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self.batch = state.batch  # whole, and on the host: later it is split and moved
+
+    def local(self, state: State) -> Numbers:
+        tokens = sum(self.batch["row_tokens"])
+        masked = int((self.batch["labels"] != IGNORE_INDEX).sum())
+        lengths = self.batch["cu_seqlens"].diff().tolist()
+        flops = matmul_flops(self.model, tokens, masked) + attention_flops(self.model, lengths)
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        return {"tokens": tokens, "flops": flops, "seconds": seconds}
+
+    def measured(self, state: State, ranks: list[Numbers]) -> dict[str, float | None]:
+        seconds = max(rank["seconds"] for rank in ranks)
+        mfu = None
+        if self.peak is not None:
+            mfu = sum(rank["flops"] for rank in ranks) / (seconds * len(ranks) * self.peak)
+        return {"tokens_per_second": sum(rank["tokens"] for rank in ranks) / seconds, "mfu": mfu}

@@ -1,0 +1,301 @@
+"""Shards checked by hash before a row of them is used, and named when they are damaged, missing or slow to come.
+
+Streaming compares hashes only of what it has just downloaded or is about to decompress, and only when asked to. What it
+finds decompressed from an earlier run it reads as it is. So a process here also hashes every such file once, before its
+first row. A decompressed file that fails is made anew from its compressed form, and a copy of a remote shard is fetched
+anew: nothing is lost by that. What cannot be had in this way is refused.
+
+Streaming's prefetch threads are no place for an error: it ends the iteration without a word, and leaves the shard
+marked as being prepared, for which the other processes of the node then wait for ever. So these threads leave a shard
+that cannot be had to whoever reads a row of it: there it is tried once more, and the error ends the run as any other.
+
+A cache with a limit loses shards again and gets them anew, from any process of the node. What a process has hashed is
+therefore a file, by its inode and time, and not a shard: a file that took its place is hashed as well.
+
+Several runs may read one finished corpus at a time, each of which decompresses what it needs: every process writes
+under a name of its own and renames, and what it replaces has the same content. The cache of a remote is one run's
+alone (`shards.open_corpus` sees to it).
+
+Shards without hashes are refused. `data_prep` has always written them, so only shards of another maker lack them.
+"""
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from streaming import Stream, StreamingDataset
+from streaming.base.constant import TICK
+from streaming.base.dataset import _ShardState
+from streaming.base.format import FileInfo
+from streaming.base.format.mds import MDSReader
+from streaming.base.shared import prefix
+from streaming.base.world import World
+from torch import distributed as dist
+
+from rotary_foundry.data.damage import damage_of
+from rotary_foundry.data.rows import SHARD_HASH, lies_inside
+from rotary_foundry.runs.checkpoint_store import is_fault
+from rotary_foundry.utils.errors import DataError, Fault
+from rotary_foundry.utils.wording import one_line
+
+STALL_SECONDS = 60.0  # after which, and each time again, a shard that is waited for is named
+REMEDY = "restore it from a copy, or prepare the data again with `python data_prep CONFIG`"
+
+log = logging.getLogger(__name__)
+
+
+class CheckedStream(Stream):
+    """The shards of one folder.
+
+    Args:
+        local: the folder, or the cache of `remote`.
+        remote: where the folder is fetched from.
+    """
+
+    def __init__(self, local: str, remote: str | None):
+        super().__init__(local=local, remote=remote, validate_hash=SHARD_HASH)
+
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[MDSReader]:
+        index = f"{self.local}/index.json"
+        try:
+            shards = super().get_shards(world, allow_unsafe_types)
+            self._downloader.clean_up()  # else loader workers, which are forks, would share one connection
+        except Exception as error:  # a broken file, any part of it missing, or a store's own error
+            raise DataError(f"{index}: cannot be read: {one_line(error)}; {REMEDY}") from error
+        files = [info for shard in shards for info in (shard.raw_data, _stored(shard))]
+        if outside := [info.basename for info in files if not lies_inside(info.basename)]:
+            raise DataError(f"{index}: names a shard outside of its folder, {outside[0]!r}; {REMEDY}")
+        if any(SHARD_HASH not in info.hashes for info in files):
+            raise DataError(
+                f"{index}: has no {SHARD_HASH} hashes; prepare the data again with `python data_prep CONFIG`"
+            )
+        return shards
+
+    def prepare_shard(self, shard: MDSReader) -> int:
+        """Fetch and decompress a shard, hashes compared.
+
+        Raises:
+            DataError: the shard is missing or damaged, here or at the remote.
+            Fault: the remote does not answer.
+        """
+        copied = not self.safe_keep_zip
+        stored = _stored(shard)
+        there = Path(self.local, stored.basename)
+        source = f"{self.remote}/{stored.basename}" if copied else str(there)
+        with _named_if_it_stalls(source):
+            try:
+                return self._prepare_copy(shard, source) if copied else super().prepare_shard(shard)
+            except Exception as error:  # each store has errors of its own
+                damage = _damage(there, stored) if there.exists() or not copied else None
+                if copied:
+                    shard.evict()
+                why = f"{damage}; {REMEDY}" if damage else f"cannot be had: {one_line(error)}"
+                fault = damage is None and is_fault(error)
+                raise (Fault if fault else DataError)(f"{source}: {why}") from error
+
+    def _prepare_copy(self, shard: MDSReader, source: str) -> int:
+        """Once more from the remote if what is in the cache, or arrives there, is damaged."""
+        before = self._bytes_here(shard)
+        try:
+            super().prepare_shard(shard)
+        except Exception as error:
+            log.warning(f"{source}: {one_line(error)}; fetching it once more")
+            shard.evict()
+            super().prepare_shard(shard)
+        return self._bytes_here(shard) - before
+
+    def _bytes_here(self, shard: MDSReader) -> int:
+        files = [Path(self.local, info.basename) for info in (shard.raw_data, shard.zip_data) if info]
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def _decompress_shard_part(
+        self, zip_info: FileInfo, zip_filename: str, raw_filename: str, compression: str | None
+    ) -> None:
+        """As Streaming's, whose temporary file has one name for all processes."""
+        arriving = f"{raw_filename}.{socket.gethostname()}.{os.getpid()}"
+        super()._decompress_shard_part(zip_info, zip_filename, arriving, compression)
+        os.replace(arriving, raw_filename)
+
+    def set_up_local(self, shards: list[MDSReader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+        """As Streaming's. What a killed process left half fetched in a cache is removed: nobody would count it."""
+        if not self.safe_keep_zip:
+            known = {info.basename for shard in shards for info in (shard.raw_data, shard.zip_data) if info}
+            for path in Path(self.local).rglob("shard.*"):
+                if str(path.relative_to(self.local)) not in known:
+                    path.unlink(missing_ok=True)  # a thread that is still ending may have finished it
+        super().set_up_local(shards, cache_usage_per_shard)
+
+
+class CheckedShards(StreamingDataset):
+    """Streaming's data set on CheckedStreams: no row is read before its shard's hash was compared.
+
+    Reading a row raises a DataError that names the shard, if it cannot be had; a Fault, if its store does not answer.
+    """
+
+    def __init__(self, streams: list[CheckedStream], **arguments):
+        # the decompressed file, by inode and time, that this process has last hashed of each shard
+        self._sound: dict[int, tuple[int, int]] = {}
+        self._left_to_reader: set[int] = set()  # shards that a prefetch thread of this process could not have
+        _number_from_this_run()
+        try:
+            super().__init__(streams=streams, **arguments)
+        except ValueError as error:  # the cache limit, or another data set on the same cache
+            raise DataError(f"{streams[0].local}: {one_line(error)}") from error
+        # Streaming makes room for a shard and forgets it until it has come, so that all that fetch at a time go beyond
+        # the limit together; `_room` is in its place
+        self._limit, self.cache_limit = self.cache_limit, None
+        if self._limit:
+            least = sum(map(CheckedStream.get_index_size, streams)) + 4 * self.max_shard_size_across_all_streams
+            if self._limit < least:
+                raise DataError(
+                    f"{streams[0].local}: data.cache_limit is {self._limit:_} bytes, and the index files with four of "
+                    f"the largest shards take {least:_}; raise it"
+                )
+        self._paths = [
+            os.path.join(self.streams[stream].local, shard.raw_data.basename)
+            for stream, shard in zip(self.stream_per_shard, self.shards, strict=True)
+        ]
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """As Streaming's, but a failure is only logged where `blocking` is false: there the prefetch threads call."""
+        if not blocking and shard_id in self._left_to_reader:
+            return
+        try:
+            with self._room(shard_id, blocking) as is_to_be_fetched:
+                if is_to_be_fetched:
+                    super().prepare_shard(shard_id, blocking)
+        except (DataError, Fault) as error:
+            self._shard_states[shard_id] = _ShardState.LOCAL  # else whoever waits for this process waits for ever
+            if blocking:
+                raise
+            self._left_to_reader.add(shard_id)
+            log.warning(f"{error} (whoever reads a row of it will try again)")
+
+    @contextmanager
+    def _room(self, shard_id: int, blocking: bool) -> Iterator[bool]:
+        """Keep room within the limit for a shard; those read longest ago make way for it.
+
+        False if it is here, or on its way and not to be waited for. That is found out under the same lock as room is
+        kept: what is here now may make way for another before Streaming looks, which would then fetch it beyond the
+        limit.
+        """
+        if not self._limit:
+            yield True
+            return
+        size, reserved = self.shards[shard_id].get_max_size(), 0
+        lock = FileLock(self._cache_filelock_path)
+        while not reserved:
+            with lock:
+                state = self._shard_states[shard_id]
+                here = state == _ShardState.LOCAL and os.path.exists(self._paths[shard_id])
+                if here:
+                    self._shard_access_times[shard_id] = time.time_ns()
+                if here or (state == _ShardState.PREPARING and not blocking):
+                    break
+                if state != _ShardState.PREPARING:
+                    while self._limit < self.cache_usage + size and _ShardState.LOCAL in self._shard_states.numpy():
+                        self._evict_coldest_shard()
+                    if self.cache_usage + size <= self._limit:
+                        self.cache_usage += size
+                        reserved = size
+            if not reserved:
+                time.sleep(TICK)  # another fetches it, or all of the limit is taken by what others are fetching
+        try:
+            yield reserved > 0
+        finally:
+            if reserved:
+                with lock:
+                    self.cache_usage -= reserved
+
+    def get_item(self, sample_id: int, retry: int = 7) -> dict:
+        shard_id, _ = self.spanner[sample_id]
+        if self._sound.get(shard_id) != _identity(self._paths[shard_id]):
+            self._sound[shard_id] = self._check(shard_id, retry)
+        return super().get_item(sample_id, retry)
+
+    def _check(self, shard_id: int, retry: int) -> tuple[int, int] | None:
+        """Hash a shard's decompressed file, and return which file that was; a damaged one is removed and made anew."""
+        shard = self.shards[shard_id]
+        path = Path(self._paths[shard_id])
+        for _ in range(1 + retry):  # another process may be removing it, too
+            self.prepare_shard(shard_id)
+            checked = _identity(path)
+            damage = _damage(path, shard.raw_data)
+            if damage is None:
+                return checked
+            if path.exists():
+                log.warning(f"{path}: {damage}; making it anew")
+                if self.streams[self.stream_per_shard[shard_id]].safe_keep_zip:
+                    path.unlink(missing_ok=True)
+                else:
+                    self.evict_shard(shard_id)
+        remedy = "raise data.cache_limit" if self._limit and not path.exists() else REMEDY
+        raise DataError(f"{path}: {damage}, each time that it is made; {remedy}")
+
+
+def _number_from_this_run() -> None:
+    """Have Streaming number its shared memory from the pid of the node's first process on, in all its processes.
+
+    It numbers from 0 to the first that is free, and two runs that start together on one machine find the same one; it
+    also scans past all lock files that killed runs left in TMPDIR.
+    """
+    world = World.detect()
+    places = [(world.node, world.rank, os.getpid())]
+    if dist.is_available() and dist.is_initialized():
+        mine, places = places[0], [None] * dist.get_world_size()
+        dist.all_gather_object(places, mine)
+    first = min(place for place in places if place[0] == world.node)[2]
+    prefix._each_prefix_int = partial(count, 1000 * first)
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Which file it is, and as of when; None if there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _stored(shard: MDSReader) -> FileInfo:
+    """The file that a shard is kept as."""
+    return shard.zip_data or shard.raw_data
+
+
+def _damage(path: Path, info: FileInfo) -> str | None:
+    """What is wrong with a file, if anything."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return "no such file"
+    return damage_of(content, info)
+
+
+@contextmanager
+def _named_if_it_stalls(shard: str) -> Iterator[None]:
+    """Say every STALL_SECONDS that this shard is still waited for, in the log and to the terminal."""
+    done = threading.Event()
+
+    def watch() -> None:
+        start = time.monotonic()
+        while not done.wait(STALL_SECONDS):
+            message = f"{shard}: not here after {time.monotonic() - start:.0f} s; still waiting"
+            log.warning(message)
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()

@@ -1,0 +1,221 @@
+"""Finding prepared shards and refusing those that are not the recipe's, before anything is built on them.
+
+A prepared corpus is a tree: `tokenizer/` and `<source>/<row_length>/<split>/` with MDS shards and a `manifest.json`.
+With `data.remote` the tree lies there, and what is read here is copied to `data.local` first; the shards themselves
+Streaming fetches as they are needed.
+
+Any number of runs may train from one finished corpus. The cache of a remote is one run's alone: two would remove and
+decompress each other's files, and Streaming's own check looks past a run whose lock files are in TMPDIR. So the first
+process of a node locks it, by `fcntl.lockf` and not by flock, which the forked loader workers of a killed run would
+hold on to. Each node has a lock file of its own: on a disk that nodes share, locks reach from one to the other, and the
+nodes of one run would refuse each other. Two runs on different machines with one cache are therefore not told apart.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from tokenizers import Tokenizer
+from xxhash import xxh3_64_hexdigest
+
+from rotary_foundry.data.rows import MANIFEST, Manifest, fingerprint
+from rotary_foundry.data.special_tokens import padded, special_ids
+from rotary_foundry.objectives.masked_lm import Masking
+from rotary_foundry.recipe import Recipe
+from rotary_foundry.runs.run_folder import TOKENIZER_FILES, write_whole
+from rotary_foundry.utils.errors import DataError, Fault
+from rotary_foundry.utils.wording import one_line
+
+CACHE_LOCK = ".in_use"  # and the name of the machine
+_locks: dict[Path, TextIO] = {}  # caches that this process has locked, until it ends
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What training needs to know of a tokenizer."""
+
+    vocab_size: int  # one more than the largest id
+    special_ids: dict[str, int]  # by role, such as "mask_token"
+    fingerprint: str
+
+    def masking(self, probability: float, mask_share: float, random_share: float) -> Masking:
+        """Masking that spares the special tokens and draws random ones from the whole vocabulary."""
+        return Masking(
+            probability=probability,
+            mask_share=mask_share,
+            random_share=random_share,
+            mask_id=self.special_ids["mask_token"],
+            special_ids=tuple(sorted(self.special_ids.values())),
+            vocab_size=self.vocab_size,
+        )
+
+
+def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
+    """Check that the shards of every stage are there and are the recipe's, and read the tokenizer's facts.
+
+    Args:
+        recipe: whose shards.
+        lock: keep the cache of a remote for this process, as whoever decompresses shards in it must.
+
+    Raises:
+        DataError: a manifest, an index or the tokenizer is missing; a row length, tokenizer or vocabulary is not the
+            recipe's; a split is empty; an index lists more or fewer rows than its manifest; the cache is another run's.
+        Fault: the remote does not answer.
+    """
+    if lock and recipe.data.remote is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+        _lock_cache(Path(recipe.data.local))
+    tokenizer = _read_tokenizer(recipe)
+    if tokenizer.vocab_size > recipe.model.vocab_size:
+        raise DataError(
+            f"{recipe.data.local}/tokenizer: {tokenizer.vocab_size} token ids do not fit the model's embedding; "
+            f"set model.vocab_size to {padded(tokenizer.vocab_size)} (it is {recipe.model.vocab_size})"
+        )
+    for folder, row_length in shard_folders(recipe):
+        manifest = Manifest.read(_fetched(recipe, f"{folder}/{MANIFEST}").parent)
+        where = f"{recipe.data.local}/{folder}/{MANIFEST}"
+        if manifest.row_length != row_length:
+            raise DataError(f"{where}: rows of {manifest.row_length} tokens, the recipe wants {row_length}")
+        if manifest.tokenizer != tokenizer.fingerprint:
+            raise DataError(
+                f"{where}: made with tokenizer {manifest.tokenizer}, but {recipe.data.local}/tokenizer is "
+                f"{tokenizer.fingerprint}; prepare the data again"
+            )
+        if manifest.rows == 0:
+            raise DataError(f"{where}: holds no rows")
+        index = _fetched(recipe, f"{folder}/index.json")
+        try:
+            listed = sum(shard["samples"] for shard in json.loads(index.read_text(encoding="utf-8"))["shards"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{index}: cannot be read: {error}; {_remedy(recipe)}") from None
+        if listed != manifest.rows:
+            raise DataError(
+                f"{index}: lists {listed} rows, and {MANIFEST} beside it says {manifest.rows}; " + _remedy(recipe)
+            )
+    return tokenizer
+
+
+def _remedy(recipe: Recipe) -> str:
+    if recipe.data.remote is not None:
+        return f"{recipe.data.local} is a cache of {recipe.data.remote}: remove it if that one is sound"
+    return "restore both from a copy, or prepare the data again with `python data_prep CONFIG`"
+
+
+def _lock_cache(local: Path) -> None:
+    """Keep the cache from other runs on this machine until this process ends, however it ends."""
+    lock = local.resolve() / f"{CACHE_LOCK}.{socket.gethostname()}"
+    if lock in _locks:
+        return
+    local.mkdir(parents=True, exist_ok=True)
+    file = lock.open("a+", encoding="ascii")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            return  # a file system without locks
+        file.seek(0)
+        holder = file.read() or "another process"
+        file.close()
+        raise DataError(
+            f"{local}: is in use as the cache of another run ({holder}); wait for that run, give this one a data.local "
+            "of its own, or have both read one finished copy of the corpus, without data.remote"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    _locks[lock] = file
+
+
+def keep_rows(recipe: Recipe, file: Path, trained_lengths: Collection[int]) -> None:
+    """Write down which rows a run draws from, and refuse others in their place: the order it goes on in is theirs.
+
+    Args:
+        file: the run's, in which a digest is kept of each folder of training rows; made if it is not there.
+        trained_lengths: of the rows that the run has drawn from, in tokens.
+
+    Raises:
+        DataError: a folder has other rows than the run began with.
+    """
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for folder, row_length, found in _rows_digests(recipe):
+        if row_length in trained_lengths and kept.get(folder, found) != found:
+            raise DataError(
+                f"{recipe.data.local}/{folder}: not the rows that the run began with, so it would repeat some and "
+                "leave out others; put its own shards there again, or give another run_name"
+            )
+        kept[folder] = found
+    write_whole(file, json.dumps(kept, indent=2) + "\n")
+
+
+def check_same_rows(recipe: Recipe, kept: str) -> None:
+    """Refuse this node's shards if they are not the first node's, as in a cache of what the remote held before.
+
+    Args:
+        kept: what `keep_rows` wrote there.
+
+    Raises:
+        DataError: naming the node and the folder.
+    """
+    expected = json.loads(kept)
+    for folder, _, found in _rows_digests(recipe):
+        if found != expected[folder]:
+            raise DataError(
+                f"{socket.gethostname()}: {recipe.data.local}/{folder}: not the rows that the first node has; "
+                + _remedy(recipe)
+            )
+
+
+def _rows_digests(recipe: Recipe) -> Iterator[tuple[str, int, str]]:
+    """(folder, row length, digest) of all training rows, in their order, however they are compressed."""
+    for folder, row_length in shard_folders(recipe):
+        if folder.endswith("/train"):
+            index = Path(recipe.data.local) / folder / "index.json"
+            shards = json.loads(index.read_text(encoding="utf-8"))["shards"]
+            rows = [[shard["samples"], shard.get("raw_data")] for shard in shards]
+            yield folder, row_length, xxh3_64_hexdigest(json.dumps(rows, sort_keys=True))
+
+
+def shard_folders(recipe: Recipe) -> Iterator[tuple[str, int]]:
+    """(folder below the corpus, row length) of everything that the recipe reads."""
+    for row_length in dict.fromkeys(stage.row_length for stage in recipe.stages.values()):
+        for source in recipe.data.sources:
+            for split in ("train", "validation"):
+                yield f"{source}/{row_length}/{split}", row_length
+
+
+def _read_tokenizer(recipe: Recipe) -> TokenizerFacts:
+    folder = Path(recipe.data.local) / "tokenizer"
+    for name in TOKENIZER_FILES if recipe.data.remote else ():
+        _fetched(recipe, f"tokenizer/{name}")
+    if not (folder / "tokenizer.json").is_file():
+        raise DataError(f"{folder}: no tokenizer.json there; prepare the data first: python data_prep CONFIG")
+    made = fingerprint(folder)
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise DataError(f"{folder}/tokenizer.json: cannot be read as a tokenizer: {error}") from error
+    return TokenizerFacts(max(tokenizer.get_vocab().values()) + 1, special_ids(folder, tokenizer), made)
+
+
+def _fetched(recipe: Recipe, name: str) -> Path:
+    """The local path of a file of the corpus, copied from the remote if it is not there yet."""
+    local = Path(recipe.data.local) / name
+    if recipe.data.remote is None or local.exists():
+        return local
+    from streaming.base.storage.download import CloudDownloader  # slow to import, and seldom needed
+
+    remote = f"{recipe.data.remote.rstrip('/')}/{name}"
+    arriving = local.with_name(f"{local.name}.{socket.gethostname()}.{os.getpid()}")  # ranks fetch side by side
+    try:
+        CloudDownloader.direct_download(remote, str(arriving))
+    except Exception as error:  # each store has errors of its own
+        from rotary_foundry.runs.checkpoint_store import is_fault
+
+        raise (Fault if is_fault(error) else DataError)(f"{remote}: cannot be fetched: {one_line(error)}") from error
+    arriving.replace(local)
+    return local

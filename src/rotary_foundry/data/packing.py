@@ -1,0 +1,214 @@
+"""Documents into rows: cut what is too long, then fill rows so that hardly a slot is left empty.
+
+`Packer` is fed documents and gives rows. It knows no files, tokenizers or torch, so that one pass over the tokens can
+feed a packer for each row length.
+
+Packing goes row by row. A buffer holds the next documents; a row takes the longest of them, then again and again the
+longest that still fits. (This is best-fit decreasing told from the row's side: nothing but the buffer is ever open, so
+memory is bounded and rows leave in one pass.) Long documents are used up as they arrive and the short ones stay behind
+as a stock to fill gaps with. Rows of long documents leave first, so whoever trains on rows shuffles them.
+What lost: concatenating everything and cutting at every `row_length` (always full, but it cuts documents that a row
+has room for), and giving each row the document that has waited longest first (evenly mixed rows, but up to 0.5 %
+emptier at 8192, where a corpus has few short documents).
+
+A long document is cut into pieces that fill whole rows, and its last piece is a document like any other: equal pieces
+would turn rows that are full by construction into gaps to be filled.
+
+Whole documents do not fill the rows of every corpus: of 600 tokens each, one goes into a row of 1024. So where a row
+would stay less full than FILL, the longest waiting document is cut to fill it to the last slot, and the rest waits on.
+The longest, because it loses the least of its context: cutting the shortest made up to twice as many cuts, and mostly
+two to four times as many pieces of under 16 tokens.
+
+What no packing can fill is a part's last row: 64.2 rows of tokens make 65 rows, 98.8 % full. Training slots are what a
+run pays for, so `gives_up_last` does without such a row, at most 2 % of the part, as a `drop_last` loader does in every
+epoch: from MANY rows on, all that a training part keeps is FILL full. Smaller parts, of which a row would be more,
+and what is held out keep all they have, and may be emptier.
+
+Speed. Tokens move in whole groups of rows, by one numpy gather; Python sees a document once, as an int that is sorted,
+searched and taken. It holds the document's length in its upper bits, and where its tokens start in the lower.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+
+import numpy as np
+
+from rotary_foundry.data.rows import Row
+
+BUFFER = 4096  # documents
+BUFFER_TOKENS = 2**22
+GROUP_TOKENS = 2**17  # put together at a time: few enough for a processor's cache
+FILL = 0.995  # of a row's slots, and of a training part's of MANY rows, hold tokens
+MANY = 50  # rows; with fewer a last row may be too much to give up
+SPECIAL = 2  # tokens about each piece: [CLS] and [SEP]
+
+BITS = 32
+LOW = 2**BITS - 1
+ADVANCE = 2**BITS + 1  # taken from a key: one token shorter, starts one later
+
+
+class Packer:
+    """Rows of at most `row_length` tokens out of documents, in one pass.
+
+    The same documents in the same order give the same rows, however they are divided over calls of `add`. All rows but
+    the last are at least FILL full (from 400 slots on; a shorter row may have two slots empty, which fit no piece).
+    The pieces of a document leave in order.
+
+    Args:
+        row_length: the most tokens in a row, [CLS] and [SEP] of each document in it included.
+        cls_id: put before each document or piece of one.
+        sep_id: put after it.
+        stride: how many content tokens the pieces of a document longer than a row have in common with the piece
+            before, as in transformers' tokenizers. Where a document is cut to fill a row, nothing is repeated.
+        buffer: how many documents wait at most to be chosen from; BUFFER_TOKENS bounds their tokens.
+
+    Raises:
+        ValueError: a row cannot hold a token, or the stride leaves no way forward.
+    """
+
+    def __init__(self, row_length: int, cls_id: int, sep_id: int, stride: int = 0, buffer: int = BUFFER) -> None:
+        if not 0 <= stride < row_length - SPECIAL:
+            raise ValueError(f"rows of {row_length} tokens want a stride of 0 to {row_length - SPECIAL - 1}: {stride}")
+        self.row_length, self.stride, self.buffer = row_length, stride, buffer
+        self._special = cls_id, sep_id
+        self._spare = max(SPECIAL, int((1 - FILL) * row_length))  # slots that a row may leave empty
+        self._waiting = 0  # pieces
+        self._waiting_slots = 0  # their tokens, [CLS] and [SEP] included
+        self._tokens: list[np.ndarray] = []  # content tokens of what waits, among others; to be joined
+        self._stored = 0  # how many they are
+        self._pieces: list[np.ndarray] = []  # int64 [3, pieces]: start in the joined tokens, content tokens, number
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, documents: np.ndarray) -> Iterator[Row]:
+        """Take in documents, and give rows where the buffer is full.
+
+        Nothing is taken in before the rows are asked for: exhaust them before the next call.
+
+        Args:
+            tokens: uint32 `[tokens]`: content ids of all the documents, end to end. Not to be changed afterwards.
+            lengths: `[documents]`: the content tokens of each; one that has none gives nothing.
+            documents: `[documents]`: the number of each, for `Row.documents`.
+
+        Raises:
+            ValueError: `lengths` are not those of `tokens`.
+        """
+        pieces = self._cut(tokens, lengths, documents)
+        slots = np.cumsum(pieces[1] + SPECIAL)
+        done = 0
+        while done < len(slots):
+            before = (slots[done - 1] if done else 0) - self._waiting_slots
+            a_row, limit = np.searchsorted(slots, [before + self.row_length, before + BUFFER_TOKENS]) + 1
+            full = max(min(done + self.buffer - self._waiting, limit), a_row)  # at this piece
+            new = pieces[:, done:full]
+            first, end = new[0, 0], new[0, -1] + new[1, -1]
+            self._pieces.append(np.stack([new[0] - first + self._stored, new[1], new[2]]))
+            self._tokens.append(tokens[first:end])
+            self._stored += end - first
+            self._waiting += new.shape[1]
+            done += new.shape[1]
+            self._waiting_slots = int(slots[done - 1] - before)
+            if done == full:
+                yield from self._rows(self.buffer // 2, BUFFER_TOKENS // 2, self.row_length)
+
+    def finish(self) -> Iterator[Row]:
+        """The rows of all that still waits; the last of them may be any less full."""
+        yield from self._rows(0, 0, 1)
+
+    def _cut(self, tokens: np.ndarray, lengths: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        """int64 `[3, pieces]`: the start in `tokens` of what fits a row, its content tokens, its document's number."""
+        lengths = np.asarray(lengths, dtype=np.int64)
+        if lengths.sum() != len(tokens):
+            raise ValueError(f"{len(tokens)} tokens, but documents of {lengths.sum()}")
+        content = self.row_length - SPECIAL
+        step = content - self.stride
+        pieces = np.where(lengths > 0, 1 + -(-np.maximum(lengths - content, 0) // step), 0)
+        document = np.repeat(np.arange(len(lengths)), pieces)
+        begin = (np.arange(len(document)) - (np.cumsum(pieces) - pieces)[document]) * step
+        start = (np.cumsum(lengths) - lengths)[document] + begin
+        size = np.minimum(lengths[document] - begin, content)
+        return np.stack([start, size, np.asarray(documents, dtype=np.int64)[document]])
+
+    def _rows(self, pieces: int, slots: int, at_least: int) -> Iterator[Row]:
+        """Rows until no more than `pieces` and `slots` wait, or less than `at_least` slots."""
+        if not self._waiting:
+            return
+        tokens = np.concatenate(self._tokens)
+        self._tokens = [tokens]
+        starts, sizes, numbers = np.concatenate(self._pieces, axis=1)
+        keys = np.sort((sizes + SPECIAL << BITS) | LOW - starts).tolist()
+        taken: list[int] = []
+        ends: list[int] = []
+        while self._waiting_slots >= at_least and (len(keys) > pieces or self._waiting_slots > slots):
+            self._fill(keys, taken)
+            ends.append(len(taken))
+            if len(ends) * self.row_length >= GROUP_TOKENS:
+                yield from self._assemble(tokens, np.array(taken), ends, starts, numbers)
+                taken, ends = [], []
+        if ends:
+            yield from self._assemble(tokens, np.array(taken), ends, starts, numbers)
+        self._keep(tokens, np.array(keys, dtype=np.int64), starts, numbers)
+
+    def _fill(self, keys: list[int], taken: list[int]) -> None:
+        """Move the keys of one row from the sorted `keys` to the end of `taken`."""
+        space = self.row_length
+        place = len(keys)
+        while place := bisect_left(keys, space + 1 << BITS, 0, place):  # the longest that fits, of them the oldest
+            place -= 1
+            key = keys.pop(place)
+            taken.append(key)
+            space -= key >> BITS
+        self._waiting_slots -= self.row_length - space
+        if space > self._spare and keys:
+            key = keys.pop()
+            taken.append(space << BITS | key & LOW)
+            insort(keys, key - (space - SPECIAL) * ADVANCE)
+            self._waiting_slots -= space - SPECIAL
+
+    def _assemble(
+        self, tokens: np.ndarray, taken: np.ndarray, ends: list[int], starts: np.ndarray, numbers: np.ndarray
+    ) -> Iterator[Row]:
+        """The rows of the keys `taken`, each of which ends before one of `ends`."""
+        lengths, begins = taken >> BITS, LOW - (taken & LOW)
+        slots = np.cumsum(lengths)
+        flat = tokens.take(_ranges(begins - 1, lengths), mode="clip")
+        flat[slots - lengths], flat[slots - 1] = self._special
+        documents = numbers[np.searchsorted(starts, begins, side="right") - 1].astype(np.uint32)
+        lengths = lengths.astype(np.uint32)
+        start = slot = 0
+        for end, slot_end in zip(ends, slots[np.array(ends) - 1].tolist(), strict=True):
+            yield Row(flat[slot:slot_end], lengths[start:end], documents[start:end])
+            start, slot = end, slot_end
+
+    def _keep(self, tokens: np.ndarray, keys: np.ndarray, starts: np.ndarray, numbers: np.ndarray) -> None:
+        """Let go of all tokens but those of `keys`."""
+        begins, sizes = LOW - (keys & LOW), (keys >> BITS) - SPECIAL
+        order = np.argsort(begins, kind="stable")
+        begins, sizes = begins[order], sizes[order]
+        numbers = numbers[np.searchsorted(starts, begins, side="right") - 1]
+        self._tokens = [tokens.take(_ranges(begins, sizes))]
+        self._stored = len(self._tokens[0])
+        self._pieces = [np.stack([np.cumsum(sizes) - sizes, sizes, numbers])]
+        self._waiting = len(keys)
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """`starts[0]`, `starts[0] + 1`, … `lengths[0]` of them, then the same of `starts[1]`, … No length is 0."""
+    steps = np.ones(lengths.sum(), dtype=np.int64)
+    steps[:1] = starts[:1]
+    steps[np.cumsum(lengths)[:-1]] = starts[1:] - starts[:-1] - lengths[:-1] + 1
+    return np.cumsum(steps, out=steps)
+
+
+def gives_up_last(rows: int, tokens: int, last: int, row_length: int) -> bool:
+    """Whether a training part does better without its last row.
+
+    Args:
+        rows: before the last.
+        tokens: in those.
+        last: tokens in the last row.
+        row_length: slots in each.
+
+    Returns:
+        Whether there are MANY rows and the last alone keeps them less full than FILL.
+    """
+    enough = FILL * row_length
+    return rows >= MANY and tokens >= enough * rows and tokens + last < enough * (rows + 1)

@@ -1,0 +1,47 @@
+"""Which token plays which part: the ids of a tokenizer's special tokens, by role and never by spelling.
+
+RoBERTa writes <mask> where BERT writes [MASK]. The roles stand in tokenizer_config.json, as transformers saves them
+with every tokenizer; the ids in tokenizer.json. Both are read here without transformers, seconds to import.
+"""
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from rotary_foundry.utils.errors import DataError
+
+CONFIG = "tokenizer_config.json"
+NEEDED = ("cls_token", "sep_token", "pad_token", "mask_token")  # by rows, by the export, and by masking
+ROLES = ("unk_token", *NEEDED)  # a byte-level tokenizer knows every text and may do without the first
+VOCABULARY_MULTIPLE = 64  # what the matrix units want of a model's vocabulary
+
+
+def padded(vocab_size: int) -> int:
+    """The vocabulary of a model for a tokenizer of `vocab_size` ids."""
+    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def special_ids(directory: str | Path, tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids of the special tokens of the `tokenizer` in `directory`, by role, such as "mask_token".
+
+    Raises:
+        DataError: a role that training needs is not given, or given to a token that the tokenizer does not have.
+    """
+    path = Path(directory) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        spellings = {role: _spelling(config.get(role)) for role in ROLES}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    ids = {role: tokenizer.token_to_id(token) for role, token in spellings.items() if token is not None}
+    for role in NEEDED:
+        if ids.get(role) is None:
+            given = f"is {spellings[role]}, which tokenizer.json does not have" if role in ids else "is not given"
+            raise DataError(f"{path}: {role} {given}; prepare the data again with `python data_prep CONFIG`")
+    return {role: token_id for role, token_id in ids.items() if token_id is not None}
+
+
+def _spelling(token: str | dict | None) -> str | None:
+    """A token as it is spelled; transformers saves one either so or with its options."""
+    return token["content"] if isinstance(token, dict) else token

@@ -1,0 +1,185 @@
+"""The keys of a `yamls/data/*.yaml`, and the checks that need no data: a wrong file is refused in a fraction of a
+second, before a document is read and before torch is imported."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from rotary_foundry.data_prep.readers import READERS, SourceConfig, matches
+from rotary_foundry.data_prep.tokenizer import SMALLEST_VOCABULARY
+from rotary_foundry.recipe.loading import load_config, refuse
+from rotary_foundry.utils.errors import ConfigurationError
+
+
+@dataclass
+class TrainTokenizer:
+    """A tokenizer to be trained on the training split."""
+
+    vocab_size: int  # rounded up to a multiple of 64
+
+
+@dataclass
+class TokenizerConfig:
+    """Where the tokenizer comes from; one of the two."""
+
+    train: TrainTokenizer | None = None
+    path: str | None = None  # a directory with a Hugging Face fast tokenizer
+
+
+@dataclass
+class CorpusConfig:
+    """A corpus and the shards to make of it. Paths are relative to the working directory."""
+
+    sources: dict[str, SourceConfig]  # by name; the name is the folder of the source's shards
+    tokenizer: TokenizerConfig
+    row_lengths: list[int]  # in tokens, [CLS] and [SEP] included
+    out: str  # the folder for tokenizer, shards and statistics; local, or on an object store (s3://…)
+    validation: float = 0.01  # held out of each source: a fraction of its documents, or, from 1 on, a number of them
+    stride: int = 0  # content tokens that the pieces of a document longer than a row share
+    deduplication: Any = "exact"  # or minhash, or {minhash: {language: en, n_grams: 5, …}} as datatrove names them
+    max_bad_documents: int = 100  # a part of a source with more that cannot be read ends the preparation
+    executor: dict[str, Any] = field(default_factory=dict)  # local, slurm or ray, with its options; local if none
+    work: str | None = None  # the folder for what is under way; a hidden one beside `out` if not given
+
+    @property
+    def name(self) -> str:
+        """What jobs are called after."""
+        return Path(self.out).name
+
+
+def load_corpus_config(path: str | Path, overrides: Iterable[str] = ()) -> CorpusConfig:
+    """Read and check a data YAML.
+
+    Raises:
+        ConfigurationError: naming the file and the key.
+    """
+    config = load_config(path, CorpusConfig, overrides)
+    refuse(path, _problems(config))
+    return config
+
+
+def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
+    """Yield (key, what is wrong and what would be right); only the first is ever asked for."""
+    if not config.sources:
+        yield "sources", "at least one source is wanted"
+    for name, source in config.sources.items():
+        yield from _source_problems(name, source)
+    yield from _tokenizer_problems(config.tokenizer)
+    if not config.row_lengths:
+        yield "row_lengths", "at least one row length is wanted, as in [1024, 8192]"
+    if len(set(config.row_lengths)) < len(config.row_lengths):
+        yield "row_lengths", "each row length is given once"
+    for row_length in config.row_lengths:
+        if row_length < 3:
+            yield "row_lengths", f"{row_length} is too short: [CLS], a token and [SEP] already make 3"
+    if not isfinite(config.validation) or config.validation <= 0 or (config.validation > 1 and config.validation % 1):
+        yield "validation", f"a fraction between 0 and 1 or a number of documents is wanted, not {config.validation}"
+    if not 0 <= config.stride < min(config.row_lengths, default=3) - 2:
+        yield "stride", f"{config.stride} is not less than what a row of {min(config.row_lengths)} holds of a document"
+    if Path(config.out).name in ("", ".."):
+        yield "out", f"a folder is wanted, as in data/mine, not '{config.out}'"
+    if config.max_bad_documents < 0:
+        yield "max_bad_documents", f"a number of documents from 0 on is wanted, not {config.max_bad_documents}"
+    if config.work is not None and "://" in config.work:
+        yield "work", f"a folder on a disk that all workers share is wanted, not '{config.work}'"
+    elif config.work is not None and "://" not in config.out:
+        work, out = Path(config.work).resolve(), Path(config.out).resolve()
+        if work.is_relative_to(out) or out.is_relative_to(work):
+            yield "work", f"'{config.work}' and out, '{config.out}', may not lie in each other"
+    yield from _reported("deduplication", lambda: _check_minhash(config.deduplication))
+    if config.executor:
+        from rotary_foundry.data_prep.executors import check_executor
+
+        yield from _reported("executor", lambda: check_executor(config.executor))
+
+
+def minhash_options(deduplication: Any) -> dict | None:
+    """The options of MinHash deduplication; none where only exact duplicates are to be dropped.
+
+    Raises:
+        ConfigurationError: neither.
+    """
+    known = ("language", "n_grams", "num_buckets", "hashes_per_bucket", "seed")
+    if deduplication == "exact":
+        return None
+    if deduplication == "minhash":
+        return {}
+    if not isinstance(deduplication, dict) or list(deduplication) != ["minhash"]:
+        raise ConfigurationError(f"exact or minhash is wanted, not '{deduplication}'")
+    options = deduplication["minhash"] or {}
+    if not isinstance(options, dict):
+        raise ConfigurationError("minhash: options are wanted by name, as in {minhash: {language: en}}")
+    if unknown := sorted(options.keys() - set(known)):
+        raise ConfigurationError(f"minhash: unknown option '{unknown[0]}'; there are {', '.join(known)}")
+    for name, value in options.items():
+        if name != "language" and (type(value) is not int or value < 1):
+            raise ConfigurationError(f"minhash: {name} is a number from 1 on, not {value}")
+    return dict(options)
+
+
+def _check_minhash(deduplication: Any) -> None:
+    options = minhash_options(deduplication)
+    if options is None:
+        return
+    from datatrove.utils.word_tokenizers import load_word_tokenizer
+
+    try:
+        load_word_tokenizer(options.get("language", "en"))
+    except ImportError as error:
+        raise ConfigurationError(f"minhash: {error} All that it needs: pip install -e '.[filters]'") from error
+    except ValueError as error:
+        raise ConfigurationError(f"minhash: {error}") from error
+
+
+def _reported(key: str, check: Callable[[], Any]) -> Iterable[tuple[str, str]]:
+    try:
+        check()
+    except ConfigurationError as error:
+        yield key, str(error)
+
+
+def _source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str]]:
+    key = f"sources.{name}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        yield key, "the name becomes a folder: letters, digits, '_', '-' and '.' only"
+    if name == "tokenizer":
+        yield key, "the name is taken: out/tokenizer holds the tokenizer"
+    reader = READERS.get(source.reader)
+    if reader is None:
+        near = get_close_matches(source.reader, READERS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(READERS))}"
+        yield f"{key}.reader", f"no reader '{source.reader}'; {hint}"
+        return
+    if source.path is None and reader.path == "required":
+        yield f"{key}.path", f"the reader {source.reader} needs a path"
+    if source.path is not None and reader.path == "none":
+        yield f"{key}.path", f"the reader {source.reader} takes no path"
+    if source.path is not None and not reader.hugging_face and not matches(source.path):
+        yield f"{key}.path", f"nothing is there: {source.path}"
+    if source.text_column is not None and not reader.text_column:
+        yield f"{key}.text_column", f"the reader {source.reader} reads no columns"
+    for only in ("name", "split"):
+        if getattr(source, only) is not None and not reader.hugging_face:
+            yield f"{key}.{only}", f"the reader {source.reader} takes none; it is for Hugging Face data sets"
+    if source.filters:
+        from rotary_foundry.data_prep.filters import make_filter
+
+        for entry in source.filters:
+            yield from _reported(f"{key}.filters", lambda entry=entry: make_filter(entry))
+
+
+def _tokenizer_problems(tokenizer: TokenizerConfig) -> Iterable[tuple[str, str]]:
+    if (tokenizer.train is None) == (tokenizer.path is None):
+        yield "tokenizer", "either {train: {vocab_size: …}} or {path: …} is wanted"
+    if tokenizer.train is not None and tokenizer.train.vocab_size < SMALLEST_VOCABULARY:
+        yield (
+            "tokenizer.train.vocab_size",
+            f"{tokenizer.train.vocab_size} is too small: special tokens, bytes and runs of spaces alone are "
+            f"{SMALLEST_VOCABULARY}",
+        )
+    if tokenizer.path is not None and not (Path(tokenizer.path) / "tokenizer.json").is_file():
+        yield "tokenizer.path", f"no Hugging Face fast tokenizer there: {tokenizer.path}/tokenizer.json is missing"

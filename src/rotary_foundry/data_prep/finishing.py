@@ -1,0 +1,125 @@
+"""The last stage: what was written in parts becomes one prepared folder, at the place where it was wanted."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from rotary_foundry.data.rows import Manifest, fingerprint
+from rotary_foundry.data_prep import stores
+from rotary_foundry.data_prep.encoding import CorpusTokenizer
+from rotary_foundry.data_prep.statistics import FILE, Counts, SourceStatistics, Statistics, unigram_entropy
+from rotary_foundry.data_prep.work import SPLITS, Work
+from rotary_foundry.utils.errors import DataError
+
+log = logging.getLogger(__name__)
+
+BAD_INPUT = "bad_input.txt"
+
+
+def finish(work: Work, made_of: dict) -> None:
+    """Write indices, manifests and statistics, and put the folder where `out` says.
+
+    Args:
+        work: with every other stage done.
+        made_of: the settings, which the statistics keep.
+    """
+    tokenizer, made = CorpusTokenizer(work.whole / "tokenizer"), fingerprint(work.whole / "tokenizer")
+    read = work.read_json("read")
+    frequencies = sum(np.load(path) for path in sorted((work.folder / "written").glob("*.npy")))
+    statistics = Statistics(
+        configuration=made_of,
+        corpus=sha256("".join(part["digest"] for part in read).encode()).hexdigest()[:16],
+        tokenizer=made,
+        vocab_size=tokenizer.vocab_size,
+        unigram_entropy=unigram_entropy(frequencies),
+        sources={source: _finish_source(work, source, made) for source in work.config.sources},
+    )
+    bad = [f"{part['source']}: {line}\n" for part in read for line in part["bad"]]
+    (work.whole / BAD_INPUT).write_text("".join(bad), encoding="utf-8", errors="backslashreplace")
+    if stores.is_remote(work.config.out):
+        stores.upload(work.whole, work.config.out)
+        _see_that_all_is_there(work)
+        stores.write_text(f"{work.config.out}/{FILE}", statistics.text())  # last: by it a finished folder is told
+    else:
+        statistics.write(work.whole)
+        _move(work.whole, Path(work.config.out))
+
+
+def _move(folder: Path, out: Path) -> None:
+    """Rename the folder; from another disk, a hidden copy of it beside `out`."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(folder, out)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        arriving = out.with_name(f".{out.name}-arriving")
+        shutil.copytree(folder, arriving, dirs_exist_ok=True)
+        os.rename(arriving, out)
+
+
+def _see_that_all_is_there(work: Work) -> None:
+    """Compare what the indices list with what the store has.
+
+    Raises:
+        DataError: a shard is missing there or has another size.
+    """
+    there = stores.sizes(work.config.out)
+    for index in sorted(work.whole.glob("*/*/*/index.json")):
+        folder = index.parent.relative_to(work.whole).as_posix()
+        for shard in json.loads(index.read_text(encoding="utf-8"))["shards"]:
+            name = f"{folder}/{shard['zip_data']['basename']}"
+            if there.get(name) != shard["zip_data"]["bytes"]:
+                raise DataError(
+                    f"{work.config.out}/{name}: is not there as it was written; delete {work.config.out} and "
+                    f"{work.folder}, and start again"
+                )
+
+
+def _finish_source(work: Work, source: str, tokenizer: str) -> SourceStatistics:
+    """Write the indices and manifests of a source, and count it."""
+    left_out = work.left_out(source)
+    counts = {}
+    for split in SPLITS:
+        parts = [part for part in work.read_json("written") if (part["source"], part["split"]) == (source, split)]
+        left_out["held out and not wanted"] += sum(part["left_out"] for part in parts)
+        manifests = [_join_parts(work, parts, row_length, tokenizer) for row_length in work.config.row_lengths]
+        counts[split] = Counts(
+            **{key: sum(part[key] for part in parts) for key in ("documents", "bytes", "tokens")},
+            rows={str(manifest.row_length): manifest.rows for manifest in manifests},
+            fill={str(manifest.row_length): manifest.fill for manifest in manifests},
+        )
+    return SourceStatistics(dict(+left_out), **counts)
+
+
+def _join_parts(work: Work, parts: list[dict], row_length: int, tokenizer: str) -> Manifest:
+    """Write the index and the manifest over the shards of all parts of one source and split, for one row length."""
+    source, split = parts[0]["source"], parts[0]["split"]
+    folder = work.whole / source / str(row_length) / split
+    shards = [shard for part in parts for shard in _shards(folder, f"{part['number']:05d}")]
+    (folder / "index.json").write_text(json.dumps({"version": 2, "shards": shards}), encoding="utf-8")
+    counts = Counter()
+    for part in parts:
+        counts.update(part["rows"][str(row_length)])
+    if given_up := counts.pop("given_up", 0):
+        log.info(f"{source}: left out {given_up:,} tokens, in last rows of {row_length:,} that could not be filled")
+    fill = counts["tokens"] / max(1, counts["rows"] * row_length)
+    manifest = Manifest(source, split, row_length, **counts, fill=fill, tokenizer=tokenizer)
+    manifest.write(folder)
+    return manifest
+
+
+def _shards(folder: Path, part: str) -> Iterator[dict]:
+    """The entries of a part's index, with the part's folder in their names."""
+    for shard in json.loads((folder / part / "index.json").read_text(encoding="utf-8"))["shards"]:
+        for key in ("raw_data", "zip_data"):
+            shard[key]["basename"] = f"{part}/{shard[key]['basename']}"
+        yield shard

@@ -1,0 +1,178 @@
+"""Folders of shards, read without a StreamingDataset.
+
+A data set would decompress shards into the folder, and take shared memory and locks. What only looks may do neither:
+the folder may be read-only, or a live run may be reading from it. So a shard is read whole, checked by its hash,
+decompressed in memory (Streaming writes 64 MB at most by default), and its rows are decoded by Streaming's own reader.
+Columns that would be unpickled are refused: a shard must not be able to run code.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from streaming.base.compression import decompress
+from streaming.base.format import FileInfo, reader_from_json
+from streaming.base.format.mds import MDSReader
+
+from rotary_foundry.data.damage import damage_of
+from rotary_foundry.data.rows import lies_inside
+from rotary_foundry.data_prep.inspection.source_folders import INDEX, Folder
+from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.wording import one_line
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard as the index lists it."""
+
+    reader: MDSReader
+    first_row: int  # of the folder's rows
+
+    @property
+    def name(self) -> str:
+        return self.stored.basename
+
+    @property
+    def stored(self) -> FileInfo:
+        """The file that it was written as."""
+        return self.reader.zip_data or self.reader.raw_data
+
+    @property
+    def part(self) -> str | None:
+        """The part of the source that it holds; None in a corpus without parts."""
+        return os.path.dirname(self.name) or None
+
+    def rows(self, raw: bytes, start: int = 0) -> Iterator[dict]:
+        """Its samples from the `start`th on, out of its decompressed file.
+
+        Raises:
+            ValueError: naming the first row, of the folder's, that cannot be decoded.
+        """
+        # an MDS file: its number of samples, where each begins, and where the last one ends, as uint32; then the rest
+        ends = np.frombuffer(raw, np.uint32, self.reader.samples + 1, 4)
+        for row in range(start, self.reader.samples):
+            try:
+                sample = self.reader.decode_sample(raw[ends[row] : ends[row + 1]])
+            except Exception as error:  # numpy's and Streaming's own, whatever the bytes lead to
+                raise ValueError(f"row {self.first_row + row} cannot be decoded: {one_line(error)}") from error
+            yield sample
+
+
+class ShardFolder(Folder):
+    """The shards of one source, row length and split, in the order of the index.
+
+    Args:
+        path: the folder.
+        remote: where what is not in the folder is fetched from.
+
+    Raises:
+        DataError: its index is missing or broken, has a column that would be unpickled, or a shard outside.
+    """
+
+    def __init__(self, path: str | Path, remote: str | None = None):
+        super().__init__(path, remote)
+        try:
+            content = json.loads(self.read(INDEX))
+            readers = [reader_from_json(str(self.path), None, entry) for entry in content["shards"]]
+            for reader in readers:
+                reader.validate(allow_unsafe_types=False)
+                names = [info.basename for info in (reader.raw_data, reader.zip_data) if info]
+                if outside := [name for name in names if not lies_inside(name)]:
+                    raise ValueError(f"names a shard outside of its folder, {outside[0]!r}")
+        except DataError:
+            raise
+        except Exception as error:  # a broken file, any part of it missing
+            raise DataError(f"{path}/{INDEX}: cannot be read: {one_line(error)}") from error
+        self.shard_rows = np.array([reader.samples for reader in readers], np.int64)
+        self._first_rows = self.shard_rows.cumsum() - self.shard_rows
+        self.shards = [Shard(reader, int(first)) for reader, first in zip(readers, self._first_rows, strict=True)]
+        self.size = int(self.shard_rows.sum())
+        self._raw: tuple[Shard, bytes] | None = None  # the shard of which a row was asked for last
+        self._ids: tuple[str, pa.ChunkedArray] | None = None  # the part that was asked for last, and its documents' ids
+
+    def shard_of(self, row: int) -> Shard:
+        """The shard that a row lies in.
+
+        Raises:
+            DataError: there is no such row.
+        """
+        if not 0 <= row < self.size:
+            there = f"its rows are 0 to {self.size - 1}" if self.size else "it has none"
+            raise DataError(f"{self.path}: no row {row}; {there}")
+        return self.shards[int(np.searchsorted(self._first_rows, row, side="right")) - 1]
+
+    def row(self, row: int) -> dict:
+        """The sample of a row.
+
+        Raises:
+            DataError: there is no such row, or its shard is damaged.
+        """
+        shard = self.shard_of(row)
+        if self._raw is None or self._raw[0] is not shard:
+            self._raw = shard, self.raw(shard)
+        return next(self._decoded(shard, self._raw[1], row - shard.first_row))
+
+    def rows(self, shard: Shard) -> Iterator[dict]:
+        """The samples of a shard.
+
+        Raises:
+            DataError: the shard is missing or damaged.
+        """
+        yield from self._decoded(shard, self.raw(shard))
+
+    def _decoded(self, shard: Shard, raw: bytes, start: int = 0) -> Iterator[dict]:
+        try:
+            yield from shard.rows(raw, start)
+        except ValueError as error:
+            raise DataError(f"{self.path}/{shard.name}: {error}") from error
+
+    def raw(self, shard: Shard) -> bytes:
+        """A shard's decompressed file, its hashes compared.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        stored, raw = shard.stored, shard.reader.raw_data
+        if self.remote and stored is not raw and (copy := self._copy(raw)) is not None:
+            return copy
+        content = self.read(stored.basename)
+        where = f"{self.path}/{stored.basename}"
+        if damage := damage_of(content, stored):
+            raise DataError(f"{where}: {damage}")
+        if stored is raw:
+            return content
+        try:
+            content = decompress(shard.reader.compression, content)
+        except Exception as error:  # each compression has errors of its own
+            raise DataError(f"{where}: cannot be decompressed: {one_line(error)}") from error
+        if damage := damage_of(content, raw):
+            raise DataError(f"{where}: decompressed, it is not what was written: {damage}")
+        return content
+
+    def _copy(self, raw: FileInfo) -> bytes | None:
+        """A decompressed file, all that a cache keeps of a shard; None if it is not here, or not sound."""
+        try:
+            content = (self.path / raw.basename).read_bytes()
+        except OSError:
+            return None
+        return None if damage_of(content, raw) else content
+
+    def document_ids(self, shard: Shard, numbers: NDArray[np.integer]) -> list[str]:
+        """The ids of documents of a shard's part, by their numbers.
+
+        Raises:
+            DataError: the part's table is missing or broken, or has no such line.
+        """
+        if self._ids is None or self._ids[0] != shard.part:
+            self._ids = shard.part, self.documents(shard.part, ["id"])["id"]
+        ids = self._ids[1]
+        try:
+            return ids.take(pa.array(numbers)).to_pylist()
+        except pa.ArrowIndexError:
+            table = os.path.normpath(self.path / self.documents_file(shard.part))
+            raise DataError(f"{table}: has {len(ids)} lines, and {shard.name} refers to line {numbers.max()}") from None

@@ -1,0 +1,167 @@
+"""`data trace`: from an update of a run back to the documents that it saw.
+
+Nothing was recorded for this: the plan, the canonical order and the index files give the rows. The update's line in
+metrics.jsonl has a digest of all of them with their masks; they are masked again here and must give the same digest, or
+the trace is refused: then the shards are no longer those that the run was trained on.
+
+Update N is the line of metrics.jsonl whose `batch` is N, from 1. After a rollback some numbers were trained twice; the
+kept ones are meant, unless one asks for the run as it was before a rollback.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rotary_foundry.data.batches import collate, update_digest
+from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.data.order import CanonicalOrder, Draw
+from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder
+from rotary_foundry.data_prep.inspection.show import ids_of
+from rotary_foundry.data_prep.inspection.source_folders import local_folder, printable
+from rotary_foundry.objectives.masked_lm import row_generator
+from rotary_foundry.recipe import Recipe, load_recipe
+from rotary_foundry.recipe.plan import Plan, Rollback, plan_in_force
+from rotary_foundry.runs.run_folder import RunFolder, abandoned_by, read_lines
+from rotary_foundry.utils.errors import ConfigurationError, DataError
+
+
+@dataclass(frozen=True)
+class TracedRow:
+    """A row that an update saw."""
+
+    source: str
+    row: int  # of the source's folder of shards, as `data show` takes it
+    shard: str
+    row_in_shard: int
+    documents: list[str | None]  # the ids of its documents; None where the corpus does not know them
+
+
+@dataclass(frozen=True)
+class TracedUpdate:
+    """An update, and its rows in the order of the draw."""
+
+    update: int
+    stage: str
+    row_length: int
+    token: int  # at which it starts
+    rows: list[TracedRow]
+
+
+def trace(run: str | Path, update: int, before_rollback: int | None = None) -> TracedUpdate:
+    """The rows that an update saw.
+
+    Args:
+        run: a run folder.
+        update: from 1, as metrics.jsonl counts.
+        before_rollback: with n, the run as it was until its n-th rollback, from 1.
+
+    Raises:
+        ConfigurationError: no run is there, or it has no such update or rollback.
+        DataError: the corpus is not there, is damaged, or is not what the run was trained on.
+    """
+    local_folder(run)
+    folder = RunFolder(Path(run))
+    if not folder.recipe.is_file():
+        raise ConfigurationError(f"{run}: no run there (it has no {folder.recipe.name})")
+    recipe = load_recipe(folder.recipe)
+    rollbacks = folder.rollbacks()
+    if before_rollback is not None:
+        if not 1 <= before_rollback <= len(rollbacks):
+            raise ConfigurationError(f"{run}: it has had {len(rollbacks)} rollbacks; there is no {before_rollback}")
+        rollbacks = rollbacks[: before_rollback - 1]
+    plan = plan_in_force(recipe, rollbacks)
+    recorded = _recorded_digest(folder, plan, rollbacks, update)
+    token = _start(plan, update)
+    traced, digest = _rows(recipe, plan, token)
+    if digest != recorded:
+        raise DataError(
+            f"{recipe.data.local}: these are not the shards that update {update} was trained on: its rows with their "
+            f"masks have the digest {digest}, and {folder.metrics} says {recorded}"
+        )
+    segment = plan.segment_at(token)
+    return TracedUpdate(update, segment.stage, segment.row_length, token, traced)
+
+
+def _recorded_digest(folder: RunFolder, plan: Plan, rollbacks: Sequence[Rollback], update: int) -> str:
+    """What metrics.jsonl says of the rows of an update that the run has done."""
+    if not 1 <= update <= plan.total_updates:
+        raise ConfigurationError(f"{folder.path}: no update {update}; its plan has updates 1 to {plan.total_updates}")
+    lines = {
+        line["batch"]: line["rows_digest"]
+        for line in read_lines(folder.metrics)
+        if line.get("rollbacks", 0) <= len(rollbacks)
+        and abandoned_by(line["token"], line.get("rollbacks", 0), rollbacks) is None
+    }
+    if update not in lines:
+        raise ConfigurationError(f"{folder.path}: has not reached update {update}; it has done {max(lines, default=0)}")
+    return lines[update]
+
+
+def _start(plan: Plan, update: int) -> int:
+    """The token at which an update starts."""
+    segment = next(segment for segment in plan.segments if update <= segment.start_update + segment.updates)
+    return segment.start_token + (update - 1 - segment.start_update) * segment.tokens_per_update
+
+
+def _rows(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]:
+    """The rows of the update that starts at a token, and their digest."""
+    segment, start_row = plan.segment_at(token), plan.at(token).rows_drawn_in_stage
+    data = recipe.data
+    masking = open_corpus(recipe, lock=False).masking(  # the run may be going on
+        recipe.masking.mlm_probability, recipe.masking.mask_share, recipe.masking.random_share
+    )
+    remote = data.remote.rstrip("/") if data.remote else None
+    folders = []
+    for source in data.sources:
+        place = f"{source}/{segment.row_length}/train"
+        folders.append(ShardFolder(Path(data.local, place), f"{remote}/{place}" if remote else None))
+    order = CanonicalOrder(
+        data.sources, [folder.shard_rows for folder in folders], data.shuffle_algo, data.shuffle_block_size
+    )
+    draw = Draw(recipe.seed, segment.stage_index, segment.mixture, start_row, 1, segment.rows)
+    drawn = order.updates(draw)[0]
+    first_rows = np.cumsum([0, *(folder.size for folder in folders)])
+    sources = np.searchsorted(first_rows, drawn, side="right") - 1
+    traced, digests = {}, []
+    for place in np.argsort(drawn, kind="stable").tolist():  # a shard's rows one after the other
+        index, source = int(drawn[place]), int(sources[place])
+        folder = folders[source]
+        row = index - int(first_rows[source])
+        shard, sample = folder.shard_of(row), folder.row(row)
+        generator = row_generator(recipe.seed, segment.stage_index, start_row + place)
+        digests += collate([sample | {"row": index}], masking, [generator], segment.row_length)["row_digests"]
+        documents = ids_of(folder, shard, sample)
+        traced[place] = TracedRow(data.sources[source], row, shard.name, row - shard.first_row, documents)
+    return [traced[place] for place in range(len(drawn))], update_digest(digests)
+
+
+def print_trace(traced: TracedUpdate, as_json: bool = False, console: Console | None = None) -> None:
+    """Print a traced update."""
+    if as_json:
+        print(json.dumps(asdict(traced), indent=2))
+        return
+    console = console or Console(highlight=False)
+    console.print(
+        f"update {traced.update}: stage {traced.stage}, rows of {traced.row_length:,}, starts at token "
+        f"{traced.token:,}; its {len(traced.rows):,} rows and their masks agree with metrics.jsonl",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("source")
+    table.add_column("row", justify="right")
+    table.add_column("shard", no_wrap=True)
+    table.add_column("row in it", justify="right")
+    table.add_column("documents", overflow="fold")
+    for row in traced.rows:
+        ids = [printable(id_) for id_ in row.documents if id_ is not None]
+        documents = ", ".join(dict.fromkeys(ids)) if ids else f"{len(row.documents)}, ids unknown"
+        table.add_row(row.source, f"{row.row}", row.shard, f"{row.row_in_shard}", Text(documents))
+    console.print(table)

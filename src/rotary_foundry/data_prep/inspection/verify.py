@@ -1,0 +1,270 @@
+"""`data verify`: whether shards are what was written, and say what their manifests and tables of documents say.
+
+A shard, and one part's numbers of tokens, are in memory at a time. Nothing stops at the first fault: a list of all the
+bad shards is what one restores from a copy. Whatever needs a whole part or a whole folder is only held against it where
+all of its shards could be read.
+
+A training part may leave out the row that it could not fill, so that much of its documents' tokens may stand in no row;
+held-out documents are all there.
+
+Which folders a whole corpus should have is taken from its statistics.json, which is written last: what is gone
+altogether leaves no trace elsewhere.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rotary_foundry.data.damage import damage_of
+from rotary_foundry.data.rows import Manifest, row_complaint
+from rotary_foundry.data_prep.inspection.shard_folder import Shard, ShardFolder
+from rotary_foundry.data_prep.inspection.source_folders import Folder, Texts, find_folders
+from rotary_foundry.data_prep.statistics import FILE as STATISTICS
+from rotary_foundry.data_prep.statistics import Statistics
+from rotary_foundry.data_prep.work import SPLITS
+from rotary_foundry.utils.errors import DataError
+
+
+@dataclass
+class Report:
+    """What was checked, and what is wrong."""
+
+    folders: int = 0
+    shards: int = 0
+    rows: int = 0
+    documents: int = 0  # pieces of long ones counted each
+    tokens: int = 0
+    problems: list[str] = field(default_factory=list)  # a line each: which file, and what
+    bad_shards: int = 0
+
+    def __str__(self) -> str:
+        checked = f"{self.rows:,} rows, {self.documents:,} documents, {self.tokens:,} tokens"
+        if not self.problems:
+            return f"all good: {self.shards:,} shards in {self.folders:,} folders, {checked}"
+        return (
+            f"{self.bad_shards:,} of {self.shards:,} shards are bad; {len(self.problems):,} problems, each named above"
+        )
+
+
+def verify(directory: str | Path) -> Report:
+    """Check a folder of shards, or all of a prepared corpus.
+
+    Raises:
+        DataError: no shards are there.
+    """
+    report = Report()
+    folders = find_folders(directory)
+    for tokenizer_folder, of_corpus in _by_corpus(folders).items():
+        try:
+            texts = Texts(tokenizer_folder)
+        except DataError as error:
+            report.problems.append(str(error))
+            texts = None
+        for folder in of_corpus:
+            _verify_folder(folder, texts, report)
+    report.problems += _missing_folders(folders, Path(os.path.abspath(directory)))
+    return report
+
+
+def _by_corpus(folders: list[Path]) -> dict[Path, list[Path]]:
+    corpora = defaultdict(list)
+    for folder in folders:
+        corpora[Folder(folder).tokenizer_folder].append(folder)
+    return corpora
+
+
+def _missing_folders(folders: list[Path], directory: Path) -> Iterator[str]:
+    """The folders that a whole corpus lacks, of those that its statistics name; where there are none, each source's of
+    the row lengths that others have."""
+    corpus = {path for path in folders if directory in path.parents[2:3] and path.parent.name.isdigit()}
+    sources = {folder.parents[1].name for folder in corpus}
+    row_lengths = {int(folder.parent.name) for folder in corpus}
+    if (directory / STATISTICS).exists():
+        try:
+            made_of = Statistics.read(directory).configuration
+            sources |= set(made_of["sources"])
+            row_lengths |= set(made_of["row_lengths"])
+        except DataError as error:
+            yield str(error)
+        except (KeyError, TypeError) as error:
+            yield f"{directory}/{STATISTICS}: broken ({error!r})"
+    for source in sorted(sources):
+        for row_length in sorted(row_lengths):
+            for split in SPLITS:
+                folder = directory / source / str(row_length) / split
+                if folder not in corpus:
+                    yield f"{folder}: no shards there"
+
+
+@dataclass
+class _Totals:
+    documents: int = 0
+    tokens: int = 0
+
+
+def _verify_folder(path: Path, texts: Texts | None, report: Report) -> None:
+    report.folders += 1
+    try:
+        manifest = Manifest.read(path)
+    except DataError as error:
+        report.problems.append(str(error))
+        manifest = None
+    try:
+        folder = ShardFolder(path)
+    except DataError as error:
+        report.problems.append(str(error))
+        return
+    report.shards += len(folder.shards)
+    report.rows += folder.size
+    totals = _Totals()
+    bad_before = report.bad_shards
+    parts: dict[str | None, list[Shard]] = defaultdict(list)
+    for shard in folder.shards:
+        parts[shard.part].append(shard)
+    for part in folder.tables():
+        parts[part]  # which may have documents and no shard
+    for part, shards in parts.items():
+        _verify_part(folder, part, shards, manifest, texts, totals, report)
+    report.documents += totals.documents
+    report.tokens += totals.tokens
+    if manifest is not None:
+        all_read = report.bad_shards == bad_before
+        report.problems += _against_manifest(folder, manifest, texts, totals if all_read else None)
+
+
+def _against_manifest(
+    folder: ShardFolder, manifest: Manifest, texts: Texts | None, totals: _Totals | None
+) -> Iterator[str]:
+    """What differs between a manifest and what is there. `totals` is None where some shards could not be read."""
+    there: dict[str, object] = {"rows": folder.size}
+    if totals is not None:
+        there |= {"documents": totals.documents, "tokens": totals.tokens}
+    if texts is not None:
+        there["tokenizer"] = texts.fingerprint
+    if folder.path.parent.name.isdigit():  # it lies where it was written
+        there |= {"split": folder.split, "row_length": int(folder.path.parent.name)}
+        there["source"] = folder.path.parents[1].name
+    for key, value in there.items():
+        said = getattr(manifest, key)
+        if said != value:
+            yield f"{folder.path}/manifest.json: {key}: {said}, and there is {value}"
+
+
+def _verify_part(
+    folder: ShardFolder,
+    part: str | None,
+    shards: list[Shard],
+    manifest: Manifest | None,
+    texts: Texts | None,
+    totals: _Totals,
+    report: Report,
+) -> None:
+    lengths = None
+    if part is not None:
+        try:
+            lengths = folder.documents(part, ["tokens"])["tokens"].to_numpy()
+        except DataError as error:
+            report.problems.append(str(error))
+    checked = _Rows(manifest, texts, lengths)
+    bad = 0
+    for shard in shards:
+        problems = list(_copy_problems(folder, shard)) + checked.check(folder, shard)
+        report.problems += [f"{folder.path}/{shard.name}: {problem}" for problem in problems]
+        bad += bool(problems)
+    report.bad_shards += bad
+    totals.documents += checked.documents
+    totals.tokens += checked.tokens
+    if not bad and lengths is not None and manifest is not None:
+        allowed = manifest.row_length if folder.split == "train" else 0
+        missing = int(np.maximum(lengths - checked.tokens_of, 0).sum())
+        if missing > allowed:
+            first = int(np.argmax(checked.tokens_of < lengths))
+            report.problems.append(
+                f"{folder.path}: {missing} tokens of part {part}'s documents are in no row, the first of document "
+                f"{first} (a part may leave out {allowed})"
+            )
+
+
+def _copy_problems(folder: ShardFolder, shard: Shard) -> Iterator[str]:
+    """What is wrong with the decompressed copy that a run left beside a shard, if there is one."""
+    info = shard.reader.raw_data
+    if shard.reader.zip_data is None or not (folder.path / info.basename).exists():
+        return
+    try:
+        damage = damage_of((folder.path / info.basename).read_bytes(), info)
+    except OSError as error:
+        damage = f"cannot be read: {error}"
+    if damage:
+        yield f"its decompressed copy, {info.basename}, is bad, and can be deleted: {damage}"
+
+
+class _Rows:
+    """The rows of one part, held against its documents.
+
+    Args:
+        lengths: content tokens of each document of the part, int64 [documents]; None if that is not known.
+    """
+
+    def __init__(self, manifest: Manifest | None, texts: Texts | None, lengths: NDArray[np.int64] | None):
+        self.row_length = manifest.row_length if manifest else np.iinfo(np.int64).max
+        self.vocab_size = texts.vocab_size if texts else np.iinfo(np.int64).max
+        self.ends = texts.first_and_last if texts and len(texts.first_and_last) == 2 else None
+        self.lengths = lengths
+        self.tokens_of = None if lengths is None else np.zeros_like(lengths)  # that were found of each document
+        self.documents = 0
+        self.tokens = 0
+
+    def check(self, folder: ShardFolder, shard: Shard) -> list[str]:
+        """What is wrong with a shard: that it cannot be read, or the first of its bad rows."""
+        try:
+            raw = folder.raw(shard)
+        except DataError as error:
+            return [str(error).removeprefix(f"{folder.path}/{shard.name}: ")]
+        first, bad = None, 0
+        try:
+            for row, sample in enumerate(shard.rows(raw), shard.first_row):
+                complaint = self._complaint(sample)
+                if complaint and first is None:
+                    first = f"row {row} has {complaint}"
+                bad += complaint is not None
+        except ValueError as error:
+            return [str(error)]
+        if first is None:
+            return []
+        return [first + (f" ({bad - 1} more of its {shard.reader.samples} rows are bad)" if bad > 1 else "")]
+
+    def _complaint(self, sample: dict) -> str | None:
+        missing = {"tokens", "lengths"} - sample.keys()
+        if missing:
+            return f"no column {min(missing)}"
+        complaint = row_complaint(sample, self.row_length, self.vocab_size)
+        if complaint:
+            return complaint
+        tokens, lengths = sample["tokens"], sample["lengths"].astype(np.int64)
+        self.documents += len(lengths)
+        self.tokens += len(tokens)
+        ends = lengths.cumsum()
+        if self.ends and not ((tokens[ends - lengths] == self.ends[0]) & (tokens[ends - 1] == self.ends[1])).all():
+            return "a document that does not begin and end with the tokenizer's special tokens"
+        return None if self.lengths is None else self._documents_complaint(sample, lengths - 2)
+
+    def _documents_complaint(self, sample: dict, found: NDArray[np.int64]) -> str | None:
+        """What is wrong with the numbers of a row's documents, of which `found` content tokens each are in the row."""
+        numbers = sample.get("documents")
+        if numbers is None:
+            return "no column documents"
+        if len(numbers) != len(found):
+            return f"{len(numbers)} numbers for its {len(found)} documents"
+        if numbers.max() >= len(self.lengths):
+            return f"document {numbers.max()}, and the table of its part has {len(self.lengths)} lines"
+        longer = found > self.lengths[numbers]
+        if longer.any():
+            number = numbers[longer][0]
+            return f"{found[longer][0]} tokens of document {number}, which has {self.lengths[number]}"
+        np.add.at(self.tokens_of, numbers, found)
+        return None

@@ -1,0 +1,186 @@
+"""A corpus to a tokenizer and packed shards, in stages that any number of workers share.
+
+    documents   read, filter, split
+    duplicates  find them, exact and, if asked for, near ones
+    tokenizer   trained or copied
+    shards      tokenise once, pack for every row length, write
+    finish      indices, manifests, statistics
+
+The result is a folder, or the same below an address of an object store:
+
+    out/tokenizer/                                 a Hugging Face fast tokenizer
+    out/<source>/<row_length>/<split>/             index.json, manifest.json, and a folder of MDS shards for each part
+    out/<source>/documents/<split>/<part>.parquet  which documents are in those shards: id, bytes, tokens
+    out/bad_input.txt                              what could not be read
+    out/statistics.json                            counts, unigram entropy, and what all this was made from
+
+Three decisions. A local folder appears whole or not at all: it grows in the work folder and is renamed at the end, so
+nobody has to tell finished shards from those of an interrupted run; in a store statistics.json comes last. Nothing is
+ever overwritten: a folder made from the same settings and the same sources is left as it is, any other is refused. And
+what was interrupted goes on with the tasks that are not finished, when the same command is given again.
+"""
+
+import fcntl
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from hashlib import sha256
+from pathlib import Path
+
+from rotary_foundry.data.rows import fingerprint
+from rotary_foundry.data_prep import executors, readers, stores
+from rotary_foundry.data_prep.corpus_config import CorpusConfig
+from rotary_foundry.data_prep.stages import stages_of
+from rotary_foundry.data_prep.statistics import FILE, Statistics
+from rotary_foundry.data_prep.tokenizer import open_brought
+from rotary_foundry.data_prep.work import Work
+from rotary_foundry.utils.errors import DataError
+
+FORMAT = 2  # raised whenever the same texts and settings would give other shards
+
+SETTINGS, ARRIVING = "settings.json", "settings.arriving"  # of a work folder
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: CorpusConfig) -> bool:
+    """Make the shards that `config` describes, unless they are there.
+
+    Returns:
+        Whether they are there now; on Slurm the jobs were submitted.
+
+    Raises:
+        DataError: a source, a tokenizer or `config.out` that cannot be used; `config.out` is then as it was, and what
+            was done is kept beside it for the next time.
+    """
+    config = replace(config, out=config.out.rstrip("/"))
+    made_of = settings(config)
+    folder = work_folder(config)
+    begun = _kept(folder)
+    if stores.exists(f"{config.out}/{FILE}"):
+        _refuse_other(config.out, made_of, Statistics.read(config.out).configuration)
+        if begun is not None and begun["out"] == config.out:
+            shutil.rmtree(folder)  # Slurm's last job cannot remove its own
+        log.info(f"{config.out} is complete and of this configuration and these sources: nothing to do")
+        return True
+    if begun is not None:
+        if begun["out"] != config.out:
+            raise _refusal(folder, f"unfinished work for {begun['out']}", "work")
+        _refuse_other(f"{folder} (unfinished work)", made_of, begun["settings"], "work")
+    ours = begun is not None and stores.is_remote(config.out)  # a store is filled while the work goes on
+    if not ours and stores.exists(config.out) and not _is_empty(Path(config.out)):
+        raise _refusal(config.out, f"something else (no {FILE} is there)")
+    if config.tokenizer.path:
+        open_brought(Path(config.tokenizer.path))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            work = open_work(config, folder, made_of)
+            done = executors.run(stages_of(work, made_of), work)
+        if done:
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from error
+    return done
+
+
+def settings(config: CorpusConfig) -> dict:
+    """What the shards follow from; of paths only the names of files in their folder, with sizes and times."""
+    tokenizer = config.tokenizer
+    return {
+        "format": FORMAT,
+        "sources": {
+            name: {key: value for key, value in asdict(source).items() if key != "path"}
+            for name, source in config.sources.items()
+        },
+        "files": {name: readers.fingerprint(source) for name, source in config.sources.items()},
+        "deduplication": config.deduplication,
+        "tokenizer": asdict(tokenizer.train) if tokenizer.train else _of_tokenizer(Path(tokenizer.path)),
+        "row_lengths": sorted(config.row_lengths),
+        "stride": config.stride,
+        "validation": config.validation,
+    }
+
+
+def _of_tokenizer(path: Path) -> dict[str, str]:
+    """A fingerprint of the tokenizer, and one of the roles of its special tokens."""
+    config = path / "tokenizer_config.json"
+    roles = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    named = {role: token for role, token in roles.items() if role.endswith("_token")}
+    return {
+        "tokenizer": fingerprint(path),
+        "roles": sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16],
+    }
+
+
+def work_folder(config: CorpusConfig) -> Path:
+    """Where a preparation keeps what it has done: `work`, or a hidden folder beside `out`."""
+    if config.work is not None:
+        return Path(config.work)
+    out = Path(config.name if stores.is_remote(config.out) else config.out)
+    return out.with_name(f".{out.name}-work")
+
+
+def _refuse_other(where: str | Path, wanted: dict, there: dict, key: str = "out") -> None:
+    differing = [name for name in wanted if wanted[name] != there.get(name)]
+    if "format" in differing:
+        raise _refusal(where, "what an earlier version of Rotary Foundry wrote", key)
+    if differing == ["files"]:
+        sources = [name for name in wanted["files"] if wanted["files"][name] != there["files"].get(name)]
+        raise _refusal(where, f"other documents: the files of {', '.join(sources)} have changed since", key)
+    if differing:
+        raise _refusal(where, f"shards made with other values of {', '.join(differing)}", key)
+
+
+def _refusal(where: str | Path, what: str, key: str = "out") -> DataError:
+    return DataError(f"{where}: holds {what}; delete it, or choose another folder with {key}=…")
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the work folder against a second preparation on this machine."""
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{folder}: another `python data_prep` is at work there; wait for it to end") from None
+        yield
+
+
+def _kept(folder: Path) -> dict | None:
+    """What the work folder says that it is for; nothing, if it is new or was left before the work began.
+
+    Raises:
+        DataError: it is somebody else's.
+    """
+    if (folder / SETTINGS).is_file():
+        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    if folder.exists() and not {path.name for path in folder.iterdir()} <= {"lock", "parts", ARRIVING}:
+        raise _refusal(folder, "something else", "work")
+    return None
+
+
+def open_work(config: CorpusConfig, folder: Path, made_of: dict) -> Work:
+    """Go on with the work in a folder, or begin it."""
+    kept = _kept(folder)
+    if kept is not None:
+        return Work(config, folder, kept["parts"])
+    counts, rank = {}, 0
+    (folder / "parts").mkdir(exist_ok=True)
+    for name, source in config.sources.items():
+        parts = readers.parts(source)
+        counts[name] = len(parts)
+        for part in parts:
+            (folder / "parts" / f"{rank:05d}.json").write_text(json.dumps(part), encoding="utf-8")
+            rank += 1
+    content = json.dumps({"out": config.out, "settings": made_of, "parts": counts}, indent=2)
+    (folder / ARRIVING).write_text(content + "\n", encoding="utf-8")
+    (folder / ARRIVING).replace(folder / SETTINGS)
+    return Work(config, folder, counts)

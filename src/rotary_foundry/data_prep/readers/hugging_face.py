@@ -1,0 +1,126 @@
+"""Hugging Face data sets: by name from the Hub, or a folder that `save_to_disk` or a data set's files are in.
+
+datatrove 0.9.0's reader deals a data set's rows out by the number of workers, row by row in turn, so that both the
+order of documents and the parts would change with it. Here a part is a range of rows, fixed by the size of the data.
+The data set is memory-mapped: reading a part holds BATCH rows.
+"""
+
+import re
+from collections.abc import Iterator
+from math import ceil
+from pathlib import Path
+
+import pyarrow as pa
+from datatrove.data import Document
+
+from rotary_foundry.data_prep.readers import BadInput, Part, SourceConfig
+from rotary_foundry.data_prep.readers.listing import digest, part_bytes
+from rotary_foundry.data_prep.readers.text_columns import check_column, check_type, is_text, not_text, values
+from rotary_foundry.utils.errors import DataError
+
+BATCH = 100  # rows
+
+
+def parts(source: SourceConfig) -> list[Part]:
+    """Ranges of rows that have a part's size each, were all rows of one size; of the Hub, at the commit of today."""
+    data = _load(source)
+    rows = len(data)
+    row_bytes = max(1, data.data.nbytes / max(1, data.data.num_rows))
+    step = ceil(part_bytes(row_bytes * rows) / row_bytes)
+    if not rows:
+        raise DataError(f"{source.path}: the data set has no rows")
+    revision = _revision(data)
+    return [{"rows": [start, min(start + step, rows)], "revision": revision} for start in range(0, rows, step)]
+
+
+def fingerprint(source: SourceConfig) -> str:
+    """Of a folder by its files; of a data set from the Hub by its files at their commit, which `datasets` recorded."""
+    if Path(source.path).is_dir():
+        files = sorted(file for file in Path(source.path).rglob("*") if file.is_file())
+        stats = [(file.relative_to(source.path).as_posix(), file.stat()) for file in files]
+        return digest((name, stat.st_size, stat.st_mtime) for name, stat in stats)
+    data = _load(source)
+    return digest([len(data), data.data.nbytes, sorted((data.info.download_checksums or {}).items())])
+
+
+def _revision(data) -> str | None:
+    """The commit that a data set from the Hub is of, by the addresses that `datasets` recorded; None of a folder."""
+    found = (re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", url) for url in data.info.download_checksums or {})
+    return next((address[1] for address in found if address), None)
+
+
+def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
+    data = _load(source, part["revision"])
+    start, end = part["rows"]
+    if end > len(data):
+        raise DataError(
+            f"{source.path}: has {len(data):,} rows, and had at least {end:,} when it was divided into parts"
+        )
+    column = source.text_column or "text"
+    table = data.with_format("arrow")
+    for row in range(start, end, BATCH):
+        until = min(row + BATCH, end)
+        try:
+            batch = table[row:until]
+            texts = _checked(batch.column(column))
+            urls = _checked(batch.column("url")) if _has_url(batch.schema) else [None] * len(texts)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            bad.add(f"{source.path}:{row}", f"damaged: {error}; rows up to {until - 1} are lost")
+            continue
+        for number, (text, url) in enumerate(zip(texts, urls, strict=True), row):
+            where = f"{source.path}:{number}"
+            if problem := not_text(text):
+                bad.add(where, f"column '{column}' {problem}")
+            else:
+                yield Document(text, where, metadata={} if not_text(url) else {"url": url})
+
+
+def _load(source: SourceConfig, revision: str | None = None):
+    """The split of a data set, memory-mapped; its text column is there and of text.
+
+    Args:
+        revision: the commit, of a data set from the Hub; the newest if not given.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    import datasets
+
+    split = source.split or "train"
+    try:
+        if Path(source.path, "state.json").exists() or Path(source.path, "dataset_dict.json").exists():
+            data = datasets.load_from_disk(source.path)
+            if isinstance(data, datasets.DatasetDict) and split in data:
+                data = data[split]
+        else:
+            data = datasets.load_dataset(source.path, source.name, split=split, revision=revision)
+    except Exception as error:  # of the Hub, the network, the file system and each of the builders
+        raise DataError(f"{source.path}: datasets cannot load it: {_first_line(error)}") from error
+    if isinstance(data, datasets.DatasetDict):
+        raise DataError(f"{source.path}: no split '{split}'; the splits there are {', '.join(map(repr, data))}")
+    column = source.text_column or "text"
+    check_column(column, data.column_names, source.path)
+    check_type(data.data.schema.field(column).type, column, source.path)
+    return data
+
+
+def _has_url(schema: pa.Schema) -> bool:
+    return "url" in schema.names and is_text(schema.field("url").type)
+
+
+def _checked(column: pa.ChunkedArray) -> list[str | bytes | None]:
+    """The values of a column; the file's own offsets are not trusted.
+
+    Raises:
+        pa.ArrowInvalid: they point out of the data.
+    """
+    found: list[str | bytes | None] = []
+    for chunk in column.chunks:
+        plain = chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk
+        plain.view(pa.large_binary() if pa.types.is_large_string(plain.type) else pa.binary()).validate(full=True)
+        found += values(plain)
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

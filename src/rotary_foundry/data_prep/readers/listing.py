@@ -1,0 +1,89 @@
+"""The files of a source, local or in a store, and their fixed grouping into parts."""
+
+import hashlib
+import posixpath
+from glob import has_magic
+
+from rotary_foundry.data_prep import stores
+from rotary_foundry.data_prep.readers import MOST_PARTS, PART_BYTES, READERS, Part, SourceConfig
+from rotary_foundry.utils.errors import DataError
+
+
+def parts(source: SourceConfig) -> list[Part]:
+    """Files in the order of their names, as many in a part as have its size together; no file is divided."""
+    folder, files = listing(source)
+    size = part_bytes(sum(info["size"] for info in files.values()))
+    groups: list[list[str]] = []
+    room = 0
+    for name, info in files.items():
+        if info["size"] > room or not groups:
+            groups.append([])
+            room = size
+        groups[-1].append(name)
+        room -= info["size"]
+    return [{"folder": folder, "files": group} for group in groups]
+
+
+def part_bytes(total: float) -> float:
+    """How much a part of a source of `total` bytes has."""
+    return max(PART_BYTES, total / MOST_PARTS)
+
+
+def fingerprint(source: SourceConfig) -> str:
+    _, files = listing(source)
+    return digest((name, info["size"], info.get("e_tag") or info.get("mtime")) for name, info in files.items())
+
+
+def digest(values) -> str:
+    """Hexadecimal digits that follow from the representation of each of `values`."""
+    hashed = hashlib.sha256()
+    for value in values:
+        hashed.update(f"{value!r}\n".encode("utf-8", "surrogateescape"))
+    return hashed.hexdigest()[:16]
+
+
+def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
+    """The folder that a source's path is in, as it was written, and by name in it the files to read: of a folder those
+    with the reader's extensions, at any depth; what a path or a glob names, whatever it is called.
+
+    Hidden files are not read: what systems and editors leave in folders is no text of the user's.
+
+    Raises:
+        DataError: there are no such files, or they cannot be listed.
+    """
+    path = source.path.rstrip("/") or "/"
+    with stores.named(path):
+        store = stores.filesystem(path)
+        if store.isfile(path):
+            folder, name = posixpath.split(path)
+            return folder, {name: stores.data_folder(folder).info(name)}
+        if store.isdir(path):
+            folder, extensions = path, READERS[source.reader].extensions
+            inside = stores.data_folder(folder)
+            found = inside.find("", detail=True)
+        elif has_magic(path):
+            folder, pattern = _before_magic(path)
+            extensions = ("",)
+            inside = stores.data_folder(folder)
+            found = inside.glob(pattern, detail=True)
+        else:
+            raise DataError(f"{path}: nothing is there")
+    for name, info in found.items():
+        if info.get("islink") and inside.isfile(name):  # a Hugging Face cache is made of links
+            found[name] = inside.info(name)  # of the file itself
+    files = {
+        name: info
+        for name, info in found.items()
+        if info["type"] == "file" and name.endswith(extensions) and not any(part[0] == "." for part in name.split("/"))
+    }
+    if not files:
+        what = f"with {', '.join(extensions)}" if extensions != ("",) else "of that name"
+        raise DataError(f"{path}: no files {what} for the reader {source.reader}")
+    return folder, dict(sorted(files.items(), key=lambda file: file[0].split("/")))
+
+
+def _before_magic(path: str) -> tuple[str, str]:
+    """A glob's folder and the pattern in it: ("data", "*/a?.csv") of data/*/a?.csv."""
+    pieces = path.split("/")
+    first = next(place for place, piece in enumerate(pieces) if has_magic(piece))
+    return "/".join(pieces[:first]) or ("/" if path.startswith("/") else ""), "/".join(pieces[first:])

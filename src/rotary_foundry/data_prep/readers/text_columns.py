@@ -1,0 +1,76 @@
+"""What is a text, and what is said of a column or a value that is none."""
+
+import reprlib
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from rotary_foundry.utils.errors import DataError
+
+SHOWN = 20  # columns, in an error
+
+
+def not_text(value: object) -> str | None:
+    """What is wrong with a value that should be a text, if anything.
+
+    A NUL is no text: it tells of binary content, or of blocks that a file system lost.
+    """
+    if not isinstance(value, str):
+        return f"holds {'null' if value is None else reprlib.repr(value)}, which is not text"
+    if "\0" in value:
+        return f"holds a NUL at character {value.index(chr(0))}, which is not text"
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return f"holds half a surrogate pair or a byte that is not UTF-8, at character {error.start}"
+    return None
+
+
+def no_column(column: str, there: Iterable[str]) -> str:
+    names = [repr(name) if len(name) <= 40 else f"{name[:40]!r}…" for name in map(str, there)]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"no column '{column}'; the columns there are {', '.join(names[:SHOWN])}{more}"
+
+
+def check_column(column: str, there: Iterable[str], where: str) -> None:
+    """
+    Raises:
+        DataError: the column is not there.
+    """
+    there = list(there)
+    if column not in there:
+        raise DataError(f"{where}: {no_column(column, there)}")
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow column of this type holds text."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def check_type(kind: pa.DataType, column: str, where: str) -> None:
+    """
+    Raises:
+        DataError: the column is not of text.
+    """
+    if not is_text(kind):
+        raise DataError(f"{where}: column '{column}' is of {reprlib.repr(str(kind))}, and text is wanted")
+
+
+def values(column: pa.Array) -> list[str | bytes | None]:
+    """The values of a column of text; as bytes those that are not UTF-8."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        kind = pa.large_binary()
+        plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        return [_decoded(value) for value in plain.cast(kind).to_pylist()]
+
+
+def _decoded(value: bytes | None) -> str | bytes | None:
+    try:
+        return value if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value

@@ -1,0 +1,320 @@
+"""The stages of a preparation, each a step that a datatrove executor runs once a task.
+
+What goes wrong in a task is written to the work folder as one line before it is raised: an executor shows it in its
+own way, Ray and Slurm far from whoever typed the command.
+"""
+
+import hashlib
+import os
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
+from datatrove.pipeline.dedup.minhash import MinhashConfig
+
+from rotary_foundry.data_prep import duplicates
+from rotary_foundry.data_prep.corpus_config import minhash_options
+from rotary_foundry.data_prep.executors import Stage
+from rotary_foundry.data_prep.filters import make_filter
+from rotary_foundry.data_prep.finishing import finish
+from rotary_foundry.data_prep.readers import BadInput, read
+from rotary_foundry.data_prep.tokenizer import save_copy, save_trained, train_tokenizer
+from rotary_foundry.data_prep.work import SPLITS, DocumentWriter, Work, read_documents
+from rotary_foundry.data_prep.writing import write_shards
+from rotary_foundry.utils.errors import DataError, FoundryError
+from rotary_foundry.utils.wording import one_line
+
+NEAR_EMPTY = 32  # characters, blanks at the ends not counted: less than this has nothing to predict from
+RESERVED = 0.01  # the share of documents that is kept from training where `validation` is a number of documents
+TRAIN_BYTES = 500_000_000  # of text at most that a tokenizer is trained on
+
+
+class Step(PipelineStep):
+    """A step of ours: one call of `do` a task."""
+
+    type = "Rotary Foundry"
+
+    def __init__(self, work: Work, tasks: int) -> None:
+        super().__init__()
+        self.work = work
+        self.tasks = tasks
+
+    @abstractmethod
+    def do(self, rank: int) -> None:
+        """The work of one task.
+
+        Raises:
+            FoundryError: what the user can put right.
+        """
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        self.work.forget_error(self.name, rank)
+        if int(cores := os.environ.get("DATATROVE_CPUS_PER_TASK", "-1")) > 0:  # on Slurm and on Ray
+            os.environ["RAYON_NUM_THREADS"] = cores  # else the tokenizer takes all that the node has
+        try:
+            self.do(rank)
+        except FoundryError as error:
+            self.work.keep_error(self.name, rank, str(error))
+            raise
+        except OSError as error:
+            where = error.filename or self.work.folder
+            self.work.keep_error(self.name, rank, f"{where}: cannot be written: {error.strerror or error}")
+            raise
+        return iter(())
+
+
+class After(PipelineStep):
+    """Sees that all tasks of the stage before have finished. Slurm chains long job arrays, of which only the last is
+    waited for, and one before it can have failed."""
+
+    type, name = "Rotary Foundry", "after"
+
+    def __init__(self, work: Work, stage: str, before: Stage) -> None:
+        super().__init__()
+        self.work, self.stage = work, stage
+        self.before, self.tasks = before.name, before.tasks
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
+        self.work.forget_error(self.stage, rank)
+        done = len(list((self.work.folder / "logs" / self.before / "completions").glob("*")))
+        if done < self.tasks:
+            error = (
+                f"{self.before}: {self.tasks - done} of {self.tasks} tasks have not finished; see {self.work.folder}"
+            )
+            self.work.keep_error(self.stage, rank, error)
+            raise DataError(error)
+
+
+class ReadDocuments(Step):
+    """Read a part of a source, filter it, and decide which side of the split each document belongs to.
+
+    The side is decided by the hash of a document's text and by nothing else. So a document never changes sides when
+    data is added, moved between sources or read in another order; drawing a sample would give all of that up.
+    """
+
+    name = "documents"
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work, len(work.tasks))
+
+    def do(self, rank: int) -> None:
+        task, config = self.work.tasks[rank], self.work.config
+        source = config.sources[task.source]
+        bad = BadInput(task.source, config.max_bad_documents)
+        documents = read(source, self.work.part(rank), bad)
+        filters = [make_filter(entry) for entry in source.filters]
+        for step in filters:
+            documents = _filtered(task.source, step, documents, rank)
+        near_empty = 0
+        digest = hashlib.sha256()
+        writers = {split: DocumentWriter(self.work.documents(rank, split)) for split in SPLITS}
+        for document in documents:
+            if len(document.text.strip()) < NEAR_EMPTY:
+                near_empty += 1
+                continue
+            text = document.text.encode()
+            text_hash = hashlib.sha256(text).digest()[:16]
+            digest.update(text_hash)
+            writers[side(text_hash, config.validation)].add(document.id, document.text, len(text), text_hash)
+        for writer in writers.values():
+            writer.close()
+        dropped = Counter({"near-empty": near_empty, "bad input": len(bad.listed)})
+        for step in filters:
+            dropped[type(step).__name__] += int(step.stats["dropped"].total)
+        self.work.write_json(
+            "read",
+            rank,
+            {
+                "source": task.source,
+                "dropped": dropped,
+                "bad": bad.listed,
+                "bytes": {split: writer.bytes for split, writer in writers.items()},
+                "documents": {split: writer.documents for split, writer in writers.items()},
+                "digest": digest.hexdigest(),
+            },
+        )
+
+
+def _filtered(source: str, step: PipelineStep, documents: Iterator[Document], rank: int) -> Iterator[Document]:
+    last = "the first document"
+
+    def noted() -> Iterator[Document]:
+        nonlocal last
+        for document in documents:
+            last = document.id
+            yield document
+
+    try:
+        yield from step.run(noted(), rank)
+    except FoundryError:
+        raise
+    except Exception as error:  # a filter asserts and raises as it likes
+        name = type(step).__name__
+        reason = one_line(error)
+        raise DataError(f"source '{source}': {name} cannot be applied at {last}: {reason}") from error
+
+
+def side(text_hash: bytes, validation: float) -> str:
+    """The split of a document with the SHA-256 `text_hash`; `validation` is a fraction or a number of documents."""
+    fraction = validation if validation < 1 else RESERVED
+    return "validation" if int.from_bytes(text_hash[:8]) < fraction * 2**64 else "train"
+
+
+class FindExactDuplicates(Step):
+    """Find documents that occur twice, each task among the hashes of its bucket."""
+
+    name = "duplicates"
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work, duplicates.tasks_for(len(work.tasks)))
+
+    def do(self, rank: int) -> None:
+        duplicates.find_exact(self.work, rank, self.tasks)
+
+
+class ReadWritten(PipelineStep):
+    """The documents of a document file, each task its own, for datatrove's steps."""
+
+    type, name = "Rotary Foundry", "read written documents"
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self.work = work
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        for batch in read_documents(self.work.file(rank)):
+            for id_, text, _ in batch:
+                yield Document(text=text, id=id_)
+
+
+class ChooseNearDuplicates(Step):
+    """Decide which documents of MinHash's clusters stay."""
+
+    name = "near-duplicates"
+
+    def __init__(self, work: Work, clusters: Path) -> None:
+        super().__init__(work, 1)
+        self.clusters = clusters
+
+    def do(self, rank: int) -> None:
+        duplicates.find_near(self.work, self.clusters)
+
+
+class MakeTokenizer(Step):
+    """See that every source has documents on both sides, and train or copy the tokenizer."""
+
+    name = "tokenizer"
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work, 1)
+
+    def do(self, rank: int) -> None:
+        config, directory = self.work.config, self.work.whole / "tokenizer"
+        for source in config.sources:
+            self._check_sides(source)
+        if config.tokenizer.path:
+            save_copy(Path(config.tokenizer.path), directory, max(config.row_lengths))
+            return
+        trained = train_tokenizer(self._texts(), config.tokenizer.train.vocab_size)
+        save_trained(trained, directory, max(config.row_lengths))
+
+    def _check_sides(self, source: str) -> None:
+        validation = self.work.config.validation
+        parts = [part for part in self.work.read_json("read") if part["source"] == source]
+        count = {}
+        for split in SPLITS:
+            files = self.work.files_of(source, split)
+            read = sum(part["documents"][split] for part in parts)
+            count[split] = read - sum(len(self.work.dropped(file)) for file in files)
+        total = sum(count.values())
+        if not total:
+            why = ", ".join(f"{documents:,} {reason}" for reason, documents in self.work.left_out(source).items())
+            raise DataError(f"source '{source}' has no documents{f' (left out: {why})' if why else ''}")
+        for split in SPLITS:
+            if not count[split]:
+                raise DataError(
+                    f"source '{source}': none of its {total} documents falls into the {split} split at "
+                    f"validation={validation}; give it more documents or change 'validation'"
+                )
+        if validation >= 1 and count["validation"] < validation:
+            raise DataError(
+                f"source '{source}': validation={validation:.0f} documents are wanted, and of its {total} only "
+                f"{count['validation']} are in the {RESERVED:.0%} that is kept from training for it; "
+                "give a fraction, as in validation=0.05"
+            )
+
+    def _texts(self) -> Iterator[str]:
+        """The training documents, or as many, chosen by hash, as have TRAIN_BYTES of text."""
+        there = sum(part["bytes"]["train"] for part in self.work.read_json("read"))
+        share = min(1.0, TRAIN_BYTES / max(1, there))
+        for rank in range(len(self.work.tasks)):
+            for batch in read_documents(self.work.documents(rank, "train"), self.work.dropped(rank)):
+                # other bits than the side was decided by
+                yield from (text for _, text, hash_ in batch if int.from_bytes(hash_[8:]) < share * 2**64)
+
+
+class WriteShards(Step):
+    """Tokenise, pack and write: a task for each part, and one for what each source holds out."""
+
+    name = "shards"
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work, len(work.tasks) + len(work.config.sources))
+
+    def do(self, rank: int) -> None:
+        if rank < len(self.work.tasks):
+            task = self.work.tasks[rank]
+            write_shards(self.work, rank, task.source, "train", task.number, [rank])
+        else:
+            source = list(self.work.config.sources)[rank - len(self.work.tasks)]
+            write_shards(self.work, rank, source, "validation", 0, self.work.files_of(source, "validation"))
+
+
+class Finish(Step):
+    """Indices, manifests and statistics; then the prepared folder is where it was wanted."""
+
+    name = "finish"
+
+    def __init__(self, work: Work, made_of: dict) -> None:
+        super().__init__(work, 1)
+        self.made_of = made_of
+
+    def do(self, rank: int) -> None:
+        finish(self.work, self.made_of)
+
+
+def stages_of(work: Work, made_of: dict) -> list[Stage]:
+    """All stages of a preparation; `made_of` is what the result will say that it was made from."""
+    steps = [ReadDocuments(work), FindExactDuplicates(work), MakeTokenizer(work), WriteShards(work)]
+    stages = [Stage(step.name, [step], step.tasks) for step in [*steps, Finish(work, made_of)]]
+    stages[2:2] = _near_duplicates(work)
+    for before, stage in pairwise(stages):
+        stage.steps.insert(0, After(work, stage.name, before))
+    return stages
+
+
+def _near_duplicates(work: Work) -> list[Stage]:
+    """datatrove's stages of MinHash deduplication, and the choice of what stays."""
+    options = minhash_options(work.config.deduplication)
+    if options is None:
+        return []
+    language = options.pop("language", "en")
+    config = MinhashConfig(**options)
+    signatures, pairs, clusters = (work.folder / "minhash" / name for name in ("signatures", "pairs", "clusters"))
+    return [
+        Stage(
+            "minhash-signatures",
+            [ReadWritten(work), MinhashDedupSignature(str(signatures), config, language=language)],
+            len(work.files),
+        ),
+        Stage("minhash-pairs", [MinhashDedupBuckets(str(signatures), str(pairs), config=config)], config.num_buckets),
+        Stage(
+            "minhash-clusters", [MinhashDedupCluster(str(pairs), str(clusters), config=config, save_cluster_id=True)], 1
+        ),
+        Stage(ChooseNearDuplicates.name, [ChooseNearDuplicates(work, clusters)], 1),
+    ]

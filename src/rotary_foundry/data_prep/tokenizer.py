@@ -1,0 +1,199 @@
+"""The tokenizer: trained on the corpus, or taken from a Hugging Face directory; either way saved beside the shards.
+
+The trained one is a byte-level BPE that treats text as the OLMo tokenizer (GPT-NeoX-20B's) does, which suits code:
+words are GPT-2's, so that a run of digits is one word and the merges decide how it is cut; and each run of 2 to 24
+spaces is a token of its own, matched before words are, so that a word is the same token after an indentation as at a
+line's start. The merges are learned without those runs: GPT-NeoX spent some on them, which no text can reach. Unlike
+it, there is no NFC normaliser: every text comes back from its tokens exactly.
+
+Ids 0 to 4 are [UNK] [CLS] [SEP] [PAD] [MASK]; then all 256 bytes, the merges, the runs of spaces, and [unused0] … up to
+a multiple of 64, which the matrix units want of a vocabulary. The unused tokens are in the vocabulary only and no merge
+leads to one: text which spells "[unused0]" is read as the text it is.
+
+A tokenizer that is brought keeps its spelling of the special tokens, whatever it is; what it lacks (GPT-2 and Llama
+know no mask) is added under BERT's names. It is saved as transformers' plain PreTrainedTokenizerFast: the class of a
+model may put its own frame around a text when it is opened (Llama's does), whatever tokenizer.json says.
+
+transformers, seconds to import, is imported where a tokenizer is saved or opened.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from rotary_foundry.data.rows import SPECIAL_TOKENS, fingerprint
+from rotary_foundry.data.special_tokens import NEEDED, padded
+from rotary_foundry.data_prep.encoding import open_tokenizer, pieces
+from rotary_foundry.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+RUNS = [" " * length for length in range(24, 1, -1)]  # in GPT-NeoX's order
+TRAINING_PIECE = 2**16  # characters; `tokenizers` reads 256 of them ahead
+SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256 + len(RUNS)  # no merges at all
+
+log = logging.getLogger(__name__)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE; its vocabulary is `vocab_size`, rounded up to a multiple of 64, on any corpus.
+
+    The same texts in the same order give the same tokenizer. Memory grows with the number of different words in them.
+    """
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(f" {{2,{len(RUNS[0])}}}"), behavior="removed"), words]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(RUNS),
+        min_frequency=2,
+        special_tokens=[_special(token, role) for role, token in SPECIAL_TOKENS.items()],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((piece for text in texts for piece in pieces(text, TRAINING_PIECE)), trainer)
+    tokenizer.pre_tokenizer = words
+    tokenizer = _padded(tokenizer, vocab_size)
+    tokenizer.add_tokens([AddedToken(run, normalized=False) for run in RUNS])
+    _frame(tokenizer, SPECIAL_TOKENS)
+    return tokenizer
+
+
+def _padded(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """The same tokenizer, its vocabulary filled up with the runs of spaces and unused tokens to a multiple of 64."""
+    content = json.loads(tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    for run in RUNS:
+        vocabulary[run] = len(vocabulary)
+    learned = len(vocabulary)
+    for id_ in range(learned, padded(vocab_size)):
+        vocabulary[f"[unused{id_ - learned}]"] = id_
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def _special(token: str, role: str) -> AddedToken:
+    """A mask takes the space before it along, as ModernBERT's does: a token of a BPE begins with its space."""
+    return AddedToken(token, special=True, normalized=False, lstrip=role == "mask_token")
+
+
+def _frame(tokenizer: Tokenizer, spelling: dict[str, str]) -> None:
+    """Have texts, and pairs of them, come out as BERT's do: [CLS] text [SEP] second text [SEP]."""
+    cls, sep = spelling["cls_token"], spelling["sep_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B {sep}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+    )
+
+
+def save_trained(tokenizer: Tokenizer, directory: Path, max_length: int) -> None:
+    """Save what `train_tokenizer` gave as a Hugging Face fast tokenizer for models of `max_length` tokens."""
+    _save(tokenizer, SPECIAL_TOKENS, directory, max_length)
+
+
+def save_copy(path: Path, directory: Path, max_length: int) -> None:
+    """Save the Hugging Face tokenizer in `path` for models of `max_length` tokens.
+
+    One that lacks nothing keeps its fingerprint; what another was given is told in the log.
+
+    Raises:
+        DataError: as `open_brought`.
+    """
+    brought = open_brought(path)
+    _save(brought.tokenizer, brought.roles, directory, max_length)
+    for change in brought.changes:
+        log.info(f"{path}: the tokenizer was given {change}")
+    if not brought.changes:
+        shutil.copy(path / "tokenizer.json", directory)
+
+
+def _save(tokenizer: Tokenizer, roles: dict[str, str | list[str]], directory: Path, max_length: int) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,  # it would take spaces out of decoded text
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],  # no token types
+        **roles,
+    )
+    fast.save_pretrained(directory)
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A tokenizer from elsewhere, made fit for masked-language-model training."""
+
+    tokenizer: Tokenizer
+    roles: dict[str, str | list[str]]  # the spelling of special tokens, as transformers names their roles
+    changes: list[str]  # what it had to be given, in words; empty if nothing
+
+
+def open_brought(path: Path) -> Brought:
+    """Open a Hugging Face fast tokenizer, and give it the special tokens that it lacks.
+
+    Raises:
+        DataError: it cannot be read, is no fast tokenizer, or has a special token without an id or in two roles.
+    """
+    fast = _open_fast(path)
+    tokenizer = open_tokenizer(path)
+    roles = dict(fast.special_tokens_map)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    for role, token in roles.items():  # a token named in the configuration only would get an id beyond the vocabulary
+        if isinstance(token, str) and token not in vocabulary:
+            raise DataError(
+                f"{path}: the tokenizer's {role} is {token}, which is not in tokenizer.json; "
+                "add it to the tokenizer and save it again, or take the role away"
+            )
+    changes = []
+    for role in NEEDED:
+        if role not in roles:
+            roles[role] = SPECIAL_TOKENS[role]
+            tokenizer.add_special_tokens([_special(roles[role], role)])
+            changes.append(f"{roles[role]} as its {role}")
+    _refuse_shared_ids(path, tokenizer, roles)
+    if not _framed(tokenizer, roles):
+        _frame(tokenizer, roles)
+        changes.append(f"{roles['cls_token']} before and {roles['sep_token']} after each text")
+    return Brought(tokenizer, roles, changes)
+
+
+def _open_fast(path: Path) -> "PreTrainedTokenizerFast":
+    fingerprint(path)
+    from transformers import AutoTokenizer
+
+    try:
+        fast = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # it raises whatever its parts raise
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise DataError(f"{path}: transformers cannot open this tokenizer: {reason}") from error
+    if not fast.is_fast:
+        raise DataError(f"{path}: a fast tokenizer is wanted, and this is a {type(fast).__name__}")
+    return fast
+
+
+def _refuse_shared_ids(path: Path, tokenizer: Tokenizer, roles: dict[str, str | list[str]]) -> None:
+    taken: dict[str, str] = {}
+    for role in NEEDED:
+        other = taken.setdefault(roles[role], role)
+        if other != role:
+            raise DataError(f"{path}: {roles[role]} is both {other} and {role}; each wants a token of its own")
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    if len(set(vocabulary.values())) < len(vocabulary):  # `tokenizers` counts on from the size, whatever ids there are
+        raise DataError(f"{path}: two tokens would share an id: tokenizer.json leaves ids out; renumber its vocabulary")
+
+
+def _framed(tokenizer: Tokenizer, roles: dict[str, str | list[str]]) -> bool:
+    """Whether texts already come out between [CLS] and [SEP], however spelled."""
+    cls, sep = (tokenizer.token_to_id(roles[role]) for role in ("cls_token", "sep_token"))
+    bare, framed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    return framed == [cls, *bare, sep]

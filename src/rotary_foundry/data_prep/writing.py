@@ -1,0 +1,145 @@
+"""A task's documents to shards of every row length, in one pass and in bounded memory."""
+
+import shutil
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from rotary_foundry.data.packing import Packer, gives_up_last
+from rotary_foundry.data.rows import Row, token_dtype
+from rotary_foundry.data.shard_writer import ShardWriter
+from rotary_foundry.data_prep import stores
+from rotary_foundry.data_prep.encoding import CorpusTokenizer
+from rotary_foundry.data_prep.work import Work, read_documents, read_hashes
+
+
+def write_shards(work: Work, rank: int, source: str, split: str, number: int, files: list[int]) -> None:
+    """Tokenise document files, pack them for each row length, and write them as part `number` of a source's split."""
+    config, tokenizer = work.config, _opened(work.whole / "tokenizer", (work.whole / "tokenizer").stat().st_mtime_ns)
+    chosen = _smallest_hashes(work, files) if split == "validation" and config.validation >= 1 else None
+    shards = [_Shards(work, source, split, number, row_length, tokenizer) for row_length in config.row_lengths]
+    table = _DocumentTable(work.whole / source / "documents" / split / f"{number:05d}.parquet")
+    frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    left_out = 0
+
+    def kept() -> Iterator[tuple[list[str], list[str]]]:
+        nonlocal left_out
+        for file in files:
+            for batch in read_documents(work.file(file), work.dropped(file)):
+                rows = [row for row in batch if chosen is None or row[2] in chosen]
+                left_out += len(batch) - len(rows)
+                if rows:
+                    yield [row[0] for row in rows], [row[1] for row in rows]
+
+    for ids, texts in kept():
+        tokens, lengths = tokenizer.encode(texts)
+        frequencies += np.bincount(tokens, minlength=len(frequencies))
+        numbers = np.arange(table.documents, table.documents + len(texts), dtype=np.uint32)
+        for rows in shards:
+            rows.add(tokens, lengths, numbers)
+        table.add(ids, [len(text.encode()) for text in texts], lengths)
+    table.close()
+    work.write_json(
+        "written",
+        rank,
+        {
+            "source": source,
+            "split": split,
+            "number": number,
+            "documents": table.documents,
+            "bytes": table.bytes,
+            "tokens": int(frequencies.sum()),
+            "left_out": left_out,
+            "rows": {str(rows.row_length): rows.close() for rows in shards},
+        },
+    )
+    if split == "validation":
+        np.save(work.folder / "written" / f"{rank:05d}.npy", frequencies)
+
+
+@lru_cache(maxsize=1)
+def _opened(directory: Path, _as_of: int) -> CorpusTokenizer:
+    """A tokenizer, kept from one task of a process to the next."""
+    return CorpusTokenizer(directory)
+
+
+def _smallest_hashes(work: Work, files: list[int]) -> set[bytes]:
+    """The hashes of as many held-out documents as are wanted: those with the smallest hashes."""
+    hashes = np.concatenate(
+        [np.delete(np.concatenate(list(read_hashes(work.file(file)))), work.dropped(file), axis=0) for file in files]
+    )
+    smallest = np.lexsort((hashes[:, 1], hashes[:, 0]))[: int(work.config.validation)]
+    return {row.astype(">u8").tobytes() for row in hashes[smallest]}
+
+
+class _Shards:
+    """The shards of one part, split and row length."""
+
+    def __init__(
+        self, work: Work, source: str, split: str, number: int, row_length: int, tokenizer: CorpusTokenizer
+    ) -> None:
+        self.row_length = row_length
+        self.keep_all = split == "validation"
+        self._packer = Packer(row_length, tokenizer.cls_id, tokenizer.sep_id, work.config.stride)
+        name, out = f"{source}/{row_length}/{split}/{number:05d}", work.config.out
+        self._folder = work.whole / name
+        self._remote = f"{out}/{name}" if stores.is_remote(out) else None
+        shutil.rmtree(self._folder, ignore_errors=True)  # of an attempt that was interrupted
+        self._writer = ShardWriter(self._folder, token_dtype(tokenizer.vocab_size))
+        self._counts = {"rows": 0, "documents": 0, "tokens": 0, "given_up": 0}
+        self._last: Row | None = None  # held back: it may not be worth writing
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, numbers: np.ndarray) -> None:
+        self._write(self._packer.add(tokens, lengths, numbers))
+
+    def close(self) -> dict[str, int]:
+        self._write(self._packer.finish())
+        if self._last is not None:
+            so_far = self._counts["rows"], self._counts["tokens"]
+            if self.keep_all or not gives_up_last(*so_far, len(self._last.tokens), self.row_length):
+                self._put(self._last)
+            else:
+                self._counts["given_up"] = len(self._last.tokens)
+        self._writer.finish()
+        if self._remote is not None:
+            stores.upload(self._folder, self._remote)
+            for shard in self._folder.glob("shard.*"):
+                shard.unlink()
+        return self._counts
+
+    def _write(self, rows: Iterator[Row]) -> None:
+        for row in rows:
+            if self._last is not None:
+                self._put(self._last)
+            self._last = row
+
+    def _put(self, row: Row) -> None:
+        self._writer.write(row)
+        self._counts["rows"] += 1
+        self._counts["documents"] += len(row.lengths)
+        self._counts["tokens"] += len(row.tokens)
+
+
+class _DocumentTable:
+    """The parquet file that tells which document a row's number means."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._schema = pa.schema([("id", pa.string()), ("bytes", pa.int64()), ("tokens", pa.int64())])
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=False)
+        self.documents = self.bytes = 0
+
+    def add(self, ids: tuple[str, ...], sizes: list[int], tokens: np.ndarray) -> None:
+        import pyarrow as pa
+
+        self._writer.write_table(pa.table([list(ids), sizes, tokens], schema=self._schema))
+        self.documents += len(ids)
+        self.bytes += sum(sizes)
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,136 @@
+"""All-reduce and reduce-scatter over all ranks: their values, and how fast they are.
+
+The two are what FSDP2 does with gradients, over NCCL on GPUs and gloo on CPU. Values are small whole numbers, which
+float32 sums exactly in any order, so they are compared for equality. Bandwidth is that of nccl-tests ("bus bandwidth"):
+what a link carries, whatever the number of ranks. It is printed and not judged: the doctor does not know the network
+that was paid for.
+
+A collective whose peer is not there, or cannot be reached over the network that NCCL has chosen, does not fail: it
+waits. So a thread waits beside it, and ends the process with what was found so far when it has not come back in time.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from composer.utils import dist
+from torch import Tensor, distributed
+
+from rotary_foundry.doctor.finding import Finding, bad, good
+
+Told = TypeVar("Told")
+BYTES = 2**26  # of a message: about a layer's gradients of the large model
+REPEATS = 5
+MEETING_SECONDS = 300.0  # in which all ranks have to have come
+DEADLINE_SECONDS = 60.0  # for all collectives together; the first takes NCCL some seconds
+REMEDY = (
+    "every node needs the same --world_size, --master_addr and --master_port, its own --node_rank, and a way to that "
+    "port; NCCL_SOCKET_IFNAME names the network, NCCL_DEBUG=INFO tells what NCCL does"
+)
+
+
+def meet() -> None:
+    """Join the process group of all ranks.
+
+    Raises:
+        RuntimeError, ValueError: they cannot meet.
+    """
+    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=MEETING_SECONDS)
+
+
+def gather(told: Told) -> list[Told]:
+    """What every rank has told, by rank."""
+    return dist.all_gather_object(told)
+
+
+def leave() -> None:
+    """Leave the process group.
+
+    Not at once: gloo's thread has the last message yet to let go of, for which it needs Python's lock, and torch 2.7.0
+    holds that while it waits for the thread.
+    """
+    time.sleep(0.2)
+    distributed.destroy_process_group()
+
+
+def try_out() -> Finding:
+    """Try both, on every rank.
+
+    Raises:
+        RuntimeError: a peer has gone, or the network.
+    """
+    world, device = distributed.get_world_size(), "cuda" if torch.cuda.is_available() else "cpu"
+    group = f"{distributed.get_backend()} over {world} ranks"
+    wrong, speeds = _measure(world, device)
+    if wrong:
+        return bad(
+            "collectives",
+            f"{group}: wrong sums in {' and '.join(wrong)}",
+            "a defect of the network, a GPU or the library: leave out half of the nodes, then the other half",
+        )
+    rates = ", ".join(f"{name} {rate / 1e9:.3g} GB/s" for name, rate in speeds.items())
+    return good("collectives", f"{group}: sums are right; bus bandwidth {rates}")
+
+
+def _measure(world: int, device: str) -> tuple[list[str], dict[str, float]]:
+    """Which of the two gave wrong sums on any rank, and bytes a second of each on the slowest rank."""
+    rank = distributed.get_rank()
+    length = BYTES // 4 // world * world
+    one_to_seven = torch.arange(length, device=device) % 7 + 1
+    ours = (one_to_seven * (rank + 1)).float()
+    total = (one_to_seven * (world * (world + 1) // 2)).float()
+    own = total.chunk(world)[rank]
+
+    def all_reduce(whole: Tensor) -> Tensor:
+        distributed.all_reduce(whole)
+        return whole
+
+    def reduce_scatter(whole: Tensor) -> Tensor:
+        part = whole.new_empty(length // world)
+        distributed.reduce_scatter_tensor(part, whole)
+        return part
+
+    wrong, speeds = [], {}
+    for name, collective, expected, passes in (
+        ("all-reduce", all_reduce, total, 2),
+        ("reduce-scatter", reduce_scatter, own, 1),
+    ):
+        right = torch.equal(collective(ours.clone()), expected)  # the first makes the connections, and is not timed
+        outcomes = gather((right, min(_seconds(collective, ours.clone()) for _ in range(REPEATS))))
+        if not all(right for right, _ in outcomes):
+            wrong.append(name)
+        slowest = max(seconds for _, seconds in outcomes)
+        speeds[name] = passes * (world - 1) / world * length * 4 / slowest
+    return wrong, speeds
+
+
+def _seconds(collective: Callable[[Tensor], Tensor], whole: Tensor) -> float:
+    distributed.barrier()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    collective(whole)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def deadline(on_late: Callable[[str], object]) -> Iterator[None]:
+    """End the process with status 1 if the block has not ended in time, after `on_late` has said why."""
+
+    def end() -> None:
+        on_late(f"{distributed.get_world_size()} ranks have met, and have not all come back after {DEADLINE_SECONDS} s")
+        os._exit(1)
+
+    timer = threading.Timer(DEADLINE_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

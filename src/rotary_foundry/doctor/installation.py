@@ -1,0 +1,260 @@
+"""Python, the packages and the GPUs of one machine.
+
+The pins are constraints.txt, which lies in the checkout that an editable installation runs from (`make` and the
+Dockerfile install so); of a package installed from a wheel nothing leads to that file, and the line says so. A pin that
+is not kept is doubtful, since what was tested is the pinned version; a version outside pyproject.toml's own ranges is
+bad. torch and CUDA are held to the ranges alone: in a container they are the image's own.
+"""
+
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+import rotary_foundry
+from rotary_foundry.doctor.finding import Finding, bad, doubtful, good
+from rotary_foundry.recipe import Recipe
+from rotary_foundry.utils.wording import one_line
+
+if TYPE_CHECKING:
+    import torch
+
+CONSTRAINTS = Path(rotary_foundry.__file__).parents[2] / "constraints.txt"
+# As in the Dockerfile and in launch/skypilot/base.yaml.
+THE_IMAGES_OWN = re.compile(r"torch|torchvision|triton|nvidia-[a-z0-9-]+")
+NAMED = 4  # packages that a line names at most
+ROUNDING = 2**-5  # bf16 has 8 bits, and attention's outputs of normal values are below 4
+SMI_SECONDS = 60.0  # that nvidia-smi has; with many GPUs whose driver is not kept loaded it takes some
+AMPERE = 8  # the compute capability from which on there is bf16, and FlashAttention 2
+
+
+def check_packages(distribution: str = "rotary-foundry", constraints: Path = CONSTRAINTS) -> Iterator[Finding]:
+    """Whether Python and the installed packages are those that were asked for."""
+    try:
+        required = [Requirement(line) for line in requires(distribution) or ()]
+    except PackageNotFoundError:
+        yield bad("packages", f"{distribution} is not installed", "pip install -c constraints.txt -e .")
+        return
+    pythons = SpecifierSet(metadata(distribution).get("Requires-Python", ""))
+    if not pythons.contains(platform.python_version()):
+        yield bad(
+            "packages", f"Python {platform.python_version()} ({pythons} is needed)", "an environment of such a one"
+        )
+        return
+    required = [requirement for requirement in required if not requirement.marker or requirement.marker.evaluate()]
+    wrong = [
+        f"{requirement.name} {found or 'is missing'} ({requirement.specifier or 'any'} is needed)"
+        for requirement in required
+        if (found := _installed(requirement.name)) is None
+        or not requirement.specifier.contains(Version(found).public, prereleases=True)
+    ]
+    if wrong:
+        yield bad("packages", _some(wrong), "pip install -c constraints.txt -e .")
+    else:
+        yield good("packages", f"Python {platform.python_version()}, torch {_installed('torch')}")
+    if not constraints.is_file():
+        yield doubtful(
+            "pins",
+            f"{constraints.name} is not at hand, so versions were not compared with those that were tested",
+            "install from a checkout: pip install -c constraints.txt -e .",
+        )
+        return
+    pins = _pins(constraints)
+    other = [
+        f"{name} {found} instead of {pinned}"
+        for name, pinned in pins.items()
+        if (found := _installed(name)) is not None and found != pinned
+    ]
+    if other:
+        yield doubtful("pins", _some(other), f"pip install -c {constraints} -e {constraints.parent}")
+    else:
+        yield good("pins", f"as in {constraints}")
+
+
+def _pins(constraints: Path) -> dict[str, str]:
+    """The pinned version by package, for this Python and this machine."""
+    pins = {}
+    for line in constraints.read_text(encoding="utf-8").splitlines():
+        requirement = Requirement(line) if line and not line.startswith("#") else None
+        if requirement is None or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        if not THE_IMAGES_OWN.fullmatch(requirement.name):
+            pins[requirement.name] = next(iter(requirement.specifier)).version
+    return pins
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _some(names: list[str]) -> str:
+    more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def check_gpus(ranks: int, recipe: Recipe | None) -> Iterator[Finding]:
+    """The GPUs that torch sees, for so many ranks on this machine (0: not said), beside those that the driver tells of.
+
+    Args:
+        ranks: 0 if it was not said.
+        recipe: whose precision they are to have.
+    """
+    import torch
+
+    try:
+        told = _told_by_driver()
+    except subprocess.SubprocessError as error:
+        yield bad(
+            "GPUs",
+            f"nvidia-smi {_failure(error)}",
+            "the driver, until nvidia-smi answers: its kernel module is of another version after an update (start the "
+            "machine anew), or a GPU hangs (dmesg names it)",
+        )
+        told = []
+        if not torch.cuda.is_available():
+            return
+    if not torch.cuda.is_available():
+        if told:
+            yield bad(
+                "GPUs",
+                f"the driver has {len(told)} ({told[0]}), but torch {torch.__version__} can use none",
+                "a driver for CUDA "
+                f"{torch.version.cuda or '(this torch is built for CPU: install the CUDA one)'}; in a container, "
+                "NVIDIA_DRIVER_CAPABILITIES=compute,utility; and look at CUDA_VISIBLE_DEVICES",
+            )
+        else:
+            yield doubtful("GPUs", "none: it would be trained on CPU", "for GPUs in a container: docker run --gpus all")
+        return
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    names = ", ".join(sorted({f"{device.name} {device.total_memory / 2**30:.0f} GiB" for device in devices}))
+    driver = f", driver {told[0].split(', ')[-1]}" if told else ""
+    said = f"{len(devices)} × {names}, CUDA {torch.version.cuda}{driver}"
+    weakest = min(device.major for device in devices)
+    if ranks > len(devices):
+        yield bad("GPUs", f"{said}: fewer than the {ranks} processes", f"composer -n {len(devices)}")
+    elif weakest < AMPERE and recipe is not None and recipe.precision == "amp_bf16":
+        yield bad("GPUs", f"{said}: without bf16", "precision=fp32, or GPUs from Ampere on")
+    elif len({device.name for device in devices}) > 1:
+        yield doubtful("GPUs", f"{said}: the slowest sets the pace", "GPUs of one kind")
+    else:
+        yield good("GPUs", said)
+
+
+def _told_by_driver() -> list[str]:
+    """A line a GPU, as `nvidia-smi` has it: name, memory, driver version. None where there is no driver.
+
+    Raises:
+        subprocess.SubprocessError: it fails, or does not end.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    asked = subprocess.run(query, capture_output=True, text=True, timeout=SMI_SECONDS, check=True)
+    return asked.stdout.strip().splitlines()
+
+
+def _failure(error: subprocess.SubprocessError) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        said = " ".join(f"{error.stdout} {error.stderr}".split())
+        return f"fails with status {error.returncode}: {said}"
+    return f"does not answer within {SMI_SECONDS:g} s"
+
+
+def check_attention(recipe: Recipe | None) -> Iterator[Finding]:
+    """Which attention would be computed, and whether it computes what it should."""
+    import torch
+
+    from rotary_foundry.models.layers.attention import check_implementation
+    from rotary_foundry.utils.errors import ConfigurationError
+
+    on_gpu = torch.cuda.is_available()
+    if recipe is not None:
+        try:
+            check_implementation(recipe.model.attn_implementation, "cuda" if on_gpu else "cpu", recipe.precision)
+        except ConfigurationError as error:
+            yield bad("attention", one_line(error), "see 'Attention' in the README")
+            return
+    broken = False
+    for package, generation in (("flash_attn", 2), ("flash_attn_interface", 3)):
+        if find_spec(package) is None:
+            continue
+        try:
+            import_module(package)
+        except Exception as error:  # an undefined symbol is an ImportError, a CUDA that is not there a RuntimeError
+            broken = True
+            yield (bad if on_gpu else doubtful)(
+                "attention",
+                f"{package} is installed and cannot be used: {one_line(error)}",
+                f"build FlashAttention {generation} anew for torch {torch.__version__}, or uninstall it: "
+                "flex attention does without",
+            )
+    if broken:
+        return
+    if not on_gpu:
+        yield good("attention", "sdpa: torch's own, on CPU")
+        return
+    yield from _compare_on_gpu()
+
+
+def _compare_on_gpu() -> Iterator[Finding]:
+    import torch
+
+    from rotary_foundry.models.layers.attention import choose
+    from rotary_foundry.models.layers.attention_flash import flash_attn_is_installed, has_flash_attention_3
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    chosen = choose("auto", "cuda", torch.bfloat16, flash_attn_is_installed())
+    try:
+        off = attention_error(device, chosen)
+    except Exception as error:  # a kernel of another architecture, or none that could be compiled
+        yield bad("attention", f"{chosen} fails on this GPU: {one_line(error)}", _instead_of(chosen))
+        return
+    if not off <= ROUNDING:
+        yield bad("attention", f"{chosen} is off by {off:.2g} from sdpa in float32", _instead_of(chosen))
+    elif chosen == "flash":
+        third = "; FlashAttention 3 on global layers" if has_flash_attention_3(device) else ""
+        yield good("attention", f"FlashAttention {_installed('flash-attn')}{third}: within {off:.2g} of sdpa")
+    else:
+        yield doubtful(
+            "attention",
+            f"flex: flash-attn is not installed; within {off:.2g} of sdpa",
+            "pip install --no-build-isolation -c constraints.txt -e '.[gpu]'",
+        )
+
+
+def attention_error(device: "torch.device", implementation: str) -> float:
+    """How far local and global attention in bf16 are from sdpa's in float32, on a few documents, at most."""
+    import torch
+
+    from rotary_foundry.models.layers.attention import attention
+    from rotary_foundry.models.layers.documents import Documents
+
+    lengths = (37, 300, 175)
+    cu_seqlens = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
+    documents = Documents(cu_seqlens, max(lengths), sum(lengths))
+    generator = torch.Generator(device).manual_seed(0)
+    qkv = torch.randn(3, sum(lengths), 4, 64, device=device, generator=generator).bfloat16()
+    worst = 0.0
+    for window in (None, 128):
+        out = attention(*qkv, documents, window, implementation)
+        exact = attention(*qkv.float(), documents, window, "sdpa")
+        worst = max(worst, (out.float() - exact).abs().max().item())
+    return worst
+
+
+def _instead_of(chosen: str) -> str:
+    other = "flex" if chosen == "flash" else "sdpa"
+    return f"model.attn_implementation={other} does without; or install {chosen} anew for this GPU and this torch"

@@ -1,0 +1,147 @@
+"""Whether a machine has room for what a recipe puts there: /dev/shm, the runs, the shards, the order of their rows.
+
+What the loaders put into /dev/shm:
+
+- the batches that they have made and the Trainer has not taken: torch's loaders make two a worker ahead, and the one
+  that is trained on stays until it is let go of. A rank's batch is its share of an update's rows;
+- the order of a stretch of the stage, by Streaming, while it is dealt out.
+
+Without workers batches are made in the ranks themselves. A container has 64 MB unless it is told otherwise, and a
+loader that finds no room dies of a bus error, hours in, when the ramp comes to a batch that is too large. NCCL has its
+rings between the GPUs of one machine there as well, for which NVIDIA's guide recommends 1 GB ("Troubleshooting", shared
+memory).
+
+Disks are asked for what has yet to come: checkpoints beside those that are there, decompressed shards that are not; and
+in TMPDIR the order of an epoch of each row length (data/kept_order.py).
+"""
+
+import fnmatch
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from rotary_foundry.data.corpus import shard_folders
+from rotary_foundry.doctor.finding import Finding, bad, good
+from rotary_foundry.recipe import Plan, Recipe
+from rotary_foundry.recipe.cost import cost
+from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.utils.wording import size
+
+SHM = Path("/dev/shm")
+NCCL = 10**9
+AHEAD = 2  # batches a worker: the DataLoader's prefetch_factor
+# input_ids and labels of int64; cu_seqlens of int32, of a document of [CLS] and [SEP] at least
+BYTES_A_TOKEN = 8 + 8 + 4 / 2
+
+
+def loaders_need(recipe: Recipe, plan: Plan, nodes: int) -> int:
+    """Bytes of /dev/shm that the loaders of one of so many nodes take at most."""
+    from rotary_foundry.data.stream import MAX_ROWS_DEALT
+
+    workers, most = recipe.data.num_workers, 0
+    for segment in (*plan.segments, *plan.abandoned):
+        batches = (AHEAD * workers + 1) * segment.tokens_per_update * BYTES_A_TOKEN / nodes if workers else 0
+        updates = min(segment.updates, max(1, MAX_ROWS_DEALT // segment.rows))
+        turns = -(-updates // max(1, workers)) * max(1, workers)
+        most = max(most, batches + 8 * turns * segment.rows)
+    return round(most)
+
+
+def check_shm(recipe: Recipe, plan: Plan, nodes: int, ranks: int, shm: Path = SHM) -> Iterator[Finding]:
+    """Whether /dev/shm, if there is one, holds what one of so many nodes puts there, of so many ranks."""
+    if not shm.is_dir():
+        return
+    import torch
+
+    loaders = loaders_need(recipe, plan, nodes)
+    nccl = NCCL if torch.cuda.is_available() and ranks > 1 else 0
+    free = shutil.disk_usage(shm).free
+    subject, parts = str(shm), f"{size(loaders)} for the loaders" + (f" and {size(nccl)} for NCCL" if nccl else "")
+    if free < loaders + nccl:
+        gib = -(-(loaders + nccl) * 5 // 4 // 2**30)  # a quarter more, in whole GiB
+        yield bad(
+            subject,
+            f"{size(free)} free; needed are {parts}",
+            f"docker run --shm-size={gib}g (Kubernetes: an emptyDir of medium Memory; as root: "
+            f"mount -o remount,size={gib}g {shm}), or a smaller data.num_workers",
+        )
+    else:
+        yield good(subject, f"{size(free)} free; needed are {parts}")
+
+
+def check_runs_disk(recipe: Recipe, plan: Plan) -> Iterator[Finding]:
+    """Whether the checkpoints that will stay, and one that is being written, have room beside those that are there."""
+    folder = RunFolder.of(recipe)
+    costs = cost(recipe, plan)
+    count = min(costs.checkpoints_kept + 1, costs.checkpoints_written)
+    here = _bytes(folder.path, "*.distcp")
+    needed = max(0, count * costs.checkpoint_bytes - here)
+    there = f", {size(here)} of them here already" if here else ""
+    kept = f"{count} checkpoints of {size(costs.checkpoint_bytes)}{there}"
+    yield from _room("runs", folder.path, needed, kept, "save_num_checkpoints_to_keep=…, or another runs_folder")
+
+
+def check_data_disk(recipe: Recipe, indexes: Path) -> Iterator[Finding]:
+    """Whether the shards have room beside `data.local`, those that are fetched and those that are decompressed.
+
+    Args:
+        recipe: whose shards.
+        indexes: the folder that has their index files: `data.local`, or what was fetched of `data.remote`.
+    """
+    local, limited, needed = Path(recipe.data.local), recipe.data.remote and recipe.data.cache_limit, 0
+    for folder, _ in shard_folders(recipe):
+        if limited and folder.endswith("/train"):
+            continue
+        for shard in json.loads((indexes / folder / "index.json").read_text(encoding="utf-8"))["shards"]:
+            raw = shard["raw_data"]
+            if not (local / folder / raw["basename"]).exists():
+                needed += raw["bytes"]
+    what = "shards that are yet to be fetched or decompressed"
+    if limited:
+        from streaming.base.util import bytes_to_int
+
+        lengths = {stage.row_length for stage in recipe.stages.values()}
+        here = sum(_bytes(train, "shard.*") for train in local.glob("*/*/train"))
+        needed += max(0, bytes_to_int(recipe.data.cache_limit) * len(lengths) - here)
+        what = f"data.cache_limit for each of {len(lengths)} row lengths, and the held-out shards"
+    yield from _room("data", local, needed, what, "a larger disk for data.local, or data.remote with data.cache_limit")
+
+
+def check_order_disk(recipe: Recipe, indexes: Path) -> Iterator[Finding]:
+    """Whether TMPDIR has room for the order of an epoch of each row length; `indexes` as above."""
+    from rotary_foundry.data.kept_order import row_dtype
+
+    rows: Counter[int] = Counter()
+    for folder, row_length in shard_folders(recipe):
+        if folder.endswith("/train"):
+            index = json.loads((indexes / folder / "index.json").read_text(encoding="utf-8"))
+            rows[row_length] += sum(shard["samples"] for shard in index["shards"])
+    needed = sum(count * row_dtype(count).itemsize for count in rows.values())
+    yield from _room("TMPDIR", Path(tempfile.gettempdir()), needed, "the order of an epoch's rows", "another TMPDIR")
+
+
+def _bytes(folder: Path, names: str) -> int:
+    """Of the files of these names in a folder and those in it. What a live run removes meanwhile counts for nothing."""
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in fnmatch.filter(files, names):
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(place, name)).st_size
+    return total
+
+
+def _room(subject: str, path: Path, needed: int, what: str, remedy: str) -> Iterator[Finding]:
+    place = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    said = f"{path}: {size(free)} free; needed are {size(needed)} ({what})"
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        yield bad(subject, f"{place} cannot be written to", "its owner and rights, or another folder")
+    elif free < needed:
+        yield bad(subject, said, remedy)
+    else:
+        yield good(subject, said)

@@ -1,0 +1,99 @@
+"""How sure a number is: the bootstrap over documents.
+
+Documents are drawn with replacement, and not tokens: what a model makes of one token of a document says much of the
+next, and intervals over tokens would be far too narrow. All that is measured here is a ratio of two sums over
+documents. Intervals are percentiles of 95 %: with few documents (under ten or so) they are too narrow, as any are.
+
+Where nothing was found in any document, or everything in all, every resample says the same, and the bootstrap would be
+certain. Then the interval ends at Clopper and Pearson's bound for none of n, with documents for the n, for the reason
+above: of 40 documents without a find, as many as 8.8 % of all documents may have one, and no more than that share of
+what is asked may be found (if documents weigh the same). With names or tokens for the n, of which a document has many,
+it would be a small fraction of that, and right only if those of a document had nothing to do with each other.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+
+from rotary_foundry.evaluation.results import Measure
+
+INTERVAL = 2.5, 97.5  # percentiles
+Range = tuple[float, float]  # what a document's ratio lies within: 0 and 1, if its numerator is a part of the other
+
+
+def draws(units: int, resamples: int, seed: int | tuple[int, ...]) -> NDArray[np.int64]:
+    """How often each unit stands in each resample. int64 [resamples, units]"""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(units, np.full(units, 1 / units), size=resamples)
+
+
+def ratio(units: Mapping[str, tuple[float, float]], resamples: int, seed: int, within: Range | None = None) -> Measure:
+    """Sum of numerators over sum of denominators, with its interval.
+
+    Args:
+        units: by document: numerator and denominator.
+        within: None if a document's ratio has no bounds, as a loss has none.
+
+    Raises:
+        ValueError: nothing to divide by.
+    """
+    sums = np.array(list(units.values()), dtype=np.float64).reshape(-1, 2)  # [units, 2]
+    total = sums.sum(axis=0)
+    if not total[1]:
+        raise ValueError("no document has anything to be measured")
+    measured = sums[sums[:, 1] > 0]
+    value = float(total[0] / total[1])
+    if within is not None and value in (*within, 0) and (measured[:, 0] == value * measured[:, 1]).all():
+        return unanimous(value, len(measured), within)
+    return interval(value, _ratios(sums, draws(len(sums), resamples, seed)))
+
+
+def difference(
+    ours: Mapping[str, tuple[float, float]],
+    theirs: Mapping[str, tuple[float, float]],
+    resamples: int,
+    seed: int,
+    within: Range | None = None,
+) -> Measure | None:
+    """How much larger our ratio is than theirs, over the documents that both have; None if there are none.
+
+    Args:
+        within: as in `ratio`, of each of the two.
+    """
+    common = [unit for unit in ours if unit in theirs]
+    of_ours, of_theirs = (np.array([sums[unit] for unit in common], dtype=np.float64) for sums in (ours, theirs))
+    if not common or not of_ours[:, 1].sum() or not of_theirs[:, 1].sum():
+        return None
+    if within is not None and np.array_equal(of_ours, of_theirs):
+        apart = within[1] - within[0]
+        return unanimous(0.0, int((of_ours[:, 1] > 0).sum()), (-apart, apart))
+    counts = draws(len(common), resamples, seed)
+    value = _ratios(of_ours, np.ones((1, len(common)))) - _ratios(of_theirs, np.ones((1, len(common))))
+    return interval(float(value[0]), _ratios(of_ours, counts) - _ratios(of_theirs, counts))
+
+
+def unanimous(value: float, count: int, within: Range) -> Measure:
+    """A value that each of so many documents has, with its interval: by how much the others may move it."""
+    others = float(betaincinv(1, count, INTERVAL[1] / 100))  # Clopper and Pearson's upper end of none among `count`
+    return Measure(value, value - others * (value - within[0]), value + others * (within[1] - value))
+
+
+def interval(value: float, resampled: NDArray[np.float64]) -> Measure:
+    """A value with the interval that its resampled values give; resamples in which it was not defined are left out.
+
+    Where all of them are the same there is none: of a single document, say, nothing is known of others.
+    """
+    resampled = resampled[np.isfinite(resampled)]
+    if not len(resampled) or np.ptp(resampled) <= 1e-12 * max(1.0, abs(value)):
+        return Measure(value)
+    low, high = np.percentile(resampled, INTERVAL)
+    return Measure(value, float(low), float(high))
+
+
+def _ratios(sums: NDArray[np.float64], counts: NDArray) -> NDArray[np.float64]:
+    """sums [units, 2] and counts [resamples, units] → [resamples], not a number where there is nothing to divide by."""
+    numerators, denominators = (counts @ sums).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(denominators > 0, numerators / denominators, np.nan)

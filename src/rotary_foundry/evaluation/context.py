@@ -1,0 +1,281 @@
+"""What a model makes of context: its loss at the same targets, as more and more of the document is given.
+
+- Windows of `longest` tokens are cut out of long documents, the same for every length of context and, with one
+  tokenizer, for every model. In each are spans at even distances, with some masked tokens: the targets.
+- A context of c tokens is a stretch of the window with a span in its middle, or as near to its middle as the window's
+  ends allow; so each contains all shorter ones. The tokens of other spans are masked, too, in every length alike.
+- Spans that have the same stretch for a context, as all have the whole window, share one computation of it.
+- The law of it, L(c) = (α / c)^β + γ, is fitted to the means; its intervals, as all, are over documents.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rotary_foundry.evaluation import bootstrap
+from rotary_foundry.evaluation.held_out_texts import check_data, describe, held_out
+from rotary_foundry.evaluation.power_law import Law, fit
+from rotary_foundry.evaluation.results import Headline, Measure, Result, Row, digest
+from rotary_foundry.evaluation.suites import TextSuiteConfig
+from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.wording import number
+
+if TYPE_CHECKING:
+    from rotary_foundry.evaluation.models import Masked, MaskedModel
+
+LOSS, CHANGE = "loss", "change from the shortest"
+FEWEST = 3  # lengths for the law, which has three parameters
+
+
+@dataclass(kw_only=True)
+class Config(TextSuiteConfig):
+    """The keys of `yamls/eval/context.yaml`."""
+
+    shortest: int
+    windows: int
+    spans: int
+    span_tokens: int
+    mlm_probability: float
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if not 0 < self.mlm_probability <= 1:
+            yield "mlm_probability", f"a share of the tokens above 0, up to 1, is wanted, not {self.mlm_probability}"
+        if self.span_tokens > self.shortest // 2:
+            yield "span_tokens", f"{self.span_tokens} is more than half of the shortest context, {self.shortest // 2}"
+        if self.shortest * 2 ** (FEWEST - 1) > self.longest:
+            yield "longest", f"{self.longest} is less than four times the shortest, {self.shortest}"
+        if self.spans * self.span_tokens > self.longest // 2:
+            yield "spans", f"{self.spans} of {self.span_tokens} tokens fill more than half of a window"
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a document whose spans are asked for."""
+
+    document: str
+    ids: NDArray[np.int64]  # [tokens], masked
+    original: NDArray[np.int64]  # [tokens]
+    middles: NDArray[np.int64]  # [spans]
+    targets: list[NDArray[np.int64]]  # for each span, its masked places
+
+
+check = check_data
+
+
+def run(path: Path, config: Config) -> Result:
+    """Measure the loss at fixed targets with each length of context.
+
+    Raises:
+        FoundryError: the model, the tokenizer or the data is not there or does not fit; no document is long enough.
+    """
+    from rotary_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
+
+    model = open_model(path, config.tokenizer, config.rope_theta)
+    texts = held_out(config.data, config.documents, config.seed, at_least=config.longest - model.special)
+    windows = [window for text in texts for window in _windows(model, text.id, text.text, config)]
+    if not windows:
+        raise DataError(
+            f"{config.data}: no held-out document has {config.longest:,} tokens of this tokenizer; set longest to less"
+        )
+    lengths = _lengths(model, config)
+    loss = np.stack([_losses(model, windows, length) for length in lengths])  # [lengths, targets]
+    of_target = [window.document for window in windows for targets in window.targets for _ in targets]
+    documents = sorted(set(of_target))
+    member = np.array(of_target)[None] == np.array(documents)[:, None]  # [documents, targets]
+    sums, counts = loss @ member.T, member.sum(axis=1)  # [lengths, documents] and [documents]
+    law, resampled = _laws(np.array(lengths, float), sums, counts, config)
+    rows = []
+    for length, of_length in zip(lengths, sums, strict=True):
+        units = _units(documents, of_length, counts)
+        change = _units(documents, of_length - sums[0], counts)
+        measures = {LOSS: units, CHANGE: change}
+        rows.append(
+            Row(
+                {"context": length},
+                {name: bootstrap.ratio(of, config.resamples, config.seed) for name, of in measures.items()},
+            )
+        )
+    measured = {
+        name: bootstrap.interval(value, resampled[:, i]) for i, (name, value) in enumerate(law._asdict().items())
+    }
+    return Result(
+        suite=config.suite,
+        title="masked-LM loss at the same tokens, by tokens of context",
+        model=model.facts,
+        config={},
+        data=describe(config.data, [text for text in texts if text.id in documents])
+        | {"windows": len(windows), "targets": len(of_target)},
+        rows=rows,
+        headlines=_headlines(lengths, rows, documents, sums, counts, config),
+        notes=[
+            f"{len(of_target):,} targets in {len(windows)} windows of {config.longest:,} tokens; documents: "
+            f"{len(documents)}",
+            *_shortfall(len(texts), len(documents)),
+            _law_in_words(measured),
+        ],
+        facts={"law": {name: [one.value, one.low, one.high] for name, one in measured.items()} if law.alpha else None},
+        asked=digest(_question(model, window).tobytes() for window in windows),
+    )
+
+
+def _question(model: "MaskedModel", window: Window) -> "Masked":
+    """All targets of a window at once."""
+    places = np.concatenate(window.targets)
+    return model.framed(window.ids, places, window.original[places])
+
+
+def _shortfall(drawn: int, measured: int) -> list[str]:
+    """The corpus' own tokenizer says which documents are long enough; another may make fewer tokens of them."""
+    return [f"{drawn - measured} of {drawn} documents have fewer tokens by this tokenizer"] if measured < drawn else []
+
+
+def _lengths(model: "MaskedModel", config: Config) -> list[int]:
+    """Contexts that the model can take, doubling, with its special tokens.
+
+    Raises:
+        DataError: it takes too few of them.
+    """
+    most = model.longest(config.longest) + model.special
+    lengths = [config.shortest << power for power in range(64) if config.shortest << power <= most]
+    if lengths and lengths[-1] < most:
+        lengths.append(most)
+    if len(lengths) < FEWEST:
+        raise DataError(
+            f"{model.path}: takes {most:,} tokens at most; from shortest={config.shortest} on that is too few"
+        )
+    return lengths
+
+
+def _windows(model: "MaskedModel", document: str, text: str, config: Config) -> list[Window]:
+    """Windows at even distances in a document, each with its spans and targets drawn."""
+    ids = model.encode(text).ids
+    size = config.longest - model.special
+    number = min(config.windows, len(ids) // size)
+    made = []
+    for index in range(number):
+        start = (len(ids) - size) * index // max(1, number - 1)
+        generator = np.random.default_rng((config.seed, index, *document.encode()))
+        original = ids[start : start + size]
+        middles = ((np.arange(config.spans) + 0.5) * size / config.spans).astype(np.int64)
+        targets = []
+        for first in middles - config.span_tokens // 2:
+            places = first + np.flatnonzero(generator.random(config.span_tokens) < config.mlm_probability)
+            targets.append(places if len(places) else first + generator.integers(config.span_tokens, size=1))
+        masked = original.copy()
+        masked[np.concatenate(targets)] = model.tokenizer.mask_token_id
+        made.append(Window(document, masked, original, middles, targets))
+    return made
+
+
+def _losses(model: "MaskedModel", windows: Sequence[Window], length: int) -> NDArray[np.float64]:
+    """The loss at every target, window for window, given so many tokens. [targets]"""
+    content = length - model.special
+    asked: list[Masked] = []
+    for window in windows:
+        together = groupby(zip(stretches(window, content), window.targets, strict=True), key=lambda pair: pair[0])
+        for start, of_start in together:
+            places = np.concatenate([targets for _, targets in of_start])
+            asked.append(model.framed(window.ids[start : start + content], places - start, window.original[places]))
+    return np.concatenate([scores.loss for scores in model.score(asked)])
+
+
+def stretches(window: Window, content: int) -> list[int]:
+    """Where in a window the context of each span begins, if it is so many tokens long."""
+    return [int(min(max(0, middle - content // 2), len(window.ids) - content)) for middle in window.middles]
+
+
+def _laws(
+    lengths: NDArray[np.float64], sums: NDArray[np.float64], counts: NDArray[np.int64], config: Config
+) -> tuple[Law, NDArray[np.float64]]:
+    """The law of all documents, and its parameters in each resample of them. [resamples, 3]"""
+    law = fit(lengths, sums.sum(axis=1) / counts.sum())
+    drawn = bootstrap.draws(len(counts), config.resamples, config.seed)  # [resamples, documents]
+    means = (drawn @ sums.T) / (drawn @ counts)[:, None]  # [resamples, lengths]
+    return law, np.array([fit(lengths, mean) for mean in means])
+
+
+def _law_in_words(measured: dict[str, Measure]) -> str:
+    alpha, beta, gamma = measured.values()
+    if not alpha.value:
+        return "the loss does not fall with context, so L(c) = (α / c)^β + γ says nothing"
+    told = [_told(one) for one in (alpha, beta, gamma)]
+    return f"L(c) = (α / c)^β + γ: α {told[0]} tokens, β {told[1]}, γ {told[2]} nats"
+
+
+def _told(measure: Measure) -> str:
+    """α may be of any order of magnitude."""
+    if measure.low is None:
+        return number(measure.value)
+    return f"{number(measure.value)} [{number(measure.low)}, {number(measure.high)}]"
+
+
+def _units(documents: Sequence[str], sums: NDArray[np.float64], counts: NDArray[np.int64]) -> dict:
+    """By document: a sum over its targets, and how many they are."""
+    return {name: (float(of), float(count)) for name, of, count in zip(documents, sums, counts, strict=True)}
+
+
+def _headlines(
+    lengths: Sequence[int],
+    rows: Sequence[Row],
+    documents: Sequence[str],
+    sums: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    config: Config,
+) -> list[Headline]:
+    """The loss with the shortest, a middle and the longest context, and what the longer half of them takes away."""
+    middle = len(lengths) // 2
+    found = [
+        Headline(
+            f"loss given {lengths[at]:,} tokens", rows[at].measures[LOSS], True, _units(documents, sums[at], counts)
+        )
+        for at in (0, middle, len(lengths) - 1)
+    ]
+    fall = _units(documents, sums[middle] - sums[-1], counts)
+    name = f"fall of it from {lengths[middle]:,} to {lengths[-1]:,} tokens"
+    return [*found, Headline(name, bootstrap.ratio(fall, config.resamples, config.seed), False, fall)]
+
+
+def draw(figure, results: Sequence[Result]) -> str:
+    """Loss by length of context on a logarithmic scale, with the law, of one model or several."""
+    from rotary_foundry.evaluation.suite_pictures import GREY, colour, intervals
+
+    axes, changes = figure.subplots(1, 2)
+    for index, result in enumerate(results):
+        lengths = [row.labels["context"] for row in result.rows]
+        values = [row.measures[LOSS].value for row in result.rows]
+        axes.plot(lengths, values, "o", color=colour(index), label=result.model["name"])
+        if result.facts["law"] is not None:
+            law = Law(*(value for value, _, _ in result.facts["law"].values()))
+            fine = np.geomspace(lengths[0], lengths[-1], 200)
+            axes.plot(fine, law(fine), color=colour(index), linewidth=1)
+        measures = [row.measures[CHANGE] for row in result.rows]
+        beside = np.array(lengths) * 2 ** (0.12 * (index - (len(results) - 1) / 2))
+        changes.errorbar(
+            beside, [one.value for one in measures], intervals(measures), fmt="o-", color=colour(index), linewidth=1
+        )
+        if trained := result.model.get("trained_length"):
+            for each in axes, changes:
+                each.axvline(trained, color=GREY if len(results) == 1 else colour(index), linewidth=0.8, linestyle="--")
+    ticks = sorted({row.labels["context"] for result in results for row in result.rows})
+    for each in axes, changes:
+        each.set_xscale("log", base=2)
+        each.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        each.minorticks_off()
+        each.grid(axis="y", color="#dddddd", linewidth=0.6)
+        each.set_xlabel("tokens of context (dashed: the longest trained with)")
+    axes.set_ylabel("nats a masked token")
+    axes.set_title("Loss at the same tokens, and its law", loc="left")
+    changes.set_title("Change from the shortest context", loc="left")
+    axes.legend(frameon=False, fontsize=9)
+    told = []
+    for result in results:
+        ends = result.rows[0], result.rows[-1]
+        first, last = (f"{row.measures[LOSS].value:.3f} given {row.labels['context']:,}" for row in ends)
+        told.append(f"{result.model['name']} {first}, {last}")
+    return f"Masked-LM loss in nats a token at the same tokens, by tokens of context: {'; '.join(told)}."

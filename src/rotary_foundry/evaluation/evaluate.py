@@ -1,0 +1,92 @@
+"""The command `evaluate`: suites over models, results to a folder, tables to the terminal.
+
+A suite that cannot be measured on a model (another's tokenizer, a model without a masked-LM head) ends the command by
+name. What was measured until then is written already.
+"""
+
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+
+from rotary_foundry.evaluation.compare import write_comparison
+from rotary_foundry.evaluation.results import FOLDER, PICTURE, Result, name_of, results_folder
+from rotary_foundry.evaluation.suite_pictures import draw
+from rotary_foundry.evaluation.suites import Suite, find_suites
+from rotary_foundry.utils.errors import ConfigurationError
+
+PACKAGES = (
+    *("rotary-foundry", "torch", "transformers", "tokenizers", "numpy", "scipy"),
+    *("mteb", "sentence-transformers", "pylate"),
+)
+
+
+def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[str] = ()) -> list[Result]:
+    """Measure each model by each suite, print a table of each, and write results and pictures.
+
+    Args:
+        models: paths of runs, checkpoints, exports or Hugging Face directories; compared if they are several.
+        suites: as `find_suites` takes them.
+        overrides: `key=value`, each for the suites that have the key.
+
+    Raises:
+        ConfigurationError: no such suite, key or model; before anything is measured.
+        NeedsNetwork: a suite would have to fetch something; before anything is measured, too.
+        FoundryError: a suite cannot be measured on a model.
+    """
+    found = find_suites(suites, overrides)
+    paths = [Path(model) for model in models]
+    for path in paths:
+        if not path.exists():
+            raise ConfigurationError(f"{path}: no such file or folder; a model is a run, a checkpoint or a directory")
+        if [name_of(one) for one in paths].count(name_of(path)) > 1:
+            raise ConfigurationError(
+                f"{path}: another model is called {name_of(path)}, too; give one of them another name"
+            )
+    for path in paths:
+        for suite in found:
+            if suite.check is not None:
+                suite.check(path, suite.config)
+    console = Console(highlight=False)
+    results = []
+    for path in paths:
+        for suite in found:
+            result = _measured(suite, path)
+            folder = results_folder(path, suite.config.out, result.model.get("variant")) / suite.name
+            result.write(folder)
+            draw([result], folder / PICTURE)
+            result.show(console)
+            console.print(f"  in {result.seconds:.0f} s; written to {folder}\n", markup=False, soft_wrap=True)
+            results.append(result)
+    if len(paths) > 1:
+        write_comparison(results, Path(found[0].config.out or FOLDER) / "compared", console)
+    return results
+
+
+def _measured(suite: Suite, model: Path) -> Result:
+    start = time.perf_counter()
+    result = suite.run(model, suite.config)
+    result.model = {"name": name_of(model, result.model.get("variant")), "path": str(model)} | result.model
+    result.config = asdict(suite.config)
+    result.environment = _environment()
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _environment() -> dict:
+    import torch  # and Composer, by what is below: seconds, which a refusal must not wait for
+
+    from rotary_foundry.runs.environment import commit
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {"commit": commit(), "python": platform.python_version(), "device": device, "packages": versions}

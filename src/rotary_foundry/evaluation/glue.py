@@ -1,0 +1,142 @@
+"""Suite `glue`: what a model reaches when it is fine-tuned, by the search of `rotary-foundry finetune`.
+
+Offline the tasks are those that every Python installation has in it, with a network GLUE's own: any YAML of
+`yamls/finetune/` for classifiers will do. The search lies in a folder beside the result, so the same command goes on
+where it ended. Intervals are Student's over the seeds: what another seed would give, not what other texts would. That
+of the tasks' mean is over the means that each seed has; where a seed diverged in one of them only, there is none.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scipy.special import stdtrit
+
+from rotary_foundry.evaluation.results import Headline, Measure, Result, Row, results_folder
+from rotary_foundry.evaluation.suites import SuiteConfig
+
+CONFIDENCE = 0.95
+
+
+@dataclass(kw_only=True)
+class Config(SuiteConfig):
+    """The keys of `yamls/eval/glue.yaml`."""
+
+    finetune: str  # a YAML for classifiers, with its grid and its seeds
+    task: Any = None  # one of its tasks, or several; null: as it says, which is all if it says none
+
+
+def check(model: Path, config: Config) -> None:
+    """Look at the fine-tuning's own YAML.
+
+    Raises:
+        ConfigurationError: naming the file and the key.
+        NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
+    """
+    from rotary_foundry.finetuning.search import load_search
+
+    load_search(config.finetune, _overrides(model, config))
+
+
+def run(model: Path, config: Config) -> Result:
+    """Fine-tune a directory, a run or a checkpoint on each task.
+
+    Raises:
+        FoundryError: as `finetune`.
+    """
+    from rotary_foundry.finetuning.search import finetune
+    from rotary_foundry.interop.export import export_checkpoint
+
+    if (directory := _directory(model, config)) != model:
+        export_checkpoint(model, directory)
+    found = finetune(config.finetune, _overrides(model, config))
+    rows = [_row(result) for result in found]
+    headlines = [
+        Headline(f"{result['task']} {result['metric']}", row.measures[result["metric"]], lower_is_better=False)
+        for result, row in zip(found, rows, strict=True)
+    ]
+    if len(headlines) > 1:
+        headlines.append(Headline("mean of tasks", _mean(found), lower_is_better=False))
+    notes = [
+        f"{result['task']}: seed {seed} diverged, and is left out"
+        for result in found
+        for seed, score in result["scores"].items()
+        if score is None
+    ]
+    notes += [
+        f"{result['task']}: {count:,} of {result['examples'][split]:,} texts of {split} were cut to "
+        f"{result['max_seq_len']:,} tokens"
+        for result in found
+        for split, count in result["truncated"].items()
+        if count
+    ]
+    data = {"finetune": config.finetune, "examples": {result["task"]: result["examples"] for result in found}}
+    return Result("glue", "fine-tuned", {}, {}, data, rows, headlines, notes, {"results": found})
+
+
+def draw(figure, results: Sequence[Result]) -> str:
+    """The first metric of each task, of one model or several."""
+    from rotary_foundry.evaluation.suite_pictures import points
+
+    names = list(dict.fromkeys(headline.name for result in results for headline in result.headlines))
+    found = [{headline.name: headline.measure for headline in result.headlines} for result in results]
+    models = [result.model["name"] for result in results]
+    axes = figure.subplots()
+    points(axes, names, [[of_model.get(name) for name in names] for of_model in found], models)
+    axes.set_title("Fine-tuned, with 95 % intervals over seeds", loc="left")
+    if len(models) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    every = "; ".join(
+        f"{model}: {', '.join(f'{name} {measure}' for name, measure in of_model.items())}"
+        for model, of_model in zip(models, found, strict=True)
+    )
+    return f"What fine-tuning reached. {every}."
+
+
+def _folder(model: Path, config: Config) -> Path:
+    return results_folder(model, config.out) / config.suite
+
+
+def _directory(model: Path, config: Config) -> Path:
+    """What is fine-tuned: the model, or the export that is made of a run or a checkpoint."""
+    return model if (model / "config.json").is_file() else _folder(model, config) / "model"
+
+
+def _overrides(model: Path, config: Config) -> list[str]:
+    """What is said here in place of the fine-tuning's YAML."""
+    task = [] if config.task is None else [f"task={json.dumps(config.task)}"]
+    return [f"model={_directory(model, config)}", f"out={_folder(model, config) / 'finetune'}", *task]
+
+
+def _row(result: dict) -> Row:
+    """A task's line: its examples, its seeds, and each metric's mean over them."""
+    seeds = len(_reached(result))
+    labels = {"task": result["task"], **result["examples"], "seeds": seeds}
+    metrics = result["metrics"].items()
+    return Row(labels, {name: _measure(value["mean"], value["deviation"], seeds) for name, value in metrics})
+
+
+def _reached(result: dict) -> dict[str, float]:
+    """By seed: the score of those that did not diverge."""
+    return {seed: score for seed, score in result["scores"].items() if score is not None}
+
+
+def _mean(results: Sequence[dict]) -> Measure:
+    """Of the tasks' first metrics."""
+    scores = [_reached(result) for result in results]
+    mean = statistics.mean(statistics.mean(of_task.values()) for of_task in scores)
+    if any(of_task.keys() != scores[0].keys() for of_task in scores):
+        return Measure(mean)
+    by_seed = [statistics.mean(of_task[seed] for of_task in scores) for seed in scores[0]]
+    return _measure(mean, statistics.stdev(by_seed) if by_seed[1:] else None, len(by_seed))
+
+
+def _measure(mean: float, deviation: float | None, seeds: int) -> Measure:
+    """A mean with Student's interval; none of a single seed, or of seeds that are all alike."""
+    if not deviation:
+        return Measure(mean)
+    reach = float(stdtrit(seeds - 1, (1 + CONFIDENCE) / 2)) * deviation / seeds**0.5
+    return Measure(mean, mean - reach, mean + reach)

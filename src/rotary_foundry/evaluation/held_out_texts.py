@@ -1,0 +1,157 @@
+"""Held-out documents as text, so that any tokenizer can have them.
+
+They are decoded from the longest rows. A document longer than a row lies there in pieces, which leave preparation in
+order; they are put together again (with a `stride`, which repeats text, each piece is taken for a document instead).
+
+A corpus' held-out part may be large, and is stored by parts of the input. So parts are drawn, and documents in them:
+no more is read than some parts of each source. The rows of a part begin with its longest documents, which is why the
+first documents would not do.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rotary_foundry.data.rows import Manifest, decode_row
+from rotary_foundry.data_prep.inspection.source_folders import Folder, Texts, local_folder
+from rotary_foundry.data_prep.statistics import FILE, Statistics
+from rotary_foundry.evaluation.suites import TextSuiteConfig
+from rotary_foundry.utils.errors import DataError
+
+SPLIT = "validation"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A held-out document."""
+
+    source: str
+    id: str  # its own among all of the corpus
+    text: str
+    tokens: int  # content tokens, by the corpus' own tokenizer
+
+
+def check_data(_: Path, config: TextSuiteConfig) -> None:
+    """See that there are held-out rows, before any suite is measured.
+
+    Raises:
+        DataError: there are none.
+    """
+    _folders(local_folder(config.data))
+
+
+def held_out(data: str | Path, per_source: int, seed: int, at_least: int = 1) -> list[Text]:
+    """Some held-out documents of each source of a prepared corpus; the same ones for every model.
+
+    Args:
+        data: a folder that `python data_prep` wrote.
+        per_source: how many documents at most.
+        seed: by which they are drawn, where there are more.
+        at_least: content tokens that each has, by the corpus' own tokenizer.
+
+    Raises:
+        DataError: nothing is there, or nothing is held out, or no document is so long; or something is damaged.
+    """
+    found = [text for folder in _folders(local_folder(data)) for text in _of_source(folder, per_source, seed, at_least)]
+    if not found:
+        wanted = f" of {at_least:,} tokens and more" if at_least > 1 else ""
+        raise DataError(
+            f"{data}: no held-out document{wanted} is there; raise `validation` when preparing, or ask for less"
+        )
+    return found
+
+
+def describe(data: str | Path, texts: list[Text]) -> dict:
+    """What a result says of its data: the corpus, by digest, and how much of it was taken."""
+    data = local_folder(data)
+    corpus = Statistics.read(data).corpus if (data / FILE).is_file() else None
+    return {
+        "folder": str(data),
+        "corpus": corpus,
+        "split": SPLIT,
+        "documents": {source: sum(text.source == source for text in texts) for source in _sources(texts)},
+        "bytes": sum(len(text.text.encode()) for text in texts),
+    }
+
+
+def _sources(texts: list[Text]) -> list[str]:
+    return list(dict.fromkeys(text.source for text in texts))
+
+
+def _folders(data: Path) -> list[Path]:
+    """Of each source the folder of its longest held-out rows.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not data.is_dir():
+        raise DataError(f"{data}: no such folder; `python data_prep` writes one, and data=FOLDER names it")
+    found: dict[str, list[Path]] = defaultdict(list)
+    for index in sorted(data.glob(f"*/[0-9]*/{SPLIT}/index.json")):
+        found[index.parents[2].name].append(index.parent)
+    if not found:
+        raise DataError(f"{data}: no held-out rows there; give a folder that `python data_prep` wrote, as data=FOLDER")
+    return [max(folders, key=lambda folder: int(folder.parent.name)) for folders in found.values()]
+
+
+def _of_source(path: Path, per_source: int, seed: int, at_least: int) -> list[Text]:
+    from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder  # and Streaming: seconds
+
+    source = Manifest.read(path).source
+    generator = np.random.default_rng(seed)
+    wanted = _drawn(Folder(path), per_source, generator, at_least)
+    folder = ShardFolder(path)
+    pieces: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
+    for shard in folder.shards:
+        if wanted is not None and shard.part not in wanted:
+            continue
+        for number, sample in enumerate(folder.rows(shard), shard.first_row):
+            for place, document in enumerate(decode_row(sample)):
+                key = _key(sample, shard.part, number, place, wanted is not None)
+                if wanted is None or key[1] in wanted[shard.part]:
+                    pieces[key].append(document[1:-1])
+    joined = {key: np.concatenate(parts) for key, parts in pieces.items()}
+    kept = [(key, tokens) for key, tokens in joined.items() if len(tokens) >= at_least]
+    if len(kept) > per_source:  # without tables all were read
+        kept = [kept[index] for index in sorted(generator.choice(len(kept), per_source, replace=False))]
+    texts = Texts(folder.tokenizer_folder).decode([np.concatenate([[0], tokens, [0]]) for _, tokens in kept])
+    return [
+        Text(source, f"{source}:{part}:{number}", text, len(tokens))
+        for ((part, number), tokens), text in zip(kept, texts, strict=True)
+    ]
+
+
+def _drawn(
+    folder: Folder, per_source: int, generator: np.random.Generator, at_least: int
+) -> dict[str, set[int]] | None:
+    """The numbers of some documents, by part; None in a corpus without tables, or with a stride."""
+    parts = folder.tables()
+    if not parts or _stride(folder):
+        return None
+    candidates: list[tuple[str, int]] = []
+    for index in generator.permutation(len(parts)):
+        tokens = folder.documents(parts[index], ["tokens"])["tokens"].to_numpy()
+        candidates += [(parts[index], int(number)) for number in np.flatnonzero(tokens >= at_least)]
+        if len(candidates) >= per_source:
+            break
+    chosen = generator.permutation(len(candidates))[:per_source]
+    drawn: dict[str, set[int]] = defaultdict(set)
+    for index in chosen:
+        part, number = candidates[index]
+        drawn[part].add(number)
+    return drawn
+
+
+def _stride(folder: Folder) -> int:
+    """How many tokens the pieces of a document share."""
+    corpus = folder.path.parents[2]
+    return Statistics.read(corpus).configuration.get("stride", 0) if (corpus / FILE).is_file() else 0
+
+
+def _key(sample: dict, part: str | None, row: int, place: int, whole: bool) -> tuple[str, int]:
+    """What a piece's document is called: by its number, or, where pieces are documents, by its place."""
+    if whole:
+        return part or "", int(sample["documents"][place])
+    return f"{part or ''}row{row}", place

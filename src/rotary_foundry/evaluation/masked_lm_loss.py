@@ -1,0 +1,171 @@
+"""Masked-LM loss and accuracy on held-out text, by source and by length of document.
+
+The text is decoded and encoded anew by the model's own tokenizer. A loss a token says nothing across tokenizers (longer
+tokens are harder, and fewer), so there is the loss a byte as well: that of the masked tokens over their bytes of text.
+Lengths are told in the corpus' own tokens, so that documents stand in the same line for every model. Masks follow from
+the seed and the document: models of one tokenizer are asked the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rotary_foundry.evaluation import bootstrap
+from rotary_foundry.evaluation.held_out_texts import Text, check_data, describe, held_out
+from rotary_foundry.evaluation.results import Headline, Measure, Result, Row, digest
+from rotary_foundry.evaluation.suites import TextSuiteConfig
+from rotary_foundry.finetuning.finetune_config import LONG_DOCUMENTS
+from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
+from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.wording import power
+
+LOSS, ACCURACY, BYTE = "loss", "accuracy", "loss a byte"
+WITHIN = {ACCURACY: (0.0, 1.0)}  # a loss may be anything
+
+
+@dataclass(kw_only=True)
+class Config(TextSuiteConfig):
+    """The keys of `yamls/eval/masked_lm.yaml`."""
+
+    long_documents: str
+    mlm_probability: float
+    mask_share: float
+    random_share: float
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if self.long_documents not in LONG_DOCUMENTS:
+            yield "long_documents", f"{' or '.join(LONG_DOCUMENTS)} is wanted, not '{self.long_documents}'"
+        if not 0 < self.mlm_probability <= 1:
+            yield "mlm_probability", f"a share of the tokens above 0, up to 1, is wanted, not {self.mlm_probability}"
+        for key in ("mask_share", "random_share"):
+            if not 0 <= getattr(self, key) <= 1:
+                yield key, f"a share of the chosen tokens, from 0 to 1, is wanted, not {getattr(self, key)}"
+        if self.mask_share + self.random_share > 1:
+            yield "random_share", f"{self.random_share} and mask_share, {self.mask_share}, are more than 1 together"
+
+
+@dataclass(frozen=True)
+class _Of:
+    """A document's sums."""
+
+    text: Text
+    targets: int
+    bytes: int  # of the targets
+    loss: float
+    found: int
+
+    def sums(self, measure: str) -> tuple[float, float]:
+        value = self.found if measure == ACCURACY else self.loss
+        return float(value), float(self.bytes if measure == BYTE else self.targets)
+
+
+check = check_data
+
+
+def run(path: Path, config: Config) -> Result:
+    """Mask held-out documents and see what a model makes of them.
+
+    Raises:
+        FoundryError: the model, the tokenizer or the data is not there or does not fit; a document is too long, if
+            that is refused.
+    """
+    from rotary_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
+
+    texts = held_out(config.data, config.documents, config.seed)
+    model = open_model(path, config.tokenizer, config.rope_theta)
+    masking = model.masking(config.mlm_probability, config.mask_share, config.random_share)
+    longest, cut, documents, sizes = model.longest(config.longest), [], [], []
+    for number, text in enumerate(texts):
+        encoded = model.encode(text.text)
+        if len(encoded.ids) > longest:
+            if config.long_documents == "refuse":
+                raise DataError(
+                    f"{text.id}: {len(encoded.ids):,} tokens, and the model is given {longest:,}; "
+                    "long_documents=truncate cuts it"
+                )
+            cut.append(len(encoded.ids) - longest)
+        ids = encoded.ids[:longest]
+        masked, labels = masking.apply(ids, np.random.default_rng((config.seed, number)))
+        places = np.flatnonzero(labels != IGNORE_INDEX)
+        documents.append(model.framed(masked, places, labels[places]))
+        sizes.append(int(encoded.bytes[places].sum()))
+    measured = [
+        _Of(text, len(scores.loss), size, float(scores.loss.sum()), int(scores.found.sum()))
+        for text, size, scores in zip(texts, sizes, model.score(documents), strict=True)
+    ]
+    if not any(one.targets for one in measured):
+        raise DataError(f"{config.data}: not a token of {len(texts)} documents was masked; raise mlm_probability")
+    rows = [_row(label, of, config) for label, of in _groups(measured)]
+    every = rows[-1].measures
+    units = {name: {one.text.id: one.sums(name) for one in measured} for name in every}
+    notes = [f"documents cut to {longest:,} tokens: {len(cut):,}; tokens left out: {sum(cut):,}"] if cut else []
+    return Result(
+        suite=config.suite,
+        title=f"masked-LM, {config.mlm_probability:.0%} of the tokens masked",
+        model=model.facts,
+        config={},
+        data=describe(config.data, texts),
+        rows=rows,
+        headlines=[
+            Headline("loss (nats a token)", every[LOSS], True, units[LOSS]),
+            Headline("loss (nats a byte)", every[BYTE], True, units[BYTE]),
+            Headline("accuracy", every[ACCURACY], False, units[ACCURACY], WITHIN[ACCURACY]),
+        ],
+        notes=notes,
+        facts={"documents_cut": len(cut), "tokens_left_out": sum(cut)},
+        asked=digest(document.tobytes() for document in documents),
+    )
+
+
+def _groups(measured: Sequence[_Of]) -> list[tuple[str, list[_Of]]]:
+    """Documents by source, by length, and all."""
+    groups: dict[str, list[_Of]] = {}
+    for one in measured:
+        groups.setdefault(one.text.source, []).append(one)
+    by_length: dict[int, list[_Of]] = {}
+    for one in measured:
+        by_length.setdefault(max(7, one.text.tokens.bit_length()), []).append(one)
+    for exponent in sorted(by_length):
+        name = f"under {power(7)} tokens" if exponent == 7 else f"{power(exponent - 1)} – {power(exponent)} tokens"
+        groups[name] = by_length[exponent]
+    return [*groups.items(), ("all", list(measured))]
+
+
+def _row(label: str, of: Sequence[_Of], config: Config) -> Row:
+    labels = {"documents of": label, "documents": len(of), "targets": sum(one.targets for one in of)}
+    measures: dict[str, Measure] = {}
+    for name in (LOSS, ACCURACY, BYTE):
+        sums = {one.text.id: one.sums(name) for one in of}
+        if any(denominator for _, denominator in sums.values()):
+            measures[name] = bootstrap.ratio(sums, config.resamples, config.seed, WITHIN.get(name))
+    return Row(labels, measures)
+
+
+def draw(figure, results: Sequence[Result]) -> str:
+    """Loss by source and by length, of one model or several."""
+    from rotary_foundry.evaluation.suite_pictures import points
+
+    by_byte = len({result.model["tokenizer"] for result in results}) > 1
+    measure, unit = (BYTE, "nats a byte of masked text") if by_byte else (LOSS, "nats a masked token")
+    names = [result.model["name"] for result in results]
+    groups = list(dict.fromkeys(row.labels["documents of"] for result in results for row in result.rows))
+    found = [{row.labels["documents of"]: row.measures.get(measure) for row in result.rows} for result in results]
+    lengths = [group for group in groups if group.endswith(" tokens")]
+    sources = [group for group in groups if group not in lengths]
+    left, right = figure.subplots(1, 2, width_ratios=(len(sources) + 1, len(lengths) + 1), sharey=True)
+    for axes, of, title in ((left, sources, "by source"), (right, lengths, "by length of the document (tokens)")):
+        points(
+            axes,
+            [group.removesuffix(" tokens").replace(" – ", "–") for group in of],
+            [[one.get(g) for g in of] for one in found],
+            names,
+        )
+        axes.set_title(f"Masked-LM loss {title}", loc="left")
+    left.set_ylabel(unit)
+    if len(names) > 1:
+        right.legend(frameon=False, fontsize=9)
+    every = "; ".join(f"{name} {one['all']}" for name, one in zip(names, found, strict=True))
+    return f"Masked-LM loss in {unit}, by source and by length of document. All: {every}."

@@ -1,0 +1,305 @@
+"""Any masked language model, seen the same way: text to ids, and what it makes of masked places.
+
+- A ModernBERT (a run, a checkpoint, an export, a directory) is computed by our own encoder, everything else by
+  transformers' AutoModelForMaskedLM.
+- Logits are computed at the masked places only. For a document of 8,192 tokens and a vocabulary of 50,000 words, all
+  of them would be 1.6 GB. In transformers' models the hidden states are picked between encoder and head, by a hook on
+  the encoder: heads work place by place, whatever they are called.
+- Special tokens that a text spells are read as text, as in preparation.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.modeling_outputs import ModelOutput
+
+from rotary_foundry.data.rows import fingerprint
+from rotary_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
+from rotary_foundry.interop import load_model
+from rotary_foundry.interop.checkpoint_weights import find_trained_state
+from rotary_foundry.interop.huggingface import CONFIG, read_config
+from rotary_foundry.interop.positions import most_tokens
+from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.objectives.masked_lm import Masking
+from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.wording import one_line
+
+BATCH_TOKENS = 8192  # of documents that are computed together, or of the one that is longer
+
+
+class Masked(NamedTuple):
+    """A document, or a part of one, in which some places are to be told."""
+
+    input_ids: NDArray[np.int64]  # [tokens], with [CLS] and [SEP]
+    places: NDArray[np.int64]  # [targets]
+    labels: NDArray[np.int64]  # [targets]
+
+    def tobytes(self) -> bytes:
+        """All that is asked, for a digest of it."""
+        return b"".join(array.tobytes() for array in self)
+
+
+class Scores(NamedTuple):
+    """What a model makes of the targets of a document."""
+
+    loss: NDArray[np.float64]  # [targets], nats
+    found: NDArray[np.bool_]  # [targets], whether its likeliest word is the right one
+
+
+class Encoded(NamedTuple):
+    """A text as ids."""
+
+    ids: NDArray[np.int64]  # [tokens], without special tokens
+    ends: NDArray[np.int64]  # [tokens], the byte of the text that each ends before
+    spans: NDArray[np.int64]  # [tokens, 2], the characters of the text from … to
+
+    @property
+    def bytes(self) -> NDArray[np.int64]:
+        """How many bytes each token adds to the text, blanks before it included, so that all add up to the text."""
+        return np.diff(self.ends, prepend=0)
+
+
+class MaskedModel(ABC):
+    """A model and its tokenizer.
+
+    Args:
+        path: where the model is, for errors.
+        tokenizer: the model's.
+        vocab_size: ids that the model has embeddings for.
+        limit: the most tokens that it can be given at once, special tokens included; None if there is no limit.
+        facts: what else is known of it, for the result.
+
+    Raises:
+        DataError: the tokenizer is not the model's.
+    """
+
+    def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast, vocab_size: int, limit: int | None, facts: dict):
+        self.path, self.tokenizer, self.vocab_size, self.limit, self.facts = path, tokenizer, vocab_size, limit, facts
+        if tokenizer.mask_token_id is None:
+            raise DataError(
+                f"{tokenizer.name_or_path}: the tokenizer has no mask token; masks cannot be filled with it"
+            )
+        check_ids(tokenizer, path, vocab_size)
+        self.backend = tokenizer.backend_tokenizer
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        around = self.backend.encode("").ids  # [CLS] and [SEP], however they are spelled; some have none
+        self._before, self._after = around[: len(around) // 2], around[len(around) // 2 :]
+        self.backend.encode_special_tokens = True
+
+    @property
+    def special(self) -> int:
+        """Tokens that stand around a document."""
+        return len(self._before) + len(self._after)
+
+    def longest(self, wanted: int) -> int:
+        """Content tokens of the longest document that fits into `wanted` tokens and into the model.
+
+        Raises:
+            ConfigurationError: not one does.
+        """
+        if wanted <= self.special:
+            raise ConfigurationError(f"longest: {wanted} tokens, of which {self.special} are the special ones")
+        return min(wanted, wanted if self.limit is None else self.limit) - self.special
+
+    def encode(self, text: str) -> Encoded:
+        """A text as ids."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+        bytes_before = np.concatenate([[0], np.cumsum(sizes)])
+        ends = np.maximum.accumulate(bytes_before[offsets[:, 1]])
+        return Encoded(np.array(encoding.ids, np.int64), ends, offsets)
+
+    def masking(self, probability: float, mask_share: float, random_share: float) -> Masking:
+        """Masking that spares special tokens."""
+        special = tuple(sorted(set(self.tokenizer.all_special_ids)))
+        return Masking(
+            probability, mask_share, random_share, self.tokenizer.mask_token_id, special, len(self.tokenizer)
+        )
+
+    def framed(self, ids: NDArray[np.int64], places: NDArray[np.int64], labels: NDArray[np.int64]) -> Masked:
+        """Content ids with the special tokens around them, and places shifted accordingly."""
+        framed = np.concatenate([self._before, ids, self._after]).astype(np.int64)
+        return Masked(framed, places + len(self._before), labels)
+
+    @torch.inference_mode()
+    def score(self, documents: Sequence[Masked]) -> list[Scores]:
+        """What the model makes of the targets of each document; in the documents' order.
+
+        Raises:
+            DataError: a loss is not a number.
+        """
+        scores: list[Scores | None] = [None] * len(documents)
+        for batch in _batches([len(document.input_ids) for document in documents]):
+            chosen = [documents[index] for index in batch]
+            targets = [len(document.places) for document in chosen]
+            logits = self.logits(chosen) if sum(targets) else torch.zeros(0, self.vocab_size)
+            labels = torch.from_numpy(np.concatenate([document.labels for document in chosen])).to(logits.device)
+            loss = F.cross_entropy(logits.float(), labels, reduction="none").double().cpu().numpy()
+            found = (logits.argmax(dim=1) == labels).cpu().numpy() if len(labels) else np.zeros(0, bool)
+            if not np.isfinite(loss).all():
+                raise DataError(
+                    f"{self.path}: the loss is not a number, so nothing can be measured; its weights are not sound"
+                )
+            ends = np.cumsum(targets)[:-1]
+            for index, *score in zip(batch, np.split(loss, ends), np.split(found, ends), strict=True):
+                scores[index] = Scores(*score)
+        return scores
+
+    @abstractmethod
+    def logits(self, documents: Sequence[Masked]) -> Tensor:
+        """Logits at the targets of some documents, one after another. [targets, vocabulary]"""
+
+
+class Ours(MaskedModel):
+    """A ModernBERT, by our encoder."""
+
+    def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast, network: MaskedLM, facts: dict):
+        super().__init__(path, tokenizer, network.config.vocab_size, None, facts)
+        self.network = network
+
+    def logits(self, documents: Sequence[Masked]) -> Tensor:
+        device = self.network.decoder.bias.device
+        lengths = [len(document.input_ids) for document in documents]
+        ends = np.cumsum([0, *lengths])
+        ids = torch.from_numpy(np.concatenate([document.input_ids for document in documents])).to(device)
+        cu_seqlens = torch.from_numpy(ends.astype(np.int32)).to(device)
+        places = np.concatenate([one.places + start for one, start in zip(documents, ends, strict=False)])
+        hidden = self.network.model(ids, cu_seqlens, max(lengths))[torch.from_numpy(places).to(device)]
+        words = self.network.model.embeddings.tok_embeddings.weight
+        return F.linear(self.network.head(hidden), words, self.network.decoder.bias)
+
+
+class Theirs(MaskedModel):
+    """Any other, by transformers."""
+
+    def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast, model: nn.Module, facts: dict):
+        embeddings = model.get_input_embeddings()
+        super().__init__(path, tokenizer, embeddings.num_embeddings, most_tokens(model.config), facts)
+        self.model = model
+        self.padding = tokenizer.pad_token_id or 0
+        self._at: tuple[Tensor, Tensor] | None = None  # rows and places of a batch's targets
+        model.base_model.register_forward_hook(self._pick)
+
+    def _pick(self, _: nn.Module, __: tuple, output: ModelOutput | tuple) -> ModelOutput | tuple:
+        """Of the encoder's hidden states those of the targets, as one document: [1, targets, hidden]."""
+        picked = output[0][self._at][None]
+        if isinstance(output, tuple):
+            return (picked, *output[1:])
+        output.last_hidden_state = picked
+        return output
+
+    def logits(self, documents: Sequence[Masked]) -> Tensor:
+        device = self.model.device
+        longest = max(len(document.input_ids) for document in documents)
+        ids = np.full((len(documents), longest), self.padding, np.int64)
+        for row, document in enumerate(documents):
+            ids[row, : len(document.input_ids)] = document.input_ids
+        lengths = np.array([len(document.input_ids) for document in documents])
+        rows = np.repeat(np.arange(len(documents)), [len(document.places) for document in documents])
+        places = np.concatenate([document.places for document in documents])
+        self._at = torch.from_numpy(rows).to(device), torch.from_numpy(places).to(device)
+        attention_mask = torch.from_numpy((np.arange(longest) < lengths[:, None]).astype(np.int64)).to(device)
+        return self.model(input_ids=torch.from_numpy(ids).to(device), attention_mask=attention_mask).logits[0]
+
+
+def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | None = None) -> MaskedModel:
+    """A model for evaluation, on a GPU if there is one.
+
+    Args:
+        path: a run, a checkpoint, an export, or any Hugging Face directory of a masked language model.
+        tokenizer: the folder of its tokenizer, if it is not in `path`.
+        rope_theta: of a ModernBERT's global layers, in place of the one it was trained with.
+
+    Raises:
+        FoundryError: there is no such model, it has no masked-LM head, or the tokenizer is not its own.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not path.exists():
+        raise ConfigurationError(f"{path}: no such file or folder")
+    if (path / CONFIG).is_file() and read_config(path).get("model_type") != "modernbert":
+        if rope_theta is not None:
+            raise ConfigurationError(f"rope_theta: is a ModernBERT's; {path} is none")
+        return _open_theirs(path, tokenizer, device)
+    network = load_model(path)
+    facts = {"kind": "modernbert", "trained_length": _trained_length(path)}
+    if rope_theta is not None and rope_theta != network.model.rope_theta:
+        facts["variant"] = f"theta-{rope_theta:g}"
+        network.model.rope_theta = rope_theta
+    facts |= {"rope_theta": network.model.rope_theta, **_counted(network)}
+    folder = path if (path / CONFIG).is_file() else find_trained_state(path).run.tokenizer
+    opened = _open_tokenizer(folder, tokenizer)
+    return Ours(path, opened, network.to(device), facts | {"tokenizer": _told(opened)})
+
+
+def _open_theirs(path: Path, tokenizer: str | None, device: str) -> Theirs:
+    transformers.utils.logging.set_verbosity_error()  # what is missing is refused below, in one line
+    try:
+        model, loading = AutoModelForMaskedLM.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
+        )
+    except Exception as error:  # transformers raises whatever comes; each is about what is in the directory
+        raise DataError(f"{path}: transformers finds no masked language model there: {one_line(error)}") from None
+    if loading["missing_keys"]:
+        raise DataError(
+            f"{path}: has no masked-LM head (no tensor {sorted(loading['missing_keys'])[0]}), which this suite needs"
+        )
+    opened = _open_tokenizer(path, tokenizer)
+    facts = {"kind": model.config.model_type, **_counted(model), "tokenizer": _told(opened)}
+    return Theirs(path, opened, model.eval().to(device), facts)
+
+
+def _open_tokenizer(own: Path, given: str | None) -> PreTrainedTokenizerFast:
+    folder = own if given is None else Path(given)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise DataError(
+            f"{folder}: no tokenizer can be read there; tokenizer=FOLDER names the model's: {one_line(error)}"
+        ) from None
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"{folder}: is no fast tokenizer (one with a tokenizer.json), which alone tells where tokens end"
+        )
+    check_same_tokenizer(folder, own, f"leave out tokenizer=…: the model's own is in {own}")
+    return tokenizer
+
+
+def _told(tokenizer: PreTrainedTokenizerFast) -> str:
+    """By what a tokenizer is known: models of one have the same targets."""
+    folder = Path(tokenizer.name_or_path)
+    return fingerprint(folder) if (folder / "tokenizer.json").is_file() else f"{folder.name}, {len(tokenizer)} ids"
+
+
+def _counted(model: nn.Module) -> dict:
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+
+
+def _trained_length(path: Path) -> int | None:
+    """The longest row that a ModernBERT was trained with, in tokens, if anything says so."""
+    if (path / CONFIG).is_file():
+        return read_config(path).get("max_position_embeddings")
+    return find_trained_state(path).longest_row
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Documents of like length together, the longest first, so that a batch is nowhere half padding."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

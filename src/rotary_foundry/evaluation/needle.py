@@ -1,0 +1,292 @@
+"""A needle: a name that stands twice in a long stretch of a document, far apart. The second is masked; is it found?
+
+- Needles are the corpus' own names and words: what occurs exactly twice in a window, not even within another word, in
+  the same tokens both times, with at least `nearest` tokens between. All of its tokens are masked, and all have to be
+  right.
+- A name can be guessed from what stands around it. So each is asked twice: with the document as it is, and with the
+  first place taken by another name of the document of as many tokens, so that nothing else moves. What is found more
+  in the document as it is comes from the far place, and from nothing else.
+- The needles of a window are asked together, a few masked tokens among thousands. They are chosen evenly over
+  distances, as far as there are any.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rotary_foundry.evaluation import bootstrap
+from rotary_foundry.evaluation.held_out_texts import check_data, describe, held_out
+from rotary_foundry.evaluation.results import Headline, Result, Row, digest
+from rotary_foundry.evaluation.suites import TextSuiteConfig
+from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.wording import power
+
+if TYPE_CHECKING:
+    from rotary_foundry.evaluation.models import Encoded, Masked, MaskedModel
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,}")
+MOST_TOKENS = 4  # of a name
+QUARTERS = ("0–25 %", "25–50 %", "50–75 %", "75–100 %")
+FOUND, REPLACED, SAVED = "found", "found if replaced", "loss saved"
+WITHIN = {FOUND: (0.0, 1.0), REPLACED: (0.0, 1.0)}  # a loss may be anything
+OF_GAIN = -1.0, 1.0  # found, less found if replaced
+
+
+@dataclass(kw_only=True)
+class Config(TextSuiteConfig):
+    """The keys of `yamls/eval/needle.yaml`."""
+
+    at_least: int
+    windows: int
+    needles: int
+    nearest: int
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A name's two places in a window."""
+
+    first: int  # where it stands; a token of the window
+    second: int  # where it is masked
+    tokens: tuple[int, ...]  # its ids
+    other: tuple[int, ...]  # those of another name, which takes the first place for comparison
+
+    @property
+    def distance(self) -> int:
+        """Tokens from the one place to the other."""
+        return self.second - self.first
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Its masked tokens."""
+        return self.second + np.arange(len(self.tokens))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A needle, and what was made of it with its first place there and with it replaced."""
+
+    document: str
+    needle: Needle
+    depth: float  # of the first place, as a share of the window
+    found: bool
+    found_replaced: bool
+    loss: float  # of all of its tokens
+    loss_replaced: float
+
+    def sums(self, measure: str) -> tuple[float, float]:
+        if measure == SAVED:
+            return self.loss_replaced - self.loss, float(len(self.needle.tokens))
+        return float(self.found if measure == FOUND else self.found_replaced), 1.0
+
+
+check = check_data
+
+
+def run(path: Path, config: Config) -> Result:
+    """Ask for needles, each with its far place there and with it replaced.
+
+    Raises:
+        FoundryError: the model, the tokenizer or the data is not there or does not fit; there is no needle.
+    """
+    from rotary_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
+
+    texts = held_out(config.data, config.documents, config.seed, at_least=config.at_least)
+    model = open_model(path, config.tokenizer, config.rope_theta)
+    size = model.longest(config.longest)
+    documents, windows, needles = [], [], []
+    for text in texts:
+        encoded = model.encode(text.text)
+        for index, start in enumerate(range(0, len(encoded.ids), size)[: config.windows]):
+            generator = np.random.default_rng((config.seed, index, *text.id.encode()))
+            found = find_needles(text.text, encoded, start, start + size, config, generator)
+            if found:
+                documents.append(text.id)
+                windows.append(encoded.ids[start : start + size])
+                needles.append(found)
+    if not windows:
+        raise DataError(
+            f"{config.data}: no name stands twice, {config.nearest:,} tokens apart, within {size:,} tokens of a held-"
+            "out document; lower nearest or at_least"
+        )
+    asked, same = ask(model, documents, windows, needles)
+    rows = [_row(label, of, config) for label, of in _groups(asked)]
+    every = rows[-1].measures
+    units = {measure: _units(asked, measure) for measure in (FOUND, REPLACED, SAVED)}
+    gain = {name: (found - units[REPLACED][name][0], count) for name, (found, count) in units[FOUND].items()}
+    return Result(
+        suite=config.suite,
+        title="masked names that stand once elsewhere",
+        model=model.facts,
+        config={},
+        data=describe(config.data, [text for text in texts if text.id in documents])
+        | {"windows": len(windows), "needles": len(asked)},
+        rows=rows,
+        headlines=[
+            Headline("names found", every[FOUND], False, units[FOUND], WITHIN[FOUND]),
+            Headline(
+                "… because of the far place",
+                bootstrap.ratio(gain, config.resamples, config.seed, OF_GAIN),
+                False,
+                gain,
+                OF_GAIN,
+            ),
+            Headline("loss saved by it (nats a token)", every[SAVED], False, units[SAVED]),
+        ],
+        asked=same,
+        notes=[
+            f"{len(asked):,} needles in {len(windows)} windows of up to {size:,} tokens; "
+            f"documents: {len(set(documents))}",
+            "found: all of a name's tokens; if replaced: with another name in the far place, whose depth is told",
+        ],
+    )
+
+
+def find_needles(
+    text: str, encoded: "Encoded", start: int, end: int, config: Config, generator: np.random.Generator
+) -> list[Needle]:
+    """Needles among the tokens `start` to `end` of a document, evenly over distances, as places in that window."""
+    spans = encoded.spans[start:end]
+    ids = encoded.ids[start:end].tolist()
+    window = text[: spans[-1, 1]]
+    words: dict[str, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+    for match in NAME.finditer(window, int(spans[0, 0])):
+        first = int(np.searchsorted(spans[:, 1], match.start(), side="right"))
+        last = int(np.searchsorted(spans[:, 0], match.end(), side="left"))
+        whole = window[spans[first, 0] : spans[last - 1, 1]].strip() == match[0]
+        words[match[0]].append((first, tuple(ids[first:last]) if whole else ()))
+    others: dict[int, list[tuple[int, ...]]] = defaultdict(list)
+    twice = {}
+    for word, found in words.items():
+        (first, tokens), (second, same) = found[0], found[-1]
+        if len(found) == 2 and tokens == same and 0 < len(tokens) <= MOST_TOKENS and second - first >= config.nearest:
+            if window.count(word, int(spans[0, 0])) == 2:
+                twice[word] = first, second, tokens
+        else:
+            others[len(tokens)].append(tokens)
+    by_distance: dict[int, list[Needle]] = defaultdict(list)
+    for first, second, tokens in twice.values():
+        if others[len(tokens)]:
+            other = others[len(tokens)][generator.integers(len(others[len(tokens)]))]
+            by_distance[(second - first).bit_length()].append(Needle(first, second, tokens, other))
+    for of_distance in by_distance.values():
+        generator.shuffle(of_distance)
+    chosen: list[Needle] = []
+    while len(chosen) < config.needles and any(by_distance.values()):
+        for distance in sorted(by_distance):
+            if by_distance[distance] and len(chosen) < config.needles:
+                chosen.append(by_distance[distance].pop())
+    return chosen
+
+
+def ask(
+    model: "MaskedModel",
+    documents: Sequence[str],
+    windows: Sequence[NDArray[np.int64]],
+    needles: Sequence[Sequence[Needle]],
+) -> tuple[list[Asked], str]:
+    """What a model makes of needles, and a digest of what it was asked.
+
+    Args:
+        documents: what the document of each window is called.
+        windows: each as ids, [tokens].
+        needles: of each window.
+    """
+    pairs = [questions(model, *of_window) for of_window in zip(windows, needles, strict=True)]
+    there, replaced = [with_it for with_it, _ in pairs], [without_it for _, without_it in pairs]
+    asked: list[Asked] = []
+    scored = zip(documents, windows, needles, model.score(there), model.score(replaced), strict=True)
+    for document, ids, of_window, with_it, without_it in scored:
+        start = 0
+        for needle in of_window:
+            own = slice(start, start := start + len(needle.tokens))
+            asked.append(
+                Asked(
+                    document,
+                    needle,
+                    needle.first / len(ids),
+                    bool(with_it.found[own].all()),
+                    bool(without_it.found[own].all()),
+                    float(with_it.loss[own].sum()),
+                    float(without_it.loss[own].sum()),
+                )
+            )
+    return asked, digest(question.tobytes() for pair in pairs for question in pair)
+
+
+def questions(model: "MaskedModel", ids: NDArray[np.int64], needles: Sequence[Needle]) -> "tuple[Masked, Masked]":
+    """A window, ids [tokens], with its needles masked: as it is, and with other names in their first places."""
+    places = np.concatenate([needle.places for needle in needles])
+    masked = ids.copy()
+    masked[places] = model.tokenizer.mask_token_id
+    without = masked.copy()
+    for needle in needles:
+        without[needle.first : needle.first + len(needle.other)] = needle.other
+    return model.framed(masked, places, ids[places]), model.framed(without, places, ids[places])
+
+
+def _groups(asked: Sequence[Asked]) -> list[tuple[str, list[Asked]]]:
+    """Needles by distance, by depth, and all."""
+    by_distance, by_depth = defaultdict(list), defaultdict(list)
+    for one in asked:
+        by_distance[one.needle.distance.bit_length()].append(one)
+        by_depth[int(4 * one.depth)].append(one)
+    return [
+        *((f"distance {power(at - 1)}–{power(at)}", by_distance[at]) for at in sorted(by_distance)),
+        *((f"depth {QUARTERS[at]}", by_depth[at]) for at in sorted(by_depth)),
+        ("all", list(asked)),
+    ]
+
+
+def _row(label: str, of: Sequence[Asked], config: Config) -> Row:
+    measures = {
+        measure: bootstrap.ratio(_units(of, measure), config.resamples, config.seed, WITHIN.get(measure))
+        for measure in (FOUND, REPLACED, SAVED)
+    }
+    return Row({"needles by": label, "needles": len(of)}, measures)
+
+
+def _units(asked: Sequence[Asked], measure: str) -> dict[str, tuple[float, float]]:
+    """By document: the sums of a measure."""
+    units: dict[str, tuple[float, float]] = {}
+    for one in asked:
+        numerator, denominator = units.get(one.document, (0.0, 0.0))
+        more, by = one.sums(measure)
+        units[one.document] = numerator + more, denominator + by
+    return units
+
+
+def draw(figure, results: Sequence[Result]) -> str:
+    """Names found and loss saved, by distance and by depth, of one model or several."""
+    from rotary_foundry.evaluation.suite_pictures import points
+
+    names = [result.model["name"] for result in results]
+    found = [{row.labels["needles by"]: row.measures for row in result.rows} for result in results]
+    left, right = figure.subplots(2, 2, sharey="row", width_ratios=(3, 2)).T
+    for column, by in ((left, "distance"), (right, "depth")):
+        groups = list(dict.fromkeys(group for one in found for group in one if group.startswith(by)))
+        ticks = [group.removeprefix(by).strip() for group in groups]
+        for axes, measure in zip(column, (FOUND, SAVED), strict=True):
+            points(axes, ticks, [[one[g][measure] if g in one else None for g in groups] for one in found], names)
+        if len(results) == 1:
+            values = [found[0][group][REPLACED].value for group in groups]
+            column[0].plot(range(len(groups)), values, "_", color="#555555", markersize=14, label="far place replaced")
+        column[0].set_title(
+            f"Names found, by {by}" + (" (tokens)" if by == "distance" else " of the far place"), loc="left"
+        )
+        column[1].set_title(f"Loss that the far place saves, by {by}", loc="left")
+        column[1].axhline(0, color="#888888", linewidth=0.8)
+    left[0].set(ylabel="share of names", ylim=(-0.04, 1.04))
+    left[1].set_ylabel("nats a token")
+    left[0].legend(frameon=False, fontsize=9)
+    told = "; ".join(
+        f"{name}: {one['all'][FOUND]} found, {one['all'][REPLACED]} if the far place is replaced"
+        for name, one in zip(names, found, strict=True)
+    )
+    return f"Masked names that stand once elsewhere, found by distance and depth. {told}."

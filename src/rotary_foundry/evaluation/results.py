@@ -1,0 +1,177 @@
+"""What a suite found, as it is kept: one JSON file that tables, pictures and comparisons are made from.
+
+A number that is the ratio of two sums over documents (a loss, an accuracy) keeps these sums by document in its
+headline. So two models that were measured on the same documents, on different days, can be compared document by
+document, and the interval of their difference is that of the difference, a great deal narrower than either one's.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from xxhash import xxh3_128
+
+from rotary_foundry.runs.run_folder import RunFolder, write_whole
+from rotary_foundry.utils.errors import DataError
+
+FOLDER, FILE, PICTURE = "evaluations", "result.json", "picture.png"
+FEW = 10  # documents, with fewer of which a bootstrap's intervals are clearly too narrow
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number, and the ends of its 95 % interval; None where its uncertainty is not known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        """As tables have it: 5.591 [5.402, 5.774]."""
+        there = [number for number in (self.value, self.low, self.high) if number is not None and math.isfinite(number)]
+        decimals = 3 if max(map(abs, there), default=0) >= 0.1 else 4
+        value, *ends = (_number(number, decimals) for number in (self.value, self.low, self.high) if number is not None)
+        return f"{value} [{', '.join(ends)}]" if ends else value
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a suite's table."""
+
+    labels: dict[str, str | int]  # what it is of, and how much of it there was: source, documents, …
+    measures: dict[str, Measure]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A number of a suite that models are compared by."""
+
+    name: str  # with its unit
+    measure: Measure
+    lower_is_better: bool
+    units: dict[str, tuple[float, float]] = field(default_factory=dict)  # by document: numerator and denominator
+    within: tuple[float, float] | None = None  # what a document's ratio cannot be beyond, such as 0 and 1
+
+
+@dataclass
+class Result:
+    """One suite's findings on one model."""
+
+    suite: str
+    title: str  # of the table, such as "masked-LM at 15 % of the tokens"
+    model: dict  # `name`, by which tables call it, `path`, and what else is known of it
+    config: dict  # of the suite, with its seed
+    data: dict  # what it was measured on
+    rows: list[Row]
+    headlines: list[Headline]
+    notes: list[str] = field(default_factory=list)  # printed below the table: what was cut, or what was left out
+    facts: dict = field(default_factory=dict)  # what else the suite knows, for its picture and for programs
+    asked: str = ""  # `digest` of the questions; where two results have the same, their units are compared one by one
+    environment: dict = field(default_factory=dict)  # commit, packages, device: filled in where it is run
+    seconds: float = 0.0
+
+    def write(self, folder: Path) -> Path:
+        """Write `result.json` into a folder, made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / FILE
+        write_whole(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "Result":
+        """Read it again.
+
+        Raises:
+            DataError: it is missing, or no such file.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content["rows"] = [Row(row["labels"], _measures(row["measures"])) for row in content["rows"]]
+            content["headlines"] = [
+                Headline(
+                    one["name"],
+                    Measure(**one["measure"]),
+                    one["lower_is_better"],
+                    {unit: tuple(sums) for unit, sums in one["units"].items()},
+                    one.get("within") and tuple(one["within"]),
+                )
+                for one in content["headlines"]
+            ]
+            return cls(**content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: cannot be read as a result of `rotary-foundry evaluate`: {error!r}") from None
+
+    def table(self) -> Table:
+        """As it is printed."""
+        table = Table(title=f"{self.model['name']}: {self.title}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for heading, value in self.rows[0].labels.items() if self.rows else ():
+            table.add_column(heading, justify="left" if isinstance(value, str) else "right", no_wrap=True)
+        for heading in dict.fromkeys(name for row in self.rows for name in row.measures):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*self._cells(row))
+        return table
+
+    def _cells(self, row: Row) -> Iterator[str]:
+        for label in row.labels.values():
+            yield f"{label:,}" if isinstance(label, int) else str(label)
+        for name in dict.fromkeys(name for one in self.rows for name in one.measures):
+            yield str(row.measures[name]) if name in row.measures else "–"
+
+    def show(self, console: Console) -> None:
+        """Print the table and its notes."""
+        print_whole(console, self.table())
+        fewest = min((len(headline.units) for headline in self.headlines if headline.units), default=FEW)
+        few = [f"{fewest} documents only: true intervals are wider than these"] if fewest < FEW else []
+        for note in [*self.notes, *few]:
+            console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def digest(questions: Iterable[bytes]) -> str:
+    """Of what a model is asked, question by question."""
+    found = xxh3_128()
+    for question in questions:
+        found.update(len(question).to_bytes(8) + question)
+    return found.hexdigest()
+
+
+def results_folder(model: Path, out: str | None = None, variant: str | None = None) -> Path:
+    """Where a model's results go, by its name: to `<run>/evaluations` if it is a run's, else to `evaluations` here."""
+    model = model.resolve()
+    if out is not None:
+        return Path(out) / name_of(model, variant)
+    run = next((path for path in (model, model.parent, model.parent.parent) if RunFolder(path).recipe.is_file()), None)
+    return Path(FOLDER) / name_of(model, variant) if run is None else run / FOLDER / _with(model.name, variant)
+
+
+def name_of(model: Path, variant: str | None = None) -> str:
+    """What a model is called in tables: its folder's name, after that of its run if it is a checkpoint or an export.
+
+    A `variant` is what was set otherwise than the model has it.
+    """
+    model = model.resolve()
+    run = next((path for path in (model.parent, model.parent.parent) if RunFolder(path).recipe.is_file()), None)
+    return _with(model.name if run is None else f"{run.name}-{model.name}", variant)
+
+
+def _with(name: str, variant: str | None) -> str:
+    return name if variant is None else f"{name}-{variant}"
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table in its full width: a narrower terminal breaks the lines itself, and no figure is cut off."""
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
+
+
+def _measures(content: dict) -> dict[str, Measure]:
+    return {name: Measure(**measure) for name, measure in content.items()}
+
+
+def _number(value: float, decimals: int) -> str:
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}" if math.isfinite(value) else "–"  # + 0.0: no minus zero

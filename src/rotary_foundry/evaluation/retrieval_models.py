@@ -1,0 +1,145 @@
+"""Any directory as a retriever that mteb can ask.
+
+One vector a text: what sentence-transformers saved, or a plain encoder, whose tokens are averaged. A vector a token:
+what PyLate saved, scored by MaxSim against every document of the corpus. mteb's own wrapper for PyLate goes by an index
+(PLAID), which approximates and is drawn at random; here the corpus passes by in chunks, by mteb's search for the late
+interaction models that newer versions of sentence-transformers have, so the score is the model's alone.
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mteb.models import ModelMeta
+from mteb.models.model_meta import ScoringFunction
+from mteb.models.sentence_transformer_wrapper import MultiVectorSearchEncoderWrapper
+from mteb.similarity_functions import max_sim
+from mteb.types import PromptType
+from sentence_transformers import SentenceTransformer
+
+from rotary_foundry.evaluation.retrieval_suite import SHORTEST
+from rotary_foundry.finetuning.retrieval import check_installed, check_length, load_retriever, longest_text
+from rotary_foundry.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from pylate.models import ColBERT
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """A model as mteb takes it.
+
+    Attributes:
+        model: what `mteb.evaluate` is given.
+        library: the SentenceTransformer or ColBERT itself.
+        kind: how it makes vectors, in words.
+        query_length, document_length: in tokens, all special ones included; longer texts are cut. None: no text is.
+        marks: how many of these tokens the tokenizer does not put in itself.
+    """
+
+    model: Any
+    library: SentenceTransformer
+    kind: str
+    query_length: int | None
+    document_length: int | None
+    marks: int = 0
+
+
+def open_retriever(path: Path, max_seq_length: int | None) -> Retriever:
+    """Open a directory, a run or a checkpoint.
+
+    Args:
+        max_seq_length: where documents, and for single vectors queries, are cut; none: where the model says.
+
+    Raises:
+        DataError: no model is there.
+        ConfigurationError: the model takes less than max_seq_length.
+    """
+    if is_multi_vector(path):
+        return _multi_vector(path, max_seq_length)
+    plain = not (path / "modules.json").is_file()
+    model = _single_vector(path)
+    if max_seq_length is not None:
+        check_length("max_seq_length", max_seq_length, SHORTEST, model)
+    model.max_seq_length = max_seq_length or longest_text(model)
+    kind = "one vector a text" + (
+        ", the mean of its tokens: a plain encoder, not trained for retrieval" if plain else ""
+    )
+    return Retriever(model, model, kind, model.max_seq_length, model.max_seq_length)
+
+
+def is_multi_vector(path: Path) -> bool:
+    """Whether a directory was saved by PyLate, whose modules are its own."""
+    try:
+        modules = json.loads((path / "modules.json").read_text(encoding="utf-8"))
+        return any(module["type"].startswith("pylate.") for module in modules)
+    except (FileNotFoundError, NotADirectoryError):  # a path may be a file's, which the next to open it refuses
+        return False
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path / 'modules.json'}: no list of modules as sentence-transformers writes it: {error!r}"
+        ) from None
+
+
+def _single_vector(path: Path) -> SentenceTransformer:
+    if (path / "config.json").is_file() or (path / "modules.json").is_file():
+        return load_retriever(str(path), SentenceTransformer)
+    from rotary_foundry.interop.export import export_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        export_checkpoint(path, Path(folder, "export"))
+        return load_retriever(str(Path(folder, "export")), SentenceTransformer)
+
+
+def _multi_vector(path: Path, max_seq_length: int | None) -> Retriever:
+    check_installed("pylate")
+    from pylate.models import ColBERT
+
+    model = load_retriever(str(path), ColBERT)
+    if max_seq_length is not None:
+        check_length("max_seq_length", max_seq_length, SHORTEST, model)
+        model.document_length = max_seq_length
+    kind = "a vector a token, MaxSim over all documents"
+    return Retriever(LateInteraction(model), model, kind, model.query_length, model.document_length, marks=1)
+
+
+class LateInteraction(MultiVectorSearchEncoderWrapper):
+    """PyLate's ColBERT for mteb's exhaustive search."""
+
+    corpus_chunk_size = 2000  # documents whose vectors are held at a time
+
+    def __init__(self, model: "ColBERT"):
+        self.model = model
+        self.mteb_model_meta = ModelMeta.create_empty(
+            overwrites={"model_type": ["late-interaction"], "similarity_fn_name": ScoringFunction.MAX_SIM}
+        )
+
+    def similarity(self, queries: "list[Tensor]", documents: "list[Tensor]") -> "Tensor":
+        """Lists of [tokens, width], each of length 1 → [queries, documents]
+
+        max_sim pads documents with zeros, and a zero is more than a negative similarity. Raised by 1, none is negative.
+        """
+        raised = max_sim([_with_one(query) for query in queries], [_with_one(document) for document in documents])
+        return raised - raised.new_tensor([len(query) for query in queries])[:, None]
+
+    def _encode(
+        self, inputs: "DataLoader", *, prompt_type: PromptType | None = None, batch_size: int = 32, **_: Any
+    ) -> "list[Tensor]":
+        texts = [text for batch in inputs for text in batch["text"]]
+        return self.model.encode(
+            texts,
+            batch_size=batch_size,
+            is_query=prompt_type == PromptType.query,
+            convert_to_tensor=True,
+            show_progress_bar=False,
+        )
+
+
+def _with_one(vectors: "Tensor") -> "Tensor":
+    """[tokens, width] → [tokens, width + 1]"""
+    return torch.nn.functional.pad(vectors, (0, 1), value=1.0)

@@ -1,0 +1,205 @@
+"""The suite `retrieval`: nDCG@10 by mteb, with one vector a text or one a token.
+
+`code_search` needs nothing but Python: from a docstring's first paragraph to its function, in modules of the standard
+library that the training pairs of `rotary-foundry finetune yamls/finetune/dense_retrieval.yaml` have nothing of. Any
+other name is a benchmark or a task of mteb, whose data comes from the Hugging Face hub: BEIR, MLDR, CodeSearchNet.
+The intervals are over queries, each of which is drawn by itself; corpora are as they are.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rotary_foundry.evaluation import bootstrap
+from rotary_foundry.evaluation.results import Headline, Measure, Result, Row, digest
+from rotary_foundry.evaluation.suites import ResampledConfig
+from rotary_foundry.finetuning.finetune_config import LONG_DOCUMENTS
+from rotary_foundry.finetuning.pairs import count_too_long
+from rotary_foundry.finetuning.retrieval import check_installed
+from rotary_foundry.utils.errors import DataError, NeedsNetwork
+from rotary_foundry.utils.hub import check_hub
+from rotary_foundry.utils.wording import one_line
+
+if TYPE_CHECKING:
+    from rotary_foundry.evaluation.retrieval_models import Retriever
+    from rotary_foundry.evaluation.retrieval_tasks import Part, Watched
+
+METRIC = "nDCG@10"
+WITHIN = 0.0, 1.0
+OFFLINE = "code_search"
+SHORTEST = 4  # tokens to which a text is cut: of a multi-vector model three are special ones
+
+
+@dataclass(kw_only=True)
+class Config(ResampledConfig):
+    """The keys of `yamls/eval/retrieval.yaml`."""
+
+    tasks: list[str]  # code_search, and benchmarks or tasks of mteb
+    max_pairs: int | None  # of code_search: the first so many functions, as queries and documents; null: all
+    max_seq_length: int | None  # tokens at which documents are cut; null: what the model was saved with
+    long_documents: str  # texts over that length, or the query's: truncate, with a count, or refuse
+    batch_size: int
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if not self.tasks:
+            yield "tasks", f"at least one is wanted, such as {OFFLINE}"
+        if self.max_seq_length is not None and self.max_seq_length < SHORTEST:
+            yield "max_seq_length", f"a number from {SHORTEST} on is wanted, not {self.max_seq_length}"
+        if self.long_documents not in LONG_DOCUMENTS:
+            yield "long_documents", f"{' or '.join(LONG_DOCUMENTS)} is wanted, not '{self.long_documents}'"
+
+
+def check(_: Path, config: Config) -> None:
+    """See that tasks are there, by their names, and can be fetched.
+
+    Raises:
+        NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
+        ConfigurationError: no such task.
+    """
+    online = [name for name in config.tasks if name != OFFLINE]
+    if online:
+        check_hub(f"{', '.join(online)}: the data has to be fetched ({OFFLINE} needs no network)")
+    check_installed("mteb", "sentence_transformers")
+    if online:
+        from rotary_foundry.evaluation.retrieval_tasks import find_tasks  # and mteb: seconds
+
+        for name in online:
+            find_tasks(name)
+
+
+def run(model: Path, config: Config) -> Result:
+    """Evaluate a directory, a run or a checkpoint.
+
+    Raises:
+        NeedsNetwork: a task's data is not in the cache, and cannot be fetched.
+        ConfigurationError: no such task, or the model takes less than max_seq_length.
+        DataError: no model is there, or texts are too long and long_documents is refuse.
+    """
+    from datasets.utils.logging import disable_progress_bar
+
+    from rotary_foundry.evaluation.retrieval_models import open_retriever
+    from rotary_foundry.evaluation.retrieval_tasks import StandardLibrary, find_tasks
+
+    disable_progress_bar()
+    tasks = {
+        name: [StandardLibrary(config.max_pairs)] if name == OFFLINE else find_tasks(name) for name in config.tasks
+    }
+    retriever = open_retriever(model, config.max_seq_length)
+    rows, headlines, notes, data, digests = [], [], [retriever.kind], {}, []
+    for name, of_name in tasks.items():
+        found, of_tasks = zip(*(_evaluated(task, retriever, config, notes) for task in of_name), strict=True)
+        digests += of_tasks
+        parts = [part for of_task in found for part in of_task]
+        data[name] = {part.name: {"queries": len(part.scores), "documents": part.documents} for part in parts}
+        for part in parts:
+            label = name if len(parts) == 1 else part.name
+            measure = _measure([[part]], config)
+            rows.append(_row(label, len(part.scores), part.documents, measure))
+        measure = _measure(found, config)
+        if len(parts) > 1:
+            queries, documents = (
+                sum(counts[key] for counts in data[name].values()) for key in ("queries", "documents")
+            )
+            rows.append(_row(f"{name}, mean", queries, documents, measure))
+        units = {query: (score, 1.0) for query, score in parts[0].scores.items()} if len(parts) == 1 else {}
+        headlines.append(Headline(f"{name} {METRIC}", measure, lower_is_better=False, units=units, within=WITHIN))
+    parameters = sum(parameter.numel() for parameter in retriever.library.parameters())
+    known = {"kind": retriever.kind, "parameters": parameters, "document_length": retriever.document_length}
+    asked = digest(of_task.encode() for of_task in digests)
+    return Result("retrieval", "retrieval", known, {}, data, rows, headlines, notes, asked=asked)
+
+
+def draw(figure, results: Sequence[Result]) -> str:
+    """nDCG@10 by task, of one model or several."""
+    from rotary_foundry.evaluation.suite_pictures import points
+
+    tasks = list(dict.fromkeys(row.labels["task"] for result in results for row in result.rows))
+    found = [{row.labels["task"]: row.measures[METRIC] for row in result.rows} for result in results]
+    names = [result.model["name"] for result in results]
+    axes = figure.subplots()
+    points(axes, tasks, [[of_model.get(task) for task in tasks] for of_model in found], names)
+    axes.set_title("Retrieval, with 95 % intervals over queries", loc="left")
+    axes.set_ylabel(METRIC)
+    axes.set_ylim(bottom=0)
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    if len(tasks) > 4:
+        axes.tick_params("x", rotation=30)
+    every = "; ".join(
+        f"{name}: {', '.join(f'{task} {measure}' for task, measure in of_model.items())}"
+        for name, of_model in zip(names, found, strict=True)
+    )
+    return f"{METRIC} of retrieval. {every}."
+
+
+def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list[str]) -> "tuple[list[Part], str]":
+    """The parts of a task of mteb, answered, and a digest of its texts."""
+    import mteb
+
+    from rotary_foundry.evaluation.retrieval_tasks import Watched, leaves
+
+    watched = [_loaded(Watched, leaf) for leaf in leaves(task)]
+    asked = digest(text.encode() for one in watched for queries in (True, False) for text in one.texts(queries))
+    for one in watched:
+        notes.extend(_too_long(one, retriever, config))
+    arguments = {"batch_size": config.batch_size, "show_progress_bar": False}
+    mteb.evaluate(
+        retriever.model, task, cache=None, co2_tracker=False, encode_kwargs=arguments, show_progress_bar=False
+    )
+    parts = [part for one in watched for part in one.found()]
+    for one in watched:
+        one.task.unload_data()
+    return parts, asked
+
+
+def _loaded(watch: "type[Watched]", task: object) -> "Watched":
+    try:
+        return watch(task)
+    except (OSError, ValueError) as error:  # what datasets and the hub's client raise without a network or a cache
+        raise NeedsNetwork(f"{task.metadata.name}: its data cannot be had: {one_line(error)}") from error
+
+
+def _too_long(watched: "Watched", retriever: "Retriever", config: Config) -> list[str]:
+    notes = []
+    for what, queries, length in (
+        ("queries", True, retriever.query_length),
+        ("documents", False, retriever.document_length),
+    ):
+        if length is None:
+            continue
+        over, all_texts = count_too_long(retriever.library.tokenizer, watched.texts(queries), length - retriever.marks)
+        if over:
+            name = watched.task.metadata.name
+            message = f"{name}: {over:,} of {all_texts:,} {what} are longer than {length:,} tokens"
+            if config.long_documents == "refuse":
+                raise DataError(f"{message}; raise max_seq_length if the model allows, or take long_documents=truncate")
+            notes.append(f"{message}, and cut there")
+    return notes
+
+
+def _row(name: str, queries: int, documents: int, measure: Measure) -> Row:
+    return Row({"task": name, "queries": queries, "documents": documents}, {METRIC: measure})
+
+
+def _measure(tasks: "Sequence[Sequence[Part]]", config: Config) -> Measure:
+    """The mean over tasks of the mean over their parts of the mean over queries."""
+    values, resampled, fewest = [], [], min(len(part.scores) for parts in tasks for part in parts)
+    for parts in tasks:
+        scores = [np.array(list(part.scores.values())) for part in parts]
+        values.append(np.mean([of_part.mean() for of_part in scores]))
+        drawn = [_resampled(of_part, config, (len(resampled), part)) for part, of_part in enumerate(scores)]
+        resampled.append(np.mean(drawn, axis=0))
+    value = float(np.mean(values))
+    if value in WITHIN:  # all queries alike
+        return bootstrap.unanimous(value, fewest, WITHIN)
+    return bootstrap.interval(value, np.mean(resampled, axis=0))
+
+
+def _resampled(scores: NDArray[np.float64], config: Config, place: tuple[int, int]) -> NDArray[np.float64]:
+    """scores [queries] → their mean in each resample [resamples], drawn for each part by itself"""
+    return bootstrap.draws(len(scores), config.resamples, (config.seed, *place)) @ scores / len(scores)

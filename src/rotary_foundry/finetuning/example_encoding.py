@@ -1,0 +1,314 @@
+"""From labelled examples to what the model takes, once for all jobs of a task: tokens and label numbers, on disk.
+
+Whatever is wrong with data, labels or tokenizer is found here, before a job starts. Two decisions:
+
+- Labels are in the order of their numbers: those of the model's head if it has one, else those that the file names,
+  else those of the training data, sorted. Nothing else may occur, in whichever split.
+- A sentence of words is tokenised as its text, words joined by blanks, and tokens are matched to words by their place
+  in it. Each word's first token has the word's label, the others have none. So a byte-level tokenizer sees words with
+  the blank before them, as it did in pretraining, which transformers' `is_split_into_words` gives it only if it was
+  saved with `add_prefix_space`.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import xxhash
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from rotary_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
+from rotary_foundry.finetuning.examples import Example, read_split
+from rotary_foundry.finetuning.finetune_config import FinetuneConfig, TaskConfig
+from rotary_foundry.interop.positions import most_tokens
+from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.hub import check_hub
+from rotary_foundry.utils.wording import one_line
+
+NO_LABEL = -100  # of a token: what losses and metrics pass over
+HEADS = {
+    "sequence": "ForSequenceClassification",
+    "regression": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+}
+CHUNK = 1000  # texts that are tokenised at a time
+
+
+def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
+    """Tokenise a task's splits into `folder`, a data set each, and say what they are.
+
+    Returns:
+        `labels`, empty for a regression; `splits`, the validation splits' names, the first counts; `examples` and
+        `truncated`, counts by split; `max_seq_len`; `digest`, of all of it.
+
+    Raises:
+        FoundryError: naming the file and row of what is wrong.
+    """
+    task = config.of(name)
+    model = _model_config(config.model)
+    tokenizer = load_tokenizer(config.tokenizer or config.model, config.model, model)
+    limit = _limit(config, model, tokenizer)
+    paths = {"train": task.data.train} | {Path(split).stem: split for split in task.data.validation}
+    if len(paths) < 1 + len(task.data.validation):
+        raise ConfigurationError(
+            f"tasks.{name}.data: validation splits need names of their own, and not train: {task.data.validation}"
+        )
+    splits = {split: read_split(task.data, path) for split, path in paths.items()}
+    labels = Labels.of(name, task, splits["train"], None if task.init_from_task else _head(config.model, model, task))
+    _check_metrics(name, task, labels.names)
+    datasets.disable_progress_bars()
+    digest = xxhash.xxh3_128(json.dumps([labels.names, limit]).encode())
+    shutil.rmtree(folder, ignore_errors=True)
+    truncated = {}
+    for split, examples in splits.items():
+        columns, long = _encode(examples, task, labels, tokenizer, limit)
+        if long and config.long_documents == "refuse":
+            raise DataError(
+                f"{long[0]}: over the {limit:,} tokens that a document may have here, as are {len(long) - 1:,} more of "
+                f"{split}; shorten them, raise max_seq_len if the model allows, or take long_documents=truncate"
+            )
+        truncated[split] = len(long)
+        for row in (*columns["input_ids"], *columns["labels"]):
+            digest.update(np.asarray(row).tobytes())
+        datasets.Dataset.from_dict(columns).save_to_disk(folder / split)
+    return {
+        "labels": labels.names,
+        "splits": list(splits)[1:],
+        "examples": {split: len(examples) for split, examples in splits.items()},
+        "truncated": truncated,
+        "max_seq_len": limit,
+        "digest": digest.hexdigest(),
+    }
+
+
+class Labels:
+    """Names and their numbers.
+
+    Args:
+        names: in the order of their numbers; empty for a regression.
+        source: whose they are, for messages.
+        numbered: whether data may have a label's number in place of its name.
+    """
+
+    def __init__(self, names: Sequence[str], source: str, numbered: bool):
+        self.names = list(names)
+        self.source = source
+        self.numbers = {name: number for number, name in enumerate(self.names)}
+        if numbered and not any(name.isdigit() for name in self.names):
+            self.numbers |= {str(number): number for number in range(len(self.names))}
+
+    @classmethod
+    def of(cls, name: str, task: TaskConfig, train: list[Example], head: list[str] | None) -> "Labels":
+        """The labels of a task.
+
+        Raises:
+            DataError: those of the head are not the task's, or all examples have the same.
+        """
+        if task.type == "regression":
+            if head is not None and len(head) != 1:
+                raise DataError(f"tasks.{name}: the model's head has {len(head)} labels, a regression wants one number")
+            return cls([], "", False)
+        if task.labels:
+            names, source = task.labels, f"tasks.{name}.labels"
+        else:
+            names, source = _occurring(train), "the training data"
+        if head is not None and all(label == f"LABEL_{number}" for number, label in enumerate(head)):
+            if len(names) != len(head):
+                raise DataError(
+                    f"tasks.{name}: {source} has {len(names)} labels ({_listed(names)}), the model's head {len(head)}"
+                )
+        elif head is not None:
+            if task.labels and task.labels != head:
+                raise DataError(
+                    f"tasks.{name}.labels: {_listed(task.labels)}; the model's head has {_listed(head)}, in that order"
+                )
+            names, source = head, "the model's head"
+        if len(names) < 2:
+            raise DataError(
+                f"tasks.{name}: all training examples have the label '{names[0]}'; there is nothing to learn"
+            )
+        return cls(names, source, bool(task.labels))
+
+    def number(self, value: Any, where: str) -> int:
+        """The number of a label.
+
+        Raises:
+            DataError: it is missing, or none of these.
+        """
+        text = _text(value, where)
+        if text not in self.numbers:
+            raise DataError(
+                f"{where}: label '{text}' is none of those of {self.source} ({_listed(self.names)}); correct it, or "
+                "name all of them, in order, under the task's `labels`"
+            )
+        return self.numbers[text]
+
+
+def _check_metrics(name: str, task: TaskConfig, labels: list[str]) -> None:
+    if "f1" in task.metrics and len(labels) != 2:
+        raise ConfigurationError(
+            f"tasks.{name}.metrics: f1 is of the second of two labels, here are {len(labels)}; take macro_f1"
+        )
+    if "entity_f1" in task.metrics and not all(label == "O" or label[:2] in ("B-", "I-") for label in labels):
+        raise ConfigurationError(
+            f"tasks.{name}.metrics: entity_f1 is of labels such as O, B-PER, I-PER, here are {_listed(labels)}; take "
+            "word_accuracy"
+        )
+
+
+def _occurring(examples: Iterable[Example]) -> list[str]:
+    found = set()
+    for example in examples:
+        values = example.label if isinstance(example.label, list) else [example.label]
+        found.update(_text(value, example.where) for value in values)
+    return sorted(found, key=lambda label: (int(label), "") if label.isdigit() else (math.inf, label))
+
+
+def _text(value: Any, where: str) -> str:
+    """A label as text; 1.0, which a column of numbers with a gap makes of 1, is 1."""
+    _refuse_missing(value, where)
+    if isinstance(value, float) and not value.is_integer():
+        raise DataError(f"{where}: label {value} is a number and no class; numbers are learnt with type: regression")
+    if isinstance(value, list | dict):
+        raise DataError(f"{where}: the label is a {type(value).__name__}; a label for each word is for type: token")
+    return str(int(value)) if isinstance(value, float) else str(value)
+
+
+def _number(value: Any, where: str) -> float:
+    _refuse_missing(value, where)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{where}: label {value!r} is no number; a regression wants numbers, names are learnt with type: sequence"
+        ) from None
+    if not math.isfinite(number):
+        raise DataError(f"{where}: the label is {number}; give it a value, or leave the row out")
+    return number
+
+
+def _refuse_missing(value: Any, where: str) -> None:
+    missing = value is None or value != value or (isinstance(value, str) and value.strip().lower() in ("", "nan"))
+    if missing:
+        what = "NaN" if value and value is not None else "empty"
+        raise DataError(f"{where}: the label is {what}; give it a value, or leave the row out")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" … {len(names)} in all" if len(names) > 8 else "")
+
+
+def _encode(
+    examples: list[Example], task: TaskConfig, labels: Labels, tokenizer: PreTrainedTokenizerBase, limit: int
+) -> tuple[dict[str, list], list[str]]:
+    """The model's inputs and labels, and where the documents are that were cut to `limit` tokens."""
+    columns: dict[str, list] = {}
+    long = []
+    words = task.type == "token"
+    for start in range(0, len(examples), CHUNK):
+        chunk = examples[start : start + CHUNK]
+        texts = [_texts(example, task) for example in chunk]
+        encoded = tokenizer(*map(list, zip(*texts, strict=True)), return_offsets_mapping=words, verbose=False)
+        for row, example in enumerate(chunk):
+            one = {key: values[row] for key, values in encoded.items()}
+            if len(one["input_ids"]) > limit:
+                long.append(example.where)
+                one = tokenizer(*texts[row], truncation=True, max_length=limit, return_offsets_mapping=words)
+            if words:
+                one["labels"] = _on_tokens(example, texts[row][0], one.pop("offset_mapping"), labels)
+            elif task.type == "regression":
+                one["labels"] = _number(example.label, example.where)
+            else:
+                one["labels"] = labels.number(example.label, example.where)
+            one.pop("attention_mask", None)  # padding makes it anew
+            for key, value in one.items():
+                columns.setdefault(key, []).append(value)
+    return columns, long
+
+
+def _texts(example: Example, task: TaskConfig) -> tuple[str, ...]:
+    if task.type == "token":
+        words, labels = example.text, example.label
+        if not isinstance(words, list) or not isinstance(labels, list) or len(words) != len(labels):
+            raise DataError(f"{example.where}: type: token wants a list of words and one of as many labels")
+        if not all(isinstance(word, str) and word for word in words):
+            raise DataError(f"{example.where}: a word is empty or no text")
+        return (" ".join(words),)
+    texts = example.text if isinstance(example.text, tuple) else (example.text,)
+    for column, text in zip(task.data.text, texts, strict=True):
+        if not isinstance(text, str):
+            raise DataError(f"{example.where}: column '{column}' is no text but {text!r}; leave the row out")
+    return texts
+
+
+def _on_tokens(example: Example, text: str, offsets: list[tuple[int, int]], labels: Labels) -> list[int]:
+    """The label of each token: a word's on the first token that has a character of it."""
+    numbers = [labels.number(label, example.where) for label in example.label]
+    word_at = np.full(len(text), -1)  # by character; -1 for the blanks between words
+    start = 0
+    for number, word in enumerate(example.text):
+        word_at[start : start + len(word)] = number
+        start += len(word) + 1
+    found, last = [], -1
+    for start, end in offsets:
+        inside = word_at[start:end]
+        word = int(inside.max(initial=-1))
+        found.append(numbers[word] if word > last else NO_LABEL)
+        last = max(word, last)
+    return found
+
+
+def load_tokenizer(path: str, model_path: str, model: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer at `path`, for a model that may have one of its own.
+
+    Raises:
+        DataError: there is none, or it is another model's.
+    """
+    try:
+        transformers_logging.set_verbosity_error()
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise DataError(
+            f"{path}: no tokenizer can be read there ({one_line(error)}); give its folder: tokenizer=…"
+        ) from None
+    if not tokenizer.is_fast or tokenizer.pad_token is None:
+        what = "no pad_token" if tokenizer.is_fast else "no tokenizer.json, of a fast tokenizer"
+        raise DataError(f"{path}: the tokenizer has {what}")
+    check_same_tokenizer(Path(path), Path(model_path), f"leave out tokenizer=…: {model_path} has its own")
+    check_ids(tokenizer, model_path, model.vocab_size)
+    if model.pad_token_id not in (None, tokenizer.pad_token_id):
+        raise DataError(
+            f"{path}: the tokenizer pads with {tokenizer.pad_token_id}, {model_path} with {model.pad_token_id}: it is "
+            "another model's; give the folder of this one's (tokenizer=…), or put config.json's pad_token_id right"
+        )
+    return tokenizer
+
+
+def _model_config(path: str) -> PretrainedConfig:
+    if not Path(path).is_dir():
+        check_hub(f"model: {path} is no directory, and as a model of the Hugging Face hub it has to be fetched")
+    try:
+        return AutoConfig.from_pretrained(path)
+    except Exception as error:  # a type it does not know, broken JSON, what the hub says
+        raise DataError(f"{path}: no model that transformers knows: {one_line(error)}") from None
+
+
+def _head(path: str, model: PretrainedConfig, task: TaskConfig) -> list[str] | None:
+    """The labels of the classifier that the model comes with, if it comes with one of this kind."""
+    if not any(name.endswith(HEADS[task.type]) for name in model.architectures or ()):
+        return None
+    return [model.id2label[number] for number in sorted(model.id2label)]
+
+
+def _limit(config: FinetuneConfig, model: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens that a document may have, special ones included."""
+    limit = int(min(most_tokens(model) or math.inf, tokenizer.model_max_length))
+    if config.max_seq_len is not None and config.max_seq_len > limit:
+        raise ConfigurationError(f"max_seq_len: {config.max_seq_len:,} is over the {limit:,} that {config.model} takes")
+    return config.max_seq_len or limit

@@ -1,0 +1,258 @@
+"""Labelled examples, read row by row, each with the place where it stands: bad input is named by file and row.
+
+Files are read here and not by `datasets`: its CSV reader takes texts such as "None" and "NA" for missing, and none of
+its errors tells the row. TSV, such as GLUE's own, knows no quotes: what stands between two tabs is the text. Data sets
+are read by it: a folder of its `save_to_disk`, or a name on the hub. A folder may also hold a file a split, `train.csv`
+or `train-00000-of-00001.parquet`, which is what a clone of a hub's data set is.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rotary_foundry.finetuning import offline_tasks as installation
+from rotary_foundry.finetuning.finetune_config import DataConfig
+from rotary_foundry.utils.errors import DataError, NeedsNetwork
+from rotary_foundry.utils.hub import check_hub
+from rotary_foundry.utils.wording import one_line
+
+csv.field_size_limit(1 << 30)
+CONLL = (".conll", ".bio", ".iob", ".iob2", ".txt")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text, a pair of texts or a list of words, as the data has it."""
+
+    where: str  # file:line, or data set, split and row
+    text: Any
+    label: Any
+
+
+def read_split(data: DataConfig, split: str) -> list[Example]:
+    """The examples of a split, or of a file.
+
+    Raises:
+        DataError: naming the file and row, and what would be right.
+        NeedsNetwork: it is on the hub, which cannot be reached.
+    """
+    found = list(_examples(data, split))
+    if not found:
+        place = split if data.path is None else f"{data.path}{f'/{data.name}' if data.name else ''}: split '{split}'"
+        raise DataError(f"{place}: the split is empty; at least one example is wanted")
+    return found
+
+
+def _examples(data: DataConfig, split: str) -> Iterator[Example]:
+    if data.path is None:
+        yield from _files(data, [Path(split)])
+        return
+    if data.path == installation.PATH:
+        for name, row in installation.rows(data.name or "", split):
+            yield _row(data, row, f"{data.path}: {name}")
+        return
+    folder = Path(data.path)
+    if data.name is not None and (folder / data.name).is_dir():
+        folder /= data.name
+    if not folder.is_dir():
+        yield from _data_set(data, _from_hub(data, split), f"{data.path}: {split}")
+    elif (folder / "dataset_dict.json").is_file():
+        splits = _from_disk(folder)
+        if split not in splits:
+            raise DataError(f"{folder}: no split '{split}'; the splits there are {', '.join(splits)}")
+        yield from _data_set(data, splits[split], f"{folder}: {split}")
+    elif (folder / "state.json").is_file():
+        raise DataError(
+            f"{folder}: a single Dataset is saved there, without splits; save a DatasetDict that has it as '{split}'"
+        )
+    else:
+        yield from _files(data, _split_files(folder, split))
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    """The file of a split, or all of its numbered parts.
+
+    Raises:
+        DataError: there is none, a part is missing, or it is not clear which are meant.
+    """
+    whole = [file for suffix in READERS if (file := folder / f"{split}{suffix}").is_file()]
+    part = re.compile(rf"{re.escape(split)}-(\d{{5}})-of-(\d{{5}})(?:-[0-9a-f]+)?(\.\w+)")  # older ones have a hash
+    parts = sorted(file for file in folder.iterdir() if file.suffix in READERS and part.fullmatch(file.name))
+    if not whole and not parts:
+        raise DataError(
+            f"{folder}: no file of the split '{split}', such as {split}.csv, {split}.jsonl or {split}.parquet, and "
+            "it is no folder of a DatasetDict's save_to_disk"
+        )
+    if whole and (whole[1:] or parts):
+        names = ", ".join(file.name for file in (*whole, *parts))
+        raise DataError(f"{folder}: one file is wanted of the split '{split}', not {names}")
+    if whole:
+        return whole
+    found = [part.fullmatch(file.name).groups() for file in parts]
+    _, count, suffix = found[0]
+    wanted = [(f"{number:05}", count, suffix) for number in range(int(count))]
+    if missing := [number for number, *_ in wanted if (number, count, suffix) not in found]:
+        raise DataError(f"{folder}: {split}-{missing[0]}-of-{count}{suffix} is missing beside {parts[0].name}")
+    if len(parts) > len(wanted):
+        odd = next(file for number, file in enumerate(parts) if found[: number + 1] != wanted[: number + 1])
+        raise DataError(f"{folder}: {odd.name} is none of the parts of {parts[0].name}")
+    return parts
+
+
+def _files(data: DataConfig, files: list[Path]) -> Iterator[Example]:
+    for file in files:
+        if file.suffix not in READERS:
+            raise DataError(f"{file}: of the kinds of files there are {', '.join(READERS)}, not '{file.suffix}'")
+        try:
+            yield from READERS[file.suffix](data, file)
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}: not UTF-8: {one_line(error)}") from None
+
+
+def _csv(data: DataConfig, file: Path) -> Iterator[Example]:
+    form, advice = {"strict": True}, "quote them?"
+    if file.suffix == ".tsv":
+        form, advice = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "a text has no tabs here"
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, **form)
+        try:
+            names = reader.fieldnames or []
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise DataError(f"{file}:1: the column '{twice[0]}' is there twice")
+            for row in reader:
+                where = f"{file}:{reader.line_num}"
+                if None in row or None in row.values():
+                    raise DataError(f"{where}: not the {len(names)} columns of the first line; {advice}")
+                yield _row(data, row, where)
+        except csv.Error as error:
+            raise DataError(
+                f"{file}: after line {reader.line_num}: not valid {file.suffix[1:].upper()}: {error}"
+            ) from None
+
+
+def _jsonl(data: DataConfig, file: Path) -> Iterator[Example]:
+    with file.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{file}:{number}: not valid JSON, an object a line: {error}") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{file}:{number}: an object is wanted, with a key a column")
+            yield _row(data, row, f"{file}:{number}")
+
+
+def _parquet(data: DataConfig, file: Path) -> Iterator[Example]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as opened:
+            _check_columns(data, opened.schema_arrow.names, str(file))
+            batches = opened.iter_batches(columns=[*data.text, data.label])
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield _row(data, row, f"{file}: row {number}")
+    except pa.ArrowException as error:
+        raise DataError(f"{file}: cannot be read as Parquet: {one_line(error)}") from None
+
+
+def _conll(_: DataConfig, file: Path) -> Iterator[Example]:
+    """Sentences between blank lines; a word's line has as many columns as any other's."""
+    words: list[str] = []
+    labels: list[str] = []
+    start, width = 1, None
+    with file.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate([*stream, ""], 1):
+            columns = line.split()
+            if not columns or columns[0] == "-DOCSTART-":
+                if words:
+                    yield Example(f"{file}:{start}", words, labels)
+                words, labels, start = [], [], number + 1
+                continue
+            width = width or len(columns)
+            if len(columns) != width or width < 2:
+                raise DataError(
+                    f"{file}:{number}: {len(columns)} columns, the lines above have {width}; a word and its label are "
+                    "wanted, with what else there is between them, separated by blanks"
+                )
+            words.append(columns[0])
+            labels.append(columns[-1])
+
+
+READERS = {
+    **{".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".json": _jsonl, ".parquet": _parquet},
+    **dict.fromkeys(CONLL, _conll),
+}
+
+
+def _data_set(data: DataConfig, split: Any, where: str) -> Iterator[Example]:
+    """The rows of a `datasets.Dataset`; numbers that stand for classes become the names it has for them."""
+    _check_columns(data, split.column_names, where)
+    split = split.select_columns([*data.text, data.label])
+    feature = split.features[data.label]
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    number = -1
+    for batch in split.iter(1000):
+        for values in zip(*batch.values(), strict=True):
+            number += 1
+            row = dict(zip(batch, values, strict=True))
+            row[data.label] = _named(row[data.label], names)
+            yield _row(data, row, f"{where}: row {number}")
+
+
+def _named(value: Any, names: list[str] | None) -> Any:
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
+
+
+def _row(data: DataConfig, row: dict, where: str) -> Example:
+    _check_columns(data, row, where)
+    texts = [row[column] for column in data.text]
+    return Example(where, texts[0] if len(texts) == 1 else tuple(texts), row[data.label])
+
+
+def _check_columns(data: DataConfig, there: Iterable[str], where: str) -> None:
+    for column in (*data.text, data.label):
+        if column not in there:
+            raise DataError(f"{where}: no column '{column}'; the columns there are {', '.join(map(str, there))}")
+
+
+def _from_disk(folder: Path) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_from_disk(folder)
+    except Exception as error:  # of arrow, of JSON and of the file system
+        raise DataError(f"{folder}: datasets cannot load it: {one_line(error)}") from None
+
+
+def _from_hub(data: DataConfig, split: str) -> Any:
+    check_reachable(data)
+    import datasets
+
+    try:
+        return datasets.load_dataset(data.path, data.name, split=split)
+    except ConnectionError as error:
+        raise NeedsNetwork(f"{data.path}: no folder here, and not to be had from the hub: {one_line(error)}") from None
+    except Exception as error:  # of the hub and of each of the builders
+        raise DataError(f"{data.path}: datasets cannot load it: {one_line(error)}") from None
+
+
+def check_reachable(data: DataConfig) -> None:
+    """See that a data set of the hub can be had, in seconds and before anything large is imported.
+
+    Raises:
+        NeedsNetwork: it cannot.
+    """
+    if data.path not in (None, installation.PATH) and not Path(data.path).is_dir():
+        check_hub(f"{data.path}: no folder is here, and as a data set of the Hugging Face hub it has to be fetched")

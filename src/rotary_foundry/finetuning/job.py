@@ -1,0 +1,234 @@
+"""One fine-tuning, in a process of its own, `python -m rotary_foundry.finetuning.job FOLDER PARENT`.
+
+The folder has `job.json`, which is all that decides what comes out, and gets `model/`, the best of the evaluations as a
+Hugging Face directory with its head, and `result.json`, last and by rename: a job that has one is finished, any other
+starts anew.
+
+The optimiser is Composer's DecoupledAdamW, whose weight decay the published search spaces are for (1e-6 multiplied by
+the learning rate, as in AdamW, would be none), on matrices alone, as in pretraining. The schedule is Composer's linear
+one with a warm-up. With world size 1 there is nothing to shard; more devices take more jobs.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from composer import Callback, Evaluator, Trainer
+from composer.callbacks import EarlyStopper
+from composer.core import State
+from composer.loggers import Logger
+from composer.models import HuggingFaceModel
+from composer.optim import DecoupledAdamW, LinearWithWarmupScheduler
+from composer.utils import reproducibility
+from datasets import Dataset, load_from_disk
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from rotary_foundry.finetuning.leaderboard import JOB, MODEL, RESULT, write_json
+from rotary_foundry.finetuning.metrics import make_metric
+from rotary_foundry.optim.decay_groups import decay_groups
+from rotary_foundry.utils.errors import FoundryError, print_error
+
+PACKAGES = ("rotary-foundry", "mosaicml", "torch", "transformers", "datasets", "torchmetrics", "seqeval")
+CLASSES = {
+    "sequence": transformers.AutoModelForSequenceClassification,
+    "regression": transformers.AutoModelForSequenceClassification,
+    "token": transformers.AutoModelForTokenClassification,
+}
+PROBLEMS = {"sequence": "single_label_classification", "regression": "regression", "token": None}
+
+
+def run_job(folder: Path, parent: int | None = None) -> dict:
+    """Train, evaluate and save as `folder/job.json` says.
+
+    Args:
+        folder: of the job.
+        parent: the process that has to be there while it runs, if one has.
+
+    Returns:
+        What `result.json` holds: `score`, of the best evaluation by the first metric on the first validation split,
+        None if the loss was no number any more; `metrics` of that evaluation; `evaluations`; versions and seconds.
+    """
+    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    began = time.monotonic()
+    reproducibility.seed_all(job["seed"])
+    tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
+    metrics = {name: make_metric(name, job["labels"]) for name in job["metrics"]}
+    model = Classifier(load_with_head(job), tokenizer, use_logits=True, eval_metrics=list(metrics.values()))
+    loaders = {
+        split: _loader(job, split, load_from_disk(str(folder.parents[1] / "data" / split)), tokenizer)
+        for split in ("train", *job["splits"])
+    }
+    names = {name: type(metric).__name__ for name, metric in metrics.items()}
+    best = BestModel(job["splits"], names)
+    callbacks: list[Callback] = [best, *([] if parent is None else [Orphaned(parent)])]
+    if job["patience"] is not None:
+        callbacks.append(EarlyStopper(names[job["metrics"][0]], job["splits"][0], "gt", patience=job["patience"]))
+    trainer = Trainer(
+        model=model,
+        train_dataloader=loaders["train"],
+        eval_dataloader=[
+            Evaluator(label=split, dataloader=loaders[split], metric_names=list(names.values()))
+            for split in job["splits"]
+        ],
+        optimizers=DecoupledAdamW(
+            decay_groups(model, job["weight_decay"]),
+            lr=job["lr"],
+            betas=tuple(job["betas"]),
+            eps=job["eps"],
+            weight_decay=job["weight_decay"],
+        ),
+        schedulers=LinearWithWarmupScheduler(t_warmup=job["t_warmup"], alpha_f=job["alpha_f"]),
+        max_duration=job["max_duration"],
+        eval_interval=job["eval_interval"],
+        callbacks=callbacks,
+        seed=job["seed"],
+        precision=job["precision"],
+        device_train_microbatch_size=job["device_train_microbatch_size"],
+        progress_bar=False,
+    )
+    trainer.fit()
+    batches = trainer.state.timestamp.batch.value
+    trainer.close()
+    if best.weights is not None:
+        model.model.load_state_dict(best.weights)
+        model.model.save_pretrained(folder / MODEL)
+        tokenizer.save_pretrained(folder / MODEL)
+    result = {
+        "score": best.score,
+        "metrics": best.metrics,
+        "best_batch": best.batch,
+        "batches": batches,
+        "evaluations": best.evaluations,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "seconds": round(time.monotonic() - began, 1),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    write_json(folder / RESULT, result)
+    return result
+
+
+def load_with_head(job: dict) -> PreTrainedModel:
+    """The model with a head for the job's labels: its own, or a new one, drawn from torch's generator."""
+    labels = job["labels"] or ["LABEL_0"]
+    settings: dict[str, Any] = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+        "problem_type": PROBLEMS[job["type"]],
+    }
+    config = AutoConfig.from_pretrained(job["model"], **settings)
+    if config.model_type == "modernbert":
+        config.reference_compile = False  # it would compile anew for every length of a batch
+    if not job["new_head"]:
+        return CLASSES[job["type"]].from_pretrained(job["model"], config=config)
+    model = CLASSES[job["type"]].from_config(config)
+    weights = load_file(Path(job["model"]) / "model.safetensors")
+    model.load_state_dict({key: weights[key] for key in weights if not key.startswith("classifier.")}, strict=False)
+    return model
+
+
+class Classifier(HuggingFaceModel):
+    """Metrics get logits in float32: torchmetrics' correlations are wrong in bfloat16."""
+
+    def eval_forward(self, batch: Any, outputs: Any = None) -> Tensor:
+        return super().eval_forward(batch, outputs).float()
+
+
+class BestModel(Callback):
+    """Keeps what was evaluated and, on the CPU, the weights of the best by the first metric on the first split.
+
+    Ends the training where the loss is no number any more: such a point of a grid is lost, the others are not.
+    """
+
+    def __init__(self, splits: list[str], names: dict[str, str]):
+        self.splits = splits
+        self.names = names
+        self.evaluations: list[dict] = []
+        self.best: int | None = None  # of `evaluations`
+        self.weights: dict[str, Tensor] | None = None
+        self.diverged = False
+
+    @property
+    def score(self) -> float | None:
+        return None if self.best is None or self.diverged else next(iter(self.metrics.values()))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {} if self.best is None else self.evaluations[self.best]["metrics"]
+
+    @property
+    def batch(self) -> int | None:
+        return None if self.best is None else self.evaluations[self.best]["batch"]
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if not torch.isfinite(state.loss):
+            self.diverged = True
+            state.stop_training()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        split = state.dataloader_label
+        prefix = "" if split == self.splits[0] else f"{split}/"
+        values = {
+            prefix + name: state.eval_metrics[split][metric].compute().item() for name, metric in self.names.items()
+        }
+        if prefix:
+            self.evaluations[-1]["metrics"] |= values
+            return
+        self.evaluations.append({"batch": state.timestamp.batch.value, "metrics": values})
+        if self.best is None or next(iter(values.values())) > next(iter(self.metrics.values())):
+            self.best = len(self.evaluations) - 1
+            self.weights = {key: value.detach().cpu().clone() for key, value in state.model.model.state_dict().items()}
+
+
+class Orphaned(Callback):
+    """Ends a job whose search was killed: it would go on beside the next one's, in the same folder."""
+
+    def __init__(self, parent: int):
+        self.parent = parent
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if os.getppid() != self.parent:
+            sys.exit("the search that started this job is gone")
+
+
+def _loader(job: dict, split: str, data: Dataset, tokenizer: Any) -> DataLoader:
+    train = split == "train"
+    pad = (
+        transformers.DataCollatorForTokenClassification
+        if job["type"] == "token"
+        else transformers.DataCollatorWithPadding
+    )
+    return DataLoader(
+        data,
+        batch_size=job["global_train_batch_size"] if train else job["device_eval_batch_size"],
+        shuffle=train,
+        generator=torch.Generator().manual_seed(job["seed"]),
+        collate_fn=_PlainDict(pad(tokenizer)),
+    )
+
+
+class _PlainDict:
+    """Composer moves plain dictionaries to a device, and transformers' BatchEncoding is none."""
+
+    def __init__(self, collate: Callable):
+        self.collate = collate
+
+    def __call__(self, rows: list[dict]) -> dict:
+        return dict(self.collate(rows))
+
+
+if __name__ == "__main__":
+    try:
+        run_job(Path(sys.argv[1]), int(sys.argv[2]))
+    except FoundryError as error:
+        print_error(str(error))
+        sys.exit(2)

@@ -1,0 +1,160 @@
+"""What fine-tunings reached: the best point of each task's grid, and a table over models.
+
+`results.json` in a search's folder has an entry a task. A leaderboard reads nothing else, so one is made of any number
+of searches, of whichever models, at any time.
+"""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.wording import number, one_line
+
+RESULTS = "results.json"
+JOB, RESULT, MODEL = "job.json", "result.json", "model"  # of a job: what was asked, what came out, its best model
+POINT = ("lr", "weight_decay", "max_duration", "global_train_batch_size")
+
+
+def point_name(point: dict) -> str:
+    """The folder of a point of the grid."""
+    lr, decay = number(point["lr"]), number(point["weight_decay"])
+    return f"lr={lr},wd={decay},{point['max_duration']},bs={point['global_train_batch_size']}"
+
+
+def jobs(folder: Path) -> Iterator[dict]:
+    """The finished jobs of a task's folder: what was asked, what came out, and each job's own `folder`."""
+    for path in sorted(folder.glob(f"*/seed-*/{RESULT}")):
+        job = json.loads((path.parent / JOB).read_text(encoding="utf-8"))
+        yield job | json.loads(path.read_text(encoding="utf-8")) | {"folder": path.parent}
+
+
+def best_point(folder: Path, points: Sequence[dict], seeds: Sequence[int]) -> dict | None:
+    """Of the points at which the fewest of these seeds diverged, that with the highest mean; None if all diverged."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    for job in jobs(folder):
+        if job["seed"] in seeds and job["score"] is not None:
+            scores[job["folder"].parent.name].append(job["score"])
+
+    def reached(point: dict) -> tuple[int, float]:
+        of_point = scores[point_name(point)]
+        return len(of_point), statistics.mean(of_point)
+
+    return max((point for point in points if scores[point_name(point)]), key=reached, default=None)
+
+
+def summarise(folder: Path, point: dict, tried: int, seeds: Sequence[int]) -> dict:
+    """A task's entry of `results.json`: mean and deviation over the seeds of its best point.
+
+    A seed that diverged has the score None, and is in neither.
+    """
+    found = [job for job in jobs(folder) if job["folder"].parent.name == point_name(point) and job["seed"] in seeds]
+    reached = [job for job in found if job["score"] is not None]
+    best = max(reached, key=lambda job: job["score"])
+    metrics = {name: [job["metrics"][name] for job in reached] for name in best["metrics"]}
+    return {
+        **{key: best[key] for key in ("task", "base_model", "init_from_task")},
+        "metric": best["metrics"] and next(iter(best["metrics"])),
+        "metrics": {
+            name: {"mean": statistics.mean(values), "deviation": statistics.stdev(values) if values[1:] else None}
+            for name, values in metrics.items()
+        },
+        "scores": {str(job["seed"]): job["score"] for job in found},
+        "point": point,
+        "points_tried": tried,
+        **{key: best[key] for key in ("labels", "examples", "truncated", "max_seq_len", "device", "versions")},
+        "model": str(best["folder"] / MODEL),
+    }
+
+
+def write_json(path: Path, value: dict | list) -> None:
+    """Write a file that is there whole or not at all."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    new.rename(path)
+
+
+def read_results(folder: Path) -> list[dict]:
+    """The entries of a search's folder, none if it has none yet.
+
+    Raises:
+        DataError: its file is not as it was written.
+    """
+    file = folder / RESULTS
+    if not file.is_file():
+        return []
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if not results:
+            raise ValueError("it is empty")
+        _cells = [(one["task"], one["base_model"], _cell(one["metrics"][one["metric"]])) for one in results]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{file}: is not as `finetune` writes it ({type(error).__name__}: {one_line(error)}); remove it, and the "
+            "same `finetune` makes it anew from the jobs that are done"
+        ) from None
+    return results
+
+
+def print_results(results: Iterable[dict], console: Console | None = None) -> None:
+    """Print a row a task: what was reached, at which point of the grid, and where the model is."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("task", "reached", "of seeds", "at", "of points"):
+        table.add_column(name, justify="right" if name.startswith("of ") else "left", overflow="fold")
+    results = list(results)
+    for result in results:
+        reached = "\n".join(f"{name} {_cell(value)}" for name, value in result["metrics"].items())
+        table.add_row(result["task"], reached, _seeds(result), point_name(result["point"]), str(result["points_tried"]))
+    console = console or Console()
+    console.print(table)
+    for result in results:
+        console.print(f"{result['task']}: {result['model']}", soft_wrap=True, highlight=False)
+
+
+def print_leaderboard(folders: Sequence[Path], console: Console | None = None) -> None:
+    """Print a row a model, best first, and a column a task, from the results in these folders and below them.
+
+    A task whose models were chosen by different metrics has a column for each. The mean is over all columns, for models
+    that have all.
+
+    Raises:
+        ConfigurationError: there are none.
+        DataError: a file of results is broken.
+    """
+    found = sorted({path.parent for folder in folders for path in folder.rglob(RESULTS)})
+    if not found:
+        raise ConfigurationError(f"{', '.join(map(str, folders))}: no {RESULTS} there, as `finetune` writes it")
+    rows = {folder: {result["task"]: result for result in read_results(folder)} for folder in found}
+    tasks = list(dict.fromkeys(task for row in rows.values() for task in row))
+    columns = dict.fromkeys((task, row[task]["metric"]) for task in tasks for row in rows.values() if task in row)
+    reached = {
+        folder: [row[task]["metrics"].get(metric) if task in row else None for task, metric in columns]
+        for folder, row in rows.items()
+    }
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold")
+    table.add_column("mean", justify="right")
+    for task, metric in columns:
+        table.add_column(f"{task}\n{metric}", justify="right")
+    means = {folder: statistics.mean(value["mean"] for value in row) for folder, row in reached.items() if all(row)}
+    for folder in sorted(rows, key=lambda folder: -means.get(folder, -1.0)):
+        cells = ["" if value is None else _cell(value) for value in reached[folder]]
+        mean = f"{means[folder]:.4f}" if folder in means else ""
+        table.add_row(next(iter(rows[folder].values()))["base_model"], mean, *cells)
+    (console or Console()).print(table)
+
+
+def _cell(value: dict) -> str:
+    deviation = value["deviation"]
+    return f"{value['mean']:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+
+
+def _seeds(result: dict) -> str:
+    diverged = sum(score is None for score in result["scores"].values())
+    return f"{len(result['scores'])}" + (f", {diverged} diverged" if diverged else "")

@@ -1,0 +1,272 @@
+"""A search: the points of a task's grid by seeds, as jobs side by side, each a process on a device of its own.
+
+    runs/finetune/<model>/
+      results.json                     every task's best point, its mean and deviation over the seeds
+      <task>/data/                     its examples as tokens
+      <task>/<point>/seed-<n>/         a job: job.json, log.txt, result.json
+      <task>/<point>/seed-<n>/model/   its best model, for the best point only
+
+Each point is tried with the first `search_seeds` seeds, and the best one, by the mean, then with all of them: so the
+published grids of 48 points cost 52 jobs for five seeds and not 240. The first seed's score had a part in the choice;
+`search_seeds` as large as the number of seeds is the whole product.
+
+A process a job, since a GPU's memory is free for certain only after its process has ended. A finished job is known by
+its result and not run again, unless its model is wanted and was removed when another point was the best; if its
+settings are not today's, that is an error and not a choice.
+"""
+
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import xxhash
+
+from rotary_foundry.finetuning.examples import check_reachable
+from rotary_foundry.finetuning.finetune_config import FinetuneConfig, load_finetune_config
+from rotary_foundry.finetuning.leaderboard import (
+    JOB,
+    MODEL,
+    POINT,
+    RESULT,
+    RESULTS,
+    best_point,
+    point_name,
+    read_results,
+    summarise,
+    write_json,
+)
+from rotary_foundry.utils.errors import ConfigurationError, FoundryError
+
+POLL = 0.2  # seconds
+
+
+def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
+    """Run what is left of a search.
+
+    Returns:
+        A result a task that was chosen, as `results.json` has it, in the order in which they were run.
+
+    Raises:
+        FoundryError: bad configuration or input, before any job; a job that failed, after those beside it.
+    """
+    config = load_search(path, overrides)
+    found = []
+    with _alone(config.folder):
+        for name in config.chosen():
+            found.append(_search(config, name))
+            others = [result for result in read_results(config.folder) if result["task"] != name]
+            write_json(config.folder / RESULTS, [*others, found[-1]])
+    return found
+
+
+def load_search(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConfig:
+    """Read and check a search's YAML, and see that its data can be had, in seconds.
+
+    Raises:
+        ConfigurationError: naming the file and the key.
+        DataError: results that are there are broken.
+        NeedsNetwork: a task's data is on the hub, which cannot be reached.
+    """
+    config = load_finetune_config(path, overrides)
+    chosen = config.chosen()
+    for name in chosen:
+        if (start := config.tasks[name].init_from_task) not in (None, *chosen):
+            _start(config, name, start)
+    for name in chosen:
+        check_reachable(config.of(name).data)
+    return config
+
+
+def _search(config: FinetuneConfig, name: str) -> dict:
+    """Run what is left of a task's jobs; returns its entry of `results.json`."""
+    from rotary_foundry.finetuning.example_encoding import prepare
+
+    folder = config.folder / name
+    data = prepare(config, name, folder / "data")
+    for split, count in data["truncated"].items():
+        if count:
+            print(
+                f"{name}: {count:,} of {data['examples'][split]:,} documents of {split} are cut to "
+                f"{data['max_seq_len']:,} tokens"
+            )
+    shared, grid = job_settings(config, name, data)
+    searched = config.seeds[: config.search_seeds if grid[1:] else None]
+    _run(config, folder, [shared | point | {"seed": seed} for point in grid for seed in searched])
+    best = best_point(folder, grid, searched)
+    if best is None:
+        raise FoundryError(f"{folder}: the loss was no number any more at every point of the grid; take smaller rates")
+    _run(config, folder, [shared | best | {"seed": seed} for seed in config.seeds], with_models=True)
+    for job in folder.glob("*/seed-*"):
+        if job.parent.name != point_name(best):
+            shutil.rmtree(job / MODEL, ignore_errors=True)
+    return summarise(folder, best, len(grid), config.seeds)
+
+
+def job_settings(config: FinetuneConfig, name: str, data: dict) -> tuple[dict, list[dict]]:
+    """What all jobs of a task have in their `job.json`, but for the seed and the point of the grid; and these points.
+
+    Args:
+        data: what `prepare` said of it.
+    """
+    import torch
+
+    task = config.of(name)
+    model = config.model if task.init_from_task is None else str(_start(config, name, task.init_from_task))
+    shared = {
+        **{"task": name, "type": task.type, "metrics": task.metrics, "eval_interval": task.eval_interval},
+        **{key: data[key] for key in ("labels", "splits", "examples", "truncated", "max_seq_len", "digest")},
+        **{"base_model": config.model, "model": model, "model_digest": _digest(model)},
+        **{"new_head": task.init_from_task is not None, "init_from_task": task.init_from_task},
+        "tokenizer": config.tokenizer or config.model,
+        **{key: getattr(config, key) for key in ("betas", "eps", "t_warmup", "alpha_f", "patience")},
+        "precision": config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
+        **{key: getattr(config, key) for key in ("device_train_microbatch_size", "device_eval_batch_size")},
+    }
+    values = itertools.product(*(getattr(task.search, key) for key in POINT))
+    return shared, [dict(zip(POINT, point, strict=True)) for point in values]
+
+
+def _run(config: FinetuneConfig, folder: Path, jobs: list[dict], with_models: bool = False) -> None:
+    """Run the jobs that have no result yet, or, if models are wanted, a score and no model.
+
+    Raises:
+        ConfigurationError: a result there is of other settings.
+        FoundryError: a job failed; those beside it have been waited for.
+    """
+    waiting: deque[Path] = deque()
+    for job in jobs:
+        path = folder / point_name(job) / f"seed-{job['seed']}"
+        if (path / RESULT).is_file():
+            _check_same(path, job)
+            if not with_models or (path / MODEL).is_dir() or _result(path)["score"] is None:
+                continue
+            (path / RESULT).unlink()
+        path.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(path / MODEL, ignore_errors=True)
+        (path / JOB).write_text(json.dumps(job, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        waiting.append(path)
+    done, total = len(jobs) - len(waiting), len(jobs)
+    free = _devices(config.jobs)
+    running: dict[subprocess.Popen, tuple[Path, dict, float]] = {}
+    failed: list[Path] = []
+    with _ended(running):
+        while running or (waiting and not failed):
+            while waiting and free and not failed:
+                path, device = waiting.popleft(), free.pop(0)
+                running[_start_job(path, device)] = path, device, time.monotonic()
+            time.sleep(POLL)
+            for process in [process for process in running if process.poll() is not None]:
+                path, device, began = running.pop(process)
+                free.append(device)
+                if process.returncode or not (path / RESULT).is_file():
+                    failed.append(path)
+                    continue
+                done += 1
+                print(f"{done:>4}/{total} {_line(path)}  {time.monotonic() - began:.0f} s", flush=True)
+    if failed:
+        log = failed[0] / "log.txt"
+        last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        raise FoundryError(f"{log}: the job failed: {last}; the same command goes on with what is left")
+
+
+def _result(path: Path) -> dict:
+    return json.loads((path / RESULT).read_text(encoding="utf-8"))
+
+
+def _line(path: Path) -> str:
+    result = _result(path)
+    reached = "the loss was no number any more"
+    if result["score"] is not None:
+        reached = " ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    return f"{path.parents[1].name} {path.parent.name} {path.name}: {reached}"
+
+
+def _start_job(path: Path, device: dict[str, str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "rotary_foundry.finetuning.job", str(path), str(os.getpid())]
+    with (path / "log.txt").open("wb") as log:
+        return subprocess.Popen(
+            command, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"} | device, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def _devices(jobs: int | None) -> list[dict[str, str]]:
+    """What a job's environment says of its device, one entry a job that may run at a time."""
+    import torch
+
+    if torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        gpus = visible if visible != [""] else [str(gpu) for gpu in range(torch.cuda.device_count())]
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:jobs]]
+    jobs = jobs or 1
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    return [{"OMP_NUM_THREADS": threads} for _ in range(jobs)]
+
+
+def _check_same(path: Path, job: dict) -> None:
+    there = json.loads((path / JOB).read_text(encoding="utf-8"))
+    memory = {"device_eval_batch_size"}
+    if job["type"] != "token":  # Composer weights microbatches by their texts, not by their words
+        memory.add("device_train_microbatch_size")
+    for key in sorted((there.keys() | job.keys()) - memory):
+        if there.get(key) != job.get(key):
+            raise ConfigurationError(
+                f"{path}: a result there is of another {key} ({there.get(key)!r}, now {job.get(key)!r}); "
+                f"choose another folder, out=…, or remove {path.parents[1]}"
+            )
+
+
+def _start(config: FinetuneConfig, name: str, other: str) -> Path:
+    """The best model of the task that this one starts from."""
+    for result in read_results(config.folder):
+        if result["task"] == other:
+            return Path(result["model"])
+    raise ConfigurationError(
+        f"tasks.{name}.init_from_task: {config.folder} has no result of {other} yet; run it too, "
+        f"task=[{other},{name}], or start from the model itself, tasks.{name}.init_from_task=null"
+    )
+
+
+def _digest(model: str) -> str | None:
+    """Of a local model's weights, that a result is not taken for that of another model at the same place."""
+    digest = xxhash.xxh3_128()
+    for file in sorted(file for suffix in ("safetensors", "bin") for file in Path(model).glob(f"*.{suffix}")):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest() if Path(model).is_dir() else None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no second search work in the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigurationError(f"{folder}: another finetune is at work there; choose another out") from None
+        yield
+
+
+@contextmanager
+def _ended(running: dict[subprocess.Popen, object]) -> Iterator[None]:
+    """End the jobs that run when this process is told to end."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()

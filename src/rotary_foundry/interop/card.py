@@ -1,0 +1,316 @@
+"""The model card, README.md of an exported directory: everything in it is computed from the run, nothing is told.
+
+What a person has to say of a model (its license, its language, what it is good for) is not in a recipe, so it is not in
+the card; Hugging Face's editor asks for it. Evaluations go to the front matter only if they were made at the very
+checkpoint. Folders of the machine, loggers and devices' names stay out of what is meant to be published.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from huggingface_hub import EvalResult, ModelCardData
+
+from rotary_foundry.data_prep.statistics import Statistics
+from rotary_foundry.interop.checkpoint_weights import TrainedState
+from rotary_foundry.interop.heads import Head
+from rotary_foundry.interop.huggingface import TAG
+from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.recipe.plan import Segment
+from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.runs.run_folder import abandoned_by
+from rotary_foundry.utils.errors import DataError
+
+METRICS = {"loss": "masked-LM loss, nats a token", "masked_accuracy": "masked-LM accuracy"}  # of eval.jsonl
+TASKS = {"sequence": "text-classification", "token": "token-classification"}
+
+FILL_MASK = """from transformers import pipeline
+
+fill = pipeline("fill-mask", model="the path of this directory")
+fill(f"One word is {fill.tokenizer.mask_token} here.")
+"""
+CLASSIFIERS = (
+    "`AutoModelForSequenceClassification` and `AutoModelForTokenClassification` load it for fine-tuning: the "
+    "prediction head becomes theirs, the classifier is new."
+)
+
+
+def run_card(state: TrainedState, head: Head | None = None) -> str:
+    """The card of a checkpoint.
+
+    Raises:
+        DataError: a record of the run is broken.
+    """
+    recipe, checkpoint = state.recipe, state.checkpoint
+    evaluations = _evaluations(state)
+    results = [
+        EvalResult(
+            task_type="fill-mask",
+            dataset_type="held-out",
+            dataset_name=f"held-out rows of {line['row_length']:,} tokens",
+            metric_type=key,
+            metric_name=name,
+            metric_value=line[key],
+        )
+        for line in evaluations
+        if line["token"] == checkpoint.token and line["batch"] > 0 and head is None
+        for key, name in METRICS.items()
+    ]
+    parts = [
+        _head(recipe.run_name, recipe.model, state.longest_row, state.rope_theta, head, results),
+        "## Training",
+        f"{checkpoint.token:,} token slots (rows × row length) in {checkpoint.batch:,} updates"
+        f"{_begun(recipe.init_from)}. Seed {recipe.seed}, precision `{recipe.precision}`.",
+        _table(_stages(state.trained)),
+        "\n".join(f"- {line}" for line in _schedules(state.trained)),
+        _settings(state),
+        *_abandoned(state),
+        "## Data",
+        *_data(state),
+    ]
+    if evaluations:
+        parts += [
+            "## Evaluation",
+            f"On held-out rows with {recipe.masking.eval_mlm_probability:.0%} of the tokens masked, at the end of each "
+            "stage" + (", and before the first update:" if evaluations[0]["batch"] == 0 else ":"),
+            _table(_evaluation_rows(evaluations)),
+        ]
+    return _text(parts + list(_versions(state.run.environment)))
+
+
+def import_card(
+    name: str, config: ModelConfig, rope_theta: float, longest_row: int, source: str, facts: Mapping[str, object]
+) -> str:
+    """The card of an imported model: its shape, and where it is from.
+
+    Args:
+        name: of the directory.
+        source: a sentence.
+        facts: more about it, each a line.
+    """
+    lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    return _text([_head(name, config, longest_row, rope_theta, None, []), "## Origin", source, lines])
+
+
+def _head(
+    name: str, config: ModelConfig, longest_row: int, rope_theta: float, head: Head | None, results: list[EvalResult]
+) -> str:
+    task = TASKS[head.of] if head else "fill-mask"
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=task,
+        tags=["modernbert", TAG],
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    with torch.device("meta"):
+        network = MaskedLM(config, rope_theta)
+    parameters = sum(value.numel() for value in network.parameters())
+    heads, every = config.num_attention_heads, config.global_attn_every_n_layers
+    local = (
+        "every layer attends to the whole document"
+        if every == 1
+        else f"one layer in {every} attends to the whole document, the others to {config.local_attention} tokens"
+    )
+    return _text(
+        [
+            f"---\n{data.to_yaml()}\n---",
+            f"# {name}",
+            f"A ModernBERT encoder: {parameters:,} parameters as a masked language model, {config.num_hidden_layers} "
+            f"layers of width {config.hidden_size:,} with {heads} heads, {config.vocab_size:,} tokens in its "
+            f"vocabulary; {local}. Rotary theta is {rope_theta:,.0f}"
+            + ("" if every == 1 else f" in the former, {config.local_rope_theta:,.0f} in the latter")
+            + f". For documents of up to {longest_row:,} tokens.",
+            _use(head),
+        ]
+    )
+
+
+def _use(head: Head | None) -> str:
+    if head is not None:
+        return (
+            f"Made for fine-tuning with `{head.architecture}`. The encoder and `head.*` are pretrained; "
+            "**`classifier.*` is new and knows nothing**: random, "
+            f"for the labels {', '.join(head.labels)} (seed {head.seed})."
+        )
+    return f"```python\n{FILL_MASK}```\n\n{CLASSIFIERS}"
+
+
+def _begun(init_from: str | None) -> str:
+    return "" if init_from is None else f", begun with the weights of `{Path(init_from).name}`"
+
+
+def _stages(trained: tuple[Segment, ...]) -> Iterator[list[str]]:
+    yield [
+        "stage",
+        "updates",
+        "tokens",
+        "rows",
+        "row length",
+        "learning rate: peak, end",
+        "theta",
+        "weight decay",
+        "mixture",
+    ]
+    for stage, parts in _by_stage(trained):
+        first, last = parts[0], parts[-1]
+        mixture = ", ".join(f"{source} {share:.0%}" for source, share in (last.mixture or {}).items())
+        yield [
+            stage,
+            f"{sum(segment.updates for segment in parts):,}",
+            f"{last.end_token - first.start_token:,}",
+            _between(f"{first.rows:,}", f"{last.rows:,}"),
+            f"{first.row_length:,}",
+            f"{max(segment.learning_rate.peak for segment in parts):g}, {last.learning_rate.at(last.end_token):.3g}",
+            f"{last.rope_theta_global:,.0f}",
+            _between(*(f"{segment.weight_decay:g}" for segment in (first, last))),
+            mixture or "every row once an epoch",
+        ]
+
+
+def _schedules(trained: tuple[Segment, ...]) -> Iterator[str]:
+    """The learning rate's course in every stage, as it was planned, and the batch sizes on the way to the last."""
+    for stage, parts in _by_stage(trained):
+        rate = parts[-1].learning_rate
+        constant = rate.end_token - rate.start_token - rate.warmup - rate.decay
+        said = [f"linear warm-up over {rate.warmup:,} tokens"] if rate.warmup else []
+        said += [f"constant for {constant:,}"] if constant else []
+        said += (
+            [f"`{rate.decay_shape}` decay over {rate.decay:,} to {rate.alpha_f:g} of the peak"] if rate.decay else []
+        )
+        updates: dict[int, int] = {}
+        for part in parts:
+            updates[part.rows] = updates.get(part.rows, 0) + part.updates
+        *ramp, last = updates
+        rows = [
+            f"{', '.join(f'{size:,}' for size in sizes)} for {count:,} updates each, "
+            for count, sizes in groupby(ramp, updates.__getitem__)
+        ]
+        yield f"{stage}: {', '.join(said)}" + (f"; rows: {''.join(rows)}then {last:,}" if ramp else "")
+
+
+def _by_stage(trained: tuple[Segment, ...]) -> Iterator[tuple[str, list[Segment]]]:
+    for stage in dict.fromkeys(segment.stage for segment in trained):
+        yield stage, [segment for segment in trained if segment.stage == stage]
+
+
+def _between(first: str, last: str) -> str:
+    return first if first == last else f"{first} → {last}"
+
+
+def _settings(state: TrainedState) -> str:
+    masking, optimizer = state.recipe.masking, state.recipe.optimizer
+    kept = 1 - masking.mask_share - masking.random_share
+    return (
+        f"Masked-LM on {masking.mlm_probability:.0%} of the tokens: {masking.mask_share:.0%} of those become the mask, "
+        f"{masking.random_share:.0%} a random token, {kept:.0%} stay. StableAdamW with decoupled weight decay, betas "
+        f"{optimizer.betas[0]:g} and {optimizer.betas[1]:g}, eps {optimizer.eps:g}."
+    )
+
+
+def _abandoned(state: TrainedState) -> Iterator[str]:
+    for rollback in state.run.rollbacks()[: state.checkpoint.rollbacks]:
+        yield (
+            f"At {rollback.token:,} tokens the run went back to {rollback.to_token:,} (`{rollback.trigger}`); what lay "
+            "between is not in the model."
+        )
+
+
+def _data(state: TrainedState) -> Iterator[str]:
+    sources = state.recipe.data.sources
+    yield f"Sources: {', '.join(f'`{source}`' for source in sources)}."
+    try:
+        known = Statistics.read(state.recipe.data.local).sources
+    except DataError:  # the corpus is not here any more
+        known = {}
+    rows = [["source", "documents", "tokens", "bytes"]]
+    for source in sources:
+        if source in known:
+            train = known[source].train
+            rows.append([source, *(f"{count:,}" for count in (train.documents, train.tokens, train.bytes))])
+    if len(rows) > 1:
+        yield _table(rows)
+    drawn = _drawn(state)
+    if drawn:
+        yield "Shares of the tokens that each stage drew:"
+        columns = sorted({source for shares in drawn.values() for source in shares})
+        yield _table(
+            [
+                ["stage", *columns],
+                *([stage, *(f"{shares.get(source, 0):.1%}" for source in columns)] for stage, shares in drawn.items()),
+            ]
+        )
+
+
+def _drawn(state: TrainedState) -> dict[str, dict[str, float]]:
+    """Shares by source at every stage's last update. The records are read line by line: a long run has a million."""
+    rollbacks, last = state.run.rollbacks(), {}
+    if not state.run.metrics.exists():
+        return {}
+    with open(state.run.metrics, encoding="utf-8") as file:
+        for number, text in enumerate(file, 1):
+            if not text.endswith("\n"):
+                break  # it is being written
+            try:
+                line = json.loads(text)
+                token, stage = line["token"], line["stage"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{state.run.metrics}: line {number} is broken ({error!r})") from None
+            if token > state.checkpoint.token or abandoned_by(token, line.get("rollbacks", 0), rollbacks) is not None:
+                continue
+            if token >= last.get(stage, {"token": 0})["token"]:
+                last[stage] = line
+    return {stage: line["drawn"] for stage, line in last.items() if line.get("drawn")}
+
+
+def _evaluations(state: TrainedState) -> list[dict]:
+    path = state.run.evaluations
+    try:
+        lines = state.run.records(path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: a line is broken ({error!r})") from None
+    needed = {"stage", "row_length", "rope_theta", *METRICS}
+    for line in lines:
+        if needed - line.keys():
+            raise DataError(f"{path}: the line of batch {line['batch']} has no {min(needed - line.keys())}")
+    return [line for line in lines if line["token"] <= state.checkpoint.token]
+
+
+def _evaluation_rows(evaluations: list[dict]) -> Iterator[list[str]]:
+    yield ["token", "stage", "row length", "theta", "loss (nats a token)", "accuracy"]
+    for line in evaluations:
+        yield [
+            f"{line['token']:,}",
+            line["stage"],
+            f"{line['row_length']:,}",
+            f"{line['rope_theta']:,.0f}",
+            f"{line['loss']:.4f}",
+            f"{line['masked_accuracy']:.2%}",
+        ]
+
+
+def _versions(path: Path) -> Iterator[str]:
+    if not path.exists():
+        return
+    try:
+        environment = json.loads(path.read_text(encoding="utf-8"))
+        packages = {"Python": environment["python"]} | environment["packages"]
+        listed = ", ".join(f"{name} {version}" for name, version in packages.items())
+        commit, ranks = environment.get("commit"), environment["ranks"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: broken ({error!r})") from None
+    yield "## Versions"
+    at_commit = f", at commit {commit}" if commit else ""
+    yield f"{listed}{at_commit}; last started on {ranks} process{'' if ranks == 1 else 'es'}."
+
+
+def _table(rows: Iterator[list[str]] | list[list[str]]) -> str:
+    heading, *body = rows
+    lines = [heading, ["---"] * len(heading), *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _text(parts: list[str]) -> str:
+    return "\n\n".join(part.strip() for part in parts) + "\n"

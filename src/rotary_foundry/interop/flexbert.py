@@ -1,0 +1,227 @@
+"""Checkpoints of the ModernBERT authors' training code: a `.pt` file of Composer's, of a model called FlexBERT.
+
+- The weights are at `state.model`, under names with a prefix of Composer's and one of BERT's; each has its counterpart.
+- The shape is more than the weights tell: how many heads there are, which layers are local and the thetas leave no
+  trace in them. Composer saves the model's configuration with it, and the training YAML has it, too; the YAML, if one
+  is given, is what counts. Without either nothing is assumed.
+- `local_attn_rotary_emb_base: -1` is "as the other layers". Their converter wrote it to config.json as it is, and
+  transformers takes it for a theta: all NaN (AnswerDotAI/ModernBERT, issues 209, 215 and 234).
+- FlexBERT is a kit of parts, of which ModernBERT is one choice. What a file says, or leaves to its default, is held
+  against that choice, part by part. `padding` and the kernels change no number.
+- Whatever else is in the file (optimizer, generators, datasets) is left where it is: tensors are mapped, not loaded.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+from yaml import YAMLError
+
+from rotary_foundry.interop.safe_reading import read_saved
+from rotary_foundry.interop.weights import EMBEDDING, Weights
+from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.recipe.validation import model_problems, theta_problems
+from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.wording import one_line
+
+NAMES = (  # theirs, ours
+    ("model.bert.encoder.layers.", "model.layers."),
+    ("model.bert.embeddings.", "model.embeddings."),
+    ("model.bert.final_norm.", "model.final_norm."),
+    ("model.head.", "head."),
+    ("model.decoder.", "decoder."),
+)
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
+LAYER_NORM, PRENORM = ("triton_layernorm", "layernorm"), ("compile_prenorm", "prenorm")  # the same in other kernels
+PARTS = {  # of the kit: what FlexBertConfig has if nothing is said, and what of it our encoder is
+    "attention_layer": ("base", ("rope",)),
+    "bert_layer": ("prenorm", PRENORM),
+    "embedding_layer": ("absolute_pos", ("sans_pos",)),
+    "mlp_layer": ("mlp", ("glu",)),
+    "initial_attention_layer": (None, (None, "rope")),
+    "initial_bert_layer": (None, (None, *PRENORM)),
+    "initial_mlp_layer": (None, (None, "glu")),
+    "normalization": ("rmsnorm", LAYER_NORM),
+    "hidden_act": ("gelu", ("gelu",)),
+    "head_pred_act": ("silu", ("gelu",)),
+    "embed_norm": (True, (True,)),
+    "final_norm": (False, (True,)),
+    "skip_first_prenorm": (False, (True,)),
+    "head_pred_norm": (True, (True,)),
+    "attn_qkv_bias": (False, (False,)),
+    "attn_out_bias": (False, (False,)),
+    "mlp_in_bias": (False, (False,)),
+    "mlp_out_bias": (False, (False,)),
+    "head_pred_bias": (False, (False,)),
+    "decoder_bias": (True, (True,)),
+    "rotary_emb_interleaved": (False, (False,)),
+    "rotary_emb_scale_base": (None, (None,)),
+}
+CLOCK = {"updates": "batch", "tokens": "token"}  # ours, and Composer's timestamp's
+NORM = {"eps": 1e-5, "bias": True}  # torch's defaults, which norm_kwargs leaves standing
+
+
+class FlexBertWeights(Weights):
+    """The model's parameters in such a file.
+
+    Raises:
+        DataError: there are none.
+    """
+
+    def __init__(self, path: Path, saved: object):
+        state = saved.get("state") if isinstance(saved, Mapping) else None
+        model = state.get("model") if isinstance(state, Mapping) else None
+        pairs = model.items() if isinstance(model, Mapping) else ()
+        tensors = {name: value for name, value in pairs if isinstance(name, str) and isinstance(value, Tensor)}
+        embedding = tensors.get("model.bert.embeddings.tok_embeddings.weight")
+        if embedding is None or embedding.dim() != 2:
+            raise DataError(
+                f"{path}: no matrix state.model.model.bert.embeddings.tok_embeddings.weight, so this is not a "
+                "checkpoint of ModernBERT's training code (of a whole model: shards of several files are not read)"
+            )
+        self.theirs = {_our_name(name): name for name in tensors}
+        self.tensors = {ours: tensors[theirs] for ours, theirs in self.theirs.items()}
+        super().__init__(path, {name: list(tensor.shape) for name, tensor in self.tensors.items()})
+
+    def read(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def called(self, name: str) -> str:
+        theirs = self.theirs.get(name)
+        if theirs is None:
+            theirs = next((prefix + name.removeprefix(ours) for prefix, ours in NAMES if name.startswith(ours)), name)
+        return f"state.model.{theirs}"
+
+
+def _our_name(theirs: str) -> str:
+    for prefix, ours in NAMES:
+        if theirs.startswith(prefix):
+            return ours + theirs.removeprefix(prefix)
+    return theirs
+
+
+@dataclass(frozen=True)
+class FlexBertCheckpoint:
+    """All that is wanted of such a file."""
+
+    config: ModelConfig
+    rope_theta: float
+    weights: FlexBertWeights
+    max_seq_len: int | None  # tokens that it was trained on, where the YAML says so
+    tokenizer: dict[str, str]  # the content of the tokenizer's files, by name; none if there are none
+    clock: dict[str, int]  # updates and tokens that it was trained for, where Composer says so
+
+
+def open_flexbert(path: Path, recipe: Path | None = None) -> FlexBertCheckpoint:
+    """Open a checkpoint of ModernBERT's training code; nothing that it holds is run.
+
+    Args:
+        path: a `.pt` file that Composer wrote.
+        recipe: the YAML that it was trained by. Needed where the file does not say what the model is.
+
+    Raises:
+        DataError: it is no such file, is broken or hostile, or holds what our encoder has no part for.
+        ConfigurationError: nothing says what the model is, or the YAML cannot be read.
+    """
+    saved = read_saved(path)
+    weights = FlexBertWeights(path, saved)
+    stored = _at(saved, "state", "integrations", "huggingface")
+    if recipe is not None:
+        (settings, max_seq_len), where = _read_yaml(recipe), f"{recipe}: model.model_config"
+    else:
+        settings, max_seq_len = _at(stored, "model", "config", "content"), None
+        where = f"{path}: its configuration"
+    if not isinstance(settings, Mapping) or "num_attention_heads" not in settings:
+        raise ConfigurationError(
+            f"{where}: no num_attention_heads; the number of heads, the windows and the thetas leave no trace in "
+            "weights: give --recipe, the YAML of the training, which has them under model.model_config"
+        )
+    config, theta = _shape(settings, weights, where)
+    weights.check(config)
+    if max_seq_len is not None and (not isinstance(max_seq_len, int) or max_seq_len < 1):
+        raise ConfigurationError(f"{recipe}: max_seq_len is {max_seq_len!r}, not a number of tokens")
+    clock = {name: _at(saved, "state", "timestamp", "Timestamp", key) for name, key in CLOCK.items()}
+    clock = {name: value for name, value in clock.items() if isinstance(value, int)}
+    return FlexBertCheckpoint(config, theta, weights, max_seq_len, _tokenizer_files(_at(stored, "tokenizer")), clock)
+
+
+def _shape(settings: Mapping[str, Any], weights: FlexBertWeights, where: str) -> tuple[ModelConfig, float]:
+    for key, (default, ours) in PARTS.items():
+        value = settings.get(key, default)
+        plain = re.sub("^(un)?padded_", "", value) if isinstance(value, str) else value
+        if plain not in ours:
+            raise DataError(f"{where}: {key} is {value!r}{_unsaid(key, settings)}, our encoder is {ours[-1]!r}")
+    given = settings.get("norm_kwargs") or {}
+    norm = NORM | (given if isinstance(given, dict) else {})
+    if norm["bias"]:
+        raise DataError(f"{where}: norm_kwargs is {given!r}, a norm with biases; ours have none")
+    heads = settings["num_attention_heads"]
+    vocabulary, hidden = weights.shapes[EMBEDDING]
+    layers = [int(found[1]) + 1 for name in weights.shapes if (found := LAYER.match(name))]
+    glu = weights.shapes.get("model.layers.0.mlp.Wi.weight") or [0]
+    seen = {  # the vocabulary is not held against what is said: its rows may have been padded
+        "hidden_size": hidden,
+        "intermediate_size": glu[0] // 2,
+        "num_hidden_layers": max(layers, default=0),
+    }
+    for key, value in seen.items():
+        if settings.get(key, value) != value:
+            raise DataError(f"{where}: {key} is {settings[key]!r}, the weights have {value}; they are of another model")
+    every, window = settings.get("global_attn_every_n_layers", -1), settings.get("sliding_window", -1)
+    if window == -1:
+        every, window = 1, None
+    elif every == -1:
+        raise DataError(f"{where}: every layer is local, as global_attn_every_n_layers is -1; our first one is global")
+    theta, local_theta = settings.get("rotary_emb_base", 10_000.0), settings.get("local_attn_rotary_emb_base", -1)
+    for key, complaint in theta_problems("rotary_emb_base", theta):
+        raise DataError(f"{where}: {key}: {complaint}")
+    config = ModelConfig(
+        vocab_size=vocabulary,
+        **seen,
+        num_attention_heads=heads,
+        global_attn_every_n_layers=every,
+        local_attention=window,
+        local_rope_theta=theta if local_theta in (-1, None) else local_theta,
+        norm_eps=norm["eps"],
+        attn_out_dropout=0.0,
+    )
+    for key, complaint in model_problems(config):
+        raise DataError(f"{where}: {key}: {complaint}")
+    for key in ("rotary_emb_dim", "local_attn_rotary_emb_dim"):
+        if settings.get(key) not in (None, hidden // heads):
+            raise DataError(f"{where}: {key} is {settings[key]!r}, of heads of {hidden // heads}; ours turn whole")
+    return config, float(theta)
+
+
+def _unsaid(key: str, settings: Mapping[str, Any]) -> str:
+    return "" if key in settings else " (FlexBERT's default, as it is not said)"
+
+
+def _read_yaml(path: Path) -> tuple[object, int | None]:
+    """Its model.model_config and max_seq_len; the rest of it need not resolve."""
+    try:
+        training = OmegaConf.load(path)
+        if not isinstance(training, DictConfig):
+            raise ConfigurationError(f"{path}: is no mapping; the YAML of a training has model.model_config")
+        settings = OmegaConf.select(training, "model.model_config")
+        settings = OmegaConf.to_container(settings, resolve=True) if isinstance(settings, DictConfig) else None
+        return settings, training.get("max_seq_len")
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigurationError(f"{path}: cannot be read: {one_line(error)}") from error
+
+
+def _at(tree: object, *keys: str) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _tokenizer_files(stored: object) -> dict[str, str]:
+    files = stored.items() if isinstance(stored, Mapping) else ()
+    return {name: json.dumps(file["content"]) for name, file in files if _at(file, "file_extension") == ".json"}

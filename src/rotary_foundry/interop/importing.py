@@ -1,0 +1,96 @@
+"""From elsewhere to the one form that this project goes on with: a directory just as our own export writes it.
+
+It is what `init_from`, `load_model` and transformers take. Such a directory is complete (its tokenizer is in it), in
+float32, in one safetensors file, of nothing that our encoder would compute otherwise; so what could be wrong with a
+model comes to light once, here, and not when training begins.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+from rotary_foundry.data.same_tokenizer import check_same_tokenizer
+from rotary_foundry.interop.card import import_card
+from rotary_foundry.interop.flexbert import open_flexbert
+from rotary_foundry.interop.huggingface import CONFIG, TOKENIZER_FILES, export_model, open_directory, read_config
+from rotary_foundry.utils.errors import ConfigurationError, DataError
+
+
+def import_model(
+    source: str | Path, out_dir: str | Path, recipe: str | Path | None = None, tokenizer: str | Path | None = None
+) -> None:
+    """Write a model from elsewhere as a directory of our form.
+
+    Args:
+        source: a transformers ModernBERT directory, or a `.pt` checkpoint of ModernBERT's training code.
+        out_dir: made if need be; an earlier export or import there is replaced.
+        recipe: the YAML that a `.pt` was trained by; where Composer saved the model's configuration, not needed.
+        tokenizer: a directory with the model's tokenizer, if it is not in `source`; one with other ids than the
+            source's own is refused.
+
+    Raises:
+        FoundryError: `source` holds no such model, or one that our encoder has no part for; the first key that differs.
+    """
+    source, out_dir = Path(source), Path(out_dir)
+    if not source.exists():
+        raise ConfigurationError(f"{source}: no such file or folder")
+    if source.is_dir():
+        if recipe is not None:
+            raise ConfigurationError(f"--recipe is for a .pt file; {source} has its {CONFIG}")
+        if source.resolve() == out_dir.resolve():
+            raise ConfigurationError(f"{out_dir}: is the source as well; choose another place")
+        _import_directory(source, out_dir, source if tokenizer is None else Path(tokenizer))
+    else:
+        _import_flexbert(source, out_dir, None if recipe is None else Path(recipe), tokenizer)
+
+
+def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
+    if not (source / CONFIG).is_file():
+        raise ConfigurationError(
+            f"{source}: no {CONFIG}; import takes a transformers directory or a .pt file. A run or checkpoint of this "
+            "project is exported"
+        )
+    config, theta, weights = open_directory(source)
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise ConfigurationError(
+            f"{tokenizer}: no tokenizer.json; give --tokenizer, the folder of the model's tokenizer"
+        )
+    check_same_tokenizer(tokenizer, source, f"leave out --tokenizer: {source} has its own")
+    written = read_config(source)
+    longest = written.get("max_position_embeddings")
+    if not isinstance(longest, int) or longest < 1:
+        raise DataError(f"{source / CONFIG}: max_position_embeddings is {longest!r}, not a number of tokens")
+    facts = {"transformers": written["transformers_version"]} if "transformers_version" in written else {}
+    sentence = "Imported from a directory of transformers; values are as they were there, in float32."
+    card = import_card(out_dir.name, config, theta, longest, sentence, facts)
+    export_model(weights, config, theta, tokenizer, longest, out_dir, card)
+
+
+def _import_flexbert(source: Path, out_dir: Path, recipe: Path | None, tokenizer: str | Path | None) -> None:
+    opened = open_flexbert(source, recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in TOKENIZER_FILES:
+            if name in opened.tokenizer:
+                (Path(folder) / name).write_text(opened.tokenizer[name], encoding="utf-8")
+        if tokenizer is not None:
+            check_same_tokenizer(Path(tokenizer), Path(folder), f"leave out --tokenizer: {source} has its own")
+        elif "tokenizer.json" not in opened.tokenizer:
+            raise ConfigurationError(f"{source}: has no tokenizer in it; give --tokenizer, the folder of the model's")
+        tokenizer = tokenizer or folder
+        longest = opened.max_seq_len or _longest(Path(tokenizer), source)
+        sentence = f"Imported from `{source.name}`, a checkpoint of ModernBERT's training code (FlexBERT, by Composer)."
+        card = import_card(out_dir.name, opened.config, opened.rope_theta, longest, sentence, opened.clock)
+        export_model(opened.weights, opened.config, opened.rope_theta, Path(tokenizer), longest, out_dir, card)
+
+
+def _longest(tokenizer: Path, source: Path) -> int:
+    """What the tokenizer takes for the model's greatest length; the checkpoint itself does not tell."""
+    try:
+        longest = json.loads((tokenizer / "tokenizer_config.json").read_text(encoding="utf-8"))["model_max_length"]
+    except (OSError, ValueError, KeyError, TypeError):
+        longest = None
+    if not isinstance(longest, int) or not 0 < longest < 10**9:  # transformers writes 1e30 for "none"
+        raise ConfigurationError(
+            f"{source}: nothing says how many tokens a document may have; give --recipe, whose max_seq_len does"
+        )
+    return longest

@@ -1,0 +1,1 @@
+"""Composer loggers, and the keys that a run logs."""

@@ -1,0 +1,186 @@
+"""StageProgress: a line a `console_log_interval`, and below the lines a bar for the recipe and one for the stage.
+
+- Composer's ProgressBarLogger and ConsoleLogger are not used. The first writes bars into files too, and the second a
+  line for every key; neither knows stages, nor says when a run will be done.
+- It is a logger: what it shows is what RunRecords logs, so a line is a line of `metrics.jsonl`: the loss and the
+  learning rate are the update's, tokens a second and MFU those of all updates since the line before, in the time that
+  the records count for an update (throughput.py).
+- The time left is that of the plan's remaining tokens at the rate of the last updates of this stage, evaluations and
+  checkpoints included. Later stages have longer rows and another rate, so it says "at this rate".
+- The bars are rich's, drawn after an update and not by a thread, and gone when training ends. What anyone prints
+  meanwhile goes above them. Without a terminal there are no bars, no colours and no control characters.
+
+Prints on rank 0 only. Uses FIT_START, BATCH_START, BATCH_END, EVAL_END and CLOSE.
+"""
+
+import sys
+import time
+from collections import deque
+from typing import Any, ClassVar
+
+from composer.core import Event, State
+from composer.loggers import Logger, LoggerDestination
+from composer.utils import create_interval_scheduler, dist
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from rotary_foundry.recipe import Plan
+from rotary_foundry.utils.wording import number
+
+RECENT_UPDATES = 50  # whose rate the time left is told by
+AT_THIS_RATE = " at this rate"
+REDRAWN = 0.2  # seconds between two drawings of the bars
+UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
+
+
+class StageProgress(LoggerDestination):
+    """Shows on rank 0 how far the plan is carried out.
+
+    Args:
+        plan: in force.
+        console_log_interval: such as 10ba or 1_000_000tok; the first update and the last have a line as well.
+        progress_bar: whether a terminal gets bars.
+    """
+
+    def __init__(self, plan: Plan, console_log_interval: str, progress_bar: bool):
+        self.plan = plan
+        self.due = create_interval_scheduler(
+            console_log_interval, checkpoint_events=False, final_events={Event.BATCH_END}
+        )
+        self.progress_bar = progress_bar
+        self.latest: dict[str, Any] = {}
+        self.since: list[dict[str, Any]] = []  # of each update since the last line
+        self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT_UPDATES)  # moments, and the token clock at them
+        self.stage = ""
+        self.first = True
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        self.latest.update(metrics)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if dist.get_global_rank() == 0 and self.progress_bar and sys.stdout.isatty():
+            Bars.show(self.plan, state.timestamp.token.value)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        if state.dataloader_label != self.stage:
+            self.stage = state.dataloader_label
+            self.recent.clear()
+            self.recent.append((time.monotonic(), state.timestamp.token.value))
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if dist.get_global_rank() != 0:
+            return
+        token = state.timestamp.token.value
+        self.recent.append((time.monotonic(), token))
+        self.since.append(self.latest)
+        self.latest = {}
+        if self.due(state, Event.BATCH_END) or self.first:
+            print(self._line(token), flush=True)
+            self.since = []
+        self.first = False
+        if Bars.shown is not None:
+            Bars.shown.draw(token, self._left(token))
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        label = state.dataloader_label
+        if dist.get_global_rank() == 0:
+            loss, accuracy = (self.latest[f"eval/{label}/{name}"] for name in ("loss", "masked_accuracy"))
+            print(f"{label:8}  held-out loss {loss:.3f}, {accuracy:.1%} of the masked tokens right", flush=True)
+
+    def close(self, state: State, logger: Logger) -> None:
+        Bars.take_off()
+
+    def _line(self, token: int) -> str:
+        last = self.since[-1]
+        tokens = [update["data/real_tokens"] for update in self.since]
+        seconds = [of / update["throughput/tokens_per_sec"] for of, update in zip(tokens, self.since, strict=True)]
+        shares = [update.get("throughput/device/mfu") for update in self.since]
+        mfu = "MFU n/a"
+        if None not in shares:
+            weighted = sum(share * its for share, its in zip(shares, seconds, strict=True))
+            mfu = f"MFU {weighted / sum(seconds):.1%}"
+        line = (
+            f"{self.stage:8}  {short(token)}/{short(self.plan.total_tokens)} tok  loss {last['loss/train']:.3f}  "
+            f"lr {number(last['recipe/lr'])}  {short(sum(tokens) / sum(seconds))} tok/s  {mfu}  ETA {self._left(token)}"
+        )
+        if Bars.shown is not None and len(line) > Bars.shown.progress.console.width:
+            line = line.removesuffix(AT_THIS_RATE)  # the bar says it
+        return line
+
+    def _left(self, token: int) -> str:
+        """How long the rest takes at the recent rate."""
+        (began, from_token), (ended, _) = self.recent[0], self.recent[-1]
+        return f"{duration((self.plan.total_tokens - token) * (ended - began) / (token - from_token))}" + AT_THIS_RATE
+
+
+class Bars:
+    """One bar for the recipe and one for the stage, at the end of the terminal."""
+
+    shown: ClassVar["Bars | None"] = None
+
+    def __init__(self, plan: Plan, token: int):
+        self.plan = plan
+        self.drawn = 0.0
+        self.progress = Progress(
+            TextColumn("{task.description:8}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:5.1f}%"),
+            TextColumn("{task.fields[says]}"),
+            console=Console(file=sys.stdout, force_terminal=True, highlight=False),
+            auto_refresh=False,
+            transient=True,
+            expand=True,
+        )
+        self.recipe = self.progress.add_task("recipe", total=plan.total_tokens, completed=token, says="")
+        self.stage = self.progress.add_task(plan.segment_at(token).stage, says="")
+        self.progress.start()
+        self.progress.console.show_cursor(True)  # rich hides it, and a killed process could not bring it back
+
+    @classmethod
+    def show(cls, plan: Plan, token: int) -> None:
+        cls.take_off()
+        cls.shown = cls(plan, token)
+
+    @classmethod
+    def take_off(cls) -> None:
+        """Remove them, if they are there; from any thread, so that an error is the last thing on the terminal."""
+        if cls.shown is not None:
+            cls.shown.progress.stop()
+            cls.shown = None
+
+    def draw(self, token: int, left: str) -> None:
+        """Show how far the recipe and the stage are, unless that was shown a moment ago."""
+        if time.monotonic() - self.drawn < REDRAWN:
+            return
+        segment = self.plan.segment_at(token)
+        start = next(other.start_token for other in self.plan.segments if other.stage == segment.stage)
+        self.progress.update(self.recipe, completed=token, says=left)
+        self.progress.update(
+            self.stage,
+            description=segment.stage,
+            total=self.plan.stage_ends[segment.stage] - start,
+            completed=token - start,
+            says=f"{segment.rows:,} rows of {segment.row_length:,}",
+        )
+        self.progress.refresh()
+        self.drawn = time.monotonic()
+
+
+def short(count: float) -> str:
+    """A number of tokens in four digits: 950.3K, 2.019T."""
+    for size, unit in UNITS:
+        if count >= 0.99995 * size:
+            return f"{count / size:#.4g}{unit}"
+    return f"{count:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """As 3d04h, 4h05m, 5m06s or 7s."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours:02}h"
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"

@@ -1,0 +1,91 @@
+"""WandBRun: Composer's WandBLogger, so that a run is one run there, too.
+
+- One id, kept in the run's folder: through resumes, and through a rollback, where W&B's run stays open while one
+  Trainer takes the other's place. W&B takes no step twice and none that is lower, so the steps of updates that a
+  rollback abandoned are added to those of all later ones. What a killed run logged beyond its checkpoint is there
+  already when it is trained again, to the bit, and W&B leaves it as it is.
+- The x axis is the token clock, by `define_metric`; steps are only how W&B keeps its rows.
+- Config is the recipe with its overrides and the commit of this code. Secrets are replaced in it, and in the command
+  line, which W&B records by itself.
+- After a SIGTERM the run is marked as preempted, not as failed: Composer takes every exception for a failure.
+- A checkpoint is recorded as a reference to where it lies, if that is asked for: W&B holds its name, not its bytes.
+
+wandb takes seconds to import, so it is imported where it is used, as Composer does. Uses INIT and POST_CLOSE.
+"""
+
+import sys
+from typing import Any
+
+from composer.core import State
+from composer.loggers import Logger, WandBLogger
+from composer.utils import dist
+
+from rotary_foundry.callbacks.checkpoint_rollback import RollbackDue
+from rotary_foundry.loggers.metric_keys import X_AXIS
+from rotary_foundry.runs.run_folder import CompleteCheckpoint
+from rotary_foundry.utils.errors import StopRequested
+from rotary_foundry.utils.redaction import redacted_arguments
+
+
+class WandBRun(WandBLogger):
+    """Logs to one W&B run.
+
+    Args:
+        first_step: the step of update 0: how many updates, and rollbacks, were abandoned so far.
+        secret_in: plain data whose secrets are not to be in the command line that W&B records.
+        checkpoint_references: log every complete checkpoint as an artifact that refers to it.
+        arguments: Composer's WandBLogger's.
+    """
+
+    def __init__(self, first_step: int, secret_in: Any, checkpoint_references: bool, **arguments: Any):
+        super().__init__(**arguments)
+        self.first_step = first_step
+        self.secret_in = secret_in
+        self.checkpoint_references = checkpoint_references
+
+    def init(self, state: State, logger: Logger) -> None:
+        import wandb
+
+        if self._enabled and wandb.run is not None:  # after a rollback
+            entity_and_project = [wandb.run.entity, wandb.run.project]
+            dist.broadcast_object_list(entity_and_project)  # as Composer's init, where the other ranks are
+            self.entity, self.project = entity_and_project
+            return
+        command = sys.argv
+        sys.argv = [command[0], *redacted_arguments(command[1:], self.secret_in)]
+        try:
+            super().init(state, logger)
+        finally:
+            sys.argv = command
+        if self._enabled:
+            wandb.run.define_metric(X_AXIS)
+            wandb.run.define_metric("*", step_metric=X_AXIS)
+
+    def log_hyperparameters(self, hyperparameters: dict[str, Any]) -> None:
+        if self._enabled:
+            import wandb
+
+            wandb.config.update(hyperparameters, allow_val_change=True)  # a resumed run may be on other machines
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        super().log_metrics(metrics, None if step is None else step + self.first_step)
+
+    def log_checkpoint(self, checkpoint: CompleteCheckpoint, place: str) -> None:
+        """Refer to a complete checkpoint by the URL of its folder, if that was asked for."""
+        if self._enabled and self.checkpoint_references:
+            import wandb
+
+            metadata = {"batch": checkpoint.batch, "token": checkpoint.token, "rollbacks": checkpoint.rollbacks}
+            artifact = wandb.Artifact(f"checkpoint-{wandb.run.id}", type="checkpoint", metadata=metadata)
+            artifact.add_reference(place, name=checkpoint.folder.name, checksum=False)
+            wandb.run.log_artifact(artifact, aliases=["latest", checkpoint.folder.name])
+
+    def post_close(self) -> None:
+        ended_by = sys.exception()
+        if isinstance(ended_by, RollbackDue):
+            return  # the next Trainer goes on in it
+        if isinstance(ended_by, StopRequested) and self._enabled:
+            import wandb
+
+            wandb.run.mark_preempting()
+        super().post_close()

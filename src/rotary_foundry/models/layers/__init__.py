@@ -1,0 +1,1 @@
+"""Layers that families share: attention and its backends, rotary positions, documents, cross entropy."""

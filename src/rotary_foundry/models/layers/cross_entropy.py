@@ -1,0 +1,91 @@
+"""The vocabulary's product and its cross entropy as one, a chunk of tokens at a time.
+
+Over 50,368 words the logits of a microbatch and the copies that softmax makes of them would be the largest tensors of a
+step, several times the activations of a layer. Here the logits of one chunk live at a time, and since a loss needs no
+more than a factor to be differentiated, the gradients are made while they do, as Liger-Kernel does it. Chunks of the
+vocabulary instead of the tokens would hold even less, but take every logit twice: once for the normaliser.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rotary_foundry.models.layers.autocast import compute_dtype
+
+# At a time: 256 MiB in float32. Every chunk adds to the whole embedding's gradient, so few are better.
+CHUNK_LOGITS = 1 << 26
+
+
+class MaskedLoss(NamedTuple):
+    """What a model makes of some masked tokens. All three are sums, so that they add up over microbatches and ranks."""
+
+    cross_entropy: Tensor  # [] float32, nats
+    correct: Tensor  # [] int64, the tokens whose likeliest word is the right one
+    tokens: int
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> MaskedLoss:
+    """Cross entropy of `softmax(hidden @ weight.T + bias)`, summed; under autocast the products are in its dtype.
+
+    Args:
+        hidden: [masked, hidden]
+        weight: [vocabulary, hidden]
+        bias: [vocabulary]
+        targets: [masked] int64
+    """
+    # within the function, autograd has it off, and needs_input_grad is that of the tensors alone
+    differentiate = torch.is_grad_enabled()
+    sums = _LinearCrossEntropy.apply(hidden, weight, bias, targets, compute_dtype(hidden), differentiate)
+    return MaskedLoss(*sums, len(targets))
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype, differentiate: bool
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            words, offsets = weight.to(dtype), bias.to(dtype)
+            differentiate = differentiate and any(ctx.needs_input_grad)
+            d_hidden = torch.empty_like(hidden)
+            d_weight = d_bias = None
+            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+            chunk = max(1, CHUNK_LOGITS // len(weight))
+            for start in range(0, len(hidden), chunk):
+                rows = hidden[start : start + chunk].to(dtype)
+                right = targets[start : start + chunk].unsqueeze(1)
+                logits = torch.addmm(offsets, rows, words.T).float()  # [chunk, vocabulary]
+                (highest, likeliest), of_right = logits.max(dim=1, keepdim=True), logits.gather(1, right)
+                probabilities = logits.sub_(highest).exp_()
+                normaliser = probabilities.sum(dim=1, keepdim=True)
+                total += (normaliser.log() + highest - of_right).sum()
+                correct += (likeliest == right).sum()  # not of_right == highest: in bf16 several words are the highest
+                if differentiate:
+                    d_logits = probabilities.div_(normaliser)
+                    d_logits.scatter_add_(1, right, torch.full_like(of_right, -1.0))
+                    d_bias = _added(d_bias, d_logits.sum(dim=0))
+                    d_logits = d_logits.to(dtype)
+                    d_hidden[start : start + chunk] = d_logits @ words
+                    d_weight = _added(d_weight, d_logits.T @ rows)
+        if d_weight is None:  # nothing is masked, or no gradient wanted
+            ctx.gradients = [torch.zeros_like(x) for x in (hidden, weight, bias)] if differentiate else None
+        else:
+            ctx.gradients = [d_hidden, d_weight, d_bias]
+        ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
+        ctx.mark_non_differentiable(correct)
+        return total, correct
+
+    @staticmethod
+    def backward(ctx, d_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("this loss can be differentiated once only: its gradients are scaled in place")
+        scaled = (gradient.mul_(d_total).to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True))
+        return *scaled, None, None, None
+
+
+def _added(total: Tensor | None, part: Tensor) -> Tensor:
+    """`total`, in float32, with `part` added to it in place."""
+    return part.float() if total is None else total.add_(part)

@@ -1,0 +1,103 @@
+"""Documents packed one after another on a flat sequence of tokens, and what follows from their lengths.
+
+Positions, rotary tables and attention masks depend on nothing but the lengths, and every layer wants them. So one
+`Documents` is made per forward and passed down; what a layer or an attention backend works out of it is kept on it by
+`once`, and goes when it goes. A cache keyed by the lengths lost: it would bring them from the device to the host for
+every layer, and keep masks of batches long gone.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
+from rotary_foundry.utils.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    cu_seqlens: Tensor  # [documents + 1] int32: the first token of each document, and last the number of tokens
+    max_seqlen: int  # tokens of the longest document, or more
+    tokens: int
+    _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each document, on the host: synchronises with a GPU."""
+        return self.cu_seqlens.diff().tolist()
+
+    @cached_property
+    def index(self) -> Tensor:
+        """The document that each token belongs to. [tokens] int64"""
+        lengths = self.cu_seqlens.diff()
+        return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths, output_size=self.tokens)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """The place of each token in its document. [tokens] int64"""
+        return torch.arange(self.tokens, device=self.cu_seqlens.device) - self.cu_seqlens[self.index]
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made on the first call for `key` and kept."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        return self._derived[key]
+
+
+@torch.compiler.disable  # it branches on values, and is for the host
+def check_documents(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None, vocab_size: int) -> None:
+    """Whether a forward's arguments fit each other: a handful of comparisons a token, nothing beside a layer.
+
+    On a GPU shapes and dtypes only. For more the host would have to wait for the GPU, at every forward; what training
+    puts there was checked when it was collated.
+
+    Raises:
+        DataError: naming the argument, the first value that is wrong and its place.
+    """
+    _check_flat("input_ids", input_ids, torch.int64)
+    _check_flat("cu_seqlens", cu_seqlens, torch.int32)
+    if input_ids.device.type == "cpu":
+        _check_ids("input_ids", input_ids, (input_ids < 0) | (input_ids >= vocab_size), vocab_size)
+    if cu_seqlens.device.type != "cpu":
+        return
+    bounds = cu_seqlens.tolist()
+    if not bounds or bounds[0] != 0:
+        raise DataError(f"cu_seqlens: begins with {bounds[0] if bounds else 'nothing'}; the first document begins at 0")
+    longest = 0
+    for place, (start, end) in enumerate(pairwise(bounds), 1):
+        if end < start:
+            raise DataError(f"cu_seqlens: falls from {start} to {end} at {place}; no document ends before it begins")
+        longest = max(longest, end - start)
+    if bounds[-1] != len(input_ids):
+        raise DataError(f"cu_seqlens: ends with {bounds[-1]}, and there are {len(input_ids)} input_ids")
+    if max_seqlen is not None and max_seqlen < longest:
+        raise DataError(f"max_seqlen: {max_seqlen} is less than the {longest} tokens of the longest document")
+
+
+@torch.compiler.disable
+def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> None:
+    """Whether labels fit the tokens and the vocabulary; values are looked at on the CPU only. Raises DataError."""
+    _check_flat("labels", labels, torch.int64)
+    if labels.shape != input_ids.shape:
+        raise DataError(f"labels: of shape {list(labels.shape)}, but input_ids of {list(input_ids.shape)}")
+    if labels.device.type == "cpu":
+        wrong = ((labels < 0) | (labels >= vocab_size)) & (labels != IGNORE_INDEX)
+        _check_ids("labels", labels, wrong, vocab_size)
+
+
+def _check_flat(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    if tensor.dim() != 1:
+        raise DataError(f"{name}: of shape {list(tensor.shape)}; documents stand one after another, in one dimension")
+    if tensor.dtype != dtype:
+        raise DataError(f"{name}: {tensor.dtype}; it has to be {dtype}, as by .to({dtype})")
+
+
+def _check_ids(name: str, ids: Tensor, wrong: Tensor, vocab_size: int) -> None:
+    if wrong.any():
+        place = int(wrong.nonzero()[0])
+        raise DataError(f"{name}: {int(ids[place])} at {place} is not in the vocabulary, [0, {vocab_size})")

@@ -1,0 +1,57 @@
+"""Rotary positions, in transformers' rotate-half convention: dimension i turns together with i + head_dim / 2.
+
+- Tables are computed in float32 and then cast to the dtype of the queries, as transformers does: bfloat16 angles would
+  be useless at 8,192 positions, bfloat16 cosines cost no more than their own rounding.
+- They are kept per (length, theta, dtype, device), the length rounded up to a power of two, so that the many lengths
+  of packed batches share a few tables.
+- `rotate` has a backward of its own, the same turn the other way. It keeps neither its input nor any product, and in
+  bfloat16 on CPU takes half the time of four products of halves.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from rotary_foundry.models.layers.documents import Documents
+
+RotaryTables = tuple[Tensor, Tensor]
+
+
+def rotary_tables(documents: Documents, head_dim: int, theta: float, dtype: torch.dtype) -> RotaryTables:
+    """What `rotate` needs for every token of a packed sequence: cosines and signed sines, [tokens, 1, head_dim]."""
+    length = 1 << (documents.max_seqlen - 1).bit_length()
+    cos, sin = _tables(length, head_dim, theta, dtype, documents.cu_seqlens.device)
+    return cos[documents.positions].unsqueeze(1), sin[documents.positions].unsqueeze(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn queries or keys by their positions. x: [tokens, heads, head_dim] → the same."""
+    return _Rotate.apply(x, cos, sin)
+
+
+@lru_cache(maxsize=16)
+def _tables(
+    length: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    angles = torch.arange(length, dtype=torch.float32, device=device)[:, None] * (1.0 / theta**exponents)
+    cos, sin = angles.cos(), angles.sin()  # [length, head_dim / 2]
+    return torch.cat((cos, cos), dim=1).to(dtype), torch.cat((-sin, sin), dim=1).to(dtype)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)

@@ -1,0 +1,115 @@
+"""A transformers ModernBERT's config.json in our terms, read as the JSON it is: a recipe takes its model's shape from
+one before torch is imported, and so without transformers.
+
+What our encoder has no part for (a bias, another activation) is refused by name, and so is what is not written: that
+transformers would put the published base model's number there helps nobody whose file has lost one. Dropout rates are
+passed over: they are the recipe's. transformers 5 writes `rope_parameters` and `layer_types` where 4 has two thetas and
+a number.
+"""
+
+import json
+from pathlib import Path
+
+from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.recipe.validation import model_problems, theta_problems
+from rotary_foundry.utils.errors import DataError
+
+CONFIG = "config.json"
+OURS = {  # what transformers lets one choose and our encoder does not
+    "hidden_activation": "gelu",
+    "classifier_activation": "gelu",
+    "norm_bias": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "classifier_bias": False,
+    "decoder_bias": True,
+}
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+NEEDED = (*SIZES, "global_attn_every_n_layers", "local_attention", "global_rope_theta", "local_rope_theta", "norm_eps")
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, to transformers 5
+
+
+def from_huggingface(path: Path) -> tuple[ModelConfig, float]:
+    """The shape of the model in a directory, and the theta of its global layers.
+
+    Raises:
+        DataError: naming the first setting that our encoder has no part for, or that no model can have.
+    """
+    written = read_config(path)
+    if written.get("model_type") != "modernbert":
+        raise DataError(
+            f"{path / CONFIG}: model_type is {written.get('model_type')!r}, only 'modernbert' can be loaded"
+        )
+    if written.get("rope_scaling") is not None:
+        raise DataError(f"{path / CONFIG}: rope_scaling is not supported; global_rope_theta and local_rope_theta are")
+    written = written | _from_version_5(path, written)
+    for key, ours in OURS.items():
+        if written.get(key, ours) != ours:  # what is not written is theirs by default, and theirs are ours
+            raise DataError(f"{path / CONFIG}: {key} is {written[key]!r}, our encoder has {ours!r} only")
+    if written.get("classifier_pooling", "mean") not in ("cls", "mean"):
+        raise DataError(
+            f"{path / CONFIG}: classifier_pooling is {written['classifier_pooling']!r}, neither cls nor mean"
+        )
+    for key in NEEDED:
+        if key not in written:
+            raise DataError(f"{path / CONFIG}: {key} is not given; transformers writes it")
+    theta, local_theta = written["global_rope_theta"], written["local_rope_theta"]
+    if local_theta == -1:
+        raise DataError(
+            f"{path / CONFIG}: local_rope_theta is -1, which ModernBERT's training code writes for 'as the global "
+            f"layers'; transformers computes NaN with it: {theta!r} is right"
+        )
+    local_attention = None if written["global_attn_every_n_layers"] == 1 else written["local_attention"]
+    if isinstance(local_attention, int) and local_attention > 1:
+        local_attention -= local_attention % 2  # to them as to us, an odd window reaches no further
+    config = ModelConfig(
+        **{name: written[name] for name in SIZES},
+        global_attn_every_n_layers=written["global_attn_every_n_layers"],
+        local_attention=local_attention,
+        local_rope_theta=theta if local_theta is None else local_theta,
+        norm_eps=written["norm_eps"],
+        attn_out_dropout=0.0,
+    )
+    for key, complaint in (*theta_problems("global_rope_theta", theta), *model_problems(config)):
+        raise DataError(f"{path / CONFIG}: {key}: {complaint}")
+    return config, theta
+
+
+def read_config(path: Path) -> dict:
+    """What a directory's config.json holds.
+
+    Raises:
+        DataError: it is missing or broken.
+    """
+    try:
+        written = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path / CONFIG}: cannot be read: {error}") from None
+    if not isinstance(written, dict):
+        raise DataError(f"{path / CONFIG}: cannot be read: it holds no object")
+    return written
+
+
+def _from_version_5(path: Path, written: dict) -> dict:
+    """The settings that transformers 5 writes in other words, in those of 4."""
+    found: dict = {}
+    kinds, ropes = written.get("layer_types"), written.get("rope_parameters")
+    if kinds is not None:
+        layers = range(len(kinds)) if isinstance(kinds, list) else range(0)
+        every = next((index for index in layers[1:] if kinds[index] == FULL), max(len(layers), 1))
+        if not layers or kinds != [SLIDING if index % every else FULL for index in layers]:
+            raise DataError(
+                f"{path / CONFIG}: layer_types: ours is {FULL} in the first of every n layers, {kinds} is not"
+            )
+        if len(layers) != written.get("num_hidden_layers"):
+            raise DataError(f"{path / CONFIG}: layer_types has {len(layers)} layers, num_hidden_layers says otherwise")
+        found["global_attn_every_n_layers"] = every
+    if ropes is not None:
+        for kind, key in ((FULL, "global_rope_theta"), (SLIDING, "local_rope_theta")):
+            rope = ropes.get(kind) if isinstance(ropes, dict) else None
+            if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default" or "rope_theta" not in rope:
+                raise DataError(
+                    f"{path / CONFIG}: rope_parameters: {kind} is {rope!r}; plain rotation by a rope_theta is ours"
+                )
+            found[key] = rope["rope_theta"]
+    return found

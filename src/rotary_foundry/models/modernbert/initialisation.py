@@ -1,0 +1,47 @@
+"""Initialisation as ModernBERT's: "full Megatron".
+
+- Weights are drawn from a normal of σ = 0.02 cut off at ±2σ; the output projections, attention's and MLP's Wo, from one
+  of 0.02 / sqrt(2 · layers), so that the sum along the residual stream keeps its size with depth. σ is that of the
+  normal before it is cut, as in ModernBERT's and transformers' code, so the weights' own is 0.88 σ.
+- The head's dense is an input projection, as in ModernBERT's training code; transformers has it as an output one. Norms
+  begin at 1, biases at 0; the decoder is tied to the embedding and needs nothing.
+- Each parameter has a generator of its own, seeded by the seed and its name. One generator for all would make every
+  weight depend on all before it, and nobody could draw a single layer of a model too large to hold.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rotary_foundry.models.modernbert.network import MaskedLM
+
+STD = 0.02  # ModernBERT's, as is the cutoff
+CUTOFF = 2.0  # in standard deviations
+
+
+def initial_value(name: str, shape: torch.Size, num_hidden_layers: int, seed: int) -> Tensor:
+    """The first value of a parameter, whole, float32, on the CPU: the same for the same seed, shape and name.
+
+    Args:
+        name: as in MaskedLM's state dict.
+        shape: of the whole parameter.
+        num_hidden_layers: of the model.
+        seed: the run's.
+    """
+    if name.endswith("norm.weight"):
+        return torch.ones(shape)
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    std = STD / math.sqrt(2 * num_hidden_layers) if name.endswith("Wo.weight") else STD
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-CUTOFF * std, b=CUTOFF * std, generator=generator)
+
+
+@torch.no_grad()
+def initialise(network: MaskedLM, seed: int) -> None:
+    """Set every parameter of an unsharded network, in place."""
+    for name, parameter in network.named_parameters():
+        parameter.copy_(initial_value(name, parameter.shape, network.config.num_hidden_layers, seed))

@@ -1,0 +1,1 @@
+"""Training objectives: what a row becomes, and what a network is to predict of it."""

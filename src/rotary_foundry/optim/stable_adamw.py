@@ -1,0 +1,168 @@
+"""StableAdamW: AdamW whose learning rate is divided, tensor by tensor, by how far the gradient outruns its own history.
+
+The divisor is max(1, RMS(g / sqrt(max(v, eps²)))), Adafactor's update clipping in place of gradient clipping
+(arXiv 2304.13013), and it is over the *whole* parameter. optimi's implementation is the reference on whole tensors;
+it does not serve under FSDP2: its foreach path raises on DTensors, its plain one needs a mean over ranks, which gloo
+lacks and uneven shards make wrong.
+
+Weight decay is fully decoupled, as optimi's `decouple_lr=True`: a step multiplies a weight by
+1 - (lr / max_lr) · weight_decay, lr being the clipped one.
+
+How a step goes:
+
+- Foreach operations on the local shards, in one buffer of the parameters' size, first for the ratios above, then for
+  the update: fresh memory is what a step on a CPU waits for.
+- A whole tensor's sum of squares is the sum of its shards', so one all-reduce (SUM) a step serves all groups.
+- The host never waits for the divisors: they stay on the device and multiply the update there. On a GPU that makes the
+  last operation a kernel a parameter.
+- The norms of `StepMetrics` are taken from the same buffers before that all-reduce, and travel in it as more rows.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from rotary_foundry.optim.sharded_sums import local_tensors, sum_over_shards
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What a step did to each parameter, whole; on the parameters' device, and the same on every rank."""
+
+    params: list[Tensor]
+    """The parameters that had a gradient; the columns below are in their order."""
+    l2_norms: dict[str, Tensor]
+    """[params] each: `grad`; `param`, before the step; `moment`, the first, after it; `update`, the step taken,
+    learning rate, clipping and weight decay included."""
+    clipping: Tensor
+    """[params]: what the learning rate was divided by, 1 or more."""
+
+    @cached_property
+    def totals(self) -> dict[str, float]:
+        """The norms over all parameters, by kind, and `clipping`, the largest; the host waits for them once."""
+        values = torch.stack([*self.l2_norms.values(), self.clipping]).cpu()  # [kinds, params]
+        norms = values[:-1].norm(dim=1).tolist()
+        return dict(zip(self.l2_norms, norms, strict=True)) | {"clipping": values[-1].max().item()}
+
+
+class StableAdamW(torch.optim.Optimizer):
+    """StableAdamW over whole or FSDP2-sharded parameters.
+
+    With `record_metrics` set, `metrics` holds the last step's `StepMetrics`; unset, they cost nothing.
+
+    Args:
+        params: parameters or parameter groups; a group may set its own `weight_decay`.
+        lr: learning rate; may be set anew at every step.
+        betas: decay rates of the two moments, debiased at every step.
+        eps: added to the root of the second moment.
+        weight_decay: fully decoupled; relative to `lr / max_lr`.
+        max_lr: the highest learning rate of the schedule; `lr` if it is not given.
+
+    Raises:
+        ValueError: for a setting out of its range; from `step`, for parameters sharded over more than one dimension.
+    """
+
+    record_metrics: bool = False
+    metrics: StepMetrics | None = None
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        max_lr: float | None = None,
+    ):
+        max_lr = lr if max_lr is None else max_lr
+        for name, value, valid in (
+            ("lr", lr, lr >= 0),
+            ("betas", betas, all(0 <= beta < 1 for beta in betas)),
+            ("eps", eps, eps > 0),
+            ("weight_decay", weight_decay, weight_decay >= 0),
+            ("max_lr", max_lr, max_lr > 0),
+        ):
+            if not valid:
+                raise ValueError(f"Invalid {name}: {value}")
+        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "max_lr": max_lr}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> Tensor | None:
+        """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        stepping = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        stepping = [(group, params) for group, params in stepping if params]
+        if not stepping:
+            return loss
+        params = [param for _, group_params in stepping for param in group_params]
+        updates, sums = zip(*(self._advance(group, group_params) for group, group_params in stepping), strict=True)
+        squares = torch.cat(sums, dim=1)  # [kinds, params]
+        sum_over_shards(squares, params)
+        clipping = squares[0].sqrt().clamp_(min=1.0)  # [params]
+        scales = torch._foreach_reciprocal(clipping.unbind())
+        torch._foreach_mul_(scales, [-group["lr"] for group, group_params in stepping for _ in group_params])
+        torch._foreach_addcmul_(local_tensors(params), list(chain(*updates)), scales)
+        if self.record_metrics:
+            grad, param, moment, update = squares[1:].sqrt()
+            l2_norms = {"grad": grad, "param": param, "moment": moment, "update": update * torch.stack(scales).abs()}
+            self.metrics = StepMetrics(params, l2_norms, clipping)
+        return loss
+
+    def _advance(self, group: dict, params: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Move the moments on.
+
+        Returns the updates, yet to be multiplied by the clipped learning rate, and the shards' sums [kinds, params]:
+        of the ratios' squares, divided by the parameter's size, and, if they are recorded, of those of `StepMetrics`.
+        """
+        states = [self._state(param) for param in params]
+        torch._foreach_add_([state["step"] for state in states], 1)
+        steps = [state["step"].item() for state in states]
+        beta1s, beta2s = ([_debiased(beta, step) for step in steps] for beta in group["betas"])
+        values = local_tensors(params)
+        grads = local_tensors(param.grad for param in params)
+        exp_avgs = local_tensors(state["exp_avg"] for state in states)
+        exp_avg_sqs = local_tensors(state["exp_avg_sq"] for state in states)
+
+        torch._foreach_lerp_(exp_avgs, grads, [1 - beta for beta in beta1s])
+        torch._foreach_mul_(exp_avg_sqs, beta2s)
+        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, [1 - beta for beta in beta2s])
+
+        ratios = torch._foreach_maximum(exp_avg_sqs, group["eps"] ** 2)
+        torch._foreach_rsqrt_(ratios)
+        torch._foreach_mul_(ratios, grads)
+        norms = [torch._foreach_norm(ratios)]
+        torch._foreach_div_(norms[0], [math.sqrt(param.numel()) for param in params])
+
+        updates = ratios  # in the same memory
+        torch._foreach_copy_(updates, exp_avg_sqs)
+        torch._foreach_sqrt_(updates)
+        torch._foreach_add_(updates, group["eps"])
+        torch._foreach_reciprocal_(updates)
+        torch._foreach_mul_(updates, exp_avgs)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, values, alpha=group["weight_decay"] / group["max_lr"])
+        if self.record_metrics:
+            norms += [torch._foreach_norm(tensors) for tensors in (grads, values, exp_avgs, updates)]
+        return updates, torch.stack([torch.stack(row) for row in norms]).square_()
+
+    def _state(self, param: Tensor) -> dict[str, Tensor]:
+        state = self.state[param]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)  # on the CPU, as torch's AdamW has it
+            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return state
+
+
+def _debiased(beta: float, step: float) -> float:
+    """The decay rate that makes a running mean of the first `step` values unbiased; 0 at the first."""
+    return beta * (1 - beta ** (step - 1)) / (1 - beta**step)

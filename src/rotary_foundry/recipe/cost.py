@@ -1,0 +1,190 @@
+"""What a plan costs before any of it is run: parameters, floating-point operations, hours, checkpoints.
+
+Operations are the model's own, as MFU counts them (PaLM, arXiv 2204.02311, appendix B): a multiplication and an
+addition are two, a backward pass is twice its forward pass, and nothing that is computed a second time counts
+(activation checkpointing, attention's backward). Counted are
+
+- the matrix products of the layers at every token slot, a padded one included, and those of the head, whose decoder is
+  by far the largest, at the masked share of them only;
+- attention's two products over the pairs of tokens that see each other, local layers within their window. A row counts
+  as one document, which is the most it can be: shorter documents see fewer pairs.
+
+Left out are norms, activations, rotary positions, the softmax, the optimizer and evaluation.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rotary_foundry.recipe.plan import Plan, Segment, named_tokens
+from rotary_foundry.recipe.schema import ModelConfig, Recipe
+from rotary_foundry.utils.errors import ConfigurationError
+
+FORWARD_AND_BACK = 3  # forward passes that the two take together
+MOST_CHECKPOINTS = 1_000_000
+BYTES_A_PARAMETER = 12  # of a checkpoint: the weight and StableAdamW's two moments, float32 each
+
+# Operations a second of one GPU in bf16 on dense matrices, from the makers' data sheets (NVIDIA prints twice as much,
+# with sparsity): H100 SXM5, H200 SXM, A100 40 and 80 GB, L40S, HGX B200, and AMD's Instinct MI300X.
+PEAK_FLOPS = {
+    "h100": 989.4e12,
+    "h200": 989.4e12,
+    "a100": 312e12,
+    "l40s": 362e12,
+    "b200": 2250e12,
+    "mi300x": 1307.4e12,
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """GPUs of one kind.
+
+    Raises:
+        ConfigurationError: there are none, the kind is not in PEAK_FLOPS, or the share not between 0 and 1.
+    """
+
+    gpus: int
+    gpu: str
+    mfu: float  # the share of its peak that each of them reaches
+
+    def __post_init__(self):
+        if self.gpu not in PEAK_FLOPS:
+            raise ConfigurationError(f"--gpu: '{self.gpu}' is not known; known are {', '.join(PEAK_FLOPS)}")
+        if self.gpus < 1:
+            raise ConfigurationError(f"--gpus: {self.gpus} is not positive")
+        if not 0 < self.mfu <= 1:
+            raise ConfigurationError(f"--mfu: {self.mfu} is not a share of a GPU's peak, above 0 and at most 1")
+
+    def hours(self, flops: float) -> float:
+        """How long they take."""
+        return flops / (self.gpus * PEAK_FLOPS[self.gpu] * self.mfu) / 3600
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan costs, its abandoned stretch included."""
+
+    parameters: int
+    flops: float
+    abandoned_flops: float  # those of them that a set rollback throws away
+    checkpoint_bytes: int  # of one
+    checkpoints_written: int
+    checkpoints_kept: int  # on the disk at the end, those in `abandoned/` included
+
+
+def cost(recipe: Recipe, plan: Plan) -> Cost:
+    """The cost of a recipe's plan.
+
+    The detectors of trouble (`rollback.plateau`, `rollback.spike`) may keep one checkpoint more each for a while, and
+    what they will throw away, if anything, nobody knows yet.
+    """
+    abandoned = _flops(recipe, plan.abandoned)
+    written, kept = _checkpoints(recipe, plan)
+    return Cost(
+        parameters=parameters(recipe.model),
+        flops=_flops(recipe, plan.segments) + abandoned,
+        abandoned_flops=abandoned,
+        checkpoint_bytes=BYTES_A_PARAMETER * parameters(recipe.model),
+        checkpoints_written=written,
+        checkpoints_kept=kept,
+    )
+
+
+def parameters(model: ModelConfig) -> int:
+    """How many parameters the masked LM has; the decoder's matrix is the embedding's and counts once."""
+    hidden = model.hidden_size
+    norms = 2 * model.num_hidden_layers - 1 + 3  # two a layer, none before the first; embedding, encoder and head
+    embedding, decoder_bias = model.vocab_size * hidden, model.vocab_size
+    return embedding + model.num_hidden_layers * _layer_matrices(model) + hidden**2 + norms * hidden + decoder_bias
+
+
+def matmul_flops(model: ModelConfig, tokens: float, masked: float) -> float:
+    """Operations of training's matrix products on `tokens` tokens, `masked` of them predicted; attention's left out."""
+    head = model.hidden_size**2 + model.hidden_size * model.vocab_size
+    return FORWARD_AND_BACK * 2 * (tokens * model.num_hidden_layers * _layer_matrices(model) + masked * head)
+
+
+def attention_flops(model: ModelConfig, lengths: Iterable[int]) -> float:
+    """Operations of training's attention on documents of these lengths in tokens."""
+    global_layers = -(-model.num_hidden_layers // model.global_attn_every_n_layers)
+    pairs = 0
+    for length in lengths:
+        pairs += global_layers * length**2
+        if model.local_attention is not None:
+            local_layers = model.num_hidden_layers - global_layers
+            pairs += local_layers * _pairs_in_window(length, model.local_attention // 2)
+    return attention_flops_of_pairs(model, pairs)
+
+
+def attention_flops_of_pairs(model: ModelConfig, pairs: int) -> float:
+    """The same, by how many pairs of a query and a key there are in all layers together."""
+    return FORWARD_AND_BACK * 2 * 2 * model.hidden_size * pairs  # scores, and the values they weigh
+
+
+def _layer_matrices(model: ModelConfig) -> int:
+    return 4 * model.hidden_size**2 + 3 * model.hidden_size * model.intermediate_size
+
+
+def _pairs_in_window(length: int, reach: int) -> int:
+    near = min(reach, length - 1)
+    return length + near * (2 * length - near - 1)  # a token and itself; at distance 1 … near, to both sides
+
+
+def _flops(recipe: Recipe, segments: Iterable[Segment]) -> float:
+    masked = recipe.masking.mlm_probability
+    return sum(
+        segment.updates
+        * segment.rows
+        * (
+            matmul_flops(recipe.model, segment.row_length, masked * segment.row_length)
+            + attention_flops(recipe.model, [segment.row_length])
+        )
+        for segment in segments
+    )
+
+
+def checkpoint_tokens(recipe: Recipe, plan: Plan) -> list[int]:
+    """The tokens at which a checkpoint is due, in order."""
+    return sorted(_interval_tokens(recipe.save_interval, plan) | _named(recipe, plan) | set(plan.stage_ends.values()))
+
+
+def _named(recipe: Recipe, plan: Plan) -> set[int]:
+    return {plan.boundary_before(token) for token in named_tokens(recipe)}
+
+
+def _checkpoints(recipe: Recipe, plan: Plan) -> tuple[int, int]:
+    """How many are written, and how many are on the disk at the end."""
+    named, due = _named(recipe, plan), checkpoint_tokens(recipe, plan)
+    back, end = (plan.abandoned[0].start_token, plan.abandoned[-1].end_token) if plan.abandoned else (0, 0)
+    before = [token for token in due if token < end]  # a rollback is decided before its update is saved
+    after = [token for token in due if token > back]
+    kept_before = _kept(before, named, recipe.save_num_checkpoints_to_keep)
+    kept = _kept([token for token in kept_before if token <= back] + after, named, recipe.save_num_checkpoints_to_keep)
+    return len(before) + len(after), len(kept) + sum(token > back for token in kept_before)
+
+
+def _kept(tokens: list[int], named: set[int], keep: int) -> list[int]:
+    """Those of the checkpoints at these tokens, in order, that are not dropped: the newest, and those named."""
+    return tokens if keep < 0 else sorted(set(tokens[-keep:]) | named.intersection(tokens))
+
+
+def _interval_tokens(save_interval: str, plan: Plan) -> set[int]:
+    """The ends of the updates at which Composer's CheckpointSaver is due: they reach or pass a multiple of it."""
+    number, unit = re.fullmatch(r"([0-9_]+)([a-z]+)", save_interval).groups()
+    interval, count, tokens = int(number), 0, set()
+    rows = sum(segment.updates * segment.rows for segment in plan.segments)
+    whole = {"ba": plan.total_updates, "tok": plan.total_tokens, "sp": rows}[unit]
+    if min(whole // interval, plan.total_updates) > MOST_CHECKPOINTS:
+        raise ConfigurationError(f"'save_interval': {save_interval} makes more than {MOST_CHECKPOINTS:_} checkpoints")
+    for segment in plan.segments:
+        step = {"ba": 1, "tok": segment.tokens_per_update, "sp": segment.rows}[unit]
+        end = count + segment.updates * step
+        if step < interval:
+            multiples = range(count // interval * interval + interval, end + 1, interval)
+            updates = [-((count - multiple) // step) for multiple in multiples]
+        else:
+            updates = range(1, segment.updates + 1)
+        tokens.update(segment.start_token + update * segment.tokens_per_update for update in updates)
+        count = end
+    return tokens

@@ -1,0 +1,166 @@
+"""YAML files into typed dataclasses.
+
+Three decisions. A file may name the files it builds on under `extends:` (paths relative to itself, merged first, in
+order), so that base, large and nano share what they share; Hydra was left out, since one merge rule is all we need.
+And every file is merged into the typed schema *by itself*, so that an unknown or ill-typed key is reported with the
+file it stands in, not with the file that was launched. What is merged is merged key by key, but for a `mixture`, whose
+shares make one whole, and an `executor`, of which there is one: a new one takes the place of the old.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.wording import one_line
+
+Schema = TypeVar("Schema")
+WHOLE = ("mixture", "executor")
+
+
+def load_config(path: str | Path, schema: type[Schema], overrides: Iterable[str] = ()) -> Schema:
+    """Read a YAML file, and what it extends, into an instance of the dataclass `schema`.
+
+    Args:
+        path: the YAML file.
+        schema: a dataclass; a field without a default must be given.
+        overrides: `key=value` arguments, applied last; dots for nesting (`stages.extend.lr=1e-3`).
+
+    Raises:
+        ConfigurationError: naming the file (or the override) and the key.
+    """
+    return instance(merged(path, schema, overrides), path)
+
+
+def merged(path: str | Path, schema: type, overrides: Iterable[str] = ()) -> DictConfig:
+    """What a YAML file, the files it extends and overrides say, by the types of `schema`; the rest is missing in it.
+
+    Raises:
+        ConfigurationError: as `load_config`.
+    """
+    config = OmegaConf.structured(schema)
+    for source, content in _layers(Path(path)):
+        config = _merge(config, content, source)
+    for override in overrides:
+        _override(config, override)
+    return config
+
+
+def instance(config: DictConfig, path: str | Path) -> Any:
+    """The instance of its schema that `merged` of a file has become.
+
+    Raises:
+        ConfigurationError: something is missing; names the file and the first key.
+    """
+    with _reported(path):
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise ConfigurationError(f"{path}: '{missing[0]}' is required and not given")
+        return OmegaConf.to_object(config)
+
+
+def refuse(path: str | Path, problems: Iterable[tuple[str, str]]) -> None:
+    """Refuse a configuration for the first of its problems, each a key and what is wrong with it and would be right.
+
+    Raises:
+        ConfigurationError: there is one; names the file and the key.
+    """
+    for key, problem in problems:
+        raise ConfigurationError(f"{path}: '{key}': {problem}")
+
+
+def load_key(path: str | Path, key: str) -> object:
+    """The value of one key of a YAML file or of what it extends, such as tells which schema is the file's; else None.
+
+    Raises:
+        ConfigurationError: there is no such file, or it is no YAML.
+    """
+    return OmegaConf.select(OmegaConf.merge(*(content for _, content in _layers(Path(path)))), key)
+
+
+def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:
+    """Yield the files that make up `path`, those it extends first, each without its `extends` key."""
+    if path.resolve() in above:
+        raise ConfigurationError(f"{path}: extends itself")
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        wanted_by = f" (which {above[-1]} extends)" if above else ""
+        raise ConfigurationError(f"{path}: no such file{wanted_by}") from None
+    except (OSError, UnicodeDecodeError) as error:  # OmegaConf's answer to a bare number is an OSError, too
+        raise ConfigurationError(f"{path}: cannot be read as a YAML file: {error}") from None
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigurationError(f"{path}: not valid YAML: {one_line(error)}") from None
+    if not isinstance(content, DictConfig):
+        raise ConfigurationError(f"{path}: a mapping of keys to values is wanted, this is a list")
+    with _reported(path):
+        extends = content.pop("extends", [])
+        extends = list(extends) if isinstance(extends, ListConfig) else extends
+    if not isinstance(extends, list) or not all(isinstance(parent, str) for parent in extends):
+        raise ConfigurationError(f"{path}: 'extends' is a list of files, as in [{extends}]")
+    for parent in extends:
+        yield from _layers(path.parent / parent, (*above, path.resolve()))
+    yield path, content
+
+
+def _merge(config: DictConfig, content: DictConfig, source: object) -> DictConfig:
+    with _reported(source):
+        _forget_wholes(config, content)
+        return OmegaConf.merge(config, content)
+
+
+def _forget_wholes(config: DictConfig, content: DictConfig) -> None:
+    """Take out of `config` what `content` has anew as a whole."""
+    if "executor" in config and isinstance(content.get("executor"), DictConfig):
+        config["executor"] = {}
+    stages = content.get("stages") if "stages" in config else None
+    for name, stage in stages.items() if isinstance(stages, DictConfig) else ():
+        if name in config.stages and isinstance(stage, DictConfig) and isinstance(stage.get("mixture"), DictConfig):
+            config.stages[name]["mixture"] = None
+
+
+def _override(config: DictConfig, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigurationError(f"argument '{override}': overrides are written key=value")
+    with _reported(f"argument '{override}'"):
+        parts, given = key.replace("[", ".").replace("]", "").split("."), OmegaConf.create(f"value: {value}")["value"]
+        if not set(WHOLE) & set(parts[:-1]):  # not one entry of it
+            content = given
+            for part in reversed(parts):
+                content = OmegaConf.create({part: content})
+            _forget_wholes(config, content)
+        OmegaConf.update(config, key, given, merge=True)
+
+
+@contextmanager
+def _reported(source: object) -> Iterator[None]:
+    """Turn what OmegaConf raises into a ConfigurationError that names the source and the key."""
+    try:
+        yield
+    except (ConfigAttributeError, ConfigKeyError) as error:
+        raise ConfigurationError(f"{source}: unknown key '{error.full_key}'{_suggestion(error)}") from error
+    except OmegaConfBaseException as error:
+        key = f"'{error.full_key}': " if error.full_key else ""
+        complaint = str(error).strip().splitlines()[0]
+        if "incompatible container types" in complaint:
+            complaint = "a list is given where keys with values are wanted, or the other way round"
+        raise ConfigurationError(f"{source}: {key}{complaint}") from error
+    except (TypeError, YAMLError) as error:
+        raise ConfigurationError(f"{source}: {one_line(error)}") from error
+
+
+def _suggestion(error: OmegaConfBaseException) -> str:
+    """The known key nearest to the unknown one, among those of its level."""
+    if not is_dataclass(error.object_type):
+        return ""
+    known = [field.name for field in fields(error.object_type)]
+    near = difflib.get_close_matches(str(error.key), known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known here are {', '.join(known)}"

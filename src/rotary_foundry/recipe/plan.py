@@ -1,0 +1,367 @@
+"""The plan: what a recipe does at every token.
+
+A run's position is one integer, the token *slots* it has consumed (rows × row length). This module compiles a recipe
+to a tuple of segments, stretches with one row length, batch size, theta and mixture, and answers `Plan.at(token)` from
+nothing else. Four decisions:
+
+- Boundaries are whole updates, counted down (`floor`): a stage never takes more tokens than it was given.
+- An update that starts at token t has the values of t, so the first update of a warm-up from zero has learning rate 0.
+- At a boundary the next segment holds; at the very end, the last one.
+- A rollback amends a plan to another plan, and any number of them one after the other. `compile_plan` answers for what
+  a recipe sets out to do, its set rollback included; `plan_in_force` for a run, given the rollbacks it has had.
+"""
+
+import bisect
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+
+from rotary_foundry.recipe.schedules import warmup_stable_decay
+from rotary_foundry.recipe.schema import Recipe, StageConfig, Trigger
+from rotary_foundry.runs.run_folder import Rollback
+from rotary_foundry.utils.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """A stage's: warm-up, constant, decay."""
+
+    peak: float
+    start_token: int
+    end_token: int
+    warmup: int  # tokens
+    decay: int  # tokens
+    decay_shape: str
+    alpha_f: float
+
+    def at(self, token: int) -> float:
+        """The learning rate of an update that starts at `token`."""
+        elapsed, total = token - self.start_token, self.end_token - self.start_token
+        return self.peak * warmup_stable_decay(elapsed, total, self.warmup, self.decay, self.decay_shape, self.alpha_f)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`updates` updates of `rows` rows of `row_length` tokens."""
+
+    stage: str
+    stage_index: int
+    updates: int
+    rows: int
+    row_length: int  # tokens
+    start_token: int
+    start_update: int  # of the whole run
+    start_row: int  # rows of this stage's order before it: those drawn in the stage, and those a rollback passed over
+    rope_theta_global: float
+    learning_rate: LearningRate
+    weight_decay: float
+    mixture: dict[str, float] | None
+
+    @property
+    def tokens_per_update(self) -> int:
+        return self.rows * self.row_length
+
+    @property
+    def end_token(self) -> int:
+        return self.start_token + self.updates * self.tokens_per_update
+
+    def updates_before(self, token: int) -> int:
+        """How many of its updates end at or before a token."""
+        return max(0, min(self.updates, (token - self.start_token) // self.tokens_per_update))
+
+    def split(self, token: int) -> tuple["Segment", "Segment"]:
+        """What of it lies before the last update boundary at or before `token`, and what after; either may be empty."""
+        done = self.updates_before(token)
+        tail = replace(
+            self,
+            updates=self.updates - done,
+            start_token=self.start_token + done * self.tokens_per_update,
+            start_update=self.start_update + done,
+            start_row=self.start_row + done * self.rows,
+        )
+        return replace(self, updates=done), tail
+
+    def to_json(self) -> dict:
+        """The segment as plain JSON types."""
+        return {
+            "stage": self.stage,
+            "updates": self.updates,
+            "rows": self.rows,
+            "row_length": self.row_length,
+            "start_token": self.start_token,
+            "end_token": self.end_token,
+            "rope_theta_global": self.rope_theta_global,
+            "lr_start": self.learning_rate.at(self.start_token),
+            "lr_end": self.learning_rate.at(self.end_token),
+            "weight_decay": self.weight_decay,
+            "mixture": self.mixture,
+        }
+
+
+@dataclass(frozen=True)
+class Position:
+    """Everything that a token decides."""
+
+    token: int
+    stage: str
+    segment: int  # index
+    update: int  # updates of the whole run that end at or before the token
+    rows: int
+    row_length: int
+    rope_theta_global: float
+    lr: float
+    max_lr: float  # the stage's peak, to which the decoupled weight decay is relative
+    weight_decay: float
+    rows_drawn_in_stage: int  # where in the stage's order of rows the next update begins
+
+    def to_json(self) -> dict:
+        """The position as plain JSON types."""
+        shown = asdict(self)
+        del shown["max_lr"]
+        return shown
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled recipe: plain data."""
+
+    name: str
+    segments: tuple[Segment, ...]  # the kept trajectory
+    abandoned: tuple[Segment, ...] = ()  # what rollbacks threw away
+
+    @property
+    def total_tokens(self) -> int:
+        return self.segments[-1].end_token
+
+    @property
+    def total_updates(self) -> int:
+        return self.segments[-1].start_update + self.segments[-1].updates
+
+    @property
+    def stage_ends(self) -> dict[str, int]:
+        """The token at which each stage ends, by name, in order."""
+        return {segment.stage: segment.end_token for segment in self.segments}
+
+    def segment_at(self, token: int) -> Segment:
+        """The segment of the update that starts at `token`; at the very end, the last segment."""
+        return self.segments[self._index_at(token)]
+
+    def at(self, token: int) -> Position:
+        """The position at `token`, which lies in 0 … total_tokens.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        index = self._index_at(token)
+        segment = self.segments[index]
+        done = segment.updates_before(token)
+        return Position(
+            token=token,
+            stage=segment.stage,
+            segment=index,
+            update=segment.start_update + done,
+            rows=segment.rows,
+            row_length=segment.row_length,
+            rope_theta_global=segment.rope_theta_global,
+            lr=segment.learning_rate.at(token),
+            max_lr=segment.learning_rate.peak,
+            weight_decay=segment.weight_decay,
+            rows_drawn_in_stage=segment.start_row + done * segment.rows,
+        )
+
+    def boundary_before(self, token: int) -> int:
+        """The last token at or before `token` at which an update begins or the plan ends."""
+        segment = self.segment_at(min(token, self.total_tokens))
+        return segment.start_token + segment.updates_before(token) * segment.tokens_per_update
+
+    def boundary_after(self, token: int) -> int:
+        """The first token at or after `token` at which an update ends."""
+        before = self.boundary_before(token)
+        return before if before == token else before + self.segment_at(token).tokens_per_update
+
+    def between(self, start: int, end: int) -> tuple[Segment, ...]:
+        """The segments between two update boundaries, cut at them."""
+        cut = (segment.split(start)[1].split(end)[0] for segment in self.segments)
+        return tuple(segment for segment in cut if segment.updates)
+
+    def rolled_back(self, rollback: Rollback) -> "Plan":
+        """The plan after a rollback: as it was up to `to_token`, and amended from there on."""
+        abandoned = self.between(rollback.to_token, rollback.token)
+        stages = {segment.stage for segment in abandoned}
+        again = self.between(rollback.to_token, self.total_tokens)
+        if rollback.lr is not None:
+            again = tuple(
+                replace(segment, learning_rate=replace(segment.learning_rate, peak=rollback.lr))
+                if segment.stage in stages
+                else segment
+                for segment in again
+            )
+        if rollback.weight_decay is not None:
+            again = tuple(replace(segment, weight_decay=rollback.weight_decay) for segment in again)
+        if rollback.data == "advance":
+            again = tuple(_past_the_rows_of(abandoned, again))
+        return Plan(self.name, self.between(0, rollback.to_token) + again, self.abandoned + abandoned)
+
+    def to_json(self) -> dict:
+        """The plan as plain JSON types."""
+        return {
+            "name": self.name,
+            "total_tokens": self.total_tokens,
+            "segments": [segment.to_json() for segment in self.segments],
+            "abandoned": [segment.to_json() for segment in self.abandoned],
+        }
+
+    def _index_at(self, token: int) -> int:
+        if not 0 <= token <= self.total_tokens:
+            raise ValueError(f"token {token:_} is outside the plan, which has {self.total_tokens:_}")
+        starts = [segment.start_token for segment in self.segments]
+        return bisect.bisect_right(starts, token) - 1
+
+
+def compile_plan(recipe: Recipe) -> Plan:
+    """Compile a recipe to its plan: the trajectory that is kept, with its set (`at`) rollback, if it has one.
+
+    Raises:
+        ConfigurationError: if a stage or its ramp is too short for a single update, or a rollback not within the plan.
+    """
+    plan = _compile_stages(recipe)
+    for token in named_tokens(recipe):
+        if plan.boundary_before(token) == 0:
+            raise ConfigurationError(
+                f"'rollback': to go back to {token:_} tokens takes a checkpoint before the first update's end, at "
+                f"{plan.segments[0].tokens_per_update:_}; there is none"
+            )
+    rollback = set_rollback(recipe, plan)
+    return plan.rolled_back(rollback) if rollback else plan
+
+
+def plan_in_force(recipe: Recipe, rollbacks: Iterable[Rollback]) -> Plan:
+    """The plan that a run follows after these rollbacks. A set rollback that is still to come is not in it."""
+    plan = _compile_stages(recipe)
+    for rollback in rollbacks:
+        plan = plan.rolled_back(rollback)
+    return plan
+
+
+def set_rollback(recipe: Recipe, plan: Plan) -> Rollback | None:
+    """The rollback that a recipe sets (`rollback.at`), at a plan's update boundaries.
+
+    Raises:
+        ConfigurationError: it does not lie within the plan.
+    """
+    if recipe.rollback.at is None:
+        return None
+    at = recipe.rollback.at
+    token, to_token = parse_tokens(at.token), parse_tokens(at.to)
+    if not 0 < to_token < token <= plan.total_tokens:
+        raise ConfigurationError(
+            f"'rollback.at': from {token:_} to {to_token:_} tokens; it has to go back from a token of the plan, "
+            f"which has {plan.total_tokens:_}, to an earlier one"
+        )
+    return Rollback(
+        trigger="at",
+        why=f"the recipe sets it: token {token:_} is reached",
+        token=plan.boundary_after(token),
+        to_token=plan.boundary_before(to_token),
+        lr=at.lr,
+        weight_decay=at.weight_decay,
+        data=at.data,
+    )
+
+
+def named_tokens(recipe: Recipe) -> set[int]:
+    """The tokens that the triggers of a recipe's rollbacks go back to by name."""
+    triggers = [value for value in vars(recipe.rollback).values() if isinstance(value, Trigger)]
+    return {parse_tokens(trigger.to) for trigger in triggers if trigger.to is not None}
+
+
+def parse_tokens(value: str, duration: int | None = None) -> int:
+    """`50_000tok`, or, where a duration in tokens is given, a share of it such as `0.5dur`, in tokens.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    text = value.strip()
+    with suppress(ValueError, OverflowError):
+        if text.endswith("tok"):
+            return int(text.removesuffix("tok"))
+        if text.endswith("dur") and duration is not None:
+            return round(float(text.removesuffix("dur")) * duration)
+    raise ValueError(f"'{value}' is not a number of tokens, such as 1_000_000tok" + (" or 0.5dur" if duration else ""))
+
+
+def _compile_stages(recipe: Recipe) -> Plan:
+    segments: list[Segment] = []
+    for index, (name, stage) in enumerate(recipe.stages.items()):
+        start_token = token = segments[-1].end_token if segments else 0
+        update = segments[-1].start_update + segments[-1].updates if segments else 0
+        row = 0
+        rungs = _rungs(name, stage)
+        tokens = sum(rows * updates for rows, updates in rungs) * stage.row_length
+        warmup = min(parse_tokens(stage.t_warmup, tokens), tokens)
+        learning_rate = LearningRate(
+            peak=stage.lr,
+            start_token=start_token,
+            end_token=start_token + tokens,
+            warmup=warmup,
+            decay=min(parse_tokens(stage.t_decay, tokens), tokens - warmup),  # a stage is whole updates, maybe less
+            decay_shape=stage.decay_shape,
+            alpha_f=stage.alpha_f,
+        )
+        for rows, updates in rungs:
+            segment = Segment(
+                stage=name,
+                stage_index=index,
+                updates=updates,
+                rows=rows,
+                row_length=stage.row_length,
+                start_token=token,
+                start_update=update,
+                start_row=row,
+                rope_theta_global=stage.rope_theta,
+                learning_rate=learning_rate,
+                weight_decay=recipe.optimizer.weight_decay,
+                mixture=stage.mixture,
+            )
+            segments.append(segment)
+            token, update, row = segment.end_token, update + updates, row + updates * rows
+    return Plan(recipe.run_name, tuple(segments))
+
+
+def _past_the_rows_of(abandoned: Iterable[Segment], again: Iterable[Segment]) -> Iterator[Segment]:
+    """`again` on the rows behind the last one that `abandoned` drew of each stage, one segment's after the other's."""
+    next_row: dict[str, int] = {}
+    for segment in abandoned:
+        next_row[segment.stage] = max(
+            next_row.get(segment.stage, 0), segment.start_row + segment.updates * segment.rows
+        )
+    for segment in again:
+        if segment.stage in next_row:
+            segment = replace(segment, start_row=next_row[segment.stage])
+            next_row[segment.stage] += segment.updates * segment.rows
+        yield segment
+
+
+def _rungs(name: str, stage: StageConfig) -> list[tuple[int, int]]:
+    """(rows, updates) of every batch size of a stage, the ramp's with equal updates."""
+    tokens = parse_tokens(stage.duration)
+    rungs: list[tuple[int, int]] = []
+    ramp = stage.batch_size_ramp
+    if ramp is not None:
+        sizes = list(range(ramp.initial, stage.global_train_batch_size, ramp.increment))
+        ramp_tokens = parse_tokens(ramp.duration, tokens)
+        updates = ramp_tokens // (stage.row_length * sum(sizes))
+        if updates < 1:
+            raise ConfigurationError(
+                f"'stages.{name}.batch_size_ramp': {ramp_tokens:_} tokens are too short for one update at "
+                f"each of its {len(sizes)} sizes, which takes {stage.row_length * sum(sizes):_}"
+            )
+        rungs = [(rows, updates) for rows in sizes]
+        tokens -= updates * stage.row_length * sum(sizes)
+    updates = tokens // (stage.row_length * stage.global_train_batch_size)
+    if updates < 1:
+        raise ConfigurationError(
+            f"'stages.{name}.duration': {max(tokens, 0):_} tokens are too short for one update of "
+            f"{stage.global_train_batch_size} rows × {stage.row_length} tokens"
+        )
+    return [*rungs, (stage.global_train_batch_size, updates)]

@@ -1,0 +1,151 @@
+"""A rehearsal: a recipe made small enough for a few minutes on two cores, with every transition that it has.
+
+What is kept: the stages with their row lengths, thetas, learning rates and mixtures, every rung of the ramp, and
+everything that happens inside a segment, in proportion: the end of a warm-up, the start of a decay, a set rollback.
+Three decisions:
+
+- One factor for all budgets will not do: a ramp of 10 B tokens in 1,719 B would be less than an update. So each
+  *segment* gets a few updates, and every time inside it is mapped in proportion.
+- Batches keep their ratios within the ramp, at the smallest sizes that the processes divide.
+- Left out are a plateau, which no short run can tell from a slow loss; loggers and `save_folder`, which are for the run
+  itself; and HSDP, whose processes are not here.
+"""
+
+from bisect import bisect_right
+from dataclasses import replace
+from math import gcd
+
+from rotary_foundry.recipe.plan import Plan, parse_tokens, plan_in_force
+from rotary_foundry.recipe.schema import BatchSizeRamp, FSDPConfig, Recipe, StageConfig, Trigger
+from rotary_foundry.recipe.validation import problems
+from rotary_foundry.utils.errors import ConfigurationError
+
+NANO = {"hidden_size": 256, "intermediate_size": 240, "num_hidden_layers": 4, "num_attention_heads": 4}
+UPDATES_ON_A_RUNG = 2
+UPDATES_AFTER_A_RAMP = 12
+UPDATES_IN_A_STAGE = 8
+SAVE_INTERVAL = "5ba"
+MOST_TOKENS = 20_000_000
+
+
+def rehearsal(recipe: Recipe, world_size: int) -> Recipe:
+    """The recipe of a recipe's rehearsal on so many processes."""
+    plan = plan_in_force(recipe, [])
+    rows = {name: _rows(recipe, name, world_size) for name in recipe.stages}
+    small = replace(
+        recipe,
+        run_name=f"{recipe.run_name}-rehearsal",
+        model=replace(recipe.model, **NANO),
+        stages={name: _shortened(stage, *rows[name]) for name, stage in recipe.stages.items()},
+        data=replace(recipe.data, num_workers=min(1, recipe.data.num_workers)),
+        rollback=replace(recipe.rollback, at=None, plateau=None),
+        fsdp_config=FSDPConfig(activation_checkpointing=recipe.fsdp_config.activation_checkpointing),
+        save_interval=SAVE_INTERVAL,
+        save_num_checkpoints_to_keep=-1,
+        loggers={},
+        save_folder=None,
+    )
+    clock = _Clock(plan, plan_in_force(small, []))
+    rehearsed = replace(
+        small,
+        stages={
+            name: replace(
+                small.stages[name],
+                t_warmup=clock.stretch(_start(plan, name), _within(plan, name, stage.t_warmup)),
+                t_decay=clock.stretch_before(plan.stage_ends[name], _within(plan, name, stage.t_decay)),
+            )
+            for name, stage in recipe.stages.items()
+        },
+        rollback=replace(
+            small.rollback,
+            **{
+                kind: replace(trigger, **{key: clock.at(getattr(trigger, key)) for key in _times(trigger)})
+                for kind, trigger in vars(recipe.rollback).items()
+                if isinstance(trigger, Trigger) and kind != "plateau"
+            },
+        ),
+    )
+    tokens = sum(parse_tokens(stage.duration) for stage in rehearsed.stages.values())
+    if tokens > MOST_TOKENS:
+        raise ConfigurationError(
+            f"'rehearse': on {world_size} processes it would take {tokens:_} tokens, more than {MOST_TOKENS:_}; a ramp "
+            "with fewer sizes, or fewer processes, make it shorter"
+        )
+    for key, complaint in problems(rehearsed):
+        raise ConfigurationError(f"'rehearse': this recipe made small would have a wrong '{key}': {complaint}")
+    return rehearsed
+
+
+class _Clock:
+    """From a token of a plan to the token at the same place of the same segment of another."""
+
+    def __init__(self, plan: Plan, small: Plan):
+        self.edges = [0, *(segment.end_token for segment in plan.segments)]
+        self.small_edges = [0, *(segment.end_token for segment in small.segments)]
+        self.first = small.segments[0].tokens_per_update
+
+    def __call__(self, token: int) -> int:
+        index = min(bisect_right(self.edges, token), len(self.edges) - 1)
+        low, high = self.edges[index - 1 : index + 1]
+        small_low, small_high = self.small_edges[index - 1 : index + 1]
+        return small_low + round((small_high - small_low) * (token - low) / (high - low))
+
+    def at(self, time: str) -> str:
+        """A set time; not before the first checkpoint there can be."""
+        return f"{max(self(parse_tokens(time)), self.first)}tok"
+
+    def stretch(self, start: int, tokens: int) -> str:
+        return f"{self(start + tokens) - self(start)}tok"
+
+    def stretch_before(self, end: int, tokens: int) -> str:
+        return f"{self(end) - self(end - tokens)}tok"
+
+
+def _rows(recipe: Recipe, name: str, world_size: int) -> tuple[int, int | None]:
+    """The batch size of a stage, and of its ramp's steps if it has one."""
+    stage = recipe.stages[name]
+    ramp = stage.batch_size_ramp
+    if ramp is not None:
+        unit = gcd(ramp.initial, ramp.increment, stage.global_train_batch_size)
+        return stage.global_train_batch_size // unit * world_size, unit
+    # as many tokens an update as the stage before it, as far as whole rows on every process allow
+    earlier = list(recipe.stages)[: list(recipe.stages).index(name)]
+    if not earlier:
+        return 2 * world_size, None
+    before, rows_before = recipe.stages[earlier[-1]], _rows(recipe, earlier[-1], world_size)[0]
+    share = rows_before / before.global_train_batch_size
+    return max(1, round(stage.global_train_batch_size * share / world_size)) * world_size, None
+
+
+def _shortened(stage: StageConfig, rows: int, unit: int | None) -> StageConfig:
+    """A stage of a few updates a segment; times inside it are still the old ones."""
+    ramp = None
+    ramp_tokens, updates = 0, UPDATES_IN_A_STAGE
+    if stage.batch_size_ramp is not None:
+        factor = rows * unit // stage.global_train_batch_size
+        initial = stage.batch_size_ramp.initial // unit * factor
+        increment = stage.batch_size_ramp.increment // unit * factor
+        ramp_tokens = UPDATES_ON_A_RUNG * stage.row_length * sum(range(initial, rows, increment))
+        ramp, updates = BatchSizeRamp(initial, increment, f"{ramp_tokens}tok"), UPDATES_AFTER_A_RAMP
+    return replace(
+        stage,
+        duration=f"{ramp_tokens + updates * rows * stage.row_length}tok",
+        global_train_batch_size=rows,
+        device_train_microbatch_size=1,
+        batch_size_ramp=ramp,
+        t_warmup="0tok",
+        t_decay="0tok",
+    )
+
+
+def _times(trigger: Trigger) -> list[str]:
+    return [key for key in ("token", "to") if getattr(trigger, key, None) is not None]
+
+
+def _start(plan: Plan, stage: str) -> int:
+    return next(segment.start_token for segment in plan.segments if segment.stage == stage)
+
+
+def _within(plan: Plan, stage: str, time: str) -> int:
+    tokens = plan.stage_ends[stage] - _start(plan, stage)
+    return min(parse_tokens(time, tokens), tokens)

@@ -1,0 +1,281 @@
+"""What a recipe's types cannot say: every value checked before a process group, a device or a shard is touched."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from inspect import formatannotation
+from math import inf
+from os.path import abspath
+
+from rotary_foundry.recipe.plan import parse_tokens
+from rotary_foundry.recipe.schedules import DECAYS
+from rotary_foundry.recipe.schema import (
+    NOT_SHAPE,
+    DataConfig,
+    FSDPConfig,
+    ModelConfig,
+    Recipe,
+    RollbackConfig,
+    StageConfig,
+    Trigger,
+)
+from rotary_foundry.utils.redaction import redacted
+
+LONGEST_TIMEOUT = 604_800  # seconds
+PRECISIONS = ("fp32", "amp_bf16")
+ATTN_IMPLEMENTATIONS = ("auto", "flash", "flex", "sdpa")
+SHUFFLE_ALGORITHMS = ("py1e", "py1s", "py1br", "py2s", "naive")  # Streaming's
+INTERVAL = re.compile(r"[1-9][0-9]*(_[0-9]+)*(ba|tok|sp)")
+BYTES = re.compile(r"[0-9]+b?|[0-9]+(\.[0-9]+)?[kmgt]b", re.IGNORECASE)  # as Streaming reads them
+S3_FOLDER = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[^/\s{}]+)*/?")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+Problem = tuple[str, str]  # the key, and what is wrong with it
+
+
+def problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield (key, complaint) for every value that cannot be run."""
+    if not NAME.fullmatch(recipe.run_name):
+        yield "run_name", f"'{recipe.run_name}' has to be the name of a folder: letters, digits, '_', '-' and '.'"
+    if not 0 <= recipe.seed < 2**31:
+        yield "seed", f"{recipe.seed} is not in [0, 2**31)"
+    yield from _positive("", recipe, "dist_timeout")
+    if recipe.dist_timeout > LONGEST_TIMEOUT:
+        yield "dist_timeout", f"{recipe.dist_timeout} seconds are more than {LONGEST_TIMEOUT}, a week"
+    if recipe.save_folder is not None and not S3_FOLDER.fullmatch(recipe.save_folder):
+        yield (
+            "save_folder",
+            f"'{redacted(recipe.save_folder)}' is not of the form s3://bucket/path, to which the run's name is added "
+            "(any store with an S3 API will do: AWS_ENDPOINT_URL says where it is); a folder on a disk is given as "
+            "runs_folder",
+        )
+    if recipe.save_num_checkpoints_to_keep < -1 or recipe.save_num_checkpoints_to_keep == 0:
+        yield "save_num_checkpoints_to_keep", "-1 keeps all; otherwise keep at least one, to resume from"
+    if recipe.precision not in PRECISIONS:
+        yield "precision", f"'{recipe.precision}' is not one of {', '.join(PRECISIONS)}"
+    for key in ("save_interval", "console_log_interval"):
+        if not INTERVAL.fullmatch(getattr(recipe, key)):
+            yield key, f"'{getattr(recipe, key)}' is not a time such as 500ba or 1_000_000tok"
+    yield from ((f"model.{key}", complaint) for key, complaint in model_problems(recipe.model))
+    yield from _fsdp(recipe.fsdp_config)
+    yield from _masking(recipe)
+    yield from _optimizer(recipe)
+    if not recipe.data.sources:
+        yield "data.sources", "name at least one source"
+    for source in recipe.data.sources:
+        if recipe.data.sources.count(source) > 1 or not NAME.fullmatch(source):
+            yield "data.sources", f"'{source}' has to be the name of a source, given once"
+    if recipe.data.shuffle_algo not in SHUFFLE_ALGORITHMS:
+        yield "data.shuffle_algo", f"'{recipe.data.shuffle_algo}' is not one of {', '.join(SHUFFLE_ALGORITHMS)}"
+    yield from _positive("data.", recipe.data, "shuffle_block_size")
+    yield from _cache(recipe.data)
+    if recipe.data.num_workers < 0:
+        yield "data.num_workers", f"{recipe.data.num_workers} is negative"
+    yield from _loggers(recipe.loggers)
+    if not recipe.stages:
+        yield "stages", "a recipe has at least one stage"
+    row_length = 0
+    for name, stage in recipe.stages.items():
+        if not NAME.fullmatch(name):
+            yield "stages", f"'{name}', a stage's name, has to be made of letters, digits, '_', '-' and '.'"
+        for key, complaint in _stage(stage, recipe.data.sources):
+            yield f"stages.{name}.{key}", complaint
+        if stage.row_length < row_length:
+            yield f"stages.{name}.row_length", f"{stage.row_length}, but an earlier stage has {row_length}; order them"
+        row_length = stage.row_length
+    yield from ((f"rollback.{key}", complaint) for key, complaint in _rollback(recipe.rollback))
+
+
+def _positive(prefix: str, config: object, *keys: str) -> Iterator[Problem]:
+    for key in keys:
+        if not 0 < getattr(config, key) < inf:
+            yield f"{prefix}{key}", f"{getattr(config, key)} is not positive and finite"
+
+
+def theta_problems(key: str, theta: object) -> Iterator[Problem]:
+    """Yield a complaint if it cannot be a theta of the global layers; `key` is what it is called where it stands."""
+    if not isinstance(theta, int | float) or not 0 < theta < inf:
+        yield key, f"{theta!r} is not a positive, finite number"
+
+
+def model_problems(model: ModelConfig) -> Iterator[Problem]:
+    """Yield (field, complaint) for every value of a shape that no model can have, whoever brings it."""
+    for field in fields(model):  # OmegaConf has seen to it, Python and a config.json have not
+        value, wanted = getattr(model, field.name), int | float if field.type is float else field.type
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            yield field.name, f"{value!r} is not of type {formatannotation(field.type)}"
+            return
+    counts = [key for key, value in vars(model).items() if key not in NOT_SHAPE and value is not None]
+    bad = list(_positive("", model, *counts))
+    yield from bad
+    if not 0 <= model.attn_out_dropout < 1:
+        yield "attn_out_dropout", f"{model.attn_out_dropout} is not in [0, 1)"
+    if model.attn_implementation not in ATTN_IMPLEMENTATIONS:
+        known = ", ".join(ATTN_IMPLEMENTATIONS)
+        yield "attn_implementation", f"'{model.attn_implementation}' is not one of {known}"
+    if bad:
+        return
+    heads, hidden = model.num_attention_heads, model.hidden_size
+    if hidden % heads:
+        yield "num_attention_heads", f"{heads} heads do not divide a hidden size of {hidden}"
+    elif hidden // heads % 2:
+        yield "num_attention_heads", f"{heads} heads of {hidden // heads}; rotary positions need an even head size"
+    every = f"global_attn_every_n_layers {model.global_attn_every_n_layers}"
+    if model.global_attn_every_n_layers == 1:
+        if model.local_attention is not None:
+            yield "local_attention", f"{model.local_attention}, but with {every} no layer is local; null is right there"
+    elif model.local_attention is None:
+        yield "local_attention", f"null, but with {every} there are local layers; give their window, such as 128"
+    elif model.local_attention % 2:
+        yield "local_attention", f"{model.local_attention} is odd; half of the window lies to each side"
+
+
+def _loggers(loggers: dict[str, object]) -> Iterator[Problem]:
+    known = {
+        "wandb": "WandBLogger are wanted, as in {project: mine}",
+        "tensorboard": "TensorboardLogger are wanted, or {}",
+    }
+    for name, arguments in loggers.items():
+        if name not in known:
+            yield "loggers", f"'{name}' is not known; there are {' and '.join(known)}"
+        elif not isinstance(arguments, dict | None):
+            yield f"loggers.{name}", f"the arguments of Composer's {known[name]}"
+        elif name == "wandb" and arguments is not None:
+            if not isinstance(arguments.get("init_kwargs") or {}, dict):
+                yield "loggers.wandb.init_kwargs", "the arguments of wandb.init are wanted, as in {mode: offline}"
+            if not isinstance(arguments.get("checkpoint_references", False), bool):
+                yield "loggers.wandb.checkpoint_references", "true or false"
+
+
+def _fsdp(config: FSDPConfig) -> Iterator[Problem]:
+    yield from _positive("fsdp_config.", config, "data_parallel_replicate_degree")
+    if config.data_parallel_shard_degree != -1:
+        yield from _positive("fsdp_config.", config, "data_parallel_shard_degree")
+
+
+def _cache(data: DataConfig) -> Iterator[Problem]:
+    if data.remote is not None and redacted(data.remote) != data.remote:
+        yield (
+            "data.remote",
+            "has a user or a signature in it, which would be written down; credentials are given by the environment",
+        )
+    if data.remote is not None and abspath(data.remote) == abspath(data.local):
+        yield "data.remote", f"'{data.remote}' is data.local, too; of a corpus that is here, give data.local alone"
+    if data.cache_limit is not None and not BYTES.fullmatch(data.cache_limit):
+        yield "data.cache_limit", f"'{data.cache_limit}' is not a number of bytes such as 500mb, 100gb or 1.5tb"
+    if data.cache_limit is not None and data.remote is None:
+        yield "data.cache_limit", "would remove the shards themselves: without data.remote, data.local is no cache"
+
+
+def _masking(recipe: Recipe) -> Iterator[Problem]:
+    masking = recipe.masking
+    for key in ("mlm_probability", "eval_mlm_probability"):
+        if not 0 < getattr(masking, key) < 1:
+            yield f"masking.{key}", f"{getattr(masking, key)} is not between 0 and 1"
+    shares = masking.mask_share, masking.random_share
+    if not (min(shares) >= 0 and sum(shares) <= 1):
+        yield "masking.mask_share", "mask_share and random_share are shares of the chosen tokens: not negative, sum ≤ 1"
+
+
+def _optimizer(recipe: Recipe) -> Iterator[Problem]:
+    optimizer = recipe.optimizer
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        yield "optimizer.betas", f"{list(optimizer.betas)}: both have to be in [0, 1)"
+    yield from _positive("optimizer.", optimizer, "eps")
+    if not 0 <= optimizer.weight_decay < 1:
+        yield "optimizer.weight_decay", f"{optimizer.weight_decay} is not in [0, 1)"
+
+
+def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
+    sizes = ("row_length", "rope_theta", "global_train_batch_size", "device_train_microbatch_size", "lr")
+    bad = list(_positive("", stage, *sizes))
+    yield from bad
+    if stage.decay_shape not in DECAYS:
+        yield "decay_shape", f"'{stage.decay_shape}' is not one of {', '.join(DECAYS)}"
+    if not 0 <= stage.alpha_f <= 1:
+        yield "alpha_f", f"{stage.alpha_f} is not in [0, 1]"
+    yield from _mixture(stage, sources)
+    try:
+        duration = parse_tokens(stage.duration)
+    except ValueError as error:
+        yield "duration", str(error)
+        return
+    if duration <= 0:
+        yield "duration", f"{stage.duration} is not positive"
+        return
+    within = _times(stage, duration)
+    for key, value in within.items():
+        if isinstance(value, ValueError):
+            yield key, str(value)
+        elif not 0 <= value <= duration:
+            yield key, f"{value:_} tokens do not lie within the stage's {duration:_}"
+    if not any(isinstance(within[key], ValueError) for key in ("t_warmup", "t_decay")):
+        both = within["t_warmup"] + within["t_decay"]
+        if both > duration + 1:  # 0.5dur of an odd duration is rounded, twice
+            yield "t_decay", f"warm-up and decay together take {both:_} tokens, the stage has {duration:_}"
+    if not bad:
+        yield from _ramp(stage)
+
+
+def _rollback(rollback: RollbackConfig) -> Iterator[Problem]:
+    if rollback.max_rollbacks < 1:
+        yield "max_rollbacks", f"{rollback.max_rollbacks} is not positive; to do without rollbacks, set no trigger"
+    triggers = {kind: value for kind, value in vars(rollback).items() if isinstance(value, Trigger)}
+    for kind, trigger in triggers.items():
+        yield from ((f"{kind}.{key}", complaint) for key, complaint in _trigger(trigger))
+        if trigger.data == "replay" and trigger.lr is None and trigger.weight_decay is None:
+            yield kind, "would go the same way again; give it an lr, a weight_decay, or data: advance"
+
+
+def _trigger(trigger: Trigger) -> Iterator[Problem]:
+    if trigger.data not in ("replay", "advance"):
+        yield "data", f"'{trigger.data}' is not one of replay, advance"
+    if trigger.weight_decay is not None and not 0 <= trigger.weight_decay < 1:
+        yield "weight_decay", f"{trigger.weight_decay} is not in [0, 1)"
+    values = {key: value for key, value in vars(trigger).items() if value is not None}
+    yield from _positive("", trigger, *({"lr", "min_delta", "z_score", "patience"} & values.keys()))
+    for key in {"to", "token", "window"} & values.keys():
+        tokens = _attempt(parse_tokens, values[key])
+        if isinstance(tokens, ValueError):
+            yield key, str(tokens)
+        elif tokens <= 0:
+            yield key, f"{values[key]} is not positive"
+
+
+def _times(stage: StageConfig, duration: int) -> dict[str, int | ValueError]:
+    values = {"t_warmup": stage.t_warmup, "t_decay": stage.t_decay}
+    if stage.batch_size_ramp is not None:
+        values["batch_size_ramp.duration"] = stage.batch_size_ramp.duration
+    return {key: _attempt(parse_tokens, value, duration) for key, value in values.items()}
+
+
+def _attempt(parse: Callable[..., int], *arguments: object) -> int | ValueError:
+    try:
+        return parse(*arguments)
+    except ValueError as error:
+        return error
+
+
+def _ramp(stage: StageConfig) -> Iterator[Problem]:
+    ramp = stage.batch_size_ramp
+    if ramp is None:
+        return
+    if ramp.initial <= 0 or ramp.increment <= 0:
+        yield "batch_size_ramp", "initial and increment are numbers of rows, and positive"
+    elif ramp.initial >= stage.global_train_batch_size:
+        yield "batch_size_ramp.initial", f"{ramp.initial} is not below global_train_batch_size"
+    elif (stage.global_train_batch_size - ramp.initial) % ramp.increment:
+        yield (
+            "batch_size_ramp.increment",
+            f"steps of {ramp.increment} from {ramp.initial} do not meet {stage.global_train_batch_size}",
+        )
+
+
+def _mixture(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
+    for source, weight in (stage.mixture or {}).items():
+        if source not in sources:
+            yield f"mixture.{source}", f"not among data.sources ({', '.join(sources)})"
+        if not 0 < weight < inf:
+            yield f"mixture.{source}", f"{weight} is not positive and finite; to do without the source, leave it out"
+    if stage.mixture == {}:
+        yield "mixture", "names no source"

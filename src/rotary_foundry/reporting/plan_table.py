@@ -1,0 +1,154 @@
+"""The plan as a table, and what it costs: what one reads before paying for it. Imports no torch."""
+
+from itertools import chain
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rotary_foundry.recipe import Plan, Recipe
+from rotary_foundry.recipe.cost import PEAK_FLOPS, Cost, Machine, cost
+from rotary_foundry.recipe.plan import Position, Segment
+from rotary_foundry.runs.trained_state import read_source
+from rotary_foundry.utils.errors import FoundryError
+from rotary_foundry.utils.wording import number, size
+
+WIDTH = 100  # columns at least: a narrower terminal breaks the lines itself, and no figure is cut off
+
+
+def print_plan(recipe: Recipe, plan: Plan, machine: Machine | None = None, console: Console | None = None) -> None:
+    """Print a plan and its cost, with the hours on a machine if one is given."""
+    console = console or _console()
+    costs = cost(recipe, plan)
+    console.print(plan_table(plan))
+    grid = _grid()
+    if plan.abandoned:
+        back, tokens = plan.abandoned[0].start_token, _tokens(plan.abandoned)
+        grid.add_row(
+            "abandoned",
+            f"{tokens:,} tokens more: up to {back + tokens:,}, then back to {back:,} (rollback.at); "
+            "their operations and checkpoints count below",
+        )
+    if (source := begins_with(recipe)) is not None:
+        grid.add_row("init_from", source)
+    for stage, mixture in _mixtures(plan).items():
+        grid.add_row("mixture", f"{stage}: {mixture}")
+    grid.add_row("model", f"{costs.parameters:,} parameters")
+    of_them = f", {number(costs.abandoned_flops)} of them abandoned" if plan.abandoned else ""
+    grid.add_row("training", f"{number(costs.flops)} FLOPs{of_them}; at most, as each row counts as one document")
+    if machine is not None:
+        rate = f"{machine.mfu:.1%} of {PEAK_FLOPS[machine.gpu] / 1e12:,.0f} TFLOP/s (bf16, dense)"
+        hours = f"{machine.hours(costs.flops):,.1f} hours"
+        grid.add_row("time", f"{hours} on {machine.gpus} × {machine.gpu}, each at {rate}")
+    grid.add_row("checkpoints", checkpoints_line(costs))
+    console.print(grid)
+
+
+def plan_table(plan: Plan) -> Table:
+    """A row a segment, in the order in which they are trained; the abandoned ones where they are abandoned."""
+    table = Table(title=plan.name, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_footer=True)
+    table.add_column("stage", "kept" if plan.abandoned else "total", no_wrap=True)
+    for heading, total in (
+        ("updates", f"{plan.total_updates:,}"),
+        ("rows", ""),
+        ("length", ""),
+        ("tokens", f"{plan.total_tokens:,}"),
+    ):
+        table.add_column(heading, total, justify="right", no_wrap=True)
+    table.add_column("lr", no_wrap=True)
+    table.add_column("theta", justify="right", no_wrap=True)
+    table.add_column("weight decay", no_wrap=True)
+    back = plan.abandoned[0].start_token if plan.abandoned else None
+    kept_before = [segment for segment in plan.segments if back is not None and segment.end_token <= back]
+    trained = chain(
+        ((segment, False) for segment in kept_before),
+        ((segment, True) for segment in plan.abandoned),
+        ((segment, False) for segment in plan.segments[len(kept_before) :]),
+    )
+    weight_decay = None
+    for segment, abandoned in trained:
+        changed = segment.weight_decay != weight_decay
+        weight_decay = segment.weight_decay
+        table.add_row(
+            f"{segment.stage}\nabandoned" if abandoned else segment.stage,
+            f"{segment.updates:,}",
+            f"{segment.rows:,}",
+            f"{segment.row_length:,}",
+            f"{_tokens([segment]):,}",
+            rates(segment, segment),
+            f"{segment.rope_theta_global:,.0f}",
+            number(weight_decay) if changed else "",
+            style="dim" if abandoned else None,
+        )
+    return table
+
+
+def print_position(position: Position, console: Console | None = None) -> None:
+    """Print what a token decides."""
+    grid = _grid()
+    for key, value in position.to_json().items():
+        shown = f"{value:,}" if isinstance(value, int) else number(value) if key in ("lr", "weight_decay") else value
+        grid.add_row(key, f"{shown:,.0f}" if isinstance(shown, float) else shown)
+    (console or _console()).print(grid)
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=max(WIDTH, Console().width))
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column()
+    grid.add_column(overflow="fold")  # else a long path would lose its end
+    return grid
+
+
+def checkpoints_line(costs: Cost) -> str:
+    """How many there will be, and how large."""
+    one, written, kept = costs.checkpoint_bytes, costs.checkpoints_written, costs.checkpoints_kept
+    stay = "all of which stay" if kept == written else f"{kept:,} of which stay, {size(kept * one)}"
+    return f"{written:,} of {size(one)} (weights and two moments, float32), {size(written * one)} in all; {stay}"
+
+
+def _mixtures(plan: Plan) -> dict[str, str]:
+    """By stage, since all segments of one share it."""
+    shares = {segment.stage: segment.mixture or {} for segment in plan.segments}
+    return {
+        stage: ", ".join(f"{source} {share:g}" for source, share in mixture.items()) or "every row once an epoch"
+        for stage, mixture in shares.items()
+    }
+
+
+def _tokens(segments: list[Segment] | tuple[Segment, ...]) -> int:
+    return sum(segment.updates * segment.tokens_per_update for segment in segments)
+
+
+def rates(first: Segment, last: Segment) -> str:
+    """The learning rates from one segment to another: the first, the peak if it is reached between, the last."""
+    start, end, learning_rate = first.start_token, last.end_token, first.learning_rate
+    peak = [learning_rate.peak] if start < learning_rate.start_token + learning_rate.warmup < end else []
+    values = [number(rate) for rate in (learning_rate.at(start), *peak, last.learning_rate.at(end))]
+    return " → ".join(value for value, before in zip(values, [None, *values], strict=False) if value != before)
+
+
+def begins_with(recipe: Recipe) -> str | None:
+    """What is to be known of `init_from` before a run goes on from it; None if there is none here.
+
+    Theta and length stand here because nothing else would tell that a run goes on with others than its source had.
+    """
+    if recipe.init_from is None or not Path(recipe.init_from).exists():
+        return None
+    try:
+        source = read_source(recipe.init_from)
+    except FoundryError as error:
+        return str(error)
+    said = f"{recipe.init_from}, trained last at theta {source.rope_theta:,.0f}"
+    if source.longest_row is not None:
+        said += f", on rows of up to {source.longest_row:,} tokens"
+    first = next(iter(recipe.stages.values()))
+    if first.rope_theta != source.rope_theta:
+        said += f"; goes on at theta {first.rope_theta:,.0f}"
+    if not (source.tokenizer / "tokenizer.json").is_file():
+        said += f"; without a tokenizer in {source.tokenizer}, so that of the shards is not compared with it"
+    return said

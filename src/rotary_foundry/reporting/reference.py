@@ -1,0 +1,139 @@
+"""What a run of a recipe usually looks like: several seeds of it as one small file, which the page lays behind a run.
+
+`references/nano.json`, which `make reference` writes, is of five runs of `make nano`. A run is held against it if it
+follows the same recipe; name, seed and folders may differ, and so may the text, since the nano corpus is what happens
+to be installed. Another recipe's reference is made by `rotary-foundry reference` and given by name.
+
+The loss of one update is noisy, and seeds have a third of all new runs outside of five. So for each update the band is
+the lowest and highest of all seeds' updates up to WINDOW before and after it in the same stage: what is clearly outside
+for long is not chance. Held-out numbers are few, and stand there as they are.
+"""
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from rotary_foundry.reporting.records import Run
+from rotary_foundry.utils.errors import ConfigurationError, DataError
+
+WINDOW = 4  # updates to either side
+KEYS = ("loss", "masked_accuracy")
+DIGITS = 4  # of a number in the file
+FOLDER = "references"
+
+
+def write_reference(paths: list[Path], out: Path) -> None:
+    """Write what finished runs of one recipe have in common.
+
+    Args:
+        paths: of the runs' folders; they differ in their seeds.
+        out: the file, JSON.
+
+    Raises:
+        ConfigurationError: fewer than two runs, of different recipes, of the same seed, unfinished or rolled back; or
+            the file cannot be written.
+        DataError: a file of a run is broken.
+    """
+    runs = [Run(path) for path in paths]
+    _check(runs)
+    tracks = [run.kept[0][0] for run in runs]
+    stage = np.array(tracks[0].stage)
+    content = {
+        "recipe": recipe_digest(runs[0]),
+        "name": runs[0].config["run_name"],
+        "seeds": [run.config["seed"] for run in runs],
+        "commit": runs[0].environment.get("commit"),
+        "packages": runs[0].environment.get("packages"),
+        "token": list(tracks[0].token),
+        **{key: _band(np.array([track.columns[key] for track in tracks]), stage) for key in KEYS},
+        "held_out": [_held_out(lines) for lines in zip(*(run.evaluations for run in runs), strict=True)],
+    }
+    text = json.dumps(content, separators=(",", ":")).replace('],"', '],\n"')
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{out} cannot be written: {error}") from error
+
+
+def find_reference(runs: list[Run], given: Path | None = None) -> dict | None:
+    """The reference of the recipe that runs follow, as `write_reference` wrote it.
+
+    Args:
+        runs: to be shown together.
+        given: a file; without one, what is known here of the first run's recipe, if anything.
+
+    Raises:
+        ConfigurationError: what is given is of another recipe than all of the runs.
+        DataError: it cannot be read.
+    """
+    digests = [recipe_digest(run) for run in runs]
+    if given is not None:
+        content = _read(given)
+        if content["recipe"] not in digests:
+            raise ConfigurationError(f"{given}: is of another recipe ({content['name']}) than {runs[0].folder.path}")
+        return content
+    for file in sorted((files(__package__) / FOLDER).iterdir(), key=lambda file: file.name):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["recipe"] in digests:
+            return content
+    return None
+
+
+def recipe_digest(run: Run) -> str:
+    """Hexadecimal digits of what a run sets out to do: model, masking, optimizer and plan; not its text or its seed."""
+    config = run.config
+    model = {key: value for key, value in config.get("model", {}).items() if key != "attn_implementation"}
+    what = [model, *(config.get(key) for key in ("masking", "optimizer", "init_from")), run.plan.get("segments")]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check(runs: list[Run]) -> None:
+    if len(runs) < 2:
+        raise ConfigurationError("a reference takes several runs of one recipe, each with a seed of its own")
+    seeds = [run.config.get("seed") for run in runs]
+    for run, seed in zip(runs, seeds, strict=True):
+        where = run.folder.path
+        if recipe_digest(run) != recipe_digest(runs[0]):
+            raise ConfigurationError(f"{where}: follows another recipe than {runs[0].folder.path}")
+        if seeds.count(seed) > 1:
+            raise ConfigurationError(f"{where}: seed {seed} occurs twice; each run needs one of its own")
+        if run.rollbacks:
+            raise ConfigurationError(f"{where}: was rolled back; a reference is of runs that went through")
+        if not run.tracks or run.tracks[0].token[-1] < run.plan["total_tokens"]:
+            raise ConfigurationError(f"{where}: is not finished; the same command of it goes on")
+
+
+def _band(values: np.ndarray, stage: np.ndarray) -> dict[str, list[float]]:
+    """Mean, lowest and highest around each update; `values` are [runs, updates], `stage` [updates]."""
+    found: dict[str, list[float]] = {"mean": [], "low": [], "high": []}
+    for update in range(values.shape[1]):
+        around = slice(max(0, update - WINDOW), update + WINDOW + 1)
+        near = values[:, around][:, stage[around] == stage[update]]
+        for name, of in (("mean", near.mean), ("low", near.min), ("high", near.max)):
+            found[name].append(float(of()))
+    return {name: _rounded(numbers) for name, numbers in found.items()}
+
+
+def _held_out(lines: tuple[dict, ...]) -> dict:
+    """One evaluation of all runs."""
+    place = {key: lines[0][key] for key in ("stage", "token")}
+    return place | {key: _rounded([line[key] for line in lines]) for key in KEYS}
+
+
+def _rounded(numbers: list[float]) -> list[float]:
+    return [float(f"{number:.{DIGITS}g}") for number in numbers]
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"recipe", "name", "seeds", "token", "held_out", *KEYS} - content.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read as a reference: {error}") from None
+    if missing:
+        raise DataError(f"{path}: no reference, it has no '{min(missing)}'; `rotary-foundry reference` writes one")
+    return content

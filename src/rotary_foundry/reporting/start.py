@@ -1,0 +1,196 @@
+"""What a run says when it starts: the recipe, what it runs on, and where things go, in at most 25 lines.
+
+One looks at it to see a mistake before hours have gone into it: the wrong shards, one process in place of eight, a
+slow attention, a disk too small. The plan segment by segment is `rotary-foundry plan`'s. A run that goes on says less.
+
+Long paths and narrow terminals are what makes it longer. The stages come first, so what gives way is the rest: the
+longest of its values lose their last lines, and an ellipsis says so.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rotary_foundry.data.rows import Manifest
+from rotary_foundry.recipe import Plan, Recipe, compile_plan
+from rotary_foundry.recipe.cost import cost, parameters
+from rotary_foundry.recipe.schema import StageConfig
+from rotary_foundry.reporting.plan_table import begins_with, checkpoints_line, rates
+from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder
+
+GAP = 2  # columns between a key and its value
+WIDTH = 100  # columns where there is no terminal
+MOST_LINES = 25
+MOST_NAMED = 3  # sources or stages in a line, and row lengths
+FEWEST_STAGES = 6  # that are shown, if there are so many, however long the rest is
+
+
+def print_start(
+    recipe: Recipe,
+    plan: Plan,
+    folder: RunFolder,
+    attention: str,
+    checkpoint: CompleteCheckpoint | None,
+    console: Console | None = None,
+) -> None:
+    """Print how a run starts.
+
+    Args:
+        recipe: with all overrides.
+        plan: in force.
+        folder: of the run, with its environment.json.
+        attention: the backend that computes it here.
+        checkpoint: from which it goes on; None: from the beginning.
+        console: other than stdout.
+    """
+    console = console or _console()
+    rows: list[tuple[str, str]] = []
+    if checkpoint is not None:
+        position = plan.at(checkpoint.token)
+        left = plan.total_tokens - checkpoint.token
+        done = f"update {position.update:,} of {plan.total_updates:,}, in {position.stage}; {left:,} tokens are left"
+        rows.append(("position", done))
+    rows.append(("model", _model(recipe, attention)))
+    if checkpoint is None and (source := begins_with(recipe)) is not None:
+        rows.append(("init_from", source))
+    rows += [("devices", _devices(folder)), ("sharding", _sharding(recipe, folder))]
+    if checkpoint is None:
+        rows += zip(["data", *[""] * MOST_NAMED], _data(recipe), strict=False)
+        mixtures = [f"{name}: {_mixture(stage)}" for name, stage in recipe.stages.items() if stage.mixture]
+        if mixtures:
+            rows.append(("mixture", _some(mixtures, "stages", "; ")))
+        costs = checkpoints_line(cost(recipe, compile_plan(recipe)))
+        rows.append(("checkpoints", f"{costs}; {_place(recipe, folder)}"))
+        if recipe.loggers:
+            rows.append(("loggers", ", ".join(recipe.loggers)))
+    records = f"{folder.metrics.name}, {folder.evaluations.name}, logs/"
+    rows.append(("records", f"{records} and {folder.checkpoints.name}/ in the run's folder"))
+    rows.append(("page", f"rotary-foundry report {folder.path} --watch"))
+    room = MOST_LINES
+    if checkpoint is None:
+        lines = sum(len(value) for _, value in _wrapped(rows, console))
+        head = len(console.render_lines(_stage_table(recipe, plan, most=0)))  # with a line for those not shown
+        table = _stage_table(recipe, plan, most=max(FEWEST_STAGES, MOST_LINES - head - lines))
+        room -= len(console.render_lines(table))
+        console.print(table)
+    console.print(_grid(_wrapped(rows, console, room)))
+
+
+def _wrapped(rows: list[tuple[str, str]], console: Console, most: int | None = None) -> list[tuple[str, list[Text]]]:
+    """Keys, and the lines of their values; with `most`, so many in all, but one each at least.
+
+    The last row, which says where the run's folder is, gives way last.
+    """
+    width = console.width - max(len(key) for key, _ in rows) - GAP
+    wrapped = [(key, list(Text(value).wrap(console, width, overflow="fold"))) for key, value in rows]
+    while most is not None and sum(len(lines) for _, lines in wrapped) > max(most, len(wrapped)):
+        longest = max((lines for _, lines in wrapped[:-1]), key=len)
+        if len(longest) == 1:
+            longest = wrapped[-1][1]
+        longest.pop()
+        longest[-1].truncate(width - 1)
+        longest[-1].append("…")
+    return wrapped
+
+
+def _grid(rows: list[tuple[str, list[Text]]]) -> Table:
+    grid = Table.grid(padding=(0, GAP, 0, 0))
+    for _ in range(2):
+        grid.add_column(no_wrap=True)
+    for key, lines in rows:
+        grid.add_row(key, Text("\n").join(lines))
+    return grid
+
+
+def _console() -> Console:
+    on_terminal = sys.stdout.isatty()
+    return Console(
+        file=sys.stdout, force_terminal=on_terminal, width=None if on_terminal else WIDTH, highlight=False, markup=False
+    )
+
+
+def _stage_table(recipe: Recipe, plan: Plan, most: int) -> Table:
+    table = Table(
+        title=f"{plan.name}: {plan.total_tokens:,} tokens in {plan.total_updates:,} updates",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("stage", "tokens", "rows", "length", "lr", "theta"):
+        right = heading in ("tokens", "rows", "length", "theta")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    for stage in list(recipe.stages)[:most]:
+        segments = [segment for segment in plan.segments if segment.stage == stage]
+        first, last = segments[0], segments[-1]
+        table.add_row(
+            stage,
+            f"{last.end_token - first.start_token:,}",
+            f"{first.rows:,}" if first.rows == last.rows else f"{first.rows:,}–{last.rows:,}",
+            f"{first.row_length:,}",
+            rates(first, last),
+            f"{first.rope_theta_global:,.0f}",
+        )
+    if len(recipe.stages) > most:
+        table.add_row(f"and {len(recipe.stages) - most} more")
+    return table
+
+
+def _model(recipe: Recipe, attention: str) -> str:
+    said = [
+        f"{parameters(recipe.model):,} parameters",
+        recipe.precision,
+        f"attention by {attention}",
+        "" if recipe.compile_config is None else "compiled",
+    ]
+    return ", ".join(filter(None, said))
+
+
+def _devices(folder: RunFolder) -> str:
+    found = json.loads(folder.environment.read_text(encoding="utf-8"))
+    kinds = dict.fromkeys(found["devices"])
+    counts = [(found["devices"].count(kind), kind) for kind in kinds]
+    named = ", ".join(f"{count} × {kind}" if count > 1 else kind for count, kind in counts)
+    ranks = "1 rank" if found["ranks"] == 1 else f"{found['ranks']} ranks"
+    nodes = "1 node" if found["nodes"] == 1 else f"{found['nodes']} nodes, the first"
+    return f"{ranks} on {nodes}: {named}"
+
+
+def _sharding(recipe: Recipe, folder: RunFolder) -> str:
+    ranks = json.loads(folder.environment.read_text(encoding="utf-8"))["ranks"]
+    replicas, shards = recipe.fsdp_config.degrees(ranks)
+    said = f"FSDP2 over {shards}" if replicas == 1 else f"HSDP: {replicas} copies, each over {shards}"
+    return said + (", activation checkpointing" if recipe.fsdp_config.activation_checkpointing else "")
+
+
+def _data(recipe: Recipe) -> list[str]:
+    """Where it is, and for each row length the rows of every source."""
+    data = recipe.data
+    lines = [data.local if data.remote is None else f"{data.remote}, cached in {data.local}"]
+    lengths = list(dict.fromkeys(stage.row_length for stage in recipe.stages.values()))
+    for length in lengths[:MOST_NAMED]:
+        folders = {source: Path(data.local, source, str(length), "train") for source in data.sources}
+        rows = [f"{source} {Manifest.read(folder).rows:,}" for source, folder in folders.items()]
+        lines.append(f"rows of {length:,}: {_some(rows, 'sources')}")
+    if len(lengths) > MOST_NAMED:
+        lines[-1] += f"; and {len(lengths) - MOST_NAMED} lengths more"
+    return lines
+
+
+def _mixture(stage: StageConfig) -> str:
+    return _some([f"{source} {share:g}" for source, share in stage.mixture.items()], "sources")
+
+
+def _place(recipe: Recipe, folder: RunFolder) -> str:
+    place = f"in {folder.checkpoints.name}/"
+    return place if recipe.save_folder is None else f"{place}, and {recipe.save_folder.rstrip('/')}/{recipe.run_name}"
+
+
+def _some(names: list[str], kind: str, between: str = ", ") -> str:
+    more = len(names) - MOST_NAMED
+    return between.join(names[:MOST_NAMED]) + (f" and {more} {kind} more" if more > 0 else "")

@@ -1,0 +1,91 @@
+"""The summary that ends a run: its stages, what its loss is to be judged by, and what the exported model fills in."""
+
+import json
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rotary_foundry.data_prep.statistics import Statistics
+from rotary_foundry.recipe import load_recipe
+from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.utils.errors import ConfigurationError
+
+FILL_MASK_EXAMPLES = (
+    "    def __init__([MASK], name):\n        self.name = name\n",
+    "        self.name[MASK] name\n        self.value = value\n",
+    "Return the number[MASK] items in the list.",
+)
+
+
+def print_summary(run: str | Path, console: Console | None = None) -> None:
+    """Print the summary of a run.
+
+    Raises:
+        ConfigurationError: no run there.
+    """
+    console = console or Console()
+    folder = RunFolder(Path(run))
+    if not folder.plan.is_file():
+        raise ConfigurationError(f"{run}: no run there (it has no {folder.plan.name})")
+    console.print(stage_table(folder))
+    recipe = load_recipe(folder.recipe)
+    entropy = Statistics.read(Path(recipe.data.local)).unigram_entropy
+    before, at_stage_ends = _evaluations(folder)
+    if before is not None:
+        console.print(
+            f"Held-out loss before the first update, with the weights of {recipe.init_from}: {before['loss']:.3f}."
+        )
+    if at_stage_ends:
+        loss = at_stage_ends[-1]["loss"]
+        side = "below" if loss < entropy else "above"
+        console.print(
+            f"Unigram entropy of the held-out text: {entropy:.3f} nats a token. "
+            f"The last held-out loss, {loss:.3f}, is {abs(entropy - loss):.3f} {side} it."
+        )
+    if (folder.export / "config.json").is_file():
+        print_fill_mask(folder.export, console)
+
+
+def _evaluations(folder: RunFolder) -> tuple[dict | None, list[dict]]:
+    """The one before the first update, which a grown run has, and those at the ends of stages."""
+    evaluations = folder.records(folder.evaluations)
+    before = next((record for record in evaluations if record["batch"] == 0), None)
+    return before, [record for record in evaluations if record["batch"] > 0]
+
+
+def stage_table(folder: RunFolder) -> Table:
+    """A row a stage: what it was, and the held-out loss and masked accuracy at its end."""
+    plan = json.loads(folder.plan.read_text(encoding="utf-8"))
+    evaluations = {record["stage"]: record for record in _evaluations(folder)[1]}
+    table = Table(title=f"{plan['name']}: {plan['total_tokens']:,} tokens", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("stage", "tokens", "updates", "rows", "length", "theta", "held-out loss", "accuracy"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
+    for stage in dict.fromkeys(segment["stage"] for segment in plan["segments"]):
+        segments = [segment for segment in plan["segments"] if segment["stage"] == stage]
+        done = evaluations.get(stage)
+        table.add_row(
+            stage,
+            f"{segments[-1]['end_token'] - segments[0]['start_token']:,}",
+            f"{sum(segment['updates'] for segment in segments):,}",
+            "–".join(str(rows) for rows in dict.fromkeys((segments[0]["rows"], segments[-1]["rows"]))),
+            f"{segments[0]['row_length']:,}",
+            f"{segments[0]['rope_theta_global']:,.0f}",
+            f"{done['loss']:.3f}" if done else "–",
+            f"{done['masked_accuracy']:.1%}" if done else "–",
+        )
+    return table
+
+
+def print_fill_mask(export: Path, console: Console) -> None:
+    """What plain transformers' fill-mask pipeline makes of the exported model."""
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    fill = pipeline("fill-mask", model=str(export), device="cpu", top_k=3)
+    for example in FILL_MASK_EXAMPLES:
+        text = example.replace("[MASK]", fill.tokenizer.mask_token)
+        guesses = ", ".join(f"{guess['token_str']!r} {guess['score']:.0%}" for guess in fill(text))
+        console.print(f"{text.strip()!r}\n    {guesses}", markup=False, highlight=False)

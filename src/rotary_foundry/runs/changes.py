@@ -1,0 +1,120 @@
+"""What a recipe changed between a run's last start and this one, and whether the run can go on with it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from rotary_foundry.recipe import load_recipe
+from rotary_foundry.recipe.plan import Plan, Segment, plan_in_force, set_rollback
+from rotary_foundry.recipe.schema import Recipe
+from rotary_foundry.runs.run_folder import Rollback, RunFolder
+from rotary_foundry.utils.errors import ConfigurationError, FoundryError
+from rotary_foundry.utils.redaction import redacted
+
+# What every update depends on, so that a run that has begun keeps it.
+FIXED = ("seed", "model", "init_from", "masking", "optimizer", "data.sources", "data.shuffle_algo")
+FIXED += ("data.shuffle_block_size",)
+FREE = ("model.attn_implementation",)
+FREE_IN_STAGE = "device_train_microbatch_size"
+LEARNING_RATES_COMPARED = 64  # of each segment
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key whose value is another one."""
+
+    key: str
+    before: object
+    after: object
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before} → {self.after}"
+
+
+def without_secrets(recipe: Recipe) -> Recipe:
+    """A recipe as it is written down and shown."""
+    return replace(recipe, loggers=redacted(recipe.loggers, asdict(recipe)))
+
+
+def changes_of_run(folder: RunFolder, recipe: Recipe) -> list[Change]:
+    """What a recipe changes of the one that a run was last started with; nothing, if it has not saved any checkpoint.
+
+    Nor of checkpoints whose other parts are in a store alone: a node with a disk of its own keeps what it wrote.
+
+    Raises:
+        ConfigurationError: the run cannot go on so.
+        FoundryError: checkpoints are there, but none can be used, and there is no store.
+    """
+    try:
+        newest = folder.newest_checkpoint()
+    except FoundryError:
+        if recipe.save_folder is None:
+            raise
+        newest = None
+    if newest is None:
+        return []
+    try:
+        return check_changes(load_recipe(folder.recipe), without_secrets(recipe), folder.rollbacks(), newest.token)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{folder.path}: {error} (the run's recipe is {folder.recipe})") from error
+
+
+def check_changes(before: Recipe, after: Recipe, rollbacks: Sequence[Rollback], token: int) -> list[Change]:
+    """What changed, if a run that is at `token` may go on with it.
+
+    Raises:
+        ConfigurationError: naming the key that may not change.
+    """
+    changes = list(_changes(asdict(before), asdict(after)))
+    for change in changes:
+        if change.key.startswith(FIXED) and change.key not in FREE:
+            raise ConfigurationError(
+                f"'{change.key}': {change.before} → {change.after}: every update depends on it, and the run has begun; "
+                "give the old value, or another run_name"
+            )
+        if change.key.startswith("rollback.at") and any(rollback.trigger == "at" for rollback in rollbacks):
+            raise ConfigurationError(f"'{change.key}': {change.before} → {change.after}: that rollback has been made")
+    old, new = plan_in_force(before, rollbacks), plan_in_force(after, rollbacks)
+    set_now = set_rollback(after, new)
+    if before.rollback.at != after.rollback.at and set_now is not None and set_now.token <= token:
+        raise ConfigurationError(
+            f"'rollback.at.token': {after.rollback.at.token} lies behind the run, which is at {token:_}; "
+            "give a later one"
+        )
+    if token > new.total_tokens or _trained(old, token) != _trained(new, token):
+        reached = list(old.stage_ends)[: old.segment_at(token).stage_index + 1]
+        keys = [change.key for change in changes if not change.key.endswith(FREE_IN_STAGE)]
+        guilty = [key for key in keys if key == "stages" or key.split(".")[1:2] in [[stage] for stage in reached]]
+        change = next(change for change in changes if change.key in (guilty or keys))
+        raise ConfigurationError(
+            f"'{change.key}': {change.before} → {change.after} would change the first {token:_} tokens, which are "
+            "trained; give the old value, or another run_name"
+        )
+    return changes
+
+
+def _changes(before: dict, after: dict, prefix: str = "") -> Iterator[Change]:
+    for key in dict.fromkeys([*before, *after]):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            if prefix + key == "stages" and list(old) != list(new):
+                yield Change("stages", ", ".join(old), ", ".join(new))
+            yield from _changes(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield Change(prefix + key, old, new)
+
+
+def _trained(plan: Plan, token: int) -> list[tuple[Segment, list[float]]]:
+    """A plan's segments as far as they lie before a token, with learning rates in the place of their formula.
+
+    The formula of a stage that is not over also says what comes, which may change.
+    """
+    segments = plan.between(0, min(token, plan.total_tokens))
+    return [(replace(segment, learning_rate=None), _learning_rates(segment)) for segment in segments]
+
+
+def _learning_rates(segment: Segment) -> list[float]:
+    last = segment.updates - 1
+    count = min(last, LEARNING_RATES_COMPARED)
+    updates = {round(index * last / count) for index in range(count + 1)} if count else {0}
+    starts = [segment.start_token + update * segment.tokens_per_update for update in sorted(updates)]
+    return [segment.learning_rate.at(start) for start in starts]

@@ -1,0 +1,69 @@
+"""What a run's parameters begin with: drawn at random, or grown from another model (`init_from`)."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rotary_foundry.data.same_tokenizer import check_same_tokenizer
+from rotary_foundry.interop import open_weights
+from rotary_foundry.models.growing import check_growth, tile_parameter
+from rotary_foundry.models.modernbert.initialisation import initial_value
+from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.recipe import Recipe
+from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.runs.checkpoint_store import open_store
+from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.runs.trained_state import read_source
+from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
+
+
+def first_weights(recipe: Recipe) -> Callable[[str], Tensor]:
+    """The first value of every parameter by its name, whole and on the CPU, made when it is asked for.
+
+    Raises:
+        FoundryError: `init_from` holds no model that this one can be grown from.
+    """
+    if recipe.init_from is None:
+        with torch.device("meta"):
+            shapes = {name: value.shape for name, value in MaskedLM(recipe.model, 1.0).state_dict().items()}
+        return lambda name: initial_value(name, shapes[name], recipe.model.num_hidden_layers, recipe.seed)
+    source, weights = _open_source(recipe, recipe.init_from)
+    return partial(tile_parameter, source_state=weights, source=source, target=recipe.model)
+
+
+def check_init_from(recipe: Recipe) -> None:
+    """Refuse what a model cannot be grown from, and shards of another tokenizer than its, before anything is written.
+
+    A run that has checkpoints goes on from them: its source is not opened again, and may be gone. (On an empty disk,
+    where the checkpoints are a store's, a recipe that leaves its shape or thetas to the source still needs that.)
+
+    Raises:
+        FoundryError: `init_from` holds no model that this one can be grown from, or its tokenizer is not the shards'.
+    """
+    if recipe.init_from is None:
+        return
+    folder = RunFolder.of(recipe)
+    store = open_store(recipe, folder)
+    if folder.newest_checkpoint(elsewhere=[] if store is None else store.checkpoints()) is None:
+        _open_source(recipe, recipe.init_from)
+        tokenizer = read_source(recipe.init_from).tokenizer
+        remedy = f"prepare the data again with tokenizer.path={tokenizer}"
+        try:
+            check_same_tokenizer(Path(recipe.data.local) / "tokenizer", tokenizer, remedy)
+        except DataError as error:
+            raise DataError(f"'init_from': {recipe.init_from}: {error}") from error
+
+
+def _open_source(recipe: Recipe, path: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    try:
+        source, weights = open_weights(path)
+    except FoundryError as error:  # it names the path
+        raise type(error)(f"'init_from': {error}") from error
+    try:
+        check_growth(source, recipe.model)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"'init_from': {path}: {error}") from error
+    return source, weights

@@ -1,0 +1,58 @@
+"""The loggers that a recipe asks for, and what they are told of the run itself."""
+
+import secrets
+from dataclasses import asdict
+
+from composer.loggers import LoggerDestination, TensorboardLogger
+from composer.utils import dist
+
+from rotary_foundry.loggers.wandb_run import WandBRun
+from rotary_foundry.recipe import Recipe
+from rotary_foundry.runs.environment import commit
+from rotary_foundry.runs.run_folder import RunFolder, read_lines, write_whole
+from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.redaction import redacted
+
+
+def loggers(recipe: Recipe, folder: RunFolder) -> list[LoggerDestination]:
+    """Composer's loggers for a run; on every rank.
+
+    Raises:
+        ConfigurationError: an argument that a logger does not know.
+    """
+    made: list[LoggerDestination] = []
+    for name, make in (("wandb", _wandb), ("tensorboard", _tensorboard)):
+        if recipe.loggers.get(name) is not None:
+            try:
+                made += make(recipe, folder, dict(recipe.loggers[name]))
+            except TypeError as error:
+                raise ConfigurationError(f"'loggers.{name}': {error}") from error
+    return made
+
+
+def _wandb(recipe: Recipe, folder: RunFolder, arguments: dict) -> list[LoggerDestination]:
+    plain = asdict(recipe)
+    init_kwargs = {"dir": str(folder.path), "resume": "allow", "allow_val_change": True}
+    if dist.get_global_rank() == 0:  # the only one that logs
+        if not folder.wandb_id.exists():
+            write_whole(folder.wandb_id, secrets.token_hex(4))
+        init_kwargs["id"] = folder.wandb_id.read_text(encoding="ascii")
+        init_kwargs["config"] = {"recipe": redacted(plain), "git_commit": commit()}
+    given = arguments.pop("init_kwargs", None) or {}
+    settings = {"settings": given["settings"]} if "settings" in given else {}  # where a key may really be given
+    init_kwargs |= redacted(given, plain) | settings
+    abandoned = [line["batch"] - line["to_batch"] + 1 for line in read_lines(folder.ledger)]
+    wandb_run = WandBRun(
+        first_step=sum(abandoned),
+        secret_in=plain,
+        checkpoint_references=arguments.pop("checkpoint_references", False),
+        init_kwargs=init_kwargs,
+        **redacted({"name": recipe.run_name} | arguments, plain),
+    )
+    return [wandb_run]
+
+
+def _tensorboard(recipe: Recipe, folder: RunFolder, arguments: dict) -> list[LoggerDestination]:
+    """On the first rank alone: on others Composer's would write empty files."""
+    logger = TensorboardLogger(**({"log_dir": str(folder.tensorboard)} | arguments))
+    return [logger] if dist.get_global_rank() == 0 else []

@@ -1,0 +1,64 @@
+"""Every rank's log, in the run's folder."""
+
+import faulthandler
+import logging
+import os
+from dataclasses import asdict
+from typing import TextIO
+
+from rotary_foundry.recipe import Recipe
+from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.utils.errors import FoundryError
+from rotary_foundry.utils.redaction import redacted
+
+log = logging.getLogger(__name__)
+_file: TextIO | None = None
+_recipe: dict | None = None  # whose secrets are kept out
+
+
+def start_logs(recipe: Recipe) -> None:
+    """Write this rank's log records, warnings and failures to `<run>/logs/rank<N>.log`, and only there.
+
+    A resumed run appends to what is there.
+    """
+    global _file, _recipe
+    _recipe = asdict(recipe)
+    folder = RunFolder.of(recipe).logs
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / f"rank{_rank()}.log", encoding="utf-8")
+    _file = handler.stream
+    handler.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.captureWarnings(True)
+    faulthandler.enable(_file)
+
+
+class _WithoutSecrets(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record), _recipe)
+
+
+def log_failure(error: Exception) -> str:
+    """Put the traceback of what ends this rank into its log, and return what the terminal is to say of it.
+
+    That is the message of a FoundryError and of an OSError, which names the file; of any other exception its last line,
+    the rank and where the traceback is.
+    """
+    log.critical("this rank ends", exc_info=error)
+    if isinstance(error, (FoundryError, OSError)):
+        return redacted(str(error), _recipe)
+    # that of a loader's worker process has its traceback for a message
+    said = [line for line in str(error).splitlines() if line.strip()] or [""]
+    line = said[-1].strip() if "Traceback" in str(error) else f"{type(error).__name__}: {said[0]}"
+    return f"rank {_rank()}: {redacted(line, _recipe)}\ntraceback: {_file.name if _file else 'not kept'}"
+
+
+def log_where_it_stands(why: str) -> None:
+    """Put into this rank's log why it ends now, and where all of its threads are."""
+    log.critical("this rank ends: %s", why)
+    if _file is not None:
+        faulthandler.dump_traceback(_file)
+
+
+def _rank() -> str:
+    return os.environ.get("RANK", "0")

@@ -1,0 +1,201 @@
+"""What one rank does for all of them, or for those of its node, what it tells them, and whose failure is the first.
+
+When a rank fails, the others fail after it, each with an error of its own about a connection, or wait in a collective
+until their time is up. So a rank leaves the line that says what happened in the store that the group was made by,
+where the first line stays. One rank a node speaks, its first: it looks into the store every second, and ends its
+process when another rank has failed and its own main thread does not come back from a collective; over NCCL it may
+never do so. A rank that ends without a word was killed: the ranks know each other's processes.
+
+Nothing here trusts the store to answer: rank 0, which holds it, may be gone, and where the network is cut, no time-out
+of the store's ends the wait. It is asked in threads that nobody waits for longer than a few seconds.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+import psutil
+import torch
+from composer.utils import dist
+from torch.distributed import DistError
+from torch.distributed.distributed_c10d import _get_default_store
+
+from rotary_foundry.callbacks.graceful_stop import stop_requested
+from rotary_foundry.loggers.stage_progress import Bars
+from rotary_foundry.training.logs import log_failure, log_where_it_stands
+from rotary_foundry.utils.errors import FAILED, REFUSED, Fault, FoundryError, StopRequested, print_error
+from rotary_foundry.utils.processes import is_first_of_node
+
+Outcome = TypeVar("Outcome")
+REASON = "rotary_foundry/reason"  # keys in the store
+PROCESS = "rotary_foundry/process/"
+LEFT = "rotary_foundry/left/"
+STORE_ANSWERS = 6.0  # seconds
+LOOKS = 1.0  # seconds between a look into the store and the next
+_seen: set[int] = set()  # ranks whose processes this one has seen alive: in a container of its own it sees none
+COMES_BACK = 3.0  # seconds for a rank to notice by itself that another has failed, and for another to say that it has
+
+
+class NoAnswer(Fault):
+    """A collective has failed, and that is all that this rank knows."""
+
+
+def on_rank_zero(work: Callable[[], Outcome]) -> Outcome:
+    """The outcome of rank 0's work, or the exception that it raised, on every rank."""
+    outcome: list = [None, None]
+    if dist.get_global_rank() == 0:
+        try:
+            outcome[0] = work()
+        except Exception as error:  # raised below, on every rank
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def on_each_node(work: Callable[[], object]) -> None:
+    """Have one rank of every node do the work; an exception that one of them raised is raised on every rank."""
+    error = None
+    if dist.get_local_rank() == 0:
+        try:
+            work()
+        except Exception as caught:  # raised below, on every rank
+            error = caught
+    for raised in dist.all_gather_object(error):
+        if raised is not None:
+            raise raised
+
+
+@contextmanager
+def one_reason() -> Iterator[None]:
+    """Turn any error that ends this rank into a FoundryError with what the terminal is to say of the first failure.
+
+    It is a Fault unless that failure was for a user to put right. This rank's own goes to its log, with the traceback.
+    """
+    try:
+        yield
+    except StopRequested:
+        raise
+    except Exception as error:
+        status = FAILED if isinstance(error, Fault) or not isinstance(error, FoundryError) else REFUSED
+        reason = f"{status} {log_failure(error)}"
+        if torch.distributed.is_initialized():
+            reason = _first_reason(error, reason)
+        if not is_first_of_node() and stop_requested():  # the launcher's signal, after the end of another rank
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            os.kill(os.getpid(), signal.SIGTERM)
+        status, said = reason.split(" ", 1)
+        raise (Fault if int(status) == FAILED else FoundryError)(said) from error
+
+
+@contextmanager
+def watching(dist_timeout: float) -> Iterator[None]:
+    """Within it, a collective's error becomes a NoAnswer, and other ranks' failures end a rank that waits for them.
+
+    Args:
+        dist_timeout: seconds that a collective may take, for the message.
+    """
+    store, rank = _get_default_store(), dist.get_global_rank()
+    store.set(f"{PROCESS}{rank}", str(os.getpid()))
+    over = threading.Event()
+    if is_first_of_node():
+        threading.Thread(target=_watch, args=(over,), daemon=True).start()
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+            raise NoAnswer(
+                f"no answer from other ranks within dist_timeout={dist_timeout:g} s: a node or the network is gone, "
+                "or a rank hangs; the same command goes on from the last checkpoint"
+            ) from error
+        raise NoAnswer(
+            "the connection to another rank is gone, and it has left no word why; "
+            "the same command goes on from the last checkpoint"
+        ) from error
+    finally:
+        over.set()
+        _ask(lambda: store.set(f"{LEFT}{rank}", ""))
+
+
+def _first_reason(error: Exception, own: str) -> str:
+    """Status and words of the failure that came first, where `own` are those of this rank's."""
+    store = _get_default_store()
+
+    def ask() -> str:
+        mine = own
+        if isinstance(error, NoAnswer):
+            until = time.monotonic() + COMES_BACK
+            while not (killed := _killed()) and not store.check([REASON]) and time.monotonic() < until:
+                time.sleep(0.1)
+            mine = killed or own
+        return store.compare_set(REASON, "", mine).decode()
+
+    reason = _ask(ask) or own
+    if is_first_of_node() and dist.get_world_size() > dist.get_local_world_size():
+        time.sleep(2 * LOOKS)  # while the other nodes look into the store, which may be this process's
+    return reason
+
+
+def _watch(over: threading.Event) -> None:
+    """End this process when another rank has failed and this one does not notice."""
+    store = _get_default_store()
+    while not over.wait(LOOKS):
+        try:
+            failed = _killed() or (store.get(REASON).decode() if store.check([REASON]) else None)
+            reason = failed and store.compare_set(REASON, "", failed).decode()
+        except DistError:
+            return  # rank 0 is gone: a collective says so, or the launcher ends this process
+        if reason is not None and not over.wait(COMES_BACK):
+            status, said = reason.split(" ", 1)
+            log_where_it_stands(f"another rank failed: {said}")
+            Bars.take_off()
+            print_error(said)
+            time.sleep(2 * LOOKS)  # while the other nodes look into the store, which may be ours
+            os._exit(int(status))
+
+
+def _killed() -> str | None:
+    """Status and words of the end of a rank of this node that ended without a word; None if none has."""
+    store = _get_default_store()
+    first = dist.get_global_rank() - dist.get_local_rank()
+    for rank in range(first, first + dist.get_local_world_size()):
+        if not store.check([f"{PROCESS}{rank}"]) or store.check([f"{LEFT}{rank}"]):
+            continue
+        if _lives(int(store.get(f"{PROCESS}{rank}"))):
+            _seen.add(rank)
+        elif rank in _seen:
+            return (
+                f"{FAILED} rank {rank} ended without a word: it was killed, by hand or by the kernel for want of "
+                "memory (dmesg says so), or it crashed (its log says where); the same command goes on from the last "
+                "checkpoint"
+            )
+    return None
+
+
+def _lives(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _ask(question: Callable[[], Outcome]) -> Outcome | None:
+    """The store's answer; None if there is none in time."""
+    answers: list[Outcome] = []
+
+    def ask() -> None:
+        with suppress(DistError):
+            answers.append(question())
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(STORE_ANSWERS)
+    return answers[0] if answers else None

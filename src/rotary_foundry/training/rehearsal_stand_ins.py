@@ -1,0 +1,100 @@
+"""What a rehearsal needs and the machine may not have yet: shards, and a smaller model to grow from.
+
+The recipe's own shards are used if they are there. If not, small ones are made under the same names from what every
+Python installation holds, with a tokenizer of their own. The model to grow from is always a stand-in, with random
+weights: the real one is too large for a rehearsal's.
+"""
+
+import shutil
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+
+import torch
+from composer.utils import dist
+
+from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer
+from rotary_foundry.data_prep.pipeline import prepare
+from rotary_foundry.data_prep.readers import SourceConfig
+from rotary_foundry.interop.huggingface import export_model
+from rotary_foundry.models.modernbert.initialisation import initialise
+from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.recipe import Recipe, load_recipe
+from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.training.ranks import on_rank_zero
+from rotary_foundry.utils.errors import ConfigurationError
+
+VOCABULARY = 8192
+READERS = ("python_docstrings", "python_files", "distribution_readmes")
+
+
+def with_stand_ins(recipe: Recipe) -> Recipe:
+    """A rehearsal's recipe with stand-ins for what is not there. Called on every rank; the first makes them."""
+    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=recipe.dist_timeout)
+    folder = RunFolder.of(recipe)
+    if recipe.data.remote is None and not (Path(recipe.data.local) / "tokenizer/tokenizer.json").is_file():
+        stand_in = f"{recipe.data.local}-rehearsal"
+        if dist.get_global_rank() == 0:
+            print(f"{recipe.data.local}: no shards there; rehearsing on Python's own sources in {stand_in}", flush=True)
+        recipe = replace(
+            recipe,
+            data=replace(recipe.data, local=stand_in),
+            model=replace(recipe.model, vocab_size=VOCABULARY),
+        )
+        on_rank_zero(lambda: prepare(_small_corpus(recipe)))
+    if recipe.init_from is not None:
+        recipe = replace(recipe, init_from=str(folder.path / "grown_from"))
+    on_rank_zero(lambda: _forget_another(recipe, folder))
+    if recipe.init_from is not None:
+        on_rank_zero(lambda: _make_source(recipe, Path(recipe.init_from)))
+    return recipe
+
+
+def _forget_another(recipe: Recipe, folder: RunFolder) -> None:
+    """Remove a rehearsal of the same name, if it was of another recipe or on another number of processes.
+
+    Raises:
+        ConfigurationError: what has the name is no rehearsal.
+    """
+    if not folder.recipe.exists():
+        return
+    there = load_recipe(folder.recipe)
+    if not there.rehearse:
+        raise ConfigurationError(
+            f"{folder.path}: a run, and no rehearsal, has the name that this one would take; give another run_name"
+        )
+    if there != recipe:
+        shutil.rmtree(folder.path)
+
+
+def _small_corpus(recipe: Recipe) -> CorpusConfig:
+    readers = zip(recipe.data.sources, cycle(READERS), strict=False)
+    return CorpusConfig(
+        sources={source: SourceConfig(reader=reader) for source, reader in readers},
+        tokenizer=TokenizerConfig(train=TrainTokenizer(VOCABULARY)),
+        row_lengths=list(dict.fromkeys(stage.row_length for stage in recipe.stages.values())),
+        out=recipe.data.local,
+        validation=0.05,
+        executor={"local": {"workers": 1}},  # this process is one of a run's ranks
+    )
+
+
+def _make_source(recipe: Recipe, folder: Path) -> None:
+    """Write a model of random weights, a head narrower and a layer shallower than the rehearsal's."""
+    if (folder / "config.json").is_file():
+        return
+    open_corpus(recipe)  # the tokenizer goes with the model
+    heads = recipe.model.num_attention_heads - 1
+    shape: ModelConfig = replace(
+        recipe.model,
+        hidden_size=recipe.model.hidden_size // recipe.model.num_attention_heads * heads,
+        num_attention_heads=heads,
+        num_hidden_layers=recipe.model.num_hidden_layers - 1,
+    )
+    first, *_ = recipe.stages.values()
+    network = MaskedLM(shape, first.rope_theta)
+    initialise(network, recipe.seed)
+    tokenizer = Path(recipe.data.local) / "tokenizer"
+    export_model(network.state_dict(), shape, first.rope_theta, tokenizer, first.row_length, folder)

@@ -1,0 +1,99 @@
+"""How a network comes to lie on the ranks: FSDP2, one unit a layer and one for the rest, before Composer sees it.
+
+Composer would call `fully_shard` itself, but it builds the mesh from a configuration that has no replicas, materialises
+meta parameters on CUDA only, and wraps checkpointed layers in a module that shows in parameter names. So the network is
+sharded here; Composer is left with saving, loading and training a model that is sharded already.
+
+- Meta device first: a rank never holds more than its shards and one whole parameter (`fill`).
+- Recomputation and compilation replace a layer's `forward` and leave the module as it is, so that parameters keep their
+  names in checkpoints, decay groups and exports. FSDP's hooks stay outside both.
+"""
+
+import functools
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+from composer.utils import ParallelismType
+from composer.utils.parallelism import FSDP2Config
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
+
+from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.recipe.schema import Recipe
+from rotary_foundry.training.gloo import sum_then_divide
+from rotary_foundry.utils.errors import ConfigurationError
+
+REPLICATE, SHARD = ParallelismType.DATA_PARALLEL_REPLICATE.value, ParallelismType.DATA_PARALLEL_SHARD.value
+
+
+class ShardingConfig(FSDP2Config):
+    """What Composer has to know of it: the mesh (it saves the first replica only), and how to name a checkpoint."""
+
+    def __init__(self, replicas: int):
+        super().__init__()
+        self.replicas = replicas
+
+    @property
+    def data_parallel_replicate_degree(self) -> int | None:
+        return self.replicas if self.replicas > 1 else None
+
+    @property
+    def sharded_ckpt_prefix_dir(self) -> str:
+        return "ba{batch}"  # by the update alone: an epoch of ours is only a loader's end
+
+
+def shard(network: MaskedLM, recipe: Recipe, device: torch.device) -> None:
+    """Shard a network over all ranks, as a recipe's `fsdp_config` and `compile_config` say, in place."""
+    replicas, _ = recipe.fsdp_config.degrees(distributed.get_world_size())
+    mesh = data_parallel_mesh(replicas, device, recipe.dist_timeout)
+    # Parameters stay float32 and inputs as they come, as ModernBERT was trained: autocast, on CPU our own, decides what
+    # a layer computes in. Gathered in bf16, the norms' gains, which are near 1, would be known to one part in 128.
+    options = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False)}
+    for layer in network.model.layers:
+        if recipe.compile_config is not None:
+            layer.forward = _compiled(layer.forward, recipe.compile_config)
+        if recipe.fsdp_config.activation_checkpointing:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        fully_shard(layer, **options)
+    fully_shard(network, **options)
+    if distributed.get_backend() == "gloo":
+        sum_then_divide(network)
+    network._fsdp_wrap = False  # Composer's word, deprecated without a successor, for a module that it shall not shard
+
+
+def data_parallel_mesh(replicas: int, device: torch.device, timeout: float) -> DeviceMesh:
+    """All ranks in one dimension, or, with replicas, replicate × shard.
+
+    A mesh makes its groups with torch's own time-out; a collective in them is given `timeout` seconds instead.
+    """
+    world = distributed.get_world_size()
+    if replicas == 1:
+        mesh = init_device_mesh(device.type, (world,), mesh_dim_names=(SHARD,))
+    else:
+        mesh = init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=(REPLICATE, SHARD))
+    for group in mesh.get_all_groups():
+        _set_pg_timeout(timedelta(seconds=timeout), group)
+    return mesh
+
+
+@torch.no_grad()
+def fill(network: MaskedLM, values: Callable[[str], Tensor]) -> None:
+    """Set every parameter to the whole tensor that `values` has for its name; each rank keeps its own part of it."""
+    for name, parameter in network.named_parameters():
+        whole = values(name).to(parameter.device)
+        if isinstance(parameter, DTensor):
+            whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.copy_(whole)
+
+
+def _compiled(forward: Callable[..., Tensor], compile_config: dict[str, Any]) -> Callable[..., Tensor]:
+    try:
+        return torch.compile(forward, **compile_config)
+    except Exception as error:  # an unknown argument, mode or backend
+        raise ConfigurationError(f"compile_config: torch.compile refuses {compile_config}: {error}") from error

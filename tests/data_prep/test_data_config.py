@@ -1,0 +1,108 @@
+"""A data YAML that cannot be used is refused with the file and the key."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from rotary_foundry.data_prep.corpus_config import load_corpus_config
+from rotary_foundry.utils.errors import ConfigurationError
+
+NANO = Path(__file__).parents[2] / "yamls/data/nano.yaml"
+
+
+@pytest.fixture
+def good(tmp_path):
+    (tmp_path / "some.jsonl").touch()
+    return {
+        "sources": {"mine": {"reader": "jsonl", "path": str(tmp_path / "*.jsonl")}},
+        "tokenizer": {"train": {"vocab_size": 512}},
+        "row_lengths": [1024],
+        "out": "data/mine",
+    }
+
+
+def with_filter(entry):
+    return {"sources": {"mine": {"reader": "python_files", "filters": [entry]}}}
+
+
+def load(content, tmp_path):
+    path = tmp_path / "data.yaml"
+    OmegaConf.save(OmegaConf.create(content), path)
+    return load_corpus_config(path)
+
+
+def test_one_percent_is_held_out_by_default(good, tmp_path):
+    assert load(good, tmp_path).validation == 0.01
+
+
+def test_the_nano_configuration_loads_and_takes_overrides():
+    assert load_corpus_config(NANO, ["row_lengths=[512]", "out=elsewhere"]).row_lengths == [512]
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "complaint"),
+    [
+        ({"row_length": [512]}, "row_length", "did you mean 'row_lengths'"),
+        ({"sources": {}}, "sources", "at least one source"),
+        ({"sources": {"a/b": {"reader": "python_files"}}}, "sources.a/b", "becomes a folder"),
+        ({"sources": {"tokenizer": {"reader": "python_files"}}}, "sources.tokenizer", "taken"),
+        ({"sources": {"mine": {"reader": "json"}}}, "sources.mine.reader", "did you mean 'jsonl'"),
+        ({"sources": {"mine": {"reader": "zzz"}}}, "sources.mine.reader", "python_docstrings"),
+        ({"sources": {"mine": {"reader": "jsonl", "pfad": "x"}}}, "sources.mine.pfad", "unknown key"),
+        ({"sources": {"mine": {"reader": "jsonl"}}}, "sources.mine.path", "needs a path"),
+        ({"sources": {"mine": {"reader": "jsonl", "path": "no/*.jsonl"}}}, "sources.mine.path", "nothing is there"),
+        ({"sources": {"r": {"reader": "distribution_readmes", "path": "."}}}, "sources.r.path", "takes no path"),
+        ({"sources": {"c": {"reader": "python_files", "text_column": "t"}}}, "sources.c.text_column", "no columns"),
+        ({"sources": {"mine": {"reader": "text", "path": ".", "split": "x"}}}, "sources.mine.split", "Hugging Face"),
+        ({"tokenizer": {}}, "tokenizer", "either"),
+        ({"tokenizer": {"train": {"vocab_size": 512}, "path": "x"}}, "tokenizer", "either"),
+        ({"tokenizer": {"train": {"vocab_size": 260}}}, "tokenizer.train.vocab_size", "too small"),
+        ({"tokenizer": {"train": {"vocab_size": "many"}}}, "tokenizer.train.vocab_size", "many"),
+        ({"tokenizer": {"path": "no/where"}}, "tokenizer.path", "tokenizer.json is missing"),
+        ({"row_lengths": []}, "row_lengths", "at least one"),
+        ({"row_lengths": [2]}, "row_lengths", "too short"),
+        ({"row_lengths": [512, 512]}, "row_lengths", "once"),
+        ({"validation": 0}, "validation", "between 0 and 1"),
+        ({"validation": 1.5}, "validation", "between 0 and 1"),
+        ({"out": ".."}, "out", "a folder is wanted"),
+        ({"work": "s3://bucket/x"}, "work", "a disk that all workers share"),
+        ({"work": "data/mine/work"}, "work", "may not lie in each other"),
+        ({"work": "data"}, "work", "may not lie in each other"),
+        ({"validation": float("inf")}, "validation", "between 0 and 1"),
+        ({"max_bad_documents": -1}, "max_bad_documents", "from 0 on"),
+        ({"deduplication": {"minhash": 5}}, "deduplication", "options are wanted by name"),
+        ({"deduplication": {"minhash": {"n_grams": "five"}}}, "deduplication", "n_grams is a number from 1 on"),
+        ({"deduplication": {"minhash": {"language": "klingon"}}}, "deduplication", "klingon"),
+        ({"stride": 1022}, "stride", "1022 is not less than"),
+        ({"deduplication": "fuzzy"}, "deduplication", "exact or minhash"),
+        ({"deduplication": {"minhash": {"ngrams": 5}}}, "deduplication", "unknown option 'ngrams'"),
+        ({"executor": {"slurm": {"time": "1:00:00"}}}, "executor", "'partition' is wanted"),
+        (with_filter("GopherQuality"), "sources.mine.filters", "no filter 'GopherQuality'; there are"),
+        (with_filter({"URLFilter": {"domains": []}}), "sources.mine.filters", "unknown argument 'domains'"),
+        (with_filter({"URLFilter": 3}), "sources.mine.filters", "arguments are wanted by name"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_key(good, tmp_path, change, key, complaint):
+    with pytest.raises(ConfigurationError, match=complaint) as error:
+        load(good | change, tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'data.yaml'}: ")
+    assert f"'{key}'" in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["sources", "tokenizer", "row_lengths", "out"])
+def test_what_is_required_is_named(good, tmp_path, key):
+    del good[key]
+    with pytest.raises(ConfigurationError, match=f"'{key}.*' is required"):
+        load(good, tmp_path)
+
+
+def test_a_configuration_is_checked_without_what_reads_the_data_being_imported():
+    code = (
+        "import sys, rotary_foundry.data_prep.corpus_config; "
+        "print({'torch', 'datatrove', 'pyarrow', 'datasets', 'streaming', 'obstore'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "set()\n"

@@ -1,0 +1,81 @@
+"""The fused vocabulary product and cross entropy is torch's, however it is cut into chunks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rotary_foundry.models.layers import cross_entropy
+from rotary_foundry.models.layers.cross_entropy import linear_cross_entropy
+
+VOCABULARY, HIDDEN = 300, 32
+
+
+def inputs(tokens: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(shape, generator=generator).requires_grad_()
+        for shape in ((tokens, HIDDEN), (VOCABULARY, HIDDEN), (VOCABULARY,))
+    )
+    return hidden, weight, bias, torch.randint(0, VOCABULARY, (tokens,), generator=generator)
+
+
+@pytest.mark.parametrize("tokens_a_chunk", [1, 7, 40, 1000])
+def test_loss_and_gradients_are_those_of_the_whole(monkeypatch, tokens_a_chunk):
+    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", tokens_a_chunk * VOCABULARY)
+    hidden, weight, bias, targets = inputs(40)
+    found = linear_cross_entropy(hidden, weight, bias, targets)
+    logits = F.linear(hidden, weight, bias)
+    expected = F.cross_entropy(logits, targets, reduction="sum")
+    torch.testing.assert_close(found.cross_entropy, expected)
+    assert found.correct == (logits.argmax(1) == targets).sum()
+    assert found.tokens == 40
+    factor = 0.25  # an update's loss is a share of the sum
+    gradients = torch.autograd.grad(factor * found.cross_entropy, (hidden, weight, bias))
+    torch.testing.assert_close(gradients, torch.autograd.grad(factor * expected, (hidden, weight, bias)))
+
+
+def test_under_autocast_gradients_are_off_by_the_rounding_of_bf16_only():
+    hidden, weight, bias, targets = inputs(64)
+    exact = torch.autograd.grad(linear_cross_entropy(hidden, weight, bias, targets).cross_entropy, (hidden, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = linear_cross_entropy(hidden, weight, bias, targets)
+    assert rounded.cross_entropy.dtype == torch.float32
+    for found, wanted in zip(torch.autograd.grad(rounded.cross_entropy, (hidden, weight)), exact, strict=True):
+        assert found.dtype == torch.float32
+        assert (found - wanted).norm() / wanted.norm() < 0.02
+
+
+def test_no_masked_token_is_a_loss_of_nothing():
+    hidden, weight, bias, targets = inputs(0)
+    loss = linear_cross_entropy(hidden, weight, bias, targets)
+    assert loss.cross_entropy == 0 and loss.tokens == 0
+    assert not torch.autograd.grad(loss.cross_entropy, weight)[0].any()
+
+
+def test_a_second_backward_fails_instead_of_scaling_twice():
+    hidden, weight, bias, targets = inputs(5)
+    loss = linear_cross_entropy(hidden, weight, bias, targets).cross_entropy
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_of_two_words_that_are_alike_likely_only_one_can_be_right(right):
+    """In bf16, which has eight bits for a logit, it happens."""
+    hidden, weight, bias, _ = inputs(6)
+    with torch.no_grad():
+        weight[1], bias[1] = weight[0], bias[0]
+        hidden.copy_(weight[0] * 10)
+    found = linear_cross_entropy(hidden, weight, bias, torch.full((6,), right))
+    assert found.correct == (6 if right == 0 else 0)
+
+
+def test_where_no_gradient_is_wanted_none_is_made(monkeypatch):
+    made = []
+    monkeypatch.setattr(cross_entropy, "_added", lambda total, part: made.append(part))
+    hidden, weight, bias, targets = inputs(5)
+    with torch.no_grad():
+        loss = linear_cross_entropy(hidden, weight, bias, targets).cross_entropy
+    assert not made
+    torch.testing.assert_close(loss, F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum"))
