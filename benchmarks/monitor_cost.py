@@ -23,7 +23,7 @@ from rotary_foundry.callbacks.step_time import PhaseClock, StepTime
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.loggers.stage_progress import StageProgress
 from rotary_foundry.optim.stable_adamw import StableAdamW
-from rotary_foundry.recipe import load_recipe
+from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.training import run
 
 

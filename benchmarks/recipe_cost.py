@@ -21,8 +21,8 @@ from rotary_foundry.data import loaders
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.models.modernbert.network import MaskedLM
 from rotary_foundry.objectives.masked_lm import Masking
-from rotary_foundry.recipe import load_recipe
 from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.training import run
 
 NANO = Path(__file__).parents[1] / "yamls/main/nano.yaml"

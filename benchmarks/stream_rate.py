@@ -14,7 +14,8 @@ from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.data.loaders import RunData
 from rotary_foundry.models.composer_model import ComposerMaskedLM
 from rotary_foundry.models.modernbert.network import MaskedLM
-from rotary_foundry.recipe import compile_plan, load_recipe
+from rotary_foundry.recipe import compile_plan
+from rotary_foundry.runs.recipes import load_recipe
 
 LONGER = ["batch_size_ramp=null", "duration=4_194_304tok"]
 

@@ -14,9 +14,11 @@ import signal
 import sys
 import time
 
-from rotary_foundry.recipe import Plan, Recipe, compile_plan, load_recipe
+from rotary_foundry.recipe import Plan, Recipe
+from rotary_foundry.recipe.plan import compile_stages
 from rotary_foundry.recipe.rehearsal import rehearsal
 from rotary_foundry.runs.changes import changes_of_run
+from rotary_foundry.runs.recipes import load_recipe_and_plan
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import (
     FAILED,
@@ -79,16 +81,17 @@ def let_the_first_speak() -> None:
 
 
 def launch(path: str, overrides: list[str]) -> None:
-    recipe = load_recipe(path, overrides)
+    recipe, plan = load_recipe_and_plan(path, overrides)
     if recipe.rehearse:
-        recipe = rehearsal(recipe, world_size())
-    check_world_size(recipe, compile_plan(recipe), path)
+        recipe = rehearsal(recipe, plan, world_size())
+        plan = compile_stages(recipe)
+    check_world_size(recipe, plan, path)
     if recipe.rehearse:
         from rotary_foundry.training.rehearsal_stand_ins import with_stand_ins
 
         recipe = with_stand_ins(recipe)
     elif (folder := RunFolder.of(recipe)).recipe.is_file():  # of nodes with disks of their own on the first one only
-        changes_of_run(folder, recipe)
+        changes_of_run(folder, recipe, plan)
 
     from rotary_foundry.data.corpus import open_corpus
 
@@ -111,7 +114,7 @@ def launch(path: str, overrides: list[str]) -> None:
     check_init_from(recipe)
     start_logs(recipe)
     with one_reason():
-        train(recipe, tokenizer, print_start)
+        train(recipe, plan, tokenizer, print_start)
     if recipe.rehearse and is_first():
         report_rehearsal(RunFolder.of(recipe))
 

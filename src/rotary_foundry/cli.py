@@ -155,9 +155,10 @@ def plan(
     ] = False,
 ) -> None:
     """Print what a recipe would do, segment by segment, and what it would cost; nothing is trained, no data read."""
-    from rotary_foundry.recipe import compile_plan, load_recipe
     from rotary_foundry.recipe.cost import PEAK_FLOPS, Machine
+    from rotary_foundry.recipe.plan import with_set_rollback
     from rotary_foundry.reporting.plan_table import print_plan, print_position
+    from rotary_foundry.runs.recipes import load_recipe_and_plan
 
     machine = None
     if gpus is not None and gpu is not None and mfu is not None:
@@ -167,8 +168,8 @@ def plan(
             f"hours take --gpus (how many), --gpu (one of {', '.join(PEAK_FLOPS)}) and --mfu (the share of its peak "
             "that each reaches, as measured with such a model: there is no default); give all three or none"
         )
-    loaded = load_recipe(recipe, overrides or ())
-    compiled = compile_plan(loaded)
+    loaded, before_rollbacks = load_recipe_and_plan(recipe, overrides or ())
+    compiled = with_set_rollback(loaded, before_rollbacks)
     position = None if at is None else _position(compiled, at)
     if as_json:
         print(json.dumps((position or compiled).to_json(), indent=2))

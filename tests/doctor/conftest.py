@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from rotary_foundry.doctor.finding import BAD, DOUBTFUL, GOOD, Finding
-from rotary_foundry.recipe import Recipe, load_recipe
+from rotary_foundry.recipe import Recipe
+from rotary_foundry.runs.recipes import load_recipe
 
 from ..data.conftest import row_folder
 from ..data_prep.inspection.tree import write_tree

@@ -12,7 +12,8 @@ from rotary_foundry.doctor.finding import BAD, DOUBTFUL, GOOD
 from rotary_foundry.doctor.installation import attention_error, check_attention, check_gpus, check_packages
 from rotary_foundry.models.layers.attention import BACKENDS
 from rotary_foundry.models.layers.attention_sdpa import sdpa_attention
-from rotary_foundry.recipe import Recipe, load_recipe
+from rotary_foundry.recipe import Recipe
+from rotary_foundry.runs.recipes import load_recipe
 
 from .conftest import only
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
-from rotary_foundry.recipe import load_recipe
+from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.utils.errors import STOPPED
 
 REPOSITORY = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rotary_foundry.recipe import load_recipe
+from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.utils.errors import STOPPED
 
 REPOSITORY = Path(__file__).parents[2]

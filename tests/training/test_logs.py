@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from rotary_foundry.recipe import load_recipe
+from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.training import logs
 from rotary_foundry.utils.errors import FoundryError
 from rotary_foundry.utils.redaction import REDACTED

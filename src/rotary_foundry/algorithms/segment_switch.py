@@ -20,8 +20,8 @@ from rotary_foundry.recipe import Plan, Recipe
 class SegmentSwitch(Algorithm):
     """Makes Composer follow the plan.
 
-    At a segment's start: the loader, the iteration length, the microbatch size and the theta of the global layers. At
-    every update: learning rate, the peak it is relative to, and weight decay.
+    At a segment's start: the loader, the iteration length, the microbatch size and the objective. At every update: the
+    family's knobs, the learning rate, the peak it is relative to, and weight decay.
 
     Args:
         recipe: for the microbatch sizes.
@@ -31,6 +31,7 @@ class SegmentSwitch(Algorithm):
 
     def __init__(self, recipe: Recipe, plan: Plan, train_loader: Callable[[int], DataLoader]):
         self.stages = recipe.stages
+        self.knobs = list(recipe.family.knobs)
         self.plan = plan
         self.train_loader = train_loader
 
@@ -39,7 +40,7 @@ class SegmentSwitch(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event == Event.BATCH_START:
-            self._set_optimizer(state)
+            self._set_position(state)
         else:
             self._set_segment(state)
 
@@ -54,10 +55,12 @@ class SegmentSwitch(Algorithm):
         left = segment.end_token - token
         state._iteration_length = Time(state.timestamp.token_in_iteration.value + left, TimeUnit.TOKEN)
         state.device_train_microbatch_size = self.stages[segment.stage].device_train_microbatch_size
-        state.model.rope_theta = segment.rope_theta_global
+        state.model.stage = segment.stage
 
-    def _set_optimizer(self, state: State) -> None:
+    def _set_position(self, state: State) -> None:
         position = self.plan.at(state.timestamp.token.value)
+        for name in self.knobs:
+            state.model.network.set_knob(name, position.knobs[name])
         for group in state.optimizers[0].param_groups:
             group["lr"] = position.lr
             group["max_lr"] = position.max_lr

@@ -24,6 +24,7 @@ from composer.utils import dist
 from rotary_foundry.callbacks.monitor import Monitor
 from rotary_foundry.data.batches import update_digest
 from rotary_foundry.loggers.metric_keys import logged
+from rotary_foundry.recipe import Plan
 from rotary_foundry.runs.run_folder import RunFolder, append_line
 
 
@@ -33,14 +34,15 @@ class RunRecords(Callback):
     Args:
         folder: of the run.
         rollbacks: how many the run has had.
-        stages: their names, in order.
+        plan: in force.
         monitors: measure every update, in this order.
     """
 
-    def __init__(self, folder: RunFolder, rollbacks: int, stages: Sequence[str], monitors: Sequence[Monitor]):
+    def __init__(self, folder: RunFolder, rollbacks: int, plan: Plan, monitors: Sequence[Monitor]):
         self.folder = folder
         self.rollbacks = rollbacks
-        self.stages = list(stages)
+        self.plan = plan
+        self.stages = list(plan.stage_ends)
         self.monitors = monitors
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -54,20 +56,27 @@ class RunRecords(Callback):
                 monitor.resume(lines)
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        self.correct = state.device.tensor_to_device(torch.zeros((), dtype=torch.int64))
-        self.masked = 0
+        self.sums = {
+            metric.name: state.device.tensor_to_device(torch.zeros((), dtype=torch.int64))
+            for metric in state.model.objective.metrics
+            if metric.name != "loss"
+        }
+        self.predicted = 0
         self.batch = state.batch
 
     def after_loss(self, state: State, logger: Logger) -> None:
-        self.correct += state.outputs.correct
-        self.masked += state.outputs.tokens
+        for metric in state.model.objective.metrics:
+            if metric.name in self.sums:
+                self.sums[metric.name] += getattr(state.outputs, metric.field)
+        self.predicted += state.outputs.tokens
 
     def batch_end(self, state: State, logger: Logger) -> None:
         measured = [monitor.local(state) for monitor in self.monitors]
         # the clock has moved on: `token` and `batch` count what is done, this update included
         rows = [self.batch[key] for key in ("row_digests", "row_sources", "row_tokens")]
-        ranks = dist.all_gather_object([*rows, int(self.correct), int(self.masked), measured])
-        *rows, correct, masked, measured = zip(*ranks, strict=True)
+        sums = {name: value.item() for name, value in self.sums.items()}
+        ranks = dist.all_gather_object([*rows, sums, int(self.predicted), measured])
+        *rows, sums, predicted, measured = zip(*ranks, strict=True)
         digests, sources, row_tokens = (list(chain.from_iterable(lists)) for lists in rows)
         tokens_by_source = Counter()
         for source, tokens in zip(sources, row_tokens, strict=True):
@@ -82,12 +91,13 @@ class RunRecords(Callback):
             "rollbacks": self.rollbacks,
             "stage": state.dataloader_label,
             "loss": state.total_loss_dict["loss/train/total"],
-            "masked_accuracy": sum(correct) / max(1, sum(masked)),
+            **{name: sum(rank[name] for rank in sums) / max(1, sum(predicted)) for name in sums[0]},
             "lr": optimizer.param_groups[0]["lr"],
             "weight_decay": max(group["weight_decay"] for group in optimizer.param_groups),
             "rows": len(digests),
             "row_length": self.batch["row_length"],
-            "rope_theta": state.model.rope_theta,
+            **self.plan.at(state.previous_timestamp.token.value).knobs,
+            **state.model.network.knobs,
             "mixture": state.dataloader.dataset.draw.mixture,
             "asked": asked,
             "drawn": _shares(dict.fromkeys(asked, 0) | drawn),
@@ -113,7 +123,7 @@ class RunRecords(Callback):
             "rollbacks": self.rollbacks,
             "stage": state.dataloader_label,
             "row_length": state.batch["row_length"],
-            "rope_theta": state.model.rope_theta,
+            **state.model.network.knobs,
         }
         if dist.get_global_rank() == 0:
             append_line(self.folder.evaluations, record | values)

@@ -1,8 +1,8 @@
 """Throughput: real tokens a second, and which share of the devices' peak the model's own operations make of them (MFU).
 
 Real tokens, and not slots: padding is no work done. Operations are counted as `recipe/cost.py` does it, from the
-lengths that the update's documents really had, with its masked tokens: documents that share a row see fewer pairs than
-one that fills it, and local layers see their window only.
+lengths that the update's documents really had, with its predicted tokens: documents that share a row see fewer pairs
+than one that fills it.
 
 An update's time is that from the end of the one before to its own end, as Composer's SpeedMonitor has it: with the
 records, the loggers and a checkpoint in between, and without evaluations. Uses FIT_START, BATCH_START, EVAL_START,
@@ -17,8 +17,8 @@ from composer.core import State
 from composer.loggers import Logger
 
 from rotary_foundry.callbacks.monitor import Monitor, Numbers
-from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
-from rotary_foundry.recipe.cost import PEAK_FLOPS, attention_flops, matmul_flops
+from rotary_foundry.objectives.objective import IGNORE_INDEX
+from rotary_foundry.recipe.cost import PEAK_FLOPS
 from rotary_foundry.recipe.schema import Recipe
 
 SLOWER = {"pcie", "nvl"}  # Hopper in these forms has a peak of its own, and the table has not
@@ -41,7 +41,7 @@ class Throughput(Monitor):
     """
 
     def __init__(self, recipe: Recipe):
-        self.model = recipe.model
+        self.shape = recipe.model.shape
         self.since = 0.0  # a grown model is evaluated before training starts
         on_gpu = torch.cuda.is_available() and recipe.precision == "amp_bf16"
         self.peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
@@ -60,9 +60,9 @@ class Throughput(Monitor):
 
     def local(self, state: State) -> Numbers:
         tokens = sum(self.batch["row_tokens"])
-        masked = int((self.batch["labels"] != IGNORE_INDEX).sum())
+        predicted = int((self.batch["labels"] != IGNORE_INDEX).sum())
         lengths = self.batch["cu_seqlens"].diff().tolist()
-        flops = matmul_flops(self.model, tokens, masked) + attention_flops(self.model, lengths)
+        flops = self.shape.matmul_flops(tokens, predicted) + self.shape.attention_flops(lengths)
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
         return {"tokens": tokens, "flops": flops, "seconds": seconds}

@@ -6,7 +6,7 @@ four lists with an entry a row: `row_tokens` and `row_documents` (so that a batc
 for a compiler.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from itertools import accumulate
 
@@ -14,42 +14,37 @@ import numpy as np
 import torch
 
 from rotary_foundry.data.rows import check_row
-from rotary_foundry.objectives.masked_lm import IGNORE_INDEX, Masking
+from rotary_foundry.objectives.objective import IGNORE_INDEX, Prepared
 
 Batch = dict
 
 
-def collate(
-    samples: Sequence[dict], masking: Masking, generators: Sequence[np.random.Generator], row_length: int
-) -> Batch:
-    """Mask rows and join them to one flat batch.
+def collate(samples: Sequence[dict], prepare: Callable[[dict], Prepared], row_length: int, vocab_size: int) -> Batch:
+    """Prepare rows for an objective and join them to one flat batch.
 
     Args:
         samples: `row` (its index in the data set), `tokens` and `lengths` (of its documents), as MDS holds them, and,
             from the training stream, `source`.
-        masking: how to corrupt them.
-        generators: one a row.
+        prepare: makes input ids and labels of a sample.
         row_length: the slots that a row counts for, filled or not.
+        vocab_size: of the tokenizer.
 
     Raises:
         DataError: naming a row that does not fit `row_length` or the vocabulary.
     """
     for sample in samples:
-        check_row(sample, row_length, masking.vocab_size)
-    masked = [
-        masking.apply(sample["tokens"].astype(np.int64), generator)
-        for sample, generator in zip(samples, generators, strict=True)
-    ]
+        check_row(sample, row_length, vocab_size)
+    prepared = [prepare(sample) for sample in samples]
     lengths = np.concatenate([sample["lengths"] for sample in samples]).astype(np.int32)
     return {
-        "input_ids": torch.from_numpy(np.concatenate([input_ids for input_ids, _ in masked])),
-        "labels": torch.from_numpy(np.concatenate([labels for _, labels in masked])),
+        "input_ids": torch.from_numpy(np.concatenate([input_ids for input_ids, _ in prepared])),
+        "labels": torch.from_numpy(np.concatenate([labels for _, labels in prepared])),
         "cu_seqlens": torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32)),
         "row_length": row_length,
         "row_tokens": [len(sample["tokens"]) for sample in samples],
         "row_documents": [len(sample["lengths"]) for sample in samples],
         "row_sources": [sample.get("source") for sample in samples],
-        "row_digests": [_digest(sample["row"], *arrays) for sample, arrays in zip(samples, masked, strict=True)],
+        "row_digests": [_digest(sample["row"], *arrays) for sample, arrays in zip(samples, prepared, strict=True)],
     }
 
 
@@ -80,7 +75,7 @@ def num_rows(batch: Batch) -> int:
 
 
 def num_tokens(batch: Batch) -> dict[str, int]:
-    """Composer's token counts: `total` are slots (the token clock), `loss_generating` the masked tokens."""
+    """Composer's token counts: `total` are slots (the token clock), `loss_generating` the predicted tokens."""
     return {
         "total": num_rows(batch) * batch["row_length"],
         "loss_generating": int((batch["labels"] != IGNORE_INDEX).sum()),

@@ -26,7 +26,6 @@ from xxhash import xxh3_64_hexdigest
 
 from rotary_foundry.data.rows import MANIFEST, Manifest, fingerprint
 from rotary_foundry.data.special_tokens import padded, special_ids
-from rotary_foundry.objectives.masked_lm import Masking
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import TOKENIZER_FILES, write_whole
 from rotary_foundry.utils.errors import DataError, Fault
@@ -44,17 +43,6 @@ class TokenizerFacts:
     special_ids: dict[str, int]  # by role, such as "mask_token"
     fingerprint: str
 
-    def masking(self, probability: float, mask_share: float, random_share: float) -> Masking:
-        """Masking that spares the special tokens and draws random ones from the whole vocabulary."""
-        return Masking(
-            probability=probability,
-            mask_share=mask_share,
-            random_share=random_share,
-            mask_id=self.special_ids["mask_token"],
-            special_ids=tuple(sorted(self.special_ids.values())),
-            vocab_size=self.vocab_size,
-        )
-
 
 def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
     """Check that the shards of every stage are there and are the recipe's, and read the tokenizer's facts.
@@ -71,10 +59,10 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
     if lock and recipe.data.remote is not None and os.environ.get("LOCAL_RANK", "0") == "0":
         _lock_cache(Path(recipe.data.local))
     tokenizer = _read_tokenizer(recipe)
-    if tokenizer.vocab_size > recipe.model.vocab_size:
+    if tokenizer.vocab_size > recipe.model.shape.vocab_size:
         raise DataError(
             f"{recipe.data.local}/tokenizer: {tokenizer.vocab_size} token ids do not fit the model's embedding; "
-            f"set model.vocab_size to {padded(tokenizer.vocab_size)} (it is {recipe.model.vocab_size})"
+            f"set model.vocab_size to {padded(tokenizer.vocab_size)} (it is {recipe.model.shape.vocab_size})"
         )
     for folder, row_length in shard_folders(recipe):
         manifest = Manifest.read(_fetched(recipe, f"{folder}/{MANIFEST}").parent)
@@ -90,13 +78,22 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
             raise DataError(f"{where}: holds no rows")
         index = _fetched(recipe, f"{folder}/index.json")
         try:
-            listed = sum(shard["samples"] for shard in json.loads(index.read_text(encoding="utf-8"))["shards"])
+            shards = json.loads(index.read_text(encoding="utf-8"))["shards"]
+            listed = sum(shard["samples"] for shard in shards)
+            columns = {name for shard in shards for name in shard["column_names"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{index}: cannot be read: {error}; {_remedy(recipe)}") from None
         if listed != manifest.rows:
             raise DataError(
                 f"{index}: lists {listed} rows, and {MANIFEST} beside it says {manifest.rows}; " + _remedy(recipe)
             )
+        for stage, config in recipe.stages.items():
+            missing = set(recipe.objective_of(stage).columns) - columns
+            if missing and config.row_length == row_length:
+                raise DataError(
+                    f"{index}: its rows have no column '{min(missing)}', which the objective of stage '{stage}' needs; "
+                    "prepare the data again with it"
+                )
     return tokenizer
 
 

@@ -1,7 +1,6 @@
 """The loaders of a run: training rows at the token clock, held-out rows each exactly once."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,10 +12,8 @@ from rotary_foundry.data import stream
 from rotary_foundry.data.batches import Batch, collate, num_rows, num_tokens, split
 from rotary_foundry.data.checked_shards import CheckedShards
 from rotary_foundry.data.corpus import TokenizerFacts
-from rotary_foundry.objectives.masked_lm import Masking, row_generator
+from rotary_foundry.data.row_preparation import HeldOutPrepared, TrainingPrepared, nothing_to_predict
 from rotary_foundry.recipe import Plan, Recipe
-
-HELD_OUT = 1 << 31  # in a stage's place when held-out rows are masked, so that every evaluation masks them alike
 
 
 class RunData:
@@ -28,14 +25,13 @@ class RunData:
 
     def __init__(self, recipe: Recipe, tokenizer: TokenizerFacts):
         self.recipe = recipe
-        shares = recipe.masking.mask_share, recipe.masking.random_share
-        self.train_masking = tokenizer.masking(recipe.masking.mlm_probability, *shares)
-        self.eval_masking = tokenizer.masking(recipe.masking.eval_mlm_probability, *shares)
+        self.tokenizer = tokenizer
+        self.objectives = {stage: recipe.objective_of(stage) for stage in recipe.stages}
         self._train_streams: dict[int, stream.TrainingStream] = {}
         self._held_out: dict[int, CheckedShards] = {}
 
     def train_loader(self, plan: Plan, token: int) -> DataLoader:
-        """A loader of the rest of the segment at the token clock (or of as much of it as is dealt out at a time)."""
+        """Make a loader of the rest of the segment at the token clock (or of as much of it as is dealt at a time)."""
         segment = plan.segment_at(token)
         position = plan.at(token)
         draw = stream.Draw(
@@ -55,16 +51,17 @@ class RunData:
             num_workers=self.recipe.data.num_workers,
             pin_memory=torch.cuda.is_available(),
             collate_fn=partial(
-                _collate_training,
-                masking=self.train_masking,
-                seed=self.recipe.seed,
-                stage_index=segment.stage_index,
+                collate,
+                prepare=TrainingPrepared(self.objectives[segment.stage], self.tokenizer, self.recipe.seed, segment),
                 row_length=segment.row_length,
+                vocab_size=self.tokenizer.vocab_size,
             ),
         )
 
-    def eval_loader(self, row_length: int, rows_a_batch: int) -> DataLoader:
-        """A loader of all held-out rows of one length, each on one rank."""
+    def eval_loader(self, stage: str) -> DataLoader:
+        """Make a loader of all held-out rows of a stage's length, each on one rank, for the stage's objective."""
+        config = self.recipe.stages[stage]
+        row_length, rows_a_batch = config.row_length, config.device_train_microbatch_size
         if row_length not in self._held_out:
             data = self.recipe.data
             shards = CheckedShards(
@@ -72,7 +69,12 @@ class RunData:
                 batch_size=rows_a_batch,
             )
             self._held_out[row_length] = shards
-        rows = HeldOutRows(self._held_out[row_length], self.eval_masking, self.recipe.seed, row_length, rows_a_batch)
+        rows = HeldOutRows(
+            self._held_out[row_length],
+            HeldOutPrepared(self.objectives[stage], self.tokenizer, self.recipe.seed),
+            row_length,
+            rows_a_batch,
+        )
         return DataLoader(rows, batch_size=None)
 
     def _train_stream(self, row_length: int, draw: stream.Draw) -> stream.TrainingStream:
@@ -101,10 +103,9 @@ class HeldOutRows(IterableDataset):
     the rows do not go round, a rank gets row 0 again with nothing to predict in it, which no metric counts.
     """
 
-    def __init__(self, shards: CheckedShards, masking: Masking, seed: int, row_length: int, rows_a_batch: int):
+    def __init__(self, shards: CheckedShards, prepare: HeldOutPrepared, row_length: int, rows_a_batch: int):
         self.shards = shards
-        self.masking = masking
-        self.seed = seed
+        self.prepare = prepare
         self.row_length = row_length
         self.rows_a_batch = rows_a_batch
         self.rows_a_rank = -(-shards.size // dist.get_world_size())
@@ -116,21 +117,13 @@ class HeldOutRows(IterableDataset):
         rank, world = dist.get_global_rank(), dist.get_world_size()
         for start in range(0, self.rows_a_rank, self.rows_a_batch):
             turns = range(start, min(start + self.rows_a_batch, self.rows_a_rank))
-            yield from self._batches([turn * world + rank for turn in turns])
-
-    def _batches(self, rows: list[int]) -> Iterator[Batch]:
-        there = [row for row in rows if row < self.shards.size]
-        masking = self.masking if there else replace(self.masking, probability=0.0)
-        samples = [self.shards[row] | {"row": row} for row in there or [0]]
-        generators = [row_generator(self.seed, HELD_OUT, sample["row"]) for sample in samples]
-        yield collate(samples, masking, generators, self.row_length)
+            rows = [turn * world + rank for turn in turns]
+            there = [row for row in rows if row < self.shards.size]
+            prepare = self.prepare if there else nothing_to_predict
+            samples = [self.shards[row] | {"row": row} for row in there or [0]]
+            yield collate(samples, prepare, self.row_length, self.prepare.tokenizer.vocab_size)
 
 
 def data_spec(loader: DataLoader) -> DataSpec:
     """Tell Composer how to split and count our batches."""
     return DataSpec(loader, split_batch=split, get_num_samples_in_batch=num_rows, get_num_tokens_in_batch=num_tokens)
-
-
-def _collate_training(samples: list[dict], masking: Masking, seed: int, stage_index: int, row_length: int) -> Batch:
-    generators = [row_generator(seed, stage_index, sample["position"]) for sample in samples]
-    return collate(samples, masking, generators, row_length)

@@ -31,7 +31,8 @@ from rotary_foundry.doctor.installation import check_attention, check_gpus, chec
 from rotary_foundry.doctor.leftovers import check_leftovers
 from rotary_foundry.doctor.reach import check_data, check_save_folder, check_wandb
 from rotary_foundry.doctor.room import check_runs_disk, check_shm
-from rotary_foundry.recipe import Recipe, compile_plan, load_recipe
+from rotary_foundry.recipe import Recipe, compile_plan
+from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.utils.errors import FoundryError
 from rotary_foundry.utils.processes import is_first, is_first_of_node, local_world_size, world_size
 from rotary_foundry.utils.redaction import redacted, redacted_arguments

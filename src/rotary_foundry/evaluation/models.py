@@ -1,7 +1,7 @@
 """Any masked language model, seen the same way: text to ids, and what it makes of masked places.
 
-- A ModernBERT (a run, a checkpoint, an export, a directory) is computed by our own encoder, everything else by
-  transformers' AutoModelForMaskedLM.
+- A model of one of our families (a run, a checkpoint, an export, a directory) is computed by our own network,
+  everything else by transformers' AutoModelForMaskedLM.
 - Logits are computed at the masked places only. For a document of 8,192 tokens and a vocabulary of 50,000 words, all
   of them would be 1.6 GB. In transformers' models the hidden states are picked between encoder and head, by a hook on
   the encoder: heads work place by place, whatever they are called.
@@ -25,11 +25,10 @@ from transformers.modeling_outputs import ModelOutput
 from rotary_foundry.data.rows import fingerprint
 from rotary_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
 from rotary_foundry.interop import load_model
-from rotary_foundry.interop.checkpoint_weights import find_trained_state
-from rotary_foundry.interop.huggingface import CONFIG, read_config
 from rotary_foundry.interop.positions import most_tokens
-from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.models.config_json import CONFIG, find_family_of
 from rotary_foundry.objectives.masked_lm import Masking
+from rotary_foundry.runs.trained_state import read_source
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.wording import one_line
 
@@ -163,22 +162,21 @@ class MaskedModel(ABC):
 
 
 class Ours(MaskedModel):
-    """A ModernBERT, by our encoder."""
+    """A model of one of our families, by our network."""
 
-    def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast, network: MaskedLM, facts: dict):
-        super().__init__(path, tokenizer, network.config.vocab_size, None, facts)
+    def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast, network: nn.Module, facts: dict):
+        super().__init__(path, tokenizer, network.shape.vocab_size, None, facts)
         self.network = network
 
     def logits(self, documents: Sequence[Masked]) -> Tensor:
-        device = self.network.decoder.bias.device
+        device = next(self.network.parameters()).device
         lengths = [len(document.input_ids) for document in documents]
         ends = np.cumsum([0, *lengths])
         ids = torch.from_numpy(np.concatenate([document.input_ids for document in documents])).to(device)
         cu_seqlens = torch.from_numpy(ends.astype(np.int32)).to(device)
         places = np.concatenate([one.places + start for one, start in zip(documents, ends, strict=False)])
-        hidden = self.network.model(ids, cu_seqlens, max(lengths))[torch.from_numpy(places).to(device)]
-        words = self.network.model.embeddings.tok_embeddings.weight
-        return F.linear(self.network.head(hidden), words, self.network.decoder.bias)
+        hidden = self.network.hidden_states(ids, cu_seqlens, max(lengths))
+        return self.network.unembed(hidden[torch.from_numpy(places).to(device)])
 
 
 class Theirs(MaskedModel):
@@ -220,7 +218,7 @@ def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | Non
     Args:
         path: a run, a checkpoint, an export, or any Hugging Face directory of a masked language model.
         tokenizer: the folder of its tokenizer, if it is not in `path`.
-        rope_theta: of a ModernBERT's global layers, in place of the one it was trained with.
+        rope_theta: in place of the one it was trained with, for a model of our families that has one.
 
     Raises:
         FoundryError: there is no such model, it has no masked-LM head, or the tokenizer is not its own.
@@ -228,18 +226,20 @@ def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | Non
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not path.exists():
         raise ConfigurationError(f"{path}: no such file or folder")
-    if (path / CONFIG).is_file() and read_config(path).get("model_type") != "modernbert":
+    if (path / CONFIG).is_file() and find_family_of(path) is None:
         if rope_theta is not None:
-            raise ConfigurationError(f"rope_theta: is a ModernBERT's; {path} is none")
+            raise ConfigurationError(f"rope_theta: {path} is of none of our families, so it cannot be changed")
         return _open_theirs(path, tokenizer, device)
-    network = load_model(path)
-    facts = {"kind": "modernbert", "trained_length": _trained_length(path)}
-    if rope_theta is not None and rope_theta != network.model.rope_theta:
-        facts["variant"] = f"theta-{rope_theta:g}"
-        network.model.rope_theta = rope_theta
-    facts |= {"rope_theta": network.model.rope_theta, **_counted(network)}
-    folder = path if (path / CONFIG).is_file() else find_trained_state(path).run.tokenizer
-    opened = _open_tokenizer(folder, tokenizer)
+    source, network = read_source(path), load_model(path)
+    facts = {"kind": source.family.name, "trained_length": source.longest_row}
+    if rope_theta is not None:
+        if "rope_theta" not in source.family.knobs:
+            raise ConfigurationError(f"rope_theta: a {source.family.name} has none")
+        if rope_theta != source.knobs["rope_theta"]:
+            facts["variant"] = f"theta-{rope_theta:g}"
+            network.set_knob("rope_theta", rope_theta)
+    facts |= {name: network.knobs[name] for name in source.knobs} | _counted(network)
+    opened = _open_tokenizer(source.tokenizer, tokenizer)
     return Ours(path, opened, network.to(device), facts | {"tokenizer": _told(opened)})
 
 
@@ -284,13 +284,6 @@ def _told(tokenizer: PreTrainedTokenizerFast) -> str:
 
 def _counted(model: nn.Module) -> dict:
     return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-
-
-def _trained_length(path: Path) -> int | None:
-    """The longest row that a ModernBERT was trained with, in tokens, if anything says so."""
-    if (path / CONFIG).is_file():
-        return read_config(path).get("max_position_embeddings")
-    return find_trained_state(path).longest_row
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -75,7 +75,7 @@ class TextSuiteConfig(ResampledConfig):
     documents: int  # of each source, at most
     longest: int  # tokens that the model is given at once, or as many as it can take
     tokenizer: str | None = None  # a folder; null: the model's own
-    rope_theta: float | None = None  # of a ModernBERT's global layers; null: as it was trained
+    rope_theta: float | None = None  # null: as it was trained
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()

@@ -126,7 +126,7 @@ def load_with_head(job: dict) -> PreTrainedModel:
         "problem_type": PROBLEMS[job["type"]],
     }
     config = AutoConfig.from_pretrained(job["model"], **settings)
-    if config.model_type == "modernbert":
+    if hasattr(config, "reference_compile"):
         config.reference_compile = False  # it would compile anew for every length of a batch
     if not job["new_head"]:
         return CLASSES[job["type"]].from_pretrained(job["model"], config=config)

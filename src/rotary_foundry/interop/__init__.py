@@ -4,19 +4,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rotary_foundry.models.config_json import CONFIG
+
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from rotary_foundry.models.modernbert.network import MaskedLM
-    from rotary_foundry.recipe.schema import ModelConfig
+    from rotary_foundry.models.family import Family, Shape
 
 
-def load_model(path: str | Path) -> "MaskedLM":
+def load_model(path: str | Path) -> "nn.Module":
     """Load a model for inference.
 
     Args:
-        path: an exported directory, any plain transformers ModernBERT directory, a checkpoint, or a run folder (its
-            newest checkpoint).
+        path: an exported directory, any transformers directory of one of our families, a checkpoint, or a run folder
+            (its newest checkpoint).
 
     Returns:
         A module in evaluation mode; `model(input_ids, cu_seqlens)` takes flat int64 tokens [tokens] and int32
@@ -25,7 +26,7 @@ def load_model(path: str | Path) -> "MaskedLM":
     Raises:
         FoundryError: nothing there that can be loaded.
     """
-    if (Path(path) / "config.json").is_file():
+    if (Path(path) / CONFIG).is_file():
         from rotary_foundry.interop.huggingface import load_directory
 
         return load_directory(path)
@@ -34,18 +35,19 @@ def load_model(path: str | Path) -> "MaskedLM":
     return load_checkpoint(path)
 
 
-def open_weights(path: str | Path) -> "tuple[ModelConfig, Mapping[str, Tensor]]":
-    """The shape of the model at a path, as `load_model` takes it, and its parameters, each read when asked for.
+def open_weights(path: str | Path) -> "tuple[Family, Shape, Mapping[str, Tensor]]":
+    """Open the model at a path, as `load_model` takes it: family, shape, and parameters, each read when asked for.
 
     Raises:
         FoundryError: nothing there that can be read.
     """
-    if (Path(path) / "config.json").is_file():
+    if (Path(path) / CONFIG).is_file():
         from rotary_foundry.interop.huggingface import open_directory
 
-        config, _, weights = open_directory(Path(path))
-        return config, weights
-    from rotary_foundry.interop.checkpoint_weights import find_trained_state, open_checkpoint
+        shape, _, weights = open_directory(Path(path))
+        return weights.family, shape, weights
+    from rotary_foundry.interop.checkpoint_weights import open_checkpoint
+    from rotary_foundry.runs.trained_state import find_trained_state
 
     state = find_trained_state(path)
-    return state.recipe.model, open_checkpoint(state)
+    return state.family, state.shape, open_checkpoint(state)

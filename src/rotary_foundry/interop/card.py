@@ -10,20 +10,18 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
-import torch
 from huggingface_hub import EvalResult, ModelCardData
 
 from rotary_foundry.data_prep.statistics import Statistics
-from rotary_foundry.interop.checkpoint_weights import TrainedState
 from rotary_foundry.interop.heads import Head
 from rotary_foundry.interop.huggingface import TAG
-from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.models.family import Family, Shape
+from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.recipe.plan import Segment
-from rotary_foundry.recipe.schema import ModelConfig
 from rotary_foundry.runs.run_folder import abandoned_by
+from rotary_foundry.runs.trained_state import TrainedState
 from rotary_foundry.utils.errors import DataError
 
-METRICS = {"loss": "masked-LM loss, nats a token", "masked_accuracy": "masked-LM accuracy"}  # of eval.jsonl
 TASKS = {"sequence": "text-classification", "token": "token-classification"}
 
 FILL_MASK = """from transformers import pipeline
@@ -44,26 +42,29 @@ def run_card(state: TrainedState, head: Head | None = None) -> str:
         DataError: a record of the run is broken.
     """
     recipe, checkpoint = state.recipe, state.checkpoint
+    objective = recipe.objective_of(state.trained[-1].stage)
     evaluations = _evaluations(state)
     results = [
         EvalResult(
-            task_type="fill-mask",
+            task_type=objective.task,
             dataset_type="held-out",
             dataset_name=f"held-out rows of {line['row_length']:,} tokens",
-            metric_type=key,
-            metric_name=name,
-            metric_value=line[key],
+            metric_type=metric.name,
+            metric_name=f"{metric.title}, {metric.meaning}",
+            metric_value=line[metric.name],
         )
         for line in evaluations
         if line["token"] == checkpoint.token and line["batch"] > 0 and head is None
-        for key, name in METRICS.items()
+        for metric in objective.metrics
     ]
     parts = [
-        _head(recipe.run_name, recipe.model, state.longest_row, state.rope_theta, head, results),
+        _head(
+            recipe.run_name, state.family, state.shape, state.knobs, state.longest_row, objective.task, head, results
+        ),
         "## Training",
         f"{checkpoint.token:,} token slots (rows × row length) in {checkpoint.batch:,} updates"
         f"{_begun(recipe.init_from)}. Seed {recipe.seed}, precision `{recipe.precision}`.",
-        _table(_stages(state.trained)),
+        _table(_stages(state.trained, list(state.knobs))),
         "\n".join(f"- {line}" for line in _schedules(state.trained)),
         _settings(state),
         *_abandoned(state),
@@ -73,15 +74,21 @@ def run_card(state: TrainedState, head: Head | None = None) -> str:
     if evaluations:
         parts += [
             "## Evaluation",
-            f"On held-out rows with {recipe.masking.eval_mlm_probability:.0%} of the tokens masked, at the end of each "
-            "stage" + (", and before the first update:" if evaluations[0]["batch"] == 0 else ":"),
-            _table(_evaluation_rows(evaluations)),
+            f"On held-out rows {objective.describe_evaluation()}, at the end of each stage"
+            + (", and before the first update:" if evaluations[0]["batch"] == 0 else ":"),
+            _table(_evaluation_rows(evaluations, objective, state.knobs)),
         ]
     return _text(parts + list(_versions(state.run.environment)))
 
 
 def import_card(
-    name: str, config: ModelConfig, rope_theta: float, longest_row: int, source: str, facts: Mapping[str, object]
+    name: str,
+    family: Family,
+    shape: Shape,
+    knobs: Mapping[str, float],
+    longest_row: int,
+    source: str,
+    facts: Mapping[str, object],
 ) -> str:
     """The card of an imported model: its shape, and where it is from.
 
@@ -91,48 +98,43 @@ def import_card(
         facts: more about it, each a line.
     """
     lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    return _text([_head(name, config, longest_row, rope_theta, None, []), "## Origin", source, lines])
+    return _text(
+        [_head(name, family, shape, knobs, longest_row, family.huggingface.task, None, []), "## Origin", source, lines]
+    )
 
 
 def _head(
-    name: str, config: ModelConfig, longest_row: int, rope_theta: float, head: Head | None, results: list[EvalResult]
+    name: str,
+    family: Family,
+    shape: Shape,
+    knobs: Mapping[str, float],
+    longest_row: int,
+    task: str,
+    head: Head | None,
+    results: list[EvalResult],
 ) -> str:
-    task = TASKS[head.of] if head else "fill-mask"
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=task,
-        tags=["modernbert", TAG],
+        pipeline_tag=TASKS[head.of] if head else task,
+        tags=[family.name, TAG],
         model_name=name if results else None,
         eval_results=results or None,
-    )
-    with torch.device("meta"):
-        network = MaskedLM(config, rope_theta)
-    parameters = sum(value.numel() for value in network.parameters())
-    heads, every = config.num_attention_heads, config.global_attn_every_n_layers
-    local = (
-        "every layer attends to the whole document"
-        if every == 1
-        else f"one layer in {every} attends to the whole document, the others to {config.local_attention} tokens"
     )
     return _text(
         [
             f"---\n{data.to_yaml()}\n---",
             f"# {name}",
-            f"A ModernBERT encoder: {parameters:,} parameters as a masked language model, {config.num_hidden_layers} "
-            f"layers of width {config.hidden_size:,} with {heads} heads, {config.vocab_size:,} tokens in its "
-            f"vocabulary; {local}. Rotary theta is {rope_theta:,.0f}"
-            + ("" if every == 1 else f" in the former, {config.local_rope_theta:,.0f} in the latter")
-            + f". For documents of up to {longest_row:,} tokens.",
-            _use(head),
+            f"{shape.describe(knobs)} For documents of up to {longest_row:,} tokens.",
+            _use(family, head),
         ]
     )
 
 
-def _use(head: Head | None) -> str:
+def _use(family: Family, head: Head | None) -> str:
     if head is not None:
         return (
-            f"Made for fine-tuning with `{head.architecture}`. The encoder and `head.*` are pretrained; "
-            "**`classifier.*` is new and knows nothing**: random, "
+            f"Made for fine-tuning with `{family.huggingface.classifiers[head.of]}`. The encoder and `head.*` are "
+            "pretrained; **`classifier.*` is new and knows nothing**: random, "
             f"for the labels {', '.join(head.labels)} (seed {head.seed})."
         )
     return f"```python\n{FILL_MASK}```\n\n{CLASSIFIERS}"
@@ -142,7 +144,7 @@ def _begun(init_from: str | None) -> str:
     return "" if init_from is None else f", begun with the weights of `{Path(init_from).name}`"
 
 
-def _stages(trained: tuple[Segment, ...]) -> Iterator[list[str]]:
+def _stages(trained: tuple[Segment, ...], knobs: list[str]) -> Iterator[list[str]]:
     yield [
         "stage",
         "updates",
@@ -150,7 +152,7 @@ def _stages(trained: tuple[Segment, ...]) -> Iterator[list[str]]:
         "rows",
         "row length",
         "learning rate: peak, end",
-        "theta",
+        *knobs,
         "weight decay",
         "mixture",
     ]
@@ -164,7 +166,7 @@ def _stages(trained: tuple[Segment, ...]) -> Iterator[list[str]]:
             _between(f"{first.rows:,}", f"{last.rows:,}"),
             f"{first.row_length:,}",
             f"{max(segment.learning_rate.peak for segment in parts):g}, {last.learning_rate.at(last.end_token):.3g}",
-            f"{last.rope_theta_global:,.0f}",
+            *(f"{last.knobs_at(last.end_token)[name]:,.0f}" for name in knobs),
             _between(*(f"{segment.weight_decay:g}" for segment in (first, last))),
             mixture or "every row once an epoch",
         ]
@@ -201,11 +203,10 @@ def _between(first: str, last: str) -> str:
 
 
 def _settings(state: TrainedState) -> str:
-    masking, optimizer = state.recipe.masking, state.recipe.optimizer
-    kept = 1 - masking.mask_share - masking.random_share
+    last, optimizer = state.trained[-1], state.recipe.optimizer
+    objective = state.recipe.objective_of(last.stage).describe(last.knobs_at(last.start_token))
     return (
-        f"Masked-LM on {masking.mlm_probability:.0%} of the tokens: {masking.mask_share:.0%} of those become the mask, "
-        f"{masking.random_share:.0%} a random token, {kept:.0%} stay. StableAdamW with decoupled weight decay, betas "
+        f"{objective} StableAdamW with decoupled weight decay, betas "
         f"{optimizer.betas[0]:g} and {optimizer.betas[1]:g}, eps {optimizer.eps:g}."
     )
 
@@ -271,23 +272,24 @@ def _evaluations(state: TrainedState) -> list[dict]:
         lines = state.run.records(path)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: a line is broken ({error!r})") from None
-    needed = {"stage", "row_length", "rope_theta", *METRICS}
+    needed = {"stage", "row_length", "loss"}
     for line in lines:
         if needed - line.keys():
             raise DataError(f"{path}: the line of batch {line['batch']} has no {min(needed - line.keys())}")
     return [line for line in lines if line["token"] <= state.checkpoint.token]
 
 
-def _evaluation_rows(evaluations: list[dict]) -> Iterator[list[str]]:
-    yield ["token", "stage", "row length", "theta", "loss (nats a token)", "accuracy"]
+def _evaluation_rows(evaluations: list[dict], objective: Objective, knobs: Mapping[str, float]) -> Iterator[list[str]]:
+    _, *others = objective.metrics
+    yield ["token", "stage", "row length", *knobs, "loss (nats a token)", *(metric.title for metric in others)]
     for line in evaluations:
         yield [
             f"{line['token']:,}",
             line["stage"],
             f"{line['row_length']:,}",
-            f"{line['rope_theta']:,.0f}",
+            *(f"{line[name]:,.0f}" if name in line else "" for name in knobs),
             f"{line['loss']:.4f}",
-            f"{line['masked_accuracy']:.2%}",
+            *(f"{line[metric.name]:.2%}" if metric.name in line else "" for metric in others),
         ]
 
 

@@ -5,22 +5,21 @@ when it is asked for, and nothing else of the files is touched.
 """
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import checkpoint as dist_cp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from rotary_foundry.interop.safe_reading import in_a_line, read_metadata, refuse_code
-from rotary_foundry.interop.weights import Weights, load_network
-from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.models.family import Family
+from rotary_foundry.models.weights import Weights, load_network
 from rotary_foundry.runs.trained_state import TrainedState, find_trained_state
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.safe_reading import in_a_line, read_metadata, refuse_code
 
-WEIGHTS = "state.model.network."  # where Composer and our ComposerMaskedLM put the network's parameters
+WEIGHTS = "state.model.network."  # where Composer and our ComposerModel put the network's parameters
 
 
 class CheckpointWeights(Weights):
@@ -30,7 +29,7 @@ class CheckpointWeights(Weights):
         DataError: as `refuse_code`.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, family: Family):
         self.folder = folder
         refuse_code(folder)
         stored = read_metadata(folder).state_dict_metadata
@@ -39,7 +38,7 @@ class CheckpointWeights(Weights):
             for key, value in stored.items()
             if key.startswith(WEIGHTS) and isinstance(value, TensorStorageMetadata)
         }
-        super().__init__(folder, {name: list(value.size) for name, value in self.stored.items()})
+        super().__init__(folder, family, {name: list(value.size) for name, value in self.stored.items()})
 
     def read(self, name: str) -> Tensor:
         stored = self.stored[name]
@@ -60,13 +59,12 @@ def open_checkpoint(state: TrainedState) -> CheckpointWeights:
     Raises:
         DataError: they are not; the first that differs.
     """
-    weights = CheckpointWeights(state.checkpoint.folder)
-    weights.check(state.recipe.model)
+    weights = CheckpointWeights(state.checkpoint.folder, state.family)
+    weights.check(state.shape)
     return weights
 
 
-def load_checkpoint(path: str | Path) -> MaskedLM:
-    """The network of a checkpoint (or of a run's newest), in evaluation mode."""
+def load_checkpoint(path: str | Path) -> nn.Module:
+    """Load the network of a checkpoint (or of a run's newest), in evaluation mode."""
     state = find_trained_state(path)
-    config = replace(state.recipe.model, attn_implementation="auto")  # the run's was for the run's machine
-    return load_network(config, state.rope_theta, CheckpointWeights(state.checkpoint.folder))
+    return load_network(state.shape, state.knobs, CheckpointWeights(state.checkpoint.folder, state.family))

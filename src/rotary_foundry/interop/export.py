@@ -22,8 +22,9 @@ def export_checkpoint(path: str | Path, out_dir: str | Path, head: Head | None =
     state = find_trained_state(path)
     export_model(
         open_checkpoint(state),
-        state.recipe.model,
-        state.rope_theta,
+        state.family,
+        state.shape,
+        state.knobs,
         state.run.tokenizer,
         state.longest_row,
         Path(out_dir),

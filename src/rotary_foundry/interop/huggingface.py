@@ -1,11 +1,9 @@
 """Directories that plain transformers reads and writes: config.json, safetensors, and the tokenizer's files.
 
-- Our parameters bear transformers' names (ModernBertForMaskedLM), so tensors go in and out as they are. The decoder's
-  weight is the embedding's and is not written twice; transformers leaves it out too.
-- What our encoder has no part for (a bias, another activation, an untied decoder) is refused by name. A model that
-  loads and computes something else would be found out much later. Dropout rates are passed over: they are the recipe's.
-- Directories of transformers 4 and 5 are read (models/modernbert/huggingface_config.py); both read what is written.
-- `classifier_pooling` is `mean` in what is written, as in the published models: classification heads alone use it.
+- A family says what its config.json is; the rest is the same for all. Tied tensors are not written twice.
+- What a network of ours has no part for (a bias, another activation) is refused by name. A model that loads and
+  computes something else would be found out much later. Dropout rates are passed over: they are the recipe's.
+- Directories of transformers 4 and 5 are read; both read what is written.
 - An export appears whole or not at all: it is written beside its place and then moved there. It replaces an earlier
   export, its card included, and nothing else: a model that was downloaded has another card.
 """
@@ -19,15 +17,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import AutoTokenizer, ModernBertConfig, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rotary_foundry.data.same_tokenizer import check_ids
 from rotary_foundry.interop.heads import Head
-from rotary_foundry.interop.weights import DECODER, Weights, load_network
-from rotary_foundry.models.modernbert.huggingface_config import CONFIG, OURS, SIZES, from_huggingface, read_config
-from rotary_foundry.models.modernbert.network import MaskedLM
-from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.models.config_json import CONFIG, family_of, read_config
+from rotary_foundry.models.family import Family, Shape
+from rotary_foundry.models.weights import Weights, load_network
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "README.md"
@@ -37,8 +34,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 def export_model(
     network_state: Mapping[str, Tensor],
-    config: ModelConfig,
-    rope_theta: float,
+    family: Family,
+    shape: Shape,
+    knobs: Mapping[str, float],
     tokenizer_dir: Path,
     max_position_embeddings: int,
     out_dir: Path,
@@ -48,9 +46,9 @@ def export_model(
     """Write a directory that `AutoModelForMaskedLM` and `AutoTokenizer` load, with no code of ours.
 
     Args:
-        network_state: the parameters of a MaskedLM; written in float32.
-        config: its shape.
-        rope_theta: theta of the global layers, as last trained with.
+        network_state: the parameters of a network; written in float32.
+        family, shape: its own.
+        knobs: those that its weights are meant for, as last trained with.
         tokenizer_dir: a Hugging Face fast tokenizer; its files are copied.
         max_position_embeddings: the longest row trained on, in tokens.
         out_dir: made if need be; an earlier export there is replaced.
@@ -62,18 +60,18 @@ def export_model(
         DataError: the tokenizer cannot be read or does not fit the model.
     """
     _refuse_foreign(out_dir)
-    tokenizer = _load_tokenizer(tokenizer_dir, config)
+    tokenizer = _load_tokenizer(tokenizer_dir, shape)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}-", dir=out_dir.parent) as work:
         new = Path(work) / "new"
         new.mkdir()
-        tensors = dict(network_state) if head is None else head.in_place_of_decoder(network_state)
+        tensors = dict(network_state) if head is None else head.in_place_of_output(family, network_state)
         for name, tensor in tensors.items():
             tensors[name] = tensor.detach().to("cpu", torch.float32).contiguous()
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
         (new / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
-        theirs = to_huggingface(config, rope_theta, tokenizer, max_position_embeddings)
-        theirs.update({} if head is None else head.settings())
+        theirs = family.huggingface.write_config(shape, knobs, tokenizer, max_position_embeddings)
+        theirs.update({} if head is None else head.settings(family))
         theirs.save_pretrained(new)
         if card is not None:
             (new / CARD).write_text(card, encoding="utf-8")
@@ -86,34 +84,8 @@ def export_model(
         new.rename(out_dir)
 
 
-def to_huggingface(
-    config: ModelConfig, rope_theta: float, tokenizer: PreTrainedTokenizerBase, max_position_embeddings: int
-) -> ModernBertConfig:
-    """The same shape in transformers' terms. [CLS] and [SEP] also stand for beginning and end of sequence."""
-    return ModernBertConfig(
-        **{name: getattr(config, name) for name in SIZES},
-        norm_eps=config.norm_eps,
-        global_attn_every_n_layers=config.global_attn_every_n_layers,
-        global_rope_theta=float(rope_theta),
-        local_attention=config.local_attention or 128,  # their default, if no layer is local; they want a number
-        local_rope_theta=float(config.local_rope_theta),
-        max_position_embeddings=max_position_embeddings,
-        pad_token_id=tokenizer.pad_token_id,
-        cls_token_id=tokenizer.cls_token_id,
-        bos_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id,
-        eos_token_id=tokenizer.sep_token_id,
-        mask_token_id=tokenizer.mask_token_id,
-        classifier_pooling="mean",
-        tie_word_embeddings=True,
-        architectures=["ModernBertForMaskedLM"],
-        dtype="float32",
-        **OURS,
-    )
-
-
-def load_directory(path: str | Path) -> MaskedLM:
-    """The model in an exported directory, or in any that transformers saved a ModernBertForMaskedLM to.
+def load_directory(path: str | Path) -> nn.Module:
+    """Load the model in an exported directory, or in any that transformers saved a model of one of our families to.
 
     Returns:
         A network in float32 on the CPU, in evaluation mode.
@@ -121,12 +93,11 @@ def load_directory(path: str | Path) -> MaskedLM:
     Raises:
         DataError: naming the first thing that is missing or does not fit.
     """
-    config, rope_theta, weights = open_directory(Path(path))
-    return load_network(config, rope_theta, weights)
+    return load_network(*open_directory(Path(path)))
 
 
-def open_directory(path: Path) -> tuple[ModelConfig, float, Weights]:
-    """The shape of the model in a directory, theta of its global layers, and its weights, each read when asked for.
+def open_directory(path: Path) -> tuple[Shape, dict[str, float], Weights]:
+    """Open a directory: the shape of its model, the knobs of its weights, and the weights, each read when asked for.
 
     Args:
         path: holds config.json and model.safetensors, or shards of it with their index.
@@ -134,18 +105,20 @@ def open_directory(path: Path) -> tuple[ModelConfig, float, Weights]:
     Raises:
         DataError: naming the first thing that is missing or does not fit.
     """
-    config, rope_theta = from_huggingface(path)
-    weights = SafetensorsWeights(path)
-    if read_config(path).get("tie_word_embeddings") is False and DECODER not in weights.shapes:
-        raise DataError(f"{path / CONFIG}: tie_word_embeddings is False, and there is no tensor {DECODER}")
-    weights.check(config)
-    return config, rope_theta, weights
+    family = family_of(path)
+    shape, knobs = family.huggingface.read_config(path)
+    weights = SafetensorsWeights(path, family)
+    if read_config(path).get("tie_word_embeddings") is False:
+        for name in family.tied.keys() - weights.shapes.keys():
+            raise DataError(f"{path / CONFIG}: tie_word_embeddings is False, and there is no tensor {name}")
+    weights.check(shape)
+    return shape, knobs, weights
 
 
 class SafetensorsWeights(Weights):
     """The tensors of a directory."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, family: Family):
         if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
             raise DataError(f"{path}: neither {WEIGHTS} nor {INDEX} there; weights are read from safetensors only")
         file = path / INDEX
@@ -163,14 +136,14 @@ class SafetensorsWeights(Weights):
                         self.files[name], shapes[name] = file, opened.get_slice(name).get_shape()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from None
-        super().__init__(path, shapes)
+        super().__init__(path, family, shapes)
 
     def read(self, name: str) -> Tensor:
         with safe_open(self.files[name], "pt") as opened:
             return opened.get_tensor(name)
 
 
-def _load_tokenizer(path: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
+def _load_tokenizer(path: Path, shape: Shape) -> PreTrainedTokenizerBase:
     if not (path / "tokenizer.json").is_file():
         raise DataError(f"{path}: no tokenizer.json, so this is not the directory of a Hugging Face fast tokenizer")
     try:
@@ -180,7 +153,7 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
     for token in ("pad_token", "cls_token", "sep_token", "mask_token"):
         if getattr(tokenizer, token) is None:
             raise DataError(f"{path}: the tokenizer has no {token}")
-    check_ids(tokenizer, "the model", config.vocab_size)
+    check_ids(tokenizer, "the model", shape.vocab_size)
     return tokenizer
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from rotary_foundry.data.same_tokenizer import check_same_tokenizer
 from rotary_foundry.interop.card import import_card
-from rotary_foundry.interop.flexbert import open_flexbert
-from rotary_foundry.interop.huggingface import CONFIG, TOKENIZER_FILES, export_model, open_directory, read_config
+from rotary_foundry.interop.huggingface import TOKENIZER_FILES, export_model, open_directory
+from rotary_foundry.models.config_json import CONFIG, read_config
+from rotary_foundry.models.family import families
+from rotary_foundry.models.weights import ForeignCheckpoint
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 
@@ -22,9 +24,9 @@ def import_model(
     """Write a model from elsewhere as a directory of our form.
 
     Args:
-        source: a transformers ModernBERT directory, or a `.pt` checkpoint of ModernBERT's training code.
+        source: a transformers directory of one of our families, or a file of a family's original training code.
         out_dir: made if need be; an earlier export or import there is replaced.
-        recipe: the YAML that a `.pt` was trained by; where Composer saved the model's configuration, not needed.
+        recipe: the YAML that a file was trained by; not needed where the file has the model's configuration.
         tokenizer: a directory with the model's tokenizer, if it is not in `source`; one with other ids than the
             source's own is refused.
 
@@ -41,7 +43,7 @@ def import_model(
             raise ConfigurationError(f"{out_dir}: is the source as well; choose another place")
         _import_directory(source, out_dir, source if tokenizer is None else Path(tokenizer))
     else:
-        _import_flexbert(source, out_dir, None if recipe is None else Path(recipe), tokenizer)
+        _import_file(source, out_dir, None if recipe is None else Path(recipe), tokenizer)
 
 
 def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
@@ -50,7 +52,7 @@ def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
             f"{source}: no {CONFIG}; import takes a transformers directory or a .pt file. A run or checkpoint of this "
             "project is exported"
         )
-    config, theta, weights = open_directory(source)
+    shape, knobs, weights = open_directory(source)
     if not (tokenizer / "tokenizer.json").is_file():
         raise ConfigurationError(
             f"{tokenizer}: no tokenizer.json; give --tokenizer, the folder of the model's tokenizer"
@@ -62,12 +64,12 @@ def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
         raise DataError(f"{source / CONFIG}: max_position_embeddings is {longest!r}, not a number of tokens")
     facts = {"transformers": written["transformers_version"]} if "transformers_version" in written else {}
     sentence = "Imported from a directory of transformers; values are as they were there, in float32."
-    card = import_card(out_dir.name, config, theta, longest, sentence, facts)
-    export_model(weights, config, theta, tokenizer, longest, out_dir, card)
+    card = import_card(out_dir.name, weights.family, shape, knobs, longest, sentence, facts)
+    export_model(weights, weights.family, shape, knobs, tokenizer, longest, out_dir, card)
 
 
-def _import_flexbert(source: Path, out_dir: Path, recipe: Path | None, tokenizer: str | Path | None) -> None:
-    opened = open_flexbert(source, recipe)
+def _import_file(source: Path, out_dir: Path, recipe: Path | None, tokenizer: str | Path | None) -> None:
+    opened = _open_file(source, recipe)
     with tempfile.TemporaryDirectory() as folder:
         for name in TOKENIZER_FILES:
             if name in opened.tokenizer:
@@ -76,11 +78,25 @@ def _import_flexbert(source: Path, out_dir: Path, recipe: Path | None, tokenizer
             check_same_tokenizer(Path(tokenizer), Path(folder), f"leave out --tokenizer: {source} has its own")
         elif "tokenizer.json" not in opened.tokenizer:
             raise ConfigurationError(f"{source}: has no tokenizer in it; give --tokenizer, the folder of the model's")
-        tokenizer = tokenizer or folder
-        longest = opened.max_seq_len or _longest(Path(tokenizer), source)
-        sentence = f"Imported from `{source.name}`, a checkpoint of ModernBERT's training code (FlexBERT, by Composer)."
-        card = import_card(out_dir.name, opened.config, opened.rope_theta, longest, sentence, opened.clock)
-        export_model(opened.weights, opened.config, opened.rope_theta, Path(tokenizer), longest, out_dir, card)
+        tokenizer = Path(tokenizer or folder)
+        longest = opened.longest_row or _longest(tokenizer, source)
+        family, sentence = opened.weights.family, f"Imported from `{source.name}`, {opened.described}."
+        card = import_card(out_dir.name, family, opened.shape, opened.knobs, longest, sentence, opened.facts)
+        export_model(opened.weights, family, opened.shape, opened.knobs, tokenizer, longest, out_dir, card)
+
+
+def _open_file(source: Path, recipe: Path | None) -> ForeignCheckpoint:
+    """Open a checkpoint file by the first family whose it is; what the last one says against it is the error."""
+    refused = ConfigurationError(f"{source}: no family here reads files; give a transformers directory")
+    for family in families():
+        try:
+            opened = family.open_file(source, recipe)
+        except DataError as error:
+            refused = error
+            continue
+        if opened is not None:
+            return opened
+    raise refused
 
 
 def _longest(tokenizer: Path, source: Path) -> int:

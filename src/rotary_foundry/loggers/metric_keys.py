@@ -7,6 +7,8 @@ Values of an update are those at its end, and `time/token`, which counts it, is 
 
 from dataclasses import dataclass
 
+from rotary_foundry.recipe.schema import all_knobs, all_metrics
+
 X_AXIS = "time/token"
 
 
@@ -20,16 +22,20 @@ class Metric:
 
 
 METRICS = (
-    Metric("loss/train", "nats a masked token, mean over the update", "loss"),
+    Metric("loss/train", "nats a predicted token, mean over the update", "loss"),
     Metric("loss/stage/<stage>", "the same by stage; after the n-th rollback the stage's name ends in ` (n)`"),
-    Metric("loss/masked_accuracy", "share of the masked tokens whose likeliest word is right", "masked_accuracy"),
+    *(
+        Metric(f"loss/{metric.name}", metric.meaning, metric.name)
+        for metric in all_metrics().values()
+        if metric.name != "loss"
+    ),
     Metric("loss/spike_score", "robust deviations above the median of up to 128 updates before", "loss_spike_score"),
     Metric("recipe/stage", "the stage's number, from 1"),
     Metric("recipe/lr", "learning rate", "lr"),
     Metric("recipe/weight_decay", "fully decoupled", "weight_decay"),
     Metric("recipe/rows", "batch size in rows", "rows"),
     Metric("recipe/row_length", "tokens a row", "row_length"),
-    Metric("recipe/rope_theta", "of the global layers", "rope_theta"),
+    *(Metric(f"recipe/{name}", knob.meaning, name) for name, knob in all_knobs().items()),
     Metric("throughput/tokens_per_sec", "real tokens, all devices together", "tokens_per_second"),
     Metric("throughput/device/mfu", "share of the devices' bf16 peak; not where that is not known", "mfu"),
     Metric("throughput/slowest_rank", "the rank with the most work of its own", "slowest_rank"),
@@ -47,8 +53,10 @@ METRICS = (
     Metric("data/real_tokens", "of the update, padding left out", "real_tokens"),
     Metric("data/asked/<source>", "share that the stage's mixture asks for", "asked"),
     Metric("data/drawn/<source>", "share of the tokens drawn in the stage so far", "drawn"),
-    Metric("eval/<stage>/loss", "held-out nats a masked token, at the end of the stage"),
-    Metric("eval/<stage>/masked_accuracy", "of the held-out rows"),
+    *(
+        Metric(f"eval/<stage>/{metric.name}", f"held-out rows at the end of the stage: {metric.meaning}")
+        for metric in all_metrics().values()
+    ),
     Metric("rollback/count", "rollbacks so far", "rollbacks"),
     # Composer's own, which it logs whether or not one asks for them
     Metric("loss/train/total", "as loss/train, but beside the token clock at the update's start"),

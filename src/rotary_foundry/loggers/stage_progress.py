@@ -84,8 +84,10 @@ class StageProgress(LoggerDestination):
     def eval_end(self, state: State, logger: Logger) -> None:
         label = state.dataloader_label
         if dist.get_global_rank() == 0:
-            loss, accuracy = (self.latest[f"eval/{label}/{name}"] for name in ("loss", "masked_accuracy"))
-            print(f"{label:8}  held-out loss {loss:.3f}, {accuracy:.1%} of the masked tokens right", flush=True)
+            loss, *others = state.model.objectives[label].metrics
+            said = [f"held-out loss {self.latest[f'eval/{label}/{loss.name}']:.3f}"]
+            said += [f"{metric.title.lower()} {self.latest[f'eval/{label}/{metric.name}']:.1%}" for metric in others]
+            print(f"{label:8}  {', '.join(said)}", flush=True)
 
     def close(self, state: State, logger: Logger) -> None:
         Bars.take_off()

@@ -3,95 +3,92 @@ Tiling"): the source in the centre of the target, the rest filled by wrapping ar
 
 - A dimension of size s grown to t begins (t - s) // 2 places before the source's first index and counts on modulo s:
   the source stands once, whole, in the middle, and its copies go on to either side.
-- What is counted is what has a meaning of its own: heads, in each of Q, K and V, for attention, and rows in each half
-  of the GLU's input. So a head of the target is a head of the source, with its queries, keys, values and columns of Wo,
-  and rotary pairs stay pairs. Tiling Wqkv as one matrix would cut all of them.
-- Layers are spread as Gopher's (arXiv 2112.11446): a few stand twice in a row. Whether a layer attends globally is the
-  target's own affair, so a layer may find itself with another window than its source had.
+- A family says what a dimension counts (`Growth`): heads in each of Q, K and V for attention, rows in each half of a
+  GLU's input. So a head of the target is a head of the source, with its queries, keys, values and columns of the output
+  projection, and rotary pairs stay pairs. Tiling a fused projection as one matrix would cut all of them.
+- Layers are spread as Gopher's (arXiv 2112.11446): a few stand twice in a row.
 - One parameter at a time, from one parameter of the source, so that a rank can keep its shard of each and nobody holds
   the target whole.
 """
 
-from collections.abc import KeysView, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rotary_foundry.models.modernbert.network import MaskedLM
-from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.utils.errors import ConfigurationError, DataError
-
-SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-EMBEDDING_NORM = "model.embeddings.norm.weight"
 
 
 class Dimension(NamedTuple):
     """A dimension of a parameter: `parts` of equal length one after another, each a row of units."""
 
-    units: str  # the size in the config that counts them in one part
+    units: str  # the field of the shape that counts them in one part
     parts: int = 1
 
-    def places(self, config: ModelConfig) -> Tensor:
-        """Every index of the dimension. [parts, units, indices of a unit] int64"""
-        units = getattr(config, self.units)
-        width = config.hidden_size // units if self.units == "num_attention_heads" else 1
+    def places(self, shape: Shape) -> Tensor:
+        """Return every index of the dimension. [parts, units, indices of a unit] int64"""
+        units = getattr(shape, self.units)
+        width = shape.head_dim if self.units == "num_attention_heads" else 1
         return torch.arange(self.parts * units * width).view(self.parts, units, width)
 
-    def index(self, source: ModelConfig, target: ModelConfig) -> Tensor:
-        """The source's index for each of the target's. [target size] int64"""
+    def index(self, source: Shape, target: Shape) -> Tensor:
+        """Return the source's index for each of the target's. [target size] int64"""
         places = self.places(source)
         size, grown = places.shape[1], getattr(target, self.units)
         wrapped = (torch.arange(grown) - (grown - size) // 2) % size
         return places[:, wrapped].flatten()
 
 
-VOCABULARY, HIDDEN = Dimension("vocab_size"), Dimension("hidden_size")
-INTERMEDIATE, GLU = Dimension("intermediate_size"), Dimension("intermediate_size", parts=2)
-HEADS, QKV = Dimension("num_attention_heads"), Dimension("num_attention_heads", parts=3)
+@dataclass(frozen=True)
+class Growth:
+    """How a family's parameters grow.
 
-DIMENSIONS = {  # by how a parameter's name ends
-    "tok_embeddings.weight": (VOCABULARY, HIDDEN),
-    "norm.weight": (HIDDEN,),
-    "attn.Wqkv.weight": (QKV, HIDDEN),
-    "attn.Wo.weight": (HIDDEN, HEADS),
-    "mlp.Wi.weight": (GLU, HIDDEN),
-    "mlp.Wo.weight": (HIDDEN, INTERMEDIATE),
-    "head.dense.weight": (HIDDEN, HIDDEN),
-    "decoder.bias": (VOCABULARY,),
-}
+    Args:
+        dimensions: of a parameter, by how its name ends.
+        source_name: the source's parameter that a target's comes from: (name, source's shape, target's shape) → name.
+    """
+
+    dimensions: Mapping[str, tuple[Dimension, ...]]
+    source_name: Callable[[str, Shape, Shape], str]
 
 
-def tile_from(source_state: Mapping[str, Tensor], source: ModelConfig, target: ModelConfig) -> dict[str, Tensor]:
+def tile_from(source_state: Mapping[str, Tensor], family: Family, source: Shape, target: Shape) -> dict[str, Tensor]:
     """Grow a whole model.
 
     Args:
-        source_state: the state dict of a MaskedLM of `source`.
-        source, target: the shapes. Windows, thetas, dropout and the pattern of global layers may differ freely.
+        source_state: the state dict of a network of the shape `source`.
+        family: of both.
+        source, target: the shapes. What is not in `Shape.sizes` may differ freely, but for the vocabulary.
 
     Returns:
-        The state dict of a MaskedLM of `target`, in the source's dtypes and sharing no memory with it.
+        The state dict of a network of the shape `target`, in the source's dtypes and sharing no memory with it.
 
     Raises:
         ConfigurationError: `target` is smaller somewhere, or its vocabulary or head size is another.
         DataError: `source_state` is not of `source`; names the first tensor that is not.
     """
     check_growth(source, target)
-    unknown = sorted(source_state.keys() - _parameter_names(source))
+    unknown = sorted(source_state.keys() - source.parameter_shapes().keys())
     if unknown:
         raise _misfit(f"it has no {unknown[0]}")
-    return {name: tile_parameter(name, source_state, source, target) for name in _parameter_names(target)}
+    return {name: tile_parameter(name, source_state, family, source, target) for name in target.parameter_shapes()}
 
 
 @torch.no_grad()
-def tile_parameter(name: str, source_state: Mapping[str, Tensor], source: ModelConfig, target: ModelConfig) -> Tensor:
-    """Grow one of the target's parameters; the one of the source that it comes from is all that is read.
+def tile_parameter(
+    name: str, source_state: Mapping[str, Tensor], family: Family, source: Shape, target: Shape
+) -> Tensor:
+    """Grow one of the target's parameters; only the source's parameter that it comes from is read.
 
-    Args and errors are those of `tile_from`; `name` is one of MaskedLM(target)'s.
+    Args and errors are those of `tile_from`; `name` is one of the target's parameters.
     """
     check_growth(source, target)
-    dimensions = next(dimensions for ending, dimensions in DIMENSIONS.items() if name.endswith(ending))
-    source_name = _source_name(name, source, target)
+    growth = family.growth
+    dimensions = next(dimensions for ending, dimensions in growth.dimensions.items() if name.endswith(ending))
+    source_name = growth.source_name(name, source, target)
     if source_name not in source_state:
         raise _misfit(f"they have no {source_name}")
     tensor = source_state[source_name]
@@ -103,13 +100,15 @@ def tile_parameter(name: str, source_state: Mapping[str, Tensor], source: ModelC
     return tensor
 
 
-def check_growth(source: ModelConfig, target: ModelConfig) -> None:
-    """Whether a model of one shape can be grown from the other; needs no weights.
+def check_growth(source: Shape, target: Shape) -> None:
+    """Check that a model of one shape can be grown from the other; needs no weights.
 
     Raises:
         ConfigurationError: `target` is smaller somewhere, or its vocabulary or head size is another.
     """
-    for key in SIZES:
+    if type(source) is not type(target):
+        raise ConfigurationError("model.family: the model to grow from is of another family")
+    for key in target.sizes:
         ours, theirs = getattr(target, key), getattr(source, key)
         if ours < theirs:
             raise ConfigurationError(f"model.{key}: {ours} is less than the {theirs} of the model it would grow from")
@@ -118,35 +117,19 @@ def check_growth(source: ModelConfig, target: ModelConfig) -> None:
             f"model.vocab_size: {target.vocab_size}, but {source.vocab_size} in the model it would grow from; "
             "token ids do not grow, both models need one tokenizer and one vocab_size"
         )
-    ours, theirs = (config.hidden_size // config.num_attention_heads for config in (target, source))
-    if ours != theirs:
+    if target.head_dim != source.head_dim:
         raise ConfigurationError(
-            f"model.num_attention_heads: {target.num_attention_heads} make heads of {ours}, but they are of {theirs} "
-            f"in the model it would grow from and stay whole; choose hidden_size / {theirs}"
+            f"model.num_attention_heads: {target.num_attention_heads} make heads of {target.head_dim}, but they are of "
+            f"{source.head_dim} in the model it would grow from and stay whole; choose hidden_size / {source.head_dim}"
         )
 
 
 def source_layer(layer: int, source_layers: int, target_layers: int) -> int:
-    """The layer of the source that a layer of the target comes from; a tie goes to the even one.
+    """Return the layer of the source that a layer of the target comes from; a tie goes to the even one.
 
     The cap matters only where the target has twice the layers or more: there the last ones would round beyond the end.
     """
     return min(round(layer * source_layers / target_layers), source_layers - 1)
-
-
-def _source_name(name: str, source: ModelConfig, target: ModelConfig) -> str:
-    if not name.startswith("model.layers."):
-        return name
-    layer, parameter = name.removeprefix("model.layers.").split(".", 1)
-    found = source_layer(int(layer), source.num_hidden_layers, target.num_hidden_layers)
-    if found == 0 and parameter == "attn_norm.weight":  # layer 0 has none: its input came through the embedding's
-        return EMBEDDING_NORM
-    return f"model.layers.{found}.{parameter}"
-
-
-def _parameter_names(config: ModelConfig) -> KeysView[str]:
-    with torch.device("meta"):
-        return MaskedLM(config, rope_theta=1.0).state_dict().keys()  # any theta: it has no parameters
 
 
 def _misfit(complaint: str) -> DataError:

@@ -1,16 +1,22 @@
-"""Masked-LM corruption of one row, by a generator that knows nothing but the row's place in the run.
+"""Masked language modelling by BERT's scheme (arXiv 1810.04805, section 3.1).
 
-BERT's scheme: of the chosen tokens most become [MASK], some a random token, the rest stay. Special tokens are never
-chosen. The generator is seeded by (run seed, stage, position in the stage), so masks do not depend on how rows are
-spread over processes, workers or microbatches, and a row drawn again is masked anew.
+Of the chosen tokens most become the mask token, some a random token, the rest stay. Special tokens are never chosen.
+The generator is the row's own, so masks do not depend on how rows are spread over processes, workers or microbatches,
+and a row drawn again is masked anew.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORE_INDEX = -100  # torch's label of a position that is not to be predicted
+from rotary_foundry.models.family import Knob, Problem
+from rotary_foundry.objectives.objective import IGNORE_INDEX, Metric, Objective, Prepared
+
+if TYPE_CHECKING:
+    from rotary_foundry.data.corpus import TokenizerFacts
 
 
 @dataclass(frozen=True)
@@ -28,10 +34,8 @@ class Masking:
     special_ids: tuple[int, ...]
     vocab_size: int
 
-    def apply(
-        self, tokens: NDArray[np.int64], generator: np.random.Generator
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(input ids, labels), each int64 [tokens]; labels are IGNORE_INDEX where nothing is to be predicted."""
+    def apply(self, tokens: NDArray[np.int64], generator: np.random.Generator) -> Prepared:
+        """Return (input ids, labels), each int64 [tokens]; labels are IGNORE_INDEX where nothing is to be predicted."""
         chosen = (generator.random(len(tokens)) < self.probability) & ~np.isin(tokens, self.special_ids)
         fate = generator.random(len(tokens))
         masked = chosen & (fate < self.mask_share)
@@ -41,6 +45,59 @@ class Masking:
         return input_ids, np.where(chosen, tokens, IGNORE_INDEX)
 
 
-def row_generator(seed: int, stage_index: int, position: int) -> np.random.Generator:
-    """The generator of the row at `position` (rows drawn before it in the stage) of a stage."""
-    return np.random.default_rng((seed, stage_index, position))
+@dataclass
+class MaskedLM(Objective):
+    """Predict the tokens behind masks."""
+
+    mlm_probability: float  # of the tokens, those to be predicted
+    eval_mlm_probability: float
+    mask_share: float  # of the chosen tokens, those replaced by the mask token
+    random_share: float  # … by a random token; the rest is kept as it is
+
+    name: ClassVar[str] = "masked_lm"
+    causal: ClassVar[bool] = False
+    knobs: ClassVar[Mapping[str, Knob]] = {"mlm_probability": Knob("share of the tokens to be predicted", high=1.0)}
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("loss", "cross_entropy", "Loss", "nats a masked token"),
+        Metric("masked_accuracy", "correct", "Masked accuracy", "share of masked tokens whose likeliest word is right"),
+    )
+    task: ClassVar[str] = "fill-mask"
+
+    def problems(self) -> Iterator[Problem]:
+        if complaint := self.knobs["mlm_probability"].complaint(self.eval_mlm_probability):
+            yield "eval_mlm_probability", complaint
+        if not (min(self.mask_share, self.random_share) >= 0 and self.mask_share + self.random_share <= 1):
+            yield "mask_share", "mask_share and random_share are shares of the chosen tokens: not negative, sum ≤ 1"
+
+    def prepare(
+        self,
+        row: Mapping[str, Any],
+        tokenizer: "TokenizerFacts",
+        generator: np.random.Generator,
+        knobs: Mapping[str, float],
+    ) -> Prepared:
+        masking = Masking(
+            probability=knobs["mlm_probability"],
+            mask_share=self.mask_share,
+            random_share=self.random_share,
+            mask_id=tokenizer.special_ids["mask_token"],
+            special_ids=tuple(sorted(tokenizer.special_ids.values())),
+            vocab_size=tokenizer.vocab_size,
+        )
+        return masking.apply(row["tokens"].astype(np.int64), generator)
+
+    def evaluation_knobs(self) -> dict[str, float]:
+        return {"mlm_probability": self.eval_mlm_probability}
+
+    def predicted_share(self, knobs: Mapping[str, float]) -> float:
+        return knobs["mlm_probability"]
+
+    def describe(self, knobs: Mapping[str, float]) -> str:
+        kept = 1 - self.mask_share - self.random_share
+        return (
+            f"Masked-LM on {knobs['mlm_probability']:.0%} of the tokens: {self.mask_share:.0%} of those become the "
+            f"mask, {self.random_share:.0%} a random token, {kept:.0%} stay."
+        )
+
+    def describe_evaluation(self) -> str:
+        return f"with {self.eval_mlm_probability:.0%} of the tokens masked"

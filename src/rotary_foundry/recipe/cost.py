@@ -1,15 +1,9 @@
 """What a plan costs before any of it is run: parameters, floating-point operations, hours, checkpoints.
 
-Operations are the model's own, as MFU counts them (PaLM, arXiv 2204.02311, appendix B): a multiplication and an
-addition are two, a backward pass is twice its forward pass, and nothing that is computed a second time counts
-(activation checkpointing, attention's backward). Counted are
-
-- the matrix products of the layers at every token slot, a padded one included, and those of the head, whose decoder is
-  by far the largest, at the masked share of them only;
-- attention's two products over the pairs of tokens that see each other, local layers within their window. A row counts
-  as one document, which is the most it can be: shorter documents see fewer pairs.
-
-Left out are norms, activations, rotary positions, the softmax, the optimizer and evaluation.
+Operations are the model's own, as MFU counts them (PaLM, arXiv 2204.02311, appendix B); a family's shape counts them.
+A backward pass is twice its forward pass, and nothing that is computed a second time counts (activation checkpointing,
+attention's backward). A padded slot counts as a token, and a row as one document, which is the most it can be: shorter
+documents see fewer pairs. The optimizer and evaluation are left out.
 """
 
 import re
@@ -17,10 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rotary_foundry.recipe.plan import Plan, Segment, named_tokens
-from rotary_foundry.recipe.schema import ModelConfig, Recipe
+from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.utils.errors import ConfigurationError
 
-FORWARD_AND_BACK = 3  # forward passes that the two take together
 MOST_CHECKPOINTS = 1_000_000
 BYTES_A_PARAMETER = 12  # of a checkpoint: the weight and StableAdamW's two moments, float32 each
 
@@ -82,66 +75,25 @@ def cost(recipe: Recipe, plan: Plan) -> Cost:
     abandoned = _flops(recipe, plan.abandoned)
     written, kept = _checkpoints(recipe, plan)
     return Cost(
-        parameters=parameters(recipe.model),
+        parameters=recipe.model.shape.parameters,
         flops=_flops(recipe, plan.segments) + abandoned,
         abandoned_flops=abandoned,
-        checkpoint_bytes=BYTES_A_PARAMETER * parameters(recipe.model),
+        checkpoint_bytes=BYTES_A_PARAMETER * recipe.model.shape.parameters,
         checkpoints_written=written,
         checkpoints_kept=kept,
     )
 
 
-def parameters(model: ModelConfig) -> int:
-    """How many parameters the masked LM has; the decoder's matrix is the embedding's and counts once."""
-    hidden = model.hidden_size
-    norms = 2 * model.num_hidden_layers - 1 + 3  # two a layer, none before the first; embedding, encoder and head
-    embedding, decoder_bias = model.vocab_size * hidden, model.vocab_size
-    return embedding + model.num_hidden_layers * _layer_matrices(model) + hidden**2 + norms * hidden + decoder_bias
-
-
-def matmul_flops(model: ModelConfig, tokens: float, masked: float) -> float:
-    """Operations of training's matrix products on `tokens` tokens, `masked` of them predicted; attention's left out."""
-    head = model.hidden_size**2 + model.hidden_size * model.vocab_size
-    return FORWARD_AND_BACK * 2 * (tokens * model.num_hidden_layers * _layer_matrices(model) + masked * head)
-
-
-def attention_flops(model: ModelConfig, lengths: Iterable[int]) -> float:
-    """Operations of training's attention on documents of these lengths in tokens."""
-    global_layers = -(-model.num_hidden_layers // model.global_attn_every_n_layers)
-    pairs = 0
-    for length in lengths:
-        pairs += global_layers * length**2
-        if model.local_attention is not None:
-            local_layers = model.num_hidden_layers - global_layers
-            pairs += local_layers * _pairs_in_window(length, model.local_attention // 2)
-    return attention_flops_of_pairs(model, pairs)
-
-
-def attention_flops_of_pairs(model: ModelConfig, pairs: int) -> float:
-    """The same, by how many pairs of a query and a key there are in all layers together."""
-    return FORWARD_AND_BACK * 2 * 2 * model.hidden_size * pairs  # scores, and the values they weigh
-
-
-def _layer_matrices(model: ModelConfig) -> int:
-    return 4 * model.hidden_size**2 + 3 * model.hidden_size * model.intermediate_size
-
-
-def _pairs_in_window(length: int, reach: int) -> int:
-    near = min(reach, length - 1)
-    return length + near * (2 * length - near - 1)  # a token and itself; at distance 1 … near, to both sides
-
-
 def _flops(recipe: Recipe, segments: Iterable[Segment]) -> float:
-    masked = recipe.masking.mlm_probability
-    return sum(
-        segment.updates
-        * segment.rows
-        * (
-            matmul_flops(recipe.model, segment.row_length, masked * segment.row_length)
-            + attention_flops(recipe.model, [segment.row_length])
-        )
-        for segment in segments
-    )
+    shape = recipe.model.shape
+    total = 0.0
+    for segment in segments:
+        length, objective = segment.row_length, recipe.objective_of(segment.stage)
+        middle = segment.knobs_at((segment.start_token + segment.end_token) // 2)
+        predicted = objective.predicted_share(middle) * length
+        row = shape.matmul_flops(length, predicted) + shape.attention_flops([length])
+        total += segment.updates * segment.rows * row
+    return total
 
 
 def checkpoint_tokens(recipe: Recipe, plan: Plan) -> list[int]:

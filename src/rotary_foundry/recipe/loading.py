@@ -59,7 +59,7 @@ def instance(config: DictConfig, path: str | Path) -> Any:
     Raises:
         ConfigurationError: something is missing; names the file and the first key.
     """
-    with _reported(path):
+    with reported(path):
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise ConfigurationError(f"{path}: '{missing[0]}' is required and not given")
@@ -76,13 +76,20 @@ def refuse(path: str | Path, problems: Iterable[tuple[str, str]]) -> None:
         raise ConfigurationError(f"{path}: '{key}': {problem}")
 
 
-def load_key(path: str | Path, key: str) -> object:
-    """The value of one key of a YAML file or of what it extends, such as tells which schema is the file's; else None.
+def load_key(path: str | Path, key: str, overrides: Iterable[str] = ()) -> Any:
+    """Return one key of a YAML file, of what it extends or of overrides, such as tells which schema is right; or None.
 
     Raises:
         ConfigurationError: there is no such file, or it is no YAML.
     """
-    return OmegaConf.select(OmegaConf.merge(*(content for _, content in _layers(Path(path)))), key)
+    merged = OmegaConf.merge(*(content for _, content in _layers(Path(path))))
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if equals and (name == key or key.startswith(f"{name}.") or name.startswith(f"{key}.")):
+            with reported(f"argument '{override}'"):
+                OmegaConf.update(merged, name, OmegaConf.create(f"value: {value}")["value"], merge=True)
+    with reported(path):
+        return OmegaConf.select(merged, key)
 
 
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:
@@ -100,7 +107,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Di
         raise ConfigurationError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(content, DictConfig):
         raise ConfigurationError(f"{path}: a mapping of keys to values is wanted, this is a list")
-    with _reported(path):
+    with reported(path):
         extends = content.pop("extends", [])
         extends = list(extends) if isinstance(extends, ListConfig) else extends
     if not isinstance(extends, list) or not all(isinstance(parent, str) for parent in extends):
@@ -111,7 +118,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Di
 
 
 def _merge(config: DictConfig, content: DictConfig, source: object) -> DictConfig:
-    with _reported(source):
+    with reported(source):
         _forget_wholes(config, content)
         return OmegaConf.merge(config, content)
 
@@ -130,7 +137,7 @@ def _override(config: DictConfig, override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigurationError(f"argument '{override}': overrides are written key=value")
-    with _reported(f"argument '{override}'"):
+    with reported(f"argument '{override}'"):
         parts, given = key.replace("[", ".").replace("]", "").split("."), OmegaConf.create(f"value: {value}")["value"]
         if not set(WHOLE) & set(parts[:-1]):  # not one entry of it
             content = given
@@ -141,20 +148,25 @@ def _override(config: DictConfig, override: str) -> None:
 
 
 @contextmanager
-def _reported(source: object) -> Iterator[None]:
-    """Turn what OmegaConf raises into a ConfigurationError that names the source and the key."""
+def reported(source: object | None, prefix: str = "") -> Iterator[None]:
+    """Turn what OmegaConf raises into a ConfigurationError that names the source, if there is one, and the key.
+
+    Args:
+        prefix: put before keys, where only a part of a recipe is looked at.
+    """
+    begin = "" if source is None else f"{source}: "
     try:
         yield
     except (ConfigAttributeError, ConfigKeyError) as error:
-        raise ConfigurationError(f"{source}: unknown key '{error.full_key}'{_suggestion(error)}") from error
+        raise ConfigurationError(f"{begin}unknown key '{prefix}{error.full_key}'{_suggestion(error)}") from error
     except OmegaConfBaseException as error:
-        key = f"'{error.full_key}': " if error.full_key else ""
+        key = f"'{prefix}{error.full_key}': " if error.full_key else ""
         complaint = str(error).strip().splitlines()[0]
         if "incompatible container types" in complaint:
             complaint = "a list is given where keys with values are wanted, or the other way round"
-        raise ConfigurationError(f"{source}: {key}{complaint}") from error
+        raise ConfigurationError(f"{begin}{key}{complaint}") from error
     except (TypeError, YAMLError) as error:
-        raise ConfigurationError(f"{source}: {one_line(error)}") from error
+        raise ConfigurationError(f"{begin}{one_line(error)}") from error
 
 
 def _suggestion(error: OmegaConfBaseException) -> str:

@@ -1,25 +1,39 @@
 """The plan: what a recipe does at every token.
 
 A run's position is one integer, the token *slots* it has consumed (rows × row length). This module compiles a recipe
-to a tuple of segments, stretches with one row length, batch size, theta and mixture, and answers `Plan.at(token)` from
-nothing else. Four decisions:
+to a tuple of segments, stretches with one row length, batch size, objective and mixture, and answers `Plan.at(token)`
+from nothing else. Four decisions:
 
 - Boundaries are whole updates, counted down (`floor`): a stage never takes more tokens than it was given.
 - An update that starts at token t has the values of t, so the first update of a warm-up from zero has learning rate 0.
 - At a boundary the next segment holds; at the very end, the last one.
-- A rollback amends a plan to another plan, and any number of them one after the other. `compile_plan` answers for what
-  a recipe sets out to do, its set rollback included; `plan_in_force` for a run, given the rollbacks it has had.
+- A rollback amends a plan to another plan, and any number of them one after the other (`Plan.after`). `compile_stages`
+  is a recipe's plan before any rollback; `compile_plan` has the rollback that the recipe sets, if it sets one.
 """
 
 import bisect
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from rotary_foundry.recipe.knobs import KnobSchedule, knob_schedule
 from rotary_foundry.recipe.schedules import warmup_stable_decay
 from rotary_foundry.recipe.schema import Recipe, StageConfig, Trigger
-from rotary_foundry.runs.run_folder import Rollback
 from rotary_foundry.utils.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A rollback that was decided: a line of a run's `rollbacks.jsonl`."""
+
+    trigger: str  # at, plateau, spike or non_finite
+    why: str  # in numbers
+    token: int  # at which it was decided; what lies between the two is abandoned
+    to_token: int
+    lr: float | None  # the peak of every stage from `to_token`'s to `token`'s, from there on; None: as it was
+    weight_decay: float | None  # from `to_token` on; None: as it was
+    data: str  # replay: the same rows again; advance: those after the abandoned ones
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,8 @@ class Segment:
     start_token: int
     start_update: int  # of the whole run
     start_row: int  # rows of this stage's order before it: those drawn in the stage, and those a rollback passed over
-    rope_theta_global: float
+    objective: dict[str, Any]  # as the recipe gives it
+    knobs: dict[str, KnobSchedule]
     learning_rate: LearningRate
     weight_decay: float
     mixture: dict[str, float] | None
@@ -81,6 +96,20 @@ class Segment:
         )
         return replace(self, updates=done), tail
 
+    def knobs_at(self, token: int) -> dict[str, float]:
+        """Return the value of every knob for an update that starts at `token`."""
+        return {name: schedule.at(token) for name, schedule in self.knobs.items()}
+
+    def knobs_of_row(self, position: int) -> dict[str, float]:
+        """Return the value of every knob for the row at a position in the stage's order, which lies in this segment."""
+        update = (position - self.start_row) // self.rows
+        return self.knobs_at(self.start_token + update * self.tokens_per_update)
+
+    def knobs_to_json(self) -> dict[str, float | list[float]]:
+        """Return every knob's value, or the two between which it moves."""
+        ends = {name: [knob.at(self.start_token), knob.at(self.end_token)] for name, knob in self.knobs.items()}
+        return {name: first if first == last else [first, last] for name, (first, last) in ends.items()}
+
     def to_json(self) -> dict:
         """The segment as plain JSON types."""
         return {
@@ -90,7 +119,8 @@ class Segment:
             "row_length": self.row_length,
             "start_token": self.start_token,
             "end_token": self.end_token,
-            "rope_theta_global": self.rope_theta_global,
+            "objective": self.objective,
+            "knobs": self.knobs_to_json(),
             "lr_start": self.learning_rate.at(self.start_token),
             "lr_end": self.learning_rate.at(self.end_token),
             "weight_decay": self.weight_decay,
@@ -108,7 +138,7 @@ class Position:
     update: int  # updates of the whole run that end at or before the token
     rows: int
     row_length: int
-    rope_theta_global: float
+    knobs: dict[str, float]
     lr: float
     max_lr: float  # the stage's peak, to which the decoupled weight decay is relative
     weight_decay: float
@@ -118,7 +148,7 @@ class Position:
         """The position as plain JSON types."""
         shown = asdict(self)
         del shown["max_lr"]
-        return shown
+        return shown | shown.pop("knobs")
 
 
 @dataclass(frozen=True)
@@ -162,7 +192,7 @@ class Plan:
             update=segment.start_update + done,
             rows=segment.rows,
             row_length=segment.row_length,
-            rope_theta_global=segment.rope_theta_global,
+            knobs=segment.knobs_at(token),
             lr=segment.learning_rate.at(token),
             max_lr=segment.learning_rate.peak,
             weight_decay=segment.weight_decay,
@@ -183,6 +213,13 @@ class Plan:
         """The segments between two update boundaries, cut at them."""
         cut = (segment.split(start)[1].split(end)[0] for segment in self.segments)
         return tuple(segment for segment in cut if segment.updates)
+
+    def after(self, rollbacks: Iterable[Rollback]) -> "Plan":
+        """The plan after some rollbacks, one after the other. A set rollback that is still to come is not in it."""
+        plan = self
+        for rollback in rollbacks:
+            plan = plan.rolled_back(rollback)
+        return plan
 
     def rolled_back(self, rollback: Rollback) -> "Plan":
         """The plan after a rollback: as it was up to `to_token`, and amended from there on."""
@@ -222,9 +259,17 @@ def compile_plan(recipe: Recipe) -> Plan:
     """Compile a recipe to its plan: the trajectory that is kept, with its set (`at`) rollback, if it has one.
 
     Raises:
-        ConfigurationError: if a stage or its ramp is too short for a single update, or a rollback not within the plan.
+        ConfigurationError: a stage or its ramp is too short for a single update, or a rollback is not within the plan.
     """
-    plan = _compile_stages(recipe)
+    return with_set_rollback(recipe, compile_stages(recipe))
+
+
+def with_set_rollback(recipe: Recipe, plan: Plan) -> Plan:
+    """Amend a recipe's plan before any rollback by the rollback that the recipe sets.
+
+    Raises:
+        ConfigurationError: a rollback is not within the plan.
+    """
     for token in named_tokens(recipe):
         if plan.boundary_before(token) == 0:
             raise ConfigurationError(
@@ -233,14 +278,6 @@ def compile_plan(recipe: Recipe) -> Plan:
             )
     rollback = set_rollback(recipe, plan)
     return plan.rolled_back(rollback) if rollback else plan
-
-
-def plan_in_force(recipe: Recipe, rollbacks: Iterable[Rollback]) -> Plan:
-    """The plan that a run follows after these rollbacks. A set rollback that is still to come is not in it."""
-    plan = _compile_stages(recipe)
-    for rollback in rollbacks:
-        plan = plan.rolled_back(rollback)
-    return plan
 
 
 def set_rollback(recipe: Recipe, plan: Plan) -> Rollback | None:
@@ -290,7 +327,12 @@ def parse_tokens(value: str, duration: int | None = None) -> int:
     raise ValueError(f"'{value}' is not a number of tokens, such as 1_000_000tok" + (" or 0.5dur" if duration else ""))
 
 
-def _compile_stages(recipe: Recipe) -> Plan:
+def compile_stages(recipe: Recipe) -> Plan:
+    """Compile a recipe to its plan before any rollback.
+
+    Raises:
+        ConfigurationError: a stage or its ramp is too short for a single update.
+    """
     segments: list[Segment] = []
     for index, (name, stage) in enumerate(recipe.stages.items()):
         start_token = token = segments[-1].end_token if segments else 0
@@ -308,6 +350,11 @@ def _compile_stages(recipe: Recipe) -> Plan:
             decay_shape=stage.decay_shape,
             alpha_f=stage.alpha_f,
         )
+        objective = recipe.objective if stage.objective is None else stage.objective
+        knobs = {
+            knob: knob_schedule(given, start_token, start_token + tokens)
+            for knob, given in recipe.knobs_of(name).items()
+        }
         for rows, updates in rungs:
             segment = Segment(
                 stage=name,
@@ -318,7 +365,8 @@ def _compile_stages(recipe: Recipe) -> Plan:
                 start_token=token,
                 start_update=update,
                 start_row=row,
-                rope_theta_global=stage.rope_theta,
+                objective={"name": objective} if isinstance(objective, str) else dict(objective),
+                knobs=knobs,
                 learning_rate=learning_rate,
                 weight_decay=recipe.optimizer.weight_decay,
                 mixture=stage.mixture,

@@ -1,6 +1,6 @@
 """A rehearsal: a recipe made small enough for a few minutes on two cores, with every transition that it has.
 
-What is kept: the stages with their row lengths, thetas, learning rates and mixtures, every rung of the ramp, and
+What is kept: the stages with their row lengths, knobs, learning rates and mixtures, every rung of the ramp, and
 everything that happens inside a segment, in proportion: the end of a warm-up, the start of a decay, a set rollback.
 Three decisions:
 
@@ -15,12 +15,11 @@ from bisect import bisect_right
 from dataclasses import replace
 from math import gcd
 
-from rotary_foundry.recipe.plan import Plan, parse_tokens, plan_in_force
+from rotary_foundry.recipe.plan import Plan, compile_stages, parse_tokens
 from rotary_foundry.recipe.schema import BatchSizeRamp, FSDPConfig, Recipe, StageConfig, Trigger
 from rotary_foundry.recipe.validation import problems
 from rotary_foundry.utils.errors import ConfigurationError
 
-NANO = {"hidden_size": 256, "intermediate_size": 240, "num_hidden_layers": 4, "num_attention_heads": 4}
 UPDATES_ON_A_RUNG = 2
 UPDATES_AFTER_A_RAMP = 12
 UPDATES_IN_A_STAGE = 8
@@ -28,14 +27,13 @@ SAVE_INTERVAL = "5ba"
 MOST_TOKENS = 20_000_000
 
 
-def rehearsal(recipe: Recipe, world_size: int) -> Recipe:
-    """The recipe of a recipe's rehearsal on so many processes."""
-    plan = plan_in_force(recipe, [])
+def rehearsal(recipe: Recipe, plan: Plan, world_size: int) -> Recipe:
+    """Return the recipe of a recipe's rehearsal on so many processes; `plan` is its own, before any rollback."""
     rows = {name: _rows(recipe, name, world_size) for name in recipe.stages}
     small = replace(
         recipe,
         run_name=f"{recipe.run_name}-rehearsal",
-        model=replace(recipe.model, **NANO),
+        model=replace(recipe.model, **vars(recipe.model.shape.rehearsal())),
         stages={name: _shortened(stage, *rows[name]) for name, stage in recipe.stages.items()},
         data=replace(recipe.data, num_workers=min(1, recipe.data.num_workers)),
         rollback=replace(recipe.rollback, at=None, plateau=None),
@@ -45,7 +43,7 @@ def rehearsal(recipe: Recipe, world_size: int) -> Recipe:
         loggers={},
         save_folder=None,
     )
-    clock = _Clock(plan, plan_in_force(small, []))
+    clock = _Clock(plan, compile_stages(small))
     rehearsed = replace(
         small,
         stages={

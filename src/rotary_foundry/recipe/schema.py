@@ -3,50 +3,40 @@
 Keys that Composer's Trainer or Streaming know bear their names. A field without a default has to be given in a YAML:
 the numbers of the published recipes stand there, once, and not here. Times are Composer's time strings in tokens
 (`3_000_000_000tok`), or, inside a stage, in shares of the stage (`1dur`).
+
+`model` and `stages` have more keys than are written here: those of the family's shape, and the knobs. `schema_of` adds
+them, so that OmegaConf checks every key of every file, and a family adds keys without a change to this file.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import cache
 from typing import Any
 
 from omegaconf import MISSING
 
+from rotary_foundry.models.family import Family, Knob, Shape, families, find_family
+from rotary_foundry.objectives.objective import OBJECTIVES, Metric, Objective
+from rotary_foundry.recipe.named_parts import build, load
 from rotary_foundry.utils.errors import ConfigurationError
 
 
 @dataclass
 class ModelConfig:
-    """ModernBERT's shape. The theta of the global layers is not here: it belongs to the stage.
+    """The model: its family, the keys of the family's shape, and the family's knobs.
 
-    What a recipe leaves out of the shape is that of `init_from`.
+    A knob given here holds in every stage that does not set it. What a recipe omits of the shape, and of knobs that
+    trained weights are meant for, is taken from `init_from`.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int  # inner width of the GLU; its input projection is twice as wide
-    num_hidden_layers: int
-    num_attention_heads: int
-    global_attn_every_n_layers: int  # layers 0, n, 2n, … attend globally
-    local_attention: int | None  # window of the others in tokens, half of it to each side; null if n is 1: no others
-    local_rope_theta: float
-    norm_eps: float
-    attn_out_dropout: float
+    family: str
     attn_implementation: str = field(default="auto", compare=False)  # how attention is computed: no part of the shape
 
-
-NOT_SHAPE = (
-    "attn_out_dropout",
-    "attn_implementation",
-)  # keys of the above that every model of a shape may have its own
-
-
-@dataclass
-class MaskingConfig:
-    """Masked-LM corruption: which share of the tokens is to be predicted, and what stands in their places."""
-
-    mlm_probability: float
-    eval_mlm_probability: float
-    mask_share: float  # of the chosen tokens, those replaced by [MASK]
-    random_share: float  # … by a random token; the rest is kept as it is
+    @property
+    def shape(self) -> Shape:
+        """What makes two models different models."""
+        shape = find_family(self.family).Shape
+        return shape(**{key.name: getattr(self, key.name) for key in fields(shape)})
 
 
 @dataclass
@@ -82,11 +72,13 @@ class BatchSizeRamp:
 
 @dataclass
 class StageConfig:
-    """A stretch of training with one row length and one theta."""
+    """A stretch of training with one row length and one objective.
+
+    A knob is a key of its own: a number, or `{start, end, shape}`, which moves it over the stage.
+    """
 
     duration: str
     row_length: int  # tokens
-    rope_theta: float  # of the global layers; where it is left out, that of `init_from`
     global_train_batch_size: int  # rows an update
     device_train_microbatch_size: int  # rows a forward pass on one device, at most
     lr: float  # the stage's peak
@@ -96,6 +88,7 @@ class StageConfig:
     alpha_f: float = 1.0  # the last learning rate as a multiple of the peak
     batch_size_ramp: BatchSizeRamp | None = None
     mixture: dict[str, float] | None = None  # share of the rows by source; none: every row once an epoch
+    objective: Any = None  # as the recipe's; none: that one
 
 
 @dataclass
@@ -181,7 +174,7 @@ class Recipe:
     seed: int
     precision: str  # fp32 or amp_bf16
     model: ModelConfig
-    masking: MaskingConfig
+    objective: dict[str, Any]  # {name: …, its arguments}
     optimizer: OptimizerConfig
     data: DataConfig
     stages: dict[str, StageConfig]  # by name, in order
@@ -198,3 +191,63 @@ class Recipe:
     progress_bar: bool = True  # on a terminal only
     loggers: dict[str, Any] = field(default_factory=dict)  # wandb and tensorboard: {arguments of Composer's}
     rehearse: bool = False  # run a rehearsal of this recipe instead: every transition, in minutes
+
+    @property
+    def family(self) -> Family:
+        """The model's family."""
+        return find_family(self.model.family)
+
+    def objective_of(self, stage: str) -> Objective:
+        """Build a stage's objective.
+
+        Raises:
+            ConfigurationError: it is not known, or has a wrong argument; by key.
+        """
+        given = self.stages[stage].objective
+        if given is None:
+            return build(OBJECTIVES, self.objective, "objective")
+        return build(OBJECTIVES, given, f"stages.{stage}.objective")
+
+    def knobs_of(self, stage: str) -> dict[str, Any]:
+        """Return the value of every knob of the family and of the stage's objective, as it is given."""
+        config, objective = self.stages[stage], self.objective_of(stage)
+        given = {name: getattr(config, name, None) for name in (*self.family.knobs, *objective.knobs)}
+        default = {name: getattr(self.model, name, None) for name in self.family.knobs}
+        default |= {name: getattr(objective, name) for name in objective.knobs}
+        return {name: default[name] if value is None else value for name, value in given.items()}
+
+
+def knob_names(family: Family) -> list[str]:
+    """Return the names of all knobs that a stage may set: the family's, and those of every objective."""
+    of_objectives = (name for place in OBJECTIVES.values() for name in load(place).knobs)
+    return list(dict.fromkeys([*family.knobs, *of_objectives]))
+
+
+def all_knobs() -> dict[str, Knob]:
+    """Return every knob of every family and objective, by name."""
+    of_families = {name: knob for family in families() for name, knob in family.knobs.items()}
+    return of_families | {name: knob for place in OBJECTIVES.values() for name, knob in load(place).knobs.items()}
+
+
+def all_metrics() -> dict[str, Metric]:
+    """Return every metric of every objective, by name."""
+    return {metric.name: metric for place in OBJECTIVES.values() for metric in load(place).metrics}
+
+
+@cache
+def schema_of(family_name: str) -> type[Recipe]:
+    """Return Recipe with the keys that a family and the objectives add to `model` and `stages`.
+
+    Raises:
+        ConfigurationError: there is no such family.
+    """
+    family = find_family(family_name)
+    shape = [
+        (key.name, key.type) if key.default is NO_DEFAULT else (key.name, key.type, field(default=key.default))
+        for key in fields(family.Shape)
+    ]
+    of_model = [(name, Any, field(default=None)) for name in family.knobs]
+    of_stage = [(name, Any, field(default=None)) for name in knob_names(family)]
+    model = make_dataclass("ModelConfig", [*shape, *of_model], bases=(ModelConfig,), kw_only=True)
+    stage = make_dataclass("StageConfig", of_stage, bases=(StageConfig,), kw_only=True)
+    return make_dataclass("Recipe", [("model", model), ("stages", dict[str, stage])], bases=(Recipe,), kw_only=True)

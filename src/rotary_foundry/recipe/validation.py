@@ -2,22 +2,21 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields
-from inspect import formatannotation
 from math import inf
 from os.path import abspath
 
+from rotary_foundry.models.family import Problem, nearest
+from rotary_foundry.recipe.knobs import knob_complaint
 from rotary_foundry.recipe.plan import parse_tokens
 from rotary_foundry.recipe.schedules import DECAYS
 from rotary_foundry.recipe.schema import (
-    NOT_SHAPE,
     DataConfig,
     FSDPConfig,
-    ModelConfig,
     Recipe,
     RollbackConfig,
     StageConfig,
     Trigger,
+    knob_names,
 )
 from rotary_foundry.utils.redaction import redacted
 
@@ -29,8 +28,6 @@ INTERVAL = re.compile(r"[1-9][0-9]*(_[0-9]+)*(ba|tok|sp)")
 BYTES = re.compile(r"[0-9]+b?|[0-9]+(\.[0-9]+)?[kmgt]b", re.IGNORECASE)  # as Streaming reads them
 S3_FOLDER = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[^/\s{}]+)*/?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-Problem = tuple[str, str]  # the key, and what is wrong with it
 
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
@@ -56,9 +53,11 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     for key in ("save_interval", "console_log_interval"):
         if not INTERVAL.fullmatch(getattr(recipe, key)):
             yield key, f"'{getattr(recipe, key)}' is not a time such as 500ba or 1_000_000tok"
-    yield from ((f"model.{key}", complaint) for key, complaint in model_problems(recipe.model))
+    yield from ((f"model.{key}", complaint) for key, complaint in recipe.model.shape.problems())
+    if recipe.model.attn_implementation not in ATTN_IMPLEMENTATIONS:
+        known = nearest(recipe.model.attn_implementation, ATTN_IMPLEMENTATIONS)
+        yield "model.attn_implementation", f"'{recipe.model.attn_implementation}' is not known; {known}"
     yield from _fsdp(recipe.fsdp_config)
-    yield from _masking(recipe)
     yield from _optimizer(recipe)
     if not recipe.data.sources:
         yield "data.sources", "name at least one source"
@@ -74,15 +73,12 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _loggers(recipe.loggers)
     if not recipe.stages:
         yield "stages", "a recipe has at least one stage"
-    row_length = 0
     for name, stage in recipe.stages.items():
         if not NAME.fullmatch(name):
             yield "stages", f"'{name}', a stage's name, has to be made of letters, digits, '_', '-' and '.'"
         for key, complaint in _stage(stage, recipe.data.sources):
             yield f"stages.{name}.{key}", complaint
-        if stage.row_length < row_length:
-            yield f"stages.{name}.row_length", f"{stage.row_length}, but an earlier stage has {row_length}; order them"
-        row_length = stage.row_length
+        yield from _objective(recipe, name)
     yield from ((f"rollback.{key}", complaint) for key, complaint in _rollback(recipe.rollback))
 
 
@@ -92,42 +88,27 @@ def _positive(prefix: str, config: object, *keys: str) -> Iterator[Problem]:
             yield f"{prefix}{key}", f"{getattr(config, key)} is not positive and finite"
 
 
-def theta_problems(key: str, theta: object) -> Iterator[Problem]:
-    """Yield a complaint if it cannot be a theta of the global layers; `key` is what it is called where it stands."""
-    if not isinstance(theta, int | float) or not 0 < theta < inf:
-        yield key, f"{theta!r} is not a positive, finite number"
-
-
-def model_problems(model: ModelConfig) -> Iterator[Problem]:
-    """Yield (field, complaint) for every value of a shape that no model can have, whoever brings it."""
-    for field in fields(model):  # OmegaConf has seen to it, Python and a config.json have not
-        value, wanted = getattr(model, field.name), int | float if field.type is float else field.type
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            yield field.name, f"{value!r} is not of type {formatannotation(field.type)}"
-            return
-    counts = [key for key, value in vars(model).items() if key not in NOT_SHAPE and value is not None]
-    bad = list(_positive("", model, *counts))
-    yield from bad
-    if not 0 <= model.attn_out_dropout < 1:
-        yield "attn_out_dropout", f"{model.attn_out_dropout} is not in [0, 1)"
-    if model.attn_implementation not in ATTN_IMPLEMENTATIONS:
-        known = ", ".join(ATTN_IMPLEMENTATIONS)
-        yield "attn_implementation", f"'{model.attn_implementation}' is not one of {known}"
-    if bad:
-        return
-    heads, hidden = model.num_attention_heads, model.hidden_size
-    if hidden % heads:
-        yield "num_attention_heads", f"{heads} heads do not divide a hidden size of {hidden}"
-    elif hidden // heads % 2:
-        yield "num_attention_heads", f"{heads} heads of {hidden // heads}; rotary positions need an even head size"
-    every = f"global_attn_every_n_layers {model.global_attn_every_n_layers}"
-    if model.global_attn_every_n_layers == 1:
-        if model.local_attention is not None:
-            yield "local_attention", f"{model.local_attention}, but with {every} no layer is local; null is right there"
-    elif model.local_attention is None:
-        yield "local_attention", f"null, but with {every} there are local layers; give their window, such as 128"
-    elif model.local_attention % 2:
-        yield "local_attention", f"{model.local_attention} is odd; half of the window lies to each side"
+def _objective(recipe: Recipe, stage: str) -> Iterator[Problem]:
+    """Check a stage's objective against the family, and every knob against both."""
+    objective, family = recipe.objective_of(stage), recipe.family
+    key = "objective" if recipe.stages[stage].objective is None else f"stages.{stage}.objective"
+    yield from ((f"{key}.{name}", complaint) for name, complaint in objective.problems())
+    if objective.causal and not family.causal:
+        yield (
+            f"{key}.name",
+            f"'{objective.name}' needs attention to earlier tokens only, and {family.name} attends in both directions; "
+            "choose an objective for encoders, or another family",
+        )
+    knobs = {**family.knobs, **objective.knobs}
+    for name in knob_names(family):
+        if name not in knobs and getattr(recipe.stages[stage], name) is not None:
+            yield f"stages.{stage}.{name}", f"neither {family.name} nor {objective.name} has it; {nearest(name, knobs)}"
+    for name, given in recipe.knobs_of(stage).items():
+        if complaint := knob_complaint(knobs[name], given):
+            if getattr(recipe.stages[stage], name) is not None:
+                yield f"stages.{stage}.{name}", complaint
+            else:
+                yield f"{'model' if name in family.knobs else key}.{name}", complaint
 
 
 def _loggers(loggers: dict[str, object]) -> Iterator[Problem]:
@@ -167,16 +148,6 @@ def _cache(data: DataConfig) -> Iterator[Problem]:
         yield "data.cache_limit", "would remove the shards themselves: without data.remote, data.local is no cache"
 
 
-def _masking(recipe: Recipe) -> Iterator[Problem]:
-    masking = recipe.masking
-    for key in ("mlm_probability", "eval_mlm_probability"):
-        if not 0 < getattr(masking, key) < 1:
-            yield f"masking.{key}", f"{getattr(masking, key)} is not between 0 and 1"
-    shares = masking.mask_share, masking.random_share
-    if not (min(shares) >= 0 and sum(shares) <= 1):
-        yield "masking.mask_share", "mask_share and random_share are shares of the chosen tokens: not negative, sum ≤ 1"
-
-
 def _optimizer(recipe: Recipe) -> Iterator[Problem]:
     optimizer = recipe.optimizer
     if not all(0 <= beta < 1 for beta in optimizer.betas):
@@ -187,7 +158,7 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
-    sizes = ("row_length", "rope_theta", "global_train_batch_size", "device_train_microbatch_size", "lr")
+    sizes = ("row_length", "global_train_batch_size", "device_train_microbatch_size", "lr")
     bad = list(_positive("", stage, *sizes))
     yield from bad
     if stage.decay_shape not in DECAYS:

@@ -14,6 +14,7 @@ from datetime import datetime
 
 import numpy as np
 
+from rotary_foundry.recipe.schema import all_knobs, all_metrics
 from rotary_foundry.reporting.records import SHARES, Run, Track
 
 BUCKETS = 500
@@ -39,14 +40,21 @@ class Quantity:
 
 
 LOSS = Quantity(
-    "loss", "Loss", "nats a masked token", "Lines: training. Diamonds: held-out, at the ends of stages.", True
+    "loss", "Loss", "nats a predicted token", "Lines: training. Diamonds: held-out, at the ends of stages.", True
 )
 QUANTITIES = (
-    Quantity("masked_accuracy", "Masked accuracy", "", "Of the masked tokens, in training.", percent=True),
+    *(
+        Quantity(metric.name, metric.title, "", f"In training: {metric.meaning}.", percent=True)
+        for metric in all_metrics().values()
+        if metric.name != "loss"
+    ),
     Quantity("lr", "Learning rate", "", zero=True, steps=True),
     Quantity("rows", "Batch size", "rows", zero=True, steps=True, exact=True),
     Quantity("row_length", "Row length", "tokens", zero=True, steps=True, exact=True),
-    Quantity("rope_theta", "RoPE theta", "global layers", zero=True, steps=True, exact=True),
+    *(
+        Quantity(name, name, knob.meaning, zero=True, steps=True, exact=knob.high > 1)
+        for name, knob in all_knobs().items()
+    ),
     Quantity("tokens_per_second", "Throughput", "tokens a second", "Real tokens, all devices.", zero=True),
     Quantity("mfu", "MFU", "", "Share of the devices' peak, for the model's own operations.", percent=True, zero=True),
     Quantity("memory_gb", "Memory", "GB", "Peak of the device; on CPU, of the process.", zero=True),

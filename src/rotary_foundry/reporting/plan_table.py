@@ -9,7 +9,7 @@ from rich.table import Table
 
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.cost import PEAK_FLOPS, Cost, Machine, cost
-from rotary_foundry.recipe.plan import Position, Segment
+from rotary_foundry.recipe.plan import Position, Segment, compile_stages
 from rotary_foundry.runs.trained_state import read_source
 from rotary_foundry.utils.errors import FoundryError
 from rotary_foundry.utils.wording import number, size
@@ -57,7 +57,9 @@ def plan_table(plan: Plan) -> Table:
     ):
         table.add_column(heading, total, justify="right", no_wrap=True)
     table.add_column("lr", no_wrap=True)
-    table.add_column("theta", justify="right", no_wrap=True)
+    knobs = changing_knobs(plan)
+    for knob in knobs:
+        table.add_column(knob, justify="right", no_wrap=True)
     table.add_column("weight decay", no_wrap=True)
     back = plan.abandoned[0].start_token if plan.abandoned else None
     kept_before = [segment for segment in plan.segments if back is not None and segment.end_token <= back]
@@ -77,19 +79,41 @@ def plan_table(plan: Plan) -> Table:
             f"{segment.row_length:,}",
             f"{_tokens([segment]):,}",
             rates(segment, segment),
-            f"{segment.rope_theta_global:,.0f}",
+            *(knob_range(knob, segment, segment) for knob in knobs),
             number(weight_decay) if changed else "",
             style="dim" if abandoned else None,
         )
     return table
 
 
+def changing_knobs(plan: Plan) -> list[str]:
+    """The knobs whose value changes in a plan."""
+    values: dict[str, set[float]] = {}
+    for segment in plan.segments:
+        for name, schedule in segment.knobs.items():
+            values.setdefault(name, set()).update((schedule.start, schedule.end))
+    return [name for name, found in values.items() if len(found) > 1]
+
+
+def knob_range(name: str, first: Segment, last: Segment) -> str:
+    """A knob's value from one segment to another: the first and the last, if they differ; nothing if neither has it."""
+    there = [segment for segment in (first, last) if name in segment.knobs]
+    tokens = (first.start_token, last.end_token)
+    ends = [segment.knobs[name].at(token) for segment, token in zip(there, tokens, strict=False)]
+    return " → ".join(dict.fromkeys(shown(value) for value in ends))
+
+
+def shown(value: float) -> str:
+    """A knob's value: 160,000, or 0.3."""
+    return f"{value:,.0f}" if value >= 1000 else number(value)
+
+
 def print_position(position: Position, console: Console | None = None) -> None:
     """Print what a token decides."""
     grid = _grid()
     for key, value in position.to_json().items():
-        shown = f"{value:,}" if isinstance(value, int) else number(value) if key in ("lr", "weight_decay") else value
-        grid.add_row(key, f"{shown:,.0f}" if isinstance(shown, float) else shown)
+        as_text = f"{value:,}" if isinstance(value, int) else shown(value) if isinstance(value, float) else value
+        grid.add_row(key, as_text)
     (console or _console()).print(grid)
 
 
@@ -143,12 +167,14 @@ def begins_with(recipe: Recipe) -> str | None:
         source = read_source(recipe.init_from)
     except FoundryError as error:
         return str(error)
-    said = f"{recipe.init_from}, trained last at theta {source.rope_theta:,.0f}"
+    trained = ", ".join(f"{name} {shown(value)}" for name, value in source.knobs.items())
+    said = f"{recipe.init_from}, trained last at {trained}"
     if source.longest_row is not None:
         said += f", on rows of up to {source.longest_row:,} tokens"
-    first = next(iter(recipe.stages.values()))
-    if first.rope_theta != source.rope_theta:
-        said += f"; goes on at theta {first.rope_theta:,.0f}"
+    begins = compile_stages(recipe).at(0).knobs
+    others = [f"{name} {shown(begins[name])}" for name, value in source.knobs.items() if begins[name] != value]
+    if others:
+        said += f"; this run begins at {', '.join(others)}"
     if not (source.tokenizer / "tokenizer.json").is_file():
         said += f"; without a tokenizer in {source.tokenizer}, so that of the shards is not compared with it"
     return said

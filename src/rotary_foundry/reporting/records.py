@@ -17,12 +17,13 @@ from pathlib import Path
 
 import yaml
 
+from rotary_foundry.recipe.schema import all_knobs, all_metrics
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.redaction import redacted
 
 NUMBERS = (
-    "loss", "masked_accuracy", "lr", "weight_decay", "rows", "row_length", "rope_theta", "real_tokens",
+    *all_metrics(), *all_knobs(), "lr", "weight_decay", "rows", "row_length", "real_tokens",
     "tokens_per_second", "mfu", "step_seconds", "data_seconds", "forward_seconds", "backward_seconds",
     "optimizer_seconds", "communication_seconds", "memory_gb", "grad_norm", "update_norm", "loss_spike_score",
     "slowest_lag",

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from rotary_foundry.recipe.schema import all_metrics
 from rotary_foundry.reporting.records import Run
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 WINDOW = 4  # updates to either side
-KEYS = ("loss", "masked_accuracy")
+KEYS = ("loss", *(name for name in all_metrics() if name != "loss"))
 DIGITS = 4  # of a number in the file
 FOLDER = "references"
 
@@ -48,7 +49,11 @@ def write_reference(paths: list[Path], out: Path) -> None:
         "commit": runs[0].environment.get("commit"),
         "packages": runs[0].environment.get("packages"),
         "token": list(tracks[0].token),
-        **{key: _band(np.array([track.columns[key] for track in tracks]), stage) for key in KEYS},
+        **{
+            key: _band(np.array([track.columns[key] for track in tracks]), stage)
+            for key in KEYS
+            if key in tracks[0].columns
+        },
         "held_out": [_held_out(lines) for lines in zip(*(run.evaluations for run in runs), strict=True)],
     }
     text = json.dumps(content, separators=(",", ":")).replace('],"', '],\n"')
@@ -84,10 +89,10 @@ def find_reference(runs: list[Run], given: Path | None = None) -> dict | None:
 
 
 def recipe_digest(run: Run) -> str:
-    """Hexadecimal digits of what a run sets out to do: model, masking, optimizer and plan; not its text or its seed."""
+    """Hexadecimal digits of what a run sets out to do: model, objective, optimizer and plan, without its seed."""
     config = run.config
     model = {key: value for key, value in config.get("model", {}).items() if key != "attn_implementation"}
-    what = [model, *(config.get(key) for key in ("masking", "optimizer", "init_from")), run.plan.get("segments")]
+    what = [model, *(config.get(key) for key in ("objective", "optimizer", "init_from")), run.plan.get("segments")]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -121,7 +126,7 @@ def _band(values: np.ndarray, stage: np.ndarray) -> dict[str, list[float]]:
 def _held_out(lines: tuple[dict, ...]) -> dict:
     """One evaluation of all runs."""
     place = {key: lines[0][key] for key in ("stage", "token")}
-    return place | {key: _rounded([line[key] for line in lines]) for key in KEYS}
+    return place | {key: _rounded([line[key] for line in lines]) for key in KEYS if key in lines[0]}
 
 
 def _rounded(numbers: list[float]) -> list[float]:
@@ -131,7 +136,7 @@ def _rounded(numbers: list[float]) -> list[float]:
 def _read(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"recipe", "name", "seeds", "token", "held_out", *KEYS} - content.keys()
+        missing = {"recipe", "name", "seeds", "token", "held_out", "loss"} - content.keys()
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read as a reference: {error}") from None
     if missing:

@@ -17,10 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rotary_foundry.data.rows import Manifest
-from rotary_foundry.recipe import Plan, Recipe, compile_plan
-from rotary_foundry.recipe.cost import cost, parameters
+from rotary_foundry.recipe import Plan, Recipe
+from rotary_foundry.recipe.cost import cost
+from rotary_foundry.recipe.plan import with_set_rollback
 from rotary_foundry.recipe.schema import StageConfig
-from rotary_foundry.reporting.plan_table import begins_with, checkpoints_line, rates
+from rotary_foundry.reporting.plan_table import begins_with, changing_knobs, checkpoints_line, knob_range, rates
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder
 
 GAP = 2  # columns between a key and its value
@@ -64,7 +65,7 @@ def print_start(
         mixtures = [f"{name}: {_mixture(stage)}" for name, stage in recipe.stages.items() if stage.mixture]
         if mixtures:
             rows.append(("mixture", _some(mixtures, "stages", "; ")))
-        costs = checkpoints_line(cost(recipe, compile_plan(recipe)))
+        costs = checkpoints_line(cost(recipe, with_set_rollback(recipe, plan)))
         rows.append(("checkpoints", f"{costs}; {_place(recipe, folder)}"))
         if recipe.loggers:
             rows.append(("loggers", ", ".join(recipe.loggers)))
@@ -122,8 +123,9 @@ def _stage_table(recipe: Recipe, plan: Plan, most: int) -> Table:
         show_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for heading in ("stage", "tokens", "rows", "length", "lr", "theta"):
-        right = heading in ("tokens", "rows", "length", "theta")
+    knobs = changing_knobs(plan)
+    for heading in ("stage", "tokens", "rows", "length", "lr", *knobs):
+        right = heading not in ("stage", "lr")
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)
     for stage in list(recipe.stages)[:most]:
         segments = [segment for segment in plan.segments if segment.stage == stage]
@@ -134,7 +136,7 @@ def _stage_table(recipe: Recipe, plan: Plan, most: int) -> Table:
             f"{first.rows:,}" if first.rows == last.rows else f"{first.rows:,}–{last.rows:,}",
             f"{first.row_length:,}",
             rates(first, last),
-            f"{first.rope_theta_global:,.0f}",
+            *(knob_range(knob, first, last) for knob in knobs),
         )
     if len(recipe.stages) > most:
         table.add_row(f"and {len(recipe.stages) - most} more")
@@ -143,7 +145,7 @@ def _stage_table(recipe: Recipe, plan: Plan, most: int) -> Table:
 
 def _model(recipe: Recipe, attention: str) -> str:
     said = [
-        f"{parameters(recipe.model):,} parameters",
+        f"{recipe.model.shape.parameters:,} parameters",
         recipe.precision,
         f"attention by {attention}",
         "" if recipe.compile_config is None else "compiled",

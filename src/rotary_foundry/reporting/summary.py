@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rotary_foundry.data_prep.statistics import Statistics
-from rotary_foundry.recipe import load_recipe
+from rotary_foundry.recipe.schema import all_metrics
+from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import ConfigurationError
 
@@ -44,7 +45,8 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
             f"Unigram entropy of the held-out text: {entropy:.3f} nats a token. "
             f"The last held-out loss, {loss:.3f}, is {abs(entropy - loss):.3f} {side} it."
         )
-    if (folder.export / "config.json").is_file():
+    last = list(recipe.stages)[-1]
+    if (folder.export / "config.json").is_file() and recipe.objective_of(last).task == "fill-mask":
         print_fill_mask(folder.export, console)
 
 
@@ -71,11 +73,24 @@ def stage_table(folder: RunFolder) -> Table:
             f"{sum(segment['updates'] for segment in segments):,}",
             "–".join(str(rows) for rows in dict.fromkeys((segments[0]["rows"], segments[-1]["rows"]))),
             f"{segments[0]['row_length']:,}",
-            f"{segments[0]['rope_theta_global']:,.0f}",
+            _knob(segments, "rope_theta"),
             f"{done['loss']:.3f}" if done else "–",
-            f"{done['masked_accuracy']:.1%}" if done else "–",
+            _shares(done) if done else "–",
         )
     return table
+
+
+def _shares(done: dict) -> str:
+    """The metrics of an evaluation that are shares: all but the loss."""
+    return ", ".join(f"{done[name]:.1%}" for name in all_metrics() if name in done and name != "loss")
+
+
+def _knob(segments: list[dict], name: str) -> str:
+    """The values that a knob has in some segments, the first and the last."""
+    values = [segment["knobs"].get(name) for segment in segments]
+    ends = [value for given in (values[0], values[-1]) for value in (given if isinstance(given, list) else [given])]
+    shown = dict.fromkeys("–" if value is None else f"{value:,.0f}" for value in (ends[0], ends[-1]))
+    return " → ".join(shown)
 
 
 def print_fill_mask(export: Path, console: Console) -> None:

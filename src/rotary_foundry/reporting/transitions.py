@@ -11,9 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rotary_foundry.recipe import Recipe, load_recipe
+from rotary_foundry.recipe import Recipe
 from rotary_foundry.recipe.cost import checkpoint_tokens
-from rotary_foundry.recipe.plan import Plan, Position, plan_in_force, set_rollback
+from rotary_foundry.recipe.plan import Plan, Position, compile_stages, set_rollback
+from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints, read_lines
 from rotary_foundry.utils.errors import FoundryError
 
@@ -84,7 +85,7 @@ def table(found: list[Transition]) -> Table:
 
 def _updates(recipe: Recipe) -> Iterator[Update]:
     """All updates in the order in which they are trained."""
-    first = plan_in_force(recipe, [])
+    first = compile_stages(recipe)
     rollback = set_rollback(recipe, first)
     if rollback is None:
         yield from _stretch(first, 0, 0, first.total_tokens)
@@ -128,7 +129,7 @@ def _changes(before: Update, after: Update) -> Iterator[tuple[str, str, object, 
         ("stage", "stage", was.stage, now.stage, str),
         ("rows", "rows", was.rows, now.rows, str),
         ("row length", "row_length", was.row_length, now.row_length, "{:,}".format),
-        ("theta", "rope_theta", was.rope_theta_global, now.rope_theta_global, "{:,.0f}".format),
+        *((name, name, was.knobs.get(name), now.knobs.get(name), _knob) for name in {**was.knobs, **now.knobs}),
         ("mixture", "mixture", *mixtures, _mixture),
         ("weight decay", "weight_decay", was.weight_decay, now.weight_decay, "{:g}".format),
         (lr, "lr", was.lr if lr else None, now.lr if lr else None, "{:g}".format),
@@ -136,12 +137,16 @@ def _changes(before: Update, after: Update) -> Iterator[tuple[str, str, object, 
     return ((what, key, old, new, show) for what, key, old, new, show in found if old != new)
 
 
+def _knob(value: float | None) -> str:
+    return "none" if value is None else f"{value:,g}" if value < 1000 else f"{value:,.0f}"
+
+
 def _mixture(mixture: dict[str, float] | None) -> str:
     return ", ".join(f"{source} {share:g}" for source, share in mixture.items()) if mixture else "every row once"
 
 
 def _rollbacks(recipe: Recipe, folder: RunFolder) -> Iterator[Transition]:
-    first = plan_in_force(recipe, [])
+    first = compile_stages(recipe)
     planned = set_rollback(recipe, first)
     expected = [(first.at(planned.token).update, first.at(planned.to_token).update)] if planned else []
     made = [(line["batch"], line["to_batch"]) for line in read_lines(folder.ledger)]
@@ -154,14 +159,14 @@ def _from_to(pairs: list[tuple[int, int]], index: int) -> str:
 
 
 def _evaluations(recipe: Recipe, folder: RunFolder) -> Iterator[Transition]:
-    plan = plan_in_force(recipe, [])
+    plan = compile_stages(recipe)
     done = {line["stage"]: line["batch"] for line in folder.records(folder.evaluations) if line["batch"]}
     for stage, end in plan.stage_ends.items():
         yield Transition(f"evaluation after {stage}", str(plan.at(end - 1).update + 1), str(done.get(stage, "none")))
 
 
 def _saved(recipe: Recipe, folder: RunFolder) -> Iterator[Transition]:
-    plan = plan_in_force(recipe, [])
+    plan = compile_stages(recipe)
     due = [plan.at(token).update for token in checkpoint_tokens(recipe, plan)]
     there = complete_checkpoints([*folder.checkpoints.glob("ba*"), *folder.path.glob("abandoned/*/ba*")])
     batches = sorted({checkpoint.batch for checkpoint in there})

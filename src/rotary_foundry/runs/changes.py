@@ -3,19 +3,19 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from rotary_foundry.recipe import load_recipe
-from rotary_foundry.recipe.plan import Plan, Segment, plan_in_force, set_rollback
+from rotary_foundry.recipe.plan import Plan, Rollback, Segment, set_rollback
 from rotary_foundry.recipe.schema import Recipe
-from rotary_foundry.runs.run_folder import Rollback, RunFolder
+from rotary_foundry.runs.recipes import load_recipe_and_plan
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 from rotary_foundry.utils.redaction import redacted
 
 # What every update depends on, so that a run that has begun keeps it.
-FIXED = ("seed", "model", "init_from", "masking", "optimizer", "data.sources", "data.shuffle_algo")
+FIXED = ("seed", "model", "init_from", "objective", "optimizer", "data.sources", "data.shuffle_algo")
 FIXED += ("data.shuffle_block_size",)
 FREE = ("model.attn_implementation",)
 FREE_IN_STAGE = "device_train_microbatch_size"
-LEARNING_RATES_COMPARED = 64  # of each segment
+UPDATES_COMPARED = 64  # of each segment
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def without_secrets(recipe: Recipe) -> Recipe:
     return replace(recipe, loggers=redacted(recipe.loggers, asdict(recipe)))
 
 
-def changes_of_run(folder: RunFolder, recipe: Recipe) -> list[Change]:
+def changes_of_run(folder: RunFolder, recipe: Recipe, plan: Plan) -> list[Change]:
     """What a recipe changes of the one that a run was last started with; nothing, if it has not saved any checkpoint.
 
     Nor of checkpoints whose other parts are in a store alone: a node with a disk of its own keeps what it wrote.
@@ -53,17 +53,26 @@ def changes_of_run(folder: RunFolder, recipe: Recipe) -> list[Change]:
     if newest is None:
         return []
     try:
-        return check_changes(load_recipe(folder.recipe), without_secrets(recipe), folder.rollbacks(), newest.token)
+        before = load_recipe_and_plan(folder.recipe)
+        return check_changes(before, (without_secrets(recipe), plan), folder.rollbacks(), newest.token)
     except ConfigurationError as error:
         raise ConfigurationError(f"{folder.path}: {error} (the run's recipe is {folder.recipe})") from error
 
 
-def check_changes(before: Recipe, after: Recipe, rollbacks: Sequence[Rollback], token: int) -> list[Change]:
-    """What changed, if a run that is at `token` may go on with it.
+def check_changes(
+    old: tuple[Recipe, Plan], new: tuple[Recipe, Plan], rollbacks: Sequence[Rollback], token: int
+) -> list[Change]:
+    """List what changed, if a run that is at `token` may continue with it.
+
+    Args:
+        old, new: the recipe, and its plan before any rollback.
+        rollbacks: that the run has had.
+        token: up to which it is trained.
 
     Raises:
         ConfigurationError: naming the key that may not change.
     """
+    (before, before_plan), (after, after_plan) = old, new
     changes = list(_changes(asdict(before), asdict(after)))
     for change in changes:
         if change.key.startswith(FIXED) and change.key not in FREE:
@@ -73,15 +82,15 @@ def check_changes(before: Recipe, after: Recipe, rollbacks: Sequence[Rollback], 
             )
         if change.key.startswith("rollback.at") and any(rollback.trigger == "at" for rollback in rollbacks):
             raise ConfigurationError(f"'{change.key}': {change.before} → {change.after}: that rollback has been made")
-    old, new = plan_in_force(before, rollbacks), plan_in_force(after, rollbacks)
-    set_now = set_rollback(after, new)
+    was, now = before_plan.after(rollbacks), after_plan.after(rollbacks)
+    set_now = set_rollback(after, now)
     if before.rollback.at != after.rollback.at and set_now is not None and set_now.token <= token:
         raise ConfigurationError(
             f"'rollback.at.token': {after.rollback.at.token} lies behind the run, which is at {token:_}; "
             "give a later one"
         )
-    if token > new.total_tokens or _trained(old, token) != _trained(new, token):
-        reached = list(old.stage_ends)[: old.segment_at(token).stage_index + 1]
+    if token > now.total_tokens or _trained(was, token) != _trained(now, token):
+        reached = list(was.stage_ends)[: was.segment_at(token).stage_index + 1]
         keys = [change.key for change in changes if not change.key.endswith(FREE_IN_STAGE)]
         guilty = [key for key in keys if key == "stages" or key.split(".")[1:2] in [[stage] for stage in reached]]
         change = next(change for change in changes if change.key in (guilty or keys))
@@ -103,18 +112,18 @@ def _changes(before: dict, after: dict, prefix: str = "") -> Iterator[Change]:
             yield Change(prefix + key, old, new)
 
 
-def _trained(plan: Plan, token: int) -> list[tuple[Segment, list[float]]]:
-    """A plan's segments as far as they lie before a token, with learning rates in the place of their formula.
+def _trained(plan: Plan, token: int) -> list[tuple[Segment, list[tuple]]]:
+    """Return a plan's segments up to a token, with values of learning rate and knobs in the place of their formulas.
 
     The formula of a stage that is not over also says what comes, which may change.
     """
     segments = plan.between(0, min(token, plan.total_tokens))
-    return [(replace(segment, learning_rate=None), _learning_rates(segment)) for segment in segments]
+    return [(replace(segment, learning_rate=None, knobs={}), _scheduled(segment)) for segment in segments]
 
 
-def _learning_rates(segment: Segment) -> list[float]:
+def _scheduled(segment: Segment) -> list[tuple]:
     last = segment.updates - 1
-    count = min(last, LEARNING_RATES_COMPARED)
+    count = min(last, UPDATES_COMPARED)
     updates = {round(index * last / count) for index in range(count + 1)} if count else {0}
     starts = [segment.start_token + update * segment.tokens_per_update for update in sorted(updates)]
-    return [segment.learning_rate.at(start) for start in starts]
+    return [(segment.learning_rate.at(start), segment.knobs_at(start)) for start in starts]

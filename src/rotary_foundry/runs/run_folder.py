@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rotary_foundry.recipe.plan import Rollback
 from rotary_foundry.utils.errors import FoundryError
 
 if TYPE_CHECKING:
@@ -41,19 +42,6 @@ log = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # of a prepared corpus
-
-
-@dataclass(frozen=True)
-class Rollback:
-    """A rollback that was decided: a line of `rollbacks.jsonl`."""
-
-    trigger: str  # at, plateau, spike or non_finite
-    why: str  # in numbers
-    token: int  # at which it was decided; what lies between the two is abandoned
-    to_token: int
-    lr: float | None  # the peak of every stage from `to_token`'s to `token`'s, from there on; None: as it was
-    weight_decay: float | None  # from `to_token` on; None: as it was
-    data: str  # replay: the same rows again; advance: those after the abandoned ones
 
 
 @dataclass(frozen=True)

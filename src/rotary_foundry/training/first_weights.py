@@ -4,16 +4,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from rotary_foundry.data.same_tokenizer import check_same_tokenizer
 from rotary_foundry.interop import open_weights
+from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.models.growing import check_growth, tile_parameter
-from rotary_foundry.models.modernbert.initialisation import initial_value
-from rotary_foundry.models.modernbert.network import MaskedLM
 from rotary_foundry.recipe import Recipe
-from rotary_foundry.recipe.schema import ModelConfig
 from rotary_foundry.runs.checkpoint_store import open_store
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.runs.trained_state import read_source
@@ -27,11 +24,9 @@ def first_weights(recipe: Recipe) -> Callable[[str], Tensor]:
         FoundryError: `init_from` holds no model that this one can be grown from.
     """
     if recipe.init_from is None:
-        with torch.device("meta"):
-            shapes = {name: value.shape for name, value in MaskedLM(recipe.model, 1.0).state_dict().items()}
-        return lambda name: initial_value(name, shapes[name], recipe.model.num_hidden_layers, recipe.seed)
-    source, weights = _open_source(recipe, recipe.init_from)
-    return partial(tile_parameter, source_state=weights, source=source, target=recipe.model)
+        return partial(recipe.family.initial_value, shape=recipe.model.shape, seed=recipe.seed)
+    family, source, weights = _open_source(recipe, recipe.init_from)
+    return partial(tile_parameter, source_state=weights, family=family, source=source, target=recipe.model.shape)
 
 
 def check_init_from(recipe: Recipe) -> None:
@@ -57,13 +52,13 @@ def check_init_from(recipe: Recipe) -> None:
             raise DataError(f"'init_from': {recipe.init_from}: {error}") from error
 
 
-def _open_source(recipe: Recipe, path: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+def _open_source(recipe: Recipe, path: str) -> tuple[Family, Shape, Mapping[str, Tensor]]:
     try:
-        source, weights = open_weights(path)
+        family, source, weights = open_weights(path)
     except FoundryError as error:  # it names the path
         raise type(error)(f"'init_from': {error}") from error
     try:
-        check_growth(source, recipe.model)
+        check_growth(source, recipe.model.shape)
     except ConfigurationError as error:
         raise ConfigurationError(f"'init_from': {path}: {error}") from error
-    return source, weights
+    return family, source, weights

@@ -18,10 +18,10 @@ from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig
 from rotary_foundry.data_prep.pipeline import prepare
 from rotary_foundry.data_prep.readers import SourceConfig
 from rotary_foundry.interop.huggingface import export_model
-from rotary_foundry.models.modernbert.initialisation import initialise
-from rotary_foundry.models.modernbert.network import MaskedLM
-from rotary_foundry.recipe import Recipe, load_recipe
-from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.models.config_json import CONFIG
+from rotary_foundry.recipe import Recipe
+from rotary_foundry.recipe.plan import compile_stages
+from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.training.ranks import on_rank_zero
 from rotary_foundry.utils.errors import ConfigurationError
@@ -82,19 +82,14 @@ def _small_corpus(recipe: Recipe) -> CorpusConfig:
 
 
 def _make_source(recipe: Recipe, folder: Path) -> None:
-    """Write a model of random weights, a head narrower and a layer shallower than the rehearsal's."""
-    if (folder / "config.json").is_file():
+    """Write a model of random weights that the rehearsal's can be grown from."""
+    if (folder / CONFIG).is_file():
         return
     open_corpus(recipe)  # the tokenizer goes with the model
-    heads = recipe.model.num_attention_heads - 1
-    shape: ModelConfig = replace(
-        recipe.model,
-        hidden_size=recipe.model.hidden_size // recipe.model.num_attention_heads * heads,
-        num_attention_heads=heads,
-        num_hidden_layers=recipe.model.num_hidden_layers - 1,
-    )
-    first, *_ = recipe.stages.values()
-    network = MaskedLM(shape, first.rope_theta)
-    initialise(network, recipe.seed)
+    family, shape = recipe.family, recipe.model.shape.smaller()
+    weights = {name: family.initial_value(name, shape, recipe.seed) for name in shape.parameter_shapes()}
+    first, *_ = recipe.stages
+    values = compile_stages(recipe).at(0).knobs
+    knobs = {name: values[name] for name in family.knobs_of_weights()}
     tokenizer = Path(recipe.data.local) / "tokenizer"
-    export_model(network.state_dict(), shape, first.rope_theta, tokenizer, first.row_length, folder)
+    export_model(weights, family, shape, knobs, tokenizer, recipe.stages[first].row_length, folder)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from rotary_foundry.callbacks.checkpoint_rollback import RollbackDue
 from rotary_foundry.recipe import Recipe
-from rotary_foundry.recipe.plan import Rollback, parse_tokens, plan_in_force
+from rotary_foundry.recipe.plan import Plan, Rollback, parse_tokens
 from rotary_foundry.runs.checkpoint_store import CheckpointStore
 from rotary_foundry.runs.run_folder import RunFolder, append_line
 from rotary_foundry.utils.errors import FoundryError
@@ -16,8 +16,8 @@ from rotary_foundry.utils.errors import FoundryError
 log = logging.getLogger(__name__)
 
 
-def roll_back(recipe: Recipe, folder: RunFolder, store: CheckpointStore | None, due: RollbackDue) -> None:
-    """Decide where to go back to, and do so; on one rank.
+def roll_back(recipe: Recipe, plan: Plan, folder: RunFolder, store: CheckpointStore | None, due: RollbackDue) -> None:
+    """Decide where to go back to, and do so; on one rank. `plan` is the one in force until now.
 
     A store gets the line at the start that follows, and before that nothing there has changed: whichever of the two
     a crash leaves as the only ledger, the run goes on from what it says.
@@ -58,7 +58,6 @@ def roll_back(recipe: Recipe, folder: RunFolder, store: CheckpointStore | None, 
         weight_decay=trigger.weight_decay,
         data=trigger.data,
     )
-    plan = plan_in_force(recipe, rollbacks)
     if plan.rolled_back(rollback).between(target.token, plan.total_tokens) == plan.between(
         target.token, plan.total_tokens
     ):

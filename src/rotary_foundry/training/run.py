@@ -36,16 +36,13 @@ from rotary_foundry.callbacks.throughput import Throughput
 from rotary_foundry.data.corpus import TokenizerFacts, check_same_rows, keep_rows
 from rotary_foundry.data.loaders import RunData, data_spec
 from rotary_foundry.data.same_tokenizer import keep_tokenizer
-from rotary_foundry.interop.safe_reading import refuse_code
 from rotary_foundry.loggers.stage_progress import StageProgress
-from rotary_foundry.models.composer_model import METRICS, ComposerMaskedLM
+from rotary_foundry.models.composer_model import FoundryModel
 from rotary_foundry.models.layers.attention import check_implementation
-from rotary_foundry.models.modernbert.network import MaskedLM
 from rotary_foundry.optim.decay_groups import decay_groups
 from rotary_foundry.optim.stable_adamw import StableAdamW
 from rotary_foundry.recipe import Plan, Recipe
-from rotary_foundry.recipe.plan import Rollback, named_tokens, plan_in_force, set_rollback
-from rotary_foundry.recipe.schema import StageConfig
+from rotary_foundry.recipe.plan import Rollback, named_tokens, set_rollback
 from rotary_foundry.runs.changes import changes_of_run, without_secrets
 from rotary_foundry.runs.checkpoint_store import CheckpointStore, open_store
 from rotary_foundry.runs.environment import environment
@@ -57,11 +54,12 @@ from rotary_foundry.training.rollback import roll_back
 from rotary_foundry.training.sharding import ShardingConfig, fill, shard
 from rotary_foundry.utils.allocator import keep_freed_memory
 from rotary_foundry.utils.errors import StopRequested
+from rotary_foundry.utils.safe_reading import refuse_code
 
 Announce = Callable[[Recipe, Plan, RunFolder, str, CompleteCheckpoint | None], None]
 
 
-def train(recipe: Recipe, tokenizer: TokenizerFacts, announce: Announce | None = None) -> None:
+def train(recipe: Recipe, plan: Plan, tokenizer: TokenizerFacts, announce: Announce | None = None) -> None:
     """Train a recipe to its end, from its newest complete checkpoint if there is one.
 
     Everything goes to `<runs_folder>/<run_name>/`, and what a resume needs to `save_folder` as well. A finished run is
@@ -69,6 +67,7 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts, announce: Announce | None =
 
     Args:
         recipe: with all overrides.
+        plan: its own, before any rollback.
         tokenizer: of its shards.
         announce: called on rank 0 when it begins, with the recipe, the plan in force, the run's folder, the name of the
             attention backend, and the checkpoint if there is one.
@@ -88,7 +87,7 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts, announce: Announce | None =
     data = RunData(recipe, tokenizer)
     started = psutil.Process().create_time()
     with watching(recipe.dist_timeout):
-        while (start := _find_start(recipe, folder, store)) is not None:
+        while (start := _find_start(recipe, plan, folder, store)) is not None:
             if announce is not None and dist.get_global_rank() == 0:
                 announce(recipe, start.plan, folder, attention, start.checkpoint)
             announce = None
@@ -97,7 +96,7 @@ def train(recipe: Recipe, tokenizer: TokenizerFacts, announce: Announce | None =
                 return
             gc.collect()  # the Trainer, which refers to itself: the next one needs its memory
             started = time.time()
-            on_rank_zero(partial(roll_back, recipe, folder, store, due))
+            on_rank_zero(partial(roll_back, recipe, start.plan, folder, store, due))
 
 
 @dataclass(frozen=True)
@@ -113,13 +112,13 @@ class Start:
         return self.checkpoint.token if self.checkpoint else 0
 
 
-def _find_start(recipe: Recipe, folder: RunFolder, store: CheckpointStore | None) -> Start | None:
+def _find_start(recipe: Recipe, plan: Plan, folder: RunFolder, store: CheckpointStore | None) -> Start | None:
     """Where to go on, on every rank, with the checkpoint on every node; None if the run is finished."""
     if store is not None:
         newest = on_rank_zero(store.bring_newest)
         if newest is not None:
             on_each_node(partial(store.fetch, newest))
-    start = on_rank_zero(partial(_prepare_start, recipe, folder))
+    start = on_rank_zero(partial(_prepare_start, recipe, plan, folder))
     if start is not None:
         on_each_node(partial(check_same_rows, recipe, on_rank_zero(folder.rows.read_text)))
     if start is not None and start.checkpoint is not None:
@@ -127,13 +126,13 @@ def _find_start(recipe: Recipe, folder: RunFolder, store: CheckpointStore | None
     return start
 
 
-def _prepare_start(recipe: Recipe, folder: RunFolder) -> Start | None:
+def _prepare_start(recipe: Recipe, plan: Plan, folder: RunFolder) -> Start | None:
     """Choose where to go on, and write the recipe and its plan down; None if the run is finished."""
     folder.tidy_up()
     rollbacks, checkpoint = folder.rollbacks(), folder.newest_checkpoint()
-    start = Start(plan_in_force(recipe, rollbacks), rollbacks, checkpoint)
+    start = Start(plan.after(rollbacks), rollbacks, checkpoint)
     if checkpoint is not None:
-        for change in changes_of_run(folder, recipe):
+        for change in changes_of_run(folder, recipe, plan):
             print(f"changed since the last start: {change}")
         if start.token == start.plan.total_tokens:
             print(f"{folder.path}: finished, all {start.token:_} tokens; nothing to do")
@@ -188,13 +187,14 @@ def build_trainer(
     precision = recipe.precision if on_gpu else "fp32"  # Composer knows no amp_bf16 on CPU: the model sees to it
     train_loader = partial(data.train_loader, plan)
     with torch.device("meta"):
-        network = MaskedLM(recipe.model, position.rope_theta_global)
+        network = recipe.family.network(recipe.model.shape, position.knobs, recipe.model.attn_implementation)
     device = torch.device("cuda" if on_gpu else "cpu")
     shard(network, recipe, device)
     network.to_empty(device=device)
     if start.checkpoint is None:
         fill(network, first_weights(recipe))
-    model = ComposerMaskedLM(network, cpu_autocast=recipe.precision == "amp_bf16" and not on_gpu)
+    cpu_autocast = recipe.precision == "amp_bf16" and not on_gpu
+    model = FoundryModel(network, data.objectives, position.stage, cpu_autocast)
     optimizer = StableAdamW(
         decay_groups(model, recipe.optimizer.weight_decay),
         lr=position.lr,
@@ -229,7 +229,7 @@ def build_trainer(
         train_dataloader=data_spec(train_loader(start.token)),
         train_dataloader_label=position.stage,
         spin_dataloaders=False,  # the loader starts at the token clock
-        accumulate_train_batch_on_tokens=True,  # weight microbatches by masked tokens
+        accumulate_train_batch_on_tokens=True,  # weight microbatches by predicted tokens
         device_train_microbatch_size=recipe.stages[position.stage].device_train_microbatch_size,
         optimizers=optimizer,
         precision=precision,
@@ -237,12 +237,12 @@ def build_trainer(
         algorithms=[SegmentSwitch(recipe, plan, train_loader), MicrobatchSeed(recipe.seed)],
         callbacks=[
             *monitors,
-            RunRecords(folder, rollbacks, list(recipe.stages), monitors),
+            RunRecords(folder, rollbacks, plan, monitors),
             CheckpointRollback(watch, planned),
             saver,
             GracefulStop(saver),
         ],
-        eval_dataloader=[_stage_end_evaluator(plan, data, name, stage) for name, stage in recipe.stages.items()],
+        eval_dataloader=[_stage_end_evaluator(plan, data, stage) for stage in recipe.stages],
         loggers=[
             *loggers(recipe, folder),
             StageProgress(plan, recipe.console_log_interval, recipe.progress_bar),
@@ -266,18 +266,18 @@ def _monitors(recipe: Recipe) -> list[Monitor]:
     ]
 
 
-def _stage_end_evaluator(plan: Plan, data: RunData, name: str, stage: StageConfig) -> Evaluator:
-    end = plan.stage_ends[name]
+def _stage_end_evaluator(plan: Plan, data: RunData, stage: str) -> Evaluator:
+    end = plan.stage_ends[stage]
 
     def at_stage_end(state: State, event: Event) -> bool:
         return event == Event.BATCH_END and state.timestamp.token.value == end
 
     return Evaluator(
-        label=name,
-        dataloader=data_spec(data.eval_loader(stage.row_length, stage.device_train_microbatch_size)),
-        metric_names=list(METRICS),
+        label=stage,
+        dataloader=data_spec(data.eval_loader(stage)),
+        metric_names=[metric.name for metric in data.objectives[stage].metrics],
         eval_interval=at_stage_end,
-        device_eval_microbatch_size=stage.device_train_microbatch_size,
+        device_eval_microbatch_size=data.recipe.stages[stage].device_train_microbatch_size,
     )
 
 

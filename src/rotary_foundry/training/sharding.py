@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from composer.utils import ParallelismType
 from composer.utils.parallelism import FSDP2Config
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from rotary_foundry.models.modernbert.network import MaskedLM
 from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.training.gloo import sum_then_divide
 from rotary_foundry.utils.errors import ConfigurationError
@@ -48,14 +47,14 @@ class ShardingConfig(FSDP2Config):
         return "ba{batch}"  # by the update alone: an epoch of ours is only a loader's end
 
 
-def shard(network: MaskedLM, recipe: Recipe, device: torch.device) -> None:
+def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
     """Shard a network over all ranks, as a recipe's `fsdp_config` and `compile_config` say, in place."""
     replicas, _ = recipe.fsdp_config.degrees(distributed.get_world_size())
     mesh = data_parallel_mesh(replicas, device, recipe.dist_timeout)
-    # Parameters stay float32 and inputs as they come, as ModernBERT was trained: autocast, on CPU our own, decides what
+    # Parameters stay float32 and inputs as they come: autocast, on CPU our own, decides what
     # a layer computes in. Gathered in bf16, the norms' gains, which are near 1, would be known to one part in 128.
     options = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False)}
-    for layer in network.model.layers:
+    for layer in network.blocks:
         if recipe.compile_config is not None:
             layer.forward = _compiled(layer.forward, recipe.compile_config)
         if recipe.fsdp_config.activation_checkpointing:
@@ -83,7 +82,7 @@ def data_parallel_mesh(replicas: int, device: torch.device, timeout: float) -> D
 
 
 @torch.no_grad()
-def fill(network: MaskedLM, values: Callable[[str], Tensor]) -> None:
+def fill(network: nn.Module, values: Callable[[str], Tensor]) -> None:
     """Set every parameter to the whole tensor that `values` has for its name; each rank keeps its own part of it."""
     for name, parameter in network.named_parameters():
         whole = values(name).to(parameter.device)

@@ -22,12 +22,13 @@ from rich.text import Text
 from rotary_foundry.data.batches import collate, update_digest
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.data.order import CanonicalOrder, Draw
+from rotary_foundry.data.row_preparation import TrainingPrepared
 from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder
 from rotary_foundry.data_prep.inspection.show import ids_of
 from rotary_foundry.data_prep.inspection.source_folders import local_folder, printable
-from rotary_foundry.objectives.masked_lm import row_generator
-from rotary_foundry.recipe import Recipe, load_recipe
-from rotary_foundry.recipe.plan import Plan, Rollback, plan_in_force
+from rotary_foundry.recipe import Recipe
+from rotary_foundry.recipe.plan import Plan, Rollback, compile_stages
+from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder, abandoned_by, read_lines
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
@@ -76,7 +77,7 @@ def trace(run: str | Path, update: int, before_rollback: int | None = None) -> T
         if not 1 <= before_rollback <= len(rollbacks):
             raise ConfigurationError(f"{run}: it has had {len(rollbacks)} rollbacks; there is no {before_rollback}")
         rollbacks = rollbacks[: before_rollback - 1]
-    plan = plan_in_force(recipe, rollbacks)
+    plan = compile_stages(recipe).after(rollbacks)
     recorded = _recorded_digest(folder, plan, rollbacks, update)
     token = _start(plan, update)
     traced, digest = _rows(recipe, plan, token)
@@ -114,9 +115,8 @@ def _rows(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]
     """The rows of the update that starts at a token, and their digest."""
     segment, start_row = plan.segment_at(token), plan.at(token).rows_drawn_in_stage
     data = recipe.data
-    masking = open_corpus(recipe, lock=False).masking(  # the run may be going on
-        recipe.masking.mlm_probability, recipe.masking.mask_share, recipe.masking.random_share
-    )
+    tokenizer = open_corpus(recipe, lock=False)  # the run may be going on
+    prepare = TrainingPrepared(recipe.objective_of(segment.stage), tokenizer, recipe.seed, segment)
     remote = data.remote.rstrip("/") if data.remote else None
     folders = []
     for source in data.sources:
@@ -135,8 +135,8 @@ def _rows(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]
         folder = folders[source]
         row = index - int(first_rows[source])
         shard, sample = folder.shard_of(row), folder.row(row)
-        generator = row_generator(recipe.seed, segment.stage_index, start_row + place)
-        digests += collate([sample | {"row": index}], masking, [generator], segment.row_length)["row_digests"]
+        sample |= {"row": index, "position": start_row + place}
+        digests += collate([sample], prepare, segment.row_length, tokenizer.vocab_size)["row_digests"]
         documents = ids_of(folder, shard, sample)
         traced[place] = TracedRow(data.sources[source], row, shard.name, row - shard.first_row, documents)
     return [traced[place] for place in range(len(drawn))], update_digest(digests)

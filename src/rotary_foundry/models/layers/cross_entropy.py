@@ -17,27 +17,27 @@ from rotary_foundry.models.layers.autocast import compute_dtype
 CHUNK_LOGITS = 1 << 26
 
 
-class MaskedLoss(NamedTuple):
-    """What a model makes of some masked tokens. All three are sums, so that they add up over microbatches and ranks."""
+class TokenLoss(NamedTuple):
+    """Sums over predicted tokens, which add up over microbatches and ranks."""
 
     cross_entropy: Tensor  # [] float32, nats
     correct: Tensor  # [] int64, the tokens whose likeliest word is the right one
     tokens: int
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> MaskedLoss:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> TokenLoss:
     """Cross entropy of `softmax(hidden @ weight.T + bias)`, summed; under autocast the products are in its dtype.
 
     Args:
-        hidden: [masked, hidden]
+        hidden: [predicted, hidden]
         weight: [vocabulary, hidden]
         bias: [vocabulary]
-        targets: [masked] int64
+        targets: [predicted] int64
     """
     # within the function, autograd has it off, and needs_input_grad is that of the tensors alone
     differentiate = torch.is_grad_enabled()
     sums = _LinearCrossEntropy.apply(hidden, weight, bias, targets, compute_dtype(hidden), differentiate)
-    return MaskedLoss(*sums, len(targets))
+    return TokenLoss(*sums, len(targets))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -69,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_logits = d_logits.to(dtype)
                     d_hidden[start : start + chunk] = d_logits @ words
                     d_weight = _added(d_weight, d_logits.T @ rows)
-        if d_weight is None:  # nothing is masked, or no gradient wanted
+        if d_weight is None:  # nothing is predicted, or no gradient is needed
             ctx.gradients = [torch.zeros_like(x) for x in (hidden, weight, bias)] if differentiate else None
         else:
             ctx.gradients = [d_hidden, d_weight, d_bias]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
+from rotary_foundry.objectives.objective import IGNORE_INDEX
 from rotary_foundry.utils.errors import DataError
 
 

@@ -4,11 +4,13 @@
   of a batch are documents like any other. No padding is ever embedded.
 - Modules and parameters bear the names that transformers' ModernBertModel gives them, so a checkpoint of ours, an
   export and a download hold the same state dict.
-- The theta of the global layers belongs to the stage: whoever sets `rope_theta` changes the next forward. As a buffer
-  it would be saved, and a resumed run would hear its schedule from two sides.
+- Thetas and dropout are knobs: the plan sets them, and the next forward pass uses them. None is a buffer, since a
+  buffer would be saved, and a resumed run would have two sources for the same value.
 - A layer's parameters are used in its own forward only, and what all layers share comes down to them, `Documents` and
   rotary tables: so FSDP can shard the model layer by layer, and a compiled layer is not compiled anew for a theta.
 """
+
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,38 +19,48 @@ from rotary_foundry.models.layers.attention import attention
 from rotary_foundry.models.layers.autocast import compute_dtype
 from rotary_foundry.models.layers.documents import Documents, check_documents
 from rotary_foundry.models.layers.rotary import RotaryTables, rotary_tables, rotate
-from rotary_foundry.recipe.schema import ModelConfig
-from rotary_foundry.recipe.validation import model_problems, theta_problems
+from rotary_foundry.models.modernbert.shape import KNOBS, Shape
 from rotary_foundry.utils.errors import ConfigurationError
 
 
 class Encoder(nn.Module):
-    """Token ids to hidden states. `rope_theta`, the rotary base of the global layers, may be set anew at any time.
+    """Token ids to hidden states.
+
+    Args:
+        shape: sizes of the model.
+        knobs: a value for each of KNOBS; `set_knob` changes one.
+        attn_implementation: auto, or one of the backends in layers/attention.py.
 
     Raises:
-        ConfigurationError: there is no model of such a shape, or theta is not positive and finite.
+        ConfigurationError: there is no model of such a shape, or a knob has an impossible value.
     """
 
-    def __init__(self, config: ModelConfig, rope_theta: float):
+    def __init__(self, shape: Shape, knobs: Mapping[str, float], attn_implementation: str = "auto"):
         super().__init__()
-        for key, complaint in model_problems(config):
-            raise ConfigurationError(f"ModelConfig.{key}: {complaint}")
-        self.rope_theta = rope_theta
-        self.local_rope_theta = config.local_rope_theta
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.final_norm = norm(config)
+        for key, complaint in shape.problems():
+            raise ConfigurationError(f"model.{key}: {complaint}")
+        self.head_dim = shape.head_dim
+        self.embeddings = Embeddings(shape)
+        self.layers = nn.ModuleList(
+            EncoderLayer(shape, layer, attn_implementation) for layer in range(shape.num_hidden_layers)
+        )
+        self.final_norm = norm(shape)
+        self.knobs: dict[str, float] = {}
+        for name in KNOBS:
+            self.set_knob(name, knobs[name])
 
-    @property
-    def rope_theta(self) -> float:
-        return self._rope_theta
+    def set_knob(self, name: str, value: float) -> None:
+        """Set a knob; it holds from the next forward pass on.
 
-    @rope_theta.setter
-    def rope_theta(self, theta: float) -> None:
-        for key, complaint in theta_problems("rope_theta", theta):
-            raise ConfigurationError(f"{key}: {complaint}")
-        self._rope_theta = theta
+        Raises:
+            ConfigurationError: the value is impossible.
+        """
+        if complaint := KNOBS[name].complaint(value):
+            raise ConfigurationError(f"{name}: {complaint}")
+        self.knobs[name] = value
+        if name == "attn_out_dropout":
+            for layer in self.layers:
+                layer.attn.out_drop.p = value
 
     def forward(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None) -> Tensor:
         """Encode documents that stand one after another.
@@ -71,7 +83,7 @@ class Encoder(nn.Module):
         hidden = self.embeddings(input_ids)  # [tokens, hidden]
         global_rotary, local_rotary = (
             rotary_tables(documents, self.head_dim, theta, compute_dtype(hidden))
-            for theta in (self.rope_theta, self.local_rope_theta)
+            for theta in (self.knobs["rope_theta"], self.knobs["local_rope_theta"])
         )
         for layer in self.layers:
             hidden = layer(hidden, documents, global_rotary if layer.attn.window is None else local_rotary)
@@ -79,24 +91,22 @@ class Encoder(nn.Module):
 
 
 class Embeddings(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, shape: Shape):
         super().__init__()
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.norm = norm(config)
+        self.tok_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.norm = norm(shape)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.norm(self.tok_embeddings(input_ids))
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, config: ModelConfig, index: int):
+    def __init__(self, shape: Shape, layer: int, attn_implementation: str):
         super().__init__()
-        self.attn_norm = norm(config) if index > 0 else nn.Identity()  # the embedding comes normed
-        self.attn = Attention(
-            config, window=config.local_attention if index % config.global_attn_every_n_layers else None
-        )
-        self.mlp_norm = norm(config)
-        self.mlp = GeGLU(config)
+        self.attn_norm = norm(shape) if layer > 0 else nn.Identity()  # the embedding comes normed
+        self.attn = Attention(shape, shape.window(layer), attn_implementation)
+        self.mlp_norm = norm(shape)
+        self.mlp = GeGLU(shape)
 
     def forward(self, hidden: Tensor, documents: Documents, rotary: RotaryTables) -> Tensor:
         # cast by hand: inductor (torch 2.7) would fuse product and sum to an addmm of two dtypes, which there is not
@@ -107,15 +117,15 @@ class EncoderLayer(nn.Module):
 class Attention(nn.Module):
     """Attention to the whole document if `window` is None, else to the tokens at most window // 2 away."""
 
-    def __init__(self, config: ModelConfig, window: int | None):
+    def __init__(self, shape: Shape, window: int | None, implementation: str):
         super().__init__()
         self.window = window
-        self.implementation = config.attn_implementation
-        self.heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.out_drop = nn.Dropout(config.attn_out_dropout)
+        self.implementation = implementation
+        self.heads = shape.num_attention_heads
+        self.head_dim = shape.head_dim
+        self.Wqkv = nn.Linear(shape.hidden_size, 3 * shape.hidden_size, bias=False)
+        self.Wo = nn.Linear(shape.hidden_size, shape.hidden_size, bias=False)
+        self.out_drop = nn.Dropout()  # its probability is a knob
 
     def forward(self, x: Tensor, documents: Documents, rotary: RotaryTables) -> Tensor:
         qkv = self.Wqkv(x).unflatten(1, (3 * self.heads, self.head_dim))
@@ -127,15 +137,15 @@ class Attention(nn.Module):
 
 
 class GeGLU(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, shape: Shape):
         super().__init__()
-        self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.Wi = nn.Linear(shape.hidden_size, 2 * shape.intermediate_size, bias=False)
+        self.Wo = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.Wi(x).chunk(2, dim=1)  # each [tokens, intermediate]
         return self.Wo(F.gelu(value) * gate)
 
 
-def norm(config: ModelConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
+def norm(shape: Shape) -> nn.LayerNorm:
+    return nn.LayerNorm(shape.hidden_size, eps=shape.norm_eps, bias=False)

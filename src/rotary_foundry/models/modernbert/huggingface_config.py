@@ -1,5 +1,7 @@
-"""A transformers ModernBERT's config.json in our terms, read as the JSON it is: a recipe takes its model's shape from
-one before torch is imported, and so without transformers.
+"""A transformers ModernBERT: its config.json in our terms and back, and its classifiers.
+
+Reading takes the JSON as it is, because a recipe takes its model's shape from one before torch is imported, and so
+without transformers. Tensors bear transformers' names already.
 
 What our encoder has no part for (a bias, another activation) is refused by name, and so is what is not written: that
 transformers would put the published base model's number there helps nobody whose file has lost one. Dropout rates are
@@ -7,14 +9,19 @@ passed over: they are the recipe's. transformers 5 writes `rope_parameters` and 
 a number.
 """
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-from rotary_foundry.recipe.schema import ModelConfig
-from rotary_foundry.recipe.validation import model_problems, theta_problems
+from rotary_foundry.models.config_json import CONFIG, read_config
+from rotary_foundry.models.family import HuggingFaceForm
+from rotary_foundry.models.modernbert.shape import KNOBS, Shape
 from rotary_foundry.utils.errors import DataError
 
-CONFIG = "config.json"
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import ModernBertConfig, PreTrainedTokenizerBase
+
 OURS = {  # what transformers lets one choose and our encoder does not
     "hidden_activation": "gelu",
     "classifier_activation": "gelu",
@@ -29,17 +36,38 @@ NEEDED = (*SIZES, "global_attn_every_n_layers", "local_attention", "global_rope_
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, to transformers 5
 
 
-def from_huggingface(path: Path) -> tuple[ModelConfig, float]:
-    """The shape of the model in a directory, and the theta of its global layers.
+class ModernBertOnDisk(HuggingFaceForm):
+    """ModernBERT as transformers writes it."""
+
+    model_type = "modernbert"
+    architecture = "ModernBertForMaskedLM"
+    task = "fill-mask"
+    classifiers: ClassVar = {
+        "sequence": "ModernBertForSequenceClassification",
+        "token": "ModernBertForTokenClassification",
+    }
+
+    def read_config(self, directory: Path) -> tuple[Shape, dict[str, float]]:
+        return from_huggingface(directory)
+
+    def write_config(
+        self, shape: Shape, knobs: Mapping[str, float], tokenizer: "PreTrainedTokenizerBase", longest_row: int
+    ) -> "ModernBertConfig":
+        return to_huggingface(shape, knobs, tokenizer, longest_row)
+
+    def with_classifier(self, state: "Mapping[str, Tensor]", labels: int, seed: int) -> "dict[str, Tensor]":
+        from rotary_foundry.models.modernbert.classifier import with_classifier
+
+        return with_classifier(state, labels, seed)
+
+
+def from_huggingface(path: Path) -> tuple[Shape, dict[str, float]]:
+    """Return the shape of the model in a directory, and the thetas of its layers.
 
     Raises:
         DataError: naming the first setting that our encoder has no part for, or that no model can have.
     """
     written = read_config(path)
-    if written.get("model_type") != "modernbert":
-        raise DataError(
-            f"{path / CONFIG}: model_type is {written.get('model_type')!r}, only 'modernbert' can be loaded"
-        )
     if written.get("rope_scaling") is not None:
         raise DataError(f"{path / CONFIG}: rope_scaling is not supported; global_rope_theta and local_rope_theta are")
     written = written | _from_version_5(path, written)
@@ -62,32 +90,47 @@ def from_huggingface(path: Path) -> tuple[ModelConfig, float]:
     local_attention = None if written["global_attn_every_n_layers"] == 1 else written["local_attention"]
     if isinstance(local_attention, int) and local_attention > 1:
         local_attention -= local_attention % 2  # to them as to us, an odd window reaches no further
-    config = ModelConfig(
+    shape = Shape(
         **{name: written[name] for name in SIZES},
         global_attn_every_n_layers=written["global_attn_every_n_layers"],
         local_attention=local_attention,
-        local_rope_theta=theta if local_theta is None else local_theta,
         norm_eps=written["norm_eps"],
-        attn_out_dropout=0.0,
     )
-    for key, complaint in (*theta_problems("global_rope_theta", theta), *model_problems(config)):
+    knobs = {"rope_theta": theta, "local_rope_theta": theta if local_theta is None else local_theta}
+    for name, key in (("rope_theta", "global_rope_theta"), ("local_rope_theta", "local_rope_theta")):
+        if complaint := KNOBS[name].complaint(knobs[name]):
+            raise DataError(f"{path / CONFIG}: {key}: {complaint}")
+    for key, complaint in shape.problems():
         raise DataError(f"{path / CONFIG}: {key}: {complaint}")
-    return config, theta
+    return shape, knobs
 
 
-def read_config(path: Path) -> dict:
-    """What a directory's config.json holds.
+def to_huggingface(
+    shape: Shape, knobs: Mapping[str, float], tokenizer: "PreTrainedTokenizerBase", longest_row: int
+) -> "ModernBertConfig":
+    """Return the same model in transformers' terms. [CLS] and [SEP] also stand for beginning and end of sequence."""
+    from transformers import ModernBertConfig
 
-    Raises:
-        DataError: it is missing or broken.
-    """
-    try:
-        written = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path / CONFIG}: cannot be read: {error}") from None
-    if not isinstance(written, dict):
-        raise DataError(f"{path / CONFIG}: cannot be read: it holds no object")
-    return written
+    return ModernBertConfig(
+        **{name: getattr(shape, name) for name in SIZES},
+        norm_eps=shape.norm_eps,
+        global_attn_every_n_layers=shape.global_attn_every_n_layers,
+        global_rope_theta=float(knobs["rope_theta"]),
+        local_attention=shape.local_attention or 128,  # their default, if no layer is local; they want a number
+        local_rope_theta=float(knobs["local_rope_theta"]),
+        max_position_embeddings=longest_row,
+        pad_token_id=tokenizer.pad_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        mask_token_id=tokenizer.mask_token_id,
+        classifier_pooling="mean",
+        tie_word_embeddings=True,
+        architectures=["ModernBertForMaskedLM"],
+        dtype="float32",
+        **OURS,
+    )
 
 
 def _from_version_5(path: Path, written: dict) -> dict:

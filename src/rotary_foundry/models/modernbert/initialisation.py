@@ -15,33 +15,26 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.models.modernbert.shape import Shape
 
 STD = 0.02  # ModernBERT's, as is the cutoff
 CUTOFF = 2.0  # in standard deviations
 
 
-def initial_value(name: str, shape: torch.Size, num_hidden_layers: int, seed: int) -> Tensor:
-    """The first value of a parameter, whole, float32, on the CPU: the same for the same seed, shape and name.
+def initial_value(name: str, shape: Shape, seed: int) -> Tensor:
+    """Draw the first value of a parameter, whole, float32, on the CPU: the same for the same seed, shape and name.
 
     Args:
-        name: as in MaskedLM's state dict.
-        shape: of the whole parameter.
-        num_hidden_layers: of the model.
+        name: as in the network's state dict.
+        shape: of the model.
         seed: the run's.
     """
+    size = shape.parameter_shapes()[name]
     if name.endswith("norm.weight"):
-        return torch.ones(shape)
+        return torch.ones(size)
     if name.endswith("bias"):
-        return torch.zeros(shape)
-    std = STD / math.sqrt(2 * num_hidden_layers) if name.endswith("Wo.weight") else STD
+        return torch.zeros(size)
+    std = STD / math.sqrt(2 * shape.num_hidden_layers) if name.endswith("Wo.weight") else STD
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
-    return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-CUTOFF * std, b=CUTOFF * std, generator=generator)
-
-
-@torch.no_grad()
-def initialise(network: MaskedLM, seed: int) -> None:
-    """Set every parameter of an unsharded network, in place."""
-    for name, parameter in network.named_parameters():
-        parameter.copy_(initial_value(name, parameter.shape, network.config.num_hidden_layers, seed))
+    return nn.init.trunc_normal_(torch.empty(size), std=std, a=-CUTOFF * std, b=CUTOFF * std, generator=generator)

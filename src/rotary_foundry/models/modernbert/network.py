@@ -1,70 +1,96 @@
 """The network that is trained: the encoder, and the head that names the token behind a mask.
 
 - The decoder is tied to the embedding and holds its own bias only, so that no state dict has a tensor twice. Parameter
-  names are those that transformers' ModernBertForMaskedLM saves, exactly; interop/huggingface.py renames nothing.
-- With labels, the loss is computed in here: at the labelled positions only, 15 or 30 % of all, and holding the logits
-  of a chunk of them at a time (cross_entropy.py). It has to be within `forward`: only there FSDP has the tied embedding
-  whole.
+  names are those that transformers' ModernBertForMaskedLM saves, exactly.
+- With labels, the loss is computed in here, at the labelled positions only, holding the logits of a chunk of them at a
+  time (layers/cross_entropy.py). It has to be within `forward`: only there FSDP has the tied embedding whole.
 """
+
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rotary_foundry.models.layers.cross_entropy import MaskedLoss, linear_cross_entropy
+from rotary_foundry.models.layers.cross_entropy import TokenLoss, linear_cross_entropy
 from rotary_foundry.models.layers.documents import check_labels
 from rotary_foundry.models.modernbert.encoder import Encoder, norm
-from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
-from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.models.modernbert.shape import Shape
+from rotary_foundry.objectives.objective import IGNORE_INDEX
 
 
-class MaskedLM(nn.Module):
-    """Token ids to logits over the vocabulary. Set `model.rope_theta` to change the theta of the global layers."""
+class ModernBert(nn.Module):
+    """Token ids to logits over the vocabulary, or to a loss.
 
-    def __init__(self, config: ModelConfig, rope_theta: float):
+    Args:
+        shape, knobs, attn_implementation: as the Encoder takes them.
+    """
+
+    def __init__(self, shape: Shape, knobs: Mapping[str, float], attn_implementation: str = "auto"):
         super().__init__()
-        self.config = config
-        self.model = Encoder(config, rope_theta)
-        self.head = Head(config)
-        self.decoder = Decoder(config)
+        self.shape = shape
+        self.model = Encoder(shape, knobs, attn_implementation)
+        self.head = Head(shape)
+        self.decoder = Decoder(shape)
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        return self.model.layers
+
+    @property
+    def knobs(self) -> Mapping[str, float]:
+        """The value of every knob."""
+        return self.model.knobs
+
+    def set_knob(self, name: str, value: float) -> None:
+        self.model.set_knob(name, value)
 
     def forward(
         self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None, labels: Tensor | None = None
-    ) -> Tensor | MaskedLoss:
-        """Logits for every token, or, with labels, the loss.
+    ) -> Tensor | TokenLoss:
+        """Compute logits for every token, or, with labels, the loss.
 
         Args:
             input_ids, cu_seqlens, max_seqlen: as the Encoder takes them.
             labels: [tokens] int64, IGNORE_INDEX where nothing is to be predicted.
 
         Returns:
-            logits [tokens, vocabulary], or a MaskedLoss
+            logits [tokens, vocabulary], or a TokenLoss
 
         Raises:
             DataError: as the Encoder, and for labels that do not fit.
         """
         if labels is not None:
-            check_labels(labels, input_ids, self.config.vocab_size)
-        hidden = self.model(input_ids, cu_seqlens, max_seqlen)
-        embedding = self.model.embeddings.tok_embeddings.weight
+            check_labels(labels, input_ids, self.shape.vocab_size)
+        hidden = self.hidden_states(input_ids, cu_seqlens, max_seqlen)
         if labels is None:
-            return F.linear(self.head(hidden), embedding, self.decoder.bias)
-        masked = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
-        hidden = self.head(hidden.index_select(0, masked))
-        return linear_cross_entropy(hidden, embedding, self.decoder.bias, labels[masked])
+            return self.unembed(hidden)
+        predicted = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
+        hidden = self.head(hidden.index_select(0, predicted))
+        return linear_cross_entropy(hidden, self._embedding, self.decoder.bias, labels[predicted])
+
+    def hidden_states(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None) -> Tensor:
+        return self.model(input_ids, cu_seqlens, max_seqlen)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        return F.linear(self.head(hidden), self._embedding, self.decoder.bias)
+
+    @property
+    def _embedding(self) -> Tensor:
+        return self.model.embeddings.tok_embeddings.weight
 
 
 class Head(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, shape: Shape):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.norm = norm(config)
+        self.dense = nn.Linear(shape.hidden_size, shape.hidden_size, bias=False)
+        self.norm = norm(shape)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.norm(F.gelu(self.dense(hidden)))
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, shape: Shape):
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.bias = nn.Parameter(torch.zeros(shape.vocab_size))

@@ -14,7 +14,6 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
 
-from rotary_foundry.interop.safe_reading import read_saved
-from rotary_foundry.interop.weights import EMBEDDING, Weights
-from rotary_foundry.recipe.schema import ModelConfig
-from rotary_foundry.recipe.validation import model_problems, theta_problems
+from rotary_foundry.models.family import find_family
+from rotary_foundry.models.modernbert.shape import KNOBS, Shape
+from rotary_foundry.models.weights import ForeignCheckpoint, Weights
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.safe_reading import read_saved
 from rotary_foundry.utils.wording import one_line
 
 NAMES = (  # theirs, ours
@@ -63,6 +62,8 @@ PARTS = {  # of the kit: what FlexBertConfig has if nothing is said, and what of
     "rotary_emb_interleaved": (False, (False,)),
     "rotary_emb_scale_base": (None, (None,)),
 }
+EMBEDDING = "model.embeddings.tok_embeddings.weight"
+DESCRIBED = "a checkpoint of ModernBERT's training code (FlexBERT, by Composer)"
 CLOCK = {"updates": "batch", "tokens": "token"}  # ours, and Composer's timestamp's
 NORM = {"eps": 1e-5, "bias": True}  # torch's defaults, which norm_kwargs leaves standing
 
@@ -87,7 +88,9 @@ class FlexBertWeights(Weights):
             )
         self.theirs = {_our_name(name): name for name in tensors}
         self.tensors = {ours: tensors[theirs] for ours, theirs in self.theirs.items()}
-        super().__init__(path, {name: list(tensor.shape) for name, tensor in self.tensors.items()})
+        super().__init__(
+            path, find_family("modernbert"), {name: list(tensor.shape) for name, tensor in self.tensors.items()}
+        )
 
     def read(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -106,19 +109,7 @@ def _our_name(theirs: str) -> str:
     return theirs
 
 
-@dataclass(frozen=True)
-class FlexBertCheckpoint:
-    """All that is wanted of such a file."""
-
-    config: ModelConfig
-    rope_theta: float
-    weights: FlexBertWeights
-    max_seq_len: int | None  # tokens that it was trained on, where the YAML says so
-    tokenizer: dict[str, str]  # the content of the tokenizer's files, by name; none if there are none
-    clock: dict[str, int]  # updates and tokens that it was trained for, where Composer says so
-
-
-def open_flexbert(path: Path, recipe: Path | None = None) -> FlexBertCheckpoint:
+def open_flexbert(path: Path, recipe: Path | None = None) -> ForeignCheckpoint:
     """Open a checkpoint of ModernBERT's training code; nothing that it holds is run.
 
     Args:
@@ -142,16 +133,17 @@ def open_flexbert(path: Path, recipe: Path | None = None) -> FlexBertCheckpoint:
             f"{where}: no num_attention_heads; the number of heads, the windows and the thetas leave no trace in "
             "weights: give --recipe, the YAML of the training, which has them under model.model_config"
         )
-    config, theta = _shape(settings, weights, where)
-    weights.check(config)
+    shape, knobs = _shape(settings, weights, where)
+    weights.check(shape)
     if max_seq_len is not None and (not isinstance(max_seq_len, int) or max_seq_len < 1):
         raise ConfigurationError(f"{recipe}: max_seq_len is {max_seq_len!r}, not a number of tokens")
     clock = {name: _at(saved, "state", "timestamp", "Timestamp", key) for name, key in CLOCK.items()}
     clock = {name: value for name, value in clock.items() if isinstance(value, int)}
-    return FlexBertCheckpoint(config, theta, weights, max_seq_len, _tokenizer_files(_at(stored, "tokenizer")), clock)
+    tokenizer = _tokenizer_files(_at(stored, "tokenizer"))
+    return ForeignCheckpoint(shape, knobs, weights, max_seq_len, tokenizer, clock, DESCRIBED)
 
 
-def _shape(settings: Mapping[str, Any], weights: FlexBertWeights, where: str) -> tuple[ModelConfig, float]:
+def _shape(settings: Mapping[str, Any], weights: FlexBertWeights, where: str) -> tuple[Shape, dict[str, float]]:
     for key, (default, ours) in PARTS.items():
         value = settings.get(key, default)
         plain = re.sub("^(un)?padded_", "", value) if isinstance(value, str) else value
@@ -179,24 +171,24 @@ def _shape(settings: Mapping[str, Any], weights: FlexBertWeights, where: str) ->
     elif every == -1:
         raise DataError(f"{where}: every layer is local, as global_attn_every_n_layers is -1; our first one is global")
     theta, local_theta = settings.get("rotary_emb_base", 10_000.0), settings.get("local_attn_rotary_emb_base", -1)
-    for key, complaint in theta_problems("rotary_emb_base", theta):
-        raise DataError(f"{where}: {key}: {complaint}")
-    config = ModelConfig(
+    knobs = {"rope_theta": theta, "local_rope_theta": theta if local_theta in (-1, None) else local_theta}
+    for name, key in (("rope_theta", "rotary_emb_base"), ("local_rope_theta", "local_attn_rotary_emb_base")):
+        if complaint := KNOBS[name].complaint(knobs[name]):
+            raise DataError(f"{where}: {key}: {complaint}")
+    shape = Shape(
         vocab_size=vocabulary,
         **seen,
         num_attention_heads=heads,
         global_attn_every_n_layers=every,
         local_attention=window,
-        local_rope_theta=theta if local_theta in (-1, None) else local_theta,
         norm_eps=norm["eps"],
-        attn_out_dropout=0.0,
     )
-    for key, complaint in model_problems(config):
+    for key, complaint in shape.problems():
         raise DataError(f"{where}: {key}: {complaint}")
     for key in ("rotary_emb_dim", "local_attn_rotary_emb_dim"):
         if settings.get(key) not in (None, hidden // heads):
             raise DataError(f"{where}: {key} is {settings[key]!r}, of heads of {hidden // heads}; ours turn whole")
-    return config, float(theta)
+    return shape, {name: float(value) for name, value in knobs.items()}
 
 
 def _unsaid(key: str, settings: Mapping[str, Any]) -> str:

@@ -4,21 +4,19 @@
   at a time is in memory unless someone keeps them.
 - Values come out in float32, and not a number, or infinite, is refused where it is read: training would find out
   hours later, and every logit of a converted model would be NaN.
-- A decoder that is written out is accepted if it is the embedding, to the bit, and then left out: ours is tied to it.
+- A tied tensor that is written out is accepted if it is the parameter it is tied to, to the bit, and then left out.
 """
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rotary_foundry.models.modernbert.network import MaskedLM
-from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.utils.errors import DataError
-
-EMBEDDING, DECODER = "model.embeddings.tok_embeddings.weight", "decoder.weight"
 
 
 class Weights(Mapping[str, Tensor]):
@@ -26,14 +24,16 @@ class Weights(Mapping[str, Tensor]):
 
     Args:
         where: they are, for errors.
+        family: of the model.
         shapes: of everything that is there, by our names.
 
     Raises:
         DataError: from reading one that is damaged, or not made of finite floating-point numbers.
     """
 
-    def __init__(self, where: Path, shapes: Mapping[str, list[int]]):
+    def __init__(self, where: Path, family: Family, shapes: Mapping[str, list[int]]):
         self.where = where
+        self.family = family
         self.shapes = dict(shapes)
 
     @abstractmethod
@@ -44,30 +44,31 @@ class Weights(Mapping[str, Tensor]):
         """What a parameter is called there."""
         return name
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, shape: Shape) -> None:
         """Hold names and shapes against a model's.
 
         Raises:
             DataError: the first that is missing, has another shape or has no place in our model.
         """
-        with torch.device("meta"):
-            wanted = {name: list(value.shape) for name, value in MaskedLM(config, 1.0).state_dict().items()}
-        for name, shape in wanted.items():
+        expected = {name: list(size) for name, size in shape.parameter_shapes().items()}
+        for name, size in expected.items():
             if name not in self.shapes:
                 raise DataError(
-                    f"{self.where}: no tensor {self.called(name)}, so these are not the weights of a masked language "
-                    "model of this shape (a ModernBertForMaskedLM)"
+                    f"{self.where}: no tensor {self.called(name)}, so these are not the weights of a language model of "
+                    f"this shape (a {self.family.huggingface.architecture})"
                 )
-            if self.shapes[name] != shape:
-                raise DataError(f"{self.where}: {self.called(name)} is {self.shapes[name]}, the shape makes it {shape}")
-        unknown = sorted(self.shapes.keys() - wanted.keys() - {DECODER})
+            if self.shapes[name] != size:
+                raise DataError(f"{self.where}: {self.called(name)} is {self.shapes[name]}, the shape makes it {size}")
+        unknown = sorted(self.shapes.keys() - expected.keys() - self.family.tied.keys())
         if unknown:
-            reason = "; of biases it has the decoder's only" if unknown[0].endswith("bias") else ""
+            biases = [name for name in expected if name.endswith("bias")]
+            reason = f"; of biases it has only {', '.join(biases)}" if unknown[0].endswith("bias") else ""
             raise DataError(f"{self.where}: our model has no part for the tensor {self.called(unknown[0])}{reason}")
-        if DECODER in self.shapes and not torch.equal(self._finite(DECODER), self[EMBEDDING]):
-            raise DataError(
-                f"{self.where}: {self.called(DECODER)} differs from {self.called(EMBEDDING)}, our decoder is tied to it"
-            )
+        for name, parameter in self.family.tied.items():
+            if name in self.shapes and not torch.equal(self._finite(name), self[parameter]):
+                raise DataError(
+                    f"{self.where}: {self.called(name)} differs from {self.called(parameter)}, to which ours is tied"
+                )
 
     def _finite(self, name: str) -> Tensor:
         tensor = self.read(name)
@@ -88,7 +89,7 @@ class Weights(Mapping[str, Tensor]):
         return self._finite(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.shapes and name != DECODER
+        return name in self.shapes and name not in self.family.tied
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self.shapes if name in self)
@@ -97,14 +98,32 @@ class Weights(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
-def load_network(config: ModelConfig, rope_theta: float, weights: Weights) -> MaskedLM:
-    """A network with these weights, in float32 on the CPU, in evaluation mode; no second copy of them is made.
+@dataclass(frozen=True)
+class ForeignCheckpoint:
+    """A checkpoint of a family's original training code, opened."""
+
+    shape: Shape
+    knobs: dict[str, float]
+    weights: Weights
+    longest_row: int | None  # tokens that it was trained on, where that is said
+    tokenizer: dict[str, str]  # the content of the tokenizer's files, by name; empty if there are none
+    facts: dict[str, int]  # how far it was trained, where that is said
+    described: str  # what kind of checkpoint it is
+
+
+def load_network(shape: Shape, knobs: Mapping[str, float], weights: Weights) -> nn.Module:
+    """Build a network with these weights, in float32 on the CPU, in evaluation mode; no second copy of them is made.
+
+    Args:
+        knobs: those that trained weights are meant for; of the others, `of_weights` being false, each gets its lowest.
 
     Raises:
-        DataError: they do not fit.
+        DataError: the weights do not fit the shape.
     """
-    weights.check(config)
+    weights.check(shape)
+    family = weights.family
+    others = {name: knob.low for name, knob in family.knobs.items() if not knob.of_weights}
     with torch.device("meta"):
-        network = MaskedLM(config, rope_theta)
+        network = family.network(shape, others | dict(knobs))
     network.load_state_dict(dict(weights), assign=True)
     return network.eval()

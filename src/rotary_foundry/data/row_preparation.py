@@ -1,0 +1,54 @@
+"""How a stored row is prepared for an objective, by nothing but its place in the run.
+
+A training row's generator is seeded by (run seed, stage, position in the stage), and its knobs are those of the update
+that the position belongs to. So inputs and labels do not depend on how rows are spread over processes, workers or
+microbatches, a row drawn again is prepared anew, and a scheduled knob is as exact as the rows are.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rotary_foundry.data.corpus import TokenizerFacts
+from rotary_foundry.objectives.objective import IGNORE_INDEX, Objective, Prepared
+from rotary_foundry.recipe.plan import Segment
+
+HELD_OUT = 1 << 31  # in a stage's place when held-out rows are prepared, so that every evaluation prepares them alike
+
+
+def row_generator(seed: int, stage_index: int, position: int) -> np.random.Generator:
+    """Make the generator of the row at `position` (rows drawn before it in the stage) of a stage."""
+    return np.random.default_rng((seed, stage_index, position))
+
+
+@dataclass(frozen=True)
+class TrainingPrepared:
+    """Prepares the rows of a segment: each by its own generator, with the knobs of the update that it belongs to."""
+
+    objective: Objective
+    tokenizer: TokenizerFacts
+    seed: int
+    segment: Segment
+
+    def __call__(self, sample: dict) -> Prepared:
+        generator = row_generator(self.seed, self.segment.stage_index, sample["position"])
+        knobs = self.segment.knobs_of_row(sample["position"])
+        return self.objective.prepare(sample, self.tokenizer, generator, knobs)
+
+
+@dataclass(frozen=True)
+class HeldOutPrepared:
+    """Prepares held-out rows, in every evaluation alike."""
+
+    objective: Objective
+    tokenizer: TokenizerFacts
+    seed: int
+
+    def __call__(self, sample: dict) -> Prepared:
+        generator = row_generator(self.seed, HELD_OUT, sample["row"])
+        return self.objective.prepare(sample, self.tokenizer, generator, self.objective.evaluation_knobs())
+
+
+def nothing_to_predict(sample: dict) -> Prepared:
+    """Prepare a row that no loss and no metric counts."""
+    return sample["tokens"].astype(np.int64), np.full(len(sample["tokens"]), IGNORE_INDEX, np.int64)

@@ -1,0 +1,48 @@
+"""A Hugging Face directory's config.json, read as the JSON it is: without torch, and so without transformers."""
+
+import json
+from pathlib import Path
+
+from rotary_foundry.models.family import Family, families
+from rotary_foundry.utils.errors import DataError
+
+CONFIG = "config.json"
+
+
+def read_config(directory: Path) -> dict:
+    """Read a directory's config.json.
+
+    Raises:
+        DataError: it is missing or broken.
+    """
+    try:
+        written = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{directory / CONFIG}: cannot be read: {error}") from None
+    if not isinstance(written, dict):
+        raise DataError(f"{directory / CONFIG}: cannot be read: it holds no object")
+    return written
+
+
+def find_family_of(directory: Path) -> Family | None:
+    """Return the family of the model in a directory, by its model_type; None if it is another library's.
+
+    Raises:
+        DataError: config.json is missing or broken.
+    """
+    model_type = read_config(directory).get("model_type")
+    return next((family for family in families() if family.huggingface.model_type == model_type), None)
+
+
+def family_of(directory: Path) -> Family:
+    """Return the family of the model in a directory, by its model_type.
+
+    Raises:
+        DataError: config.json is missing or broken, or the model is of no family here.
+    """
+    family = find_family_of(directory)
+    if family is None:
+        model_type = read_config(directory).get("model_type")
+        known = ", ".join(repr(family.huggingface.model_type) for family in families())
+        raise DataError(f"{directory / CONFIG}: model_type is {model_type!r}, only {known} can be loaded")
+    return family

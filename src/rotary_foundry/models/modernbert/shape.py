@@ -1,0 +1,151 @@
+"""ModernBERT's shape (arXiv 2412.13663, section 2.1): sizes, parameters and operations, in plain Python.
+
+Operations are the model's own, as MFU counts them (PaLM, arXiv 2204.02311, appendix B): a multiplication and an
+addition are two. The matrix products of the layers count at every token, those of the head, whose decoder is by far the
+largest, at predicted tokens only. Attention counts the pairs of tokens that see each other, local layers within their
+window. Norms, activations, rotary positions and the softmax are left out.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from math import inf
+from typing import ClassVar, Self
+
+from rotary_foundry.models import family
+from rotary_foundry.models.family import FORWARD_AND_BACK, Knob, Problem
+
+KNOBS = {
+    "rope_theta": Knob("theta of the global layers", of_weights=True),
+    "local_rope_theta": Knob("theta of the local layers", of_weights=True),
+    "attn_out_dropout": Knob("dropout after attention's output projection", high=1.0, includes_low=True),
+}
+
+
+@dataclass(frozen=True)
+class Shape(family.Shape):
+    """The sizes of a ModernBERT. Layers 0, n, 2n, … attend to the whole document, the others within a window."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int  # inner width of the GLU; its input projection is twice as wide
+    num_hidden_layers: int
+    num_attention_heads: int
+    global_attn_every_n_layers: int  # n
+    local_attention: int | None  # the window in tokens, half of it to each side; null if n is 1: no layer is local
+    norm_eps: float
+
+    sizes: ClassVar = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_global_layers(self) -> int:
+        return -(-self.num_hidden_layers // self.global_attn_every_n_layers)
+
+    def window(self, layer: int) -> int | None:
+        """Return a layer's window in tokens; None if it attends to the whole document."""
+        return self.local_attention if layer % self.global_attn_every_n_layers else None
+
+    def problems(self) -> Iterator[Problem]:
+        if wrong := next(self.type_problems(), None):
+            yield wrong
+            return
+        bad = [
+            (field.name, f"{value} is not positive and finite")
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None and not 0 < value < inf
+        ]
+        yield from bad
+        if bad:
+            return
+        heads, hidden = self.num_attention_heads, self.hidden_size
+        if hidden % heads:
+            yield "num_attention_heads", f"{heads} heads do not divide a hidden size of {hidden}"
+        elif self.head_dim % 2:
+            yield "num_attention_heads", f"{heads} heads of {self.head_dim}; rotary positions need an even head size"
+        every = f"global_attn_every_n_layers {self.global_attn_every_n_layers}"
+        if self.global_attn_every_n_layers == 1:
+            if self.local_attention is not None:
+                yield "local_attention", f"{self.local_attention}, but with {every} no layer is local; give null"
+        elif self.local_attention is None:
+            yield "local_attention", f"null, but with {every} there are local layers; give their window, such as 128"
+        elif self.local_attention % 2:
+            yield "local_attention", f"{self.local_attention} is odd; half of the window lies to each side"
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        hidden, inner = self.hidden_size, self.intermediate_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embeddings.tok_embeddings.weight": (self.vocab_size, hidden),
+            "model.embeddings.norm.weight": (hidden,),
+        }
+        for layer in range(self.num_hidden_layers):
+            of_layer = {
+                "attn_norm.weight": (hidden,),
+                "attn.Wqkv.weight": (3 * hidden, hidden),
+                "attn.Wo.weight": (hidden, hidden),
+                "mlp_norm.weight": (hidden,),
+                "mlp.Wi.weight": (2 * inner, hidden),
+                "mlp.Wo.weight": (hidden, inner),
+            }
+            if layer == 0:
+                del of_layer["attn_norm.weight"]  # the embedding comes normed
+            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in of_layer.items()}
+        return shapes | {
+            "model.final_norm.weight": (hidden,),
+            "head.dense.weight": (hidden, hidden),
+            "head.norm.weight": (hidden,),
+            "decoder.bias": (self.vocab_size,),
+        }
+
+    def matmul_flops(self, tokens: float, predicted: float) -> float:
+        head = self.hidden_size**2 + self.hidden_size * self.vocab_size
+        layer = 4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size
+        return FORWARD_AND_BACK * 2 * (tokens * self.num_hidden_layers * layer + predicted * head)
+
+    def attention_flops(self, lengths: Iterable[int]) -> float:
+        pairs = 0
+        for length in lengths:
+            pairs += self.num_global_layers * length**2
+            if self.local_attention is not None:
+                local_layers = self.num_hidden_layers - self.num_global_layers
+                pairs += local_layers * _pairs_in_window(length, self.local_attention // 2)
+        return self.attention_flops_of_pairs(pairs)
+
+    def attention_flops_of_pairs(self, pairs: int) -> float:
+        """Return the same from the number of pairs of a query and a key in all layers together."""
+        return FORWARD_AND_BACK * 2 * 2 * self.hidden_size * pairs  # scores, and the values they weigh
+
+    def describe(self, knobs: Mapping[str, float]) -> str:
+        every = self.global_attn_every_n_layers
+        local = (
+            "every layer attends to the whole document"
+            if every == 1
+            else f"one layer in {every} attends to the whole document, the others to {self.local_attention} tokens"
+        )
+        thetas = f"Rotary theta is {knobs['rope_theta']:,.0f}" + (
+            "" if every == 1 else f" in the former, {knobs['local_rope_theta']:,.0f} in the latter"
+        )
+        return (
+            f"A ModernBERT encoder: {self.parameters:,} parameters as a masked language model, "
+            f"{self.num_hidden_layers} layers of width {self.hidden_size:,} with {self.num_attention_heads} heads, "
+            f"{self.vocab_size:,} tokens in its vocabulary; {local}. {thetas}."
+        )
+
+    def rehearsal(self) -> Self:
+        return replace(self, hidden_size=256, intermediate_size=240, num_hidden_layers=4, num_attention_heads=4)
+
+    def smaller(self) -> Self:
+        """A head narrower and a layer shallower."""
+        return replace(
+            self,
+            hidden_size=self.head_dim * (self.num_attention_heads - 1),
+            num_attention_heads=self.num_attention_heads - 1,
+            num_hidden_layers=self.num_hidden_layers - 1,
+        )
+
+
+def _pairs_in_window(length: int, reach: int) -> int:
+    near = min(reach, length - 1)
+    return length + near * (2 * length - near - 1)  # a token and itself; at distance 1 … near, to both sides

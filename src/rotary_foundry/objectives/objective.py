@@ -1,0 +1,96 @@
+"""What a training objective provides, and the table of objectives.
+
+An objective is one file. A recipe names it under `objective:`, and a stage may name another. To add one, write the file
+and add a line to OBJECTIVES. A row is prepared in the loader, in numpy, by a generator that depends on nothing but the
+row's place in the run; the digests of rows in `metrics.jsonl` follow from it. No objective imports torch.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rotary_foundry.models.family import Knob, Problem
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rotary_foundry.data.corpus import TokenizerFacts
+    from rotary_foundry.models.layers.cross_entropy import TokenLoss
+
+OBJECTIVES = {"masked_lm": "rotary_foundry.objectives.masked_lm:MaskedLM"}
+
+IGNORE_INDEX = -100  # torch's label of a position that is not to be predicted
+Prepared = tuple[NDArray[np.int64], NDArray[np.int64]]  # input ids and labels, each [tokens]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A mean over predicted tokens."""
+
+    name: str  # in records, charts and cards
+    field: str  # the sum of TokenLoss that it is the mean of
+    title: str
+    meaning: str
+
+
+class Objective(ABC):
+    """How a row becomes inputs and labels, and what a network's loss on them is.
+
+    A subclass is a dataclass whose fields are the keys under `objective:` in a recipe. A knob is a field too: its value
+    holds in every stage that does not set it.
+    """
+
+    name: ClassVar[str]
+    causal: ClassVar[bool]
+    """Whether the network may see no token after the one that it predicts from."""
+    knobs: ClassVar[Mapping[str, Knob]] = {}
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Columns that a row has to have beside `tokens` and `lengths`."""
+    metrics: ClassVar[tuple[Metric, ...]]
+    task: ClassVar[str]
+    """Hugging Face's name of what the trained model does (`pipeline_tag`)."""
+
+    @abstractmethod
+    def problems(self) -> Iterator[Problem]:
+        """Yield (key, complaint) for every value that cannot be trained with; knobs are checked by their own bounds."""
+
+    @abstractmethod
+    def prepare(
+        self,
+        row: Mapping[str, Any],
+        tokenizer: "TokenizerFacts",
+        generator: np.random.Generator,
+        knobs: Mapping[str, float],
+    ) -> Prepared:
+        """Make input ids and labels of a stored row; labels are IGNORE_INDEX where nothing is to be predicted.
+
+        Args:
+            row: `tokens` [tokens], `lengths` [documents], and `columns`.
+            tokenizer: of the rows.
+            generator: the row's own.
+            knobs: the values at the row's place in the run.
+        """
+
+    @abstractmethod
+    def evaluation_knobs(self) -> dict[str, float]:
+        """Return the knobs that held-out rows are prepared with."""
+
+    @abstractmethod
+    def describe(self, knobs: Mapping[str, float]) -> str:
+        """Return a sentence for a model card."""
+
+    @abstractmethod
+    def describe_evaluation(self) -> str:
+        """Return how held-out rows are measured, to follow "On held-out rows"."""
+
+    def predicted_share(self, knobs: Mapping[str, float]) -> float:
+        """Return the share of tokens whose logits a training step computes."""
+        return 1.0
+
+    def loss(self, network: "nn.Module", batch: Mapping[str, Any]) -> "TokenLoss":
+        """Compute the loss of a flat batch as sums over its predicted tokens, so that they add up over microbatches."""
+        return network(batch["input_ids"], batch["cu_seqlens"], batch["row_length"], batch["labels"])

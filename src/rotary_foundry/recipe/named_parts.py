@@ -1,0 +1,42 @@
+"""Parts of a recipe that are chosen by name, `{name: …, **arguments}`: from the YAML's mapping to a typed object."""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rotary_foundry.models.family import nearest
+from rotary_foundry.recipe.loading import reported
+from rotary_foundry.utils.errors import ConfigurationError
+
+
+def build(table: Mapping[str, str], given: str | Mapping[str, Any] | None, key: str) -> Any:
+    """Build the part that `given` names.
+
+    Args:
+        table: module:class by name; the classes are dataclasses whose fields are the arguments.
+        given: a name, or a mapping of `name` and arguments.
+        key: where it stands in the recipe, for errors.
+
+    Raises:
+        ConfigurationError: naming the key: an unknown name or argument, with the nearest known; one that is missing or
+            of another type.
+    """
+    arguments = dict(given) if isinstance(given, Mapping) else {"name": given}
+    name = arguments.pop("name", None)
+    if not isinstance(name, str) or name not in table:
+        raise ConfigurationError(f"'{key}.name': '{name}' is not known; {nearest(name, table)}")
+    with reported(None, f"{key}."):
+        config = OmegaConf.merge(OmegaConf.structured(load(table[name])), arguments)
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise ConfigurationError(f"'{key}.{missing[0]}' is required and not given")
+        return OmegaConf.to_object(config)
+
+
+@cache
+def load(place: str) -> Any:
+    """Import what "module:name" names."""
+    module, name = place.split(":")
+    return getattr(import_module(module), name)

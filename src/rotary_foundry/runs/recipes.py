@@ -1,0 +1,145 @@
+"""Loading a recipe, with what it omits of the model taken from `init_from`.
+
+Every key of the model's shape that is left out, and every knob that trained weights are meant for, is the source's. So
+nobody types a shape, and a model that was trained at a theta of 160,000 does not go on at 10,000 because a file said so
+long ago. What a recipe does give is meant: a larger shape is grown, another theta is a switch, and the plan shows both.
+
+A run that has begun keeps what it began with, which is in its recipe.yaml: the source may go on training, or be gone.
+Only on this disk, though: a recipe is read before a store is asked.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from rotary_foundry.models.family import Family, find_family
+from rotary_foundry.recipe.loading import instance, load_key, merged
+from rotary_foundry.recipe.plan import Plan, compile_stages, with_set_rollback
+from rotary_foundry.recipe.schema import Recipe, schema_of
+from rotary_foundry.recipe.validation import problems
+from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints
+from rotary_foundry.runs.trained_state import Source, read_source, recipe_of
+from rotary_foundry.utils.errors import ConfigurationError, FoundryError
+
+NO_SOURCE = "nor is 'init_from', a run, a checkpoint or a Hugging Face directory to take it from"
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Load and check a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value` arguments, dots for nesting (`optimizer.eps=1e-8`), applied last.
+
+    Raises:
+        ConfigurationError: naming the file, the key, and what would be right.
+    """
+    return load_recipe_and_plan(path, overrides)[0]
+
+
+def load_recipe_and_plan(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe, Plan]:
+    """Load and check a recipe, and compile its plan before any rollback. Args and errors are those of `load_recipe`."""
+    overrides = list(overrides)
+    named = {key: load_key(path, key, overrides) for key in ("model.family", "init_from", "run_name", "runs_folder")}
+    with _naming(path):
+        schema = schema_of(_family_name(*named.values()))
+    config = merged(path, schema, overrides)
+    with _naming(path):
+        fill_from_source(config)
+    recipe: Recipe = instance(config, path)
+    with _naming(path):
+        for key, complaint in problems(recipe):
+            raise ConfigurationError(f"'{key}': {complaint}")
+        plan = compile_stages(recipe)
+        with_set_rollback(recipe, plan)
+    return recipe, plan
+
+
+def fill_from_source(config: DictConfig) -> None:
+    """Take what a recipe omits of the model's shape and of its weights' knobs from `init_from`.
+
+    Args:
+        config: typed by `schema_of` the family; changed in place.
+
+    Raises:
+        FoundryError: something is omitted, and there is no `init_from`, or nothing there to begin with.
+    """
+    family = find_family(config.model.family)
+    keys = [key.name for key in fields(family.Shape) if OmegaConf.is_missing(config.model, key.name)]
+    omitted = {f"model.{key}" for key in keys}
+    if OmegaConf.missing_keys(config) - omitted:
+        return  # what else is missing is reported first
+    knobs = [knob for knob in family.knobs_of_weights() if config.model[knob] is None]
+    stages = [(name, knob) for name in config.stages for knob in knobs if config.stages[name][knob] is None]
+    if not keys and not stages:
+        _check_given(config, family)
+        return
+    if config.init_from is None:
+        first = f"model.{keys[0]}" if keys else "stages.{}.{}".format(*stages[0])
+        raise ConfigurationError(f"'{first}' is required and not given; {NO_SOURCE}")
+    begun = _begun(config.init_from, config.run_name, config.runs_folder)
+    if begun is not None:
+        shape, last = begun.model.shape, list(begun.stages)[-1]
+        values = {name: begun.knobs_of(name if name in begun.stages else last) for name in config.stages}
+    else:
+        source = _source(config.init_from)
+        if source.family is not family:
+            raise ConfigurationError(
+                f"'model.family': {family.name}, but the model at 'init_from' is a {source.family.name}; its weights "
+                "cannot be used"
+            )
+        shape, values = source.shape, dict.fromkeys(config.stages, source.knobs)
+    for key in keys:
+        config.model[key] = getattr(shape, key)
+    for name, knob in stages:
+        config.stages[name][knob] = values[name][knob]
+    _check_given(config, family)
+
+
+def _check_given(config: DictConfig, family: Family) -> None:
+    """Refuse a knob that neither the model nor some stage gives; trained weights say nothing of these."""
+    for knob in family.knobs.keys() - set(family.knobs_of_weights()):
+        if config.model[knob] is None and any(config.stages[name][knob] is None for name in config.stages):
+            raise ConfigurationError(f"'model.{knob}' is required and not given")
+
+
+def _family_name(family: str | None, init_from: str | None, run_name: str | None, runs_folder: str | None) -> str:
+    """Return the family that a recipe names, or else that of its source."""
+    if family is not None:
+        try:
+            return find_family(family).name
+        except ConfigurationError as error:
+            raise ConfigurationError(f"'model.family': {error}") from None
+    if init_from is None:
+        raise ConfigurationError(f"'model.family' is required and not given; {NO_SOURCE}")
+    begun = _begun(init_from, run_name, runs_folder or Recipe.runs_folder)
+    return begun.model.family if begun is not None else _source(init_from).family.name
+
+
+def _begun(init_from: str, run_name: str | None, runs_folder: str) -> Recipe | None:
+    """Return the recipe of the run that this one resumes; None if it has no checkpoint yet, or began with another."""
+    if run_name is None:
+        return None
+    run = RunFolder(Path(runs_folder) / run_name)
+    if not run.recipe.is_file() or not complete_checkpoints(run.checkpoints.glob("ba*")):
+        return None
+    there = recipe_of(run)
+    return there if there.init_from == init_from else None
+
+
+def _source(init_from: str) -> Source:
+    try:
+        return read_source(init_from)
+    except FoundryError as error:
+        raise ConfigurationError(f"'init_from': {error}") from None
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except FoundryError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
