@@ -1,6 +1,7 @@
 """Held-out rows are evaluated exactly once, whatever the number of ranks."""
 
 import re
+import shutil
 
 import pytest
 
@@ -9,13 +10,16 @@ from rotary_foundry.data import loaders
 from rotary_foundry.data.batches import num_rows, num_tokens
 from rotary_foundry.data.checked_shards import CheckedShards
 from rotary_foundry.data.corpus import TokenizerFacts
+from rotary_foundry.data.row_preparation import HeldOutPrepared
 from rotary_foundry.data.stream import row_streams
-from rotary_foundry.objectives.masked_lm import Masking
+from rotary_foundry.objectives.masked_lm import MaskedLM
 from rotary_foundry.utils.errors import DataError
 
 from .conftest import REPOSITORY, ROW_LENGTH, write_rows
 
-MASKING = Masking(0.15, 0.8, 0.1, mask_id=4, special_ids=(0, 1, 2, 3, 4), vocab_size=512)
+ROLES = dict(zip(("unk_token", "cls_token", "sep_token", "pad_token", "mask_token"), range(5), strict=True))
+TOKENIZER = TokenizerFacts(512, ROLES, "")
+PREPARE = HeldOutPrepared(MaskedLM(0.3, eval_mlm_probability=0.15, mask_share=0.8, random_share=0.1), TOKENIZER, 17)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,7 @@ def test_every_held_out_row_is_predicted_on_exactly_one_rank(held_out, monkeypat
     digests, batches_a_rank = [], set()
     for rank in range(world):
         monkeypatch.setattr(loaders.dist, "get_global_rank", lambda rank=rank: rank)
-        batches = list(loaders.HeldOutRows(held_out, MASKING, 17, ROW_LENGTH, rows_a_batch=2))
+        batches = list(loaders.HeldOutRows(held_out, PREPARE, ROW_LENGTH, rows_a_batch=2))
         batches_a_rank.add(len(batches))
         for batch in batches:
             assert num_rows(batch) <= 2
@@ -42,7 +46,7 @@ def test_every_held_out_row_is_predicted_on_exactly_one_rank(held_out, monkeypat
     monkeypatch.setattr(loaders.dist, "get_global_rank", lambda: 0)
     alone = [
         digest
-        for batch in loaders.HeldOutRows(held_out, MASKING, 17, ROW_LENGTH, rows_a_batch=7)
+        for batch in loaders.HeldOutRows(held_out, PREPARE, ROW_LENGTH, rows_a_batch=7)
         for digest in batch["row_digests"]
     ]
     assert sorted(digests) == sorted(alone)
@@ -70,11 +74,34 @@ def test_a_row_that_does_not_fit_is_one_line_from_any_process(row_folder, num_wo
 
 def test_stages_of_one_row_length_each_get_batches_of_their_own_size(tmp_path):
     write_rows(tmp_path, "validation", {"code": 5, "docs": 2})
+    sizes = {"pretrain": 4, "extend": 1, "decay": 3}
     recipe = load_recipe(
         REPOSITORY / "yamls/main/nano.yaml",
-        [f"data.local={tmp_path}", "data.sources=[code, docs]", "stages.decay.mixture=null"],
+        [
+            *(f"data.local={tmp_path}", "data.sources=[code, docs]", "stages.decay.mixture=null"),
+            *(f"stages.{stage}.row_length={ROW_LENGTH}" for stage in sizes),
+            *(f"stages.{stage}.device_train_microbatch_size={rows}" for stage, rows in sizes.items()),
+        ],
     )
-    tokenizer = TokenizerFacts(512, {"mask_token": 4}, "")
-    data = loaders.RunData(recipe, tokenizer)
-    for rows_a_batch in (4, 1, 3):
-        assert max(num_rows(batch) for batch in data.eval_loader(ROW_LENGTH, rows_a_batch)) == rows_a_batch
+    data = loaders.RunData(recipe, TOKENIZER)
+    for stage, rows in sizes.items():
+        assert max(num_rows(batch) for batch in data.eval_loader(stage)) == rows
+
+
+def test_a_stage_may_have_shorter_rows_than_the_one_before(row_folder):
+    shorter = row_folder.parent / "shorter"
+    shutil.copytree(row_folder, shorter, dirs_exist_ok=True)
+    for source in ("code", "docs", "web"):
+        shutil.copytree(shorter / source / str(ROW_LENGTH), shorter / source / "64", dirs_exist_ok=True)
+    lengths = {"pretrain": 64, "extend": ROW_LENGTH, "decay": 64}
+    recipe = load_recipe(
+        REPOSITORY / "yamls/main/nano.yaml",
+        [
+            *(f"data.local={shorter}", "data.sources=[code, docs, web]", "stages.decay.mixture=null"),
+            *(f"stages.{stage}.row_length={length}" for stage, length in lengths.items()),
+        ],
+    )
+    data, plan = loaders.RunData(recipe, TOKENIZER), compile_plan(recipe)
+    for start, stage in zip([0, *plan.stage_ends.values()], lengths, strict=False):
+        batch = next(iter(data.train_loader(plan, start)))
+        assert plan.at(start).stage == stage and batch["row_length"] == lengths[stage]

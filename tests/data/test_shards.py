@@ -3,12 +3,15 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
 from rotary_foundry import load_recipe
 from rotary_foundry.data.corpus import check_same_rows, keep_rows, open_corpus
 from rotary_foundry.data.rows import SPECIAL_TOKENS, Manifest, fingerprint
+from rotary_foundry.objectives.masked_lm import MaskedLM
+from rotary_foundry.objectives.objective import IGNORE_INDEX
 from rotary_foundry.utils.errors import DataError
 
 from .conftest import REPOSITORY
@@ -102,8 +105,13 @@ def test_masking_goes_by_the_role_of_a_token_and_not_by_its_spelling(corpus):
     change(tokenizer / "tokenizer_config.json", mask_token={"content": "<mask>", "lstrip": True}, cls_token="<s>")
     for manifest in corpus.glob("*/*/*/manifest.json"):
         change(manifest, tokenizer=fingerprint(tokenizer))
-    masking = open_corpus(recipe(f"data.local={corpus}")).masking(0.3, 0.8, 0.1)
-    assert (masking.mask_id, masking.special_ids) == (4, (0, 1, 2, 3, 4))
+    opened = open_corpus(recipe(f"data.local={corpus}"))
+    assert opened.special_ids["mask_token"] == 4 and sorted(opened.special_ids.values()) == [0, 1, 2, 3, 4]
+    objective = MaskedLM(0.99, eval_mlm_probability=0.15, mask_share=1.0, random_share=0.0)
+    row = {"tokens": np.arange(opened.vocab_size)}
+    ids, labels = objective.prepare(row, opened, np.random.default_rng(0), {"mlm_probability": 0.99})
+    assert (ids[:5] == np.arange(5)).all() and (labels[:5] == IGNORE_INDEX).all()
+    assert set(ids[labels != IGNORE_INDEX]) <= {4}
 
 
 def test_rows_that_a_run_has_drawn_from_may_not_change(corpus, tmp_path_factory):

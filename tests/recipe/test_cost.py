@@ -12,27 +12,26 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from rotary_foundry import compile_plan, load_recipe
-from rotary_foundry.models.modernbert.initialisation import initialise
-from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.models.modernbert.network import ModernBert
+from rotary_foundry.models.modernbert.shape import Shape
 from rotary_foundry.optim.stable_adamw import StableAdamW
-from rotary_foundry.recipe.cost import Machine, attention_flops, cost, matmul_flops, parameters
-from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.recipe.cost import Machine, cost
 from rotary_foundry.utils.errors import ConfigurationError
-from tests.models.peers import SMALL, masked, pack
+from tests.models.peers import KNOBS, SMALL, initialise, masked, pack
 
 
 @pytest.mark.parametrize(("name", "published"), [("nano", 3.96e6), ("base", 149e6), ("large", 395e6)])
 def test_parameters_are_those_of_the_model(name, published):
-    model = load_recipe(f"yamls/main/{name}.yaml").model
+    shape = load_recipe(f"yamls/main/{name}.yaml").model.shape
     with torch.device("meta"):
-        network = MaskedLM(model, 10_000.0)
-    assert parameters(model) == sum(parameter.numel() for parameter in network.parameters())
-    assert parameters(model) == pytest.approx(published, rel=0.005)
+        network = ModernBert(shape, KNOBS)
+    assert shape.parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert shape.parameters == pytest.approx(published, rel=0.005)
 
 
 def test_matrix_products_are_those_that_torch_counts_in_a_training_step():
-    model = ModelConfig(**SMALL)
-    network = MaskedLM(model, 10_000.0)
+    shape = Shape(**SMALL)
+    network = ModernBert(shape, KNOBS)
     initialise(network, seed=17)
     input_ids, cu_seqlens = pack(700, 61)
     labels = masked(input_ids)
@@ -40,20 +39,20 @@ def test_matrix_products_are_those_that_torch_counts_in_a_training_step():
         network(input_ids, cu_seqlens, labels=labels).cross_entropy.backward()
     products = (torch.ops.aten.mm, torch.ops.aten.addmm)
     counted = sum(counter.get_flop_counts()["Global"].get(product, 0) for product in products)
-    assert matmul_flops(model, len(input_ids), int((labels >= 0).sum())) == counted
+    assert shape.matmul_flops(len(input_ids), int((labels >= 0).sum())) == counted
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_attention_counts_the_pairs_of_tokens_that_see_each_other(every):
-    model = replace(ModelConfig(**SMALL), global_attn_every_n_layers=every, local_attention=None if every == 1 else 16)
+    shape = replace(Shape(**SMALL), global_attn_every_n_layers=every, local_attention=None if every == 1 else 16)
     lengths = (1, 5, 16, 17, 90)
     pairs = 0
-    for layer in range(model.num_hidden_layers):
+    for layer in range(shape.num_hidden_layers):
         for length in lengths:
             away = (torch.arange(length)[:, None] - torch.arange(length)).abs()
             pairs += int((away <= (8 if layer % every else length)).sum())
     # two products, forward and twice as much back, and a multiplication and an addition at every hidden dimension
-    assert attention_flops(model, lengths) == 2 * 3 * 2 * model.hidden_size * pairs
+    assert shape.attention_flops(lengths) == 2 * 3 * 2 * shape.hidden_size * pairs
 
 
 def test_an_abandoned_stretch_costs_what_it_trains():
@@ -62,7 +61,8 @@ def test_an_abandoned_stretch_costs_what_it_trains():
     plan = compile_plan(rolled_back)
     before, after = cost(plain, compile_plan(plain)), cost(rolled_back, plan)
     tokens = sum(segment.updates * segment.tokens_per_update for segment in plan.abandoned)
-    row = matmul_flops(plain.model, 1024, 0.3 * 1024) + attention_flops(plain.model, [1024])
+    shape = plain.model.shape
+    row = shape.matmul_flops(1024, 0.3 * 1024) + shape.attention_flops([1024])
     assert after.abandoned_flops == pytest.approx(tokens / 1024 * row)
     assert after.flops - before.flops == pytest.approx(after.abandoned_flops)
 
@@ -115,7 +115,7 @@ def test_a_rollback_writes_anew_what_it_abandoned_and_keeps_what_it_names():
 
 def test_a_checkpoint_is_as_large_as_weights_and_optimizer_state():
     recipe = load_recipe("yamls/main/nano.yaml")
-    network = MaskedLM(recipe.model, 10_000.0)
+    network = ModernBert(recipe.model.shape, KNOBS)
     optimizer = StableAdamW(network.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)

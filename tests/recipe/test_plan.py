@@ -58,7 +58,7 @@ def test_warm_up_constant_and_decay_follow_the_published_formula():
 def test_nano_is_the_whole_recipe_in_small():
     plan = plan_of()
     lengths = {segment.stage: segment.row_length for segment in plan.segments}
-    thetas = {segment.stage: segment.rope_theta_global for segment in plan.segments}
+    thetas = {segment.stage: segment.knobs_at(segment.start_token)["rope_theta"] for segment in plan.segments}
     assert list(lengths.values()) == [1024, 8192, 8192]
     assert list(thetas.values()) == [10_000, 160_000, 160_000]
     *rungs, _ = [segment for segment in plan.segments if segment.stage == "pretrain"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.objectives.masked_lm import MaskedLM
 
 STAGES = {"pretrain": 1_719_000_000_000, "extend": 250_000_000_000, "decay": 50_000_000_000}
 LENGTHS = {"pretrain": 1024, "extend": 8192, "decay": 8192}
@@ -37,7 +38,7 @@ def test_stages_have_the_published_tokens_lengths_and_thetas(plan):
         trained = segments[-1].end_token - segments[0].start_token
         assert 0 <= tokens - trained < segments[-1].tokens_per_update
         assert {segment.row_length for segment in segments} == {LENGTHS[stage]}
-        assert {segment.rope_theta_global for segment in segments} == {THETAS[stage]}
+        assert {segment.knobs_at(segment.start_token)["rope_theta"] for segment in segments} == {THETAS[stage]}
 
 
 @pytest.mark.parametrize(
@@ -102,10 +103,14 @@ def test_large_goes_back_once():
 
 
 def test_shared_numbers(recipe):
-    assert (recipe.masking.mlm_probability, recipe.masking.eval_mlm_probability) == (0.3, 0.15)
-    assert (recipe.masking.mask_share, recipe.masking.random_share) == (0.8, 0.1)
+    for stage in recipe.stages:
+        assert recipe.objective_of(stage) == MaskedLM(0.3, eval_mlm_probability=0.15, mask_share=0.8, random_share=0.1)
     assert (recipe.optimizer.betas, recipe.optimizer.eps) == ((0.9, 0.98), 1e-6)
-    assert (recipe.model.vocab_size, recipe.model.local_attention, recipe.model.attn_out_dropout) == (50_368, 128, 0.1)
+    assert (recipe.model.vocab_size, recipe.model.local_attention, recipe.knobs_of("decay")["attn_out_dropout"]) == (
+        50_368,
+        128,
+        0.1,
+    )
 
 
 def test_large_is_grown_from_base():

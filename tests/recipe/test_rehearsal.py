@@ -2,11 +2,15 @@
 
 import pytest
 
-from rotary_foundry import compile_plan, load_recipe
-from rotary_foundry.recipe.plan import plan_in_force
-from rotary_foundry.recipe.rehearsal import NANO, rehearsal
+from rotary_foundry import Recipe, compile_plan, load_recipe
+from rotary_foundry.recipe.plan import compile_stages
+from rotary_foundry.recipe.rehearsal import rehearsal
 from rotary_foundry.recipe.validation import problems
 from rotary_foundry.utils.errors import ConfigurationError
+
+
+def rehearsed(recipe: Recipe, world: int) -> Recipe:
+    return rehearsal(recipe, compile_stages(recipe), world)
 
 
 @pytest.fixture(params=["base", "large", "nano"])
@@ -16,21 +20,21 @@ def recipe(request):
 
 @pytest.mark.parametrize("world", [1, 2, 8])
 def test_it_is_a_recipe_that_so_many_processes_can_run(recipe, world):
-    small = rehearsal(recipe, world)
+    small = rehearsed(recipe, world)
     assert not list(problems(small))
     for segment in compile_plan(small).segments:
         assert segment.rows % world == 0
 
 
 def test_every_segment_is_there_with_all_that_a_plan_says_of_it_but_its_size(recipe):
-    full, small = compile_plan(recipe), compile_plan(rehearsal(recipe, 2))
+    full, small = compile_plan(recipe), compile_plan(rehearsed(recipe, 2))
 
     def told(plan):
         return [
             (
                 segment.stage,
                 segment.row_length,
-                segment.rope_theta_global,
+                segment.knobs_at(segment.start_token)["rope_theta"],
                 segment.mixture,
                 segment.learning_rate.peak,
                 segment.learning_rate.decay_shape,
@@ -46,15 +50,15 @@ def test_every_segment_is_there_with_all_that_a_plan_says_of_it_but_its_size(rec
 
 
 def test_the_rungs_of_the_ramp_keep_their_ratios(recipe):
-    full, small = (plan_in_force(each, []).segments for each in (recipe, rehearsal(recipe, 2)))
+    full, small = (compile_stages(each).segments for each in (recipe, rehearsed(recipe, 2)))
     rungs = [pair for pair in zip(full, small, strict=True) if pair[0].stage == "pretrain"]
     assert {big.rows * rungs[0][1].rows for big, _ in rungs} == {little.rows * rungs[0][0].rows for _, little in rungs}
     assert len({little.updates for _, little in rungs[:-1]}) == 1
 
 
 def test_what_happens_inside_a_segment_happens_in_proportion():
-    full, small = load_recipe("yamls/main/large.yaml"), rehearsal(load_recipe("yamls/main/large.yaml"), 2)
-    plans = [plan_in_force(recipe, []) for recipe in (full, small)]
+    full, small = load_recipe("yamls/main/large.yaml"), rehearsed(load_recipe("yamls/main/large.yaml"), 2)
+    plans = [compile_stages(recipe) for recipe in (full, small)]
     warmed_up = [int(recipe.stages["pretrain"].t_warmup.removesuffix("tok")) for recipe in (full, small)]
     segments = [plan.at(token).segment for plan, token in zip(plans, warmed_up, strict=True)]
     assert segments[0] == segments[1]
@@ -76,13 +80,15 @@ def test_triggers_that_count_updates_are_kept_and_a_plateau_is_not():
 
 
 def test_the_model_is_nanos():
-    nano = load_recipe("yamls/main/nano.yaml").model
-    assert {key: getattr(nano, key) for key in NANO} == NANO
+    nano, base = (load_recipe(f"yamls/main/{name}.yaml").model.shape for name in ("nano", "base"))
+    small = rehearsed(load_recipe("yamls/main/base.yaml"), 2).model.shape
+    assert small == base.rehearsal()
+    assert {key: getattr(small, key) for key in nano.sizes} == {key: getattr(nano, key) for key in nano.sizes}
 
 
 def test_times_in_tokens_that_are_no_whole_updates_stay_within_their_stage():
     recipe = load_recipe("yamls/main/base.yaml", ["stages.decay.t_decay=50_000_000_000tok"])
-    decay = rehearsal(recipe, 2).stages["decay"]
+    decay = rehearsed(recipe, 2).stages["decay"]
     assert decay.t_decay == decay.duration
 
 

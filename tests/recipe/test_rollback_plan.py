@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rotary_foundry import compile_plan, load_recipe
-from rotary_foundry.recipe.plan import Rollback, plan_in_force
+from rotary_foundry.recipe.plan import Rollback, compile_stages
 
 NANO = load_recipe("yamls/main/nano.yaml")
 PLAN = compile_plan(NANO)
@@ -34,7 +34,7 @@ def rollbacks(draw) -> Rollback:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(rollbacks(), max_size=3))
 def test_any_rollbacks_leave_the_clock_and_the_shape_of_every_update_as_they_were(ledger):
-    plan = plan_in_force(NANO, ledger)
+    plan = compile_stages(NANO).after(ledger)
     assert (plan.total_tokens, plan.total_updates, plan.stage_ends) == (
         PLAN.total_tokens,
         PLAN.total_updates,
@@ -45,11 +45,11 @@ def test_any_rollbacks_leave_the_clock_and_the_shape_of_every_update_as_they_wer
         assert before.start_update + before.updates == after.start_update
     for token in STARTS[::7]:
         was, now = PLAN.at(token), plan.at(token)
-        assert (now.update, now.rows, now.row_length, now.rope_theta_global, now.stage) == (
+        assert (now.update, now.rows, now.row_length, now.knobs, now.stage) == (
             was.update,
             was.rows,
             was.row_length,
-            was.rope_theta_global,
+            was.knobs,
             was.stage,
         )
     first = min((entry.to_token for entry in ledger), default=PLAN.total_tokens)
@@ -95,14 +95,14 @@ def test_a_set_rollback_is_in_the_recipes_plan_and_in_force_only_once_it_has_bee
     planned = compile_plan(recipe)
     assert planned.at(450_000).lr == 1e-4
     assert planned.abandoned[0].learning_rate.peak == 1e-3
-    assert plan_in_force(recipe, []) == replace(PLAN)
+    assert compile_stages(recipe) == replace(PLAN)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(rollbacks(), min_size=2, max_size=3))
 def test_rows_that_an_advance_left_behind_are_never_drawn_again(ledger):
     ledger = [replace(entry, data="advance") for entry in ledger]
-    plan = plan_in_force(NANO, ledger)
+    plan = compile_stages(NANO).after(ledger)
     for segment in plan.between(ledger[-1].to_token, plan.total_tokens):
         for gone in abandoned_last(ledger):
             if gone.stage == segment.stage:
@@ -111,4 +111,4 @@ def test_rows_that_an_advance_left_behind_are_never_drawn_again(ledger):
 
 def abandoned_last(ledger):
     """What the last rollback abandons."""
-    return plan_in_force(NANO, ledger[:-1]).between(ledger[-1].to_token, ledger[-1].token)
+    return compile_stages(NANO).after(ledger[:-1]).between(ledger[-1].to_token, ledger[-1].token)

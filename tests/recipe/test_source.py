@@ -11,8 +11,6 @@ from omegaconf import OmegaConf
 from transformers import BertConfig, ModernBertConfig
 
 from rotary_foundry import Recipe, compile_plan, load_recipe
-from rotary_foundry.recipe.cost import parameters
-from rotary_foundry.recipe.schema import ModelConfig
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, mark_complete
 from rotary_foundry.utils.errors import ConfigurationError
 
@@ -54,32 +52,35 @@ def nano(tmp_path) -> Path:
     return write_run(tmp_path / "runs/nano", recipe, *list(compile_plan(recipe).stage_ends.values())[:2])
 
 
-def shape(model: ModelConfig) -> ModelConfig:
-    return replace(model, attn_out_dropout=0.0)
+def theta(recipe: Recipe) -> float:
+    return recipe.knobs_of("continue")["rope_theta"]
 
 
 def test_a_model_of_the_published_size_gives_the_published_shape_and_theta(published):
     recipe, base = load_recipe(CONTINUE, [f"init_from={published}"]), load_recipe(ROOT / "yamls/main/base.yaml")
-    assert recipe.model == base.model
-    assert recipe.stages["continue"].rope_theta == 160_000
+    assert recipe.model.shape == base.model.shape
+    assert recipe.knobs_of("continue") == base.knobs_of("extend")
 
 
 @pytest.mark.parametrize(
-    ("source", "theta"),
+    ("source", "trained_at"),
     [("", 160_000), (f"checkpoints/{PRETRAINED}", 10_000), (f"checkpoints/{EXTENDED}", 160_000)],
 )
-def test_a_run_and_each_of_its_checkpoints_give_their_shape_and_the_theta_they_were_trained_at(nano, source, theta):
+def test_a_run_and_each_of_its_checkpoints_give_their_shape_and_the_theta_they_were_trained_at(
+    nano, source, trained_at
+):
     recipe = load_recipe(CONTINUE, [f"init_from={nano / source}"])
-    assert shape(recipe.model) == shape(load_recipe(NANO).model)
-    assert recipe.stages["continue"].rope_theta == theta
+    assert recipe.model.shape == load_recipe(NANO).model.shape
+    assert theta(recipe) == trained_at
 
 
 def test_what_a_recipe_gives_is_kept_and_the_rest_is_the_sources(nano):
     given = ["model.num_hidden_layers=6", "model.attn_out_dropout=0.25", "model.attn_implementation=sdpa"]
     recipe = load_recipe(CONTINUE, [f"init_from={nano}", *given, "stages.continue.rope_theta=20_000"])
-    model = replace(load_recipe(NANO).model, num_hidden_layers=6, attn_out_dropout=0.25)
-    assert recipe.model == model and recipe.model.attn_implementation == "sdpa"
-    assert recipe.stages["continue"].rope_theta == 20_000
+    assert recipe.model.shape == replace(load_recipe(NANO).model.shape, num_hidden_layers=6)
+    assert recipe.model.attn_implementation == "sdpa"
+    knobs = {"rope_theta": 20_000, "local_rope_theta": 10_000, "attn_out_dropout": 0.25, "mlm_probability": 0.3}
+    assert recipe.knobs_of("continue") == knobs
 
 
 def test_a_recipe_that_gives_all_is_loaded_before_its_source_is_there():
@@ -90,7 +91,7 @@ def test_a_recipe_that_gives_all_is_loaded_before_its_source_is_there():
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ([], "'model.vocab_size' is required and not given; nor is 'init_from', a run, a checkpoint or a"),
+        ([], "'model.family' is required and not given; nor is 'init_from', a run, a checkpoint or a"),
         (["init_from=answerdotai/ModernBERT-base"], "'init_from': answerdotai/ModernBERT-base: no such file or folder"),
         (["init_from=empty"], "'init_from': empty: no complete checkpoint"),
         (["init_from=bert"], "'init_from': bert/config.json: model_type is 'bert'"),
@@ -115,11 +116,11 @@ def test_a_run_that_has_begun_keeps_what_it_began_with_though_its_source_went_on
     newest.rename(nano / "COMPLETE")
     overrides = [f"init_from={nano}"]
     begun = load_recipe(CONTINUE, overrides)
-    assert begun.stages["continue"].rope_theta == 10_000
+    assert theta(begun) == 10_000
     write_run(Path("runs/continue"), begun, compile_plan(begun).total_tokens)
     (nano / "COMPLETE").rename(newest)
     assert load_recipe(CONTINUE, overrides) == begun
-    assert load_recipe(CONTINUE, [*overrides, "run_name=another"]).stages["continue"].rope_theta == 160_000
+    assert theta(load_recipe(CONTINUE, [*overrides, "run_name=another"])) == 160_000
     nano.rename("moved")
     assert load_recipe(CONTINUE, overrides) == load_recipe("runs/continue/recipe.yaml") == begun
     with pytest.raises(ConfigurationError, match="no such file or folder"):
@@ -136,10 +137,11 @@ def plan(*arguments: str) -> str:
 
 def test_the_plan_tells_what_it_begins_with_its_peak_and_another_theta(published):
     said = plan(f"init_from={published}")
-    assert f"{parameters(load_recipe(ROOT / 'yamls/main/base.yaml').model):,} parameters" in said
+    assert f"{load_recipe(ROOT / 'yamls/main/base.yaml').model.shape.parameters:,} parameters" in said
     assert "0 → 3e-4 → 3e-7" in said
     joined = "".join(said.split())  # a long path is folded anywhere
-    assert "ModernBERT-base,trainedlastattheta160,000,onrowsofupto8,192tokens" in joined
-    assert "goesonat" not in joined
+    assert "ModernBERT-base,trainedlastatrope_theta160,000,local_rope_theta10,000,onrowsofupto8,192tokens" in joined
+    assert "beginsat" not in joined
     said = " ".join(plan(f"init_from={published}", "stages.continue.rope_theta=10_000").split())
-    assert "trained last at theta 160,000, on rows of up to 8,192 tokens; goes on at theta 10,000" in said
+    assert "rope_theta 160,000, local_rope_theta 10,000, on rows of up to 8,192 tokens" in said
+    assert "; this run begins at rope_theta 10,000" in said

@@ -3,9 +3,17 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from rotary_foundry import Recipe, compile_plan
 from rotary_foundry.interop.checkpoint_weights import CheckpointWeights
 from rotary_foundry.runs.run_folder import RunFolder, read_lines
+from rotary_foundry.runs.trained_state import find_trained_state
+
+
+def network_of(recipe: Recipe) -> nn.Module:
+    """A recipe's network as its first update has it, not initialised."""
+    return recipe.family.network(recipe.model.shape, compile_plan(recipe).at(0).knobs)
 
 
 def records(run: Path) -> list[dict]:
@@ -23,7 +31,8 @@ def digests(run: Path) -> list[str]:
 
 
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
-    return dict(CheckpointWeights(RunFolder(run).newest_checkpoint().folder))
+    state = find_trained_state(run)
+    return dict(CheckpointWeights(state.checkpoint.folder, state.family))
 
 
 def assert_same_run(run: Path, undisturbed: Path) -> None:

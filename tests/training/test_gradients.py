@@ -16,10 +16,9 @@ from torch._inductor import config as inductor_config
 from rotary_foundry import compile_plan, load_recipe
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.data.loaders import RunData
-from rotary_foundry.models.modernbert.initialisation import initialise
-from rotary_foundry.models.modernbert.network import MaskedLM
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.training.run import Start, build_trainer
+from tests.models.peers import initialise
 from tests.ranks import on_ranks
 
 FIRST_UPDATE = [  # 8 rows, without dropout, whose randomness is the rank's own
@@ -111,7 +110,7 @@ def expected(tiny) -> tuple[float, dict[str, torch.Tensor]]:
     data = RunData(recipe, open_corpus(recipe))
     batch = next(iter(data.train_loader(compile_plan(recipe), 0)))
     assert len(batch["row_tokens"]) == 8
-    network = MaskedLM(recipe.model, recipe.stages["pretrain"].rope_theta)
+    network = recipe.family.network(recipe.model.shape, compile_plan(recipe).at(0).knobs)
     initialise(network, recipe.seed)
     logits = network(batch["input_ids"], batch["cu_seqlens"], batch["row_length"])
     loss = F.cross_entropy(logits, batch["labels"], ignore_index=-100)

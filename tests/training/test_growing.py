@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from rotary_foundry import compile_plan, load_model, load_recipe
 from rotary_foundry.data.corpus import open_corpus
@@ -13,17 +14,16 @@ from rotary_foundry.interop import open_weights
 from rotary_foundry.interop.checkpoint_weights import CheckpointWeights
 from rotary_foundry.interop.export import export_checkpoint
 from rotary_foundry.models.growing import tile_from
-from rotary_foundry.models.modernbert.initialisation import initialise
-from rotary_foundry.models.modernbert.network import MaskedLM
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.training.first_weights import check_init_from, first_weights
 from rotary_foundry.training.sharding import fill, shard
 from rotary_foundry.utils.errors import ConfigurationError
+from tests.models.peers import initialise
 from tests.ranks import on_ranks
 
 from .conftest import TAMPERED_LAUNCH
-from .runs import digests, final_weights
+from .runs import digests, final_weights, network_of
 from .test_runs import command
 
 LARGER = (
@@ -36,20 +36,20 @@ REPLICAS = ("fsdp_config.data_parallel_replicate_degree=2", "fsdp_config.activat
 KILLED_AT = 6  # updates; with a checkpoint
 
 
-def tiled(source: Path, recipe: Recipe) -> MaskedLM:
+def tiled(source: Path, recipe: Recipe) -> nn.Module:
     """The grown model, whole, by the definition."""
-    config, weights = open_weights(source)
-    network = MaskedLM(recipe.model, recipe.stages["pretrain"].rope_theta)
-    network.load_state_dict(tile_from(dict(weights), config, recipe.model))
+    family, shape, weights = open_weights(source)
+    network = network_of(recipe)
+    network.load_state_dict(tile_from(dict(weights), family, shape, recipe.model.shape))
     return network.eval()
 
 
 @torch.no_grad()
-def held_out_loss(network: MaskedLM, recipe: Recipe) -> float:
+def held_out_loss(network: nn.Module, recipe: Recipe) -> float:
     """Over the held-out rows of the first stage, on one process without Composer."""
     data = RunData(recipe, open_corpus(recipe))
     cross_entropy, masked = 0.0, 0
-    for batch in data.eval_loader(recipe.stages["pretrain"].row_length, 2):
+    for batch in data.eval_loader("pretrain"):
         outputs = network.eval()(batch["input_ids"], batch["cu_seqlens"], batch["row_length"], batch["labels"])
         cross_entropy += outputs.cross_entropy.item()
         masked += outputs.tokens
@@ -59,7 +59,7 @@ def held_out_loss(network: MaskedLM, recipe: Recipe) -> float:
 def _fill_on_shards(recipe: Recipe, expected: dict[str, torch.Tensor]) -> None:
     cpu = torch.device("cpu")
     with torch.device("meta"):
-        network = MaskedLM(recipe.model, 1.0)
+        network = network_of(recipe)
     shard(network, recipe, cpu)
     network.to_empty(device=cpu)
     fill(network, first_weights(recipe))
@@ -108,8 +108,9 @@ def test_a_run_on_replicas_goes_on_alone_to_the_same_end(tiny, undisturbed, grow
 
 def test_neither_replicas_nor_recomputation_show_in_a_checkpoint(grown, tmp_path):
     checkpoint = grown / f"checkpoints/ba{KILLED_AT}"
-    plain = MaskedLM(load_recipe(grown / "recipe.yaml").model, 1.0).state_dict().keys()
-    assert CheckpointWeights(checkpoint).keys() == plain
+    recipe = load_recipe(grown / "recipe.yaml")
+    plain = network_of(recipe).state_dict().keys()
+    assert CheckpointWeights(checkpoint, recipe.family).keys() == plain
     command("export", checkpoint, tmp_path / "export")
     assert load_model(tmp_path / "export").state_dict().keys() == plain
 
@@ -122,7 +123,7 @@ def test_a_grown_run_is_evaluated_once_before_its_first_update(tiny, undisturbed
     assert [record["stage"] for record in at_stage_ends] == ["pretrain", "extend", "decay"]
     recipe = load_recipe(tiny.recipe, LARGER)
     assert before["loss"] == pytest.approx(held_out_loss(tiled(undisturbed, recipe), recipe), rel=1e-5)
-    fresh = MaskedLM(recipe.model, recipe.stages["pretrain"].rope_theta)
+    fresh = network_of(recipe)
     initialise(fresh, recipe.seed)
     assert before["loss"] < held_out_loss(fresh, recipe)
 

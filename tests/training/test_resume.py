@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rotary_foundry import compile_plan, load_recipe
-from rotary_foundry.recipe.plan import plan_in_force, set_rollback
+from rotary_foundry.recipe.plan import set_rollback
 from rotary_foundry.runs.changes import changes_of_run, check_changes
+from rotary_foundry.runs.recipes import load_recipe_and_plan
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, mark_complete
 from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 
@@ -16,9 +16,9 @@ NANO = Path(__file__).parents[2] / "yamls/main/nano.yaml"
 @pytest.fixture
 def resume():
     """Resume nano at the end of its second ramp size, under a recipe with some overrides."""
-    recipe = load_recipe(NANO)
-    token = compile_plan(recipe).segments[1].end_token
-    return lambda *overrides: check_changes(recipe, load_recipe(NANO, overrides), [], token)
+    before = load_recipe_and_plan(NANO)
+    token = before[1].segments[1].end_token
+    return lambda *overrides: check_changes(before, load_recipe_and_plan(NANO, overrides), [], token)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,8 @@ def resume():
         "stages.pretrain.device_train_microbatch_size=2",
         "model.attn_implementation=flash",
         "stages.extend.rope_theta=500_000",
+        "stages.extend.mlm_probability={start: 0.3, end: 0.1}",
+        "stages.pretrain.mlm_probability=0.3",
         "stages.decay.mixture={code: 1.0}",
         "stages.pretrain.duration=1_900_000tok",
         "rollback.non_finite={data: advance}",
@@ -44,9 +46,14 @@ def test_what_lies_ahead_or_changes_no_number_may_change(resume, override):
         ("seed=18", "'seed': 17 → 18: every update depends on it"),
         ("model.intermediate_size=256", "'model.intermediate_size': 240 → 256: every update"),
         ("init_from=runs/smaller", "'init_from': None → runs/smaller: every update"),
-        ("masking.mlm_probability=0.2", "'masking.mlm_probability': 0.3 → 0.2: every update"),
+        ("objective.mlm_probability=0.2", "'objective.mlm_probability': 0.3 → 0.2: every update"),
         ("data.shuffle_algo=py1s", "'data.shuffle_algo': py1e → py1s: every update"),
-        ("stages.pretrain.rope_theta=20_000", "'stages.pretrain.rope_theta': 10000.0 → 20000.0 would change the first"),
+        ("stages.pretrain.rope_theta=20_000", "'stages.pretrain.rope_theta': 10000 → 20000 would change the first"),
+        ("stages.pretrain.mlm_probability=0.2", "'stages.pretrain.mlm_probability': None → 0.2 would change the first"),
+        (
+            "stages.pretrain.mlm_probability={start: 0.3, end: 0.1}",
+            "'stages.pretrain.mlm_probability': None → {.*} would change the first",
+        ),
         ("stages.pretrain.lr=2e-3", "'stages.pretrain.lr': 0.001 → 0.002 would change the first"),
         ("stages.pretrain.t_warmup=0tok", "'stages.pretrain.t_warmup': 40_000tok → 0tok would change the first"),
         (
@@ -63,11 +70,11 @@ def test_what_was_run_cannot_change(resume, override, says):
 
 def test_a_set_rollback_that_has_been_made_cannot_change():
     at = "rollback.at={token: 500_000tok, to: 400_000tok, lr: 1e-4}"
-    recipe, changed = load_recipe(NANO, [at]), load_recipe(NANO, [at, "rollback.at.lr=1e-5"])
-    made = set_rollback(recipe, plan_in_force(recipe, []))
-    assert check_changes(recipe, changed, [], made.to_token)
+    before, changed = load_recipe_and_plan(NANO, [at]), load_recipe_and_plan(NANO, [at, "rollback.at.lr=1e-5"])
+    made = set_rollback(*before)
+    assert check_changes(before, changed, [], made.to_token)
     with pytest.raises(ConfigurationError, match=r"'rollback\.at\.lr': 0\.0001 → 1e-05: that rollback has been made"):
-        check_changes(recipe, changed, [made], made.to_token)
+        check_changes(before, changed, [made], made.to_token)
 
 
 def test_a_set_rollback_cannot_be_added_behind_the_run(resume):
@@ -82,6 +89,6 @@ def test_a_node_that_has_only_its_own_parts_of_a_checkpoint_leaves_it_to_the_sto
     checkpoint.mkdir(parents=True)
     (checkpoint / "__0_0.distcp").touch()
     mark_complete(CompleteCheckpoint(checkpoint, 100, 100_000, 0, {}, {"__0_0.distcp": 0, "__8_0.distcp": 0}))
-    assert changes_of_run(folder, load_recipe(NANO, ["save_folder=s3://bucket/runs"])) == []
+    assert changes_of_run(folder, *load_recipe_and_plan(NANO, ["save_folder=s3://bucket/runs"])) == []
     with pytest.raises(FoundryError, match="none of them complete"):
-        changes_of_run(folder, load_recipe(NANO))
+        changes_of_run(folder, *load_recipe_and_plan(NANO))

@@ -5,15 +5,17 @@ from datetime import timedelta
 
 import pytest
 import torch
+from torch import nn
 
 from rotary_foundry import load_recipe
-from rotary_foundry.models.modernbert.network import MaskedLM
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.recipe.schema import FSDPConfig
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.sharding import fill, shard
 from rotary_foundry.utils.errors import ConfigurationError
 from tests.ranks import on_ranks
+
+from .runs import network_of
 
 WIDE = ["model.hidden_size=512", "model.num_attention_heads=8", "model.intermediate_size=2048"]
 
@@ -26,10 +28,10 @@ def _peak_below_the_whole(recipe: Recipe, small: Recipe) -> None:
     assert _peak() - before < 0.4 * whole, f"{_peak() - before:,} bytes of {whole:,}"
 
 
-def _filled(recipe: Recipe) -> MaskedLM:
+def _filled(recipe: Recipe) -> nn.Module:
     cpu = torch.device("cpu")
     with torch.device("meta"):
-        network = MaskedLM(recipe.model, 1.0)
+        network = network_of(recipe)
     shard(network, recipe, cpu)
     network.to_empty(device=cpu)
     fill(network, first_weights(recipe))
@@ -47,7 +49,7 @@ def test_no_rank_ever_holds_the_whole_network(tmp_path):
 
 def _waits_as_long_as_the_recipe_says(recipe: Recipe) -> None:
     cpu = torch.device("cpu")
-    shard(network := MaskedLM(recipe.model, 1.0), recipe, cpu)
+    shard(network := network_of(recipe), recipe, cpu)
     mesh = next(network.parameters()).device_mesh
     timeouts = [group._get_backend(cpu).options._timeout for group in mesh.get_all_groups()]
     assert timeouts == [timedelta(seconds=recipe.dist_timeout)] * mesh.ndim

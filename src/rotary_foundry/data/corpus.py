@@ -80,7 +80,7 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
         try:
             shards = json.loads(index.read_text(encoding="utf-8"))["shards"]
             listed = sum(shard["samples"] for shard in shards)
-            columns = {name for shard in shards for name in shard["column_names"]}
+            columns = {name for shard in shards for name in shard.get("column_names", ())}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{index}: cannot be read: {error}; {_remedy(recipe)}") from None
         if listed != manifest.rows:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from rotary_foundry.models.family import Family, Knob, Shape, families, find_family
 from rotary_foundry.objectives.objective import OBJECTIVES, Metric, Objective
@@ -215,6 +215,14 @@ class Recipe:
         default = {name: getattr(self.model, name, None) for name in self.family.knobs}
         default |= {name: getattr(objective, name) for name in objective.knobs}
         return {name: default[name] if value is None else value for name, value in given.items()}
+
+    def __reduce__(self) -> tuple:
+        """Pickle by content: the class is made by `schema_of`, and a name for it is in no module."""
+        return _from_yaml, (self.model.family, OmegaConf.to_yaml(OmegaConf.structured(self)))
+
+
+def _from_yaml(family: str, content: str) -> Recipe:
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema_of(family)), OmegaConf.create(content)))
 
 
 def knob_names(family: Family) -> list[str]:

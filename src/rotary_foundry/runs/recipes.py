@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -72,38 +73,38 @@ def fill_from_source(config: DictConfig) -> None:
     omitted = {f"model.{key}" for key in keys}
     if OmegaConf.missing_keys(config) - omitted:
         return  # what else is missing is reported first
-    knobs = [knob for knob in family.knobs_of_weights() if config.model[knob] is None]
-    stages = [(name, knob) for name in config.stages for knob in knobs if config.stages[name][knob] is None]
-    if not keys and not stages:
-        _check_given(config, family)
-        return
+    knobs = [
+        knob
+        for knob in family.knobs_of_weights()
+        if config.model[knob] is None and any(stage[knob] is None for stage in config.stages.values())
+    ]
+    if keys or knobs:
+        values = _values_of_source(config, family, [*keys, *knobs])
+        for key in (*keys, *knobs):
+            config.model[key] = values[key]
+    for knob in family.knobs.keys() - set(family.knobs_of_weights()):  # of which trained weights say nothing
+        if config.model[knob] is None and any(stage[knob] is None for stage in config.stages.values()):
+            raise ConfigurationError(f"'model.{knob}' is required and not given")
+
+
+def _values_of_source(config: DictConfig, family: Family, keys: list[str]) -> dict[str, Any]:
+    """Return the shape and the weights' knobs of the model at `init_from`, as the run that has begun took them."""
     if config.init_from is None:
-        first = f"model.{keys[0]}" if keys else "stages.{}.{}".format(*stages[0])
+        first = f"model.{keys[0]}"
+        if keys[0] in family.knobs:
+            stage = next(name for name, stage in config.stages.items() if stage[keys[0]] is None)
+            first = f"stages.{stage}.{keys[0]}"
         raise ConfigurationError(f"'{first}' is required and not given; {NO_SOURCE}")
     begun = _begun(config.init_from, config.run_name, config.runs_folder)
-    if begun is not None:
-        shape, last = begun.model.shape, list(begun.stages)[-1]
-        values = {name: begun.knobs_of(name if name in begun.stages else last) for name in config.stages}
-    else:
-        source = _source(config.init_from)
-        if source.family is not family:
-            raise ConfigurationError(
-                f"'model.family': {family.name}, but the model at 'init_from' is a {source.family.name}; its weights "
-                "cannot be used"
-            )
-        shape, values = source.shape, dict.fromkeys(config.stages, source.knobs)
-    for key in keys:
-        config.model[key] = getattr(shape, key)
-    for name, knob in stages:
-        config.stages[name][knob] = values[name][knob]
-    _check_given(config, family)
-
-
-def _check_given(config: DictConfig, family: Family) -> None:
-    """Refuse a knob that neither the model nor some stage gives; trained weights say nothing of these."""
-    for knob in family.knobs.keys() - set(family.knobs_of_weights()):
-        if config.model[knob] is None and any(config.stages[name][knob] is None for name in config.stages):
-            raise ConfigurationError(f"'model.{knob}' is required and not given")
+    if begun is not None and all(getattr(begun.model, key) is not None for key in keys):
+        return vars(begun.model)
+    source = _source(config.init_from)
+    if source.family is not family:
+        raise ConfigurationError(
+            f"'model.family': {family.name}, but the model at 'init_from' is a {source.family.name}, whose weights it "
+            "cannot use"
+        )
+    return vars(source.shape) | source.knobs
 
 
 def _family_name(family: str | None, init_from: str | None, run_name: str | None, runs_folder: str | None) -> str:
