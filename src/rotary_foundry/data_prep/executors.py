@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-import datatrove.executor.ray
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.ray import RankWorker
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
+from rotary_foundry.compat.datatrove import run_task, set_ray_worker
 from rotary_foundry.data_prep.work import Work
 from rotary_foundry.utils.allocator import give_back_freed_memory
 from rotary_foundry.utils.errors import ConfigurationError, DataError
@@ -47,13 +47,13 @@ class LocalExecutor(LocalPipelineExecutor):
             pipeline = self.pipeline
             for rank in ranks:
                 self.pipeline = deepcopy(pipeline)
-                self._run_for_rank(rank)
+                _run_task(self, rank)
             return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["rotary_foundry.data_prep.stages"])  # a second's imports, once for all
         pool = ProcessPoolExecutor(self.workers, context, initializer=_start, initargs=(_threads(self.workers),))
         try:
-            for future in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
+            for future in as_completed([pool.submit(_run_task, self, rank) for rank in ranks]):
                 future.result()
         except BrokenProcessPool:
             raise DataError(
@@ -63,12 +63,13 @@ class LocalExecutor(LocalPipelineExecutor):
         finally:
             pool.shutdown(cancel_futures=True)  # what runs is awaited; after an error nothing more is begun
 
-    def _run_for_rank(self, *arguments, **keywords):
-        logger.disable("datatrove")
-        try:
-            return super()._run_for_rank(*arguments, **keywords)
-        finally:
-            give_back_freed_memory()
+
+def _run_task(executor: LocalExecutor, rank: int) -> None:
+    logger.disable("datatrove")
+    try:
+        run_task(executor, rank)
+    finally:
+        give_back_freed_memory()
 
 
 class RayWorker(RankWorker):
@@ -85,7 +86,7 @@ class RayWorker(RankWorker):
         errors = []
         for rank in ranks:
             try:
-                executor_ref._run_for_rank(rank, node_rank=node_idx if executor_ref.nodes_per_task > 1 else -1)
+                run_task(executor_ref, rank, node_idx if executor_ref.nodes_per_task > 1 else -1)
             except Exception as error:  # raised when all have had their turn
                 errors.append(error)
             give_back_freed_memory()
@@ -93,7 +94,7 @@ class RayWorker(RankWorker):
             raise errors[0]
 
 
-datatrove.executor.ray.RankWorker = RayWorker  # it knows no other way to be given one
+set_ray_worker(RayWorker)
 
 
 def _threads(workers: int) -> int:

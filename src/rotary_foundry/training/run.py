@@ -1,6 +1,5 @@
 """A training run, from a recipe to its last checkpoint, in the order in which things happen."""
 
-import atexit
 import gc
 import json
 import os
@@ -16,7 +15,6 @@ from composer import Trainer
 from composer.core import Evaluator, Event, State
 from composer.utils import dist
 from omegaconf import OmegaConf
-from torch.distributed.checkpoint import state_dict
 
 from rotary_foundry.algorithms.microbatch_seed import MicrobatchSeed
 from rotary_foundry.algorithms.segment_switch import SegmentSwitch
@@ -33,6 +31,8 @@ from rotary_foundry.callbacks.run_records import RunRecords
 from rotary_foundry.callbacks.step_time import StepTime
 from rotary_foundry.callbacks.straggling_rank import StragglingRank
 from rotary_foundry.callbacks.throughput import Throughput
+from rotary_foundry.compat.composer import forget_exit_hook
+from rotary_foundry.compat.torch import forget_parameter_names
 from rotary_foundry.data.corpus import TokenizerFacts, check_same_rows, keep_rows
 from rotary_foundry.data.loaders import RunData, data_spec
 from rotary_foundry.data.same_tokenizer import keep_tokenizer
@@ -160,7 +160,8 @@ def _fit(
         trainer.fit()
     except (RollbackDue, StopRequested) as outcome:  # on every rank alike
         trainer.close()
-        _let_go_of(trainer)
+        forget_exit_hook(trainer)
+        forget_parameter_names()
         if isinstance(outcome, StopRequested):
             raise
         return RollbackDue(outcome.trouble, outcome.token)  # a new one: the old one's traceback holds the Trainer
@@ -169,13 +170,6 @@ def _fit(
         raise
     trainer.close()
     return None
-
-
-def _let_go_of(trainer: Trainer) -> None:
-    """Undo what keeps a closed Trainer's model and optimizer in memory: Composer's exit hook, a cache of torch's."""
-    atexit.unregister(trainer.engine._close)
-    if hasattr(state_dict._get_fqns, "cache_clear"):  # up to torch 2.11
-        state_dict._get_fqns.cache_clear()
 
 
 def build_trainer(
