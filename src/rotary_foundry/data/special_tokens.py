@@ -9,10 +9,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from rotary_foundry.data.rows import FRAME
 from rotary_foundry.utils.errors import DataError
 
 CONFIG = "tokenizer_config.json"
-NEEDED = ("cls_token", "sep_token", "pad_token", "mask_token")  # by rows, by the export, and by masking
+NEEDED = (*FRAME.before, *FRAME.after, "pad_token", "mask_token")  # by rows, by the export, and by masking
 ROLES = ("unk_token", *NEEDED)  # a byte-level tokenizer knows every text and may do without the first
 VOCABULARY_MULTIPLE = 64  # what the matrix units want of a model's vocabulary
 

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from rotary_foundry.data.rows import FRAME
 from rotary_foundry.data.special_tokens import padded, special_ids
 from rotary_foundry.data_prep.words import words_of
 from rotary_foundry.utils.errors import DataError
@@ -40,8 +41,7 @@ class CorpusTokenizer:
     def __init__(self, directory: Path) -> None:
         self.tokenizer = open_tokenizer(directory)
         self._encoder = Encoder(self.tokenizer)
-        ids = special_ids(directory, self.tokenizer)
-        self.cls_id, self.sep_id = ids["cls_token"], ids["sep_token"]
+        self.frame = FRAME.ids(special_ids(directory, self.tokenizer))
         largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values())
         self.vocab_size = padded(largest + 1)  # that of a model for it
 

@@ -31,7 +31,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from rotary_foundry.data.rows import fingerprint
-from rotary_foundry.data_prep import executors, readers, stores
+from rotary_foundry.data_prep import readers, stage_runs, stores
 from rotary_foundry.data_prep.corpus_config import CorpusConfig
 from rotary_foundry.data_prep.stages import stages_of
 from rotary_foundry.data_prep.statistics import FILE, Statistics
@@ -79,7 +79,7 @@ def prepare(config: CorpusConfig) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             work = open_work(config, folder, made_of)
-            done = executors.run(stages_of(work, made_of), work)
+            done = stage_runs.run(stages_of(work, made_of), work)
         if done:
             shutil.rmtree(folder)
     except OSError as error:

@@ -82,7 +82,7 @@ class _Shards:
     ) -> None:
         self.row_length = row_length
         self.keep_all = split == "validation"
-        self._packer = Packer(row_length, tokenizer.cls_id, tokenizer.sep_id, work.config.stride)
+        self._packer = Packer(row_length, tokenizer.frame, work.config.stride)
         name, out = f"{source}/{row_length}/{split}/{number:05d}", work.config.out
         self._folder = work.whole / name
         self._remote = f"{out}/{name}" if stores.is_remote(out) else None

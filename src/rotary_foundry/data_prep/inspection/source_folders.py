@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rotary_foundry.data.rows import MANIFEST, fingerprint
+from rotary_foundry.data.rows import MANIFEST, Frame, content, fingerprint
 from rotary_foundry.data_prep.encoding import open_tokenizer
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import one_line
@@ -141,12 +141,12 @@ class Texts:
         self.fingerprint = fingerprint(folder)
         self._tokenizer = open_tokenizer(folder)
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.first_and_last = tuple(self._tokenizer.encode("").ids)  # [CLS] and [SEP], however they are spelled
+        self.frame = Frame.of(self._tokenizer)
 
     def decode(self, documents: Sequence[NDArray[np.integer]]) -> list[str]:
-        """The texts of documents with their [CLS] and [SEP], each `[tokens]`. A piece may begin within a character."""
+        """The texts of documents in their frames, each `[tokens]`. A piece may begin within a character."""
         return self._tokenizer.decode_batch(
-            [document[1:-1].tolist() for document in documents], skip_special_tokens=False
+            [content(document).tolist() for document in documents], skip_special_tokens=False
         )
 
 
