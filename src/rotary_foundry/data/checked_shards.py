@@ -48,8 +48,8 @@ from rotary_foundry.compat.streaming import (
 )
 from rotary_foundry.data.damage import damage_of
 from rotary_foundry.data.rows import SHARD_HASH, lies_inside
-from rotary_foundry.runs.checkpoint_store import is_fault
 from rotary_foundry.utils.errors import DataError, Fault
+from rotary_foundry.utils.object_store import is_fault
 from rotary_foundry.utils.wording import one_line
 
 STALL_SECONDS = 60.0  # after which, and each time again, a shard that is waited for is named

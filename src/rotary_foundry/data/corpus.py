@@ -29,8 +29,8 @@ from rotary_foundry.data.special_tokens import padded, special_ids
 from rotary_foundry.objectives.masked_lm import Masking
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import TOKENIZER_FILES, write_whole
-from rotary_foundry.utils.errors import DataError, Fault
-from rotary_foundry.utils.wording import one_line
+from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.object_store import fetch
 
 CACHE_LOCK = ".in_use"  # and the name of the machine
 _locks: dict[Path, TextIO] = {}  # caches that this process has locked, until it ends
@@ -207,15 +207,8 @@ def _fetched(recipe: Recipe, name: str) -> Path:
     local = Path(recipe.data.local) / name
     if recipe.data.remote is None or local.exists():
         return local
-    from streaming.base.storage.download import CloudDownloader  # slow to import, and seldom needed
-
     remote = f"{recipe.data.remote.rstrip('/')}/{name}"
     arriving = local.with_name(f"{local.name}.{socket.gethostname()}.{os.getpid()}")  # ranks fetch side by side
-    try:
-        CloudDownloader.direct_download(remote, str(arriving))
-    except Exception as error:  # each store has errors of its own
-        from rotary_foundry.runs.checkpoint_store import is_fault
-
-        raise (Fault if is_fault(error) else DataError)(f"{remote}: cannot be fetched: {one_line(error)}") from error
+    fetch(remote, arriving)
     arriving.replace(local)
     return local

@@ -20,10 +20,10 @@ from composer.core import State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from rotary_foundry.callbacks.checkpoint_rollback import RollbackDue
 from rotary_foundry.compat.composer import OpenWandBLogger
 from rotary_foundry.loggers.metric_keys import X_AXIS
 from rotary_foundry.runs.run_folder import CompleteCheckpoint
+from rotary_foundry.runs.trouble import RollbackDue
 from rotary_foundry.utils.errors import StopRequested
 from rotary_foundry.utils.redaction import redacted_arguments
 

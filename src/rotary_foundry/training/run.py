@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from rotary_foundry.algorithms.microbatch_seed import MicrobatchSeed
 from rotary_foundry.algorithms.segment_switch import SegmentSwitch
-from rotary_foundry.callbacks.checkpoint_rollback import CheckpointRollback, RollbackDue
+from rotary_foundry.callbacks.checkpoint_rollback import CheckpointRollback
 from rotary_foundry.callbacks.checkpoint_saver import NOT_LOADED, CompleteCheckpointSaver
 from rotary_foundry.callbacks.first_update import FirstUpdate
 from rotary_foundry.callbacks.graceful_stop import GracefulStop
@@ -50,6 +50,7 @@ from rotary_foundry.runs.changes import changes_of_run, without_secrets
 from rotary_foundry.runs.checkpoint_store import CheckpointStore, open_store
 from rotary_foundry.runs.environment import environment
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, write_whole
+from rotary_foundry.runs.trouble import RollbackDue
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.loggers import loggers
 from rotary_foundry.training.ranks import on_each_node, on_rank_zero, watching
