@@ -31,6 +31,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from rotary_foundry.data.rows import fingerprint
+from rotary_foundry.data.special_tokens import ROLES_FILE
 from rotary_foundry.data_prep import readers, stage_runs
 from rotary_foundry.data_prep.corpus_config import CorpusConfig
 from rotary_foundry.data_prep.stages import stages_of
@@ -108,7 +109,7 @@ def settings(config: CorpusConfig) -> dict:
 
 def _of_tokenizer(path: Path) -> dict[str, str]:
     """A fingerprint of the tokenizer, and one of the roles of its special tokens."""
-    config = path / "tokenizer_config.json"
+    config = path / ROLES_FILE
     roles = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     named = {role: token for role, token in roles.items() if role.endswith("_token")}
     return {

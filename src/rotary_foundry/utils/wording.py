@@ -1,5 +1,7 @@
 """Numbers and errors as people read them, in one way wherever something is printed or drawn."""
 
+WIDTH = 100  # columns of a printed table: no figure is cut off, and a narrower terminal breaks the lines itself
+
 
 def count(value: float) -> str:
     """A number of tokens or rows with its unit, in up to four digits: 1.5 M."""
