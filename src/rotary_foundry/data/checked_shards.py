@@ -14,7 +14,7 @@ therefore a file, by its inode and time, and not a shard: a file that took its p
 
 Several runs may read one finished corpus at a time, each of which decompresses what it needs: every process writes
 under a name of its own and renames, and what it replaces has the same content. The cache of a remote is one run's
-alone (`shards.open_corpus` sees to it).
+alone (`corpus.open_corpus` sees to it).
 
 Shards without hashes are refused. `data_prep` has always written them, so only shards of another maker lack them.
 """
@@ -154,7 +154,7 @@ class CheckedShards(OpenStreamingDataset):
         except ValueError as error:  # the cache limit, or another data set on the same cache
             raise DataError(f"{streams[0].local}: {one_line(error)}") from error
         # Streaming makes room for a shard and forgets it until it has come, so that all that fetch at a time go beyond
-        # the limit together; `_room` is in its place
+        # the limit together; `_reserved` is in its place
         self._limit, self.cache_limit = self.cache_limit, None
         if self._limit:
             least = sum(map(CheckedStream.get_index_size, streams)) + 4 * self.max_shard_size_across_all_streams
@@ -173,7 +173,7 @@ class CheckedShards(OpenStreamingDataset):
         if not blocking and shard_id in self._left_to_reader:
             return
         try:
-            with self._room(shard_id, blocking) as is_to_be_fetched:
+            with self._reserved(shard_id, blocking) as is_to_be_fetched:
                 if is_to_be_fetched:
                     super().prepare_shard(shard_id, blocking)
         except (DataError, Fault) as error:
@@ -184,7 +184,7 @@ class CheckedShards(OpenStreamingDataset):
             log.warning(f"{error} (whoever reads a row of it will try again)")
 
     @contextmanager
-    def _room(self, shard_id: int, blocking: bool) -> Iterator[bool]:
+    def _reserved(self, shard_id: int, blocking: bool) -> Iterator[bool]:
         """Keep room within the limit for a shard; those read longest ago make way for it.
 
         False if it is here, or on its way and not to be waited for. That is found out under the same lock as room is

@@ -1,4 +1,4 @@
-"""Whether a machine has room for what a recipe puts there: /dev/shm, the runs, the shards, the order of their rows.
+"""Whether a machine has space for what a recipe puts there: /dev/shm, the runs, the shards, the order of their rows.
 
 What the loaders put into /dev/shm:
 
