@@ -55,7 +55,7 @@ def of_a_nano_run() -> dict[str, Spent]:
     spent["clock and plan"].on(SegmentSwitch, "apply")
     spent["masking"].on(Masking, "apply")
     spent["masking"].on(loaders, "row_generator")
-    spent["checkpoints"].on(CompleteCheckpointSaver, "_save_checkpoint")
+    spent["checkpoints"].on(CompleteCheckpointSaver, "write")
     spent["the run"].on(run.Trainer, "fit")
     with tempfile.TemporaryDirectory() as folder:
         recipe = load_recipe(NANO, [f"runs_folder={folder}", "progress_bar=false"])

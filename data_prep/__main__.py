@@ -1,4 +1,4 @@
-"""The door `python data_prep CONFIG [key=value …]`: a data YAML to packed shards.
+"""Prepare packed shards from a data YAML: `python data_prep CONFIG [key=value …]`.
 
 This folder is first on sys.path, so it holds nothing that could be imported in a library's place.
 """

@@ -1,4 +1,4 @@
-"""The door that `composer launch RECIPE [key=value …]` opens, once in every process.
+"""The script that `composer launch RECIPE [key=value …]` starts, once in every process.
 
 A wrong recipe, an indivisible batch or foreign shards are refused here, before torch is imported and before a process
 group is made; one rank says so, not all.

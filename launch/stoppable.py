@@ -11,7 +11,7 @@ worker dies, and with it its rank.
 
 So both signals are blocked before anything is started, and all that is started inherits that. A thread waits for one of
 them here and asks each rank once, by SIGUSR1; a rank lets that in as soon as it can act on it. What comes earlier waits
-in the kernel: nothing is lost in the start. A run under this door is ended at once by SIGKILL, and by Ctrl-C as ever.
+in the kernel: nothing is lost in the start. SIGKILL ends such a run at once, and Ctrl-C does as ever.
 
 What the launcher says is kept until the end, and left out if the status shows that the run itself has said why it
 ended: so the cause of a failure stands last. What its first rank prints does not pass through here.

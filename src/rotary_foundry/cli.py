@@ -1,4 +1,4 @@
-"""The console script `rotary-foundry`. Each subcommand imports its room when it is called, and not before."""
+"""The console script `rotary-foundry`. Each subcommand imports its modules when it is called, and not before."""
 
 import json
 import sys

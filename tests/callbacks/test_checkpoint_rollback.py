@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rotary_foundry.callbacks.checkpoint_rollback import CheckpointRollback, RollbackDue
+from rotary_foundry.callbacks.checkpoint_rollback import CheckpointRollback
 from rotary_foundry.callbacks.loss_watch import LossWatch
 from rotary_foundry.optim.stable_adamw import StableAdamW
 from rotary_foundry.recipe.schema import RollbackConfig
+from rotary_foundry.runs.trouble import RollbackDue
 
 
 def after_a_step(gradient: float) -> SimpleNamespace:

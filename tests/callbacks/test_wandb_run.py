@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import pytest
 import wandb
 
-from rotary_foundry.callbacks.checkpoint_rollback import RollbackDue
-from rotary_foundry.callbacks.loss_watch import Trouble
 from rotary_foundry.loggers.wandb_run import WandBRun
+from rotary_foundry.runs.trouble import RollbackDue, Trouble
 from rotary_foundry.utils.errors import FoundryError, StopRequested
 from tests.wandb_file import Recorded, read_back
 

@@ -190,14 +190,14 @@ def test_a_shard_that_was_removed_and_fetched_again_is_hashed_again(corpus, tmp_
     list(map(rows.__getitem__, range(EPOCH)))
     spoiled = cache / f"code/{ROW_LENGTH}/train/shard.00000.mds"
     rows.evict_shard(0)
-    decompress = checked_shards.CheckedStream._decompress_shard_part
+    decompress = checked_shards.CheckedStream.decompress
 
     def and_spoil(self, zip_info, zip_filename, raw_filename, compression):
         decompress(self, zip_info, zip_filename, raw_filename, compression)
         monkeypatch.undo()
         flip_a_byte(Path(raw_filename))
 
-    monkeypatch.setattr(checked_shards.CheckedStream, "_decompress_shard_part", and_spoil)
+    monkeypatch.setattr(checked_shards.CheckedStream, "decompress", and_spoil)
     rows.prepare_shard(0)  # and not what was written arrives on this disk
     damaged = spoiled.read_bytes()
     assert rows[0]["tokens"].tolist() == stream(corpus)[0]["tokens"].tolist()

@@ -12,9 +12,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rotary_foundry.data import packing
 from rotary_foundry.data.packing import BUFFER, Packer, gives_up_last
-from rotary_foundry.data.rows import Row, encode_row, token_dtype
+from rotary_foundry.data.rows import Frame, Row, encode_row, token_dtype
 
 CLS, SEP = 1, 2
+FRAME = Frame((CLS,), (SEP,))
 
 
 def numbered(lengths):
@@ -22,10 +23,10 @@ def numbered(lengths):
     return np.arange(10, 10 + sum(lengths), dtype=np.uint32), np.array(lengths, int), 5 + 3 * np.arange(len(lengths))
 
 
-def packed(lengths, row_length, stride=0, buffer=BUFFER, calls=()) -> list[Row]:
+def packed(lengths, row_length, stride=0, buffer=BUFFER, calls=(), frame=FRAME) -> list[Row]:
     """The rows of numbered documents, `calls` being where one call of `add` ends and the next one begins."""
     tokens, lengths, numbers = numbered(lengths)
-    packer = Packer(row_length, CLS, SEP, stride, buffer)
+    packer = Packer(row_length, frame, stride, buffer)
     parts = zip(
         np.split(tokens, np.cumsum([0, *lengths])[list(calls)]),
         np.split(lengths, calls),
@@ -35,30 +36,33 @@ def packed(lengths, row_length, stride=0, buffer=BUFFER, calls=()) -> list[Row]:
     return [row for part in parts for row in packer.add(*part)] + list(packer.finish())
 
 
-def pieces_of(rows) -> dict[int, list[np.ndarray]]:
+def pieces_of(rows, frame=FRAME) -> dict[int, list[np.ndarray]]:
     """The content of each document's pieces, in the order in which they left."""
     pieces = defaultdict(list)
     for row in rows:
         for piece, number in zip(np.split(row.tokens, np.cumsum(row.lengths)[:-1]), row.documents, strict=True):
-            assert (piece[0], piece[-1]) == (CLS, SEP)
-            assert len(piece) > 2
-            pieces[int(number)].append(piece[1:-1])
+            assert len(piece) > frame.slots
+            before, inner, after = np.split(piece, [len(frame.before), len(piece) - len(frame.after)])
+            assert (*before,) == frame.before and (*after,) == frame.after
+            pieces[int(number)].append(inner)
     return pieces
 
 
 SMALL = {"lengths": st.lists(st.integers(0, 60), max_size=60), "row_length": st.integers(3, 40)}
+FRAMES = {"frame": st.sampled_from([FRAME, Frame((), ()), Frame((CLS,), ()), Frame((CLS, 3), (SEP,))])}
 BUFFERS = {"buffer": st.integers(1, 20), "buffer_tokens": st.integers(1, 300)}
 
 
-@given(**SMALL, **BUFFERS)
-def test_no_token_is_lost_reordered_or_shared_between_documents(lengths, row_length, buffer, buffer_tokens):
+@given(**SMALL, **BUFFERS, **FRAMES)
+def test_no_token_is_lost_reordered_or_shared_between_documents(lengths, row_length, buffer, buffer_tokens, frame):
+    row_length += max(0, frame.slots - FRAME.slots)
     with mock.patch.object(packing, "BUFFER_TOKENS", buffer_tokens):
-        rows = packed(lengths, row_length, buffer=buffer)
+        rows = packed(lengths, row_length, buffer=buffer, frame=frame)
     assert all(0 < len(row.tokens) == row.lengths.sum() <= row_length for row in rows)
-    assert all(len(row.tokens) >= row_length - 2 for row in rows[:-1])
+    assert all(len(row.tokens) >= row_length - frame.slots for row in rows[:-1])
     tokens, lengths, numbers = numbered(lengths)
     documents = zip(numbers, np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else [], strict=True)
-    joined = {number: np.concatenate(pieces).tolist() for number, pieces in pieces_of(rows).items()}
+    joined = {number: np.concatenate(pieces).tolist() for number, pieces in pieces_of(rows, frame).items()}
     assert joined == {number: document.tolist() for number, document in documents if len(document)}
 
 
@@ -147,7 +151,7 @@ def test_documents_of_natural_lengths_are_hardly_ever_cut_where_a_row_could_hold
 
 def test_memory_does_not_grow_with_the_corpus():
     def peak(calls):
-        packer = Packer(8192, CLS, SEP)
+        packer = Packer(8192, FRAME)
         lengths = np.full(250, 4000)
         tracemalloc.start()
         for call in range(calls):
@@ -163,14 +167,14 @@ def test_memory_does_not_grow_with_the_corpus():
 @pytest.mark.parametrize(("row_length", "stride"), [(2, 0), (12, 10), (12, -1)])
 def test_rows_that_cannot_go_forward_are_refused(row_length, stride):
     with pytest.raises(
-        ValueError, match=f"rows of {row_length} tokens want a stride of 0 to {row_length - 3}: {stride}"
+        ValueError, match=f"rows of {row_length} tokens take a stride of 0 to {row_length - 3}, not {stride}"
     ):
-        Packer(row_length, CLS, SEP, stride)
+        Packer(row_length, FRAME, stride)
 
 
 def test_lengths_that_are_not_those_of_the_tokens_are_refused():
     with pytest.raises(ValueError, match="10 tokens, but documents of 9"):
-        list(Packer(12, CLS, SEP).add(np.zeros(10, dtype=np.uint32), np.array([4, 5]), np.arange(2)))
+        list(Packer(12, FRAME).add(np.zeros(10, dtype=np.uint32), np.array([4, 5]), np.arange(2)))
 
 
 @pytest.mark.parametrize(

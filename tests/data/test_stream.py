@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from rotary_foundry import load_recipe
 from rotary_foundry.data.packing import Packer
-from rotary_foundry.data.rows import SHARD_HASH, columns, encode_row
+from rotary_foundry.data.rows import SHARD_HASH, Frame, columns, encode_row
 from rotary_foundry.data.stream import Draw, TrainingStream, whole_updates
 
 from .conftest import REPOSITORY, ROW_LENGTH, ROWS
@@ -85,7 +85,7 @@ def test_base_draws_the_share_of_tokens_that_its_last_stage_asks_for_within_a_hu
     generator = np.random.default_rng(0)
     for source, documents in {"web": 12_000, "code": 6000, "papers": 2000}.items():
         lengths = np.exp(generator.normal(3, 1, documents)).clip(3, 256).astype(int)
-        packer = Packer(256, 1, 2)
+        packer = Packer(256, Frame((1,), (2,)))
         packed = [*packer.add(np.full(lengths.sum(), 5), lengths, np.arange(documents)), *packer.finish()]
         out = str(tmp_path / f"{source}/256/train")
         with MDSWriter(

@@ -1,4 +1,4 @@
-"""The same stages by several processes here, by Ray for real, and by Slurm up to its door."""
+"""The same stages by several processes here, by Ray for real, and by Slurm up to the call of sbatch."""
 
 import os
 import signal

@@ -6,9 +6,9 @@ import pytest
 
 from rotary_foundry.data_prep import duplicates
 from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer
-from rotary_foundry.data_prep.executors import Stage
 from rotary_foundry.data_prep.pipeline import open_work, settings
 from rotary_foundry.data_prep.readers import SourceConfig
+from rotary_foundry.data_prep.stage_runs import Stage
 from rotary_foundry.data_prep.stages import FindExactDuplicates, MakeTokenizer, ReadDocuments, stages_of
 from rotary_foundry.data_prep.work import SPLITS, Work, read_documents
 from rotary_foundry.utils.errors import DataError

@@ -46,7 +46,7 @@ def write_corpus(out: Path) -> Path:
         folder = out / source / str(ROW) / "validation"
         encoded = [tokenizer.encode([text])[0] for text in of_source]
         lengths = np.array([len(ids) for ids in encoded])
-        packer = Packer(ROW, tokenizer.cls_id, tokenizer.sep_id)
+        packer = Packer(ROW, tokenizer.frame)
         rows = [
             *packer.add(np.concatenate(encoded), lengths, np.arange(len(encoded), dtype=np.uint32)),
             *packer.finish(),

@@ -12,8 +12,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from rotary_foundry.interop.checkpoint_weights import WEIGHTS
 from rotary_foundry.recipe import Recipe, compile_plan
-from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, append_line, mark_complete
 
 NANO = compile_plan(load_recipe("yamls/main/nano.yaml"))

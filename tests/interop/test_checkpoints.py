@@ -8,8 +8,8 @@ import torch
 from rotary_foundry.interop import load_model
 from rotary_foundry.interop.checkpoint_weights import WEIGHTS, CheckpointWeights
 from rotary_foundry.interop.export import export_checkpoint
-from rotary_foundry.utils.safe_reading import read_metadata
 from rotary_foundry.runs.recipes import load_recipe
+from rotary_foundry.runs.safe_reading import read_metadata
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.interop.runs import complete, make_run, save_sharded
 from tests.models.peers import our_network, pack

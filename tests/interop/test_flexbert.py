@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from rotary_foundry.cli import app
 from rotary_foundry.interop import load_model, open_weights
-from rotary_foundry.models.modernbert.flexbert import open_flexbert
 from rotary_foundry.interop.importing import import_model
+from rotary_foundry.models.modernbert.flexbert import open_flexbert
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.interop.flexbert import save_with_composer, settings_of
 from tests.models.peers import our_network, pack, their_logits, their_network

@@ -17,7 +17,7 @@ from torch.distributed import checkpoint as dist_cp
 from torch.distributed.checkpoint.metadata import Metadata
 
 from rotary_foundry.interop.checkpoint_weights import CheckpointWeights
-from rotary_foundry.utils.safe_reading import METADATA, StandIn, read_saved, refuse_code
+from rotary_foundry.runs.safe_reading import METADATA, StandIn, read_saved, refuse_code
 from rotary_foundry.utils.errors import DataError
 
 WEIGHTS = {"state.model.network.weight": torch.arange(6.0).reshape(2, 3)}

@@ -47,7 +47,7 @@ def kill(moment: str, number: int) -> None:
 
 record, save, mark, tidy_up = (
     RunRecords.batch_end,
-    checkpoints.CompleteCheckpointSaver._save_checkpoint,
+    checkpoints.CompleteCheckpointSaver.write,
     checkpoints.mark_complete,
     RunFolder.tidy_up,
 )
@@ -91,7 +91,7 @@ if os.environ.get("SHARDS_COME") == "badly":
     checked_shards.STALL_SECONDS = 0.5
 
 RunRecords.batch_end = batch_end
-checkpoints.CompleteCheckpointSaver._save_checkpoint = save_checkpoint
+checkpoints.CompleteCheckpointSaver.write = save_checkpoint
 checkpoints.mark_complete = mark_complete
 RunFolder.tidy_up = tidy_up_after_the_ledger
 

@@ -13,7 +13,7 @@ from composer.utils import dist
 from composer.utils.object_store import S3ObjectStore
 
 from rotary_foundry.runs import checkpoint_store
-from rotary_foundry.runs.checkpoint_store import CheckpointStore, is_fault
+from rotary_foundry.runs.checkpoint_store import CheckpointStore
 from rotary_foundry.runs.run_folder import (
     CompleteCheckpoint,
     RunFolder,
@@ -23,6 +23,7 @@ from rotary_foundry.runs.run_folder import (
     remove_checkpoint,
 )
 from rotary_foundry.utils.errors import FAILED, FoundryError
+from rotary_foundry.utils.object_store import is_fault
 
 from ..object_store import bucket, serving
 from ..ranks import on_ranks
@@ -107,8 +108,8 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over_for_the_one_before(tmp
     first, second = machine(tmp_path / "first", save_folder), machine(tmp_path / "second", save_folder)
     save(first, 9)
     save(first, 10)
-    bucket = boto3.resource("s3").Bucket(first.objects.bucket)
-    newest = f"{first.objects.prefix}checkpoints/ba10/"
+    bucket = boto3.resource("s3").Bucket(first.bucket.objects.bucket)
+    newest = f"{first.bucket.objects.prefix}checkpoints/ba10/"
     if damage == "no COMPLETE":
         bucket.Object(f"{newest}COMPLETE").delete()
     elif damage == "part missing":
@@ -118,7 +119,7 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over_for_the_one_before(tmp
     else:
         bucket.Object(f"{newest}COMPLETE").put(Body=b'{"batch": 10, "fi')
     assert second.bring_newest().batch == 9
-    bucket.Object(f"{first.objects.prefix}checkpoints/ba9/COMPLETE").delete()
+    bucket.Object(f"{first.bucket.objects.prefix}checkpoints/ba9/COMPLETE").delete()
     with pytest.raises(FoundryError, match=r"/run/checkpoints/: 2 checkpoint\(s\) and none of them complete; move"):
         machine(tmp_path / "third", save_folder).bring_newest()
 
@@ -168,14 +169,14 @@ def test_only_so_many_are_kept_in_the_store_and_abandoned_ones_do_not_count(tmp_
 def save_with_a_dead_endpoint(folder: Path, save_folder: str) -> None:
     """On two ranks: three saves, and for each of the first two the store is out of one rank's reach."""
     store = machine(folder, save_folder)
-    rank, alive = dist.get_global_rank(), store.objects
+    rank, alive = dist.get_global_rank(), store.bucket.objects
     checkpoint_store._warn = lambda message: append_line(folder / "warnings.jsonl", {"rank": rank, "said": message})
     for batch, cut_off in ((2, 0), (4, 1), (6, None)):
         if rank == 0:
             write(store, batch)
         dist.barrier()
         dead = S3ObjectStore(alive.bucket, alive.prefix, endpoint_url=NOBODY)
-        store.objects = dead if rank == cut_off else alive
+        store.bucket.objects = dead if rank == cut_off else alive
         checkpoint = store.folder.newest_checkpoint()
         store.save(checkpoint, [name for name in PARTS if name.startswith("__1") == (rank == 1)], None)
 
@@ -198,8 +199,8 @@ def test_a_run_goes_on_from_the_store_alone_over_a_rollback_and_past_a_torn_chec
         assert "crashed with exit code -9" in killed.stderr, killed.stderr[-4000:]
         shutil.rmtree(run)
     assert "going on from ba7, token 2_560" in killed.stdout
-    torn = store.objects.get_key("checkpoints/ba14/__1_0.distcp")
-    store.objects.client.delete_object(Bucket=store.objects.bucket, Key=torn)
+    torn = store.bucket.objects.get_key("checkpoints/ba14/__1_0.distcp")
+    store.bucket.objects.client.delete_object(Bucket=store.bucket.objects.bucket, Key=torn)
     resumed = tiny.launch(*launch)
     assert resumed.returncode == 0, resumed.stderr[-4000:]
     assert "going on from ba12, token 6_144" in resumed.stdout

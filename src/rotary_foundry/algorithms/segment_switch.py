@@ -14,6 +14,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
+from rotary_foundry.compat.composer import set_iteration_length
 from rotary_foundry.recipe import Plan, Recipe
 
 
@@ -53,7 +54,7 @@ class SegmentSwitch(Algorithm):
         state.train_dataloader = state.dataloader
         dist.barrier()
         left = segment.end_token - token
-        state._iteration_length = Time(state.timestamp.token_in_iteration.value + left, TimeUnit.TOKEN)
+        set_iteration_length(state, Time(state.timestamp.token_in_iteration.value + left, TimeUnit.TOKEN))
         state.device_train_microbatch_size = self.stages[segment.stage].device_train_microbatch_size
         state.model.stage = segment.stage
 

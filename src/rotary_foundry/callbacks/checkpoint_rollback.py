@@ -7,20 +7,12 @@ the update's checkpoint is written.
 from composer.core import Callback, State
 from composer.loggers import Logger
 
-from rotary_foundry.callbacks.loss_watch import LossWatch, Trouble
+from rotary_foundry.callbacks.loss_watch import LossWatch
 from rotary_foundry.optim.stable_adamw import StableAdamW
 from rotary_foundry.recipe.plan import Rollback
+from rotary_foundry.runs.trouble import RollbackDue, Trouble
 
 NORMS = {"grad": "gradient's norm", "update": "update's norm"}
-
-
-class RollbackDue(Exception):
-    """Raised out of `Trainer.fit` on every rank: what is wrong, and the token at which it was found."""
-
-    def __init__(self, trouble: Trouble, token: int):
-        super().__init__(trouble.why)
-        self.trouble = trouble
-        self.token = token
 
 
 class CheckpointRollback(Callback):

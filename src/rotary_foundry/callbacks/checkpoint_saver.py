@@ -8,7 +8,6 @@ a run and its continuation. Uses BATCH_CHECKPOINT.
 import time
 from pathlib import Path
 
-from composer.callbacks import CheckpointSaver
 from composer.core import Event, State
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist
@@ -16,6 +15,7 @@ from composer.utils.checkpoint import get_save_filename
 from torch.distributed.checkpoint.api import CheckpointException
 
 from rotary_foundry.callbacks.loss_watch import LossWatch
+from rotary_foundry.compat.composer import OpenCheckpointSaver
 from rotary_foundry.loggers.wandb_run import WandBRun
 from rotary_foundry.runs.checkpoint_store import CHECKPOINTS, CheckpointStore
 from rotary_foundry.runs.run_folder import (
@@ -32,7 +32,7 @@ NOT_LOADED = ["rng", *NOT_SAVED]  # Composer saves its generators whatever one s
 SHOWS_UP = 90.0  # seconds that a shared disk has to show a file that another node has written; NFS caches for up to 60
 
 
-class CompleteCheckpointSaver(CheckpointSaver):
+class CompleteCheckpointSaver(OpenCheckpointSaver):
     """Marks a finished checkpoint complete, and keeps the newest few and those that a rollback may need.
 
     Args:
@@ -81,13 +81,13 @@ class CompleteCheckpointSaver(CheckpointSaver):
     def save(self, state: State, logger: Logger) -> None:
         """Save now, unless this update has been saved already."""
         if self.last_checkpoint_batch != state.timestamp.batch:
-            self._save_checkpoint(state, logger)
+            self.write(state, logger)
 
-    def _save_checkpoint(self, state: State, logger: Logger) -> None:
+    def write(self, state: State, logger: Logger) -> None:
         target = Path(get_save_filename(state, self.filename.format(state, keep_placeholders=True))).parent
         _remove_everywhere(target)  # written by a run that was killed after it, maybe of another number of ranks
         try:
-            super()._save_checkpoint(state, logger)  # ends with a barrier
+            super().write(state, logger)  # ends with a barrier
         except CheckpointException as error:  # the disk is full, most likely; torch tells every rank of it
             if dist.get_global_rank() == 0:
                 remove_checkpoint(target)

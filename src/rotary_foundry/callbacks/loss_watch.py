@@ -8,24 +8,15 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 from rotary_foundry.recipe.plan import parse_tokens
 from rotary_foundry.recipe.schema import PlateauTrigger, RollbackConfig, SpikeTrigger
+from rotary_foundry.runs.trouble import Trouble
 
 SMOOTHING = 0.1  # the plateau's running mean looks back over this share of its window
 MEMORY = 128  # updates over which a spike's median and deviation are taken
 ENOUGH = 16  # updates before a spike can be told from noise
 TO_SIGMA = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """Why a run is to go back."""
-
-    trigger: str  # the key under `rollback`
-    why: str  # in numbers
-    since_token: int  # until here all was well
 
 
 def robust_spread(losses: Collection[float]) -> tuple[float, float]:

@@ -10,10 +10,9 @@ splitting a batch, copying it to the device.
 - On CPU the marks are the process's clock. Collectives over gloo return when they are done, so communication is all of
   it, the waiting for slower ranks included.
 - Communication is what FSDP2 does to gather parameters and to reduce gradients, with the copying that it takes,
-  the optimizer's sum over shards, and Composer's all-reduces. FSDP2 has no hooks around these: the four methods of each
-  FSDPParamGroup are wrapped on the object, the two functions in their modules while training lasts. They are private to
-  torch 2.7, which is pinned, as in training/gloo.py. Profiling every so many updates was left out: it stalls a step for
-  seconds, and says nothing of the others.
+  the optimizer's sum over shards, and Composer's all-reduces. FSDP2 has no hooks around its methods, so compat/torch.py
+  replaces them; the two functions are replaced in their modules while training lasts. Profiling every so many updates
+  was left out: it stalls a step for seconds, and says nothing of the others.
 - The step is from asking for a batch to the end of its update. Evaluation, checkpoints and the change of segments are
   no part of it.
 
@@ -32,13 +31,12 @@ import torch
 from composer.core import State
 from composer.loggers import Logger
 from composer.utils import dist
-from torch.distributed.fsdp import FSDPModule
 
 from rotary_foundry.callbacks.monitor import Monitor, Numbers
+from rotary_foundry.compat.torch import wrap_collectives
 from rotary_foundry.optim import stable_adamw
 
 PARTS = ("data", "forward", "backward", "optimizer", "communication")
-COLLECTIVES = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")  # of an FSDPParamGroup
 OTHER = "other"
 
 
@@ -118,10 +116,7 @@ class StepTime(Monitor):
         return sum(self.seconds.values())
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        for module in state.model.modules():
-            if isinstance(module, FSDPModule) and (group := module._get_fsdp_state()._fsdp_param_group) is not None:
-                for name in COLLECTIVES:
-                    setattr(group, name, self.clock.around(getattr(group, name), "communication"))
+        wrap_collectives(state.model, functools.partial(self.clock.around, phase="communication"))
         for owner, name in ((dist, "all_reduce"), (stable_adamw, "sum_over_shards")):
             self.wrapped.append((owner, name, getattr(owner, name)))
             setattr(owner, name, self.clock.around(getattr(owner, name), "communication"))

@@ -14,7 +14,7 @@ therefore a file, by its inode and time, and not a shard: a file that took its p
 
 Several runs may read one finished corpus at a time, each of which decompresses what it needs: every process writes
 under a name of its own and renames, and what it replaces has the same content. The cache of a remote is one run's
-alone (`shards.open_corpus` sees to it).
+alone (`corpus.open_corpus` sees to it).
 
 Shards without hashes are refused. `data_prep` has always written them, so only shards of another maker lack them.
 """
@@ -32,21 +32,24 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
-from streaming import Stream, StreamingDataset
 from streaming.base.constant import TICK
-from streaming.base.dataset import _ShardState
 from streaming.base.format import FileInfo
 from streaming.base.format.mds import MDSReader
-from streaming.base.shared import prefix
 from streaming.base.world import World
 from torch import distributed as dist
 
+from rotary_foundry.compat.streaming import (
+    LOCAL,
+    PREPARING,
+    OpenStream,
+    OpenStreamingDataset,
+    number_shared_memory,
+)
 from rotary_foundry.data.damage import damage_of
 from rotary_foundry.data.rows import SHARD_HASH, lies_inside
-from rotary_foundry.runs.checkpoint_store import is_fault
 from rotary_foundry.utils.errors import DataError, Fault
+from rotary_foundry.utils.object_store import is_fault
 from rotary_foundry.utils.wording import one_line
 
 STALL_SECONDS = 60.0  # after which, and each time again, a shard that is waited for is named
@@ -55,7 +58,7 @@ REMEDY = "restore it from a copy, or prepare the data again with `python data_pr
 log = logging.getLogger(__name__)
 
 
-class CheckedStream(Stream):
+class CheckedStream(OpenStream):
     """The shards of one folder.
 
     Args:
@@ -70,7 +73,7 @@ class CheckedStream(Stream):
         index = f"{self.local}/index.json"
         try:
             shards = super().get_shards(world, allow_unsafe_types)
-            self._downloader.clean_up()  # else loader workers, which are forks, would share one connection
+            self.close_connection()
         except Exception as error:  # a broken file, any part of it missing, or a store's own error
             raise DataError(f"{index}: cannot be read: {one_line(error)}; {REMEDY}") from error
         files = [info for shard in shards for info in (shard.raw_data, _stored(shard))]
@@ -119,12 +122,10 @@ class CheckedStream(Stream):
         files = [Path(self.local, info.basename) for info in (shard.raw_data, shard.zip_data) if info]
         return sum(file.stat().st_size for file in files if file.exists())
 
-    def _decompress_shard_part(
-        self, zip_info: FileInfo, zip_filename: str, raw_filename: str, compression: str | None
-    ) -> None:
+    def decompress(self, zip_info: FileInfo, zip_filename: str, raw_filename: str, compression: str | None) -> None:
         """As Streaming's, whose temporary file has one name for all processes."""
         arriving = f"{raw_filename}.{socket.gethostname()}.{os.getpid()}"
-        super()._decompress_shard_part(zip_info, zip_filename, arriving, compression)
+        super().decompress(zip_info, zip_filename, arriving, compression)
         os.replace(arriving, raw_filename)
 
     def set_up_local(self, shards: list[MDSReader], cache_usage_per_shard: NDArray[np.int64]) -> None:
@@ -137,7 +138,7 @@ class CheckedStream(Stream):
         super().set_up_local(shards, cache_usage_per_shard)
 
 
-class CheckedShards(StreamingDataset):
+class CheckedShards(OpenStreamingDataset):
     """Streaming's data set on CheckedStreams: no row is read before its shard's hash was compared.
 
     Reading a row raises a DataError that names the shard, if it cannot be had; a Fault, if its store does not answer.
@@ -153,7 +154,7 @@ class CheckedShards(StreamingDataset):
         except ValueError as error:  # the cache limit, or another data set on the same cache
             raise DataError(f"{streams[0].local}: {one_line(error)}") from error
         # Streaming makes room for a shard and forgets it until it has come, so that all that fetch at a time go beyond
-        # the limit together; `_room` is in its place
+        # the limit together; `_reserved` is in its place
         self._limit, self.cache_limit = self.cache_limit, None
         if self._limit:
             least = sum(map(CheckedStream.get_index_size, streams)) + 4 * self.max_shard_size_across_all_streams
@@ -172,18 +173,18 @@ class CheckedShards(StreamingDataset):
         if not blocking and shard_id in self._left_to_reader:
             return
         try:
-            with self._room(shard_id, blocking) as is_to_be_fetched:
+            with self._reserved(shard_id, blocking) as is_to_be_fetched:
                 if is_to_be_fetched:
                     super().prepare_shard(shard_id, blocking)
         except (DataError, Fault) as error:
-            self._shard_states[shard_id] = _ShardState.LOCAL  # else whoever waits for this process waits for ever
+            self.shard_states[shard_id] = LOCAL  # else whoever waits for this process waits for ever
             if blocking:
                 raise
             self._left_to_reader.add(shard_id)
             log.warning(f"{error} (whoever reads a row of it will try again)")
 
     @contextmanager
-    def _room(self, shard_id: int, blocking: bool) -> Iterator[bool]:
+    def _reserved(self, shard_id: int, blocking: bool) -> Iterator[bool]:
         """Keep room within the limit for a shard; those read longest ago make way for it.
 
         False if it is here, or on its way and not to be waited for. That is found out under the same lock as room is
@@ -194,18 +195,18 @@ class CheckedShards(StreamingDataset):
             yield True
             return
         size, reserved = self.shards[shard_id].get_max_size(), 0
-        lock = FileLock(self._cache_filelock_path)
+        lock = self.cache_lock
         while not reserved:
             with lock:
-                state = self._shard_states[shard_id]
-                here = state == _ShardState.LOCAL and os.path.exists(self._paths[shard_id])
+                state = self.shard_states[shard_id]
+                here = state == LOCAL and os.path.exists(self._paths[shard_id])
                 if here:
-                    self._shard_access_times[shard_id] = time.time_ns()
-                if here or (state == _ShardState.PREPARING and not blocking):
+                    self.shard_access_times[shard_id] = time.time_ns()
+                if here or (state == PREPARING and not blocking):
                     break
-                if state != _ShardState.PREPARING:
-                    while self._limit < self.cache_usage + size and _ShardState.LOCAL in self._shard_states.numpy():
-                        self._evict_coldest_shard()
+                if state != PREPARING:
+                    while self._limit < self.cache_usage + size and LOCAL in self.shard_states:
+                        self.evict_coldest_shard()
                     if self.cache_usage + size <= self._limit:
                         self.cache_usage += size
                         reserved = size
@@ -256,7 +257,7 @@ def _number_from_this_run() -> None:
         mine, places = places[0], [None] * dist.get_world_size()
         dist.all_gather_object(places, mine)
     first = min(place for place in places if place[0] == world.node)[2]
-    prefix._each_prefix_int = partial(count, 1000 * first)
+    number_shared_memory(partial(count, 1000 * first))
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:

@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from tokenizers import Tokenizer
 from xxhash import xxh3_64_hexdigest
 
 from rotary_foundry.data.rows import MANIFEST, Manifest, fingerprint
-from rotary_foundry.data.special_tokens import padded, special_ids
+from rotary_foundry.data.special_tokens import padded, read_tokenizer, special_ids
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import TOKENIZER_FILES, write_whole
-from rotary_foundry.utils.errors import DataError, Fault
-from rotary_foundry.utils.wording import one_line
+from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.object_store import fetch
+from rotary_foundry.utils.processes import is_first_of_node
 
 CACHE_LOCK = ".in_use"  # and the name of the machine
 _locks: dict[Path, TextIO] = {}  # caches that this process has locked, until it ends
@@ -56,7 +56,7 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
             recipe's; a split is empty; an index lists more or fewer rows than its manifest; the cache is another run's.
         Fault: the remote does not answer.
     """
-    if lock and recipe.data.remote is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+    if lock and recipe.data.remote is not None and is_first_of_node():
         _lock_cache(Path(recipe.data.local))
     tokenizer = _read_tokenizer(recipe)
     if tokenizer.vocab_size > recipe.model.shape.vocab_size:
@@ -192,10 +192,7 @@ def _read_tokenizer(recipe: Recipe) -> TokenizerFacts:
     if not (folder / "tokenizer.json").is_file():
         raise DataError(f"{folder}: no tokenizer.json there; prepare the data first: python data_prep CONFIG")
     made = fingerprint(folder)
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise DataError(f"{folder}/tokenizer.json: cannot be read as a tokenizer: {error}") from error
+    tokenizer = read_tokenizer(folder)
     return TokenizerFacts(max(tokenizer.get_vocab().values()) + 1, special_ids(folder, tokenizer), made)
 
 
@@ -204,15 +201,8 @@ def _fetched(recipe: Recipe, name: str) -> Path:
     local = Path(recipe.data.local) / name
     if recipe.data.remote is None or local.exists():
         return local
-    from streaming.base.storage.download import CloudDownloader  # slow to import, and seldom needed
-
     remote = f"{recipe.data.remote.rstrip('/')}/{name}"
     arriving = local.with_name(f"{local.name}.{socket.gethostname()}.{os.getpid()}")  # ranks fetch side by side
-    try:
-        CloudDownloader.direct_download(remote, str(arriving))
-    except Exception as error:  # each store has errors of its own
-        from rotary_foundry.runs.checkpoint_store import is_fault
-
-        raise (Fault if is_fault(error) else DataError)(f"{remote}: cannot be fetched: {one_line(error)}") from error
+    fetch(remote, arriving)
     arriving.replace(local)
     return local

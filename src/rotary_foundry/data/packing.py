@@ -33,14 +33,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rotary_foundry.data.rows import Row
+from rotary_foundry.data.rows import Frame, Row
 
 BUFFER = 4096  # documents
 BUFFER_TOKENS = 2**22
 GROUP_TOKENS = 2**17  # put together at a time: few enough for a processor's cache
 FILL = 0.995  # of a row's slots, and of a training part's of MANY rows, hold tokens
 MANY = 50  # rows; with fewer a last row may be too much to give up
-SPECIAL = 2  # tokens about each piece: [CLS] and [SEP]
 
 BITS = 32
 LOW = 2**BITS - 1
@@ -55,9 +54,8 @@ class Packer:
     The pieces of a document leave in order.
 
     Args:
-        row_length: the most tokens in a row, [CLS] and [SEP] of each document in it included.
-        cls_id: put before each document or piece of one.
-        sep_id: put after it.
+        row_length: the most tokens in a row, the frame of each document in it included.
+        frame: ids to put before and after each document, or piece of one.
         stride: how many content tokens the pieces of a document longer than a row have in common with the piece
             before, as in transformers' tokenizers. Where a document is cut to fill a row, nothing is repeated.
         buffer: how many documents wait at most to be chosen from; BUFFER_TOKENS bounds their tokens.
@@ -66,14 +64,15 @@ class Packer:
         ValueError: a row cannot hold a token, or the stride leaves no way forward.
     """
 
-    def __init__(self, row_length: int, cls_id: int, sep_id: int, stride: int = 0, buffer: int = BUFFER) -> None:
-        if not 0 <= stride < row_length - SPECIAL:
-            raise ValueError(f"rows of {row_length} tokens want a stride of 0 to {row_length - SPECIAL - 1}: {stride}")
+    def __init__(self, row_length: int, frame: Frame, stride: int = 0, buffer: int = BUFFER) -> None:
+        most = row_length - frame.slots - 1
+        if not 0 <= stride <= most:
+            raise ValueError(f"rows of {row_length} tokens take a stride of 0 to {most}, not {stride}")
         self.row_length, self.stride, self.buffer = row_length, stride, buffer
-        self._special = cls_id, sep_id
-        self._spare = max(SPECIAL, int((1 - FILL) * row_length))  # slots that a row may leave empty
+        self._frame, self._special = frame, frame.slots
+        self._spare = max(self._special, int((1 - FILL) * row_length))  # slots that a row may leave empty
         self._waiting = 0  # pieces
-        self._waiting_slots = 0  # their tokens, [CLS] and [SEP] included
+        self._waiting_slots = 0  # their tokens, the frames included
         self._tokens: list[np.ndarray] = []  # content tokens of what waits, among others; to be joined
         self._stored = 0  # how many they are
         self._pieces: list[np.ndarray] = []  # int64 [3, pieces]: start in the joined tokens, content tokens, number
@@ -92,7 +91,7 @@ class Packer:
             ValueError: `lengths` are not those of `tokens`.
         """
         pieces = self._cut(tokens, lengths, documents)
-        slots = np.cumsum(pieces[1] + SPECIAL)
+        slots = np.cumsum(pieces[1] + self._special)
         done = 0
         while done < len(slots):
             before = (slots[done - 1] if done else 0) - self._waiting_slots
@@ -118,7 +117,7 @@ class Packer:
         lengths = np.asarray(lengths, dtype=np.int64)
         if lengths.sum() != len(tokens):
             raise ValueError(f"{len(tokens)} tokens, but documents of {lengths.sum()}")
-        content = self.row_length - SPECIAL
+        content = self.row_length - self._special
         step = content - self.stride
         pieces = np.where(lengths > 0, 1 + -(-np.maximum(lengths - content, 0) // step), 0)
         document = np.repeat(np.arange(len(lengths)), pieces)
@@ -134,7 +133,7 @@ class Packer:
         tokens = np.concatenate(self._tokens)
         self._tokens = [tokens]
         starts, sizes, numbers = np.concatenate(self._pieces, axis=1)
-        keys = np.sort((sizes + SPECIAL << BITS) | LOW - starts).tolist()
+        keys = np.sort((sizes + self._special << BITS) | LOW - starts).tolist()
         taken: list[int] = []
         ends: list[int] = []
         while self._waiting_slots >= at_least and (len(keys) > pieces or self._waiting_slots > slots):
@@ -160,8 +159,8 @@ class Packer:
         if space > self._spare and keys:
             key = keys.pop()
             taken.append(space << BITS | key & LOW)
-            insort(keys, key - (space - SPECIAL) * ADVANCE)
-            self._waiting_slots -= space - SPECIAL
+            insort(keys, key - (space - self._special) * ADVANCE)
+            self._waiting_slots -= space - self._special
 
     def _assemble(
         self, tokens: np.ndarray, taken: np.ndarray, ends: list[int], starts: np.ndarray, numbers: np.ndarray
@@ -169,8 +168,11 @@ class Packer:
         """The rows of the keys `taken`, each of which ends before one of `ends`."""
         lengths, begins = taken >> BITS, LOW - (taken & LOW)
         slots = np.cumsum(lengths)
-        flat = tokens.take(_ranges(begins - 1, lengths), mode="clip")
-        flat[slots - lengths], flat[slots - 1] = self._special
+        flat = tokens.take(_ranges(begins - len(self._frame.before), lengths), mode="clip")
+        for place, token in enumerate(self._frame.before):
+            flat[slots - lengths + place] = token
+        for place, token in enumerate(self._frame.after, -len(self._frame.after)):
+            flat[slots + place] = token
         documents = numbers[np.searchsorted(starts, begins, side="right") - 1].astype(np.uint32)
         lengths = lengths.astype(np.uint32)
         start = slot = 0
@@ -180,7 +182,7 @@ class Packer:
 
     def _keep(self, tokens: np.ndarray, keys: np.ndarray, starts: np.ndarray, numbers: np.ndarray) -> None:
         """Let go of all tokens but those of `keys`."""
-        begins, sizes = LOW - (keys & LOW), (keys >> BITS) - SPECIAL
+        begins, sizes = LOW - (keys & LOW), (keys >> BITS) - self._special
         order = np.argsort(begins, kind="stable")
         begins, sizes = begins[order], sizes[order]
         numbers = numbers[np.searchsorted(starts, begins, side="right") - 1]

@@ -1,6 +1,6 @@
 """The row as it is stored, and the manifest beside the shards. What writes shards and what trains on them meet here.
 
-A row is one MDS sample with three columns: `tokens`, its documents end to end with their [CLS] and [SEP]; `lengths`,
+A row is one MDS sample with three columns: `tokens`, its documents end to end, each in its FRAME; `lengths`,
 how many tokens each document has; and `documents`, by which each is found again: its line in the parquet of documents
 that preparation writes for the same part. Lengths and not boundaries, because they stay true when a row is cut or
 joined. Training reads tokens and lengths only, so shards of before `documents` was there still serve.
@@ -16,11 +16,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from rotary_foundry.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MANIFEST = "manifest.json"
 SHARD_HASH = "xxh64"  # by which damaged shards are told
@@ -35,6 +38,33 @@ SPECIAL_TOKENS = {
 }
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The special tokens before and after each document of a row, as ids or by the roles that they have."""
+
+    before: tuple[int | str, ...]
+    after: tuple[int | str, ...]
+
+    @property
+    def slots(self) -> int:
+        """How many of a row's slots each document takes on top of its own tokens."""
+        return len(self.before) + len(self.after)
+
+    def ids(self, special_ids: Mapping[str, int]) -> "Frame":
+        """The frame in a tokenizer's ids, where this one has roles."""
+        return Frame(tuple(special_ids[role] for role in self.before), tuple(special_ids[role] for role in self.after))
+
+    @classmethod
+    def of(cls, tokenizer: "Tokenizer") -> "Frame":
+        """Return what a tokenizer puts around a text, in ids; some put nothing."""
+        around = tuple(tokenizer.encode("").ids)
+        return cls(around[: len(around) // 2], around[len(around) // 2 :])
+
+
+FRAME = Frame(("cls_token",), ("sep_token",))  # of every document in a row: [CLS] … [SEP], however these are spelled
+SHORTEST = FRAME.slots + 1  # tokens of a document that has any of its own
+
+
 def lies_inside(name: object) -> bool:
     """Whether a file that an index of shards names is in its folder: it would be written wherever else that says."""
     return isinstance(name, str) and not name.startswith("/") and ".." not in name.split("/")
@@ -43,7 +73,7 @@ def lies_inside(name: object) -> bool:
 class Row(NamedTuple):
     """One row before it is stored."""
 
-    tokens: np.ndarray  # integers [tokens]: documents end to end, each with [CLS] and [SEP]
+    tokens: np.ndarray  # integers [tokens]: documents end to end, each in its frame
     lengths: np.ndarray  # uint32 [documents]: how many of the tokens are each one's
     documents: np.ndarray  # uint32 [documents]: the number of each in its part; a long one's pieces have the same
 
@@ -86,6 +116,11 @@ def encode_row(row: Row, dtype: np.dtype) -> dict[str, np.ndarray]:
 def decode_row(sample: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The documents of a stored row, in order, as views `[tokens]` in the stored type."""
     return np.split(sample["tokens"], np.cumsum(sample["lengths"])[:-1])
+
+
+def content(document: np.ndarray) -> np.ndarray:
+    """A document of a row without its frame, as a view."""
+    return document[len(FRAME.before) : len(document) - len(FRAME.after)]
 
 
 def check_row(sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int) -> None:
@@ -149,7 +184,7 @@ class Manifest:
     row_length: int  # the most tokens that a row may hold
     rows: int
     documents: int  # as they stand in rows: a long document counts once for each of its pieces
-    tokens: int  # with [CLS] and [SEP]
+    tokens: int  # with those of the frames
     fill: float  # tokens / (rows * row_length)
     tokenizer: str  # its fingerprint
 

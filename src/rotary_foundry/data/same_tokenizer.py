@@ -12,9 +12,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
 from rotary_foundry.data.rows import fingerprint
+from rotary_foundry.data.special_tokens import read_tokenizer
 from rotary_foundry.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def check_same_tokenizer(given: Path, own: Path, remedy: str) -> None:
     """
     if not (own / "tokenizer.json").is_file() or fingerprint(given) == fingerprint(own):
         return
-    ours, theirs = _open(given), _open(own)
+    ours, theirs = read_tokenizer(given), read_tokenizer(own)
     ids = theirs.get_vocab(with_added_tokens=True)
     for token, token_id in sorted(ids.items(), key=lambda item: item[1]):
         found = ours.id_to_token(token_id)
@@ -78,13 +77,6 @@ def keep_tokenizer(shards: Path, run: Path, begun: bool) -> None:
         remedy = f"prepare the data again with tokenizer.path={run}, or give another run_name"
         check_same_tokenizer(shards, run, remedy)
     shutil.copytree(shards, run, dirs_exist_ok=True)
-
-
-def _open(folder: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise DataError(f"{folder}/tokenizer.json: cannot be read as a tokenizer: {error}") from error
 
 
 def _other(given: Path, difference: str, remedy: str) -> DataError:

@@ -1,4 +1,4 @@
-"""Which token plays which part: the ids of a tokenizer's special tokens, by role and never by spelling.
+"""Read a tokenizer, and the ids of its special tokens, by role and never by spelling.
 
 RoBERTa writes <mask> where BERT writes [MASK]. The roles stand in tokenizer_config.json, as transformers saves them
 with every tokenizer; the ids in tokenizer.json. Both are read here without transformers, seconds to import.
@@ -9,10 +9,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from rotary_foundry.data.rows import FRAME
 from rotary_foundry.utils.errors import DataError
 
-CONFIG = "tokenizer_config.json"
-NEEDED = ("cls_token", "sep_token", "pad_token", "mask_token")  # by rows, by the export, and by masking
+ROLES_FILE = "tokenizer_config.json"
+NEEDED = (*FRAME.before, *FRAME.after, "pad_token", "mask_token")  # by rows, by the export, and by masking
 ROLES = ("unk_token", *NEEDED)  # a byte-level tokenizer knows every text and may do without the first
 VOCABULARY_MULTIPLE = 64  # what the matrix units want of a model's vocabulary
 
@@ -22,13 +23,28 @@ def padded(vocab_size: int) -> int:
     return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
+def read_tokenizer(directory: str | Path) -> Tokenizer:
+    """Read a directory's `tokenizer.json`.
+
+    Raises:
+        DataError: it is missing, or is none.
+    """
+    path = Path(directory) / "tokenizer.json"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; a Hugging Face fast tokenizer has one")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise DataError(f"{path}: cannot be read as a tokenizer: {error}") from error
+
+
 def special_ids(directory: str | Path, tokenizer: Tokenizer) -> dict[str, int]:
     """The ids of the special tokens of the `tokenizer` in `directory`, by role, such as "mask_token".
 
     Raises:
         DataError: a role that training needs is not given, or given to a token that the tokenizer does not have.
     """
-    path = Path(directory) / CONFIG
+    path = Path(directory) / ROLES_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         spellings = {role: _spelling(config.get(role)) for role in ROLES}

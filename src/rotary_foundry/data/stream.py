@@ -71,7 +71,7 @@ class TrainingStream(CheckedShards):
 
     @draw.setter
     def draw(self, draw: Draw) -> None:
-        ranks = self._parallel_rank_world.num_ranks
+        ranks = self.rank_world.num_ranks
         self._draw = draw
         self.batch_size = draw.global_batch_size // ranks
         self.predownload = 8 * self.batch_size
@@ -89,7 +89,7 @@ class TrainingStream(CheckedShards):
 
     def __iter__(self) -> Iterator[dict]:
         for index, sample in enumerate(super().__iter__()):
-            world = self._parallel_worker_world
+            world = self.worker_world
             turn, row = divmod(index, self.batch_size)
             update = turn * world.workers_per_rank + world.worker_of_rank
             row_of_update = world.rank * self.batch_size + row

@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from rotary_foundry.data.rows import FRAME, SHORTEST
 from rotary_foundry.data_prep.readers import READERS, SourceConfig, matches
 from rotary_foundry.data_prep.tokenizer import SMALLEST_VOCABULARY
 from rotary_foundry.recipe.loading import load_config, refuse
@@ -36,7 +37,7 @@ class CorpusConfig:
 
     sources: dict[str, SourceConfig]  # by name; the name is the folder of the source's shards
     tokenizer: TokenizerConfig
-    row_lengths: list[int]  # in tokens, [CLS] and [SEP] included
+    row_lengths: list[int]  # in tokens, those around each document ([CLS] and [SEP]) included
     out: str  # the folder for tokenizer, shards and statistics; local, or on an object store (s3://…)
     validation: float = 0.01  # held out of each source: a fraction of its documents, or, from 1 on, a number of them
     stride: int = 0  # content tokens that the pieces of a document longer than a row share
@@ -74,11 +75,11 @@ def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
     if len(set(config.row_lengths)) < len(config.row_lengths):
         yield "row_lengths", "each row length is given once"
     for row_length in config.row_lengths:
-        if row_length < 3:
-            yield "row_lengths", f"{row_length} is too short: [CLS], a token and [SEP] already make 3"
+        if row_length < SHORTEST:
+            yield "row_lengths", f"{row_length} is too short: [CLS], a token and [SEP] already make {SHORTEST}"
     if not isfinite(config.validation) or config.validation <= 0 or (config.validation > 1 and config.validation % 1):
         yield "validation", f"a fraction between 0 and 1 or a number of documents is wanted, not {config.validation}"
-    if not 0 <= config.stride < min(config.row_lengths, default=3) - 2:
+    if not 0 <= config.stride < min(config.row_lengths, default=SHORTEST) - FRAME.slots:
         yield "stride", f"{config.stride} is not less than what a row of {min(config.row_lengths)} holds of a document"
     if Path(config.out).name in ("", ".."):
         yield "out", f"a folder is wanted, as in data/mine, not '{config.out}'"

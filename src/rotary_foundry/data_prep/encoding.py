@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from rotary_foundry.data.special_tokens import padded, special_ids
+from rotary_foundry.data.rows import FRAME
+from rotary_foundry.data.special_tokens import padded, read_tokenizer, special_ids
 from rotary_foundry.data_prep.words import words_of
-from rotary_foundry.utils.errors import DataError
 
 PIECE = 2**18  # characters of a text that are encoded at once, or up to twice as many if need be
 GROUP = 2**20  # characters after which a batch is passed on
@@ -40,8 +40,7 @@ class CorpusTokenizer:
     def __init__(self, directory: Path) -> None:
         self.tokenizer = open_tokenizer(directory)
         self._encoder = Encoder(self.tokenizer)
-        ids = special_ids(directory, self.tokenizer)
-        self.cls_id, self.sep_id = ids["cls_token"], ids["sep_token"]
+        self.frame = FRAME.ids(special_ids(directory, self.tokenizer))
         largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values())
         self.vocab_size = padded(largest + 1)  # that of a model for it
 
@@ -60,13 +59,7 @@ def open_tokenizer(directory: Path) -> Tokenizer:
     Raises:
         DataError: there is none, or it cannot be read.
     """
-    path = Path(directory) / "tokenizer.json"
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; a Hugging Face fast tokenizer has one")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise DataError(f"{path}: cannot be read as a tokenizer: {error}") from None
+    tokenizer = read_tokenizer(directory)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # "[MASK]" in a text is six characters, not a mask

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from rotary_foundry.data.rows import Manifest, fingerprint
-from rotary_foundry.data_prep import stores
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
 from rotary_foundry.data_prep.statistics import FILE, Counts, SourceStatistics, Statistics, unigram_entropy
 from rotary_foundry.data_prep.work import SPLITS, Work
+from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -44,10 +44,10 @@ def finish(work: Work, made_of: dict) -> None:
     )
     bad = [f"{part['source']}: {line}\n" for part in read for line in part["bad"]]
     (work.whole / BAD_INPUT).write_text("".join(bad), encoding="utf-8", errors="backslashreplace")
-    if stores.is_remote(work.config.out):
-        stores.upload(work.whole, work.config.out)
+    if object_store.is_remote(work.config.out):
+        object_store.upload(work.whole, work.config.out)
         _see_that_all_is_there(work)
-        stores.write_text(f"{work.config.out}/{FILE}", statistics.text())  # last: by it a finished folder is told
+        object_store.write_text(f"{work.config.out}/{FILE}", statistics.text())  # last: by it a finished folder is told
     else:
         statistics.write(work.whole)
         _move(work.whole, Path(work.config.out))
@@ -72,7 +72,7 @@ def _see_that_all_is_there(work: Work) -> None:
     Raises:
         DataError: a shard is missing there or has another size.
     """
-    there = stores.sizes(work.config.out)
+    there = object_store.sizes(work.config.out)
     for index in sorted(work.whole.glob("*/*/*/index.json")):
         folder = index.parent.relative_to(work.whole).as_posix()
         for shard in json.loads(index.read_text(encoding="utf-8"))["shards"]:

@@ -31,12 +31,14 @@ from hashlib import sha256
 from pathlib import Path
 
 from rotary_foundry.data.rows import fingerprint
-from rotary_foundry.data_prep import executors, readers, stores
+from rotary_foundry.data.special_tokens import ROLES_FILE
+from rotary_foundry.data_prep import readers, stage_runs
 from rotary_foundry.data_prep.corpus_config import CorpusConfig
 from rotary_foundry.data_prep.stages import stages_of
 from rotary_foundry.data_prep.statistics import FILE, Statistics
 from rotary_foundry.data_prep.tokenizer import open_brought
 from rotary_foundry.data_prep.work import Work
+from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 
 FORMAT = 2  # raised whenever the same texts and settings would give other shards
@@ -60,7 +62,7 @@ def prepare(config: CorpusConfig) -> bool:
     made_of = settings(config)
     folder = work_folder(config)
     begun = _kept(folder)
-    if stores.exists(f"{config.out}/{FILE}"):
+    if object_store.exists(f"{config.out}/{FILE}"):
         _refuse_other(config.out, made_of, Statistics.read(config.out).configuration)
         if begun is not None and begun["out"] == config.out:
             shutil.rmtree(folder)  # Slurm's last job cannot remove its own
@@ -70,8 +72,8 @@ def prepare(config: CorpusConfig) -> bool:
         if begun["out"] != config.out:
             raise _refusal(folder, f"unfinished work for {begun['out']}", "work")
         _refuse_other(f"{folder} (unfinished work)", made_of, begun["settings"], "work")
-    ours = begun is not None and stores.is_remote(config.out)  # a store is filled while the work goes on
-    if not ours and stores.exists(config.out) and not _is_empty(Path(config.out)):
+    ours = begun is not None and object_store.is_remote(config.out)  # a store is filled while the work goes on
+    if not ours and object_store.exists(config.out) and not _is_empty(Path(config.out)):
         raise _refusal(config.out, f"something else (no {FILE} is there)")
     if config.tokenizer.path:
         open_brought(Path(config.tokenizer.path))
@@ -79,7 +81,7 @@ def prepare(config: CorpusConfig) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             work = open_work(config, folder, made_of)
-            done = executors.run(stages_of(work, made_of), work)
+            done = stage_runs.run(stages_of(work, made_of), work)
         if done:
             shutil.rmtree(folder)
     except OSError as error:
@@ -107,7 +109,7 @@ def settings(config: CorpusConfig) -> dict:
 
 def _of_tokenizer(path: Path) -> dict[str, str]:
     """A fingerprint of the tokenizer, and one of the roles of its special tokens."""
-    config = path / "tokenizer_config.json"
+    config = path / ROLES_FILE
     roles = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     named = {role: token for role, token in roles.items() if role.endswith("_token")}
     return {
@@ -120,7 +122,7 @@ def work_folder(config: CorpusConfig) -> Path:
     """Where a preparation keeps what it has done: `work`, or a hidden folder beside `out`."""
     if config.work is not None:
         return Path(config.work)
-    out = Path(config.name if stores.is_remote(config.out) else config.out)
+    out = Path(config.name if object_store.is_remote(config.out) else config.out)
     return out.with_name(f".{out.name}-work")
 
 

@@ -19,10 +19,10 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig
 
 from rotary_foundry.data_prep import duplicates
 from rotary_foundry.data_prep.corpus_config import minhash_options
-from rotary_foundry.data_prep.executors import Stage
 from rotary_foundry.data_prep.filters import make_filter
 from rotary_foundry.data_prep.finishing import finish
 from rotary_foundry.data_prep.readers import BadInput, read
+from rotary_foundry.data_prep.stage_runs import Stage
 from rotary_foundry.data_prep.tokenizer import save_copy, save_trained, train_tokenizer
 from rotary_foundry.data_prep.work import SPLITS, DocumentWriter, Work, read_documents
 from rotary_foundry.data_prep.writing import write_shards

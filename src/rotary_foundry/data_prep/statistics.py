@@ -78,9 +78,9 @@ class Statistics:
 def _text(path: str) -> str:
     if "://" not in path:
         return Path(path).read_text(encoding="utf-8")
-    from rotary_foundry.data_prep import stores  # datatrove and obstore: seldom needed where statistics are read
+    from rotary_foundry.utils import object_store  # datatrove and obstore: seldom needed where statistics are read
 
-    return stores.read_text(path)
+    return object_store.read_text(path)
 
 
 def unigram_entropy(counts: np.ndarray) -> float:

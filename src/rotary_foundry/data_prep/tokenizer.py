@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from rotary_foundry.data.rows import SPECIAL_TOKENS, fingerprint
+from rotary_foundry.data.rows import FRAME, SPECIAL_TOKENS, fingerprint
 from rotary_foundry.data.special_tokens import NEEDED, padded
 from rotary_foundry.data_prep.encoding import open_tokenizer, pieces
 from rotary_foundry.utils.errors import DataError
@@ -87,11 +87,11 @@ def _special(token: str, role: str) -> AddedToken:
 
 def _frame(tokenizer: Tokenizer, spelling: dict[str, str]) -> None:
     """Have texts, and pairs of them, come out as BERT's do: [CLS] text [SEP] second text [SEP]."""
-    cls, sep = spelling["cls_token"], spelling["sep_token"]
+    before, after = ([spelling[role] for role in roles] for roles in (FRAME.before, FRAME.after))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B {sep}",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+        single=" ".join([*before, "$A", *after]),
+        pair=" ".join([*before, "$A", *after, "$B", *after]),
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (*before, *after)],
     )
 
 
@@ -194,6 +194,6 @@ def _refuse_shared_ids(path: Path, tokenizer: Tokenizer, roles: dict[str, str | 
 
 def _framed(tokenizer: Tokenizer, roles: dict[str, str | list[str]]) -> bool:
     """Whether texts already come out between [CLS] and [SEP], however spelled."""
-    cls, sep = (tokenizer.token_to_id(roles[role]) for role in ("cls_token", "sep_token"))
+    frame = FRAME.ids({role: tokenizer.token_to_id(roles[role]) for role in (*FRAME.before, *FRAME.after)})
     bare, framed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-    return framed == [cls, *bare, sep]
+    return framed == [*frame.before, *bare, *frame.after]

@@ -10,9 +10,9 @@ import numpy as np
 from rotary_foundry.data.packing import Packer, gives_up_last
 from rotary_foundry.data.rows import Row, token_dtype
 from rotary_foundry.data.shard_writer import ShardWriter
-from rotary_foundry.data_prep import stores
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
 from rotary_foundry.data_prep.work import Work, read_documents, read_hashes
+from rotary_foundry.utils import object_store
 
 
 def write_shards(work: Work, rank: int, source: str, split: str, number: int, files: list[int]) -> None:
@@ -82,10 +82,10 @@ class _Shards:
     ) -> None:
         self.row_length = row_length
         self.keep_all = split == "validation"
-        self._packer = Packer(row_length, tokenizer.cls_id, tokenizer.sep_id, work.config.stride)
+        self._packer = Packer(row_length, tokenizer.frame, work.config.stride)
         name, out = f"{source}/{row_length}/{split}/{number:05d}", work.config.out
         self._folder = work.whole / name
-        self._remote = f"{out}/{name}" if stores.is_remote(out) else None
+        self._remote = f"{out}/{name}" if object_store.is_remote(out) else None
         shutil.rmtree(self._folder, ignore_errors=True)  # of an attempt that was interrupted
         self._writer = ShardWriter(self._folder, token_dtype(tokenizer.vocab_size))
         self._counts = {"rows": 0, "documents": 0, "tokens": 0, "given_up": 0}
@@ -104,7 +104,7 @@ class _Shards:
                 self._counts["given_up"] = len(self._last.tokens)
         self._writer.finish()
         if self._remote is not None:
-            stores.upload(self._folder, self._remote)
+            object_store.upload(self._folder, self._remote)
             for shard in self._folder.glob("shard.*"):
                 shard.unlink()
         return self._counts

@@ -26,11 +26,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rotary_foundry.doctor.disk_space import check_runs_disk, check_shm
 from rotary_foundry.doctor.finding import BAD, DOUBTFUL, GOOD, Finding, bad, doubtful
 from rotary_foundry.doctor.installation import check_attention, check_gpus, check_packages
 from rotary_foundry.doctor.leftovers import check_leftovers
 from rotary_foundry.doctor.reach import check_data, check_save_folder, check_wandb
-from rotary_foundry.doctor.room import check_runs_disk, check_shm
 from rotary_foundry.recipe import Recipe, compile_plan
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.utils.errors import FoundryError

@@ -27,8 +27,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rotary_foundry.doctor.disk_space import SHM
 from rotary_foundry.doctor.finding import Finding, doubtful, good
-from rotary_foundry.doctor.room import SHM
 from rotary_foundry.utils.wording import size
 
 SUBJECT = "leftovers"

@@ -27,7 +27,7 @@ ASK = {"query": "query { viewer { username } }"}
 def check_data(recipe: Recipe) -> Iterator[Finding]:
     """Whether the shards of every stage are there and are the recipe's, and have room here."""
     from rotary_foundry.data.corpus import open_corpus
-    from rotary_foundry.doctor.room import check_data_disk, check_order_disk
+    from rotary_foundry.doctor.disk_space import check_data_disk, check_order_disk
 
     remote, local = recipe.data.remote, recipe.data.local
     with tempfile.TemporaryDirectory() as fetched:

@@ -77,7 +77,7 @@ def run(path: Path, config: Config) -> Result:
     from rotary_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
 
     model = open_model(path, config.tokenizer, config.rope_theta)
-    texts = held_out(config.data, config.documents, config.seed, at_least=config.longest - model.special)
+    texts = held_out(config.data, config.documents, config.seed, at_least=config.longest - model.frame.slots)
     windows = [window for text in texts for window in _windows(model, text.id, text.text, config)]
     if not windows:
         raise DataError(
@@ -141,7 +141,7 @@ def _lengths(model: "MaskedModel", config: Config) -> list[int]:
     Raises:
         DataError: it takes too few of them.
     """
-    most = model.longest(config.longest) + model.special
+    most = model.longest(config.longest) + model.frame.slots
     lengths = [config.shortest << power for power in range(64) if config.shortest << power <= most]
     if lengths and lengths[-1] < most:
         lengths.append(most)
@@ -155,7 +155,7 @@ def _lengths(model: "MaskedModel", config: Config) -> list[int]:
 def _windows(model: "MaskedModel", document: str, text: str, config: Config) -> list[Window]:
     """Windows at even distances in a document, each with its spans and targets drawn."""
     ids = model.encode(text).ids
-    size = config.longest - model.special
+    size = config.longest - model.frame.slots
     number = min(config.windows, len(ids) // size)
     made = []
     for index in range(number):
@@ -175,7 +175,7 @@ def _windows(model: "MaskedModel", document: str, text: str, config: Config) -> 
 
 def _losses(model: "MaskedModel", windows: Sequence[Window], length: int) -> NDArray[np.float64]:
     """The loss at every target, window for window, given so many tokens. [targets]"""
-    content = length - model.special
+    content = length - model.frame.slots
     asked: list[Masked] = []
     for window in windows:
         together = groupby(zip(stretches(window, content), window.targets, strict=True), key=lambda pair: pair[0])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rotary_foundry.data.rows import Manifest, decode_row
+from rotary_foundry.data.rows import Manifest, content, decode_row
 from rotary_foundry.data_prep.inspection.source_folders import Folder, Texts, local_folder
 from rotary_foundry.data_prep.statistics import FILE, Statistics
 from rotary_foundry.evaluation.suites import TextSuiteConfig
@@ -111,7 +111,7 @@ def _of_source(path: Path, per_source: int, seed: int, at_least: int) -> list[Te
             for place, document in enumerate(decode_row(sample)):
                 key = _key(sample, shard.part, number, place, wanted is not None)
                 if wanted is None or key[1] in wanted[shard.part]:
-                    pieces[key].append(document[1:-1])
+                    pieces[key].append(content(document))
     joined = {key: np.concatenate(parts) for key, parts in pieces.items()}
     kept = [(key, tokens) for key, tokens in joined.items() if len(tokens) >= at_least]
     if len(kept) > per_source:  # without tables all were read

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.modeling_outputs import ModelOutput
 
-from rotary_foundry.data.rows import fingerprint
+from rotary_foundry.data.rows import Frame, fingerprint
 from rotary_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
 from rotary_foundry.interop import load_model
 from rotary_foundry.interop.positions import most_tokens
@@ -91,14 +91,8 @@ class MaskedModel(ABC):
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_truncation()
         self.backend.no_padding()
-        around = self.backend.encode("").ids  # [CLS] and [SEP], however they are spelled; some have none
-        self._before, self._after = around[: len(around) // 2], around[len(around) // 2 :]
+        self.frame = Frame.of(self.backend)
         self.backend.encode_special_tokens = True
-
-    @property
-    def special(self) -> int:
-        """Tokens that stand around a document."""
-        return len(self._before) + len(self._after)
 
     def longest(self, wanted: int) -> int:
         """Content tokens of the longest document that fits into `wanted` tokens and into the model.
@@ -106,9 +100,9 @@ class MaskedModel(ABC):
         Raises:
             ConfigurationError: not one does.
         """
-        if wanted <= self.special:
-            raise ConfigurationError(f"longest: {wanted} tokens, of which {self.special} are the special ones")
-        return min(wanted, wanted if self.limit is None else self.limit) - self.special
+        if wanted <= self.frame.slots:
+            raise ConfigurationError(f"longest: {wanted} tokens, of which {self.frame.slots} are the special ones")
+        return min(wanted, wanted if self.limit is None else self.limit) - self.frame.slots
 
     def encode(self, text: str) -> Encoded:
         """A text as ids."""
@@ -129,8 +123,8 @@ class MaskedModel(ABC):
 
     def framed(self, ids: NDArray[np.int64], places: NDArray[np.int64], labels: NDArray[np.int64]) -> Masked:
         """Content ids with the special tokens around them, and places shifted accordingly."""
-        framed = np.concatenate([self._before, ids, self._after]).astype(np.int64)
-        return Masked(framed, places + len(self._before), labels)
+        framed = np.concatenate([self.frame.before, ids, self.frame.after]).astype(np.int64)
+        return Masked(framed, places + len(self.frame.before), labels)
 
     @torch.inference_mode()
     def score(self, documents: Sequence[Masked]) -> list[Scores]:

@@ -20,8 +20,14 @@ from mteb.similarity_functions import max_sim
 from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
-from rotary_foundry.evaluation.retrieval_suite import SHORTEST
-from rotary_foundry.finetuning.retrieval import check_installed, check_length, load_retriever, longest_text
+from rotary_foundry.finetuning.retrieval import (
+    MARKS,
+    SHORTEST_MARKED,
+    check_installed,
+    check_length,
+    load_retriever,
+    longest_text,
+)
 from rotary_foundry.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -65,7 +71,7 @@ def open_retriever(path: Path, max_seq_length: int | None) -> Retriever:
     plain = not (path / "modules.json").is_file()
     model = _single_vector(path)
     if max_seq_length is not None:
-        check_length("max_seq_length", max_seq_length, SHORTEST, model)
+        check_length("max_seq_length", max_seq_length, SHORTEST_MARKED, model)
     model.max_seq_length = max_seq_length or longest_text(model)
     kind = "one vector a text" + (
         ", the mean of its tokens: a plain encoder, not trained for retrieval" if plain else ""
@@ -102,10 +108,10 @@ def _multi_vector(path: Path, max_seq_length: int | None) -> Retriever:
 
     model = load_retriever(str(path), ColBERT)
     if max_seq_length is not None:
-        check_length("max_seq_length", max_seq_length, SHORTEST, model)
+        check_length("max_seq_length", max_seq_length, SHORTEST_MARKED, model)
         model.document_length = max_seq_length
     kind = "a vector a token, MaxSim over all documents"
-    return Retriever(LateInteraction(model), model, kind, model.query_length, model.document_length, marks=1)
+    return Retriever(LateInteraction(model), model, kind, model.query_length, model.document_length, marks=MARKS)
 
 
 class LateInteraction(MultiVectorSearchEncoderWrapper):

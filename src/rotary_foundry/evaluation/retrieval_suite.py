@@ -19,7 +19,7 @@ from rotary_foundry.evaluation.results import Headline, Measure, Result, Row, di
 from rotary_foundry.evaluation.suites import ResampledConfig
 from rotary_foundry.finetuning.finetune_config import LONG_DOCUMENTS
 from rotary_foundry.finetuning.pairs import count_too_long
-from rotary_foundry.finetuning.retrieval import check_installed
+from rotary_foundry.finetuning.retrieval import SHORTEST_MARKED, check_installed
 from rotary_foundry.utils.errors import DataError, NeedsNetwork
 from rotary_foundry.utils.hub import check_hub
 from rotary_foundry.utils.wording import one_line
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 METRIC = "nDCG@10"
 WITHIN = 0.0, 1.0
 OFFLINE = "code_search"
-SHORTEST = 4  # tokens to which a text is cut: of a multi-vector model three are special ones
 
 
 @dataclass(kw_only=True)
@@ -48,8 +47,8 @@ class Config(ResampledConfig):
         yield from super().problems()
         if not self.tasks:
             yield "tasks", f"at least one is wanted, such as {OFFLINE}"
-        if self.max_seq_length is not None and self.max_seq_length < SHORTEST:
-            yield "max_seq_length", f"a number from {SHORTEST} on is wanted, not {self.max_seq_length}"
+        if self.max_seq_length is not None and self.max_seq_length < SHORTEST_MARKED:
+            yield "max_seq_length", f"a number from {SHORTEST_MARKED} on is wanted, not {self.max_seq_length}"
         if self.long_documents not in LONG_DOCUMENTS:
             yield "long_documents", f"{' or '.join(LONG_DOCUMENTS)} is wanted, not '{self.long_documents}'"
 

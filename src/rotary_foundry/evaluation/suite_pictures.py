@@ -5,8 +5,9 @@ from pathlib import Path
 
 from rotary_foundry.evaluation.results import Measure, Result
 from rotary_foundry.evaluation.suites import draw_of
+from rotary_foundry.reporting import pictures
 
-COLOURS = ("#0069a8", "#cf7a00", "#00805d", "#b0508a", "#2a93d5", "#c9480a", "#857a00")  # as the report's
+COLOURS = pictures.COLOURS[:-1]  # without its grey
 GREY = "#888888"
 
 

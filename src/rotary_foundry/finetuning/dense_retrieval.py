@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rotary_foundry.data.rows import SHORTEST
 from rotary_foundry.finetuning.pairs import read_pairs
 from rotary_foundry.finetuning.retrieval import (
     RetrievalConfig,
@@ -70,7 +71,7 @@ def train(config: Config) -> Path:
     if mining.num_negatives and len(rows.column_names) > 2:
         raise ConfigurationError(f"mine_hard_negatives: {config.data} has negatives already")
     model = open_model(config, SentenceTransformer)
-    check_length("max_seq_length", config.max_seq_length, 3, model)
+    check_length("max_seq_length", config.max_seq_length, SHORTEST, model)
     model.max_seq_length = config.max_seq_length
     length = config.max_seq_length
     report_too_long(

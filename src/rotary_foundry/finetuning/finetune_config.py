@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from rotary_foundry.data.rows import SHORTEST
 from rotary_foundry.recipe.loading import load_config, refuse
 
 LONG_DOCUMENTS = "truncate", "refuse"
@@ -149,8 +150,8 @@ def _problems(config: FinetuneConfig) -> Iterable[tuple[str, str]]:
         yield "seeds", f"numbers from 0 to {MAX_SEED} are wanted, not {config.seeds}"
     if not 1 <= config.search_seeds <= len(config.seeds):
         yield "search_seeds", f"there are {len(config.seeds)} seeds; a number from 1 to that is wanted"
-    if config.max_seq_len is not None and config.max_seq_len < 3:
-        yield "max_seq_len", f"{config.max_seq_len} is too short: [CLS], a token and [SEP] already make 3"
+    if config.max_seq_len is not None and config.max_seq_len < SHORTEST:
+        yield "max_seq_len", f"{config.max_seq_len} is too short: [CLS], a token and [SEP] already make {SHORTEST}"
     if config.long_documents not in LONG_DOCUMENTS:
         yield "long_documents", f"truncate or refuse is wanted, not '{config.long_documents}'"
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from rotary_foundry.finetuning.pairs import is_distillation, read_pairs
 from rotary_foundry.finetuning.retrieval import (
+    MARKS,
+    SHORTEST_MARKED,
     RetrievalConfig,
     check,
     check_installed,
@@ -54,15 +56,15 @@ def train(config: Config) -> Path:
         embedding_size=config.embedding_size,
     )
     for key in ("query_length", "document_length"):
-        check_length(key, getattr(config, key), 4, model)
+        check_length(key, getattr(config, key), SHORTEST_MARKED, model)
     # The token that marks a query or document is put in after the text was cut.
     report_too_long(
         config,
         model,
         rows,
         (
-            ("queries", True, "query_length", config.query_length - 1),
-            ("documents", False, "document_length", config.document_length - 1),
+            ("queries", True, "query_length", config.query_length - MARKS),
+            ("documents", False, "document_length", config.document_length - MARKS),
         ),
     )
     if is_distillation(rows):

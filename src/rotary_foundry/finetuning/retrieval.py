@@ -18,6 +18,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rotary_foundry.data.rows import SHORTEST
 from rotary_foundry.data.same_tokenizer import check_ids
 from rotary_foundry.finetuning.finetune_config import LONG_DOCUMENTS, MAX_SEED, PART
 from rotary_foundry.finetuning.pairs import count_too_long, is_distillation, texts
@@ -34,6 +35,9 @@ TASKS = {  # by the YAML's `task`: a module with a Config and train
     "dense_retrieval": "rotary_foundry.finetuning.dense_retrieval",
     "multi_vector": "rotary_foundry.finetuning.multi_vector",
 }
+
+MARKS = 1  # tokens that PyLate puts into a text, to mark it as a query or a document
+SHORTEST_MARKED = SHORTEST + MARKS
 
 
 @dataclass

@@ -15,9 +15,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from rotary_foundry.models.family import Family
 from rotary_foundry.models.weights import Weights, load_network
+from rotary_foundry.runs.safe_reading import in_a_line, read_metadata, refuse_code
 from rotary_foundry.runs.trained_state import TrainedState, find_trained_state
 from rotary_foundry.utils.errors import DataError
-from rotary_foundry.utils.safe_reading import in_a_line, read_metadata, refuse_code
 
 WEIGHTS = "state.model.network."  # where Composer and our ComposerModel put the network's parameters
 

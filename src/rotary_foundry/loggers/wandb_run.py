@@ -17,17 +17,18 @@ import sys
 from typing import Any
 
 from composer.core import State
-from composer.loggers import Logger, WandBLogger
+from composer.loggers import Logger
 from composer.utils import dist
 
-from rotary_foundry.callbacks.checkpoint_rollback import RollbackDue
+from rotary_foundry.compat.composer import OpenWandBLogger
 from rotary_foundry.loggers.metric_keys import X_AXIS
 from rotary_foundry.runs.run_folder import CompleteCheckpoint
+from rotary_foundry.runs.trouble import RollbackDue
 from rotary_foundry.utils.errors import StopRequested
 from rotary_foundry.utils.redaction import redacted_arguments
 
 
-class WandBRun(WandBLogger):
+class WandBRun(OpenWandBLogger):
     """Logs to one W&B run.
 
     Args:
@@ -46,7 +47,7 @@ class WandBRun(WandBLogger):
     def init(self, state: State, logger: Logger) -> None:
         import wandb
 
-        if self._enabled and wandb.run is not None:  # after a rollback
+        if self.enabled and wandb.run is not None:  # after a rollback
             entity_and_project = [wandb.run.entity, wandb.run.project]
             dist.broadcast_object_list(entity_and_project)  # as Composer's init, where the other ranks are
             self.entity, self.project = entity_and_project
@@ -57,12 +58,12 @@ class WandBRun(WandBLogger):
             super().init(state, logger)
         finally:
             sys.argv = command
-        if self._enabled:
+        if self.enabled:
             wandb.run.define_metric(X_AXIS)
             wandb.run.define_metric("*", step_metric=X_AXIS)
 
     def log_hyperparameters(self, hyperparameters: dict[str, Any]) -> None:
-        if self._enabled:
+        if self.enabled:
             import wandb
 
             wandb.config.update(hyperparameters, allow_val_change=True)  # a resumed run may be on other machines
@@ -72,7 +73,7 @@ class WandBRun(WandBLogger):
 
     def log_checkpoint(self, checkpoint: CompleteCheckpoint, place: str) -> None:
         """Refer to a complete checkpoint by the URL of its folder, if that was asked for."""
-        if self._enabled and self.checkpoint_references:
+        if self.enabled and self.checkpoint_references:
             import wandb
 
             metadata = {"batch": checkpoint.batch, "token": checkpoint.token, "rollbacks": checkpoint.rollbacks}
@@ -84,7 +85,7 @@ class WandBRun(WandBLogger):
         ended_by = sys.exception()
         if isinstance(ended_by, RollbackDue):
             return  # the next Trainer goes on in it
-        if isinstance(ended_by, StopRequested) and self._enabled:
+        if isinstance(ended_by, StopRequested) and self.enabled:
             import wandb
 
             wandb.run.mark_preempting()

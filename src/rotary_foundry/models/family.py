@@ -7,18 +7,19 @@ Two halves, because a recipe is read and planned before torch is imported: the s
 `network`, `initial_value` and the rest import torch when they are called.
 """
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from inspect import formatannotation
-from math import inf, prod
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.knob import Knob, Problem
+from rotary_foundry.utils.wording import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,35 +31,6 @@ if TYPE_CHECKING:
 FAMILIES = {"modernbert": "rotary_foundry.models.modernbert:ModernBertFamily"}
 
 FORWARD_AND_BACK = 3  # training's operations as a multiple of a forward pass's: a backward pass is two of them
-Problem = tuple[str, str]  # a key, and what is wrong with its value
-
-
-@dataclass(frozen=True)
-class Knob:
-    """A number that a stage sets, or moves from one value to another, while it trains.
-
-    Args:
-        meaning: a few words for tables and errors.
-        low, high: the values allowed lie between these; `low` itself is allowed if `includes_low`.
-        includes_low: whether `low` is a valid value.
-        of_weights: whether trained weights are meant for one value, as they are for a theta: then `init_from` gives the
-            value that a recipe leaves out, and an export writes it.
-    """
-
-    meaning: str
-    low: float = 0.0
-    high: float = inf
-    includes_low: bool = False
-    of_weights: bool = False
-
-    def complaint(self, value: object) -> str | None:
-        """Return what is wrong with a value; None if nothing is."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and (self.low < value < self.high or (self.includes_low and value == self.low)):
-            return None
-        if self.high == inf:
-            return f"{value!r} is not a finite number {'of at least' if self.includes_low else 'above'} {self.low:g}"
-        return f"{value!r} is not a number in {'[' if self.includes_low else '('}{self.low:g}, {self.high:g})"
 
 
 @dataclass(frozen=True)
@@ -227,12 +199,6 @@ def find_family(name: Any) -> Family:
 def families() -> Iterator[Family]:
     """Yield every family of the table."""
     return map(find_family, FAMILIES)
-
-
-def nearest(name: object, known: Iterable[str]) -> str:
-    """Return "did you mean …?" if a known name is near, else the known names."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
 
 
 @cache

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rotary_foundry.models.family import Knob, Problem
 from rotary_foundry.objectives.objective import IGNORE_INDEX, Metric, Objective, Prepared
+from rotary_foundry.utils.knob import Knob, Problem
 
 if TYPE_CHECKING:
     from rotary_foundry.data.corpus import TokenizerFacts

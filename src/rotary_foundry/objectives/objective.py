@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rotary_foundry.models.family import Knob, Problem
+from rotary_foundry.utils.knob import Knob, Problem
 
 if TYPE_CHECKING:
     from torch import nn

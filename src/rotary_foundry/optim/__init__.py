@@ -1,1 +1,1 @@
-"""StableAdamW, its parameter groups, and schedulers for a bare Trainer."""
+"""StableAdamW and its parameter groups."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rotary_foundry.models.family import Knob
 from rotary_foundry.recipe.schedules import DECAYS
+from rotary_foundry.utils.knob import Knob
 
 KEYS = ("start", "end", "shape")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rotary_foundry.models.family import nearest
 from rotary_foundry.recipe.loading import reported
 from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.wording import nearest
 
 
 def build(table: Mapping[str, str], given: str | Mapping[str, Any] | None, key: str) -> Any:

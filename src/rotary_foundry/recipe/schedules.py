@@ -1,6 +1,7 @@
 """Warm-up, stable, decay: how high the learning rate is, as a share of its peak. Pure, in any unit of time.
 
-The plan of a recipe and `optim.schedulers`, for a bare Composer Trainer, both take it from here.
+Composer has no such schedule, and steps its schedulers one update late (algorithms/segment_switch.py), so the plan
+computes the rate.
 """
 
 from collections.abc import Callable

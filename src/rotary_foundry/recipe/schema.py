@@ -15,10 +15,11 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
-from rotary_foundry.models.family import Family, Knob, Shape, families, find_family
+from rotary_foundry.models.family import Family, Shape, families, find_family
 from rotary_foundry.objectives.objective import OBJECTIVES, Metric, Objective
 from rotary_foundry.recipe.named_parts import build, load
 from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.knob import Knob
 
 
 @dataclass

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from math import inf
 from os.path import abspath
 
-from rotary_foundry.models.family import Problem, nearest
 from rotary_foundry.recipe.knobs import knob_complaint
 from rotary_foundry.recipe.plan import parse_tokens
 from rotary_foundry.recipe.schedules import DECAYS
@@ -18,7 +17,9 @@ from rotary_foundry.recipe.schema import (
     Trigger,
     knob_names,
 )
+from rotary_foundry.utils.knob import Problem
 from rotary_foundry.utils.redaction import redacted
+from rotary_foundry.utils.wording import nearest
 
 LONGEST_TIMEOUT = 604_800  # seconds
 PRECISIONS = ("fp32", "amp_bf16")

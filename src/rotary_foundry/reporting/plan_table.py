@@ -12,9 +12,7 @@ from rotary_foundry.recipe.cost import PEAK_FLOPS, Cost, Machine, cost
 from rotary_foundry.recipe.plan import Position, Segment, compile_stages
 from rotary_foundry.runs.trained_state import read_source
 from rotary_foundry.utils.errors import FoundryError
-from rotary_foundry.utils.wording import number, size
-
-WIDTH = 100  # columns at least: a narrower terminal breaks the lines itself, and no figure is cut off
+from rotary_foundry.utils.wording import WIDTH, number, size
 
 
 def print_plan(recipe: Recipe, plan: Plan, machine: Machine | None = None, console: Console | None = None) -> None:

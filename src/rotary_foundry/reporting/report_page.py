@@ -50,15 +50,15 @@ def write_report(paths: list[Path], out: Path | None = None, reference: Path | N
 
 def page(content: dict, watch_seconds: float | None = None) -> str:
     """The page, whole. If it watches, it asks the server that it came from for what is new."""
-    room = files(__package__) / "page"
+    folder = files(__package__) / "page"
     parts = {
-        "STYLE": (room / "page.css").read_text(encoding="utf-8"),
-        "SCRIPT": "\n".join((room / name).read_text(encoding="utf-8") for name in ("chart.js", "page.js")),
+        "STYLE": (folder / "page.css").read_text(encoding="utf-8"),
+        "SCRIPT": "\n".join((folder / name).read_text(encoding="utf-8") for name in ("chart.js", "page.js")),
         "CONNECT": "'none'" if watch_seconds is None else "'self'",
         "WATCH": "0" if watch_seconds is None else f"{watch_seconds:g}",
         "CONTENT": as_json(content).replace("<", "\\u003c"),  # a name that holds </script> ends no script
     }
-    text = (room / "page.html").read_text(encoding="utf-8")
+    text = (folder / "page.html").read_text(encoding="utf-8")
     for name, part in parts.items():
         text = text.replace(f"/*{name}*/", part)
     return text

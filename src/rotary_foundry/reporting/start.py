@@ -23,9 +23,9 @@ from rotary_foundry.recipe.plan import with_set_rollback
 from rotary_foundry.recipe.schema import StageConfig
 from rotary_foundry.reporting.plan_table import begins_with, changing_knobs, checkpoints_line, knob_range, rates
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder
+from rotary_foundry.utils.wording import WIDTH
 
 GAP = 2  # columns between a key and its value
-WIDTH = 100  # columns where there is no terminal
 MOST_LINES = 25
 MOST_NAMED = 3  # sources or stages in a line, and row lengths
 FEWEST_STAGES = 6  # that are shown, if there are so many, however long the rest is

@@ -13,9 +13,6 @@ rank uploads the files that it wrote itself, so nodes need not share a disk.
   is worth, so nothing has to be moved, and no crash can leave it half moved.
 - Training waits for the upload. Two saves never overlap so, and all ranks know what became of one before the next. No
   rank may wait longer than `dist_timeout` for another's.
-- Composer's S3ObjectStore over boto3 does the work, which Streaming brings along, and which reads endpoint and
-  credentials from the environment. fsspec's s3fs was left out: beside the botocore that boto3 needs here, only its
-  release 0.4.2 of 2020 installs.
 """
 
 import logging
@@ -23,15 +20,10 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from boto3.exceptions import Boto3Error, RetriesExceededError, S3UploadFailedError
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-from botocore.exceptions import ConnectionError as NoConnection
 from composer.utils import dist
-from composer.utils.object_store import S3ObjectStore
 
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import (
@@ -46,27 +38,17 @@ from rotary_foundry.runs.run_folder import (
     read_checkpoint,
     remove_checkpoint,
 )
-from rotary_foundry.utils.errors import Fault, FoundryError
-from rotary_foundry.utils.wording import one_line
+from rotary_foundry.utils.errors import FoundryError
+from rotary_foundry.utils.object_store import Bucket
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT = 10  # seconds; boto3 tries several times
 CHECKPOINTS = "checkpoints/"
 
 
 def open_store(recipe: Recipe, folder: RunFolder) -> "CheckpointStore | None":
     """The store of a run, or None if its recipe has no `save_folder`."""
     return None if recipe.save_folder is None else CheckpointStore(recipe.save_folder, folder)
-
-
-def is_fault(error: BaseException | None) -> bool:
-    """Whether a store's error says that it does not answer, or fails itself: nothing that a user has to put right."""
-    if isinstance(error, S3UploadFailedError):
-        error = error.__context__  # which boto3 has put into words
-    if isinstance(error, ClientError):
-        return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
-    return isinstance(error, (NoConnection, HTTPClientError, RetriesExceededError))
 
 
 class CheckpointStore:
@@ -80,14 +62,12 @@ class CheckpointStore:
     def __init__(self, save_folder: str, folder: RunFolder):
         self.folder = folder
         self.url = f"{save_folder.rstrip('/')}/{folder.path.name}"
-        bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
-        with self._reported(ValueError):  # an endpoint that is no URL
-            self.objects = S3ObjectStore(bucket, prefix, client_config={"connect_timeout": CONNECT_TIMEOUT})
+        self.bucket = Bucket(self.url)
 
     def checkpoints(self) -> list[CompleteCheckpoint]:
         """The complete ones, oldest first, each with the folder in which it would lie here."""
-        with self._reported():
-            return self._complete(self._list(CHECKPOINTS))
+        with self.bucket.reported():
+            return self._complete(self.bucket.sizes(CHECKPOINTS))
 
     def bring_newest(self) -> CompleteCheckpoint | None:
         """Make folder and store agree on the ledger and the newest checkpoint, and return that; on one rank.
@@ -98,8 +78,8 @@ class CheckpointStore:
             FoundryError: the store cannot be used; it has checkpoints, and none of them is complete; its ledger and the
                 folder's have parted.
         """
-        with self._reported():
-            stored = self._list()
+        with self.bucket.reported():
+            stored = self.bucket.sizes()
             self._agree_on_ledger(stored)
             complete = self._complete(stored)
             newest = self.folder.newest_checkpoint(elsewhere=complete)
@@ -123,11 +103,10 @@ class CheckpointStore:
         """Write a small object, read it and remove it: the seconds that took."""
         start = time.monotonic()
         name = f".doctor.{socket.gethostname()}.{os.getpid()}"  # the nodes of a run may try at a time
-        target = {"Bucket": self.objects.bucket, "Key": self.objects.get_key(name)}
-        with self._reported():
-            self.objects.client.put_object(**target, Body=name.encode())
-            self._read(name)
-            self.objects.client.delete_object(**target)
+        with self.bucket.reported():
+            self.bucket.write(name, name.encode())
+            self.bucket.read(name)
+            self.bucket.remove(name)
         return time.monotonic() - start
 
     def fetch(self, checkpoint: CompleteCheckpoint) -> None:
@@ -135,7 +114,7 @@ class CheckpointStore:
         if checkpoint.folder.exists() and read_checkpoint(checkpoint.folder) == checkpoint:
             return
         remove_checkpoint(checkpoint.folder)
-        with self._reported():
+        with self.bucket.reported():
             for name in checkpoint.files:
                 self._get(checkpoint.folder / name)
         mark_complete(checkpoint)
@@ -162,7 +141,7 @@ class CheckpointStore:
         for step in steps:
             failure, removed = None, None
             try:
-                with self._reported():
+                with self.bucket.reported():
                     removed = step()
             except FoundryError as error:
                 failure = str(error)
@@ -220,7 +199,7 @@ class CheckpointStore:
         ledger = self.folder.ledger
         here = ledger.read_bytes() if ledger.exists() else b""
         here = here[: here.rfind(b"\n") + 1]  # a line without its end was never written
-        there = self._read(ledger.name) if ledger.name in stored else b""
+        there = self.bucket.read(ledger.name) if ledger.name in stored else b""
         if here.startswith(there):
             if here != there:
                 self._upload(ledger)
@@ -240,46 +219,23 @@ class CheckpointStore:
                 continue
             sizes = {part.removeprefix(place): size for part, size in stored.items() if part.startswith(place)}
             folder = self.folder.path / place
-            found.append(check_complete(folder, f"{self.url}/{place}", self._read(name), sizes.__getitem__))
+            found.append(check_complete(folder, f"{self.url}/{place}", self.bucket.read(name), sizes.__getitem__))
         complete = [checkpoint for checkpoint in found if checkpoint is not None]
         return sorted(complete, key=lambda checkpoint: checkpoint.token)
 
     def _remove(self, checkpoint: CompleteCheckpoint) -> None:
         place = f"{CHECKPOINTS}{checkpoint.folder.name}/"
-        for name in sorted(self._list(place), key=lambda name: name != place + COMPLETE):  # COMPLETE first
-            self.objects.client.delete_object(Bucket=self.objects.bucket, Key=self.objects.get_key(name))
-
-    def _list(self, under: str = "") -> dict[str, int]:
-        """Names and sizes in bytes of what is there; Composer's list_objects has no sizes."""
-        pages = self.objects.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.objects.bucket, Prefix=self.objects.get_key(under)
-        )
-        objects = [found for page in pages for found in page.get("Contents", [])]
-        return {found["Key"].removeprefix(self.objects.prefix): found["Size"] for found in objects}
-
-    def _read(self, name: str) -> bytes:
-        key = self.objects.get_key(name)
-        return self.objects.client.get_object(Bucket=self.objects.bucket, Key=key)["Body"].read()
+        for name in sorted(self.bucket.sizes(place), key=lambda name: name != place + COMPLETE):  # COMPLETE first
+            self.bucket.remove(name)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder.path).as_posix()
 
     def _upload(self, path: Path) -> None:
-        self.objects.upload_object(self._name(path), path)
+        self.bucket.upload(self._name(path), path)
 
     def _get(self, path: Path) -> None:
-        self.objects.download_object(self._name(path), path, overwrite=True)
-
-    @contextmanager
-    def _reported(self, *others: type[Exception]) -> Iterator[None]:
-        """Turn what goes wrong with a store into a FoundryError: a Fault if it does not answer, or fails itself."""
-        try:
-            yield
-        except (BotoCoreError, ClientError, Boto3Error, OSError, *others) as error:
-            raise (Fault if is_fault(error) else FoundryError)(
-                f"'save_folder': {self.url}: {one_line(error)} (endpoint and credentials are those of the "
-                "environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and what else boto3 reads)"
-            ) from error
+        self.bucket.download(self._name(path), path)
 
 
 def _warn(message: str) -> None:

@@ -2,13 +2,13 @@
 
 import faulthandler
 import logging
-import os
 from dataclasses import asdict
 from typing import TextIO
 
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import FoundryError
+from rotary_foundry.utils.processes import rank
 from rotary_foundry.utils.redaction import redacted
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def start_logs(recipe: Recipe) -> None:
     _recipe = asdict(recipe)
     folder = RunFolder.of(recipe).logs
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / f"rank{_rank()}.log", encoding="utf-8")
+    handler = logging.FileHandler(folder / f"rank{rank()}.log", encoding="utf-8")
     _file = handler.stream
     handler.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
@@ -50,7 +50,7 @@ def log_failure(error: Exception) -> str:
     # that of a loader's worker process has its traceback for a message
     said = [line for line in str(error).splitlines() if line.strip()] or [""]
     line = said[-1].strip() if "Traceback" in str(error) else f"{type(error).__name__}: {said[0]}"
-    return f"rank {_rank()}: {redacted(line, _recipe)}\ntraceback: {_file.name if _file else 'not kept'}"
+    return f"rank {rank()}: {redacted(line, _recipe)}\ntraceback: {_file.name if _file else 'not kept'}"
 
 
 def log_where_it_stands(why: str) -> None:
@@ -58,7 +58,3 @@ def log_where_it_stands(why: str) -> None:
     log.critical("this rank ends: %s", why)
     if _file is not None:
         faulthandler.dump_traceback(_file)
-
-
-def _rank() -> str:
-    return os.environ.get("RANK", "0")

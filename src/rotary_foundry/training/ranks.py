@@ -22,9 +22,9 @@ import psutil
 import torch
 from composer.utils import dist
 from torch.distributed import DistError
-from torch.distributed.distributed_c10d import _get_default_store
 
 from rotary_foundry.callbacks.graceful_stop import stop_requested
+from rotary_foundry.compat.torch import default_store
 from rotary_foundry.loggers.stage_progress import Bars
 from rotary_foundry.training.logs import log_failure, log_where_it_stands
 from rotary_foundry.utils.errors import FAILED, REFUSED, Fault, FoundryError, StopRequested, print_error
@@ -101,7 +101,7 @@ def watching(dist_timeout: float) -> Iterator[None]:
     Args:
         dist_timeout: seconds that a collective may take, for the message.
     """
-    store, rank = _get_default_store(), dist.get_global_rank()
+    store, rank = default_store(), dist.get_global_rank()
     store.set(f"{PROCESS}{rank}", str(os.getpid()))
     over = threading.Event()
     if is_first_of_node():
@@ -127,7 +127,7 @@ def watching(dist_timeout: float) -> Iterator[None]:
 
 def _first_reason(error: Exception, own: str) -> str:
     """Status and words of the failure that came first, where `own` are those of this rank's."""
-    store = _get_default_store()
+    store = default_store()
 
     def ask() -> str:
         mine = own
@@ -146,7 +146,7 @@ def _first_reason(error: Exception, own: str) -> str:
 
 def _watch(over: threading.Event) -> None:
     """End this process when another rank has failed and this one does not notice."""
-    store = _get_default_store()
+    store = default_store()
     while not over.wait(LOOKS):
         try:
             failed = _killed() or (store.get(REASON).decode() if store.check([REASON]) else None)
@@ -164,7 +164,7 @@ def _watch(over: threading.Event) -> None:
 
 def _killed() -> str | None:
     """Status and words of the end of a rank of this node that ended without a word; None if none has."""
-    store = _get_default_store()
+    store = default_store()
     first = dist.get_global_rank() - dist.get_local_rank()
     for rank in range(first, first + dist.get_local_world_size()):
         if not store.check([f"{PROCESS}{rank}"]) or store.check([f"{LEFT}{rank}"]):

@@ -6,11 +6,11 @@ The line is what counts. A run reads its ledger at every start, so whatever stop
 import logging
 from dataclasses import asdict
 
-from rotary_foundry.callbacks.checkpoint_rollback import RollbackDue
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.recipe.plan import Plan, Rollback, parse_tokens
 from rotary_foundry.runs.checkpoint_store import CheckpointStore
 from rotary_foundry.runs.run_folder import RunFolder, append_line
+from rotary_foundry.runs.trouble import RollbackDue
 from rotary_foundry.utils.errors import FoundryError
 
 log = logging.getLogger(__name__)

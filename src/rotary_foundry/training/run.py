@@ -1,6 +1,5 @@
 """A training run, from a recipe to its last checkpoint, in the order in which things happen."""
 
-import atexit
 import gc
 import json
 import os
@@ -16,11 +15,10 @@ from composer import Trainer
 from composer.core import Evaluator, Event, State
 from composer.utils import dist
 from omegaconf import OmegaConf
-from torch.distributed.checkpoint import state_dict
 
 from rotary_foundry.algorithms.microbatch_seed import MicrobatchSeed
 from rotary_foundry.algorithms.segment_switch import SegmentSwitch
-from rotary_foundry.callbacks.checkpoint_rollback import CheckpointRollback, RollbackDue
+from rotary_foundry.callbacks.checkpoint_rollback import CheckpointRollback
 from rotary_foundry.callbacks.checkpoint_saver import NOT_LOADED, CompleteCheckpointSaver
 from rotary_foundry.callbacks.first_update import FirstUpdate
 from rotary_foundry.callbacks.graceful_stop import GracefulStop
@@ -33,6 +31,8 @@ from rotary_foundry.callbacks.run_records import RunRecords
 from rotary_foundry.callbacks.step_time import StepTime
 from rotary_foundry.callbacks.straggling_rank import StragglingRank
 from rotary_foundry.callbacks.throughput import Throughput
+from rotary_foundry.compat.composer import forget_exit_hook
+from rotary_foundry.compat.torch import forget_parameter_names
 from rotary_foundry.data.corpus import TokenizerFacts, check_same_rows, keep_rows
 from rotary_foundry.data.loaders import RunData, data_spec
 from rotary_foundry.data.same_tokenizer import keep_tokenizer
@@ -47,6 +47,8 @@ from rotary_foundry.runs.changes import changes_of_run, without_secrets
 from rotary_foundry.runs.checkpoint_store import CheckpointStore, open_store
 from rotary_foundry.runs.environment import environment
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, write_whole
+from rotary_foundry.runs.safe_reading import refuse_code
+from rotary_foundry.runs.trouble import RollbackDue
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.loggers import loggers
 from rotary_foundry.training.ranks import on_each_node, on_rank_zero, watching
@@ -54,7 +56,6 @@ from rotary_foundry.training.rollback import roll_back
 from rotary_foundry.training.sharding import ShardingConfig, fill, shard
 from rotary_foundry.utils.allocator import keep_freed_memory
 from rotary_foundry.utils.errors import StopRequested
-from rotary_foundry.utils.safe_reading import refuse_code
 
 Announce = Callable[[Recipe, Plan, RunFolder, str, CompleteCheckpoint | None], None]
 
@@ -159,7 +160,8 @@ def _fit(
         trainer.fit()
     except (RollbackDue, StopRequested) as outcome:  # on every rank alike
         trainer.close()
-        _let_go_of(trainer)
+        forget_exit_hook(trainer)
+        forget_parameter_names()
         if isinstance(outcome, StopRequested):
             raise
         return RollbackDue(outcome.trouble, outcome.token)  # a new one: the old one's traceback holds the Trainer
@@ -168,13 +170,6 @@ def _fit(
         raise
     trainer.close()
     return None
-
-
-def _let_go_of(trainer: Trainer) -> None:
-    """Undo what keeps a closed Trainer's model and optimizer in memory: Composer's exit hook, a cache of torch's."""
-    atexit.unregister(trainer.engine._close)
-    if hasattr(state_dict._get_fqns, "cache_clear"):  # up to torch 2.11
-        state_dict._get_fqns.cache_clear()
 
 
 def build_trainer(

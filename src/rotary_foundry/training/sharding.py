@@ -19,11 +19,12 @@ from composer.utils import ParallelismType
 from composer.utils.parallelism import FSDP2Config
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
+from rotary_foundry.compat.composer import keep_from_sharding
+from rotary_foundry.compat.torch import set_timeout
 from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.training.gloo import sum_then_divide
 from rotary_foundry.utils.errors import ConfigurationError
@@ -63,7 +64,7 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
     fully_shard(network, **options)
     if distributed.get_backend() == "gloo":
         sum_then_divide(network)
-    network._fsdp_wrap = False  # Composer's word, deprecated without a successor, for a module that it shall not shard
+    keep_from_sharding(network)
 
 
 def data_parallel_mesh(replicas: int, device: torch.device, timeout: float) -> DeviceMesh:
@@ -77,7 +78,7 @@ def data_parallel_mesh(replicas: int, device: torch.device, timeout: float) -> D
     else:
         mesh = init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=(REPLICATE, SHARD))
     for group in mesh.get_all_groups():
-        _set_pg_timeout(timedelta(seconds=timeout), group)
+        set_timeout(timedelta(seconds=timeout), group)
     return mesh
 
 

@@ -1,6 +1,6 @@
 """Errors meant for the person at the terminal: one line that says what is wrong, where, and what would be right.
 
-Every door (`composer launch`, `python data_prep`, `rotary-foundry`) prints a FoundryError as that one line and exits
+Every command (`composer launch`, `python data_prep`, `rotary-foundry`) prints a FoundryError as that one line and exits
 with status 2, or 3 where only a network was missing. Any other exception is a fault of ours and keeps its traceback:
 in the rank's log if there is one. A launch ends with status FAILED for a Fault, and for any other exception once
 training has begun, so that a scheduler can tell what the same command may not meet again from what it will.

@@ -1,6 +1,6 @@
-"""Which of a run's processes this one is, as Composer's launcher tells it in the environment: known without torch.
+"""Rank and world size from the launcher's environment variables; imports no torch.
 
-What no launcher has started is the only one.
+A process that no launcher has started is the only one.
 """
 
 import os
@@ -15,8 +15,12 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
 def is_first() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
+    return rank() == 0
 
 
 def is_first_of_node() -> bool:

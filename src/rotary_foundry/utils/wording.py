@@ -1,5 +1,10 @@
 """Numbers and errors as people read them, in one way wherever something is printed or drawn."""
 
+import difflib
+from collections.abc import Iterable
+
+WIDTH = 100  # columns of a printed table: no figure is cut off, and a narrower terminal breaks the lines itself
+
 
 def count(value: float) -> str:
     """A number of tokens or rows with its unit, in up to four digits: 1.5 M."""
@@ -36,3 +41,9 @@ def number(value: float) -> str:
 def one_line(error: BaseException) -> str:
     """What an error says, without its line breaks; its type if it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return "did you mean …?" if a known name is near, else the known names."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"

@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rotary_foundry.data.rows import decode_row
+from rotary_foundry.data.rows import content, decode_row
 from rotary_foundry.data_prep.encoding import Encoder, open_tokenizer
 from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder
 from rotary_foundry.data_prep.inspection.source_folders import local_folder
@@ -56,7 +56,7 @@ def measure(directory: Path, against: Path) -> list[Fertility]:
     for source, folder in _held_out(directory):
         one = Fertility(source)
         documents = _documents(ShardFolder(folder))
-        while ids := [document[1:-1].tolist() for document in islice(documents, DOCUMENTS_AT_A_TIME)]:
+        while ids := [content(document).tolist() for document in islice(documents, DOCUMENTS_AT_A_TIME)]:
             texts = ours.decode_batch(ids, skip_special_tokens=False)
             for total in one, every:
                 total.add(texts, sum(map(len, ids)), int(theirs.encode(texts)[1].sum()))
@@ -106,7 +106,7 @@ def _held_out(directory: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _documents(folder: ShardFolder) -> Iterator[np.ndarray]:
-    """The documents in a folder of shards, with their [CLS] and [SEP]."""
+    """The documents in a folder of shards, in their frames."""
     for shard in folder.shards:
         for sample in folder.rows(shard):
             yield from decode_row(sample)

@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rotary_foundry.data.rows import MANIFEST, fingerprint
+from rotary_foundry.data.rows import MANIFEST, Frame, content, fingerprint
 from rotary_foundry.data_prep.encoding import open_tokenizer
-from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.errors import DataError, Fault
+from rotary_foundry.utils.object_store import fetch
 from rotary_foundry.utils.wording import one_line
 
 INDEX = "index.json"
@@ -85,15 +86,13 @@ class Folder:
 
 
 def _fetched(remote: str) -> bytes:
-    from streaming.base.storage.download import CloudDownloader  # slow to import, and seldom needed
-
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder, "file")
         try:
-            CloudDownloader.direct_download(remote, str(local))
-            return local.read_bytes()
-        except Exception as error:  # each store has errors of its own
-            raise DataError(f"{remote}: cannot be fetched: {one_line(error)}") from error
+            fetch(remote, local)
+        except Fault as error:  # here it is one more thing that is wrong with a corpus
+            raise DataError(str(error)) from error
+        return local.read_bytes()
 
 
 def local_folder(directory: str | Path) -> Path:
@@ -141,12 +140,12 @@ class Texts:
         self.fingerprint = fingerprint(folder)
         self._tokenizer = open_tokenizer(folder)
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.first_and_last = tuple(self._tokenizer.encode("").ids)  # [CLS] and [SEP], however they are spelled
+        self.frame = Frame.of(self._tokenizer)
 
     def decode(self, documents: Sequence[NDArray[np.integer]]) -> list[str]:
-        """The texts of documents with their [CLS] and [SEP], each `[tokens]`. A piece may begin within a character."""
+        """The texts of documents in their frames, each `[tokens]`. A piece may begin within a character."""
         return self._tokenizer.decode_batch(
-            [document[1:-1].tolist() for document in documents], skip_special_tokens=False
+            [content(document).tolist() for document in documents], skip_special_tokens=False
         )
 
 

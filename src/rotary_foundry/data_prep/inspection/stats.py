@@ -15,13 +15,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rotary_foundry.data.rows import Manifest
+from rotary_foundry.data.rows import FRAME, Manifest
 from rotary_foundry.data_prep.inspection.source_folders import Folder, find_folders
 from rotary_foundry.data_prep.work import SPLITS
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.wording import WIDTH
 
 BINS = 32  # bin n holds documents of 2^n to 2^(n+1) - 1 tokens
-WIDTH = 100  # columns at least: a narrower terminal breaks the lines itself, and no figure is cut off
 BAR = 30  # characters of the longest bar
 
 
@@ -101,7 +101,7 @@ def _from_rows(path: Path) -> Documents:
     folder, documents = ShardFolder(path), Documents()
     for shard in folder.shards:
         for sample in folder.rows(shard):
-            documents.add(sample["lengths"].astype(np.int64) - 2)
+            documents.add(sample["lengths"].astype(np.int64) - FRAME.slots)
     return documents
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rotary_foundry.data.damage import damage_of
-from rotary_foundry.data.rows import Manifest, row_complaint
+from rotary_foundry.data.rows import FRAME, Frame, Manifest, row_complaint
 from rotary_foundry.data_prep.inspection.shard_folder import Shard, ShardFolder
 from rotary_foundry.data_prep.inspection.source_folders import Folder, Texts, find_folders
 from rotary_foundry.data_prep.statistics import FILE as STATISTICS
@@ -213,7 +213,7 @@ class _Rows:
     def __init__(self, manifest: Manifest | None, texts: Texts | None, lengths: NDArray[np.int64] | None):
         self.row_length = manifest.row_length if manifest else np.iinfo(np.int64).max
         self.vocab_size = texts.vocab_size if texts else np.iinfo(np.int64).max
-        self.ends = texts.first_and_last if texts and len(texts.first_and_last) == 2 else None
+        self.frame = texts.frame if texts and texts.frame.slots == FRAME.slots else None
         self.lengths = lengths
         self.tokens_of = None if lengths is None else np.zeros_like(lengths)  # that were found of each document
         self.documents = 0
@@ -249,9 +249,9 @@ class _Rows:
         self.documents += len(lengths)
         self.tokens += len(tokens)
         ends = lengths.cumsum()
-        if self.ends and not ((tokens[ends - lengths] == self.ends[0]) & (tokens[ends - 1] == self.ends[1])).all():
+        if self.frame and not _in_frames(self.frame, tokens, ends - lengths, ends):
             return "a document that does not begin and end with the tokenizer's special tokens"
-        return None if self.lengths is None else self._documents_complaint(sample, lengths - 2)
+        return None if self.lengths is None else self._documents_complaint(sample, lengths - FRAME.slots)
 
     def _documents_complaint(self, sample: dict, found: NDArray[np.int64]) -> str | None:
         """What is wrong with the numbers of a row's documents, of which `found` content tokens each are in the row."""
@@ -268,3 +268,10 @@ class _Rows:
             return f"{found[longer][0]} tokens of document {number}, which has {self.lengths[number]}"
         np.add.at(self.tokens_of, numbers, found)
         return None
+
+
+def _in_frames(frame: Frame, tokens: NDArray, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
+    """Whether each document of a row begins and ends with the special tokens of its frame."""
+    before = [tokens[starts + place] == token for place, token in enumerate(frame.before)]
+    after = [tokens[ends + place] == token for place, token in enumerate(frame.after, -len(frame.after))]
+    return bool(np.all([*before, *after]))

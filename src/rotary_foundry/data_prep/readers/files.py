@@ -34,11 +34,11 @@ from datatrove.pipeline.readers.warc import process_record
 from datatrove.utils.logging import logger
 from obstore.exceptions import BaseError
 
-from rotary_foundry.data_prep import stores
 from rotary_foundry.data_prep.readers import BadInput, Part, SourceConfig
 from rotary_foundry.data_prep.readers.listing import fingerprint, parts
 from rotary_foundry.data_prep.readers.text_columns import check_column, check_type, is_text, no_column, not_text, values
 from rotary_foundry.data_prep.readers.unpacking import Damaged, Unpacked, gzip_content, zstandard_content
+from rotary_foundry.utils import object_store
 
 __all__ = ["fingerprint", "parts", "read"]
 
@@ -62,7 +62,7 @@ def read_files(reader: type["Files"], source: SourceConfig, part: Part, bad: Bad
     """
     opened = reader(part["folder"], source.text_column or "text", bad)
     for name in part["files"]:
-        with stores.named(opened.path(name)):
+        with object_store.named(opened.path(name)):
             yield from opened.read_file(name)
 
 
@@ -78,7 +78,7 @@ class Files(BaseDiskReader):
     has_columns = True
 
     def __init__(self, folder: str, column: str, bad: BadInput):
-        super().__init__(stores.data_folder(folder), text_key=column)
+        super().__init__(object_store.data_folder(folder), text_key=column)
         self.folder = folder
         self.what = f"column '{column}'" if self.has_columns else "the text"
         self.bad = bad

@@ -4,8 +4,8 @@ import hashlib
 import posixpath
 from glob import has_magic
 
-from rotary_foundry.data_prep import stores
 from rotary_foundry.data_prep.readers import MOST_PARTS, PART_BYTES, READERS, Part, SourceConfig
+from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 
 
@@ -52,19 +52,19 @@ def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
         DataError: there are no such files, or they cannot be listed.
     """
     path = source.path.rstrip("/") or "/"
-    with stores.named(path):
-        store = stores.filesystem(path)
+    with object_store.named(path):
+        store = object_store.filesystem(path)
         if store.isfile(path):
             folder, name = posixpath.split(path)
-            return folder, {name: stores.data_folder(folder).info(name)}
+            return folder, {name: object_store.data_folder(folder).info(name)}
         if store.isdir(path):
             folder, extensions = path, READERS[source.reader].extensions
-            inside = stores.data_folder(folder)
+            inside = object_store.data_folder(folder)
             found = inside.find("", detail=True)
         elif has_magic(path):
             folder, pattern = _before_magic(path)
             extensions = ("",)
-            inside = stores.data_folder(folder)
+            inside = object_store.data_folder(folder)
             found = inside.glob(pattern, detail=True)
         else:
             raise DataError(f"{path}: nothing is there")

@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 from datatrove.data import Document
 
 from rotary_foundry.data.rows import lies_inside
-from rotary_foundry.data_prep import stores
 from rotary_foundry.data_prep.readers import BadInput, Part, SourceConfig
 from rotary_foundry.data_prep.readers.listing import digest, part_bytes
 from rotary_foundry.data_prep.readers.text_columns import check_column, not_text
+from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 
 SHARD = "shard.mds"
@@ -64,7 +64,7 @@ def _shards(source: SourceConfig) -> list[dict]:
     index = _index(source)
     column = source.text_column or "text"
     try:
-        shards = json.loads(stores.read_text(index))["shards"]
+        shards = json.loads(object_store.read_text(index))["shards"]
         for shard in shards:
             reader = MDSReader.from_json("", None, shard)
             sizes = [info.bytes for info in (reader.raw_data, reader.zip_data) if info]
@@ -126,8 +126,8 @@ def _unpacked(path: str, reader) -> bytes:
     from streaming.base.compression import decompress
     from streaming.base.hashing import get_hash
 
-    with stores.named(path):
-        content = stores.filesystem(path).cat_file(path)
+    with object_store.named(path):
+        content = object_store.filesystem(path).cat_file(path)
     for info, stored in ((reader.zip_data, True), (reader.raw_data, False)):
         if info is None:
             continue

@@ -20,13 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rotary_foundry.compat.torch import cpu_attention, cpu_attention_backward
 from rotary_foundry.models.layers.documents import Documents
 
 BLOCK = 128  # queries of a local block, if the window is no wider
 FLOAT32_BACKWARD_KEYS = 384  # at 256 keys float32 takes 0.6 to 0.8 of bfloat16's time, at 512 about 1.15
-
-_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class Span(NamedTuple):
@@ -107,7 +105,7 @@ class _OnCPU(torch.autograd.Function):
         out, logsumexps = torch.empty_like(q), []
         for tile in tiles:
             queries, keys, values = tile.rows(q, tile.queries), tile.rows(k, tile.keys), tile.rows(v, tile.keys)
-            attended, logsumexp = _kernel(queries, keys, values, attn_mask=tile.bias)
+            attended, logsumexp = cpu_attention(queries, keys, values, attn_mask=tile.bias)
             tile.rows(out, tile.queries).copy_(attended)
             logsumexps.append(logsumexp)
         ctx.save_for_backward(q, k, v, out, *logsumexps)
@@ -123,7 +121,7 @@ class _OnCPU(torch.autograd.Function):
             tile_grad, queries, attended = (tile.rows(x, tile.queries).to(dtype) for x in (grad, q, out))
             keys, values = (tile.rows(x, tile.keys).to(dtype) for x in (k, v))
             bias = None if tile.bias is None else tile.bias.to(dtype)
-            grads = _kernel_backward(
+            grads = cpu_attention_backward(
                 tile_grad, queries, keys, values, attended, logsumexp, dropout_p=0.0, is_causal=False, attn_mask=bias
             )
             tile.rows(dq, tile.queries).copy_(grads[0])

@@ -25,8 +25,8 @@ from yaml import YAMLError
 from rotary_foundry.models.family import find_family
 from rotary_foundry.models.modernbert.shape import KNOBS, Shape
 from rotary_foundry.models.weights import ForeignCheckpoint, Weights
+from rotary_foundry.runs.safe_reading import read_saved
 from rotary_foundry.utils.errors import ConfigurationError, DataError
-from rotary_foundry.utils.safe_reading import read_saved
 from rotary_foundry.utils.wording import one_line
 
 NAMES = (  # theirs, ours

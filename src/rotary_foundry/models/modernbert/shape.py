@@ -12,7 +12,8 @@ from math import inf
 from typing import ClassVar, Self
 
 from rotary_foundry.models import family
-from rotary_foundry.models.family import FORWARD_AND_BACK, Knob, Problem
+from rotary_foundry.models.family import FORWARD_AND_BACK
+from rotary_foundry.utils.knob import Knob, Problem
 
 KNOBS = {
     "rope_theta": Knob("theta of the global layers", of_weights=True),

@@ -23,7 +23,7 @@ rows = iter(DataLoader(range(100), num_workers=1))
 next(rows)
 atexit.register(lambda: [time.sleep(0.01) for _ in range(50)])
 """
-DOOR = """
+SCRIPT = """
 import runpy, sys
 sys.argv = ["launch", "no_such.yaml"]
 runpy.run_path("launch", run_name="__main__")
@@ -32,7 +32,7 @@ runpy.run_path("launch", run_name="__main__")
 
 @pytest.mark.parametrize("before", [LATE_SIGNAL, KILLED_WORKER], ids=["late signal", "killed worker"])
 def test_nothing_takes_the_first_rank_its_word_or_its_status_while_python_takes_it_down(before):
-    ended = subprocess.run([sys.executable, "-c", before + DOOR], cwd=REPOSITORY, capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", before + SCRIPT], cwd=REPOSITORY, capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr == "error: no_such.yaml: no such file\n"
 
@@ -43,8 +43,8 @@ def test_nothing_takes_the_first_rank_its_word_or_its_status_while_python_takes_
 )
 def test_the_published_recipes_run_on_as_many_processes_as_clusters_have(recipe, processes, monkeypatch):
     """Two nodes of 8 are what launch/kubernetes and launch/skypilot ask for, four the README's sbatch."""
-    door = runpy.run_path(str(REPOSITORY / "launch/__main__.py"))
+    script = runpy.run_path(str(REPOSITORY / "launch/__main__.py"))
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     path = REPOSITORY / f"yamls/main/{recipe}.yaml"
     loaded = load_recipe(path, ["init_from=null"])
-    door["check_world_size"](loaded, compile_plan(loaded), str(path))
+    script["check_world_size"](loaded, compile_plan(loaded), str(path))

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from rotary_foundry.data.stream import Draw, TrainingStream
+from rotary_foundry.doctor.disk_space import check_data_disk, check_order_disk, check_runs_disk, check_shm, loaders_need
 from rotary_foundry.doctor.finding import BAD, GOOD
-from rotary_foundry.doctor.room import check_data_disk, check_order_disk, check_runs_disk, check_shm, loaders_need
 from rotary_foundry.recipe import compile_plan
-from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.recipe.cost import cost
+from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.utils.wording import size
 
 from .conftest import REPOSITORY, on_own_machine, only

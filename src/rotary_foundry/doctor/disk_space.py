@@ -1,4 +1,4 @@
-"""Whether a machine has room for what a recipe puts there: /dev/shm, the runs, the shards, the order of their rows.
+"""Whether a machine has space for what a recipe puts there: /dev/shm, the runs, the shards, the order of their rows.
 
 What the loaders put into /dev/shm:
 
@@ -26,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rotary_foundry.data.corpus import shard_folders
+from rotary_foundry.data.rows import FRAME
 from rotary_foundry.doctor.finding import Finding, bad, good
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.cost import cost
@@ -35,8 +36,8 @@ from rotary_foundry.utils.wording import size
 SHM = Path("/dev/shm")
 NCCL = 10**9
 AHEAD = 2  # batches a worker: the DataLoader's prefetch_factor
-# input_ids and labels of int64; cu_seqlens of int32, of a document of [CLS] and [SEP] at least
-BYTES_A_TOKEN = 8 + 8 + 4 / 2
+# input_ids and labels of int64; cu_seqlens of int32, of documents that are nothing but their frame
+BYTES_A_TOKEN = 8 + 8 + 4 / max(1, FRAME.slots)
 
 
 def loaders_need(recipe: Recipe, plan: Plan, nodes: int) -> int:

@@ -17,9 +17,7 @@ import pickle
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
-    _MEM_FORMAT_ENCODING,
     BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
@@ -30,12 +28,13 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from rotary_foundry.compat.torch import MemoryFormat, StorageInfo
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import one_line
 
 METADATA = ".metadata"
 DESCRIPTIONS = (BytesStorageMetadata, ChunkStorageMetadata, Metadata, MetadataIndex, StorageMeta, TensorProperties)
-DESCRIPTIONS += (TensorStorageMetadata, _MEM_FORMAT_ENCODING, _StorageInfo)
+DESCRIPTIONS += (TensorStorageMetadata, MemoryFormat, StorageInfo)
 NAMES = {(description.__module__, description.__name__) for description in DESCRIPTIONS} | {
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
@@ -133,7 +132,7 @@ class _DescriptionsOnly(pickle.Unpickler):
         raise DataError(_would_call(f"{module}.{name}"))
 
 
-def _refuse_item(path: Path, name: str, stored: _StorageInfo) -> None:
+def _refuse_item(path: Path, name: str, stored: StorageInfo) -> None:
     try:
         with open(path, "rb") as file:
             file.seek(stored.offset)

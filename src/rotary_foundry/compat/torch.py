@@ -1,0 +1,63 @@
+"""Private parts of torch. Tested with torch 2.11 to 2.15."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+from torch import distributed, nn
+from torch.distributed import ProcessGroup, Store, distributed_c10d
+from torch.distributed.checkpoint import state_dict
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+from torch.distributed.fsdp import FSDPModule
+
+# The attention kernels of the CPU without autograd around them: models/layers/attention_sdpa.py says why it calls them
+# so. Until scaled_dot_product_attention writes the gradients of a slice in place, and is as fast in bfloat16.
+cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+cpu_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+# Classes whose instances lie pickled in the `.metadata` of a sharded checkpoint; a reader that allows only known names
+# has to know them. Until torch writes this file in a format that cannot hold code.
+StorageInfo = _StorageInfo
+MemoryFormat = _MEM_FORMAT_ENCODING
+
+COLLECTIVES = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
+
+
+def set_timeout(timeout: timedelta, group: ProcessGroup) -> None:
+    """Set how long a collective of a group may take; `init_device_mesh` takes no time-out for the groups it makes.
+
+    Until torch 2.11 is no longer supported: newer releases have `torch.distributed.set_timeout`.
+    """
+    public = getattr(distributed, "set_timeout", None)
+    (public or distributed_c10d._set_pg_timeout)(timeout, group)
+
+
+def default_store() -> Store:
+    """Return the store that the ranks were brought together by.
+
+    Composer makes the process group, and with it the store. A second store would need a port of its own. Until torch
+    has a public function for it.
+    """
+    return distributed_c10d._get_default_store()
+
+
+def forget_parameter_names() -> None:
+    """Clear the cache of names that saving and loading a checkpoint fills; it keeps whole models in memory.
+
+    Until torch 2.11 is no longer supported: newer releases have no such cache.
+    """
+    if hasattr(state_dict._get_fqns, "cache_clear"):
+        state_dict._get_fqns.cache_clear()
+
+
+def wrap_collectives(network: nn.Module, wrap: Callable[[Callable], Callable]) -> None:
+    """Replace what FSDP2 gathers parameters and reduces gradients by with `wrap` of it, in every unit of a network.
+
+    FSDP2 has no hooks around these four methods of each FSDPParamGroup, so they are replaced on the object. Until it
+    has hooks, or reports the time itself.
+    """
+    for module in network.modules():
+        if isinstance(module, FSDPModule) and (group := module._get_fsdp_state()._fsdp_param_group) is not None:
+            for name in COLLECTIVES:
+                setattr(group, name, wrap(getattr(group, name)))

@@ -1,0 +1,250 @@
+"""Object stores: every access of this project to `s3://`, `gs://`, `az://` and the like is made here.
+
+Two clients remain, each because of a library that needs it:
+- Paths, for `data_prep` (`filesystem` and what follows it): fsspec over obstore, since datatrove's DataFolder takes
+  fsspec. s3fs cannot be installed beside the botocore that Streaming needs. The classes are subclassed by name, and not
+  made by `obstore.fsspec.register`, because classes made there cannot be pickled, and datatrove pickles a pipeline into
+  its workers.
+- boto3, for training. Streaming downloads the shards by clients of its own, so `fetch` takes a corpus's other files by
+  the same ones: what Streaming understands as an address, and the credentials that it finds, hold for both. A `Bucket`,
+  for checkpoints, is Composer's S3ObjectStore, on boto3 as well. obstore would not do for it: its one GenericError does
+  not tell a store that fails from a setting that is wrong, and training ends differently on each (`is_fault`).
+
+Both read credentials from the environment (AWS_ACCESS_KEY_ID and so on) or from the machine's role, and the server's
+address from S3_ENDPOINT_URL or AWS_ENDPOINT_URL. For fsspec the address is an argument of the file system and so part
+of the key that fsspec keeps file systems by: two servers in one process are kept apart.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fsspec
+from obstore.exceptions import BaseError
+from obstore.fsspec import BufferedFile, FsspecStore
+
+from rotary_foundry.utils.errors import DataError, Fault, FoundryError
+from rotary_foundry.utils.wording import one_line
+
+if TYPE_CHECKING:
+    from datatrove.io import DataFolder
+
+RETRIES = 10  # of a request, with growing pauses
+CONNECT_TIMEOUT = 10  # seconds that a Bucket's server has to answer a connection; boto3 tries several times
+UPLOADS = 4  # files at a time; each holds up to 12 chunks of 5 MB in memory
+
+
+class _Store(FsspecStore):
+    async def _info(self, path: str, **options) -> dict:
+        """obstore leaves the bucket out of a file's name (0.12.1), and fsspec's folders then do not know the file."""
+        return await super()._info(path, **options) | {"name": self._strip_protocol(path)}
+
+    def _open(self, path: str, mode: str = "rb", **options) -> BufferedFile:
+        """obstore asks for the size in a constructor, and a file that is not there is then closed half made, which
+        prints a traceback."""
+        if mode == "rb":
+            options["size"] = self.info(path)["size"]
+        return super()._open(path, mode, **options)
+
+
+class S3(_Store):
+    protocol = "s3"
+
+
+class GoogleStorage(_Store):
+    protocol = "gs"
+
+
+class Azure(_Store):
+    protocol = "az"
+
+
+STORES = {store.protocol: store for store in (S3, GoogleStorage, Azure)}
+for _protocol, _store in STORES.items():
+    fsspec.register_implementation(_protocol, _store, clobber=True)
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` has a protocol, as in s3://bucket/folder."""
+    return "://" in path
+
+
+def filesystem(path: str) -> fsspec.AbstractFileSystem:
+    """The file system that `path` is in.
+
+    Raises:
+        DataError: a protocol that is none of `STORES`.
+    """
+    if not is_remote(path):
+        return fsspec.filesystem("file")
+    protocol = path.split("://")[0]
+    if protocol not in STORES:
+        known = ", ".join(f"{store}://" for store in STORES)
+        raise DataError(f"{path}: no store is known by {protocol}://; a local path or one of {known} is wanted")
+    options = {"retry_config": {"max_retries": RETRIES}}
+    endpoint = os.environ.get("S3_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL")
+    if protocol == "s3" and endpoint:
+        options |= {"endpoint": endpoint, "client_options": {"allow_http": endpoint.startswith("http://")}}
+    return fsspec.filesystem(protocol, **options)
+
+
+def data_folder(path: str) -> "DataFolder":
+    """The folder `path`, for datatrove."""
+    from datatrove.io import DataFolder  # a second's imports, and training needs none of them
+
+    return DataFolder(path or ".", fs=filesystem(path))
+
+
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """What a store or a disk says against `path`, as a DataError of one line."""
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        said = str(error).strip().splitlines()
+        raise DataError(
+            f"{path}: cannot be read or written: {said[0].strip() if said else type(error).__name__}"
+        ) from error
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file or folder.
+
+    Raises:
+        DataError: the store cannot be asked.
+    """
+    with named(path):
+        return filesystem(path).exists(path)
+
+
+def read_text(path: str) -> str:
+    """The UTF-8 text of a file.
+
+    Raises:
+        DataError: there is no such file, or it cannot be had.
+    """
+    with named(path):
+        return filesystem(path).cat_file(path).decode()
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a file of UTF-8 text; in a store it appears whole or not at all.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    with named(path):
+        filesystem(path).pipe_file(path, text.encode())
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """The bytes of each file in a folder, by its name there.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    with named(folder):
+        return {name: info["size"] for name, info in data_folder(folder).find("", detail=True).items()}
+
+
+def upload(folder: str | Path, destination: str) -> None:
+    """Copy all files in the local `folder` into the folder `destination`, which need not exist.
+
+    Raises:
+        DataError: a file cannot be written there.
+    """
+    with named(destination):
+        if is_remote(destination):
+            store = filesystem(destination)
+            store.put(f"{folder}/", f"{destination.rstrip('/')}/", recursive=True, batch_size=UPLOADS)
+        else:
+            shutil.copytree(folder, destination, dirs_exist_ok=True)
+
+
+def fetch(remote: str, local: Path) -> None:
+    """Download a file as Streaming downloads shards, from any address that it takes.
+
+    Raises:
+        DataError: there is no such file, or it cannot be had.
+        Fault: the store does not answer, or fails itself.
+    """
+    from streaming.base.storage.download import CloudDownloader  # slow to import, and seldom needed
+
+    try:
+        CloudDownloader.direct_download(remote, str(local))
+    except Exception as error:  # each store has errors of its own
+        raise (Fault if is_fault(error) else DataError)(f"{remote}: cannot be fetched: {one_line(error)}") from error
+
+
+class Bucket:
+    """Objects in S3 below an address, by their names relative to it. Use it within `reported`.
+
+    Args:
+        url: `s3://bucket/path`.
+
+    Raises:
+        FoundryError: the endpoint in the environment is no URL.
+    """
+
+    def __init__(self, url: str):
+        from composer.utils.object_store import S3ObjectStore
+
+        self.url = url
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        with self.reported(ValueError):
+            self.objects = S3ObjectStore(bucket, prefix, client_config={"connect_timeout": CONNECT_TIMEOUT})
+
+    def sizes(self, under: str = "") -> dict[str, int]:
+        """The bytes of each object whose name begins so; Composer's list_objects has no sizes."""
+        pages = self.objects.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.objects.bucket, Prefix=self.objects.get_key(under)
+        )
+        objects = [found for page in pages for found in page.get("Contents", [])]
+        return {found["Key"].removeprefix(self.objects.prefix): found["Size"] for found in objects}
+
+    def read(self, name: str) -> bytes:
+        return self.objects.client.get_object(**self._target(name))["Body"].read()
+
+    def write(self, name: str, content: bytes) -> None:
+        self.objects.client.put_object(**self._target(name), Body=content)
+
+    def remove(self, name: str) -> None:
+        self.objects.client.delete_object(**self._target(name))
+
+    def upload(self, name: str, path: Path) -> None:
+        self.objects.upload_object(name, path)
+
+    def download(self, name: str, path: Path) -> None:
+        self.objects.download_object(name, path, overwrite=True)
+
+    def _target(self, name: str) -> dict[str, str]:
+        return {"Bucket": self.objects.bucket, "Key": self.objects.get_key(name)}
+
+    @contextmanager
+    def reported(self, *others: type[Exception]) -> Iterator[None]:
+        """Turn what goes wrong with the store into a FoundryError: a Fault if it does not answer, or fails itself."""
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError, Boto3Error, OSError, *others) as error:
+            raise (Fault if is_fault(error) else FoundryError)(
+                f"'save_folder': {self.url}: {one_line(error)} (endpoint and credentials are those of the "
+                "environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and what else boto3 reads)"
+            ) from error
+
+
+def is_fault(error: BaseException | None) -> bool:
+    """Whether an error of boto3's says that a store does not answer, or fails itself: nothing that a user can mend."""
+    from boto3.exceptions import RetriesExceededError, S3UploadFailedError
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+
+    if isinstance(error, S3UploadFailedError):
+        error = error.__context__  # which boto3 has put into words
+    if isinstance(error, ClientError):
+        return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+    return isinstance(error, (ConnectionError, HTTPClientError, RetriesExceededError))
