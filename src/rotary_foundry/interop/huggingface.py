@@ -4,7 +4,8 @@
   weight is the embedding's and is not written twice; transformers leaves it out too.
 - What our encoder has no part for (a bias, another activation, an untied decoder) is refused by name. A model that
   loads and computes something else would be found out much later. Dropout rates are passed over: they are the recipe's.
-- Directories of transformers 4 and 5 are read (models/modernbert/huggingface_config.py); both read what is written.
+- Directories of transformers 4 and 5 are read (models/modernbert/huggingface_config.py). Both read what is written:
+  config.json has the layers and thetas under the names of both, tokenizer_config.json the settings that both know.
 - `classifier_pooling` is `mean` in what is written, as in the published models: classification heads alone use it.
 - An export appears whole or not at all: it is written beside its place and then moved there. It replaces an earlier
   export, its card included, and nothing else: a model that was downloaded has another card.
@@ -23,6 +24,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, ModernBertConfig, PreTrainedTokenizerBase
 
 from rotary_foundry.data.same_tokenizer import check_ids
+from rotary_foundry.data.special_tokens import rewrite_config
 from rotary_foundry.interop.heads import Head
 from rotary_foundry.interop.weights import DECODER, Weights, load_network
 from rotary_foundry.models.modernbert.huggingface_config import CONFIG, OURS, SIZES, from_huggingface, read_config
@@ -80,7 +82,7 @@ def export_model(
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, new / name)
-        _without_token_types(new / "tokenizer_config.json")
+        rewrite_config(new, model_input_names=["input_ids", "attention_mask"])  # the model takes no token_type_ids
         if out_dir.exists():
             out_dir.rename(Path(work) / "old")
         new.rename(out_dir)
@@ -90,13 +92,12 @@ def to_huggingface(
     config: ModelConfig, rope_theta: float, tokenizer: PreTrainedTokenizerBase, max_position_embeddings: int
 ) -> ModernBertConfig:
     """The same shape in transformers' terms. [CLS] and [SEP] also stand for beginning and end of sequence."""
-    return ModernBertConfig(
+    thetas = {"global_rope_theta": float(rope_theta), "local_rope_theta": float(config.local_rope_theta)}
+    theirs = ModernBertConfig(
         **{name: getattr(config, name) for name in SIZES},
         norm_eps=config.norm_eps,
         global_attn_every_n_layers=config.global_attn_every_n_layers,
-        global_rope_theta=float(rope_theta),
         local_attention=config.local_attention or 128,  # their default, if no layer is local; they want a number
-        local_rope_theta=float(config.local_rope_theta),
         max_position_embeddings=max_position_embeddings,
         pad_token_id=tokenizer.pad_token_id,
         cls_token_id=tokenizer.cls_token_id,
@@ -109,7 +110,10 @@ def to_huggingface(
         architectures=["ModernBertForMaskedLM"],
         dtype="float32",
         **OURS,
+        **thetas,
     )
+    theirs.update(thetas)  # version 5 keeps rope_parameters only, which 4 does not read
+    return theirs
 
 
 def load_directory(path: str | Path) -> MaskedLM:
@@ -182,13 +186,6 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
             raise DataError(f"{path}: the tokenizer has no {token}")
     check_ids(tokenizer, "the model", config.vocab_size)
     return tokenizer
-
-
-def _without_token_types(path: Path) -> None:
-    """Have a tokenizer give what the model takes: token_type_ids, a fast tokenizer's default, it refuses."""
-    if path.is_file():
-        written = json.loads(path.read_text(encoding="utf-8")) | {"model_input_names": ["input_ids", "attention_mask"]}
-        path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _refuse_foreign(out_dir: Path) -> None:
