@@ -56,7 +56,7 @@ def rewrite_config(directory: Path, **settings: object) -> None:
     config = json.loads(path.read_text(encoding="utf-8")) | settings
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(config.get("xextra_special_tokens"), list):
+    if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

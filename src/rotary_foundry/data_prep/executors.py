@@ -30,6 +30,7 @@ from loguru import logger
 from rotary_foundry.data_prep.work import Work
 from rotary_foundry.utils.allocator import give_back_freed_memory
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.installing import install_command
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def check_executor(executor: dict[str, Any]) -> tuple[str, dict]:
     if type(workers) is not int or (workers < 1 and (workers != -1 or name == "local")):
         raise ConfigurationError(f"{name}: workers are a number from 1 on, not {workers}")
     if name == "ray" and find_spec("ray") is None:
-        raise ConfigurationError("ray: is not installed; pip install -e '.[ray]'")
+        raise ConfigurationError(f"ray: is not installed; {install_command('ray')}")
     parameters = inspect.signature(EXECUTORS[name]).parameters
     known = [option for option in parameters if option not in OURS]
     for option in options:
