@@ -1,12 +1,14 @@
 """`python launch/wandb ENTITY/PROJECT`: upload the dashboard to a W&B project, and print where it is.
 
-Needs wandb-workspaces (`pip install -c constraints.txt -e '.[dashboard]'`) and W&B's key (`wandb login`, or
-WANDB_API_KEY). Each upload is a view of its own beside those that are there.
+Needs wandb-workspaces (`uv pip install -c constraints.txt --override overrides.txt -e '.[dashboard]'`) and W&B's key
+(`wandb login`, or WANDB_API_KEY). Each upload is a view of its own beside those that are there.
 
 This folder is no package: `composer launch` puts launch/ first on sys.path, where an __init__.py here would hide wandb.
 """
 
 import sys
+
+from rotary_foundry.utils.installing import install_command
 
 
 def main(arguments: list[str]) -> int:
@@ -20,7 +22,7 @@ def main(arguments: list[str]) -> int:
 
         dashboard(entity, project).save()  # says where
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is missing: pip install -c constraints.txt -e '.[dashboard]'", file=sys.stderr)
+        print(f"error: {error.name} is missing: {install_command('dashboard')}", file=sys.stderr)
         return 2
     except wandb.Error as error:  # no key, no such project, no network
         print(f"error: {error}", file=sys.stderr)

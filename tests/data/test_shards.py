@@ -23,8 +23,7 @@ def corpus(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), "word"])}
     Tokenizer(models.WordLevel(vocabulary, "[UNK]")).save(str(tmp_path / "tokenizer/tokenizer.json"))
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        (tmp_path / "tokenizer" / name).write_text(json.dumps(SPECIAL_TOKENS))
+    (tmp_path / "tokenizer/tokenizer_config.json").write_text(json.dumps(SPECIAL_TOKENS))
     for source in ("code", "docs", "web"):
         for row_length in (1024, 8192):
             for split in ("train", "validation"):

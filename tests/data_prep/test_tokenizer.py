@@ -272,9 +272,8 @@ def test_what_a_tokenizer_was_given_is_told(tmp_path, caplog):
 
 
 def change_roles(path, **roles):
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        content = json.loads((path / name).read_text()) | roles
-        (path / name).write_text(json.dumps(content))
+    config = json.loads((path / "tokenizer_config.json").read_text()) | roles
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def test_a_special_token_that_is_named_but_has_no_id_is_refused(directory, tmp_path):

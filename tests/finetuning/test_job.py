@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from rotary_foundry.finetuning.example_encoding import prepare
 from rotary_foundry.finetuning.finetune_config import load_finetune_config
@@ -89,8 +90,14 @@ def test_a_training_that_gains_nothing_for_longer_than_patience_is_ended(run):
 
 
 def test_a_seed_decides_everything(run):
-    first, again, other = (run("search.max_duration=[1ep]", seed=seed)[1] for seed in (1, 1, 2))
-    assert first["evaluations"] == again["evaluations"] != other["evaluations"]
+    def trained(seed: int) -> tuple[list, dict[str, torch.Tensor]]:
+        folder, result = run("search.max_duration=[1ep]", seed=seed)
+        return result["evaluations"], load_file(folder / "model/model.safetensors")
+
+    (evaluations, first), (again, same), (_, other) = (trained(seed) for seed in (1, 1, 2))
+    assert evaluations == again
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
 
 
 def test_a_loss_that_is_no_number_ends_the_job_and_has_no_score(run, make_model):

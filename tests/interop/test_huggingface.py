@@ -1,6 +1,7 @@
 """Exports are what plain transformers loads; what transformers saves is what we load, or refuse by name."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import (
 
 from rotary_foundry.interop.huggingface import export_model, load_directory
 from rotary_foundry.utils.errors import ConfigurationError, DataError
-from tests.models.peers import our_network, pack, their_logits, their_network
+from tests.models.peers import in_words_of_4, in_words_of_5, our_network, pack, their_logits, their_network
 
 
 def export(network, tokenizer_dir, out_dir):
@@ -50,8 +51,20 @@ def test_an_export_carries_its_tokenizer_and_the_ids_of_its_special_tokens(expor
     assert (config.cls_token_id, config.bos_token_id, config.sep_token_id, config.eos_token_id) == (1, 1, 2, 2)
     assert config.pad_token_id == 3
     assert config.max_position_embeddings == 8192
-    assert (config.global_rope_theta, config.local_rope_theta) == (160_000.0, 10_000.0)
+    thetas = [config.rope_parameters[kind]["rope_theta"] for kind in ("full_attention", "sliding_attention")]
+    assert thetas == [160_000.0, 10_000.0]
+    written = json.loads((path / "config.json").read_text())  # as transformers 4 reads it
+    assert (written["global_rope_theta"], written["local_rope_theta"]) == (160_000.0, 10_000.0)
+    assert written["global_attn_every_n_layers"] == 3
     assert len(pipeline("fill-mask", model=str(path))("a b [MASK] d", top_k=3)) == 3
+
+
+def put(config: dict, key: str, value: object) -> dict:
+    """The config with another value, under the name that transformers has for it in the version that wrote it."""
+    kind = {"global_rope_theta": "full_attention", "local_rope_theta": "sliding_attention"}.get(key)
+    if kind is None or "rope_parameters" not in config:
+        return config | {key: value}
+    return config | {"rope_parameters": config["rope_parameters"] | {kind: {"rope_theta": value}}}
 
 
 @torch.no_grad()
@@ -74,6 +87,7 @@ def test_what_transformers_saves_is_loaded(tmp_path, max_shard_size, dtype):
     torch.testing.assert_close(ours(*batch), their_logits(theirs, *batch), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("in_words", [in_words_of_4, in_words_of_5])
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -94,15 +108,18 @@ def test_what_transformers_saves_is_loaded(tmp_path, max_shard_size, dtype):
         ("num_hidden_layers", 5),
     ],
 )
-def test_a_setting_we_have_no_part_for_is_named(tmp_path, key, value):
+def test_a_setting_we_have_no_part_for_is_named(tmp_path, key, value, in_words):
     their_network(our_network()).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
-    named = {"intermediate_size": "mlp.Wi.weight", "num_hidden_layers": "layers.4."}
+    config = in_words(json.loads((tmp_path / "config.json").read_text()))
+    (tmp_path / "config.json").write_text(json.dumps(put(config, key, value)))
+    named = {"intermediate_size": "mlp.Wi.weight"}
+    if in_words is in_words_of_4:  # version 5 has a list of the layers, whose length is compared
+        named["num_hidden_layers"] = "layers.4."
     with pytest.raises(DataError, match=named.get(key, key)):
         load_directory(tmp_path)
 
 
+@pytest.mark.parametrize("in_words", [in_words_of_4, in_words_of_5])
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -122,19 +139,30 @@ def test_a_setting_we_have_no_part_for_is_named(tmp_path, key, value):
         ("classifier_pooling", "max"),
     ],
 )
-def test_a_value_that_no_model_can_have_is_refused_with_its_key(tmp_path, key, value):
-    config = their_network(our_network()).config.to_dict() | {key: value}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+def test_a_value_that_no_model_can_have_is_refused_with_its_key(tmp_path, key, value, in_words):
+    config = in_words(their_network(our_network()).config.to_dict())
+    (tmp_path / "config.json").write_text(json.dumps(put(config, key, value)))
     with pytest.raises(DataError, match=rf"config\.json: .*{key}.* '?{value}") as refused:
         load_directory(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("global_rope_theta", 5.0), ("local_rope_theta", 5.0), ("global_attn_every_n_layers", 2)]
+)
+def test_a_value_that_transformers_4_and_5_would_read_differently_is_refused(exported, tmp_path, key, value):
+    shutil.copytree(exported[1], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text()) | {key: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=rf"{key} is {value}, which transformers 4 reads, and \w+ means"):
+        load_directory(tmp_path)
 
 
 @pytest.mark.parametrize("pattern", [{"global_attn_every_n_layers": 1}, {"local_attention": 33}], ids=str)
 @torch.no_grad()
 def test_every_pattern_of_local_layers_is_loaded_and_comes_back(tokenizer_dir, tmp_path, pattern):
     their_network(our_network()).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = in_words_of_4(json.loads((tmp_path / "config.json").read_text()))
     (tmp_path / "config.json").write_text(json.dumps(config | pattern))
     ours, batch = load_directory(tmp_path), pack(300, 20)
     theirs = [AutoModelForMaskedLM.from_pretrained(tmp_path).eval()]
@@ -145,7 +173,9 @@ def test_every_pattern_of_local_layers_is_loaded_and_comes_back(tokenizer_dir, t
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
-    BertForMaskedLM(BertConfig(64, 16, 1, 1, 16)).save_pretrained(tmp_path / "bert")
+    BertForMaskedLM(
+        BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=1)
+    ).save_pretrained(tmp_path / "bert")
     with pytest.raises(DataError, match="model_type is 'bert'"):
         load_directory(tmp_path / "bert")
     theirs = their_network(our_network())

@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, Mode
 from rotary_foundry.interop import load_model, open_weights
 from rotary_foundry.interop.importing import import_model
 from rotary_foundry.utils.errors import ConfigurationError, DataError
-from tests.models.peers import our_network, pack, their_logits, their_network
+from tests.models.peers import in_words_of_4, in_words_of_5, our_network, pack, their_logits, their_network
 from tests.permuted import permuted
 
 NARROW = dict(hidden_size=32, intermediate_size=32, num_attention_heads=1, num_hidden_layers=2)
@@ -29,7 +29,7 @@ def test_logits_are_transformers_on_padded_batches_and_to_8192_tokens_both_ways(
         assert expected.std() > 0.3
         torch.testing.assert_close(ours(*batch), expected, rtol=0, atol=1e-4)
         torch.testing.assert_close(their_logits(back, *batch), ours(*batch), rtol=0, atol=1e-4)
-    assert back.config.global_rope_theta == theta
+    assert back.config.rope_parameters["full_attention"]["rope_theta"] == theta
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_logits_are_transformers_on_padded_batches_and_to_8192_tokens_both_ways(
         {"local_attention": 16, "global_attn_every_n_layers": 2},
         {"global_attn_every_n_layers": 1},
         {"global_attn_every_n_layers": 9},
-        {"local_rope_theta": None, "global_rope_theta": 77.0},
+        {"local_rope_theta": 77.0, "global_rope_theta": 770.0},
         {"hidden_size": 96, "num_attention_heads": 8, "intermediate_size": 8},
         {"deterministic_flash_attn": True, "attention_dropout": 0.5, "mlp_dropout": 0.5, "embedding_dropout": 0.5},
         {"classifier_pooling": "mean", "classifier_dropout": 0.5, "sparse_prediction": True, "num_labels": 7},
@@ -60,9 +60,13 @@ def test_a_model_of_any_size_and_options_that_ours_has_computes_the_same(tokeniz
     theirs.decoder.weight.copy_(theirs.model.embeddings.tok_embeddings.weight)  # untied, and yet the same
     theirs.save_pretrained(tmp_path / "source", max_shard_size="60KB")
     assert (tmp_path / "source/model.safetensors.index.json").exists()
-    import_model(tmp_path / "source", tmp_path / "out", tokenizer=tokenizer_dir)
     batch = pack(300, 20)
-    torch.testing.assert_close(load_model(tmp_path / "out")(*batch), their_logits(theirs, *batch), rtol=0, atol=1e-4)
+    expected = their_logits(theirs, *batch)
+    written = json.loads((tmp_path / "source/config.json").read_text())
+    for in_words in (in_words_of_4, in_words_of_5):
+        (tmp_path / "source/config.json").write_text(json.dumps(in_words(written)))
+        import_model(tmp_path / "source", tmp_path / "out", tokenizer=tokenizer_dir)
+        torch.testing.assert_close(load_model(tmp_path / "out")(*batch), expected, rtol=0, atol=1e-4)
 
 
 def test_an_untied_decoder_of_its_own_is_refused(tmp_path):
@@ -75,20 +79,32 @@ def test_an_untied_decoder_of_its_own_is_refused(tmp_path):
         import_model(tmp_path, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("in_words", "keys"),
+    [
+        (in_words_of_4, {"global_rope_theta", "local_rope_theta", "global_attn_every_n_layers"}),
+        (in_words_of_5, {"rope_parameters", "layer_types"}),
+    ],
+)
 @torch.no_grad()
-def test_what_transformers_5_writes_is_read(tokenizer_dir, tmp_path):
+def test_what_transformers_4_and_5_write_is_read(tokenizer_dir, tmp_path, in_words, keys):
     theirs = their_network(our_network(160_000.0)).eval()
     theirs.save_pretrained(tmp_path / "source")
-    written = json.loads((tmp_path / "source/config.json").read_text())
-    for key in ("global_rope_theta", "local_rope_theta", "global_attn_every_n_layers"):
-        del written[key]
-    full, local = ({"rope_type": "default", "rope_theta": theta} for theta in (160_000.0, 10_000.0))
-    written["rope_parameters"] = {"full_attention": full, "sliding_attention": local}
-    written["layer_types"] = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    written = in_words(json.loads((tmp_path / "source/config.json").read_text()))
+    assert {key for key in written if "rope" in key or "every" in key or key == "layer_types"} == keys
     (tmp_path / "source/config.json").write_text(json.dumps(written))
     import_model(tmp_path / "source", tmp_path / "out", tokenizer=tokenizer_dir)
     for network in (load_model(tmp_path / "source"), load_model(tmp_path / "out")):
         torch.testing.assert_close(network(*pack(90)), their_logits(theirs, *pack(90)), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_local_layers_without_a_theta_of_their_own_have_that_of_the_global_ones(tmp_path):
+    theirs = their_network(our_network(77.0, local_rope_theta=77.0)).eval()
+    theirs.save_pretrained(tmp_path)
+    written = in_words_of_4(json.loads((tmp_path / "config.json").read_text())) | {"local_rope_theta": None}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    torch.testing.assert_close(load_model(tmp_path)(*pack(90)), their_logits(theirs, *pack(90)), rtol=0, atol=1e-4)
 
 
 def test_an_import_is_what_init_from_takes_and_imports_to_itself(tokenizer_dir, tmp_path):
@@ -189,7 +205,7 @@ def test_biases_that_the_config_does_not_tell_are_named_by_their_tensor(source, 
 
 
 def test_what_is_no_modernbert_is_refused(tmp_path, tokenizer_dir):
-    BertForMaskedLM(BertConfig(64, 16, 1, 1, 16)).save_pretrained(tmp_path / "bert")
+    BertForMaskedLM(BertConfig(**SMALLEST)).save_pretrained(tmp_path / "bert")
     assert "model_type is 'bert', only 'modernbert'" in refused(tmp_path / "bert", tmp_path)
     assert "no config.json; import takes" in refused(tokenizer_dir, tmp_path)
     assert "no such file or folder" in refused(tmp_path / "nowhere", tmp_path)

@@ -135,7 +135,8 @@ def test_what_a_pt_file_names_beside_weights_is_not_even_imported(tmp_path):
     del sys.modules[module.__name__]
     read = read_saved(path)["state"]
     assert torch.equal(read["model"]["state.model.network.weight"], torch.arange(6.0).reshape(2, 3))
-    assert [type(value) for value in read["callbacks"]] == [StandIn] * 5
+    assert [type(value) for value in read["callbacks"]] == [StandIn] * 4 + [dict]
+    assert read["callbacks"][-1] == {"a": [1]}
     assert not mark.exists() and module.__name__ not in sys.modules
 
 

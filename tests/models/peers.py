@@ -89,6 +89,22 @@ def their_network(ours: ModernBert, attn_implementation: str = "sdpa") -> Modern
     return theirs
 
 
+def in_words_of_4(config: dict) -> dict:
+    """What a config.json of transformers 5 is as transformers 4 writes it."""
+    kinds, ropes = config["layer_types"], config["rope_parameters"]
+    later = [index for index, kind in enumerate(kinds) if kind == "full_attention" and index]
+    return {key: value for key, value in config.items() if key not in ("layer_types", "rope_parameters")} | {
+        "global_attn_every_n_layers": min(later, default=len(kinds)),
+        "global_rope_theta": ropes["full_attention"]["rope_theta"],
+        "local_rope_theta": ropes["sliding_attention"]["rope_theta"],
+    }
+
+
+def in_words_of_5(config: dict) -> dict:
+    """The same without what transformers 5 only passes on."""
+    return {key: value for key, value in config.items() if key != "global_attn_every_n_layers"}
+
+
 def pack(*lengths: int, vocab_size: int = SMALL["vocab_size"], seed: int = 0) -> tuple[Tensor, Tensor]:
     """Random documents as our network takes them: input_ids [tokens] and cu_seqlens [documents + 1]."""
     generator = torch.Generator().manual_seed(seed)

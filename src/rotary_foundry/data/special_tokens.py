@@ -58,6 +58,25 @@ def special_ids(directory: str | Path, tokenizer: Tokenizer) -> dict[str, int]:
     return {role: token_id for role, token_id in ids.items() if token_id is not None}
 
 
+def rewrite_config(directory: Path, **settings: object) -> None:
+    """Rewrite a tokenizer_config.json, if there is one, so that transformers 4 and 5 both read it.
+
+    Version 5 saves a class and a list that 4 does not know. Both know the names that 4 has for them.
+
+    Args:
+        settings: replace those in the file.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8")) | settings
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _spelling(token: str | dict | None) -> str | None:
     """A token as it is spelled; transformers saves one either so or with its options."""
     return token["content"] if isinstance(token, dict) else token

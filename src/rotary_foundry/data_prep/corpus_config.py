@@ -14,6 +14,7 @@ from rotary_foundry.data_prep.readers import READERS, SourceConfig, matches
 from rotary_foundry.data_prep.tokenizer import SMALLEST_VOCABULARY
 from rotary_foundry.recipe.loading import load_config, refuse
 from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.installing import install_command
 
 
 @dataclass
@@ -131,7 +132,7 @@ def _check_minhash(deduplication: Any) -> None:
     try:
         load_word_tokenizer(options.get("language", "en"))
     except ImportError as error:
-        raise ConfigurationError(f"minhash: {error} All that it needs: pip install -e '.[filters]'") from error
+        raise ConfigurationError(f"minhash: {error} All that it needs: {install_command('filters')}") from error
     except ValueError as error:
         raise ConfigurationError(f"minhash: {error}") from error
 

@@ -16,6 +16,7 @@ from loguru import logger
 from rotary_foundry.compat.datatrove import run_task, set_ray_worker
 from rotary_foundry.utils.allocator import give_back_freed_memory
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.installing import install_command
 
 
 class LocalExecutor(LocalPipelineExecutor):
@@ -111,7 +112,7 @@ def check_executor(executor: dict[str, Any]) -> tuple[str, dict]:
     if type(workers) is not int or (workers < 1 and (workers != -1 or name == "local")):
         raise ConfigurationError(f"{name}: workers are a number from 1 on, not {workers}")
     if name == "ray" and find_spec("ray") is None:
-        raise ConfigurationError("ray: is not installed; pip install -e '.[ray]'")
+        raise ConfigurationError(f"ray: is not installed; {install_command('ray')}")
     parameters = inspect.signature(EXECUTORS[name]).parameters
     known = [option for option in parameters if option not in OURS]
     for option in options:

@@ -10,6 +10,7 @@ from datatrove.pipeline import filters
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.installing import install_command
 
 # LambdaFilter takes a function, which cannot stand in a YAML file.
 FILTERS = {
@@ -41,6 +42,6 @@ def make_filter(entry: Any) -> BaseFilter:
     try:
         return FILTERS[name](**arguments)
     except ImportError as error:
-        raise ConfigurationError(f"{error} All that filters need: pip install -e '.[filters]'") from error
+        raise ConfigurationError(f"{error} All that filters need: {install_command('filters')}") from error
     except Exception as error:  # each raises what it likes
         raise ConfigurationError(f"{name}: {error}") from error

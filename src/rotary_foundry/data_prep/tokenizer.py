@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from rotary_foundry.data.rows import FRAME, SPECIAL_TOKENS, fingerprint
-from rotary_foundry.data.special_tokens import NEEDED, padded
+from rotary_foundry.data.special_tokens import NEEDED, padded, rewrite_config
 from rotary_foundry.data_prep.encoding import open_tokenizer, pieces
 from rotary_foundry.utils.errors import DataError
 
@@ -127,6 +127,7 @@ def _save(tokenizer: Tokenizer, roles: dict[str, str | list[str]], directory: Pa
         **roles,
     )
     fast.save_pretrained(directory)
+    rewrite_config(directory)
 
 
 @dataclass(frozen=True)

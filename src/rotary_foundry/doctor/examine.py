@@ -34,6 +34,7 @@ from rotary_foundry.doctor.reach import check_data, check_save_folder, check_wan
 from rotary_foundry.recipe import Recipe, compile_plan
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.utils.errors import FoundryError
+from rotary_foundry.utils.installing import install_command
 from rotary_foundry.utils.processes import is_first, is_first_of_node, local_world_size, world_size
 from rotary_foundry.utils.redaction import redacted, redacted_arguments
 from rotary_foundry.utils.wording import one_line
@@ -66,7 +67,7 @@ def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a library of its own is missing
-        yield bad("torch", f"cannot be imported: {one_line(error)}", "install it anew: pip install -c constraints.txt")
+        yield bad("torch", f"cannot be imported: {one_line(error)}", f"install it anew: {install_command()}")
         return
     world, ranks = world_size(), local_world_size()
     yield from _guarded("GPUs", check_gpus(ranks if world > 1 else 0, recipe))

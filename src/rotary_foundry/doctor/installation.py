@@ -24,6 +24,7 @@ from packaging.version import Version
 import rotary_foundry
 from rotary_foundry.doctor.finding import Finding, bad, doubtful, good
 from rotary_foundry.recipe import Recipe
+from rotary_foundry.utils.installing import install_command
 from rotary_foundry.utils.wording import one_line
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def check_packages(distribution: str = "rotary-foundry", constraints: Path = CON
     try:
         required = [Requirement(line) for line in requires(distribution) or ()]
     except PackageNotFoundError:
-        yield bad("packages", f"{distribution} is not installed", "pip install -c constraints.txt -e .")
+        yield bad("packages", f"{distribution} is not installed", install_command())
         return
     pythons = SpecifierSet(metadata(distribution).get("Requires-Python", ""))
     if not pythons.contains(platform.python_version()):
@@ -59,14 +60,14 @@ def check_packages(distribution: str = "rotary-foundry", constraints: Path = CON
         or not requirement.specifier.contains(Version(found).public, prereleases=True)
     ]
     if wrong:
-        yield bad("packages", _some(wrong), "pip install -c constraints.txt -e .")
+        yield bad("packages", _some(wrong), install_command())
     else:
         yield good("packages", f"Python {platform.python_version()}, torch {_installed('torch')}")
     if not constraints.is_file():
         yield doubtful(
             "pins",
             f"{constraints.name} is not at hand, so versions were not compared with those that were tested",
-            "install from a checkout: pip install -c constraints.txt -e .",
+            f"install from a checkout: {install_command()}",
         )
         return
     pins = _pins(constraints)
@@ -76,7 +77,7 @@ def check_packages(distribution: str = "rotary-foundry", constraints: Path = CON
         if (found := _installed(name)) is not None and found != pinned
     ]
     if other:
-        yield doubtful("pins", _some(other), f"pip install -c {constraints} -e {constraints.parent}")
+        yield doubtful("pins", _some(other), f"in {constraints.parent}: {install_command()}")
     else:
         yield good("pins", f"as in {constraints}")
 
@@ -231,7 +232,7 @@ def _compare_on_gpu() -> Iterator[Finding]:
         yield doubtful(
             "attention",
             f"flex: flash-attn is not installed; within {off:.2g} of sdpa",
-            "pip install --no-build-isolation -c constraints.txt -e '.[gpu]'",
+            install_command("gpu", "--no-build-isolation"),
         )
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import rotary_foundry
 from rotary_foundry.recipe.loading import load_config, load_key, refuse
 from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.installing import install_command
 
 if TYPE_CHECKING:
     from rotary_foundry.evaluation.results import Result
@@ -149,4 +150,4 @@ def _module(path: Path) -> ModuleType:
     try:
         return import_module(MODULES[name])
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"{name}: needs {error.name}, which pip install -e '.[eval]' installs") from error
+        raise ConfigurationError(f"{name}: needs {error.name}; {install_command('eval')}") from error

@@ -24,6 +24,7 @@ from rotary_foundry.finetuning.finetune_config import LONG_DOCUMENTS, MAX_SEED, 
 from rotary_foundry.finetuning.pairs import count_too_long, is_distillation, texts
 from rotary_foundry.recipe.loading import load_config, load_key
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.installing import install_command
 from rotary_foundry.utils.wording import number, one_line
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def check_installed(*packages: str) -> None:
         ConfigurationError: one is not.
     """
     if missing := [package for package in packages if find_spec(package) is None]:
-        raise ConfigurationError(f"{missing[0]} is not installed; all that retrieval needs: pip install -e '.[eval]'")
+        raise ConfigurationError(f"{missing[0]} is not installed; all that retrieval needs: {install_command('eval')}")
 
 
 def load_retriever(path: str, kind: type["SentenceTransformer"], **arguments: Any) -> "SentenceTransformer":

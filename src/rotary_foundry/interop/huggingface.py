@@ -3,7 +3,8 @@
 - A family says what its config.json is; the rest is the same for all. Tied tensors are not written twice.
 - What a network of ours has no part for (a bias, another activation) is refused by name. A model that loads and
   computes something else would be found out much later. Dropout rates are passed over: they are the recipe's.
-- Directories of transformers 4 and 5 are read; both read what is written.
+- Directories of transformers 4 and 5 are read. Both read what is written: config.json and tokenizer_config.json have
+  the settings under the names of both.
 - An export appears whole or not at all: it is written beside its place and then moved there. It replaces an earlier
   export, its card included, and nothing else: a model that was downloaded has another card.
 """
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rotary_foundry.data.same_tokenizer import check_ids
+from rotary_foundry.data.special_tokens import rewrite_config
 from rotary_foundry.interop.heads import Head
 from rotary_foundry.models.config_json import CONFIG, family_of, read_config
 from rotary_foundry.models.family import Family, Shape
@@ -78,7 +80,7 @@ def export_model(
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, new / name)
-        _without_token_types(new / "tokenizer_config.json")
+        rewrite_config(new, model_input_names=["input_ids", "attention_mask"])  # the model takes no token_type_ids
         if out_dir.exists():
             out_dir.rename(Path(work) / "old")
         new.rename(out_dir)
@@ -155,13 +157,6 @@ def _load_tokenizer(path: Path, shape: Shape) -> PreTrainedTokenizerBase:
             raise DataError(f"{path}: the tokenizer has no {token}")
     check_ids(tokenizer, "the model", shape.vocab_size)
     return tokenizer
-
-
-def _without_token_types(path: Path) -> None:
-    """Have a tokenizer give what the model takes: token_type_ids, a fast tokenizer's default, it refuses."""
-    if path.is_file():
-        written = json.loads(path.read_text(encoding="utf-8")) | {"model_input_names": ["input_ids", "attention_mask"]}
-        path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _refuse_foreign(out_dir: Path) -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # of a prepared corpus
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # of a prepared corpus
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ and of the others the names are read from the pickle, without following it.
 
 A `.pt` file of Composer's is one pickle with all of that in it, and with whatever its callbacks and datasets saved, so
 no list of names would do for all. torch reads it with `weights_only`, and where that refuses a name, the name gets a
-stand-in, which takes anything and does nothing: whatever the file would call is not even imported. A file that names
-what runs commands or code is refused on top of that. Nothing hangs on that list: it could do no harm here, but it would
-elsewhere.
+stand-in, which takes anything and does nothing: whatever the file would call is not even imported. A defaultdict becomes
+a plain dict: torch 2.15 sets the items of nothing else. A file that names what runs commands or code is refused on top of
+that. Nothing hangs on that list: it could do no harm here, but it would elsewhere.
 """
 
 import io
@@ -40,6 +40,7 @@ NAMES = {(description.__module__, description.__name__) for description in DESCR
     ("torch.serialization", "_get_layout"),
     ("pathlib", "PosixPath"),
 }
+DEFAULTDICT = "collections.defaultdict"
 # that Composer's items have: durations, torch's version, the state of NumPy's generator under either of its homes
 HARMLESS = {
     "datetime.timedelta",
@@ -100,12 +101,14 @@ class StandIn:
     def __setstate__(self, state: object) -> None:
         pass
 
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
+
+def _plain_dict(*args: object) -> dict:
+    """Take the place of collections.defaultdict."""
+    return {}
 
 
 def read_saved(path: Path) -> object:
-    """What `torch.save` wrote: tensors, in the file until they are used, and plain values; a StandIn for all else.
+    """What `torch.save` wrote: tensors, in the file until they are used, plain values and dicts; a StandIn for all else.
 
     Raises:
         DataError: it is no such file, it is broken, or it names something to run.
@@ -118,7 +121,7 @@ def read_saved(path: Path) -> object:
     if foul:
         raise DataError(f"{path}: {_would_call(foul[0])}")
     try:
-        with safe_globals([(StandIn, name) for name in names]):
+        with safe_globals([(_plain_dict if name == DEFAULTDICT else StandIn, name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise DataError(f"{path}: cannot be read: {in_a_line(error)}") from error

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from rotary_foundry.data_prep.readers.bad_input import BadInput
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.installing import install_command
 
 if TYPE_CHECKING:
     from datatrove.data import Document
@@ -76,13 +77,13 @@ def _packed(*extensions: str) -> tuple[str, ...]:
 
 READERS = {
     "csv": Reader("files", path="required", text_column=True, extensions=_packed(".csv")),
-    "distribution_readmes": Reader("installation", path="none"),
+    "distribution_readmes": Reader("installed_packages", path="none"),
     "huggingface": Reader("hugging_face", path="required", text_column=True, hugging_face=True),
     "jsonl": Reader("files", path="required", text_column=True, extensions=_packed(".jsonl", ".json")),
     "mds": Reader("mds", path="required", text_column=True),
     "parquet": Reader("files", path="required", text_column=True, extensions=(".parquet",)),
-    "python_docstrings": Reader("installation", path="optional", extensions=(".py",)),
-    "python_files": Reader("installation", path="optional", extensions=(".py",)),
+    "python_docstrings": Reader("installed_packages", path="optional", extensions=(".py",)),
+    "python_files": Reader("installed_packages", path="optional", extensions=(".py",)),
     "text": Reader("files", path="required", extensions=_packed(".txt", ".md", ".rst")),
     "warc": Reader("files", path="required", extensions=_packed(".warc", ".wet")),
 }
@@ -119,7 +120,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
     try:
         yield from _module(source).read(source, part, bad)
     except ImportError as error:
-        raise DataError(f"the reader {source.reader} needs pip install -e '.[filters]': {error}") from error
+        raise DataError(f"the reader {source.reader} needs {install_command('filters')}: {error}") from error
 
 
 def matches(path: str) -> list[str]:

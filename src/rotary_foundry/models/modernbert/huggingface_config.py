@@ -6,7 +6,7 @@ without transformers. Tensors bear transformers' names already.
 What our encoder has no part for (a bias, another activation) is refused by name, and so is what is not written: that
 transformers would put the published base model's number there helps nobody whose file has lost one. Dropout rates are
 passed over: they are the recipe's. transformers 5 writes `rope_parameters` and `layer_types` where 4 has two thetas and
-a number.
+a number. Both are read, and a file in which they differ is refused, as the two versions would load different models.
 """
 
 from collections.abc import Mapping
@@ -111,13 +111,15 @@ def to_huggingface(
     """Return the same model in transformers' terms. [CLS] and [SEP] also stand for beginning and end of sequence."""
     from transformers import ModernBertConfig
 
-    return ModernBertConfig(
+    thetas = {
+        "global_rope_theta": float(knobs["rope_theta"]),
+        "local_rope_theta": float(knobs["local_rope_theta"]),
+    }
+    theirs = ModernBertConfig(
         **{name: getattr(shape, name) for name in SIZES},
         norm_eps=shape.norm_eps,
         global_attn_every_n_layers=shape.global_attn_every_n_layers,
-        global_rope_theta=float(knobs["rope_theta"]),
         local_attention=shape.local_attention or 128,  # their default, if no layer is local; they want a number
-        local_rope_theta=float(knobs["local_rope_theta"]),
         max_position_embeddings=longest_row,
         pad_token_id=tokenizer.pad_token_id,
         cls_token_id=tokenizer.cls_token_id,
@@ -130,11 +132,18 @@ def to_huggingface(
         architectures=["ModernBertForMaskedLM"],
         dtype="float32",
         **OURS,
+        **thetas,
     )
+    theirs.update(thetas)  # version 5 keeps rope_parameters only, which 4 does not read
+    return theirs
 
 
 def _from_version_5(path: Path, written: dict) -> dict:
-    """The settings that transformers 5 writes in other words, in those of 4."""
+    """Read the settings that transformers 5 names otherwise, under the names of 4.
+
+    Raises:
+        DataError: our encoder has no part for them, or the file gives one under the names of 4 with another value.
+    """
     found: dict = {}
     kinds, ropes = written.get("layer_types"), written.get("rope_parameters")
     if kinds is not None:
@@ -155,4 +164,11 @@ def _from_version_5(path: Path, written: dict) -> dict:
                     f"{path / CONFIG}: rope_parameters: {kind} is {rope!r}; plain rotation by a rope_theta is ours"
                 )
             found[key] = rope["rope_theta"]
+    for key, value in found.items():
+        if key in written and written[key] != value:
+            name = "layer_types" if key == "global_attn_every_n_layers" else "rope_parameters"
+            raise DataError(
+                f"{path / CONFIG}: {key} is {written[key]!r}, which transformers 4 reads, and {name} means {value!r}, "
+                "which transformers 5 reads; remove the one that is wrong"
+            )
     return found

@@ -1,0 +1,109 @@
+"""Exports in transformers 4, and what it saves in ours: in an environment of its own, since the pins have transformers 5.
+
+uv makes the environment beside the test's other files, of packages that are mostly in its cache already.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+
+from rotary_foundry.data_prep.tokenizer import save_copy, save_trained, train_tokenizer
+from rotary_foundry.interop import load_model
+from rotary_foundry.interop.heads import Head
+from rotary_foundry.interop.huggingface import export_model
+from rotary_foundry.interop.importing import import_model
+from tests.models.peers import our_network, pack
+
+TRANSFORMERS_4 = "transformers==4.57.6"
+TEXTS = ["a b c", "j [MASK] a b c d e f g h i j"]
+LABELS = ("O", "B-PER", "I-PER")
+SCRIPT = """
+import json, sys, torch, transformers
+from pathlib import Path
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
+
+folder, (texts, ids) = Path(sys.argv[1]), json.loads(sys.argv[2])
+assert transformers.__version__.startswith("4."), transformers.__version__
+found = {}
+for name in ("MaskedLM", "SequenceClassification", "TokenClassification"):
+    load = getattr(transformers, f"AutoModelFor{name}").from_pretrained
+    model, loading = load(folder / name, output_loading_info=True)
+    assert not any(loading.values()), loading
+    tokenizer = AutoTokenizer.from_pretrained(folder / name)
+    with torch.no_grad():
+        found[name] = model.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        if name == "MaskedLM":
+            found["long"] = model(input_ids=torch.tensor([ids])).logits[0]
+            model.save_pretrained(folder / "saved_by_4")
+            tokenizer.save_pretrained(folder / "saved_by_4")
+tokens = {}
+for path in (folder / "tokenizers").iterdir():
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    encoded = tokenizer(texts)["input_ids"]
+    tokens[path.name] = [encoded, tokenizer.decode(encoded[1], True)]  # without special tokens
+(folder / "tokens.json").write_text(json.dumps(tokens))
+save_file(found, folder / "logits.safetensors")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+@torch.no_grad()
+def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves_comes_back(tokenizer_dir, tmp_path):
+    network = our_network(160_000.0).eval()
+    exports = tmp_path / "exports"
+    heads = {
+        "MaskedLM": None,
+        "SequenceClassification": Head("sequence", LABELS),
+        "TokenClassification": Head("token", LABELS),
+    }
+    for name, head in heads.items():
+        weights, theta = network.state_dict(), network.model.rope_theta
+        export_model(weights, network.config, theta, tokenizer_dir, 8192, exports / name, head=head)
+    save_trained(train_tokenizer(TEXTS, 320), exports / "tokenizers/trained", max_length=512)
+    more = AutoTokenizer.from_pretrained(tokenizer_dir)
+    more.add_special_tokens({"additional_special_tokens": ["j"]})
+    more.save_pretrained(tmp_path / "more")
+    save_copy(tmp_path / "more", exports / "tokenizers/brought", max_length=512)
+    flat = pack(300)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+    def call(*command: object) -> None:
+        done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command[:5]}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+
+    python = tmp_path / "venv/bin/python"
+    call(sys.executable, "-m", "uv", "venv", "--python", sys.executable, tmp_path / "venv")
+    torch_here = f"torch=={version('torch')}"
+    call(sys.executable, "-m", "uv", "pip", "install", "--python", python, TRANSFORMERS_4, torch_here, "numpy")
+    call(python, "-c", SCRIPT, exports, json.dumps([TEXTS, flat[0].tolist()]))
+
+    by_4 = load_file(exports / "logits.safetensors")
+    ours = load_model(exports / "MaskedLM")
+    torch.testing.assert_close(by_4["long"], ours(*flat), rtol=0, atol=1e-4)
+    tokenizer = AutoTokenizer.from_pretrained(exports / "MaskedLM")
+    for row, text in enumerate(TEXTS):
+        ids = torch.tensor(tokenizer(text)["input_ids"])
+        lengths = torch.tensor([0, len(ids)], dtype=torch.int32)
+        torch.testing.assert_close(by_4["MaskedLM"][row, : len(ids)], ours(ids, lengths), rtol=0, atol=1e-4)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    real = batch["attention_mask"].bool()
+    for theirs in (AutoModelForSequenceClassification, AutoModelForTokenClassification):
+        name = theirs.__name__.removeprefix("AutoModelFor")
+        by_5 = theirs.from_pretrained(exports / name).eval()(**batch).logits
+        kept = real if name == "TokenClassification" else slice(None)
+        torch.testing.assert_close(by_4[name][kept], by_5[kept], rtol=0, atol=1e-4)
+    for folder, encoded in json.loads((exports / "tokens.json").read_text()).items():
+        opened = AutoTokenizer.from_pretrained(exports / "tokenizers" / folder)
+        assert encoded == [opened(TEXTS)["input_ids"], opened.decode(opened(TEXTS[1])["input_ids"], True)], folder
+    import_model(exports / "saved_by_4", tmp_path / "back")
+    assert load_model(tmp_path / "back").config == network.config
+    torch.testing.assert_close(load_model(tmp_path / "back")(*flat), ours(*flat), rtol=0, atol=0)
