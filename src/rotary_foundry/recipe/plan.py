@@ -15,6 +15,7 @@ import bisect
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from rotary_foundry.recipe.schedules import warmup_stable_decay
 from rotary_foundry.recipe.schema import Recipe, StageConfig, Trigger
@@ -54,8 +55,12 @@ class Segment:
     start_row: int  # rows of this stage's order before it: those drawn in the stage, and those a rollback passed over
     rope_theta_global: float
     learning_rate: LearningRate
-    weight_decay: float
+    optimizer: dict[str, Any]  # the arguments of the optimizer that a stage may change
     mixture: dict[str, float] | None
+
+    @property
+    def weight_decay(self) -> float:
+        return self.optimizer["weight_decay"]
 
     @property
     def tokens_per_update(self) -> int:
@@ -93,7 +98,7 @@ class Segment:
             "rope_theta_global": self.rope_theta_global,
             "lr_start": self.learning_rate.at(self.start_token),
             "lr_end": self.learning_rate.at(self.end_token),
-            "weight_decay": self.weight_decay,
+            **self.optimizer,
             "mixture": self.mixture,
         }
 
@@ -111,14 +116,18 @@ class Position:
     rope_theta_global: float
     lr: float
     max_lr: float  # the stage's peak, to which the decoupled weight decay is relative
-    weight_decay: float
+    optimizer: dict[str, Any]  # the arguments of the optimizer that a stage may change
     rows_drawn_in_stage: int  # where in the stage's order of rows the next update begins
+
+    @property
+    def weight_decay(self) -> float:
+        return self.optimizer["weight_decay"]
 
     def to_json(self) -> dict:
         """The position as plain JSON types."""
         shown = asdict(self)
         del shown["max_lr"]
-        return shown
+        return shown | shown.pop("optimizer")
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,7 @@ class Plan:
             rope_theta_global=segment.rope_theta_global,
             lr=segment.learning_rate.at(token),
             max_lr=segment.learning_rate.peak,
-            weight_decay=segment.weight_decay,
+            optimizer=segment.optimizer,
             rows_drawn_in_stage=segment.start_row + done * segment.rows,
         )
 
@@ -197,7 +206,8 @@ class Plan:
                 for segment in again
             )
         if rollback.weight_decay is not None:
-            again = tuple(replace(segment, weight_decay=rollback.weight_decay) for segment in again)
+            decay = {"weight_decay": rollback.weight_decay}
+            again = tuple(replace(segment, optimizer=segment.optimizer | decay) for segment in again)
         if rollback.data == "advance":
             again = tuple(_past_the_rows_of(abandoned, again))
         return Plan(self.name, self.between(0, rollback.to_token) + again, self.abandoned + abandoned)
@@ -320,7 +330,7 @@ def _compile_stages(recipe: Recipe) -> Plan:
                 start_row=row,
                 rope_theta_global=stage.rope_theta,
                 learning_rate=learning_rate,
-                weight_decay=recipe.optimizer.weight_decay,
+                optimizer=recipe.optimizer.changed(stage.optimizer).scheduled(),
                 mixture=stage.mixture,
             )
             segments.append(segment)

@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from rotary_foundry.recipe.loading import chosen_by
+from rotary_foundry.recipe.optimizers import OPTIMIZERS, OptimizerConfig
 from rotary_foundry.utils.errors import ConfigurationError
 
 
@@ -50,15 +52,6 @@ class MaskingConfig:
 
 
 @dataclass
-class OptimizerConfig:
-    """StableAdamW. The learning rate is the stage's."""
-
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float  # fully decoupled: a step multiplies by 1 - (lr / max_lr) * weight_decay
-
-
-@dataclass
 class DataConfig:
     """Where the shards are, as `python data_prep` wrote them, and how Streaming orders them."""
 
@@ -96,6 +89,7 @@ class StageConfig:
     alpha_f: float = 1.0  # the last learning rate as a multiple of the peak
     batch_size_ramp: BatchSizeRamp | None = None
     mixture: dict[str, float] | None = None  # share of the rows by source; none: every row once an epoch
+    optimizer: dict[str, Any] = field(default_factory=dict)  # its arguments that have another value in this stage
 
 
 @dataclass
@@ -182,7 +176,7 @@ class Recipe:
     precision: str  # fp32 or amp_bf16
     model: ModelConfig
     masking: MaskingConfig
-    optimizer: OptimizerConfig
+    optimizer: OptimizerConfig = field(metadata=chosen_by("name", OPTIMIZERS))
     data: DataConfig
     stages: dict[str, StageConfig]  # by name, in order
     save_interval: str  # such as 500ba or 1_000_000tok; the end of every stage is saved as well
@@ -196,5 +190,8 @@ class Recipe:
     dist_timeout: float = 600.0  # seconds
     console_log_interval: str = "10ba"  # or such as 1_000_000tok: a line on the terminal
     progress_bar: bool = True  # on a terminal only
-    loggers: dict[str, Any] = field(default_factory=dict)  # wandb and tensorboard: {arguments of Composer's}
+    # Each by the name of a class of Composer's or by the dotted path of any class, with its arguments; null: without.
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    algorithms: dict[str, Any] = field(default_factory=dict)
+    loggers: dict[str, Any] = field(default_factory=dict)
     rehearse: bool = False  # run a rehearsal of this recipe instead: every transition, in minutes

@@ -59,7 +59,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from ((f"model.{key}", complaint) for key, complaint in model_problems(recipe.model))
     yield from _fsdp(recipe.fsdp_config)
     yield from _masking(recipe)
-    yield from _optimizer(recipe)
+    yield from ((f"optimizer.{key}", complaint) for key, complaint in recipe.optimizer.problems())
     if not recipe.data.sources:
         yield "data.sources", "name at least one source"
     for source in recipe.data.sources:
@@ -80,6 +80,8 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
             yield "stages", f"'{name}', a stage's name, has to be made of letters, digits, '_', '-' and '.'"
         for key, complaint in _stage(stage, recipe.data.sources):
             yield f"stages.{name}.{key}", complaint
+        for key, complaint in recipe.optimizer.change_problems(stage.optimizer):
+            yield f"stages.{name}.optimizer.{key}", complaint
         if stage.row_length < row_length:
             yield f"stages.{name}.row_length", f"{stage.row_length}, but an earlier stage has {row_length}; order them"
         row_length = stage.row_length
@@ -175,15 +177,6 @@ def _masking(recipe: Recipe) -> Iterator[Problem]:
     shares = masking.mask_share, masking.random_share
     if not (min(shares) >= 0 and sum(shares) <= 1):
         yield "masking.mask_share", "mask_share and random_share are shares of the chosen tokens: not negative, sum ≤ 1"
-
-
-def _optimizer(recipe: Recipe) -> Iterator[Problem]:
-    optimizer = recipe.optimizer
-    if not all(0 <= beta < 1 for beta in optimizer.betas):
-        yield "optimizer.betas", f"{list(optimizer.betas)}: both have to be in [0, 1)"
-    yield from _positive("optimizer.", optimizer, "eps")
-    if not 0 <= optimizer.weight_decay < 1:
-        yield "optimizer.weight_decay", f"{optimizer.weight_decay} is not in [0, 1)"
 
 
 def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:

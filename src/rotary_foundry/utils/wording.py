@@ -1,5 +1,8 @@
 """Numbers and errors as people read them, in one way wherever something is printed or drawn."""
 
+import difflib
+from collections.abc import Iterable
+
 
 def count(value: float) -> str:
     """A number of tokens or rows with its unit, in up to four digits: 1.5 M."""
@@ -31,6 +34,12 @@ def number(value: float) -> str:
         return f"{value:.3g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that is nearest, or all of them."""
+    near = difflib.get_close_matches(name, known := list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known here are {', '.join(known)}"
 
 
 def one_line(error: BaseException) -> str:
