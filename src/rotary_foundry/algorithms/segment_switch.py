@@ -21,7 +21,7 @@ class SegmentSwitch(Algorithm):
     """Makes Composer follow the plan.
 
     At a segment's start: the loader, the iteration length, the microbatch size and the theta of the global layers. At
-    every update: learning rate, the peak it is relative to, and weight decay.
+    every update: the learning rate, its peak, and the optimizer's arguments that a stage may change.
 
     Args:
         recipe: for the microbatch sizes.
@@ -58,8 +58,8 @@ class SegmentSwitch(Algorithm):
 
     def _set_optimizer(self, state: State) -> None:
         position = self.plan.at(state.timestamp.token.value)
+        values = {"lr": position.lr, "max_lr": position.max_lr} | position.optimizer
         for group in state.optimizers[0].param_groups:
-            group["lr"] = position.lr
-            group["max_lr"] = position.max_lr
-            if group["decays"]:
-                group["weight_decay"] = position.weight_decay
+            group.update((key, value) for key, value in values.items() if key in group)
+            if not group["decays"]:
+                group["weight_decay"] = 0.0

@@ -85,6 +85,7 @@ class RunRecords(Callback):
             "masked_accuracy": sum(correct) / max(1, sum(masked)),
             "lr": optimizer.param_groups[0]["lr"],
             "weight_decay": max(group["weight_decay"] for group in optimizer.param_groups),
+            **{key: optimizer.param_groups[0][key] for key in ("betas", "max_grad_norm") if key in optimizer.defaults},
             "rows": len(digests),
             "row_length": self.batch["row_length"],
             "rope_theta": state.model.rope_theta,

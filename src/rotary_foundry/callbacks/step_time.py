@@ -35,7 +35,7 @@ from composer.utils import dist
 from torch.distributed.fsdp import FSDPModule
 
 from rotary_foundry.callbacks.monitor import Monitor, Numbers
-from rotary_foundry.optim import stable_adamw
+from rotary_foundry.optim import sharded_sums
 
 PARTS = ("data", "forward", "backward", "optimizer", "communication")
 COLLECTIVES = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")  # of an FSDPParamGroup
@@ -122,7 +122,7 @@ class StepTime(Monitor):
             if isinstance(module, FSDPModule) and (group := module._get_fsdp_state()._fsdp_param_group) is not None:
                 for name in COLLECTIVES:
                     setattr(group, name, self.clock.around(getattr(group, name), "communication"))
-        for owner, name in ((dist, "all_reduce"), (stable_adamw, "sum_over_shards")):
+        for owner, name in ((dist, "all_reduce"), (sharded_sums, "sum_over_shards")):
             self.wrapped.append((owner, name, getattr(owner, name)))
             setattr(owner, name, self.clock.around(getattr(owner, name), "communication"))
         # from AFTER_TRAIN_BATCH on: Composer hands the forward and backward passes to the step, as its closure

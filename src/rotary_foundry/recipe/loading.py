@@ -74,7 +74,7 @@ def _choose(config: DictConfig, field: Field, layers: list[tuple[object, DictCon
     if chosen is None:
         return
     source, name = chosen
-    if name not in among:
+    if not isinstance(name, str) or name not in among:
         raise ConfigurationError(f"{source}: '{field.name}.{key}': '{name}' is not known{nearest(str(name), among)}")
     config[field.name] = OmegaConf.structured(among[name])
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rotary_foundry.utils.wording import nearest, one_line
+from rotary_foundry.utils.wording import nearest
 
 
 @dataclass
@@ -61,7 +61,7 @@ class OptimizerConfig:
             try:
                 self.changed({key: value})
             except (OmegaConfBaseException, TypeError) as error:
-                yield key, one_line(error)
+                yield key, str(error).splitlines()[0]
                 return
         found = self.changed(changes).problems()
         yield from ((key, complaint) for key, complaint in found if key in changes)

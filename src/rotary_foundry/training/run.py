@@ -41,8 +41,7 @@ from rotary_foundry.loggers.stage_progress import StageProgress
 from rotary_foundry.models.composer_model import METRICS, ComposerMaskedLM
 from rotary_foundry.models.layers.attention import check_implementation
 from rotary_foundry.models.modernbert.network import MaskedLM
-from rotary_foundry.optim.decay_groups import decay_groups
-from rotary_foundry.optim.stable_adamw import StableAdamW
+from rotary_foundry.optim.optimizers import build_optimizer
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.plan import Rollback, named_tokens, plan_in_force, set_rollback
 from rotary_foundry.recipe.schema import StageConfig
@@ -195,14 +194,7 @@ def build_trainer(
     if start.checkpoint is None:
         fill(network, first_weights(recipe))
     model = ComposerMaskedLM(network, cpu_autocast=recipe.precision == "amp_bf16" and not on_gpu)
-    optimizer = StableAdamW(
-        decay_groups(model, recipe.optimizer.weight_decay),
-        lr=position.lr,
-        betas=recipe.optimizer.betas,
-        eps=recipe.optimizer.eps,
-        weight_decay=recipe.optimizer.weight_decay,
-        max_lr=position.max_lr,
-    )
+    optimizer = build_optimizer(recipe.optimizer, model, position.max_lr)
     watch = LossWatch(recipe.rollback)
     if start.checkpoint is not None:
         watch.load_state_dict(start.checkpoint.watch)
