@@ -202,11 +202,16 @@ def _between(first: str, last: str) -> str:
 
 def _settings(state: TrainedState) -> str:
     masking, optimizer = state.recipe.masking, state.recipe.optimizer
+    settings = [segment.optimizer for segment in state.trained]
+    betas = dict.fromkeys("{:g} and {:g}".format(*each["betas"]) for each in settings)
+    norms = dict.fromkeys(f"{each['max_grad_norm']:g}" for each in settings if each.get("max_grad_norm"))
+    clipping = f", gradients clipped to a norm of {' → '.join(norms)}" if norms else ""
     kept = 1 - masking.mask_share - masking.random_share
     return (
         f"Masked-LM on {masking.mlm_probability:.0%} of the tokens: {masking.mask_share:.0%} of those become the mask, "
-        f"{masking.random_share:.0%} a random token, {kept:.0%} stay. StableAdamW with decoupled weight decay, betas "
-        f"{optimizer.betas[0]:g} and {optimizer.betas[1]:g}, eps {optimizer.eps:g}."
+        f"{masking.random_share:.0%} a random token, {kept:.0%} stay. "
+        f"{type(optimizer).__name__.removesuffix('Config')} with decoupled weight decay, betas {' → '.join(betas)}, eps "
+        f"{optimizer.eps:g}{clipping}."
     )
 
 

@@ -3,12 +3,11 @@
 torch's own kernel updates the local shards; everything else here is about norms:
 
 - Clipping is `torch.nn.utils.clip_grad_norm_` of the whole tensors. A whole tensor's sum of squares is the sum of its
-  shards', so one all-reduce (SUM) over the sharded mesh dimension gives the norm. torch's own function needs a DTensor
-  reduction a parameter, and refuses whole parameters beside sharded ones.
+  shards', so one all-reduce (SUM) over the sharded mesh dimension gives the norm. torch's own function refuses
+  whole parameters beside sharded ones, as its fused optimizer does.
 - It clips inside `step`, between the closure and the update: Composer runs the forward and backward passes in the
   closure, so an algorithm on AFTER_TRAIN_BATCH would be as good, but `StepMetrics` needs the norm before clipping.
-- `torch.optim.AdamW` is not subclassed: its fused step takes no DTensors beside whole tensors, and hooks that are
-  registered on a subclass run twice when it calls `super().step()`.
+- `torch.optim.AdamW` is not subclassed: hooks on a subclass run twice when it calls `super().step()`.
 - With `record_metrics`, a copy of the parameters is made at each step and taken from the new ones, since the kernel
   does not hand out its update. The norms travel in one more all-reduce.
 

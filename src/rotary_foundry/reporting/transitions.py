@@ -131,9 +131,18 @@ def _changes(before: Update, after: Update) -> Iterator[tuple[str, str, object, 
         ("theta", "rope_theta", was.rope_theta_global, now.rope_theta_global, "{:,.0f}".format),
         ("mixture", "mixture", *mixtures, _mixture),
         ("weight decay", "weight_decay", was.weight_decay, now.weight_decay, "{:g}".format),
+        *(
+            (key.replace("_", " "), key, *(_as_recorded(at.optimizer[key]) for at in (was, now)), str)
+            for key in now.optimizer
+            if key != "weight_decay"
+        ),
         (lr, "lr", was.lr if lr else None, now.lr if lr else None, "{:g}".format),
     ]
     return ((what, key, old, new, show) for what, key, old, new, show in found if old != new)
+
+
+def _as_recorded(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _mixture(mixture: dict[str, float] | None) -> str:
