@@ -98,7 +98,7 @@ class Segment:
             "rope_theta_global": self.rope_theta_global,
             "lr_start": self.learning_rate.at(self.start_token),
             "lr_end": self.learning_rate.at(self.end_token),
-            **self.optimizer,
+            **_as_json(self.optimizer),
             "mixture": self.mixture,
         }
 
@@ -127,7 +127,7 @@ class Position:
         """The position as plain JSON types."""
         shown = asdict(self)
         del shown["max_lr"]
-        return shown | shown.pop("optimizer")
+        return shown | _as_json(shown.pop("optimizer"))
 
 
 @dataclass(frozen=True)
@@ -336,6 +336,10 @@ def _compile_stages(recipe: Recipe) -> Plan:
             segments.append(segment)
             token, update, row = segment.end_token, update + updates, row + updates * rows
     return Plan(recipe.run_name, tuple(segments))
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def _past_the_rows_of(abandoned: Iterable[Segment], again: Iterable[Segment]) -> Iterator[Segment]:

@@ -7,6 +7,7 @@ from inspect import formatannotation
 from math import inf
 from os.path import abspath
 
+from rotary_foundry.recipe import extensions
 from rotary_foundry.recipe.plan import parse_tokens
 from rotary_foundry.recipe.schedules import DECAYS
 from rotary_foundry.recipe.schema import (
@@ -71,7 +72,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _cache(recipe.data)
     if recipe.data.num_workers < 0:
         yield "data.num_workers", f"{recipe.data.num_workers} is negative"
-    yield from _loggers(recipe.loggers)
+    yield from extensions.problems(recipe)
     if not recipe.stages:
         yield "stages", "a recipe has at least one stage"
     row_length = 0
@@ -130,23 +131,6 @@ def model_problems(model: ModelConfig) -> Iterator[Problem]:
         yield "local_attention", f"null, but with {every} there are local layers; give their window, such as 128"
     elif model.local_attention % 2:
         yield "local_attention", f"{model.local_attention} is odd; half of the window lies to each side"
-
-
-def _loggers(loggers: dict[str, object]) -> Iterator[Problem]:
-    known = {
-        "wandb": "WandBLogger are wanted, as in {project: mine}",
-        "tensorboard": "TensorboardLogger are wanted, or {}",
-    }
-    for name, arguments in loggers.items():
-        if name not in known:
-            yield "loggers", f"'{name}' is not known; there are {' and '.join(known)}"
-        elif not isinstance(arguments, dict | None):
-            yield f"loggers.{name}", f"the arguments of Composer's {known[name]}"
-        elif name == "wandb" and arguments is not None:
-            if not isinstance(arguments.get("init_kwargs") or {}, dict):
-                yield "loggers.wandb.init_kwargs", "the arguments of wandb.init are wanted, as in {mode: offline}"
-            if not isinstance(arguments.get("checkpoint_references", False), bool):
-                yield "loggers.wandb.checkpoint_references", "true or false"
 
 
 def _fsdp(config: FSDPConfig) -> Iterator[Problem]:

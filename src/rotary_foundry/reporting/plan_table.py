@@ -97,7 +97,7 @@ def _settings(arguments: dict[str, Any]) -> str:
 def _setting(value: Any) -> str:
     if value is None:
         return "none"
-    return ", ".join(number(each) for each in value) if isinstance(value, tuple) else number(value)
+    return ", ".join(number(each) for each in value) if isinstance(value, list | tuple) else number(value)
 
 
 def print_position(position: Position, console: Console | None = None) -> None:

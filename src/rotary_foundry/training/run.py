@@ -49,6 +49,7 @@ from rotary_foundry.runs.changes import changes_of_run, without_secrets
 from rotary_foundry.runs.checkpoint_store import CheckpointStore, open_store
 from rotary_foundry.runs.environment import environment
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, write_whole
+from rotary_foundry.training.extensions import extensions
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.loggers import loggers
 from rotary_foundry.training.ranks import on_each_node, on_rank_zero, watching
@@ -226,18 +227,23 @@ def build_trainer(
         optimizers=optimizer,
         precision=precision,
         parallelism_config={"fsdp": ShardingConfig(recipe.fsdp_config.degrees(dist.get_world_size())[0])},
-        algorithms=[SegmentSwitch(recipe, plan, train_loader), MicrobatchSeed(recipe.seed)],
+        algorithms=[
+            SegmentSwitch(recipe, plan, train_loader),
+            MicrobatchSeed(recipe.seed),
+            *extensions(recipe, "algorithms"),
+        ],
         callbacks=[
             *monitors,
             RunRecords(folder, rollbacks, list(recipe.stages), monitors),
             CheckpointRollback(watch, planned),
             saver,
             GracefulStop(saver),
+            *extensions(recipe, "callbacks"),
         ],
         eval_dataloader=[_stage_end_evaluator(plan, data, name, stage) for name, stage in recipe.stages.items()],
         loggers=[
-            *loggers(recipe, folder),
             StageProgress(plan, recipe.console_log_interval, recipe.progress_bar),
+            *loggers(recipe, folder),
         ],
         progress_bar=False,  # StageProgress has it
         load_path=str(start.checkpoint.folder) if start.checkpoint else None,
