@@ -106,11 +106,13 @@ def launch(path: str, overrides: list[str]) -> None:
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
 
     from rotary_foundry.reporting.start import print_start
+    from rotary_foundry.training.extensions import check_extensions
     from rotary_foundry.training.first_weights import check_init_from
     from rotary_foundry.training.logs import start_logs
     from rotary_foundry.training.ranks import one_reason
     from rotary_foundry.training.run import train
 
+    check_extensions(recipe)
     check_init_from(recipe)
     start_logs(recipe)
     with one_reason():

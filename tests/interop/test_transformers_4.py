@@ -1,4 +1,4 @@
-"""Exports in transformers 4, and what it saves in ours: in an environment of its own, since the pins have transformers 5.
+"""Exports in transformers 4, and what it saves in ours: in an environment of its own, since the pins have 5.
 
 uv makes the environment beside the test's other files, of packages that are mostly in its cache already.
 """

@@ -62,8 +62,8 @@ class SegmentSwitch(Algorithm):
         position = self.plan.at(state.timestamp.token.value)
         for name in self.knobs:
             state.model.network.set_knob(name, position.knobs[name])
+        values = {"lr": position.lr, "max_lr": position.max_lr} | position.optimizer
         for group in state.optimizers[0].param_groups:
-            group["lr"] = position.lr
-            group["max_lr"] = position.max_lr
-            if group["decays"]:
-                group["weight_decay"] = position.weight_decay
+            group.update((key, value) for key, value in values.items() if key in group)
+            if not group["decays"]:
+                group["weight_decay"] = 0.0

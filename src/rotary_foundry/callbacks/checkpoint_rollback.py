@@ -8,7 +8,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 
 from rotary_foundry.callbacks.loss_watch import LossWatch
-from rotary_foundry.optim.stable_adamw import StableAdamW
+from rotary_foundry.optim.optimizers import RecipeOptimizer
 from rotary_foundry.recipe.plan import Rollback
 from rotary_foundry.runs.trouble import RollbackDue, Trouble
 
@@ -38,7 +38,7 @@ class CheckpointRollback(Callback):
             raise RollbackDue(trouble, token)
 
 
-def norms_of(optimizer: StableAdamW) -> dict[str, float]:
+def norms_of(optimizer: RecipeOptimizer) -> dict[str, float]:
     """Of all parameters together, the same on every rank; none if they are not recorded."""
     totals = {} if optimizer.metrics is None else optimizer.metrics.totals
     return {name: totals[kind] for kind, name in NORMS.items() if kind in totals}

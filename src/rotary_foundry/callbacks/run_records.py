@@ -94,6 +94,7 @@ class RunRecords(Callback):
             **{name: sum(rank[name] for rank in sums) / max(1, sum(predicted)) for name in sums[0]},
             "lr": optimizer.param_groups[0]["lr"],
             "weight_decay": max(group["weight_decay"] for group in optimizer.param_groups),
+            **{key: optimizer.param_groups[0][key] for key in ("betas", "max_grad_norm") if key in optimizer.defaults},
             "rows": len(digests),
             "row_length": self.batch["row_length"],
             **self.plan.at(state.previous_timestamp.token.value).knobs,

@@ -34,7 +34,7 @@ from composer.utils import dist
 
 from rotary_foundry.callbacks.monitor import Monitor, Numbers
 from rotary_foundry.compat.torch import wrap_collectives
-from rotary_foundry.optim import stable_adamw
+from rotary_foundry.optim import sharded_sums
 
 PARTS = ("data", "forward", "backward", "optimizer", "communication")
 OTHER = "other"
@@ -117,7 +117,7 @@ class StepTime(Monitor):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         wrap_collectives(state.model, functools.partial(self.clock.around, phase="communication"))
-        for owner, name in ((dist, "all_reduce"), (stable_adamw, "sum_over_shards")):
+        for owner, name in ((dist, "all_reduce"), (sharded_sums, "sum_over_shards")):
             self.wrapped.append((owner, name, getattr(owner, name)))
             setattr(owner, name, self.clock.around(getattr(owner, name), "communication"))
         # from AFTER_TRAIN_BATCH on: Composer hands the forward and backward passes to the step, as its closure

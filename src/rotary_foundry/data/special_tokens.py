@@ -66,7 +66,7 @@ def rewrite_config(directory: Path, **settings: object) -> None:
     Args:
         settings: replace those in the file.
     """
-    path = directory / CONFIG
+    path = directory / ROLES_FILE
     if not path.is_file():
         return
     config = json.loads(path.read_text(encoding="utf-8")) | settings

@@ -203,11 +203,15 @@ def _between(first: str, last: str) -> str:
 
 
 def _settings(state: TrainedState) -> str:
-    last, optimizer = state.trained[-1], state.recipe.optimizer
+    optimizer, last = state.recipe.optimizer, state.trained[-1]
     objective = state.recipe.objective_of(last.stage).describe(last.knobs_at(last.start_token))
+    settings = [segment.optimizer for segment in state.trained]
+    betas = dict.fromkeys("{:g} and {:g}".format(*each["betas"]) for each in settings)
+    norms = dict.fromkeys(f"{each['max_grad_norm']:g}" for each in settings if each.get("max_grad_norm"))
+    clipping = f", gradients clipped to a norm of {' → '.join(norms)}" if norms else ""
     return (
-        f"{objective} StableAdamW with decoupled weight decay, betas "
-        f"{optimizer.betas[0]:g} and {optimizer.betas[1]:g}, eps {optimizer.eps:g}."
+        f"{objective} {type(optimizer).__name__.removesuffix('Config')} with decoupled weight decay, betas "
+        f"{' → '.join(betas)}, eps {optimizer.eps:g}{clipping}."
     )
 
 

@@ -26,7 +26,7 @@ def sum_over_shards(sums: Tensor, params: list[Tensor]) -> None:
     if not dimensions:
         return
     if len(dimensions) > 1:
-        raise ValueError(f"parameters are sharded over {dimensions}; StableAdamW sums over one mesh dimension only")
+        raise ValueError(f"parameters are sharded over {dimensions}; a sum over shards takes one mesh dimension")
     ((mesh, dim),) = dimensions
     if mesh.get_local_rank(dim) > 0:
         for column, sharding in enumerate(shardings):

@@ -20,34 +20,14 @@ How a step goes:
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 
 import torch
 from torch import Tensor
 
-from rotary_foundry.optim.sharded_sums import local_tensors, sum_over_shards
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """What a step did to each parameter, whole; on the parameters' device, and the same on every rank."""
-
-    params: list[Tensor]
-    """The parameters that had a gradient; the columns below are in their order."""
-    l2_norms: dict[str, Tensor]
-    """[params] each: `grad`; `param`, before the step; `moment`, the first, after it; `update`, the step taken,
-    learning rate, clipping and weight decay included."""
-    clipping: Tensor
-    """[params]: what the learning rate was divided by, 1 or more."""
-
-    @cached_property
-    def totals(self) -> dict[str, float]:
-        """The norms over all parameters, by kind, and `clipping`, the largest; the host waits for them once."""
-        values = torch.stack([*self.l2_norms.values(), self.clipping]).cpu()  # [kinds, params]
-        norms = values[:-1].norm(dim=1).tolist()
-        return dict(zip(self.l2_norms, norms, strict=True)) | {"clipping": values[-1].max().item()}
+from rotary_foundry.optim import sharded_sums
+from rotary_foundry.optim.sharded_sums import local_tensors
+from rotary_foundry.optim.step_metrics import StepMetrics
 
 
 class StableAdamW(torch.optim.Optimizer):
@@ -106,7 +86,7 @@ class StableAdamW(torch.optim.Optimizer):
         params = [param for _, group_params in stepping for param in group_params]
         updates, sums = zip(*(self._advance(group, group_params) for group, group_params in stepping), strict=True)
         squares = torch.cat(sums, dim=1)  # [kinds, params]
-        sum_over_shards(squares, params)
+        sharded_sums.sum_over_shards(squares, params)
         clipping = squares[0].sqrt().clamp_(min=1.0)  # [params]
         scales = torch._foreach_reciprocal(clipping.unbind())
         torch._foreach_mul_(scales, [-group["lr"] for group, group_params in stepping for _ in group_params])

@@ -5,12 +5,14 @@ order), so that base, large and nano share what they share; Hydra was left out, 
 And every file is merged into the typed schema *by itself*, so that an unknown or ill-typed key is reported with the
 file it stands in, not with the file that was launched. What is merged is merged key by key, but for a `mixture`, whose
 shares make one whole, and an `executor`, of which there is one: a new one takes the place of the old.
+
+A mapping such as `optimizer` has other keys for each value of one of its keys (`name`). Its field says so with
+`chosen_by`, and the class that is chosen types the mapping in every file.
 """
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +21,15 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from rotary_foundry.utils.errors import ConfigurationError
-from rotary_foundry.utils.wording import one_line
+from rotary_foundry.utils.wording import nearest, one_line
 
 Schema = TypeVar("Schema")
 WHOLE = ("mixture", "executor")
+
+
+def chosen_by(key: str, among: Mapping[str, type]) -> dict[str, Any]:
+    """Metadata of a dataclass field whose mapping is typed by the class in `among` that its own `key` names."""
+    return {"chosen_by": key, "among": among}
 
 
 def load_config(path: str | Path, schema: type[Schema], overrides: Iterable[str] = ()) -> Schema:
@@ -46,11 +53,30 @@ def merged(path: str | Path, schema: type, overrides: Iterable[str] = ()) -> Dic
         ConfigurationError: as `load_config`.
     """
     config = OmegaConf.structured(schema)
-    for source, content in _layers(Path(path)):
+    layers, overrides = list(_layers(Path(path))), list(overrides)
+    for field in fields(schema):
+        if "chosen_by" in field.metadata:
+            _choose(config, field, [*layers, *(_as_layer(override) for override in overrides)])
+    for source, content in layers:
         config = _merge(config, content, source)
     for override in overrides:
         _override(config, override)
     return config
+
+
+def _choose(config: DictConfig, field: Field, layers: list[tuple[object, DictConfig]]) -> None:
+    """Type a mapping by the class that the last layer to name one names; without a name it keeps its own type."""
+    key, among, chosen = field.metadata["chosen_by"], field.metadata["among"], None
+    for source, content in layers:
+        mapping = content.get(field.name)
+        if isinstance(mapping, DictConfig) and mapping.get(key) is not None:
+            chosen = source, mapping[key]
+    if chosen is None:
+        return
+    source, name = chosen
+    if not isinstance(name, str) or name not in among:
+        raise ConfigurationError(f"{source}: '{field.name}.{key}': '{name}' is not known; {nearest(name, among)}")
+    config[field.name] = OmegaConf.structured(among[name])
 
 
 def instance(config: DictConfig, path: str | Path) -> Any:
@@ -82,14 +108,10 @@ def load_key(path: str | Path, key: str, overrides: Iterable[str] = ()) -> Any:
     Raises:
         ConfigurationError: there is no such file, or it is no YAML.
     """
-    merged = OmegaConf.merge(*(content for _, content in _layers(Path(path))))
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        if equals and (name == key or key.startswith(f"{name}.") or name.startswith(f"{key}.")):
-            with reported(f"argument '{override}'"):
-                OmegaConf.update(merged, name, OmegaConf.create(f"value: {value}")["value"], merge=True)
+    layers = [content for _, content in _layers(Path(path))]
+    layers += [content for _, content in map(_as_layer, overrides)]
     with reported(path):
-        return OmegaConf.select(merged, key)
+        return OmegaConf.select(OmegaConf.merge(*layers), key)
 
 
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:
@@ -134,17 +156,33 @@ def _forget_wholes(config: DictConfig, content: DictConfig) -> None:
 
 
 def _override(config: DictConfig, override: str) -> None:
+    source, content = _as_layer(override)
+    key, parts = override.partition("=")[0], _parts(override)
+    with reported(source):
+        if not set(WHOLE) & set(parts[:-1]):  # not one entry of it
+            _forget_wholes(config, content)
+        given = content
+        for part in parts:
+            given = given[part]
+        OmegaConf.update(config, key, given, merge=True)
+
+
+def _parts(override: str) -> list[str]:
+    """The keys from the outermost to the innermost that an override goes through."""
+    return override.partition("=")[0].replace("[", ".").replace("]", "").split(".")
+
+
+def _as_layer(override: str) -> tuple[str, DictConfig]:
+    """The name of an override, and its content as a file would have it."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigurationError(f"argument '{override}': overrides are written key=value")
-    with reported(f"argument '{override}'"):
-        parts, given = key.replace("[", ".").replace("]", "").split("."), OmegaConf.create(f"value: {value}")["value"]
-        if not set(WHOLE) & set(parts[:-1]):  # not one entry of it
-            content = given
-            for part in reversed(parts):
-                content = OmegaConf.create({part: content})
-            _forget_wholes(config, content)
-        OmegaConf.update(config, key, given, merge=True)
+    source = f"argument '{override}'"
+    with reported(source):
+        content = OmegaConf.create(f"value: {value}")["value"]
+        for part in reversed(_parts(override)):
+            content = OmegaConf.create({part: content})
+    return source, content
 
 
 @contextmanager
@@ -173,6 +211,4 @@ def _suggestion(error: OmegaConfBaseException) -> str:
     """The known key nearest to the unknown one, among those of its level."""
     if not is_dataclass(error.object_type):
         return ""
-    known = [field.name for field in fields(error.object_type)]
-    near = difflib.get_close_matches(str(error.key), known, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known here are {', '.join(known)}"
+    return "; " + nearest(error.key, [field.name for field in fields(error.object_type)])

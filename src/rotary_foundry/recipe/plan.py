@@ -69,8 +69,12 @@ class Segment:
     objective: dict[str, Any]  # as the recipe gives it
     knobs: dict[str, KnobSchedule]
     learning_rate: LearningRate
-    weight_decay: float
+    optimizer: dict[str, Any]  # the arguments of the optimizer that a stage may change
     mixture: dict[str, float] | None
+
+    @property
+    def weight_decay(self) -> float:
+        return self.optimizer["weight_decay"]
 
     @property
     def tokens_per_update(self) -> int:
@@ -123,7 +127,7 @@ class Segment:
             "knobs": self.knobs_to_json(),
             "lr_start": self.learning_rate.at(self.start_token),
             "lr_end": self.learning_rate.at(self.end_token),
-            "weight_decay": self.weight_decay,
+            **_as_json(self.optimizer),
             "mixture": self.mixture,
         }
 
@@ -141,14 +145,18 @@ class Position:
     knobs: dict[str, float]
     lr: float
     max_lr: float  # the stage's peak, to which the decoupled weight decay is relative
-    weight_decay: float
+    optimizer: dict[str, Any]  # the arguments of the optimizer that a stage may change
     rows_drawn_in_stage: int  # where in the stage's order of rows the next update begins
+
+    @property
+    def weight_decay(self) -> float:
+        return self.optimizer["weight_decay"]
 
     def to_json(self) -> dict:
         """The position as plain JSON types."""
         shown = asdict(self)
         del shown["max_lr"]
-        return shown | shown.pop("knobs")
+        return shown | shown.pop("knobs") | _as_json(shown.pop("optimizer"))
 
 
 @dataclass(frozen=True)
@@ -195,7 +203,7 @@ class Plan:
             knobs=segment.knobs_at(token),
             lr=segment.learning_rate.at(token),
             max_lr=segment.learning_rate.peak,
-            weight_decay=segment.weight_decay,
+            optimizer=segment.optimizer,
             rows_drawn_in_stage=segment.start_row + done * segment.rows,
         )
 
@@ -234,7 +242,8 @@ class Plan:
                 for segment in again
             )
         if rollback.weight_decay is not None:
-            again = tuple(replace(segment, weight_decay=rollback.weight_decay) for segment in again)
+            decay = {"weight_decay": rollback.weight_decay}
+            again = tuple(replace(segment, optimizer=segment.optimizer | decay) for segment in again)
         if rollback.data == "advance":
             again = tuple(_past_the_rows_of(abandoned, again))
         return Plan(self.name, self.between(0, rollback.to_token) + again, self.abandoned + abandoned)
@@ -368,12 +377,16 @@ def compile_stages(recipe: Recipe) -> Plan:
                 objective={"name": objective} if isinstance(objective, str) else dict(objective),
                 knobs=knobs,
                 learning_rate=learning_rate,
-                weight_decay=recipe.optimizer.weight_decay,
+                optimizer=recipe.optimizer.changed(stage.optimizer).scheduled(),
                 mixture=stage.mixture,
             )
             segments.append(segment)
             token, update, row = segment.end_token, update + updates, row + updates * rows
     return Plan(recipe.run_name, tuple(segments))
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def _past_the_rows_of(abandoned: Iterable[Segment], again: Iterable[Segment]) -> Iterator[Segment]:

@@ -17,7 +17,9 @@ from omegaconf import MISSING, OmegaConf
 
 from rotary_foundry.models.family import Family, Shape, families, find_family
 from rotary_foundry.objectives.objective import OBJECTIVES, Metric, Objective
+from rotary_foundry.recipe.loading import chosen_by
 from rotary_foundry.recipe.named_parts import build, load
+from rotary_foundry.recipe.optimizers import OPTIMIZERS, OptimizerConfig
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.knob import Knob
 
@@ -38,15 +40,6 @@ class ModelConfig:
         """What makes two models different models."""
         shape = find_family(self.family).Shape
         return shape(**{key.name: getattr(self, key.name) for key in fields(shape)})
-
-
-@dataclass
-class OptimizerConfig:
-    """StableAdamW. The learning rate is the stage's."""
-
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float  # fully decoupled: a step multiplies by 1 - (lr / max_lr) * weight_decay
 
 
 @dataclass
@@ -90,6 +83,7 @@ class StageConfig:
     batch_size_ramp: BatchSizeRamp | None = None
     mixture: dict[str, float] | None = None  # share of the rows by source; none: every row once an epoch
     objective: Any = None  # as the recipe's; none: that one
+    optimizer: dict[str, Any] = field(default_factory=dict)  # its arguments that have another value in this stage
 
 
 @dataclass
@@ -176,7 +170,7 @@ class Recipe:
     precision: str  # fp32 or amp_bf16
     model: ModelConfig
     objective: dict[str, Any]  # {name: …, its arguments}
-    optimizer: OptimizerConfig
+    optimizer: OptimizerConfig = field(metadata=chosen_by("name", OPTIMIZERS))
     data: DataConfig
     stages: dict[str, StageConfig]  # by name, in order
     save_interval: str  # such as 500ba or 1_000_000tok; the end of every stage is saved as well
@@ -190,7 +184,10 @@ class Recipe:
     dist_timeout: float = 600.0  # seconds
     console_log_interval: str = "10ba"  # or such as 1_000_000tok: a line on the terminal
     progress_bar: bool = True  # on a terminal only
-    loggers: dict[str, Any] = field(default_factory=dict)  # wandb and tensorboard: {arguments of Composer's}
+    # Each by the name of a class of Composer's or by the dotted path of any class, with its arguments; null: without.
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    algorithms: dict[str, Any] = field(default_factory=dict)
+    loggers: dict[str, Any] = field(default_factory=dict)
     rehearse: bool = False  # run a rehearsal of this recipe instead: every transition, in minutes
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from math import inf
 from os.path import abspath
 
+from rotary_foundry.recipe import extensions
 from rotary_foundry.recipe.knobs import knob_complaint
 from rotary_foundry.recipe.plan import parse_tokens
 from rotary_foundry.recipe.schedules import DECAYS
@@ -59,7 +60,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
         known = nearest(recipe.model.attn_implementation, ATTN_IMPLEMENTATIONS)
         yield "model.attn_implementation", f"'{recipe.model.attn_implementation}' is not known; {known}"
     yield from _fsdp(recipe.fsdp_config)
-    yield from _optimizer(recipe)
+    yield from ((f"optimizer.{key}", complaint) for key, complaint in recipe.optimizer.problems())
     if not recipe.data.sources:
         yield "data.sources", "name at least one source"
     for source in recipe.data.sources:
@@ -71,7 +72,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _cache(recipe.data)
     if recipe.data.num_workers < 0:
         yield "data.num_workers", f"{recipe.data.num_workers} is negative"
-    yield from _loggers(recipe.loggers)
+    yield from extensions.problems(recipe)
     if not recipe.stages:
         yield "stages", "a recipe has at least one stage"
     for name, stage in recipe.stages.items():
@@ -80,6 +81,8 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
         for key, complaint in _stage(stage, recipe.data.sources):
             yield f"stages.{name}.{key}", complaint
         yield from _objective(recipe, name)
+        for key, complaint in recipe.optimizer.change_problems(stage.optimizer):
+            yield f"stages.{name}.optimizer.{key}", complaint
     yield from ((f"rollback.{key}", complaint) for key, complaint in _rollback(recipe.rollback))
 
 
@@ -112,23 +115,6 @@ def _objective(recipe: Recipe, stage: str) -> Iterator[Problem]:
                 yield f"{'model' if name in family.knobs else key}.{name}", complaint
 
 
-def _loggers(loggers: dict[str, object]) -> Iterator[Problem]:
-    known = {
-        "wandb": "WandBLogger are wanted, as in {project: mine}",
-        "tensorboard": "TensorboardLogger are wanted, or {}",
-    }
-    for name, arguments in loggers.items():
-        if name not in known:
-            yield "loggers", f"'{name}' is not known; there are {' and '.join(known)}"
-        elif not isinstance(arguments, dict | None):
-            yield f"loggers.{name}", f"the arguments of Composer's {known[name]}"
-        elif name == "wandb" and arguments is not None:
-            if not isinstance(arguments.get("init_kwargs") or {}, dict):
-                yield "loggers.wandb.init_kwargs", "the arguments of wandb.init are wanted, as in {mode: offline}"
-            if not isinstance(arguments.get("checkpoint_references", False), bool):
-                yield "loggers.wandb.checkpoint_references", "true or false"
-
-
 def _fsdp(config: FSDPConfig) -> Iterator[Problem]:
     yield from _positive("fsdp_config.", config, "data_parallel_replicate_degree")
     if config.data_parallel_shard_degree != -1:
@@ -147,15 +133,6 @@ def _cache(data: DataConfig) -> Iterator[Problem]:
         yield "data.cache_limit", f"'{data.cache_limit}' is not a number of bytes such as 500mb, 100gb or 1.5tb"
     if data.cache_limit is not None and data.remote is None:
         yield "data.cache_limit", "would remove the shards themselves: without data.remote, data.local is no cache"
-
-
-def _optimizer(recipe: Recipe) -> Iterator[Problem]:
-    optimizer = recipe.optimizer
-    if not all(0 <= beta < 1 for beta in optimizer.betas):
-        yield "optimizer.betas", f"{list(optimizer.betas)}: both have to be in [0, 1)"
-    yield from _positive("optimizer.", optimizer, "eps")
-    if not 0 <= optimizer.weight_decay < 1:
-        yield "optimizer.weight_decay", f"{optimizer.weight_decay} is not in [0, 1)"
 
 
 def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:

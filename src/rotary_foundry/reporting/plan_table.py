@@ -2,6 +2,7 @@
 
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -32,6 +33,11 @@ def print_plan(recipe: Recipe, plan: Plan, machine: Machine | None = None, conso
         grid.add_row("init_from", source)
     for stage, mixture in _mixtures(plan).items():
         grid.add_row("mixture", f"{stage}: {mixture}")
+    grid.add_row("optimizer", f"{recipe.optimizer.name}, {_settings(recipe.optimizer.arguments())}")
+    for stage, config in recipe.stages.items():
+        if config.optimizer:
+            changed = recipe.optimizer.changed(config.optimizer).arguments()
+            grid.add_row("optimizer", f"{stage}: {_settings({key: changed[key] for key in config.optimizer})}")
     grid.add_row("model", f"{costs.parameters:,} parameters")
     of_them = f", {number(costs.abandoned_flops)} of them abandoned" if plan.abandoned else ""
     grid.add_row("training", f"{number(costs.flops)} FLOPs{of_them}; at most, as each row counts as one document")
@@ -106,11 +112,24 @@ def shown(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else number(value)
 
 
+def _settings(arguments: dict[str, Any]) -> str:
+    return "; ".join(f"{key} {_setting(value)}" for key, value in arguments.items())
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "none"
+    return ", ".join(number(each) for each in value) if isinstance(value, list | tuple) else number(value)
+
+
 def print_position(position: Position, console: Console | None = None) -> None:
     """Print what a token decides."""
     grid = _grid()
     for key, value in position.to_json().items():
-        as_text = f"{value:,}" if isinstance(value, int) else shown(value) if isinstance(value, float) else value
+        if key == "lr" or key in position.optimizer:
+            as_text = _setting(value)
+        else:
+            as_text = f"{value:,}" if isinstance(value, int) else shown(value) if isinstance(value, float) else value
         grid.add_row(key, as_text)
     (console or _console()).print(grid)
 

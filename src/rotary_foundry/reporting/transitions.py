@@ -132,6 +132,11 @@ def _changes(before: Update, after: Update) -> Iterator[tuple[str, str, object, 
         *((name, name, was.knobs.get(name), now.knobs.get(name), _knob) for name in {**was.knobs, **now.knobs}),
         ("mixture", "mixture", *mixtures, _mixture),
         ("weight decay", "weight_decay", was.weight_decay, now.weight_decay, "{:g}".format),
+        *(
+            (key.replace("_", " "), key, *(_as_recorded(at.optimizer[key]) for at in (was, now)), str)
+            for key in now.optimizer
+            if key != "weight_decay"
+        ),
         (lr, "lr", was.lr if lr else None, now.lr if lr else None, "{:g}".format),
     ]
     return ((what, key, old, new, show) for what, key, old, new, show in found if old != new)
@@ -139,6 +144,10 @@ def _changes(before: Update, after: Update) -> Iterator[tuple[str, str, object, 
 
 def _knob(value: float | None) -> str:
     return "none" if value is None else f"{value:,g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _as_recorded(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _mixture(mixture: dict[str, float] | None) -> str:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from rotary_foundry.recipe.extensions import KINDS
 from rotary_foundry.recipe.plan import Plan, Rollback, Segment, set_rollback
 from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.runs.recipes import load_recipe_and_plan
@@ -32,7 +34,13 @@ class Change:
 
 def without_secrets(recipe: Recipe) -> Recipe:
     """A recipe as it is written down and shown."""
-    return replace(recipe, loggers=redacted(recipe.loggers, asdict(recipe)))
+    whole = asdict(recipe)
+    return replace(recipe, **{key: _redacted_arguments(getattr(recipe, key), whole) for key in KINDS})
+
+
+def _redacted_arguments(named: dict[str, Any], whole: dict) -> dict[str, Any]:
+    """By name, and never a name itself, which a class may have that is called CountToken."""
+    return {name: redacted(arguments, whole) for name, arguments in named.items()}
 
 
 def changes_of_run(folder: RunFolder, recipe: Recipe, plan: Plan) -> list[Change]:

@@ -1,4 +1,4 @@
-"""The loggers that a recipe asks for, and what they are told of the run itself."""
+"""The loggers that a recipe asks for; wandb and tensorboard are told of the run itself."""
 
 import secrets
 from dataclasses import asdict
@@ -10,24 +10,25 @@ from rotary_foundry.loggers.wandb_run import WandBRun
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.environment import commit
 from rotary_foundry.runs.run_folder import RunFolder, read_lines, write_whole
+from rotary_foundry.training.extensions import extensions
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.redaction import redacted
 
 
 def loggers(recipe: Recipe, folder: RunFolder) -> list[LoggerDestination]:
-    """Composer's loggers for a run; on every rank.
+    """The loggers of a run, wandb and tensorboard first; on every rank.
 
     Raises:
-        ConfigurationError: an argument that a logger does not know.
+        ConfigurationError: a value that a logger refuses.
     """
     made: list[LoggerDestination] = []
-    for name, make in (("wandb", _wandb), ("tensorboard", _tensorboard)):
+    for name, make in OURS.items():
         if recipe.loggers.get(name) is not None:
             try:
                 made += make(recipe, folder, dict(recipe.loggers[name]))
             except TypeError as error:
                 raise ConfigurationError(f"'loggers.{name}': {error}") from error
-    return made
+    return made + extensions(recipe, "loggers", without=tuple(OURS))
 
 
 def _wandb(recipe: Recipe, folder: RunFolder, arguments: dict) -> list[LoggerDestination]:
@@ -56,3 +57,6 @@ def _tensorboard(recipe: Recipe, folder: RunFolder, arguments: dict) -> list[Log
     """On the first rank alone: on others Composer's would write empty files."""
     logger = TensorboardLogger(**({"log_dir": str(folder.tensorboard)} | arguments))
     return [logger] if dist.get_global_rank() == 0 else []
+
+
+OURS = {"wandb": _wandb, "tensorboard": _tensorboard}

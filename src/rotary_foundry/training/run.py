@@ -39,8 +39,7 @@ from rotary_foundry.data.same_tokenizer import keep_tokenizer
 from rotary_foundry.loggers.stage_progress import StageProgress
 from rotary_foundry.models.composer_model import FoundryModel
 from rotary_foundry.models.layers.attention import check_implementation
-from rotary_foundry.optim.decay_groups import decay_groups
-from rotary_foundry.optim.stable_adamw import StableAdamW
+from rotary_foundry.optim.optimizers import build_optimizer
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.plan import Rollback, named_tokens, set_rollback
 from rotary_foundry.runs.changes import changes_of_run, without_secrets
@@ -49,6 +48,7 @@ from rotary_foundry.runs.environment import environment
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, write_whole
 from rotary_foundry.runs.safe_reading import refuse_code
 from rotary_foundry.runs.trouble import RollbackDue
+from rotary_foundry.training.extensions import extensions
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.loggers import loggers
 from rotary_foundry.training.ranks import on_each_node, on_rank_zero, watching
@@ -190,14 +190,7 @@ def build_trainer(
         fill(network, first_weights(recipe))
     cpu_autocast = recipe.precision == "amp_bf16" and not on_gpu
     model = FoundryModel(network, data.objectives, position.stage, cpu_autocast)
-    optimizer = StableAdamW(
-        decay_groups(model, recipe.optimizer.weight_decay),
-        lr=position.lr,
-        betas=recipe.optimizer.betas,
-        eps=recipe.optimizer.eps,
-        weight_decay=recipe.optimizer.weight_decay,
-        max_lr=position.max_lr,
-    )
+    optimizer = build_optimizer(recipe.optimizer, model, position.max_lr)
     watch = LossWatch(recipe.rollback)
     if start.checkpoint is not None:
         watch.load_state_dict(start.checkpoint.watch)
@@ -229,18 +222,23 @@ def build_trainer(
         optimizers=optimizer,
         precision=precision,
         parallelism_config={"fsdp": ShardingConfig(recipe.fsdp_config.degrees(dist.get_world_size())[0])},
-        algorithms=[SegmentSwitch(recipe, plan, train_loader), MicrobatchSeed(recipe.seed)],
+        algorithms=[
+            SegmentSwitch(recipe, plan, train_loader),
+            MicrobatchSeed(recipe.seed),
+            *extensions(recipe, "algorithms"),
+        ],
         callbacks=[
             *monitors,
             RunRecords(folder, rollbacks, plan, monitors),
             CheckpointRollback(watch, planned),
             saver,
             GracefulStop(saver),
+            *extensions(recipe, "callbacks"),
         ],
         eval_dataloader=[_stage_end_evaluator(plan, data, stage) for stage in recipe.stages],
         loggers=[
-            *loggers(recipe, folder),
             StageProgress(plan, recipe.console_log_interval, recipe.progress_bar),
+            *loggers(recipe, folder),
         ],
         progress_bar=False,  # StageProgress has it
         load_path=str(start.checkpoint.folder) if start.checkpoint else None,

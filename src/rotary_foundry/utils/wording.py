@@ -45,5 +45,5 @@ def one_line(error: BaseException) -> str:
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return "did you mean …?" if a known name is near, else the known names."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+    near = difflib.get_close_matches(str(name), known := list(known), n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known here are {', '.join(known)}"

@@ -1,0 +1,34 @@
+"""The class that each optimizer's name in a recipe builds; `recipe/optimizers.py` has their arguments."""
+
+from typing import Protocol
+
+from torch import nn
+
+from rotary_foundry.optim.adamw import AdamW
+from rotary_foundry.optim.decay_groups import decay_groups
+from rotary_foundry.optim.stable_adamw import StableAdamW
+from rotary_foundry.optim.step_metrics import StepMetrics
+from rotary_foundry.recipe.optimizers import OptimizerConfig
+
+CLASSES = {"stable_adamw": StableAdamW, "adamw": AdamW}
+
+
+class RecipeOptimizer(Protocol):
+    """What callbacks and algorithms use of an optimizer, besides what every torch optimizer has."""
+
+    record_metrics: bool
+    metrics: StepMetrics | None
+    param_groups: list[dict]  # each with `decays`, as `decay_groups` makes them
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module, max_lr: float) -> RecipeOptimizer:
+    """Build a recipe's optimizer over a model's parameters; SegmentSwitch sets what changes before every step.
+
+    Args:
+        config: the optimizer's name and arguments.
+        model: whole or sharded.
+        max_lr: the highest learning rate of the stage.
+    """
+    arguments = config.arguments()
+    groups = decay_groups(model, arguments["weight_decay"])
+    return CLASSES[config.name](groups, lr=max_lr, **arguments)

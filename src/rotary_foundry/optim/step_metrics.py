@@ -1,0 +1,27 @@
+"""What an optimizer of ours tells of a step: the monitors, the records and the rollback read it, whatever its name."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What a step did to each parameter, whole; on the parameters' device, and the same on every rank."""
+
+    params: list[Tensor]
+    """The parameters that had a gradient; the columns below are in their order."""
+    l2_norms: dict[str, Tensor]
+    """[params] each: `grad`; `param`, before the step; `moment`, the first, after it; `update`, the step taken,
+    learning rate, clipping and weight decay included."""
+    clipping: Tensor
+    """[params]: what clipping divided the learning rate (StableAdamW) or the gradient (AdamW) by, 1 or more."""
+
+    @cached_property
+    def totals(self) -> dict[str, float]:
+        """The norms over all parameters, by kind, and `clipping`, the largest; the host waits for them once."""
+        values = torch.stack([*self.l2_norms.values(), self.clipping]).cpu()  # [kinds, params]
+        norms = values[:-1].norm(dim=1).tolist()
+        return dict(zip(self.l2_norms, norms, strict=True)) | {"clipping": values[-1].max().item()}

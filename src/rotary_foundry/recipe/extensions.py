@@ -1,0 +1,185 @@
+"""What a recipe may name under `callbacks:`, `algorithms:` and `loggers:`, checked without importing Composer.
+
+A name is that of a class of Composer's, in snake case; loggers go without the word "logger". A dotted path is that of
+any other class: `training/extensions.py` imports it before a process group is made. Either has its arguments behind it.
+
+Classes that would decide what the recipe decides are refused here, each with why. That is all of Composer's
+algorithms: they were made for models and data that a Trainer may still change, and ours are set by the recipe and
+sharded before Composer sees them.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rotary_foundry.utils.wording import nearest
+
+if TYPE_CHECKING:
+    from rotary_foundry.recipe.schema import Recipe
+
+DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+_SURGERY = "replaces layers of the model, which is sharded by then; 'model' decides them"
+_IMAGES = "is for images"
+_ROWS = "changes the rows of an update, which the data and the stage decide"
+_OPTIMIZER = "changes the optimizer, which 'optimizer' decides"
+_AVERAGE = "replaces weights by its averages, and its state is in no checkpoint, so no resume would be exact"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the three keys.
+
+    Args:
+        base: Composer's class that all of them derive from.
+        classes: names of Composer's classes by their name in a recipe.
+        refused: why, by name in a recipe.
+    """
+
+    base: str
+    classes: dict[str, str]
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def problems(self, given: dict[str, object]) -> Iterator[tuple[str, str]]:
+        """Yield (name, complaint) for everything given that cannot be used."""
+        known = self.classes.keys() - self.refused.keys()
+        for name, arguments in given.items():
+            if name in self.refused:
+                yield name, self.refused[name]
+            elif name not in known and not DOTTED_PATH.fullmatch(str(name)):
+                yield name, self._unknown(str(name), sorted(known))
+            elif arguments is not None and (
+                not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments)
+            ):
+                yield name, "takes arguments by name, such as {every: 3}, or {}"
+
+    def _unknown(self, name: str, known: list[str]) -> str:
+        said = f"names no {self.base} of Composer's" + (f"; {nearest(name, known)}" if known else "")
+        return f"{said}; a class of your own is given by its dotted path, such as my_package.my_module.MyClass"
+
+
+KINDS = {
+    "callbacks": Kind(
+        "Callback",
+        {
+            "activation_monitor": "ActivationMonitor",
+            "checkpoint_saver": "CheckpointSaver",
+            "early_stopper": "EarlyStopper",
+            "export_for_inference_callback": "ExportForInferenceCallback",
+            "free_outputs": "FreeOutputs",
+            "generate": "Generate",
+            "image_visualizer": "ImageVisualizer",
+            "load_checkpoint": "LoadCheckpoint",
+            "lr_monitor": "LRMonitor",
+            "memory_monitor": "MemoryMonitor",
+            "memory_snapshot": "MemorySnapshot",
+            "mlperf_callback": "MLPerfCallback",
+            "nan_monitor": "NaNMonitor",
+            "oom_observer": "OOMObserver",
+            "optimizer_monitor": "OptimizerMonitor",
+            "runtime_estimator": "RuntimeEstimator",
+            "speed_monitor": "SpeedMonitor",
+            "system_metrics_monitor": "SystemMetricsMonitor",
+            "threshold_stopper": "ThresholdStopper",
+        },
+        {
+            "checkpoint_saver": "a run saves its checkpoints itself; see 'save_interval' and 'save_folder'",
+            "load_checkpoint": "a run resumes by itself, and begins with the weights of 'init_from'",
+            "optimizer_monitor": "fails under FSDP2 (composer#3920); every update's norms are logged without it",
+        },
+    ),
+    "algorithms": Kind(
+        "Algorithm",
+        {
+            "alibi": "Alibi",
+            "aug_mix": "AugMix",
+            "blur_pool": "BlurPool",
+            "channels_last": "ChannelsLast",
+            "col_out": "ColOut",
+            "cut_mix": "CutMix",
+            "cut_out": "CutOut",
+            "ema": "EMA",
+            "factorize": "Factorize",
+            "gated_linear_units": "GatedLinearUnits",
+            "ghost_batch_norm": "GhostBatchNorm",
+            "gradient_clipping": "GradientClipping",
+            "gyro_dropout": "GyroDropout",
+            "label_smoothing": "LabelSmoothing",
+            "layer_freezing": "LayerFreezing",
+            "low_precision_group_norm": "LowPrecisionGroupNorm",
+            "low_precision_layer_norm": "LowPrecisionLayerNorm",
+            "mix_up": "MixUp",
+            "no_op_model": "NoOpModel",
+            "progressive_resizing": "ProgressiveResizing",
+            "rand_augment": "RandAugment",
+            "sam": "SAM",
+            "selective_backprop": "SelectiveBackprop",
+            "seq_length_warmup": "SeqLengthWarmup",
+            "squeeze_excite": "SqueezeExcite",
+            "stochastic_depth": "StochasticDepth",
+            "swa": "SWA",
+            "weight_standardization": "WeightStandardization",
+        },
+        {
+            "alibi": _SURGERY,
+            "factorize": _SURGERY,
+            "gated_linear_units": _SURGERY,
+            "gyro_dropout": _SURGERY,
+            "low_precision_layer_norm": _SURGERY,
+            "no_op_model": _SURGERY,
+            "stochastic_depth": _SURGERY,
+            "aug_mix": _IMAGES,
+            "blur_pool": _IMAGES,
+            "channels_last": _IMAGES,
+            "col_out": _IMAGES,
+            "cut_mix": _IMAGES,
+            "cut_out": _IMAGES,
+            "ghost_batch_norm": _IMAGES,
+            "low_precision_group_norm": _IMAGES,
+            "mix_up": _IMAGES,
+            "progressive_resizing": _IMAGES,
+            "rand_augment": _IMAGES,
+            "squeeze_excite": _IMAGES,
+            "weight_standardization": _IMAGES,
+            "selective_backprop": _ROWS,
+            "seq_length_warmup": f"{_ROWS}; give the stages their 'row_length'",
+            "label_smoothing": "changes the labels, which the objective decides",
+            "layer_freezing": _OPTIMIZER,
+            "sam": _OPTIMIZER,
+            "gradient_clipping": f"{_OPTIMIZER}; adamw clips at its 'max_grad_norm', stable_adamw clips its updates",
+            "ema": _AVERAGE,
+            "swa": _AVERAGE,
+        },
+    ),
+    "loggers": Kind(
+        "LoggerDestination",
+        {
+            "comet_ml": "CometMLLogger",
+            "console": "ConsoleLogger",
+            "file": "FileLogger",
+            "in_memory": "InMemoryLogger",
+            "mlflow": "MLFlowLogger",
+            "mosaicml": "MosaicMLLogger",
+            "neptune": "NeptuneLogger",
+            "progress_bar": "ProgressBarLogger",
+            "remote_uploader_downloader": "RemoteUploaderDownloader",
+            "slack": "SlackLogger",
+            "tensorboard": "TensorboardLogger",
+            "wandb": "WandBLogger",
+        },
+        {"progress_bar": "would draw into the recipe's own 'progress_bar', which is on by itself"},
+    ),
+}
+
+
+def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+    """Yield (key, complaint) for every callback, algorithm and logger that a recipe cannot have."""
+    for key, kind in KINDS.items():
+        yield from ((f"{key}.{name}", complaint) for name, complaint in kind.problems(getattr(recipe, key)))
+    wandb = recipe.loggers.get("wandb")
+    if isinstance(wandb, dict):
+        if not isinstance(wandb.get("init_kwargs") or {}, dict):
+            yield "loggers.wandb.init_kwargs", "the arguments of wandb.init are expected, as in {mode: offline}"
+        if not isinstance(wandb.get("checkpoint_references", False), bool):
+            yield "loggers.wandb.checkpoint_references", "is true or false"

@@ -1,0 +1,102 @@
+"""Callbacks, algorithms and loggers that a recipe names beside our own: imported, checked and made.
+
+They come after our own, in the recipe's order, so that they see an update's records and cannot come between two of
+ours. Their state is in no checkpoint (callbacks/checkpoint_saver.py, NOT_SAVED): a resumed or rolled back run makes
+them anew. An algorithm that changes training therefore has to take what it does from the token clock
+(`state.timestamp`), as our own do, or a resumed run differs from one that was not stopped.
+"""
+
+import importlib
+import inspect
+from typing import Any
+
+import composer.algorithms
+import composer.callbacks
+import composer.loggers
+from composer.core import Algorithm, Callback
+from composer.loggers import LoggerDestination
+
+from rotary_foundry.recipe import Recipe
+from rotary_foundry.recipe.extensions import KINDS
+from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.wording import nearest, one_line
+
+COMPOSERS = {
+    "callbacks": (composer.callbacks, Callback),
+    "algorithms": (composer.algorithms, Algorithm),
+    "loggers": (composer.loggers, LoggerDestination),
+}
+OWN_ARGUMENTS = {"wandb": {"checkpoint_references"}}  # of training/loggers.py
+
+
+def check_extensions(recipe: Recipe) -> None:
+    """Import every class that a recipe names, and compare its arguments with those given.
+
+    Raises:
+        ConfigurationError: naming the key.
+    """
+    for key in KINDS:
+        for name, arguments in _given(recipe, key).items():
+            _check_arguments(f"{key}.{name}", _class_of(key, name), arguments, OWN_ARGUMENTS.get(name, set()))
+
+
+def extensions(recipe: Recipe, key: str, without: tuple[str, ...] = ()) -> list[Any]:
+    """Make what a recipe names under `callbacks`, `algorithms` or `loggers`, in its order.
+
+    Args:
+        recipe: checked by `check_extensions`.
+        key: one of the three.
+        without: names that are made elsewhere.
+
+    Raises:
+        ConfigurationError: a class refuses a value.
+    """
+    made = []
+    for name, arguments in _given(recipe, key).items():
+        if name not in without:
+            try:
+                made.append(_class_of(key, name)(**arguments))
+            except (TypeError, ValueError, ImportError) as error:  # Composer's MissingConditionalImportError is one
+                raise ConfigurationError(f"'{key}.{name}': {one_line(error)}") from error
+    return made
+
+
+def _given(recipe: Recipe, key: str) -> dict[str, dict[str, Any]]:
+    return {name: dict(arguments) for name, arguments in getattr(recipe, key).items() if arguments is not None}
+
+
+def _class_of(key: str, name: str) -> type:
+    module, base = COMPOSERS[key]
+    kind = KINDS[key]
+    if name in kind.classes:
+        return getattr(module, kind.classes[name])
+    module_name, _, class_name = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"'{key}.{name}': {one_line(error)}; install it, or add the folder it is in to PYTHONPATH"
+        ) from error
+    except AttributeError as error:
+        raise ConfigurationError(f"'{key}.{name}': {one_line(error)}") from error
+    except Exception as error:  # whatever a module does when it is imported
+        raise ConfigurationError(f"'{key}.{name}': importing it fails: {one_line(error)}") from error
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise ConfigurationError(f"'{key}.{name}' is not a class derived from {base.__module__}.{base.__name__}")
+    for refused, why in kind.refused.items():
+        if found is getattr(module, kind.classes[refused]):
+            raise ConfigurationError(f"'{key}.{name}': {why}")
+    return found
+
+
+def _check_arguments(key: str, found: type, arguments: dict[str, Any], own: set[str]) -> None:
+    parameters = inspect.signature(found).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = [name for name, each in parameters.items() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    for argument in arguments:
+        if argument not in named and argument not in own and not takes_any:
+            known = nearest(argument, [*named, *own]) if named else "it takes none"
+            raise ConfigurationError(f"'{key}': {found.__name__} takes no argument '{argument}'; {known}")
+    for name in named:
+        if parameters[name].default is inspect.Parameter.empty and name not in arguments:
+            raise ConfigurationError(f"'{key}': {found.__name__} needs the argument '{name}', which is not given")
