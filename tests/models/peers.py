@@ -3,12 +3,15 @@
 import itertools
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from rotary_foundry.models.modernbert.network import MaskedLM
-from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
-from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.models.family import Family, find_family
+from rotary_foundry.models.modernbert.network import ModernBert
+from rotary_foundry.models.modernbert.shape import Shape
+from rotary_foundry.objectives.objective import IGNORE_INDEX
+
+FAMILY = find_family("modernbert")
 
 SMALL = {
     "vocab_size": 192,
@@ -18,15 +21,27 @@ SMALL = {
     "num_attention_heads": 4,
     "global_attn_every_n_layers": 3,
     "local_attention": 128,
-    "local_rope_theta": 10_000.0,
     "norm_eps": 1e-5,
-    "attn_out_dropout": 0.0,
 }
+KNOBS = {"rope_theta": 10_000.0, "local_rope_theta": 10_000.0, "attn_out_dropout": 0.0}
 
 
-def our_network(rope_theta: float = 10_000.0, seed: int = 0, **shape: float) -> MaskedLM:
-    """With weights large enough for sharp attention: a wrong mask or theta moves the logits by far more than 1e-4."""
-    network = MaskedLM(ModelConfig(**SMALL | shape), rope_theta)
+def small_shape(**changes: int | float | None) -> Shape:
+    return Shape(**SMALL | changes)
+
+
+def our_network(
+    rope_theta: float = 10_000.0, seed: int = 0, attn_implementation: str = "auto", **changes: int | float | None
+) -> ModernBert:
+    """Build a small network with weights large enough for sharp attention.
+
+    A wrong mask or theta moves its logits by far more than 1e-4.
+
+    Args:
+        changes: of the shape, or of the knobs.
+    """
+    knobs = KNOBS | {"rope_theta": rope_theta} | {name: changes.pop(name) for name in KNOBS & changes.keys()}
+    network = ModernBert(small_shape(**changes), knobs, attn_implementation)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -35,20 +50,27 @@ def our_network(rope_theta: float = 10_000.0, seed: int = 0, **shape: float) -> 
     return network
 
 
-def their_network(ours: MaskedLM, attn_implementation: str = "sdpa") -> ModernBertForMaskedLM:
-    config = ours.config
+@torch.no_grad()
+def initialise(network: nn.Module, seed: int, family: Family = FAMILY) -> None:
+    """Give every parameter of a network that is not sharded its first value."""
+    for name, parameter in network.named_parameters():
+        parameter.copy_(family.initial_value(name, network.shape, seed))
+
+
+def their_network(ours: ModernBert, attn_implementation: str = "sdpa") -> ModernBertForMaskedLM:
+    shape = ours.shape
     theirs = ModernBertForMaskedLM._from_config(
         ModernBertConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            norm_eps=config.norm_eps,
-            global_attn_every_n_layers=config.global_attn_every_n_layers,
-            global_rope_theta=ours.model.rope_theta,
-            local_attention=config.local_attention or 128,
-            local_rope_theta=config.local_rope_theta,
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.num_hidden_layers,
+            num_attention_heads=shape.num_attention_heads,
+            norm_eps=shape.norm_eps,
+            global_attn_every_n_layers=shape.global_attn_every_n_layers,
+            global_rope_theta=ours.knobs["rope_theta"],
+            local_attention=shape.local_attention or 128,
+            local_rope_theta=ours.knobs["local_rope_theta"],
             pad_token_id=0,
             cls_token_id=1,
             bos_token_id=1,
