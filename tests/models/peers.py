@@ -50,6 +50,11 @@ def our_network(
     return network
 
 
+def thetas(network: ModernBert) -> dict[str, float]:
+    """Return the knobs that trained weights are meant for: all but the dropout."""
+    return {name: network.knobs[name] for name in FAMILY.knobs_of_weights()}
+
+
 @torch.no_grad()
 def initialise(network: nn.Module, seed: int, family: Family = FAMILY) -> None:
     """Give every parameter of a network that is not sharded its first value."""
