@@ -14,7 +14,7 @@ from rotary_foundry.callbacks.memory import Memory
 from rotary_foundry.callbacks.step_time import PARTS, PhaseClock, StepTime
 from rotary_foundry.callbacks.straggling_rank import StragglingRank
 from rotary_foundry.callbacks.throughput import Throughput, peak_flops
-from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
+from rotary_foundry.objectives.objective import IGNORE_INDEX
 from rotary_foundry.recipe.cost import PEAK_FLOPS
 from tests.ranks import on_ranks
 

@@ -27,20 +27,25 @@ import json, os, time
 from functools import partial
 from pathlib import Path
 from torch.utils.data import DataLoader
-from rotary_foundry.data.loaders import _collate_training
-from rotary_foundry.objectives.masked_lm import Masking
+from rotary_foundry.data.batches import collate
+from rotary_foundry.data.corpus import TokenizerFacts
+from rotary_foundry.data.row_preparation import TrainingPrepared
 from rotary_foundry.data.stream import Draw, TrainingStream
+from rotary_foundry.recipe import compile_plan
+from rotary_foundry.runs.recipes import load_recipe
 from tests.data import conftest
 
 conftest.ROW_LENGTH = 4096
 conftest.write_rows(Path("{folder}"), rows=dict(code=64))
-masking = Masking(0.3, 0.8, 0.1, 4, (0, 1, 2, 3, 4), 512)
-collate = partial(_collate_training, masking=masking, seed=17, stage_index=0, row_length=4096)
+recipe = load_recipe("{recipe}")
+facts = TokenizerFacts(512, dict(unk_token=0, cls_token=1, sep_token=2, pad_token=3, mask_token=4), "")
+prepare = TrainingPrepared(recipe.objective_of("pretrain"), facts, 17, compile_plan(recipe).segments[0])
+collate_rows = partial(collate, prepare=prepare, row_length=4096, vocab_size=512)
 
 def draw():
     rows = TrainingStream(["code"], "{folder}", None, 4096, "py1e", 1 << 18, Draw(17, 0, None, 0, 8, 32))
     most = 0
-    for batch in DataLoader(rows, batch_size=32, num_workers=2, collate_fn=collate):
+    for batch in DataLoader(rows, batch_size=32, num_workers=2, collate_fn=collate_rows):
         time.sleep(0.5)  # the workers come as far ahead as they may
         room = os.statvfs("/dev/shm")
         most = max(most, (room.f_blocks - room.f_bfree) * room.f_frsize)
@@ -62,13 +67,15 @@ print(json.dumps(told))
 
 
 @pytest.mark.long
-def test_a_loader_draws_in_as_much_shared_memory_as_the_doctor_asks_for_and_dies_in_half_of_it(recipe, tmp_path):
+def test_a_loader_draws_in_as_much_shared_memory_as_the_doctor_asks_for_and_dies_in_half_of_it(
+    recipe_file, recipe, tmp_path
+):
     stage = replace(
         recipe.stages["pretrain"], row_length=4096, global_train_batch_size=32, duration=f"{8 * 32 * 4096}tok"
     )
     recipe = replace(recipe, stages={"pretrain": stage}, data=replace(recipe.data, num_workers=2))
     need = loaders_need(recipe, compile_plan(recipe), nodes=1)
-    code = DRAW.format(folder=tmp_path / "rows", need=need)
+    code = DRAW.format(folder=tmp_path / "rows", need=need, recipe=recipe_file)
     run = on_own_machine({"/dev/shm": "64m"}, [sys.executable, "-c", code], TMPDIR=str(tmp_path))
     assert run.returncode == 0, run.stderr
     told = json.loads(run.stdout.splitlines()[-1])

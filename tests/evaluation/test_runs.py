@@ -23,7 +23,7 @@ def network():
 
 @pytest.fixture
 def run(network, corpus, tmp_path):
-    return make_run(tmp_path / "run", network.config, corpus, network.state_dict())
+    return make_run(tmp_path / "run", network.shape, corpus, network.state_dict())
 
 
 @pytest.fixture

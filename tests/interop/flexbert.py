@@ -13,7 +13,7 @@ from composer.models import HuggingFaceModel
 from torch import nn
 from transformers import BertConfig, ModernBertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.models.modernbert.network import ModernBert
 
 SETTINGS = {  # as in the YAML of ModernBERT-base's pretraining
     "attention_layer": "rope",
@@ -47,20 +47,20 @@ SETTINGS = {  # as in the YAML of ModernBERT-base's pretraining
 }
 
 
-def settings_of(network: MaskedLM, **changes: object) -> dict:
+def settings_of(network: ModernBert, **changes: object) -> dict:
     """What FlexBERT would be told to be this network."""
-    config = network.config
+    shape, knobs = network.shape, network.knobs
     sizes = {
-        key: getattr(config, key)
+        key: getattr(shape, key)
         for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     }
     layers = {
-        "sliding_window": config.local_attention or -1,
-        "global_attn_every_n_layers": config.global_attn_every_n_layers if config.local_attention else -1,
-        "rotary_emb_base": network.model.rope_theta,
+        "sliding_window": shape.local_attention or -1,
+        "global_attn_every_n_layers": shape.global_attn_every_n_layers if shape.local_attention else -1,
+        "rotary_emb_base": knobs["rope_theta"],
     }
-    if config.local_rope_theta != network.model.rope_theta:
-        layers["local_attn_rotary_emb_base"] = config.local_rope_theta
+    if knobs["local_rope_theta"] != knobs["rope_theta"]:
+        layers["local_attn_rotary_emb_base"] = knobs["local_rope_theta"]
     return SETTINGS | sizes | layers | changes
 
 

@@ -1,7 +1,7 @@
 """The folder of a run, made without training: a recipe, a checkpoint and records such as training writes."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -11,8 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from rotary_foundry.interop.checkpoint_weights import WEIGHTS
+from rotary_foundry.models.family import Shape
 from rotary_foundry.recipe import Recipe, compile_plan
-from rotary_foundry.recipe.schema import ModelConfig
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, append_line, mark_complete
 
@@ -20,14 +20,17 @@ NANO = compile_plan(load_recipe("yamls/main/nano.yaml"))
 TOKENS = NANO.stage_ends["extend"]
 
 
-def make_run(path: Path, model: ModelConfig, corpus: Path, weights: dict[str, Tensor], **items: object) -> RunFolder:
-    """A nano run of another shape, with a checkpoint at the end of its second stage; `items` are in that as well."""
+def make_run(
+    path: Path, shape: Shape, corpus: Path, weights: dict[str, Tensor], attn_implementation: str = "auto"
+) -> RunFolder:
+    """Make a nano run of another shape, with a checkpoint at the end of its second stage."""
     recipe = load_recipe("yamls/main/nano.yaml")
+    model = replace(recipe.model, **asdict(shape), attn_implementation=attn_implementation)
     recipe = replace(recipe, model=model, data=replace(recipe.data, local=str(corpus)))
     run = RunFolder(path)
     shutil.copytree(corpus / "tokenizer", run.tokenizer)
     run.recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(recipe)))
-    state = {WEIGHTS + name: value for name, value in weights.items()} | items
+    state = {WEIGHTS + name: value for name, value in weights.items()}
     folder = checkpoint_folder(run, recipe)
     dist_cp.save(state, storage_writer=dist_cp.FileSystemWriter(folder), no_dist=True)
     complete(folder, recipe)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rotary_foundry.utils.safe_reading import read_metadata
 
 from rotary_foundry.interop import load_model
 from rotary_foundry.interop.checkpoint_weights import WEIGHTS, CheckpointWeights
@@ -12,7 +13,7 @@ from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.safe_reading import read_metadata
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.interop.runs import complete, make_run, save_sharded
-from tests.models.peers import our_network, pack
+from tests.models.peers import FAMILY, our_network, pack
 from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -20,15 +21,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 def test_a_model_trained_with_flash_computes_on_cpu(tokenizer_dir, tmp_path):
     network = our_network().eval()
-    flash = replace(network.config, attn_implementation="flash")
-    run = make_run(tmp_path / "run", flash, tokenizer_dir.parent, network.state_dict())
+    run = make_run(tmp_path / "run", network.shape, tokenizer_dir.parent, network.state_dict(), "flash")
     with torch.no_grad():
         torch.testing.assert_close(load_model(run.path)(*pack(90)), our_network(160_000.0).eval()(*pack(90)))
 
 
 def test_a_checkpoint_of_three_ranks_is_exported_whole_and_its_optimizer_is_not_even_read(tokenizer_dir, tmp_path):
     network = our_network()
-    run = make_run(tmp_path / "run", network.config, tokenizer_dir.parent, network.state_dict())
+    run = make_run(tmp_path / "run", network.shape, tokenizer_dir.parent, network.state_dict())
     folder = next(run.checkpoints.iterdir())
     on_ranks(3, tmp_path, save_sharded, folder, network.state_dict())
     metadata = read_metadata(folder)
@@ -48,14 +48,14 @@ def test_a_checkpoint_of_three_ranks_is_exported_whole_and_its_optimizer_is_not_
 
 def test_reading_one_parameter_reads_no_other(tokenizer_dir, tmp_path):
     network = our_network()
-    run = make_run(tmp_path / "run", network.config, tokenizer_dir.parent, network.state_dict())
+    run = make_run(tmp_path / "run", network.shape, tokenizer_dir.parent, network.state_dict())
     folder = next(run.checkpoints.iterdir())
     stored = {index.fqn: place for index, place in read_metadata(folder).storage_data.items()}
     place = stored[WEIGHTS + "head.dense.weight"]
     with open(folder / place.relative_path, "r+b") as file:
         file.seek(place.offset)
         file.write(b"\0" * place.length)
-    weights = CheckpointWeights(folder)
+    weights = CheckpointWeights(folder, FAMILY)
     assert "head.dense.weight" in weights  # as a mapping would find out by reading it
     assert torch.equal(weights["decoder.bias"], network.decoder.bias)
     with pytest.raises(DataError, match=r"head\.dense\.weight cannot be read"):
@@ -64,7 +64,7 @@ def test_reading_one_parameter_reads_no_other(tokenizer_dir, tmp_path):
 
 def test_weights_that_are_not_the_recipes_models_are_named(tokenizer_dir, tmp_path):
     network = our_network()
-    other = replace(network.config, intermediate_size=32)
+    other = replace(network.shape, intermediate_size=32)
     run = make_run(tmp_path / "run", other, tokenizer_dir.parent, network.state_dict())
     with pytest.raises(DataError, match=r"mlp\.Wi\.weight is \[192, 64\], the shape makes it \[64, 64\]"):
         load_model(run.path)
@@ -74,7 +74,7 @@ def test_a_diverged_checkpoint_is_not_exported(tokenizer_dir, tmp_path):
     network = our_network()
     with torch.no_grad():
         network.model.layers[2].attn.Wo.weight[3, :5] = float("nan")
-    run = make_run(tmp_path / "run", network.config, tokenizer_dir.parent, network.state_dict())
+    run = make_run(tmp_path / "run", network.shape, tokenizer_dir.parent, network.state_dict())
     with pytest.raises(DataError, match=r"layers\.2\.attn\.Wo\.weight has 5 values of 4,096 that are infinite or not"):
         export_checkpoint(run.path, tmp_path / "export")
     assert not (tmp_path / "export").exists()

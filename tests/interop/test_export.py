@@ -29,7 +29,7 @@ def network():
 
 @pytest.fixture
 def run(network, tokenizer_dir, tmp_path):
-    made = make_run(tmp_path / "run", network.config, tokenizer_dir.parent, network.state_dict())
+    made = make_run(tmp_path / "run", network.shape, tokenizer_dir.parent, network.state_dict())
     add_records(made)
     return made
 
@@ -65,7 +65,7 @@ def test_the_card_tells_the_checkpoints_training_and_evaluation_and_nothing_late
 def test_a_run_is_exported_though_its_shards_and_their_tokenizer_are_gone(network, tokenizer_dir, tmp_path):
     corpus = tmp_path / "corpus"
     shutil.copytree(tokenizer_dir, corpus / "tokenizer")
-    made = make_run(tmp_path / "run", network.config, corpus, network.state_dict())
+    made = make_run(tmp_path / "run", network.shape, corpus, network.state_dict())
     shutil.rmtree(corpus)
     export_checkpoint(made.path, tmp_path / "out")
     assert (tmp_path / "out/tokenizer.json").read_bytes() == (tokenizer_dir / "tokenizer.json").read_bytes()
@@ -93,7 +93,9 @@ def test_a_broken_record_is_named_with_its_line(run, tmp_path):
     with pytest.raises(DataError, match=r"metrics\.jsonl: line 4 is broken"):
         export_checkpoint(run.path, tmp_path / "out")
     for text, named in (
-        ('{"batch": 1, "token": 1, "loss": 1.0}\n', "batch 1 has no masked"),
+        ('{"batch": 1, "token": 1, "loss": 1.0}\n', "batch 1 has no row_length"),
+        ('{"batch": 1, "token": 1, "loss": 1.0, "stage": "pretrain", "row_length": 9}\n', "batch 1 has no masked"),
+        ('{"batch": 1, "token": 1, "stage": "pretrain", "row_length": 9, "masked_accuracy": 0.5}\n', "has no loss"),
         ("{\n", "a line is broken"),
     ):
         run.evaluations.write_text(text)

@@ -14,7 +14,7 @@ from rotary_foundry.interop.importing import import_model
 from rotary_foundry.models.modernbert.flexbert import open_flexbert
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.interop.flexbert import save_with_composer, settings_of
-from tests.models.peers import our_network, pack, their_logits, their_network
+from tests.models.peers import FAMILY, our_network, pack, their_logits, their_network, thetas
 from tests.permuted import permuted
 
 
@@ -32,8 +32,8 @@ def test_a_composer_checkpoint_comes_in_whole_with_what_it_says_of_itself(saved,
     network, path = saved
     result = CliRunner().invoke(app, ["import", str(path), str(tmp_path / "out")])
     assert result.exit_code == 0, result.exception
-    config, weights = open_weights(tmp_path / "out")
-    assert config == network.config
+    family, shape, weights = open_weights(tmp_path / "out")
+    assert (family, shape, thetas(load_model(tmp_path / "out"))) == (FAMILY, network.shape, thetas(network))
     for name, value in network.state_dict().items():
         assert torch.equal(weights[name], value), name
     theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
@@ -86,14 +86,14 @@ def recipe_of(settings, path):
 @pytest.mark.parametrize("padding", ["padded", "unpadded"])
 def test_a_bare_file_comes_in_by_the_yaml_of_its_training(tokenizer_dir, tmp_path, shape, padding):
     network = our_network(10_000.0, **shape).eval()
-    norm = {"norm_kwargs": {"eps": network.config.norm_eps, "bias": False}, "normalization": "triton_layernorm"}
+    norm = {"norm_kwargs": {"eps": network.shape.norm_eps, "bias": False}, "normalization": "triton_layernorm"}
     said = {"attention_layer": f"{padding}_rope", "bert_layer": "compile_prenorm", "hidden_size": "${width}"}
     settings = settings_of(network, padding=padding, **said, **norm)
     import_model(
         bare(network, tmp_path / "w.pt"), tmp_path / "out", recipe_of(settings, tmp_path / "r.yaml"), tokenizer_dir
     )
     back = load_model(tmp_path / "out")
-    assert back.config == network.config
+    assert (back.shape, thetas(back)) == (network.shape, thetas(network))
     torch.testing.assert_close(back(*pack(300, 20)), network(*pack(300, 20)), rtol=0, atol=1e-5)
     assert json.loads((tmp_path / "out/config.json").read_text())["max_position_embeddings"] == 1024
 

@@ -19,11 +19,20 @@ from transformers import (
 
 from rotary_foundry.interop.huggingface import export_model, load_directory
 from rotary_foundry.utils.errors import ConfigurationError, DataError
-from tests.models.peers import in_words_of_4, in_words_of_5, our_network, pack, their_logits, their_network
+from tests.models.peers import (
+    FAMILY,
+    in_words_of_4,
+    in_words_of_5,
+    our_network,
+    pack,
+    their_logits,
+    their_network,
+    thetas,
+)
 
 
 def export(network, tokenizer_dir, out_dir):
-    export_model(network.state_dict(), network.config, network.model.rope_theta, tokenizer_dir, 8192, out_dir)
+    export_model(network.state_dict(), FAMILY, network.shape, network.knobs, tokenizer_dir, 8192, out_dir)
     return out_dir
 
 
@@ -71,7 +80,7 @@ def put(config: dict, key: str, value: object) -> dict:
 def test_our_own_export_comes_back(exported):
     network, path = exported
     back = load_directory(path)
-    assert back.config == network.config
+    assert (back.shape, thetas(back)) == (network.shape, thetas(network))
     assert not back.training
     assert torch.equal(back(*pack(90)), network(*pack(90)))
 
@@ -83,7 +92,7 @@ def test_what_transformers_saves_is_loaded(tmp_path, max_shard_size, dtype):
     their_network(our_network(160_000.0)).to(dtype).save_pretrained(tmp_path, max_shard_size=max_shard_size)
     theirs = AutoModelForMaskedLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     ours, batch = load_directory(tmp_path), pack(300, 20)
-    assert ours.model.rope_theta == 160_000.0
+    assert ours.knobs["rope_theta"] == 160_000.0
     torch.testing.assert_close(ours(*batch), their_logits(theirs, *batch), rtol=0, atol=1e-4)
 
 
@@ -169,7 +178,8 @@ def test_every_pattern_of_local_layers_is_loaded_and_comes_back(tokenizer_dir, t
     theirs.append(AutoModelForMaskedLM.from_pretrained(export(ours, tokenizer_dir, tmp_path / "back")).eval())
     for network in theirs:
         torch.testing.assert_close(ours(*batch), their_logits(network, *batch), rtol=0, atol=1e-4)
-    assert load_directory(tmp_path / "back").config == ours.config
+    back = load_directory(tmp_path / "back")
+    assert (back.shape, thetas(back)) == (ours.shape, thetas(ours))
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
@@ -210,9 +220,9 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(exported, tokenizer_
 
 def test_a_tokenizer_that_does_not_fit_is_refused_and_nothing_written(exported, tokenizer_dir, tmp_path):
     network, _ = exported
-    small = replace(network.config, vocab_size=8)
+    small = replace(network.shape, vocab_size=8)
     with pytest.raises(DataError, match="ids to 14, and the model a vocabulary of 8"):
-        export_model(network.state_dict(), small, 10_000.0, tokenizer_dir, 1024, tmp_path / "out")
+        export_model(network.state_dict(), FAMILY, small, network.knobs, tokenizer_dir, 1024, tmp_path / "out")
     with pytest.raises(DataError, match=r"tokenizer\.json"):
-        export_model(network.state_dict(), network.config, 10_000.0, tmp_path, 1024, tmp_path / "out")
+        export_model(network.state_dict(), FAMILY, network.shape, network.knobs, tmp_path, 1024, tmp_path / "out")
     assert not (tmp_path / "out").exists()

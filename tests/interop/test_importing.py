@@ -10,7 +10,16 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, Mode
 from rotary_foundry.interop import load_model, open_weights
 from rotary_foundry.interop.importing import import_model
 from rotary_foundry.utils.errors import ConfigurationError, DataError
-from tests.models.peers import in_words_of_4, in_words_of_5, our_network, pack, their_logits, their_network
+from tests.models.peers import (
+    FAMILY,
+    in_words_of_4,
+    in_words_of_5,
+    our_network,
+    pack,
+    their_logits,
+    their_network,
+    thetas,
+)
 from tests.permuted import permuted
 
 NARROW = dict(hidden_size=32, intermediate_size=32, num_attention_heads=1, num_hidden_layers=2)
@@ -23,7 +32,7 @@ def test_logits_are_transformers_on_padded_batches_and_to_8192_tokens_both_ways(
     theirs.save_pretrained(tmp_path / "source")
     import_model(tmp_path / "source", tmp_path / "out", tokenizer=tokenizer_dir)
     ours, back = load_model(tmp_path / "out"), AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
-    assert ours.model.rope_theta == theta
+    assert ours.knobs["rope_theta"] == theta
     for batch in (pack(300, 20, 1, 129), pack(8192, 20)):
         expected = their_logits(theirs, *batch)
         assert expected.std() > 0.3
@@ -70,10 +79,10 @@ def test_a_model_of_any_size_and_options_that_ours_has_computes_the_same(tokeniz
 
 
 def test_an_untied_decoder_of_its_own_is_refused(tmp_path):
-    config = our_network().config
-    theirs = their_network(our_network())
+    ours = our_network()
+    theirs = their_network(ours)
     theirs.config.tie_word_embeddings = False
-    theirs.decoder.weight = torch.nn.Parameter(torch.randn(config.vocab_size, config.hidden_size))
+    theirs.decoder.weight = torch.nn.Parameter(torch.randn(ours.shape.vocab_size, ours.shape.hidden_size))
     theirs.save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"decoder\.weight differs from model\.embeddings\.tok_embeddings\.weight"):
         import_model(tmp_path, tmp_path / "out")
@@ -112,8 +121,8 @@ def test_an_import_is_what_init_from_takes_and_imports_to_itself(tokenizer_dir, 
     their_network(network).to(torch.bfloat16).save_pretrained(tmp_path / "source")
     import_model(tmp_path / "source", tmp_path / "once", tokenizer=tokenizer_dir)
     import_model(tmp_path / "once", tmp_path / "twice")
-    config, weights = open_weights(tmp_path / "twice")
-    assert config == network.config
+    family, shape, weights = open_weights(tmp_path / "twice")
+    assert (family, shape, thetas(load_model(tmp_path / "twice"))) == (FAMILY, network.shape, thetas(network))
     for name, value in network.state_dict().items():
         assert torch.equal(weights[name], value.to(torch.bfloat16).float()), name
     names = {path.name for path in (tmp_path / "once").iterdir()}
@@ -201,7 +210,7 @@ def test_biases_that_the_config_does_not_tell_are_named_by_their_tensor(source, 
     shard = sorted(source.glob("*.safetensors"))[0]
     save_file(load_file(shard) | {"model.layers.1.attn.Wqkv.bias": torch.zeros(192)}, shard)
     message = refused(source, tmp_path)
-    assert "no part for the tensor model.layers.1.attn.Wqkv.bias; of biases it has the decoder's only" in message
+    assert "no part for the tensor model.layers.1.attn.Wqkv.bias; of biases it has only decoder.bias" in message
 
 
 def test_what_is_no_modernbert_is_refused(tmp_path, tokenizer_dir):

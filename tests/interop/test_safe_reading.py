@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from rotary_foundry.interop.checkpoint_weights import CheckpointWeights
 from rotary_foundry.runs.safe_reading import METADATA, StandIn, read_saved, refuse_code
 from rotary_foundry.utils.errors import DataError
+from tests.models.peers import FAMILY
 
 WEIGHTS = {"state.model.network.weight": torch.arange(6.0).reshape(2, 3)}
 
@@ -43,7 +44,7 @@ def test_a_value_that_would_run_code_is_refused_by_name_and_does_not_run(tmp_pat
     mark = tmp_path / "mark"
     folder = saved(tmp_path / "checkpoint", **{"state.run_name": Hostile(mark)})
     with pytest.raises(DataError, match=r"__0_0\.distcp: 'state\.run_name': reading it would use posix\.mkdir"):
-        CheckpointWeights(folder)
+        CheckpointWeights(folder, FAMILY)
     assert not mark.exists()
 
 
@@ -54,7 +55,7 @@ def test_metadata_that_would_run_code_is_refused_by_name_and_does_not_run(tmp_pa
     folder = saved(tmp_path / "checkpoint")
     (folder / METADATA).write_bytes(pickle.dumps(Metadata({"key": Hostile(mark)}), protocol))
     with pytest.raises(DataError, match=r"\.metadata: reading it would use (posix\.mkdir|copy_reg)"):
-        CheckpointWeights(folder)
+        CheckpointWeights(folder, FAMILY)
     assert not mark.exists()
 
 
@@ -79,7 +80,7 @@ def test_a_value_that_no_checkpoint_has_in_this_form_is_refused(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_weights_are_read_as_they_were_written(tmp_path):
-    weights = CheckpointWeights(saved(tmp_path / "checkpoint", **{"state.run_name": "tiny"}))
+    weights = CheckpointWeights(saved(tmp_path / "checkpoint", **{"state.run_name": "tiny"}), FAMILY)
     assert {name: weight.tolist() for name, weight in weights.items()} == {"weight": [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]}
 
 

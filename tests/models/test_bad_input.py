@@ -1,6 +1,6 @@
 """What a model cannot be made of, and what it cannot be given, is refused with the value."""
 
-from dataclasses import replace
+import re
 from math import inf, nan
 
 import pytest
@@ -8,13 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rotary_foundry.models.composer_model import ComposerMaskedLM
-from rotary_foundry.models.modernbert.network import MaskedLM
-from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.models.modernbert.network import ModernBert
 from rotary_foundry.utils.errors import ConfigurationError, DataError
-from tests.models.peers import SMALL, our_network
+from tests.models.peers import KNOBS, our_network, pack, small_shape
 
 NETWORK = our_network().eval()  # a vocabulary of 192
+THETAS = [0, -1.0, inf, nan, "1e4", True]
 IDS, BOUNDS, LABELS = [5, 6, 7, 8, 9, 10], [0, 2, 2, 6], [-100, 6, -100, 191, 0, -100]
 
 
@@ -32,29 +31,40 @@ def tensors(input_ids, cu_seqlens, labels):
         ({"local_attention": None}, "local_attention: null, but with global_attn_every_n_layers 3"),
         ({"global_attn_every_n_layers": 1}, "local_attention: 128, but with global_attn_every_n_layers 1"),
         ({"local_attention": 33}, "local_attention: 33 is odd"),
-        ({"local_rope_theta": -1.0}, r"local_rope_theta: -1\.0 is not positive"),
-        ({"attn_out_dropout": 1.0}, r"attn_out_dropout: 1\.0 is not in \[0, 1\)"),
-        ({"attn_implementation": "eager"}, "attn_implementation: 'eager' is not one of"),
+        ({"norm_eps": 0.0}, r"norm_eps: 0\.0 is not positive"),
     ],
     ids=str,
 )
 def test_a_shape_that_no_model_can_have_is_refused(change, says):
-    with pytest.raises(ConfigurationError, match=f"ModelConfig.{says}"):
-        MaskedLM(replace(ModelConfig(**SMALL), **change), 10_000.0)
+    with pytest.raises(ConfigurationError, match=f"^model.{says}"):
+        ModernBert(small_shape(**change), KNOBS)
 
 
 def test_a_window_that_only_depth_leaves_unused_is_none_too_many():
-    MaskedLM(ModelConfig(**SMALL | {"num_hidden_layers": 1}), 10_000.0)
+    ModernBert(small_shape(num_hidden_layers=1), KNOBS)
 
 
-@pytest.mark.parametrize("theta", [0, -1.0, inf, nan, "1e4"])
-def test_theta_is_refused_when_it_is_set(theta):
-    with pytest.raises(ConfigurationError, match=f"rope_theta: {theta!r} is not a positive"):
-        MaskedLM(ModelConfig(**SMALL), theta)
-    network = our_network(500.0)
-    with pytest.raises(ConfigurationError, match=f"rope_theta: {theta!r}"):
-        ComposerMaskedLM(network, cpu_autocast=False).rope_theta = theta
-    assert network.model.rope_theta == 500.0
+def test_an_unknown_attention_is_refused():
+    with pytest.raises(ConfigurationError, match="attn_implementation: 'eager' is not one of"):
+        our_network(attn_implementation="eager")(*pack(5))
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "says"),
+    [
+        *((knob, value, "above 0") for knob in ("rope_theta", "local_rope_theta") for value in THETAS),
+        *(("attn_out_dropout", value, r"in \[0, 1\)") for value in (1.0, 1.5, -0.1, nan, "0.1", True, None)),
+    ],
+)
+def test_an_impossible_knob_is_refused_when_it_is_set(knob, value, says):
+    refusal = rf"^{knob}: {re.escape(repr(value))} is not a (finite )?number {says}$"
+    with pytest.raises(ConfigurationError, match=refusal):
+        ModernBert(small_shape(), KNOBS | {knob: value})
+    network = our_network(500.0, local_rope_theta=400.0, attn_out_dropout=0.25)
+    with pytest.raises(ConfigurationError, match=refusal):
+        network.set_knob(knob, value)
+    assert network.knobs == {"rope_theta": 500.0, "local_rope_theta": 400.0, "attn_out_dropout": 0.25}
+    assert all(layer.attn.out_drop.p == 0.25 for layer in network.blocks)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ def test_no_change_of_a_recipe_exhausts_the_graphs_that_torch_allows_a_function(
         graphs += 1
         return graph.forward
 
-    for layer in network.model.layers:
+    for layer in network.blocks:
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=count)
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for theta in (10_000.0, 160_000.0):
-            network.model.rope_theta = theta
+            network.set_knob("rope_theta", theta)
             for lengths in ((40, 300), (7, 7, 500), (1000,)):
                 input_ids, cu_seqlens = pack(*lengths)
                 network.train()

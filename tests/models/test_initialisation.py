@@ -5,17 +5,15 @@ import math
 import pytest
 import torch
 
-from rotary_foundry.models.modernbert.initialisation import initialise
-from rotary_foundry.models.modernbert.network import MaskedLM
-from rotary_foundry.recipe.schema import ModelConfig
-from tests.models.peers import SMALL
+from rotary_foundry.models.modernbert.network import ModernBert
+from tests.models.peers import KNOBS, initialise, small_shape
 
 CUT_AT_2 = 0.8796  # standard deviation of a standard normal cut off at ±2
 
 
 @pytest.fixture(scope="module")
 def network():
-    network = MaskedLM(ModelConfig(**SMALL | {"vocab_size": 1024, "hidden_size": 128}), 10_000.0)
+    network = ModernBert(small_shape(vocab_size=1024, hidden_size=128), KNOBS)
     initialise(network, seed=17)
     return network
 
@@ -38,7 +36,7 @@ def test_norms_are_one_and_biases_zero(network):
 
 def test_the_seed_decides_and_nothing_else(network):
     torch.manual_seed(5)
-    again, other = MaskedLM(network.config, 160_000.0), MaskedLM(network.config, 10_000.0)
+    again, other = (ModernBert(network.shape, KNOBS | {"rope_theta": theta}) for theta in (160_000.0, 10_000.0))
     initialise(again, seed=17)
     initialise(other, seed=18)
     weights, same, different = (dict(n.named_parameters()) for n in (network, again, other))

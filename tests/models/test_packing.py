@@ -60,3 +60,11 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(network(*batch), network(*batch))
     network.eval()
     assert torch.equal(network(*batch), network(*batch))
+
+
+def test_dropout_is_set_in_every_layer():
+    network = our_network(attn_out_dropout=0.5)
+    assert [layer.attn.out_drop.p for layer in network.blocks] == [0.5] * 4
+    network.set_knob("attn_out_dropout", 0.0)
+    assert [layer.attn.out_drop.p for layer in network.blocks] == [0.0] * 4
+    assert torch.equal(network(*pack(50)), network.eval()(*pack(50)))

@@ -14,34 +14,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rotary_foundry.models.growing import tile_from, tile_parameter
-from rotary_foundry.models.modernbert.network import MaskedLM
-from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.models.modernbert.network import ModernBert
 from rotary_foundry.utils.errors import ConfigurationError, DataError
-from tests.models.peers import SMALL, our_network, pack
+from tests.models.peers import FAMILY, KNOBS, our_network, pack, small_shape
 
-SOURCE = ModelConfig(**SMALL)
+SOURCE = small_shape()
 PATTERNS = [
     {"global_attn_every_n_layers": every, "local_attention": window} for every, window in ((1, None), (2, 64), (3, 128))
 ]
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 
 
-def numbered(config):
+def numbered(shape):
     """A state dict in which no number comes twice."""
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in MaskedLM(config, 10_000.0).state_dict().items()}
-    numbers = torch.arange(sum(map(prod, shapes.values()))).split([prod(shape) for shape in shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), numbers, strict=True)}
+        sizes = {name: tensor.shape for name, tensor in ModernBert(shape, KNOBS).state_dict().items()}
+    numbers = torch.arange(sum(map(prod, sizes.values()))).split([prod(size) for size in sizes.values()])
+    return {name: part.view(size) for (name, size), part in zip(sizes.items(), numbers, strict=True)}
 
 
 @st.composite
 def pairs(draw):
-    """A small config and one that holds it."""
+    """A small shape and one that holds it."""
     head_dim = draw(st.sampled_from([2, 4]))
     sizes = [(draw(st.integers(1, low)), draw(st.integers(0, more))) for low, more in ((3, 4), (5, 9), (4, 7))]
-    configs = []
+    shapes = []
     for heads, intermediate, layers in (s for s, _ in sizes), (s + more for s, more in sizes):
-        configs.append(
+        shapes.append(
             replace(
                 SOURCE,
                 vocab_size=5,
@@ -52,7 +51,7 @@ def pairs(draw):
                 **draw(st.sampled_from(PATTERNS)),
             )
         )
-    return configs
+    return shapes
 
 
 def wrapped(source, size):
@@ -107,7 +106,7 @@ def expected_parameter(name, state, source, target):
 def test_every_element_is_the_one_that_wrapping_names(pair):
     source, target = pair
     state = numbered(source)
-    grown = tile_from(state, source, target)
+    grown = tile_from(state, FAMILY, source, target)
     assert grown.keys() == numbered(target).keys()
     for name, tensor in grown.items():
         assert tensor.tolist() == expected_parameter(name, state, source, target), name
@@ -118,7 +117,7 @@ def test_every_element_is_the_one_that_wrapping_names(pair):
 def test_the_source_stands_in_the_centre_of_a_layer(pair):
     source, target = pair
     state = numbered(source)
-    grown = tile_from(state, source, target)
+    grown = tile_from(state, FAMILY, source, target)
 
     def centre(weight, *dimensions):
         """The middle of [parts, units, …] along the dimensions that grow; an odd one over is left at the end."""
@@ -145,14 +144,14 @@ def test_a_head_of_the_target_is_one_head_of_the_source(pair):
     """Queries, keys, values and columns of Wo, in their order."""
     source, target = pair
     state, layer = numbered(source), "model.layers.0.attn."
-    grown, shift = tile_from(state, source, target), (target.hidden_size - source.hidden_size) // 2
+    grown, shift = tile_from(state, FAMILY, source, target), (target.hidden_size - source.hidden_size) // 2
 
-    def heads(state, config):
-        qkv = state[layer + "Wqkv.weight"].view(3, config.num_attention_heads, -1, config.hidden_size)
-        out = state[layer + "Wo.weight"].view(config.hidden_size, config.num_attention_heads, -1)
-        start = 0 if config is source else shift
+    def heads(state, shape):
+        qkv = state[layer + "Wqkv.weight"].view(3, shape.num_attention_heads, -1, shape.hidden_size)
+        out = state[layer + "Wo.weight"].view(shape.hidden_size, shape.num_attention_heads, -1)
+        start = 0 if shape is source else shift
         qkv, out = qkv.narrow(3, start, source.hidden_size), out.narrow(0, start, source.hidden_size)
-        return [(qkv[:, head].tolist(), out[:, head].tolist()) for head in range(config.num_attention_heads)]
+        return [(qkv[:, head].tolist(), out[:, head].tolist()) for head in range(shape.num_attention_heads)]
 
     whole = heads(state, source)
     assert all(head in whole for head in heads(grown, target))
@@ -165,7 +164,7 @@ def test_equal_sizes_give_the_same_weights(pair):
     pattern = {key: getattr(other, key) for key in PATTERNS[0]}
     target = replace(source, **pattern)
     state = numbered(source)
-    grown = tile_from(state, source, target)
+    grown = tile_from(state, FAMILY, source, target)
     assert grown.keys() == state.keys()
     assert all(torch.equal(grown[name], state[name]) for name in state)
 
@@ -178,7 +177,7 @@ def test_large_takes_its_layers_from_base_as_published():
     for name in state:
         if name.startswith("model.layers."):
             state[name] = torch.full_like(state[name], int(name.split(".")[2]))
-    grown = tile_from(state, base, large)
+    grown = tile_from(state, FAMILY, base, large)
     layers = [grown[f"model.layers.{layer}.mlp.Wi.weight"].unique().item() for layer in range(28)]
     assert layers == [
         *(0, 1, 2, 2, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10),
@@ -192,8 +191,8 @@ def test_base_grows_to_the_shapes_of_large():
         for sizes in ((22, 768, 12, 1152), (28, 1024, 16, 2624))
     )
     with torch.device("meta"):
-        grown = tile_from(MaskedLM(base, 10_000.0).state_dict(), base, large)
-        MaskedLM(large, 10_000.0).load_state_dict(grown)
+        grown = tile_from(ModernBert(base, KNOBS).state_dict(), FAMILY, base, large)
+        ModernBert(large, KNOBS).load_state_dict(grown)
     assert sum(tensor.numel() for tensor in grown.values()) == 395_881_664
 
 
@@ -201,15 +200,15 @@ def test_base_grows_to_the_shapes_of_large():
 def test_a_grown_model_loads_and_runs():
     network = our_network().eval()
     target = replace(SOURCE, hidden_size=112, num_attention_heads=7, intermediate_size=250, num_hidden_layers=9)
-    grown = MaskedLM(target, 160_000.0).eval()
-    grown.load_state_dict(tile_from(network.state_dict(), SOURCE, target))
+    grown = ModernBert(target, KNOBS | {"rope_theta": 160_000.0}).eval()
+    grown.load_state_dict(tile_from(network.state_dict(), FAMILY, SOURCE, target))
     assert grown(*pack(200, 30)).isfinite().all()
 
 
 def test_growing_keeps_the_dtype_and_leaves_the_source_alone():
     state = {name: tensor.bfloat16() for name, tensor in our_network().state_dict().items()}
     before = {name: tensor.clone() for name, tensor in state.items()}
-    for tensor in tile_from(state, SOURCE, SOURCE).values():
+    for tensor in tile_from(state, FAMILY, SOURCE, SOURCE).values():
         assert tensor.dtype == torch.bfloat16
         tensor.zero_()
     assert all(torch.equal(state[name], before[name]) for name in state)
@@ -219,7 +218,7 @@ def test_one_parameter_needs_one_tensor_of_the_source():
     target = replace(SOURCE, num_hidden_layers=7)
     name = "model.layers.{}.mlp.Wo.weight".format
     needed = {name(1): our_network().state_dict()[name(1)]}
-    assert torch.equal(tile_parameter(name(2), needed, SOURCE, target), needed[name(1)])
+    assert torch.equal(tile_parameter(name(2), needed, FAMILY, SOURCE, target), needed[name(1)])
 
 
 @pytest.mark.parametrize(
@@ -236,7 +235,7 @@ def test_one_parameter_needs_one_tensor_of_the_source():
 )
 def test_a_target_that_cannot_hold_the_source_is_refused(change, complaint):
     with pytest.raises(ConfigurationError, match=complaint):
-        tile_from(our_network().state_dict(), SOURCE, replace(SOURCE, **change))
+        tile_from(our_network().state_dict(), FAMILY, SOURCE, replace(SOURCE, **change))
 
 
 @pytest.mark.parametrize(
@@ -250,4 +249,4 @@ def test_a_target_that_cannot_hold_the_source_is_refused(change, complaint):
 )
 def test_weights_of_another_model_are_refused(change, complaint):
     with pytest.raises(DataError, match=complaint):
-        tile_from(our_network(**change).state_dict(), SOURCE, replace(SOURCE, num_hidden_layers=6))
+        tile_from(our_network(**change).state_dict(), FAMILY, SOURCE, replace(SOURCE, num_hidden_layers=6))

@@ -70,7 +70,7 @@ def test_parameter_names_are_those_transformers_saves():
 def test_theta_takes_effect_at_the_next_forward_and_is_not_saved():
     network, batch = our_network(10_000.0).eval(), pack(500)
     before = network(*batch)
-    network.model.rope_theta = 160_000.0
+    network.set_knob("rope_theta", 160_000.0)
     after = network(*batch)
     assert (after - before).abs().max() > 0.1
     fresh = our_network(160_000.0).eval()

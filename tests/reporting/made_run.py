@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from rotary_foundry import load_recipe
 from rotary_foundry.evaluation.results import Headline, Measure, Result
-from rotary_foundry.recipe.plan import Plan, Rollback, plan_in_force, set_rollback
+from rotary_foundry.recipe.plan import Plan, Rollback, compile_stages, set_rollback
 from rotary_foundry.runs.run_folder import RunFolder
 
 ENVIRONMENT = {
@@ -37,7 +37,7 @@ def write_run(
     path.mkdir(parents=True)
     loaded = load_recipe(recipe, overrides)
     folder, generator = RunFolder(path), random.Random(loaded.run_name)
-    first = plan_in_force(loaded, [])
+    first = compile_stages(loaded)
     rollback = set_rollback(loaded, first)
     with open(folder.metrics, "w") as metrics, open(folder.evaluations, "w") as evaluations:
 
@@ -86,7 +86,7 @@ def _evaluation(plan: Plan, number: int, stage: str, token: int) -> dict:
         "rollbacks": number,
         "stage": stage,
         "row_length": position.row_length,
-        "rope_theta": position.rope_theta_global,
+        **position.knobs,
         "loss": loss,
         "masked_accuracy": math.exp(-loss / 3),
     }
@@ -119,7 +119,7 @@ def _lines(plan, number, start, end, every, monitors, noise, generator):
                 "weight_decay": segment.weight_decay,
                 "rows": segment.rows,
                 "row_length": segment.row_length,
-                "rope_theta": segment.rope_theta_global,
+                **segment.knobs_at(at),
                 "mixture": segment.mixture,
                 "asked": asked,
                 "drawn": {source: count / sum(counts.values()) for source, count in counts.items()},

@@ -10,8 +10,8 @@ from transformers import ModernBertConfig
 
 from rotary_foundry import load_recipe
 from rotary_foundry.data.rows import Manifest
-from rotary_foundry.recipe.cost import cost, parameters
-from rotary_foundry.recipe.plan import compile_plan, plan_in_force
+from rotary_foundry.recipe.cost import cost
+from rotary_foundry.recipe.plan import compile_plan, compile_stages
 from rotary_foundry.reporting.start import print_start
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder
 
@@ -43,7 +43,7 @@ def folder(tmp_path, monkeypatch) -> RunFolder:
 def printed(folder, recipe, checkpoint=None, width=100) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, highlight=False)
-    print_start(recipe, plan_in_force(recipe, []), folder, "flash", checkpoint, console)
+    print_start(recipe, compile_stages(recipe), folder, "flash", checkpoint, console)
     return out.getvalue()
 
 
@@ -61,11 +61,14 @@ def test_it_says_what_is_trained_on_what_and_where_things_go(folder):
         (line,) = [line for line in said.splitlines() if line.startswith(stage)]
         assert f"{config.row_length:,}" in line and f"{config.rope_theta:,.0f}" in line
     assert "decay: web 0.4, code 0.2, papers 0.4" in said
-    assert f"{parameters(mine.model):,} parameters, amp_bf16, attention by flash" in said
+    assert f"{mine.model.shape.parameters:,} parameters, amp_bf16, attention by flash" in said
     assert "16 ranks on 2 nodes, the first: 8 × a device" in said
     assert "HSDP: 2 copies, each over 8" in said
     assert "rows of 1,024: web 1,024,000, code 1,024,001, papers 1,024,002 and 3 sources more" in said
-    assert f"{folder.path}/base, trained last at theta 160,000, on rows of up to 8,192 tokens; goes on at" in said
+    assert (
+        f"{folder.path}/base, trained last at rope_theta 160,000, local_rope_theta 10,000, on rows of up to 8,192 tokens; this run begins at rope_theta 10,000"
+        in said
+    )
     assert f"{cost(mine, compile_plan(mine)).checkpoints_written} of 4.75 GB" in said
     assert "in checkpoints/, and s3://bucket/runs/mine" in said
     assert "metrics.jsonl, eval.jsonl, logs/ and checkpoints/ in the run's folder" in said
@@ -107,7 +110,7 @@ def test_with_long_paths_the_stages_are_shown_and_what_is_longest_gives_way(fold
 
 def test_of_a_run_that_goes_on_it_is_short(folder):
     mine = recipe()
-    plan = plan_in_force(mine, [])
+    plan = compile_stages(mine)
     token = plan.boundary_before(500_000_000_000)
     said = printed(folder, mine, CompleteCheckpoint(folder.checkpoints / "ba9", 9, token, 0, {}, {})).splitlines()
     assert len(said) <= 6

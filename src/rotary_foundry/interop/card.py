@@ -276,8 +276,10 @@ def _evaluations(state: TrainedState) -> list[dict]:
         lines = state.run.records(path)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: a line is broken ({error!r})") from None
-    needed = {"stage", "row_length", "loss"}
     for line in lines:
+        needed = {"stage", "row_length"}
+        if line.get("stage") in state.recipe.stages:
+            needed |= {metric.name for metric in state.recipe.objective_of(line["stage"]).metrics}
         if needed - line.keys():
             raise DataError(f"{path}: the line of batch {line['batch']} has no {min(needed - line.keys())}")
     return [line for line in lines if line["token"] <= state.checkpoint.token]

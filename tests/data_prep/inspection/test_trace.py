@@ -18,7 +18,7 @@ from rotary_foundry.data.corpus import TOKENIZER_FILES, open_corpus
 from rotary_foundry.data.loaders import RunData
 from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder
 from rotary_foundry.data_prep.inspection.trace import trace
-from rotary_foundry.recipe.plan import plan_in_force, set_rollback
+from rotary_foundry.recipe.plan import compile_stages, set_rollback
 from rotary_foundry.runs.run_folder import RunFolder, append_line
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
@@ -58,9 +58,9 @@ def run(tree, tmp_path_factory) -> Run:
     recipe = load_recipe(given)
     run.folder.recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(recipe)), encoding="utf-8")
     data = RunData(recipe, open_corpus(recipe))
-    rollback = set_rollback(recipe, plan_in_force(recipe, []))
+    rollback = set_rollback(recipe, compile_stages(recipe))
     for rollbacks, token, end in (([], 0, rollback.token), ([rollback], rollback.to_token, None)):
-        plan = plan_in_force(recipe, rollbacks)
+        plan = compile_stages(recipe).after(rollbacks)
         while token < (end or plan.total_tokens):
             loader, segment = data.train_loader(plan, token), plan.segment_at(token)
             for batch, samples in DataLoader(
@@ -87,7 +87,7 @@ def run(tree, tmp_path_factory) -> Run:
 
 def test_every_update_is_traced_to_the_rows_and_documents_that_it_saw(run):
     recipe = load_recipe(run.folder.recipe)
-    plan = plan_in_force(recipe, run.folder.rollbacks())
+    plan = compile_stages(recipe).after(run.folder.rollbacks())
     (rollback,) = run.folder.rollbacks()
     kept_from = plan.at(rollback.to_token).update
     for update in range(1, plan.total_updates + 1):
@@ -113,7 +113,7 @@ def test_json_has_the_rows_and_where_they_stand(run, tree, monkeypatch, capsys):
         main()
     assert exit_.value.code == 0
     traced = json.loads(capsys.readouterr().out)
-    plan = plan_in_force(load_recipe(run.folder.recipe), [])
+    plan = compile_stages(load_recipe(run.folder.recipe))
     assert {key: traced[key] for key in ("update", "stage", "row_length", "token")} == {
         "update": 3,
         "stage": "pretrain",
@@ -174,7 +174,7 @@ def test_what_cannot_be_traced_is_refused_in_a_line(run, tmp_path):
     lines = RunFolder(early).metrics.read_text().splitlines(keepends=True)
     RunFolder(early).metrics.write_text("".join(lines[:4]))
     RunFolder(early).ledger.unlink()
-    last = plan_in_force(load_recipe(run.folder.recipe), []).total_updates
+    last = compile_stages(load_recipe(run.folder.recipe)).total_updates
     for arguments, complaint in (
         ((tmp_path, 1), "no run there"),
         ((early, 5), "has not reached update 5; it has done 4"),
