@@ -54,7 +54,10 @@ def export(
 @app.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Argument(help="A transformers ModernBERT directory, or a .pt checkpoint of ModernBERT's own code.")
+        Path,
+        typer.Argument(
+            help="A transformers directory, or a file of the original training code, of one of our families."
+        ),
     ],
     out_dir: Annotated[Path, typer.Argument(help="Where the model goes: what init_from takes, as export writes it.")],
     recipe: Annotated[

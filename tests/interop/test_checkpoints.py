@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rotary_foundry.utils.safe_reading import read_metadata
 
 from rotary_foundry.interop import load_model
 from rotary_foundry.interop.checkpoint_weights import WEIGHTS, CheckpointWeights

@@ -30,9 +30,10 @@ stages:
      device_train_microbatch_size: 2, lr: 5e-3, t_warmup: 1000tok,
      batch_size_ramp: {{initial: 4, increment: 4, duration: 3072tok}}}}
   extend: {{duration: 4096tok, row_length: 256, rope_theta: 160000, global_train_batch_size: 4,
-     device_train_microbatch_size: 1, lr: 3e-3}}
+     device_train_microbatch_size: 1, lr: 3e-3, local_rope_theta: {{start: 10000, end: 20000}}}}
   decay: {{duration: 4096tok, row_length: 256, rope_theta: 160000, global_train_batch_size: 4,
-     device_train_microbatch_size: 1, lr: 3e-3, t_decay: 1dur, alpha_f: 0.001, mixture: {{one: 0.3, two: 0.7}}}}
+     device_train_microbatch_size: 1, lr: 3e-3, t_decay: 1dur, alpha_f: 0.001, mixture: {{one: 0.3, two: 0.7}},
+     mlm_probability: {{start: 0.3, end: 0.1, shape: cosine}}}}
 """
 CORPUS = """
 sources:

@@ -31,6 +31,7 @@ def test_a_run_follows_its_plan_to_the_end(tiny, undisturbed):
             position.knobs["rope_theta"],
             position.lr,
         )
+        assert {name: record[name] for name in position.knobs} == position.knobs
         token += position.rows * position.row_length
         assert record["token"] == token
         assert 0 < record["real_tokens"] <= position.rows * position.row_length
@@ -65,6 +66,14 @@ def test_a_run_keeps_digests_of_the_rows_that_it_draws_from(undisturbed):
     kept = json.loads((undisturbed / "rows.json").read_text())
     assert list(kept) == [f"{source}/{length}/train" for length in (64, 256) for source in ("one", "two")]
     assert len(set(kept.values())) == 4
+
+
+def test_scheduled_knobs_move_at_every_update_of_their_stage_and_at_no_other(undisturbed):
+    records = RunFolder(undisturbed).records(RunFolder(undisturbed).metrics)
+    for knob, moving in (("local_rope_theta", "extend"), ("mlm_probability", "decay")):
+        for stage in ("pretrain", "extend", "decay"):
+            values = [record[knob] for record in records if record["stage"] == stage]
+            assert len(set(values)) == (len(values) if stage == moving else 1)
 
 
 def test_every_rank_keeps_a_log(undisturbed):

@@ -1,1 +1,1 @@
-"""ModernBERT on unpadded tokens, and the ComposerModel that trains it."""
+"""Model families, the layers that they share, and the ComposerModel that trains any of them."""
