@@ -56,7 +56,7 @@ def import_(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A transformers directory, or a file of the original training code, of one of our families."
+            help="A transformers directory, or a file of the original code, of one of our families."
         ),
     ],
     out_dir: Annotated[Path, typer.Argument(help="Where the model goes: what init_from takes, as export writes it.")],

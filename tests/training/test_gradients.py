@@ -30,6 +30,7 @@ RECOMPUTED = "fsdp_config.activation_checkpointing=true"
 COMPILED = "compile_config={dynamic: true}"
 TRACED = "compile_config={dynamic: true, backend: aot_eager}"  # all of torch.compile but the generated code
 BF16 = "precision=amp_bf16"
+NOTHING = "nothing to predict"
 TWO_REPLICAS = "fsdp_config.data_parallel_replicate_degree=2"
 
 
@@ -50,6 +51,7 @@ UPDATES = {  # by world size
         "recomputed": [microbatch(4), RECOMPUTED],
         "traced and recomputed": [microbatch(4), TRACED, RECOMPUTED],
         "replicas": [microbatch(4), TWO_REPLICAS],
+        NOTHING: [microbatch(2), "objective.mlm_probability=1e-12"],
     },
     4: {"shards": [microbatch(2)], "replicas of shards, recomputed": [microbatch(1), TWO_REPLICAS, RECOMPUTED]},
 }
@@ -120,7 +122,7 @@ def expected(tiny) -> tuple[float, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize(
     ("world", "name"),
-    [(world, name) for world, updates in UPDATES.items() for name in updates],
+    [(world, name) for world, updates in UPDATES.items() for name in updates if name != NOTHING],
     ids=lambda value: value if isinstance(value, str) else f"{value} ranks",
 )
 def test_loss_and_gradients_are_the_unsharded_models(made, expected, world, name):
@@ -131,3 +133,9 @@ def test_loss_and_gradients_are_the_unsharded_models(made, expected, world, name
     assert gradients.keys() == expected_gradients.keys()
     for parameter, gradient in expected_gradients.items():
         assert (gradients[parameter] - gradient).norm() <= gradient_error * gradient.norm(), parameter
+
+
+def test_an_update_with_nothing_to_predict_on_any_rank_changes_nothing_and_is_no_nan(made):
+    loss, gradients = made(2, NOTHING)
+    assert loss == 0
+    assert all((gradient == 0).all() for gradient in gradients.values())

@@ -18,6 +18,10 @@ from rotary_foundry.objectives.objective import IGNORE_INDEX, Prepared
 
 Batch = dict
 
+# Composer divides by the predicted tokens of an update on all ranks, which may be none. Added to a whole number, this is
+# lost in rounding.
+ALMOST_NOTHING = 1e-30
+
 
 def collate(samples: Sequence[dict], prepare: Callable[[dict], Prepared], row_length: int, vocab_size: int) -> Batch:
     """Prepare rows for an objective and join them to one flat batch.
@@ -74,11 +78,11 @@ def num_rows(batch: Batch) -> int:
     return len(batch["row_tokens"])
 
 
-def num_tokens(batch: Batch) -> dict[str, int]:
-    """Composer's token counts: `total` are slots (the token clock), `loss_generating` the predicted tokens."""
+def num_tokens(batch: Batch) -> dict[str, float]:
+    """Return Composer's token counts: `total` are slots (the token clock), `loss_generating` the predicted tokens."""
     return {
         "total": num_rows(batch) * batch["row_length"],
-        "loss_generating": int((batch["labels"] != IGNORE_INDEX).sum()),
+        "loss_generating": int((batch["labels"] != IGNORE_INDEX).sum()) + ALMOST_NOTHING,
     }
 
 
