@@ -1,12 +1,13 @@
 # Two commands matter: `make nano` and `make test`. Both make .venv first if it is missing.
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) --version 2>/dev/null),$(name))))
+PYTHON ?= $(firstword $(foreach name,3.11 3.12 3.13 3,$(if $(shell python$(name) --version 2>/dev/null),python$(name))))
 UV_VERSION := $(shell sed -n 's/^uv==//p' constraints.txt)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+OLDEST := .venv-oldest
 # Where Python may write none itself, every process would compile the sources of torch and Composer anew.
 BYTECODE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
-.PHONY: nano reference test test-long test-gpu bench lint format constraints clean
+.PHONY: nano reference test test-long test-oldest test-gpu bench lint format constraints clean
 
 # `make nano RUN=mine OVERRIDES='seed=3 …'` makes another.
 RUN := nano
@@ -29,6 +30,10 @@ test: lint
 	$(BIN)/pytest -n 2 --dist loadfile $(WHOLE_RUNS:%=--ignore=%)
 	$(BIN)/pytest $(WHOLE_RUNS)
 
+# What training rests on, on the oldest torch. docs/status.md has the last result.
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/pytest tests/models tests/optim tests/training
+
 test-long: $(INSTALLED)
 	$(BIN)/pytest -m long
 
@@ -50,17 +55,31 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Resolve all pins afresh, for every extra and both Python versions.
+# Resolve all pins afresh, for every extra and all Python versions.
 constraints:
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-header \
 		--override overrides.txt --upgrade --output-file constraints.txt
 
+# Without overrides Composer's and Streaming's bounds would keep torch and transformers back, and pip has none.
+INSTALL = $(BIN)/uv pip install $(BYTECODE) --override overrides.txt
+
+# uv is PATH's until the pinned one is in .venv. Where PATH has none, pip fetches it; ensurepip, if uv made .venv.
 $(INSTALLED): pyproject.toml constraints.txt overrides.txt
-	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else "Python 3.11 or 3.12 is needed, found " + sys.version)'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip install --python $(BIN)/python $(BYTECODE) --constraint constraints.txt --override overrides.txt --editable '.[dev]'
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, found " + sys.version)'
+	test -x $(BIN)/python || if command -v uv; then uv venv --python $(PYTHON) .venv; else $(PYTHON) -m venv .venv; fi
+	if command -v uv; then uv pip install --python $(BIN)/python uv==$(UV_VERSION); else \
+		{ $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; } && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); fi
+	$(INSTALL) --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The same pins but for torch, and what torch brings, at the oldest version that is supported.
+$(OLDEST)/.installed: $(INSTALLED)
+	$(BIN)/uv venv --clear --python $(BIN)/python $(OLDEST)
+	grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==' constraints.txt > $(OLDEST)/constraints.txt
+	echo 'torch==2.11.*' >> $(OLDEST)/constraints.txt
+	$(INSTALL) --python $(OLDEST)/bin/python --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf .venv data runs
+	rm -rf .venv .venv-oldest data runs

@@ -55,9 +55,7 @@ def export(
 def import_(
     source: Annotated[
         Path,
-        typer.Argument(
-            help="A transformers directory, or a file of the original code, of one of our families."
-        ),
+        typer.Argument(help="A transformers directory, or a file of the original code, of one of our families."),
     ],
     out_dir: Annotated[Path, typer.Argument(help="Where the model goes: what init_from takes, as export writes it.")],
     recipe: Annotated[

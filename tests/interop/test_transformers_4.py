@@ -1,6 +1,6 @@
-"""Exports in transformers 4, and what it saves in ours: in an environment of its own, since the pins have 5.
+"""Exports are opened by transformers 4, and what it saves is imported.
 
-uv makes the environment beside the test's other files, of packages that are mostly in its cache already.
+The pins have transformers 5, so the test makes an environment of its own, of packages that uv's cache mostly has.
 """
 
 import json
@@ -48,7 +48,7 @@ tokens = {}
 for path in (folder / "tokenizers").iterdir():
     tokenizer = AutoTokenizer.from_pretrained(path)
     encoded = tokenizer(texts)["input_ids"]
-    tokens[path.name] = [encoded, tokenizer.decode(encoded[1], True)]  # without special tokens
+    tokens[path.name] = [encoded, tokenizer.decode(encoded[1], True), sorted(tokenizer.all_special_tokens)]
 (folder / "tokens.json").write_text(json.dumps(tokens))
 save_file(found, folder / "logits.safetensors")
 """
@@ -103,7 +103,9 @@ def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves
         torch.testing.assert_close(by_4[name][kept], by_5[kept], rtol=0, atol=1e-4)
     for folder, encoded in json.loads((exports / "tokens.json").read_text()).items():
         opened = AutoTokenizer.from_pretrained(exports / "tokenizers" / folder)
-        assert encoded == [opened(TEXTS)["input_ids"], opened.decode(opened(TEXTS[1])["input_ids"], True)], folder
+        ids = opened(TEXTS)["input_ids"]
+        assert encoded == [ids, opened.decode(ids[1], True), sorted(opened.all_special_tokens)], folder
+        assert ("j" in encoded[2]) == (folder == "brought")
     import_model(exports / "saved_by_4", tmp_path / "back")
     assert load_model(tmp_path / "back").config == network.config
     torch.testing.assert_close(load_model(tmp_path / "back")(*flat), ours(*flat), rtol=0, atol=0)

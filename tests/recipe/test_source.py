@@ -13,6 +13,7 @@ from transformers import BertConfig, ModernBertConfig
 from rotary_foundry import Recipe, compile_plan, load_recipe
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, mark_complete
 from rotary_foundry.utils.errors import ConfigurationError
+from tests.models.peers import in_words_of_4
 
 ROOT = Path(__file__).parents[2]
 CONTINUE, NANO = ROOT / "yamls/main/continue.yaml", ROOT / "yamls/main/nano.yaml"
@@ -101,7 +102,7 @@ def test_a_recipe_that_gives_all_is_loaded_before_its_source_is_there():
 def test_what_gives_no_shape_is_refused_in_a_line(published, overrides, says):
     Path("empty").mkdir()
     BertConfig().save_pretrained("bert")
-    written = json.loads((published / "config.json").read_text())
+    written = in_words_of_4(json.loads((published / "config.json").read_text()))
     del written["local_rope_theta"]
     Path("trimmed").mkdir()
     Path("trimmed/config.json").write_text(json.dumps(written))

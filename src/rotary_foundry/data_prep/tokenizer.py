@@ -148,6 +148,8 @@ def open_brought(path: Path) -> Brought:
     fast = _open_fast(path)
     tokenizer = open_tokenizer(path)
     roles = dict(fast.special_tokens_map)
+    if fast.extra_special_tokens:
+        roles["extra_special_tokens"] = [str(token) for token in fast.extra_special_tokens]
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     for role, token in roles.items():  # a token named in the configuration only would get an id beyond the vocabulary
         if isinstance(token, str) and token not in vocabulary:
