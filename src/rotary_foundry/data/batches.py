@@ -18,8 +18,8 @@ from rotary_foundry.objectives.objective import IGNORE_INDEX, Prepared
 
 Batch = dict
 
-# Composer divides by the predicted tokens of an update on all ranks, which may be none. Added to a whole number, this is
-# lost in rounding.
+# Composer divides by the predicted tokens of an update on all ranks, which may be none. Added to a whole number, this
+# is lost in rounding.
 ALMOST_NOTHING = 1e-30
 
 
