@@ -71,7 +71,7 @@ def test_theta_of_a_modernbert_can_be_set(model_of):
 
 
 def test_theta_of_another_model_is_refused(model_of):
-    with pytest.raises(ConfigurationError, match="rope_theta: .* is of none of our families"):
+    with pytest.raises(ConfigurationError, match=r"rope_theta: .* is of none of our families"):
         open_model(model_of("bert"), rope_theta=10_000)
 
 
