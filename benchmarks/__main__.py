@@ -77,19 +77,17 @@ def memory() -> str:
 def floor() -> str:
     """The floor's share in a training step, and where the rest of the step goes."""
     from floor import product_rate, sdpa_rate
-    from models import base_config
+    from models import base_shape
 
-    from rotary_foundry.recipe.cost import attention_flops, matmul_flops
-
-    config, rows, profiles = base_config(), [], []
+    shape, rows, profiles = base_shape(), [], []
     for load, name in (("uniform 512", "ours"), ("uniform 512", "ours, compiled"), ("one of 8192", "ours")):
         lengths = WORKLOADS[load]
         documents = draw(lengths)
         masked = sum(int((labels >= 0).sum()) for labels in documents.labels)
         step = workload(name, "training", documents)
         step()
-        products = matmul_flops(config, documents.tokens, masked) / product_rate()
-        attention = attention_flops(config, lengths) / sdpa_rate(config, lengths[0], len(lengths))
+        products = shape.matmul_flops(documents.tokens, masked) / product_rate()
+        attention = shape.attention_flops(lengths) / sdpa_rate(shape, lengths[0], len(lengths))
         seconds = statistics.median([timed(step) for _ in range(3)])
         share = f"{(products + attention) / seconds:.2f}"
         rows.append([load, name, f"{products:.2f}", f"{attention:.2f}", f"{seconds:.2f}", share, "≥ 0.6"])
@@ -127,7 +125,7 @@ def length() -> str:
 
 def recipe() -> str:
     """What the clock, the plan, the masking and the checkpoints of a nano run cost; and a checkpoint of base."""
-    from models import base_config
+    from models import base_shape
     from recipe_cost import of_a_checkpoint, of_a_nano_run
 
     spent = of_a_nano_run()
@@ -136,7 +134,7 @@ def recipe() -> str:
         [name, f"{each.calls:,}", f"{each.seconds:.2f}", f"{each.seconds / whole:.2%}"] for name, each in spent.items()
     ]
     print(*rows, sep="\n", flush=True)
-    gigabytes, copying, writing = of_a_checkpoint(base_config())
+    gigabytes, copying, writing = of_a_checkpoint(base_shape())
     return "\n\n".join(
         [
             table(["of a nano run, one process", "calls", "seconds", "share"], rows),

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from measure import draw, encoding, take_turns
-from models import Ours, base_config
+from models import Ours, base_shape
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -23,12 +23,10 @@ PICTURE = Path(__file__).parent / "cost_by_length.png"
 def times() -> dict[str, list[float]]:
     """Seconds by length, for each model, after a pass that does not count."""
     alternating = Ours(compiled=False)
-    global_only = Ours(
-        compiled=False, config=replace(base_config(), global_attn_every_n_layers=1, local_attention=None)
-    )
+    global_only = Ours(compiled=False, shape=replace(base_shape(), global_attn_every_n_layers=1, local_attention=None))
     local_only = Ours(compiled=False)
-    for layer in local_only.network.model.layers:
-        layer.attn.window = base_config().local_attention
+    for layer in local_only.network.blocks:
+        layer.attn.window = base_shape().local_attention
     models = {"local only": local_only, "alternating": alternating, "global only": global_only}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for length in LENGTHS:

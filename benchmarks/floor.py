@@ -2,7 +2,7 @@
 
 The floor is the step's matrix products at the rate of a large bf16 product, plus its attention at the rate of torch's
 own SDPA on documents of that length, both measured in the same run. Local layers count the keys that their window
-holds, and not those that a block of them computes. What is counted, for both, is said in recipe/cost.py.
+holds, and not those that a block of them computes. What is counted, for both, is said in models/modernbert/shape.py.
 """
 
 import statistics
@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from measure import timed
 
-from rotary_foundry.recipe.cost import attention_flops_of_pairs
-from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.models.modernbert.shape import Shape
 
 LARGE = 4096  # rows and columns of the large product
 
@@ -23,11 +22,11 @@ def product_rate() -> float:
     return 2 * LARGE**3 / statistics.median([timed(lambda: left @ right) for _ in range(7)])
 
 
-def sdpa_rate(config: ModelConfig, length: int, documents: int) -> float:
+def sdpa_rate(shape: Shape, length: int, documents: int) -> float:
     """Operations a second of SDPA forward and back, in bf16, on documents of one length."""
-    heads = config.num_attention_heads
-    q, k, v, grad = torch.randn(4, documents, heads, length, config.hidden_size // heads).bfloat16()
+    heads = shape.num_attention_heads
+    q, k, v, grad = torch.randn(4, documents, heads, length, shape.hidden_size // heads).bfloat16()
     for x in (q, k, v):
         x.requires_grad_()
     seconds = [timed(lambda: F.scaled_dot_product_attention(q, k, v).backward(grad)) for _ in range(4)]
-    return attention_flops_of_pairs(config, documents * length**2) / statistics.median(seconds[1:])
+    return shape.attention_flops_of_pairs(documents * length**2) / statistics.median(seconds[1:])

@@ -6,27 +6,22 @@ its model wants: ours flat, theirs padded to the longest.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
-from rotary_foundry.interop.huggingface import SIZES
-from rotary_foundry.models.modernbert.initialisation import initialise
-from rotary_foundry.models.modernbert.network import MaskedLM
-from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
-from rotary_foundry.recipe.loading import load_config
-from rotary_foundry.recipe.schema import ModelConfig
+from rotary_foundry.models.family import Shape, find_family
+from rotary_foundry.models.modernbert.huggingface_config import SIZES
+from rotary_foundry.objectives.objective import IGNORE_INDEX
+from rotary_foundry.runs.recipes import load_recipe
 
-BASE = Path(__file__).parents[1] / "yamls/models/base.yaml"
+BASE = Path(__file__).parents[1] / "yamls/main/base.yaml"
+FAMILY = find_family("modernbert")
+KNOBS = {"rope_theta": 10_000.0, "local_rope_theta": 10_000.0, "attn_out_dropout": 0.0}
 PAD = 0
-
-
-@dataclass
-class _Shape:
-    model: ModelConfig
 
 
 @dataclass(frozen=True)
@@ -41,18 +36,19 @@ class Documents:
         return sum(map(len, self.ids))
 
 
-def base_config() -> ModelConfig:
-    return replace(load_config(BASE, _Shape).model, attn_out_dropout=0.0)
+def base_shape() -> Shape:
+    return load_recipe(BASE).model.shape
 
 
 class Ours:
     """Our network, on a flat sequence; optionally with compiled layers, as a recipe's `compile_config` makes them."""
 
-    def __init__(self, compiled: bool, config: ModelConfig | None = None):
-        self.network = MaskedLM(config or base_config(), rope_theta=10_000.0)
-        initialise(self.network, seed=0)
+    def __init__(self, compiled: bool, shape: Shape | None = None):
+        self.network = FAMILY.network(shape or base_shape(), KNOBS)
+        for name, parameter in self.network.named_parameters():
+            parameter.data = FAMILY.initial_value(name, self.network.shape, seed=0)
         if compiled:
-            for layer in self.network.model.layers:
+            for layer in self.network.blocks:
                 layer.forward = torch.compile(layer.forward, dynamic=True)
 
     def batch(self, documents: Documents) -> tuple[Tensor, ...]:
@@ -60,7 +56,7 @@ class Ours:
         return torch.cat(documents.ids), ends, torch.cat(documents.labels)
 
     def encode(self, input_ids: Tensor, cu_seqlens: Tensor, labels: Tensor) -> None:
-        self.network.model(input_ids, cu_seqlens)
+        self.network.hidden_states(input_ids, cu_seqlens)
 
     def predict(self, input_ids: Tensor, cu_seqlens: Tensor, labels: Tensor) -> None:
         self.network(input_ids, cu_seqlens)
@@ -94,7 +90,7 @@ class Padded:
 
 
 def transformers_modernbert(sparse_prediction: bool = False) -> Padded:
-    ours = base_config()
+    ours = base_shape()
     config = ModernBertConfig(
         **{name: getattr(ours, name) for name in SIZES},
         global_rope_theta=10_000.0,
@@ -107,7 +103,7 @@ def transformers_modernbert(sparse_prediction: bool = False) -> Padded:
 def deberta() -> Padded:
     """DeBERTa-v3-base's shape, with our vocabulary."""
     config = DebertaV2Config(
-        vocab_size=base_config().vocab_size,
+        vocab_size=base_shape().vocab_size,
         hidden_size=768,
         num_hidden_layers=12,
         num_attention_heads=12,

@@ -23,7 +23,7 @@ from rotary_foundry.callbacks.step_time import PhaseClock, StepTime
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.loggers.stage_progress import StageProgress
 from rotary_foundry.optim.stable_adamw import StableAdamW
-from rotary_foundry.runs.recipes import load_recipe
+from rotary_foundry.runs.recipes import load_recipe_and_plan
 from rotary_foundry.training import run
 
 
@@ -75,8 +75,8 @@ def of_a_nano_run() -> tuple[float, float, int]:
     for owner, patch in ((StepTime, before_dataloader), (RunRecords, batch_end)):
         setattr(owner, patch.__name__, _with(patch, getattr(owner, patch.__name__)))
     with tempfile.TemporaryDirectory() as folder:
-        recipe = load_recipe(NANO, [f"runs_folder={folder}", "progress_bar=false"])
-        run.train(recipe, open_corpus(recipe))
+        recipe, plan = load_recipe_and_plan(NANO, [f"runs_folder={folder}", "progress_bar=false"])
+        run.train(recipe, plan, open_corpus(recipe))
     return _shares(updates, code.seconds)
 
 

@@ -17,12 +17,11 @@ from torch.distributed import checkpoint as dist_cp
 
 from rotary_foundry.algorithms.segment_switch import SegmentSwitch
 from rotary_foundry.callbacks.checkpoint_saver import CompleteCheckpointSaver
-from rotary_foundry.data import loaders
+from rotary_foundry.data import row_preparation
 from rotary_foundry.data.corpus import open_corpus
-from rotary_foundry.models.modernbert.network import MaskedLM
-from rotary_foundry.objectives.masked_lm import Masking
-from rotary_foundry.recipe.schema import ModelConfig
-from rotary_foundry.runs.recipes import load_recipe
+from rotary_foundry.models.family import Shape
+from rotary_foundry.objectives.masked_lm import MaskedLM
+from rotary_foundry.runs.recipes import load_recipe_and_plan
 from rotary_foundry.training import run
 
 NANO = Path(__file__).parents[1] / "yamls/main/nano.yaml"
@@ -53,23 +52,28 @@ def of_a_nano_run() -> dict[str, Spent]:
     """Seconds and calls of each, in a run of one process; "the run" is all of its updates."""
     spent = {name: Spent() for name in ("clock and plan", "masking", "checkpoints", "the run")}
     spent["clock and plan"].on(SegmentSwitch, "apply")
+<<<<<<< HEAD
     spent["masking"].on(Masking, "apply")
     spent["masking"].on(loaders, "row_generator")
     spent["checkpoints"].on(CompleteCheckpointSaver, "write")
+=======
+    spent["masking"].on(MaskedLM, "prepare")
+    spent["masking"].on(row_preparation, "row_generator")
+    spent["checkpoints"].on(CompleteCheckpointSaver, "_save_checkpoint")
+>>>>>>> h5
     spent["the run"].on(run.Trainer, "fit")
     with tempfile.TemporaryDirectory() as folder:
-        recipe = load_recipe(NANO, [f"runs_folder={folder}", "progress_bar=false"])
-        run.train(recipe, open_corpus(recipe))
+        recipe, plan = load_recipe_and_plan(NANO, [f"runs_folder={folder}", "progress_bar=false"])
+        run.train(recipe, plan, open_corpus(recipe))
     return spent
 
 
-def of_a_checkpoint(config: ModelConfig) -> tuple[float, float, float]:
+def of_a_checkpoint(shape: Shape) -> tuple[float, float, float]:
     """(GB, seconds to copy it in memory, seconds to write it) of a model's weights and moments, by one process."""
-    network = MaskedLM(config, rope_theta=10_000.0)
     state = {
-        f"{kind}.{name}": parameter.detach().clone()
+        f"{kind}.{name}": torch.randn(size)
         for kind in ("weights", "exp_avg", "exp_avg_sq")
-        for name, parameter in network.named_parameters()
+        for name, size in shape.parameter_shapes().items()
     }
     gigabytes = sum(map(torch.Tensor.nelement, state.values())) * 4 / 1e9
     copied: dict[str, torch.Tensor] = {}

@@ -12,8 +12,7 @@ from recipe_cost import NANO
 
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.data.loaders import RunData
-from rotary_foundry.models.composer_model import ComposerMaskedLM
-from rotary_foundry.models.modernbert.network import MaskedLM
+from rotary_foundry.models.composer_model import FoundryModel
 from rotary_foundry.recipe import compile_plan
 from rotary_foundry.runs.recipes import load_recipe
 
@@ -26,12 +25,14 @@ def rates(stage: str, num_workers: int) -> tuple[float, float]:
     recipe = load_recipe(NANO, [*overrides, f"data.num_workers={num_workers}"])
     plan = compile_plan(recipe)
     start = next(segment.start_token for segment in plan.segments if segment.stage == stage)
-    loader = RunData(recipe, open_corpus(recipe)).train_loader(plan, start)
+    data = RunData(recipe, open_corpus(recipe))
+    loader = data.train_loader(plan, start)
     began = time.perf_counter()
     tokens = sum(len(batch["input_ids"]) for batch in loader)
     delivered = tokens / (time.perf_counter() - began)
 
-    model = ComposerMaskedLM(MaskedLM(recipe.model, rope_theta=10_000.0), cpu_autocast=True)
+    network = recipe.family.network(recipe.model.shape, plan.at(start).knobs)
+    model = FoundryModel(network, data.objectives, stage, cpu_autocast=True)
     batch = next(iter(loader))
 
     def step() -> None:

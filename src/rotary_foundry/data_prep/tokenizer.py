@@ -81,7 +81,7 @@ def _padded(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
 
 
 def _special(token: str, role: str) -> AddedToken:
-    """A mask takes the space before it along, as ModernBERT's does: a token of a BPE begins with its space."""
+    """Make a mask take the space before it along, since a token of a BPE begins with its space."""
     return AddedToken(token, special=True, normalized=False, lstrip=role == "mask_token")
 
 

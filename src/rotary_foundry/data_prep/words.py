@@ -4,8 +4,8 @@ Because a word's ids depend on nothing around it, whoever knows the words need h
 16 MB of Python source have 4 million words, and 51 thousand different ones. Cutting is the cheap part of tokenising; so
 a corpus is read several times as fast as `tokenizers` alone reads it, and every id is still its own.
 
-Known are the words of a byte-level tokenizer that cuts as GPT-2's does: OLMo's and ModernBERT's, RoBERTa's, those that
-are trained here. For any other, for a text that an NFC normaliser would change, and for one with a character so new
+Known are the words of a byte-level tokenizer that cuts as GPT-2's does: RoBERTa's, OLMo's, those that are trained
+here. For any other, for a text that an NFC normaliser would change, and for one with a character so new
 that `regex` knows it for a letter and `tokenizers` may not, the whole text is taken as one word: the ids are the same,
 without the gain. A test holds the words to the library's own at every character that Python knows.
 """

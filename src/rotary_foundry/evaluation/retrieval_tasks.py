@@ -19,8 +19,8 @@ from rotary_foundry.utils.errors import ConfigurationError
 METRIC = "ndcg_cut_10"  # pytrec_eval's name
 KNOWN_AS = {  # in mteb, and what of it is meant
     "BEIR": ("BEIR", {}),
-    "MLDR": ("MultiLongDocRetrieval", {"languages": ["eng"], "eval_splits": ["test"]}),  # as in ModernBERT's paper
-    "CodeSearchNet": ("COIRCodeSearchNetRetrieval", {}),  # as in CoIR and ModernBERT's paper: six languages
+    "MLDR": ("MultiLongDocRetrieval", {"languages": ["eng"], "eval_splits": ["test"]}),  # as in arXiv 2412.13663
+    "CodeSearchNet": ("COIRCodeSearchNetRetrieval", {}),  # as in CoIR and arXiv 2412.13663: six languages
 }
 
 

@@ -2,8 +2,7 @@
 
 The loss is MultipleNegativesRankingLoss: each query against the documents of all rows of its batch, of which its own is
 the right one. With `device_train_microbatch_size` it is the cached one (GradCache, arXiv 2101.06983), which computes
-the same with a microbatch's memory and a second forward pass; ModernBERT's batch of 512 was trained so. A plain
-encoder's tokens are averaged to one vector.
+the same with a microbatch's memory and a second forward pass. A plain encoder's tokens are averaged to one vector.
 """
 
 from collections import Counter

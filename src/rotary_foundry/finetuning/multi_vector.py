@@ -2,7 +2,7 @@
 
 A query's score for a document is the sum over its tokens of the best match among the document's (MaxSim). By default it
 learns from pairs, each query against the documents of all rows of its batch; with the columns `documents` and `scores`,
-from a teacher's scores, as ModernBERT's ColBERT models did (KL divergence, arXiv 2412.13663 and PyLate's Distillation).
+from a teacher's scores (KL divergence, as in arXiv 2412.13663; PyLate's Distillation).
 PyLate adds the tokens that mark queries and documents, fills queries up with [MASK], and leaves punctuation of
 documents out of the score; the layer from the encoder's width to `embedding_size` is new, and drawn from `seed`.
 """

@@ -1,9 +1,8 @@
 """What retrieval is trained on: a query, the document that answers it, and, if there are any, documents that do not.
 
 The columns are sentence-transformers' own: `query`, `positive`, then `negative`, or `negative_1`, `negative_2`, … For
-distillation, as ModernBERT's ColBERT models were trained, they are PyLate's: `query`, `documents` (a list of texts) and
-`scores` (a teacher's from 0 to 1, one for each; the loss scales the student's so). Other columns are dropped. Without
-data, the pairs are those of code_search.py.
+distillation they are PyLate's: `query`, `documents` (a list of texts) and `scores` (a teacher's from 0 to 1, one for
+each; the loss scales the student's so). Other columns are dropped. Without data, the pairs are those of code_search.py.
 """
 
 from collections.abc import Iterable
