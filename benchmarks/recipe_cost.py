@@ -52,15 +52,9 @@ def of_a_nano_run() -> dict[str, Spent]:
     """Seconds and calls of each, in a run of one process; "the run" is all of its updates."""
     spent = {name: Spent() for name in ("clock and plan", "masking", "checkpoints", "the run")}
     spent["clock and plan"].on(SegmentSwitch, "apply")
-<<<<<<< HEAD
-    spent["masking"].on(Masking, "apply")
-    spent["masking"].on(loaders, "row_generator")
-    spent["checkpoints"].on(CompleteCheckpointSaver, "write")
-=======
     spent["masking"].on(MaskedLM, "prepare")
     spent["masking"].on(row_preparation, "row_generator")
-    spent["checkpoints"].on(CompleteCheckpointSaver, "_save_checkpoint")
->>>>>>> h5
+    spent["checkpoints"].on(CompleteCheckpointSaver, "write")
     spent["the run"].on(run.Trainer, "fit")
     with tempfile.TemporaryDirectory() as folder:
         recipe, plan = load_recipe_and_plan(NANO, [f"runs_folder={folder}", "progress_bar=false"])
