@@ -60,7 +60,8 @@ def test_shards_hold_every_document_of_the_corpus_and_manifests_tell_the_truth(c
             fill=tokens / (rows * row_length),
             tokenizer=fingerprint(out / "tokenizer"),
         )
-        assert all(document[0] == tokenizer.cls_id and document[-1] == tokenizer.sep_id for document in documents)
+        (cls,), (sep,) = tokenizer.frame.before, tokenizer.frame.after
+        assert all(document[0] == cls and document[-1] == sep for document in documents)
         expected = Counter()
         for text in texts_of(config, source, split):
             expected.update(tokenizer.encode([text])[0].tolist())

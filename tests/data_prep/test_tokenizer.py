@@ -20,7 +20,7 @@ from transformers import (
     pipeline,
 )
 
-from rotary_foundry.data.rows import fingerprint
+from rotary_foundry.data.rows import Frame, fingerprint
 from rotary_foundry.data.special_tokens import special_ids
 from rotary_foundry.data_prep import encoding
 from rotary_foundry.data_prep.encoding import CorpusTokenizer, pieces
@@ -246,7 +246,7 @@ def test_any_familys_tokenizer_serves_with_its_own_special_tokens_or_with_berts(
         token for role, token in roles.items() if role != "unk_token"
     ]
     corpus_tokenizer = CorpusTokenizer(tmp_path / "ours")
-    assert (corpus_tokenizer.cls_id, corpus_tokenizer.sep_id) == (cls, sep)
+    assert corpus_tokenizer.frame == Frame((cls,), (sep,))
     assert corpus_tokenizer.encode([text])[0].tolist() == content
     assert corpus_tokenizer.vocab_size % 64 == 0
     assert 0 <= corpus_tokenizer.vocab_size - len(ours) < 64

@@ -34,7 +34,7 @@ def corpus(tmp_path_factory):
                 ) as writer:
                     for text in there:
                         ids = tokenizer.encode([text])[0]
-                        document = np.array([tokenizer.cls_id, *ids, tokenizer.sep_id])
+                        document = np.array([*tokenizer.frame.before, *ids, *tokenizer.frame.after])
                         writer.write(encode_row(Row(document, np.uint32([len(document)]), np.uint32([0])), dtype))
             merge_index(str(folder))
     return out
