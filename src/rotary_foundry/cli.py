@@ -154,13 +154,22 @@ def plan(
     as_json: Annotated[
         bool, typer.Option("--json", help="The plan, or the position, as JSON and nothing else.")
     ] = False,
+    as_recipe: Annotated[
+        bool, typer.Option("--recipe", help="The merged YAML and nothing else, with the source of every value.")
+    ] = False,
 ) -> None:
     """Print what a recipe would do, segment by segment, and what it would cost; nothing is trained, no data read."""
     from rotary_foundry.recipe.cost import PEAK_FLOPS, Machine
     from rotary_foundry.recipe.plan import with_set_rollback
+    from rotary_foundry.reporting.merged_recipe import merged_recipe
     from rotary_foundry.reporting.plan_table import print_plan, print_position
     from rotary_foundry.runs.recipes import load_recipe_and_plan
 
+    if as_recipe:
+        if (at, gpus, gpu, mfu, as_json) != (None, None, None, None, False):
+            raise ConfigurationError("--recipe: prints the recipe and nothing else; give it no other option")
+        print(merged_recipe(recipe, overrides or ()), end="")
+        return
     machine = None
     if gpus is not None and gpu is not None and mfu is not None:
         machine = Machine(gpus, gpu, mfu)

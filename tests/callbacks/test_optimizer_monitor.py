@@ -1,6 +1,7 @@
 """OptimizerMonitor logs, under FSDP2, the norms of the whole parameters."""
 
 import itertools
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +10,19 @@ from torch import nn
 
 from rotary_foundry.callbacks import checkpoint_rollback
 from rotary_foundry.callbacks.optimizer_monitor import OptimizerMonitor
-from rotary_foundry.optim.decay_groups import decay_groups
-from rotary_foundry.optim.stable_adamw import StableAdamW
+from rotary_foundry.optim.optimizers import RecipeOptimizer, build_optimizer
+from rotary_foundry.recipe import optimizers
 from tests.ranks import on_ranks
 
+OPTIMIZERS = [("stable_adamw", {}), ("adamw", {}), ("adamw", {"max_grad_norm": 0.5})]
 
-def _monitored_run() -> None:
+
+def optimizer_of(name: str, model: nn.Module, **arguments: float) -> RecipeOptimizer:
+    config = optimizers.OPTIMIZERS[name](name=name, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, **arguments)
+    return build_optimizer(config, model, max_lr=1e-2)
+
+
+def _monitored_run(name: str, **arguments: float) -> None:
     from composer import Trainer
     from composer.core import Callback
     from composer.loggers import InMemoryLogger
@@ -34,8 +42,8 @@ def _monitored_run() -> None:
         def batch_start(self, state, logger):
             self.weights.append({name: p.full_tensor().clone() for name, p in state.model.named_parameters()})
 
-        def after_train_batch(self, state, logger):
-            self.gradients.append({name: p.grad.full_tensor() for name, p in state.model.named_parameters()})
+        def after_backward(self, state, logger):  # the one microbatch's; the optimizer may clip them in its step
+            self.gradients.append({name: p.grad.full_tensor().clone() for name, p in state.model.named_parameters()})
 
         def batch_end(self, state, logger):
             self.clipping.append(state.optimizers[0].metrics.clipping.max().item())
@@ -49,7 +57,7 @@ def _monitored_run() -> None:
     whole, memory = Whole(), InMemoryLogger()
     Trainer(
         model=model,
-        optimizers=StableAdamW(decay_groups(model, 0.1), lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1),
+        optimizers=optimizer_of(name, model, **arguments),
         train_dataloader=DataLoader(data, batch_size=2, sampler=dist.get_sampler(data)),
         max_duration="5ba",
         parallelism_config={"fsdp": FSDP2Config()},
@@ -73,20 +81,26 @@ def _monitored_run() -> None:
     assert logged("clipping/max") == whole.clipping
 
 
-def test_norms_are_of_whole_parameters_under_fsdp2(tmp_path):
-    on_ranks(2, tmp_path, _monitored_run)
+@pytest.mark.parametrize(("name", "arguments"), OPTIMIZERS)
+def test_norms_are_of_whole_parameters_under_fsdp2(tmp_path, name, arguments):
+    on_ranks(2, tmp_path, partial(_monitored_run, name, **arguments))
 
 
+@pytest.mark.parametrize(("name", "arguments"), OPTIMIZERS)
 @pytest.mark.parametrize("records_first", [True, False])
-def test_the_record_the_loggers_and_the_rollback_have_the_same_norms_which_are_taken_once(monkeypatch, records_first):
+def test_the_record_the_loggers_and_the_rollback_have_the_same_norms_which_are_taken_once(
+    monkeypatch, records_first, name, arguments
+):
     model = nn.Linear(3, 2)
-    optimizer = StableAdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1)
+    optimizer = optimizer_of(name, model, **arguments)
     state, monitor = SimpleNamespace(optimizers=[optimizer]), OptimizerMonitor()
     logged, taken, norm = [], [], torch.Tensor.norm
     logger = SimpleNamespace(log_metrics=logged.append)
     for _ in range(2):
         monitor.batch_start(state, logger)
+        optimizer.zero_grad()
         model(torch.randn(4, 3)).sum().backward()
+        grad = torch.cat([param.grad.flatten() for param in model.parameters()]).norm().item()
         optimizer.step()
         with monkeypatch.context() as patched:
             patched.setattr(torch.Tensor, "norm", lambda *given, **named: taken.append(1) or norm(*given, **named))
@@ -96,7 +110,6 @@ def test_the_record_the_loggers_and_the_rollback_have_the_same_norms_which_are_t
             if records_first:
                 monitor.batch_end(state, logger)
             watched = checkpoint_rollback.norms_of(optimizer)
-        grad = torch.cat([param.grad.flatten() for param in model.parameters()]).norm().item()
         assert record["grad_norm"] == logged[-1]["optim/l2_norm/grad/global"] == pytest.approx(grad)
         assert record["update_norm"] == logged[-1]["optim/l2_norm/update/global"]
         assert list(watched.values()) == [record["grad_norm"], record["update_norm"]]

@@ -24,7 +24,10 @@ NANO = Path("yamls/main/nano.yaml")
         ("model.local_attention=127", "odd"),
         ("model.local_attention=0", "'model.local_attention': 0 is not positive"),
         ("model.local_attention=null", "null, but with global_attn_every_n_layers 3 there are local layers"),
-        ("model.global_attn_every_n_layers=1", "16, but with global_attn_every_n_layers 1 no layer is local; give null"),
+        (
+            "model.global_attn_every_n_layers=1",
+            "16, but with global_attn_every_n_layers 1 no layer is local; give null",
+        ),
         ("model.local_rope_theta=-1", "'model.local_rope_theta': -1 is not a finite number above 0"),
         ("precision=fp8", "'fp8' is not one of fp32, amp_bf16"),
         ("model.attn_implementation=eager", "'eager' is not one of auto, flash, flex, sdpa"),

@@ -134,8 +134,8 @@ def test_a_start_goes_on_in_the_run_of_the_last_start_and_another_run_is_another
 def test_an_argument_that_a_logger_does_not_know_is_refused_by_its_key(tiny):
     with pytest.raises(ConfigurationError, match=r"'loggers\.wandb': .*'proyect'"):
         wandb_logger(tiny, "unknown-argument", "loggers.wandb.proyect=x")
-    with pytest.raises(ConfigurationError, match="'loggers': 'mlflow' is not known; there are wandb and tensorboard"):
-        wandb_logger(tiny, "unknown-argument", "loggers.mlflow={}")
+    with pytest.raises(ConfigurationError, match=r"'loggers\.mlflo': 'mlflo' is not known; did you mean 'mlflow'"):
+        wandb_logger(tiny, "unknown-argument", "loggers.mlflo={}")
 
 
 def test_a_secret_in_an_address_is_refused_and_not_repeated(tiny):

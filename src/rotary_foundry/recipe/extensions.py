@@ -55,8 +55,8 @@ class Kind:
                 yield name, "takes arguments by name, such as {every: 3}, or {}"
 
     def _unknown(self, name: str, known: list[str]) -> str:
-        said = f"names no {self.base} of Composer's" + (f"; {nearest(name, known)}" if known else "")
-        return f"{said}; a class of your own is given by its dotted path, such as my_package.my_module.MyClass"
+        near = f"; {nearest(name, known).removesuffix('?')}" if known else ""
+        return f"'{name}' is not known{near}; a class of your own goes by its dotted path, such as my_package.MyClass"
 
 
 KINDS = {

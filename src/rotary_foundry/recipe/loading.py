@@ -13,6 +13,7 @@ A mapping such as `optimizer` has other keys for each value of one of its keys (
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import Field, fields, is_dataclass
+from os.path import normpath
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,6 +91,38 @@ def instance(config: DictConfig, path: str | Path) -> Any:
         if missing:
             raise ConfigurationError(f"{path}: '{missing[0]}' is required and not given")
         return OmegaConf.to_object(config)
+
+
+def origins(path: str | Path, overrides: Iterable[str] = ()) -> dict[tuple[str, ...], str]:
+    """Where each value of a merged configuration comes from, by the keys that lead to it: a file, or "argument".
+
+    A list counts as one value.
+
+    Raises:
+        ConfigurationError: as `load_config`.
+    """
+    found: dict[tuple[str, ...], str] = {}
+
+    def note(content: object, source: str, keys: tuple[str, ...], wholes: Iterable[str] = WHOLE) -> None:
+        is_mapping = isinstance(content, dict)
+        if keys and (not is_mapping or keys[-1] in wholes):
+            for other in [other for other in found if other[: len(keys)] == keys]:
+                del found[other]
+        if keys and not (is_mapping and content):
+            found[keys] = source
+        for key, value in content.items() if is_mapping else ():
+            note(value, source, (*keys, str(key)), wholes)
+
+    for file, content in _layers(Path(path)):
+        note(OmegaConf.to_container(content), normpath(file), ())
+    for override in overrides:
+        *through, last = _parts(override)
+        content = OmegaConf.to_container(_as_layer(override)[1])
+        if last.isdecimal():  # an entry of a list
+            found[tuple(through)] = "argument"
+        else:
+            note(content, "argument", (), set(WHOLE) - set(through))
+    return found
 
 
 def refuse(path: str | Path, problems: Iterable[tuple[str, str]]) -> None:

@@ -37,7 +37,7 @@ def check_extensions(recipe: Recipe) -> None:
     """
     for key in KINDS:
         for name, arguments in _given(recipe, key).items():
-            _check_arguments(f"{key}.{name}", _class_of(key, name), arguments, OWN_ARGUMENTS.get(name, set()))
+            _check_arguments(key, name, arguments)
 
 
 def extensions(recipe: Recipe, key: str, without: tuple[str, ...] = ()) -> list[Any]:
@@ -89,8 +89,11 @@ def _class_of(key: str, name: str) -> type:
     return found
 
 
-def _check_arguments(key: str, found: type, arguments: dict[str, Any], own: set[str]) -> None:
-    parameters = inspect.signature(found).parameters
+def _check_arguments(key: str, name: str, arguments: dict[str, Any]) -> None:
+    found, own = _class_of(key, name), OWN_ARGUMENTS.get(name, set())
+    inherited = found.__init__ is COMPOSERS[key][1].__init__  # which takes anything, and uses nothing
+    parameters = {} if inherited else inspect.signature(found).parameters
+    key = f"{key}.{name}"
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     named = [name for name, each in parameters.items() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     for argument in arguments:
