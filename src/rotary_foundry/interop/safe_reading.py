@@ -7,9 +7,9 @@ and of the others the names are read from the pickle, without following it.
 
 A `.pt` file of Composer's is one pickle with all of that in it, and with whatever its callbacks and datasets saved, so
 no list of names would do for all. torch reads it with `weights_only`, and where that refuses a name, the name gets a
-stand-in, which takes anything and does nothing: whatever the file would call is not even imported. A defaultdict becomes
-a plain dict, because torch 2.15 sets the items of nothing else. A file that names what runs commands or code is refused
-on top of that. Nothing hangs on that list: it could do no harm here, but it would elsewhere.
+stand-in, which takes anything and does nothing: whatever the file would call is not even imported. A defaultdict
+becomes a plain dict, because torch 2.15 sets the items of nothing else. A file that names what runs commands or code is
+refused on top of that. Nothing hangs on that list: it could do no harm here, but it would elsewhere.
 """
 
 import io
