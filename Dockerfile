@@ -1,4 +1,4 @@
-# Rotary Foundry on MosaicML's image. torch and CUDA are the image's own; all else is as constraints.txt pins it.
+# Rotary Foundry on a plain Python: uv installs constraints.txt, and torch brings its CUDA libraries.
 #
 #   docker build --build-arg COMMIT="$(git rev-parse HEAD)" -t rotary-foundry .
 #   docker run --gpus all --shm-size=16g -v "$PWD/runs:/rotary-foundry/runs" -v "$PWD/data:/rotary-foundry/data" \
@@ -6,36 +6,30 @@
 #
 # Keys come at run time (`-e WANDB_API_KEY -e AWS_ACCESS_KEY_ID …`), none is built in. The user in it has the number
 # 1000; `--user` names another, whom what is mounted has to belong to.
-FROM mosaicml/pytorch:2.7.0_cu128-python3.12-ubuntu22.04
+FROM python:3.12-slim-bookworm
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /rotary-foundry
 
-# What is installed depends on these two files alone, so a change of code installs nothing anew.
-COPY constraints.txt pyproject.toml ./
+# gcc: torch.compile and Triton build with it as they run.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 
-# The pins, with those of the image's own packages in the place of ours. Compiled to bytecode here, since the user that
-# runs them may write none: every start would compile torch's and Composer's sources anew.
-RUN own='^(torch|torchvision|triton|nvidia-[a-z0-9-]+)==' \
-    && grep -vE "$own" constraints.txt > image-constraints.txt \
-    && (python -m pip list --format=freeze | grep -E "$own" >> image-constraints.txt || true) \
-    && python -m pip install --no-cache-dir "$(grep -E '^uv==' constraints.txt)" \
+# What is installed depends on these files alone, so a change of code installs nothing anew.
+COPY constraints.txt overrides.txt pyproject.toml ./
+
+# Compiled to bytecode here, since the user that runs it may write none: every start would compile torch's and Composer's
+# sources anew.
+RUN python -m pip install --no-cache-dir "$(grep -E '^uv==' constraints.txt)" \
     && uv pip install --python "$(command -v python)" --no-cache --compile-bytecode \
-        --constraint image-constraints.txt --requirement pyproject.toml
+        --constraint constraints.txt --override overrides.txt --requirement pyproject.toml
 
-# FlashAttention 2: a requirement, a wheel's address, or nothing, which leaves the GPU to FlexAttention. Where its
-# authors have no wheel for this torch, it is compiled: an hour or two, and some 5 GB of memory a job.
-ARG FLASH_ATTN=flash-attn
-# FlashAttention 3, for Hopper: the same, such as
-# "flash-attn-3 @ git+https://github.com/Dao-AILab/flash-attention@v2.8.3#subdirectory=hopper"
-ARG FLASH_ATTN_3=
-ARG MAX_JOBS=4
-RUN for package in "$FLASH_ATTN" "$FLASH_ATTN_3"; do \
-        if [ -n "$package" ]; then \
-            MAX_JOBS="$MAX_JOBS" uv pip install --python "$(command -v python)" --no-cache --compile-bytecode \
-                --no-build-isolation --constraint image-constraints.txt "$package" || exit 1; \
-        fi; \
-    done
+# FlashAttention, where it is to replace torch's own attention: a wheel's address that fits this torch and Python. Its
+# source needs a CUDA compiler, which this image has not.
+ARG FLASH_ATTN=
+RUN if [ -n "$FLASH_ATTN" ]; then \
+        uv pip install --python "$(command -v python)" --no-cache --compile-bytecode --no-deps "$FLASH_ATTN" einops; \
+    fi
 
 COPY . .
 RUN uv pip install --python "$(command -v python)" --no-cache --no-deps --editable .

@@ -14,8 +14,8 @@ from setuptools.build_meta import get_requires_for_build_sdist as _for_sdist
 from setuptools.build_meta import get_requires_for_build_wheel as _for_wheel
 
 REFUSAL = (
-    "rotary-foundry cannot be installed by pip, which has no overrides, because Composer and Streaming ask for older "
-    "torch and transformers: uv pip install -c constraints.txt --override overrides.txt -e . (or `make nano`)"
+    "rotary-foundry cannot be installed by pip, which has no overrides: Composer and Streaming ask for an older "
+    "torch and transformers. Use uv pip install -c constraints.txt --override overrides.txt -e . (or `make nano`)"
 )
 
 

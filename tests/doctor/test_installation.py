@@ -1,6 +1,7 @@
 """Packages, GPUs and attention, as the doctor sees them: real packages, in folders of a test's own."""
 
 import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rotary_foundry.models.layers.attention import BACKENDS
 from rotary_foundry.models.layers.attention_sdpa import sdpa_attention
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.recipes import load_recipe
+from rotary_foundry.utils.installing import install_command
 
 from .conftest import only
 
@@ -47,11 +49,32 @@ def test_a_package_that_is_not_as_pinned_is_named_with_both_versions(tmp_path):
     _, pins = check_packages(constraints=pinned)
     assert pins.mark == DOUBTFUL
     assert pins.said == f"numpy {version('numpy')} instead of 1.0.1"
-    assert f"-c {pinned}" in pins.remedy
+    assert pins.remedy == f"in {tmp_path}: {install_command()}"
 
 
-def test_torch_and_cuda_may_be_the_images_own_and_pins_of_other_machines_do_not_count(tmp_path):
-    pinned = constraints(tmp_path, "torch==9.9", "nvidia-nccl-cu12==1.0", "numpy==1.0.1 ; sys_platform == 'win32'")
+@pytest.mark.parametrize(
+    ("found", "tested"), [("2.10.1", False), ("2.11.0", True), ("2.15.1+cu130", True), ("2.16.0", False)]
+)
+def test_torch_outside_of_the_range_that_was_tested_is_doubtful(tmp_path, monkeypatch, found, tested):
+    real = installation._installed
+    monkeypatch.setattr(installation, "_installed", lambda name: found if name == "torch" else real(name))
+    told = {one.subject: one for one in check_packages(constraints=constraints(tmp_path, "typer==" + version("typer")))}
+    assert told["packages"].mark == GOOD
+    assert ("torch" in told) == (not tested)
+    if not tested:
+        assert told["torch"].mark == DOUBTFUL
+        assert f"torch {found} was not tested (" in told["torch"].said and ">=2.11" in told["torch"].said
+
+
+def test_what_torch_brings_is_the_same_to_the_doctor_and_to_the_makefile():
+    (pattern,) = re.findall(r"grep -vE '\^\((.+)\)=='", (Path(__file__).parents[2] / "Makefile").read_text())
+    assert pattern == installation.TORCHS_OWN.pattern
+
+
+def test_torch_and_cuda_may_be_others_and_pins_of_other_machines_do_not_count(tmp_path):
+    pinned = constraints(
+        tmp_path, "torch==9.9", "nvidia-nccl-cu12==1.0", "cuda-toolkit==1.0", "numpy==1.0.1 ; sys_platform == 'win32'"
+    )
     _, pins = check_packages(constraints=pinned)
     assert pins.mark == GOOD
 

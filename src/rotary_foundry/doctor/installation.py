@@ -3,7 +3,8 @@
 The pins are constraints.txt, which lies in the checkout that an editable installation runs from (`make` and the
 Dockerfile install so); of a package installed from a wheel nothing leads to that file, and the line says so. A pin that
 is not kept is doubtful, since what was tested is the pinned version; a version outside pyproject.toml's own ranges is
-bad. torch and CUDA are held to the ranges alone: in a container they are the image's own.
+bad. torch, and what it brings, is held to the range in which it was tested (pyproject.toml's) and not to its pin: a
+cluster may need another CUDA. Outside of that range it is doubtful.
 """
 
 import platform
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 CONSTRAINTS = Path(rotary_foundry.__file__).parents[2] / "constraints.txt"
-# As in the Dockerfile and in launch/skypilot/base.yaml.
-THE_IMAGES_OWN = re.compile(r"torch|torchvision|triton|nvidia-[a-z0-9-]+")
+TORCHS_OWN = re.compile(r"torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+")  # as in the Makefile
 NAMED = 4  # packages that a line names at most
 ROUNDING = 2**-5  # bf16 has 8 bits, and attention's outputs of normal values are below 4
 SMI_SECONDS = 60.0  # that nvidia-smi has; with many GPUs whose driver is not kept loaded it takes some
@@ -57,12 +57,15 @@ def check_packages(distribution: str = "rotary-foundry", constraints: Path = CON
         f"{requirement.name} {found or 'is missing'} ({requirement.specifier or 'any'} is needed)"
         for requirement in required
         if (found := _installed(requirement.name)) is None
-        or not requirement.specifier.contains(Version(found).public, prereleases=True)
+        or not (requirement.name == "torch" or _within(found, requirement.specifier))
     ]
     if wrong:
         yield bad("packages", _some(wrong), install_command())
     else:
         yield good("packages", f"Python {platform.python_version()}, torch {_installed('torch')}")
+    for tested in (requirement.specifier for requirement in required if requirement.name == "torch"):
+        if (found := _installed("torch")) is not None and not _within(found, tested):
+            yield doubtful("torch", f"torch {found} was not tested ({tested} was)", install_command())
     if not constraints.is_file():
         yield doubtful(
             "pins",
@@ -82,6 +85,10 @@ def check_packages(distribution: str = "rotary-foundry", constraints: Path = CON
         yield good("pins", f"as in {constraints}")
 
 
+def _within(found: str, asked: SpecifierSet) -> bool:
+    return asked.contains(Version(found).public, prereleases=True)
+
+
 def _pins(constraints: Path) -> dict[str, str]:
     """The pinned version by package, for this Python and this machine."""
     pins = {}
@@ -89,7 +96,7 @@ def _pins(constraints: Path) -> dict[str, str]:
         requirement = Requirement(line) if line and not line.startswith("#") else None
         if requirement is None or (requirement.marker and not requirement.marker.evaluate()):
             continue
-        if not THE_IMAGES_OWN.fullmatch(requirement.name):
+        if not TORCHS_OWN.fullmatch(requirement.name):
             pins[requirement.name] = next(iter(requirement.specifier)).version
     return pins
 
