@@ -31,6 +31,7 @@ COMPILED = "compile_config={dynamic: true}"
 TRACED = "compile_config={dynamic: true, backend: aot_eager}"  # all of torch.compile but the generated code
 BF16 = "precision=amp_bf16"
 NOTHING = "nothing to predict"
+DETERMINISTIC = "deterministic_mode=true"
 TWO_REPLICAS = "fsdp_config.data_parallel_replicate_degree=2"
 
 
@@ -52,6 +53,9 @@ UPDATES = {  # by world size
         "traced and recomputed": [microbatch(4), TRACED, RECOMPUTED],
         "replicas": [microbatch(4), TWO_REPLICAS],
         NOTHING: [microbatch(2), "objective.mlm_probability=1e-12"],
+        # the last: Composer turns it on for the rest of the process
+        "microbatches, deterministic": [microbatch(2), DETERMINISTIC],
+        "traced and recomputed, deterministic": [microbatch(4), TRACED, RECOMPUTED, DETERMINISTIC],
     },
     4: {"shards": [microbatch(2)], "replicas of shards, recomputed": [microbatch(1), TWO_REPLICAS, RECOMPUTED]},
 }
@@ -83,6 +87,7 @@ def _make_updates(recipe_path: Path, updates: dict[str, list[str]], folder: Path
             trainer = build_trainer(
                 recipe, RunData(recipe, open_corpus(recipe)), RunFolder(folder), Start(compile_plan(recipe), [], None)
             )
+            assert torch.are_deterministic_algorithms_enabled() == recipe.deterministic_mode
             trainer.state.callbacks.append(SaveGradients(folder / f"{name}.pt"))
             trainer.fit()
             trainer.close()
@@ -139,3 +144,11 @@ def test_an_update_with_nothing_to_predict_on_any_rank_changes_nothing_and_is_no
     loss, gradients = made(2, NOTHING)
     assert loss == 0
     assert all((gradient == 0).all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("name", ["microbatches", "traced and recomputed"])
+def test_deterministic_mode_changes_no_number_on_cpu(made, name):
+    loss, gradients = made(2, name)
+    same_loss, same_gradients = made(2, f"{name}, deterministic")
+    assert same_loss == loss
+    assert all(torch.equal(same_gradients[parameter], gradient) for parameter, gradient in gradients.items())

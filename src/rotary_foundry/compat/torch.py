@@ -11,10 +11,12 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 from torch.distributed.fsdp import FSDPModule
 
-# The attention kernels of the CPU without autograd around them: models/layers/attention_sdpa.py says why it calls them
-# so. Until scaled_dot_product_attention writes the gradients of a slice in place, and is as fast in bfloat16.
-cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-cpu_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# The kernels behind scaled_dot_product_attention on CPU, without autograd around them. Autograd around slices of a flat
+# sequence gives every slice a gradient as long as the whole sequence, and bfloat16 goes back faster in float32
+# (models/layers/attention_sdpa.py has the figures). They take fewer key/value heads than query heads. Until torch has a
+# public function that attends within documents on CPU, as `varlen_attn` does on CUDA.
+cpu_flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+cpu_flash_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 # Classes whose instances lie pickled in the `.metadata` of a sharded checkpoint; a reader that allows only known names
 # has to know them. Until torch writes this file in a format that cannot hold code.
