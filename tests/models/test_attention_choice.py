@@ -44,7 +44,7 @@ def test_flash_is_chosen_where_it_is_asked_for_and_installed(dtype, flash_attn):
     if flash_attn:
         assert choose("flash", "cuda", dtype) == "flash"
     else:
-        with pytest.raises(ConfigurationError, match=r"pip install --no-build-isolation -e '.\[gpu\]'; 'varlen' does"):
+        with pytest.raises(ConfigurationError, match=r"uv pip install --no-build-isolation .* -e '.\[gpu\]'; 'varlen' does"):
             choose("flash", "cuda", dtype)
 
 
@@ -56,8 +56,8 @@ def test_flash_is_chosen_where_it_is_asked_for_and_installed(dtype, flash_attn):
         ("flash", "cpu", BF16, "needs a CUDA GPU.*give 'sdpa' or 'auto'"),
         ("varlen", "cpu", BF16, "needs a CUDA GPU.*give 'sdpa' or 'auto'"),
         ("varlen", "mps", FP16, "needs a CUDA GPU, and this is mps"),
-        ("eager", "cpu", FP32, "'eager' is not one of auto, varlen, flash, sdpa$"),
-        ("flex", "cpu", FP32, "'flex' is not one of auto, varlen, flash, sdpa$"),
+        ("eager", "cpu", FP32, "'eager' is not known; known here are auto, varlen, flash, sdpa$"),
+        ("flex", "cpu", FP32, "'flex' is not known; known here are auto, varlen, flash, sdpa$"),
         ("varlen_attn", "cuda", BF16, "did you mean 'varlen'?"),
         ("spda", "cpu", FP32, "did you mean 'sdpa'?"),
     ],

@@ -45,7 +45,7 @@ def test_a_window_that_only_depth_leaves_unused_is_none_too_many():
 
 
 def test_an_unknown_attention_is_refused():
-    with pytest.raises(ConfigurationError, match="attn_implementation: 'eager' is not one of"):
+    with pytest.raises(ConfigurationError, match="attn_implementation: 'eager' is not known"):
         our_network(attn_implementation="eager")(*pack(5))
 
 

@@ -30,7 +30,7 @@ NANO = Path("yamls/main/nano.yaml")
         ),
         ("model.local_rope_theta=-1", "'model.local_rope_theta': -1 is not a finite number above 0"),
         ("precision=fp8", "'fp8' is not one of fp32, amp_bf16"),
-        ("model.attn_implementation=eager", "'eager' is not one of auto, varlen, flash, sdpa"),
+        ("model.attn_implementation=eager", "'eager' is not known; known here are auto, varlen, flash, sdpa"),
         ("seed", "overrides are written key=value"),
         ("run_name=a/b", "name of a folder"),
         ("run_name=..", "name of a folder"),

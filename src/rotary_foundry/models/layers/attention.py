@@ -11,8 +11,6 @@
 Softmax attention has no parameters, so nothing here is a Module.
 """
 
-from difflib import get_close_matches
-
 import torch
 from torch import Tensor
 
@@ -21,6 +19,8 @@ from rotary_foundry.models.layers.attention_sdpa import sdpa_attention
 from rotary_foundry.models.layers.attention_varlen import varlen_attention
 from rotary_foundry.models.layers.documents import Documents
 from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.installing import install_command
+from rotary_foundry.utils.wording import nearest
 
 BACKENDS = {"varlen": varlen_attention, "flash": flash_attention, "sdpa": sdpa_attention}
 HALF = (torch.bfloat16, torch.float16)
@@ -46,7 +46,7 @@ def attention(
         documents: where the documents lie; has `cu_seqlens` and `max_seqlen`, and keeps what a backend derives of them.
         window: None to see the whole document, else only the tokens at most window // 2 away.
         implementation: auto, varlen, flash or sdpa.
-        causal: hide the tokens after the query. A window keeps its half before it, as in ModernBERT's decoder: a
+        causal: hide the tokens after the query. A window keeps its half before it: a
             Mistral-like window of the last n tokens is `window=2 * (n - 1)`.
 
     Returns:
@@ -78,11 +78,8 @@ def choose(implementation: str, device_type: str, dtype: torch.dtype) -> str:
     if implementation == "auto":
         return "varlen" if device_type == "cuda" and dtype in HALF else "sdpa"
     if implementation not in BACKENDS:
-        near = get_close_matches(implementation, ("auto", *BACKENDS), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ConfigurationError(
-            f"attn_implementation: '{implementation}' is not one of auto, {', '.join(BACKENDS)}{hint}"
-        )
+        known = nearest(implementation, ("auto", *BACKENDS))
+        raise ConfigurationError(f"attn_implementation: '{implementation}' is not known; {known}")
     asked = f"'model.attn_implementation: {implementation}'"
     if implementation != "sdpa" and device_type != "cuda":
         raise ConfigurationError(f"{asked} needs a CUDA GPU, and this is {device_type}; there, give 'sdpa' or 'auto'")
@@ -90,7 +87,7 @@ def choose(implementation: str, device_type: str, dtype: torch.dtype) -> str:
         raise ConfigurationError(f"{asked} computes in bf16 only: give 'precision: amp_bf16', or 'sdpa', or 'auto'")
     if implementation == "flash" and not flash_attn_is_installed():
         raise ConfigurationError(
-            f"{asked} needs flash-attn: pip install --no-build-isolation -e '.[gpu]'; 'varlen' does without"
+            f"{asked} needs flash-attn: {install_command('gpu', '--no-build-isolation')}; 'varlen' does without"
         )
     return implementation
 
