@@ -44,7 +44,7 @@ def test_flash_is_chosen_where_it_is_asked_for_and_installed(dtype, flash_attn):
     if flash_attn:
         assert choose("flash", "cuda", dtype) == "flash"
     else:
-        with pytest.raises(ConfigurationError, match=r"uv pip install --no-build-isolation .* -e '.\[gpu\]'; 'varlen' does"):
+        with pytest.raises(ConfigurationError, match=r"uv pip install --no-build-iso.* -e '.\[gpu\]'; 'varlen' does"):
             choose("flash", "cuda", dtype)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rotary_foundry import load_recipe
+from rotary_foundry import compile_plan, load_recipe
 from rotary_foundry.utils.errors import ConfigurationError
 
 NANO = Path("yamls/main/nano.yaml")
@@ -36,7 +36,7 @@ NANO = Path("yamls/main/nano.yaml")
         ("run_name=..", "name of a folder"),
         ("seed=-1", "not in [0, 2**31)"),
         ("data.sources=[code, code]", "given once"),
-        ("masking.mask_share=.nan", "sum ≤ 1"),
+        ("objective.mask_share=.nan", "sum ≤ 1"),
         ("stages.pretrain.lr=.inf", "not positive and finite"),
         ("stages.pretrain.t_warmup=infdur", "not a number of tokens"),
         ("stages.pretrain.duration=1e9tok", "'1e9tok' is not a number of tokens"),
@@ -47,8 +47,18 @@ NANO = Path("yamls/main/nano.yaml")
         ("data.sources=[]", "at least one source"),
         ("data.num_workers=-1", "negative"),
         ("data.shuffle_algo=py9", "'py9' is not one of"),
-        ("masking.mlm_probability=30", "not between 0 and 1"),
-        ("masking.mask_share=0.95", "sum ≤ 1"),
+        ("objective.mlm_probability=30", "'objective.mlm_probability': 30.0 is not a number in (0, 1)"),
+        ("objective.name=masked_ml", "'objective.name': 'masked_ml' is not known; did you mean 'masked_lm'?"),
+        ("objective.mask_shares=0.3", "unknown key 'objective.mask_shares'; did you mean 'mask_share'?"),
+        ("objective.mask_share=most", "'objective.mask_share': Value 'most' of type 'str' could not be converted"),
+        ("stages.decay.objective=masked_lm", "'stages.decay.objective.eval_mlm_probability' is required"),
+        ("model.family=modernbrt", "'model.family': 'modernbrt' is not a model family; did you mean 'modernbert'?"),
+        ("stages.decay.mlm_probabilty=0.2", "'stages.decay.mlm_probabilty'; did you mean 'mlm_probability'?"),
+        ("stages.decay.mlm_probability={start: 0.3, end: 2}", "'stages.decay.mlm_probability': end: 2 is not a number"),
+        ("stages.decay.mlm_probability={start: 0.3}", "a schedule has start and end, and 'end' is not given"),
+        ("stages.decay.rope_theta={start: 1, end: 2, to: 3}", "unknown key 'to'; a schedule has start, end and shape"),
+        ("stages.decay.rope_theta={start: 1, end: 2, shape: log}", "shape 'log' is not one of one_minus_sqrt, linear"),
+        ("objective.mask_share=0.95", "sum ≤ 1"),
         ("optimizer.betas=[0.9]", "length 1 does not match"),
         ("optimizer.eps=0", "not positive"),
         ("loggers.tensorbord.x=1", "'tensorbord' is not known"),
@@ -62,7 +72,6 @@ NANO = Path("yamls/main/nano.yaml")
         ("stages.decay.alpha_f=2", "not in [0, 1]"),
         ("stages.decay.t_decay=2dur", "'stages.decay.t_decay': 262_144 tokens do not lie within the stage's 131_072"),
         ("stages.decay.decay_shape=exponential", "'exponential' is not one of one_minus_sqrt, linear, cosine"),
-        ("stages.decay.row_length=1024", "'stages.decay.row_length': 1024, but an earlier stage has 8192; order them"),
         ("stages.decay.rope_theta=null", "'stages.decay.rope_theta'"),
         ("stages.anneal={duration: 1tok}", "'stages.anneal.device_train_microbatch_size' is required and not given"),
         ("rollback.at={token: 500_000tok}", "'rollback.at.to' is required and not given"),
@@ -151,6 +160,22 @@ def test_a_mixture_takes_the_place_of_the_one_before_as_a_whole(tmp_path):
         "web": 1,
         "code": 0.2,
     }
+
+
+def test_a_schedule_takes_the_place_of_the_one_before_as_a_whole():
+    scheduled = "stages.decay.mlm_probability={start: 0.3, end: 0.1, shape: cosine}"
+    anew = load_recipe(NANO, [scheduled, "stages.decay.mlm_probability={start: 0.2, end: 0.1}"])
+    assert anew.knobs_of("decay")["mlm_probability"] == {"start": 0.2, "end": 0.1}
+    one_entry = load_recipe(NANO, [scheduled, "stages.decay.mlm_probability.end=0.2"])
+    assert one_entry.knobs_of("decay")["mlm_probability"] == {"start": 0.3, "end": 0.2, "shape": "cosine"}
+    assert (
+        load_recipe(NANO, [scheduled, "stages.decay.mlm_probability=0.2"]).knobs_of("decay")["mlm_probability"] == 0.2
+    )
+
+
+def test_a_stage_may_have_shorter_rows_than_the_one_before():
+    plan = compile_plan(load_recipe(NANO, ["stages.decay.row_length=1024"]))
+    assert [segment.row_length for segment in plan.segments][-2:] == [8192, 1024]
 
 
 def test_a_recipe_without_a_theta_is_refused(tmp_path):

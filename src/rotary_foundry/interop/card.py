@@ -21,6 +21,7 @@ from rotary_foundry.recipe.plan import Segment
 from rotary_foundry.runs.run_folder import abandoned_by
 from rotary_foundry.runs.trained_state import TrainedState
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.wording import knob
 
 TASKS = {"sequence": "text-classification", "token": "token-classification"}
 
@@ -137,7 +138,8 @@ def _use(family: Family, head: Head | None) -> str:
             "pretrained; **`classifier.*` is new and knows nothing**: random, "
             f"for the labels {', '.join(head.labels)} (seed {head.seed})."
         )
-    return f"```python\n{FILL_MASK}```\n\n{CLASSIFIERS}"
+    example = f"```python\n{FILL_MASK}```\n\n" if family.huggingface.task == "fill-mask" else ""
+    return example + CLASSIFIERS
 
 
 def _begun(init_from: str | None) -> str:
@@ -166,7 +168,7 @@ def _stages(trained: tuple[Segment, ...], knobs: list[str]) -> Iterator[list[str
             _between(f"{first.rows:,}", f"{last.rows:,}"),
             f"{first.row_length:,}",
             f"{max(segment.learning_rate.peak for segment in parts):g}, {last.learning_rate.at(last.end_token):.3g}",
-            *(f"{last.knobs_at(last.end_token)[name]:,.0f}" for name in knobs),
+            *(knob(last.knobs_at(last.end_token)[name]) for name in knobs),
             _between(*(f"{segment.weight_decay:g}" for segment in (first, last))),
             mixture or "every row once an epoch",
         ]
@@ -293,7 +295,7 @@ def _evaluation_rows(evaluations: list[dict], objective: Objective, knobs: Mappi
             f"{line['token']:,}",
             line["stage"],
             f"{line['row_length']:,}",
-            *(f"{line[name]:,.0f}" if name in line else "" for name in knobs),
+            *(knob(line[name]) if name in line else "" for name in knobs),
             f"{line['loss']:.4f}",
             *(f"{line[metric.name]:.2%}" if metric.name in line else "" for metric in others),
         ]

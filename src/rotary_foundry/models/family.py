@@ -40,8 +40,15 @@ class Shape(ABC):
     Attention backends, dropout and compilation are settings of a run and are not here.
     """
 
+    vocab_size: int
+
     sizes: ClassVar[tuple[str, ...]]
     """Fields that may grow from a smaller model to a larger one (`init_from`)."""
+
+    @property
+    @abstractmethod
+    def head_dim(self) -> int:
+        """Dimensions of an attention head."""
 
     @abstractmethod
     def problems(self) -> Iterator[Problem]:

@@ -3,8 +3,9 @@
 Three decisions. A file may name the files it builds on under `extends:` (paths relative to itself, merged first, in
 order), so that base, large and nano share what they share; Hydra was left out, since one merge rule is all we need.
 And every file is merged into the typed schema *by itself*, so that an unknown or ill-typed key is reported with the
-file it stands in, not with the file that was launched. What is merged is merged key by key, but for a `mixture`, whose
-shares make one whole, and an `executor`, of which there is one: a new one takes the place of the old.
+file it stands in, not with the file that was launched. What is merged is merged key by key, except for what makes one
+whole: an `executor`, a stage's `mixture`, `objective` and knobs, and an `objective` of another name replace what was
+there.
 
 A mapping such as `optimizer` has other keys for each value of one of its keys (`name`). Its field says so with
 `chosen_by`, and the class that is chosen types the mapping in every file.
@@ -25,7 +26,7 @@ from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.wording import nearest, one_line
 
 Schema = TypeVar("Schema")
-WHOLE = ("mixture", "executor")
+MERGED = ("batch_size_ramp", "optimizer")  # of a stage's mappings, those that are not replaced as a whole
 
 
 def chosen_by(key: str, among: Mapping[str, type]) -> dict[str, Any]:
@@ -103,15 +104,16 @@ def origins(path: str | Path, overrides: Iterable[str] = ()) -> dict[tuple[str, 
     """
     found: dict[tuple[str, ...], str] = {}
 
-    def note(content: object, source: str, keys: tuple[str, ...], wholes: Iterable[str] = WHOLE) -> None:
+    def note(content: object, source: str, keys: tuple[str, ...], inside: tuple[str, ...] = ()) -> None:
         is_mapping = isinstance(content, dict)
-        if keys and (not is_mapping or keys[-1] in wholes):
+        is_anew = is_mapping and _is_whole(keys) and keys != inside[: len(keys)]
+        if keys and (not is_mapping or is_anew):
             for other in [other for other in found if other[: len(keys)] == keys]:
                 del found[other]
         if keys and not (is_mapping and content):
             found[keys] = source
         for key, value in content.items() if is_mapping else ():
-            note(value, source, (*keys, str(key)), wholes)
+            note(value, source, (*keys, str(key)), inside)
 
     for file, content in _layers(Path(path)):
         note(OmegaConf.to_container(content), normpath(file), ())
@@ -121,7 +123,7 @@ def origins(path: str | Path, overrides: Iterable[str] = ()) -> dict[tuple[str, 
         if last.isdecimal():  # an entry of a list
             found[tuple(through)] = "argument"
         else:
-            note(content, "argument", (), set(WHOLE) - set(through))
+            note(content, "argument", (), tuple(through))
     return found
 
 
@@ -142,7 +144,10 @@ def load_key(path: str | Path, key: str, overrides: Iterable[str] = ()) -> Any:
         ConfigurationError: there is no such file, or it is no YAML.
     """
     layers = [content for _, content in _layers(Path(path))]
-    layers += [content for _, content in map(_as_layer, overrides)]
+    for override in overrides:
+        name, content = override.partition("=")[0], _as_layer(override)[1]
+        if f"{key}.".startswith(f"{name}."):
+            layers.append(content)
     with reported(path):
         return OmegaConf.select(OmegaConf.merge(*layers), key)
 
@@ -178,21 +183,33 @@ def _merge(config: DictConfig, content: DictConfig, source: object) -> DictConfi
         return OmegaConf.merge(config, content)
 
 
+def _is_whole(keys: tuple[str, ...]) -> bool:
+    """Whether a mapping at these keys replaces the one that was there."""
+    return keys == ("executor",) or (len(keys) == 3 and keys[0] == "stages" and keys[2] not in MERGED)
+
+
 def _forget_wholes(config: DictConfig, content: DictConfig) -> None:
     """Take out of `config` what `content` has anew as a whole."""
     if "executor" in config and isinstance(content.get("executor"), DictConfig):
         config["executor"] = {}
+    objective = content.get("objective")
+    if "objective" in config and isinstance(objective, DictConfig):
+        name = objective.get("name", config.objective.get("name"))
+        if config.objective.get("name") != name:
+            config["objective"] = {}
     stages = content.get("stages") if "stages" in config else None
     for name, stage in stages.items() if isinstance(stages, DictConfig) else ():
-        if name in config.stages and isinstance(stage, DictConfig) and isinstance(stage.get("mixture"), DictConfig):
-            config.stages[name]["mixture"] = None
+        if name in config.stages and isinstance(stage, DictConfig):
+            for key, value in stage.items():
+                if isinstance(value, DictConfig) and _is_whole(("stages", name, key)) and key in config.stages[name]:
+                    config.stages[name][key] = None
 
 
 def _override(config: DictConfig, override: str) -> None:
     source, content = _as_layer(override)
     key, parts = override.partition("=")[0], _parts(override)
     with reported(source):
-        if not set(WHOLE) & set(parts[:-1]):  # not one entry of it
+        if not any(_is_whole(tuple(parts[:depth])) for depth in range(1, len(parts))):  # not one entry of it
             _forget_wholes(config, content)
         given = content
         for part in parts:

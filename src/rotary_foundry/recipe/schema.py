@@ -241,14 +241,17 @@ def all_metrics() -> dict[str, Metric]:
     return {metric.name: metric for place in OBJECTIVES.values() for metric in load(place).metrics}
 
 
-@cache
 def schema_of(family_name: str) -> type[Recipe]:
     """Return Recipe with the keys that a family and the objectives add to `model` and `stages`.
 
     Raises:
         ConfigurationError: there is no such family.
     """
-    family = find_family(family_name)
+    return _schema(find_family(family_name), tuple(OBJECTIVES))
+
+
+@cache
+def _schema(family: Family, objectives: tuple[str, ...]) -> type[Recipe]:
     shape = [
         (key.name, key.type) if key.default is NO_DEFAULT else (key.name, key.type, field(default=key.default))
         for key in fields(family.Shape)

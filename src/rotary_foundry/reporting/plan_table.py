@@ -13,7 +13,7 @@ from rotary_foundry.recipe.cost import PEAK_FLOPS, Cost, Machine, cost
 from rotary_foundry.recipe.plan import Position, Segment, compile_stages
 from rotary_foundry.runs.trained_state import read_source
 from rotary_foundry.utils.errors import FoundryError
-from rotary_foundry.utils.wording import WIDTH, number, size
+from rotary_foundry.utils.wording import WIDTH, knob, number, size
 
 
 def print_plan(recipe: Recipe, plan: Plan, machine: Machine | None = None, console: Console | None = None) -> None:
@@ -62,8 +62,8 @@ def plan_table(plan: Plan) -> Table:
         table.add_column(heading, total, justify="right", no_wrap=True)
     table.add_column("lr", no_wrap=True)
     knobs = changing_knobs(plan)
-    for knob in knobs:
-        table.add_column(knob, justify="right", no_wrap=True)
+    for name in knobs:
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("weight decay", no_wrap=True)
     back = plan.abandoned[0].start_token if plan.abandoned else None
     kept_before = [segment for segment in plan.segments if back is not None and segment.end_token <= back]
@@ -83,7 +83,7 @@ def plan_table(plan: Plan) -> Table:
             f"{segment.row_length:,}",
             f"{_tokens([segment]):,}",
             rates(segment, segment),
-            *(knob_range(knob, segment, segment) for knob in knobs),
+            *(knob_range(name, segment, segment) for name in knobs),
             number(weight_decay) if changed else "",
             style="dim" if abandoned else None,
         )
@@ -104,12 +104,7 @@ def knob_range(name: str, first: Segment, last: Segment) -> str:
     there = [segment for segment in (first, last) if name in segment.knobs]
     tokens = (first.start_token, last.end_token)
     ends = [segment.knobs[name].at(token) for segment, token in zip(there, tokens, strict=False)]
-    return " → ".join(dict.fromkeys(shown(value) for value in ends))
-
-
-def shown(value: float) -> str:
-    """A knob's value: 160,000, or 0.3."""
-    return f"{value:,.0f}" if value >= 1000 else number(value)
+    return " → ".join(dict.fromkeys(knob(value) for value in ends))
 
 
 def _settings(arguments: dict[str, Any]) -> str:
@@ -129,7 +124,7 @@ def print_position(position: Position, console: Console | None = None) -> None:
         if key == "lr" or key in position.optimizer:
             as_text = _setting(value)
         else:
-            as_text = f"{value:,}" if isinstance(value, int) else shown(value) if isinstance(value, float) else value
+            as_text = f"{value:,}" if isinstance(value, int) else knob(value) if isinstance(value, float) else value
         grid.add_row(key, as_text)
     (console or _console()).print(grid)
 
@@ -184,12 +179,12 @@ def begins_with(recipe: Recipe) -> str | None:
         source = read_source(recipe.init_from)
     except FoundryError as error:
         return str(error)
-    trained = ", ".join(f"{name} {shown(value)}" for name, value in source.knobs.items())
+    trained = ", ".join(f"{name} {knob(value)}" for name, value in source.knobs.items())
     said = f"{recipe.init_from}, trained last at {trained}"
     if source.longest_row is not None:
         said += f", on rows of up to {source.longest_row:,} tokens"
     begins = compile_stages(recipe).at(0).knobs
-    others = [f"{name} {shown(begins[name])}" for name, value in source.knobs.items() if begins[name] != value]
+    others = [f"{name} {knob(value)}" for name, value in begins.items() if source.knobs.get(name, value) != value]
     if others:
         said += f"; this run begins at {', '.join(others)}"
     if not (source.tokenizer / "tokenizer.json").is_file():

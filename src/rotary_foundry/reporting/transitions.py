@@ -17,6 +17,7 @@ from rotary_foundry.recipe.plan import Plan, Position, compile_stages, set_rollb
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints, read_lines
 from rotary_foundry.utils.errors import FoundryError
+from rotary_foundry.utils.wording import knob
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _changes(before: Update, after: Update) -> Iterator[tuple[str, str, object, 
 
 
 def _knob(value: float | None) -> str:
-    return "none" if value is None else f"{value:,g}" if value < 1000 else f"{value:,.0f}"
+    return "none" if value is None else knob(value)
 
 
 def _as_recorded(value: object) -> object:

@@ -46,8 +46,10 @@ def load_recipe_and_plan(path: str | Path, overrides: Iterable[str] = ()) -> tup
     overrides = list(overrides)
     named = {key: load_key(path, key, overrides) for key in ("model.family", "init_from", "run_name", "runs_folder")}
     with _naming(path):
-        schema = schema_of(_family_name(*named.values()))
-    config = merged(path, schema, overrides)
+        family = _family_name(*named.values())
+    config = merged(path, schema_of(family), overrides)
+    if named["model.family"] is None:
+        config = OmegaConf.merge(config, {"model": {"family": family}})
     with _naming(path):
         fill_from_source(config)
     recipe: Recipe = instance(config, path)

@@ -38,6 +38,11 @@ def number(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
+def knob(value: float) -> str:
+    """A knob's value: 160,000, or 0.3."""
+    return f"{value:,.0f}" if value >= 1000 else number(value)
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, without its line breaks; its type if it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -45,5 +50,7 @@ def one_line(error: BaseException) -> str:
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return "did you mean …?" if a known name is near, else the known names."""
-    near = difflib.get_close_matches(str(name), known := list(known), n=1)
+    if not (known := list(known)):
+        return "none is known here"
+    near = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean '{near[0]}'?" if near else f"known here are {', '.join(known)}"

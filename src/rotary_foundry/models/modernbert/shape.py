@@ -26,7 +26,6 @@ KNOBS = {
 class Shape(family.Shape):
     """The sizes of a ModernBERT. Layers 0, n, 2n, … attend to the whole document, the others within a window."""
 
-    vocab_size: int
     hidden_size: int
     intermediate_size: int  # inner width of the GLU; its input projection is twice as wide
     num_hidden_layers: int
