@@ -76,13 +76,13 @@ def _packed(*extensions: str) -> tuple[str, ...]:
 
 READERS = {
     "csv": Reader("files", path="required", text_column=True, extensions=_packed(".csv")),
-    "distribution_readmes": Reader("installation", path="none"),
+    "distribution_readmes": Reader("installed_packages", path="none"),
     "huggingface": Reader("hugging_face", path="required", text_column=True, hugging_face=True),
     "jsonl": Reader("files", path="required", text_column=True, extensions=_packed(".jsonl", ".json")),
     "mds": Reader("mds", path="required", text_column=True),
     "parquet": Reader("files", path="required", text_column=True, extensions=(".parquet",)),
-    "python_docstrings": Reader("installation", path="optional", extensions=(".py",)),
-    "python_files": Reader("installation", path="optional", extensions=(".py",)),
+    "python_docstrings": Reader("installed_packages", path="optional", extensions=(".py",)),
+    "python_files": Reader("installed_packages", path="optional", extensions=(".py",)),
     "text": Reader("files", path="required", extensions=_packed(".txt", ".md", ".rst")),
     "warc": Reader("files", path="required", extensions=_packed(".warc", ".wet")),
 }
