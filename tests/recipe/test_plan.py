@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rotary_foundry import compile_plan, load_recipe
-from rotary_foundry.recipe.schema import BatchSizeRamp, StageConfig
+from rotary_foundry.recipe.schema import BatchSizeRamp
 
 NANO = "yamls/main/nano.yaml"
 
@@ -21,7 +21,9 @@ def plan_of(*overrides: str):
 
 def plan_of_one_stage(**keys):
     common = {"row_length": 1024, "rope_theta": 10_000, "device_train_microbatch_size": 1, "lr": 8e-4}
-    return compile_plan(replace(load_recipe(NANO), stages={"only": StageConfig(**common | keys)}))
+    recipe = load_recipe(NANO)
+    stage = type(recipe.stages["pretrain"])  # with nano's knobs
+    return compile_plan(replace(recipe, stages={"only": stage(**common | keys)}))
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_triggers_that_count_updates_are_kept_and_a_plateau_is_not():
         "rollback.spike={z_score: 6, patience: 3, lr: 1e-5, to: 1_000_000tok}",
         "rollback.plateau={window: 9tok, min_delta: 1, lr: 1e-5}",
     ]
-    small = rehearsal(load_recipe("yamls/main/base.yaml", overrides), 2).rollback
+    small = rehearsed(load_recipe("yamls/main/base.yaml", overrides), 2).rollback
     assert (small.spike.patience, small.plateau) == (3, None)
     assert 0 <= int(small.spike.to.removesuffix("tok")) < 1_000_000
 
@@ -95,11 +95,11 @@ def test_times_in_tokens_that_are_no_whole_updates_stay_within_their_stage():
 def test_a_rollback_into_the_first_update_is_rehearsed_behind_it():
     overrides = ["stages.pretrain.batch_size_ramp=null"]
     overrides += ["rollback.at={token: 500_000tok, to: 100_000tok, lr: 1e-4}"]
-    (abandoned,) = compile_plan(rehearsal(load_recipe("yamls/main/nano.yaml", overrides), 2)).abandoned
+    (abandoned,) = compile_plan(rehearsed(load_recipe("yamls/main/nano.yaml", overrides), 2)).abandoned
     assert abandoned.start_token > 0
 
 
 def test_a_ramp_of_a_thousand_sizes_is_too_long_to_rehearse():
     overrides = ["stages.pretrain.batch_size_ramp={initial: 2, increment: 2, duration: 1_000_000_000_000tok}"]
     with pytest.raises(ConfigurationError, match="a ramp with fewer sizes"):
-        rehearsal(load_recipe("yamls/main/large.yaml", overrides), 2)
+        rehearsed(load_recipe("yamls/main/large.yaml", overrides), 2)
