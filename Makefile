@@ -67,16 +67,19 @@ INSTALL = $(BIN)/uv pip install $(BYTECODE) --override overrides.txt
 $(INSTALLED): pyproject.toml constraints.txt overrides.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, found " + sys.version)'
 	test -x $(BIN)/python || if command -v uv; then uv venv --python $(PYTHON) .venv; else $(PYTHON) -m venv .venv; fi
-	if command -v uv; then uv pip install --python $(BIN)/python uv==$(UV_VERSION); else \
-		{ $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; } && \
+	if $(BIN)/uv --version | grep -w $(UV_VERSION); then true; \
+	elif command -v uv; then uv pip install --python $(BIN)/python uv==$(UV_VERSION); \
+	else { $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; } && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); fi
 	$(INSTALL) --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The same pins but for torch, and what torch brings, at the oldest version that is supported.
+# The oldest torch that is supported. The other pins stay, but for what torch brings and for the two that it excludes:
+# torch 2.11 wants setuptools < 82, the pinned tensorboard a newer one.
 $(OLDEST)/.installed: $(INSTALLED)
 	$(BIN)/uv venv --clear --python $(BIN)/python $(OLDEST)
-	grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==' constraints.txt > $(OLDEST)/constraints.txt
+	grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==' constraints.txt \
+		| grep -vE '^(setuptools|tensorboard)==' > $(OLDEST)/constraints.txt
 	echo 'torch==2.11.*' >> $(OLDEST)/constraints.txt
 	$(INSTALL) --python $(OLDEST)/bin/python --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
 	touch $@

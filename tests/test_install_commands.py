@@ -1,0 +1,51 @@
+"""How this project is installed, wherever that is said."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rotary_foundry.utils.installing import install_command
+
+REPOSITORY = Path(__file__).parents[1]
+OPTIONS = "-c constraints.txt --override overrides.txt"
+
+
+def test_every_command_that_is_shown_installs_with_the_pins_and_the_overrides():
+    shown = []
+    for pattern in ("*.md", "*.yaml", "*.py", "Makefile", "Dockerfile"):
+        for path in REPOSITORY.rglob(pattern):
+            inside = path.relative_to(REPOSITORY).parts
+            if inside[0] not in ("tests", "shared") and not any(part.startswith(".") for part in inside):
+                shown += re.findall(r"[^\n`]*pip install[^\n`]*-e [^\n`]*", path.read_text(encoding="utf-8"))
+    assert shown
+    assert [line for line in shown if f"uv pip install {OPTIONS} -e" not in line] == []
+
+
+def test_an_extra_and_options_stand_where_uv_takes_them():
+    assert install_command() == f"uv pip install {OPTIONS} -e ."
+    assert install_command("gpu", "--no-build-isolation") == (
+        f"uv pip install --no-build-isolation {OPTIONS} -e '.[gpu]'"
+    )
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable", "sdist"])
+def test_pip_is_told_in_one_sentence_why_it_cannot_and_other_builders_build(kind, tmp_path):
+    for name in ("build_backend.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    (tmp_path / "src").mkdir()
+    hook = f"import build_backend; print(build_backend.get_requires_for_build_{kind}())"
+    command = [sys.executable, "-c", hook]
+
+    def ask(**environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+    refused = ask(PIP_BUILD_TRACKER="/somewhere")
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    (sentence,) = refused.stderr.splitlines()
+    assert sentence.startswith("rotary-foundry cannot be installed by pip") and install_command() in sentence
+    assert ask().stdout.splitlines()[-1] == "[]"
