@@ -28,7 +28,10 @@ def sources(text: str) -> dict[tuple[str, ...], str]:
 
 @pytest.mark.parametrize("path", sorted(Path("yamls/main").glob("*.yaml")), ids=str)
 def test_what_is_printed_is_the_same_recipe(path, tmp_path):
-    overrides = ["callbacks={my.Own: {text: 'a # b', lines: \"one\\ntwo\"}, lr_monitor: {}}", "loggers.wandb={tags: [a]}"]
+    overrides = [
+        "callbacks={my.Own: {text: 'a # b', lines: \"one\\ntwo\"}, lr_monitor: {}}",
+        "loggers.wandb={tags: [a]}",
+    ]
     if "init_from" in path.read_text():
         overrides += [f"init_from={_export(tmp_path)}"]
     (tmp_path / "printed.yaml").write_text(merged_recipe(path, overrides))
@@ -47,14 +50,20 @@ def test_every_value_has_its_source(tmp_path):
     (tmp_path / "shared.yaml").write_text(
         f"extends: [{NANO}]\nseed: 5\nstages: {{decay: {{mixture: {{web: 1}}}}}}\nloggers: {{wandb: {{project: p}}}}\n"
     )
-    (tmp_path / "mine.yaml").write_text("extends: [shared.yaml]\nmodel: {}\nloggers: {}\nstages: {extend: {lr: 1e-4}}\n")
+    (tmp_path / "mine.yaml").write_text(
+        "extends: [shared.yaml]\nmodel: {}\nloggers: {}\nstages: {extend: {lr: 1e-4}}\n"
+    )
     mine, shared = str(tmp_path / "mine.yaml"), str(tmp_path / "shared.yaml")
-    overrides = ["precision=fp32", "stages.decay.mixture.code=2", f"data.sources[0]={load_recipe(NANO).data.sources[0]}"]
+    overrides = [
+        "precision=fp32",
+        "stages.decay.mixture.code=2",
+        f"data.sources[0]={load_recipe(NANO).data.sources[0]}",
+    ]
     text = merged_recipe(mine, overrides)
     found = sources(text)
     assert found["seed",] == shared
     assert found["stages", "extend", "lr"] == mine
-    assert found["stages", "extend", "row_length"] == str(NANO)
+    assert found["stages", "extend", "row_length"] == str(NANO.parents[1] / "stages.yaml")
     assert found["precision",] == "argument"
     assert {key[-1]: found[key] for key in found if "mixture" in key and "decay" in key} == {
         "web": shared,
@@ -84,7 +93,9 @@ def test_secrets_are_not_printed():
 
 
 def test_the_command_prints_it_and_takes_no_other_option():
-    done = subprocess.run([COMMAND, "plan", "yamls/main/base.yaml", "seed=3", "--recipe"], capture_output=True, text=True)
+    done = subprocess.run(
+        [COMMAND, "plan", "yamls/main/base.yaml", "seed=3", "--recipe"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == merged_recipe("yamls/main/base.yaml", ["seed=3"])
     assert max(len(line) for line in done.stdout.splitlines()) <= 100

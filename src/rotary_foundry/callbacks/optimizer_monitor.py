@@ -1,9 +1,9 @@
 """OptimizerMonitor: norms of gradients, weights, first moments and updates, and how hard the optimizer clipped.
 
 Composer's own monitor fails under FSDP2 (composer#3920: it reduces DTensors), and it goes over the parameters once more
-after the step, making each update a second time. Here the optimizer takes the norms in passing (`StepMetrics`): StableAdamW in
-7 ms of the 1.9 s of CPU time that nano's smallest update takes (4 M parameters, 2,048 tokens), 0.4 %, and less of any larger
-one, so every update is logged. benchmarks/README.md has that of all monitors together.
+after the step, making each update a second time. Here the optimizer takes the norms in passing (`StepMetrics`):
+StableAdamW in 7 ms of the 1.9 s of CPU time that nano's smallest update takes (4 M parameters, 2,048 tokens), 0.4 %,
+and less of any larger one, so every update is logged. benchmarks/README.md has that of all monitors together.
 
 The keys are Composer's (`l2_norm/grad/global`, `l2_norm/update/global`, …) under `optim/`: who knows them finds them,
 and W&B, which groups its charts by a key's first word, shows them with the clipping in one section. Two things differ

@@ -210,8 +210,8 @@ def _settings(state: TrainedState) -> str:
     return (
         f"Masked-LM on {masking.mlm_probability:.0%} of the tokens: {masking.mask_share:.0%} of those become the mask, "
         f"{masking.random_share:.0%} a random token, {kept:.0%} stay. "
-        f"{type(optimizer).__name__.removesuffix('Config')} with decoupled weight decay, betas {' → '.join(betas)}, eps "
-        f"{optimizer.eps:g}{clipping}."
+        f"{type(optimizer).__name__.removesuffix('Config')} with decoupled weight decay, "
+        f"betas {' → '.join(betas)}, eps {optimizer.eps:g}{clipping}."
     )
 
 

@@ -43,7 +43,10 @@ METRICS = (
     Metric(X_AXIS, "the token clock: slots consumed, this update included", "token"),
     Metric("memory/peak_gb", "of the device, on CPU of the process, in 1e9 bytes, on the rank with most", "memory_gb"),
     Metric("optim/l2_norm/<kind>/global", "of grad, param, moment and update, over all parameters"),
-    Metric("optim/clipping/max", "the most that clipping divided a learning rate or the gradients by; 1: nothing was clipped"),
+    Metric(
+        "optim/clipping/max",
+        "the most that clipping divided a learning rate or the gradients by; 1: nothing was clipped",
+    ),
     Metric("data/real_tokens", "of the update, padding left out", "real_tokens"),
     Metric("data/asked/<source>", "share that the stage's mixture asks for", "asked"),
     Metric("data/drawn/<source>", "share of the tokens drawn in the stage so far", "drawn"),

@@ -24,7 +24,9 @@ _SURGERY = "replaces layers of the model, which is sharded by then; 'model' deci
 _IMAGES = "is for images"
 _ROWS = "changes the rows of an update, which the data and the stage decide"
 _OPTIMIZER = "changes the optimizer, which 'optimizer' decides"
-_AVERAGE = "puts its averages in the place of the weights, and its state is in no checkpoint, so that no resume is exact"
+_AVERAGE = (
+    "puts its averages in the place of the weights, and its state is in no checkpoint, so that no resume is exact"
+)
 
 
 @dataclass(frozen=True)
