@@ -1,7 +1,6 @@
 """OptimizerMonitor logs, under FSDP2, the norms of the whole parameters."""
 
 import itertools
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +21,7 @@ def optimizer_of(name: str, model: nn.Module, **arguments: float) -> RecipeOptim
     return build_optimizer(config, model, max_lr=1e-2)
 
 
-def _monitored_run(name: str, **arguments: float) -> None:
+def _monitored_run(name: str, arguments: dict[str, float]) -> None:
     from composer import Trainer
     from composer.core import Callback
     from composer.loggers import InMemoryLogger
@@ -83,7 +82,7 @@ def _monitored_run(name: str, **arguments: float) -> None:
 
 @pytest.mark.parametrize(("name", "arguments"), OPTIMIZERS)
 def test_norms_are_of_whole_parameters_under_fsdp2(tmp_path, name, arguments):
-    on_ranks(2, tmp_path, partial(_monitored_run, name, **arguments))
+    on_ranks(2, tmp_path, _monitored_run, name, arguments)
 
 
 @pytest.mark.parametrize(("name", "arguments"), OPTIMIZERS)

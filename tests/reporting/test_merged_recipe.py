@@ -58,7 +58,7 @@ def test_every_value_has_its_source(tmp_path):
     found = sources(text)
     assert found["seed",] == shared
     assert found["stages", "extend", "lr"] == mine
-    assert found["stages", "extend", "row_length"] == str(NANO)
+    assert found["stages", "extend", "row_length"] == str(NANO.parents[1] / "stages.yaml")
     assert found["precision",] == "argument"
     assert {key[-1]: found[key] for key in found if "mixture" in key and "decay" in key} == {
         "web": shared,

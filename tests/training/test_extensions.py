@@ -82,7 +82,10 @@ def check(tiny, *overrides: str) -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("callbacks={absent_package.Mine: {}}", "'callbacks.absent_package.Mine': No module named 'absent_package'"),
+        (
+            "callbacks={absent_package.Mine: {}}",
+            "'callbacks.absent_package.Mine': No module named 'absent_package'; ins",
+        ),
         (f"callbacks={{{HERE}.Absent: {{}}}}", f"'callbacks.{HERE}.Absent': module '{HERE}' has no attribute 'Absent'"),
         (f"callbacks={{{HERE}.NOT_A_CALLBACK: {{}}}}", "is not a class derived from composer.core.callback.Callback"),
         (f"callbacks={{{HERE}.NoDecay: {{}}}}", "is not a class derived from composer.core.callback.Callback"),
