@@ -41,7 +41,7 @@ from rotary_foundry.models.composer_model import FoundryModel
 from rotary_foundry.models.layers.attention import check_implementation
 from rotary_foundry.optim.optimizers import build_optimizer
 from rotary_foundry.recipe import Plan, Recipe
-from rotary_foundry.recipe.plan import Rollback, named_tokens, set_rollback
+from rotary_foundry.recipe.plan import Position, Rollback, named_tokens, set_rollback
 from rotary_foundry.runs.changes import changes_of_run, without_secrets
 from rotary_foundry.runs.checkpoint_store import CheckpointStore, open_store
 from rotary_foundry.runs.environment import environment
@@ -178,18 +178,9 @@ def build_trainer(
     """Composer's Trainer for a recipe, at a checkpoint or at the start."""
     plan, rollbacks = start.plan, len(start.rollbacks)
     position = plan.at(start.token)
-    on_gpu = torch.cuda.is_available()
-    precision = recipe.precision if on_gpu else "fp32"  # Composer knows no amp_bf16 on CPU: the model sees to it
+    precision = recipe.precision if torch.cuda.is_available() else "fp32"  # on CPU the model itself casts to bf16
     train_loader = partial(data.train_loader, plan)
-    with torch.device("meta"):
-        network = recipe.family.network(recipe.model.shape, position.knobs, recipe.model.attn_implementation)
-    device = torch.device("cuda" if on_gpu else "cpu")
-    shard(network, recipe, device)
-    network.to_empty(device=device)
-    if start.checkpoint is None:
-        fill(network, first_weights(recipe))
-    cpu_autocast = recipe.precision == "amp_bf16" and not on_gpu
-    model = FoundryModel(network, data.objectives, position.stage, cpu_autocast)
+    model = _build_model(recipe, data, position, initialised=start.checkpoint is None)
     optimizer = build_optimizer(recipe.optimizer, model, position.max_lr)
     watch = LossWatch(recipe.rollback)
     if start.checkpoint is not None:
@@ -197,17 +188,7 @@ def build_trainer(
     planned = set_rollback(recipe, plan)
     if any(rollback.trigger == planned.trigger for rollback in start.rollbacks if planned):
         planned = None
-    named = {plan.boundary_before(token) for token in named_tokens(recipe)}
-    saver = CompleteCheckpointSaver(
-        folder,
-        recipe.save_interval,
-        due_tokens=named | set(plan.stage_ends.values()),
-        num_checkpoints_to_keep=recipe.save_num_checkpoints_to_keep,
-        rollbacks=rollbacks,
-        watch=watch,
-        needed_tokens=named,
-        store=store,
-    )
+    saver = _build_saver(recipe, folder, start, watch, store)
     monitors = _monitors(recipe)
     return Trainer(
         model=model,
@@ -245,6 +226,35 @@ def build_trainer(
         load_ignore_keys=NOT_LOADED,
         dist_timeout=recipe.dist_timeout,
         deterministic_mode=recipe.deterministic_mode,
+    )
+
+
+def _build_model(recipe: Recipe, data: RunData, position: Position, initialised: bool) -> FoundryModel:
+    """The sharded network with its objectives; `initialised`, or with memory that a checkpoint is to fill."""
+    on_gpu = torch.cuda.is_available()
+    with torch.device("meta"):
+        network = recipe.family.network(recipe.model.shape, position.knobs, recipe.model.attn_implementation)
+    device = torch.device("cuda" if on_gpu else "cpu")
+    shard(network, recipe, device)
+    network.to_empty(device=device)
+    if initialised:
+        fill(network, first_weights(recipe))
+    return FoundryModel(network, data.objectives, position.stage, recipe.precision == "amp_bf16" and not on_gpu)
+
+
+def _build_saver(
+    recipe: Recipe, folder: RunFolder, start: Start, watch: LossWatch, store: CheckpointStore | None
+) -> CompleteCheckpointSaver:
+    named = {start.plan.boundary_before(token) for token in named_tokens(recipe)}
+    return CompleteCheckpointSaver(
+        folder,
+        recipe.save_interval,
+        due_tokens=named | set(start.plan.stage_ends.values()),
+        num_checkpoints_to_keep=recipe.save_num_checkpoints_to_keep,
+        rollbacks=len(start.rollbacks),
+        watch=watch,
+        needed_tokens=named,
+        store=store,
     )
 
 
