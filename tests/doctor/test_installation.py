@@ -134,8 +134,8 @@ def test_attention_that_this_machine_cannot_compute_is_refused_as_training_would
 def test_attention_is_compared_by_its_numbers_and_one_that_forgets_the_window_is_found(monkeypatch):
     assert 0 < attention_error(CPU, "sdpa") <= installation.ROUNDING
 
-    def forgetful(q, k, v, documents, window):
-        return sdpa_attention(q, k, v, documents, None if q.dtype == torch.bfloat16 else window)
+    def forgetful(q, k, v, documents, window_size):
+        return sdpa_attention(q, k, v, documents, (-1, -1) if q.dtype == torch.bfloat16 else window_size)
 
     monkeypatch.setitem(BACKENDS, "sdpa", forgetful)
     assert attention_error(CPU, "sdpa") > installation.ROUNDING

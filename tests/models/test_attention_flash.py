@@ -12,11 +12,12 @@ import torch.nn.functional as F
 
 from rotary_foundry.models.layers import attention as door
 from rotary_foundry.models.layers import attention_flash
+from rotary_foundry.models.layers.attention import window_size
 from rotary_foundry.models.layers.attention_flash import flash_attention
 from tests.models import flash_stand_in
 from tests.models.flash_stand_in import RECORDED_FROM, flash_attention_2, flash_attention_3, flash_attention_3_of_2_8_0
 from tests.models.peers import our_network, pack
-from tests.models.test_attention import by_definition, documents_of, with_gradients
+from tests.models.test_attention import HEADS, MIXED, assert_close_to_definition, documents_of, qkv_grad
 
 BOTH = {"flash_attn": flash_attention_2, "flash_attn_interface": flash_attention_3}
 
@@ -46,25 +47,39 @@ def everywhere(monkeypatch):
     monkeypatch.setattr(door, "choose", lambda *asked: "flash")
 
 
-def bf16(documents, head_dim=32):
-    return torch.randn(4, documents.tokens, 2, head_dim).bfloat16()
-
-
 @pytest.mark.parametrize(
     "packages",
     [{"flash_attn": flash_attention_2}, BOTH, BOTH | {"flash_attn_interface": flash_attention_3_of_2_8_0}],
     ids=["FA2 only", "FA2 and FA3", "FA2 and FA3 that returns the logsumexp"],
 )
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("window", [None, 128])
-def test_output_and_gradients_are_those_of_masked_softmax(installed, packages, window):
+def test_output_and_gradients_are_those_of_masked_softmax(installed, packages, window, causal, heads):
     installed(packages)
-    documents = documents_of([300, 1, 20, 129])
-    q, k, v, grad = bf16(documents)
-    ours = with_gradients(lambda *qkv: flash_attention(*qkv, documents, window), q, k, v, grad)
-    exact = with_gradients(lambda *qkv: by_definition(*qkv, documents, window), *(x.float() for x in (q, k, v, grad)))
-    for found, wanted in zip(ours, exact, strict=True):
-        assert found.dtype == torch.bfloat16
-        assert (found - wanted).norm() / wanted.norm() < 0.01
+    documents = documents_of(MIXED)
+
+    def ours(q, k, v):
+        return flash_attention(q, k, v, documents, window_size(window, causal))
+
+    inputs = qkv_grad(documents, heads, 32, torch.bfloat16)
+    assert_close_to_definition(ours, inputs, documents, window, causal, relative=0.01)
+
+
+def test_the_backward_is_deterministic_where_torch_is_told_so(installed):
+    calls = installed(BOTH)
+    documents = documents_of([8])
+    for on in (False, True):
+        torch.use_deterministic_algorithms(on)
+        try:
+            for sides in ((-1, -1), (64, 64)):
+                flash_attention(*qkv_grad(documents, (2, 2), 32, torch.bfloat16)[:3], documents, sides)
+        finally:
+            torch.use_deterministic_algorithms(False)
+    packages = ["flash_attn_interface", "flash_attn"]
+    assert [(package, given["deterministic"]) for package, given in calls] == [
+        (package, on) for on in (False, True) for package in packages
+    ]
 
 
 def test_global_layers_go_to_flash_attention_3_and_local_ones_to_2(installed, everywhere):
@@ -105,11 +120,10 @@ def test_the_stand_in_refuses_what_the_kernels_refuse(installed, dtype):
     installed(BOTH)
     documents = documents_of([8])
     with pytest.raises(AssertionError):
-        flash_attention(*torch.randn(3, 8, 2, 32, dtype=dtype), documents, None)
-    documents = documents_of([8])
+        flash_attention(*qkv_grad(documents, (2, 2), 32, dtype)[:3], documents, (-1, -1))
     long = type(documents)(documents.cu_seqlens.long(), 8, 8)
     with pytest.raises(AssertionError):
-        flash_attention(*bf16(long)[:3], long, None)
+        flash_attention(*qkv_grad(long, (2, 2), 32, torch.bfloat16)[:3], long, (-1, -1))
 
 
 @pytest.mark.long

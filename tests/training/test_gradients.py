@@ -31,6 +31,7 @@ RECOMPUTED = "fsdp_config.activation_checkpointing=true"
 COMPILED = "compile_config={dynamic: true}"
 TRACED = "compile_config={dynamic: true, backend: aot_eager}"  # all of torch.compile but the generated code
 BF16 = "precision=amp_bf16"
+DETERMINISTIC = "deterministic_mode=true"
 TWO_REPLICAS = "fsdp_config.data_parallel_replicate_degree=2"
 
 
@@ -51,6 +52,8 @@ UPDATES = {  # by world size
         "recomputed": [microbatch(4), RECOMPUTED],
         "traced and recomputed": [microbatch(4), TRACED, RECOMPUTED],
         "replicas": [microbatch(4), TWO_REPLICAS],
+        # the last: Composer turns it on for the rest of the process
+        "microbatches, deterministic": [microbatch(2), DETERMINISTIC],
     },
     4: {"shards": [microbatch(2)], "replicas of shards, recomputed": [microbatch(1), TWO_REPLICAS, RECOMPUTED]},
 }
@@ -82,6 +85,7 @@ def _make_updates(recipe_path: Path, updates: dict[str, list[str]], folder: Path
             trainer = build_trainer(
                 recipe, RunData(recipe, open_corpus(recipe)), RunFolder(folder), Start(compile_plan(recipe), [], None)
             )
+            assert torch.are_deterministic_algorithms_enabled() == recipe.deterministic_mode
             trainer.state.callbacks.append(SaveGradients(folder / f"{name}.pt"))
             trainer.fit()
             trainer.close()
@@ -132,3 +136,10 @@ def test_loss_and_gradients_are_the_unsharded_models(made, expected, world, name
     assert gradients.keys() == expected_gradients.keys()
     for parameter, gradient in expected_gradients.items():
         assert (gradients[parameter] - gradient).norm() <= gradient_error * gradient.norm(), parameter
+
+
+def test_deterministic_mode_changes_no_number_on_cpu(made):
+    loss, gradients = made(2, "microbatches")
+    same_loss, same_gradients = made(2, "microbatches, deterministic")
+    assert same_loss == loss
+    assert all(torch.equal(same_gradients[parameter], gradient) for parameter, gradient in gradients.items())

@@ -199,7 +199,7 @@ def check_attention(recipe: Recipe | None) -> Iterator[Finding]:
                 "attention",
                 f"{package} is installed and cannot be used: {one_line(error)}",
                 f"build FlashAttention {generation} anew for torch {torch.__version__}, or uninstall it: "
-                "flex attention does without",
+                "'varlen' attention does without",
             )
     if broken:
         return
@@ -213,30 +213,25 @@ def _compare_on_gpu() -> Iterator[Finding]:
     import torch
 
     from rotary_foundry.models.layers.attention import choose
-    from rotary_foundry.models.layers.attention_flash import flash_attn_is_installed, has_flash_attention_3
+    from rotary_foundry.models.layers.attention_varlen import use_newer_kernels
 
     device = torch.device("cuda", torch.cuda.current_device())
-    chosen = choose("auto", "cuda", torch.bfloat16, flash_attn_is_installed())
+    chosen = choose("auto", "cuda", torch.bfloat16)
+    remedy = "model.attn_implementation=sdpa does without; or install torch anew for this GPU"
     try:
         off = attention_error(device, chosen)
-    except Exception as error:  # a kernel of another architecture, or none that could be compiled
-        yield bad("attention", f"{chosen} fails on this GPU: {one_line(error)}", _instead_of(chosen))
+    except Exception as error:  # a kernel of another architecture, or a FlashAttention that was built for another torch
+        yield bad("attention", f"{chosen} fails on this GPU: {one_line(error)}", remedy)
         return
     if not off <= ROUNDING:
-        yield bad("attention", f"{chosen} is off by {off:.2g} from sdpa in float32", _instead_of(chosen))
-    elif chosen == "flash":
-        third = "; FlashAttention 3 on global layers" if has_flash_attention_3(device) else ""
-        yield good("attention", f"FlashAttention {_installed('flash-attn')}{third}: within {off:.2g} of sdpa")
+        yield bad("attention", f"{chosen} is off by {off:.2g} from sdpa in float32", remedy)
     else:
-        yield doubtful(
-            "attention",
-            f"flex: flash-attn is not installed; within {off:.2g} of sdpa",
-            "pip install --no-build-isolation -c constraints.txt -e '.[gpu]'",
-        )
+        kernels = use_newer_kernels("cuda") or f"torch {torch.__version__}'s own kernels"
+        yield good("attention", f"{chosen} by {kernels}: within {off:.2g} of sdpa")
 
 
 def attention_error(device: "torch.device", implementation: str) -> float:
-    """How far local and global attention in bf16 are from sdpa's in float32, on a few documents, at most."""
+    """Measure how far attention in bf16 is from sdpa's in float32, at most: global, local and causal."""
     import torch
 
     from rotary_foundry.models.layers.attention import attention
@@ -248,13 +243,8 @@ def attention_error(device: "torch.device", implementation: str) -> float:
     generator = torch.Generator(device).manual_seed(0)
     qkv = torch.randn(3, sum(lengths), 4, 64, device=device, generator=generator).bfloat16()
     worst = 0.0
-    for window in (None, 128):
-        out = attention(*qkv, documents, window, implementation)
-        exact = attention(*qkv.float(), documents, window, "sdpa")
+    for window, causal in ((None, False), (128, False), (None, True)):
+        out = attention(*qkv, documents, window, implementation, causal)
+        exact = attention(*qkv.float(), documents, window, "sdpa", causal)
         worst = max(worst, (out.float() - exact).abs().max().item())
     return worst
-
-
-def _instead_of(chosen: str) -> str:
-    other = "flex" if chosen == "flash" else "sdpa"
-    return f"model.attn_implementation={other} does without; or install {chosen} anew for this GPU and this torch"

@@ -189,6 +189,7 @@ class Recipe:
     init_from: str | None = None  # a run, a checkpoint or a Hugging Face directory to begin with; none: drawn at random
     rollback: RollbackConfig = field(default_factory=RollbackConfig)
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
+    deterministic_mode: bool = False  # the Trainer's: the same command gives the same bits on a GPU as well, but slower
     compile_config: dict[str, Any] | None = None  # arguments of torch.compile, layer by layer; null: not compiled
     runs_folder: str = "runs"
     save_folder: str | None = None  # s3://bucket/path, where what a resume needs is kept as well; null: only locally

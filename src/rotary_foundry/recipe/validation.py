@@ -23,7 +23,7 @@ from rotary_foundry.utils.redaction import redacted
 
 LONGEST_TIMEOUT = 604_800  # seconds
 PRECISIONS = ("fp32", "amp_bf16")
-ATTN_IMPLEMENTATIONS = ("auto", "flash", "flex", "sdpa")
+ATTN_IMPLEMENTATIONS = ("auto", "varlen", "flash", "sdpa")
 SHUFFLE_ALGORITHMS = ("py1e", "py1s", "py1br", "py2s", "naive")  # Streaming's
 INTERVAL = re.compile(r"[1-9][0-9]*(_[0-9]+)*(ba|tok|sp)")
 BYTES = re.compile(r"[0-9]+b?|[0-9]+(\.[0-9]+)?[kmgt]b", re.IGNORECASE)  # as Streaming reads them

@@ -251,6 +251,7 @@ def build_trainer(
         load_path=str(start.checkpoint.folder) if start.checkpoint else None,
         load_ignore_keys=NOT_LOADED,
         dist_timeout=recipe.dist_timeout,
+        deterministic_mode=recipe.deterministic_mode,
     )
 
 

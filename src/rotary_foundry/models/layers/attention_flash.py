@@ -1,4 +1,4 @@
-"""Attention by FlashAttention's variable-length kernels: the backend for GPUs with flash-attn. bf16 and fp16 only.
+"""Attention by the flash-attn package, where it is installed. bf16 and fp16 only; `varlen` computes the same without.
 
 - Global layers go to FlashAttention 3 on a Hopper GPU that has it: a package of its own (`flash_attn_interface`), built
   from the `hopper` folder of flash-attention. Local layers, and all layers elsewhere, go to FlashAttention 2
@@ -23,9 +23,11 @@ from torch import Tensor
 from rotary_foundry.models.layers.documents import Documents
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None) -> Tensor:
-    """The `attention` of attention.py, for q, k and v in bf16 or fp16."""
-    attend = _kernel("flash_attn_interface" if window is None and has_flash_attention_3(q.device) else "flash_attn")
+@torch.compiler.disable  # its kernels are fused already; a compiled layer goes around them
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window_size: tuple[int, int]) -> Tensor:
+    """Compute `attention` (attention.py) for q, k and v in bf16 or fp16. window_size: as attention.py's, inclusive."""
+    whole = window_size[0] < 0
+    attend = _kernel("flash_attn_interface" if whole and has_flash_attention_3(q.device) else "flash_attn")
     out = attend(
         q,
         k,
@@ -34,7 +36,9 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, windo
         cu_seqlens_k=documents.cu_seqlens,
         max_seqlen_q=documents.max_seqlen,
         max_seqlen_k=documents.max_seqlen,
-        window_size=(-1, -1) if window is None else (window // 2, window // 2),  # before and after, both inclusive
+        causal=window_size[1] == 0,
+        window_size=window_size,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return out if isinstance(out, Tensor) else out[0]
 

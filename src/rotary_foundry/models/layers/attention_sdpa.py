@@ -2,31 +2,38 @@
 
 SDPA attends within rectangles, queries × keys, of one size. So the flat sequence is cut into tiles, each a number of
 equal rectangles at equal distances, and every tile is one call on plain views: nothing is gathered.
-- Global layers: a tile is a run of neighbouring documents of one length, so mostly a document. No padding, no mask.
-  Padding documents to shared lengths would save calls, but documents of 60 tokens train no slower than those of 200.
+- Global layers: a tile is a run of neighbouring documents of one length, so mostly a document. No padding, no mask;
+  causal attention is the kernel's own, which skips the keys after a query. Padding documents to shared lengths would
+  save calls, but documents of 60 tokens train no slower than those of 200.
 - Local layers: blocks of 128 queries against the 256 keys around them, under a mask of document and distance, so the
   cost is linear in length however the documents lie. Neighbouring blocks share keys, every other block does not: the
-  even blocks are one tile and the odd ones another, and the gradients of their keys are added in place.
+  even blocks are one tile and the odd ones another, and the gradients of their keys are added in place. Causal windows
+  are blocks against the keys before them and their own.
+- Fewer key/value heads than query heads go to the kernels as they are; nothing is repeated.
 
 On CPU the kernels are called without autograd around them, for two reasons: slices of the whole sequence would each
 have a backward as long as the sequence; and the bfloat16 backward takes two to four times as long as the float32 one
 on short sides (torch 2.7 on a processor with AMX), so there bfloat16 goes forward and float32 back.
+
+On a GPU, for float32, it is SDPA under autograd. cuDNN's backward does not follow `torch.use_deterministic_algorithms`,
+so it is excluded under them.
 """
 
+from contextlib import nullcontext
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rotary_foundry.compat.torch import cpu_flash_attention, cpu_flash_attention_backward
 from rotary_foundry.models.layers.documents import Documents
 
 BLOCK = 128  # queries of a local block, if the window is no wider
 FLOAT32_BACKWARD_KEYS = 384  # at 256 keys float32 takes 0.6 to 0.8 of bfloat16's time, at 512 about 1.15
-
-_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+DETERMINISTIC = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Span(NamedTuple):
@@ -49,53 +56,64 @@ class Tile(NamedTuple):
     queries: Span
     keys: Span
     bias: Tensor | None = None  # [count, 1, queries, keys]: 0 where a query sees a key, else -inf
+    causal: bool = False  # without a bias: each query sees the keys up to its own place
 
     def rows(self, x: Tensor, span: Span) -> Tensor:
         """x: [tokens, heads, head_dim] → [count, heads, size, head_dim], a view"""
         return span.of(x, self.count).mT
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None) -> Tensor:
-    """The `attention` of attention.py."""
+@torch.compiler.disable  # the number of calls changes with every batch; a compiled layer goes around them
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window_size: tuple[int, int]) -> Tensor:
+    """Compute `attention` (attention.py) on any device. window_size: as attention.py's."""
+    before, after = window_size
 
     def cut() -> list[Tile]:
-        return global_tiles(documents) if window is None else local_tiles(documents, window // 2, q.dtype)
+        if before < 0:
+            return global_tiles(documents, causal=after == 0)
+        return local_tiles(documents, before, after, q.dtype)
 
-    tiles = documents.once(("sdpa", window, q.dtype), cut)
+    tiles = documents.once(("sdpa", window_size, q.dtype), cut)
     return _OnCPU.apply(q, k, v, tiles) if q.device.type == "cpu" else elsewhere(q, k, v, tiles)
 
 
-def global_tiles(documents: Documents) -> list[Tile]:
+def global_tiles(documents: Documents, causal: bool = False) -> list[Tile]:
     """Every document against itself."""
     tiles, start = [], 0
     for length, run in groupby(length for length in documents.lengths if length > 0):
         span, count = Span(start, length, length), len(list(run))
-        tiles.append(Tile(count, span, span))
+        tiles.append(Tile(count, span, span, causal=causal))
         start += count * length
     return tiles
 
 
-def local_tiles(documents: Documents, reach: int, dtype: torch.dtype) -> list[Tile]:
-    """Blocks of queries against every token that is at most `reach` tokens before or after them."""
-    tokens, block = documents.tokens, max(BLOCK, 2 * reach)  # with narrower blocks, every other one would share keys
+def local_tiles(documents: Documents, before: int, after: int, dtype: torch.dtype) -> list[Tile]:
+    """Blocks of queries against every token that is at most `before` tokens before or `after` tokens after them."""
+    # with narrower blocks, every other one would share keys
+    tokens, block = documents.tokens, max(BLOCK, before + after)
     starts = range(0, tokens, block)
-    whole = [start for start in starts if start >= reach and start + block + reach <= tokens]
+    whole = [start for start in starts if start >= before and start + block + after <= tokens]
     tiles = [
-        Tile(len(blocks), Span(blocks[0], block, 2 * block), Span(blocks[0] - reach, block + 2 * reach, 2 * block))
+        Tile(
+            len(blocks),
+            Span(blocks[0], block, 2 * block),
+            Span(blocks[0] - before, before + block + after, 2 * block),
+        )
         for blocks in (whole[0::2], whole[1::2])
         if blocks
     ]
     for start in sorted(set(starts) - set(whole)):  # at either end of the sequence
         queries = Span(start, min(block, tokens - start), block)
-        first = max(0, start - reach)
-        tiles.append(Tile(1, queries, Span(first, min(start + block + reach, tokens) - first, block)))
-    return [tile._replace(bias=_bias(tile, documents.index, reach, dtype)) for tile in tiles]
+        first = max(0, start - before)
+        tiles.append(Tile(1, queries, Span(first, min(start + block + after, tokens) - first, block)))
+    return [tile._replace(bias=_bias(tile, documents.index, before, after, dtype)) for tile in tiles]
 
 
-def _bias(tile: Tile, document: Tensor, reach: int, dtype: torch.dtype) -> Tensor:
+def _bias(tile: Tile, document: Tensor, before: int, after: int, dtype: torch.dtype) -> Tensor:
     query = torch.arange(tile.queries.size, device=document.device) + tile.queries.start
     key = torch.arange(tile.keys.size, device=document.device) + tile.keys.start
-    near = (query[:, None] - key).abs() <= reach  # [queries, keys]
+    distance = key - query[:, None]  # [queries, keys]
+    near = (distance >= -before) & (distance <= after)
     same = tile.queries.of(document, tile.count).unsqueeze(2) == tile.keys.of(document, tile.count).unsqueeze(1)
     bias = torch.zeros(same.shape, dtype=dtype, device=document.device)
     return bias.masked_fill_(~(same & near), float("-inf")).unsqueeze(1)
@@ -107,7 +125,7 @@ class _OnCPU(torch.autograd.Function):
         out, logsumexps = torch.empty_like(q), []
         for tile in tiles:
             queries, keys, values = tile.rows(q, tile.queries), tile.rows(k, tile.keys), tile.rows(v, tile.keys)
-            attended, logsumexp = _kernel(queries, keys, values, attn_mask=tile.bias)
+            attended, logsumexp = cpu_flash_attention(queries, keys, values, is_causal=tile.causal, attn_mask=tile.bias)
             tile.rows(out, tile.queries).copy_(attended)
             logsumexps.append(logsumexp)
         ctx.save_for_backward(q, k, v, out, *logsumexps)
@@ -119,12 +137,21 @@ class _OnCPU(torch.autograd.Function):
         q, k, v, out, *logsumexps = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), *_key_gradients(k, ctx.tiles)
         for index, (tile, logsumexp) in enumerate(zip(ctx.tiles, logsumexps, strict=True)):
-            dtype = torch.float32 if tile.keys.size <= FLOAT32_BACKWARD_KEYS else q.dtype
+            short = tile.keys.size <= FLOAT32_BACKWARD_KEYS
+            dtype = torch.promote_types(q.dtype, torch.float32) if short else q.dtype
             tile_grad, queries, attended = (tile.rows(x, tile.queries).to(dtype) for x in (grad, q, out))
             keys, values = (tile.rows(x, tile.keys).to(dtype) for x in (k, v))
             bias = None if tile.bias is None else tile.bias.to(dtype)
-            grads = _kernel_backward(
-                tile_grad, queries, keys, values, attended, logsumexp, dropout_p=0.0, is_causal=False, attn_mask=bias
+            grads = cpu_flash_attention_backward(
+                tile_grad,
+                queries,
+                keys,
+                values,
+                attended,
+                logsumexp,
+                dropout_p=0.0,
+                is_causal=tile.causal,
+                attn_mask=bias,
             )
             tile.rows(dq, tile.queries).copy_(grads[0])
             for whole, part in ((dk, grads[1]), (dv, grads[2])):
@@ -136,15 +163,16 @@ class _OnCPU(torch.autograd.Function):
 def _key_gradients(k: Tensor, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
     """Memory for the gradients of keys and values, zero where the first tile does not write.
 
-    Without a bias the tiles have keys of their own. With one they share them, so the others add, in float32; the first
-    leaves no gap where windows are as wide as blocks.
+    Without a bias the tiles have keys of their own. With one they share them, so the others add, in float32 or
+    float64; the first leaves no gap where windows are as wide as blocks.
     """
     if not tiles or tiles[0].bias is None:
         return torch.empty_like(k), torch.empty_like(k)
-    count, _, keys, _ = tiles[0]
+    count, keys = tiles[0].count, tiles[0].keys
     gapless = keys.size == keys.step or count == 1
     end = keys.start + (count - 1) * keys.step + keys.size if gapless else keys.start
-    gradients = torch.empty(k.shape), torch.empty(k.shape)
+    dtype = torch.promote_types(k.dtype, torch.float32)
+    gradients = torch.empty(k.shape, dtype=dtype), torch.empty(k.shape, dtype=dtype)
     for gradient in gradients:
         gradient[: keys.start].zero_()
         gradient[end:].zero_()
@@ -154,9 +182,13 @@ def _key_gradients(k: Tensor, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
 def elsewhere(q: Tensor, k: Tensor, v: Tensor, tiles: list[Tile]) -> Tensor:
     """The same by SDPA and autograd, on any device."""
     outs, order = [], []
-    for tile in tiles:
-        queries, keys, values = tile.rows(q, tile.queries), tile.rows(k, tile.keys), tile.rows(v, tile.keys)
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=tile.bias)
-        outs.append(out.transpose(1, 2).flatten(0, 1))
-        order.append(tile.queries.of(torch.arange(len(q), device=q.device), tile.count).flatten())
+    with sdpa_kernel(DETERMINISTIC) if torch.are_deterministic_algorithms_enabled() else nullcontext():
+        for tile in tiles:
+            queries, keys, values = tile.rows(q, tile.queries), tile.rows(k, tile.keys), tile.rows(v, tile.keys)
+            grouped = q.shape[1] != k.shape[1]
+            out = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=tile.bias, is_causal=tile.causal, enable_gqa=grouped
+            )
+            outs.append(out.transpose(1, 2).flatten(0, 1))
+            order.append(tile.queries.of(torch.arange(len(q), device=q.device), tile.count).flatten())
     return torch.cat(outs)[torch.cat(order).argsort()]
