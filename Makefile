@@ -80,7 +80,7 @@ $(OLDEST)/.installed: $(INSTALLED)
 	$(BIN)/uv venv --clear --python $(BIN)/python $(OLDEST)
 	grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==' constraints.txt \
 		| grep -vE '^(setuptools|tensorboard)==' > $(OLDEST)/constraints.txt
-	echo 'torch==2.11.*' >> $(OLDEST)/constraints.txt
+	printf '%s\n' 'torch==2.11.*' 'torchvision==0.26.*' >> $(OLDEST)/constraints.txt
 	$(INSTALL) --python $(OLDEST)/bin/python --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
 	touch $@
 
