@@ -1,1 +1,1 @@
-"""StableAdamW, its parameter groups, and schedulers for a bare Trainer."""
+"""StableAdamW, AdamW, their parameter groups, and schedulers for a bare Trainer."""
