@@ -1,1 +1,1 @@
-"""StableAdamW and its parameter groups."""
+"""The optimizers that a recipe can name, StableAdamW and AdamW, and their parameter groups."""
