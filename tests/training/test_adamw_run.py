@@ -1,7 +1,7 @@
 """A run with AdamW, its gradients clipped in some stages: recorded, rolled back, killed and resumed as any other."""
 
 from rotary_foundry import load_recipe
-from rotary_foundry.recipe.plan import plan_in_force
+from rotary_foundry.recipe.plan import compile_stages
 from rotary_foundry.runs.run_folder import RunFolder
 
 from .conftest import TAMPERED_LAUNCH
@@ -25,7 +25,7 @@ def test_a_killed_run_with_adamw_ends_as_the_undisturbed_one_and_records_what_ea
     assert_same_run(*runs)
 
     folder = RunFolder(runs[1])
-    plan = plan_in_force(load_recipe(folder.recipe), folder.rollbacks())
+    plan = compile_stages(load_recipe(folder.recipe)).after(folder.rollbacks())
     for line in records(runs[1]):
         position = plan.at(line["token"] - line["rows"] * line["row_length"])
         assert (line["stage"], line["lr"]) == (position.stage, position.lr)
