@@ -138,7 +138,7 @@ class Timeline {
             whole(each("updates").reduce((sum, updates) => sum + updates, 0)),
             span(each("rows"), whole),
             span(each("row_length"), whole),
-            span(each("rope_theta_global"), whole),
+            span(each("knobs").flatMap((knobs) => knobs?.rope_theta ?? []), whole),
             span(
               [
                 stage.segments[0].lr_start,
@@ -181,7 +181,10 @@ class Timeline {
           rx: 2,
         });
         const done = Math.min(segment.end_token, Math.max(segment.start_token, run.token));
-        const about = `${stage.name}: ${whole(segment.updates)} updates of ${whole(segment.rows)} rows of ${whole(segment.row_length)} tokens, theta ${whole(segment.rope_theta_global)}`;
+        const knobs = Object.entries(segment.knobs ?? {})
+          .map(([name, value]) => `${name} ${[value].flat().map(short).join(" → ")}`)
+          .join(", ");
+        const about = `${stage.name}: ${whole(segment.updates)} updates of ${whole(segment.rows)} rows of ${whole(segment.row_length)} tokens, ${knobs}`;
         shapes.push(
           svg(
             "rect",
@@ -308,11 +311,16 @@ function heldOut(runs, many) {
         one.row_length && whole(one.row_length),
         one.loss?.toFixed(4),
         one.loss === null ? null : short(Math.exp(one.loss)),
-        one.masked_accuracy === undefined ? null : percent(one.masked_accuracy),
+        accuracy(one),
         one.kept ? "" : "abandoned",
       ]),
     ),
   );
+}
+
+function accuracy(one) {
+  const key = Object.keys(one).find((name) => name.endsWith("accuracy"));
+  return key === undefined ? null : percent(one[key]);
 }
 
 // What `rotary-foundry evaluate` found, with as many decimals as its own tables have.
