@@ -15,7 +15,6 @@ from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.models.family import FAMILIES, find_family
 from rotary_foundry.objectives.objective import OBJECTIVES
 from rotary_foundry.recipe.plan import compile_stages
-from rotary_foundry.recipe.schema import schema_of
 from rotary_foundry.training.run import train
 from rotary_foundry.utils.errors import ConfigurationError
 from tests.data_prep.inspection.tree import write_tree
@@ -49,9 +48,7 @@ def entered(monkeypatch):
     for table, lines in ((FAMILIES, second_family.FAMILIES), (OBJECTIVES, second_family.OBJECTIVES)):
         for name, place in lines.items():
             monkeypatch.setitem(table, name, place)
-    schema_of.cache_clear()
     yield
-    schema_of.cache_clear()
 
 
 @pytest.fixture(scope="module")

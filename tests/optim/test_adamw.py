@@ -22,7 +22,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from rotary_foundry.optim.adamw import AdamW
 from rotary_foundry.optim.decay_groups import decay_groups
 from rotary_foundry.optim.optimizers import CLASSES, build_optimizer
-from rotary_foundry.recipe.optimizers import OPTIMIZERS
+from rotary_foundry.recipe.optimizer_settings import OPTIMIZERS
 from tests.ranks import on_ranks
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}

@@ -10,7 +10,7 @@ from composer.core import Algorithm, Callback
 from composer.loggers import LoggerDestination
 
 from rotary_foundry import load_recipe
-from rotary_foundry.recipe.extensions import KINDS
+from rotary_foundry.recipe.extension_names import KINDS
 from rotary_foundry.utils.errors import ConfigurationError
 
 NANO = "yamls/main/nano.yaml"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rotary_foundry import compile_plan, load_recipe
-from rotary_foundry.recipe.optimizers import AdamWConfig, StableAdamWConfig
+from rotary_foundry.recipe.optimizer_settings import AdamWConfig, StableAdamWConfig
 
 NANO = "yamls/main/nano.yaml"
 ADAMW = "optimizer={name: adamw, weight_decay: 0.1, max_grad_norm: 1}"

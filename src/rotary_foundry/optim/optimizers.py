@@ -1,4 +1,4 @@
-"""The class that each optimizer's name in a recipe builds; `recipe/optimizers.py` has their arguments."""
+"""The class that each optimizer's name in a recipe builds; `recipe/optimizer_settings.py` has their arguments."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ from rotary_foundry.optim.adamw import AdamW
 from rotary_foundry.optim.decay_groups import decay_groups
 from rotary_foundry.optim.stable_adamw import StableAdamW
 from rotary_foundry.optim.step_metrics import StepMetrics
-from rotary_foundry.recipe.optimizers import OptimizerConfig
+from rotary_foundry.recipe.optimizer_settings import OptimizerConfig
 
 CLASSES = {"stable_adamw": StableAdamW, "adamw": AdamW}
 

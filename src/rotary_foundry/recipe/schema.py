@@ -19,7 +19,7 @@ from rotary_foundry.models.family import Family, Shape, families, find_family
 from rotary_foundry.objectives.objective import OBJECTIVES, Metric, Objective
 from rotary_foundry.recipe.loading import chosen_by
 from rotary_foundry.recipe.named_parts import build, load
-from rotary_foundry.recipe.optimizers import OPTIMIZERS, OptimizerConfig
+from rotary_foundry.recipe.optimizer_settings import OPTIMIZERS, OptimizerConfig
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.knob import Knob
 

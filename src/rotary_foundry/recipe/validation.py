@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from math import inf
 from os.path import abspath
 
-from rotary_foundry.recipe import extensions
+from rotary_foundry.recipe import extension_names
 from rotary_foundry.recipe.knobs import knob_complaint
 from rotary_foundry.recipe.plan import parse_tokens
 from rotary_foundry.recipe.schedules import DECAYS
@@ -72,7 +72,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _cache(recipe.data)
     if recipe.data.num_workers < 0:
         yield "data.num_workers", f"{recipe.data.num_workers} is negative"
-    yield from extensions.problems(recipe)
+    yield from extension_names.problems(recipe)
     if not recipe.stages:
         yield "stages", "a recipe has at least one stage"
     for name, stage in recipe.stages.items():

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rotary_foundry.recipe.extensions import KINDS
+from rotary_foundry.recipe.extension_names import KINDS
 from rotary_foundry.recipe.plan import Plan, Rollback, Segment, set_rollback
 from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.runs.recipes import load_recipe_and_plan

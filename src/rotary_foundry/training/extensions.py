@@ -17,7 +17,7 @@ from composer.core import Algorithm, Callback
 from composer.loggers import LoggerDestination
 
 from rotary_foundry.recipe import Recipe
-from rotary_foundry.recipe.extensions import KINDS
+from rotary_foundry.recipe.extension_names import KINDS
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.wording import nearest, one_line
 
