@@ -29,7 +29,7 @@ COMPARED = ("token", "stage", "rows", "row_length", "rows_digest", "loss", "lr",
 EVALUATED = ("token", "stage", "loss")
 KILLED_AT = 14  # updates, abandoned ones included: after the rollback, in the second stage
 WORDS = [first + second for first in ("ba", "du", "ki", "lo", "me") for second in ("n", "rt", "s", "x", "l", "ff")]
-TIMEOUT = 240  # seconds for one launch
+TIMEOUT = 600  # seconds for one launch
 
 
 def main() -> int:
