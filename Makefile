@@ -74,12 +74,12 @@ $(INSTALLED): pyproject.toml constraints.txt overrides.txt
 	$(INSTALL) --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The oldest torch that is supported. The other pins stay, but for what torch brings and for the two that it excludes:
-# torch 2.11 wants setuptools < 82, the pinned tensorboard a newer one.
+# The oldest torch that is supported. The other pins stay, but for what torch brings and setuptools, of which torch 2.11
+# needs one below 82.
 $(OLDEST)/.installed: $(INSTALLED)
 	$(BIN)/uv venv --clear --python $(BIN)/python $(OLDEST)
 	grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==' constraints.txt \
-		| grep -vE '^(setuptools|tensorboard)==' > $(OLDEST)/constraints.txt
+		| grep -v '^setuptools==' > $(OLDEST)/constraints.txt
 	printf '%s\n' 'torch==2.11.*' 'torchvision==0.26.*' >> $(OLDEST)/constraints.txt
 	$(INSTALL) --python $(OLDEST)/bin/python --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
 	touch $@
