@@ -23,8 +23,8 @@ COMPAT = SOURCE / "rotary_foundry/compat"
 LIBRARIES = {"composer", "streaming", "torch", "datatrove"}
 FILES = sorted(path for folder in ("src", "launch", "data_prep") for path in (REPOSITORY / folder).rglob("*.py"))
 OUTSIDE = [path for path in FILES if COMPAT not in path.parents]
-# Public in spite of their names: of NamedTuples and of os, as documented; torch documents its `_foreach_` operations.
-PUBLIC = re.compile(r"_asdict|_replace|_exit|_foreach_\w+")
+# Public in spite of their names: of NamedTuples and of os, as documented.
+PUBLIC = re.compile(r"_asdict|_replace|_exit")
 
 
 def is_private(name: str) -> bool:

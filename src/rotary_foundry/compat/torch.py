@@ -18,6 +18,21 @@ from torch.distributed.fsdp import FSDPModule
 cpu_flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 cpu_flash_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
+# The multi-tensor operations that torch.optim itself is made of. Until torch gives them public names.
+foreach_add_ = torch._foreach_add_
+foreach_addcmul_ = torch._foreach_addcmul_
+foreach_copy_ = torch._foreach_copy_
+foreach_div_ = torch._foreach_div_
+foreach_lerp_ = torch._foreach_lerp_
+foreach_maximum = torch._foreach_maximum
+foreach_mul_ = torch._foreach_mul_
+foreach_norm = torch._foreach_norm
+foreach_reciprocal = torch._foreach_reciprocal
+foreach_reciprocal_ = torch._foreach_reciprocal_
+foreach_rsqrt_ = torch._foreach_rsqrt_
+foreach_sqrt_ = torch._foreach_sqrt_
+foreach_sub_ = torch._foreach_sub_
+
 # Classes whose instances lie pickled in the `.metadata` of a sharded checkpoint; a reader that allows only known names
 # has to know them. Until torch writes this file in a format that cannot hold code.
 StorageInfo = _StorageInfo

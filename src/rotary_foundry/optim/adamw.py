@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from rotary_foundry.compat.torch import foreach_mul_, foreach_norm, foreach_sub_
 from rotary_foundry.optim import sharded_sums
 from rotary_foundry.optim.sharded_sums import local_tensors
 from rotary_foundry.optim.step_metrics import StepMetrics
@@ -85,19 +86,19 @@ class AdamW(torch.optim.Optimizer):
         before, norms, clipping = [], [], torch.ones((), device=values[0].device)
         if self.record_metrics:
             before = [value.clone() for value in values]
-            norms = [torch._foreach_norm(tensors) for tensors in (grads, values)]
+            norms = [foreach_norm(tensors) for tensors in (grads, values)]
         if max_grad_norm is not None:
-            squares = _squares(norms[:1] or [torch._foreach_norm(grads)])
+            squares = _squares(norms[:1] or [foreach_norm(grads)])
             sharded_sums.sum_over_shards(squares, params)
             kept = (max_grad_norm / (squares.sum().sqrt() + TINY)).clamp(max=1.0)
-            torch._foreach_mul_(grads, kept)
+            foreach_mul_(grads, kept)
             clipping = kept.reciprocal()
         for group, group_params in stepping:
             self._update(group, group_params)
         if self.record_metrics:
-            torch._foreach_sub_(before, values)
+            foreach_sub_(before, values)
             moments = local_tensors(self.state[param]["exp_avg"] for param in params)
-            squares = _squares([*norms, torch._foreach_norm(moments), torch._foreach_norm(before)])
+            squares = _squares([*norms, foreach_norm(moments), foreach_norm(before)])
             sharded_sums.sum_over_shards(squares, params)
             l2_norms = dict(zip(("grad", "param", "moment", "update"), squares.sqrt(), strict=True))
             self.metrics = StepMetrics(params, l2_norms, clipping.expand(len(params)))

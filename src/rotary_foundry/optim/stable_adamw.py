@@ -25,6 +25,20 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from rotary_foundry.compat.torch import (
+    foreach_add_,
+    foreach_addcmul_,
+    foreach_copy_,
+    foreach_div_,
+    foreach_lerp_,
+    foreach_maximum,
+    foreach_mul_,
+    foreach_norm,
+    foreach_reciprocal,
+    foreach_reciprocal_,
+    foreach_rsqrt_,
+    foreach_sqrt_,
+)
 from rotary_foundry.optim import sharded_sums
 from rotary_foundry.optim.sharded_sums import local_tensors
 from rotary_foundry.optim.step_metrics import StepMetrics
@@ -88,9 +102,9 @@ class StableAdamW(torch.optim.Optimizer):
         squares = torch.cat(sums, dim=1)  # [kinds, params]
         sharded_sums.sum_over_shards(squares, params)
         clipping = squares[0].sqrt().clamp_(min=1.0)  # [params]
-        scales = torch._foreach_reciprocal(clipping.unbind())
-        torch._foreach_mul_(scales, [-group["lr"] for group, group_params in stepping for _ in group_params])
-        torch._foreach_addcmul_(local_tensors(params), list(chain(*updates)), scales)
+        scales = foreach_reciprocal(clipping.unbind())
+        foreach_mul_(scales, [-group["lr"] for group, group_params in stepping for _ in group_params])
+        foreach_addcmul_(local_tensors(params), list(chain(*updates)), scales)
         if self.record_metrics:
             grad, param, moment, update = squares[1:].sqrt()
             l2_norms = {"grad": grad, "param": param, "moment": moment, "update": update * torch.stack(scales).abs()}
@@ -104,7 +118,7 @@ class StableAdamW(torch.optim.Optimizer):
         of the ratios' squares, divided by the parameter's size, and, if they are recorded, of those of `StepMetrics`.
         """
         states = [self._state(param) for param in params]
-        torch._foreach_add_([state["step"] for state in states], 1)
+        foreach_add_([state["step"] for state in states], 1)
         steps = [state["step"].item() for state in states]
         beta1s, beta2s = ([_debiased(beta, step) for step in steps] for beta in group["betas"])
         values = local_tensors(params)
@@ -112,26 +126,26 @@ class StableAdamW(torch.optim.Optimizer):
         exp_avgs = local_tensors(state["exp_avg"] for state in states)
         exp_avg_sqs = local_tensors(state["exp_avg_sq"] for state in states)
 
-        torch._foreach_lerp_(exp_avgs, grads, [1 - beta for beta in beta1s])
-        torch._foreach_mul_(exp_avg_sqs, beta2s)
-        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, [1 - beta for beta in beta2s])
+        foreach_lerp_(exp_avgs, grads, [1 - beta for beta in beta1s])
+        foreach_mul_(exp_avg_sqs, beta2s)
+        foreach_addcmul_(exp_avg_sqs, grads, grads, [1 - beta for beta in beta2s])
 
-        ratios = torch._foreach_maximum(exp_avg_sqs, group["eps"] ** 2)
-        torch._foreach_rsqrt_(ratios)
-        torch._foreach_mul_(ratios, grads)
-        norms = [torch._foreach_norm(ratios)]
-        torch._foreach_div_(norms[0], [math.sqrt(param.numel()) for param in params])
+        ratios = foreach_maximum(exp_avg_sqs, group["eps"] ** 2)
+        foreach_rsqrt_(ratios)
+        foreach_mul_(ratios, grads)
+        norms = [foreach_norm(ratios)]
+        foreach_div_(norms[0], [math.sqrt(param.numel()) for param in params])
 
         updates = ratios  # in the same memory
-        torch._foreach_copy_(updates, exp_avg_sqs)
-        torch._foreach_sqrt_(updates)
-        torch._foreach_add_(updates, group["eps"])
-        torch._foreach_reciprocal_(updates)
-        torch._foreach_mul_(updates, exp_avgs)
+        foreach_copy_(updates, exp_avg_sqs)
+        foreach_sqrt_(updates)
+        foreach_add_(updates, group["eps"])
+        foreach_reciprocal_(updates)
+        foreach_mul_(updates, exp_avgs)
         if group["weight_decay"]:
-            torch._foreach_add_(updates, values, alpha=group["weight_decay"] / group["max_lr"])
+            foreach_add_(updates, values, alpha=group["weight_decay"] / group["max_lr"])
         if self.record_metrics:
-            norms += [torch._foreach_norm(tensors) for tensors in (grads, values, exp_avgs, updates)]
+            norms += [foreach_norm(tensors) for tensors in (grads, values, exp_avgs, updates)]
         return updates, torch.stack([torch.stack(row) for row in norms]).square_()
 
     def _state(self, param: Tensor) -> dict[str, Tensor]:
