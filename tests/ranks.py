@@ -1,6 +1,7 @@
 """Functions called on several ranks over gloo."""
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ def on_ranks(ranks: int, folder: Path, function: Callable, *arguments) -> None:
     get the environment as it is now, not as it was when the server was started.
     """
     mp.get_context("forkserver").set_forkserver_preload(["torch.distributed.checkpoint", "rotary_foundry.training.run"])
-    arguments = (ranks, folder / f"store-{function.__name__}-{ranks}", dict(os.environ), function, arguments)
+    store = Path(tempfile.mkdtemp(dir=folder)) / "store"  # a store that another group has used holds its addresses
+    arguments = (ranks, store, dict(os.environ), function, arguments)
     mp.start_processes(_on_rank, args=arguments, nprocs=ranks, start_method="forkserver")
 
 
