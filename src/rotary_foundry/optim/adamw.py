@@ -7,14 +7,13 @@ torch's own kernel updates the local shards; everything else here is about norms
   whole parameters beside sharded ones, as its fused optimizer does.
 - It clips inside `step`, between the closure and the update: Composer runs the forward and backward passes in the
   closure, so an algorithm on AFTER_TRAIN_BATCH would be as good, but `StepMetrics` needs the norm before clipping.
-- `torch.optim.AdamW` is not subclassed: hooks on a subclass run twice when it calls `super().step()`.
 - With `record_metrics`, a copy of the parameters is made at each step and taken from the new ones, since the kernel
   does not hand out its update. The norms travel in one more all-reduce.
 
 Weight decay is torch's: a step multiplies a weight by 1 - lr · weight_decay.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -22,13 +21,14 @@ from torch.optim.adamw import adamw
 
 from rotary_foundry.compat.torch import foreach_mul_, foreach_norm, foreach_sub_
 from rotary_foundry.optim import sharded_sums
+from rotary_foundry.optim.sharded_optimizer import ShardedOptimizer, squares_of
 from rotary_foundry.optim.sharded_sums import local_tensors
 from rotary_foundry.optim.step_metrics import StepMetrics
 
 TINY = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 
-class AdamW(torch.optim.Optimizer):
+class AdamW(ShardedOptimizer):
     """AdamW over whole or FSDP2-sharded parameters.
 
     With `record_metrics` set, `metrics` holds the last step's `StepMetrics`.
@@ -45,8 +45,7 @@ class AdamW(torch.optim.Optimizer):
         ValueError: for a setting out of its range; from `step`, for parameters sharded over more than one dimension.
     """
 
-    record_metrics: bool = False
-    metrics: StepMetrics | None = None
+    step_on_device = True
 
     def __init__(
         self,
@@ -57,30 +56,11 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float,
         max_grad_norm: float | None = None,
     ):
-        for name, value, valid in (
-            ("lr", lr, lr >= 0),
-            ("betas", betas, all(0 <= beta < 1 for beta in betas)),
-            ("eps", eps, eps > 0),
-            ("weight_decay", weight_decay, weight_decay >= 0),
-            ("max_grad_norm", max_grad_norm, max_grad_norm is None or max_grad_norm > 0),
-        ):
-            if not valid:
-                raise ValueError(f"Invalid {name}: {value}")
-        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults | {"max_grad_norm": max_grad_norm})
+        valid = max_grad_norm is None or max_grad_norm > 0
+        super().__init__(params, lr, betas, eps, weight_decay, ("max_grad_norm", max_grad_norm, valid))
 
-    @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> Tensor | None:
-        """Clip the gradients, and update every parameter that has one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        stepping = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        stepping = [(group, params) for group, params in stepping if params]
-        if not stepping:
-            return loss
-        params = [param for _, group_params in stepping for param in group_params]
+    def _update(self, stepping: list[tuple[dict, list[Tensor]]], params: list[Tensor]) -> None:
+        """Clip the gradients, and update the parameters."""
         grads, values = local_tensors(param.grad for param in params), local_tensors(params)
         max_grad_norm = self.param_groups[0]["max_grad_norm"]
         before, norms, clipping = [], [], torch.ones((), device=values[0].device)
@@ -88,23 +68,22 @@ class AdamW(torch.optim.Optimizer):
             before = [value.clone() for value in values]
             norms = [foreach_norm(tensors) for tensors in (grads, values)]
         if max_grad_norm is not None:
-            squares = _squares(norms[:1] or [foreach_norm(grads)])
+            squares = squares_of(norms[:1] or [foreach_norm(grads)])
             sharded_sums.sum_over_shards(squares, params)
             kept = (max_grad_norm / (squares.sum().sqrt() + TINY)).clamp(max=1.0)
             foreach_mul_(grads, kept)
             clipping = kept.reciprocal()
         for group, group_params in stepping:
-            self._update(group, group_params)
+            self._run_kernel(group, group_params)
         if self.record_metrics:
             foreach_sub_(before, values)
             moments = local_tensors(self.state[param]["exp_avg"] for param in params)
-            squares = _squares([*norms, foreach_norm(moments), foreach_norm(before)])
+            squares = squares_of([*norms, foreach_norm(moments), foreach_norm(before)])
             sharded_sums.sum_over_shards(squares, params)
             l2_norms = dict(zip(("grad", "param", "moment", "update"), squares.sqrt(), strict=True))
             self.metrics = StepMetrics(params, l2_norms, clipping.expand(len(params)))
-        return loss
 
-    def _update(self, group: dict, params: list[Tensor]) -> None:
+    def _run_kernel(self, group: dict, params: list[Tensor]) -> None:
         states = [self._state(param) for param in params]
         beta1, beta2 = group["betas"]
         adamw(
@@ -123,16 +102,3 @@ class AdamW(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-
-    def _state(self, param: Tensor) -> dict[str, Tensor]:
-        state = self.state[param]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)  # where the fused kernel reads it
-            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        return state
-
-
-def _squares(norms: list[list[Tensor]]) -> Tensor:
-    """Sums of squares [kinds, params], from the norms of shards."""
-    return torch.stack([torch.stack(row) for row in norms]).square_()

@@ -19,7 +19,7 @@ How a step goes:
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import chain
 
 import torch
@@ -40,11 +40,12 @@ from rotary_foundry.compat.torch import (
     foreach_sqrt_,
 )
 from rotary_foundry.optim import sharded_sums
+from rotary_foundry.optim.sharded_optimizer import ShardedOptimizer, squares_of
 from rotary_foundry.optim.sharded_sums import local_tensors
 from rotary_foundry.optim.step_metrics import StepMetrics
 
 
-class StableAdamW(torch.optim.Optimizer):
+class StableAdamW(ShardedOptimizer):
     """StableAdamW over whole or FSDP2-sharded parameters.
 
     With `record_metrics` set, `metrics` holds the last step's `StepMetrics`; unset, they cost nothing.
@@ -61,9 +62,6 @@ class StableAdamW(torch.optim.Optimizer):
         ValueError: for a setting out of its range; from `step`, for parameters sharded over more than one dimension.
     """
 
-    record_metrics: bool = False
-    metrics: StepMetrics | None = None
-
     def __init__(
         self,
         params: Iterable,
@@ -74,30 +72,10 @@ class StableAdamW(torch.optim.Optimizer):
         max_lr: float | None = None,
     ):
         max_lr = lr if max_lr is None else max_lr
-        for name, value, valid in (
-            ("lr", lr, lr >= 0),
-            ("betas", betas, all(0 <= beta < 1 for beta in betas)),
-            ("eps", eps, eps > 0),
-            ("weight_decay", weight_decay, weight_decay >= 0),
-            ("max_lr", max_lr, max_lr > 0),
-        ):
-            if not valid:
-                raise ValueError(f"Invalid {name}: {value}")
-        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "max_lr": max_lr}
-        super().__init__(params, defaults)
+        super().__init__(params, lr, betas, eps, weight_decay, ("max_lr", max_lr, max_lr > 0))
 
-    @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> Tensor | None:
-        """Update every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        stepping = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        stepping = [(group, params) for group, params in stepping if params]
-        if not stepping:
-            return loss
-        params = [param for _, group_params in stepping for param in group_params]
+    def _update(self, stepping: list[tuple[dict, list[Tensor]]], params: list[Tensor]) -> None:
+        """Update the parameters."""
         updates, sums = zip(*(self._advance(group, group_params) for group, group_params in stepping), strict=True)
         squares = torch.cat(sums, dim=1)  # [kinds, params]
         sharded_sums.sum_over_shards(squares, params)
@@ -109,7 +87,6 @@ class StableAdamW(torch.optim.Optimizer):
             grad, param, moment, update = squares[1:].sqrt()
             l2_norms = {"grad": grad, "param": param, "moment": moment, "update": update * torch.stack(scales).abs()}
             self.metrics = StepMetrics(params, l2_norms, clipping)
-        return loss
 
     def _advance(self, group: dict, params: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Move the moments on.
@@ -146,15 +123,7 @@ class StableAdamW(torch.optim.Optimizer):
             foreach_add_(updates, values, alpha=group["weight_decay"] / group["max_lr"])
         if self.record_metrics:
             norms += [foreach_norm(tensors) for tensors in (grads, values, exp_avgs, updates)]
-        return updates, torch.stack([torch.stack(row) for row in norms]).square_()
-
-    def _state(self, param: Tensor) -> dict[str, Tensor]:
-        state = self.state[param]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)  # on the CPU, as torch's AdamW has it
-            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        return state
+        return updates, squares_of(norms)
 
 
 def _debiased(beta: float, step: float) -> float:
