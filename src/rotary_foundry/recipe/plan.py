@@ -156,7 +156,8 @@ class Position:
         """The position as plain JSON types."""
         shown = asdict(self)
         del shown["max_lr"]
-        return shown | shown.pop("knobs") | _as_json(shown.pop("optimizer"))
+        knobs, optimizer = shown.pop("knobs"), shown.pop("optimizer")
+        return shown | knobs | _as_json(optimizer)
 
 
 @dataclass(frozen=True)
