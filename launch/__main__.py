@@ -15,7 +15,7 @@ import sys
 import time
 
 from rotary_foundry.recipe import Plan, Recipe
-from rotary_foundry.recipe.plan import compile_stages
+from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.recipe.rehearsal import rehearsal
 from rotary_foundry.runs.changes import changes_of_run
 from rotary_foundry.runs.recipes import load_recipe_and_plan

@@ -159,8 +159,8 @@ def plan(
     ] = False,
 ) -> None:
     """Print what a recipe would do, segment by segment, and what it would cost; nothing is trained, no data read."""
+    from rotary_foundry.recipe.compilation import with_set_rollback
     from rotary_foundry.recipe.cost import PEAK_FLOPS, Machine
-    from rotary_foundry.recipe.plan import with_set_rollback
     from rotary_foundry.reporting.merged_recipe import merged_recipe
     from rotary_foundry.reporting.plan_table import print_plan, print_position
     from rotary_foundry.runs.recipes import load_recipe_and_plan

@@ -11,7 +11,7 @@ from composer.core import Time, Timestamp
 from rotary_foundry import load_recipe
 from rotary_foundry.loggers import stage_progress
 from rotary_foundry.loggers.stage_progress import Bars, StageProgress, duration, short
-from rotary_foundry.recipe.plan import compile_stages
+from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.utils.wording import number
 
 STEP = 2.0  # seconds an update

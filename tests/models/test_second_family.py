@@ -14,7 +14,7 @@ from rotary_foundry.cli import app
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.models.family import FAMILIES, find_family
 from rotary_foundry.objectives.objective import OBJECTIVES
-from rotary_foundry.recipe.plan import compile_stages
+from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.training.run import train
 from rotary_foundry.utils.errors import ConfigurationError
 from tests.data_prep.inspection.tree import write_tree

@@ -3,7 +3,7 @@
 import pytest
 
 from rotary_foundry import Recipe, compile_plan, load_recipe
-from rotary_foundry.recipe.plan import compile_stages
+from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.recipe.rehearsal import rehearsal
 from rotary_foundry.recipe.validation import problems
 from rotary_foundry.utils.errors import ConfigurationError

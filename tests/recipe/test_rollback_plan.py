@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rotary_foundry import compile_plan, load_recipe
-from rotary_foundry.recipe.plan import Rollback, compile_stages
+from rotary_foundry.recipe.compilation import compile_stages
+from rotary_foundry.recipe.plan import Rollback
 
 NANO = load_recipe("yamls/main/nano.yaml")
 PLAN = compile_plan(NANO)

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from rotary_foundry import load_recipe
 from rotary_foundry.evaluation.results import Headline, Measure, Result
-from rotary_foundry.recipe.plan import Plan, Rollback, compile_stages, set_rollback
+from rotary_foundry.recipe.compilation import compile_stages, set_rollback
+from rotary_foundry.recipe.plan import Plan, Rollback
 from rotary_foundry.runs.run_folder import RunFolder
 
 ENVIRONMENT = {

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rotary_foundry import load_recipe
-from rotary_foundry.recipe.plan import compile_plan
+from rotary_foundry.recipe.compilation import compile_plan
 from rotary_foundry.reporting.charts import BUCKETS, report
 from rotary_foundry.reporting.records import Run
 from rotary_foundry.reporting.report_page import page, write_report

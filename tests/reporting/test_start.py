@@ -10,8 +10,8 @@ from transformers import ModernBertConfig
 
 from rotary_foundry import load_recipe
 from rotary_foundry.data.rows import Manifest
+from rotary_foundry.recipe.compilation import compile_plan, compile_stages
 from rotary_foundry.recipe.cost import cost
-from rotary_foundry.recipe.plan import compile_plan, compile_stages
 from rotary_foundry.reporting.start import print_start
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder
 

@@ -1,7 +1,7 @@
 """A run with AdamW, its gradients clipped in some stages: recorded, rolled back, killed and resumed as any other."""
 
 from rotary_foundry import load_recipe
-from rotary_foundry.recipe.plan import compile_stages
+from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.runs.run_folder import RunFolder
 
 from .conftest import TAMPERED_LAUNCH

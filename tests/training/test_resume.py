@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rotary_foundry.recipe.plan import set_rollback
+from rotary_foundry.recipe.compilation import set_rollback
 from rotary_foundry.runs.changes import changes_of_run, check_changes
 from rotary_foundry.runs.recipes import load_recipe_and_plan
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, mark_complete

@@ -9,7 +9,7 @@ import statistics
 from collections import deque
 from collections.abc import Collection, Mapping
 
-from rotary_foundry.recipe.plan import parse_tokens
+from rotary_foundry.recipe.schedules import parse_tokens
 from rotary_foundry.recipe.schema import PlateauTrigger, RollbackConfig, SpikeTrigger
 from rotary_foundry.runs.trouble import Trouble
 

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rotary_foundry.recipe.plan import Plan, Segment, named_tokens
+from rotary_foundry.recipe.compilation import named_tokens
+from rotary_foundry.recipe.plan import Plan, Segment
 from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.utils.errors import ConfigurationError
 

@@ -15,7 +15,9 @@ from bisect import bisect_right
 from dataclasses import replace
 from math import gcd
 
-from rotary_foundry.recipe.plan import Plan, compile_stages, parse_tokens
+from rotary_foundry.recipe.compilation import compile_stages
+from rotary_foundry.recipe.plan import Plan
+from rotary_foundry.recipe.schedules import parse_tokens
 from rotary_foundry.recipe.schema import BatchSizeRamp, FSDPConfig, Recipe, StageConfig, Trigger
 from rotary_foundry.recipe.validation import problems
 from rotary_foundry.utils.errors import ConfigurationError

@@ -1,10 +1,11 @@
-"""Warm-up, stable, decay: how high the learning rate is, as a share of its peak. Pure, in any unit of time.
+"""How long, and how high: durations in tokens, and the learning rate as a share of its peak.
 
-Composer has no such schedule, and steps its schedulers one update late (algorithms/segment_switch.py), so the plan
-computes the rate.
+`warmup_stable_decay` is pure, in any unit of time. Composer has no such schedule, and steps its schedulers one update
+late (algorithms/segment_switch.py), so the plan computes the rate.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from math import cos, pi, sqrt
 
 # What is left of the way from the peak to the end, when a share x of the decay has passed.
@@ -28,3 +29,18 @@ def warmup_stable_decay(
     if decayed <= 0:
         return 1.0
     return alpha + (1 - alpha) * DECAYS[decay](min(1.0, decayed / t_decay))
+
+
+def parse_tokens(value: str, duration: int | None = None) -> int:
+    """`50_000tok`, or, where a duration in tokens is given, a share of it such as `0.5dur`, in tokens.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    text = value.strip()
+    with suppress(ValueError, OverflowError):
+        if text.endswith("tok"):
+            return int(text.removesuffix("tok"))
+        if text.endswith("dur") and duration is not None:
+            return round(float(text.removesuffix("dur")) * duration)
+    raise ValueError(f"'{value}' is not a number of tokens, such as 1_000_000tok" + (" or 0.5dur" if duration else ""))

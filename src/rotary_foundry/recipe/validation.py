@@ -7,8 +7,7 @@ from os.path import abspath
 
 from rotary_foundry.recipe import extension_names
 from rotary_foundry.recipe.knobs import knob_complaint
-from rotary_foundry.recipe.plan import parse_tokens
-from rotary_foundry.recipe.schedules import DECAYS
+from rotary_foundry.recipe.schedules import DECAYS, parse_tokens
 from rotary_foundry.recipe.schema import (
     DataConfig,
     FSDPConfig,

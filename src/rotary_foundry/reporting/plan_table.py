@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rotary_foundry.recipe import Plan, Recipe
+from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.recipe.cost import PEAK_FLOPS, Cost, Machine, cost
-from rotary_foundry.recipe.plan import Position, Segment, compile_stages
+from rotary_foundry.recipe.plan import Position, Segment
 from rotary_foundry.runs.trained_state import read_source
 from rotary_foundry.utils.errors import FoundryError
 from rotary_foundry.utils.wording import WIDTH, knob, number, size

@@ -18,8 +18,8 @@ from rich.text import Text
 
 from rotary_foundry.data.rows import Manifest
 from rotary_foundry.recipe import Plan, Recipe
+from rotary_foundry.recipe.compilation import with_set_rollback
 from rotary_foundry.recipe.cost import cost
-from rotary_foundry.recipe.plan import with_set_rollback
 from rotary_foundry.recipe.schema import StageConfig
 from rotary_foundry.reporting.plan_table import begins_with, changing_knobs, checkpoints_line, knob_range, rates
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rotary_foundry.recipe import Recipe
+from rotary_foundry.recipe.compilation import compile_stages, set_rollback
 from rotary_foundry.recipe.cost import checkpoint_tokens
-from rotary_foundry.recipe.plan import Plan, Position, compile_stages, set_rollback
+from rotary_foundry.recipe.plan import Plan, Position
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints, read_lines
 from rotary_foundry.utils.errors import FoundryError

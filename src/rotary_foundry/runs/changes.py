@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from rotary_foundry.recipe.compilation import set_rollback
 from rotary_foundry.recipe.extension_names import KINDS
-from rotary_foundry.recipe.plan import Plan, Rollback, Segment, set_rollback
+from rotary_foundry.recipe.plan import Plan, Rollback, Segment
 from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.runs.recipes import load_recipe_and_plan
 from rotary_foundry.runs.run_folder import RunFolder

@@ -17,8 +17,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rotary_foundry.models.family import Family, find_family
+from rotary_foundry.recipe.compilation import compile_stages, with_set_rollback
 from rotary_foundry.recipe.loading import instance, load_key, merged
-from rotary_foundry.recipe.plan import Plan, compile_stages, with_set_rollback
+from rotary_foundry.recipe.plan import Plan
 from rotary_foundry.recipe.schema import Recipe, schema_of
 from rotary_foundry.recipe.validation import problems
 from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints

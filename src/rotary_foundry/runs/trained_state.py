@@ -9,8 +9,9 @@ from pathlib import Path
 
 from rotary_foundry.models.config_json import CONFIG, family_of, read_config
 from rotary_foundry.models.family import Family, Shape
+from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.recipe.loading import load_config, load_key
-from rotary_foundry.recipe.plan import Rollback, Segment, compile_stages
+from rotary_foundry.recipe.plan import Rollback, Segment
 from rotary_foundry.recipe.schema import Recipe, schema_of
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, read_checkpoint
 from rotary_foundry.utils.errors import ConfigurationError

@@ -20,7 +20,7 @@ from rotary_foundry.data_prep.readers import SourceConfig
 from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.models.config_json import CONFIG
 from rotary_foundry.recipe import Recipe
-from rotary_foundry.recipe.plan import compile_stages
+from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.training.ranks import on_rank_zero

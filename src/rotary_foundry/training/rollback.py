@@ -7,7 +7,8 @@ import logging
 from dataclasses import asdict
 
 from rotary_foundry.recipe import Recipe
-from rotary_foundry.recipe.plan import Plan, Rollback, parse_tokens
+from rotary_foundry.recipe.plan import Plan, Rollback
+from rotary_foundry.recipe.schedules import parse_tokens
 from rotary_foundry.runs.checkpoint_store import CheckpointStore
 from rotary_foundry.runs.run_folder import RunFolder, append_line
 from rotary_foundry.runs.trouble import RollbackDue

@@ -41,7 +41,8 @@ from rotary_foundry.models.composer_model import FoundryModel
 from rotary_foundry.models.layers.attention import check_implementation
 from rotary_foundry.optim.optimizers import build_optimizer
 from rotary_foundry.recipe import Plan, Recipe
-from rotary_foundry.recipe.plan import Position, Rollback, named_tokens, set_rollback
+from rotary_foundry.recipe.compilation import named_tokens, set_rollback
+from rotary_foundry.recipe.plan import Position, Rollback
 from rotary_foundry.runs.changes import changes_of_run, without_secrets
 from rotary_foundry.runs.checkpoint_store import CheckpointStore, open_store
 from rotary_foundry.runs.environment import environment

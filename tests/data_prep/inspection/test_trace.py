@@ -18,7 +18,7 @@ from rotary_foundry.data.corpus import TOKENIZER_FILES, open_corpus
 from rotary_foundry.data.loaders import RunData
 from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder
 from rotary_foundry.data_prep.inspection.trace import trace
-from rotary_foundry.recipe.plan import compile_stages, set_rollback
+from rotary_foundry.recipe.compilation import compile_stages, set_rollback
 from rotary_foundry.runs.run_folder import RunFolder, append_line
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 

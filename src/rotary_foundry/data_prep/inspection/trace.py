@@ -27,7 +27,8 @@ from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder
 from rotary_foundry.data_prep.inspection.show import ids_of
 from rotary_foundry.data_prep.inspection.source_folders import local_folder, printable
 from rotary_foundry.recipe import Recipe
-from rotary_foundry.recipe.plan import Plan, Rollback, compile_stages
+from rotary_foundry.recipe.compilation import compile_stages
+from rotary_foundry.recipe.plan import Plan, Rollback
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder, abandoned_by, read_lines
 from rotary_foundry.utils.errors import ConfigurationError, DataError
