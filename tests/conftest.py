@@ -4,7 +4,11 @@ import os
 from functools import partial
 from itertools import count
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("any_machine")
+hypothesis.settings.load_profile("any_machine")
 
 
 @pytest.fixture

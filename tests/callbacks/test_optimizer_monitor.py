@@ -10,14 +10,14 @@ from torch import nn
 from rotary_foundry.callbacks import checkpoint_rollback
 from rotary_foundry.callbacks.optimizer_monitor import OptimizerMonitor
 from rotary_foundry.optim.optimizers import RecipeOptimizer, build_optimizer
-from rotary_foundry.recipe import optimizers
+from rotary_foundry.recipe.optimizer_settings import OPTIMIZERS as SETTINGS
 from tests.ranks import on_ranks
 
 OPTIMIZERS = [("stable_adamw", {}), ("adamw", {}), ("adamw", {"max_grad_norm": 0.5})]
 
 
 def optimizer_of(name: str, model: nn.Module, **arguments: float) -> RecipeOptimizer:
-    config = optimizers.OPTIMIZERS[name](name=name, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, **arguments)
+    config = SETTINGS[name](name=name, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, **arguments)
     return build_optimizer(config, model, max_lr=1e-2)
 
 

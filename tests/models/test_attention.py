@@ -61,7 +61,7 @@ def assert_close_to_definition(attend, inputs, documents, window, causal, atol=N
             assert off.norm() <= relative * scale
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=LENGTHS,
     window=st.one_of(st.none(), st.integers(0, 700)),
@@ -138,7 +138,7 @@ def test_key_heads_that_do_not_divide_the_query_heads_are_refused():
 
 
 @given(lengths=LENGTHS, repeats=st.integers(1, 30))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_local_attention_scores_at_most_256_keys_for_a_query(lengths, repeats):
     documents = documents_of(lengths * repeats)
     for after, keys in ((64, 256), (0, 192)):

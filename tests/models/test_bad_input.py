@@ -101,7 +101,7 @@ def test_int64_boundaries_are_refused_with_the_cast_that_flash_attention_wants()
         NETWORK(torch.tensor(IDS), torch.tensor(BOUNDS))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     input_ids=st.lists(st.integers(-1, 192), max_size=6),
     cu_seqlens=st.lists(st.integers(-1, 7), max_size=5),

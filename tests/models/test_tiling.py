@@ -101,7 +101,7 @@ def expected_parameter(name, state, source, target):
     return expected_matrix(name, state[name], source, target)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pair=pairs())
 def test_every_element_is_the_one_that_wrapping_names(pair):
     source, target = pair
@@ -112,7 +112,7 @@ def test_every_element_is_the_one_that_wrapping_names(pair):
         assert tensor.tolist() == expected_parameter(name, state, source, target), name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pair=pairs())
 def test_the_source_stands_in_the_centre_of_a_layer(pair):
     source, target = pair
@@ -138,7 +138,7 @@ def test_the_source_stands_in_the_centre_of_a_layer(pair):
         assert torch.equal(centre(grown[layer + name].view(shape), *dimensions), state[layer + name].flatten()), name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pair=pairs())
 def test_a_head_of_the_target_is_one_head_of_the_source(pair):
     """Queries, keys, values and columns of Wo, in their order."""
@@ -157,7 +157,7 @@ def test_a_head_of_the_target_is_one_head_of_the_source(pair):
     assert all(head in whole for head in heads(grown, target))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(pair=pairs())
 def test_equal_sizes_give_the_same_weights(pair):
     source, other = pair

@@ -87,7 +87,7 @@ def saved_tokens(recipe) -> list[int]:
     return saved
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.one_of(st.integers(1, 300).map("{}ba".format), st.integers(1, 400_000).map("{}tok".format)))
 def test_as_many_checkpoints_are_written_as_composer_finds_due(save_interval):
     recipe = replace(load_recipe("yamls/main/nano.yaml"), save_interval=save_interval)

@@ -81,7 +81,7 @@ def test_a_boundary_belongs_to_the_segment_that_starts_there_and_the_end_to_the_
         plan.at(plan.total_tokens + 1)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     initial=st.integers(1, 6),
     steps=st.integers(1, 5),

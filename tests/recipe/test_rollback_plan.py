@@ -32,7 +32,7 @@ def rollbacks(draw) -> Rollback:
     return rollback(STARTS[at], STARTS[to], lr=lr, weight_decay=weight_decay, data=data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(rollbacks(), max_size=3))
 def test_any_rollbacks_leave_the_clock_and_the_shape_of_every_update_as_they_were(ledger):
     plan = compile_stages(NANO).after(ledger)
@@ -57,7 +57,7 @@ def test_any_rollbacks_leave_the_clock_and_the_shape_of_every_update_as_they_wer
     assert plan.between(0, first) == PLAN.between(0, first)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rollbacks())
 def test_replay_draws_the_same_rows_again_and_advance_those_after_them(entry):
     plan = PLAN.rolled_back(entry)
@@ -99,7 +99,7 @@ def test_a_set_rollback_is_in_the_recipes_plan_and_in_force_only_once_it_has_bee
     assert compile_stages(recipe) == replace(PLAN)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(rollbacks(), min_size=2, max_size=3))
 def test_rows_that_an_advance_left_behind_are_never_drawn_again(ledger):
     ledger = [replace(entry, data="advance") for entry in ledger]
