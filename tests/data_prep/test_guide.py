@@ -10,7 +10,7 @@ from rotary_foundry.data_prep.corpus_config import CorpusConfig, load_corpus_con
 from rotary_foundry.data_prep.readers import READERS
 
 ROOT = Path(__file__).parents[2]
-GUIDE = (ROOT / "data_prep/README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
 CONFIGURATIONS = dict(re.findall(r"```yaml\n# (\S+)\n(.*?)```", GUIDE, re.DOTALL))
 
 

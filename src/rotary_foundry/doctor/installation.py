@@ -193,7 +193,7 @@ def check_attention(recipe: Recipe | None) -> Iterator[Finding]:
         try:
             check_implementation(recipe.model.attn_implementation, "cuda" if on_gpu else "cpu", recipe.precision)
         except ConfigurationError as error:
-            yield bad("attention", one_line(error), "see 'Attention' in the README")
+            yield bad("attention", one_line(error), "see 'Attention' in docs/models.md")
             return
     broken = False
     for package, generation in (("flash_attn", 2), ("flash_attn_interface", 3)):
