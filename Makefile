@@ -7,7 +7,7 @@ OLDEST := .venv-oldest
 # Where Python may write none itself, every process would compile the sources of torch and Composer anew.
 BYTECODE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
-.PHONY: nano reference test test-long test-oldest test-gpu bench lint format constraints clean
+.PHONY: nano reference test test-long test-oldest test-gpu status bench lint format constraints clean
 
 # `make nano RUN=mine OVERRIDES='seed=3 …'` makes another.
 RUN := nano
@@ -26,20 +26,25 @@ reference:
 
 # Whole runs are two processes each, and come one after the other; of the others two files are run at a time.
 WHOLE_RUNS := tests/training tests/launch
+PYTEST = $(or $(2),$(BIN))/pytest -rs --durations=30 --result .ci/results/$(1).json
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile $(WHOLE_RUNS:%=--ignore=%)
-	$(BIN)/pytest $(WHOLE_RUNS)
+	$(call PYTEST,test-unit) -n 2 --dist loadfile $(WHOLE_RUNS:%=--ignore=%)
+	$(call PYTEST,test-runs) $(WHOLE_RUNS)
 
-# What training rests on, on the oldest torch. docs/status.md has the last result.
+# What training rests on, on the oldest torch.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/pytest tests/models tests/optim tests/training
+	$(call PYTEST,test-oldest,$(OLDEST)/bin) tests/models tests/optim tests/training
 
 test-long: $(INSTALLED)
-	$(BIN)/pytest -m long
+	$(call PYTEST,test-long) -m long
 
 # Without a GPU every one of these tests fails and says so; those of a package that is not installed are skipped, with the reason.
 test-gpu: $(INSTALLED)
-	$(BIN)/pytest -m gpu -rs
+	$(call PYTEST,test-gpu) -m gpu
+
+# docs/status.md, from the results that the test commands leave.
+status:
+	$(PYTHON) .ci/status.py
 
 # Ours beside its peers, on CPU: an hour and a half on two cores. Writes benchmarks/results.md.
 bench: $(INSTALLED)

@@ -1,14 +1,52 @@
-"""What tests of every folder may ask for."""
+"""What tests of every folder may ask for, and a record of how a test command ended."""
 
+import json
 import os
+import platform
+import subprocess
+import time
 from functools import partial
+from importlib.metadata import version
 from itertools import count
+from pathlib import Path
 
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("any_machine")
+hypothesis.settings.register_profile("any_machine", deadline=None)
 hypothesis.settings.load_profile("any_machine")
+
+LIBRARIES = ("torch", "transformers", "mosaicml", "mosaicml-streaming")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--result", type=Path, help="a JSON file to write the outcome to, for .ci/status.py")
+
+
+def pytest_configure(config):
+    config.began = time.time()
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    if (path := config.getoption("--result")) is None:
+        return
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    outcomes = ("passed", "failed", "error", "skipped")
+    reasons = {report.longrepr[2] for report in terminalreporter.getreports("skipped")}
+    result = {
+        "date": time.strftime("%Y-%m-%d", time.localtime(config.began)),
+        "commit": commit.stdout.strip(),
+        "arguments": list(config.invocation_params.args),
+        "status": int(exitstatus),
+        "seconds": round(time.time() - config.began),
+        **{outcome: len(terminalreporter.getreports(outcome)) for outcome in outcomes},
+        "skipped_because": sorted(reason.removeprefix("Skipped: ") for reason in reasons),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{library: version(library) for library in LIBRARIES},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 @pytest.fixture
