@@ -9,6 +9,8 @@ from pathlib import Path
 import torch.multiprocessing as mp
 from torch import distributed
 
+from tests.forked_composer import PRELOADED
+
 
 def on_ranks(ranks: int, folder: Path, function: Callable, *arguments) -> None:
     """Call a module's function in that many new processes, one process group; raises what any of them raises.
@@ -16,7 +18,7 @@ def on_ranks(ranks: int, folder: Path, function: Callable, *arguments) -> None:
     They are forked by a server that has imported torch and Composer: spawned, each would take ten seconds for it. They
     get the environment as it is now, not as it was when the server was started.
     """
-    mp.get_context("forkserver").set_forkserver_preload(["torch.distributed.checkpoint", "rotary_foundry.training.run"])
+    mp.get_context("forkserver").set_forkserver_preload(list(PRELOADED))
     store = Path(tempfile.mkdtemp(dir=folder)) / "store"  # a store that another group has used holds its addresses
     arguments = (ranks, store, dict(os.environ), function, arguments)
     mp.start_processes(_on_rank, args=arguments, nprocs=ranks, start_method="forkserver")

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked_composer import composer
+
 REPOSITORY = Path(__file__).parents[2]
 TAMPERED_LAUNCH = Path(__file__).parent / "tampered_launch.py"
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 WORDS = [first + second for first in ("ba", "du", "ki", "lo", "me") for second in ("n", "rt", "s", "x", "l", "ff")]
 PLANTED, PLANTED_KEY = "planted-in-the-environment", "planted0" * 5  # secrets
 
@@ -57,9 +60,14 @@ class Tiny:
         return self.folder / "tiny.yaml"
 
     def launch(self, *overrides: str, ranks: int = 2, script: Path = REPOSITORY / "launch", **environment: str):
-        """Run the real `composer` command and return the finished process, its output as text."""
-        composer = str(Path(sys.executable).parent / "composer")
-        return self._run([composer, "-n", str(ranks), str(script), str(self.recipe), *overrides], environment)
+        """Run `composer` without its imports (tests/forked_composer.py) and return the finished process."""
+        arguments = ["-n", str(ranks), str(script), str(self.recipe), *overrides]
+        return composer(arguments, REPOSITORY, os.environ | ONE_THREAD | environment, timeout=280)
+
+    def launch_anew(self, *overrides: str):
+        """Run the real `composer` command on two ranks and return the finished process, its output as text."""
+        command = str(Path(sys.executable).parent / "composer")
+        return self._run([command, "-n", "2", "launch", str(self.recipe), *overrides], {})
 
     def launch_rank(self, rank: int, *overrides: str):
         """Run what `composer -n 2` starts, one of the two processes alone: it saves the launcher's own ten seconds."""
@@ -70,7 +78,7 @@ class Tiny:
         return subprocess.run(
             command,
             cwd=REPOSITORY,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            env=os.environ | ONE_THREAD | environment,
             capture_output=True,
             text=True,
             timeout=280,
@@ -108,7 +116,7 @@ def tiny(tmp_path_factory) -> Tiny:
 @pytest.fixture(scope="session")
 def undisturbed(tiny) -> Path:
     """The run folder of a run on two ranks that nothing disturbed."""
-    run = tiny.launch()
+    run = tiny.launch_anew()
     assert run.returncode == 0, run.stderr[-4000:]
     return tiny.folder / "runs/tiny"
 

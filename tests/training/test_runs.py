@@ -124,7 +124,7 @@ def test_another_rank_speaks_only_after_the_first_had_time_to(tiny):
 
 
 def test_composer_passes_a_refusal_on(tiny):
-    run = tiny.launch("run_name=refused", "seed=x")
+    run = tiny.launch_anew("run_name=refused", "seed=x")
     assert run.returncode != 0
     assert sum(line.startswith("error: ") for line in run.stderr.splitlines()) == 1
     assert "Traceback" not in run.stdout + run.stderr
