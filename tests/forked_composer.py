@@ -12,7 +12,7 @@ import runpy
 import subprocess
 import sys
 import traceback
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import get_context, resource_tracker, set_start_method
 from pathlib import Path
 
 PRELOADED = (
@@ -88,6 +88,7 @@ def _run_script(arguments: list[str]) -> None:
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # which torch reads when it is imported
+    set_start_method(None, force=True)  # Python's default, not that by which this process came about
     # A tracker of its own removes a process's shared memory when the process has ended.
     resource_tracker._resource_tracker._fd = resource_tracker._resource_tracker._pid = None
     subprocess.Popen = POPEN

@@ -10,6 +10,7 @@ from rotary_foundry.callbacks.checkpoint_saver import CompleteCheckpointSaver
 from rotary_foundry.callbacks.loss_watch import LossWatch
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.recipe.schema import PlateauTrigger, RollbackConfig, SpikeTrigger
+from rotary_foundry.runs.recipes import load_recipe_and_plan
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, read_lines
 from rotary_foundry.training import run
 
@@ -97,7 +98,7 @@ def test_a_spike_is_gone_back_from(tiny):
 
 def _train_watching_memory(recipe_path: Path) -> None:
     """Train; each new model is made when nothing of the one before is left."""
-    recipe = load_recipe(recipe_path, ["run_name=freed"])
+    recipe, plan = load_recipe_and_plan(recipe_path, ["run_name=freed"])
     models: list[weakref.ref] = []
     build = run.build_trainer
 
@@ -108,7 +109,7 @@ def _train_watching_memory(recipe_path: Path) -> None:
         return trainer
 
     run.build_trainer = build_trainer
-    run.train(recipe, open_corpus(recipe))
+    run.train(recipe, plan, open_corpus(recipe))
     assert len(models) == 2
 
 
