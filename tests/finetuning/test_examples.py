@@ -92,20 +92,20 @@ def test_the_parts_of_a_split_are_read_in_order(tmp_path, hashes):
 @pytest.mark.parametrize(
     ("names", "complaint"),
     [
-        (["train.csv", "train.jsonl"], "one file is wanted of the split 'train', not train.csv, train.jsonl"),
+        (["train.csv", "train.jsonl"], "expected one file for the split 'train', found train.csv, train.jsonl"),
         (
             ["train.csv", "train-00000-of-00001.csv"],
-            "one file is wanted of the split 'train', not train.csv, train-00000-of-00001.csv",
+            "expected one file for the split 'train', found train.csv, train-00000-of-00001.csv",
         ),
         (["train-00001-of-00002.csv"], "train-00000-of-00002.csv is missing"),
         (["train-00000-of-00002.csv", "train-00001-of-00002.jsonl"], "train-00001-of-00002.csv is missing"),
         (
             ["train-00000-of-00001.csv", "train-00000-of-00001.jsonl"],
-            "train-00000-of-00001.jsonl is none of the parts of train-00000-of-00001.csv",
+            "train-00000-of-00001.jsonl does not belong to the parts of train-00000-of-00001.csv",
         ),
         (
             ["train-00000-of-00001.csv", "train-00001-of-00001.csv"],
-            "train-00001-of-00001.csv is none of the parts of train-00000-of-00001.csv",
+            "train-00001-of-00001.csv does not belong to the parts of train-00000-of-00001.csv",
         ),
         (["train-backup.csv", "train.csv.bak"], "no file of the split 'train', such as train.csv"),
     ],
@@ -140,7 +140,7 @@ def test_conll_sentences_are_words_and_their_last_columns(tmp_path):
         ("a.tsv", "text\tlabel\nx\ty\t1\n", "a.tsv:2: not the 2 columns of the first line; a text has no tabs here"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', "a.jsonl:2: not valid JSON"),
         ("a.jsonl", '{"text": "x"}\n', "a.jsonl:1: no column 'label'; the columns there are text"),
-        ("a.jsonl", "[1]\n", "a.jsonl:1: an object is wanted"),
+        ("a.jsonl", "[1]\n", "a.jsonl:1: expected a JSON object with one key a column, got list"),
         ("a.parquet", "text", "a.parquet: cannot be read as Parquet"),
         ("a.conll", "Anna B-PER\nslept\n", "a.conll:2: 1 columns, the lines above have 2"),
         ("a.conll", "\n\n", "a.conll: the split is empty"),

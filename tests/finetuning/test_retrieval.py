@@ -288,7 +288,7 @@ def test_a_model_with_too_few_embeddings_for_its_tokenizer_is_refused(tiny_encod
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"model": "tests"}, "tests: no model is there"),
+        ({"model": "tests"}, "tests: expected a model directory with a config.json"),
         ({"data": "nowhere.jsonl"}, r"nowhere\.jsonl: no such file"),
         ({"data": "README.md"}, r"README\.md: a file ending in \.jsonl"),
         ({"out": "tests"}, "out: tests is there already"),

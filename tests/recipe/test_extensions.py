@@ -56,7 +56,7 @@ def test_names_and_dotted_paths_are_taken_and_null_leaves_one_out():
         ("callbacks={my_package..Mine: {}}", "'callbacks.my_package..Mine': 'my_package..Mine' is not known"),
         ("callbacks.lr_monitor=3", "'callbacks.lr_monitor': takes arguments by name"),
         ("callbacks.lr_monitor=[3]", "'callbacks.lr_monitor': takes arguments by name"),
-        ("callbacks=[lr_monitor]", "'callbacks': a list is given where keys with values are wanted"),
+        ("callbacks=[lr_monitor]", "'callbacks': expected a mapping of keys to values, got a list"),
         ("callbacks.checkpoint_saver={}", "'callbacks.checkpoint_saver': a run saves its checkpoints itself"),
         ("algorithms.gradient_clipping={}", "'algorithms.gradient_clipping': changes the optimizer, which 'optimizer'"),
         ("algorithms.seq_length_warmup={}", "give the stages their 'row_length'"),

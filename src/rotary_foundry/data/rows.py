@@ -40,67 +40,67 @@ SPECIAL_TOKENS = {
 
 @dataclass(frozen=True)
 class Frame:
-    """The special tokens before and after each document of a row, as ids or by the roles that they have."""
+    """The special tokens before and after each document of a row, as token ids or as role names."""
 
     before: tuple[int | str, ...]
     after: tuple[int | str, ...]
 
     @property
     def slots(self) -> int:
-        """How many of a row's slots each document takes on top of its own tokens."""
+        """The number of special tokens around each document."""
         return len(self.before) + len(self.after)
 
     def ids(self, special_ids: Mapping[str, int]) -> "Frame":
-        """The frame in a tokenizer's ids, where this one has roles."""
+        """Return the frame with token ids in place of role names."""
         return Frame(tuple(special_ids[role] for role in self.before), tuple(special_ids[role] for role in self.after))
 
     @classmethod
     def of(cls, tokenizer: "Tokenizer") -> "Frame":
-        """Return what a tokenizer puts around a text, in ids; some put nothing."""
+        """Return the token ids that a tokenizer adds around a text; they may be none."""
         around = tuple(tokenizer.encode("").ids)
         return cls(around[: len(around) // 2], around[len(around) // 2 :])
 
 
-FRAME = Frame(("cls_token",), ("sep_token",))  # of every document in a row: [CLS] … [SEP], however these are spelled
-SHORTEST = FRAME.slots + 1  # tokens of a document that has any of its own
+FRAME = Frame(("cls_token",), ("sep_token",))  # around every document in a row: [CLS] … [SEP], in any spelling
+SHORTEST = FRAME.slots + 1  # tokens of the shortest document: the frame and one content token
 
 
 def lies_inside(name: object) -> bool:
-    """Whether a file that an index of shards names is in its folder: it would be written wherever else that says."""
+    """Return whether a file name in an index stays inside the folder; another could write anywhere on the disk."""
     return isinstance(name, str) and not name.startswith("/") and ".." not in name.split("/")
 
 
 class Row(NamedTuple):
     """One row before it is stored."""
 
-    tokens: np.ndarray  # integers [tokens]: documents end to end, each in its frame
-    lengths: np.ndarray  # uint32 [documents]: how many of the tokens are each one's
-    documents: np.ndarray  # uint32 [documents]: the number of each in its part; a long one's pieces have the same
+    tokens: np.ndarray  # integers [tokens]: the documents one after the other, each in its frame
+    lengths: np.ndarray  # uint32 [documents]: tokens of each document
+    documents: np.ndarray  # uint32 [documents]: number of each document in its part; pieces of one document share it
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The integer type that rows of a vocabulary of `vocab_size` ids are stored in."""
+    """Return the integer type in which rows are stored, for a vocabulary of `vocab_size` ids."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 def columns(dtype: np.dtype) -> dict[str, str]:
-    """The MDS columns of rows whose tokens have type `dtype`, as `streaming.MDSWriter` takes them."""
+    """Return the MDS columns for rows of tokens of type `dtype`, in the form that `streaming.MDSWriter` takes."""
     return {"tokens": f"ndarray:{dtype.name}", "lengths": "ndarray:uint32", "documents": "ndarray:uint32"}
 
 
 def encode_row(row: Row, dtype: np.dtype) -> dict[str, np.ndarray]:
-    """One MDS sample out of a row, its tokens as `dtype`.
+    """Make an MDS sample from a row, with the tokens as `dtype`.
 
     Raises:
-        DataError: an id does not fit `dtype`, a document is empty, or the three parts are not of one row.
+        DataError: an id does not fit `dtype`, a document is empty, or the three arrays do not match.
     """
     tokens, lengths, documents = row
     if not len(lengths) or not lengths.all():
         raise DataError("a row holds documents of at least one token each; an empty one was given")
     if lengths.sum() != len(tokens) or len(documents) != len(lengths):
         raise DataError(
-            f"a row of {len(tokens)} tokens was given with {len(documents)} numbers of documents, "
-            f"and with {len(lengths)} lengths, together {lengths.sum()}"
+            f"a row of {len(tokens)} tokens has {len(documents)} document numbers and {len(lengths)} lengths, "
+            f"whose sum is {lengths.sum()}; numbers and lengths must be equally many, and the sum that of the tokens"
         )
     if not np.can_cast(tokens.dtype, dtype):
         smallest, largest = int(tokens.min()), int(tokens.max())
@@ -108,13 +108,13 @@ def encode_row(row: Row, dtype: np.dtype) -> dict[str, np.ndarray]:
             wrong = smallest if smallest < 0 else largest
             raise DataError(
                 f"token id {wrong} does not fit {dtype.name} (0 to {np.iinfo(dtype).max}): "
-                "the tokenizer gives ids beyond the vocabulary that the shards were typed for"
+                "the tokenizer gives ids beyond the vocabulary size for which the type was chosen"
             )
     return {"tokens": tokens.astype(dtype), "lengths": lengths, "documents": documents}
 
 
 def decode_row(sample: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The documents of a stored row, in order, as views `[tokens]` in the stored type."""
+    """Split a stored row into its documents, in order: views `[tokens]` in the stored type."""
     return np.split(sample["tokens"], np.cumsum(sample["lengths"])[:-1])
 
 

@@ -45,7 +45,7 @@ class Config(TextSuiteConfig):
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         if not 0 < self.mlm_probability <= 1:
-            yield "mlm_probability", f"a share of the tokens above 0, up to 1, is wanted, not {self.mlm_probability}"
+            yield "mlm_probability", f"expected a share of the tokens above 0 and at most 1, got {self.mlm_probability}"
         if self.span_tokens > self.shortest // 2:
             yield "span_tokens", f"{self.span_tokens} is more than half of the shortest context, {self.shortest // 2}"
         if self.shortest * 2 ** (FEWEST - 1) > self.longest:

@@ -56,9 +56,9 @@ def held_out(data: str | Path, per_source: int, seed: int, at_least: int = 1) ->
     """
     found = [text for folder in _folders(local_folder(data)) for text in _of_source(folder, per_source, seed, at_least)]
     if not found:
-        wanted = f" of {at_least:,} tokens and more" if at_least > 1 else ""
+        wanted = f" of at least {at_least:,} tokens" if at_least > 1 else ""
         raise DataError(
-            f"{data}: no held-out document{wanted} is there; raise `validation` when preparing, or ask for less"
+            f"{data}: no held-out document{wanted} found; raise `validation` when preparing, or ask for fewer tokens"
         )
     return found
 

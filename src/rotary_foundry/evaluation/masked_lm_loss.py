@@ -37,12 +37,12 @@ class Config(TextSuiteConfig):
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         if self.long_documents not in LONG_DOCUMENTS:
-            yield "long_documents", f"{' or '.join(LONG_DOCUMENTS)} is wanted, not '{self.long_documents}'"
+            yield "long_documents", f"expected {' or '.join(LONG_DOCUMENTS)}, got '{self.long_documents}'"
         if not 0 < self.mlm_probability <= 1:
-            yield "mlm_probability", f"a share of the tokens above 0, up to 1, is wanted, not {self.mlm_probability}"
+            yield "mlm_probability", f"expected a share of the tokens above 0 and at most 1, got {self.mlm_probability}"
         for key in ("mask_share", "random_share"):
             if not 0 <= getattr(self, key) <= 1:
-                yield key, f"a share of the chosen tokens, from 0 to 1, is wanted, not {getattr(self, key)}"
+                yield key, f"expected a share of the chosen tokens from 0 to 1, got {getattr(self, key)}"
         if self.mask_share + self.random_share > 1:
             yield "random_share", f"{self.random_share} and mask_share, {self.mask_share}, are more than 1 together"
 

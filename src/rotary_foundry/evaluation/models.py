@@ -95,13 +95,15 @@ class MaskedModel(ABC):
         self.backend.encode_special_tokens = True
 
     def longest(self, wanted: int) -> int:
-        """Content tokens of the longest document that fits into `wanted` tokens and into the model.
+        """Return the most content tokens of a document that fits into `wanted` tokens and into the model.
 
         Raises:
-            ConfigurationError: not one does.
+            ConfigurationError: `wanted` leaves no room for a content token.
         """
         if wanted <= self.frame.slots:
-            raise ConfigurationError(f"longest: {wanted} tokens, of which {self.frame.slots} are the special ones")
+            raise ConfigurationError(
+                f"longest: expected more than the {self.frame.slots} special tokens around a text, got {wanted}"
+            )
         return min(wanted, wanted if self.limit is None else self.limit) - self.frame.slots
 
     def encode(self, text: str) -> Encoded:

@@ -38,19 +38,19 @@ class Config(ResampledConfig):
     """The keys of `yamls/eval/retrieval.yaml`."""
 
     tasks: list[str]  # code_search, and benchmarks or tasks of mteb
-    max_pairs: int | None  # of code_search: the first so many functions, as queries and documents; null: all
-    max_seq_length: int | None  # tokens at which documents are cut; null: what the model was saved with
-    long_documents: str  # texts over that length, or the query's: truncate, with a count, or refuse
+    max_pairs: int | None  # code_search only: use the first `max_pairs` functions; null: all
+    max_seq_length: int | None  # documents are cut to this many tokens; null: the limit saved with the model
+    long_documents: str  # what to do with longer texts: truncate (and count them) or refuse
     batch_size: int
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         if not self.tasks:
-            yield "tasks", f"at least one is wanted, such as {OFFLINE}"
+            yield "tasks", f"expected at least one task, such as {OFFLINE}; got none"
         if self.max_seq_length is not None and self.max_seq_length < SHORTEST_MARKED:
-            yield "max_seq_length", f"a number from {SHORTEST_MARKED} on is wanted, not {self.max_seq_length}"
+            yield "max_seq_length", f"expected at least {SHORTEST_MARKED} tokens, got {self.max_seq_length}"
         if self.long_documents not in LONG_DOCUMENTS:
-            yield "long_documents", f"{' or '.join(LONG_DOCUMENTS)} is wanted, not '{self.long_documents}'"
+            yield "long_documents", f"expected {' or '.join(LONG_DOCUMENTS)}, got '{self.long_documents}'"
 
 
 def check(_: Path, config: Config) -> None:

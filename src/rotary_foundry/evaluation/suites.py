@@ -57,7 +57,7 @@ class SuiteConfig:
         for key, value in vars(self).items():
             least = 0 if key == "seed" else 1
             if isinstance(value, int) and value < least:
-                yield key, f"a number from {least} on is wanted, not {value}"
+                yield key, f"expected an integer of at least {least}, got {value}"
 
 
 @dataclass
@@ -81,7 +81,7 @@ class TextSuiteConfig(ResampledConfig):
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         if self.rope_theta is not None and not 0 < self.rope_theta < math.inf:
-            yield "rope_theta", f"a number above 0 is wanted, not {self.rope_theta}"
+            yield "rope_theta", f"expected a number above 0, got {self.rope_theta}"
 
 
 @dataclass(frozen=True)

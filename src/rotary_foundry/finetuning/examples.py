@@ -43,7 +43,7 @@ def read_split(data: DataConfig, split: str) -> list[Example]:
     found = list(_examples(data, split))
     if not found:
         place = split if data.path is None else f"{data.path}{f'/{data.name}' if data.name else ''}: split '{split}'"
-        raise DataError(f"{place}: the split is empty; at least one example is wanted")
+        raise DataError(f"{place}: the split is empty; expected at least one example")
     return found
 
 
@@ -84,12 +84,12 @@ def _split_files(folder: Path, split: str) -> list[Path]:
     parts = sorted(file for file in folder.iterdir() if file.suffix in READERS and part.fullmatch(file.name))
     if not whole and not parts:
         raise DataError(
-            f"{folder}: no file of the split '{split}', such as {split}.csv, {split}.jsonl or {split}.parquet, and "
-            "it is no folder of a DatasetDict's save_to_disk"
+            f"{folder}: no file of the split '{split}', such as {split}.csv, {split}.jsonl or {split}.parquet, and the "
+            "folder is not one that DatasetDict.save_to_disk wrote"
         )
     if whole and (whole[1:] or parts):
         names = ", ".join(file.name for file in (*whole, *parts))
-        raise DataError(f"{folder}: one file is wanted of the split '{split}', not {names}")
+        raise DataError(f"{folder}: expected one file for the split '{split}', found {names}; remove the others")
     if whole:
         return whole
     found = [part.fullmatch(file.name).groups() for file in parts]
@@ -99,7 +99,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
         raise DataError(f"{folder}: {split}-{missing[0]}-of-{count}{suffix} is missing beside {parts[0].name}")
     if len(parts) > len(wanted):
         odd = next(file for number, file in enumerate(parts) if found[: number + 1] != wanted[: number + 1])
-        raise DataError(f"{folder}: {odd.name} is none of the parts of {parts[0].name}")
+        raise DataError(f"{folder}: {odd.name} does not belong to the parts of {parts[0].name}; move it elsewhere")
     return parts
 
 
@@ -144,9 +144,11 @@ def _jsonl(data: DataConfig, file: Path) -> Iterator[Example]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise DataError(f"{file}:{number}: not valid JSON, an object a line: {error}") from None
+                raise DataError(f"{file}:{number}: expected one JSON object a line; not valid JSON: {error}") from None
             if not isinstance(row, dict):
-                raise DataError(f"{file}:{number}: an object is wanted, with a key a column")
+                raise DataError(
+                    f"{file}:{number}: expected a JSON object with one key a column, got {type(row).__name__}"
+                )
             yield _row(data, row, f"{file}:{number}")
 
 
@@ -166,7 +168,7 @@ def _parquet(data: DataConfig, file: Path) -> Iterator[Example]:
 
 
 def _conll(_: DataConfig, file: Path) -> Iterator[Example]:
-    """Sentences between blank lines; a word's line has as many columns as any other's."""
+    """Yield the sentences, which blank lines separate. Every line has the same number of columns."""
     words: list[str] = []
     labels: list[str] = []
     start, width = 1, None
@@ -181,8 +183,8 @@ def _conll(_: DataConfig, file: Path) -> Iterator[Example]:
             width = width or len(columns)
             if len(columns) != width or width < 2:
                 raise DataError(
-                    f"{file}:{number}: {len(columns)} columns, the lines above have {width}; a word and its label are "
-                    "wanted, with what else there is between them, separated by blanks"
+                    f"{file}:{number}: {len(columns)} columns, the lines above have {width}; expected equally many in "
+                    "every line, separated by blanks: the word first, its label last"
                 )
             words.append(columns[0])
             labels.append(columns[-1])

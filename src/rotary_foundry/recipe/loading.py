@@ -166,7 +166,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Di
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigurationError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(content, DictConfig):
-        raise ConfigurationError(f"{path}: a mapping of keys to values is wanted, this is a list")
+        raise ConfigurationError(f"{path}: expected a mapping of keys to values, got a list")
     with reported(path):
         extends = content.pop("extends", [])
         extends = list(extends) if isinstance(extends, ListConfig) else extends
@@ -251,7 +251,7 @@ def reported(source: object | None, prefix: str = "") -> Iterator[None]:
         key = f"'{prefix}{error.full_key}': " if error.full_key else ""
         complaint = str(error).strip().splitlines()[0]
         if "incompatible container types" in complaint:
-            complaint = "a list is given where keys with values are wanted, or the other way round"
+            complaint = "expected a mapping of keys to values, got a list, or expected a list, got a mapping"
         raise ConfigurationError(f"{begin}{key}{complaint}") from error
     except (TypeError, YAMLError) as error:
         raise ConfigurationError(f"{begin}{one_line(error)}") from error

@@ -76,14 +76,14 @@ def filesystem(path: str) -> fsspec.AbstractFileSystem:
     """The file system that `path` is in.
 
     Raises:
-        DataError: a protocol that is none of `STORES`.
+        DataError: the protocol is not one of `STORES`.
     """
     if not is_remote(path):
         return fsspec.filesystem("file")
     protocol = path.split("://")[0]
     if protocol not in STORES:
         known = ", ".join(f"{store}://" for store in STORES)
-        raise DataError(f"{path}: no store is known by {protocol}://; a local path or one of {known} is wanted")
+        raise DataError(f"{path}: unknown store {protocol}://; expected a local path or one of {known}")
     options = {"retry_config": {"max_retries": RETRIES}}
     endpoint = os.environ.get("S3_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL")
     if protocol == "s3" and endpoint:

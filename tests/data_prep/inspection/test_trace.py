@@ -177,10 +177,10 @@ def test_what_cannot_be_traced_is_refused_in_a_line(run, tmp_path):
     last = compile_stages(load_recipe(run.folder.recipe)).total_updates
     for arguments, complaint in (
         ((tmp_path, 1), "no run there"),
-        ((early, 5), "has not reached update 5; it has done 4"),
+        ((early, 5), "has not reached update 5; its last one is 4"),
         ((early, 0), f"no update 0; its plan has updates 1 to {last}"),
         ((early, last + 1), f"no update {last + 1}; its plan has"),
-        ((early, 1, 1), "it has had 0 rollbacks; there is no 1"),
+        ((early, 1, 1), "no rollback 1; the run has had 0"),
     ):
         with pytest.raises(ConfigurationError, match=complaint):
             trace(*arguments)

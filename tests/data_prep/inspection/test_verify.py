@@ -90,7 +90,7 @@ def test_every_bad_shard_is_named_with_what_is_wrong_and_the_status_is_1(copied,
             "row 1 has token id 384, and the tokenizer's ids are in [0, 384)",
         ),
         (lambda row: row["lengths"].__setitem__(0, row["lengths"][0] + 1), "tokens, but documents of "),
-        (lambda row: row["tokens"].__setitem__(0, 7), "a document that does not begin and end with"),
+        (lambda row: row["tokens"].__setitem__(0, 7), "a document without the tokenizer's special tokens"),
         (lambda row: row["documents"].__setitem__(0, 60), "document 60, and the table of its part has 60 lines"),
         (lambda row: row.update(documents=np.zeros(9, np.uint32)), "row 1 has 9 numbers for its "),
     ],
@@ -203,7 +203,7 @@ def test_a_damaged_copy_that_a_run_decompressed_is_told(copied):
     assert problems(folder) == []
     raw.write_bytes(raw.read_bytes()[:-1])
     (problem,) = problems(folder)
-    assert "its decompressed copy, 00000/shard.00000.mds, is bad, and can be deleted: truncated" in problem
+    assert "its decompressed copy, 00000/shard.00000.mds, is damaged: truncated" in problem
 
 
 def test_a_table_without_its_columns_is_told(copied):
