@@ -180,9 +180,7 @@ def test_a_store_that_lost_a_shard_is_not_called_finished(config, tmp_path, fold
     there = replace(config, out=f"{folder}/prepared", work=str(tmp_path / "work"))
     upload = object_store.upload
     monkeypatch.setattr(object_store, "upload", lost)
-    with pytest.raises(
-        DataError, match=r"mine/1024/train/00000/shard\.00000\.mds\.zstd: missing in the store"
-    ):
+    with pytest.raises(DataError, match=r"mine/1024/train/00000/shard\.00000\.mds\.zstd: missing in the store"):
         prepare(there)
     assert not object_store.exists(f"{there.out}/statistics.json")
 

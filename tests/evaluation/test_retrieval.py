@@ -131,7 +131,7 @@ def test_a_public_set_that_is_not_in_the_cache_needs_the_network(code_encoder, c
         retrieval.run(code_encoder, replace(config, tasks=["SciFact"]))
     with pytest.raises(ConfigurationError, match="mteb has no benchmark or task 'SciFakt'"):
         retrieval.check(code_encoder, replace(config, tasks=["SciFakt"]))
-    with pytest.raises(ConfigurationError, match="STS12 is no retrieval but STS"):
+    with pytest.raises(ConfigurationError, match="expected retrieval tasks, but STS12 is of type STS"):
         retrieval.check(code_encoder, replace(config, tasks=["STS12"]))
 
 

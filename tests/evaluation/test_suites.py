@@ -60,16 +60,16 @@ def test_documents_beyond_the_models_length_are_cut_and_counted_or_refused(model
     result = measured("masked_lm", model_of("bert"), corpus)
     assert result.facts["documents_cut"] == sum(text.tokens > 126 for text in held_out(corpus, 100, 0))
     assert result.notes[0].startswith(f"documents cut to 126 tokens: {result.facts['documents_cut']}; ")
-    with pytest.raises(DataError, match=r"tokens, and the model is given 126; long_documents=truncate cuts it"):
+    with pytest.raises(DataError, match=r"tokens; expected at most 126; set long_documents=truncate"):
         measured("masked_lm", model_of("bert"), corpus, "long_documents=refuse")
 
 
 def test_what_cannot_be_measured_is_refused_by_its_key(model_of, corpus):
     for name, override, said in (
-        ("masked_lm", "mlm_probability=1e-9", "not a token of 10 documents was masked"),
+        ("masked_lm", "mlm_probability=1e-9", "no token of 10 documents was masked"),
         ("context", "longest=100000", "no held-out document of 99,998 tokens"),
         ("masked_lm", "longest=2", "longest: expected more than the 2 special tokens around a text, got 2"),
-        ("needle", "nearest=100000", "no name stands twice"),
+        ("needle", "nearest=100000", "no name occurs twice"),
     ):
         with pytest.raises((ConfigurationError, DataError), match=said):
             measured(name, model_of("modernbert"), corpus, *(NEEDLE if name == "needle" else ()), override)
@@ -268,7 +268,7 @@ def test_a_suites_yaml_refuses_a_key_that_it_does_not_have(tmp_path):
     with pytest.raises(ConfigurationError, match=r"mine\.yaml: unknown key 'longset'; did you mean 'longest'"):
         find_suites([str(path)])
     path.write_text("suite: contexts\n")
-    with pytest.raises(ConfigurationError, match=r"mine\.yaml: suite: 'contexts' is none; there are masked_lm, "):
+    with pytest.raises(ConfigurationError, match=r"mine\.yaml: suite: no suite 'contexts'; there are masked_lm, "):
         find_suites([str(path)])
 
 
