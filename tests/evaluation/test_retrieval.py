@@ -118,7 +118,7 @@ def test_public_sets_are_refused_at_once_without_a_network(config, monkeypatch, 
     monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it waited"))
     with pytest.raises(
         NeedsNetwork,
-        match=r"BEIR, MLDR: the data has to be fetched \(code_search needs no network\); .* cannot be reached",
+        match=r"BEIR, MLDR: the data has to be downloaded \(code_search needs no network\); .* cannot be reached",
     ):
         retrieval.check(Path("not looked at"), replace(config, tasks=["code_search", "BEIR", "MLDR"]))
     assert len(no_network) == 1  # and not asked a second time
