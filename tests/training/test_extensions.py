@@ -109,7 +109,7 @@ def test_a_class_that_cannot_join_is_refused_by_key(tiny, override, says):
 def test_a_module_that_fails_when_it_is_imported_is_named(tiny, tmp_path, monkeypatch):
     (tmp_path / "breaks.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"'callbacks\.breaks\.Mine': importing it fails: division by zero"):
+    with pytest.raises(ConfigurationError, match=r"'callbacks\.breaks\.Mine': the import fails: division by zero"):
         check(tiny, "callbacks={breaks.Mine: {}}")
 
 
