@@ -184,7 +184,7 @@ def test_a_damaged_shard_is_listed_and_the_others_are_kept(tmp_path):
     found, (listed,) = read_listing("mds", tmp_path / "set")
     first, lost = (shard["samples"] for shard in shards[:2])
     assert found == rows[:first] + rows[first + lost :]
-    why = "its content does not have the sha1 hash of what was written"
+    why = "its sha1 hash differs from the one in the index"
     assert listed == f"{damaged}: damaged: {why}; the whole shard, {lost} rows, is lost"
 
 

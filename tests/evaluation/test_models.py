@@ -76,7 +76,9 @@ def test_theta_of_another_model_is_refused(model_of):
 
 
 def test_a_tokenizer_with_ids_beyond_the_models_vocabulary_is_refused(model_of):
-    with pytest.raises(DataError, match=r"has ids to 383, and .* a vocabulary of 320: this is not its tokenizer"):
+    with pytest.raises(
+        DataError, match=r"has ids up to 383, but .* a vocabulary of 320; give the model's own tokenizer"
+    ):
         open_model(model_of("bert", vocab_size=320))
 
 

@@ -120,7 +120,7 @@ def test_a_model_without_a_tokenizer_is_refused(prepared, make_model, tokenizer_
 
 
 def test_a_tokenizer_of_another_model_is_refused(prepared, make_model, model, tmp_path):
-    assert "a vocabulary of 300: this is not its tokenizer" in refusal(prepared, model=make_model(vocab_size=300))
+    assert "a vocabulary of 300; give the model's own tokenizer" in refusal(prepared, model=make_model(vocab_size=300))
     said = refusal(prepared, model=make_model(pad_token_id=7))
     assert "the tokenizer pads with 0" in said and "it is another model's" in said
     said = refusal(prepared, f"tokenizer={permuted(model, tmp_path / 'other')}")

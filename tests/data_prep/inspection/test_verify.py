@@ -77,7 +77,7 @@ def test_every_bad_shard_is_named_with_what_is_wrong_and_the_status_is_1(copied,
     said = dict(line.split(": ", 1) for line in named)
     assert said[str(missing)] == "no such file"
     assert said[str(truncated)].startswith("truncated: ")
-    assert said[str(flipped)] == "damaged: its content does not have the xxh64 hash of what was written"
+    assert said[str(flipped)] == "damaged: its xxh64 hash differs from the one in the index"
     assert said[str(longer)].startswith("damaged: ")
     assert "4 of 20 shards are bad" in summary
 
