@@ -48,7 +48,7 @@ def test_the_nano_configuration_loads_and_takes_overrides():
         ({"row_length": [512]}, "row_length", "did you mean 'row_lengths'"),
         ({"sources": {}}, "sources", "at least one source"),
         ({"sources": {"a/b": {"reader": "python_files"}}}, "sources.a/b", "becomes a folder"),
-        ({"sources": {"tokenizer": {"reader": "python_files"}}}, "sources.tokenizer", "taken"),
+        ({"sources": {"tokenizer": {"reader": "python_files"}}}, "sources.tokenizer", "reserved"),
         ({"sources": {"mine": {"reader": "json"}}}, "sources.mine.reader", "did you mean 'jsonl'"),
         ({"sources": {"mine": {"reader": "zzz"}}}, "sources.mine.reader", "python_docstrings"),
         ({"sources": {"mine": {"reader": "jsonl", "pfad": "x"}}}, "sources.mine.pfad", "unknown key"),

@@ -150,7 +150,7 @@ def test_what_failed_on_slurm_is_told_when_the_command_is_given_again(parted, tm
 
 def test_without_slurm_it_says_so(config, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(DataError, match="no 'sbatch' here"):
+    with pytest.raises(DataError, match="command 'sbatch' not found"):
         prepare(replace(config, executor=SLURM))
 
 

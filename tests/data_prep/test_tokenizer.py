@@ -279,7 +279,7 @@ def change_roles(path, **roles):
 def test_a_special_token_that_is_named_but_has_no_id_is_refused(directory, tmp_path):
     save_copy(directory, tmp_path, max_length=64)
     change_roles(tmp_path, sep_token="</s>")
-    with pytest.raises(DataError, match=r"sep_token is </s>, which is not in tokenizer\.json; add it"):
+    with pytest.raises(DataError, match=r"sep_token is </s>, which is not in tokenizer\.json; add the token"):
         open_brought(tmp_path)
 
 

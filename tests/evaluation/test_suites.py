@@ -67,7 +67,7 @@ def test_documents_beyond_the_models_length_are_cut_and_counted_or_refused(model
 def test_what_cannot_be_measured_is_refused_by_its_key(model_of, corpus):
     for name, override, said in (
         ("masked_lm", "mlm_probability=1e-9", "no token of 10 documents was masked"),
-        ("context", "longest=100000", "no held-out document of 99,998 tokens"),
+        ("context", "longest=100000", "no held-out document of at least 99,998 tokens"),
         ("masked_lm", "longest=2", "longest: expected more than the 2 special tokens around a text, got 2"),
         ("needle", "nearest=100000", "no name occurs twice"),
     ):

@@ -138,7 +138,11 @@ def test_conll_sentences_are_words_and_their_last_columns(tmp_path):
         ("a.csv", "text,label,text\nx,1,y\n", "a.csv:1: the column 'text' is there twice"),
         ("a.tsv", "text\tlabel\tlabel\nx\t1\t2\n", "a.tsv:1: the column 'label' is there twice"),
         ("a.tsv", "text\tlabel\nx\ty\t1\n", "a.tsv:2: not the 2 columns of the first line; a text has no tabs here"),
-        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', "a.jsonl:2: not valid JSON"),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": 1}\n{"text": \n',
+            "a.jsonl:2: expected one JSON object a line; not valid JSON",
+        ),
         ("a.jsonl", '{"text": "x"}\n', "a.jsonl:1: no column 'label'; the columns there are text"),
         ("a.jsonl", "[1]\n", "a.jsonl:1: expected a JSON object with one key a column, got list"),
         ("a.parquet", "text", "a.parquet: cannot be read as Parquet"),

@@ -161,7 +161,7 @@ def test_a_killed_grown_run_resumes_to_bit_identical_weights(tiny, undisturbed):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("model.num_hidden_layers=2", "model.num_hidden_layers: 2 is less than the 3 of the model"),
+        ("model.num_hidden_layers=2", "model.num_hidden_layers: expected at least 3, that of the model"),
         ("model.vocab_size=512", "model.vocab_size: 512, but 448 in the model"),
     ],
 )
