@@ -155,7 +155,7 @@ def test_comparing_nothing_is_refused(monkeypatch, capsys, tmp_path):
     ("given", "status", "message"),
     [
         (["masked_lm,retrieval", "tasks=[BEIR]"], 3, "BEIR: the data has to be fetched"),
-        (["masked_lm,glue", "finetune=yamls/finetune/glue.yaml"], 3, "nyu-mll/glue: no folder is here"),
+        (["masked_lm,glue", "finetune=yamls/finetune/glue.yaml"], 3, "nyu-mll/glue: not a local folder"),
         (
             ["masked_lm,glue", "task=BEIR"],
             2,

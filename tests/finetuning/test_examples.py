@@ -135,9 +135,13 @@ def test_conll_sentences_are_words_and_their_last_columns(tmp_path):
         ("a.csv", 'text,label\n"x"y,1\n', "a.csv: after line 1: not valid CSV"),
         ("a.csv", "text,label\n", "a.csv: the split is empty"),
         ("a.csv", "", "a.csv: the split is empty"),
-        ("a.csv", "text,label,text\nx,1,y\n", "a.csv:1: the column 'text' is there twice"),
-        ("a.tsv", "text\tlabel\tlabel\nx\t1\t2\n", "a.tsv:1: the column 'label' is there twice"),
-        ("a.tsv", "text\tlabel\nx\ty\t1\n", "a.tsv:2: not the 2 columns of the first line; a text has no tabs here"),
+        ("a.csv", "text,label,text\nx,1,y\n", "a.csv:1: the column 'text' occurs twice"),
+        ("a.tsv", "text\tlabel\tlabel\nx\t1\t2\n", "a.tsv:1: the column 'label' occurs twice"),
+        (
+            "a.tsv",
+            "text\tlabel\nx\ty\t1\n",
+            "a.tsv:2: expected the 2 columns of the first line; remove tabs from texts",
+        ),
         (
             "a.jsonl",
             '{"text": "x", "label": 1}\n{"text": \n',
@@ -148,7 +152,7 @@ def test_conll_sentences_are_words_and_their_last_columns(tmp_path):
         ("a.parquet", "text", "a.parquet: cannot be read as Parquet"),
         ("a.conll", "Anna B-PER\nslept\n", "a.conll:2: 1 columns, the lines above have 2"),
         ("a.conll", "\n\n", "a.conll: the split is empty"),
-        ("a.xml", "", "a.xml: of the kinds of files there are .csv"),
+        ("a.xml", "", "a.xml: expected a file ending in .csv"),
     ],
 )
 def test_bad_input_is_named_by_file_and_row(tmp_path, name, content, complaint):
@@ -177,7 +181,7 @@ def test_glue_without_a_network_says_so_at_once_and_exits_with_status_3(tmp_path
     )
     assert run.returncode == 3, run.stderr
     assert run.stderr.startswith(
-        "error: nyu-mll/glue: no folder is here, and as a data set of the Hugging Face hub it has to be fetched; "
+        "error: nyu-mll/glue: not a local folder; a data set of the Hugging Face hub has to be downloaded; "
     )
     assert len(run.stderr.splitlines()) == 1
 

@@ -199,7 +199,8 @@ def test_quantised_weights_are_refused(source, tokenizer_dir, tmp_path):
 def test_an_option_that_ours_has_not_is_named(tmp_path, option, named):
     theirs = ModernBertForMaskedLM(their_network(our_network()).config.__class__(**{**SMALLEST, **option}))
     theirs.save_pretrained(tmp_path / "source")
-    assert f"got {option[named]!r}" in refused(tmp_path / "source", tmp_path)
+    message = refused(tmp_path / "source", tmp_path)
+    assert f"{named}: expected " in message and f"got {option[named]!r}" in message
 
 
 SMALLEST = dict(vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)

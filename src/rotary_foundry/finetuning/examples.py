@@ -1,9 +1,9 @@
-"""Labelled examples, read row by row, each with the place where it stands: bad input is named by file and row.
+"""Read labelled examples row by row, each with its location, so that errors name file and row.
 
-Files are read here and not by `datasets`: its CSV reader takes texts such as "None" and "NA" for missing, and none of
-its errors tells the row. TSV, such as GLUE's own, knows no quotes: what stands between two tabs is the text. Data sets
-are read by it: a folder of its `save_to_disk`, or a name on the hub. A folder may also hold a file a split, `train.csv`
-or `train-00000-of-00001.parquet`, which is what a clone of a hub's data set is.
+Files are not read by `datasets`, because its CSV reader takes texts such as "None" and "NA" as missing, and its errors
+do not name the row. TSV, such as GLUE's own, has no quotes: the text is everything between two tabs. `datasets` reads
+only data sets: a folder of its `save_to_disk`, or a name on the hub. A folder may also have one file for each split,
+`train.csv` or `train-00000-of-00001.parquet`, as in a clone of a hub's data set.
 """
 
 import csv
@@ -26,7 +26,7 @@ CONLL = (".conll", ".bio", ".iob", ".iob2", ".txt")
 
 @dataclass(frozen=True)
 class Example:
-    """A text, a pair of texts or a list of words, as the data has it."""
+    """A text, a pair of texts or a list of words, with its label as stored in the data."""
 
     where: str  # file:line, or data set, split and row
     text: Any
@@ -34,11 +34,11 @@ class Example:
 
 
 def read_split(data: DataConfig, split: str) -> list[Example]:
-    """The examples of a split, or of a file.
+    """Read the examples of a split or of a file.
 
     Raises:
-        DataError: naming the file and row, and what would be right.
-        NeedsNetwork: it is on the hub, which cannot be reached.
+        DataError: the data is missing or invalid; names the file and row, and what would be right.
+        NeedsNetwork: the data is on the hub, which cannot be reached.
     """
     found = list(_examples(data, split))
     if not found:
@@ -74,10 +74,10 @@ def _examples(data: DataConfig, split: str) -> Iterator[Example]:
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
-    """The file of a split, or all of its numbered parts.
+    """Return the file of a split, or all of its numbered parts.
 
     Raises:
-        DataError: there is none, a part is missing, or it is not clear which are meant.
+        DataError: there is no file, a part is missing, or several files could be meant.
     """
     whole = [file for suffix in READERS if (file := folder / f"{split}{suffix}").is_file()]
     part = re.compile(rf"{re.escape(split)}-(\d{{5}})-of-(\d{{5}})(?:-[0-9a-f]+)?(\.\w+)")  # older ones have a hash
@@ -106,7 +106,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
 def _files(data: DataConfig, files: list[Path]) -> Iterator[Example]:
     for file in files:
         if file.suffix not in READERS:
-            raise DataError(f"{file}: of the kinds of files there are {', '.join(READERS)}, not '{file.suffix}'")
+            raise DataError(f"{file}: expected a file ending in {', '.join(READERS)}, got '{file.suffix}'")
         try:
             yield from READERS[file.suffix](data, file)
         except OSError as error:
@@ -118,17 +118,17 @@ def _files(data: DataConfig, files: list[Path]) -> Iterator[Example]:
 def _csv(data: DataConfig, file: Path) -> Iterator[Example]:
     form, advice = {"strict": True}, "quote them?"
     if file.suffix == ".tsv":
-        form, advice = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "a text has no tabs here"
+        form, advice = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "remove tabs from texts"
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, **form)
         try:
             names = reader.fieldnames or []
             if twice := [name for name in names if names.count(name) > 1]:
-                raise DataError(f"{file}:1: the column '{twice[0]}' is there twice")
+                raise DataError(f"{file}:1: the column '{twice[0]}' occurs twice; rename one")
             for row in reader:
                 where = f"{file}:{reader.line_num}"
                 if None in row or None in row.values():
-                    raise DataError(f"{where}: not the {len(names)} columns of the first line; {advice}")
+                    raise DataError(f"{where}: expected the {len(names)} columns of the first line; {advice}")
                 yield _row(data, row, where)
         except csv.Error as error:
             raise DataError(
@@ -197,7 +197,7 @@ READERS = {
 
 
 def _data_set(data: DataConfig, split: Any, where: str) -> Iterator[Example]:
-    """The rows of a `datasets.Dataset`; numbers that stand for classes become the names it has for them."""
+    """Yield the rows of a `datasets.Dataset`; class numbers are replaced by the class names that it has for them."""
     _check_columns(data, split.column_names, where)
     split = split.select_columns([*data.text, data.label])
     feature = split.features[data.label]
@@ -245,16 +245,18 @@ def _from_hub(data: DataConfig, split: str) -> Any:
     try:
         return datasets.load_dataset(data.path, data.name, split=split)
     except ConnectionError as error:
-        raise NeedsNetwork(f"{data.path}: no folder here, and not to be had from the hub: {one_line(error)}") from None
+        raise NeedsNetwork(
+            f"{data.path}: not a local folder, and cannot be downloaded from the hub: {one_line(error)}"
+        ) from None
     except Exception as error:  # of the hub and of each of the builders
         raise DataError(f"{data.path}: datasets cannot load it: {one_line(error)}") from None
 
 
 def check_reachable(data: DataConfig) -> None:
-    """See that a data set of the hub can be had, in seconds and before anything large is imported.
+    """Check in seconds that a data set of the hub can be downloaded, before anything large is imported.
 
     Raises:
-        NeedsNetwork: it cannot.
+        NeedsNetwork: the hub cannot be reached.
     """
     if data.path not in (None, installation.PATH) and not Path(data.path).is_dir():
-        check_hub(f"{data.path}: no folder is here, and as a data set of the Hugging Face hub it has to be fetched")
+        check_hub(f"{data.path}: not a local folder; a data set of the Hugging Face hub has to be downloaded")

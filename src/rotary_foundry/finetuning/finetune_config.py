@@ -1,8 +1,8 @@
 """The keys of a `yamls/finetune/*.yaml` for classifiers, and the checks that need no data and no torch.
 
-A file has any number of tasks by name, each no more than its data and what it has of its own; what all share stands
-once beside them. So GLUE is one file with nine short entries, and one's own data is the same file with one. Keys are
-those of Composer's Trainer, its optimizers and schedulers where there is one.
+A file has any number of tasks by name. A task has its data and the settings that differ from the shared ones, which are
+beside the tasks. So GLUE is one file with nine short entries, and a user's own task is a file with one entry. Keys that
+exist in Composer's Trainer, optimizers and schedulers have the same names here.
 """
 
 import re
@@ -15,7 +15,7 @@ from rotary_foundry.data.rows import SHORTEST
 from rotary_foundry.recipe.loading import load_config, refuse
 
 LONG_DOCUMENTS = "truncate", "refuse"
-METRICS = {  # by type of task; the first is what counts where none is given
+METRICS = {  # by type of task; the first is the default
     "sequence": ("accuracy", "f1", "macro_f1", "mcc"),
     "regression": ("spearman", "pearson"),
     "token": ("entity_f1", "word_accuracy"),
@@ -27,12 +27,12 @@ MAX_SEED = 2**32 - 1  # numpy's and Composer's
 
 @dataclass
 class DataConfig:
-    """Where examples come from: a data set with splits, or files."""
+    """The location of examples: a data set with splits, or files."""
 
     path: str | None = None  # a data set: a folder, or its name on the Hugging Face hub; `data_path` if not given
     name: str | None = None  # of a configuration of it, such as rte of nyu-mll/glue
     train: str = "train"  # the split, or, without any path, the file: .csv .tsv .jsonl .parquet .conll
-    validation: list[str] = field(default_factory=lambda: ["validation"])  # the first counts
+    validation: list[str] = field(default_factory=lambda: ["validation"])  # the first decides which model is best
     text: list[str] = field(default_factory=lambda: ["text"])  # a column, or the two of a pair; of a list of words
     label: str = "label"  # the column; CoNLL files have none: words are their first column, labels their last
 
@@ -49,7 +49,7 @@ class SearchConfig:
 
 @dataclass
 class TaskConfig:
-    """A task; what it has none of is the file's."""
+    """A task; settings that it omits are those of the file."""
 
     data: DataConfig = field(default_factory=DataConfig)
     type: str = "sequence"  # or regression: a number for a text; or token: a label for each word
@@ -72,13 +72,13 @@ class FinetuneConfig:
     tokenizer: str | None = None  # a directory; the model's if not given
     out: str | None = None  # the folder of results; runs/finetune/<the model's name> if not given
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
-    search_seeds: int = 1  # with so many of them each point of the grid is tried, with all of them the best one
+    search_seeds: int = 1  # seeds for each point of the grid; the best point is run with all seeds
     max_seq_len: int | None = None  # in tokens; the model's own limit if not given
     long_documents: str = "truncate"  # or refuse
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     eps: float = 1e-6
     t_warmup: str = "0.06dur"
-    alpha_f: float = 0.0  # the last learning rate as a part of the peak
+    alpha_f: float = 0.0  # the last learning rate as a fraction of the peak
     eval_interval: str = "1ep"
     patience: str | None = None  # EarlyStopper's: training ends when nothing was better for longer
     precision: str | None = None  # Composer's; amp_bf16 on a GPU and fp32 elsewhere if not given
@@ -103,7 +103,7 @@ class FinetuneConfig:
         return ordered
 
     def of(self, name: str) -> TaskConfig:
-        """A task with everything filled in that the file says for all."""
+        """Return a task with the file's shared settings filled in."""
         task = self.tasks[name]
         search = SearchConfig(
             **{
