@@ -127,7 +127,7 @@ def test_public_sets_are_refused_at_once_without_a_network(config, monkeypatch, 
 def test_a_public_set_that_is_not_in_the_cache_needs_the_network(code_encoder, config, monkeypatch, no_network):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(NeedsNetwork, match="SciFact: its data cannot be had"):
+    with pytest.raises(NeedsNetwork, match="SciFact: its data cannot be downloaded"):
         retrieval.run(code_encoder, replace(config, tasks=["SciFact"]))
     with pytest.raises(ConfigurationError, match="mteb has no benchmark or task 'SciFakt'"):
         retrieval.check(code_encoder, replace(config, tasks=["SciFakt"]))
