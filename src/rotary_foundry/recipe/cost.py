@@ -61,7 +61,7 @@ class Cost:
 
     parameters: int
     flops: float
-    abandoned_flops: float  # the share of these operations that a set rollback abandons
+    abandoned_flops: float  # the operations among them that a set rollback abandons
     checkpoint_bytes: int  # of one
     checkpoints_written: int
     checkpoints_kept: int  # on disk at the end, including those in `abandoned/`
