@@ -8,6 +8,8 @@ build`. A backend is not told pip's options, so `pip install --no-deps` is refus
 import os
 import sys
 
+# A build frontend looks up the hooks as attributes of this module, so all of setuptools' hooks must be in it. F403
+# forbids `import *`, but a list of names would miss the hooks that a later setuptools adds.
 from setuptools.build_meta import *  # noqa: F403
 from setuptools.build_meta import get_requires_for_build_editable as _for_editable
 from setuptools.build_meta import get_requires_for_build_sdist as _for_sdist

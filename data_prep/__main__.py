@@ -1,6 +1,6 @@
 """Prepare packed shards from a data YAML: `python data_prep CONFIG [key=value …]`.
 
-This folder is first on sys.path, so it holds nothing that could be imported in a library's place.
+This folder is first on sys.path, so it must not contain a module with the name of a library.
 """
 
 import argparse
@@ -23,7 +23,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def main() -> int:
-    """Run the command line; the exit status is 2 for what the user can put right."""
+    """Run the command line; the exit status is 2 for a problem that the user can fix."""
     parser = argparse.ArgumentParser(prog="python data_prep", description="Make packed MDS shards of a corpus.")
     parser.add_argument("config", help="a data YAML, as yamls/data/nano.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides a key, as in out=data/other")

@@ -1,11 +1,12 @@
 """The script that `composer launch RECIPE [key=value …]` starts, once in every process.
 
-A wrong recipe, an indivisible batch or foreign shards are refused here, before torch is imported and before a process
-group is made; one rank says so, not all.
+A wrong recipe, an indivisible batch or shards of another tokenizer are refused here, before torch is imported and
+before a process group is made. Only one rank prints the error.
 
-Composer's launcher ends all ranks with SIGTERM as soon as one has ended with an error, and then prints what those wrote
-that were not ended by SIGTERM or SIGKILL, the first of each node excepted, whose output is the launcher's own. So only
-that one speaks. The others wait for the signal, and die of it without a word; every traceback is in `logs/rank<N>.log`.
+Composer's launcher ends all ranks with SIGTERM as soon as one has ended with an error. Then it prints the output of the
+ranks that were not ended by SIGTERM or SIGKILL, except the first rank of each node, which prints to the launcher's own
+output. So only the first rank of a node prints the error. The others wait for the signal and end silently; every
+traceback is in `logs/rank<N>.log`.
 """
 
 import multiprocessing
@@ -135,8 +136,8 @@ def check_world_size(recipe: Recipe, plan: Plan, path: str) -> None:
     for segment in plan.segments:
         if segment.rows % world:
             raise ConfigurationError(
-                f"{path}: 'stages.{segment.stage}.global_train_batch_size': an update of {segment.rows} rows, which "
-                f"{world} processes do not divide; give a multiple of {world}, or another number of processes"
+                f"{path}: 'stages.{segment.stage}.global_train_batch_size': {segment.rows} rows an update cannot be "
+                f"split over {world} processes; set a multiple of {world}, or use another number of processes"
             )
 
 

@@ -1,20 +1,20 @@
-"""`composer` where machines are taken away: `python launch/stoppable.py -n 8 … launch RECIPE.yaml [key=value …]`.
+"""`composer` for machines that may be stopped: `python launch/stoppable.py -n 8 … launch RECIPE.yaml [key=value …]`.
 
-SIGTERM and SIGUSR1, however many come and to whichever of a run's processes, become one request: the ranks end their
-update, save it, and exit with status 75 (callbacks/graceful_stop.py).
+Any number of SIGTERM and SIGUSR1, to any of a run's processes, become one request: the ranks finish their update, save
+it, and exit with status 75 (callbacks/graceful_stop.py).
 
-Plain `composer` cannot be told so. It passes on a SIGTERM, but kills its ranks 30 seconds later, whatever they are
-writing; a second one ends it at once and leaves them behind; and it dies, without a word to them, of any SIGUSR1 and of
-a SIGTERM in its own first seconds. Schedulers do send more than one, Slurm one at the start of a grace period and two
-at its end. Where Slurm tracks processes without cgroups each goes to all processes of a node, of which a loader's
-worker dies, and with it its rank.
+Plain `composer` cannot do this. It passes on a SIGTERM, but kills its ranks 30 seconds later, even while they write. A
+second SIGTERM ends it at once and leaves the ranks running. It is killed, without ending its ranks, by any SIGUSR1, and
+by a SIGTERM in its own first seconds. Schedulers do send several: Slurm sends one at the start of a grace period and
+two at its end. If Slurm tracks processes without cgroups, each signal goes to all processes of a node. It then kills
+the workers of loaders, and so their ranks.
 
-So both signals are blocked before anything is started, and all that is started inherits that. A thread waits for one of
-them here and asks each rank once, by SIGUSR1; a rank lets that in as soon as it can act on it. What comes earlier waits
-in the kernel: nothing is lost in the start. SIGKILL ends such a run at once, and Ctrl-C does as ever.
+So this script blocks both signals before it starts anything, and all its child processes inherit that. A thread waits
+for a signal and sends each rank one SIGUSR1. A rank unblocks it as soon as it can act on it. Earlier signals wait in
+the kernel, so none is lost during the start. SIGKILL ends such a run at once, and Ctrl-C works as usual.
 
-What the launcher says is kept until the end, and left out if the status shows that the run itself has said why it
-ended: so the cause of a failure stands last. What its first rank prints does not pass through here.
+The launcher's output is kept until the end, and dropped if the status shows that the run itself has reported why it
+ended. So the cause of a failure is printed last. The output of the first rank does not pass through this script.
 """
 
 import io

@@ -1,7 +1,7 @@
 """Rotary Foundry: training recipes for long-context transformers with rotary positions.
 
-The public API, which the commands use as well. Attributes are imported when they are asked for, so that a plan is
-compiled, and a wrong recipe refused, without torch.
+This is the public API, which the commands use too. Attributes are imported on access, so that compiling a plan or
+refusing a wrong recipe does not import torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The console script `rotary-foundry`. Each subcommand imports its modules when it is called, and not before."""
+"""The console script `rotary-foundry`. Each subcommand imports its modules only when it is called."""
 
 import json
 import sys
@@ -24,24 +24,28 @@ app = typer.Typer(
 
 @app.callback()
 def _root() -> None:
-    """Typer makes a single command the whole program unless there is a callback."""
+    """Do nothing; without a callback, Typer would make a single command the whole program."""
 
 
 @app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run folder for its newest one.")],
-    out_dir: Annotated[Path, typer.Argument(help="Where the model goes.")],
+    out_dir: Annotated[Path, typer.Argument(help="The folder for the model.")],
     sequence_labels: Annotated[
-        str | None, typer.Option(help="For fine-tuning: a new classifier of whole texts, such as negative,positive …")
+        str | None, typer.Option(help="For fine-tuning: a new classifier of whole texts, such as negative,positive.")
     ] = None,
-    token_labels: Annotated[str | None, typer.Option(help="… or of every token, such as O,B-PER,I-PER.")] = None,
+    token_labels: Annotated[
+        str | None, typer.Option(help="For fine-tuning: a new classifier of every token, such as O,B-PER,I-PER.")
+    ] = None,
 ) -> None:
     """Write a checkpoint as a model that plain transformers loads: safetensors, config, tokenizer and model card."""
     from rotary_foundry.interop.export import export_checkpoint
     from rotary_foundry.interop.heads import Head
 
     if sequence_labels is not None and token_labels is not None:
-        raise ConfigurationError("--sequence-labels and --token-labels: a model has one classifier; give one of them")
+        raise ConfigurationError(
+            "--sequence-labels and --token-labels: a model has one classifier; give only one of them"
+        )
     head = None
     if sequence_labels is not None:
         head = Head("sequence", tuple(sequence_labels.split(",")))
@@ -57,13 +61,17 @@ def import_(
         Path,
         typer.Argument(help="A transformers directory, or a file of the original code, of one of our families."),
     ],
-    out_dir: Annotated[Path, typer.Argument(help="Where the model goes: what init_from takes, as export writes it.")],
+    out_dir: Annotated[
+        Path, typer.Argument(help="The folder for the model, in the form of an export; init_from takes it.")
+    ],
     recipe: Annotated[
-        Path | None, typer.Option(help="The YAML of a .pt's training, if it does not say itself.")
+        Path | None, typer.Option(help="The training YAML of a .pt file without its own configuration.")
     ] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="The folder of its tokenizer, if it is not in there.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The folder of the model's tokenizer, if it is elsewhere.")
+    ] = None,
 ) -> None:
-    """Take a model from elsewhere, to go on from; what our encoder would compute otherwise is refused by name."""
+    """Import a model from elsewhere for further training; settings that our encoder does not support are refused."""
     from rotary_foundry.interop.importing import import_model
 
     import_model(source, out_dir, recipe, tokenizer)
@@ -72,7 +80,7 @@ def import_(
 
 @app.command()
 def summary(run: Annotated[Path, typer.Argument(help="A run folder, such as runs/nano.")]) -> None:
-    """Print what a run did: its stages with their held-out loss, and what the exported model fills in."""
+    """Print a summary of a run: its stages with their held-out loss, and mask predictions of the exported model."""
     from rotary_foundry.reporting.summary import print_summary
 
     print_summary(run)
@@ -80,19 +88,18 @@ def summary(run: Annotated[Path, typer.Argument(help="A run folder, such as runs
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are laid over each other.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the charts of several are overlaid.")],
     out: Annotated[
-        Path | None, typer.Option(help="The folder for it: by default the run's own, the current one for several.")
+        Path | None,
+        typer.Option(help="The folder for the report; default: the run's own, or for several runs the current one."),
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Write nothing: serve the page on this machine only, and follow the run.")
     ] = False,
-    port: Annotated[int, typer.Option(help="With --watch; 0 takes any that is free.")] = 8090,
-    reference: Annotated[
-        Path | None, typer.Option(help="A file of `reference`; nano's own is known without it.")
-    ] = None,
+    port: Annotated[int, typer.Option(help="The port for --watch; 0: any free port.")] = 8090,
+    reference: Annotated[Path | None, typer.Option(help="A file that `reference` wrote; nano's is built in.")] = None,
 ) -> None:
-    """Write report.html, a page that needs nothing else, and its pictures as PNG; the runs may be going on."""
+    """Write report.html, a self-contained page, and its pictures as PNG; the runs may still be running."""
     from rotary_foundry.reporting.report_page import write_report
 
     if watch:
@@ -105,10 +112,10 @@ def report(
 
 @app.command()
 def reference(
-    runs: Annotated[list[Path], typer.Argument(help="Finished runs of one recipe, each with a seed of its own.")],
-    out: Annotated[Path, typer.Option(help="The file for it, such as my_recipe.json.")],
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs of one recipe with different seeds.")],
+    out: Annotated[Path, typer.Option(help="The file to write, such as my_recipe.json.")],
 ) -> None:
-    """Write what several runs of a recipe have in common, which `report` lays behind a run: is this one normal?"""
+    """Write the range of several runs of a recipe; `report` draws it behind a run to show whether it is normal."""
     from rotary_foundry.reporting.reference import write_reference
 
     write_reference(runs, out)
@@ -123,10 +130,10 @@ def evaluate(
     suites: Annotated[str, typer.Argument(help="Such as masked_lm, a YAML, several joined by commas, or all.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as data=data/mine.")] = None,
     beside: Annotated[
-        list[str] | None, typer.Option(help="A model to evaluate and compare as well; may be given many times.")
+        list[str] | None, typer.Option(help="A further model to evaluate and compare; may be repeated.")
     ] = None,
 ) -> None:
-    """Measure what a model can do: tables here, and JSON and pictures in a folder. Status 3: it wants a network."""
+    """Evaluate a model: print tables, and write JSON and pictures to a folder. Status 3: it needs a network."""
     from rotary_foundry.evaluation.evaluate import evaluate
 
     evaluate([model, *(beside or ())], suites.split(","), overrides or ())
@@ -134,10 +141,10 @@ def evaluate(
 
 @app.command()
 def compare(
-    results: Annotated[list[Path], typer.Argument(help="What evaluate wrote: folders, or result.json files.")],
-    out: Annotated[Path, typer.Option(help="Where the table and pictures go.")] = Path("evaluations/compared"),
+    results: Annotated[list[Path], typer.Argument(help="Folders or result.json files that evaluate wrote.")],
+    out: Annotated[Path, typer.Option(help="The folder for the table and pictures.")] = Path("evaluations/compared"),
 ) -> None:
-    """Lay results of `evaluate` beside each other: one table, and a picture for each suite."""
+    """Compare results of `evaluate` in one table, and one picture for each suite."""
     from rotary_foundry.evaluation.compare import compare
 
     compare(results, out)
@@ -147,18 +154,20 @@ def compare(
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as yamls/main/base.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as `composer launch` takes them.")] = None,
-    at: Annotated[str | None, typer.Option(help="Only what this token decides, such as 900_000_000_000.")] = None,
-    gpus: Annotated[int | None, typer.Option(help="Tell the hours on so many GPUs …")] = None,
-    gpu: Annotated[str | None, typer.Option(help="… of this kind, such as h100 …")] = None,
-    mfu: Annotated[float | None, typer.Option(help="… each at this share of its peak.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The plan, or the position, as JSON and nothing else.")
-    ] = False,
+    at: Annotated[
+        str | None, typer.Option(help="Print only the values at this token, such as 900_000_000_000.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Also print the hours on this many GPUs (with --gpu and --mfu).")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="The kind of the GPUs, such as h100.")] = None,
+    mfu: Annotated[float | None, typer.Option(help="The share of its peak that each GPU reaches.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON: the plan, or the position.")] = False,
     as_recipe: Annotated[
-        bool, typer.Option("--recipe", help="The merged YAML and nothing else, with the source of every value.")
+        bool, typer.Option("--recipe", help="Print only the merged YAML, with the source of every value.")
     ] = False,
 ) -> None:
-    """Print what a recipe would do, segment by segment, and what it would cost; nothing is trained, no data read."""
+    """Print the plan of a recipe, segment by segment, and its cost, without training or reading data."""
     from rotary_foundry.recipe.compilation import with_set_rollback
     from rotary_foundry.recipe.cost import PEAK_FLOPS, Machine
     from rotary_foundry.reporting.merged_recipe import merged_recipe
@@ -167,7 +176,7 @@ def plan(
 
     if as_recipe:
         if (at, gpus, gpu, mfu, as_json) != (None, None, None, None, False):
-            raise ConfigurationError("--recipe: prints the recipe and nothing else; give it no other option")
+            raise ConfigurationError("--recipe: prints only the recipe; remove the other options")
         print(merged_recipe(recipe, overrides or ()), end="")
         return
     machine = None
@@ -175,8 +184,8 @@ def plan(
         machine = Machine(gpus, gpu, mfu)
     elif (gpus, gpu, mfu) != (None, None, None):
         raise ConfigurationError(
-            f"hours take --gpus (how many), --gpu (one of {', '.join(PEAK_FLOPS)}) and --mfu (the share of its peak "
-            "that each reaches, as measured with such a model: there is no default); give all three or none"
+            f"hours need --gpus (how many), --gpu (one of {', '.join(PEAK_FLOPS)}) and --mfu (the measured share of "
+            "its peak that each reaches, without a default); give all three or none"
         )
     loaded, before_rollbacks = load_recipe_and_plan(recipe, overrides or ())
     compiled = with_set_rollback(loaded, before_rollbacks)
@@ -191,15 +200,15 @@ def plan(
 
 @app.command()
 def doctor(
-    recipe: Annotated[Path | None, typer.Argument(help="The recipe that is to be run; without one, less.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help="The recipe to check for; without it, fewer checks.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as `composer launch` takes them.")] = None,
     clean: Annotated[
         bool, typer.Option("--clean", help="Remove what killed runs left in /dev/shm and TMPDIR, and nothing in use.")
     ] = False,
 ) -> None:
-    """Look at the machine before money is spent: each line has a remedy, and status 1 says that a run would fail.
+    """Check the machine before a run: each problem has a remedy; status 1 means that a run would fail.
 
-    `composer -n 8 -c rotary-foundry doctor RECIPE` tries the collectives of 8 ranks as well.
+    `composer -n 8 -c rotary-foundry doctor RECIPE` also tests the collectives of 8 ranks.
     """
     from rotary_foundry.doctor.examine import examine
 
@@ -212,7 +221,7 @@ def finetune(
     config: Annotated[Path, typer.Argument(help="Such as yamls/finetune/glue.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in model=runs/nano/export.")] = None,
 ) -> None:
-    """Fine-tune a model on labelled texts, over a grid and several seeds; the same command goes on where it ended.
+    """Fine-tune a model on labelled texts, over a grid and several seeds; the same command resumes a search.
 
     A YAML with `task: dense_retrieval` or `task: multi_vector` trains one retriever.
     """
@@ -229,9 +238,9 @@ def finetune(
 
 @app.command()
 def leaderboard(
-    folders: Annotated[list[Path], typer.Argument(help="What `finetune` wrote, such as runs/finetune.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders that `finetune` wrote, such as runs/finetune.")],
 ) -> None:
-    """Print what fine-tuned models reached, a row a model and a column a task."""
+    """Print the scores of fine-tuned models: a row for each model and a column for each task."""
     from rotary_foundry.finetuning.leaderboard import print_leaderboard
 
     print_leaderboard(folders)
@@ -241,14 +250,14 @@ def _position(plan: "Plan", at: str) -> "Position":
     try:
         token = int(at.removesuffix("tok"))
     except ValueError:
-        raise ConfigurationError(f"--at: '{at}' is not a number of tokens, such as 900_000_000_000") from None
+        raise ConfigurationError(f"--at: expected a number of tokens such as 900_000_000_000, got '{at}'") from None
     try:
         return plan.at(token)
     except ValueError as error:
         raise ConfigurationError(f"--at: {error}") from None
 
 
-data = typer.Typer(help="Look into prepared data.", no_args_is_help=True)
+data = typer.Typer(help="Inspect prepared data.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 DataFolder = Annotated[Path, typer.Argument(help="A folder that `python data_prep` wrote, or one of shards in it.")]
@@ -257,9 +266,11 @@ DataFolder = Annotated[Path, typer.Argument(help="A folder that `python data_pre
 @data.command()
 def stats(
     directory: DataFolder,
-    picture: Annotated[Path | None, typer.Option(help="Draw it as well, to this file, such as corpus.png.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw the statistics to this file, such as corpus.png.")
+    ] = None,
 ) -> None:
-    """Print how much there is of each source, and how long the documents are."""
+    """Print the size of each source, and the lengths of the documents."""
     from rotary_foundry.data_prep.inspection.stats import gather, print_stats
 
     gathered = gather(directory)
@@ -274,8 +285,8 @@ def stats(
 @data.command()
 def show(
     directory: Annotated[Path, typer.Argument(help="A folder of shards, such as data/nano/code/1024/train.")],
-    row: Annotated[int, typer.Argument(help="A row of it, from 0.")],
-    full: Annotated[bool, typer.Option("--full", help="Long documents in full.")] = False,
+    row: Annotated[int, typer.Argument(help="A row of the folder, from 0.")],
+    full: Annotated[bool, typer.Option("--full", help="Print long documents in full.")] = False,
 ) -> None:
     """Print the documents of a row."""
     from rotary_foundry.data_prep.inspection.show import print_row
@@ -299,8 +310,8 @@ def verify(directory: DataFolder) -> None:
 @data.command()
 def search(
     directory: DataFolder,
-    text: Annotated[str, typer.Argument(help="What to look for, to the letter.")],
-    limit: Annotated[int, typer.Option(min=1, help="Show so many places at most.")] = 20,
+    text: Annotated[str, typer.Argument(help="The exact text to search for.")],
+    limit: Annotated[int, typer.Option(min=1, help="The most places to print.")] = 20,
 ) -> None:
     """Print the rows that have a document with this text in it."""
     from rotary_foundry.data_prep.inspection.show import print_hits
@@ -311,13 +322,13 @@ def search(
 @data.command()
 def trace(
     run: Annotated[Path, typer.Argument(help="A run folder, such as runs/nano.")],
-    update: Annotated[int, typer.Option(help="From 1, as `batch` in the run's metrics.jsonl.")],
+    update: Annotated[int, typer.Option(help="The number of the update, from 1, as `batch` in metrics.jsonl.")],
     before_rollback: Annotated[
-        int | None, typer.Option(help="As the run was until this rollback of it, from 1.")
+        int | None, typer.Option(help="Trace the run before this rollback, counted from 1.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON.")] = False,
 ) -> None:
-    """Print the rows and documents that an update of a run saw. Reads files only: the run may be going on."""
+    """Print the rows and documents that an update was trained on. It only reads files; the run may be running."""
     from rotary_foundry.data_prep.inspection.trace import print_trace, trace
 
     print_trace(trace(run, update, before_rollback), as_json)
@@ -328,14 +339,14 @@ def fertility(
     directory: Annotated[Path, typer.Argument(help="A folder that `python data_prep` wrote.")],
     against: Annotated[Path, typer.Option(help="The folder of a second tokenizer; its tokenizer.json is enough.")],
 ) -> None:
-    """Print how many tokens the tokenizer makes of a word and of a byte of the held-out text, beside a second one."""
+    """Print tokens per word and per byte of the held-out text, for the corpus' tokenizer and a second one."""
     from rotary_foundry.data_prep.inspection.fertility import print_fertility
 
     print_fertility(directory, against)
 
 
 def main() -> None:
-    """Run a subcommand; a FoundryError is one line on stderr and status 2, or 3 if a network is all that it lacks."""
+    """Run a subcommand; a FoundryError prints one line on stderr; status 2, or 3 if only a network is missing."""
     try:
         app()
     except FoundryError as error:

@@ -13,7 +13,7 @@ def test_parts_that_lie_on_another_nodes_disk_end_the_run_at_its_first_checkpoin
     (folder / "__0_0.distcp").write_bytes(b"x")
     checkpoints._check_seen(folder, {"__0_0.distcp": 1})
     with pytest.raises(
-        FoundryError, match=r"__8_0\.distcp, which another node has written, is not there .* save_folder="
+        FoundryError, match=r"rank 0 cannot see .*__8_0\.distcp, which another node has written, .* save_folder="
     ):
         checkpoints._check_seen(folder, {"__0_0.distcp": 1, "__8_0.distcp": 1})
     assert not folder.exists()  # else the start with a store, as advised, would find a checkpoint that is not whole

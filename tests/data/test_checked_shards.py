@@ -58,8 +58,8 @@ def cut_short(path: Path) -> None:
 
 
 FAULTS = [
-    (flip_a_byte, "damaged: its content does not have the xxh64 hash of what was written"),
-    (cut_short, r"truncated: [\d_]+ bytes are there, and [\d_]+ were written"),
+    (flip_a_byte, "damaged: its xxh64 hash differs from the one in the index"),
+    (cut_short, r"truncated: expected [\d_]+ bytes, got [\d_]+"),
     (Path.unlink, "no such file"),
 ]
 

@@ -167,7 +167,7 @@ def test_memory_does_not_grow_with_the_corpus():
 @pytest.mark.parametrize(("row_length", "stride"), [(2, 0), (12, 10), (12, -1)])
 def test_rows_that_cannot_go_forward_are_refused(row_length, stride):
     with pytest.raises(
-        ValueError, match=f"rows of {row_length} tokens take a stride of 0 to {row_length - 3}, not {stride}"
+        ValueError, match=f"rows of {row_length} tokens: expected a stride of 0 to {row_length - 3}, got {stride}"
     ):
         Packer(row_length, FRAME, stride)
 

@@ -63,9 +63,9 @@ def test_an_id_that_does_not_fit_is_refused_and_not_wrapped(wrong, dtype):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"lengths": np.array([2, 0])}, "at least one token each; an empty one was given"),
-        ({"lengths": np.array([2, 2])}, "a row of 3 tokens was given with 2 .* together 4"),
-        ({"documents": np.array([5])}, "a row of 3 tokens was given with 1 numbers of documents, and with 2 lengths"),
+        ({"lengths": np.array([2, 0])}, "at least one token, got an empty one"),
+        ({"lengths": np.array([2, 2])}, "a row of 3 tokens has 2 .* sum is 4"),
+        ({"documents": np.array([5])}, "a row of 3 tokens has 1 document numbers and 2 lengths"),
     ],
 )
 def test_a_row_whose_parts_do_not_belong_together_is_not_stored(changed, says):

@@ -113,7 +113,7 @@ def test_jobs_are_not_submitted_again_while_the_first_are_there(config, tmp_path
     jobs = len(list(submitted.iterdir()))
     (tmp_path / "bin" / "squeue").write_text('#!/bin/bash\necho "$@"\n')
     with pytest.raises(
-        DataError, match=r"still queued or running \(0, 2, 4, 6, 8\); wait for them to end, or scancel them"
+        DataError, match=r"still queued or running \(0, 2, 4, 6, 8\); wait for them to end, or cancel them with scancel"
     ):
         prepare(on_slurm)
     assert len(list(submitted.iterdir())) == jobs
@@ -144,13 +144,13 @@ def test_what_failed_on_slurm_is_told_when_the_command_is_given_again(parted, tm
         dill.load(pickled).run()
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     prepare(on_slurm)
-    assert "documents: failed the last time: " in caplog.text
+    assert "documents: failed in the last run: " in caplog.text
     assert "0.jsonl:1: no column 'text'" in caplog.text
 
 
 def test_without_slurm_it_says_so(config, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(DataError, match="no 'sbatch' here"):
+    with pytest.raises(DataError, match="command 'sbatch' not found"):
         prepare(replace(config, executor=SLURM))
 
 
@@ -165,7 +165,7 @@ class Killed(PipelineStep):
 
 def test_a_worker_that_is_killed_ends_the_preparation_with_a_line(tmp_path):
     executor = executors.LocalExecutor([Killed()], tasks=3, workers=2, logging_dir=str(tmp_path))
-    with pytest.raises(DataError, match="a worker process was killed, perhaps for want of memory"):
+    with pytest.raises(DataError, match="a worker process was killed, perhaps because memory ran out"):
         executor.run()
 
 
@@ -176,10 +176,10 @@ def test_a_worker_that_is_killed_ends_the_preparation_with_a_line(tmp_path):
         ({"dask": {}}, "one of local, slurm, ray"),
         ({"local": {"worker": 2}}, "unknown option 'worker'"),
         ({"local": {"tasks": 2}}, "unknown option 'tasks'"),
-        ({"local": 2}, "options are wanted by name"),
-        ({"local": {"workers": 0}}, "workers are a number from 1 on, not 0"),
-        ({"local": {"workers": "two"}}, "workers are a number from 1 on, not two"),
-        ({"slurm": {"time": "1:00:00"}}, "'partition' is wanted"),
+        ({"local": 2}, "local: expected options by name, .* got 2"),
+        ({"local": {"workers": 0}}, "workers: expected an integer of at least 1, got 0"),
+        ({"local": {"workers": "two"}}, "workers: expected an integer of at least 1, got two"),
+        ({"slurm": {"time": "1:00:00"}}, "'partition' is missing"),
     ],
 )
 def test_an_executor_that_cannot_be_made_is_refused(executor, complaint):

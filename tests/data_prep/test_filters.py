@@ -67,9 +67,9 @@ def test_pages_in_another_language_are_dropped(monkeypatch):
         ("GopherQuality", r"no filter 'GopherQuality'; there are C4BadWordsFilter, C4ParagraphFilter"),
         ({"URLFilter": {}, "C4QualityFilter": {}}, "no filter"),
         ({"URLFilter": {"domains": []}}, "URLFilter: unknown argument 'domains'; it takes"),
-        ({"URLFilter": ["a"]}, "URLFilter: arguments are wanted by name"),
+        ({"URLFilter": ["a"]}, "URLFilter: expected arguments by name"),
         ("RegexFilter", "RegexFilter: .*missing 1 required positional argument: 'regex_exp'"),
-        ({"SamplerFilter": {"rate": 0.5}}, "SamplerFilter: wants a seed"),
+        ({"SamplerFilter": {"rate": 0.5}}, "SamplerFilter: seed is missing"),
     ],
 )
 def test_a_filter_that_cannot_be_made_is_refused(entry, complaint):

@@ -242,7 +242,7 @@ def test_a_second_preparation_of_the_same_folder_waits_for_the_first_to_end(conf
     folder.mkdir()
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another `python data_prep` is at work there"):
+        with pytest.raises(DataError, match="in use by another `python data_prep`"):
             prepare(config)
 
 

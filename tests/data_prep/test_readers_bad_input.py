@@ -36,7 +36,7 @@ def read_listing(reader: str, path: Path, column: str | None = None) -> tuple[li
     [
         (b'{"text": "cut o', "not valid JSON"),
         (b'{"text": "caf\xe9"}', "not UTF-8: invalid continuation byte at byte 13 of the line"),
-        (b'["text"]', "a JSON object is wanted on each line, this is '[\"text\"]'"),
+        (b'["text"]', "expected a JSON object on each line, got '[\"text\"]'"),
         (b'{"body": "x", "title": "y"}', "no column 'text'; the columns there are 'body', 'title'"),
         (b'{"text": null}', "column 'text' holds null, which is not text"),
         (b'{"text": 5}', "column 'text' holds 5, which is not text"),
@@ -60,8 +60,8 @@ def test_a_bad_line_of_jsonl_is_listed_and_the_others_are_kept(tmp_path, line, c
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        (b"only one\n", "a row of 1 fields, and there are 2 columns"),
-        (b"1,two,three\n", "a row of 3 fields, and there are 2 columns"),
+        (b"only one\n", "expected 2 fields, one a column, got 1"),
+        (b"1,two,three\n", "expected 2 fields, one a column, got 3"),
         (b'1,"two"2\n', "not valid CSV: ',' expected after '\"'"),
         (b"1,caf\xe9\n", "column 'text' holds half a surrogate pair or a byte that is not UTF-8, at character 3"),
         (b"1,a\0b\n", "column 'text' holds a NUL"),
@@ -184,7 +184,7 @@ def test_a_damaged_shard_is_listed_and_the_others_are_kept(tmp_path):
     found, (listed,) = read_listing("mds", tmp_path / "set")
     first, lost = (shard["samples"] for shard in shards[:2])
     assert found == rows[:first] + rows[first + lost :]
-    why = "its content does not have the sha1 hash of what was written"
+    why = "its sha1 hash differs from the one in the index"
     assert listed == f"{damaged}: damaged: {why}; the whole shard, {lost} rows, is lost"
 
 
@@ -234,7 +234,7 @@ def test_more_bad_documents_than_allowed_end_the_reading_and_the_first_are_named
     source = SourceConfig("jsonl", str(tmp_path))
     assert len(documents(source, BadInput("mine", limit=5))) == 1
     with pytest.raises(
-        DataError, match=r"^source 'mine': 5 documents cannot be read, and 'max_bad_documents' allows 4"
+        DataError, match=r"^source 'mine': 5 documents cannot be read, 'max_bad_documents' allows 4"
     ) as error:
         documents(source, BadInput("mine", limit=4))
     assert str(error.value).count("a.jsonl:") == 3

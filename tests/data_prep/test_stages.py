@@ -109,13 +109,13 @@ def test_an_empty_source_is_named(tmp_path):
 
 def test_a_source_without_held_out_documents_is_named(tmp_path):
     work = begun(tmp_path, {"few": source(tmp_path / "a.jsonl", sentences(1, 3))}, 1e-6)
-    with pytest.raises(DataError, match="source 'few': none of its 3 documents falls into the validation split"):
+    with pytest.raises(DataError, match="source 'few': none of its 3 documents is in the validation split"):
         MakeTokenizer(work).do(0)
 
 
 def test_too_small_a_source_for_the_number_of_held_out_documents_is_named(tmp_path):
     work = begun(tmp_path, {"few": source(tmp_path / "a.jsonl", sentences(1, 300))}, 200)
-    with pytest.raises(DataError, match=r"validation=200 documents are wanted, and of its 300 only \d+ are in the 1%"):
+    with pytest.raises(DataError, match=r"validation=200 held-out documents, found \d+: of its 300 documents, 1%"):
         MakeTokenizer(work).do(0)
 
 

@@ -279,14 +279,14 @@ def change_roles(path, **roles):
 def test_a_special_token_that_is_named_but_has_no_id_is_refused(directory, tmp_path):
     save_copy(directory, tmp_path, max_length=64)
     change_roles(tmp_path, sep_token="</s>")
-    with pytest.raises(DataError, match=r"sep_token is </s>, which is not in tokenizer\.json; add it"):
+    with pytest.raises(DataError, match=r"sep_token is </s>, which is not in tokenizer\.json; add the token"):
         open_brought(tmp_path)
 
 
 def test_a_special_token_in_two_roles_is_refused(directory, tmp_path):
     save_copy(directory, tmp_path, max_length=64)
     change_roles(tmp_path, pad_token="[SEP]")
-    with pytest.raises(DataError, match=r"\[SEP\] is both sep_token and pad_token; each wants a token of its own"):
+    with pytest.raises(DataError, match=r"\[SEP\] is both sep_token and pad_token; give each role a token of its own"):
         open_brought(tmp_path)
 
 

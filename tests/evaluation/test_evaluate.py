@@ -54,7 +54,7 @@ def test_tables_are_printed_whole_and_models_compared(evaluated):
     assert "masked-LM, 15% of the tokens masked" in done.output
     assert "… less modernbert's" in done.output
     # windows and targets of `context` are one to both; the documents of `masked_lm` are cut, to the 128 of this BERT
-    assert "masked_lm: bert was not asked the same as modernbert" in done.output
+    assert "masked_lm: bert and modernbert were asked different questions" in done.output
     assert "context: bert was not" not in done.output
     assert "…]" not in done.output
 
@@ -89,7 +89,7 @@ def test_no_difference_is_given_of_results_that_do_not_say_what_was_asked(evalua
     console = Console(file=io.StringIO(), width=200)
     write_comparison(results, tmp_path, console)
     assert "less modernbert's" not in console.file.getvalue()
-    assert "context: bert was not asked the same as modernbert" in console.file.getvalue()
+    assert "context: bert and modernbert were asked different questions" in console.file.getvalue()
 
 
 def test_a_result_of_a_fine_tuning_is_none_to_compare(evaluated, tmp_path):
@@ -100,7 +100,7 @@ def test_a_result_of_a_fine_tuning_is_none_to_compare(evaluated, tmp_path):
 
 
 def test_two_yamls_of_one_suite_are_refused():
-    with pytest.raises(ConfigurationError, match=r"needle\.yaml: is for the suite needle, as another is"):
+    with pytest.raises(ConfigurationError, match=r"needle\.yaml: another YAML is for the same suite, needle"):
         suites.find_suites(["masked_lm", "needle", str(suites.FOLDER.resolve() / "needle.yaml")])
 
 
@@ -126,7 +126,7 @@ def refused(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
 def test_an_unknown_suite_is_refused_with_the_list_of_all(monkeypatch, capsys, model_of):
     status, said = refused(monkeypatch, capsys, "evaluate", str(model_of("bert")), "contxt")
     assert status == 2
-    assert said.startswith("error: there is no suite 'contxt'; there are masked_lm, context, needle")
+    assert said.startswith("error: no suite 'contxt'; there are masked_lm, context, needle")
     assert said.count("\n") == 1
 
 
@@ -155,7 +155,7 @@ def test_comparing_nothing_is_refused(monkeypatch, capsys, tmp_path):
     ("given", "status", "message"),
     [
         (["masked_lm,retrieval", "tasks=[BEIR]"], 3, "BEIR: the data has to be fetched"),
-        (["masked_lm,glue", "finetune=yamls/finetune/glue.yaml"], 3, "nyu-mll/glue: no folder is here"),
+        (["masked_lm,glue", "finetune=yamls/finetune/glue.yaml"], 3, "nyu-mll/glue: not a local folder"),
         (
             ["masked_lm,glue", "task=BEIR"],
             2,
@@ -190,10 +190,10 @@ def test_two_models_of_one_name_are_refused(monkeypatch, capsys, tmp_path, evalu
     other = tmp_path / "bert"
     other.mkdir()
     status, said = refused(monkeypatch, capsys, "evaluate", str(out / "bert"), "context", "--beside", str(other))
-    assert (status, "another model is called bert, too" in said) == (2, True)
+    assert (status, "another model has the same name, bert" in said) == (2, True)
     file = str(out / "bert/context/result.json")
     status, said = refused(monkeypatch, capsys, "compare", file, file)
-    assert (status, "are both called bert; give one of them" in said) == (2, True)
+    assert (status, "are both called bert; give only one" in said) == (2, True)
 
 
 def test_another_theta_is_another_model_to_tables_and_folders(model_of, corpus, tmp_path, capsys):

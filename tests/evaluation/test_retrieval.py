@@ -118,7 +118,7 @@ def test_public_sets_are_refused_at_once_without_a_network(config, monkeypatch, 
     monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it waited"))
     with pytest.raises(
         NeedsNetwork,
-        match=r"BEIR, MLDR: the data has to be fetched \(code_search needs no network\); .* cannot be reached",
+        match=r"BEIR, MLDR: the data has to be downloaded \(code_search needs no network\); .* cannot be reached",
     ):
         retrieval.check(Path("not looked at"), replace(config, tasks=["code_search", "BEIR", "MLDR"]))
     assert len(no_network) == 1  # and not asked a second time
@@ -127,11 +127,11 @@ def test_public_sets_are_refused_at_once_without_a_network(config, monkeypatch, 
 def test_a_public_set_that_is_not_in_the_cache_needs_the_network(code_encoder, config, monkeypatch, no_network):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(NeedsNetwork, match="SciFact: its data cannot be had"):
+    with pytest.raises(NeedsNetwork, match="SciFact: its data cannot be downloaded"):
         retrieval.run(code_encoder, replace(config, tasks=["SciFact"]))
     with pytest.raises(ConfigurationError, match="mteb has no benchmark or task 'SciFakt'"):
         retrieval.check(code_encoder, replace(config, tasks=["SciFakt"]))
-    with pytest.raises(ConfigurationError, match="STS12 is no retrieval but STS"):
+    with pytest.raises(ConfigurationError, match="expected retrieval tasks, but STS12 is of type STS"):
         retrieval.check(code_encoder, replace(config, tasks=["STS12"]))
 
 

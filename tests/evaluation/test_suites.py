@@ -60,16 +60,16 @@ def test_documents_beyond_the_models_length_are_cut_and_counted_or_refused(model
     result = measured("masked_lm", model_of("bert"), corpus)
     assert result.facts["documents_cut"] == sum(text.tokens > 126 for text in held_out(corpus, 100, 0))
     assert result.notes[0].startswith(f"documents cut to 126 tokens: {result.facts['documents_cut']}; ")
-    with pytest.raises(DataError, match=r"tokens, and the model is given 126; long_documents=truncate cuts it"):
+    with pytest.raises(DataError, match=r"tokens; expected at most 126; set long_documents=truncate"):
         measured("masked_lm", model_of("bert"), corpus, "long_documents=refuse")
 
 
 def test_what_cannot_be_measured_is_refused_by_its_key(model_of, corpus):
     for name, override, said in (
-        ("masked_lm", "mlm_probability=1e-9", "not a token of 10 documents was masked"),
-        ("context", "longest=100000", "no held-out document of 99,998 tokens"),
-        ("masked_lm", "longest=2", "longest: 2 tokens, of which 2 are the special ones"),
-        ("needle", "nearest=100000", "no name stands twice"),
+        ("masked_lm", "mlm_probability=1e-9", "no token of 10 documents was masked"),
+        ("context", "longest=100000", "no held-out document of at least 99,998 tokens"),
+        ("masked_lm", "longest=2", "longest: expected more than the 2 special tokens around a text, got 2"),
+        ("needle", "nearest=100000", "no name occurs twice"),
     ):
         with pytest.raises((ConfigurationError, DataError), match=said):
             measured(name, model_of("modernbert"), corpus, *(NEEDLE if name == "needle" else ()), override)
@@ -86,32 +86,32 @@ COUNTS = {
 @pytest.mark.parametrize(
     ("suite", "override", "said"),
     [
-        *((suite, "seed=-1", "'seed': a number from 0 on is wanted, not -1") for suite in COUNTS),
+        *((suite, "seed=-1", "'seed': expected an integer of at least 0, got -1") for suite in COUNTS),
         *(
-            (suite, f"{key}={value}", f"'{key}': a number from 1 on is wanted, not {value}")
+            (suite, f"{key}={value}", f"'{key}': expected an integer of at least 1, got {value}")
             for suite, keys in COUNTS.items()
             for key in keys
             for value in (0, -3)
         ),
         *(
-            (suite, f"mlm_probability={value}", f"'mlm_probability': a share of the tokens .* wanted, not {value}")
+            (suite, f"mlm_probability={value}", f"'mlm_probability': expected a share of the tokens .*, got {value}")
             for suite in ("masked_lm", "context")
             for value in ("0.0", "-1.0", "2.0", "nan")
         ),
         *(
-            ("masked_lm", f"{key}={value}", f"'{key}': a share of the chosen tokens, from 0 to 1, .* not {value}")
+            ("masked_lm", f"{key}={value}", f"'{key}': expected a share of the chosen tokens .*, got {value}")
             for key in ("mask_share", "random_share")
             for value in ("-1.0", "2.0", "nan")
         ),
         ("masked_lm", "random_share=0.3", "'random_share': 0.3 and mask_share, 0.8, are more than 1 together"),
-        ("masked_lm", "long_documents=drop", "'long_documents': truncate or refuse is wanted, not 'drop'"),
-        ("masked_lm", "rope_theta=0", "'rope_theta': a number above 0 is wanted, not 0"),
+        ("masked_lm", "long_documents=drop", "'long_documents': expected truncate or refuse, got 'drop'"),
+        ("masked_lm", "rope_theta=0", "'rope_theta': expected a number above 0, got 0"),
         ("context", "span_tokens=100", "'span_tokens': 100 is more than half of the shortest context, 64"),
         ("context", "longest=256", "'longest': 256 is less than four times the shortest, 128"),
         ("context", "spans=100", "'spans': 100 of 64 tokens fill more than half of a window"),
-        ("retrieval", "tasks=[]", "'tasks': at least one is wanted, such as code_search"),
-        ("retrieval", "max_seq_length=3", "'max_seq_length': a number from 4 on is wanted, not 3"),
-        ("retrieval", "long_documents=drop", "'long_documents': truncate or refuse is wanted, not 'drop'"),
+        ("retrieval", "tasks=[]", "'tasks': expected at least one task, such as code_search"),
+        ("retrieval", "max_seq_length=3", "'max_seq_length': expected at least 4 tokens, got 3"),
+        ("retrieval", "long_documents=drop", "'long_documents': expected truncate or refuse, got 'drop'"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_file_and_key_before_anything_is_loaded(suite, override, said):
@@ -268,7 +268,7 @@ def test_a_suites_yaml_refuses_a_key_that_it_does_not_have(tmp_path):
     with pytest.raises(ConfigurationError, match=r"mine\.yaml: unknown key 'longset'; did you mean 'longest'"):
         find_suites([str(path)])
     path.write_text("suite: contexts\n")
-    with pytest.raises(ConfigurationError, match=r"mine\.yaml: suite: 'contexts' is none; there are masked_lm, "):
+    with pytest.raises(ConfigurationError, match=r"mine\.yaml: suite: no suite 'contexts'; there are masked_lm, "):
         find_suites([str(path)])
 
 

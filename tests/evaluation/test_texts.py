@@ -23,9 +23,7 @@ def test_the_documents_drawn_follow_from_the_seed(corpus):
 
 def test_documents_may_have_to_be_long(corpus):
     assert {text.source for text in held_out(corpus, 100, 0, at_least=400)} == {"long"}
-    with pytest.raises(
-        DataError, match=r"no held-out document of 100,000 tokens and more is there; raise `validation`"
-    ):
+    with pytest.raises(DataError, match=r"no held-out document of at least 100,000 tokens found; raise `validation`"):
         held_out(corpus, 100, 0, at_least=100_000)
 
 

@@ -76,20 +76,29 @@ def test_the_folder_of_results_is_named_after_the_model():
     ("override", "complaint"),
     [
         ("task=rte", "'task': no task 'rte'; there are mine"),
-        ("tasks.mine.type=classification", "'tasks.mine.type': one of sequence, regression, token is wanted"),
-        ("tasks.mine.metrics=[pearson]", "'tasks.mine.metrics': no 'pearson' of type sequence; there are accuracy"),
+        (
+            "tasks.mine.type=classification",
+            "'tasks.mine.type': expected one of sequence, regression, token, got 'classification'",
+        ),
+        (
+            "tasks.mine.metrics=[pearson]",
+            "'tasks.mine.metrics': type sequence has no metric 'pearson'; there are accuracy",
+        ),
         ("tasks.mine.init_from_task=mnli", "'tasks.mine.init_from_task': no task 'mnli'"),
-        ("tasks.mine.init_from_task=mine", "tasks that start from each other"),
-        ("tasks.mine.data.text=[a,b,c]", "'tasks.mine.data.text': one or two columns are wanted"),
-        ("search.lr=[]", "'tasks.mine.search.lr': a list of numbers above 0 is wanted"),
-        ("search.max_duration=[3]", "'tasks.mine.search.max_duration': a list of epochs or batches, as in 3ep"),
-        ("seeds=[1,1]", "'seeds': at least one seed is wanted, and none twice"),
-        ("seeds=[1,-1]", "'seeds': numbers from 0 to 4294967295 are wanted, not [1, -1]"),
-        ("alpha_f=-3", "'alpha_f': a part of the peak is wanted, from 0 to 1, not -3.0"),
-        ("t_warmup=1dur", "'t_warmup': 0.06dur or the like is wanted, or 50ba, not '1dur'"),
-        ("search_seeds=3", "'search_seeds': there are 2 seeds"),
-        ("patience=2", "'patience': epochs or batches are wanted"),
-        ("long_documents=drop", "'long_documents': truncate or refuse is wanted"),
+        ("tasks.mine.init_from_task=mine", "tasks start from each other"),
+        ("tasks.mine.data.text=[a,b,c]", "'tasks.mine.data.text': expected one or two columns, got 3"),
+        ("search.lr=[]", "'tasks.mine.search.lr': expected a list of numbers above 0, got []"),
+        (
+            "search.max_duration=[3]",
+            "'tasks.mine.search.max_duration': expected a list of epochs or batches, as in 3ep",
+        ),
+        ("seeds=[1,1]", "'seeds': expected at least one seed and no duplicates, got [1, 1]"),
+        ("seeds=[1,-1]", "'seeds': expected integers from 0 to 4294967295, got [1, -1]"),
+        ("alpha_f=-3", "'alpha_f': expected a fraction of the peak from 0 to 1, got -3.0"),
+        ("t_warmup=1dur", "'t_warmup': expected a time such as 0.06dur or 50ba, got '1dur'"),
+        ("search_seeds=3", "'search_seeds': expected 1 to 2, the number of seeds; got 3"),
+        ("patience=2", "'patience': expected epochs or batches, as in 1ep or 100ba, got '2'"),
+        ("long_documents=drop", "'long_documents': expected truncate or refuse, got 'drop'"),
         ("tasks.mine.lables=[a]", "unknown key 'tasks.mine.lables'; did you mean 'labels'?"),
     ],
 )
@@ -107,5 +116,5 @@ def test_a_warm_up_is_the_same_part_of_the_whole_to_classifiers_and_retrievers(w
 
 
 def test_a_run_folder_is_refused_with_the_command_that_exports_it(write_yaml, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"has no config\.json; of a run, `rotary-foundry export` makes such"):
+    with pytest.raises(ConfigurationError, match=r"has no config\.json; .* `rotary-foundry export`"):
         load_finetune_config(write_yaml(), [f"model={tmp_path}"])

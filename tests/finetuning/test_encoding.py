@@ -58,7 +58,7 @@ def test_declared_labels_may_stand_as_their_numbers_as_in_glue(prepared, tmp_pat
 
 def test_a_label_that_only_the_validation_has_is_refused(prepared):
     said = refusal(prepared, validation=[row("good"), row("neutral")])
-    assert "validation.jsonl:2: label 'neutral' is none of those of the training data (bad, good)" in said
+    assert "validation.jsonl:2: label 'neutral' is not among those of the training data (bad, good)" in said
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_a_label_that_only_the_validation_has_is_refused(prepared):
         ("", "train.jsonl:2: the label is empty"),
         (float("nan"), "train.jsonl:2: the label is NaN"),
         ("nan", "train.jsonl:2: the label is NaN"),
-        (2.5, "train.jsonl:2: label 2.5 is a number and no class; numbers are learnt with type: regression"),
-        ([1, 2], "train.jsonl:2: the label is a list; a label for each word is for type: token"),
+        (2.5, "train.jsonl:2: expected a class, got the number 2.5; to learn numbers, set type: regression"),
+        ([1, 2], "train.jsonl:2: the label is a list; for a label for each word, set type: token"),
     ],
 )
 def test_a_label_that_is_none_is_refused(prepared, label, complaint):
@@ -88,11 +88,11 @@ def test_a_task_of_one_class_is_refused(prepared):
 
 def test_f1_of_three_classes_is_refused(prepared):
     said = refusal(prepared, "tasks.mine.metrics=[f1]", train=[row("a"), row("b"), row("c")])
-    assert "f1 is of the second of two labels, here are 3; take macro_f1" in said
+    assert "f1 needs two labels, got 3; use macro_f1" in said
 
 
 def test_a_text_that_is_none_is_refused(prepared):
-    assert "train.jsonl:1: column 'text' is no text but None" in refusal(
+    assert "train.jsonl:1: column 'text': expected text, got None" in refusal(
         prepared, train=[row("good", None), row("bad")]
     )
 
@@ -102,25 +102,25 @@ def test_the_head_that_a_model_comes_with_keeps_its_labels(prepared, make_model)
     model = make_model("bert", "SequenceClassification", **named)
     assert prepared(model=model)["labels"] == ["good", "bad", "neutral"]
     said = refusal(prepared, model=model, train=[row("good"), row("mixed")])
-    assert "train.jsonl:2: label 'mixed' is none of those of the model's head (good, bad, neutral)" in said
+    assert "train.jsonl:2: label 'mixed' is not among those of the model's head (good, bad, neutral)" in said
 
 
 def test_a_head_of_another_size_is_refused(prepared, make_model):
     model = make_model("bert", "SequenceClassification", num_labels=3)
     assert refusal(prepared, model=model).endswith("has 2 labels (bad, good), the model's head 3")
     said = refusal(prepared, "tasks.mine.type=regression", "tasks.mine.data.label=score", model=model)
-    assert "the model's head has 3 labels, a regression wants one number" in said
+    assert "a regression needs a head with one number, but the model's has 3 labels" in said
 
 
 def test_a_model_without_a_tokenizer_is_refused(prepared, make_model, tokenizer_dir, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(make_model(), bare, ignore=shutil.ignore_patterns("*token*"))
-    assert f"{bare}: no tokenizer can be read there" in refusal(prepared, model=bare)
+    assert f"{bare}: no tokenizer can be read" in refusal(prepared, model=bare)
     assert prepared(f"tokenizer={tokenizer_dir}", model=bare)["labels"] == ["bad", "good"]
 
 
 def test_a_tokenizer_of_another_model_is_refused(prepared, make_model, model, tmp_path):
-    assert "a vocabulary of 300: this is not its tokenizer" in refusal(prepared, model=make_model(vocab_size=300))
+    assert "a vocabulary of 300; give the model's own tokenizer" in refusal(prepared, model=make_model(vocab_size=300))
     said = refusal(prepared, model=make_model(pad_token_id=7))
     assert "the tokenizer pads with 0" in said and "it is another model's" in said
     said = refusal(prepared, f"tokenizer={permuted(model, tmp_path / 'other')}")
@@ -137,7 +137,7 @@ def test_long_documents_are_cut_and_counted_or_refused(prepared, tmp_path):
 
 
 def test_a_length_over_the_model_s_is_refused(prepared, make_model):
-    assert refusal(prepared, "max_seq_len=129").startswith("max_seq_len: 129 is over the 128 that")
+    assert refusal(prepared, "max_seq_len=129").startswith("max_seq_len: expected at most 128, ")
     data = prepared(model=make_model("roberta", max_position_embeddings=65))
     assert data["max_seq_len"] == 64  # its positions begin after that of the padding
 
@@ -162,7 +162,7 @@ def test_the_first_token_of_a_word_has_its_label(prepared, tmp_path, model):
 
 def test_words_and_labels_are_of_one_number(prepared):
     said = refusal(prepared, "tasks.mine.type=token", train=[{"text": ["a", "b"], "label": ["O", "B-X", "O"]}])
-    assert "train.jsonl:1: type: token wants a list of words and one of as many labels" in said
+    assert "train.jsonl:1: type: token needs a list of words and a list of equally many labels" in said
 
 
 def test_a_change_of_a_label_changes_the_digest(prepared):
@@ -176,4 +176,4 @@ def test_a_change_of_a_label_changes_the_digest(prepared):
 def test_a_model_directory_with_a_broken_config_is_named(prepared, make_model):
     model = make_model()
     (model / "config.json").write_text(json.dumps({"model_type": "no such"}))
-    assert f"{model}: no model that transformers knows" in refusal(prepared, model=model)
+    assert f"{model}: transformers cannot load a model" in refusal(prepared, model=model)

@@ -92,20 +92,20 @@ def test_the_parts_of_a_split_are_read_in_order(tmp_path, hashes):
 @pytest.mark.parametrize(
     ("names", "complaint"),
     [
-        (["train.csv", "train.jsonl"], "one file is wanted of the split 'train', not train.csv, train.jsonl"),
+        (["train.csv", "train.jsonl"], "expected one file for the split 'train', found train.csv, train.jsonl"),
         (
             ["train.csv", "train-00000-of-00001.csv"],
-            "one file is wanted of the split 'train', not train.csv, train-00000-of-00001.csv",
+            "expected one file for the split 'train', found train.csv, train-00000-of-00001.csv",
         ),
         (["train-00001-of-00002.csv"], "train-00000-of-00002.csv is missing"),
         (["train-00000-of-00002.csv", "train-00001-of-00002.jsonl"], "train-00001-of-00002.csv is missing"),
         (
             ["train-00000-of-00001.csv", "train-00000-of-00001.jsonl"],
-            "train-00000-of-00001.jsonl is none of the parts of train-00000-of-00001.csv",
+            "train-00000-of-00001.jsonl does not belong to the parts of train-00000-of-00001.csv",
         ),
         (
             ["train-00000-of-00001.csv", "train-00001-of-00001.csv"],
-            "train-00001-of-00001.csv is none of the parts of train-00000-of-00001.csv",
+            "train-00001-of-00001.csv does not belong to the parts of train-00000-of-00001.csv",
         ),
         (["train-backup.csv", "train.csv.bak"], "no file of the split 'train', such as train.csv"),
     ],
@@ -135,16 +135,24 @@ def test_conll_sentences_are_words_and_their_last_columns(tmp_path):
         ("a.csv", 'text,label\n"x"y,1\n', "a.csv: after line 1: not valid CSV"),
         ("a.csv", "text,label\n", "a.csv: the split is empty"),
         ("a.csv", "", "a.csv: the split is empty"),
-        ("a.csv", "text,label,text\nx,1,y\n", "a.csv:1: the column 'text' is there twice"),
-        ("a.tsv", "text\tlabel\tlabel\nx\t1\t2\n", "a.tsv:1: the column 'label' is there twice"),
-        ("a.tsv", "text\tlabel\nx\ty\t1\n", "a.tsv:2: not the 2 columns of the first line; a text has no tabs here"),
-        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', "a.jsonl:2: not valid JSON"),
+        ("a.csv", "text,label,text\nx,1,y\n", "a.csv:1: the column 'text' occurs twice"),
+        ("a.tsv", "text\tlabel\tlabel\nx\t1\t2\n", "a.tsv:1: the column 'label' occurs twice"),
+        (
+            "a.tsv",
+            "text\tlabel\nx\ty\t1\n",
+            "a.tsv:2: expected the 2 columns of the first line; remove tabs from texts",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": 1}\n{"text": \n',
+            "a.jsonl:2: expected one JSON object a line; not valid JSON",
+        ),
         ("a.jsonl", '{"text": "x"}\n', "a.jsonl:1: no column 'label'; the columns there are text"),
-        ("a.jsonl", "[1]\n", "a.jsonl:1: an object is wanted"),
+        ("a.jsonl", "[1]\n", "a.jsonl:1: expected a JSON object with one key a column, got list"),
         ("a.parquet", "text", "a.parquet: cannot be read as Parquet"),
         ("a.conll", "Anna B-PER\nslept\n", "a.conll:2: 1 columns, the lines above have 2"),
         ("a.conll", "\n\n", "a.conll: the split is empty"),
-        ("a.xml", "", "a.xml: of the kinds of files there are .csv"),
+        ("a.xml", "", "a.xml: expected a file ending in .csv"),
     ],
 )
 def test_bad_input_is_named_by_file_and_row(tmp_path, name, content, complaint):
@@ -173,7 +181,7 @@ def test_glue_without_a_network_says_so_at_once_and_exits_with_status_3(tmp_path
     )
     assert run.returncode == 3, run.stderr
     assert run.stderr.startswith(
-        "error: nyu-mll/glue: no folder is here, and as a data set of the Hugging Face hub it has to be fetched; "
+        "error: nyu-mll/glue: not a local folder; a data set of the Hugging Face hub has to be downloaded; "
     )
     assert len(run.stderr.splitlines()) == 1
 

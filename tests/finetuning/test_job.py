@@ -113,7 +113,7 @@ def test_a_loss_that_is_no_number_ends_the_job_and_has_no_score(run, make_model)
 def test_a_job_whose_search_is_gone_ends_at_its_next_batch(run):
     folder, _ = run("search.max_duration=[1ep]")
     (folder / "result.json").unlink()
-    with pytest.raises(SystemExit, match="the search that started this job is gone"):
+    with pytest.raises(SystemExit, match="the search that started this job has ended"):
         run_job(folder, parent=2**22 + 1)  # more than Linux gives a process
     assert not (folder / "result.json").exists()
 

@@ -98,7 +98,7 @@ def test_a_task_whose_models_were_chosen_by_different_metrics_has_a_column_for_e
 )
 def test_broken_results_are_named_with_what_makes_them_anew(tmp_path, content):
     (tmp_path / "results.json").write_text(content, encoding="latin-1")
-    with pytest.raises(DataError, match=r"/results\.json: is not as `finetune` writes it .*; remove it, and the same"):
+    with pytest.raises(DataError, match=r"/results\.json: damaged .*; remove it, and the same"):
         print_leaderboard([tmp_path])
 
 

@@ -81,6 +81,8 @@ def test_less_memory_makes_no_other_result_but_of_labels_of_words(search, tmp_pa
 def test_a_search_that_moves_to_a_gpu_is_refused_for_its_precision(search, monkeypatch):
     search("task=mine")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ConfigurationError, match=r"a result there is of another precision \('fp32', now 'amp_bf16'\)"):
+    with pytest.raises(
+        ConfigurationError, match=r"an existing result has another precision \('fp32', now 'amp_bf16'\)"
+    ):
         search("task=mine")
     search("task=mine", "precision=fp32")

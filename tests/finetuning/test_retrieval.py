@@ -281,14 +281,16 @@ def test_a_model_with_too_few_embeddings_for_its_tokenizer_is_refused(tiny_encod
     model = tmp_path / "model"
     shutil.copytree(tiny_encoder, model)
     save_encoder(model, vocab_size=20, hidden_size=32, max_position_embeddings=64)
-    with pytest.raises(DataError, match=r"has ids to \d+, and the model a vocabulary of 20: this is not its tokenizer"):
+    with pytest.raises(
+        DataError, match=r"has ids up to \d+, but the model has a vocabulary of 20; give the model's own tokenizer"
+    ):
         dense(keys, model=str(model))
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"model": "tests"}, "tests: no model is there"),
+        ({"model": "tests"}, "tests: expected a model directory with a config.json"),
         ({"data": "nowhere.jsonl"}, r"nowhere\.jsonl: no such file"),
         ({"data": "README.md"}, r"README\.md: a file ending in \.jsonl"),
         ({"out": "tests"}, "out: tests is there already"),

@@ -93,7 +93,9 @@ def test_a_job_that_was_killed_is_run_again_and_a_finished_one_is_not(searched):
 
 def test_a_result_of_other_settings_is_not_taken_for_this_one(searched):
     yaml, _, _ = searched
-    with pytest.raises(ConfigurationError, match=r"seed-1: a result there is of another patience \(None, now '1ep'\)"):
+    with pytest.raises(
+        ConfigurationError, match=r"seed-1: an existing result has another patience \(None, now '1ep'\)"
+    ):
         finetune(yaml, ["task=mine", "patience=1ep"])
 
 
@@ -118,5 +120,5 @@ def test_two_searches_do_not_work_in_one_folder(searched):
     yaml, folder, _ = searched
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ConfigurationError, match="another finetune is at work there"):
+        with pytest.raises(ConfigurationError, match="in use by another finetune"):
             finetune(yaml, ["task=mine"])

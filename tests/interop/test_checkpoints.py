@@ -65,7 +65,7 @@ def test_weights_that_are_not_the_recipes_models_are_named(tokenizer_dir, tmp_pa
     network = our_network()
     other = replace(network.shape, intermediate_size=32)
     run = make_run(tmp_path / "run", other, tokenizer_dir.parent, network.state_dict())
-    with pytest.raises(DataError, match=r"mlp\.Wi\.weight is \[192, 64\], the shape makes it \[64, 64\]"):
+    with pytest.raises(DataError, match=r"mlp\.Wi\.weight: expected shape \[64, 64\], got \[192, 64\]"):
         load_model(run.path)
 
 

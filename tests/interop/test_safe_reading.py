@@ -74,7 +74,7 @@ def test_a_value_that_no_checkpoint_has_in_this_form_is_refused(tmp_path):
     folder = saved(tmp_path / "checkpoint", **{"state.run_name": "tiny"})
     part = folder / "__0_0.distcp"
     part.write_bytes(part.read_bytes().replace(b"PK\x03\x04", b"PK\x03\x05"))
-    with pytest.raises(DataError, match=r"'state\.run_name' cannot be looked through"):
+    with pytest.raises(DataError, match=r"'state\.run_name' cannot be checked"):
         refuse_code(folder)
 
 

@@ -203,4 +203,4 @@ def test_preparation_that_slurm_refuses_ends_with_one_line(cluster, tiny):
     refused = prepare(cluster, tiny, tiny.folder / "refused", memory_gb=1000)
     assert refused.returncode == 2
     assert "sbatch: error: " in refused.stderr
-    assert refused.stderr.splitlines()[-1].startswith("error: executor: slurm: sbatch refuses these jobs")
+    assert refused.stderr.splitlines()[-1].startswith("error: executor: slurm: sbatch refused these jobs")

@@ -53,9 +53,9 @@ def test_flash_is_chosen_where_it_is_asked_for_and_installed(dtype, flash_attn):
     [
         ("flash", "cuda", FP32, "precision: amp_bf16', or 'sdpa', or 'auto'"),
         ("varlen", "cuda", FP32, "precision: amp_bf16', or 'sdpa', or 'auto'"),
-        ("flash", "cpu", BF16, "needs a CUDA GPU.*give 'sdpa' or 'auto'"),
-        ("varlen", "cpu", BF16, "needs a CUDA GPU.*give 'sdpa' or 'auto'"),
-        ("varlen", "mps", FP16, "needs a CUDA GPU, and this is mps"),
+        ("flash", "cpu", BF16, "needs a CUDA GPU.*set 'sdpa' or 'auto'"),
+        ("varlen", "cpu", BF16, "needs a CUDA GPU.*set 'sdpa' or 'auto'"),
+        ("varlen", "mps", FP16, "needs a CUDA GPU, got mps"),
         ("eager", "cpu", FP32, "'eager' is not known; known here are auto, varlen, flash, sdpa$"),
         ("flex", "cpu", FP32, "'flex' is not known; known here are auto, varlen, flash, sdpa$"),
         ("varlen_attn", "cuda", BF16, "did you mean 'varlen'?"),

@@ -70,20 +70,23 @@ def test_an_impossible_knob_is_refused_when_it_is_set(knob, value, says):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"input_ids": [[5, 6], [7, 8]]}, r"input_ids: of shape \[2, 2\]"),
-        ({"input_ids": [5.0, 6.0]}, r"input_ids: torch\.float32; it has to be torch\.int64"),
+        ({"input_ids": [[5, 6], [7, 8]]}, r"input_ids: expected one dimension, .* got shape \[2, 2\]"),
+        ({"input_ids": [5.0, 6.0]}, r"input_ids: expected torch\.int64, got torch\.float32"),
         ({"input_ids": [5, 6, 192, 8, -1, 10]}, r"input_ids: 192 at 2 is not in the vocabulary, \[0, 192\)"),
         ({"input_ids": [5, 6, 7, 8, -100, 10]}, "input_ids: -100 at 4"),
-        ({"cu_seqlens": [[0, 6]]}, r"cu_seqlens: of shape \[1, 2\]"),
-        ({"cu_seqlens": []}, "cu_seqlens: begins with nothing"),
-        ({"cu_seqlens": [1, 6]}, "cu_seqlens: begins with 1"),
-        ({"cu_seqlens": [0, 4, 2, 6]}, "cu_seqlens: falls from 4 to 2 at 2"),
-        ({"cu_seqlens": [0, 2**31 - 1, -(2**31), 6]}, "cu_seqlens: falls from 2147483647 to -2147483648 at 2"),
-        ({"cu_seqlens": [0, 2, 5]}, "cu_seqlens: ends with 5, and there are 6 input_ids"),
-        ({"cu_seqlens": [0, 2, 7]}, "cu_seqlens: ends with 7"),
-        ({"cu_seqlens": [0]}, "cu_seqlens: ends with 0"),
+        ({"cu_seqlens": [[0, 6]]}, r"cu_seqlens: expected one dimension, .* got shape \[1, 2\]"),
+        ({"cu_seqlens": []}, "cu_seqlens: expected to begin with 0, got nothing"),
+        ({"cu_seqlens": [1, 6]}, "cu_seqlens: expected to begin with 0, got 1"),
+        ({"cu_seqlens": [0, 4, 2, 6]}, "cu_seqlens: expected .* falls from 4 to 2 at 2"),
+        (
+            {"cu_seqlens": [0, 2**31 - 1, -(2**31), 6]},
+            "cu_seqlens: expected .* falls from 2147483647 to -2147483648 at 2",
+        ),
+        ({"cu_seqlens": [0, 2, 5]}, "cu_seqlens: expected to end with 6, the number of input_ids, got 5"),
+        ({"cu_seqlens": [0, 2, 7]}, "cu_seqlens: expected to end with 6, .* got 7"),
+        ({"cu_seqlens": [0]}, "cu_seqlens: expected to end with 6, .* got 0"),
         ({"max_seqlen": 3}, "max_seqlen: 3 is less than the 4 tokens"),
-        ({"labels": [5]}, r"labels: of shape \[1\], but input_ids of \[6\]"),
+        ({"labels": [5]}, r"labels: expected the shape of input_ids, \[6\], got \[1\]"),
         ({"labels": [0, 1, 2, 3, -1, 5]}, "labels: -1 at 4"),
         ({"labels": [0, 1, 2, 3, 4, 192]}, "labels: 192 at 5"),
     ],
@@ -97,7 +100,7 @@ def test_arguments_that_do_not_fit_are_named(changed, says):
 
 
 def test_int64_boundaries_are_refused_with_the_cast_that_flash_attention_wants():
-    with pytest.raises(DataError, match=r"cu_seqlens: torch\.int64; .*\.to\(torch\.int32\)"):
+    with pytest.raises(DataError, match=r"cu_seqlens: .*got torch\.int64; .*\.to\(torch\.int32\)"):
         NETWORK(torch.tensor(IDS), torch.tensor(BOUNDS))
 
 

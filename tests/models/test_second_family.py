@@ -129,7 +129,7 @@ def test_a_token_of_it_sees_none_after_it_and_no_other_document():
         ),
         (
             "stages.only.residual_scale={start: 1}",
-            "'stages.only.residual_scale': a schedule has start and end, and 'end' is not",
+            "'stages.only.residual_scale': a schedule needs start and end; 'end' is missing",
         ),
         ("stages.only.local_rope_theta=5", "unknown key 'stages.only.local_rope_theta'"),
         ("stages.only.mlm_probability=0.3", "'stages.only.mlm_probability': neither tiny nor next_token has it"),

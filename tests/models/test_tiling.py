@@ -224,12 +224,12 @@ def test_one_parameter_needs_one_tensor_of_the_source():
 @pytest.mark.parametrize(
     "change, complaint",
     [
-        ({"hidden_size": 32, "num_attention_heads": 2}, "model.hidden_size: 32 is less than the 64"),
-        ({"intermediate_size": 95}, "model.intermediate_size: 95 is less than the 96"),
-        ({"num_attention_heads": 2}, "model.num_attention_heads: 2 is less than the 4"),
-        ({"num_hidden_layers": 3}, "model.num_hidden_layers: 3 is less than the 4"),
+        ({"hidden_size": 32, "num_attention_heads": 2}, "model.hidden_size: expected at least 64, .* got 32"),
+        ({"intermediate_size": 95}, "model.intermediate_size: expected at least 96, .* got 95"),
+        ({"num_attention_heads": 2}, "model.num_attention_heads: expected at least 4, .* got 2"),
+        ({"num_hidden_layers": 3}, "model.num_hidden_layers: expected at least 4, .* got 3"),
         ({"vocab_size": 256}, "model.vocab_size: 256, but 192"),
-        ({"hidden_size": 96}, "4 make heads of 24, but they are of 16"),
+        ({"hidden_size": 96}, "4 heads have size 24, expected 16"),
     ],
     ids=lambda value: None if isinstance(value, str) else str(value),
 )

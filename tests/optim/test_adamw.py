@@ -14,7 +14,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
@@ -23,18 +22,11 @@ from rotary_foundry.optim.adamw import AdamW
 from rotary_foundry.optim.decay_groups import decay_groups
 from rotary_foundry.optim.optimizers import CLASSES, build_optimizer
 from rotary_foundry.recipe.optimizer_settings import OPTIMIZERS
+from tests.optim.small_model import SETTINGS, Metrics, assert_same, recorded, sharded_model, small_model, weights
 from tests.ranks import on_ranks
 
-SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
 MAX_GRAD_NORM = 2.0
 STEPS, SPIKE_AT = 20, 12
-Metrics = dict[str, torch.Tensor]
-
-
-def small_model() -> nn.Module:
-    torch.manual_seed(0)
-    # 5 rows on two ranks are 3 and 2, on four 2, 2, 1 and none
-    return nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Linear(5, 3))
 
 
 def set_gradients(model: nn.Module, step: int) -> None:
@@ -54,24 +46,12 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: Iterable[in
         optimizer.step()
 
 
-def weights(model: nn.Module) -> list[torch.Tensor]:
-    whole = (param.full_tensor() if isinstance(param, DTensor) else param for param in model.parameters())
-    return [param.detach().clone() for param in whole]
-
-
-def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
-
-
 def ours(model: nn.Module, max_grad_norm: float | None = MAX_GRAD_NORM) -> AdamW:
     return AdamW(decay_groups(model, SETTINGS["weight_decay"]), **SETTINGS, max_grad_norm=max_grad_norm)
 
 
 def sharded(mesh_shape: tuple[int, ...], max_grad_norm: float | None = MAX_GRAD_NORM) -> tuple[nn.Module, AdamW]:
-    model = small_model()
-    mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("replicate", "shard")[-len(mesh_shape) :])
-    fully_shard(model, mesh=mesh)
+    model = sharded_model(mesh_shape)
     return model, ours(model, max_grad_norm)
 
 
@@ -105,16 +85,7 @@ def test_clips_the_gradients_of_what_the_closure_computes():
 
 
 def recorded_run(model: nn.Module, optimizer: AdamW) -> tuple[list[torch.Tensor], Metrics]:
-    """The weights after all steps, and the metrics of the spike, in the order of the model's parameters."""
-    train(model, optimizer, range(SPIKE_AT))
-    optimizer.record_metrics = True
-    train(model, optimizer, [SPIKE_AT])
-    optimizer.record_metrics = False
-    step = optimizer.metrics
-    order = [next(i for i, own in enumerate(step.params) if own is param) for param in model.parameters()]
-    metrics = {kind: values[order] for kind, values in (step.l2_norms | {"clipping": step.clipping}).items()}
-    train(model, optimizer, range(SPIKE_AT + 1, STEPS))
-    return weights(model), metrics
+    return recorded(model, optimizer, train, STEPS, SPIKE_AT)
 
 
 def _equal_on_shards(mesh_shapes: list[tuple[int, ...]], max_grad_norm: float | None) -> None:

@@ -14,24 +14,16 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from rotary_foundry.optim.decay_groups import decay_groups
 from rotary_foundry.optim.stable_adamw import StableAdamW
+from tests.optim.small_model import SETTINGS, Metrics, assert_same, recorded, sharded_model, small_model, weights
 from tests.ranks import on_ranks
 
-SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
 STEPS, SPIKE_AT, NEW_PEAK_AT = 50, 30, 35
-Metrics = dict[str, torch.Tensor]
-
-
-def small_model() -> nn.Module:
-    torch.manual_seed(0)
-    # 5 rows on two ranks are 3 and 2, on four 2, 2, 1 and none
-    return nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Linear(5, 3))
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: Iterable[int] = range(STEPS)) -> None:
@@ -52,24 +44,12 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: Iterable[in
         optimizer.step()
 
 
-def weights(model: nn.Module) -> list[torch.Tensor]:
-    whole = (param.full_tensor() if isinstance(param, DTensor) else param for param in model.parameters())
-    return [param.detach().clone() for param in whole]
-
-
-def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
-
-
 def ours(model: nn.Module) -> StableAdamW:
     return StableAdamW(decay_groups(model, SETTINGS["weight_decay"]), **SETTINGS)
 
 
 def sharded(mesh_shape: tuple[int, ...]) -> tuple[nn.Module, StableAdamW]:
-    model = small_model()
-    mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("replicate", "shard")[-len(mesh_shape) :])
-    fully_shard(model, mesh=mesh)
+    model = sharded_model(mesh_shape)
     return model, ours(model)
 
 
@@ -85,16 +65,7 @@ def test_equals_optimi_on_whole_tensors_through_a_spike():
 
 
 def recorded_run(model: nn.Module, optimizer: StableAdamW) -> tuple[list[torch.Tensor], Metrics]:
-    """The weights after 50 steps, and the metrics of the spike, in the order of the model's parameters."""
-    train(model, optimizer, range(SPIKE_AT))
-    optimizer.record_metrics = True
-    train(model, optimizer, [SPIKE_AT])
-    optimizer.record_metrics = False
-    step = optimizer.metrics
-    order = [next(i for i, own in enumerate(step.params) if own is param) for param in model.parameters()]
-    metrics = {kind: values[order] for kind, values in (step.l2_norms | {"clipping": step.clipping}).items()}
-    train(model, optimizer, range(SPIKE_AT + 1, STEPS))
-    return weights(model), metrics
+    return recorded(model, optimizer, train, STEPS, SPIKE_AT)
 
 
 def _equal_on_shards(mesh_shapes: list[tuple[int, ...]], expected: tuple[list[torch.Tensor], Metrics]) -> None:

@@ -95,4 +95,4 @@ def test_the_command_prints_it_and_takes_no_other_option():
     assert max(len(line) for line in done.stdout.splitlines()) <= 100
     done = subprocess.run([COMMAND, "plan", str(NANO), "--recipe", "--json"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--recipe: prints the recipe and nothing else" in done.stderr
+    assert "--recipe: prints only the recipe" in done.stderr

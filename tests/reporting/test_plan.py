@@ -75,7 +75,7 @@ def test_hours_come_with_the_gpus_that_take_them():
         ((NANO, "--gpus", "0", "--gpu", "h100", "--mfu", "0.4"), "--gpus: 0 is not positive"),
         ((NANO, "--at", f"{TOTAL + 1:_}"), f"--at: token {TOTAL + 1:_} is outside the plan, which has {TOTAL:_}"),
         ((NANO, "--at=-1"), "--at: token -1 is outside the plan"),
-        ((NANO, "--at", "soon"), "--at: 'soon' is not a number of tokens, such as 900_000_000_000"),
+        ((NANO, "--at", "soon"), "--at: expected a number of tokens such as 900_000_000_000, got 'soon'"),
         ((NANO, "stages.pretrain.rows=3"), "unknown key 'stages.pretrain.rows'"),
     ],
 )

@@ -134,7 +134,9 @@ def test_shards_of_another_tokenizer_are_refused_before_a_run_begins(continued, 
 def test_a_launch_without_a_model_to_go_on_from_is_refused_in_a_line(continued):
     refused = continued.launch_rank(0)
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: {CONTINUE}: 'model.vocab_size' is required and not given; nor is 'init_")
+    assert refused.stderr.startswith(
+        f"error: {CONTINUE}: 'model.vocab_size' is required and not given; set it, or set 'init_"
+    )
     assert len(refused.stderr.splitlines()) == 1
 
 

@@ -91,7 +91,7 @@ def check(tiny, *overrides: str) -> None:
         (f"callbacks={{{HERE}.NoDecay: {{}}}}", "is not a class derived from composer.core.callback.Callback"),
         (f"algorithms={{{HERE}.EveryFew: {{}}}}", "is not a class derived from composer.core.algorithm.Algorithm"),
         (f"callbacks={{{HERE}.EveryFew: {{evry: 3}}}}", "EveryFew takes no argument 'evry'; did you mean 'every'?"),
-        (f"callbacks={{{HERE}.EveryFew: {{every: 3}}}}", "EveryFew needs the argument 'path', which is not given"),
+        (f"callbacks={{{HERE}.EveryFew: {{every: 3}}}}", "EveryFew needs the argument 'path', which is missing"),
         (f"algorithms={{{HERE}.NoDecay: {{every: 3}}}}", "NoDecay takes no argument 'every'; it takes none"),
         ("callbacks.memory_monitor={evry: 3}", "'callbacks.memory_monitor': MemoryMonitor takes no argument 'evry'"),
         ("loggers.wandb={proyect: x}", "'loggers.wandb': WandBLogger takes no argument 'proyect'; did you mean 'proj"),
@@ -109,7 +109,7 @@ def test_a_class_that_cannot_join_is_refused_by_key(tiny, override, says):
 def test_a_module_that_fails_when_it_is_imported_is_named(tiny, tmp_path, monkeypatch):
     (tmp_path / "breaks.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"'callbacks\.breaks\.Mine': importing it fails: division by zero"):
+    with pytest.raises(ConfigurationError, match=r"'callbacks\.breaks\.Mine': the import fails: division by zero"):
         check(tiny, "callbacks={breaks.Mine: {}}")
 
 

@@ -41,7 +41,7 @@ def test_damaged_and_missing_shards_end_all_ranks_by_name_and_put_right_cost_not
     data = tmp_path / "data"
     shutil.copytree(tiny.folder / "data", data, ignore=shutil.ignore_patterns("*.mds"))
     faults = {  # in the order in which the run comes upon them: at the end of stage 1, the start and the end of stage 2
-        "one/64/validation": (flip_a_byte, "damaged: its content does not have the xxh64 hash"),
+        "one/64/validation": (flip_a_byte, "damaged: its xxh64 hash"),
         "two/256/train": (lambda shard: shard.unlink(), "no such file"),
         "two/256/validation": (cut_short, "truncated: "),
     }

@@ -161,8 +161,8 @@ def test_a_killed_grown_run_resumes_to_bit_identical_weights(tiny, undisturbed):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("model.num_hidden_layers=2", "model.num_hidden_layers: 2 is less than the 3 of the model"),
-        ("model.vocab_size=512", "model.vocab_size: 512, but 448 in the model"),
+        ("model.num_hidden_layers=2", "model.num_hidden_layers: expected at least 3, that of the model"),
+        ("model.vocab_size=512", "model.vocab_size: expected 448, that of the model to grow from, got 512"),
     ],
 )
 def test_what_cannot_be_grown_is_refused_before_a_run_begins(tiny, undisturbed, override, says):

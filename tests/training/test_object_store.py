@@ -152,7 +152,7 @@ def test_two_machines_that_went_on_apart_are_refused(tmp_path, save_folder):
     append_line(first.folder.ledger, ROLLBACK)
     first.bring_newest()
     append_line(second.folder.ledger, ROLLBACK | {"token": 9900})
-    with pytest.raises(FoundryError, match="tell of different rollbacks, so two runs went on under one name; move"):
+    with pytest.raises(FoundryError, match="list different rollbacks, so two runs continued under one name; move"):
         second.bring_newest()
 
 
@@ -186,7 +186,7 @@ def test_ranks_agree_that_an_upload_failed_and_the_next_checkpoint_is_tried_agai
     assert names(machine(tmp_path / "other", save_folder).checkpoints()) == ["ba6"]
     warnings = read_lines(tmp_path / "machine/warnings.jsonl")
     assert [(line["rank"], line["said"].split()[1]) for line in warnings] == [(0, "ba2"), (0, "ba4")]
-    assert all(NOBODY in line["said"] and "training goes on" in line["said"] for line in warnings)
+    assert all(NOBODY in line["said"] and "training continues" in line["said"] for line in warnings)
 
 
 @pytest.mark.timeout(600)
@@ -224,7 +224,7 @@ def test_a_run_outlives_its_store_up_to_a_rollback_and_goes_on_when_it_is_back(t
         ended = training.result()
     assert ended.returncode == FAILED
     for batch in (6, 7, 8, 10):
-        assert f"warning: ba{batch} is not in the store as it should be" in ended.stdout
+        assert f"warning: ba{batch} could not be uploaded to the store" in ended.stdout
     (error,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert f"'save_folder': {BUCKET}/runs/outlives: Could not connect to the endpoint URL" in error
     assert run.newest_checkpoint().batch == 10

@@ -71,6 +71,6 @@ def test_a_rehearsal_takes_the_place_of_another_but_never_of_a_run(tmp_path):
             _forget_another(recipe, folder)
             assert folder.path.exists() == (there == recipe)
         else:
-            with pytest.raises(ConfigurationError, match="a run, and no rehearsal, has the name"):
+            with pytest.raises(ConfigurationError, match="a run that is not a rehearsal has the name"):
                 _forget_another(recipe, folder)
             assert folder.checkpoints.exists()

@@ -77,12 +77,14 @@ def test_a_set_rollback_that_has_been_made_cannot_change():
     before, changed = load_recipe_and_plan(NANO, [at]), load_recipe_and_plan(NANO, [at, "rollback.at.lr=1e-5"])
     made = set_rollback(*before)
     assert check_changes(before, changed, [], made.to_token)
-    with pytest.raises(ConfigurationError, match=r"'rollback\.at\.lr': 0\.0001 → 1e-05: that rollback has been made"):
+    with pytest.raises(ConfigurationError, match=r"'rollback\.at\.lr': 0\.0001 → 1e-05: this rollback is already done"):
         check_changes(before, changed, [made], made.to_token)
 
 
 def test_a_set_rollback_cannot_be_added_behind_the_run(resume):
-    with pytest.raises(ConfigurationError, match=r"'rollback\.at\.token': 200_000tok lies behind the run, which is at"):
+    with pytest.raises(
+        ConfigurationError, match=r"'rollback\.at\.token': 200_000tok is in the past of the run, which is at"
+    ):
         resume("rollback.at={token: 200_000tok, to: 100_000tok, lr: 1e-4}")
     assert resume("rollback.at={token: 700_000tok, to: 100_000tok, lr: 1e-4}")
 

@@ -98,7 +98,7 @@ def test_other_ranks_workers_microbatches_and_loaders_see_the_same_rows_and_mask
         ("stages.pretrain.row_lenght=3", "did you mean 'row_length'?"),
         (
             "stages.extend.global_train_batch_size=3",
-            "an update of 3 rows, which 2 processes do not divide; give a multiple of 2",
+            "3 rows an update cannot be split over 2 processes; set a multiple of 2",
         ),
         ("data.local=nowhere", "nowhere/tokenizer: no tokenizer.json there; prepare the data first"),
         ("stages.pretrain.row_length=128", "one/128/train/manifest.json: no such file"),

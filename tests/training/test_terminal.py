@@ -101,7 +101,9 @@ def test_an_error_that_a_user_can_put_right_is_one_line(tiny):
 def test_a_rank_that_is_killed_is_named_and_what_it_did_to_the_others_is_not_said(tiny):
     status, printed = on_a_terminal(tiny, "run_name=gone", KILL_AT="update:6", KILL_RANK="1")
     assert status == FAILED
-    assert failure(printed).startswith("rank 1 ended without a word: it was killed, by hand or by the kernel for want")
+    assert failure(printed).startswith(
+        "rank 1 ended without reporting a reason: it was killed, by hand or by the kernel for lack"
+    )
     assert "Connection" not in printed
     assert "this rank ends" in logs(tiny, "gone")[0]
 

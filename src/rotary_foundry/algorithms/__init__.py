@@ -1,1 +1,1 @@
-"""Composer algorithms: what changes training itself."""
+"""Composer algorithms that change training."""

@@ -1,8 +1,8 @@
-"""MicrobatchSeed: dropout whose randomness a resumed run repeats.
+"""MicrobatchSeed: seed dropout so that a resumed run repeats its randomness.
 
-Composer restores torch's generators only at an epoch's start, so a run with dropout resumed inside one goes on with
-others. Seeding every microbatch from its place in the run leaves nothing to restore. Acts on BATCH_START and
-BEFORE_FORWARD.
+Composer restores torch's generators only at the start of an epoch, so a run with dropout that is resumed inside an
+epoch would use other random numbers. This algorithm seeds every microbatch from its position in the run, so no state
+has to be restored. Acts on BATCH_START and BEFORE_FORWARD.
 """
 
 import numpy as np

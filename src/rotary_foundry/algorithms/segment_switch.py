@@ -1,10 +1,10 @@
-"""SegmentSwitch: everything that the token clock decides, set at the moment it changes.
+"""SegmentSwitch: set every value that the token clock decides when it changes.
 
 Acts on FIT_START (a resumed run starts inside a segment, where Composer fires no ITERATION_START), on EPOCH_START
 (fired whenever a loader begins, and so at each segment) and on BATCH_START.
 
-The learning rate is set here and not by a Composer scheduler, because Composer steps its schedulers before it moves the
-clock on (`Trainer._train_loop`), so that they lag one update behind.
+The learning rate is set here and not by a Composer scheduler. Composer steps its schedulers before it advances the
+clock (`Trainer._train_loop`), so they are one update late.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,12 @@ from rotary_foundry.recipe import Plan, Recipe
 class SegmentSwitch(Algorithm):
     """Makes Composer follow the plan.
 
-    At a segment's start: the loader, the iteration length, the microbatch size and the objective. At every update: the
-    family's knobs, the learning rate, the peak it is relative to, and weight decay.
+    At the start of a segment, it sets the loader, the iteration length, the microbatch size and the objective. At every
+    update, it sets the family's knobs, the learning rate, the stage's peak learning rate, and weight decay.
 
     Args:
-        recipe: for the microbatch sizes.
-        plan: compiled from it.
+        recipe: gives the microbatch sizes.
+        plan: the plan compiled from the recipe.
         train_loader: makes the loader of the segment at a token.
     """
 
@@ -48,7 +48,7 @@ class SegmentSwitch(Algorithm):
     def _set_segment(self, state: State) -> None:
         token = state.timestamp.token.value
         segment = self.plan.segment_at(token)
-        dist.barrier()  # no rank deals rows out while another still reads
+        dist.barrier()  # no rank starts to read new rows while another still reads old ones
         loader = self.train_loader(token)
         state.set_dataloader(loader, segment.stage)
         state.train_dataloader = state.dataloader

@@ -1,1 +1,1 @@
-"""Composer callbacks: what watches and records training."""
+"""Composer callbacks that watch and record training."""

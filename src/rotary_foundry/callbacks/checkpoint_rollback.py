@@ -1,7 +1,7 @@
-"""CheckpointRollback: ends training, on all ranks at the same update, when the run has to go back to a checkpoint.
+"""CheckpointRollback: end training on all ranks at the same update if the run has to go back to a checkpoint.
 
-It only says so. What happens then is `training/rollback.py`: a Trainer cannot take itself back. Uses BATCH_END, before
-the update's checkpoint is written.
+It only raises RollbackDue; `training/rollback.py` does the rollback, because a Trainer cannot go back itself. Uses
+BATCH_END, before the update's checkpoint is written.
 """
 
 from composer.core import Callback, State
@@ -19,8 +19,8 @@ class CheckpointRollback(Callback):
     """Raises RollbackDue.
 
     Args:
-        watch: looks at the loss.
-        planned: the set rollback that is still to come, if there is one.
+        watch: the detectors of trouble in the loss.
+        planned: the rollback that the recipe sets for later, if there is one.
     """
 
     def __init__(self, watch: LossWatch, planned: Rollback | None):
@@ -39,6 +39,6 @@ class CheckpointRollback(Callback):
 
 
 def norms_of(optimizer: RecipeOptimizer) -> dict[str, float]:
-    """Of all parameters together, the same on every rank; none if they are not recorded."""
+    """Return the norms over all parameters, the same on every rank; empty if they are not recorded."""
     totals = {} if optimizer.metrics is None else optimizer.metrics.totals
     return {name: totals[kind] for kind, name in NORMS.items() if kind in totals}

@@ -1,8 +1,8 @@
-"""CompleteCheckpointSaver: Composer's CheckpointSaver, whose checkpoints say of themselves that they are whole.
+"""CompleteCheckpointSaver: Composer's CheckpointSaver, which also marks finished checkpoints as complete.
 
-A checkpoint holds weights, optimizer state and Composer's timestamp; its COMPLETE file what the detectors of trouble
-remember; and that is all: what a recipe decides is computed anew, so callbacks, loggers and loaders may change between
-a run and its continuation. Uses BATCH_CHECKPOINT.
+A checkpoint holds weights, optimizer state and Composer's timestamp. Its COMPLETE file holds the state of the detectors
+of trouble. Nothing else is saved, because everything that a recipe decides is computed again. So callbacks, loggers and
+loaders may change between a run and its continuation. Uses BATCH_CHECKPOINT.
 """
 
 import time
@@ -28,22 +28,22 @@ from rotary_foundry.runs.run_folder import (
 from rotary_foundry.utils.errors import FoundryError
 
 NOT_SAVED = [f"state/{key}" for key in ("schedulers", "algorithms", "callbacks", "scaler", "dataset_state")]
-NOT_LOADED = ["rng", *NOT_SAVED]  # Composer saves its generators whatever one says; every microbatch seeds its own
-SHOWS_UP = 90.0  # seconds that a shared disk has to show a file that another node has written; NFS caches for up to 60
+NOT_LOADED = ["rng", *NOT_SAVED]  # Composer always saves generators, but every microbatch seeds its own
+SHOWS_UP = 90.0  # seconds until a file from another node must be visible on a shared disk; NFS caches for up to 60
 
 
 class CompleteCheckpointSaver(OpenCheckpointSaver):
     """Marks a finished checkpoint complete, and keeps the newest few and those that a rollback may need.
 
     Args:
-        folder: of the run.
-        save_interval: as Composer's.
-        due_tokens: where else to save: at the ends of stages, and where a rollback goes back to by name.
-        num_checkpoints_to_keep: -1 for all of them.
-        rollbacks: how many the run has had.
-        watch: the detectors of trouble, for what they remember.
+        folder: the run's folder.
+        save_interval: as in Composer.
+        due_tokens: further tokens to save at: the ends of stages, and the tokens that a rollback names.
+        num_checkpoints_to_keep: -1 to keep all.
+        rollbacks: the number of rollbacks that the run has had.
+        watch: the detectors of trouble, whose state is saved.
         needed_tokens: the last checkpoint at or before each of these is kept.
-        store: takes every checkpoint as well, once it is complete in the folder.
+        store: gets a copy of every checkpoint after it is complete in the folder.
     """
 
     def __init__(
@@ -79,22 +79,22 @@ class CompleteCheckpointSaver(OpenCheckpointSaver):
         self.store = store
 
     def save(self, state: State, logger: Logger) -> None:
-        """Save now, unless this update has been saved already."""
+        """Save now, unless this update is already saved."""
         if self.last_checkpoint_batch != state.timestamp.batch:
             self.write(state, logger)
 
     def write(self, state: State, logger: Logger) -> None:
         target = Path(get_save_filename(state, self.filename.format(state, keep_placeholders=True))).parent
-        _remove_everywhere(target)  # written by a run that was killed after it, maybe of another number of ranks
+        _remove_everywhere(target)  # left by a killed run, perhaps with another number of ranks
         try:
             super().write(state, logger)  # ends with a barrier
-        except CheckpointException as error:  # the disk is full, most likely; torch tells every rank of it
+        except CheckpointException as error:  # most likely the disk is full; torch raises this on every rank
             if dist.get_global_rank() == 0:
                 remove_checkpoint(target)
             causes = "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items())
             raise FoundryError(
-                f"{target}: cannot be written ({causes}); earlier checkpoints are as they were, and the same command "
-                "goes on from the newest"
+                f"{target}: cannot be written ({causes}); earlier checkpoints are unchanged, and the same command "
+                "resumes from the newest"
             ) from error
         batch, token = state.timestamp.batch.value, state.timestamp.token.value
         own = _parts_of(dist.get_global_rank(), target)
@@ -117,7 +117,7 @@ class CompleteCheckpointSaver(OpenCheckpointSaver):
                 destination.log_checkpoint(checkpoint, place)
 
     def _outdated(self, complete: list[CompleteCheckpoint]) -> list[CompleteCheckpoint]:
-        """Those that need not be kept; `complete` are the kept trajectory's, oldest first."""
+        """Return the checkpoints that need not be kept; `complete` are those of the kept trajectory, oldest first."""
         if self.keep < 0:
             return []
         kept = {checkpoint.folder for checkpoint in complete[-self.keep :]}
@@ -127,10 +127,11 @@ class CompleteCheckpointSaver(OpenCheckpointSaver):
 
 
 def _check_seen(folder: Path, files: dict[str, int]) -> None:
-    """See that rank 0 finds all parts of a checkpoint, as a resume will have to.
+    """Check that rank 0 finds all parts of a checkpoint, as a resume will have to.
 
     Raises:
-        FoundryError: on every rank; nodes have disks of their own. The parts are removed: no start could use them.
+        FoundryError: on every rank, if nodes have separate disks. The parts are removed, because no start could use
+        them.
     """
     unseen: list[list[str]] = [[]]
     if dist.get_global_rank() == 0:
@@ -141,13 +142,13 @@ def _check_seen(folder: Path, files: dict[str, int]) -> None:
     if unseen[0]:
         _remove_everywhere(folder)
         raise FoundryError(
-            f"{folder}: {unseen[0][0]}, which another node has written, is not there for rank 0, so no resume could "
-            "use this checkpoint; runs_folder has to be a folder that all nodes share, or save_folder=s3://… given"
+            f"{folder}: rank 0 cannot see {unseen[0][0]}, which another node has written, so no resume could use this "
+            "checkpoint; set runs_folder to a folder that all nodes share, or set save_folder=s3://…"
         )
 
 
 def _remove_everywhere(folder: Path) -> None:
-    """Remove a checkpoint from rank 0's disk, and then what there is of it on nodes with disks of their own."""
+    """Remove a checkpoint from rank 0's disk, and then its parts on nodes with disks of their own."""
     if dist.get_global_rank() == 0:
         remove_checkpoint(folder)
     dist.barrier()
@@ -157,6 +158,6 @@ def _remove_everywhere(folder: Path) -> None:
 
 
 def _parts_of(rank: int, folder: Path) -> dict[str, int]:
-    """What a rank has written of a checkpoint, with sizes: rank 0 alone need not see the others' files."""
+    """Return the files of a checkpoint that a rank has written, with sizes; rank 0 may not see those of other ranks."""
     paths = [*folder.glob(f"__{rank}_*"), *(folder.glob(".metadata") if rank == 0 else ())]
     return {path.name: path.stat().st_size for path in paths}

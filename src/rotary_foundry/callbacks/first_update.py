@@ -1,4 +1,4 @@
-"""FirstUpdate: says how long it took from a start to the end of its first update. Uses BATCH_END."""
+"""FirstUpdate: print the time from a start to the end of its first update. Uses BATCH_END."""
 
 import time
 
@@ -8,10 +8,10 @@ from composer.utils import dist
 
 
 class FirstUpdate(Callback):
-    """Prints one line, on rank 0; after that it is silent.
+    """Prints one line on rank 0 after the first update, and nothing later.
 
     Args:
-        started: when that was, in seconds since the epoch.
+        started: the time of the start, in seconds since the Unix epoch.
     """
 
     def __init__(self, started: float):

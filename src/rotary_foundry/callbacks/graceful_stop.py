@@ -1,11 +1,13 @@
-"""GracefulStop: a signal ends the update, writes a checkpoint, and ends the run with a status of its own.
+"""GracefulStop: after a signal, finish the update, write a checkpoint, and end the run with status STOPPED.
 
-Schedulers send SIGTERM some seconds before they take a machine away. Composer's own handler exits where it stands, in
-the middle of an update or of a checkpoint. Uses FIT_START and BATCH_CHECKPOINT.
+Schedulers send SIGTERM some seconds before they stop a machine. Composer's own handler exits at once, in the middle of
+an update or of a checkpoint. Uses FIT_START and BATCH_CHECKPOINT.
 
-SIGUSR1 asks for the same, and as often as one likes. It is what `launch/stoppable.py` sends, blocked until here.
+SIGUSR1 requests the same and may be repeated. `launch/stoppable.py` sends it, and it stays blocked until training has
+begun.
 
-That a signal came is known to the process, not to a callback: it may come while a rollback changes Trainers.
+A global variable of the process, not a callback, stores that a signal came, because it may come while a rollback
+replaces the Trainer.
 """
 
 import signal
@@ -33,17 +35,17 @@ def _request_again(*_: object) -> None:
 
 
 def stop_requested() -> bool:
-    """Whether this process has had a SIGTERM or a SIGUSR1 since training began."""
+    """Return whether this process has received SIGTERM or SIGUSR1 since training began."""
     return _requested.is_set()
 
 
 class GracefulStop(Callback):
-    """Raises StopRequested on all ranks at the same update, once any has had a SIGTERM or a SIGUSR1.
+    """Raises StopRequested on all ranks at the same update, after any rank has received SIGTERM or SIGUSR1.
 
     A second SIGTERM exits at once.
 
     Args:
-        saver: writes the checkpoint, unless the update has one already.
+        saver: writes the checkpoint, unless the update already has one.
     """
 
     def __init__(self, saver: CompleteCheckpointSaver):
@@ -60,6 +62,8 @@ class GracefulStop(Callback):
         dist.all_reduce(requested, reduce_operation="MAX")
         if requested.item() and state.timestamp < state.max_duration:
             self.saver.save(state, logger)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, sent as soon as the first rank has left
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # else deadly again while Python takes itself down
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends one as soon as the first rank has ended
+            signal.signal(
+                signal.SIGUSR1, signal.SIG_IGN
+            )  # otherwise the default handler would kill Python during its shutdown
             raise StopRequested(f"stopped as asked after update {state.timestamp.batch.value:_}, which is saved")

@@ -1,8 +1,8 @@
-"""LossSpike: how far the loss stands out, in the robust deviations by which `rollback.spike` decides.
+"""LossSpike: log how far the loss is above its median, in the robust deviations that `rollback.spike` uses.
 
-It is there whether or not a recipe has that trigger, so that its limit can be chosen from a run. All losses are
-remembered, outliers too: the trigger forgets them, but has a limit to know them by, and half of the memory would have
-to be outliers to widen a median deviation much. Uses FIT_START and BATCH_END.
+It is logged even if a recipe does not have that trigger, so that its limit can be chosen from a run. All losses are
+kept, including outliers. The trigger drops outliers, but it has a limit that defines them; here half of the losses
+would have to be outliers to widen a median deviation much. Uses FIT_START and BATCH_END.
 """
 
 import math
@@ -15,7 +15,7 @@ from rotary_foundry.callbacks.monitor import Monitor, Numbers
 
 
 class LossSpike(Monitor):
-    """`loss_spike_score`; None for the first updates of a stage, and for a loss that is no number."""
+    """Adds `loss_spike_score`, which is None for the first updates of a stage and for a loss that is not finite."""
 
     def __init__(self):
         self.stage: str | None = None

@@ -1,7 +1,8 @@
-"""Whether the loss is in trouble: plain arithmetic on one number an update, the same on every rank.
+"""Detectors of trouble in the loss: plain arithmetic on one number an update, the same on every rank.
 
-What a detector remembers is a few numbers, kept with every checkpoint, so that a resumed run fires where the
-undisturbed one would have. All but `non_finite` begin anew with each stage, whose loss is of another kind.
+The state of a detector is a few numbers that are saved with every checkpoint, so that a resumed run fires at the same
+update as an uninterrupted one. All detectors except `non_finite` are reset at each stage, because its loss is not
+comparable.
 """
 
 import math
@@ -15,12 +16,12 @@ from rotary_foundry.runs.trouble import Trouble
 
 SMOOTHING = 0.1  # the plateau's running mean looks back over this share of its window
 MEMORY = 128  # updates over which a spike's median and deviation are taken
-ENOUGH = 16  # updates before a spike can be told from noise
+ENOUGH = 16  # updates needed to distinguish a spike from noise
 TO_SIGMA = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 
 
 def robust_spread(losses: Collection[float]) -> tuple[float, float]:
-    """The median, and the deviation by which outliers are told: the median absolute one, as if of a normal noise."""
+    """Return the median and a robust standard deviation: the median absolute deviation, scaled for normal noise."""
     median = statistics.median(losses)
     deviation = TO_SIGMA * statistics.median(abs(value - median) for value in losses)
     return median, max(deviation, 1e-6 * abs(median))
@@ -60,11 +61,11 @@ class Plateau:
 
 
 class Spike:
-    """Fires when the loss is an outlier above a running median for `patience` updates on end.
+    """Fires if the loss is an outlier above a running median for `patience` updates in a row.
 
-    The scale is the median absolute deviation, which the outliers themselves cannot widen: they are not remembered.
-    A loss is that of the weights before its update. So the update before the first outlier may be what broke them, and
-    a checkpoint between the two is not gone back to.
+    The scale is the median absolute deviation. Outliers are not stored, so they cannot widen it. A loss is computed
+    with the weights before its update. So the update before the first outlier may have caused it, and a rollback does
+    not use a checkpoint between the two.
     """
 
     def __init__(self, config: SpikeTrigger):
@@ -72,7 +73,7 @@ class Spike:
         self.patience = config.patience
         self.losses: deque[float] = deque(maxlen=MEMORY)
         self.last_began = 0  # token at which the last update began
-        self.since_token: int | None = None  # where the update before a row of outliers began
+        self.since_token: int | None = None  # start of the update before a series of outliers
         self.outliers = 0
 
     def observe(self, token: int, tokens: int, loss: float) -> Trouble | None:
@@ -112,7 +113,7 @@ class Spike:
 
 
 class LossWatch:
-    """The triggers of a recipe that look at the loss."""
+    """The triggers of a recipe that depend on the loss."""
 
     def __init__(self, config: RollbackConfig):
         self.config = config
@@ -122,12 +123,12 @@ class LossWatch:
     def observe(
         self, stage: str, token: int, tokens: int, loss: float, norms: Mapping[str, float] | None = None
     ) -> Trouble | None:
-        """Take in the update of `tokens` tokens that ended at `token`.
+        """Observe the update of `tokens` tokens that ended at `token`.
 
         Args:
-            loss: before it.
-            norms: of its gradient and of itself, by name. A gradient may overflow where the loss does not: then the
-                weights are no numbers in this update's checkpoint, and the loss is none in the next update only.
+            loss: the loss with the weights before the update. norms: norms of the gradient and of the update, by name.
+            A gradient may overflow while the loss is finite. Then this update's checkpoint has weights that are NaN,
+            but the loss becomes NaN only at the next update.
         """
         for name, value in {"loss": loss, **(norms or {})}.items():
             if not math.isfinite(value):
@@ -139,15 +140,15 @@ class LossWatch:
         return next((trouble for trouble in troubles if trouble is not None), None)
 
     def needs_tokens(self) -> list[int]:
-        """Tokens of which each needs the last checkpoint before it, if it came to a rollback."""
+        """Return the tokens before which a rollback would need the last checkpoint."""
         return [detector.needs_token() for detector in self.detectors.values()]
 
     def state_dict(self) -> dict:
-        """What the detectors remember, as JSON types."""
+        """Return the state of the detectors as JSON types."""
         return {"stage": self.stage} | {name: detector.state_dict() for name, detector in self.detectors.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from there; a detector that it does not know begins anew."""
+        """Load a state; a detector that is not in it starts with an empty state."""
         self.stage = state.get("stage")
         for name in state.keys() & self.detectors.keys():
             self.detectors[name].load_state_dict(state[name])

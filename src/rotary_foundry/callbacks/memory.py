@@ -1,7 +1,7 @@
-"""Memory: how much of its device an update took at most, on the rank where that was most.
+"""Memory: the peak memory of an update, on the rank that used most.
 
-On a GPU what torch had allocated at its peak since the update before; on CPU what the process has in memory at the end
-of the update, its share of the libraries included. Uses BATCH_END.
+On a GPU it is the peak that torch has allocated since the previous update. On CPU it is the memory of the process at
+the end of the update, including shared libraries. Uses BATCH_END.
 """
 
 import psutil
@@ -12,7 +12,7 @@ from rotary_foundry.callbacks.monitor import Monitor, Numbers
 
 
 class Memory(Monitor):
-    """`memory_gb`, in 1e9 bytes."""
+    """Adds `memory_gb`, in 1e9 bytes."""
 
     def __init__(self):
         self.process = psutil.Process()

@@ -1,10 +1,10 @@
 """Monitor: a callback that adds numbers to every update's line in `metrics.jsonl`, and so to the loggers.
 
-To add one: a class in a file of its own, a line for each of its keys in `metric_keys.py`, and its place in the list of
-`training/run.py`. Nothing else knows of it.
+To add one, write a class in its own file, add a line for each of its keys to `metric_keys.py`, and add it to the list
+in `training/run.py`. No other file needs a change.
 
-What a monitor needs of the other ranks travels in the one gather that RunRecords makes at the end of an update: a
-collective of each monitor's own would cost more than the monitors.
+RunRecords gathers the numbers of all monitors from all ranks in one collective at the end of an update. A collective
+for each monitor would cost more than the monitors themselves.
 """
 
 from abc import ABC, abstractmethod
@@ -15,15 +15,15 @@ Numbers = dict[str, float]
 
 
 class Monitor(Callback, ABC):
-    """Both methods are called at BATCH_END, on every rank, in the order in which the monitors are listed."""
+    """`local` and `measured` are called at BATCH_END, on every rank, in the order of the list of monitors."""
 
     def local(self, state: State) -> Numbers:
-        """This rank's numbers of the update that has just ended."""
+        """Return this rank's numbers of the update that has just ended."""
         return {}
 
     @abstractmethod
     def measured(self, state: State, ranks: list[Numbers]) -> dict[str, float | None]:
-        """What the record gets, by key, from the numbers of all ranks in their order; None: cannot be told here."""
+        """Compute values for the record, by key, from the numbers of all ranks, in rank order; None: unknown here."""
 
     def resume(self, records: list[dict]) -> None:
-        """Called on rank 0 when training starts, with the lines of the run so far that hold, the oldest first."""
+        """Called on rank 0 when training starts, with the run's valid lines so far, the oldest first."""

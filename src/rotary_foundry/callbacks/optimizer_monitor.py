@@ -1,13 +1,13 @@
 """OptimizerMonitor: norms of gradients, weights, first moments and updates, and how hard the optimizer clipped.
 
-Composer's own monitor fails under FSDP2 (composer#3920: it reduces DTensors), and it goes over the parameters once more
-after the step, making each update a second time. Here the optimizer takes the norms in passing (`StepMetrics`):
-StableAdamW in 7 ms of the 1.9 s of CPU time that nano's smallest update takes (4 M parameters, 2,048 tokens), 0.4 %,
-and less of any larger one, so every update is logged. benchmarks/README.md has that of all monitors together.
+Composer's own monitor fails under FSDP2 (composer#3920: it reduces DTensors), and it computes each update a second time
+after the step. Here the optimizer computes the norms during its step (`StepMetrics`). For StableAdamW this takes 7 ms
+of the 1.9 s of CPU time of nano's smallest update (4 M parameters, 2,048 tokens), 0.4 %, and a smaller share of any
+larger one. So every update is logged. benchmarks/README.md has the cost of all monitors together.
 
-The keys are Composer's (`l2_norm/grad/global`, `l2_norm/update/global`, …) under `optim/`: who knows them finds them,
-and W&B, which groups its charts by a key's first word, shows them with the clipping in one section. Two things differ
-from Composer's numbers: `param` is before the step, and `update` counts the decay with the sign that it has.
+The keys are Composer's (`l2_norm/grad/global`, `l2_norm/update/global`, …) under `optim/`, so that W&B, which groups
+charts by a key's first word, shows them in one section with the clipping. Two numbers differ from Composer's: `param`
+is the norm before the step, and `update` includes weight decay with its sign.
 
 Uses BATCH_START and BATCH_END.
 """
@@ -19,10 +19,10 @@ from rotary_foundry.callbacks.monitor import Monitor, Numbers
 
 
 class OptimizerMonitor(Monitor):
-    """Logs what the optimizer did, and gives an update's record its `grad_norm` and `update_norm`.
+    """Logs the norms and clipping of each step, and adds `grad_norm` and `update_norm` to the update's record.
 
-    `optim/l2_norm/{grad,param,moment,update}/global` are over all parameters, `optim/clipping/max` is the largest
-    divisor of a learning rate (StableAdamW) or of the gradients (AdamW), 1 where nothing was clipped.
+    `optim/l2_norm/{grad,param,moment,update}/global` are over all parameters. `optim/clipping/max` is the largest
+    divisor of a learning rate (StableAdamW) or of the gradients (AdamW); it is 1 if nothing was clipped.
     """
 
     def batch_start(self, state: State, logger: Logger) -> None:

@@ -1,15 +1,15 @@
-"""RunRecords: `metrics.jsonl`, a line an update, and `eval.jsonl`, a line an evaluation.
+"""RunRecords: write `metrics.jsonl`, one line an update, and `eval.jsonl`, one line an evaluation.
 
-Plain files, because everything else (the summary, the report, a user's notebook) reads them without a service. A
-resumed run appends: `batch` counts on, so the last line for a batch is the one that holds. Uses FIT_START, BATCH_START,
-AFTER_LOSS, BATCH_END and EVAL_END.
+The records are plain files, so that the summary, the report and a user's notebook read them without a service. A
+resumed run appends and continues to count in `batch`, so only the last line for each batch is valid. Uses FIT_START,
+BATCH_START, AFTER_LOSS, BATCH_END and EVAL_END.
 
-A mixture asks for shares of a stage's rows; what counts in training are tokens. So each line has both, by source:
-`asked`, and `drawn`, the share of all tokens that the stage has drawn so far. A resumed or rolled back run counts on
-from the lines that hold, so that nothing of it is in a checkpoint.
+A mixture sets shares of a stage's rows, but training depends on shares of tokens. So each line has both, by source:
+`asked`, and `drawn`, the share of all tokens that the stage has drawn so far. A resumed or rolled-back run continues
+the counts from the valid lines, so that checkpoints need not hold them.
 
-What the monitors measured is in each line as well, and the loggers get the lines' numbers under the names that
-`metric_keys.py` has for them. The ranks meet in one gather an update, monitors and all.
+Each line also has the values of the monitors. The loggers get the numbers of the lines under the names in
+`metric_keys.py`. All values are gathered from the ranks in one collective an update.
 """
 
 from collections import Counter
@@ -32,10 +32,10 @@ class RunRecords(Callback):
     """Writes a run's records on rank 0.
 
     Args:
-        folder: of the run.
-        rollbacks: how many the run has had.
-        plan: in force.
-        monitors: measure every update, in this order.
+        folder: the run's folder.
+        rollbacks: the number of rollbacks that the run has had.
+        plan: the current plan.
+        monitors: called at every update, in this order.
     """
 
     def __init__(self, folder: RunFolder, rollbacks: int, plan: Plan, monitors: Sequence[Monitor]):
@@ -72,7 +72,7 @@ class RunRecords(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         measured = [monitor.local(state) for monitor in self.monitors]
-        # the clock has moved on: `token` and `batch` count what is done, this update included
+        # the clock has advanced: `token` and `batch` include this update
         rows = [self.batch[key] for key in ("row_digests", "row_sources", "row_tokens")]
         sums = {name: value.item() for name, value in self.sums.items()}
         ranks = dist.all_gather_object([*rows, sums, int(self.predicted), measured])

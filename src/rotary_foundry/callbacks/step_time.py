@@ -1,4 +1,4 @@
-"""StepTime: where an update's time goes: waiting for data, forward, backward, optimizer, communication.
+"""StepTime: the time of each part of an update: waiting for data, forward, backward, optimizer, communication.
 
 Every moment of an update is counted once. A `PhaseClock` marks where one part ends and another begins; communication
 inside a forward pass, say, interrupts `forward`. What is left of the step belongs to no part: Composer's own work,
@@ -41,7 +41,7 @@ OTHER = "other"
 
 
 class PhaseClock:
-    """Divides time among phases, one at a time. Between `stop` and `start` it takes no notice."""
+    """Divides time into phases, one at a time. It does not count between `stop` and `start`."""
 
     def __init__(self, on_gpu: bool):
         self.on_gpu = on_gpu
@@ -65,7 +65,7 @@ class PhaseClock:
             self._mark()
 
     def stop(self) -> Numbers:
-        """Seconds by phase since the start."""
+        """Return seconds by phase since the start."""
         self._mark()
         self.phases = []
         seconds: Numbers = {}
@@ -79,7 +79,7 @@ class PhaseClock:
         return seconds
 
     def around(self, function: Callable, phase: str) -> Callable:
-        """The function, its time counted as the phase's."""
+        """Return the function, with its time counted in the phase."""
 
         @functools.wraps(function)
         def timed(*arguments: Any, **options: Any) -> Any:

@@ -1,7 +1,7 @@
-"""StragglingRank: which rank the others wait for.
+"""StragglingRank: find the rank that the others wait for.
 
-All ranks of a synchronous update end it together, so a rank's step time says nothing. What tells them apart is the work
-of their own: the step without communication, which is where the others wait. Uses BATCH_END.
+All ranks of a synchronous update end it at the same time, so their step times are equal. The ranks differ in the step
+time without communication, because the faster ranks wait in communication. Uses BATCH_END.
 """
 
 import statistics
@@ -15,10 +15,10 @@ OWN_WORK = ("data", "forward", "backward", "optimizer", OTHER)
 
 
 class StragglingRank(Monitor):
-    """`slowest_rank`, and `slowest_lag`: its own work over the ranks' median, minus 1; 0 where there is one rank.
+    """Adds `slowest_rank`, and `slowest_lag`: its time without communication over the median, minus 1; 0 for one rank.
 
     Args:
-        step_time: listed before this one.
+        step_time: the StepTime monitor, which must come earlier in the list.
     """
 
     def __init__(self, step_time: StepTime):

@@ -1,12 +1,12 @@
-"""Throughput: real tokens a second, and which share of the devices' peak the model's own operations make of them (MFU).
+"""Throughput: real tokens a second, and the share of the devices' peak that the model's operations use (MFU).
 
-Real tokens, and not slots: padding is no work done. Operations are counted as `recipe/cost.py` does it, from the
-lengths that the update's documents really had, with its predicted tokens: documents that share a row see fewer pairs
-than one that fills it.
+Tokens are counted without padding. Operations are counted as in `recipe/cost.py`, but from the actual lengths and
+predicted tokens of the update's documents: attention has fewer pairs for documents that share a row than for one that
+fills it.
 
-An update's time is that from the end of the one before to its own end, as Composer's SpeedMonitor has it: with the
-records, the loggers and a checkpoint in between, and without evaluations. Uses FIT_START, BATCH_START, EVAL_START,
-EVAL_END and BATCH_END.
+An update's time is from the end of the previous update to its own end, as in Composer's SpeedMonitor. It includes the
+records, the loggers and a checkpoint, but no evaluations. Uses FIT_START, BATCH_START, EVAL_START, EVAL_END and
+BATCH_END.
 """
 
 import re
@@ -21,11 +21,11 @@ from rotary_foundry.objectives.objective import IGNORE_INDEX
 from rotary_foundry.recipe.cost import PEAK_FLOPS
 from rotary_foundry.recipe.schema import Recipe
 
-SLOWER = {"pcie", "nvl"}  # Hopper in these forms has a peak of its own, and the table has not
+SLOWER = {"pcie", "nvl"}  # Hopper GPUs of these forms have another peak, which the table does not have
 
 
 def peak_flops(device_name: str) -> float | None:
-    """The dense bf16 peak of a GPU by the name that torch has for it; None if `recipe/cost.py` does not know it."""
+    """Return the dense bf16 peak of a GPU by torch's name for it; None if `recipe/cost.py` does not have it."""
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
     known = words & PEAK_FLOPS.keys()
     if len(known) != 1 or "mig" in words or (known <= {"h100", "h200"} and words & SLOWER):
@@ -34,10 +34,10 @@ def peak_flops(device_name: str) -> float | None:
 
 
 class Throughput(Monitor):
-    """`tokens_per_second` of all devices together, and `mfu`, None but for bf16 on GPUs whose peak is known.
+    """Adds `tokens_per_second` of all devices together, and `mfu`, which is None except for bf16 on known GPUs.
 
     Args:
-        recipe: for the model's shape, and the precision.
+        recipe: gives the model's shape and the precision.
     """
 
     def __init__(self, recipe: Recipe):

@@ -1,1 +1,1 @@
-"""Private parts of other libraries that this project rests on, one file a library."""
+"""Private parts of other libraries that this project uses, one file for each library."""

@@ -1,1 +1,1 @@
-"""Rows, packing, masking and the training stream."""
+"""Rows, packing, preparation of rows, and the training stream."""

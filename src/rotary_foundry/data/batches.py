@@ -27,8 +27,8 @@ def collate(samples: Sequence[dict], prepare: Callable[[dict], Prepared], row_le
     """Prepare rows for an objective and join them to one flat batch.
 
     Args:
-        samples: `row` (its index in the data set), `tokens` and `lengths` (of its documents), as MDS holds them, and,
-            from the training stream, `source`.
+        samples: rows, each with `row` (its index in the data set), `tokens` and `lengths` (of its documents) as in MDS,
+            and, from the training stream, `source`.
         prepare: makes input ids and labels of a sample.
         row_length: the slots that a row counts for, filled or not.
         vocab_size: of the tokenizer.
@@ -87,7 +87,7 @@ def num_tokens(batch: Batch) -> dict[str, float]:
 
 
 def update_digest(row_digests: list[str]) -> str:
-    """One hash of all rows and masks that an update saw, whatever their order."""
+    """Return one hash of all rows and masks of an update, independent of their order."""
     return blake2b("".join(sorted(row_digests)).encode(), digest_size=8).hexdigest()
 
 

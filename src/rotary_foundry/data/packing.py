@@ -1,31 +1,32 @@
-"""Documents into rows: cut what is too long, then fill rows so that hardly a slot is left empty.
+"""Pack documents into rows: cut documents that are too long, then fill rows with almost no empty slots.
 
-`Packer` is fed documents and gives rows. It knows no files, tokenizers or torch, so that one pass over the tokens can
-feed a packer for each row length.
+`Packer` takes documents and yields rows. It does not depend on files, tokenizers or torch, so that one pass over the
+tokens can feed a packer for each row length.
 
-Packing goes row by row. A buffer holds the next documents; a row takes the longest of them, then again and again the
-longest that still fits. (This is best-fit decreasing told from the row's side: nothing but the buffer is ever open, so
-memory is bounded and rows leave in one pass.) Long documents are used up as they arrive and the short ones stay behind
-as a stock to fill gaps with. Rows of long documents leave first, so whoever trains on rows shuffles them.
-What lost: concatenating everything and cutting at every `row_length` (always full, but it cuts documents that a row
-has room for), and giving each row the document that has waited longest first (evenly mixed rows, but up to 0.5 %
-emptier at 8192, where a corpus has few short documents).
+Rows are packed one by one. A buffer holds the next documents. A row takes the longest of them, then repeatedly the
+longest that still fits. (This is best-fit decreasing with one open row: only the buffer is in memory, so memory is
+bounded and rows are written in one pass.) Long documents are used as they arrive, and short ones stay in the buffer to
+fill gaps. Rows of long documents come first, so training must shuffle the rows.
 
-A long document is cut into pieces that fill whole rows, and its last piece is a document like any other: equal pieces
-would turn rows that are full by construction into gaps to be filled.
+Two alternatives were rejected. Concatenating everything and cutting at every `row_length` fills every row, but cuts
+documents that would fit into a row. Starting each row with the document that has waited longest mixes rows evenly, but
+leaves up to 0.5 % more empty slots at 8192, if a corpus has few short documents.
 
-Whole documents do not fill the rows of every corpus: of 600 tokens each, one goes into a row of 1024. So where a row
-would stay less full than FILL, the longest waiting document is cut to fill it to the last slot, and the rest waits on.
-The longest, because it loses the least of its context: cutting the shortest made up to twice as many cuts, and mostly
-two to four times as many pieces of under 16 tokens.
+A long document is cut into pieces that fill whole rows, and its last piece is packed like any other document. Equal
+pieces would leave gaps in rows that would otherwise be full.
 
-What no packing can fill is a part's last row: 64.2 rows of tokens make 65 rows, 98.8 % full. Training slots are what a
-run pays for, so `gives_up_last` does without such a row, at most 2 % of the part, as a `drop_last` loader does in every
-epoch: from MANY rows on, all that a training part keeps is FILL full. Smaller parts, of which a row would be more,
-and what is held out keep all they have, and may be emptier.
+Uncut documents do not fill the rows of every corpus: if all have 600 tokens, only one fits into a row of 1024. So if a
+row would be less full than FILL, the longest waiting document is cut to fill it completely, and its rest waits. The
+longest is cut because it loses the smallest share of its context. Cutting the shortest made up to twice as many cuts,
+and mostly two to four times as many pieces of under 16 tokens.
 
-Speed. Tokens move in whole groups of rows, by one numpy gather; Python sees a document once, as an int that is sorted,
-searched and taken. It holds the document's length in its upper bits, and where its tokens start in the lower.
+No packing can fill a part's last row: 64.2 rows of tokens make 65 rows, 98.8 % full. A run pays for slots, so
+`gives_up_last` leaves out such a row, at most 2 % of the part, as a `drop_last` loader does in every epoch. So the rows
+of a training part of at least MANY rows are FILL full. Smaller parts, which would lose a larger share, and held-out
+data keep all rows and may be less full.
+
+For speed, tokens are moved in groups of rows by one numpy gather. Python handles each document once, as an int that is
+sorted, searched and removed. Its upper bits hold the document's length, and its lower bits the start of its tokens.
 """
 
 from bisect import bisect_left, insort
@@ -38,8 +39,8 @@ from rotary_foundry.data.rows import Frame, Row
 BUFFER = 4096  # documents
 BUFFER_TOKENS = 2**22
 GROUP_TOKENS = 2**17  # put together at a time: few enough for a processor's cache
-FILL = 0.995  # of a row's slots, and of a training part's of MANY rows, hold tokens
-MANY = 50  # rows; with fewer a last row may be too much to give up
+FILL = 0.995  # the least share of filled slots of a row, and of a training part of MANY rows
+MANY = 50  # rows; a part with fewer keeps its last row
 
 BITS = 32
 LOW = 2**BITS - 1
@@ -47,7 +48,7 @@ ADVANCE = 2**BITS + 1  # taken from a key: one token shorter, starts one later
 
 
 class Packer:
-    """Rows of at most `row_length` tokens out of documents, in one pass.
+    """Packs documents into rows of at most `row_length` tokens, in one pass.
 
     The same documents in the same order give the same rows, however they are divided over calls of `add`. All rows but
     the last are at least FILL full (from 400 slots on; a shorter row may have two slots empty, which fit no piece).
@@ -56,18 +57,18 @@ class Packer:
     Args:
         row_length: the most tokens in a row, the frame of each document in it included.
         frame: ids to put before and after each document, or piece of one.
-        stride: how many content tokens the pieces of a document longer than a row have in common with the piece
-            before, as in transformers' tokenizers. Where a document is cut to fill a row, nothing is repeated.
-        buffer: how many documents wait at most to be chosen from; BUFFER_TOKENS bounds their tokens.
+        stride: how many content tokens a piece of a document longer than a row shares with the piece before it, as in
+            transformers' tokenizers. If a document is cut to fill a row, nothing is repeated.
+        buffer: the most documents in the buffer; BUFFER_TOKENS bounds their tokens.
 
     Raises:
-        ValueError: a row cannot hold a token, or the stride leaves no way forward.
+        ValueError: a row cannot hold a content token, or the stride is not smaller than a row's content.
     """
 
     def __init__(self, row_length: int, frame: Frame, stride: int = 0, buffer: int = BUFFER) -> None:
         most = row_length - frame.slots - 1
         if not 0 <= stride <= most:
-            raise ValueError(f"rows of {row_length} tokens take a stride of 0 to {most}, not {stride}")
+            raise ValueError(f"rows of {row_length} tokens: expected a stride of 0 to {most}, got {stride}")
         self.row_length, self.stride, self.buffer = row_length, stride, buffer
         self._frame, self._special = frame, frame.slots
         self._spare = max(self._special, int((1 - FILL) * row_length))  # slots that a row may leave empty
@@ -78,17 +79,17 @@ class Packer:
         self._pieces: list[np.ndarray] = []  # int64 [3, pieces]: start in the joined tokens, content tokens, number
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, documents: np.ndarray) -> Iterator[Row]:
-        """Take in documents, and give rows where the buffer is full.
+        """Add documents, and yield rows when the buffer is full.
 
-        Nothing is taken in before the rows are asked for: exhaust them before the next call.
+        This is a generator: documents are added only as rows are taken. Exhaust it before the next call.
 
         Args:
-            tokens: uint32 `[tokens]`: content ids of all the documents, end to end. Not to be changed afterwards.
-            lengths: `[documents]`: the content tokens of each; one that has none gives nothing.
+            tokens: uint32 `[tokens]`: content ids of all documents, one after the other. Do not change it afterwards.
+            lengths: `[documents]`: the content tokens of each; a document of 0 is skipped.
             documents: `[documents]`: the number of each, for `Row.documents`.
 
         Raises:
-            ValueError: `lengths` are not those of `tokens`.
+            ValueError: the sum of `lengths` is not the number of `tokens`.
         """
         pieces = self._cut(tokens, lengths, documents)
         slots = np.cumsum(pieces[1] + self._special)
@@ -109,7 +110,7 @@ class Packer:
                 yield from self._rows(self.buffer // 2, BUFFER_TOKENS // 2, self.row_length)
 
     def finish(self) -> Iterator[Row]:
-        """The rows of all that still waits; the last of them may be any less full."""
+        """Yield the rows of all remaining documents; only the last may be less full than FILL."""
         yield from self._rows(0, 0, 1)
 
     def _cut(self, tokens: np.ndarray, lengths: np.ndarray, documents: np.ndarray) -> np.ndarray:
@@ -201,16 +202,16 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def gives_up_last(rows: int, tokens: int, last: int, row_length: int) -> bool:
-    """Whether a training part does better without its last row.
+    """Return whether a training part should leave out its last row.
 
     Args:
-        rows: before the last.
-        tokens: in those.
+        rows: number of rows before the last.
+        tokens: tokens in those rows.
         last: tokens in the last row.
-        row_length: slots in each.
+        row_length: slots in each row.
 
     Returns:
-        Whether there are MANY rows and the last alone keeps them less full than FILL.
+        Whether there are at least MANY rows and only the last makes the part less full than FILL.
     """
     enough = FILL * row_length
     return rows >= MANY and tokens >= enough * rows and tokens + last < enough * (rows + 1)

@@ -1,8 +1,9 @@
-"""How a stored row is prepared for an objective, by nothing but its place in the run.
+"""Prepare a stored row for an objective; the result depends only on the row and its position in the run.
 
-A training row's generator is seeded by (run seed, stage, position in the stage), and its knobs are those of the update
-that the position belongs to. So inputs and labels do not depend on how rows are spread over processes, workers or
-microbatches, a row drawn again is prepared anew, and a scheduled knob is as exact as the rows are.
+The random generator of a training row is seeded by (run seed, stage, position in the stage). Its knobs are those of the
+update that contains this position. So inputs and labels do not depend on how rows are distributed over processes,
+workers or microbatches. A row that is drawn a second time gets new randomness, and a scheduled knob has the exact value
+of its update.
 """
 
 from dataclasses import dataclass

@@ -1,14 +1,15 @@
-"""The row as it is stored, and the manifest beside the shards. What writes shards and what trains on them meet here.
+"""The format of stored rows and of the manifest beside the shards, shared by preparation and training.
 
-A row is one MDS sample with three columns: `tokens`, its documents end to end, each in its FRAME; `lengths`,
-how many tokens each document has; and `documents`, by which each is found again: its line in the parquet of documents
-that preparation writes for the same part. Lengths and not boundaries, because they stay true when a row is cut or
-joined. Training reads tokens and lengths only, so shards of before `documents` was there still serve.
-Tokens are uint16, half of what a training run would otherwise read, or uint32 when the vocabulary holds more than
-65,536 ids; the choice follows from the vocabulary alone, so that every shard of a corpus has the same type. numpy wraps
-an id that is too large without a word, so each row is checked as it is encoded.
+A row is one MDS sample with three columns. `tokens` are its documents one after the other, each in its FRAME. `lengths`
+are the tokens of each document; unlike boundaries, they stay valid when a row is cut or joined. `documents` are line
+numbers in the parquet table of documents that preparation writes for the same part. Training reads only tokens and
+lengths, so it also reads older shards without `documents`.
 
-Light on purpose (numpy and the standard library): the trainer reads manifests before it has imported torch.
+Tokens are uint16, which halves the data to read, or uint32 if the vocabulary has more than 65,536 ids. Only the
+vocabulary decides, so every shard of a corpus has the same type. numpy silently wraps an id that is too large, so each
+row is checked when it is encoded.
+
+This module imports only numpy and the standard library, because the trainer reads manifests before it imports torch.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MANIFEST = "manifest.json"
-SHARD_HASH = "xxh64"  # by which damaged shards are told
+SHARD_HASH = "xxh64"  # the hash that detects damaged shards
 
 # The special tokens of a tokenizer that is trained here, by the roles that transformers gives them: BERT's.
 SPECIAL_TOKENS = {
@@ -40,67 +41,67 @@ SPECIAL_TOKENS = {
 
 @dataclass(frozen=True)
 class Frame:
-    """The special tokens before and after each document of a row, as ids or by the roles that they have."""
+    """The special tokens before and after each document of a row, as token ids or as role names."""
 
     before: tuple[int | str, ...]
     after: tuple[int | str, ...]
 
     @property
     def slots(self) -> int:
-        """How many of a row's slots each document takes on top of its own tokens."""
+        """The number of special tokens around each document."""
         return len(self.before) + len(self.after)
 
     def ids(self, special_ids: Mapping[str, int]) -> "Frame":
-        """The frame in a tokenizer's ids, where this one has roles."""
+        """Return the frame with token ids in place of role names."""
         return Frame(tuple(special_ids[role] for role in self.before), tuple(special_ids[role] for role in self.after))
 
     @classmethod
     def of(cls, tokenizer: "Tokenizer") -> "Frame":
-        """Return what a tokenizer puts around a text, in ids; some put nothing."""
+        """Return the token ids that a tokenizer adds around a text; they may be none."""
         around = tuple(tokenizer.encode("").ids)
         return cls(around[: len(around) // 2], around[len(around) // 2 :])
 
 
-FRAME = Frame(("cls_token",), ("sep_token",))  # of every document in a row: [CLS] … [SEP], however these are spelled
-SHORTEST = FRAME.slots + 1  # tokens of a document that has any of its own
+FRAME = Frame(("cls_token",), ("sep_token",))  # around every document in a row: [CLS] … [SEP], in any spelling
+SHORTEST = FRAME.slots + 1  # tokens of the shortest document: the frame and one content token
 
 
 def lies_inside(name: object) -> bool:
-    """Whether a file that an index of shards names is in its folder: it would be written wherever else that says."""
+    """Return whether a file name in an index stays inside the folder; another could write anywhere on the disk."""
     return isinstance(name, str) and not name.startswith("/") and ".." not in name.split("/")
 
 
 class Row(NamedTuple):
     """One row before it is stored."""
 
-    tokens: np.ndarray  # integers [tokens]: documents end to end, each in its frame
-    lengths: np.ndarray  # uint32 [documents]: how many of the tokens are each one's
-    documents: np.ndarray  # uint32 [documents]: the number of each in its part; a long one's pieces have the same
+    tokens: np.ndarray  # integers [tokens]: the documents one after the other, each in its frame
+    lengths: np.ndarray  # uint32 [documents]: tokens of each document
+    documents: np.ndarray  # uint32 [documents]: number of each document in its part; pieces of one document share it
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The integer type that rows of a vocabulary of `vocab_size` ids are stored in."""
+    """Return the integer type in which rows are stored, for a vocabulary of `vocab_size` ids."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 def columns(dtype: np.dtype) -> dict[str, str]:
-    """The MDS columns of rows whose tokens have type `dtype`, as `streaming.MDSWriter` takes them."""
+    """Return the MDS columns for rows of tokens of type `dtype`, in the form that `streaming.MDSWriter` takes."""
     return {"tokens": f"ndarray:{dtype.name}", "lengths": "ndarray:uint32", "documents": "ndarray:uint32"}
 
 
 def encode_row(row: Row, dtype: np.dtype) -> dict[str, np.ndarray]:
-    """One MDS sample out of a row, its tokens as `dtype`.
+    """Make an MDS sample from a row, with the tokens as `dtype`.
 
     Raises:
-        DataError: an id does not fit `dtype`, a document is empty, or the three parts are not of one row.
+        DataError: an id does not fit `dtype`, a document is empty, or the three arrays do not match.
     """
     tokens, lengths, documents = row
     if not len(lengths) or not lengths.all():
-        raise DataError("a row holds documents of at least one token each; an empty one was given")
+        raise DataError("expected documents of at least one token, got an empty one")
     if lengths.sum() != len(tokens) or len(documents) != len(lengths):
         raise DataError(
-            f"a row of {len(tokens)} tokens was given with {len(documents)} numbers of documents, "
-            f"and with {len(lengths)} lengths, together {lengths.sum()}"
+            f"a row of {len(tokens)} tokens has {len(documents)} document numbers and {len(lengths)} lengths, "
+            f"whose sum is {lengths.sum()}; numbers and lengths must be equally many, and the sum that of the tokens"
         )
     if not np.can_cast(tokens.dtype, dtype):
         smallest, largest = int(tokens.min()), int(tokens.max())
@@ -108,28 +109,28 @@ def encode_row(row: Row, dtype: np.dtype) -> dict[str, np.ndarray]:
             wrong = smallest if smallest < 0 else largest
             raise DataError(
                 f"token id {wrong} does not fit {dtype.name} (0 to {np.iinfo(dtype).max}): "
-                "the tokenizer gives ids beyond the vocabulary that the shards were typed for"
+                "the tokenizer gives ids beyond the vocabulary size for which the type was chosen"
             )
     return {"tokens": tokens.astype(dtype), "lengths": lengths, "documents": documents}
 
 
 def decode_row(sample: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The documents of a stored row, in order, as views `[tokens]` in the stored type."""
+    """Split a stored row into its documents, in order: views `[tokens]` in the stored type."""
     return np.split(sample["tokens"], np.cumsum(sample["lengths"])[:-1])
 
 
 def content(document: np.ndarray) -> np.ndarray:
-    """A document of a row without its frame, as a view."""
+    """Return a document of a row without its frame, as a view."""
     return document[len(FRAME.before) : len(document) - len(FRAME.after)]
 
 
 def check_row(sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int) -> None:
-    """Whether a stored row is one that a run can train on.
+    """Check that a run can train on a stored row.
 
     Args:
-        sample: `tokens` and `lengths`, and `row`, by which the row is named.
-        row_length: the most tokens that it may hold, and so any of its documents.
-        vocab_size: of the tokenizer.
+        sample: `tokens` and `lengths`, and `row`, the row's number for the error.
+        row_length: the most tokens of the row, and so of any of its documents.
+        vocab_size: vocabulary size of the tokenizer.
 
     Raises:
         DataError: its lengths and tokens contradict each other, it is too long, or an id is outside the vocabulary.
@@ -142,7 +143,7 @@ def check_row(sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int
 
 
 def row_complaint(sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int) -> str | None:
-    """What a stored row has that a run cannot train on, in words; None if there is nothing."""
+    """Return why a run cannot train on a stored row; None if it can."""
     tokens, lengths = sample["tokens"], sample["lengths"]
     total, shortest = int(lengths.sum()), lengths.min(initial=1)
     if total != len(tokens) or shortest < 1:
@@ -151,18 +152,18 @@ def row_complaint(sample: Mapping[str, np.ndarray], row_length: int, vocab_size:
         return f"{len(tokens)} tokens, {lengths.max()} of them in one document, and the recipe's rows {row_length}"
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
         wrong = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
-        return f"token id {wrong}, and the tokenizer's ids are in [0, {vocab_size})"
+        return f"token id {wrong}, but the tokenizer's ids are in [0, {vocab_size})"
     return None
 
 
 def fingerprint(tokenizer_dir: str | Path) -> str:
-    """Sixteen hex digits that two tokenizers share when they turn every text into the same ids.
+    """Return sixteen hex digits that are equal for two tokenizers if they encode every text to the same ids.
 
-    Taken over the content of `tokenizer.json`, whatever its layout. Truncation and padding are left out: they are
-    what a caller last asked for, and transformers saves them along with the rest.
+    They are a hash of the content of `tokenizer.json`, independent of its layout. Truncation and padding are left out,
+    because transformers saves the settings of the last call there.
 
     Raises:
-        DataError: no readable tokenizer there.
+        DataError: the directory has no readable tokenizer.
     """
     path = Path(tokenizer_dir) / "tokenizer.json"
     try:
@@ -177,7 +178,7 @@ def fingerprint(tokenizer_dir: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a directory of shards holds: one source, one split, one row length."""
+    """The content of a directory of shards: one source, one split, one row length."""
 
     source: str
     split: str  # "train" or "validation"
@@ -197,7 +198,7 @@ class Manifest:
         """Read `manifest.json` from `directory`.
 
         Raises:
-            DataError: it is missing, broken, or lacks a key; the message names the file and what to do.
+            DataError: the file is missing or broken, or lacks a key; the message names the file and what to do.
         """
         path = Path(directory) / MANIFEST
         remedy = "prepare the data again with `python data_prep CONFIG`"
@@ -205,7 +206,7 @@ class Manifest:
             content = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{field.name: field.type(content[field.name]) for field in fields(cls)})
         except FileNotFoundError:
-            raise DataError(f"{path}: no such file, so there are no finished shards here; {remedy}") from None
+            raise DataError(f"{path}: no such file, so the folder has no finished shards; {remedy}") from None
         except KeyError as error:
             raise DataError(f"{path}: key {error} is missing; {remedy}") from None
         except (OSError, ValueError, TypeError) as error:

@@ -1,10 +1,10 @@
-"""Whether a tokenizer is the model's: shards' of the model that is to go on from them, or one that is given for it.
+"""Check that a tokenizer is the model's: that of the shards for further training, or one given by the user.
 
-A model of the same vocabulary's size takes any ids, and its embeddings of them mean nothing: the loss starts where a
-model of random weights starts, and training hides that soon. So it is by content that tokenizers are compared. Ids that
-only the given tokenizer has are no fault (tokens were added, and the embedding has rows for them), nor is how it puts
-texts between [CLS] and [SEP], which rows are always. Where a model has no tokenizer beside it, its vocabulary's size is
-all there is to compare.
+A model with the same vocabulary size accepts any ids, but for another tokenizer its embeddings are meaningless. The
+loss then starts like that of random weights, and training soon hides the mistake. So tokenizers are compared by
+content. Two differences are allowed: ids that only the given tokenizer has (added tokens, for which the embedding has
+rows), and how it adds [CLS] and [SEP], because rows always have them. If a model has no tokenizer beside it, only the
+vocabulary size can be compared.
 """
 
 import json
@@ -23,10 +23,10 @@ CUTTING = {"normalizer": "changes texts", "pre_tokenizer": "splits texts into wo
 
 
 def check_same_tokenizer(given: Path, own: Path, remedy: str) -> None:
-    """Refuse a tokenizer (a folder) that is not the model's own, if there is one (in another folder).
+    """Refuse a tokenizer (a folder) that differs from the model's own (another folder), if the model has one.
 
     Args:
-        remedy: what the error tells to do.
+        remedy: the error's advice.
 
     Raises:
         DataError: naming the first id or the first step in which they differ.
@@ -47,7 +47,7 @@ def check_same_tokenizer(given: Path, own: Path, remedy: str) -> None:
 
 
 def check_ids(tokenizer: "PreTrainedTokenizerBase", model: str | Path, vocab_size: int) -> None:
-    """Refuse a tokenizer with ids that the model has no embeddings for.
+    """Refuse a tokenizer with ids for which the model has no embeddings.
 
     Raises:
         DataError: naming its largest id.
@@ -55,23 +55,24 @@ def check_ids(tokenizer: "PreTrainedTokenizerBase", model: str | Path, vocab_siz
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocab_size:
         raise DataError(
-            f"{tokenizer.name_or_path}: the tokenizer has ids to {largest:,}, and {model} a vocabulary of "
-            f"{vocab_size:,}: this is not its tokenizer"
+            f"{tokenizer.name_or_path}: the tokenizer has ids up to {largest:,}, but {model} has a vocabulary of "
+            f"{vocab_size:,}; give the model's own tokenizer"
         )
 
 
 def keep_tokenizer(shards: Path, run: Path, begun: bool) -> None:
-    """Copy the tokenizer of a run's shards to the run, which means the same by its ids to the end.
+    """Copy the tokenizer of a run's shards to the run's folder, so that ids keep their meaning to the end of the run.
 
-    So a checkpoint is exported and evaluated wherever its run's folder is, and shards may be gone or prepared anew.
+    Then a checkpoint can be exported and evaluated with only its run's folder, even if the shards are deleted or
+    changed.
 
     Args:
-        shards: the folder of their tokenizer.
-        run: the folder for it.
-        begun: the run has a checkpoint, so shards of another tokenizer are refused.
+        shards: the folder of the shards' tokenizer.
+        run: the folder for the copy.
+        begun: whether the run has a checkpoint, so that shards of another tokenizer are refused.
 
     Raises:
-        DataError: they are of another.
+        DataError: the shards have another tokenizer than the run.
     """
     if begun:
         remedy = f"prepare the data again with tokenizer.path={run}, or give another run_name"

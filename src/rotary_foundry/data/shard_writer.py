@@ -1,10 +1,10 @@
-"""Rows to MDS shards, the same that `streaming.MDSWriter` writes: compressed by Zstandard, hashed, and listed.
+"""Write rows as MDS shards, as `streaming.MDSWriter` does: compressed by Zstandard, hashed, and listed in an index.
 
-Written here, although Streaming has a writer, for what that one costs a preparation: importing `streaming` brings torch
-and transformers, which took 8 seconds in every worker (all processes of a preparation by two workers came to 1.8 GB,
-and come to 0.8 without), and encoding a row in three columns took 7 % of the time that tokenising it does. A test holds
-the two to the same bytes. Only the compressed ones differ: Streaming's `zstd` has as many threads as there are cores,
-in every worker; here it has one.
+Streaming's own writer is not used because it is too slow for preparation. Importing `streaming` imports torch and
+transformers, which took 8 seconds in every worker (all processes of a preparation with two workers took 1.8 GB with it
+and take 0.8 GB without). Encoding a row in three columns took 7 % of the time of tokenising it. A test checks that both
+write the same bytes. Only compressed bytes differ, because Streaming's `zstd` uses as many threads as there are cores
+in every worker, and this module uses one.
 """
 
 import json
@@ -24,8 +24,8 @@ class ShardWriter:
     """Writes the shards of one folder.
 
     Args:
-        folder: made here; it must not exist.
-        dtype: of the tokens.
+        folder: the folder to create; it must not exist.
+        dtype: the type of the tokens.
         size_limit: bytes of a shard before compression.
     """
 
@@ -65,7 +65,7 @@ class ShardWriter:
         self._size += size
 
     def finish(self) -> None:
-        """Write what is left, and the index."""
+        """Write the remaining rows and the index."""
         if self._samples:
             self._flush()
         index = json.dumps({"version": 2, "shards": self._shards}, sort_keys=True)

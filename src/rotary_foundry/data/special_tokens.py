@@ -1,7 +1,8 @@
-"""Read a tokenizer, and the ids of its special tokens, by role and never by spelling.
+"""Read a tokenizer and the ids of its special tokens, which are identified by role and never by spelling.
 
-RoBERTa writes <mask> where BERT writes [MASK]. The roles stand in tokenizer_config.json, as transformers saves them
-with every tokenizer; the ids in tokenizer.json. Both are read here without transformers, seconds to import.
+For example, RoBERTa's mask token is <mask> and BERT's is [MASK]. The roles are in tokenizer_config.json, which
+transformers saves with every tokenizer, and the ids are in tokenizer.json. Both are read without transformers, which
+takes seconds to import.
 """
 
 import json
@@ -19,7 +20,7 @@ VOCABULARY_MULTIPLE = 64  # what the matrix units want of a model's vocabulary
 
 
 def padded(vocab_size: int) -> int:
-    """The vocabulary of a model for a tokenizer of `vocab_size` ids."""
+    """Return the vocabulary size of a model for a tokenizer of `vocab_size` ids."""
     return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
@@ -27,7 +28,7 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
     """Read a directory's `tokenizer.json`.
 
     Raises:
-        DataError: it is missing, or is none.
+        DataError: the file is missing, or is not a tokenizer.
     """
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
@@ -39,10 +40,10 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
 
 
 def special_ids(directory: str | Path, tokenizer: Tokenizer) -> dict[str, int]:
-    """The ids of the special tokens of the `tokenizer` in `directory`, by role, such as "mask_token".
+    """Return the ids of the special tokens of the `tokenizer` in `directory`, by role, such as "mask_token".
 
     Raises:
-        DataError: a role that training needs is not given, or given to a token that the tokenizer does not have.
+        DataError: a role that training needs is missing, or its token is not in the tokenizer.
     """
     path = Path(directory) / ROLES_FILE
     try:
@@ -61,10 +62,10 @@ def special_ids(directory: str | Path, tokenizer: Tokenizer) -> dict[str, int]:
 def rewrite_config(directory: Path, **settings: object) -> None:
     """Rewrite a tokenizer_config.json, if there is one, so that transformers 4 and 5 both read it.
 
-    Version 5 saves a class and a list that 4 does not know. Both know the names that 4 has for them.
+    Version 5 saves a class and a list that version 4 cannot read. Both can read version 4's names for them.
 
     Args:
-        settings: replace those in the file.
+        settings: values that replace those in the file.
     """
     path = directory / ROLES_FILE
     if not path.is_file():
@@ -78,5 +79,5 @@ def rewrite_config(directory: Path, **settings: object) -> None:
 
 
 def _spelling(token: str | dict | None) -> str | None:
-    """A token as it is spelled; transformers saves one either so or with its options."""
+    """Return a token's text; transformers saves either the text or a mapping with options."""
     return token["content"] if isinstance(token, dict) else token

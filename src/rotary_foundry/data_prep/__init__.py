@@ -1,1 +1,1 @@
-"""Corpora to a tokenizer and packed shards."""
+"""Turn corpora into a tokenizer and packed shards."""

@@ -1,5 +1,7 @@
-"""The keys of a `yamls/data/*.yaml`, and the checks that need no data: a wrong file is refused in a fraction of a
-second, before a document is read and before torch is imported."""
+"""The keys of a `yamls/data/*.yaml`, and the checks that need no data.
+
+A wrong file is refused in a fraction of a second, before a document is read and before torch is imported.
+"""
 
 import re
 from collections.abc import Callable, Iterable
@@ -19,14 +21,14 @@ from rotary_foundry.utils.installing import install_command
 
 @dataclass
 class TrainTokenizer:
-    """A tokenizer to be trained on the training split."""
+    """Options of a tokenizer that is trained on the training split."""
 
     vocab_size: int  # rounded up to a multiple of 64
 
 
 @dataclass
 class TokenizerConfig:
-    """Where the tokenizer comes from; one of the two."""
+    """Where the tokenizer comes from: exactly one of `train` and `path`."""
 
     train: TrainTokenizer | None = None
     path: str | None = None  # a directory with a Hugging Face fast tokenizer
@@ -34,22 +36,22 @@ class TokenizerConfig:
 
 @dataclass
 class CorpusConfig:
-    """A corpus and the shards to make of it. Paths are relative to the working directory."""
+    """A corpus and the shards to make from it. Paths are relative to the working directory."""
 
     sources: dict[str, SourceConfig]  # by name; the name is the folder of the source's shards
     tokenizer: TokenizerConfig
-    row_lengths: list[int]  # in tokens, those around each document ([CLS] and [SEP]) included
+    row_lengths: list[int]  # in tokens, including [CLS] and [SEP] around each document
     out: str  # the folder for tokenizer, shards and statistics; local, or on an object store (s3://…)
-    validation: float = 0.01  # held out of each source: a fraction of its documents, or, from 1 on, a number of them
-    stride: int = 0  # content tokens that the pieces of a document longer than a row share
+    validation: float = 0.01  # held out of each source: a fraction of its documents if below 1, else a number of them
+    stride: int = 0  # content tokens shared by neighbouring pieces of a document that is longer than a row
     deduplication: Any = "exact"  # or minhash, or {minhash: {language: en, n_grams: 5, …}} as datatrove names them
-    max_bad_documents: int = 100  # a part of a source with more that cannot be read ends the preparation
-    executor: dict[str, Any] = field(default_factory=dict)  # local, slurm or ray, with its options; local if none
-    work: str | None = None  # the folder for what is under way; a hidden one beside `out` if not given
+    max_bad_documents: int = 100  # preparation fails if one part of a source has more unreadable documents than this
+    executor: dict[str, Any] = field(default_factory=dict)  # local, slurm or ray, with its options; default: local
+    work: str | None = None  # the work folder; default: a hidden folder beside `out`
 
     @property
     def name(self) -> str:
-        """What jobs are called after."""
+        """The prefix of job names: the name of the output folder."""
         return Path(self.out).name
 
 
@@ -65,33 +67,37 @@ def load_corpus_config(path: str | Path, overrides: Iterable[str] = ()) -> Corpu
 
 
 def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
-    """Yield (key, what is wrong and what would be right); only the first is ever asked for."""
+    """Yield (key, what is wrong and what would be right). The caller reports only the first."""
     if not config.sources:
-        yield "sources", "at least one source is wanted"
+        yield "sources", "expected at least one source, got none"
     for name, source in config.sources.items():
         yield from _source_problems(name, source)
     yield from _tokenizer_problems(config.tokenizer)
     if not config.row_lengths:
-        yield "row_lengths", "at least one row length is wanted, as in [1024, 8192]"
+        yield "row_lengths", "expected at least one row length, got none; set for example [1024, 8192]"
     if len(set(config.row_lengths)) < len(config.row_lengths):
-        yield "row_lengths", "each row length is given once"
+        yield "row_lengths", f"expected different row lengths, got {config.row_lengths}; remove the duplicates"
     for row_length in config.row_lengths:
         if row_length < SHORTEST:
-            yield "row_lengths", f"{row_length} is too short: [CLS], a token and [SEP] already make {SHORTEST}"
+            yield "row_lengths", f"{row_length} is too short; expected at least {SHORTEST}: [CLS], a token and [SEP]"
     if not isfinite(config.validation) or config.validation <= 0 or (config.validation > 1 and config.validation % 1):
-        yield "validation", f"a fraction between 0 and 1 or a number of documents is wanted, not {config.validation}"
+        yield "validation", f"expected a fraction between 0 and 1 or a number of documents, got {config.validation}"
     if not 0 <= config.stride < min(config.row_lengths, default=SHORTEST) - FRAME.slots:
-        yield "stride", f"{config.stride} is not less than what a row of {min(config.row_lengths)} holds of a document"
+        most = min(config.row_lengths, default=SHORTEST) - FRAME.slots - 1
+        yield "stride", f"expected 0 to {most}, less than the content tokens of the shortest row, got {config.stride}"
     if Path(config.out).name in ("", ".."):
-        yield "out", f"a folder is wanted, as in data/mine, not '{config.out}'"
+        yield "out", f"expected a folder such as data/mine, got '{config.out}'"
     if config.max_bad_documents < 0:
-        yield "max_bad_documents", f"a number of documents from 0 on is wanted, not {config.max_bad_documents}"
+        yield "max_bad_documents", f"expected a number of documents of at least 0, got {config.max_bad_documents}"
     if config.work is not None and "://" in config.work:
-        yield "work", f"a folder on a disk that all workers share is wanted, not '{config.work}'"
+        yield "work", f"expected a folder on a disk that all workers share, got '{config.work}'"
     elif config.work is not None and "://" not in config.out:
         work, out = Path(config.work).resolve(), Path(config.out).resolve()
         if work.is_relative_to(out) or out.is_relative_to(work):
-            yield "work", f"'{config.work}' and out, '{config.out}', may not lie in each other"
+            yield (
+                "work",
+                f"'{config.work}' and out, '{config.out}', overlap; choose folders that do not contain each other",
+            )
     yield from _reported("deduplication", lambda: _check_minhash(config.deduplication))
     if config.executor:
         from rotary_foundry.data_prep.executors import check_executor
@@ -100,10 +106,10 @@ def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
 
 
 def minhash_options(deduplication: Any) -> dict | None:
-    """The options of MinHash deduplication; none where only exact duplicates are to be dropped.
+    """Return the options of MinHash deduplication, or None if only exact duplicates are dropped.
 
     Raises:
-        ConfigurationError: neither.
+        ConfigurationError: `deduplication` is neither exact nor minhash, or has a wrong option.
     """
     known = ("language", "n_grams", "num_buckets", "hashes_per_bucket", "seed")
     if deduplication == "exact":
@@ -111,15 +117,15 @@ def minhash_options(deduplication: Any) -> dict | None:
     if deduplication == "minhash":
         return {}
     if not isinstance(deduplication, dict) or list(deduplication) != ["minhash"]:
-        raise ConfigurationError(f"exact or minhash is wanted, not '{deduplication}'")
+        raise ConfigurationError(f"expected exact or minhash, got '{deduplication}'")
     options = deduplication["minhash"] or {}
     if not isinstance(options, dict):
-        raise ConfigurationError("minhash: options are wanted by name, as in {minhash: {language: en}}")
+        raise ConfigurationError("minhash: expected options by name, as in {minhash: {language: en}}")
     if unknown := sorted(options.keys() - set(known)):
         raise ConfigurationError(f"minhash: unknown option '{unknown[0]}'; there are {', '.join(known)}")
     for name, value in options.items():
         if name != "language" and (type(value) is not int or value < 1):
-            raise ConfigurationError(f"minhash: {name} is a number from 1 on, not {value}")
+            raise ConfigurationError(f"minhash: {name}: expected an integer of at least 1, got {value}")
     return dict(options)
 
 
@@ -132,7 +138,9 @@ def _check_minhash(deduplication: Any) -> None:
     try:
         load_word_tokenizer(options.get("language", "en"))
     except ImportError as error:
-        raise ConfigurationError(f"minhash: {error} All that it needs: {install_command('filters')}") from error
+        raise ConfigurationError(
+            f"minhash: {error} To install everything it needs: {install_command('filters')}"
+        ) from error
     except ValueError as error:
         raise ConfigurationError(f"minhash: {error}") from error
 
@@ -147,9 +155,9 @@ def _reported(key: str, check: Callable[[], Any]) -> Iterable[tuple[str, str]]:
 def _source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str]]:
     key = f"sources.{name}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        yield key, "the name becomes a folder: letters, digits, '_', '-' and '.' only"
+        yield key, "the name becomes a folder; use only letters, digits, '_', '-' and '.'"
     if name == "tokenizer":
-        yield key, "the name is taken: out/tokenizer holds the tokenizer"
+        yield key, "the name is reserved: out/tokenizer holds the tokenizer; choose another name"
     reader = READERS.get(source.reader)
     if reader is None:
         near = get_close_matches(source.reader, READERS, n=1)
@@ -176,12 +184,12 @@ def _source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str
 
 def _tokenizer_problems(tokenizer: TokenizerConfig) -> Iterable[tuple[str, str]]:
     if (tokenizer.train is None) == (tokenizer.path is None):
-        yield "tokenizer", "either {train: {vocab_size: …}} or {path: …} is wanted"
+        yield "tokenizer", "expected either {train: {vocab_size: …}} or {path: …}, got both or neither"
     if tokenizer.train is not None and tokenizer.train.vocab_size < SMALLEST_VOCABULARY:
         yield (
             "tokenizer.train.vocab_size",
-            f"{tokenizer.train.vocab_size} is too small: special tokens, bytes and runs of spaces alone are "
-            f"{SMALLEST_VOCABULARY}",
+            f"{tokenizer.train.vocab_size} is too small; expected at least {SMALLEST_VOCABULARY}: the special tokens, "
+            "the bytes and the runs of spaces",
         )
     if tokenizer.path is not None and not (Path(tokenizer.path) / "tokenizer.json").is_file():
         yield "tokenizer.path", f"no Hugging Face fast tokenizer there: {tokenizer.path}/tokenizer.json is missing"

@@ -1,9 +1,9 @@
-"""Which documents to leave out, because the corpus has them elsewhere.
+"""Find the documents to leave out because they are duplicates.
 
-Exact duplicates by the hash of the text, in numpy; near-duplicates by datatrove's MinHash, whose clusters say which
-documents belong together and nothing of which to keep. That is decided here, for both alike: of documents that belong
-together the first held-out one stays, so that nothing that is trained on stands in the held-out split, and where none
-is held out, the first in reading order.
+Exact duplicates are found by the hash of the text, in numpy. Near-duplicates are found by datatrove's MinHash, whose
+clusters group documents but do not say which one to keep. This module decides that, in the same way for both kinds: it
+keeps the first held-out document of a group, so that no training text is in the held-out split. If a group has no
+held-out document, it keeps the first one in reading order.
 """
 
 from pathlib import Path
@@ -17,12 +17,12 @@ HASHES_AT_A_TIME = 2_000_000  # held in memory, 100 bytes each
 
 
 def tasks_for(parts: int) -> int:
-    """How many tasks find exact duplicates."""
+    """Return the number of tasks that find exact duplicates."""
     return 1 + parts // PARTS_A_TASK
 
 
 def find_exact(work: Work, task: int, tasks: int) -> None:
-    """Write the exact duplicates among a task's share of all hashes, bucket by bucket, so that memory is bounded."""
+    """Write the exact duplicates in a task's share of all hashes, one bucket at a time to bound memory."""
     documents = sum(sum(part["documents"].values()) for part in work.read_json("read"))
     buckets = tasks * -(-max(1, documents) // (tasks * HASHES_AT_A_TIME))
     for bucket in range(task, buckets, tasks):
@@ -46,7 +46,7 @@ def _find_in_bucket(work: Work, bucket: int, buckets: int) -> None:
 
 
 def find_near(work: Work, clusters: Path) -> None:
-    """Write the near-duplicates in the clusters of MinhashDedupCluster, one file of (row, cluster) a document file."""
+    """Write the near-duplicates in MinhashDedupCluster's output: one file of (row, cluster) for each document file."""
     group, file, row = [], [], []
     for path in sorted(clusters.glob("*.clusters")):
         pairs = np.fromfile(path, dtype="<u4").reshape(-1, 2)
@@ -58,7 +58,7 @@ def find_near(work: Work, clusters: Path) -> None:
 
 
 def _groups(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """A number for each hash, the same for equal ones (np.unique by rows is many times slower)."""
+    """Number the hashes, with one number for equal hashes (np.unique by rows is many times slower)."""
     order = np.lexsort((low, high))
     new = np.zeros(len(order), dtype=np.int64)
     new[1:] = (high[order][1:] != high[order][:-1]) | (low[order][1:] != low[order][:-1])
@@ -68,7 +68,7 @@ def _groups(high: np.ndarray, low: np.ndarray) -> np.ndarray:
 
 
 def _write(work: Work, name: str, group: np.ndarray, file: np.ndarray, row: np.ndarray) -> None:
-    """Write all but the one to keep of every group, as (file, row), uint32 `[duplicates, 2]`."""
+    """Write every group without the document to keep, as (file, row), uint32 `[duplicates, 2]`."""
     held_out = file >= sum(work.parts.values())
     order = np.lexsort((row, file, ~held_out, group))
     repeated = np.zeros(len(group), dtype=bool)

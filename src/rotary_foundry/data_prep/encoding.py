@@ -1,19 +1,17 @@
-"""Texts to ids, as preparation wants them: flat, each word encoded once, and with memory that no text can exceed.
+"""Encode texts as flat arrays of ids, encoding each different word once and using bounded memory.
 
-The words of a text (words.py) are looked up among those seen before, and `tokenizers` is asked for the new ones.
+The words of a text (words.py) are looked up in a dictionary of earlier words; `tokenizers` encodes only new ones.
 
-`tokenizers` takes 120 bytes of memory for each character that it is given at once. So a text of more than PIECE
-characters goes through in pieces, and a batch in groups of pieces: 100 MB of text in one document take 50 MB beside the
-text and its ids. A piece ends before a blank that follows something else. There a word of GPT-2's pattern ends, so
-for a tokenizer that is trained here the ids are those of the whole text; some others (Llama's) mark the beginning of a
-text, with a token more at such a seam. What has no blank within PIECE characters is cut all the same, and may have
-a token or two more for it.
+`tokenizers` takes 120 bytes of memory for each character of one call. So a text of more than PIECE characters is
+encoded in pieces, and a batch in groups of pieces: a document of 100 MB takes 50 MB beside the text and its ids. A
+piece ends before a blank that follows another character. A word of GPT-2's pattern ends there, so a tokenizer that is
+trained here gives the same ids as for the whole text. Some others (Llama's) mark the beginning of a text and add a
+token at each cut. A text without a blank within PIECE characters is cut anyway, which may add a token or two.
 
-Special tokens that a text spells are read as text: documentation that mentions [MASK] must not put a mask into the
-training data. The saved tokenizer does read them, as fill-mask needs.
+Special tokens that occur in a text are encoded as text: documentation that mentions [MASK] must not put a mask into the
+training data. The saved tokenizer does recognise them, as fill-mask needs.
 
-The ids leave `tokenizers` as Python lists, whatever one does; `array` takes them at 19 ns a token, half of what
-`np.fromiter` needs.
+`tokenizers` returns ids only as Python lists. `array` converts them in 19 ns a token, half of what `np.fromiter` needs.
 """
 
 import re
@@ -35,29 +33,29 @@ SEAM = re.compile(r"(?<=\S)[ \t\r\n]")
 
 
 class CorpusTokenizer:
-    """A tokenizer that was saved here, as preparation uses it: text to content ids and back, and nothing else."""
+    """A tokenizer saved by preparation, which converts text to content ids and back."""
 
     def __init__(self, directory: Path) -> None:
         self.tokenizer = open_tokenizer(directory)
         self._encoder = Encoder(self.tokenizer)
         self.frame = FRAME.ids(special_ids(directory, self.tokenizer))
         largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values())
-        self.vocab_size = padded(largest + 1)  # that of a model for it
+        self.vocab_size = padded(largest + 1)  # the vocabulary size of a model for this tokenizer
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Content ids of all texts end to end, uint32 `[tokens]`, and how many each has, int64 `[texts]`."""
+        """Return the content ids of all texts in one array, uint32 `[tokens]`, and their counts, int64 `[texts]`."""
         return self._encoder.encode(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of content ids; exactly, for a tokenizer that is trained here."""
+        """Return the text of content ids; it is exact for a tokenizer that was trained here."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
 def open_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer in a directory, set to read every text whole and as nothing but text.
+    """Open a tokenizer without truncation and padding, with special tokens in a text encoded as text.
 
     Raises:
-        DataError: there is none, or it cannot be read.
+        DataError: the directory has no tokenizer, or it cannot be read.
     """
     tokenizer = read_tokenizer(directory)
     tokenizer.no_truncation()
@@ -67,7 +65,7 @@ def open_tokenizer(directory: Path) -> Tokenizer:
 
 
 class Encoder:
-    """Encodes texts, and remembers the ids of their words."""
+    """Encodes texts and caches the ids of their words."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -76,7 +74,7 @@ class Encoder:
         self._kept = 0  # characters in these words
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts end to end, uint32 `[tokens]`, and how many each has, int64 `[texts]`; no special tokens."""
+        """Return the ids of all texts, uint32 `[tokens]`, and their counts, int64 `[texts]`; no special tokens."""
         tokens = bytearray()
         lengths = np.zeros(len(texts), dtype=np.int64)
         for group in _groups(texts):
@@ -99,7 +97,7 @@ class Encoder:
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
-    """(number of the text, piece of it) of all texts in order, as many at a time as make GROUP characters."""
+    """Yield lists of (index of the text, piece), in order, each of about GROUP characters."""
     group: list[tuple[int, str]] = []
     size = 0
     for number, text in enumerate(texts):
@@ -114,7 +112,7 @@ def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
-    """The text in pieces of `size` to twice as many characters, the last shorter, cut before blanks if it can be."""
+    """Cut a text into pieces of `size` to 2 · `size` characters, if possible before blanks; the last may be shorter."""
     start = 0
     while len(text) - start > size:
         seam = SEAM.search(text, start + size, start + 2 * size)

@@ -1,4 +1,4 @@
-"""datatrove's executors, as a preparation uses them: on this machine, on a Slurm cluster, on a Ray cluster."""
+"""datatrove's executors for preparation: on this machine, on a Slurm cluster or on a Ray cluster."""
 
 import inspect
 import multiprocessing
@@ -20,10 +20,10 @@ from rotary_foundry.utils.installing import install_command
 
 
 class LocalExecutor(LocalPipelineExecutor):
-    """datatrove's, with the standard library's pool of processes in place of its own.
+    """datatrove's local executor, with the standard library's process pool in place of datatrove's.
 
-    datatrove's waits for ever for a worker that was killed, as by the kernel for its memory. And its log stays off the
-    terminal: what matters of it is raised or printed by us.
+    datatrove's pool waits for ever for a worker that was killed, for example by the kernel for its memory. This class
+    also keeps datatrove's log off the terminal; we raise or print what the user needs.
     """
 
     def run(self) -> None:
@@ -35,18 +35,20 @@ class LocalExecutor(LocalPipelineExecutor):
                 _run_task(self, rank)
             return
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["rotary_foundry.data_prep.stages"])  # a second's imports, once for all
+        context.set_forkserver_preload(
+            ["rotary_foundry.data_prep.stages"]
+        )  # the imports take a second; do them once for all workers
         pool = ProcessPoolExecutor(self.workers, context, initializer=_start, initargs=(_threads(self.workers),))
         try:
             for future in as_completed([pool.submit(_run_task, self, rank) for rank in ranks]):
                 future.result()
         except BrokenProcessPool:
             raise DataError(
-                "a worker process was killed, perhaps for want of memory; give the same command again, with fewer "
+                "a worker process was killed, perhaps because memory ran out; run the same command again with fewer "
                 "workers: 'executor.local.workers=1'"
             ) from None
         finally:
-            pool.shutdown(cancel_futures=True)  # what runs is awaited; after an error nothing more is begun
+            pool.shutdown(cancel_futures=True)  # wait for running tasks; after an error, start no more
 
 
 def _run_task(executor: LocalExecutor, rank: int) -> None:
@@ -58,10 +60,10 @@ def _run_task(executor: LocalExecutor, rank: int) -> None:
 
 
 class RayWorker(RankWorker):
-    """datatrove's, which runs the tasks of a job one after the other in the Ray worker itself.
+    """datatrove's Ray worker, changed to run the tasks of a job one after the other in the worker process itself.
 
-    datatrove's forks a pool of processes for them from that worker, of whose dozens of threads any may hold a lock at
-    that moment. The child waits for it for ever, and the preparation with it: so it went in continuous integration.
+    datatrove forks a pool of processes from the worker. If one of the worker's dozens of threads holds a lock at that
+    moment, the child waits for it for ever, and so does the preparation. This happened in continuous integration.
     """
 
     def run_for_rank(
@@ -72,7 +74,7 @@ class RayWorker(RankWorker):
         for rank in ranks:
             try:
                 run_task(executor_ref, rank, node_idx if executor_ref.nodes_per_task > 1 else -1)
-            except Exception as error:  # raised when all have had their turn
+            except Exception as error:  # raised after all tasks have run
                 errors.append(error)
             give_back_freed_memory()
         if errors:
@@ -83,7 +85,7 @@ set_ray_worker(RayWorker)
 
 
 def _threads(workers: int) -> int:
-    """A worker's share of the cores, to tokenise with."""
+    """Return the number of cores that each worker may use for tokenising."""
     return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
@@ -96,23 +98,25 @@ OURS = {"pipeline", "tasks", "logging_dir", "depends", "skip_completed", "start_
 
 
 def check_executor(executor: dict[str, Any]) -> tuple[str, dict]:
-    """The name and the options that the key `executor` gives.
+    """Return the executor's name and options from the value of the key `executor`.
 
     Raises:
-        ConfigurationError: no such executor, or an option that it does not take or lacks.
+        ConfigurationError: the executor does not exist, or an option is unknown or missing.
     """
     executor = executor or {"local": {}}
     if len(executor) != 1 or next(iter(executor)) not in EXECUTORS:
-        raise ConfigurationError(f"one of {', '.join(EXECUTORS)} is wanted, as in {{local: {{workers: 2}}}}")
+        raise ConfigurationError(
+            f"expected one of {', '.join(EXECUTORS)}, as in {{local: {{workers: 2}}}}, got {', '.join(executor)}"
+        )
     name, options = next(iter(executor.items()))
     options = {} if options is None else options
     if not isinstance(options, dict):
-        raise ConfigurationError(f"{name}: options are wanted by name, as in {{{name}: {{workers: 2}}}}")
+        raise ConfigurationError(f"{name}: expected options by name, as in {{{name}: {{workers: 2}}}}, got {options!r}")
     workers = options.get("workers", 1)
     if type(workers) is not int or (workers < 1 and (workers != -1 or name == "local")):
-        raise ConfigurationError(f"{name}: workers are a number from 1 on, not {workers}")
+        raise ConfigurationError(f"{name}: workers: expected an integer of at least 1, got {workers}")
     if name == "ray" and find_spec("ray") is None:
-        raise ConfigurationError(f"ray: is not installed; {install_command('ray')}")
+        raise ConfigurationError(f"ray: Ray is not installed; {install_command('ray')}")
     parameters = inspect.signature(EXECUTORS[name]).parameters
     known = [option for option in parameters if option not in OURS]
     for option in options:
@@ -120,5 +124,5 @@ def check_executor(executor: dict[str, Any]) -> tuple[str, dict]:
             raise ConfigurationError(f"{name}: unknown option '{option}'; datatrove's takes {', '.join(known)}")
     for option in known:
         if parameters[option].default is inspect.Parameter.empty and option not in options:
-            raise ConfigurationError(f"{name}: '{option}' is wanted, as datatrove's executor takes it")
+            raise ConfigurationError(f"{name}: option '{option}' is missing; datatrove's executor requires it")
     return name, options

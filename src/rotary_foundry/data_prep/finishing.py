@@ -1,4 +1,4 @@
-"""The last stage: what was written in parts becomes one prepared folder, at the place where it was wanted."""
+"""The last stage: join the parts into one prepared folder and move it to `out`."""
 
 import errno
 import json
@@ -25,11 +25,11 @@ BAD_INPUT = "bad_input.txt"
 
 
 def finish(work: Work, made_of: dict) -> None:
-    """Write indices, manifests and statistics, and put the folder where `out` says.
+    """Write indices, manifests and statistics, and move the folder to `out`.
 
     Args:
-        work: with every other stage done.
-        made_of: the settings, which the statistics keep.
+        work: the work folder, with every other stage finished.
+        made_of: the settings to write into the statistics.
     """
     tokenizer, made = CorpusTokenizer(work.whole / "tokenizer"), fingerprint(work.whole / "tokenizer")
     read = work.read_json("read")
@@ -47,14 +47,14 @@ def finish(work: Work, made_of: dict) -> None:
     if object_store.is_remote(work.config.out):
         object_store.upload(work.whole, work.config.out)
         _see_that_all_is_there(work)
-        object_store.write_text(f"{work.config.out}/{FILE}", statistics.text())  # last: by it a finished folder is told
+        object_store.write_text(f"{work.config.out}/{FILE}", statistics.text())  # last: it marks a finished folder
     else:
         statistics.write(work.whole)
         _move(work.whole, Path(work.config.out))
 
 
 def _move(folder: Path, out: Path) -> None:
-    """Rename the folder; from another disk, a hidden copy of it beside `out`."""
+    """Rename the folder to `out`; if it is on another disk, copy it to a hidden folder beside `out` first."""
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.rename(folder, out)
@@ -67,10 +67,10 @@ def _move(folder: Path, out: Path) -> None:
 
 
 def _see_that_all_is_there(work: Work) -> None:
-    """Compare what the indices list with what the store has.
+    """Compare the shards in the indices with the files in the store.
 
     Raises:
-        DataError: a shard is missing there or has another size.
+        DataError: a shard is missing in the store or has another size.
     """
     there = object_store.sizes(work.config.out)
     for index in sorted(work.whole.glob("*/*/*/index.json")):
@@ -79,13 +79,13 @@ def _see_that_all_is_there(work: Work) -> None:
             name = f"{folder}/{shard['zip_data']['basename']}"
             if there.get(name) != shard["zip_data"]["bytes"]:
                 raise DataError(
-                    f"{work.config.out}/{name}: is not there as it was written; delete {work.config.out} and "
-                    f"{work.folder}, and start again"
+                    f"{work.config.out}/{name}: missing in the store or of another size than written; delete "
+                    f"{work.config.out} and {work.folder}, and start again"
                 )
 
 
 def _finish_source(work: Work, source: str, tokenizer: str) -> SourceStatistics:
-    """Write the indices and manifests of a source, and count it."""
+    """Write the indices and manifests of a source, and return its counts."""
     left_out = work.left_out(source)
     counts = {}
     for split in SPLITS:
@@ -101,7 +101,7 @@ def _finish_source(work: Work, source: str, tokenizer: str) -> SourceStatistics:
 
 
 def _join_parts(work: Work, parts: list[dict], row_length: int, tokenizer: str) -> Manifest:
-    """Write the index and the manifest over the shards of all parts of one source and split, for one row length."""
+    """Write the index and manifest for all parts of one source, split and row length."""
     source, split = parts[0]["source"], parts[0]["split"]
     folder = work.whole / source / str(row_length) / split
     shards = [shard for part in parts for shard in _shards(folder, f"{part['number']:05d}")]
@@ -118,7 +118,7 @@ def _join_parts(work: Work, parts: list[dict], row_length: int, tokenizer: str) 
 
 
 def _shards(folder: Path, part: str) -> Iterator[dict]:
-    """The entries of a part's index, with the part's folder in their names."""
+    """Yield the entries of a part's index, with the part's folder added to the file names."""
     for shard in json.loads((folder / part / "index.json").read_text(encoding="utf-8"))["shards"]:
         for key in ("raw_data", "zip_data"):
             shard[key]["basename"] = f"{part}/{shard[key]['basename']}"

@@ -1,8 +1,8 @@
-"""A corpus to a tokenizer and packed shards, in stages that any number of workers share.
+"""Prepare a corpus: make a tokenizer and packed shards, in stages that run on any number of workers.
 
     documents   read, filter, split
-    duplicates  find them, exact and, if asked for, near ones
-    tokenizer   trained or copied
+    duplicates  find exact duplicates, and near-duplicates if configured
+    tokenizer   train or copy it
     shards      tokenise once, pack for every row length, write
     finish      indices, manifests, statistics
 
@@ -11,13 +11,13 @@ The result is a folder, or the same below an address of an object store:
     out/tokenizer/                                 a Hugging Face fast tokenizer
     out/<source>/<row_length>/<split>/             index.json, manifest.json, and a folder of MDS shards for each part
     out/<source>/documents/<split>/<part>.parquet  which documents are in those shards: id, bytes, tokens
-    out/bad_input.txt                              what could not be read
-    out/statistics.json                            counts, unigram entropy, and what all this was made from
+    out/bad_input.txt                              the documents that could not be read
+    out/statistics.json                            counts, unigram entropy, and the settings and sources used
 
-Three decisions. A local folder appears whole or not at all: it grows in the work folder and is renamed at the end, so
-nobody has to tell finished shards from those of an interrupted run; in a store statistics.json comes last. Nothing is
-ever overwritten: a folder made from the same settings and the same sources is left as it is, any other is refused. And
-what was interrupted goes on with the tasks that are not finished, when the same command is given again.
+There are three decisions. First, a local folder appears only when it is complete: it is built in the work folder and
+renamed at the end, so it never holds the shards of an interrupted preparation. In an object store, statistics.json is
+written last. Second, nothing is ever overwritten: a folder made from the same settings and sources is left unchanged,
+and any other is refused. Third, the same command resumes an interrupted preparation with its unfinished tasks.
 """
 
 import fcntl
@@ -41,7 +41,7 @@ from rotary_foundry.data_prep.work import Work
 from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 
-FORMAT = 2  # raised whenever the same texts and settings would give other shards
+FORMAT = 2  # raised whenever the same texts and settings would give different shards
 
 SETTINGS, ARRIVING = "settings.json", "settings.arriving"  # of a work folder
 
@@ -49,14 +49,14 @@ log = logging.getLogger(__name__)
 
 
 def prepare(config: CorpusConfig) -> bool:
-    """Make the shards that `config` describes, unless they are there.
+    """Make the shards that `config` describes, unless they exist.
 
     Returns:
-        Whether they are there now; on Slurm the jobs were submitted.
+        Whether the shards exist now; False on Slurm, where jobs were submitted.
 
     Raises:
-        DataError: a source, a tokenizer or `config.out` that cannot be used; `config.out` is then as it was, and what
-            was done is kept beside it for the next time.
+        DataError: a source, a tokenizer or `config.out` cannot be used. `config.out` is then unchanged, and the work
+            folder is kept for the next attempt.
     """
     config = replace(config, out=config.out.rstrip("/"))
     made_of = settings(config)
@@ -65,16 +65,16 @@ def prepare(config: CorpusConfig) -> bool:
     if object_store.exists(f"{config.out}/{FILE}"):
         _refuse_other(config.out, made_of, Statistics.read(config.out).configuration)
         if begun is not None and begun["out"] == config.out:
-            shutil.rmtree(folder)  # Slurm's last job cannot remove its own
-        log.info(f"{config.out} is complete and of this configuration and these sources: nothing to do")
+            shutil.rmtree(folder)  # Slurm's last job cannot remove the folder that it runs in
+        log.info(f"{config.out} is complete, from this configuration and these sources: nothing to do")
         return True
     if begun is not None:
         if begun["out"] != config.out:
             raise _refusal(folder, f"unfinished work for {begun['out']}", "work")
         _refuse_other(f"{folder} (unfinished work)", made_of, begun["settings"], "work")
-    ours = begun is not None and object_store.is_remote(config.out)  # a store is filled while the work goes on
+    ours = begun is not None and object_store.is_remote(config.out)  # a store is filled while the work is in progress
     if not ours and object_store.exists(config.out) and not _is_empty(Path(config.out)):
-        raise _refusal(config.out, f"something else (no {FILE} is there)")
+        raise _refusal(config.out, f"something else (it has no {FILE})")
     if config.tokenizer.path:
         open_brought(Path(config.tokenizer.path))
     try:
@@ -90,7 +90,7 @@ def prepare(config: CorpusConfig) -> bool:
 
 
 def settings(config: CorpusConfig) -> dict:
-    """What the shards follow from; of paths only the names of files in their folder, with sizes and times."""
+    """Return the settings that determine the shards; of source files, the names, sizes and times, but no full paths."""
     tokenizer = config.tokenizer
     return {
         "format": FORMAT,
@@ -108,7 +108,7 @@ def settings(config: CorpusConfig) -> dict:
 
 
 def _of_tokenizer(path: Path) -> dict[str, str]:
-    """A fingerprint of the tokenizer, and one of the roles of its special tokens."""
+    """Return fingerprints of the tokenizer and of the roles of its special tokens."""
     config = path / ROLES_FILE
     roles = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     named = {role: token for role, token in roles.items() if role.endswith("_token")}
@@ -119,7 +119,7 @@ def _of_tokenizer(path: Path) -> dict[str, str]:
 
 
 def work_folder(config: CorpusConfig) -> Path:
-    """Where a preparation keeps what it has done: `work`, or a hidden folder beside `out`."""
+    """Return the work folder: `work`, or by default a hidden folder beside `out`."""
     if config.work is not None:
         return Path(config.work)
     out = Path(config.name if object_store.is_remote(config.out) else config.out)
@@ -129,7 +129,7 @@ def work_folder(config: CorpusConfig) -> Path:
 def _refuse_other(where: str | Path, wanted: dict, there: dict, key: str = "out") -> None:
     differing = [name for name in wanted if wanted[name] != there.get(name)]
     if "format" in differing:
-        raise _refusal(where, "what an earlier version of Rotary Foundry wrote", key)
+        raise _refusal(where, "files of an earlier version of Rotary Foundry", key)
     if differing == ["files"]:
         sources = [name for name in wanted["files"] if wanted["files"][name] != there["files"].get(name)]
         raise _refusal(where, f"other documents: the files of {', '.join(sources)} have changed since", key)
@@ -147,20 +147,20 @@ def _is_empty(folder: Path) -> bool:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the work folder against a second preparation on this machine."""
+    """Lock the work folder, so that a second preparation on this machine is refused."""
     with open(folder / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"{folder}: another `python data_prep` is at work there; wait for it to end") from None
+            raise DataError(f"{folder}: in use by another `python data_prep`; wait for it to end") from None
         yield
 
 
 def _kept(folder: Path) -> dict | None:
-    """What the work folder says that it is for; nothing, if it is new or was left before the work began.
+    """Read the output and settings that a work folder belongs to; None if no work has begun in it.
 
     Raises:
-        DataError: it is somebody else's.
+        DataError: the folder was not made by preparation.
     """
     if (folder / SETTINGS).is_file():
         return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -170,7 +170,7 @@ def _kept(folder: Path) -> dict | None:
 
 
 def open_work(config: CorpusConfig, folder: Path, made_of: dict) -> Work:
-    """Go on with the work in a folder, or begin it."""
+    """Resume the work in a folder, or begin it."""
     kept = _kept(folder)
     if kept is not None:
         return Work(config, folder, kept["parts"])

@@ -1,7 +1,8 @@
-"""Run stages by datatrove's executors.
+"""Run the stages of a preparation with datatrove's executors.
 
-All of them keep a mark for each finished task in the work folder and leave those tasks out the next time. Here and on
-Ray one stage runs to its end before the next; on Slurm all are submitted at once, each waiting for the one before.
+Every executor writes a marker file for each finished task to the work folder and skips those tasks in the next run.
+The local and Ray executors run the stages one after the other. The Slurm executor submits all stages at once, and each
+waits for the one before it.
 """
 
 import json
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Stage:
-    """Steps that are run for each of `tasks` tasks."""
+    """A list of steps, run once for each of `tasks` tasks."""
 
     name: str
     steps: list[PipelineStep]
@@ -39,10 +40,10 @@ def run(stages: list[Stage], work: Work) -> bool:
     """Run the stages; on Slurm, submit them.
 
     Returns:
-        Whether they are done.
+        Whether the stages have finished; False on Slurm.
 
     Raises:
-        DataError: tasks failed; the first of their reasons. What other tasks have done is kept.
+        DataError: tasks failed. The message is that of the first; the results of other tasks are kept.
     """
     name, options = check_executor(work.config.executor)
     if name == "slurm":
@@ -60,7 +61,7 @@ def run(stages: list[Stage], work: Work) -> bool:
 
 @contextmanager
 def _cluster() -> Iterator[None]:
-    """The Ray cluster at RAY_ADDRESS; without that, one on this machine for as long as this takes."""
+    """Connect to the Ray cluster at RAY_ADDRESS; if that is not set, start one here and stop it at the end."""
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -81,19 +82,19 @@ def _run_stage(executor: PipelineExecutor, stage: Stage, work: Work) -> None:
 
 
 def _submit(stages: list[Stage], work: Work, options: dict) -> None:
-    """Submit a job array for each stage that is not finished, each to start when the one before has ended well.
+    """Submit a job array for each unfinished stage; each starts when the one before it has succeeded.
 
     Raises:
-        DataError: jobs of an earlier submission are still there, or there is no Slurm here.
+        DataError: jobs of an earlier submission are still queued or running, or Slurm is not installed here.
     """
     try:
         _refuse_second_submission(work)
         executors = []
         for stage in stages:
             for reason in work.errors(stage.name):
-                log.warning(f"{stage.name}: failed the last time: {reason}")
+                log.warning(f"{stage.name}: failed in the last run: {reason}")
             names = {"job_name": f"{work.config.name}-{stage.name}"}
-            # else the jobs after one that failed would wait for it for ever
+            # without this, jobs that depend on a failed job would wait for ever
             sbatch = {"sbatch_args": {"kill-on-invalid-dep": "yes"} | (options.get("sbatch_args") or {})}
             before = executors[-1] if executors else None
             executors.append(
@@ -101,9 +102,13 @@ def _submit(stages: list[Stage], work: Work, options: dict) -> None:
             )
         executors[-1].run()
     except FileNotFoundError as error:
-        raise DataError(f"executor: slurm: no '{error.filename}' here; run this where jobs are submitted") from None
+        raise DataError(
+            f"executor: slurm: command '{error.filename}' not found; run this on a login node of the cluster"
+        ) from None
     except subprocess.CalledProcessError:  # sbatch has said why, on the terminal
-        raise DataError("executor: slurm: sbatch refuses these jobs, as it says above; change its options") from None
+        raise DataError(
+            "executor: slurm: sbatch refused these jobs; see its message above and change its options"
+        ) from None
     jobs = [executor.job_id for executor in executors if executor.job_id not in (None, -1)]
     (work.folder / JOBS).write_text(json.dumps(jobs), encoding="utf-8")
 
@@ -112,12 +117,12 @@ def _refuse_second_submission(work: Work) -> None:
     jobs = json.loads((work.folder / JOBS).read_text(encoding="utf-8")) if (work.folder / JOBS).exists() else []
     if not jobs:
         return
-    # squeue ends with a status and no line where it does not know the jobs any more
+    # if squeue no longer knows the jobs, it fails and prints no line
     listed = subprocess.run(["squeue", "--noheader", "--jobs", ",".join(jobs)], capture_output=True, text=True)
     if listed.stdout.strip():
         raise DataError(
-            f"{work.folder}: jobs of the submission before are still queued or running ({', '.join(jobs)}); wait for "
-            "them to end, or scancel them"
+            f"{work.folder}: jobs of the last submission are still queued or running ({', '.join(jobs)}); wait for "
+            "them to end, or cancel them with scancel"
         )
 
 
@@ -126,15 +131,15 @@ def _arguments(stage: Stage, work: Work) -> dict:
 
 
 def _local(stage: Stage, work: Work, options: dict) -> dict:
-    """As many workers as there are cores, or as are asked for, and no more than parts: few have more cores each."""
+    """Set the number of workers: `workers` if given, else one a core; never more than parts, so each has more cores."""
     workers = options.get("workers", len(os.sched_getaffinity(0)))
     return options | {"workers": min(workers, stage.tasks, sum(work.parts.values()))}
 
 
 def _failure(stage: Stage, work: Work, error: Exception | None) -> Exception:
-    """What to say of a stage that did not end well: our own words for it, if a task had some."""
+    """Return the error to raise for a failed stage: the first message of a task, if any task wrote one."""
     reasons = work.errors(stage.name)
     if not reasons:
-        return error or DataError(f"{work.folder}/logs/{stage.name}: some of its tasks did not finish; see its logs")
+        return error or DataError(f"{work.folder}/logs/{stage.name}: some tasks did not finish; see these logs")
     more = f" (and {len(reasons) - 1} more, in {work.folder}/errors)" if len(reasons) > 1 else ""
     return DataError(f"{reasons[0]}{more}")

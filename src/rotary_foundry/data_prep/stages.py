@@ -1,7 +1,7 @@
-"""The stages of a preparation, each a step that a datatrove executor runs once a task.
+"""The stages of a preparation. Each is a step that a datatrove executor runs once for each task.
 
-What goes wrong in a task is written to the work folder as one line before it is raised: an executor shows it in its
-own way, Ray and Slurm far from whoever typed the command.
+An error in a task is written to the work folder as one line before it is raised. The executors show errors in their own
+ways, and those of Ray and Slurm appear far from the user's terminal.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ from rotary_foundry.data_prep.writing import write_shards
 from rotary_foundry.utils.errors import DataError, FoundryError
 from rotary_foundry.utils.wording import one_line
 
-NEAR_EMPTY = 32  # characters, blanks at the ends not counted: less than this has nothing to predict from
-RESERVED = 0.01  # the share of documents that is kept from training where `validation` is a number of documents
-TRAIN_BYTES = 500_000_000  # of text at most that a tokenizer is trained on
+NEAR_EMPTY = 32  # characters without blanks at the ends; a shorter document has too little to predict from
+RESERVED = 0.01  # the share of documents kept from training if `validation` is a number of documents
+TRAIN_BYTES = 500_000_000  # the most bytes of text that a tokenizer is trained on
 
 
 class Step(PipelineStep):
-    """A step of ours: one call of `do` a task."""
+    """The base class of our steps: one call of `do` for each task."""
 
     type = "Rotary Foundry"
 
@@ -46,16 +46,16 @@ class Step(PipelineStep):
 
     @abstractmethod
     def do(self, rank: int) -> None:
-        """The work of one task.
+        """Do the work of one task.
 
         Raises:
-            FoundryError: what the user can put right.
+            FoundryError: a problem that the user can fix.
         """
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         self.work.forget_error(self.name, rank)
         if int(cores := os.environ.get("DATATROVE_CPUS_PER_TASK", "-1")) > 0:  # on Slurm and on Ray
-            os.environ["RAYON_NUM_THREADS"] = cores  # else the tokenizer takes all that the node has
+            os.environ["RAYON_NUM_THREADS"] = cores  # otherwise the tokenizer takes all cores of the node
         try:
             self.do(rank)
         except FoundryError as error:
@@ -69,8 +69,10 @@ class Step(PipelineStep):
 
 
 class After(PipelineStep):
-    """Sees that all tasks of the stage before have finished. Slurm chains long job arrays, of which only the last is
-    waited for, and one before it can have failed."""
+    """Checks that all tasks of the previous stage have finished.
+
+    Slurm splits a long stage into a chain of job arrays and waits only for the last, so an earlier one may have failed.
+    """
 
     type, name = "Rotary Foundry", "after"
 
@@ -91,10 +93,10 @@ class After(PipelineStep):
 
 
 class ReadDocuments(Step):
-    """Read a part of a source, filter it, and decide which side of the split each document belongs to.
+    """Read a part of a source, filter it, and assign each document to a split.
 
-    The side is decided by the hash of a document's text and by nothing else. So a document never changes sides when
-    data is added, moved between sources or read in another order; drawing a sample would give all of that up.
+    Only the hash of a document's text decides its split. So a document never changes its split when data is added,
+    moved between sources or read in another order; a random sample would not have this property.
     """
 
     name = "documents"
@@ -153,20 +155,20 @@ def _filtered(source: str, step: PipelineStep, documents: Iterator[Document], ra
         yield from step.run(noted(), rank)
     except FoundryError:
         raise
-    except Exception as error:  # a filter asserts and raises as it likes
+    except Exception as error:  # a filter may raise anything
         name = type(step).__name__
         reason = one_line(error)
         raise DataError(f"source '{source}': {name} cannot be applied at {last}: {reason}") from error
 
 
 def side(text_hash: bytes, validation: float) -> str:
-    """The split of a document with the SHA-256 `text_hash`; `validation` is a fraction or a number of documents."""
+    """Return the split of a document with the SHA-256 `text_hash`; `validation` is a fraction or a document count."""
     fraction = validation if validation < 1 else RESERVED
     return "validation" if int.from_bytes(text_hash[:8]) < fraction * 2**64 else "train"
 
 
 class FindExactDuplicates(Step):
-    """Find documents that occur twice, each task among the hashes of its bucket."""
+    """Find exact duplicates; each task searches the hashes of its buckets."""
 
     name = "duplicates"
 
@@ -178,7 +180,7 @@ class FindExactDuplicates(Step):
 
 
 class ReadWritten(PipelineStep):
-    """The documents of a document file, each task its own, for datatrove's steps."""
+    """Pass the documents of one document file a task to datatrove's steps."""
 
     type, name = "Rotary Foundry", "read written documents"
 
@@ -193,7 +195,7 @@ class ReadWritten(PipelineStep):
 
 
 class ChooseNearDuplicates(Step):
-    """Decide which documents of MinHash's clusters stay."""
+    """Decide which documents of MinHash's clusters to keep."""
 
     name = "near-duplicates"
 
@@ -206,7 +208,7 @@ class ChooseNearDuplicates(Step):
 
 
 class MakeTokenizer(Step):
-    """See that every source has documents on both sides, and train or copy the tokenizer."""
+    """Check that every source has documents in both splits, and train or copy the tokenizer."""
 
     name = "tokenizer"
 
@@ -238,28 +240,28 @@ class MakeTokenizer(Step):
         for split in SPLITS:
             if not count[split]:
                 raise DataError(
-                    f"source '{source}': none of its {total} documents falls into the {split} split at "
-                    f"validation={validation}; give it more documents or change 'validation'"
+                    f"source '{source}': none of its {total} documents is in the {split} split with "
+                    f"validation={validation}; add documents or change 'validation'"
                 )
         if validation >= 1 and count["validation"] < validation:
             raise DataError(
-                f"source '{source}': validation={validation:.0f} documents are wanted, and of its {total} only "
-                f"{count['validation']} are in the {RESERVED:.0%} that is kept from training for it; "
-                "give a fraction, as in validation=0.05"
+                f"source '{source}': expected validation={validation:.0f} held-out documents, found "
+                f"{count['validation']}: of its {total} documents, {RESERVED:.0%} are reserved for validation; "
+                "set a smaller number, or a fraction such as validation=0.05"
             )
 
     def _texts(self) -> Iterator[str]:
-        """The training documents, or as many, chosen by hash, as have TRAIN_BYTES of text."""
+        """Yield the training documents; if they have more than TRAIN_BYTES of text, a selection by hash."""
         there = sum(part["bytes"]["train"] for part in self.work.read_json("read"))
         share = min(1.0, TRAIN_BYTES / max(1, there))
         for rank in range(len(self.work.tasks)):
             for batch in read_documents(self.work.documents(rank, "train"), self.work.dropped(rank)):
-                # other bits than the side was decided by
+                # other bits of the hash than those that decide the split
                 yield from (text for _, text, hash_ in batch if int.from_bytes(hash_[8:]) < share * 2**64)
 
 
 class WriteShards(Step):
-    """Tokenise, pack and write: a task for each part, and one for what each source holds out."""
+    """Tokenise, pack and write: one task for each part, and one for each source's held-out documents."""
 
     name = "shards"
 
@@ -276,7 +278,7 @@ class WriteShards(Step):
 
 
 class Finish(Step):
-    """Indices, manifests and statistics; then the prepared folder is where it was wanted."""
+    """Write indices, manifests and statistics, and move the prepared folder to `out`."""
 
     name = "finish"
 
@@ -289,7 +291,7 @@ class Finish(Step):
 
 
 def stages_of(work: Work, made_of: dict) -> list[Stage]:
-    """All stages of a preparation; `made_of` is what the result will say that it was made from."""
+    """Return all stages of a preparation; `made_of` are the settings to write into its statistics."""
     steps = [ReadDocuments(work), FindExactDuplicates(work), MakeTokenizer(work), WriteShards(work)]
     stages = [Stage(step.name, [step], step.tasks) for step in [*steps, Finish(work, made_of)]]
     stages[2:2] = _near_duplicates(work)
@@ -299,7 +301,7 @@ def stages_of(work: Work, made_of: dict) -> list[Stage]:
 
 
 def _near_duplicates(work: Work) -> list[Stage]:
-    """datatrove's stages of MinHash deduplication, and the choice of what stays."""
+    """Return datatrove's stages of MinHash deduplication, and the stage that chooses the documents to keep."""
     options = minhash_options(work.config.deduplication)
     if options is None:
         return []

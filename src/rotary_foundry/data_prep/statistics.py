@@ -1,7 +1,7 @@
-"""What is known of a prepared corpus: counts per source and split, and the entropy to judge a model by.
+"""The statistics of a prepared corpus: counts per source and split, and the unigram entropy to compare a loss with.
 
-The unigram entropy is the held-out loss of the best model that looks at no context at all, since it is measured with
-the held-out text's own token frequencies. A model whose loss is not clearly below it has learned nothing of language.
+The unigram entropy is the held-out loss of the best model without any context, because it is computed from the token
+frequencies of the held-out text itself. A model whose loss is not clearly below it has not learned to use context.
 """
 
 import json
@@ -17,7 +17,7 @@ FILE = "statistics.json"
 
 @dataclass
 class Counts:
-    """The size of one source in one split."""
+    """Counts of one source in one split."""
 
     documents: int
     bytes: int  # of UTF-8 text
@@ -28,7 +28,7 @@ class Counts:
 
 @dataclass
 class SourceStatistics:
-    """One source."""
+    """Statistics of one source."""
 
     left_out: dict[str, int]  # documents, by reason
     train: Counts
@@ -37,7 +37,7 @@ class SourceStatistics:
 
 @dataclass
 class Statistics:
-    """A prepared corpus, and what it was prepared from."""
+    """Statistics of a prepared corpus, and the settings that it was made with."""
 
     configuration: dict  # the settings that the shards follow from, as `pipeline.settings` gives them
     corpus: str  # digest of all texts, before duplicates were dropped
@@ -51,7 +51,7 @@ class Statistics:
         (directory / FILE).write_text(self.text(), encoding="utf-8")
 
     def text(self) -> str:
-        """What `statistics.json` holds."""
+        """Return the content of `statistics.json`."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
@@ -59,7 +59,7 @@ class Statistics:
         """Read `statistics.json` from `directory`.
 
         Raises:
-            DataError: it is missing or broken.
+            DataError: the file is missing or broken.
         """
         path = f"{directory}/{FILE}"
         try:
@@ -78,12 +78,12 @@ class Statistics:
 def _text(path: str) -> str:
     if "://" not in path:
         return Path(path).read_text(encoding="utf-8")
-    from rotary_foundry.utils import object_store  # datatrove and obstore: seldom needed where statistics are read
+    from rotary_foundry.utils import object_store  # datatrove and obstore: seldom needed to read statistics
 
     return object_store.read_text(path)
 
 
 def unigram_entropy(counts: np.ndarray) -> float:
-    """Entropy in nats per token of ids that occur `counts` times, int64 `[vocab_size]`, under their own frequencies."""
+    """Return the entropy in nats per token of a text whose ids occur `counts` times, int64 `[vocab_size]`."""
     frequencies = counts[counts > 0] / counts.sum()
     return float(-(frequencies * np.log(frequencies)).sum())

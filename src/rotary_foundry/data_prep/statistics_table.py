@@ -1,4 +1,4 @@
-"""The table that preparation ends with."""
+"""The table that preparation prints at its end."""
 
 from rich import box
 from rich.console import Group
@@ -9,8 +9,9 @@ from rotary_foundry.data_prep.work import SPLITS
 
 
 def table(title: str, statistics: Statistics) -> Group:
-    """The sources and splits of a prepared folder: documents, megabytes, tokens, rows and fill for each row length;
-    below it what was left out of each source, and why.
+    """Make a table of sources and splits: documents, megabytes, tokens, and rows and fill for each row length.
+
+    Below the table are the numbers of documents that were left out of each source, by reason.
     """
     row_lengths = statistics.configuration["row_lengths"]
     vocabulary = f"{statistics.vocab_size:,} tokens in the vocabulary"

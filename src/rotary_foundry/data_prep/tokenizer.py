@@ -1,20 +1,20 @@
-"""The tokenizer: trained on the corpus, or taken from a Hugging Face directory; either way saved beside the shards.
+"""The tokenizer: trained on the corpus or copied from a Hugging Face directory, and saved beside the shards.
 
-The trained one is a byte-level BPE that treats text as the OLMo tokenizer (GPT-NeoX-20B's) does, which suits code:
-words are GPT-2's, so that a run of digits is one word and the merges decide how it is cut; and each run of 2 to 24
-spaces is a token of its own, matched before words are, so that a word is the same token after an indentation as at a
-line's start. The merges are learned without those runs: GPT-NeoX spent some on them, which no text can reach. Unlike
-it, there is no NFC normaliser: every text comes back from its tokens exactly.
+The trained one is a byte-level BPE that splits text like the OLMo tokenizer (GPT-NeoX-20B's), which suits code. Words
+are GPT-2's, so a run of digits is one word, and the merges decide how it is cut. Each run of 2 to 24 spaces is one
+token and is matched before words, so a word is the same token after an indentation as at the start of a line. The
+merges are learned without these runs; GPT-NeoX spent some merges on them that no text can use. Unlike GPT-NeoX, it has
+no NFC normaliser, so that tokens decode to exactly the same text.
 
-Ids 0 to 4 are [UNK] [CLS] [SEP] [PAD] [MASK]; then all 256 bytes, the merges, the runs of spaces, and [unused0] … up to
-a multiple of 64, which the matrix units want of a vocabulary. The unused tokens are in the vocabulary only and no merge
-leads to one: text which spells "[unused0]" is read as the text it is.
+Ids 0 to 4 are [UNK] [CLS] [SEP] [PAD] [MASK]. Then come all 256 bytes, the merges, the runs of spaces, and [unused0] …
+up to a multiple of 64, the size that matrix units compute fastest. The unused tokens are only in the vocabulary and no
+merge leads to one, so a text that contains "[unused0]" is encoded as ordinary text.
 
-A tokenizer that is brought keeps its spelling of the special tokens, whatever it is; what it lacks (GPT-2 and Llama
-know no mask) is added under BERT's names. It is saved as transformers' plain PreTrainedTokenizerFast: the class of a
-model may put its own frame around a text when it is opened (Llama's does), whatever tokenizer.json says.
+A tokenizer from elsewhere keeps its spelling of the special tokens. Missing ones (GPT-2 and Llama have no mask) are
+added with BERT's names. It is saved as transformers' plain PreTrainedTokenizerFast, because a model's own class may add
+its own special tokens when it is opened (Llama's does), against what tokenizer.json says.
 
-transformers, seconds to import, is imported where a tokenizer is saved or opened.
+transformers takes seconds to import, so it is imported only when a tokenizer is saved or opened.
 """
 
 import json
@@ -43,9 +43,10 @@ log = logging.getLogger(__name__)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE; its vocabulary is `vocab_size`, rounded up to a multiple of 64, on any corpus.
+    """Train a byte-level BPE with a vocabulary of `vocab_size`, rounded up to a multiple of 64.
 
-    The same texts in the same order give the same tokenizer. Memory grows with the number of different words in them.
+    The vocabulary has this size for any corpus. The same texts in the same order give the same tokenizer. Memory grows
+    with the number of different words.
     """
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = Tokenizer(models.BPE())
@@ -69,7 +70,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _padded(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
-    """The same tokenizer, its vocabulary filled up with the runs of spaces and unused tokens to a multiple of 64."""
+    """Add the runs of spaces, and unused tokens up to a multiple of 64, to the vocabulary of a tokenizer."""
     content = json.loads(tokenizer.to_str())
     vocabulary = content["model"]["vocab"]
     for run in RUNS:
@@ -81,12 +82,12 @@ def _padded(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
 
 
 def _special(token: str, role: str) -> AddedToken:
-    """Make a mask take the space before it along, since a token of a BPE begins with its space."""
+    """Make an added token. A mask includes the space before it, because a token of a BPE begins with its space."""
     return AddedToken(token, special=True, normalized=False, lstrip=role == "mask_token")
 
 
 def _frame(tokenizer: Tokenizer, spelling: dict[str, str]) -> None:
-    """Have texts, and pairs of them, come out as BERT's do: [CLS] text [SEP] second text [SEP]."""
+    """Set the special tokens around texts and pairs of texts as in BERT: [CLS] text [SEP] second text [SEP]."""
     before, after = ([spelling[role] for role in roles] for roles in (FRAME.before, FRAME.after))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=" ".join([*before, "$A", *after]),
@@ -96,14 +97,14 @@ def _frame(tokenizer: Tokenizer, spelling: dict[str, str]) -> None:
 
 
 def save_trained(tokenizer: Tokenizer, directory: Path, max_length: int) -> None:
-    """Save what `train_tokenizer` gave as a Hugging Face fast tokenizer for models of `max_length` tokens."""
+    """Save a tokenizer from `train_tokenizer` as a Hugging Face fast tokenizer for models of `max_length` tokens."""
     _save(tokenizer, SPECIAL_TOKENS, directory, max_length)
 
 
 def save_copy(path: Path, directory: Path, max_length: int) -> None:
     """Save the Hugging Face tokenizer in `path` for models of `max_length` tokens.
 
-    One that lacks nothing keeps its fingerprint; what another was given is told in the log.
+    A tokenizer that lacks nothing keeps its fingerprint; additions to any other are logged.
 
     Raises:
         DataError: as `open_brought`.
@@ -121,7 +122,7 @@ def _save(tokenizer: Tokenizer, roles: dict[str, str | list[str]], directory: Pa
 
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        clean_up_tokenization_spaces=False,  # it would take spaces out of decoded text
+        clean_up_tokenization_spaces=False,  # True would remove spaces from decoded text
         model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],  # no token types
         **roles,
@@ -132,18 +133,18 @@ def _save(tokenizer: Tokenizer, roles: dict[str, str | list[str]], directory: Pa
 
 @dataclass(frozen=True)
 class Brought:
-    """A tokenizer from elsewhere, made fit for masked-language-model training."""
+    """A tokenizer from elsewhere, with the special tokens that masked-language-model training needs."""
 
     tokenizer: Tokenizer
-    roles: dict[str, str | list[str]]  # the spelling of special tokens, as transformers names their roles
-    changes: list[str]  # what it had to be given, in words; empty if nothing
+    roles: dict[str, str | list[str]]  # the spelling of special tokens, by transformers' role names
+    changes: list[str]  # descriptions of what was added to it; empty if nothing was
 
 
 def open_brought(path: Path) -> Brought:
-    """Open a Hugging Face fast tokenizer, and give it the special tokens that it lacks.
+    """Open a Hugging Face fast tokenizer, and add the special tokens that it lacks.
 
     Raises:
-        DataError: it cannot be read, is no fast tokenizer, or has a special token without an id or in two roles.
+        DataError: it cannot be read, is not a fast tokenizer, or has a special token without an id or in two roles.
     """
     fast = _open_fast(path)
     tokenizer = open_tokenizer(path)
@@ -155,7 +156,7 @@ def open_brought(path: Path) -> Brought:
         if isinstance(token, str) and token not in vocabulary:
             raise DataError(
                 f"{path}: the tokenizer's {role} is {token}, which is not in tokenizer.json; "
-                "add it to the tokenizer and save it again, or take the role away"
+                "add the token to the tokenizer and save it again, or remove the role"
             )
     changes = []
     for role in NEEDED:
@@ -176,11 +177,11 @@ def _open_fast(path: Path) -> "PreTrainedTokenizerFast":
 
     try:
         fast = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # it raises whatever its parts raise
+    except Exception as error:  # it may raise any error of its parts
         reason = (str(error) or repr(error)).splitlines()[0]
         raise DataError(f"{path}: transformers cannot open this tokenizer: {reason}") from error
     if not fast.is_fast:
-        raise DataError(f"{path}: a fast tokenizer is wanted, and this is a {type(fast).__name__}")
+        raise DataError(f"{path}: expected a fast tokenizer, got {type(fast).__name__}")
     return fast
 
 
@@ -189,14 +190,18 @@ def _refuse_shared_ids(path: Path, tokenizer: Tokenizer, roles: dict[str, str | 
     for role in NEEDED:
         other = taken.setdefault(roles[role], role)
         if other != role:
-            raise DataError(f"{path}: {roles[role]} is both {other} and {role}; each wants a token of its own")
+            raise DataError(f"{path}: {roles[role]} is both {other} and {role}; give each role a token of its own")
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    if len(set(vocabulary.values())) < len(vocabulary):  # `tokenizers` counts on from the size, whatever ids there are
-        raise DataError(f"{path}: two tokens would share an id: tokenizer.json leaves ids out; renumber its vocabulary")
+    if len(set(vocabulary.values())) < len(
+        vocabulary
+    ):  # `tokenizers` takes the size as the next id, even if it is taken
+        raise DataError(
+            f"{path}: two tokens would share an id, because tokenizer.json skips ids; renumber its vocabulary"
+        )
 
 
 def _framed(tokenizer: Tokenizer, roles: dict[str, str | list[str]]) -> bool:
-    """Whether texts already come out between [CLS] and [SEP], however spelled."""
+    """Return whether the tokenizer already puts its [CLS] and [SEP] around a text."""
     frame = FRAME.ids({role: tokenizer.token_to_id(roles[role]) for role in (*FRAME.before, *FRAME.after)})
     bare, framed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     return framed == [*frame.before, *bare, *frame.after]

@@ -1,13 +1,13 @@
-"""The words of a text: what a tokenizer cuts it into before its model sees it, and encodes each by itself.
+"""Split a text into the words that a tokenizer encodes independently of each other.
 
-Because a word's ids depend on nothing around it, whoever knows the words need have each different one encoded once:
-16 MB of Python source have 4 million words, and 51 thousand different ones. Cutting is the cheap part of tokenising; so
-a corpus is read several times as fast as `tokenizers` alone reads it, and every id is still its own.
+The ids of a word do not depend on the text around it. So each different word needs to be encoded only once: 16 MB of
+Python source have 4 million words but only 51 thousand different ones. Splitting is the cheap part of tokenising, so
+this encodes a corpus several times as fast as `tokenizers` alone, with the same ids.
 
-Known are the words of a byte-level tokenizer that cuts as GPT-2's does: RoBERTa's, OLMo's, those that are trained
-here. For any other, for a text that an NFC normaliser would change, and for one with a character so new
-that `regex` knows it for a letter and `tokenizers` may not, the whole text is taken as one word: the ids are the same,
-without the gain. A test holds the words to the library's own at every character that Python knows.
+The split is known for byte-level tokenizers that cut like GPT-2's: RoBERTa's, OLMo's and those trained here. In three
+cases the whole text is taken as one word, which gives the same ids but is not faster: for any other tokenizer, for a
+text that an NFC normaliser would change, and for a text with a character so new that `regex` counts it as a letter and
+`tokenizers` may not. A test compares the words with the library's own at every character that Python knows.
 """
 
 import json
@@ -26,10 +26,10 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 
 
 def words_of(tokenizer: Tokenizer) -> Callable[[str], list[str]]:
-    """What cuts a text into words, in their order, that together are the text and have its ids.
+    """Return a function that splits a text into words. Joined they are the text, and their ids are the text's.
 
     Args:
-        tokenizer: as `open_tokenizer` gives it: one that reads special tokens as text.
+        tokenizer: from `open_tokenizer`; it encodes special tokens as text.
     """
     content = json.loads(tokenizer.to_str())
     added = [token for token in content["added_tokens"] if not token["special"]]
@@ -42,7 +42,7 @@ def words_of(tokenizer: Tokenizer) -> Callable[[str], list[str]]:
     )
     if not known:
         return lambda text: [text]
-    # the library looks for those first that are sought before the text is normalised
+    # the library first searches for tokens that are matched before normalisation
     passes = [[token["content"] for token in added if token["normalized"] is late] for late in (False, True)]
     splits = [_split(contents) for contents in passes if contents]
     normalised = content["normalizer"] is not None
@@ -56,13 +56,13 @@ def words_of(tokenizer: Tokenizer) -> Callable[[str], list[str]]:
 
 @lru_cache(maxsize=1)
 def _newer() -> frozenset[str]:
-    """The letters, numbers and blanks of `regex` that Python, whose Unicode is older than either library's, lacks."""
+    """Return the letters, numbers and blanks that `regex` knows and Python, with its older Unicode, does not."""
     letters = regex.findall(r"[\p{L}\p{N}\s]", "".join(map(chr, range(sys.maxunicode + 1))))
     return frozenset(char for char in letters if unicodedata.category(char) == "Cn")
 
 
 def _plain(token: dict, special: list[str]) -> bool:
-    """Whether an added token is found wherever it is spelled: it takes nothing along, and no special one hides it."""
+    """Return whether an added token is found wherever its text occurs: it strips no blanks and overlaps no special."""
     content = token["content"]
     overlapping = any(
         content in other or any(other.endswith(content[:size]) for size in range(1, len(content))) for other in special
@@ -72,7 +72,7 @@ def _plain(token: dict, special: list[str]) -> bool:
 
 
 def _split(contents: list[str]) -> re.Pattern:
-    """The leftmost, and there the longest, of some added tokens."""
+    """Return a pattern that finds the leftmost added token, and the longest at that place."""
     return re.compile(f"({'|'.join(map(re.escape, sorted(contents, key=len, reverse=True)))})")
 
 

@@ -1,20 +1,21 @@
-"""The work folder: what a preparation keeps between its stages, and where each thing lies in it.
+"""The work folder: the files that a preparation keeps between its stages.
 
-    settings.json                     what the work follows from; with other settings it is not gone on with
+    settings.json                     the settings of this work; resuming with different ones is refused
     parts/<task>.json                 what each task reads
     documents/<split>/<task>.parquet  the documents of a task: id, text, hash
-    read/<task>.json                  what was dropped while they were read, and why
+    read/<task>.json                  counts of documents dropped while reading, by reason
     duplicates/*.npy                  the documents to leave out, as (file, row)
     written/<task>.json               counts of what a task wrote
-    whole/                            the prepared folder as it grows
+    whole/                            the prepared folder, until it is complete
     logs/<stage>/                     datatrove's: completions, statistics, logs
-    errors/<stage>-<task>.txt         one line each, of tasks that failed
+    errors/<stage>-<task>.txt         the errors of failed tasks, one line each
 
-Documents are kept as text between reading and tokenising, although it costs disk (nano: 29 % of the text): the
-duplicates of a document are known only when all have been read, and filters, downloads and HTML need not be done twice.
+Documents are kept as text between reading and tokenising, although this costs disk space (nano: 29 % of the text).
+Duplicates are known only when all documents have been read, and this way filters, downloads and HTML extraction run
+only once.
 
-A task is a part of a source. Tasks follow from the input alone, so that the same input gives the same shards for any
-number of workers. A document file is numbered by its task, those of validation after those of training.
+A task is a part of a source. Tasks depend only on the input, so that the same input gives the same shards for any
+number of workers. A document file has the number of its task; the files of validation follow those of training.
 """
 
 import json
@@ -29,7 +30,7 @@ from rotary_foundry.data_prep.corpus_config import CorpusConfig
 from rotary_foundry.utils.errors import DataError
 
 SPLITS = ("train", "validation")
-BATCH_BYTES = 1 << 21  # of text held at a time; the tokenizers library needs some twenty times as much for it
+BATCH_BYTES = 1 << 21  # of text in memory at a time; the tokenizers library needs about twenty times as much for it
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,16 @@ class Task:
     """A part of a source."""
 
     source: str
-    number: int  # of the part within its source
+    number: int  # index of the part in its source
 
 
 @dataclass(frozen=True)
 class Work:
-    """A preparation under way. It is sent to every task, so what could be long is in the folder and not in here."""
+    """A preparation in progress. It is sent to every task, so long lists are kept in the folder, not in this object."""
 
     config: CorpusConfig
     folder: Path
-    parts: dict[str, int]  # how many, by source
+    parts: dict[str, int]  # number of parts by source
 
     @property
     def tasks(self) -> list[Task]:
@@ -54,12 +55,12 @@ class Work:
         return [Task(source, number) for source, parts in self.parts.items() for number in range(parts)]
 
     def part(self, rank: int) -> list:
-        """What the part of a task is, as `readers.parts` gave it."""
+        """Read the part of a task, as `readers.parts` returned it."""
         return json.loads((self.folder / "parts" / f"{rank:05d}.json").read_text(encoding="utf-8"))
 
     @property
     def whole(self) -> Path:
-        """The prepared folder as it grows."""
+        """The prepared folder, until it is complete."""
         return self.folder / "whole"
 
     @property
@@ -68,21 +69,21 @@ class Work:
         return range(len(SPLITS) * sum(self.parts.values()))
 
     def file(self, number: int) -> Path:
-        """A document file, by its number."""
+        """Return the path of a document file by its number."""
         split, rank = divmod(number, sum(self.parts.values()))
         return self.documents(rank, SPLITS[split])
 
     def documents(self, rank: int, split: str) -> Path:
-        """The document file of a task."""
+        """Return the path of the document file of a task."""
         return self.folder / "documents" / split / f"{rank:05d}.parquet"
 
     def files_of(self, source: str, split: str) -> list[int]:
-        """The numbers of a source's document files, in reading order."""
+        """Return the numbers of a source's document files, in reading order."""
         first = SPLITS.index(split) * len(self.tasks)
         return [first + rank for rank, task in enumerate(self.tasks) if task.source == source]
 
     def dropped(self, file: int, kind: str = "") -> np.ndarray:
-        """The rows of a document file that are duplicates (of a kind, exact or near), sorted, int64 `[documents]`."""
+        """Return the sorted rows of a document file that are duplicates (of `kind`, if given), int64 `[documents]`."""
         found = []
         for path in sorted((self.folder / "duplicates").glob(f"{kind}*.npy")):
             pairs = np.load(path, mmap_mode="r")  # sorted
@@ -91,7 +92,7 @@ class Work:
         return np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
 
     def left_out(self, source: str) -> Counter:
-        """How many documents of a source are left out before tokenising, by reason."""
+        """Count the documents of a source that are left out before tokenising, by reason."""
         reasons: Counter = Counter()
         for part in self.read_json("read"):
             if part["source"] == source:
@@ -103,35 +104,35 @@ class Work:
         return +reasons
 
     def keep_error(self, stage: str, rank: int, message: str) -> None:
-        """Keep what went wrong in a task."""
+        """Write the error of a task."""
         path = self._error(stage, rank)
         path.parent.mkdir(exist_ok=True)
         path.write_text(message, encoding="utf-8")
 
     def forget_error(self, stage: str, rank: int) -> None:
-        """A task is tried again."""
+        """Delete the error of a task that is tried again."""
         self._error(stage, rank).unlink(missing_ok=True)
 
     def errors(self, stage: str) -> list[str]:
-        """What went wrong in the tasks of a stage, in their order."""
+        """Read the errors of the tasks of a stage, in task order."""
         return [path.read_text(encoding="utf-8") for path in sorted(self.folder.glob(f"errors/{stage}-*.txt"))]
 
     def _error(self, stage: str, rank: int) -> Path:
         return self.folder / "errors" / f"{stage}-{rank:05d}.txt"
 
     def write_json(self, kind: str, rank: int, content: dict) -> None:
-        """Keep what a task found out."""
+        """Write the result of a task."""
         path = self.folder / kind / f"{rank:05d}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content), encoding="utf-8")
 
     def read_json(self, kind: str) -> list[dict]:
-        """What every task found out, in their order."""
+        """Read the results of all tasks, in task order."""
         return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((self.folder / kind).glob("*.json"))]
 
 
 class DocumentWriter:
-    """Writes a document file, a row group for every BATCH_BYTES of text."""
+    """Writes a document file with one row group for every BATCH_BYTES of text."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -139,12 +140,12 @@ class DocumentWriter:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self._schema = pa.schema([("id", pa.string()), ("text", pa.large_string()), ("hash", pa.binary(16))])
-        # no text is like another: dictionaries and statistics make reading six times as slow
+        # texts rarely repeat, so dictionaries and statistics save nothing and make reading six times as slow
         plain = {"use_dictionary": False, "write_statistics": False}
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", compression_level=1, **plain)
         self._waiting: dict[str, list] = {name: [] for name in self._schema.names}
         self._waiting_bytes = 0
-        self.bytes = 0  # of UTF-8 text, written or waiting
+        self.bytes = 0  # of UTF-8 text, written or buffered
         self.documents = 0
 
     def add(self, id: str, text: str, size: int, text_hash: bytes) -> None:
@@ -158,7 +159,7 @@ class DocumentWriter:
             self._flush()
 
     def close(self) -> None:
-        """Write what waits, and the file's end."""
+        """Write the buffered documents and the file's end."""
         self._flush()
         self._writer.close()
 
@@ -172,10 +173,10 @@ class DocumentWriter:
 
 
 def read_documents(path: Path, dropped: np.ndarray | None = None) -> Iterator[list[tuple[str, str, bytes]]]:
-    """Batches of (id, text, hash), of about BATCH_BYTES of text each, without the rows `dropped` (sorted).
+    """Yield batches of (id, text, hash), of about BATCH_BYTES of text each, without the rows `dropped` (sorted).
 
     Raises:
-        DataError: the file is gone or damaged.
+        DataError: the file is missing or damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -198,7 +199,7 @@ def read_documents(path: Path, dropped: np.ndarray | None = None) -> Iterator[li
 
 
 def read_hashes(path: Path) -> Iterator[np.ndarray]:
-    """The hashes in a document file, some after the other, as two halves each: uint64 `[documents, 2]`."""
+    """Yield the hashes in a document file in batches, each hash as two halves: uint64 `[documents, 2]`."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:

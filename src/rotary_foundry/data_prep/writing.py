@@ -1,4 +1,4 @@
-"""A task's documents to shards of every row length, in one pass and in bounded memory."""
+"""Write a task's documents as shards of every row length, in one pass and with bounded memory."""
 
 import shutil
 from collections.abc import Iterator
@@ -61,12 +61,12 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
 
 @lru_cache(maxsize=1)
 def _opened(directory: Path, _as_of: int) -> CorpusTokenizer:
-    """A tokenizer, kept from one task of a process to the next."""
+    """Open a tokenizer, and cache it for the next tasks of this process."""
     return CorpusTokenizer(directory)
 
 
 def _smallest_hashes(work: Work, files: list[int]) -> set[bytes]:
-    """The hashes of as many held-out documents as are wanted: those with the smallest hashes."""
+    """Return the smallest hashes of held-out documents, as many as `validation` says."""
     hashes = np.concatenate(
         [np.delete(np.concatenate(list(read_hashes(work.file(file)))), work.dropped(file), axis=0) for file in files]
     )
@@ -75,7 +75,7 @@ def _smallest_hashes(work: Work, files: list[int]) -> set[bytes]:
 
 
 class _Shards:
-    """The shards of one part, split and row length."""
+    """Writes the shards of one part, split and row length."""
 
     def __init__(
         self, work: Work, source: str, split: str, number: int, row_length: int, tokenizer: CorpusTokenizer
@@ -86,10 +86,10 @@ class _Shards:
         name, out = f"{source}/{row_length}/{split}/{number:05d}", work.config.out
         self._folder = work.whole / name
         self._remote = f"{out}/{name}" if object_store.is_remote(out) else None
-        shutil.rmtree(self._folder, ignore_errors=True)  # of an attempt that was interrupted
+        shutil.rmtree(self._folder, ignore_errors=True)  # left by an interrupted attempt
         self._writer = ShardWriter(self._folder, token_dtype(tokenizer.vocab_size))
         self._counts = {"rows": 0, "documents": 0, "tokens": 0, "given_up": 0}
-        self._last: Row | None = None  # held back: it may not be worth writing
+        self._last: Row | None = None  # not written yet, because the part's last row may be left out
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, numbers: np.ndarray) -> None:
         self._write(self._packer.add(tokens, lengths, numbers))
@@ -123,7 +123,7 @@ class _Shards:
 
 
 class _DocumentTable:
-    """The parquet file that tells which document a row's number means."""
+    """Writes the parquet file that lists a part's documents by the numbers used in rows."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa

@@ -1,1 +1,1 @@
-"""What is looked at before money is spent: `rotary-foundry doctor [RECIPE]`. Its decisions are told in examine.py."""
+"""`rotary-foundry doctor [RECIPE]`: checks of the machine before a run starts. examine.py explains the decisions."""

@@ -1,12 +1,12 @@
-"""All-reduce and reduce-scatter over all ranks: their values, and how fast they are.
+"""Test all-reduce and reduce-scatter over all ranks: their results and their speed.
 
-The two are what FSDP2 does with gradients, over NCCL on GPUs and gloo on CPU. Values are small whole numbers, which
-float32 sums exactly in any order, so they are compared for equality. Bandwidth is that of nccl-tests ("bus bandwidth"):
-what a link carries, whatever the number of ranks. It is printed and not judged: the doctor does not know the network
-that was paid for.
+FSDP2 uses these two collectives for gradients, over NCCL on GPUs and gloo on CPU. The values are small integers, which
+float32 sums exactly in any order, so results are compared for equality. The bandwidth is the "bus bandwidth" of
+nccl-tests: the rate of a link, independent of the number of ranks. It is printed but not judged, because the doctor
+does not know the expected speed of the network.
 
-A collective whose peer is not there, or cannot be reached over the network that NCCL has chosen, does not fail: it
-waits. So a thread waits beside it, and ends the process with what was found so far when it has not come back in time.
+A collective does not fail if a peer is missing or cannot be reached over NCCL's network; it waits. So a thread watches
+it, and if it does not return in time, prints what was found so far and ends the process.
 """
 
 import os
@@ -25,7 +25,7 @@ from rotary_foundry.doctor.finding import Finding, bad, good
 Told = TypeVar("Told")
 BYTES = 2**26  # of a message: about a layer's gradients of the large model
 REPEATS = 5
-MEETING_SECONDS = 300.0  # in which all ranks have to have come
+MEETING_SECONDS = 300.0  # time limit for all ranks to join
 DEADLINE_SECONDS = 60.0  # for all collectives together; the first takes NCCL some seconds
 REMEDY = (
     "every node needs the same --world_size, --master_addr and --master_port, its own --node_rank, and a way to that "
@@ -37,31 +37,31 @@ def meet() -> None:
     """Join the process group of all ranks.
 
     Raises:
-        RuntimeError, ValueError: they cannot meet.
+        RuntimeError, ValueError: the ranks cannot connect.
     """
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=MEETING_SECONDS)
 
 
 def gather(told: Told) -> list[Told]:
-    """What every rank has told, by rank."""
+    """Return the values of all ranks, in rank order."""
     return dist.all_gather_object(told)
 
 
 def leave() -> None:
-    """Leave the process group.
+    """Leave the process group, after a short wait.
 
-    Not at once: gloo's thread has the last message yet to let go of, for which it needs Python's lock, and torch 2.7.0
-    holds that while it waits for the thread.
+    gloo's thread needs Python's lock to release the last message, and torch 2.7.0 holds the lock while it waits for
+    that thread.
     """
     time.sleep(0.2)
     distributed.destroy_process_group()
 
 
 def try_out() -> Finding:
-    """Try both, on every rank.
+    """Test both collectives. Call it on every rank.
 
     Raises:
-        RuntimeError: a peer has gone, or the network.
+        RuntimeError: a peer or the network failed.
     """
     world, device = distributed.get_world_size(), "cuda" if torch.cuda.is_available() else "cpu"
     group = f"{distributed.get_backend()} over {world} ranks"
@@ -77,7 +77,7 @@ def try_out() -> Finding:
 
 
 def _measure(world: int, device: str) -> tuple[list[str], dict[str, float]]:
-    """Which of the two gave wrong sums on any rank, and bytes a second of each on the slowest rank."""
+    """Return the collectives with wrong sums on any rank, and bytes a second of each on the slowest rank."""
     rank = distributed.get_rank()
     length = BYTES // 4 // world * world
     one_to_seven = torch.arange(length, device=device) % 7 + 1
@@ -121,7 +121,7 @@ def _seconds(collective: Callable[[Tensor], Tensor], whole: Tensor) -> float:
 
 @contextmanager
 def deadline(on_late: Callable[[str], object]) -> Iterator[None]:
-    """End the process with status 1 if the block has not ended in time, after `on_late` has said why."""
+    """If the block does not end in time, call `on_late` with the reason and end the process with status 1."""
 
     def end() -> None:
         on_late(f"{distributed.get_world_size()} ranks have met, and have not all come back after {DEADLINE_SECONDS} s")

@@ -1,4 +1,4 @@
-"""Whether a machine has space for what a recipe puts there: /dev/shm, the runs, the shards, the order of their rows.
+"""Check the free space that a recipe needs: in /dev/shm, and on the disks of runs, shards and row orders.
 
 What the loaders put into /dev/shm:
 

@@ -1,14 +1,14 @@
-"""`rotary-foundry doctor [RECIPE]`: everything that is looked at, in order, each a line with its remedy.
+"""`rotary-foundry doctor [RECIPE]`: run all checks in order; each prints a line, with a remedy if there is a problem.
 
-- By itself it looks at this machine. Under `composer` it is the ranks of a run: one of each node looks at its machine,
-  all of them try the collectives, and rank 0 prints what all have said, once where it is the same on every node.
-  `composer -c` starts a command instead of a script, so a run's own launch line serves, with
-  `-c rotary-foundry doctor` in the place of `launch`; under Slurm and Kubernetes, too.
-- Without a recipe, what depends on one is left out.
-- Status 1 is rank 0's, or, where the ranks cannot meet, that of the first rank of each node: of every other process
-  that fails, Composer would print a report of its own.
-- A check that breaks down is a finding as well, and the others go on.
-- Nothing is changed without `--clean`, and with it only what is stale (leftovers.py).
+- Without a launcher, it checks this machine. Under `composer`, one rank of each node checks its machine, all ranks test
+  the collectives, and rank 0 prints the findings of all nodes, with equal ones only once. `composer -c` starts a
+  command instead of a script. So a run's launch line works with `-c rotary-foundry doctor` in place of `launch`, also
+  under Slurm and Kubernetes.
+- Without a recipe, checks that need one are left out.
+- Only rank 0 exits with status 1, or the first rank of each node if the ranks cannot connect. Composer would print a
+  report for every other process that fails.
+- A check that raises an error is a finding, too, and the other checks still run.
+- Nothing is changed without `--clean`, which removes only stale files (leftovers.py).
 """
 
 import re
@@ -44,10 +44,10 @@ WIDTH = 14  # of the column of subjects
 
 
 def examine(path: Path | None, overrides: Sequence[str], clean: bool) -> bool:
-    """Print what is found; whether this process has nothing bad to tell.
+    """Run the checks and print the findings; return whether this process found nothing bad.
 
     Raises:
-        ConfigurationError: the recipe is wrong; on rank 0 only.
+        ConfigurationError: the recipe is wrong; raised only on rank 0.
     """
     try:
         recipe = None if path is None else load_recipe(path, overrides)
@@ -62,7 +62,7 @@ def examine(path: Path | None, overrides: Sequence[str], clean: bool) -> bool:
 
 
 def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
-    """What is found on this machine."""
+    """Yield the findings about this machine."""
     yield from _guarded("packages", check_packages())
     try:
         import torch
@@ -72,7 +72,9 @@ def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
     world, ranks = world_size(), local_world_size()
     yield from _guarded("GPUs", check_gpus(ranks if world > 1 else 0, recipe))
     yield from _guarded("attention", check_attention(recipe))
-    yield from _guarded("leftovers", check_leftovers(clean))  # before the room is measured that they take
+    yield from _guarded(
+        "leftovers", check_leftovers(clean)
+    )  # before free space is measured, because leftovers take some
     if recipe is None:
         return
     plan = compile_plan(recipe)
@@ -86,16 +88,16 @@ def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
 
 
 def _guarded(subject: str, check: Iterator[Finding]) -> Iterator[Finding]:
-    """What a check finds, and that it broke down if it did."""
+    """Yield the findings of a check, and one more if the check raises an error."""
     try:
         yield from check
-    except Exception as error:  # whatever it is, the checks after it are worth having
+    except Exception as error:  # after any error, run the remaining checks
         said = f"this check failed: {type(error).__name__}: {one_line(error)}"
         yield bad(subject, said, "what the error names; if that is nothing here, it is a fault of the doctor's")
 
 
 def _no_collectives(recipe: Recipe | None) -> Iterator[Finding]:
-    """What to do for the one thing that takes all ranks."""
+    """Yield the command that tests the collectives, which needs all ranks."""
     import torch
 
     arguments = redacted_arguments(sys.argv[1:], _plain(recipe))
@@ -112,7 +114,7 @@ def _no_collectives(recipe: Recipe | None) -> Iterator[Finding]:
 
 
 def _with_others(here: list[Finding], speaks: bool, recipe: Recipe | None) -> bool:
-    """Try the collectives on every rank, and let rank 0 print what all machines have found."""
+    """Test the collectives on every rank, and print the findings of all machines on rank 0."""
     from rotary_foundry.doctor import collectives
 
     def failed(why: str) -> list[Finding]:
@@ -133,7 +135,7 @@ def _with_others(here: list[Finding], speaks: bool, recipe: Recipe | None) -> bo
 
 
 def _together(machines: list[tuple[str, list[Finding]]]) -> Iterator[Finding]:
-    """The findings of all machines: those that are good in the words of the first that has them, the others in full."""
+    """Merge the findings of all machines: good ones in the words of the first machine, others completely."""
     hosts: dict[tuple, list[str]] = {}
     words: dict[tuple, Finding] = {}
     for host, findings in machines:
@@ -153,10 +155,10 @@ def _together(machines: list[tuple[str, list[Finding]]]) -> Iterator[Finding]:
 
 
 def _tell(findings: Iterable[Finding], recipe: Recipe | None) -> bool:
-    """Print findings as they come, without the secrets of the recipe; whether none of them is bad."""
+    """Print findings as they arrive, without the recipe's secrets; return whether none of them is bad."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 10_000  # a finding is a line, and its remedy another
+        console.width = 10_000  # a finding is one line and its remedy another, so lines must not wrap
     marks, plain = [], _plain(recipe)
     for finding in findings:
         grid = Table.grid(padding=(0, 1, 0, 0))

@@ -1,4 +1,4 @@
-"""One line of what the doctor says."""
+"""A finding of the doctor: one printed line."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ GOOD, DOUBTFUL, BAD = "✓", "!", "✗"
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one subject. `remedy` is empty only where nothing is to be done."""
+    """A finding about one subject. `remedy` is empty only if nothing has to be done."""
 
-    mark: str  # GOOD; DOUBTFUL: it may be meant so; BAD: a run would fail, or must not be trusted
+    mark: str  # GOOD; DOUBTFUL: may be intended; BAD: a run would fail or give wrong results
     subject: str
     said: str
     remedy: str = ""

@@ -1,10 +1,10 @@
-"""Python, the packages and the GPUs of one machine.
+"""Check Python, the packages and the GPUs of one machine.
 
-The pins are constraints.txt, which lies in the checkout that an editable installation runs from (`make` and the
-Dockerfile install so); of a package installed from a wheel nothing leads to that file, and the line says so. A pin that
-is not kept is doubtful, since what was tested is the pinned version; a version outside pyproject.toml's own ranges is
-bad. torch, and what it brings, is held to the range in which it was tested (pyproject.toml's) and not to its pin: a
-cluster may need another CUDA. Outside of that range it is doubtful.
+The pins are in constraints.txt, in the checkout that an editable installation runs from (`make` and the Dockerfile
+install that way). A package installed from a wheel has no such file, and the finding says so. A version that differs
+from its pin is doubtful, because only the pinned one was tested. A version outside pyproject.toml's ranges is bad.
+torch and its dependencies are compared with the tested range (pyproject.toml's) and not with their pins, because a
+cluster may need another CUDA. Outside that range they are doubtful.
 """
 
 import platform
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 CONSTRAINTS = Path(rotary_foundry.__file__).parents[2] / "constraints.txt"
 TORCHS_OWN = re.compile(r"torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+")  # as in the Makefile
-NAMED = 4  # packages that a line names at most
+NAMED = 4  # the most packages that a line names
 ROUNDING = 2**-5  # bf16 has 8 bits, and attention's outputs of normal values are below 4
-SMI_SECONDS = 60.0  # that nvidia-smi has; with many GPUs whose driver is not kept loaded it takes some
-AMPERE = 8  # the compute capability from which on there is bf16, and FlashAttention 2
+SMI_SECONDS = 60.0  # time limit of nvidia-smi, which is slow with many GPUs if the driver has to be loaded first
+AMPERE = 8  # the first compute capability with bf16 and FlashAttention 2
 
 
 def check_packages(distribution: str = "rotary-foundry", constraints: Path = CONSTRAINTS) -> Iterator[Finding]:
-    """Whether Python and the installed packages are those that were asked for."""
+    """Check that Python and the installed packages have the required versions."""
     try:
         required = [Requirement(line) for line in requires(distribution) or ()]
     except PackageNotFoundError:
@@ -90,7 +90,7 @@ def _within(found: str, asked: SpecifierSet) -> bool:
 
 
 def _pins(constraints: Path) -> dict[str, str]:
-    """The pinned version by package, for this Python and this machine."""
+    """Return the pinned version by package, for this Python and this machine."""
     pins = {}
     for line in constraints.read_text(encoding="utf-8").splitlines():
         requirement = Requirement(line) if line and not line.startswith("#") else None
@@ -114,11 +114,11 @@ def _some(names: list[str]) -> str:
 
 
 def check_gpus(ranks: int, recipe: Recipe | None) -> Iterator[Finding]:
-    """The GPUs that torch sees, for so many ranks on this machine (0: not said), beside those that the driver tells of.
+    """Compare the GPUs that torch sees with those of the driver, and with the needs of the ranks and the recipe.
 
     Args:
-        ranks: 0 if it was not said.
-        recipe: whose precision they are to have.
+        ranks: ranks on this machine; 0 if unknown.
+        recipe: its precision must be supported.
     """
     import torch
 
@@ -162,10 +162,10 @@ def check_gpus(ranks: int, recipe: Recipe | None) -> Iterator[Finding]:
 
 
 def _told_by_driver() -> list[str]:
-    """A line a GPU, as `nvidia-smi` has it: name, memory, driver version. None where there is no driver.
+    """Return the lines of `nvidia-smi`, one a GPU: name, memory, driver version. Empty if there is no driver.
 
     Raises:
-        subprocess.SubprocessError: it fails, or does not end.
+        subprocess.SubprocessError: it fails, or does not end in time.
     """
     if shutil.which("nvidia-smi") is None:
         return []
@@ -182,7 +182,7 @@ def _failure(error: subprocess.SubprocessError) -> str:
 
 
 def check_attention(recipe: Recipe | None) -> Iterator[Finding]:
-    """Which attention would be computed, and whether it computes what it should."""
+    """Check which attention backend would be used, and whether its results are correct."""
     import torch
 
     from rotary_foundry.models.layers.attention import check_implementation
@@ -239,7 +239,7 @@ def _compare_on_gpu() -> Iterator[Finding]:
 
 
 def attention_error(device: "torch.device", implementation: str) -> float:
-    """Measure how far attention in bf16 is from sdpa's in float32, at most: global, local and causal."""
+    """Measure the largest difference between attention in bf16 and sdpa in float32: global, local and causal."""
     import torch
 
     from rotary_foundry.models.layers.attention import attention

@@ -1,9 +1,9 @@
-"""Whether what is far away can be had: the data, the checkpoint store, W&B.
+"""Check that remote services can be used: the data, the checkpoint store, W&B.
 
-Each is asked in the way in which training will ask: the data by the same functions, into a folder that is removed again
-(what is in the cache proves nothing about the remote); the checkpoint store by writing, reading and removing an object,
-since keys that may only read are found out at the first checkpoint otherwise; W&B by its own API and the key that the
-run would use. No key is ever printed.
+Each check uses the same access as training. The data is downloaded by the same functions to a temporary folder, because
+the cache says nothing about the remote. In the checkpoint store an object is written, read and removed, because
+read-only keys would otherwise fail only at the first checkpoint. W&B is asked by its own API with the key of the run.
+Keys are never printed.
 """
 
 import os
@@ -19,13 +19,13 @@ from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import FoundryError
 from rotary_foundry.utils.wording import one_line
 
-SECONDS = 10  # that W&B has for an answer
-ANSWER = 200  # characters of one that is not understood
+SECONDS = 10  # time limit for W&B's answer
+ANSWER = 200  # characters to print of an unexpected answer
 ASK = {"query": "query { viewer { username } }"}
 
 
 def check_data(recipe: Recipe) -> Iterator[Finding]:
-    """Whether the shards of every stage are there and are the recipe's, and have room here."""
+    """Check that the shards of every stage exist, fit the recipe, and fit on the disk."""
     from rotary_foundry.data.corpus import open_corpus
     from rotary_foundry.doctor.disk_space import check_data_disk, check_order_disk
 
@@ -53,7 +53,7 @@ def check_data(recipe: Recipe) -> Iterator[Finding]:
 
 
 def check_save_folder(recipe: Recipe) -> Iterator[Finding]:
-    """Whether the checkpoint store can be listed, written, read and cleared."""
+    """Check that objects in the checkpoint store can be listed, written, read and removed."""
     from rotary_foundry.runs.checkpoint_store import open_store
 
     if recipe.save_folder is None:
@@ -72,7 +72,7 @@ def check_save_folder(recipe: Recipe) -> Iterator[Finding]:
 
 
 def check_wandb(recipe: Recipe) -> Iterator[Finding]:
-    """Whether W&B has been told not to need a network, or knows the key."""
+    """Check that W&B is offline or disabled, or that its server accepts the key."""
     arguments = recipe.loggers.get("wandb")
     if arguments is None:
         return

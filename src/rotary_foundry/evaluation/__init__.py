@@ -1,1 +1,1 @@
-"""What a model can do: suites of measurements over any masked language model, ours or another's."""
+"""Evaluation suites for any masked language model, one of ours or any other."""

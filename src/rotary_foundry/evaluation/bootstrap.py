@@ -1,14 +1,15 @@
-"""How sure a number is: the bootstrap over documents.
+"""Confidence intervals by the bootstrap over documents.
 
-Documents are drawn with replacement, and not tokens: what a model makes of one token of a document says much of the
-next, and intervals over tokens would be far too narrow. All that is measured here is a ratio of two sums over
-documents. Intervals are percentiles of 95 %: with few documents (under ten or so) they are too narrow, as any are.
+The bootstrap draws documents with replacement, not tokens. The tokens of a document are correlated, so intervals over
+tokens would be far too narrow. Every measure here is a ratio of two sums over documents. Intervals are 95 % percentile
+intervals; with few documents (under about ten) they are too narrow, as any method's are.
 
-Where nothing was found in any document, or everything in all, every resample says the same, and the bootstrap would be
-certain. Then the interval ends at Clopper and Pearson's bound for none of n, with documents for the n, for the reason
-above: of 40 documents without a find, as many as 8.8 % of all documents may have one, and no more than that share of
-what is asked may be found (if documents weigh the same). With names or tokens for the n, of which a document has many,
-it would be a small fraction of that, and right only if those of a document had nothing to do with each other.
+If nothing was found in any document, or everything in all, all resamples are equal and the bootstrap interval would
+have width zero. Then the interval ends at Clopper and Pearson's bound for 0 of n, where n is the number of documents,
+for the reason above. For example, after 40 documents without a find, up to 8.8 % of all documents may have one, and at
+most that share of the questions may be found (if documents weigh the same). With names or tokens as n, of which a
+document has many, the bound would be a small fraction of that, and correct only if those of a document were
+independent.
 """
 
 from collections.abc import Mapping
@@ -24,25 +25,25 @@ Range = tuple[float, float]  # what a document's ratio lies within: 0 and 1, if 
 
 
 def draws(units: int, resamples: int, seed: int | tuple[int, ...]) -> NDArray[np.int64]:
-    """How often each unit stands in each resample. int64 [resamples, units]"""
+    """Return how often each unit occurs in each resample, int64 [resamples, units]."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(units, np.full(units, 1 / units), size=resamples)
 
 
 def ratio(units: Mapping[str, tuple[float, float]], resamples: int, seed: int, within: Range | None = None) -> Measure:
-    """Sum of numerators over sum of denominators, with its interval.
+    """Compute the sum of numerators over the sum of denominators, with its interval.
 
     Args:
-        units: by document: numerator and denominator.
-        within: None if a document's ratio has no bounds, as a loss has none.
+        units: numerator and denominator by document.
+        within: bounds of a document's ratio; None if it has none, as for a loss.
 
     Raises:
-        ValueError: nothing to divide by.
+        ValueError: the sum of denominators is zero.
     """
     sums = np.array(list(units.values()), dtype=np.float64).reshape(-1, 2)  # [units, 2]
     total = sums.sum(axis=0)
     if not total[1]:
-        raise ValueError("no document has anything to be measured")
+        raise ValueError("no document has anything to measure")
     measured = sums[sums[:, 1] > 0]
     value = float(total[0] / total[1])
     if within is not None and value in (*within, 0) and (measured[:, 0] == value * measured[:, 1]).all():
@@ -57,7 +58,7 @@ def difference(
     seed: int,
     within: Range | None = None,
 ) -> Measure | None:
-    """How much larger our ratio is than theirs, over the documents that both have; None if there are none.
+    """Compute our ratio minus theirs over the documents that both have; None if they have none in common.
 
     Args:
         within: as in `ratio`, of each of the two.
@@ -75,15 +76,15 @@ def difference(
 
 
 def unanimous(value: float, count: int, within: Range) -> Measure:
-    """A value that each of so many documents has, with its interval: by how much the others may move it."""
+    """Return the interval of a value that all `count` documents have: how far unseen documents could move it."""
     others = float(betaincinv(1, count, INTERVAL[1] / 100))  # Clopper and Pearson's upper end of none among `count`
     return Measure(value, value - others * (value - within[0]), value + others * (within[1] - value))
 
 
 def interval(value: float, resampled: NDArray[np.float64]) -> Measure:
-    """A value with the interval that its resampled values give; resamples in which it was not defined are left out.
+    """Return a value with the interval of its resampled values, leaving out resamples in which it is undefined.
 
-    Where all of them are the same there is none: of a single document, say, nothing is known of others.
+    There is no interval if all resampled values are equal, for example with a single document.
     """
     resampled = resampled[np.isfinite(resampled)]
     if not len(resampled) or np.ptp(resampled) <= 1e-12 * max(1.0, abs(value)):

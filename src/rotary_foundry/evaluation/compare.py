@@ -1,8 +1,9 @@
-"""The command `compare`: results of `evaluate` in one table, and each suite's picture with all models in it.
+"""The command `compare`: results of `evaluate` in one table, and one picture for each suite with all models.
 
-A line of the table is a suite's headline, a column a model. Where models were asked the same, down to the token, what
-later ones have more or less than the first stands below, document against document: a difference that its own interval
-holds apart from zero, though the intervals of both models overlap. Where they were not, it says so.
+The table has a line for each headline of a suite and a column for each model. If two models were asked the same
+questions, down to the token, a second line shows the difference from the first model, computed document by document.
+The interval of this difference may exclude zero even if the intervals of both models overlap. If the questions differ,
+a note says so.
 """
 
 from collections.abc import Sequence
@@ -25,18 +26,18 @@ def compare(paths: Sequence[Path], out: Path) -> None:
     """Print a table of the results in and below some folders, and write it with the pictures to `out`.
 
     Raises:
-        ConfigurationError: no result is there.
+        ConfigurationError: the folders contain no result.
         DataError: a result cannot be read.
     """
     write_comparison(find_results(paths), out, Console(highlight=False))
 
 
 def find_results(paths: Sequence[Path]) -> list[Result]:
-    """The results in some files, or in and below some folders, in order.
+    """Read the results in some files, or in and below some folders, in order.
 
     Raises:
-        ConfigurationError: there is none.
-        DataError: one cannot be read.
+        ConfigurationError: there is no result.
+        DataError: a result cannot be read.
     """
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob(f"*/{FILE}")))]
     files = [file for file in files if file in paths or file.absolute().parent.name in MODULES]  # no fine-tuning's
@@ -49,13 +50,13 @@ def write_comparison(results: Sequence[Result], out: Path, console: Console) -> 
     """Print the table, and write it as Markdown and a picture for each suite.
 
     Raises:
-        ConfigurationError: two results of a suite are of models of one name.
+        ConfigurationError: two models of one suite have the same name.
     """
     for result in results:
         same = [one.model["path"] for one in results if (one.suite, one.model["name"]) == _key(result)]
         if len(same) > 1:
             raise ConfigurationError(
-                f"{result.suite}: {' and '.join(same)} are both called {result.model['name']}; give one of them"
+                f"{result.suite}: {' and '.join(same)} are both called {result.model['name']}; give only one"
             )
     models = list(dict.fromkeys(result.model["name"] for result in results))
     lines = [line for suite in dict.fromkeys(result.suite for result in results) for line in _lines(suite, results)]
@@ -72,8 +73,8 @@ def write_comparison(results: Sequence[Result], out: Path, console: Console) -> 
         for other in others:
             if any(headline.units for headline in other.headlines) and not _asked_the_same(other, first):
                 console.print(
-                    f"{suite}: {other.model['name']} was not asked the same as {first.model['name']} (another "
-                    "tokenizer, length, corpus or setting): no difference is given",
+                    f"{suite}: {other.model['name']} and {first.model['name']} were asked different questions (another "
+                    "tokenizer, length, corpus or setting), so no difference is shown",
                     markup=False,
                     soft_wrap=True,
                 )
@@ -88,7 +89,7 @@ def write_comparison(results: Sequence[Result], out: Path, console: Console) -> 
 
 
 def _lines(suite: str, results: Sequence[Result]) -> list[list[str]]:
-    """For each headline of a suite a line of measures, and one of differences from the first model's."""
+    """Return, for each headline of a suite, a line of measures and a line of differences from the first model."""
     models = list(dict.fromkeys(result.model["name"] for result in results))
     of_suite = {result.model["name"]: result for result in results if result.suite == suite}
     names = dict.fromkeys(headline.name for result in of_suite.values() for headline in result.headlines)
@@ -109,7 +110,7 @@ def _lines(suite: str, results: Sequence[Result]) -> list[list[str]]:
 
 
 def _asked_the_same(ours: Result, theirs: Result) -> bool:
-    """A result of before it was written down what is asked has no digest, and is compared with none."""
+    """Return whether two results have the same questions; False for results of old versions, which have no digest."""
     return ours.asked == theirs.asked != ""
 
 

@@ -1,11 +1,11 @@
-"""What a model makes of context: its loss at the same targets, as more and more of the document is given.
+"""The suite `context`: the loss at fixed targets, given more and more context.
 
-- Windows of `longest` tokens are cut out of long documents, the same for every length of context and, with one
-  tokenizer, for every model. In each are spans at even distances, with some masked tokens: the targets.
+- Windows of `longest` tokens are cut out of long documents. They are the same for every length of context and, with the
+  same tokenizer, for every model. Each window has evenly spaced spans, and some masked tokens in them are the targets.
 - A context of c tokens is a stretch of the window with a span in its middle, or as near to its middle as the window's
-  ends allow; so each contains all shorter ones. The tokens of other spans are masked, too, in every length alike.
-- Spans that have the same stretch for a context, as all have the whole window, share one computation of it.
-- The law of it, L(c) = (α / c)^β + γ, is fitted to the means; its intervals, as all, are over documents.
+  ends allow. So each context contains all shorter ones. The targets of other spans stay masked at every length.
+- Spans with the same stretch as context share one forward pass; the longest context is the same for all spans.
+- The law L(c) = (α / c)^β + γ is fitted to the mean losses. Intervals are over documents, as in all suites.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rotary_foundry.evaluation.models import Masked, MaskedModel
 
 LOSS, CHANGE = "loss", "change from the shortest"
-FEWEST = 3  # lengths for the law, which has three parameters
+FEWEST = 3  # lengths needed for the law, which has three parameters
 
 
 @dataclass(kw_only=True)
@@ -45,7 +45,7 @@ class Config(TextSuiteConfig):
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         if not 0 < self.mlm_probability <= 1:
-            yield "mlm_probability", f"a share of the tokens above 0, up to 1, is wanted, not {self.mlm_probability}"
+            yield "mlm_probability", f"expected a share of the tokens above 0 and at most 1, got {self.mlm_probability}"
         if self.span_tokens > self.shortest // 2:
             yield "span_tokens", f"{self.span_tokens} is more than half of the shortest context, {self.shortest // 2}"
         if self.shortest * 2 ** (FEWEST - 1) > self.longest:
@@ -56,7 +56,7 @@ class Config(TextSuiteConfig):
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a document whose spans are asked for."""
+    """A stretch of a document with spans to predict."""
 
     document: str
     ids: NDArray[np.int64]  # [tokens], masked
@@ -72,9 +72,11 @@ def run(path: Path, config: Config) -> Result:
     """Measure the loss at fixed targets with each length of context.
 
     Raises:
-        FoundryError: the model, the tokenizer or the data is not there or does not fit; no document is long enough.
+        FoundryError: the model, the tokenizer or the data is missing or does not fit; no document is long enough.
     """
-    from rotary_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
+    from rotary_foundry.evaluation.models import (
+        open_model,
+    )  # imports torch, which takes seconds; a wrong key is refused before
 
     model = open_model(path, config.tokenizer, config.rope_theta)
     texts = held_out(config.data, config.documents, config.seed, at_least=config.longest - model.frame.slots)
@@ -125,21 +127,21 @@ def run(path: Path, config: Config) -> Result:
 
 
 def _question(model: "MaskedModel", window: Window) -> "Masked":
-    """All targets of a window at once."""
+    """Return a window with all targets masked."""
     places = np.concatenate(window.targets)
     return model.framed(window.ids, places, window.original[places])
 
 
 def _shortfall(drawn: int, measured: int) -> list[str]:
-    """The corpus' own tokenizer says which documents are long enough; another may make fewer tokens of them."""
+    """Note the documents that were long enough by the corpus' tokenizer but are too short by the model's."""
     return [f"{drawn - measured} of {drawn} documents have fewer tokens by this tokenizer"] if measured < drawn else []
 
 
 def _lengths(model: "MaskedModel", config: Config) -> list[int]:
-    """Contexts that the model can take, doubling, with its special tokens.
+    """Return the lengths of context, each twice the one before, that the model can take; special tokens included.
 
     Raises:
-        DataError: it takes too few of them.
+        DataError: the model can take fewer than FEWEST lengths.
     """
     most = model.longest(config.longest) + model.frame.slots
     lengths = [config.shortest << power for power in range(64) if config.shortest << power <= most]
@@ -147,13 +149,13 @@ def _lengths(model: "MaskedModel", config: Config) -> list[int]:
         lengths.append(most)
     if len(lengths) < FEWEST:
         raise DataError(
-            f"{model.path}: takes {most:,} tokens at most; from shortest={config.shortest} on that is too few"
+            f"{model.path}: takes {most:,} tokens at most, too few from shortest={config.shortest} on; lower it"
         )
     return lengths
 
 
 def _windows(model: "MaskedModel", document: str, text: str, config: Config) -> list[Window]:
-    """Windows at even distances in a document, each with its spans and targets drawn."""
+    """Cut evenly spaced windows out of a document, and draw their spans and targets."""
     ids = model.encode(text).ids
     size = config.longest - model.frame.slots
     number = min(config.windows, len(ids) // size)
@@ -174,7 +176,7 @@ def _windows(model: "MaskedModel", document: str, text: str, config: Config) -> 
 
 
 def _losses(model: "MaskedModel", windows: Sequence[Window], length: int) -> NDArray[np.float64]:
-    """The loss at every target, window for window, given so many tokens. [targets]"""
+    """Compute the loss at every target of all windows with `length` tokens of context, [targets]."""
     content = length - model.frame.slots
     asked: list[Masked] = []
     for window in windows:
@@ -186,14 +188,14 @@ def _losses(model: "MaskedModel", windows: Sequence[Window], length: int) -> NDA
 
 
 def stretches(window: Window, content: int) -> list[int]:
-    """Where in a window the context of each span begins, if it is so many tokens long."""
+    """Return where in a window the context of each span begins, for a context of `content` tokens."""
     return [int(min(max(0, middle - content // 2), len(window.ids) - content)) for middle in window.middles]
 
 
 def _laws(
     lengths: NDArray[np.float64], sums: NDArray[np.float64], counts: NDArray[np.int64], config: Config
 ) -> tuple[Law, NDArray[np.float64]]:
-    """The law of all documents, and its parameters in each resample of them. [resamples, 3]"""
+    """Fit the law to all documents and to each resample of them; return both, the latter as [resamples, 3]."""
     law = fit(lengths, sums.sum(axis=1) / counts.sum())
     drawn = bootstrap.draws(len(counts), config.resamples, config.seed)  # [resamples, documents]
     means = (drawn @ sums.T) / (drawn @ counts)[:, None]  # [resamples, lengths]
@@ -203,20 +205,20 @@ def _laws(
 def _law_in_words(measured: dict[str, Measure]) -> str:
     alpha, beta, gamma = measured.values()
     if not alpha.value:
-        return "the loss does not fall with context, so L(c) = (α / c)^β + γ says nothing"
+        return "the loss does not fall with context, so L(c) = (α / c)^β + γ has no meaning"
     told = [_told(one) for one in (alpha, beta, gamma)]
     return f"L(c) = (α / c)^β + γ: α {told[0]} tokens, β {told[1]}, γ {told[2]} nats"
 
 
 def _told(measure: Measure) -> str:
-    """α may be of any order of magnitude."""
+    """Format a parameter with its interval; α may have any order of magnitude."""
     if measure.low is None:
         return number(measure.value)
     return f"{number(measure.value)} [{number(measure.low)}, {number(measure.high)}]"
 
 
 def _units(documents: Sequence[str], sums: NDArray[np.float64], counts: NDArray[np.int64]) -> dict:
-    """By document: a sum over its targets, and how many they are."""
+    """Return the sum over its targets and their number, by document."""
     return {name: (float(of), float(count)) for name, of, count in zip(documents, sums, counts, strict=True)}
 
 
@@ -228,7 +230,7 @@ def _headlines(
     counts: NDArray[np.int64],
     config: Config,
 ) -> list[Headline]:
-    """The loss with the shortest, a middle and the longest context, and what the longer half of them takes away."""
+    """Return the loss with the shortest, a middle and the longest context, and its fall from middle to longest."""
     middle = len(lengths) // 2
     found = [
         Headline(

@@ -1,7 +1,7 @@
-"""The command `evaluate`: suites over models, results to a folder, tables to the terminal.
+"""The command `evaluate`: run suites on models, write the results to a folder, and print tables.
 
-A suite that cannot be measured on a model (another's tokenizer, a model without a masked-LM head) ends the command by
-name. What was measured until then is written already.
+If a suite cannot be run on a model (a wrong tokenizer, no masked-LM head), the command ends with an error that names
+both. Earlier results are already written by then.
 """
 
 import platform
@@ -29,24 +29,24 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
     """Measure each model by each suite, print a table of each, and write results and pictures.
 
     Args:
-        models: paths of runs, checkpoints, exports or Hugging Face directories; compared if they are several.
+        models: paths of runs, checkpoints, exports or Hugging Face directories; several are compared.
         suites: as `find_suites` takes them.
-        overrides: `key=value`, each for the suites that have the key.
+        overrides: `key=value`, each applied to the suites that have the key.
 
     Raises:
-        ConfigurationError: no such suite, key or model; before anything is measured.
-        NeedsNetwork: a suite would have to fetch something; before anything is measured, too.
-        FoundryError: a suite cannot be measured on a model.
+        ConfigurationError: no such suite, key or model; raised before the first measurement.
+        NeedsNetwork: a suite would have to download something; raised before the first measurement.
+        FoundryError: a suite cannot be run on a model.
     """
     found = find_suites(suites, overrides)
     paths = [Path(model) for model in models]
     for path in paths:
         if not path.exists():
-            raise ConfigurationError(f"{path}: no such file or folder; a model is a run, a checkpoint or a directory")
-        if [name_of(one) for one in paths].count(name_of(path)) > 1:
             raise ConfigurationError(
-                f"{path}: another model is called {name_of(path)}, too; give one of them another name"
+                f"{path}: no such file or folder; expected a run, a checkpoint or a model directory"
             )
+        if [name_of(one) for one in paths].count(name_of(path)) > 1:
+            raise ConfigurationError(f"{path}: another model has the same name, {name_of(path)}; rename one of them")
     for path in paths:
         for suite in found:
             if suite.check is not None:

@@ -1,9 +1,9 @@
-"""Suite `glue`: what a model reaches when it is fine-tuned, by the search of `rotary-foundry finetune`.
+"""The suite `glue`: the scores of a model after fine-tuning, by the search of `rotary-foundry finetune`.
 
-Offline the tasks are those that every Python installation has in it, with a network GLUE's own: any YAML of
-`yamls/finetune/` for classifiers will do. The search lies in a folder beside the result, so the same command goes on
-where it ended. Intervals are Student's over the seeds: what another seed would give, not what other texts would. That
-of the tasks' mean is over the means that each seed has; where a seed diverged in one of them only, there is none.
+Offline, the tasks are made from the Python installation; with a network, they are GLUE's. Any YAML for classifiers in
+`yamls/finetune/` can be used. The search has a folder beside the result, so the same command resumes it. Intervals are
+Student's t over the seeds: they show what another seed would give, not what other texts would. The interval of the mean
+over tasks is over each seed's mean; if a seed diverged in only some tasks, there is no interval.
 """
 
 import json
@@ -26,15 +26,15 @@ class Config(SuiteConfig):
     """The keys of `yamls/eval/glue.yaml`."""
 
     finetune: str  # a YAML for classifiers, with its grid and its seeds
-    task: Any = None  # one of its tasks, or several; null: as it says, which is all if it says none
+    task: Any = None  # one or several of its tasks; null: those that the YAML chooses, by default all
 
 
 def check(model: Path, config: Config) -> None:
-    """Look at the fine-tuning's own YAML.
+    """Check the fine-tuning's own YAML.
 
     Raises:
         ConfigurationError: naming the file and the key.
-        NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
+        NeedsNetwork: a task's data has to be downloaded, and the hub cannot be reached.
     """
     from rotary_foundry.finetuning.search import load_search
 
@@ -42,7 +42,7 @@ def check(model: Path, config: Config) -> None:
 
 
 def run(model: Path, config: Config) -> Result:
-    """Fine-tune a directory, a run or a checkpoint on each task.
+    """Fine-tune a model directory, a run or a checkpoint on each task.
 
     Raises:
         FoundryError: as `finetune`.
@@ -78,7 +78,7 @@ def run(model: Path, config: Config) -> Result:
 
 
 def draw(figure, results: Sequence[Result]) -> str:
-    """The first metric of each task, of one model or several."""
+    """Draw the first metric of each task, for one model or several."""
     from rotary_foundry.evaluation.suite_pictures import points
 
     names = list(dict.fromkeys(headline.name for result in results for headline in result.headlines))
@@ -93,7 +93,7 @@ def draw(figure, results: Sequence[Result]) -> str:
         f"{model}: {', '.join(f'{name} {measure}' for name, measure in of_model.items())}"
         for model, of_model in zip(models, found, strict=True)
     )
-    return f"What fine-tuning reached. {every}."
+    return f"Scores after fine-tuning. {every}."
 
 
 def _folder(model: Path, config: Config) -> Path:
@@ -101,18 +101,18 @@ def _folder(model: Path, config: Config) -> Path:
 
 
 def _directory(model: Path, config: Config) -> Path:
-    """What is fine-tuned: the model, or the export that is made of a run or a checkpoint."""
+    """Return the directory to fine-tune: the model, or an export made from a run or a checkpoint."""
     return model if (model / "config.json").is_file() else _folder(model, config) / "model"
 
 
 def _overrides(model: Path, config: Config) -> list[str]:
-    """What is said here in place of the fine-tuning's YAML."""
+    """Return the overrides of the fine-tuning's YAML."""
     task = [] if config.task is None else [f"task={json.dumps(config.task)}"]
     return [f"model={_directory(model, config)}", f"out={_folder(model, config) / 'finetune'}", *task]
 
 
 def _row(result: dict) -> Row:
-    """A task's line: its examples, its seeds, and each metric's mean over them."""
+    """Make a task's row: its examples, its seeds, and each metric's mean over the seeds."""
     seeds = len(_reached(result))
     labels = {"task": result["task"], **result["examples"], "seeds": seeds}
     metrics = result["metrics"].items()
@@ -120,12 +120,12 @@ def _row(result: dict) -> Row:
 
 
 def _reached(result: dict) -> dict[str, float]:
-    """By seed: the score of those that did not diverge."""
+    """Return the scores, by seed, of the seeds that did not diverge."""
     return {seed: score for seed, score in result["scores"].items() if score is not None}
 
 
 def _mean(results: Sequence[dict]) -> Measure:
-    """Of the tasks' first metrics."""
+    """Compute the mean of the tasks' first metrics, with its interval."""
     scores = [_reached(result) for result in results]
     mean = statistics.mean(statistics.mean(of_task.values()) for of_task in scores)
     if any(of_task.keys() != scores[0].keys() for of_task in scores):
@@ -135,7 +135,7 @@ def _mean(results: Sequence[dict]) -> Measure:
 
 
 def _measure(mean: float, deviation: float | None, seeds: int) -> Measure:
-    """A mean with Student's interval; none of a single seed, or of seeds that are all alike."""
+    """Return a mean with Student's interval; without one for a single seed, or if all seeds have the same score."""
     if not deviation:
         return Measure(mean)
     reach = float(stdtrit(seeds - 1, (1 + CONFIDENCE) / 2)) * deviation / seeds**0.5

@@ -1,11 +1,11 @@
-"""Held-out documents as text, so that any tokenizer can have them.
+"""Held-out documents as text, so that any tokenizer can encode them.
 
-They are decoded from the longest rows. A document longer than a row lies there in pieces, which leave preparation in
-order; they are put together again (with a `stride`, which repeats text, each piece is taken for a document instead).
+The documents are decoded from the longest rows. A document that is longer than a row is stored in pieces, in order;
+they are joined again. With a `stride`, pieces repeat text, so each piece is taken as a document instead.
 
-A corpus' held-out part may be large, and is stored by parts of the input. So parts are drawn, and documents in them:
-no more is read than some parts of each source. The rows of a part begin with its longest documents, which is why the
-first documents would not do.
+The held-out data of a corpus may be large, and it is stored by parts of the input. So this module draws parts at
+random, and documents in them, and reads only those parts of each source. It cannot take the first documents, because
+the rows of a part begin with its longest documents.
 """
 
 from collections import defaultdict
@@ -28,43 +28,43 @@ class Text:
     """A held-out document."""
 
     source: str
-    id: str  # its own among all of the corpus
+    id: str  # unique in the corpus
     text: str
     tokens: int  # content tokens, by the corpus' own tokenizer
 
 
 def check_data(_: Path, config: TextSuiteConfig) -> None:
-    """See that there are held-out rows, before any suite is measured.
+    """Check that the data has held-out rows, before any suite runs.
 
     Raises:
-        DataError: there are none.
+        DataError: it has none.
     """
     _folders(local_folder(config.data))
 
 
 def held_out(data: str | Path, per_source: int, seed: int, at_least: int = 1) -> list[Text]:
-    """Some held-out documents of each source of a prepared corpus; the same ones for every model.
+    """Read some held-out documents of each source of a prepared corpus; the same ones for every model.
 
     Args:
         data: a folder that `python data_prep` wrote.
-        per_source: how many documents at most.
-        seed: by which they are drawn, where there are more.
-        at_least: content tokens that each has, by the corpus' own tokenizer.
+        per_source: the most documents from each source.
+        seed: seed of the draw, if a source has more.
+        at_least: the least content tokens of a document, by the corpus' own tokenizer.
 
     Raises:
-        DataError: nothing is there, or nothing is held out, or no document is so long; or something is damaged.
+        DataError: the folder is missing, has no held-out rows or no document of this length, or a file is damaged.
     """
     found = [text for folder in _folders(local_folder(data)) for text in _of_source(folder, per_source, seed, at_least)]
     if not found:
-        wanted = f" of {at_least:,} tokens and more" if at_least > 1 else ""
+        wanted = f" of at least {at_least:,} tokens" if at_least > 1 else ""
         raise DataError(
-            f"{data}: no held-out document{wanted} is there; raise `validation` when preparing, or ask for less"
+            f"{data}: no held-out document{wanted} found; raise `validation` when preparing, or ask for fewer tokens"
         )
     return found
 
 
 def describe(data: str | Path, texts: list[Text]) -> dict:
-    """What a result says of its data: the corpus, by digest, and how much of it was taken."""
+    """Describe the data of a result: the corpus' digest, and how much of it was used."""
     data = local_folder(data)
     corpus = Statistics.read(data).corpus if (data / FILE).is_file() else None
     return {
@@ -81,7 +81,7 @@ def _sources(texts: list[Text]) -> list[str]:
 
 
 def _folders(data: Path) -> list[Path]:
-    """Of each source the folder of its longest held-out rows.
+    """Return the folder of each source's longest held-out rows.
 
     Raises:
         DataError: there are none.
@@ -126,7 +126,7 @@ def _of_source(path: Path, per_source: int, seed: int, at_least: int) -> list[Te
 def _drawn(
     folder: Folder, per_source: int, generator: np.random.Generator, at_least: int
 ) -> dict[str, set[int]] | None:
-    """The numbers of some documents, by part; None in a corpus without tables, or with a stride."""
+    """Draw the numbers of some documents, by part; None for a corpus without tables, or with a stride."""
     parts = folder.tables()
     if not parts or _stride(folder):
         return None
@@ -145,13 +145,13 @@ def _drawn(
 
 
 def _stride(folder: Folder) -> int:
-    """How many tokens the pieces of a document share."""
+    """Return how many tokens neighbouring pieces of a document share."""
     corpus = folder.path.parents[2]
     return Statistics.read(corpus).configuration.get("stride", 0) if (corpus / FILE).is_file() else 0
 
 
 def _key(sample: dict, part: str | None, row: int, place: int, whole: bool) -> tuple[str, int]:
-    """What a piece's document is called: by its number, or, where pieces are documents, by its place."""
+    """Return the key of a piece's document: its number, or the place in the row if each piece is a document."""
     if whole:
         return part or "", int(sample["documents"][place])
     return f"{part or ''}row{row}", place

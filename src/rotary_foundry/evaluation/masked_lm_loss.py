@@ -1,9 +1,10 @@
-"""Masked-LM loss and accuracy on held-out text, by source and by length of document.
+"""The suite `masked_lm`: loss and accuracy on held-out text, by source and by length of document.
 
-The text is decoded and encoded anew by the model's own tokenizer. A loss a token says nothing across tokenizers (longer
-tokens are harder, and fewer), so there is the loss a byte as well: that of the masked tokens over their bytes of text.
-Lengths are told in the corpus' own tokens, so that documents stand in the same line for every model. Masks follow from
-the seed and the document: models of one tokenizer are asked the same.
+The text is decoded, and encoded again by the model's own tokenizer. Losses per token cannot be compared between
+tokenizers, because longer tokens are harder and fewer. So there is also the loss per byte: the loss of the masked
+tokens divided by their bytes of text. Lengths are in tokens of the corpus' tokenizer, so that a document is in the same
+line of the table for every model. Masks depend only on the seed and the document, so models with the same tokenizer get
+the same questions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,19 +38,19 @@ class Config(TextSuiteConfig):
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         if self.long_documents not in LONG_DOCUMENTS:
-            yield "long_documents", f"{' or '.join(LONG_DOCUMENTS)} is wanted, not '{self.long_documents}'"
+            yield "long_documents", f"expected {' or '.join(LONG_DOCUMENTS)}, got '{self.long_documents}'"
         if not 0 < self.mlm_probability <= 1:
-            yield "mlm_probability", f"a share of the tokens above 0, up to 1, is wanted, not {self.mlm_probability}"
+            yield "mlm_probability", f"expected a share of the tokens above 0 and at most 1, got {self.mlm_probability}"
         for key in ("mask_share", "random_share"):
             if not 0 <= getattr(self, key) <= 1:
-                yield key, f"a share of the chosen tokens, from 0 to 1, is wanted, not {getattr(self, key)}"
+                yield key, f"expected a share of the chosen tokens from 0 to 1, got {getattr(self, key)}"
         if self.mask_share + self.random_share > 1:
             yield "random_share", f"{self.random_share} and mask_share, {self.mask_share}, are more than 1 together"
 
 
 @dataclass(frozen=True)
 class _Of:
-    """A document's sums."""
+    """The sums over one document's targets."""
 
     text: Text
     targets: int
@@ -66,13 +67,15 @@ check = check_data
 
 
 def run(path: Path, config: Config) -> Result:
-    """Mask held-out documents and see what a model makes of them.
+    """Mask held-out documents and measure a model's loss and accuracy at the masked tokens.
 
     Raises:
-        FoundryError: the model, the tokenizer or the data is not there or does not fit; a document is too long, if
-            that is refused.
+        FoundryError: the model, the tokenizer or the data is missing or does not fit; or a document is too long and
+            `long_documents` is refuse.
     """
-    from rotary_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
+    from rotary_foundry.evaluation.models import (
+        open_model,
+    )  # imports torch, which takes seconds; a wrong key is refused before
 
     texts = held_out(config.data, config.documents, config.seed)
     model = open_model(path, config.tokenizer, config.rope_theta)
@@ -83,8 +86,8 @@ def run(path: Path, config: Config) -> Result:
         if len(encoded.ids) > longest:
             if config.long_documents == "refuse":
                 raise DataError(
-                    f"{text.id}: {len(encoded.ids):,} tokens, and the model is given {longest:,}; "
-                    "long_documents=truncate cuts it"
+                    f"{text.id}: {len(encoded.ids):,} tokens; expected at most {longest:,}; "
+                    "set long_documents=truncate to cut it"
                 )
             cut.append(len(encoded.ids) - longest)
         ids = encoded.ids[:longest]
@@ -97,7 +100,7 @@ def run(path: Path, config: Config) -> Result:
         for text, size, scores in zip(texts, sizes, model.score(documents), strict=True)
     ]
     if not any(one.targets for one in measured):
-        raise DataError(f"{config.data}: not a token of {len(texts)} documents was masked; raise mlm_probability")
+        raise DataError(f"{config.data}: no token of {len(texts)} documents was masked; raise mlm_probability")
     rows = [_row(label, of, config) for label, of in _groups(measured)]
     every = rows[-1].measures
     units = {name: {one.text.id: one.sums(name) for one in measured} for name in every}
@@ -121,7 +124,7 @@ def run(path: Path, config: Config) -> Result:
 
 
 def _groups(measured: Sequence[_Of]) -> list[tuple[str, list[_Of]]]:
-    """Documents by source, by length, and all."""
+    """Group documents by source, by length, and all together."""
     groups: dict[str, list[_Of]] = {}
     for one in measured:
         groups.setdefault(one.text.source, []).append(one)
@@ -145,7 +148,7 @@ def _row(label: str, of: Sequence[_Of], config: Config) -> Row:
 
 
 def draw(figure, results: Sequence[Result]) -> str:
-    """Loss by source and by length, of one model or several."""
+    """Draw the loss by source and by length, for one model or several."""
     from rotary_foundry.evaluation.suite_pictures import points
 
     by_byte = len({result.model["tokenizer"] for result in results}) > 1

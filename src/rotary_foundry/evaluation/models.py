@@ -1,11 +1,11 @@
-"""Any masked language model, seen the same way: text to ids, and what it makes of masked places.
+"""One interface to any masked language model: it encodes text and scores masked positions.
 
-- A model of one of our families (a run, a checkpoint, an export, a directory) is computed by our own network,
-  everything else by transformers' AutoModelForMaskedLM.
-- Logits are computed at the masked places only. For a document of 8,192 tokens and a vocabulary of 50,000 words, all
-  of them would be 1.6 GB. In transformers' models the hidden states are picked between encoder and head, by a hook on
-  the encoder: heads work place by place, whatever they are called.
-- Special tokens that a text spells are read as text, as in preparation.
+- A model of one of our families (a run, a checkpoint, an export, a directory) runs in our own network; any other runs
+  in transformers' AutoModelForMaskedLM.
+- Logits are computed only at the masked positions. For a document of 8,192 tokens and a vocabulary of 50,000 words, all
+  logits would take 1.6 GB. In transformers' models a hook on the encoder selects the hidden states before the head;
+  this works for any head that treats positions independently.
+- Special tokens that occur in a text are encoded as text, as in preparation.
 """
 
 from abc import ABC, abstractmethod
@@ -32,23 +32,23 @@ from rotary_foundry.runs.trained_state import read_source
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.wording import one_line
 
-BATCH_TOKENS = 8192  # of documents that are computed together, or of the one that is longer
+BATCH_TOKENS = 8192  # of the documents in a batch; a longer document is a batch of its own
 
 
 class Masked(NamedTuple):
-    """A document, or a part of one, in which some places are to be told."""
+    """A document, or a part of one, with some tokens masked for prediction."""
 
     input_ids: NDArray[np.int64]  # [tokens], with [CLS] and [SEP]
     places: NDArray[np.int64]  # [targets]
     labels: NDArray[np.int64]  # [targets]
 
     def tobytes(self) -> bytes:
-        """All that is asked, for a digest of it."""
+        """Return the question as bytes, for a digest."""
         return b"".join(array.tobytes() for array in self)
 
 
 class Scores(NamedTuple):
-    """What a model makes of the targets of a document."""
+    """A model's scores at the targets of a document."""
 
     loss: NDArray[np.float64]  # [targets], nats
     found: NDArray[np.bool_]  # [targets], whether its likeliest word is the right one
@@ -58,12 +58,12 @@ class Encoded(NamedTuple):
     """A text as ids."""
 
     ids: NDArray[np.int64]  # [tokens], without special tokens
-    ends: NDArray[np.int64]  # [tokens], the byte of the text that each ends before
-    spans: NDArray[np.int64]  # [tokens, 2], the characters of the text from … to
+    ends: NDArray[np.int64]  # [tokens], the byte offset of each token's end in the text
+    spans: NDArray[np.int64]  # [tokens, 2], the first character of each token in the text, and the one after its last
 
     @property
     def bytes(self) -> NDArray[np.int64]:
-        """How many bytes each token adds to the text, blanks before it included, so that all add up to the text."""
+        """The bytes of text of each token, with the blanks before it, so that they add up to the whole text."""
         return np.diff(self.ends, prepend=0)
 
 
@@ -72,21 +72,19 @@ class MaskedModel(ABC):
 
     Args:
         path: where the model is, for errors.
-        tokenizer: the model's.
-        vocab_size: ids that the model has embeddings for.
-        limit: the most tokens that it can be given at once, special tokens included; None if there is no limit.
-        facts: what else is known of it, for the result.
+        tokenizer: the model's tokenizer.
+        vocab_size: number of ids with an embedding.
+        limit: the most tokens that the model takes at once, special tokens included; None if there is no limit.
+        facts: further facts about the model, for the result.
 
     Raises:
-        DataError: the tokenizer is not the model's.
+        DataError: the tokenizer does not belong to the model.
     """
 
     def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast, vocab_size: int, limit: int | None, facts: dict):
         self.path, self.tokenizer, self.vocab_size, self.limit, self.facts = path, tokenizer, vocab_size, limit, facts
         if tokenizer.mask_token_id is None:
-            raise DataError(
-                f"{tokenizer.name_or_path}: the tokenizer has no mask token; masks cannot be filled with it"
-            )
+            raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no mask token, which evaluation needs")
         check_ids(tokenizer, path, vocab_size)
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_truncation()
@@ -95,13 +93,15 @@ class MaskedModel(ABC):
         self.backend.encode_special_tokens = True
 
     def longest(self, wanted: int) -> int:
-        """Content tokens of the longest document that fits into `wanted` tokens and into the model.
+        """Return the most content tokens of a document that fits into `wanted` tokens and into the model.
 
         Raises:
-            ConfigurationError: not one does.
+            ConfigurationError: `wanted` leaves no room for a content token.
         """
         if wanted <= self.frame.slots:
-            raise ConfigurationError(f"longest: {wanted} tokens, of which {self.frame.slots} are the special ones")
+            raise ConfigurationError(
+                f"longest: expected more than the {self.frame.slots} special tokens around a text, got {wanted}"
+            )
         return min(wanted, wanted if self.limit is None else self.limit) - self.frame.slots
 
     def encode(self, text: str) -> Encoded:
@@ -115,23 +115,23 @@ class MaskedModel(ABC):
         return Encoded(np.array(encoding.ids, np.int64), ends, offsets)
 
     def masking(self, probability: float, mask_share: float, random_share: float) -> Masking:
-        """Masking that spares special tokens."""
+        """Return a masking that never masks special tokens."""
         special = tuple(sorted(set(self.tokenizer.all_special_ids)))
         return Masking(
             probability, mask_share, random_share, self.tokenizer.mask_token_id, special, len(self.tokenizer)
         )
 
     def framed(self, ids: NDArray[np.int64], places: NDArray[np.int64], labels: NDArray[np.int64]) -> Masked:
-        """Content ids with the special tokens around them, and places shifted accordingly."""
+        """Add the special tokens around content ids, and shift the places accordingly."""
         framed = np.concatenate([self.frame.before, ids, self.frame.after]).astype(np.int64)
         return Masked(framed, places + len(self.frame.before), labels)
 
     @torch.inference_mode()
     def score(self, documents: Sequence[Masked]) -> list[Scores]:
-        """What the model makes of the targets of each document; in the documents' order.
+        """Score the targets of each document, in the documents' order.
 
         Raises:
-            DataError: a loss is not a number.
+            DataError: a loss is NaN.
         """
         scores: list[Scores | None] = [None] * len(documents)
         for batch in _batches([len(document.input_ids) for document in documents]):
@@ -143,7 +143,7 @@ class MaskedModel(ABC):
             found = (logits.argmax(dim=1) == labels).cpu().numpy() if len(labels) else np.zeros(0, bool)
             if not np.isfinite(loss).all():
                 raise DataError(
-                    f"{self.path}: the loss is not a number, so nothing can be measured; its weights are not sound"
+                    f"{self.path}: the loss is not a number, so nothing can be measured; its weights are damaged"
                 )
             ends = np.cumsum(targets)[:-1]
             for index, *score in zip(batch, np.split(loss, ends), np.split(found, ends), strict=True):
@@ -152,11 +152,11 @@ class MaskedModel(ABC):
 
     @abstractmethod
     def logits(self, documents: Sequence[Masked]) -> Tensor:
-        """Logits at the targets of some documents, one after another. [targets, vocabulary]"""
+        """Compute the logits at the targets of some documents, one document after another, [targets, vocabulary]."""
 
 
 class Ours(MaskedModel):
-    """A model of one of our families, by our network."""
+    """A model of one of our families, run in our network."""
 
     def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast, network: nn.Module, facts: dict):
         super().__init__(path, tokenizer, network.shape.vocab_size, None, facts)
@@ -174,7 +174,7 @@ class Ours(MaskedModel):
 
 
 class Theirs(MaskedModel):
-    """Any other, by transformers."""
+    """Any other model, run in transformers."""
 
     def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast, model: nn.Module, facts: dict):
         embeddings = model.get_input_embeddings()
@@ -185,7 +185,7 @@ class Theirs(MaskedModel):
         model.base_model.register_forward_hook(self._pick)
 
     def _pick(self, _: nn.Module, __: tuple, output: ModelOutput | tuple) -> ModelOutput | tuple:
-        """Of the encoder's hidden states those of the targets, as one document: [1, targets, hidden]."""
+        """Select the encoder's hidden states at the targets, as one document: [1, targets, hidden]."""
         picked = output[0][self._at][None]
         if isinstance(output, tuple):
             return (picked, *output[1:])
@@ -207,28 +207,30 @@ class Theirs(MaskedModel):
 
 
 def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | None = None) -> MaskedModel:
-    """A model for evaluation, on a GPU if there is one.
+    """Open a model for evaluation, on a GPU if there is one.
 
     Args:
         path: a run, a checkpoint, an export, or any Hugging Face directory of a masked language model.
-        tokenizer: the folder of its tokenizer, if it is not in `path`.
-        rope_theta: in place of the one it was trained with, for a model of our families that has one.
+        tokenizer: the folder of the model's tokenizer, if it is not in `path`.
+        rope_theta: replaces the value that the model was trained with; only for our families with rotary positions.
 
     Raises:
-        FoundryError: there is no such model, it has no masked-LM head, or the tokenizer is not its own.
+        FoundryError: the model does not exist or has no masked-LM head, or the tokenizer does not belong to it.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not path.exists():
         raise ConfigurationError(f"{path}: no such file or folder")
     if (path / CONFIG).is_file() and find_family_of(path) is None:
         if rope_theta is not None:
-            raise ConfigurationError(f"rope_theta: {path} is of none of our families, so it cannot be changed")
+            raise ConfigurationError(
+                f"rope_theta: cannot be changed for {path}, which is not a model of our families; leave it out"
+            )
         return _open_theirs(path, tokenizer, device)
     source, network = read_source(path), load_model(path)
     facts = {"kind": source.family.name, "trained_length": source.longest_row}
     if rope_theta is not None:
         if "rope_theta" not in source.family.knobs:
-            raise ConfigurationError(f"rope_theta: a {source.family.name} has none")
+            raise ConfigurationError(f"rope_theta: the family {source.family.name} has none; leave it out")
         if rope_theta != source.knobs["rope_theta"]:
             facts["variant"] = f"theta-{rope_theta:g}"
             network.set_knob("rope_theta", rope_theta)
@@ -238,16 +240,18 @@ def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | Non
 
 
 def _open_theirs(path: Path, tokenizer: str | None, device: str) -> Theirs:
-    transformers.utils.logging.set_verbosity_error()  # what is missing is refused below, in one line
+    transformers.utils.logging.set_verbosity_error()  # missing tensors are refused below, in one line
     try:
         model, loading = AutoModelForMaskedLM.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
         )
-    except Exception as error:  # transformers raises whatever comes; each is about what is in the directory
-        raise DataError(f"{path}: transformers finds no masked language model there: {one_line(error)}") from None
+    except Exception as error:  # transformers raises many types; each is about the content of the directory
+        raise DataError(
+            f"{path}: transformers cannot load a masked language model from it: {one_line(error)}"
+        ) from None
     if loading["missing_keys"]:
         raise DataError(
-            f"{path}: has no masked-LM head (no tensor {sorted(loading['missing_keys'])[0]}), which this suite needs"
+            f"{path}: this suite needs a masked-LM head; tensor {sorted(loading['missing_keys'])[0]} is missing"
         )
     opened = _open_tokenizer(path, tokenizer)
     facts = {"kind": model.config.model_type, **_counted(model), "tokenizer": _told(opened)}
@@ -260,18 +264,18 @@ def _open_tokenizer(own: Path, given: str | None) -> PreTrainedTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # as above
         raise DataError(
-            f"{folder}: no tokenizer can be read there; tokenizer=FOLDER names the model's: {one_line(error)}"
+            f"{folder}: no tokenizer can be read; name the model's with tokenizer=FOLDER: {one_line(error)}"
         ) from None
     if not tokenizer.is_fast:
         raise DataError(
-            f"{folder}: is no fast tokenizer (one with a tokenizer.json), which alone tells where tokens end"
+            f"{folder}: expected a fast tokenizer (with a tokenizer.json), which gives the offsets of tokens"
         )
-    check_same_tokenizer(folder, own, f"leave out tokenizer=…: the model's own is in {own}")
+    check_same_tokenizer(folder, own, f"leave out tokenizer=…; the model's own is in {own}")
     return tokenizer
 
 
 def _told(tokenizer: PreTrainedTokenizerFast) -> str:
-    """By what a tokenizer is known: models of one have the same targets."""
+    """Identify a tokenizer; models with the same tokenizer have the same targets."""
     folder = Path(tokenizer.name_or_path)
     return fingerprint(folder) if (folder / "tokenizer.json").is_file() else f"{folder.name}, {len(tokenizer)} ids"
 
@@ -281,7 +285,7 @@ def _counted(model: nn.Module) -> dict:
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Documents of like length together, the longest first, so that a batch is nowhere half padding."""
+    """Group documents of similar length, longest first, so that batches have little padding."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if batch and lengths[batch[0]] * (len(batch) + 1) > BATCH_TOKENS:

@@ -1,13 +1,13 @@
-"""A needle: a name that stands twice in a long stretch of a document, far apart. The second is masked; is it found?
+"""The suite `needle`: a name occurs twice in a window, far apart; the second is masked, and the model has to find it.
 
-- Needles are the corpus' own names and words: what occurs exactly twice in a window, not even within another word, in
-  the same tokens both times, with at least `nearest` tokens between. All of its tokens are masked, and all have to be
-  right.
-- A name can be guessed from what stands around it. So each is asked twice: with the document as it is, and with the
-  first place taken by another name of the document of as many tokens, so that nothing else moves. What is found more
-  in the document as it is comes from the far place, and from nothing else.
-- The needles of a window are asked together, a few masked tokens among thousands. They are chosen evenly over
-  distances, as far as there are any.
+- Needles are names and words of the corpus itself. A needle occurs exactly twice in a window, also counting parts of
+  other words, as the same tokens both times, with at least `nearest` tokens between. All of its tokens are masked, and
+  all must be predicted correctly.
+- A name can be guessed from the text around it. So each is asked twice: in the original document, and with its first
+  occurrence replaced by another name of the document with as many tokens, so that nothing else moves. The difference
+  between the two is due only to the first, distant occurrence.
+- The needles of a window are asked together: a few masked tokens among thousands. They are chosen evenly over distances
+  where possible.
 """
 
 import re
@@ -50,27 +50,27 @@ class Config(TextSuiteConfig):
 
 @dataclass(frozen=True)
 class Needle:
-    """A name's two places in a window."""
+    """A name's two occurrences in a window."""
 
-    first: int  # where it stands; a token of the window
-    second: int  # where it is masked
+    first: int  # the token of the window where it stays visible
+    second: int  # the token of the window where it is masked
     tokens: tuple[int, ...]  # its ids
     other: tuple[int, ...]  # those of another name, which takes the first place for comparison
 
     @property
     def distance(self) -> int:
-        """Tokens from the one place to the other."""
+        """Tokens between the two occurrences."""
         return self.second - self.first
 
     @property
     def places(self) -> NDArray[np.int64]:
-        """Its masked tokens."""
+        """The places of the masked tokens."""
         return self.second + np.arange(len(self.tokens))
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A needle, and what was made of it with its first place there and with it replaced."""
+    """A needle, and the model's scores with its first occurrence present and replaced."""
 
     document: str
     needle: Needle
@@ -90,12 +90,14 @@ check = check_data
 
 
 def run(path: Path, config: Config) -> Result:
-    """Ask for needles, each with its far place there and with it replaced.
+    """Ask for each needle twice: with its first occurrence present, and with it replaced.
 
     Raises:
-        FoundryError: the model, the tokenizer or the data is not there or does not fit; there is no needle.
+        FoundryError: the model, the tokenizer or the data is missing or does not fit; there is no needle.
     """
-    from rotary_foundry.evaluation.models import open_model  # and torch: seconds, which a wrong key need not wait
+    from rotary_foundry.evaluation.models import (
+        open_model,
+    )  # imports torch, which takes seconds; a wrong key is refused before
 
     texts = held_out(config.data, config.documents, config.seed, at_least=config.at_least)
     model = open_model(path, config.tokenizer, config.rope_theta)
@@ -112,7 +114,7 @@ def run(path: Path, config: Config) -> Result:
                 needles.append(found)
     if not windows:
         raise DataError(
-            f"{config.data}: no name stands twice, {config.nearest:,} tokens apart, within {size:,} tokens of a held-"
+            f"{config.data}: no name occurs twice, {config.nearest:,} tokens apart, within {size:,} tokens of a held-"
             "out document; lower nearest or at_least"
         )
     asked, same = ask(model, documents, windows, needles)
@@ -151,7 +153,7 @@ def run(path: Path, config: Config) -> Result:
 def find_needles(
     text: str, encoded: "Encoded", start: int, end: int, config: Config, generator: np.random.Generator
 ) -> list[Needle]:
-    """Needles among the tokens `start` to `end` of a document, evenly over distances, as places in that window."""
+    """Choose needles among tokens `start` to `end` of a document, evenly over distances, as places in that window."""
     spans = encoded.spans[start:end]
     ids = encoded.ids[start:end].tolist()
     window = text[: spans[-1, 1]]
@@ -191,12 +193,12 @@ def ask(
     windows: Sequence[NDArray[np.int64]],
     needles: Sequence[Sequence[Needle]],
 ) -> tuple[list[Asked], str]:
-    """What a model makes of needles, and a digest of what it was asked.
+    """Score a model on needles; return the scores and a digest of the questions.
 
     Args:
-        documents: what the document of each window is called.
-        windows: each as ids, [tokens].
-        needles: of each window.
+        documents: the name of each window's document.
+        windows: the ids of each window, [tokens].
+        needles: the needles of each window.
     """
     pairs = [questions(model, *of_window) for of_window in zip(windows, needles, strict=True)]
     there, replaced = [with_it for with_it, _ in pairs], [without_it for _, without_it in pairs]
@@ -221,7 +223,7 @@ def ask(
 
 
 def questions(model: "MaskedModel", ids: NDArray[np.int64], needles: Sequence[Needle]) -> "tuple[Masked, Masked]":
-    """A window, ids [tokens], with its needles masked: as it is, and with other names in their first places."""
+    """Mask the needles of a window, ids [tokens]: once as it is, and once with other names at the first occurrences."""
     places = np.concatenate([needle.places for needle in needles])
     masked = ids.copy()
     masked[places] = model.tokenizer.mask_token_id
@@ -232,7 +234,7 @@ def questions(model: "MaskedModel", ids: NDArray[np.int64], needles: Sequence[Ne
 
 
 def _groups(asked: Sequence[Asked]) -> list[tuple[str, list[Asked]]]:
-    """Needles by distance, by depth, and all."""
+    """Group needles by distance, by depth, and all together."""
     by_distance, by_depth = defaultdict(list), defaultdict(list)
     for one in asked:
         by_distance[one.needle.distance.bit_length()].append(one)
@@ -253,7 +255,7 @@ def _row(label: str, of: Sequence[Asked], config: Config) -> Row:
 
 
 def _units(asked: Sequence[Asked], measure: str) -> dict[str, tuple[float, float]]:
-    """By document: the sums of a measure."""
+    """Return the sums of a measure by document."""
     units: dict[str, tuple[float, float]] = {}
     for one in asked:
         numerator, denominator = units.get(one.document, (0.0, 0.0))
@@ -263,7 +265,7 @@ def _units(asked: Sequence[Asked], measure: str) -> dict[str, tuple[float, float
 
 
 def draw(figure, results: Sequence[Result]) -> str:
-    """Names found and loss saved, by distance and by depth, of one model or several."""
+    """Draw names found and loss saved, by distance and by depth, for one model or several."""
     from rotary_foundry.evaluation.suite_pictures import points
 
     names = [result.model["name"] for result in results]

@@ -1,9 +1,9 @@
-"""The law of a loss that falls with context: L(c) = (α / c)^β + γ.
+"""Fit the power law of a loss that falls with context: L(c) = (α / c)^β + γ.
 
-For a given β it is linear in what is left: L(c) = drop · (c / first)^-β + γ, where the drop is what is above γ with the
-first, shortest context. So both are the solution of a small problem of least squares in which neither may be negative
-(scipy's nnls), and the search is over β alone: it needs no start and cannot diverge. α follows from the drop. Where a
-loss does not fall, the drop is zero and the law says nothing: α is then zero, and β is not a number.
+For a given β the law is linear in its other parameters: L(c) = drop · (c / first)^-β + γ, where the drop is the loss
+above γ at the first, shortest context. So drop and γ solve a small least-squares problem with non-negative values
+(scipy's nnls). Only β is searched for, which needs no start value and cannot diverge. α follows from the drop. If a
+loss does not fall, the drop is zero and the law has no meaning: α is then zero, and β is NaN.
 """
 
 from typing import NamedTuple
@@ -19,26 +19,26 @@ ROUNDING = 1e-6  # of a loss in float32: less is no fall
 class Law(NamedTuple):
     """Parameters of the law."""
 
-    alpha: float  # tokens of context at which the part of the loss that context can take away is one nat
+    alpha: float  # tokens of context at which the reducible part of the loss is one nat
     beta: float
-    gamma: float  # nats; what no context takes away
+    gamma: float  # nats; the part of the loss that no context reduces
 
     def __call__(self, context: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The loss with so much context."""
+        """Return the loss at each length of context."""
         return np.full(len(context), self.gamma) if not self.alpha else (self.alpha / context) ** self.beta + self.gamma
 
 
 def fit(context: NDArray[np.float64], loss: NDArray[np.float64]) -> Law:
-    """The law nearest to some losses, by least squares.
+    """Fit the law to losses by least squares.
 
     Args:
-        context: [lengths], tokens; three lengths at least, as the law has three parameters.
+        context: [lengths], tokens; at least three lengths, because the law has three parameters.
         loss: [lengths], nats.
     """
     relative = context / context[0]
 
     def solved(log_beta: float) -> tuple[NDArray[np.float64], float]:
-        """(drop, γ) for a β, and how far off the law then is."""
+        """Return (drop, γ) for a β, and the residual."""
         return nnls(np.stack([relative ** -np.exp(log_beta), np.ones(len(context))], axis=1), loss)
 
     log_beta = minimize_scalar(lambda value: solved(value)[1], bounds=np.log(BETAS), method="bounded").x

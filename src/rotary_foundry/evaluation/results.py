@@ -1,8 +1,8 @@
-"""What a suite found, as it is kept: one JSON file that tables, pictures and comparisons are made from.
+"""The results of a suite: one JSON file, from which tables, pictures and comparisons are made.
 
 A number that is the ratio of two sums over documents (a loss, an accuracy) keeps these sums by document in its
 headline. So two models that were measured on the same documents, on different days, can be compared document by
-document, and the interval of their difference is that of the difference, a great deal narrower than either one's.
+document. The interval of the difference is then much narrower than the intervals of the two numbers.
 """
 
 import json
@@ -20,19 +20,19 @@ from rotary_foundry.runs.run_folder import RunFolder, write_whole
 from rotary_foundry.utils.errors import DataError
 
 FOLDER, FILE, PICTURE = "evaluations", "result.json", "picture.png"
-FEW = 10  # documents, with fewer of which a bootstrap's intervals are clearly too narrow
+FEW = 10  # with fewer documents, bootstrap intervals are clearly too narrow
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number, and the ends of its 95 % interval; None where its uncertainty is not known."""
+    """A number, and the ends of its 95 % interval, which are None if its uncertainty is unknown."""
 
     value: float
     low: float | None = None
     high: float | None = None
 
     def __str__(self) -> str:
-        """As tables have it: 5.591 [5.402, 5.774]."""
+        """Format the measure for tables: 5.591 [5.402, 5.774]."""
         there = [number for number in (self.value, self.low, self.high) if number is not None and math.isfinite(number)]
         decimals = 3 if max(map(abs, there), default=0) >= 0.1 else 4
         value, *ends = (_number(number, decimals) for number in (self.value, self.low, self.high) if number is not None)
@@ -43,7 +43,7 @@ class Measure:
 class Row:
     """A line of a suite's table."""
 
-    labels: dict[str, str | int]  # what it is of, and how much of it there was: source, documents, …
+    labels: dict[str, str | int]  # the group and its counts: source, documents, …
     measures: dict[str, Measure]
 
 
@@ -54,8 +54,8 @@ class Headline:
     name: str  # with its unit
     measure: Measure
     lower_is_better: bool
-    units: dict[str, tuple[float, float]] = field(default_factory=dict)  # by document: numerator and denominator
-    within: tuple[float, float] | None = None  # what a document's ratio cannot be beyond, such as 0 and 1
+    units: dict[str, tuple[float, float]] = field(default_factory=dict)  # numerator and denominator by document
+    within: tuple[float, float] | None = None  # bounds of a document's ratio, such as 0 and 1
 
 
 @dataclass
@@ -64,19 +64,19 @@ class Result:
 
     suite: str
     title: str  # of the table, such as "masked-LM at 15 % of the tokens"
-    model: dict  # `name`, by which tables call it, `path`, and what else is known of it
-    config: dict  # of the suite, with its seed
+    model: dict  # `name` (used in tables), `path`, and further facts
+    config: dict  # the suite's settings, with its seed
     data: dict  # what it was measured on
     rows: list[Row]
     headlines: list[Headline]
-    notes: list[str] = field(default_factory=list)  # printed below the table: what was cut, or what was left out
-    facts: dict = field(default_factory=dict)  # what else the suite knows, for its picture and for programs
-    asked: str = ""  # `digest` of the questions; where two results have the same, their units are compared one by one
-    environment: dict = field(default_factory=dict)  # commit, packages, device: filled in where it is run
+    notes: list[str] = field(default_factory=list)  # printed below the table: what was cut or left out
+    facts: dict = field(default_factory=dict)  # further findings, for the picture and for programs
+    asked: str = ""  # `digest` of the questions; results with the same digest are compared document by document
+    environment: dict = field(default_factory=dict)  # commit, packages, device; filled in by `evaluate`
     seconds: float = 0.0
 
     def write(self, folder: Path) -> Path:
-        """Write `result.json` into a folder, made if need be."""
+        """Write `result.json` into a folder, which is created if necessary."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE
         write_whole(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
@@ -84,10 +84,10 @@ class Result:
 
     @classmethod
     def read(cls, path: Path) -> "Result":
-        """Read it again.
+        """Read a result from its file.
 
         Raises:
-            DataError: it is missing, or no such file.
+            DataError: the file is missing, or not a result.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -107,7 +107,7 @@ class Result:
             raise DataError(f"{path}: cannot be read as a result of `rotary-foundry evaluate`: {error!r}") from None
 
     def table(self) -> Table:
-        """As it is printed."""
+        """Make the table to print."""
         table = Table(title=f"{self.model['name']}: {self.title}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for heading, value in self.rows[0].labels.items() if self.rows else ():
             table.add_column(heading, justify="left" if isinstance(value, str) else "right", no_wrap=True)
@@ -133,7 +133,7 @@ class Result:
 
 
 def digest(questions: Iterable[bytes]) -> str:
-    """Of what a model is asked, question by question."""
+    """Return a digest of the questions that a model is asked."""
     found = xxh3_128()
     for question in questions:
         found.update(len(question).to_bytes(8) + question)
@@ -141,7 +141,7 @@ def digest(questions: Iterable[bytes]) -> str:
 
 
 def results_folder(model: Path, out: str | None = None, variant: str | None = None) -> Path:
-    """Where a model's results go, by its name: to `<run>/evaluations` if it is a run's, else to `evaluations` here."""
+    """Return the folder of a model's results: in `<run>/evaluations` if it belongs to a run, else in `evaluations`."""
     model = model.resolve()
     if out is not None:
         return Path(out) / name_of(model, variant)
@@ -150,9 +150,9 @@ def results_folder(model: Path, out: str | None = None, variant: str | None = No
 
 
 def name_of(model: Path, variant: str | None = None) -> str:
-    """What a model is called in tables: its folder's name, after that of its run if it is a checkpoint or an export.
+    """Return a model's name in tables: its folder's name; for a checkpoint or an export, after the name of its run.
 
-    A `variant` is what was set otherwise than the model has it.
+    A `variant` names the settings that differ from the model's own.
     """
     model = model.resolve()
     run = next((path for path in (model.parent, model.parent.parent) if RunFolder(path).recipe.is_file()), None)
@@ -164,7 +164,7 @@ def _with(name: str, variant: str | None) -> str:
 
 
 def print_whole(console: Console, table: Table) -> None:
-    """Print a table in its full width: a narrower terminal breaks the lines itself, and no figure is cut off."""
+    """Print a table in its full width. A narrower terminal wraps the lines, and no figure is cut off."""
     console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
     console.print(table)
 

@@ -1,9 +1,10 @@
-"""Any directory as a retriever that mteb can ask.
+"""Open any model directory as a retriever for mteb.
 
-One vector a text: what sentence-transformers saved, or a plain encoder, whose tokens are averaged. A vector a token:
-what PyLate saved, scored by MaxSim against every document of the corpus. mteb's own wrapper for PyLate goes by an index
-(PLAID), which approximates and is drawn at random; here the corpus passes by in chunks, by mteb's search for the late
-interaction models that newer versions of sentence-transformers have, so the score is the model's alone.
+A directory from sentence-transformers, or a plain encoder with averaged tokens, gives one vector a text. A directory
+from PyLate gives one vector a token and is scored by MaxSim against every document of the corpus. mteb's own wrapper
+for PyLate uses an index (PLAID), which is approximate and random. This module searches the corpus exhaustively in
+chunks instead, by mteb's search for the late-interaction models of newer sentence-transformers, so that only the model
+determines the score.
 """
 
 import json
@@ -38,14 +39,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Retriever:
-    """A model as mteb takes it.
+    """A model in the form that mteb takes.
 
     Attributes:
-        model: what `mteb.evaluate` is given.
-        library: the SentenceTransformer or ColBERT itself.
-        kind: how it makes vectors, in words.
-        query_length, document_length: in tokens, all special ones included; longer texts are cut. None: no text is.
-        marks: how many of these tokens the tokenizer does not put in itself.
+        model: the argument for `mteb.evaluate`. library: the SentenceTransformer or ColBERT itself. kind: a description
+        of how it makes vectors. query_length, document_length: the length in tokens at which texts are cut, special
+        tokens included; None: no cut. marks: how many of these tokens the tokenizer does not add itself.
     """
 
     model: Any
@@ -57,14 +56,14 @@ class Retriever:
 
 
 def open_retriever(path: Path, max_seq_length: int | None) -> Retriever:
-    """Open a directory, a run or a checkpoint.
+    """Open a model directory, a run or a checkpoint.
 
     Args:
-        max_seq_length: where documents, and for single vectors queries, are cut; none: where the model says.
+        max_seq_length: the length at which documents are cut, and queries of single-vector models; None: the model's.
 
     Raises:
-        DataError: no model is there.
-        ConfigurationError: the model takes less than max_seq_length.
+        DataError: `path` has no model.
+        ConfigurationError: the model takes fewer tokens than max_seq_length.
     """
     if is_multi_vector(path):
         return _multi_vector(path, max_seq_length)
@@ -80,15 +79,15 @@ def open_retriever(path: Path, max_seq_length: int | None) -> Retriever:
 
 
 def is_multi_vector(path: Path) -> bool:
-    """Whether a directory was saved by PyLate, whose modules are its own."""
+    """Return whether PyLate saved a directory, judged by its modules."""
     try:
         modules = json.loads((path / "modules.json").read_text(encoding="utf-8"))
         return any(module["type"].startswith("pylate.") for module in modules)
-    except (FileNotFoundError, NotADirectoryError):  # a path may be a file's, which the next to open it refuses
+    except (FileNotFoundError, NotADirectoryError):  # if the path is a file, opening it as a model is refused later
         return False
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path / 'modules.json'}: no list of modules as sentence-transformers writes it: {error!r}"
+            f"{path / 'modules.json'}: expected a list of modules as sentence-transformers writes it: {error!r}"
         ) from None
 
 
@@ -117,7 +116,7 @@ def _multi_vector(path: Path, max_seq_length: int | None) -> Retriever:
 class LateInteraction(MultiVectorSearchEncoderWrapper):
     """PyLate's ColBERT for mteb's exhaustive search."""
 
-    corpus_chunk_size = 2000  # documents whose vectors are held at a time
+    corpus_chunk_size = 2000  # documents whose vectors are in memory at a time
 
     def __init__(self, model: "ColBERT"):
         self.model = model

@@ -1,9 +1,10 @@
-"""The suite `retrieval`: nDCG@10 by mteb, with one vector a text or one a token.
+"""The suite `retrieval`: nDCG@10 by mteb, for models with one vector a text or one a token.
 
-`code_search` needs nothing but Python: from a docstring's first paragraph to its function, in modules of the standard
-library that the training pairs of `rotary-foundry finetune yamls/finetune/dense_retrieval.yaml` have nothing of. Any
-other name is a benchmark or a task of mteb, whose data comes from the Hugging Face hub: BEIR, MLDR, CodeSearchNet.
-The intervals are over queries, each of which is drawn by itself; corpora are as they are.
+The task `code_search` needs only Python. It searches for the function that belongs to the first paragraph of a
+docstring, in modules of the standard library that are not in the training pairs of
+`rotary-foundry finetune yamls/finetune/dense_retrieval.yaml`. Any other name is a benchmark or a task of mteb, such as
+BEIR, MLDR or CodeSearchNet; its data comes from the Hugging Face hub. The intervals are over queries: the bootstrap
+resamples queries independently and keeps the corpora fixed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,31 +39,31 @@ class Config(ResampledConfig):
     """The keys of `yamls/eval/retrieval.yaml`."""
 
     tasks: list[str]  # code_search, and benchmarks or tasks of mteb
-    max_pairs: int | None  # of code_search: the first so many functions, as queries and documents; null: all
-    max_seq_length: int | None  # tokens at which documents are cut; null: what the model was saved with
-    long_documents: str  # texts over that length, or the query's: truncate, with a count, or refuse
+    max_pairs: int | None  # code_search only: use the first `max_pairs` functions; null: all
+    max_seq_length: int | None  # documents are cut to this many tokens; null: the limit saved with the model
+    long_documents: str  # what to do with longer texts: truncate (and count them) or refuse
     batch_size: int
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         if not self.tasks:
-            yield "tasks", f"at least one is wanted, such as {OFFLINE}"
+            yield "tasks", f"expected at least one task, such as {OFFLINE}; got none"
         if self.max_seq_length is not None and self.max_seq_length < SHORTEST_MARKED:
-            yield "max_seq_length", f"a number from {SHORTEST_MARKED} on is wanted, not {self.max_seq_length}"
+            yield "max_seq_length", f"expected at least {SHORTEST_MARKED} tokens, got {self.max_seq_length}"
         if self.long_documents not in LONG_DOCUMENTS:
-            yield "long_documents", f"{' or '.join(LONG_DOCUMENTS)} is wanted, not '{self.long_documents}'"
+            yield "long_documents", f"expected {' or '.join(LONG_DOCUMENTS)}, got '{self.long_documents}'"
 
 
 def check(_: Path, config: Config) -> None:
-    """See that tasks are there, by their names, and can be fetched.
+    """Check that tasks of these names exist and that their data can be downloaded.
 
     Raises:
-        NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
+        NeedsNetwork: a task's data has to be downloaded, and the hub cannot be reached.
         ConfigurationError: no such task.
     """
     online = [name for name in config.tasks if name != OFFLINE]
     if online:
-        check_hub(f"{', '.join(online)}: the data has to be fetched ({OFFLINE} needs no network)")
+        check_hub(f"{', '.join(online)}: the data has to be downloaded ({OFFLINE} needs no network)")
     check_installed("mteb", "sentence_transformers")
     if online:
         from rotary_foundry.evaluation.retrieval_tasks import find_tasks  # and mteb: seconds
@@ -75,9 +76,9 @@ def run(model: Path, config: Config) -> Result:
     """Evaluate a directory, a run or a checkpoint.
 
     Raises:
-        NeedsNetwork: a task's data is not in the cache, and cannot be fetched.
-        ConfigurationError: no such task, or the model takes less than max_seq_length.
-        DataError: no model is there, or texts are too long and long_documents is refuse.
+        NeedsNetwork: a task's data is not in the cache and cannot be downloaded.
+        ConfigurationError: no such task, or the model takes fewer tokens than max_seq_length.
+        DataError: the model does not exist, or texts are too long and long_documents is refuse.
     """
     from datasets.utils.logging import disable_progress_bar
 
@@ -114,7 +115,7 @@ def run(model: Path, config: Config) -> Result:
 
 
 def draw(figure, results: Sequence[Result]) -> str:
-    """nDCG@10 by task, of one model or several."""
+    """Draw nDCG@10 by task, for one model or several."""
     from rotary_foundry.evaluation.suite_pictures import points
 
     tasks = list(dict.fromkeys(row.labels["task"] for result in results for row in result.rows))
@@ -137,7 +138,7 @@ def draw(figure, results: Sequence[Result]) -> str:
 
 
 def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list[str]) -> "tuple[list[Part], str]":
-    """The parts of a task of mteb, answered, and a digest of its texts."""
+    """Evaluate a task of mteb; return its parts with scores, and a digest of its texts."""
     import mteb
 
     from rotary_foundry.evaluation.retrieval_tasks import Watched, leaves
@@ -160,7 +161,7 @@ def _loaded(watch: "type[Watched]", task: object) -> "Watched":
     try:
         return watch(task)
     except (OSError, ValueError) as error:  # what datasets and the hub's client raise without a network or a cache
-        raise NeedsNetwork(f"{task.metadata.name}: its data cannot be had: {one_line(error)}") from error
+        raise NeedsNetwork(f"{task.metadata.name}: its data cannot be downloaded: {one_line(error)}") from error
 
 
 def _too_long(watched: "Watched", retriever: "Retriever", config: Config) -> list[str]:
@@ -176,7 +177,7 @@ def _too_long(watched: "Watched", retriever: "Retriever", config: Config) -> lis
             name = watched.task.metadata.name
             message = f"{name}: {over:,} of {all_texts:,} {what} are longer than {length:,} tokens"
             if config.long_documents == "refuse":
-                raise DataError(f"{message}; raise max_seq_length if the model allows, or take long_documents=truncate")
+                raise DataError(f"{message}; raise max_seq_length if the model allows, or set long_documents=truncate")
             notes.append(f"{message}, and cut there")
     return notes
 
@@ -186,7 +187,7 @@ def _row(name: str, queries: int, documents: int, measure: Measure) -> Row:
 
 
 def _measure(tasks: "Sequence[Sequence[Part]]", config: Config) -> Measure:
-    """The mean over tasks of the mean over their parts of the mean over queries."""
+    """Average over queries, then over the parts of a task, then over tasks."""
     values, resampled, fewest = [], [], min(len(part.scores) for parts in tasks for part in parts)
     for parts in tasks:
         scores = [np.array(list(part.scores.values())) for part in parts]
@@ -200,5 +201,5 @@ def _measure(tasks: "Sequence[Sequence[Part]]", config: Config) -> Measure:
 
 
 def _resampled(scores: NDArray[np.float64], config: Config, place: tuple[int, int]) -> NDArray[np.float64]:
-    """scores [queries] → their mean in each resample [resamples], drawn for each part by itself"""
+    """Resample scores [queries], independently for each part, and return the mean of each resample, [resamples]."""
     return bootstrap.draws(len(scores), config.resamples, (config.seed, *place)) @ scores / len(scores)

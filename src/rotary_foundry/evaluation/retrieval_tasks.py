@@ -1,4 +1,4 @@
-"""What retrieval is measured on: mteb's tasks and benchmarks by name, and code search in the standard library as one.
+"""The tasks of the suite `retrieval`: mteb's tasks and benchmarks by name, and code search in the standard library.
 
 Importing this module takes seconds, since it imports mteb.
 """
@@ -17,7 +17,7 @@ from rotary_foundry.finetuning.code_search import code_search_pairs
 from rotary_foundry.utils.errors import ConfigurationError
 
 METRIC = "ndcg_cut_10"  # pytrec_eval's name
-KNOWN_AS = {  # in mteb, and what of it is meant
+KNOWN_AS = {  # common names, mteb's names for them, and the subset to use
     "BEIR": ("BEIR", {}),
     "MLDR": ("MultiLongDocRetrieval", {"languages": ["eng"], "eval_splits": ["test"]}),  # as in arXiv 2412.13663
     "CodeSearchNet": ("COIRCodeSearchNetRetrieval", {}),  # as in CoIR and arXiv 2412.13663: six languages
@@ -25,10 +25,10 @@ KNOWN_AS = {  # in mteb, and what of it is meant
 
 
 class StandardLibrary(AbsTaskRetrieval):
-    """The held-out modules of code_search.py: for each docstring its function, among all of them.
+    """Code search in the held-out modules of code_search.py: find the function of each docstring among all functions.
 
     Args:
-        max_pairs: the first so many functions, as queries and as documents; none: all.
+        max_pairs: use only the first `max_pairs` functions, as queries and as documents; None: all.
     """
 
     metadata = TaskMetadata(
@@ -73,7 +73,7 @@ class Part:
     """A subset of a task, such as one of its languages, and how its queries were answered.
 
     Attributes:
-        documents: how many there were to choose from.
+        documents: the number of documents in the corpus.
         scores: nDCG@10 by query.
     """
 
@@ -83,10 +83,10 @@ class Part:
 
 
 def find_tasks(name: str) -> list[AbsTask]:
-    """The tasks of mteb that a name stands for: of a benchmark several.
+    """Return the mteb task of a name, or all tasks of a benchmark.
 
     Raises:
-        ConfigurationError: mteb has none of that name, or one that is not retrieval.
+        ConfigurationError: mteb has no task of this name, or it is not a retrieval task.
     """
     known, part = KNOWN_AS.get(name, (name, {}))
     try:
@@ -102,18 +102,18 @@ def find_tasks(name: str) -> list[AbsTask]:
         for leaf in leaves(task):
             if not isinstance(leaf, AbsTaskRetrieval):
                 raise ConfigurationError(
-                    f"tasks: {name}: {leaf.metadata.name} is no retrieval but {leaf.metadata.type}"
+                    f"tasks: {name}: expected retrieval tasks, but {leaf.metadata.name} is of type {leaf.metadata.type}"
                 )
     return tasks
 
 
 def leaves(task: AbsTask) -> list[AbsTask]:
-    """The tasks that a task is made of, such as the twelve forums of CQADupstack; mostly itself."""
+    """Return the tasks that a task consists of, such as the twelve forums of CQADupstack; usually only itself."""
     return [*task.metadata.tasks] if isinstance(task, AbsTaskAggregate) else [task]
 
 
 class Watched:
-    """A task, loaded, and its scores query by query, of which mteb itself keeps the mean only."""
+    """A loaded task that records its scores by query; mteb itself keeps only their mean."""
 
     def __init__(self, task: AbsTaskRetrieval):
         self.task = task
@@ -129,7 +129,7 @@ class Watched:
         task.convert_v1_dataset_format_to_v2(None)
 
     def found(self) -> Iterator[Part]:
-        """What mteb found, once it has evaluated the task."""
+        """Yield the parts with their scores, after mteb has evaluated the task."""
         several = len({split for _, split in self._scores}) > 1
         for (subset, split), scores in self._scores.items():
             parts = self.task.metadata.name, subset if subset != "default" else "", split if several else ""
@@ -137,7 +137,7 @@ class Watched:
             yield Part(" ".join(part for part in parts if part), documents, scores)
 
     def texts(self, queries: bool) -> Iterator[str]:
-        """All its queries, or documents, as mteb gives them to a model."""
+        """Yield all queries, or all documents, in the form that mteb gives to a model."""
         for subset in self.task.dataset.values():
             for split in subset.values():
                 rows = split["queries" if queries else "corpus"]

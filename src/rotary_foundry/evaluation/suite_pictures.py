@@ -1,4 +1,4 @@
-"""A suite's picture as a PNG, by matplotlib; it tells itself in words, too, in the file's `Description`."""
+"""Draw a suite's picture as a PNG with matplotlib; the file's `Description` holds a text alternative."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +12,9 @@ GREY = "#888888"
 
 
 def draw(results: Sequence[Result], path: Path) -> str:
-    """Write the picture of one suite's results, of one model or of several, and give what is to be seen in words."""
+    """Write the picture of one suite's results, for one model or several, and return its text alternative."""
     from matplotlib import rc_context
-    from matplotlib.figure import Figure  # slow to import; and no pyplot: nothing is to be shown in a window
+    from matplotlib.figure import Figure  # slow to import; no pyplot, because no window is opened
 
     with rc_context({"text.parse_math": False}):  # a name with a $ in it is a name
         figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -28,17 +28,17 @@ def draw(results: Sequence[Result], path: Path) -> str:
 
 
 def colour(index: int) -> str:
-    """Of the model that is drawn as the `index`th."""
+    """Return the colour of the model number `index`."""
     return COLOURS[index % len(COLOURS)]
 
 
 def points(axes, names: Sequence[str], measures: Sequence[Sequence[Measure | None]], labels: Sequence[str]) -> None:
-    """A point with its interval for each group and model, side by side. No bars: a loss does not begin at zero.
+    """Draw a point with its interval for each group and model, side by side; no bars, as a loss does not start at zero.
 
     Args:
-        names: of the groups, from left to right.
-        measures: for each label a measure for each group; None where there is none.
-        labels: of the models, each of which has a colour.
+        names: names of the groups, from left to right.
+        measures: for each label, a measure for each group; None if there is none.
+        labels: names of the models; each has a colour.
     """
     for index, (label, of_label) in enumerate(zip(labels, measures, strict=True)):
         there = [(group, measure) for group, measure in enumerate(of_label) if measure is not None]
@@ -55,6 +55,6 @@ def points(axes, names: Sequence[str], measures: Sequence[Sequence[Measure | Non
 
 
 def intervals(measures: Sequence[Measure]) -> list[list[float]]:
-    """How far each interval reaches down and up, as matplotlib's errorbar takes it; not at all where none is known."""
+    """Return the distances to the interval ends in the form of matplotlib's errorbar; zero for unknown intervals."""
     reach = [(m.value - m.low, m.high - m.value) if m.low is not None else (0.0, 0.0) for m in measures]
     return [[max(0.0, down) for down, _ in reach], [max(0.0, up) for _, up in reach]]

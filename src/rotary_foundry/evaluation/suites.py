@@ -1,16 +1,16 @@
-"""The suites there are, and what each of them has to give.
+"""The list of suites, and the interface that a suite implements.
 
-A suite is a module with three names in it:
+A suite is a module with three names:
 
-- `Config`, a dataclass that builds on `SuiteConfig` or one of those below it: the keys of its YAML;
+- `Config`, a dataclass that extends `SuiteConfig` or one of its subclasses: the keys of the suite's YAML;
 - `run(model: Path, config: Config) -> Result`: measures; it neither prints nor writes;
-- `draw(figure, results: Sequence[Result]) -> str`: its picture of one model or of several beside each other, on a
-  matplotlib Figure, and what is to be seen in it, in words.
+- `draw(figure, results: Sequence[Result]) -> str`: draws the results of one or several models on a matplotlib Figure,
+  and returns a text alternative.
 
-It may have a fourth, `check(model: Path, config: Config)`, called for every model and suite before the first of them is
-measured: it raises `NeedsNetwork` if something has to be fetched and cannot be, and refuses what another file says.
-What is wrong with the values of its own keys its `Config` knows, and is asked here, before anything is loaded; no suite
-looks at them again. `yamls/eval/<suite>.yaml` is a suite with its defaults; any other YAML names its suite under the
+A fourth, `check(model: Path, config: Config)`, is optional. It is called for every model and suite before the first
+measurement. It raises `NeedsNetwork` if a download is needed and not possible, and refuses bad values in other files.
+`Config.problems` checks the values of the suite's own keys. This module calls it before anything is loaded, and suites
+need not check them again. `yamls/eval/<suite>.yaml` holds a suite's defaults; any other YAML names its suite under the
 key `suite`.
 """
 
@@ -38,71 +38,71 @@ MODULES = {
     "retrieval": "rotary_foundry.evaluation.retrieval_suite",
     "glue": "rotary_foundry.evaluation.glue",
 }
-ALL = "all"  # of them, as their YAMLs set them, which want no network
+ALL = "all"  # of the suites, with the settings of their YAMLs, which need no network
 FOLDER = Path("yamls/eval")
 
 
 @dataclass
 class SuiteConfig:
-    """What every suite takes. A field without a default has to be given in a YAML."""
+    """The keys of every suite. A YAML must set each field that has no default."""
 
-    suite: str  # by which a YAML says whose keys these are
+    suite: str  # the suite that the YAML is for
     out: str | None = None  # the folder for results; null: the run's `evaluations`, or `evaluations` here
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, what is wrong and what would be right); only the first is ever asked for.
+        """Yield (key, what is wrong and what would be right). The caller reports only the first.
 
-        Whatever is a whole number here counts something, of which there has to be one, but for the seed.
+        Every integer key except the seed is a count that must be at least 1.
         """
         for key, value in vars(self).items():
             least = 0 if key == "seed" else 1
             if isinstance(value, int) and value < least:
-                yield key, f"a number from {least} on is wanted, not {value}"
+                yield key, f"expected an integer of at least {least}, got {value}"
 
 
 @dataclass
 class ResampledConfig(SuiteConfig):
-    """What a suite takes whose intervals are the bootstrap's."""
+    """The keys of a suite with bootstrap intervals."""
 
-    seed: int = 0  # of whatever is drawn at random, the bootstrap included
+    seed: int = 0  # of everything random, including the bootstrap
     resamples: int = 1000  # of the bootstrap
 
 
 @dataclass(kw_only=True)
 class TextSuiteConfig(ResampledConfig):
-    """What a suite takes that masks held-out documents."""
+    """The keys of a suite that masks held-out documents."""
 
     data: str  # a folder that `python data_prep` wrote
     documents: int  # of each source, at most
-    longest: int  # tokens that the model is given at once, or as many as it can take
+    longest: int  # the most tokens that the model gets at once; fewer if the model takes fewer
     tokenizer: str | None = None  # a folder; null: the model's own
     rope_theta: float | None = None  # null: as it was trained
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         if self.rope_theta is not None and not 0 < self.rope_theta < math.inf:
-            yield "rope_theta", f"a number above 0 is wanted, not {self.rope_theta}"
+            yield "rope_theta", f"expected a number above 0, got {self.rope_theta}"
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite, as a YAML sets it."""
+    """A suite with the settings of a YAML."""
 
     name: str
     config: SuiteConfig
     run: Callable[[Path, SuiteConfig], "Result"]
-    check: Callable[[Path, SuiteConfig], None] | None  # none: there is nothing that could be missing
+    check: Callable[[Path, SuiteConfig], None] | None  # None: nothing to check
 
 
 def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Suite]:
-    """The suites of some names or YAML files, each with its configuration.
+    """Return the suites of some names or YAML files, each with its configuration.
 
     Args:
         given: names such as `context`, paths of YAML files, or `all`.
-        overrides: `key=value`, each for those of them that have the key.
+        overrides: `key=value`, each applied to the suites that have the key.
 
     Raises:
-        ConfigurationError: there is no such suite; or a key that none of them has, or a value that it cannot have.
+        ConfigurationError: the suite does not exist, no suite has a key, or a value is not allowed.
     """
     overrides = list(overrides)
     modules = {path: _module(path) for one in given for path in _paths(one)}
@@ -110,20 +110,22 @@ def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Sui
 
     def meant(override: str, of_suite: set[str]) -> bool:
         key = re.split(r"[.=\[]", override)[0]
-        return key in of_suite or not any(key in others for others in keys)  # what none has is refused by its name
+        return key in of_suite or not any(
+            key in others for others in keys
+        )  # a key that no suite has is refused by name
 
     found = []
     for (path, module), own in zip(modules.items(), keys, strict=True):
         config = load_config(path, module.Config, [one for one in overrides if meant(one, own)])
         refuse(path, config.problems())
         if any(suite.name == config.suite for suite in found):
-            raise ConfigurationError(f"{path}: is for the suite {config.suite}, as another is: give one at a time")
+            raise ConfigurationError(f"{path}: another YAML is for the same suite, {config.suite}; give one at a time")
         found.append(Suite(config.suite, config, module.run, getattr(module, "check", None)))
     return found
 
 
 def draw_of(name: str) -> Callable[..., str]:
-    """How a suite's results are drawn."""
+    """Return the function that draws a suite's results."""
     return import_module(MODULES[name]).draw
 
 
@@ -134,19 +136,19 @@ def _paths(given: str) -> list[Path]:
         return [_folder() / f"{given}.yaml"]
     if given.endswith((".yaml", ".yml")):
         return [Path(given)]
-    raise ConfigurationError(f"there is no suite '{given}'; there are {', '.join(MODULES)}, and {ALL}, or give a YAML")
+    raise ConfigurationError(f"no suite '{given}'; there are {', '.join(MODULES)} and {ALL}; or give a YAML")
 
 
 def _folder() -> Path:
-    """The YAMLs of where one stands, or else those beside this code."""
+    """Return the folder of YAMLs: in the working directory if it is there, else beside this code."""
     return FOLDER if FOLDER.is_dir() else Path(rotary_foundry.__file__).parents[2] / FOLDER
 
 
 def _module(path: Path) -> ModuleType:
-    """The module of the suite that a YAML is for."""
+    """Return the module of the suite that a YAML is for."""
     name = load_key(path, "suite")
     if name not in MODULES:
-        raise ConfigurationError(f"{path}: suite: '{name}' is none; there are {', '.join(MODULES)}")
+        raise ConfigurationError(f"{path}: suite: no suite '{name}'; there are {', '.join(MODULES)}")
     try:
         return import_module(MODULES[name])
     except ModuleNotFoundError as error:

@@ -1,1 +1,1 @@
-"""Fine-tuning: a classifier on any encoder, searched over a grid and several seeds; and retrievers, dense and late."""
+"""Fine-tuning: classifiers on any encoder, by a search over a grid and several seeds; and dense and late retrievers."""

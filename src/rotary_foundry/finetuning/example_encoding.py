@@ -1,13 +1,13 @@
-"""From labelled examples to what the model takes, once for all jobs of a task: tokens and label numbers, on disk.
+"""Encode labelled examples as tokens and label numbers, once for all jobs of a task, and write them to disk.
 
-Whatever is wrong with data, labels or tokenizer is found here, before a job starts. Two decisions:
+Problems with data, labels or tokenizer are found here, before a job starts. There are two decisions:
 
-- Labels are in the order of their numbers: those of the model's head if it has one, else those that the file names,
-  else those of the training data, sorted. Nothing else may occur, in whichever split.
-- A sentence of words is tokenised as its text, words joined by blanks, and tokens are matched to words by their place
-  in it. Each word's first token has the word's label, the others have none. So a byte-level tokenizer sees words with
-  the blank before them, as it did in pretraining, which transformers' `is_split_into_words` gives it only if it was
-  saved with `add_prefix_space`.
+- Labels are numbered in this order: as in the model's head if it has one; else as in the YAML; else as in the training
+  data, sorted. Any other label, in any split, is an error.
+- A sentence of words is joined by blanks and tokenised as one text. Tokens are assigned to words by their positions in
+  it. The first token of each word has the word's label, the others have none. So a byte-level tokenizer sees words with
+  the blank before them, as in pretraining. With transformers' `is_split_into_words` it would see the blank only if it
+  was saved with `add_prefix_space`.
 """
 
 import json
@@ -31,7 +31,7 @@ from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.hub import check_hub
 from rotary_foundry.utils.wording import one_line
 
-NO_LABEL = -100  # of a token: what losses and metrics pass over
+NO_LABEL = -100  # the label of tokens that losses and metrics ignore
 HEADS = {
     "sequence": "ForSequenceClassification",
     "regression": "ForSequenceClassification",
@@ -41,11 +41,11 @@ CHUNK = 1000  # texts that are tokenised at a time
 
 
 def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
-    """Tokenise a task's splits into `folder`, a data set each, and say what they are.
+    """Tokenise a task's splits into `folder`, as one data set each, and describe them.
 
     Returns:
-        `labels`, empty for a regression; `splits`, the validation splits' names, the first counts; `examples` and
-        `truncated`, counts by split; `max_seq_len`; `digest`, of all of it.
+        `labels`, empty for a regression; `splits`, the names of the validation splits, whose first decides; `examples`
+        and `truncated`, counts by split; `max_seq_len`; `digest`, of all data.
 
     Raises:
         FoundryError: naming the file and row of what is wrong.
@@ -57,7 +57,7 @@ def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
     paths = {"train": task.data.train} | {Path(split).stem: split for split in task.data.validation}
     if len(paths) < 1 + len(task.data.validation):
         raise ConfigurationError(
-            f"tasks.{name}.data: validation splits need names of their own, and not train: {task.data.validation}"
+            f"tasks.{name}.data: expected different names of validation splits, none train, got {task.data.validation}"
         )
     splits = {split: read_split(task.data, path) for split, path in paths.items()}
     labels = Labels.of(name, task, splits["train"], None if task.init_from_task else _head(config.model, model, task))
@@ -88,12 +88,12 @@ def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
 
 
 class Labels:
-    """Names and their numbers.
+    """The names of labels and their numbers.
 
     Args:
-        names: in the order of their numbers; empty for a regression.
-        source: whose they are, for messages.
-        numbered: whether data may have a label's number in place of its name.
+        names: names in the order of their numbers; empty for a regression.
+        source: the origin of the names, for messages.
+        numbered: whether the data may have a label's number instead of its name.
     """
 
     def __init__(self, names: Sequence[str], source: str, numbered: bool):
@@ -105,14 +105,16 @@ class Labels:
 
     @classmethod
     def of(cls, name: str, task: TaskConfig, train: list[Example], head: list[str] | None) -> "Labels":
-        """The labels of a task.
+        """Determine the labels of a task.
 
         Raises:
-            DataError: those of the head are not the task's, or all examples have the same.
+            DataError: the head's labels are not the task's, or all examples have the same label.
         """
         if task.type == "regression":
             if head is not None and len(head) != 1:
-                raise DataError(f"tasks.{name}: the model's head has {len(head)} labels, a regression wants one number")
+                raise DataError(
+                    f"tasks.{name}: a regression needs a head with one number, but the model's has {len(head)} labels"
+                )
             return cls([], "", False)
         if task.labels:
             names, source = task.labels, f"tasks.{name}.labels"
@@ -136,25 +138,23 @@ class Labels:
         return cls(names, source, bool(task.labels))
 
     def number(self, value: Any, where: str) -> int:
-        """The number of a label.
+        """Return the number of a label.
 
         Raises:
-            DataError: it is missing, or none of these.
+            DataError: the label is missing or unknown.
         """
         text = _text(value, where)
         if text not in self.numbers:
             raise DataError(
-                f"{where}: label '{text}' is none of those of {self.source} ({_listed(self.names)}); correct it, or "
-                "name all of them, in order, under the task's `labels`"
+                f"{where}: label '{text}' is not among those of {self.source} ({_listed(self.names)}); correct it, or "
+                "list all labels, in order, under the task's `labels`"
             )
         return self.numbers[text]
 
 
 def _check_metrics(name: str, task: TaskConfig, labels: list[str]) -> None:
     if "f1" in task.metrics and len(labels) != 2:
-        raise ConfigurationError(
-            f"tasks.{name}.metrics: f1 is of the second of two labels, here are {len(labels)}; take macro_f1"
-        )
+        raise ConfigurationError(f"tasks.{name}.metrics: f1 needs two labels, got {len(labels)}; use macro_f1")
     if "entity_f1" in task.metrics and not all(label == "O" or label[:2] in ("B-", "I-") for label in labels):
         raise ConfigurationError(
             f"tasks.{name}.metrics: entity_f1 is of labels such as O, B-PER, I-PER, here are {_listed(labels)}; take "
@@ -171,12 +171,12 @@ def _occurring(examples: Iterable[Example]) -> list[str]:
 
 
 def _text(value: Any, where: str) -> str:
-    """A label as text; 1.0, which a column of numbers with a gap makes of 1, is 1."""
+    """Return a label as text; 1.0 becomes 1, because a column of integers with a gap is read as floats."""
     _refuse_missing(value, where)
     if isinstance(value, float) and not value.is_integer():
-        raise DataError(f"{where}: label {value} is a number and no class; numbers are learnt with type: regression")
+        raise DataError(f"{where}: expected a class, got the number {value}; to learn numbers, set type: regression")
     if isinstance(value, list | dict):
-        raise DataError(f"{where}: the label is a {type(value).__name__}; a label for each word is for type: token")
+        raise DataError(f"{where}: the label is a {type(value).__name__}; for a label for each word, set type: token")
     return str(int(value)) if isinstance(value, float) else str(value)
 
 
@@ -186,7 +186,7 @@ def _number(value: Any, where: str) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise DataError(
-            f"{where}: label {value!r} is no number; a regression wants numbers, names are learnt with type: sequence"
+            f"{where}: expected a number for a regression, got label {value!r}; to learn names, set type: sequence"
         ) from None
     if not math.isfinite(number):
         raise DataError(f"{where}: the label is {number}; give it a value, or leave the row out")
@@ -207,7 +207,7 @@ def _listed(names: Sequence[str]) -> str:
 def _encode(
     examples: list[Example], task: TaskConfig, labels: Labels, tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> tuple[dict[str, list], list[str]]:
-    """The model's inputs and labels, and where the documents are that were cut to `limit` tokens."""
+    """Return the model's inputs and labels, and the places of the documents that were cut to `limit` tokens."""
     columns: dict[str, list] = {}
     long = []
     words = task.type == "token"
@@ -226,7 +226,7 @@ def _encode(
                 one["labels"] = _number(example.label, example.where)
             else:
                 one["labels"] = labels.number(example.label, example.where)
-            one.pop("attention_mask", None)  # padding makes it anew
+            one.pop("attention_mask", None)  # padding makes it again
             for key, value in one.items():
                 columns.setdefault(key, []).append(value)
     return columns, long
@@ -236,19 +236,19 @@ def _texts(example: Example, task: TaskConfig) -> tuple[str, ...]:
     if task.type == "token":
         words, labels = example.text, example.label
         if not isinstance(words, list) or not isinstance(labels, list) or len(words) != len(labels):
-            raise DataError(f"{example.where}: type: token wants a list of words and one of as many labels")
+            raise DataError(f"{example.where}: type: token needs a list of words and a list of equally many labels")
         if not all(isinstance(word, str) and word for word in words):
-            raise DataError(f"{example.where}: a word is empty or no text")
+            raise DataError(f"{example.where}: a word is empty or not text; correct it, or leave the row out")
         return (" ".join(words),)
     texts = example.text if isinstance(example.text, tuple) else (example.text,)
     for column, text in zip(task.data.text, texts, strict=True):
         if not isinstance(text, str):
-            raise DataError(f"{example.where}: column '{column}' is no text but {text!r}; leave the row out")
+            raise DataError(f"{example.where}: column '{column}': expected text, got {text!r}; leave the row out")
     return texts
 
 
 def _on_tokens(example: Example, text: str, offsets: list[tuple[int, int]], labels: Labels) -> list[int]:
-    """The label of each token: a word's on the first token that has a character of it."""
+    """Return the label of each token: a word's label for the first token with a character of the word."""
     numbers = [labels.number(label, example.where) for label in example.label]
     word_at = np.full(len(text), -1)  # by character; -1 for the blanks between words
     start = 0
@@ -265,50 +265,52 @@ def _on_tokens(example: Example, text: str, offsets: list[tuple[int, int]], labe
 
 
 def load_tokenizer(path: str, model_path: str, model: PretrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer at `path`, for a model that may have one of its own.
+    """Load the tokenizer at `path`, for a model that may have its own.
 
     Raises:
-        DataError: there is none, or it is another model's.
+        DataError: `path` has no tokenizer, or it belongs to another model.
     """
     try:
         transformers_logging.set_verbosity_error()
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise DataError(
-            f"{path}: no tokenizer can be read there ({one_line(error)}); give its folder: tokenizer=…"
+            f"{path}: no tokenizer can be read ({one_line(error)}); set tokenizer=… to its folder"
         ) from None
     if not tokenizer.is_fast or tokenizer.pad_token is None:
-        what = "no pad_token" if tokenizer.is_fast else "no tokenizer.json, of a fast tokenizer"
+        what = "no pad_token" if tokenizer.is_fast else "no tokenizer.json, so it is not a fast tokenizer"
         raise DataError(f"{path}: the tokenizer has {what}")
     check_same_tokenizer(Path(path), Path(model_path), f"leave out tokenizer=…: {model_path} has its own")
     check_ids(tokenizer, model_path, model.vocab_size)
     if model.pad_token_id not in (None, tokenizer.pad_token_id):
         raise DataError(
-            f"{path}: the tokenizer pads with {tokenizer.pad_token_id}, {model_path} with {model.pad_token_id}: it is "
-            "another model's; give the folder of this one's (tokenizer=…), or put config.json's pad_token_id right"
+            f"{path}: the tokenizer pads with {tokenizer.pad_token_id}, {model_path} with {model.pad_token_id}; set "
+            "tokenizer=… to the folder of this model's tokenizer, or correct pad_token_id in config.json"
         )
     return tokenizer
 
 
 def _model_config(path: str) -> PretrainedConfig:
     if not Path(path).is_dir():
-        check_hub(f"model: {path} is no directory, and as a model of the Hugging Face hub it has to be fetched")
+        check_hub(f"model: {path} is not a directory; a model of the Hugging Face hub has to be downloaded")
     try:
         return AutoConfig.from_pretrained(path)
-    except Exception as error:  # a type it does not know, broken JSON, what the hub says
-        raise DataError(f"{path}: no model that transformers knows: {one_line(error)}") from None
+    except Exception as error:  # an unknown type, broken JSON, or an error of the hub
+        raise DataError(f"{path}: transformers cannot load a model: {one_line(error)}") from None
 
 
 def _head(path: str, model: PretrainedConfig, task: TaskConfig) -> list[str] | None:
-    """The labels of the classifier that the model comes with, if it comes with one of this kind."""
+    """Return the labels of the model's own classifier, if it has one of this kind."""
     if not any(name.endswith(HEADS[task.type]) for name in model.architectures or ()):
         return None
     return [model.id2label[number] for number in sorted(model.id2label)]
 
 
 def _limit(config: FinetuneConfig, model: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The most tokens that a document may have, special ones included."""
+    """Return the most tokens that a document may have, special ones included."""
     limit = int(min(most_tokens(model) or math.inf, tokenizer.model_max_length))
     if config.max_seq_len is not None and config.max_seq_len > limit:
-        raise ConfigurationError(f"max_seq_len: {config.max_seq_len:,} is over the {limit:,} that {config.model} takes")
+        raise ConfigurationError(
+            f"max_seq_len: expected at most {limit:,}, the limit of {config.model}, got {config.max_seq_len:,}"
+        )
     return config.max_seq_len or limit

@@ -1,9 +1,9 @@
-"""Labelled examples, read row by row, each with the place where it stands: bad input is named by file and row.
+"""Read labelled examples row by row, each with its location, so that errors name file and row.
 
-Files are read here and not by `datasets`: its CSV reader takes texts such as "None" and "NA" for missing, and none of
-its errors tells the row. TSV, such as GLUE's own, knows no quotes: what stands between two tabs is the text. Data sets
-are read by it: a folder of its `save_to_disk`, or a name on the hub. A folder may also hold a file a split, `train.csv`
-or `train-00000-of-00001.parquet`, which is what a clone of a hub's data set is.
+Files are not read by `datasets`, because its CSV reader takes texts such as "None" and "NA" as missing, and its errors
+do not name the row. TSV, such as GLUE's own, has no quotes: the text is everything between two tabs. `datasets` reads
+only data sets: a folder of its `save_to_disk`, or a name on the hub. A folder may also have one file for each split,
+`train.csv` or `train-00000-of-00001.parquet`, as in a clone of a hub's data set.
 """
 
 import csv
@@ -26,7 +26,7 @@ CONLL = (".conll", ".bio", ".iob", ".iob2", ".txt")
 
 @dataclass(frozen=True)
 class Example:
-    """A text, a pair of texts or a list of words, as the data has it."""
+    """A text, a pair of texts or a list of words, with its label as stored in the data."""
 
     where: str  # file:line, or data set, split and row
     text: Any
@@ -34,16 +34,16 @@ class Example:
 
 
 def read_split(data: DataConfig, split: str) -> list[Example]:
-    """The examples of a split, or of a file.
+    """Read the examples of a split or of a file.
 
     Raises:
-        DataError: naming the file and row, and what would be right.
-        NeedsNetwork: it is on the hub, which cannot be reached.
+        DataError: the data is missing or invalid; names the file and row, and what would be right.
+        NeedsNetwork: the data is on the hub, which cannot be reached.
     """
     found = list(_examples(data, split))
     if not found:
         place = split if data.path is None else f"{data.path}{f'/{data.name}' if data.name else ''}: split '{split}'"
-        raise DataError(f"{place}: the split is empty; at least one example is wanted")
+        raise DataError(f"{place}: the split is empty; expected at least one example")
     return found
 
 
@@ -74,22 +74,22 @@ def _examples(data: DataConfig, split: str) -> Iterator[Example]:
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
-    """The file of a split, or all of its numbered parts.
+    """Return the file of a split, or all of its numbered parts.
 
     Raises:
-        DataError: there is none, a part is missing, or it is not clear which are meant.
+        DataError: there is no file, a part is missing, or several files could be meant.
     """
     whole = [file for suffix in READERS if (file := folder / f"{split}{suffix}").is_file()]
     part = re.compile(rf"{re.escape(split)}-(\d{{5}})-of-(\d{{5}})(?:-[0-9a-f]+)?(\.\w+)")  # older ones have a hash
     parts = sorted(file for file in folder.iterdir() if file.suffix in READERS and part.fullmatch(file.name))
     if not whole and not parts:
         raise DataError(
-            f"{folder}: no file of the split '{split}', such as {split}.csv, {split}.jsonl or {split}.parquet, and "
-            "it is no folder of a DatasetDict's save_to_disk"
+            f"{folder}: no file of the split '{split}', such as {split}.csv, {split}.jsonl or {split}.parquet, and the "
+            "folder is not one that DatasetDict.save_to_disk wrote"
         )
     if whole and (whole[1:] or parts):
         names = ", ".join(file.name for file in (*whole, *parts))
-        raise DataError(f"{folder}: one file is wanted of the split '{split}', not {names}")
+        raise DataError(f"{folder}: expected one file for the split '{split}', found {names}; remove the others")
     if whole:
         return whole
     found = [part.fullmatch(file.name).groups() for file in parts]
@@ -99,14 +99,14 @@ def _split_files(folder: Path, split: str) -> list[Path]:
         raise DataError(f"{folder}: {split}-{missing[0]}-of-{count}{suffix} is missing beside {parts[0].name}")
     if len(parts) > len(wanted):
         odd = next(file for number, file in enumerate(parts) if found[: number + 1] != wanted[: number + 1])
-        raise DataError(f"{folder}: {odd.name} is none of the parts of {parts[0].name}")
+        raise DataError(f"{folder}: {odd.name} does not belong to the parts of {parts[0].name}; move it elsewhere")
     return parts
 
 
 def _files(data: DataConfig, files: list[Path]) -> Iterator[Example]:
     for file in files:
         if file.suffix not in READERS:
-            raise DataError(f"{file}: of the kinds of files there are {', '.join(READERS)}, not '{file.suffix}'")
+            raise DataError(f"{file}: expected a file ending in {', '.join(READERS)}, got '{file.suffix}'")
         try:
             yield from READERS[file.suffix](data, file)
         except OSError as error:
@@ -118,17 +118,17 @@ def _files(data: DataConfig, files: list[Path]) -> Iterator[Example]:
 def _csv(data: DataConfig, file: Path) -> Iterator[Example]:
     form, advice = {"strict": True}, "quote them?"
     if file.suffix == ".tsv":
-        form, advice = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "a text has no tabs here"
+        form, advice = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "remove tabs from texts"
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, **form)
         try:
             names = reader.fieldnames or []
             if twice := [name for name in names if names.count(name) > 1]:
-                raise DataError(f"{file}:1: the column '{twice[0]}' is there twice")
+                raise DataError(f"{file}:1: the column '{twice[0]}' occurs twice; rename one")
             for row in reader:
                 where = f"{file}:{reader.line_num}"
                 if None in row or None in row.values():
-                    raise DataError(f"{where}: not the {len(names)} columns of the first line; {advice}")
+                    raise DataError(f"{where}: expected the {len(names)} columns of the first line; {advice}")
                 yield _row(data, row, where)
         except csv.Error as error:
             raise DataError(
@@ -144,9 +144,11 @@ def _jsonl(data: DataConfig, file: Path) -> Iterator[Example]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise DataError(f"{file}:{number}: not valid JSON, an object a line: {error}") from None
+                raise DataError(f"{file}:{number}: expected one JSON object a line; not valid JSON: {error}") from None
             if not isinstance(row, dict):
-                raise DataError(f"{file}:{number}: an object is wanted, with a key a column")
+                raise DataError(
+                    f"{file}:{number}: expected a JSON object with one key a column, got {type(row).__name__}"
+                )
             yield _row(data, row, f"{file}:{number}")
 
 
@@ -166,7 +168,7 @@ def _parquet(data: DataConfig, file: Path) -> Iterator[Example]:
 
 
 def _conll(_: DataConfig, file: Path) -> Iterator[Example]:
-    """Sentences between blank lines; a word's line has as many columns as any other's."""
+    """Yield the sentences, which blank lines separate. Every line has the same number of columns."""
     words: list[str] = []
     labels: list[str] = []
     start, width = 1, None
@@ -181,8 +183,8 @@ def _conll(_: DataConfig, file: Path) -> Iterator[Example]:
             width = width or len(columns)
             if len(columns) != width or width < 2:
                 raise DataError(
-                    f"{file}:{number}: {len(columns)} columns, the lines above have {width}; a word and its label are "
-                    "wanted, with what else there is between them, separated by blanks"
+                    f"{file}:{number}: {len(columns)} columns, the lines above have {width}; expected equally many in "
+                    "every line, separated by blanks: the word first, its label last"
                 )
             words.append(columns[0])
             labels.append(columns[-1])
@@ -195,7 +197,7 @@ READERS = {
 
 
 def _data_set(data: DataConfig, split: Any, where: str) -> Iterator[Example]:
-    """The rows of a `datasets.Dataset`; numbers that stand for classes become the names it has for them."""
+    """Yield the rows of a `datasets.Dataset`; class numbers are replaced by the class names that it has for them."""
     _check_columns(data, split.column_names, where)
     split = split.select_columns([*data.text, data.label])
     feature = split.features[data.label]
@@ -243,16 +245,18 @@ def _from_hub(data: DataConfig, split: str) -> Any:
     try:
         return datasets.load_dataset(data.path, data.name, split=split)
     except ConnectionError as error:
-        raise NeedsNetwork(f"{data.path}: no folder here, and not to be had from the hub: {one_line(error)}") from None
+        raise NeedsNetwork(
+            f"{data.path}: not a local folder, and cannot be downloaded from the hub: {one_line(error)}"
+        ) from None
     except Exception as error:  # of the hub and of each of the builders
         raise DataError(f"{data.path}: datasets cannot load it: {one_line(error)}") from None
 
 
 def check_reachable(data: DataConfig) -> None:
-    """See that a data set of the hub can be had, in seconds and before anything large is imported.
+    """Check in seconds that a data set of the hub can be downloaded, before anything large is imported.
 
     Raises:
-        NeedsNetwork: it cannot.
+        NeedsNetwork: the hub cannot be reached.
     """
     if data.path not in (None, installation.PATH) and not Path(data.path).is_dir():
-        check_hub(f"{data.path}: no folder is here, and as a data set of the Hugging Face hub it has to be fetched")
+        check_hub(f"{data.path}: not a local folder; a data set of the Hugging Face hub has to be downloaded")

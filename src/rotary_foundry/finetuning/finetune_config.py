@@ -1,8 +1,8 @@
 """The keys of a `yamls/finetune/*.yaml` for classifiers, and the checks that need no data and no torch.
 
-A file has any number of tasks by name, each no more than its data and what it has of its own; what all share stands
-once beside them. So GLUE is one file with nine short entries, and one's own data is the same file with one. Keys are
-those of Composer's Trainer, its optimizers and schedulers where there is one.
+A file has any number of tasks by name. A task has its data and the settings that differ from the shared ones, which are
+beside the tasks. So GLUE is one file with nine short entries, and a user's own task is a file with one entry. Keys that
+exist in Composer's Trainer, optimizers and schedulers have the same names here.
 """
 
 import re
@@ -15,7 +15,7 @@ from rotary_foundry.data.rows import SHORTEST
 from rotary_foundry.recipe.loading import load_config, refuse
 
 LONG_DOCUMENTS = "truncate", "refuse"
-METRICS = {  # by type of task; the first is what counts where none is given
+METRICS = {  # by type of task; the first is the default
     "sequence": ("accuracy", "f1", "macro_f1", "mcc"),
     "regression": ("spearman", "pearson"),
     "token": ("entity_f1", "word_accuracy"),
@@ -27,12 +27,12 @@ MAX_SEED = 2**32 - 1  # numpy's and Composer's
 
 @dataclass
 class DataConfig:
-    """Where examples come from: a data set with splits, or files."""
+    """The location of examples: a data set with splits, or files."""
 
     path: str | None = None  # a data set: a folder, or its name on the Hugging Face hub; `data_path` if not given
     name: str | None = None  # of a configuration of it, such as rte of nyu-mll/glue
     train: str = "train"  # the split, or, without any path, the file: .csv .tsv .jsonl .parquet .conll
-    validation: list[str] = field(default_factory=lambda: ["validation"])  # the first counts
+    validation: list[str] = field(default_factory=lambda: ["validation"])  # the first decides which model is best
     text: list[str] = field(default_factory=lambda: ["text"])  # a column, or the two of a pair; of a list of words
     label: str = "label"  # the column; CoNLL files have none: words are their first column, labels their last
 
@@ -49,7 +49,7 @@ class SearchConfig:
 
 @dataclass
 class TaskConfig:
-    """A task; what it has none of is the file's."""
+    """A task; settings that it omits are those of the file."""
 
     data: DataConfig = field(default_factory=DataConfig)
     type: str = "sequence"  # or regression: a number for a text; or token: a label for each word
@@ -72,13 +72,13 @@ class FinetuneConfig:
     tokenizer: str | None = None  # a directory; the model's if not given
     out: str | None = None  # the folder of results; runs/finetune/<the model's name> if not given
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
-    search_seeds: int = 1  # with so many of them each point of the grid is tried, with all of them the best one
+    search_seeds: int = 1  # seeds for each point of the grid; the best point is run with all seeds
     max_seq_len: int | None = None  # in tokens; the model's own limit if not given
     long_documents: str = "truncate"  # or refuse
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     eps: float = 1e-6
     t_warmup: str = "0.06dur"
-    alpha_f: float = 0.0  # the last learning rate as a part of the peak
+    alpha_f: float = 0.0  # the last learning rate as a fraction of the peak
     eval_interval: str = "1ep"
     patience: str | None = None  # EarlyStopper's: training ends when nothing was better for longer
     precision: str | None = None  # Composer's; amp_bf16 on a GPU and fp32 elsewhere if not given
@@ -103,7 +103,7 @@ class FinetuneConfig:
         return ordered
 
     def of(self, name: str) -> TaskConfig:
-        """A task with everything filled in that the file says for all."""
+        """Return a task with the file's shared settings filled in."""
         task = self.tasks[name]
         search = SearchConfig(
             **{
@@ -129,80 +129,90 @@ def load_finetune_config(path: str | Path, overrides: Iterable[str] = ()) -> Fin
 
 
 def _problems(config: FinetuneConfig) -> Iterable[tuple[str, str]]:
-    """Yield (key, what is wrong and what would be right); only the first is ever asked for."""
+    """Yield (key, what is wrong and what would be right). The caller reports only the first."""
     chosen = [config.task] if isinstance(config.task, str) else config.task
     if not config.tasks:
-        yield "tasks", "at least one task is wanted"
+        yield "tasks", "expected at least one task, got none"
     if chosen is not None and not (
         isinstance(chosen, list) and chosen and all(isinstance(name, str) for name in chosen)
     ):
-        yield "task", f"a task or a list of tasks is wanted, not {config.task!r}"
+        yield "task", f"expected a task or a list of tasks, got {config.task!r}"
     for name in chosen or ():
         if name not in config.tasks:
             yield "task", f"no task '{name}'; there are {', '.join(config.tasks)}"
     for name, task in config.tasks.items():
         yield from _task_problems(config, name, task)
     if Path(config.model).is_dir() and not (Path(config.model) / "config.json").is_file():
-        yield "model", f"{config.model} has no config.json; of a run, `rotary-foundry export` makes such a directory"
+        yield (
+            "model",
+            f"{config.model} has no config.json; to get a model directory from a run, use `rotary-foundry export`",
+        )
     if len(set(config.seeds)) < len(config.seeds) or not config.seeds:
-        yield "seeds", "at least one seed is wanted, and none twice"
+        yield "seeds", f"expected at least one seed and no duplicates, got {config.seeds}"
     if not all(0 <= seed <= MAX_SEED for seed in config.seeds):
-        yield "seeds", f"numbers from 0 to {MAX_SEED} are wanted, not {config.seeds}"
+        yield "seeds", f"expected integers from 0 to {MAX_SEED}, got {config.seeds}"
     if not 1 <= config.search_seeds <= len(config.seeds):
-        yield "search_seeds", f"there are {len(config.seeds)} seeds; a number from 1 to that is wanted"
+        yield "search_seeds", f"expected 1 to {len(config.seeds)}, the number of seeds; got {config.search_seeds}"
     if config.max_seq_len is not None and config.max_seq_len < SHORTEST:
-        yield "max_seq_len", f"{config.max_seq_len} is too short: [CLS], a token and [SEP] already make {SHORTEST}"
+        yield (
+            "max_seq_len",
+            f"{config.max_seq_len} is too short; expected at least {SHORTEST}: [CLS], a token and [SEP]",
+        )
     if config.long_documents not in LONG_DOCUMENTS:
-        yield "long_documents", f"truncate or refuse is wanted, not '{config.long_documents}'"
+        yield "long_documents", f"expected truncate or refuse, got '{config.long_documents}'"
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
-        yield "betas", f"two numbers from 0 to below 1 are wanted, not {config.betas}"
+        yield "betas", f"expected two numbers of at least 0 and below 1, got {config.betas}"
     if config.eps <= 0:
-        yield "eps", f"a number above 0 is wanted, not {config.eps}"
+        yield "eps", f"expected a number above 0, got {config.eps}"
     if not PART.fullmatch(config.t_warmup) and not re.fullmatch(r"\d+(ba|ep)", config.t_warmup):
-        yield "t_warmup", f"0.06dur or the like is wanted, or 50ba, not '{config.t_warmup}'"
+        yield "t_warmup", f"expected a time such as 0.06dur or 50ba, got '{config.t_warmup}'"
     if not 0 <= config.alpha_f <= 1:
-        yield "alpha_f", f"a part of the peak is wanted, from 0 to 1, not {config.alpha_f}"
+        yield "alpha_f", f"expected a fraction of the peak from 0 to 1, got {config.alpha_f}"
     for key in ("eval_interval", "patience"):
         value = getattr(config, key)
         if value is not None and not TIME.fullmatch(value):
-            yield key, f"epochs or batches are wanted, as in 1ep or 100ba, not '{value}'"
+            yield key, f"expected epochs or batches, as in 1ep or 100ba, got '{value}'"
     size = config.device_train_microbatch_size
     if size not in (None, "auto") and (type(size) is not int or size < 1):
-        yield "device_train_microbatch_size", f"a number from 1 on or auto is wanted, not {size!r}"
+        yield "device_train_microbatch_size", f"expected auto or an integer of at least 1, got {size!r}"
     for key in ("device_eval_batch_size", "jobs"):
         value = getattr(config, key)
         if value is not None and value < 1:
-            yield key, f"a number from 1 on is wanted, not {value}"
+            yield key, f"expected an integer of at least 1, got {value}"
 
 
 def _task_problems(config: FinetuneConfig, name: str, task: TaskConfig) -> Iterable[tuple[str, str]]:
     key = f"tasks.{name}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        yield key, "the name becomes a folder: letters, digits, '_', '-' and '.' only"
+        yield key, "the name becomes a folder; use only letters, digits, '_', '-' and '.'"
     if task.type not in METRICS:
-        yield f"{key}.type", f"one of {', '.join(METRICS)} is wanted, not '{task.type}'"
+        yield f"{key}.type", f"expected one of {', '.join(METRICS)}, got '{task.type}'"
         return
     for metric in task.metrics:
         if metric not in METRICS[task.type]:
-            yield f"{key}.metrics", f"no '{metric}' of type {task.type}; there are {', '.join(METRICS[task.type])}"
+            yield (
+                f"{key}.metrics",
+                f"type {task.type} has no metric '{metric}'; there are {', '.join(METRICS[task.type])}",
+            )
     if task.labels and task.type == "regression":
-        yield f"{key}.labels", "a regression has numbers, no labels; leave them out, or take type: sequence"
+        yield f"{key}.labels", "a regression predicts numbers and has no labels; remove them, or set type: sequence"
     if len(set(task.labels)) < len(task.labels):
-        yield f"{key}.labels", "each label is named once"
+        yield f"{key}.labels", f"expected different labels, got {task.labels}; remove the duplicates"
     if not 1 <= len(task.data.text) <= (1 if task.type == "token" else 2):
-        yield f"{key}.data.text", f"{'one column is' if task.type == 'token' else 'one or two columns are'} wanted"
+        columns = "one column" if task.type == "token" else "one or two columns"
+        yield f"{key}.data.text", f"expected {columns}, got {len(task.data.text)}"
     if not task.data.validation:
-        yield f"{key}.data.validation", "at least one is wanted"
+        yield f"{key}.data.validation", "expected at least one split, got none"
     yield from _search_problems(f"{key}.search", config.of(name).search)
     if task.eval_interval is not None and not TIME.fullmatch(task.eval_interval):
-        yield f"{key}.eval_interval", f"epochs or batches are wanted, as in 1ep or 100ba, not '{task.eval_interval}'"
+        yield f"{key}.eval_interval", f"expected epochs or batches, as in 1ep or 100ba, got '{task.eval_interval}'"
     start, seen = task.init_from_task, {name}
     while start is not None:
         if start not in config.tasks:
             yield f"{key}.init_from_task", f"no task '{start}'; there are {', '.join(config.tasks)}"
             return
         if start in seen:
-            yield f"{key}.init_from_task", "tasks that start from each other"
+            yield f"{key}.init_from_task", "tasks start from each other in a circle; remove one `init_from_task`"
             return
         seen.add(start)
         start = config.tasks[start].init_from_task
@@ -211,12 +221,12 @@ def _task_problems(config: FinetuneConfig, name: str, task: TaskConfig) -> Itera
 def _search_problems(key: str, search: SearchConfig) -> Iterable[tuple[str, str]]:
     for name, wanted, valid in (
         ("lr", "numbers above 0", lambda value: value > 0),
-        ("weight_decay", "numbers from 0 on", lambda value: value >= 0),
-        ("max_duration", "epochs or batches, as in 3ep or 500ba,", TIME.fullmatch),
-        ("global_train_batch_size", "numbers from 1 on", lambda value: value >= 1),
+        ("weight_decay", "numbers of at least 0", lambda value: value >= 0),
+        ("max_duration", "epochs or batches, as in 3ep or 500ba", TIME.fullmatch),
+        ("global_train_batch_size", "numbers of at least 1", lambda value: value >= 1),
     ):
         values = getattr(search, name)
         if not values or not all(map(valid, values)):
-            yield f"{key}.{name}", f"a list of {wanted} is wanted, for the task or for all, not {values}"
+            yield f"{key}.{name}", f"expected a list of {wanted}, got {values}; set it for this task or for all"
         if len(set(values)) < len(values):
-            yield f"{key}.{name}", "each value is given once"
+            yield f"{key}.{name}", f"expected different values, got {values}; remove the duplicates"

@@ -1,12 +1,12 @@
-"""One fine-tuning, in a process of its own, `python -m rotary_foundry.finetuning.job FOLDER PARENT`.
+"""Run one fine-tuning job in its own process: `python -m rotary_foundry.finetuning.job FOLDER PARENT`.
 
-The folder has `job.json`, which is all that decides what comes out, and gets `model/`, the best of the evaluations as a
-Hugging Face directory with its head, and `result.json`, last and by rename: a job that has one is finished, any other
-starts anew.
+The folder has `job.json`, which determines the result. The job writes `model/`, the best evaluated model as a Hugging
+Face directory with its head. It writes `result.json` last, atomically: a job with this file is finished, and any other
+starts from the beginning.
 
-The optimiser is Composer's DecoupledAdamW, whose weight decay the published search spaces are for (1e-6 multiplied by
-the learning rate, as in AdamW, would be none), on matrices alone, as in pretraining. The schedule is Composer's linear
-one with a warm-up. With world size 1 there is nothing to shard; more devices take more jobs.
+The optimizer is Composer's DecoupledAdamW, with weight decay on matrices only, as in pretraining. The published search
+spaces are for its decoupled weight decay; multiplied by the learning rate, as in AdamW, 1e-6 would have no effect. The
+schedule is Composer's linear one with a warm-up. A job uses one device and shards nothing; more devices run more jobs.
 """
 
 import json
@@ -48,15 +48,15 @@ PROBLEMS = {"sequence": "single_label_classification", "regression": "regression
 
 
 def run_job(folder: Path, parent: int | None = None) -> dict:
-    """Train, evaluate and save as `folder/job.json` says.
+    """Train, evaluate and save according to `folder/job.json`.
 
     Args:
-        folder: of the job.
-        parent: the process that has to be there while it runs, if one has.
+        folder: the folder of the job.
+        parent: the id of the process that started the job; the job ends if that process ends.
 
     Returns:
-        What `result.json` holds: `score`, of the best evaluation by the first metric on the first validation split,
-        None if the loss was no number any more; `metrics` of that evaluation; `evaluations`; versions and seconds.
+        The content of `result.json`: `score`, of the best evaluation by the first metric on the first validation split,
+        or None if the loss became NaN; `metrics` of that evaluation; `evaluations`; versions and seconds.
     """
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     began = time.monotonic()
@@ -118,7 +118,7 @@ def run_job(folder: Path, parent: int | None = None) -> dict:
 
 
 def load_with_head(job: dict) -> PreTrainedModel:
-    """The model with a head for the job's labels: its own, or a new one, drawn from torch's generator."""
+    """Load the model with a head for the job's labels: its own, or a new one, drawn from torch's generator."""
     labels = job["labels"] or ["LABEL_0"]
     settings: dict[str, Any] = {
         "id2label": dict(enumerate(labels)),
@@ -137,16 +137,16 @@ def load_with_head(job: dict) -> PreTrainedModel:
 
 
 class Classifier(HuggingFaceModel):
-    """Metrics get logits in float32: torchmetrics' correlations are wrong in bfloat16."""
+    """A HuggingFaceModel that gives metrics float32 logits; torchmetrics' correlations are wrong in bfloat16."""
 
     def eval_forward(self, batch: Any, outputs: Any = None) -> Tensor:
         return super().eval_forward(batch, outputs).float()
 
 
 class BestModel(Callback):
-    """Keeps what was evaluated and, on the CPU, the weights of the best by the first metric on the first split.
+    """Keeps all evaluations and, on the CPU, the weights of the best by the first metric on the first split.
 
-    Ends the training where the loss is no number any more: such a point of a grid is lost, the others are not.
+    Ends the training if the loss is NaN: this job is lost, but the other points of the grid are not.
     """
 
     def __init__(self, splits: list[str], names: dict[str, str]):
@@ -190,14 +190,14 @@ class BestModel(Callback):
 
 
 class Orphaned(Callback):
-    """Ends a job whose search was killed: it would go on beside the next one's, in the same folder."""
+    """Ends a job whose search was killed; otherwise it would run beside a job of the next search in the same folder."""
 
     def __init__(self, parent: int):
         self.parent = parent
 
     def batch_end(self, state: State, logger: Logger) -> None:
         if os.getppid() != self.parent:
-            sys.exit("the search that started this job is gone")
+            sys.exit("the search that started this job has ended")
 
 
 def _loader(job: dict, split: str, data: Dataset, tokenizer: Any) -> DataLoader:

@@ -1,7 +1,7 @@
-"""What fine-tunings reached: the best point of each task's grid, and a table over models.
+"""The results of fine-tuning: the best point of each task's grid, and a table over models.
 
-`results.json` in a search's folder has an entry a task. A leaderboard reads nothing else, so one is made of any number
-of searches, of whichever models, at any time.
+`results.json` in a search's folder has one entry for each task. A leaderboard reads only these files, so it can be made
+from any number of searches, of any models, at any time.
 """
 
 import json
@@ -29,14 +29,14 @@ def point_name(point: dict) -> str:
 
 
 def jobs(folder: Path) -> Iterator[dict]:
-    """The finished jobs of a task's folder: what was asked, what came out, and each job's own `folder`."""
+    """Yield the finished jobs of a task's folder: their settings, results and `folder`."""
     for path in sorted(folder.glob(f"*/seed-*/{RESULT}")):
         job = json.loads((path.parent / JOB).read_text(encoding="utf-8"))
         yield job | json.loads(path.read_text(encoding="utf-8")) | {"folder": path.parent}
 
 
 def best_point(folder: Path, points: Sequence[dict], seeds: Sequence[int]) -> dict | None:
-    """Of the points at which the fewest of these seeds diverged, that with the highest mean; None if all diverged."""
+    """Return the point with the fewest diverged seeds, and among those the highest mean; None if all diverged."""
     scores: dict[str, list[float]] = defaultdict(list)
     for job in jobs(folder):
         if job["seed"] in seeds and job["score"] is not None:
@@ -50,9 +50,9 @@ def best_point(folder: Path, points: Sequence[dict], seeds: Sequence[int]) -> di
 
 
 def summarise(folder: Path, point: dict, tried: int, seeds: Sequence[int]) -> dict:
-    """A task's entry of `results.json`: mean and deviation over the seeds of its best point.
+    """Make a task's entry of `results.json`: mean and deviation over the seeds of its best point.
 
-    A seed that diverged has the score None, and is in neither.
+    A diverged seed has the score None and is not counted in them.
     """
     found = [job for job in jobs(folder) if job["folder"].parent.name == point_name(point) and job["seed"] in seeds]
     reached = [job for job in found if job["score"] is not None]
@@ -74,17 +74,17 @@ def summarise(folder: Path, point: dict, tried: int, seeds: Sequence[int]) -> di
 
 
 def write_json(path: Path, value: dict | list) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a JSON file atomically."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     new.rename(path)
 
 
 def read_results(folder: Path) -> list[dict]:
-    """The entries of a search's folder, none if it has none yet.
+    """Read the entries of a search's folder; empty if it has none yet.
 
     Raises:
-        DataError: its file is not as it was written.
+        DataError: the file is damaged.
     """
     file = folder / RESULTS
     if not file.is_file():
@@ -96,8 +96,8 @@ def read_results(folder: Path) -> list[dict]:
         _cells = [(one["task"], one["base_model"], _cell(one["metrics"][one["metric"]])) for one in results]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(
-            f"{file}: is not as `finetune` writes it ({type(error).__name__}: {one_line(error)}); remove it, and the "
-            "same `finetune` makes it anew from the jobs that are done"
+            f"{file}: damaged ({type(error).__name__}: {one_line(error)}); remove it, and the same `finetune` makes it "
+            "again from the finished jobs"
         ) from None
     return results
 
@@ -129,7 +129,7 @@ def print_leaderboard(folders: Sequence[Path], console: Console | None = None) -
     """
     found = sorted({path.parent for folder in folders for path in folder.rglob(RESULTS)})
     if not found:
-        raise ConfigurationError(f"{', '.join(map(str, folders))}: no {RESULTS} there, as `finetune` writes it")
+        raise ConfigurationError(f"{', '.join(map(str, folders))}: no {RESULTS} found; `finetune` writes it")
     rows = {folder: {result["task"]: result for result in read_results(folder)} for folder in found}
     tasks = list(dict.fromkeys(task for row in rows.values() for task in row))
     columns = dict.fromkeys((task, row[task]["metric"]) for task in tasks for row in rows.values() if task in row)

@@ -1,4 +1,4 @@
-"""What a fine-tuned model is judged by, as torchmetrics; Composer knows each by its class's name."""
+"""The metrics of fine-tuned models, as torchmetrics; Composer names each by its class."""
 
 import warnings
 
@@ -13,14 +13,14 @@ from rotary_foundry.finetuning.example_encoding import NO_LABEL
 
 
 class _ZeroForNone:
-    """0 where a metric is not defined, as where all predictions are the same: after NaN none would count as better."""
+    """Returns 0 if a metric is undefined, as for equal predictions; after NaN, no score would compare as better."""
 
     def compute(self) -> Tensor:
         return super().compute().nan_to_num(0.0)
 
 
 class F1(_ZeroForNone, BinaryF1Score):
-    """Of the second of two labels."""
+    """F1 of the second of two labels."""
 
 
 class Pearson(_ZeroForNone, PearsonCorrCoef):
@@ -55,7 +55,7 @@ class WordAccuracy(Metric):
 
 
 class EntityF1(WordAccuracy):
-    """seqeval's F1 over whole entities of all kinds: right from the first word to the last, and in kind."""
+    """seqeval's F1 over entities of all kinds; an entity is correct if its first word, last word and kind are."""
 
     def compute(self) -> Tensor:
         true, predicted = (

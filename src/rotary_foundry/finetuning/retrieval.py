@@ -129,8 +129,8 @@ def load_retriever(path: str, kind: type["SentenceTransformer"], **arguments: An
     directory = Path(path)
     if not (directory / "config.json").is_file() and not (directory / "modules.json").is_file():
         raise DataError(
-            f"{path}: no model is there: a directory with a config.json is wanted; of a run, `rotary-foundry export` "
-            "makes one"
+            f"{path}: expected a model directory with a config.json, found none; to get one from a run, use "
+            "`rotary-foundry export`"
         )
     transformers_logging.set_verbosity_error()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)

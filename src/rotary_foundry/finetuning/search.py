@@ -1,4 +1,4 @@
-"""A search: the points of a task's grid by seeds, as jobs side by side, each a process on a device of its own.
+"""Run a search: a job for each point of a task's grid and each seed, in parallel, each a process on its own device.
 
     runs/finetune/<model>/
       results.json                     every task's best point, its mean and deviation over the seeds
@@ -6,13 +6,13 @@
       <task>/<point>/seed-<n>/         a job: job.json, log.txt, result.json
       <task>/<point>/seed-<n>/model/   its best model, for the best point only
 
-Each point is tried with the first `search_seeds` seeds, and the best one, by the mean, then with all of them: so the
-published grids of 48 points cost 52 jobs for five seeds and not 240. The first seed's score had a part in the choice;
-`search_seeds` as large as the number of seeds is the whole product.
+Each point is run with the first `search_seeds` seeds, and then the best one, by the mean, with all seeds. So the
+published grids of 48 points cost 52 jobs for five seeds and not 240. The scores of the first seeds influence the
+choice; with `search_seeds` equal to the number of seeds, every point is run with every seed.
 
-A process a job, since a GPU's memory is free for certain only after its process has ended. A finished job is known by
-its result and not run again, unless its model is wanted and was removed when another point was the best; if its
-settings are not today's, that is an error and not a choice.
+Each job is a process, because a GPU's memory is certainly free only after its process has ended. A job with a result is
+finished and not run again, except if its model is needed and was removed when another point was the best. A result with
+other settings than the current ones is an error.
 """
 
 import fcntl
@@ -51,13 +51,13 @@ POLL = 0.2  # seconds
 
 
 def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
-    """Run what is left of a search.
+    """Run the unfinished jobs of a search.
 
     Returns:
-        A result a task that was chosen, as `results.json` has it, in the order in which they were run.
+        One result for each chosen task, as in `results.json`, in the order in which they were run.
 
     Raises:
-        FoundryError: bad configuration or input, before any job; a job that failed, after those beside it.
+        FoundryError: bad configuration or input, before any job; or a failed job, after the running ones have ended.
     """
     config = load_search(path, overrides)
     found = []
@@ -70,11 +70,11 @@ def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
 
 
 def load_search(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConfig:
-    """Read and check a search's YAML, and see that its data can be had, in seconds.
+    """Read and check a search's YAML, and check in seconds that its data can be downloaded.
 
     Raises:
         ConfigurationError: naming the file and the key.
-        DataError: results that are there are broken.
+        DataError: earlier results are damaged.
         NeedsNetwork: a task's data is on the hub, which cannot be reached.
     """
     config = load_finetune_config(path, overrides)
@@ -88,7 +88,7 @@ def load_search(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConf
 
 
 def _search(config: FinetuneConfig, name: str) -> dict:
-    """Run what is left of a task's jobs; returns its entry of `results.json`."""
+    """Run the unfinished jobs of a task, and return its entry of `results.json`."""
     from rotary_foundry.finetuning.example_encoding import prepare
 
     folder = config.folder / name
@@ -104,7 +104,7 @@ def _search(config: FinetuneConfig, name: str) -> dict:
     _run(config, folder, [shared | point | {"seed": seed} for point in grid for seed in searched])
     best = best_point(folder, grid, searched)
     if best is None:
-        raise FoundryError(f"{folder}: the loss was no number any more at every point of the grid; take smaller rates")
+        raise FoundryError(f"{folder}: the loss became NaN at every point of the grid; set lower learning rates")
     _run(config, folder, [shared | best | {"seed": seed} for seed in config.seeds], with_models=True)
     for job in folder.glob("*/seed-*"):
         if job.parent.name != point_name(best):
@@ -113,10 +113,10 @@ def _search(config: FinetuneConfig, name: str) -> dict:
 
 
 def job_settings(config: FinetuneConfig, name: str, data: dict) -> tuple[dict, list[dict]]:
-    """What all jobs of a task have in their `job.json`, but for the seed and the point of the grid; and these points.
+    """Return the settings that all jobs of a task share in their `job.json`, and the points of the grid.
 
     Args:
-        data: what `prepare` said of it.
+        data: the description that `prepare` returned.
     """
     import torch
 
@@ -137,11 +137,11 @@ def job_settings(config: FinetuneConfig, name: str, data: dict) -> tuple[dict, l
 
 
 def _run(config: FinetuneConfig, folder: Path, jobs: list[dict], with_models: bool = False) -> None:
-    """Run the jobs that have no result yet, or, if models are wanted, a score and no model.
+    """Run the jobs without a result and, if models are needed, those with a score but no model.
 
     Raises:
-        ConfigurationError: a result there is of other settings.
-        FoundryError: a job failed; those beside it have been waited for.
+        ConfigurationError: an existing result has other settings.
+        FoundryError: a job failed; the jobs running beside it have ended.
     """
     waiting: deque[Path] = deque()
     for job in jobs:
@@ -176,7 +176,7 @@ def _run(config: FinetuneConfig, folder: Path, jobs: list[dict], with_models: bo
     if failed:
         log = failed[0] / "log.txt"
         last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise FoundryError(f"{log}: the job failed: {last}; the same command goes on with what is left")
+        raise FoundryError(f"{log}: the job failed: {last}; the same command resumes with the unfinished jobs")
 
 
 def _result(path: Path) -> dict:
@@ -200,7 +200,7 @@ def _start_job(path: Path, device: dict[str, str]) -> subprocess.Popen:
 
 
 def _devices(jobs: int | None) -> list[dict[str, str]]:
-    """What a job's environment says of its device, one entry a job that may run at a time."""
+    """Return the environment variables that select a device, one entry for each job that may run in parallel."""
     import torch
 
     if torch.cuda.is_available():
@@ -220,13 +220,13 @@ def _check_same(path: Path, job: dict) -> None:
     for key in sorted((there.keys() | job.keys()) - memory):
         if there.get(key) != job.get(key):
             raise ConfigurationError(
-                f"{path}: a result there is of another {key} ({there.get(key)!r}, now {job.get(key)!r}); "
-                f"choose another folder, out=…, or remove {path.parents[1]}"
+                f"{path}: an existing result has another {key} ({there.get(key)!r}, now {job.get(key)!r}); "
+                f"set another folder, out=…, or remove {path.parents[1]}"
             )
 
 
 def _start(config: FinetuneConfig, name: str, other: str) -> Path:
-    """The best model of the task that this one starts from."""
+    """Return the best model of the task that this one starts from."""
     for result in read_results(config.folder):
         if result["task"] == other:
             return Path(result["model"])
@@ -237,7 +237,7 @@ def _start(config: FinetuneConfig, name: str, other: str) -> Path:
 
 
 def _digest(model: str) -> str | None:
-    """Of a local model's weights, that a result is not taken for that of another model at the same place."""
+    """Return a digest of a local model's weights, so that results of another model at the same path are not reused."""
     digest = xxhash.xxh3_128()
     for file in sorted(file for suffix in ("safetensors", "bin") for file in Path(model).glob(f"*.{suffix}")):
         with file.open("rb") as stream:
@@ -248,19 +248,21 @@ def _digest(model: str) -> str | None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let no second search work in the same folder."""
+    """Refuse a second search in the same folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigurationError(f"{folder}: another finetune is at work there; choose another out") from None
+            raise ConfigurationError(
+                f"{folder}: in use by another finetune; wait for it to end, or set another out"
+            ) from None
         yield
 
 
 @contextmanager
 def _ended(running: dict[subprocess.Popen, object]) -> Iterator[None]:
-    """End the jobs that run when this process is told to end."""
+    """End the running jobs when this process gets a signal to end."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

@@ -1,4 +1,4 @@
-"""In and out: Hugging Face directories and checkpoints."""
+"""Read and write Hugging Face directories, and read checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ def load_model(path: str | Path) -> "nn.Module":
         cumulative document lengths [documents + 1], and returns logits [tokens, vocabulary].
 
     Raises:
-        FoundryError: nothing there that can be loaded.
+        FoundryError: the path has no model that can be loaded.
     """
     if (Path(path) / CONFIG).is_file():
         from rotary_foundry.interop.huggingface import load_directory
@@ -36,10 +36,10 @@ def load_model(path: str | Path) -> "nn.Module":
 
 
 def open_weights(path: str | Path) -> "tuple[Family, Shape, Mapping[str, Tensor]]":
-    """Open the model at a path, as `load_model` takes it: family, shape, and parameters, each read when asked for.
+    """Open the model at a path (as for `load_model`): its family, shape and parameters, which are read on access.
 
     Raises:
-        FoundryError: nothing there that can be read.
+        FoundryError: the path has no model that can be read.
     """
     if (Path(path) / CONFIG).is_file():
         from rotary_foundry.interop.huggingface import open_directory

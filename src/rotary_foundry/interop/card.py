@@ -1,8 +1,8 @@
-"""The model card, README.md of an exported directory: everything in it is computed from the run, nothing is told.
+"""The model card, README.md of an exported directory. All of its content is computed from the run.
 
-What a person has to say of a model (its license, its language, what it is good for) is not in a recipe, so it is not in
-the card; Hugging Face's editor asks for it. Evaluations go to the front matter only if they were made at the very
-checkpoint. Folders of the machine, loggers and devices' names stay out of what is meant to be published.
+Facts that only a person knows (license, language, intended use) are not in a recipe, so they are not in the card;
+Hugging Face's editor asks for them. Evaluations are in the front matter only if they were made at the exported
+checkpoint. The card is meant to be published, so it has no local folders, loggers or device names.
 """
 
 import json
@@ -37,7 +37,7 @@ CLASSIFIERS = (
 
 
 def run_card(state: TrainedState, head: Head | None = None) -> str:
-    """The card of a checkpoint.
+    """Write the card of a checkpoint.
 
     Raises:
         DataError: a record of the run is broken.
@@ -91,12 +91,12 @@ def import_card(
     source: str,
     facts: Mapping[str, object],
 ) -> str:
-    """The card of an imported model: its shape, and where it is from.
+    """Write the card of an imported model: its shape and its origin.
 
     Args:
-        name: of the directory.
-        source: a sentence.
-        facts: more about it, each a line.
+        name: the name of the directory.
+        source: a sentence about the origin.
+        facts: further facts, one a line.
     """
     lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     return _text(
@@ -175,7 +175,7 @@ def _stages(trained: tuple[Segment, ...], knobs: list[str]) -> Iterator[list[str
 
 
 def _schedules(trained: tuple[Segment, ...]) -> Iterator[str]:
-    """The learning rate's course in every stage, as it was planned, and the batch sizes on the way to the last."""
+    """Describe the planned learning rate of each stage, and the batch sizes of its ramp."""
     for stage, parts in _by_stage(trained):
         rate = parts[-1].learning_rate
         constant = rate.end_token - rate.start_token - rate.warmup - rate.decay
@@ -230,7 +230,7 @@ def _data(state: TrainedState) -> Iterator[str]:
     yield f"Sources: {', '.join(f'`{source}`' for source in sources)}."
     try:
         known = Statistics.read(state.recipe.data.local).sources
-    except DataError:  # the corpus is not here any more
+    except DataError:  # the corpus no longer exists here
         known = {}
     rows = [["source", "documents", "tokens", "bytes"]]
     for source in sources:
@@ -252,14 +252,14 @@ def _data(state: TrainedState) -> Iterator[str]:
 
 
 def _drawn(state: TrainedState) -> dict[str, dict[str, float]]:
-    """Shares by source at every stage's last update. The records are read line by line: a long run has a million."""
+    """Return the shares by source at each stage's last update. Reads line by line: a long run has a million records."""
     rollbacks, last = state.run.rollbacks(), {}
     if not state.run.metrics.exists():
         return {}
     with open(state.run.metrics, encoding="utf-8") as file:
         for number, text in enumerate(file, 1):
             if not text.endswith("\n"):
-                break  # it is being written
+                break  # this line is still being written
             try:
                 line = json.loads(text)
                 token, stage = line["token"], line["stage"]

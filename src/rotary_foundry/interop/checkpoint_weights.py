@@ -1,7 +1,7 @@
-"""Our sharded checkpoints on one process: the weights alone, whatever number of ranks wrote them.
+"""Read the weights of a sharded checkpoint in one process, written by any number of ranks.
 
-The optimizer's state, twice the weights' size, is neither read nor held: a parameter is put together from its pieces
-when it is asked for, and nothing else of the files is touched.
+A parameter is assembled from its shards when it is accessed. Nothing else is read, in particular not the optimizer's
+state, which has twice the size of the weights.
 """
 
 import warnings
@@ -19,7 +19,7 @@ from rotary_foundry.runs.safe_reading import in_a_line, read_metadata, refuse_co
 from rotary_foundry.runs.trained_state import TrainedState, find_trained_state
 from rotary_foundry.utils.errors import DataError
 
-WEIGHTS = "state.model.network."  # where Composer and our ComposerModel put the network's parameters
+WEIGHTS = "state.model.network."  # the prefix that Composer and our ComposerModel give the network's parameters
 
 
 class CheckpointWeights(Weights):
@@ -45,19 +45,19 @@ class CheckpointWeights(Weights):
         wanted = {WEIGHTS + name: torch.empty(stored.size, dtype=stored.properties.dtype)}
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what was asked for
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # intended: one process reads it
                 dist_cp.load(wanted, storage_reader=dist_cp.FileSystemReader(self.folder), no_dist=True)
-        except CheckpointException as error:  # no Exception, and its message a traceback
+        except CheckpointException as error:  # not derived from Exception, and its message is a traceback
             (cause, _), *_ = error.failures.values()
             raise DataError(f"{self.folder}: {name} cannot be read: {in_a_line(cause)}") from error
         return wanted[WEIGHTS + name]
 
 
 def open_checkpoint(state: TrainedState) -> CheckpointWeights:
-    """The weights of a checkpoint, which are known to be of its recipe's model.
+    """Open the weights of a checkpoint, after checking that they fit its recipe's model.
 
     Raises:
-        DataError: they are not; the first that differs.
+        DataError: they do not; names the first difference.
     """
     weights = CheckpointWeights(state.checkpoint.folder, state.family)
     weights.check(state.shape)

@@ -1,4 +1,4 @@
-"""From a checkpoint of ours to a directory that plain transformers loads."""
+"""Export a checkpoint to a directory that transformers loads without code of ours."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ def export_checkpoint(path: str | Path, out_dir: str | Path, head: Head | None =
     """Write a checkpoint, or a run's newest, as a Hugging Face directory: safetensors, config, tokenizer and card.
 
     Args:
-        path: of a run folder, or a checkpoint in one; of any number of ranks.
-        out_dir: made if need be; an earlier export there is replaced.
+        path: a run folder, or a checkpoint in one, from any number of ranks.
+        out_dir: the folder to write; created if necessary. An earlier export in it is replaced.
         head: a new classifier instead of the masked-LM decoder.
 
     Raises:
-        FoundryError: no complete checkpoint at `path`, or `out_dir` holds something else.
+        FoundryError: `path` has no complete checkpoint, or `out_dir` holds something else than an export.
     """
     state = find_trained_state(path)
     export_model(

@@ -1,7 +1,7 @@
-"""Classification heads, for exports that transformers' classification models load whole.
+"""Classification heads, for exports that transformers' classification models load completely.
 
-The classifier is new in every case, so it holds no knowledge of the task. Such a directory saves whoever loads it the
-warning about new weights, fixes the labels' names and makes the first step reproducible. It cannot fill masks.
+The classifier is always new and knows nothing about the task. Such a directory loads without a warning about new
+weights, fixes the names of the labels, and makes the first training step reproducible. It cannot fill masks.
 """
 
 from collections.abc import Mapping
@@ -18,21 +18,21 @@ class Head:
     """A new classifier.
 
     Raises:
-        ConfigurationError: it has no label, or one twice.
+        ConfigurationError: a label has no name, or two labels have the same.
     """
 
     of: str  # sequence or token
-    labels: tuple[str, ...]  # a single one is a regression's, to transformers
+    labels: tuple[str, ...]  # transformers takes a single label as a regression
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.labels or not all(self.labels) or len(set(self.labels)) < len(self.labels):
             raise ConfigurationError(
-                f"labels: {','.join(self.labels)!r}; each needs a name, and a name of its own, as in negative,positive"
+                f"labels: expected different names, as in negative,positive, got {','.join(self.labels)!r}"
             )
 
     def settings(self, family: Family) -> dict:
-        """Return what config.json says of it."""
+        """Return the classifier's settings for config.json."""
         return {
             "architectures": [family.huggingface.classifiers[self.of]],
             "id2label": dict(enumerate(self.labels)),

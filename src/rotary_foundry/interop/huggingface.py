@@ -1,12 +1,13 @@
-"""Directories that plain transformers reads and writes: config.json, safetensors, and the tokenizer's files.
+"""Read and write directories of transformers: config.json, safetensors, and the tokenizer's files.
 
-- A family says what its config.json is; the rest is the same for all. Tied tensors are not written twice.
-- What a network of ours has no part for (a bias, another activation) is refused by name. A model that loads and
-  computes something else would be found out much later. Dropout rates are passed over: they are the recipe's.
-- Directories of transformers 4 and 5 are read. Both read what is written: config.json and tokenizer_config.json have
-  the settings under the names of both.
-- An export appears whole or not at all: it is written beside its place and then moved there. It replaces an earlier
-  export, its card included, and nothing else: a model that was downloaded has another card.
+- A family converts its config.json; the rest is the same for all families. Tied tensors are written once.
+- A setting that our network does not support (a bias, another activation) is refused by name. Otherwise a model would
+  load but compute something else, which would be noticed much later. Dropout rates are ignored, because the recipe sets
+  them.
+- Directories of transformers 4 and 5 can be read. Written directories can be read by both: config.json and
+  tokenizer_config.json have the settings under the names of both versions.
+- An export is atomic: it is written to a folder beside its destination and then moved. It replaces only an earlier
+  export, recognised by its card, because a downloaded model has another card.
 """
 
 import json
@@ -30,7 +31,7 @@ from rotary_foundry.models.weights import Weights, load_network
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "README.md"
-TAG = "rotary-foundry"  # in a card's front matter, by which a directory of ours is known
+TAG = "rotary-foundry"  # in a card's front matter; identifies our directories
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -49,13 +50,13 @@ def export_model(
 
     Args:
         network_state: the parameters of a network; written in float32.
-        family, shape: its own.
-        knobs: those that its weights are meant for, as last trained with.
+        family, shape: the network's family and shape.
+        knobs: the knobs that belong to its weights, with the values of the last training.
         tokenizer_dir: a Hugging Face fast tokenizer; its files are copied.
         max_position_embeddings: the longest row trained on, in tokens.
-        out_dir: made if need be; an earlier export there is replaced.
+        out_dir: the folder to write; created if necessary. An earlier export in it is replaced.
         card: the text of README.md.
-        head: a classifier to put in the decoder's place; the directory is then for that class of transformers.
+        head: a classifier that replaces the decoder; the directory is then for that class of transformers.
 
     Raises:
         ConfigurationError: `out_dir` holds anything but an export.
@@ -71,7 +72,7 @@ def export_model(
         for name, tensor in tensors.items():
             tensors[name] = tensor.detach().to("cpu", torch.float32).contiguous()
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
-        (new / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+        (new / WEIGHTS).chmod(0o644)  # safetensors makes files that only the owner can read
         theirs = family.huggingface.write_config(shape, knobs, tokenizer, max_position_embeddings)
         theirs.update({} if head is None else head.settings(family))
         theirs.save_pretrained(new)
@@ -87,7 +88,7 @@ def export_model(
 
 
 def load_directory(path: str | Path) -> nn.Module:
-    """Load the model in an exported directory, or in any that transformers saved a model of one of our families to.
+    """Load a model of one of our families from an exported directory, or any directory that transformers saved.
 
     Returns:
         A network in float32 on the CPU, in evaluation mode.
@@ -99,10 +100,10 @@ def load_directory(path: str | Path) -> nn.Module:
 
 
 def open_directory(path: Path) -> tuple[Shape, dict[str, float], Weights]:
-    """Open a directory: the shape of its model, the knobs of its weights, and the weights, each read when asked for.
+    """Open a directory; return its model's shape, the knobs of its weights, and the weights, which are read on access.
 
     Args:
-        path: holds config.json and model.safetensors, or shards of it with their index.
+        path: a directory with config.json and model.safetensors, or shards of it with their index.
 
     Raises:
         DataError: naming the first thing that is missing or does not fit.
@@ -112,7 +113,7 @@ def open_directory(path: Path) -> tuple[Shape, dict[str, float], Weights]:
     weights = SafetensorsWeights(path, family)
     if read_config(path).get("tie_word_embeddings") is False:
         for name in family.tied.keys() - weights.shapes.keys():
-            raise DataError(f"{path / CONFIG}: tie_word_embeddings is False, and there is no tensor {name}")
+            raise DataError(f"{path / CONFIG}: tie_word_embeddings is False, but there is no tensor {name}")
     weights.check(shape)
     return shape, knobs, weights
 
@@ -122,7 +123,7 @@ class SafetensorsWeights(Weights):
 
     def __init__(self, path: Path, family: Family):
         if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
-            raise DataError(f"{path}: neither {WEIGHTS} nor {INDEX} there; weights are read from safetensors only")
+            raise DataError(f"{path}: neither {WEIGHTS} nor {INDEX} found; weights are read only from safetensors")
         file = path / INDEX
         self.files: dict[str, Path] = {}  # by tensor
         shapes: dict[str, list[int]] = {}
@@ -133,7 +134,7 @@ class SafetensorsWeights(Weights):
             for shard in shards:
                 file = path / shard
                 with safe_open(file, "pt") as opened:
-                    names = opened.keys()  # a method's list: the file itself is no mapping
+                    names = opened.keys()  # the file object itself is not a mapping
                     for name in names:
                         self.files[name], shapes[name] = file, opened.get_slice(name).get_shape()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
@@ -147,7 +148,7 @@ class SafetensorsWeights(Weights):
 
 def _load_tokenizer(path: Path, shape: Shape) -> PreTrainedTokenizerBase:
     if not (path / "tokenizer.json").is_file():
-        raise DataError(f"{path}: no tokenizer.json, so this is not the directory of a Hugging Face fast tokenizer")
+        raise DataError(f"{path}: expected a directory of a Hugging Face fast tokenizer; tokenizer.json is missing")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:  # the tokenizers library raises nothing narrower
@@ -163,7 +164,7 @@ def _refuse_foreign(out_dir: Path) -> None:
     if not out_dir.exists():
         return
     if not out_dir.is_dir():
-        raise ConfigurationError(f"{out_dir}: is a file; an export is a directory")
+        raise ConfigurationError(f"{out_dir}: expected a directory, found a file; choose another place")
     foreign = sorted({path.name for path in out_dir.iterdir()} - {CONFIG, WEIGHTS, CARD, *TOKENIZER_FILES})
     if (out_dir / CARD).is_file() and f"- {TAG}\n" not in (out_dir / CARD).read_text(
         encoding="utf-8", errors="replace"

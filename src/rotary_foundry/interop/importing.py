@@ -1,8 +1,8 @@
-"""From elsewhere to the one form that this project goes on with: a directory just as our own export writes it.
+"""Import a model from elsewhere as a directory in the form of our own exports.
 
-It is what `init_from`, `load_model` and transformers take. Such a directory is complete (its tokenizer is in it), in
-float32, in one safetensors file, of nothing that our encoder would compute otherwise; so what could be wrong with a
-model comes to light once, here, and not when training begins.
+`init_from`, `load_model` and transformers take such a directory. It is complete, with its tokenizer, in float32, in one
+safetensors file, and has only settings that our encoder supports. So problems of a model are found at the import and
+not when training begins.
 """
 
 import json
@@ -21,17 +21,16 @@ from rotary_foundry.utils.errors import ConfigurationError, DataError
 def import_model(
     source: str | Path, out_dir: str | Path, recipe: str | Path | None = None, tokenizer: str | Path | None = None
 ) -> None:
-    """Write a model from elsewhere as a directory of our form.
+    """Write a model from elsewhere as a directory in our form.
 
     Args:
         source: a transformers directory of one of our families, or a file of a family's original training code.
-        out_dir: made if need be; an earlier export or import there is replaced.
-        recipe: the YAML that a file was trained by; not needed where the file has the model's configuration.
-        tokenizer: a directory with the model's tokenizer, if it is not in `source`; one with other ids than the
-            source's own is refused.
+        out_dir: the folder to write; created if necessary. An earlier export or import in it is replaced. recipe: the
+        training YAML of a file; not needed if the file has the model's configuration. tokenizer: a directory with the
+        model's tokenizer, if it is not in `source`; it is refused if its ids differ from those of the source's own.
 
     Raises:
-        FoundryError: `source` holds no such model, or one that our encoder has no part for; the first key that differs.
+        FoundryError: `source` has no such model, or our encoder does not support it; names the first key that differs.
     """
     source, out_dir = Path(source), Path(out_dir)
     if not source.exists():
@@ -40,7 +39,7 @@ def import_model(
         if recipe is not None:
             raise ConfigurationError(f"--recipe is for a .pt file; {source} has its {CONFIG}")
         if source.resolve() == out_dir.resolve():
-            raise ConfigurationError(f"{out_dir}: is the source as well; choose another place")
+            raise ConfigurationError(f"{out_dir}: is also the source; choose another place")
         _import_directory(source, out_dir, source if tokenizer is None else Path(tokenizer))
     else:
         _import_file(source, out_dir, None if recipe is None else Path(recipe), tokenizer)
@@ -49,8 +48,8 @@ def import_model(
 def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
     if not (source / CONFIG).is_file():
         raise ConfigurationError(
-            f"{source}: no {CONFIG}; import takes a transformers directory or a .pt file. A run or checkpoint of this "
-            "project is exported"
+            f"{source}: no {CONFIG}; expected a transformers directory or a .pt file. For a run or checkpoint of this "
+            "project, use export"
         )
     shape, knobs, weights = open_directory(source)
     if not (tokenizer / "tokenizer.json").is_file():
@@ -61,7 +60,7 @@ def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
     written = read_config(source)
     longest = written.get("max_position_embeddings")
     if not isinstance(longest, int) or longest < 1:
-        raise DataError(f"{source / CONFIG}: max_position_embeddings is {longest!r}, not a number of tokens")
+        raise DataError(f"{source / CONFIG}: max_position_embeddings: expected a number of tokens, got {longest!r}")
     facts = {"transformers": written["transformers_version"]} if "transformers_version" in written else {}
     sentence = "Imported from a directory of transformers; values are as they were there, in float32."
     card = import_card(out_dir.name, weights.family, shape, knobs, longest, sentence, facts)
@@ -77,7 +76,9 @@ def _import_file(source: Path, out_dir: Path, recipe: Path | None, tokenizer: st
         if tokenizer is not None:
             check_same_tokenizer(Path(tokenizer), Path(folder), f"leave out --tokenizer: {source} has its own")
         elif "tokenizer.json" not in opened.tokenizer:
-            raise ConfigurationError(f"{source}: has no tokenizer in it; give --tokenizer, the folder of the model's")
+            raise ConfigurationError(
+                f"{source}: has no tokenizer; give --tokenizer, the folder of the model's tokenizer"
+            )
         tokenizer = Path(tokenizer or folder)
         longest = opened.longest_row or _longest(tokenizer, source)
         family, sentence = opened.weights.family, f"Imported from `{source.name}`, {opened.described}."
@@ -86,7 +87,7 @@ def _import_file(source: Path, out_dir: Path, recipe: Path | None, tokenizer: st
 
 
 def _open_file(source: Path, recipe: Path | None) -> ForeignCheckpoint:
-    """Open a checkpoint file by the first family whose it is; what the last one says against it is the error."""
+    """Open a checkpoint file with the first family that accepts it; the error is that of the last family."""
     refused = ConfigurationError(f"{source}: no family here reads files; give a transformers directory")
     for family in families():
         try:
@@ -100,13 +101,13 @@ def _open_file(source: Path, recipe: Path | None) -> ForeignCheckpoint:
 
 
 def _longest(tokenizer: Path, source: Path) -> int:
-    """What the tokenizer takes for the model's greatest length; the checkpoint itself does not tell."""
+    """Return the model's maximum length from the tokenizer, because the checkpoint does not have it."""
     try:
         longest = json.loads((tokenizer / "tokenizer_config.json").read_text(encoding="utf-8"))["model_max_length"]
     except (OSError, ValueError, KeyError, TypeError):
         longest = None
     if not isinstance(longest, int) or not 0 < longest < 10**9:  # transformers writes 1e30 for "none"
         raise ConfigurationError(
-            f"{source}: nothing says how many tokens a document may have; give --recipe, whose max_seq_len does"
+            f"{source}: the maximum number of tokens of a document is unknown; give --recipe, a YAML with max_seq_len"
         )
     return longest

@@ -1,19 +1,19 @@
-"""How many tokens another's model has positions for, by its config.json alone.
+"""Return how many tokens a model of another library can take, from its config.json only.
 
-By the type of model, and not by its table of positions: fine-tuning asks before there is a model, and to make one only
-to ask it takes seconds.
+The type of the model decides, not its table of positions: fine-tuning needs the number before it loads the model, which
+takes seconds.
 """
 
 from transformers import PretrainedConfig
 
-AFTER_PADDING = (  # RoBERTa and its like: the first token's position is the one after the padding's number
+AFTER_PADDING = (  # RoBERTa and similar models: positions start after the id of the padding token
     *("camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta"),
     *("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
 
 
 def most_tokens(model: PretrainedConfig) -> int | None:
-    """The most tokens that a model can be given at once, special ones included; None if there is no limit."""
+    """Return the most tokens that a model takes at once, special ones included; None if there is no limit."""
     positions = getattr(model, "max_position_embeddings", None) or 0
     if model.model_type in AFTER_PADDING:
         return positions - model.pad_token_id - 1

@@ -1,8 +1,8 @@
-"""What a run logs to W&B and TensorBoard: every key, what it is, and where in `metrics.jsonl` it comes from.
+"""The keys that a run logs to W&B and TensorBoard, with their meanings and their sources in `metrics.jsonl`.
 
-W&B groups charts by a key's first word. tests/training/test_loggers.py holds this table to what a run really logs, and
-the dashboard in launch/wandb shows nothing that is not in it. A key in <> stands for a name: a stage's, a source's.
-Values of an update are those at its end, and `time/token`, which counts it, is the x axis.
+W&B groups charts by a key's first word. tests/training/test_loggers.py compares this table with the keys that a run
+logs, and the dashboard in launch/wandb uses only keys from this table. A part in <> stands for a name, such as that of
+a stage or a source. Values of an update are those at its end. `time/token`, which includes the update, is the x axis.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ X_AXIS = "time/token"
 
 @dataclass(frozen=True)
 class Metric:
-    """One key, or one a name."""
+    """One key, or one key for each name."""
 
     name: str
     meaning: str
@@ -73,7 +73,7 @@ METRICS = (
 
 
 def logged(record: dict) -> dict[str, float]:
-    """What the loggers get of a line of `metrics.jsonl`; what cannot be told is left out."""
+    """Return the values of a line of `metrics.jsonl` for the loggers, without unknown ones."""
     values: dict[str, float] = {}
     for metric in METRICS:
         value = record.get(metric.record)

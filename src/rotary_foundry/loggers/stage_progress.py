@@ -1,14 +1,14 @@
-"""StageProgress: a line a `console_log_interval`, and below the lines a bar for the recipe and one for the stage.
+"""StageProgress: print a line every `console_log_interval`, and two bars below: one for the recipe, one for the stage.
 
-- Composer's ProgressBarLogger and ConsoleLogger are not used. The first writes bars into files too, and the second a
-  line for every key; neither knows stages, nor says when a run will be done.
-- It is a logger: what it shows is what RunRecords logs, so a line is a line of `metrics.jsonl`: the loss and the
-  learning rate are the update's, tokens a second and MFU those of all updates since the line before, in the time that
-  the records count for an update (throughput.py).
-- The time left is that of the plan's remaining tokens at the rate of the last updates of this stage, evaluations and
-  checkpoints included. Later stages have longer rows and another rate, so it says "at this rate".
-- The bars are rich's, drawn after an update and not by a thread, and gone when training ends. What anyone prints
-  meanwhile goes above them. Without a terminal there are no bars, no colours and no control characters.
+- Composer's ProgressBarLogger and ConsoleLogger are not used. The first also writes bars to files, and the second
+  prints a line for every key. Neither shows stages or the remaining time.
+- It is a logger, so it shows the values that RunRecords logs. Loss and learning rate are those of the update in the
+  same line of `metrics.jsonl`. Tokens a second and MFU are over all updates since the previous line, with the update
+  times of the records (throughput.py).
+- The remaining time is computed from the plan's remaining tokens and the rate of the last updates of this stage,
+  including evaluations and checkpoints. Later stages have longer rows and another rate, so it says "at this rate".
+- The bars are rich's. They are drawn after an update and not by a thread, and are removed when training ends. Other
+  output appears above them. Without a terminal there are no bars, no colours and no control characters.
 
 Prints on rank 0 only. Uses FIT_START, BATCH_START, BATCH_END, EVAL_END and CLOSE.
 """
@@ -34,12 +34,12 @@ UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 
 class StageProgress(LoggerDestination):
-    """Shows on rank 0 how far the plan is carried out.
+    """Shows on rank 0 the progress through the plan.
 
     Args:
-        plan: in force.
-        console_log_interval: such as 10ba or 1_000_000tok; the first update and the last have a line as well.
-        progress_bar: whether a terminal gets bars.
+        plan: the current plan.
+        console_log_interval: such as 10ba or 1_000_000tok; the first and the last update also print a line.
+        progress_bar: whether to draw bars on a terminal.
     """
 
     def __init__(self, plan: Plan, console_log_interval: str, progress_bar: bool):
@@ -110,7 +110,7 @@ class StageProgress(LoggerDestination):
         return line
 
     def _left(self, token: int) -> str:
-        """How long the rest takes at the recent rate."""
+        """Format the remaining time at the recent rate."""
         (began, from_token), (ended, _) = self.recent[0], self.recent[-1]
         return f"{duration((self.plan.total_tokens - token) * (ended - began) / (token - from_token))}" + AT_THIS_RATE
 
@@ -145,13 +145,13 @@ class Bars:
 
     @classmethod
     def take_off(cls) -> None:
-        """Remove them, if they are there; from any thread, so that an error is the last thing on the terminal."""
+        """Remove the bars, if they are shown, from any thread, so that an error is the last output on the terminal."""
         if cls.shown is not None:
             cls.shown.progress.stop()
             cls.shown = None
 
     def draw(self, token: int, left: str) -> None:
-        """Show how far the recipe and the stage are, unless that was shown a moment ago."""
+        """Draw the progress of recipe and stage, unless it was drawn a moment ago."""
         if time.monotonic() - self.drawn < REDRAWN:
             return
         segment = self.plan.segment_at(token)
@@ -169,7 +169,7 @@ class Bars:
 
 
 def short(count: float) -> str:
-    """A number of tokens in four digits: 950.3K, 2.019T."""
+    """Format a number of tokens in four digits: 950.3K, 2.019T."""
     for size, unit in UNITS:
         if count >= 0.99995 * size:
             return f"{count / size:#.4g}{unit}"
@@ -177,7 +177,7 @@ def short(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As 3d04h, 4h05m, 5m06s or 7s."""
+    """Format seconds as 3d04h, 4h05m, 5m06s or 7s."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

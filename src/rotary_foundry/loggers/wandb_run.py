@@ -1,14 +1,14 @@
-"""WandBRun: Composer's WandBLogger, so that a run is one run there, too.
+"""WandBRun: Composer's WandBLogger, changed so that a run stays one W&B run through resumes and rollbacks.
 
-- One id, kept in the run's folder: through resumes, and through a rollback, where W&B's run stays open while one
-  Trainer takes the other's place. W&B takes no step twice and none that is lower, so the steps of updates that a
-  rollback abandoned are added to those of all later ones. What a killed run logged beyond its checkpoint is there
-  already when it is trained again, to the bit, and W&B leaves it as it is.
-- The x axis is the token clock, by `define_metric`; steps are only how W&B keeps its rows.
-- Config is the recipe with its overrides and the commit of this code. Secrets are replaced in it, and in the command
-  line, which W&B records by itself.
-- After a SIGTERM the run is marked as preempted, not as failed: Composer takes every exception for a failure.
-- A checkpoint is recorded as a reference to where it lies, if that is asked for: W&B holds its name, not its bytes.
+- The W&B id is kept in the run's folder. In a rollback, the W&B run stays open while one Trainer replaces the other.
+  W&B ignores a step that is not higher than the last, so the number of abandoned updates is added to all later steps.
+  If a killed run logged updates after its checkpoint, they are trained again with identical values, and W&B keeps the
+  first.
+- The x axis is the token clock, by `define_metric`; steps only order W&B's rows.
+- The config is the recipe with its overrides, and the commit of this code. Secrets are removed from it and from the
+  command line, which W&B records by itself.
+- After SIGTERM the run is marked as preempted, not as failed. Composer would mark every exception as a failure.
+- If configured, a checkpoint is recorded as a reference to its location, so W&B stores its name and not its content.
 
 wandb takes seconds to import, so it is imported where it is used, as Composer does. Uses INIT and POST_CLOSE.
 """
@@ -32,10 +32,10 @@ class WandBRun(OpenWandBLogger):
     """Logs to one W&B run.
 
     Args:
-        first_step: the step of update 0: how many updates, and rollbacks, were abandoned so far.
-        secret_in: plain data whose secrets are not to be in the command line that W&B records.
+        first_step: the step of update 0: the number of abandoned updates plus the number of rollbacks.
+        secret_in: plain data whose secrets are removed from the command line that W&B records.
         checkpoint_references: log every complete checkpoint as an artifact that refers to it.
-        arguments: Composer's WandBLogger's.
+        arguments: arguments of Composer's WandBLogger.
     """
 
     def __init__(self, first_step: int, secret_in: Any, checkpoint_references: bool, **arguments: Any):
@@ -72,7 +72,7 @@ class WandBRun(OpenWandBLogger):
         super().log_metrics(metrics, None if step is None else step + self.first_step)
 
     def log_checkpoint(self, checkpoint: CompleteCheckpoint, place: str) -> None:
-        """Refer to a complete checkpoint by the URL of its folder, if that was asked for."""
+        """Log a reference to a complete checkpoint by the URL of its folder, if that is configured."""
         if self.enabled and self.checkpoint_references:
             import wandb
 

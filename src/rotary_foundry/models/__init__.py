@@ -1,1 +1,1 @@
-"""Model families, the layers that they share, and the ComposerModel that trains any of them."""
+"""Model families, the layers that they share, and the ComposerModel that trains them."""

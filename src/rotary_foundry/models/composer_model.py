@@ -1,8 +1,8 @@
-"""A network and an objective as Composer trains them.
+"""The ComposerModel that combines a network and an objective.
 
-The loss is the mean over the predicted tokens of one microbatch: Composer, told to `accumulate_train_batch_on_tokens`,
-weights it by the microbatch's share of the update's predicted tokens on all ranks, so that an update's gradient does
-not depend on how it is split.
+The loss is the mean over the predicted tokens of one microbatch. With `accumulate_train_batch_on_tokens`, Composer
+weights it by the microbatch's share of the update's predicted tokens on all ranks. So an update's gradient does not
+depend on how the update is split.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from rotary_foundry.objectives.objective import Objective
 
 
 class PerPredictedToken(MeanMetric):
-    """Mean of one of the sums of TokenLoss over all predicted tokens, of all batches and ranks."""
+    """Mean over all predicted tokens of all batches and ranks, of one of the sums in TokenLoss."""
 
     def __init__(self, field: str):
         super().__init__()
@@ -34,10 +34,10 @@ class FoundryModel(ComposerModel):
     """Training of a network, stage by stage.
 
     Args:
-        network: of any family.
-        objectives: by stage.
-        stage: whose objective is the loss; may be set anew between updates.
-        cpu_autocast: compute in bf16 under autocast on CPU, where Composer itself refuses `amp_bf16`.
+        network: a network of any family.
+        objectives: the objectives by stage.
+        stage: the stage whose objective is the loss; may be changed between updates.
+        cpu_autocast: compute in bf16 under autocast on CPU, where Composer refuses `amp_bf16`.
     """
 
     def __init__(self, network: nn.Module, objectives: Mapping[str, Objective], stage: str, cpu_autocast: bool):

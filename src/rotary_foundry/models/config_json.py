@@ -1,4 +1,4 @@
-"""A Hugging Face directory's config.json, read as the JSON it is: without torch, and so without transformers."""
+"""Read a Hugging Face directory's config.json as plain JSON, without torch and transformers."""
 
 import json
 from pathlib import Path
@@ -13,19 +13,19 @@ def read_config(directory: Path) -> dict:
     """Read a directory's config.json.
 
     Raises:
-        DataError: it is missing or broken.
+        DataError: the file is missing or broken.
     """
     try:
         written = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{directory / CONFIG}: cannot be read: {error}") from None
     if not isinstance(written, dict):
-        raise DataError(f"{directory / CONFIG}: cannot be read: it holds no object")
+        raise DataError(f"{directory / CONFIG}: cannot be read: expected a JSON object")
     return written
 
 
 def find_family_of(directory: Path) -> Family | None:
-    """Return the family of the model in a directory, by its model_type; None if it is another library's.
+    """Return the family of the model in a directory, by its model_type; None if it is not one of our families.
 
     Raises:
         DataError: config.json is missing or broken.
@@ -38,11 +38,11 @@ def family_of(directory: Path) -> Family:
     """Return the family of the model in a directory, by its model_type.
 
     Raises:
-        DataError: config.json is missing or broken, or the model is of no family here.
+        DataError: config.json is missing or broken, or the model is not of one of our families.
     """
     family = find_family_of(directory)
     if family is None:
         model_type = read_config(directory).get("model_type")
         known = ", ".join(repr(family.huggingface.model_type) for family in families())
-        raise DataError(f"{directory / CONFIG}: model_type is {model_type!r}, only {known} can be loaded")
+        raise DataError(f"{directory / CONFIG}: model_type: expected {known}, got {model_type!r}")
     return family

@@ -1,10 +1,10 @@
-"""What a model family provides, and the table of families.
+"""The interface of a model family, and the table of families.
 
-A family is one folder, `models/<name>/`, and nothing outside it names it but the table below. To add one, write the
-folder, add a line to FAMILIES, and give it a YAML in `yamls/models/`.
+A family is one folder, `models/<name>/`. Outside it, only the table below names it. To add a family, write the folder,
+add a line to FAMILIES, and add a YAML to `yamls/models/`.
 
-Two halves, because a recipe is read and planned before torch is imported: the shape and the knobs are plain Python;
-`network`, `initial_value` and the rest import torch when they are called.
+The interface has two halves, because a recipe is read and planned before torch is imported. The shape and the knobs are
+plain Python; `network`, `initial_value` and the rest import torch when they are called.
 """
 
 from abc import ABC, abstractmethod
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 FAMILIES = {"modernbert": "rotary_foundry.models.modernbert:ModernBertFamily"}
 
-FORWARD_AND_BACK = 3  # training's operations as a multiple of a forward pass's: a backward pass is two of them
+FORWARD_AND_BACK = 3  # operations of a training step in forward passes: a backward pass counts as two
 
 
 @dataclass(frozen=True)
 class Shape(ABC):
-    """What makes two models of a family different models: its fields are keys under `model:` in a recipe.
+    """The values that make two models of a family different models. Its fields are keys under `model:` in a recipe.
 
-    Attention backends, dropout and compilation are settings of a run and are not here.
+    Attention backends, dropout and compilation are settings of a run and do not belong to the shape.
     """
 
     vocab_size: int
@@ -52,7 +52,7 @@ class Shape(ABC):
 
     @abstractmethod
     def problems(self) -> Iterator[Problem]:
-        """Yield (field, complaint) for every value that no model can have, types included."""
+        """Yield (field, complaint) for every invalid value, including wrong types."""
 
     @abstractmethod
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -63,8 +63,8 @@ class Shape(ABC):
         """Return the operations of training's matrix products, without attention's.
 
         Args:
-            tokens: that pass through the layers.
-            predicted: those of them whose logits are computed.
+            tokens: number of tokens that pass through the layers.
+            predicted: number of these tokens whose logits are computed.
         """
 
     @abstractmethod
@@ -77,11 +77,11 @@ class Shape(ABC):
 
     @abstractmethod
     def rehearsal(self) -> Self:
-        """Return a small shape with every part of this one, for a rehearsal of minutes."""
+        """Return a small shape with every part of this one, for a rehearsal."""
 
     @abstractmethod
     def smaller(self) -> Self:
-        """Return a shape that this one can be grown from."""
+        """Return a smaller shape from which this one can be grown."""
 
     @property
     def parameters(self) -> int:
@@ -89,7 +89,7 @@ class Shape(ABC):
         return sum(prod(shape) for shape in self.parameter_shapes().values())
 
     def type_problems(self) -> Iterator[Problem]:
-        """Yield (field, complaint) for values of a wrong type: nothing else checks those of a config.json."""
+        """Yield (field, complaint) for values of a wrong type; for a config.json, this is the only check of types."""
         for field in fields(self):
             value, expected = getattr(self, field.name), int | float if field.type is float else field.type
             if not isinstance(value, expected) or isinstance(value, bool):
@@ -97,7 +97,7 @@ class Shape(ABC):
 
 
 class Network(Protocol):
-    """A module over a flat batch of documents, as training, evaluation and export use it."""
+    """The interface of a module over a flat batch of documents, for training, evaluation and export."""
 
     shape: Shape
 
@@ -109,7 +109,7 @@ class Network(Protocol):
         """The layers that FSDP2 shards, `torch.compile` compiles and activation checkpointing recomputes."""
 
     def set_knob(self, name: str, value: float) -> None:
-        """Set a knob of the family; it holds from the next forward pass on."""
+        """Set a knob of the family; the next forward pass uses it."""
 
     def hidden_states(self, input_ids: "Tensor", cu_seqlens: "Tensor", max_seqlen: int | None = None) -> "Tensor":
         """Return the last hidden states [tokens, hidden] of ids [tokens] in documents bounded by cu_seqlens."""
@@ -119,13 +119,13 @@ class Network(Protocol):
 
 
 class HuggingFaceForm(ABC):
-    """How transformers writes a family's models. Reading a config imports neither torch nor transformers."""
+    """Converts a family's models from and to transformers. Reading a config imports neither torch nor transformers."""
 
     model_type: str
     architecture: str
     """transformers' class of the pretrained model."""
     task: str
-    """Hugging Face's name of what the pretrained model does (`pipeline_tag`)."""
+    """Hugging Face's name for the task of the pretrained model (`pipeline_tag`)."""
     classifiers: Mapping[str, str]
     """transformers' classes with a new classifier, by what they classify: sequence, token."""
 
@@ -134,7 +134,7 @@ class HuggingFaceForm(ABC):
         """Return the shape and the knobs of the model in a directory with a config.json.
 
         Raises:
-            DataError: naming the first setting that our network would compute otherwise.
+            DataError: our network does not support a setting; names the first.
         """
 
     @abstractmethod
@@ -145,7 +145,7 @@ class HuggingFaceForm(ABC):
 
     @abstractmethod
     def with_classifier(self, state: "Mapping[str, Tensor]", labels: int, seed: int) -> "dict[str, Tensor]":
-        """Return the parameters with a new classifier of so many labels in place of the pretraining output."""
+        """Return the parameters with a new classifier for `labels` labels instead of the pretraining output."""
 
 
 class Family(ABC):
@@ -159,7 +159,7 @@ class Family(ABC):
     Shape: ClassVar[type[Shape]]
     knobs: ClassVar[Mapping[str, Knob]]
     tied: ClassVar[Mapping[str, str]] = {}
-    """Tensors that other programs write although they are other parameters, to the bit: name → the parameter's name."""
+    """Tied tensors that other programs write separately, with identical values: name → the parameter's name."""
     huggingface: ClassVar[HuggingFaceForm]
 
     @abstractmethod
@@ -168,7 +168,7 @@ class Family(ABC):
 
     @abstractmethod
     def initial_value(self, name: str, shape: Shape, seed: int) -> "Tensor":
-        """Return the first value of a parameter, whole, in float32 on the CPU: the same for the same arguments."""
+        """Return the initial value of a whole parameter, in float32 on the CPU; the same for the same arguments."""
 
     @property
     @abstractmethod
@@ -180,23 +180,23 @@ class Family(ABC):
 
         Args:
             path: the file.
-            recipe: the YAML that it was trained by, if that was given.
+            recipe: the training YAML, if the user gave it.
 
         Raises:
-            FoundryError: it is no such file, or holds what our network has no part for.
+            FoundryError: the file is not such a checkpoint, or our network does not support its model.
         """
         return None
 
     def knobs_of_weights(self) -> list[str]:
-        """Return the names of the knobs that trained weights are meant for."""
+        """Return the names of the knobs that belong to trained weights."""
         return [name for name, knob in self.knobs.items() if knob.of_weights]
 
 
 def find_family(name: Any) -> Family:
-    """Return the family of a name.
+    """Return the family with a name.
 
     Raises:
-        ConfigurationError: there is none; with the nearest one that there is.
+        ConfigurationError: there is no such family; names the nearest one.
     """
     if name not in FAMILIES:
         raise ConfigurationError(f"'{name}' is not a model family; {nearest(name, FAMILIES)}")

@@ -1,14 +1,14 @@
-"""Growing a model from a smaller one, as ModernBERT-large began from base (arXiv 2412.13663, "Weight Initialization and
-Tiling"): the source in the centre of the target, the rest filled by wrapping around.
+"""Grow a model from a smaller one, as ModernBERT-large began from base (arXiv 2412.13663, "Weight Initialization
+and Tiling"): the source is in the centre of the target, and the rest is filled by wrapping around.
 
-- A dimension of size s grown to t begins (t - s) // 2 places before the source's first index and counts on modulo s:
-  the source stands once, whole, in the middle, and its copies go on to either side.
-- A family says what a dimension counts (`Growth`): heads in each of Q, K and V for attention, rows in each half of a
-  GLU's input. So a head of the target is a head of the source, with its queries, keys, values and columns of the output
-  projection, and rotary pairs stay pairs. Tiling a fused projection as one matrix would cut all of them.
-- Layers are spread as Gopher's (arXiv 2112.11446): a few stand twice in a row.
-- One parameter at a time, from one parameter of the source, so that a rank can keep its shard of each and nobody holds
-  the target whole.
+- If a dimension grows from size s to t, index i of the target takes index (i - (t - s) // 2) modulo s of the source. So
+  one complete copy of the source is in the middle, and further copies continue on both sides.
+- A family declares what a dimension counts (`Growth`): heads in each of Q, K and V for attention, rows in each half of
+  a GLU's input. So a head of the target is a head of the source, with its queries, keys, values and columns of the
+  output projection, and rotary pairs stay pairs. Tiling a fused projection as one matrix would cut all of these.
+- Layers are spread as in Gopher (arXiv 2112.11446): some are repeated directly after themselves.
+- One parameter is grown at a time, from one parameter of the source. So a rank can keep its shard of each, and no rank
+  holds the whole target.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,8 +47,8 @@ class Growth:
     """How a family's parameters grow.
 
     Args:
-        dimensions: of a parameter, by how its name ends.
-        source_name: the source's parameter that a target's comes from: (name, source's shape, target's shape) → name.
+        dimensions: the dimensions of a parameter, by the end of its name.
+        source_name: maps a target's parameter to the source's: (name, source's shape, target's shape) → name.
     """
 
     dimensions: Mapping[str, tuple[Dimension, ...]]
@@ -60,15 +60,15 @@ def tile_from(source_state: Mapping[str, Tensor], family: Family, source: Shape,
 
     Args:
         source_state: the state dict of a network of the shape `source`.
-        family: of both.
-        source, target: the shapes. What is not in `Shape.sizes` may differ freely, but for the vocabulary.
+        family: the family of both models.
+        source, target: the shapes. Fields outside `Shape.sizes` may differ, except the vocabulary.
 
     Returns:
         The state dict of a network of the shape `target`, in the source's dtypes and sharing no memory with it.
 
     Raises:
-        ConfigurationError: `target` is smaller somewhere, or its vocabulary or head size is another.
-        DataError: `source_state` is not of `source`; names the first tensor that is not.
+        ConfigurationError: `target` is smaller in a dimension, or its vocabulary or head size differs.
+        DataError: `source_state` does not have the shape `source`; names the first tensor that differs.
     """
     check_growth(source, target)
     unknown = sorted(source_state.keys() - source.parameter_shapes().keys())
@@ -81,7 +81,7 @@ def tile_from(source_state: Mapping[str, Tensor], family: Family, source: Shape,
 def tile_parameter(
     name: str, source_state: Mapping[str, Tensor], family: Family, source: Shape, target: Shape
 ) -> Tensor:
-    """Grow one of the target's parameters; only the source's parameter that it comes from is read.
+    """Grow one of the target's parameters; reads only the source's parameter that it comes from.
 
     Args and errors are those of `tile_from`; `name` is one of the target's parameters.
     """
@@ -104,36 +104,38 @@ def check_growth(source: Shape, target: Shape) -> None:
     """Check that a model of one shape can be grown from the other; needs no weights.
 
     Raises:
-        ConfigurationError: `target` is smaller somewhere, or its vocabulary or head size is another.
+        ConfigurationError: `target` is smaller in a dimension, or its vocabulary or head size differs.
     """
     if type(source) is not type(target):
-        raise ConfigurationError("model.family: the model to grow from is of another family")
+        raise ConfigurationError("model.family: the model to grow from is of another family; set the same one")
     for key in target.sizes:
         ours, theirs = getattr(target, key), getattr(source, key)
         if ours < theirs:
-            raise ConfigurationError(f"model.{key}: {ours} is less than the {theirs} of the model it would grow from")
+            raise ConfigurationError(
+                f"model.{key}: expected at least {theirs}, that of the model to grow from, got {ours}"
+            )
     if target.vocab_size != source.vocab_size:
         raise ConfigurationError(
-            f"model.vocab_size: {target.vocab_size}, but {source.vocab_size} in the model it would grow from; "
-            "token ids do not grow, both models need one tokenizer and one vocab_size"
+            f"model.vocab_size: expected {source.vocab_size}, that of the model to grow from, got {target.vocab_size}; "
+            "both models need the same tokenizer and vocab_size"
         )
     if target.head_dim != source.head_dim:
         raise ConfigurationError(
-            f"model.num_attention_heads: {target.num_attention_heads} make heads of {target.head_dim}, but they are of "
-            f"{source.head_dim} in the model it would grow from and stay whole; choose hidden_size / {source.head_dim}"
+            f"model.num_attention_heads: {target.num_attention_heads} heads have size {target.head_dim}, expected "
+            f"{source.head_dim}, that of the model to grow from; set hidden_size / {source.head_dim} heads"
         )
 
 
 def source_layer(layer: int, source_layers: int, target_layers: int) -> int:
-    """Return the layer of the source that a layer of the target comes from; a tie goes to the even one.
+    """Return the source's layer for a layer of the target; a tie goes to the even one.
 
-    The cap matters only where the target has twice the layers or more: there the last ones would round beyond the end.
+    The cap matters only if the target has at least twice the layers; the last ones would then round beyond the end.
     """
     return min(round(layer * source_layers / target_layers), source_layers - 1)
 
 
 def _misfit(complaint: str) -> DataError:
     return DataError(
-        f"the weights to grow from are not of the model config given with them: {complaint}; "
+        f"the weights to grow from do not fit the model config given with them: {complaint}; "
         "give the config that they were trained with"
     )

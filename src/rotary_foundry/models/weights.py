@@ -1,10 +1,10 @@
-"""What weights have in common, wherever they come from: each read when asked for, and held against a model's shape.
+"""The common interface to weights from any source. Tensors are read on access and checked against a model's shape.
 
-- Names and shapes are looked at before any value is read, so what does not fit is refused in a moment, and one tensor
-  at a time is in memory unless someone keeps them.
-- Values come out in float32, and not a number, or infinite, is refused where it is read: training would find out
-  hours later, and every logit of a converted model would be NaN.
-- A tied tensor that is written out is accepted if it is the parameter it is tied to, to the bit, and then left out.
+- Names and shapes are checked before any value is read, so weights that do not fit are refused at once. Only one tensor
+  is in memory at a time, unless the caller keeps them.
+- Values are returned in float32. NaN and infinite values are refused when they are read; otherwise training would fail
+  hours later, or every logit of a converted model would be NaN.
+- A separately stored tied tensor is accepted if it is identical to the parameter that it is tied to, and then left out.
 """
 
 from abc import abstractmethod
@@ -20,15 +20,15 @@ from rotary_foundry.utils.errors import DataError
 
 
 class Weights(Mapping[str, Tensor]):
-    """A network's parameters by its own names, whole, in float32, on the CPU; one is read when it is asked for.
+    """A network's full parameters by our names, in float32 on the CPU, each read on access.
 
     Args:
-        where: they are, for errors.
-        family: of the model.
-        shapes: of everything that is there, by our names.
+        where: the location of the weights, for errors.
+        family: the family of the model.
+        shapes: the shapes of all stored tensors, by our names.
 
     Raises:
-        DataError: from reading one that is damaged, or not made of finite floating-point numbers.
+        DataError: on access, if a tensor is damaged or has values that are not finite floating-point numbers.
     """
 
     def __init__(self, where: Path, family: Family, shapes: Mapping[str, list[int]]):
@@ -38,17 +38,17 @@ class Weights(Mapping[str, Tensor]):
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """A tensor as it is stored."""
+        """Read a tensor as it is stored."""
 
     def called(self, name: str) -> str:
-        """What a parameter is called there."""
+        """Return the stored name of a parameter."""
         return name
 
     def check(self, shape: Shape) -> None:
-        """Hold names and shapes against a model's.
+        """Check names and shapes against a model's shape.
 
         Raises:
-            DataError: the first that is missing, has another shape or has no place in our model.
+            DataError: a tensor is missing, has another shape or does not belong to our model; names the first.
         """
         expected = {name: list(size) for name, size in shape.parameter_shapes().items()}
         for name, size in expected.items():
@@ -58,7 +58,7 @@ class Weights(Mapping[str, Tensor]):
                     f"this shape (a {self.family.huggingface.architecture})"
                 )
             if self.shapes[name] != size:
-                raise DataError(f"{self.where}: {self.called(name)} is {self.shapes[name]}, the shape makes it {size}")
+                raise DataError(f"{self.where}: {self.called(name)}: expected shape {size}, got {self.shapes[name]}")
         unknown = sorted(self.shapes.keys() - expected.keys() - self.family.tied.keys())
         if unknown:
             biases = [name for name in expected if name.endswith("bias")]
@@ -73,13 +73,13 @@ class Weights(Mapping[str, Tensor]):
     def _finite(self, name: str) -> Tensor:
         tensor = self.read(name)
         if not tensor.is_floating_point():
-            raise DataError(f"{self.where}: {self.called(name)} is {tensor.dtype}; weights are floating-point numbers")
+            raise DataError(f"{self.where}: {self.called(name)}: expected floating-point numbers, got {tensor.dtype}")
         tensor = tensor.to(torch.float32)
         wrong = tensor.numel() - int(tensor.isfinite().sum())
         if wrong:
             raise DataError(
                 f"{self.where}: {self.called(name)} has {wrong:,} values of {tensor.numel():,} that are infinite or "
-                "not a number; the training that made it had diverged, take an earlier checkpoint"
+                "not a number; the training had diverged; use an earlier checkpoint"
             )
         return tensor
 
@@ -105,17 +105,17 @@ class ForeignCheckpoint:
     shape: Shape
     knobs: dict[str, float]
     weights: Weights
-    longest_row: int | None  # tokens that it was trained on, where that is said
+    longest_row: int | None  # the longest row of its training, in tokens; None if unknown
     tokenizer: dict[str, str]  # the content of the tokenizer's files, by name; empty if there are none
-    facts: dict[str, int]  # how far it was trained, where that is said
-    described: str  # what kind of checkpoint it is
+    facts: dict[str, int]  # how far it was trained, if known
+    described: str  # the kind of checkpoint
 
 
 def load_network(shape: Shape, knobs: Mapping[str, float], weights: Weights) -> nn.Module:
-    """Build a network with these weights, in float32 on the CPU, in evaluation mode; no second copy of them is made.
+    """Build a network with these weights, in float32 on the CPU, in evaluation mode, without a second copy of them.
 
     Args:
-        knobs: those that trained weights are meant for; of the others, `of_weights` being false, each gets its lowest.
+        knobs: the knobs that belong to trained weights; every other knob gets its lowest value.
 
     Raises:
         DataError: the weights do not fit the shape.

@@ -1,1 +1,1 @@
-"""Training objectives: what a row becomes, and what a network is to predict of it."""
+"""Training objectives: how a row becomes inputs and labels, and the loss of a network on them."""

@@ -1,8 +1,8 @@
 """Masked language modelling by BERT's scheme (arXiv 1810.04805, section 3.1).
 
-Of the chosen tokens most become the mask token, some a random token, the rest stay. Special tokens are never chosen.
-The generator is the row's own, so masks do not depend on how rows are spread over processes, workers or microbatches,
-and a row drawn again is masked anew.
+Most of the chosen tokens are replaced by the mask token, some by a random token, and the rest are kept. Special tokens
+are never chosen. Each row has its own generator, so masks do not depend on how rows are distributed over processes,
+workers or microbatches, and a row that is drawn again gets a new mask.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,8 +1,8 @@
-"""What a training objective provides, and the table of objectives.
+"""The interface of a training objective, and the table of objectives.
 
 An objective is one file. A recipe names it under `objective:`, and a stage may name another. To add one, write the file
-and add a line to OBJECTIVES. A row is prepared in the loader, in numpy, by a generator that depends on nothing but the
-row's place in the run; the digests of rows in `metrics.jsonl` follow from it. No objective imports torch.
+and add a line to OBJECTIVES. The loader prepares rows in numpy, with a generator that depends only on the row's
+position in the run. The digests in `metrics.jsonl` are of prepared rows. No objective imports torch.
 """
 
 from abc import ABC, abstractmethod
@@ -46,13 +46,13 @@ class Objective(ABC):
 
     name: ClassVar[str]
     causal: ClassVar[bool]
-    """Whether the network may see no token after the one that it predicts from."""
+    """Whether the network must not attend to later tokens."""
     knobs: ClassVar[Mapping[str, Knob]] = {}
     columns: ClassVar[tuple[str, ...]] = ()
-    """Columns that a row has to have beside `tokens` and `lengths`."""
+    """The columns that a row needs in addition to `tokens` and `lengths`."""
     metrics: ClassVar[tuple[Metric, ...]]
     task: ClassVar[str]
-    """Hugging Face's name of what the trained model does (`pipeline_tag`)."""
+    """Hugging Face's name for the task of the trained model (`pipeline_tag`)."""
 
     @abstractmethod
     def problems(self) -> Iterator[Problem]:

@@ -1,6 +1,6 @@
-"""AdamW: torch's, fused, with the gradient's norm clipped over all parameters, whole or sharded by FSDP2.
+"""AdamW: torch's fused AdamW with gradient clipping by the norm over all parameters, which FSDP2 may have sharded.
 
-torch's own kernel updates the local shards; everything else here is about norms:
+torch's own kernel updates the local shards. Everything else in this module computes norms:
 
 - Clipping is `torch.nn.utils.clip_grad_norm_` of the whole tensors. A whole tensor's sum of squares is the sum of its
   shards', so one all-reduce (SUM) over the sharded mesh dimension gives the norm. torch's own function refuses

@@ -1,4 +1,4 @@
-"""The class that each optimizer's name in a recipe builds; `recipe/optimizer_settings.py` has their arguments."""
+"""The class for each optimizer name in a recipe; `recipe/optimizer_settings.py` has their arguments."""
 
 from typing import Protocol
 
@@ -14,7 +14,7 @@ CLASSES = {"stable_adamw": StableAdamW, "adamw": AdamW}
 
 
 class RecipeOptimizer(Protocol):
-    """What callbacks and algorithms use of an optimizer, besides what every torch optimizer has."""
+    """The attributes that callbacks and algorithms use, in addition to those of every torch optimizer."""
 
     record_metrics: bool
     metrics: StepMetrics | None
@@ -22,7 +22,7 @@ class RecipeOptimizer(Protocol):
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module, max_lr: float) -> RecipeOptimizer:
-    """Build a recipe's optimizer over a model's parameters; SegmentSwitch sets what changes before every step.
+    """Build a recipe's optimizer for a model's parameters. SegmentSwitch sets the scheduled values before every step.
 
     Args:
         config: the optimizer's name and arguments.

@@ -1,4 +1,4 @@
-"""Local shards, and whole tensors' sums from them: one all-reduce, of the kind (SUM) that every backend has."""
+"""Sums over sharded tensors from local shards, by one all-reduce (SUM), which every backend supports."""
 
 from collections.abc import Iterable
 
@@ -8,18 +8,18 @@ from torch.distributed.tensor import DTensor
 
 
 def local_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """This rank's shards, maybe empty ones, of DTensors; other tensors as they are."""
+    """Return this rank's shards of DTensors, which may be empty, and other tensors unchanged."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def sum_over_shards(sums: Tensor, params: list[Tensor]) -> None:
-    """Add up over the ranks, in place, what each computed from its shards: `sums` [kinds, params].
+    """Add up `sums` [kinds, params], which each rank computed from its shards, over the ranks, in place.
 
-    The all-reduce is over the sharded mesh dimension alone, as HSDP's replicas hold the same. A parameter that is not
-    sharded is whole on every rank, and counts once.
+    The all-reduce is only over the sharded mesh dimension, because HSDP's replicas hold the same values. A parameter
+    that is not sharded is complete on every rank, and counts once.
 
     Raises:
-        ValueError: for parameters sharded over more than one mesh dimension.
+        ValueError: parameters are sharded over more than one mesh dimension.
     """
     shardings = [_sharding(param) for param in params]
     dimensions = set().union(*shardings)
@@ -36,7 +36,7 @@ def sum_over_shards(sums: Tensor, params: list[Tensor]) -> None:
 
 
 def _sharding(param: Tensor) -> set[tuple]:
-    """The (mesh, dimension) that a parameter is sharded over; empty for a whole one."""
+    """Return the (mesh, dimension) over which a parameter is sharded; empty if it is not sharded."""
     if not isinstance(param, DTensor):
         return set()
     return {(param.device_mesh, dim) for dim, placement in enumerate(param.placements) if placement.is_shard()}

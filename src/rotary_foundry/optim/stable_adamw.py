@@ -1,9 +1,9 @@
-"""StableAdamW: AdamW whose learning rate is divided, tensor by tensor, by how far the gradient outruns its own history.
+"""StableAdamW: AdamW that divides the learning rate of each tensor if its gradient is large compared with its history.
 
-The divisor is max(1, RMS(g / sqrt(max(v, eps²)))), Adafactor's update clipping in place of gradient clipping
-(arXiv 2304.13013), and it is over the *whole* parameter. optimi's implementation is the reference on whole tensors;
-it does not serve under FSDP2: its foreach path raises on DTensors, its plain one needs a mean over ranks, which gloo
-lacks and uneven shards make wrong.
+The divisor is max(1, RMS(g / sqrt(max(v, eps²)))), Adafactor's update clipping instead of gradient clipping (arXiv
+2304.13013). It is computed over the *whole* parameter. optimi's implementation is the reference on whole tensors, but
+it does not work under FSDP2: its foreach path raises on DTensors, and its plain path needs a mean over ranks, which
+gloo does not have and which uneven shards make wrong.
 
 Weight decay is fully decoupled, as optimi's `decouple_lr=True`: a step multiplies a weight by
 1 - (lr / max_lr) · weight_decay, lr being the clipped one.
@@ -127,5 +127,5 @@ class StableAdamW(ShardedOptimizer):
 
 
 def _debiased(beta: float, step: float) -> float:
-    """The decay rate that makes a running mean of the first `step` values unbiased; 0 at the first."""
+    """Return the decay rate that makes a running mean of the first `step` values unbiased; 0 at the first step."""
     return beta * (1 - beta ** (step - 1)) / (1 - beta**step)

@@ -1,4 +1,4 @@
-"""What an optimizer of ours tells of a step: the monitors, the records and the rollback read it, whatever its name."""
+"""The metrics of an optimizer step, in one form for all our optimizers; monitors, records and rollback read them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What a step did to each parameter, whole; on the parameters' device, and the same on every rank."""
+    """Metrics of a step for each whole parameter; they are on the parameters' device and the same on every rank."""
 
     params: list[Tensor]
     """The parameters that had a gradient; the columns below are in their order."""
@@ -21,7 +21,7 @@ class StepMetrics:
 
     @cached_property
     def totals(self) -> dict[str, float]:
-        """The norms over all parameters, by kind, and `clipping`, the largest; the host waits for them once."""
+        """Return the norms over all parameters, by kind, and `clipping`, the largest; synchronises once with a GPU."""
         values = torch.stack([*self.l2_norms.values(), self.clipping]).cpu()  # [kinds, params]
         norms = values[:-1].norm(dim=1).tolist()
         return dict(zip(self.l2_norms, norms, strict=True)) | {"clipping": values[-1].max().item()}

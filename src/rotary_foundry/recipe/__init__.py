@@ -1,4 +1,4 @@
-"""A recipe: one YAML file that is one whole training run, and the plan compiled from it. Imports no torch."""
+"""The recipe, one YAML file that describes a complete training run, and the plan compiled from it. Imports no torch."""
 
 from rotary_foundry.recipe.compilation import compile_plan
 from rotary_foundry.recipe.plan import Plan

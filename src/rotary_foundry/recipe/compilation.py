@@ -1,7 +1,7 @@
-"""Compiles a recipe to its plan.
+"""Compile a recipe to its plan.
 
-`compile_stages` gives the plan before any rollback; `compile_plan` amends it by the rollback that the recipe sets, if
-it sets one. Boundaries are whole updates, rounded down: a stage never takes more tokens than it was given.
+`compile_stages` returns the plan before any rollback. `compile_plan` adds the rollback that the recipe sets, if there
+is one. Boundaries are rounded down to whole updates, so a stage never takes more tokens than its duration.
 """
 
 from rotary_foundry.recipe.knobs import knob_schedule
@@ -12,10 +12,10 @@ from rotary_foundry.utils.errors import ConfigurationError
 
 
 def compile_plan(recipe: Recipe) -> Plan:
-    """Compile a recipe to its plan: the trajectory that is kept, with its set (`at`) rollback, if it has one.
+    """Compile a recipe to its plan: the trajectory that is kept, with the rollback that the recipe sets (`at`), if any.
 
     Raises:
-        ConfigurationError: a stage or its ramp is too short for a single update, or a rollback is not within the plan.
+        ConfigurationError: a stage or its ramp is too short for one update, or a rollback is outside the plan.
     """
     return with_set_rollback(recipe, compile_stages(recipe))
 
@@ -70,26 +70,26 @@ def compile_stages(recipe: Recipe) -> Plan:
 
 
 def with_set_rollback(recipe: Recipe, plan: Plan) -> Plan:
-    """Amend a recipe's plan before any rollback by the rollback that the recipe sets.
+    """Add the rollback that a recipe sets to its plan before any rollback.
 
     Raises:
-        ConfigurationError: a rollback is not within the plan.
+        ConfigurationError: a rollback is outside the plan.
     """
     for token in named_tokens(recipe):
         if plan.boundary_before(token) == 0:
             raise ConfigurationError(
-                f"'rollback': to go back to {token:_} tokens takes a checkpoint before the first update's end, at "
-                f"{plan.segments[0].tokens_per_update:_}; there is none"
+                f"'rollback': there is no checkpoint at {token:_} tokens, before the end of the first update at "
+                f"{plan.segments[0].tokens_per_update:_}; go back to a later token"
             )
     rollback = set_rollback(recipe, plan)
     return plan.rolled_back(rollback) if rollback else plan
 
 
 def set_rollback(recipe: Recipe, plan: Plan) -> Rollback | None:
-    """The rollback that a recipe sets (`rollback.at`), at a plan's update boundaries.
+    """Return the rollback that a recipe sets (`rollback.at`), rounded to the plan's update boundaries.
 
     Raises:
-        ConfigurationError: it does not lie within the plan.
+        ConfigurationError: the rollback is outside the plan.
     """
     if recipe.rollback.at is None:
         return None
@@ -97,8 +97,8 @@ def set_rollback(recipe: Recipe, plan: Plan) -> Rollback | None:
     token, to_token = parse_tokens(at.token), parse_tokens(at.to)
     if not 0 < to_token < token <= plan.total_tokens:
         raise ConfigurationError(
-            f"'rollback.at': from {token:_} to {to_token:_} tokens; it has to go back from a token of the plan, "
-            f"which has {plan.total_tokens:_}, to an earlier one"
+            f"'rollback.at': expected to go back from a token of the plan, which has {plan.total_tokens:_}, to an "
+            f"earlier one, got from {token:_} to {to_token:_}"
         )
     return Rollback(
         trigger="at",
@@ -112,13 +112,13 @@ def set_rollback(recipe: Recipe, plan: Plan) -> Rollback | None:
 
 
 def named_tokens(recipe: Recipe) -> set[int]:
-    """The tokens that the triggers of a recipe's rollbacks go back to by name."""
+    """Return the tokens that a recipe's rollback triggers name in `to`."""
     triggers = [value for value in vars(recipe.rollback).values() if isinstance(value, Trigger)]
     return {parse_tokens(trigger.to) for trigger in triggers if trigger.to is not None}
 
 
 def _rungs(name: str, stage: StageConfig) -> list[tuple[int, int]]:
-    """(rows, updates) of every batch size of a stage, the ramp's with equal updates."""
+    """Return (rows, updates) of each batch size of a stage; those of the ramp have equally many updates."""
     tokens = parse_tokens(stage.duration)
     rungs: list[tuple[int, int]] = []
     ramp = stage.batch_size_ramp

@@ -1,9 +1,9 @@
-"""What a plan costs before any of it is run: parameters, floating-point operations, hours, checkpoints.
+"""The cost of a plan before it is run: parameters, floating-point operations, hours, checkpoints.
 
-Operations are the model's own, as MFU counts them (PaLM, arXiv 2204.02311, appendix B); a family's shape counts them.
-A backward pass is twice its forward pass, and nothing that is computed a second time counts (activation checkpointing,
-attention's backward). A padded slot counts as a token, and a row as one document, which is the most it can be: shorter
-documents see fewer pairs. The optimizer and evaluation are left out.
+Operations are counted as for MFU (PaLM, arXiv 2204.02311, appendix B) by the family's shape: only those of the model. A
+backward pass counts as two forward passes. Recomputation does not count (activation checkpointing, attention's
+backward). A padded slot counts as a token, and a row as one document, which is the upper limit: with shorter documents,
+attention has fewer pairs. The optimizer and evaluation are not counted.
 """
 
 import re
@@ -35,12 +35,12 @@ class Machine:
     """GPUs of one kind.
 
     Raises:
-        ConfigurationError: there are none, the kind is not in PEAK_FLOPS, or the share not between 0 and 1.
+        ConfigurationError: the number is not positive, the kind is not in PEAK_FLOPS, or the MFU not between 0 and 1.
     """
 
     gpus: int
     gpu: str
-    mfu: float  # the share of its peak that each of them reaches
+    mfu: float  # the share of its peak that each GPU reaches
 
     def __post_init__(self):
         if self.gpu not in PEAK_FLOPS:
@@ -51,27 +51,27 @@ class Machine:
             raise ConfigurationError(f"--mfu: {self.mfu} is not a share of a GPU's peak, above 0 and at most 1")
 
     def hours(self, flops: float) -> float:
-        """How long they take."""
+        """Return the hours that the GPUs take for `flops` operations."""
         return flops / (self.gpus * PEAK_FLOPS[self.gpu] * self.mfu) / 3600
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a plan costs, its abandoned stretch included."""
+    """The cost of a plan, including what a rollback abandons."""
 
     parameters: int
     flops: float
-    abandoned_flops: float  # those of them that a set rollback throws away
+    abandoned_flops: float  # the operations among them that a set rollback abandons
     checkpoint_bytes: int  # of one
     checkpoints_written: int
-    checkpoints_kept: int  # on the disk at the end, those in `abandoned/` included
+    checkpoints_kept: int  # on disk at the end, including those in `abandoned/`
 
 
 def cost(recipe: Recipe, plan: Plan) -> Cost:
-    """The cost of a recipe's plan.
+    """Compute the cost of a recipe's plan.
 
-    The detectors of trouble (`rollback.plateau`, `rollback.spike`) may keep one checkpoint more each for a while, and
-    what they will throw away, if anything, nobody knows yet.
+    `rollback.plateau` and `rollback.spike` may each keep one more checkpoint for a while. The rollbacks that they may
+    cause cannot be known in advance and are not counted.
     """
     abandoned = _flops(recipe, plan.abandoned)
     written, kept = _checkpoints(recipe, plan)
@@ -98,7 +98,7 @@ def _flops(recipe: Recipe, segments: Iterable[Segment]) -> float:
 
 
 def checkpoint_tokens(recipe: Recipe, plan: Plan) -> list[int]:
-    """The tokens at which a checkpoint is due, in order."""
+    """Return the tokens at which a checkpoint is due, in order."""
     return sorted(_interval_tokens(recipe.save_interval, plan) | _named(recipe, plan) | set(plan.stage_ends.values()))
 
 
@@ -107,7 +107,7 @@ def _named(recipe: Recipe, plan: Plan) -> set[int]:
 
 
 def _checkpoints(recipe: Recipe, plan: Plan) -> tuple[int, int]:
-    """How many are written, and how many are on the disk at the end."""
+    """Return how many checkpoints are written, and how many are on disk at the end."""
     named, due = _named(recipe, plan), checkpoint_tokens(recipe, plan)
     back, end = (plan.abandoned[0].start_token, plan.abandoned[-1].end_token) if plan.abandoned else (0, 0)
     before = [token for token in due if token < end]  # a rollback is decided before its update is saved
@@ -118,18 +118,20 @@ def _checkpoints(recipe: Recipe, plan: Plan) -> tuple[int, int]:
 
 
 def _kept(tokens: list[int], named: set[int], keep: int) -> list[int]:
-    """Those of the checkpoints at these tokens, in order, that are not dropped: the newest, and those named."""
+    """Return which checkpoints at these tokens (in order) are kept: the newest, and those that a rollback names."""
     return tokens if keep < 0 else sorted(set(tokens[-keep:]) | named.intersection(tokens))
 
 
 def _interval_tokens(save_interval: str, plan: Plan) -> set[int]:
-    """The ends of the updates at which Composer's CheckpointSaver is due: they reach or pass a multiple of it."""
+    """Return the ends of the updates at which Composer's CheckpointSaver saves: each reaches or passes a multiple."""
     number, unit = re.fullmatch(r"([0-9_]+)([a-z]+)", save_interval).groups()
     interval, count, tokens = int(number), 0, set()
     rows = sum(segment.updates * segment.rows for segment in plan.segments)
     whole = {"ba": plan.total_updates, "tok": plan.total_tokens, "sp": rows}[unit]
     if min(whole // interval, plan.total_updates) > MOST_CHECKPOINTS:
-        raise ConfigurationError(f"'save_interval': {save_interval} makes more than {MOST_CHECKPOINTS:_} checkpoints")
+        raise ConfigurationError(
+            f"'save_interval': {save_interval} makes more than {MOST_CHECKPOINTS:_} checkpoints; set a longer interval"
+        )
     for segment in plan.segments:
         step = {"ba": 1, "tok": segment.tokens_per_update, "sp": segment.rows}[unit]
         end = count + segment.updates * step

@@ -1,11 +1,11 @@
-"""What a recipe may name under `callbacks:`, `algorithms:` and `loggers:`, checked without importing Composer.
+"""Check the names under a recipe's `callbacks:`, `algorithms:` and `loggers:`, without importing Composer.
 
-A name is that of a class of Composer's, in snake case; loggers go without the word "logger". A dotted path is that of
-any other class: `training/extensions.py` imports it before a process group is made. Either has its arguments behind it.
+A name is that of a Composer class in snake case, for loggers without the word "logger". A dotted path names any other
+class; `training/extensions.py` imports it before a process group is made. The value of either holds its arguments.
 
-Classes that would decide what the recipe decides are refused here, each with why. That is all of Composer's
-algorithms: they were made for models and data that a Trainer may still change, and ours are set by the recipe and
-sharded before Composer sees them.
+Classes that would change what the recipe decides are refused, each with a reason. This concerns all of Composer's
+algorithms: they change models and data through the Trainer, but here the recipe sets both, and the model is sharded
+before Composer gets it.
 """
 
 import re
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
-_SURGERY = "replaces layers of the model, which is sharded by then; 'model' decides them"
+_SURGERY = "replaces layers of the model, which is already sharded; use 'model' to set its layers"
 _IMAGES = "is for images"
 _ROWS = "changes the rows of an update, which the data and the stage decide"
 _OPTIMIZER = "changes the optimizer, which 'optimizer' decides"
-_AVERAGE = "replaces weights by its averages, and its state is in no checkpoint, so no resume would be exact"
+_AVERAGE = "replaces weights by averages, and checkpoints do not hold its state, so a resume would not be exact"
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Kind:
     """One of the three keys.
 
     Args:
-        base: Composer's class that all of them derive from.
+        base: the Composer class that all of them derive from.
         classes: names of Composer's classes by their name in a recipe.
-        refused: why, by name in a recipe.
+        refused: the reason why a class is refused, by its name in a recipe.
     """
 
     base: str
@@ -42,7 +42,7 @@ class Kind:
     refused: dict[str, str] = field(default_factory=dict)
 
     def problems(self, given: dict[str, object]) -> Iterator[tuple[str, str]]:
-        """Yield (name, complaint) for everything given that cannot be used."""
+        """Yield (name, complaint) for each given entry that cannot be used."""
         known = self.classes.keys() - self.refused.keys()
         for name, arguments in given.items():
             if name in self.refused:
@@ -52,11 +52,11 @@ class Kind:
             elif arguments is not None and (
                 not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments)
             ):
-                yield name, "takes arguments by name, such as {every: 3}, or {}"
+                yield name, "expected arguments by name, such as {every: 3}, or {}"
 
     def _unknown(self, name: str, known: list[str]) -> str:
         near = f"; {nearest(name, known).removesuffix('?')}" if known else ""
-        return f"'{name}' is not known{near}; a class of your own goes by its dotted path, such as my_package.MyClass"
+        return f"'{name}' is not known{near}; name a class of your own by its dotted path, such as my_package.MyClass"
 
 
 KINDS = {
@@ -85,8 +85,8 @@ KINDS = {
         },
         {
             "checkpoint_saver": "a run saves its checkpoints itself; see 'save_interval' and 'save_folder'",
-            "load_checkpoint": "a run resumes by itself, and begins with the weights of 'init_from'",
-            "optimizer_monitor": "fails under FSDP2 (composer#3920); every update's norms are logged without it",
+            "load_checkpoint": "a run resumes by itself; use 'init_from' to begin with other weights",
+            "optimizer_monitor": "fails under FSDP2 (composer#3920); the norms of every update are logged without it",
         },
     ),
     "algorithms": Kind(
@@ -180,6 +180,6 @@ def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
     wandb = recipe.loggers.get("wandb")
     if isinstance(wandb, dict):
         if not isinstance(wandb.get("init_kwargs") or {}, dict):
-            yield "loggers.wandb.init_kwargs", "the arguments of wandb.init are expected, as in {mode: offline}"
+            yield "loggers.wandb.init_kwargs", "expected arguments of wandb.init by name, as in {mode: offline}"
         if not isinstance(wandb.get("checkpoint_references", False), bool):
-            yield "loggers.wandb.checkpoint_references", "is true or false"
+            yield "loggers.wandb.checkpoint_references", "expected true or false"

@@ -1,7 +1,7 @@
-"""Knobs: numbers that a stage sets, or moves from one value to another, known to the plan at every token.
+"""Knobs: numbers that a stage sets to a value or moves from one value to another; the plan knows them at every token.
 
-Families and objectives declare which knobs they have (`models/family.py`, `objectives/objective.py`); this module says
-what a recipe may give for one, and what its value is at a token.
+Families and objectives declare their knobs (`models/family.py`, `objectives/objective.py`). This module checks the
+values that a recipe gives, and computes a knob's value at a token.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ KEYS = ("start", "end", "shape")
 
 @dataclass(frozen=True)
 class KnobSchedule:
-    """A knob's value from one token to another."""
+    """A knob's values between two tokens."""
 
     start: float
     end: float
@@ -33,7 +33,7 @@ class KnobSchedule:
 
 
 def knob_schedule(given: Any, start_token: int, end_token: int) -> KnobSchedule:
-    """Make the schedule over a stage of what a recipe gives: a number, or a mapping of start, end and maybe shape."""
+    """Make a stage's schedule from a recipe's value: a number, or a mapping of start, end and optionally shape."""
     if isinstance(given, Mapping):
         shape = given.get("shape", "linear")
         return KnobSchedule(float(given["start"]), float(given["end"]), shape, start_token, end_token)
@@ -41,14 +41,14 @@ def knob_schedule(given: Any, start_token: int, end_token: int) -> KnobSchedule:
 
 
 def knob_complaint(knob: Knob, given: Any) -> str | None:
-    """Return what is wrong with what a recipe gives for a knob; None if nothing is."""
+    """Return what is wrong with a recipe's value for a knob; None if it is valid."""
     if not isinstance(given, Mapping):
         return knob.complaint(given)
     if unknown := [key for key in given if key not in KEYS]:
         return f"unknown key '{unknown[0]}'; a schedule has start, end and shape"
     for key in ("start", "end"):
         if key not in given:
-            return f"a schedule has start and end, and '{key}' is not given"
+            return f"a schedule needs start and end; '{key}' is missing"
         if complaint := knob.complaint(given[key]):
             return f"{key}: {complaint}"
     if given.get("shape", "linear") not in DECAYS:

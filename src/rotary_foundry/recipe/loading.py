@@ -1,14 +1,16 @@
-"""YAML files into typed dataclasses.
+"""Load YAML files into typed dataclasses.
 
-Three decisions. A file may name the files it builds on under `extends:` (paths relative to itself, merged first, in
-order), so that base, large and nano share what they share; Hydra was left out, since one merge rule is all we need.
-And every file is merged into the typed schema *by itself*, so that an unknown or ill-typed key is reported with the
-file it stands in, not with the file that was launched. What is merged is merged key by key, except for what makes one
-whole: an `executor`, a stage's `mixture`, `objective` and knobs, and an `objective` of another name replace what was
-there.
+There are three decisions:
 
-A mapping such as `optimizer` has other keys for each value of one of its keys (`name`). Its field says so with
-`chosen_by`, and the class that is chosen types the mapping in every file.
+- A file may name the files that it builds on under `extends:` (paths relative to itself, merged first, in order), so
+  that base, large and nano share their common keys. Hydra is not used, because one merge rule is enough.
+- Every file is merged into the typed schema *separately*, so that an unknown or ill-typed key is reported with the file
+  that contains it, not with the file that was launched.
+- Mappings are merged key by key, except those that are one value: an `executor`; a stage's `mixture`, `objective` and
+  knobs; and an `objective` with another name. These replace the earlier mapping.
+
+A mapping such as `optimizer` has different keys for each value of one of its keys (`name`). Its field declares this
+with `chosen_by`, and the chosen class types the mapping in every file.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,11 +28,11 @@ from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.wording import nearest, one_line
 
 Schema = TypeVar("Schema")
-MERGED = ("batch_size_ramp", "optimizer")  # of a stage's mappings, those that are not replaced as a whole
+MERGED = ("batch_size_ramp", "optimizer")  # the mappings of a stage that are merged key by key and not replaced
 
 
 def chosen_by(key: str, among: Mapping[str, type]) -> dict[str, Any]:
-    """Metadata of a dataclass field whose mapping is typed by the class in `among` that its own `key` names."""
+    """Return the metadata of a field whose mapping is typed by a class in `among`, which the mapping's `key` names."""
     return {"chosen_by": key, "among": among}
 
 
@@ -49,7 +51,7 @@ def load_config(path: str | Path, schema: type[Schema], overrides: Iterable[str]
 
 
 def merged(path: str | Path, schema: type, overrides: Iterable[str] = ()) -> DictConfig:
-    """What a YAML file, the files it extends and overrides say, by the types of `schema`; the rest is missing in it.
+    """Merge a YAML file, the files that it extends and overrides, typed by `schema`; other keys stay missing.
 
     Raises:
         ConfigurationError: as `load_config`.
@@ -67,7 +69,7 @@ def merged(path: str | Path, schema: type, overrides: Iterable[str] = ()) -> Dic
 
 
 def _choose(config: DictConfig, field: Field, layers: list[tuple[object, DictConfig]]) -> None:
-    """Type a mapping by the class that the last layer to name one names; without a name it keeps its own type."""
+    """Type a mapping by the class that the last layer with a name chooses; without a name it keeps its type."""
     key, among, chosen = field.metadata["chosen_by"], field.metadata["among"], None
     for source, content in layers:
         mapping = content.get(field.name)
@@ -82,10 +84,10 @@ def _choose(config: DictConfig, field: Field, layers: list[tuple[object, DictCon
 
 
 def instance(config: DictConfig, path: str | Path) -> Any:
-    """The instance of its schema that `merged` of a file has become.
+    """Make the dataclass instance from a configuration that `merged` returned.
 
     Raises:
-        ConfigurationError: something is missing; names the file and the first key.
+        ConfigurationError: a key is missing; names the file and the first such key.
     """
     with reported(path):
         missing = sorted(OmegaConf.missing_keys(config))
@@ -95,7 +97,7 @@ def instance(config: DictConfig, path: str | Path) -> Any:
 
 
 def origins(path: str | Path, overrides: Iterable[str] = ()) -> dict[tuple[str, ...], str]:
-    """Where each value of a merged configuration comes from, by the keys that lead to it: a file, or "argument".
+    """Return the origin of each value of a merged configuration: a file, or "argument". The path of keys leads to it.
 
     A list counts as one value.
 
@@ -128,20 +130,20 @@ def origins(path: str | Path, overrides: Iterable[str] = ()) -> dict[tuple[str, 
 
 
 def refuse(path: str | Path, problems: Iterable[tuple[str, str]]) -> None:
-    """Refuse a configuration for the first of its problems, each a key and what is wrong with it and would be right.
+    """Refuse a configuration because of its first problem; each is a key and what is wrong and would be right.
 
     Raises:
-        ConfigurationError: there is one; names the file and the key.
+        ConfigurationError: there is a problem; names the file and the key.
     """
     for key, problem in problems:
         raise ConfigurationError(f"{path}: '{key}': {problem}")
 
 
 def load_key(path: str | Path, key: str, overrides: Iterable[str] = ()) -> Any:
-    """Return one key of a YAML file, of what it extends or of overrides, such as tells which schema is right; or None.
+    """Return one key of a YAML file, its extended files or the overrides, or None. It may decide which schema to use.
 
     Raises:
-        ConfigurationError: there is no such file, or it is no YAML.
+        ConfigurationError: the file does not exist, or is not YAML.
     """
     layers = [content for _, content in _layers(Path(path))]
     for override in overrides:
@@ -155,23 +157,23 @@ def load_key(path: str | Path, key: str, overrides: Iterable[str] = ()) -> Any:
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:
     """Yield the files that make up `path`, those it extends first, each without its `extends` key."""
     if path.resolve() in above:
-        raise ConfigurationError(f"{path}: extends itself")
+        raise ConfigurationError(f"{path}: the file extends itself; remove it from 'extends'")
     try:
         content = OmegaConf.load(path)
     except FileNotFoundError:
         wanted_by = f" (which {above[-1]} extends)" if above else ""
         raise ConfigurationError(f"{path}: no such file{wanted_by}") from None
-    except (OSError, UnicodeDecodeError) as error:  # OmegaConf's answer to a bare number is an OSError, too
+    except (OSError, UnicodeDecodeError) as error:  # OmegaConf raises OSError for a bare number, too
         raise ConfigurationError(f"{path}: cannot be read as a YAML file: {error}") from None
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigurationError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(content, DictConfig):
-        raise ConfigurationError(f"{path}: a mapping of keys to values is wanted, this is a list")
+        raise ConfigurationError(f"{path}: expected a mapping of keys to values, got a list")
     with reported(path):
         extends = content.pop("extends", [])
         extends = list(extends) if isinstance(extends, ListConfig) else extends
     if not isinstance(extends, list) or not all(isinstance(parent, str) for parent in extends):
-        raise ConfigurationError(f"{path}: 'extends' is a list of files, as in [{extends}]")
+        raise ConfigurationError(f"{path}: 'extends': expected a list of files, as in [{extends}]")
     for parent in extends:
         yield from _layers(path.parent / parent, (*above, path.resolve()))
     yield path, content
@@ -184,12 +186,12 @@ def _merge(config: DictConfig, content: DictConfig, source: object) -> DictConfi
 
 
 def _is_whole(keys: tuple[str, ...]) -> bool:
-    """Whether a mapping at these keys replaces the one that was there."""
+    """Return whether a mapping at these keys replaces the earlier one."""
     return keys == ("executor",) or (len(keys) == 3 and keys[0] == "stages" and keys[2] not in MERGED)
 
 
 def _forget_wholes(config: DictConfig, content: DictConfig) -> None:
-    """Take out of `config` what `content` has anew as a whole."""
+    """Remove the mappings from `config` that `content` replaces."""
     if "executor" in config and isinstance(content.get("executor"), DictConfig):
         config["executor"] = {}
     objective = content.get("objective")
@@ -218,12 +220,12 @@ def _override(config: DictConfig, override: str) -> None:
 
 
 def _parts(override: str) -> list[str]:
-    """The keys from the outermost to the innermost that an override goes through."""
+    """Return the keys of an override, from the outermost to the innermost."""
     return override.partition("=")[0].replace("[", ".").replace("]", "").split(".")
 
 
 def _as_layer(override: str) -> tuple[str, DictConfig]:
-    """The name of an override, and its content as a file would have it."""
+    """Return the name of an override for errors, and its content in the form of a file."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigurationError(f"argument '{override}': overrides are written key=value")
@@ -240,7 +242,7 @@ def reported(source: object | None, prefix: str = "") -> Iterator[None]:
     """Turn what OmegaConf raises into a ConfigurationError that names the source, if there is one, and the key.
 
     Args:
-        prefix: put before keys, where only a part of a recipe is looked at.
+        prefix: put before keys if only a part of a recipe is checked.
     """
     begin = "" if source is None else f"{source}: "
     try:
@@ -251,14 +253,14 @@ def reported(source: object | None, prefix: str = "") -> Iterator[None]:
         key = f"'{prefix}{error.full_key}': " if error.full_key else ""
         complaint = str(error).strip().splitlines()[0]
         if "incompatible container types" in complaint:
-            complaint = "a list is given where keys with values are wanted, or the other way round"
+            complaint = "expected a mapping of keys to values, got a list, or expected a list, got a mapping"
         raise ConfigurationError(f"{begin}{key}{complaint}") from error
     except (TypeError, YAMLError) as error:
         raise ConfigurationError(f"{begin}{one_line(error)}") from error
 
 
 def _suggestion(error: OmegaConfBaseException) -> str:
-    """The known key nearest to the unknown one, among those of its level."""
+    """Suggest the known key of the same level that is nearest to the unknown one."""
     if not is_dataclass(error.object_type):
         return ""
     return "; " + nearest(error.key, [field.name for field in fields(error.object_type)])

@@ -1,4 +1,4 @@
-"""Parts of a recipe that are chosen by name, `{name: …, **arguments}`: from the YAML's mapping to a typed object."""
+"""Build typed objects from the parts of a recipe that are chosen by name, `{name: …, **arguments}`."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -18,11 +18,11 @@ def build(table: Mapping[str, str], given: str | Mapping[str, Any] | None, key: 
     Args:
         table: module:class by name; the classes are dataclasses whose fields are the arguments.
         given: a name, or a mapping of `name` and arguments.
-        key: where it stands in the recipe, for errors.
+        key: the part's key in the recipe, for errors.
 
     Raises:
-        ConfigurationError: naming the key: an unknown name or argument, with the nearest known; one that is missing or
-            of another type.
+        ConfigurationError: a name or argument is unknown, missing or of a wrong type; names the key, and the nearest
+            known one.
     """
     arguments = dict(given) if isinstance(given, Mapping) else {"name": given}
     name = arguments.pop("name", None)

@@ -19,17 +19,17 @@ from rotary_foundry.utils.wording import nearest
 
 @dataclass
 class OptimizerConfig:
-    """What all optimizers take. The learning rate belongs to the stage."""
+    """The settings of all optimizers. The learning rate belongs to the stage."""
 
     name: str
     betas: tuple[float, float]
     eps: float
-    weight_decay: float  # of matrices only
+    weight_decay: float  # applies to matrices only
 
     per_stage: ClassVar[tuple[str, ...]] = ("betas", "weight_decay")
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (argument, complaint) for every value that cannot be run."""
+        """Yield (argument, complaint) for every invalid value."""
         if not all(0 <= beta < 1 for beta in self.betas):
             yield "betas", f"{list(self.betas)}: both have to be in [0, 1)"
         if not 0 < self.eps < inf:
@@ -38,15 +38,15 @@ class OptimizerConfig:
             yield "weight_decay", f"{self.weight_decay} is not in [0, 1)"
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of its class, by name."""
+        """Return the arguments of the optimizer's class, by name."""
         return {key: value for key, value in asdict(self).items() if key != "name"}
 
     def scheduled(self) -> dict[str, Any]:
-        """The arguments that the plan sets at every update, by name."""
+        """Return the arguments that the plan sets at every update, by name."""
         return {key: getattr(self, key) for key in self.per_stage}
 
     def changed(self, changes: dict[str, Any]) -> "OptimizerConfig":
-        """The settings with a stage's changes, which have no `change_problems`."""
+        """Return the settings with a stage's changes, which must have no `change_problems`."""
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(self), changes))
 
     def change_problems(self, changes: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -76,14 +76,14 @@ class StableAdamWConfig(OptimizerConfig):
 class AdamWConfig(OptimizerConfig):
     """torch's AdamW, fused. A step multiplies by 1 - lr * weight_decay."""
 
-    max_grad_norm: float | None = None  # gradients are scaled down to this norm over all parameters; null: never
+    max_grad_norm: float | None = None  # gradients are clipped to this norm over all parameters; null: no clipping
 
     per_stage: ClassVar[tuple[str, ...]] = ("betas", "weight_decay", "max_grad_norm")
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         if self.max_grad_norm is not None and not 0 < self.max_grad_norm < inf:
-            yield "max_grad_norm", f"{self.max_grad_norm} is not positive and finite; null is right for no clipping"
+            yield "max_grad_norm", f"{self.max_grad_norm} is not positive and finite; use null for no clipping"
 
 
 OPTIMIZERS: dict[str, type[OptimizerConfig]] = {"stable_adamw": StableAdamWConfig, "adamw": AdamWConfig}

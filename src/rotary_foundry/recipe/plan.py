@@ -1,12 +1,12 @@
 """The plan: what a recipe does at every token.
 
-A run's position is one integer, the token *slots* it has consumed (rows × row length). A plan is a tuple of segments,
-stretches with one row length, batch size, objective and mixture, and `Plan.at(token)` answers from nothing else.
-`recipe/compilation.py` makes it from a recipe. Three decisions:
+A run's position is one integer, the number of token *slots* it has consumed (rows × row length). A plan is a tuple of
+segments. Each segment has one row length, batch size, objective and mixture. `Plan.at(token)` depends only on the
+segments. `recipe/compilation.py` makes a plan from a recipe. There are three decisions:
 
 - An update that starts at token t has the values of t, so the first update of a warm-up from zero has learning rate 0.
-- At a boundary the next segment holds; at the very end, the last one.
-- A rollback amends a plan to another plan, and any number of them one after the other (`Plan.after`).
+- A boundary belongs to the next segment; the end of the plan belongs to the last one.
+- A rollback turns a plan into another plan; several rollbacks are applied one after the other (`Plan.after`).
 """
 
 import bisect
@@ -24,16 +24,16 @@ class Rollback:
 
     trigger: str  # at, plateau, spike or non_finite
     why: str  # in numbers
-    token: int  # at which it was decided; what lies between the two is abandoned
+    token: int  # at which it was decided; the tokens from `to_token` to here are abandoned
     to_token: int
-    lr: float | None  # the peak of every stage from `to_token`'s to `token`'s, from there on; None: as it was
-    weight_decay: float | None  # from `to_token` on; None: as it was
+    lr: float | None  # new peak, from `to_token` on, of the stages that contain abandoned tokens; None: unchanged
+    weight_decay: float | None  # new value from `to_token` on; None: unchanged
     data: str  # replay: the same rows again; advance: those after the abandoned ones
 
 
 @dataclass(frozen=True)
 class LearningRate:
-    """A stage's: warm-up, constant, decay."""
+    """A stage's learning rate: warm-up, constant, decay."""
 
     peak: float
     start_token: int
@@ -59,9 +59,9 @@ class Segment:
     rows: int
     row_length: int  # tokens
     start_token: int
-    start_update: int  # of the whole run
-    start_row: int  # rows of this stage's order before it: those drawn in the stage, and those a rollback passed over
-    objective: dict[str, Any]  # as the recipe gives it
+    start_update: int  # counted from the start of the run
+    start_row: int  # rows of the stage's order before the segment: drawn in the stage, or skipped by a rollback
+    objective: dict[str, Any]  # as in the recipe
     knobs: dict[str, KnobSchedule]
     learning_rate: LearningRate
     optimizer: dict[str, Any]  # the arguments of the optimizer that a stage may change
@@ -80,11 +80,11 @@ class Segment:
         return self.start_token + self.updates * self.tokens_per_update
 
     def updates_before(self, token: int) -> int:
-        """How many of its updates end at or before a token."""
+        """Return how many of the segment's updates end at or before a token."""
         return max(0, min(self.updates, (token - self.start_token) // self.tokens_per_update))
 
     def split(self, token: int) -> tuple["Segment", "Segment"]:
-        """What of it lies before the last update boundary at or before `token`, and what after; either may be empty."""
+        """Split the segment at the last update boundary at or before `token`; either part may be empty."""
         done = self.updates_before(token)
         tail = replace(
             self,
@@ -100,17 +100,17 @@ class Segment:
         return {name: schedule.at(token) for name, schedule in self.knobs.items()}
 
     def knobs_of_row(self, position: int) -> dict[str, float]:
-        """Return the value of every knob for the row at a position in the stage's order, which lies in this segment."""
+        """Return the value of every knob for a row of this segment, by its position in the stage's order."""
         update = (position - self.start_row) // self.rows
         return self.knobs_at(self.start_token + update * self.tokens_per_update)
 
     def knobs_to_json(self) -> dict[str, float | list[float]]:
-        """Return every knob's value, or the two between which it moves."""
+        """Return every knob's value, or its start and end values if it moves."""
         ends = {name: [knob.at(self.start_token), knob.at(self.end_token)] for name, knob in self.knobs.items()}
         return {name: first if first == last else [first, last] for name, (first, last) in ends.items()}
 
     def to_json(self) -> dict:
-        """The segment as plain JSON types."""
+        """Return the segment as plain JSON types."""
         return {
             "stage": self.stage,
             "updates": self.updates,
@@ -129,26 +129,26 @@ class Segment:
 
 @dataclass(frozen=True)
 class Position:
-    """Everything that a token decides."""
+    """All values that the plan gives for a token."""
 
     token: int
     stage: str
     segment: int  # index
-    update: int  # updates of the whole run that end at or before the token
+    update: int  # number of the run's updates that end at or before the token
     rows: int
     row_length: int
     knobs: dict[str, float]
     lr: float
     max_lr: float  # the stage's peak, to which the decoupled weight decay is relative
     optimizer: dict[str, Any]  # the arguments of the optimizer that a stage may change
-    rows_drawn_in_stage: int  # where in the stage's order of rows the next update begins
+    rows_drawn_in_stage: int  # position in the stage's order of rows at which the next update begins
 
     @property
     def weight_decay(self) -> float:
         return self.optimizer["weight_decay"]
 
     def to_json(self) -> dict:
-        """The position as plain JSON types."""
+        """Return the position as plain JSON types."""
         shown = asdict(self)
         del shown["max_lr"]
         knobs, optimizer = shown.pop("knobs"), shown.pop("optimizer")
@@ -161,7 +161,7 @@ class Plan:
 
     name: str
     segments: tuple[Segment, ...]  # the kept trajectory
-    abandoned: tuple[Segment, ...] = ()  # what rollbacks threw away
+    abandoned: tuple[Segment, ...] = ()  # the segments that rollbacks abandoned
 
     @property
     def total_tokens(self) -> int:
@@ -173,18 +173,18 @@ class Plan:
 
     @property
     def stage_ends(self) -> dict[str, int]:
-        """The token at which each stage ends, by name, in order."""
+        """Return the token at which each stage ends, by name, in order."""
         return {segment.stage: segment.end_token for segment in self.segments}
 
     def segment_at(self, token: int) -> Segment:
-        """The segment of the update that starts at `token`; at the very end, the last segment."""
+        """Return the segment of the update that starts at `token`; at the end of the plan, the last segment."""
         return self.segments[self._index_at(token)]
 
     def at(self, token: int) -> Position:
-        """The position at `token`, which lies in 0 … total_tokens.
+        """Return the position at `token`.
 
         Raises:
-            ValueError: if it does not.
+            ValueError: `token` is not in 0 … total_tokens.
         """
         index = self._index_at(token)
         segment = self.segments[index]
@@ -204,29 +204,29 @@ class Plan:
         )
 
     def boundary_before(self, token: int) -> int:
-        """The last token at or before `token` at which an update begins or the plan ends."""
+        """Return the last token at or before `token` at which an update begins or the plan ends."""
         segment = self.segment_at(min(token, self.total_tokens))
         return segment.start_token + segment.updates_before(token) * segment.tokens_per_update
 
     def boundary_after(self, token: int) -> int:
-        """The first token at or after `token` at which an update ends."""
+        """Return the first token at or after `token` at which an update ends."""
         before = self.boundary_before(token)
         return before if before == token else before + self.segment_at(token).tokens_per_update
 
     def between(self, start: int, end: int) -> tuple[Segment, ...]:
-        """The segments between two update boundaries, cut at them."""
+        """Return the segments between two update boundaries, cut at the boundaries."""
         cut = (segment.split(start)[1].split(end)[0] for segment in self.segments)
         return tuple(segment for segment in cut if segment.updates)
 
     def after(self, rollbacks: Iterable[Rollback]) -> "Plan":
-        """The plan after some rollbacks, one after the other. A set rollback that is still to come is not in it."""
+        """Apply rollbacks one after the other. A rollback that the recipe sets for later is not included."""
         plan = self
         for rollback in rollbacks:
             plan = plan.rolled_back(rollback)
         return plan
 
     def rolled_back(self, rollback: Rollback) -> "Plan":
-        """The plan after a rollback: as it was up to `to_token`, and amended from there on."""
+        """Return the plan after a rollback: unchanged up to `to_token`, and changed after it."""
         abandoned = self.between(rollback.to_token, rollback.token)
         stages = {segment.stage for segment in abandoned}
         again = self.between(rollback.to_token, self.total_tokens)
@@ -245,7 +245,7 @@ class Plan:
         return Plan(self.name, self.between(0, rollback.to_token) + again, self.abandoned + abandoned)
 
     def to_json(self) -> dict:
-        """The plan as plain JSON types."""
+        """Return the plan as plain JSON types."""
         return {
             "name": self.name,
             "total_tokens": self.total_tokens,
@@ -265,7 +265,7 @@ def _as_json(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _past_the_rows_of(abandoned: Iterable[Segment], again: Iterable[Segment]) -> Iterator[Segment]:
-    """`again` on the rows behind the last one that `abandoned` drew of each stage, one segment's after the other's."""
+    """Yield `again` with rows that follow the last one that `abandoned` drew in each stage, segment after segment."""
     next_row: dict[str, int] = {}
     for segment in abandoned:
         next_row[segment.stage] = max(

@@ -1,14 +1,14 @@
-"""A rehearsal: a recipe made small enough for a few minutes on two cores, with every transition that it has.
+"""Make the rehearsal of a recipe: a version that takes a few minutes on two cores and has every transition.
 
-What is kept: the stages with their row lengths, knobs, learning rates and mixtures, every rung of the ramp, and
-everything that happens inside a segment, in proportion: the end of a warm-up, the start of a decay, a set rollback.
-Three decisions:
+The rehearsal keeps the stages with their row lengths, knobs, learning rates and mixtures, and every batch size of the
+ramp. Events inside a segment keep their relative position: the end of a warm-up, the start of a decay, a set rollback.
+There are three decisions:
 
-- One factor for all budgets will not do: a ramp of 10 B tokens in 1,719 B would be less than an update. So each
-  *segment* gets a few updates, and every time inside it is mapped in proportion.
-- Batches keep their ratios within the ramp, at the smallest sizes that the processes divide.
-- Left out are a plateau, which no short run can tell from a slow loss; loggers and `save_folder`, which are for the run
-  itself; and HSDP, whose processes are not here.
+- The budgets are not scaled by one factor, because a ramp of 10 B tokens in 1,719 B would be less than an update.
+  Instead, each *segment* gets a few updates, and every time inside it is mapped in proportion.
+- Batch sizes keep their ratios within the ramp, at the smallest sizes that are divisible by the processes.
+- It leaves out a plateau, which a short run cannot distinguish from a slow loss; loggers and `save_folder`, which are
+  for the run itself; and HSDP, which needs more processes.
 """
 
 from bisect import bisect_right
@@ -30,7 +30,7 @@ MOST_TOKENS = 20_000_000
 
 
 def rehearsal(recipe: Recipe, plan: Plan, world_size: int) -> Recipe:
-    """Return the recipe of a recipe's rehearsal on so many processes; `plan` is its own, before any rollback."""
+    """Return the rehearsal of a recipe on `world_size` processes; `plan` is the recipe's plan before any rollback."""
     rows = {name: _rows(recipe, name, world_size) for name in recipe.stages}
     small = replace(
         recipe,
@@ -68,16 +68,16 @@ def rehearsal(recipe: Recipe, plan: Plan, world_size: int) -> Recipe:
     tokens = sum(parse_tokens(stage.duration) for stage in rehearsed.stages.values())
     if tokens > MOST_TOKENS:
         raise ConfigurationError(
-            f"'rehearse': on {world_size} processes it would take {tokens:_} tokens, more than {MOST_TOKENS:_}; a ramp "
-            "with fewer sizes, or fewer processes, make it shorter"
+            f"'rehearse': on {world_size} processes it would take {tokens:_} tokens, more than {MOST_TOKENS:_}; use "
+            "fewer processes, or a ramp with fewer sizes"
         )
     for key, complaint in problems(rehearsed):
-        raise ConfigurationError(f"'rehearse': this recipe made small would have a wrong '{key}': {complaint}")
+        raise ConfigurationError(f"'rehearse': the rehearsal of this recipe would have an invalid '{key}': {complaint}")
     return rehearsed
 
 
 class _Clock:
-    """From a token of a plan to the token at the same place of the same segment of another."""
+    """Maps a token of one plan to the token at the same place in the same segment of another plan."""
 
     def __init__(self, plan: Plan, small: Plan):
         self.edges = [0, *(segment.end_token for segment in plan.segments)]
@@ -91,7 +91,7 @@ class _Clock:
         return small_low + round((small_high - small_low) * (token - low) / (high - low))
 
     def at(self, time: str) -> str:
-        """A set time; not before the first checkpoint there can be."""
+        """Map a time that the recipe sets, but not to a token before the first possible checkpoint."""
         return f"{max(self(parse_tokens(time)), self.first)}tok"
 
     def stretch(self, start: int, tokens: int) -> str:
@@ -102,13 +102,13 @@ class _Clock:
 
 
 def _rows(recipe: Recipe, name: str, world_size: int) -> tuple[int, int | None]:
-    """The batch size of a stage, and of its ramp's steps if it has one."""
+    """Return the batch size of a stage, and the step of its ramp if it has one."""
     stage = recipe.stages[name]
     ramp = stage.batch_size_ramp
     if ramp is not None:
         unit = gcd(ramp.initial, ramp.increment, stage.global_train_batch_size)
         return stage.global_train_batch_size // unit * world_size, unit
-    # as many tokens an update as the stage before it, as far as whole rows on every process allow
+    # as many tokens an update as in the previous stage, rounded to whole rows on every process
     earlier = list(recipe.stages)[: list(recipe.stages).index(name)]
     if not earlier:
         return 2 * world_size, None
@@ -118,7 +118,7 @@ def _rows(recipe: Recipe, name: str, world_size: int) -> tuple[int, int | None]:
 
 
 def _shortened(stage: StageConfig, rows: int, unit: int | None) -> StageConfig:
-    """A stage of a few updates a segment; times inside it are still the old ones."""
+    """Return a stage with a few updates in each segment; times inside it are not mapped yet."""
     ramp = None
     ramp_tokens, updates = 0, UPDATES_IN_A_STAGE
     if stage.batch_size_ramp is not None:

@@ -1,14 +1,14 @@
-"""How long, and how high: durations in tokens, and the learning rate as a share of its peak.
+"""Durations in tokens, and the learning rate as a share of its peak.
 
-`warmup_stable_decay` is pure, in any unit of time. Composer has no such schedule, and steps its schedulers one update
-late (algorithms/segment_switch.py), so the plan computes the rate.
+`warmup_stable_decay` is a pure function in any unit of time. Composer has no such schedule, and it steps its schedulers
+one update late (algorithms/segment_switch.py), so the plan computes the learning rate.
 """
 
 from collections.abc import Callable
 from contextlib import suppress
 from math import cos, pi, sqrt
 
-# What is left of the way from the peak to the end, when a share x of the decay has passed.
+# The remaining share of the way from the peak to the final value, after a share x of the decay.
 DECAYS: dict[str, Callable[[float], float]] = {
     "one_minus_sqrt": lambda x: 1 - sqrt(x),  # arXiv 2405.18392, and ModernBERT
     "linear": lambda x: 1 - x,
@@ -19,9 +19,10 @@ DECAYS: dict[str, Callable[[float], float]] = {
 def warmup_stable_decay(
     elapsed: float, total: float, t_warmup: float, t_decay: float, decay: str, alpha: float
 ) -> float:
-    """The share of the peak at `elapsed` of `total`: linear from 0, then 1, down to `alpha` over the last `t_decay`.
+    """Return the share of the peak at `elapsed` of `total`: linear from 0, then 1, then a decay to `alpha`.
 
-    Constant with warm-up is `t_decay` 0, cosine with warm-up a `cosine` decay over all that the warm-up leaves.
+    The decay takes the last `t_decay`. A constant schedule with warm-up has `t_decay` 0. A cosine schedule with warm-up
+    has a `cosine` decay from the end of the warm-up to `total`.
     """
     if elapsed < t_warmup:
         return elapsed / t_warmup
@@ -32,10 +33,10 @@ def warmup_stable_decay(
 
 
 def parse_tokens(value: str, duration: int | None = None) -> int:
-    """`50_000tok`, or, where a duration in tokens is given, a share of it such as `0.5dur`, in tokens.
+    """Parse `50_000tok`, or, if a duration in tokens is given, a share of it such as `0.5dur`; return tokens.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: `value` has neither form.
     """
     text = value.strip()
     with suppress(ValueError, OverflowError):

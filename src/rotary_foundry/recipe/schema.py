@@ -1,11 +1,11 @@
-"""The keys of a recipe, typed.
+"""The typed keys of a recipe.
 
-Keys that Composer's Trainer or Streaming know bear their names. A field without a default has to be given in a YAML:
-the numbers of the published recipes stand there, once, and not here. Times are Composer's time strings in tokens
-(`3_000_000_000tok`), or, inside a stage, in shares of the stage (`1dur`).
+Keys that exist in Composer's Trainer or in Streaming have the same names here. A YAML must set each field that has no
+default; the numbers of the published recipes are only in the YAMLs. Times are Composer's time strings in tokens
+(`3_000_000_000tok`), or, inside a stage, shares of the stage (`1dur`).
 
-`model` and `stages` have more keys than are written here: those of the family's shape, and the knobs. `schema_of` adds
-them, so that OmegaConf checks every key of every file, and a family adds keys without a change to this file.
+`model` and `stages` have more keys than this file: those of the family's shape, and the knobs. `schema_of` adds them,
+so that OmegaConf checks every key of every file, and a family adds keys without a change to this file.
 """
 
 from dataclasses import MISSING as NO_DEFAULT
@@ -28,28 +28,30 @@ from rotary_foundry.utils.knob import Knob
 class ModelConfig:
     """The model: its family, the keys of the family's shape, and the family's knobs.
 
-    A knob given here holds in every stage that does not set it. What a recipe omits of the shape, and of knobs that
-    trained weights are meant for, is taken from `init_from`.
+    A knob set here applies to every stage that does not set it. Keys of the shape that a recipe omits are taken from
+    `init_from`, and so are knobs that belong to trained weights.
     """
 
     family: str
-    attn_implementation: str = field(default="auto", compare=False)  # how attention is computed: no part of the shape
+    attn_implementation: str = field(default="auto", compare=False)  # the attention backend; not part of the shape
 
     @property
     def shape(self) -> Shape:
-        """What makes two models different models."""
+        """The keys that make two models different models."""
         shape = find_family(self.family).Shape
         return shape(**{key.name: getattr(self, key.name) for key in fields(shape)})
 
 
 @dataclass
 class DataConfig:
-    """Where the shards are, as `python data_prep` wrote them, and how Streaming orders them."""
+    """The location of the shards that `python data_prep` wrote, and how Streaming orders them."""
 
     local: str  # the `out` of the data YAML, or the cache for `remote`
-    sources: list[str]  # what a stage without a mixture draws on, each row once an epoch
+    sources: list[str]  # the sources of a stage without a mixture, which draws each row once an epoch
     remote: str | None = None
-    cache_limit: str | None = None  # bytes that the training rows of one length take of `local`, as 100gb; null: all
+    cache_limit: str | None = (
+        None  # the most bytes in `local` for training rows of one length, such as 100gb; null: no limit
+    )
     shuffle_algo: str = "py1e"
     shuffle_block_size: int = 1 << 18
     num_workers: int = 1
@@ -57,7 +59,7 @@ class DataConfig:
 
 @dataclass
 class BatchSizeRamp:
-    """Batch sizes from `initial` in steps of `increment` up to the stage's, with the same number of updates at each."""
+    """Batch sizes from `initial` in steps of `increment` to the stage's, each for the same number of updates."""
 
     initial: int
     increment: int
@@ -68,37 +70,37 @@ class BatchSizeRamp:
 class StageConfig:
     """A stretch of training with one row length and one objective.
 
-    A knob is a key of its own: a number, or `{start, end, shape}`, which moves it over the stage.
+    Each knob is a key: a number, or `{start, end, shape}`, which changes it over the stage.
     """
 
     duration: str
     row_length: int  # tokens
     global_train_batch_size: int  # rows an update
-    device_train_microbatch_size: int  # rows a forward pass on one device, at most
+    device_train_microbatch_size: int  # the most rows of a forward pass on one device
     lr: float  # the stage's peak
     t_warmup: str = "0tok"  # linear from 0
     t_decay: str = "0tok"  # at the end of the stage
     decay_shape: str = "one_minus_sqrt"  # or linear, or cosine
     alpha_f: float = 1.0  # the last learning rate as a multiple of the peak
     batch_size_ramp: BatchSizeRamp | None = None
-    mixture: dict[str, float] | None = None  # share of the rows by source; none: every row once an epoch
-    objective: Any = None  # as the recipe's; none: that one
-    optimizer: dict[str, Any] = field(default_factory=dict)  # its arguments that have another value in this stage
+    mixture: dict[str, float] | None = None  # share of the rows by source; null: every row once an epoch
+    objective: Any = None  # like the recipe's `objective`, which null stands for
+    optimizer: dict[str, Any] = field(default_factory=dict)  # arguments with another value in this stage
 
 
 @dataclass
 class Trigger:
-    """What a rollback does. Each kind of trigger says when."""
+    """What a rollback changes. The subclasses say when it happens."""
 
-    to: str | None = None  # a token, of which the last checkpoint before it is taken; null: the last before the trouble
-    lr: float | None = None  # the peak of the stages it goes back over, from there on; null: as it was
-    weight_decay: float | None = None  # from there to the end of the run; null: as it was
-    data: str = "replay"  # the rows of the abandoned stretch again; advance: those that come after them
+    to: str | None = None  # go to the last checkpoint at or before this token; null: the last one before the trouble
+    lr: float | None = None  # new peak, from there on, of the stages with abandoned tokens; null: unchanged
+    weight_decay: float | None = None  # new value from there to the end of the run; null: unchanged
+    data: str = "replay"  # replay: draw the abandoned rows again; advance: draw the rows after them
 
 
 @dataclass
 class AtTrigger(Trigger):
-    """At a set token, back to another."""
+    """Goes back from a set token to an earlier one."""
 
     token: str = MISSING
     to: str = MISSING
@@ -106,7 +108,7 @@ class AtTrigger(Trigger):
 
 @dataclass
 class PlateauTrigger(Trigger):
-    """The smoothed loss has not fallen by `min_delta` over the last `window` tokens of a stage."""
+    """Goes back if the smoothed loss has not fallen by `min_delta` over the last `window` tokens of a stage."""
 
     window: str = MISSING
     min_delta: float = MISSING  # nats
@@ -114,7 +116,7 @@ class PlateauTrigger(Trigger):
 
 @dataclass
 class SpikeTrigger(Trigger):
-    """The loss lies `z_score` robust deviations above the median of the updates before, `patience` updates on end."""
+    """Goes back if `patience` losses in a row are `z_score` robust deviations above the median of earlier updates."""
 
     z_score: float = MISSING
     patience: int = MISSING
@@ -122,33 +124,33 @@ class SpikeTrigger(Trigger):
 
 @dataclass
 class NonFiniteTrigger(Trigger):
-    """The loss of an update is infinite or not a number. Without this trigger, that ends the run."""
+    """Goes back if the loss of an update is infinite or NaN. Without this trigger, such a loss ends the run."""
 
 
 @dataclass
 class RollbackConfig:
-    """When a run goes back to an earlier checkpoint and goes on from there otherwise."""
+    """When a run goes back to an earlier checkpoint, and what it then changes."""
 
     at: AtTrigger | None = None
     plateau: PlateauTrigger | None = None
     spike: SpikeTrigger | None = None
     non_finite: NonFiniteTrigger | None = None
-    max_rollbacks: int = 3  # of those that are not set; one more ends the run
+    max_rollbacks: int = 3  # not counting set (`at`) rollbacks; one more ends the run
 
 
 @dataclass
 class FSDPConfig:
-    """How parameters, gradients and optimizer state lie on the ranks; the names are Composer's."""
+    """How parameters, gradients and optimizer state are distributed over the ranks; the names are Composer's."""
 
-    data_parallel_shard_degree: int = -1  # ranks that share one copy of the model; -1: as many as there are
+    data_parallel_shard_degree: int = -1  # ranks that share one copy of the model; -1: all
     data_parallel_replicate_degree: int = 1  # copies; more than 1 is HSDP
-    activation_checkpointing: bool = False  # compute a layer again in the backward pass instead of keeping what it made
+    activation_checkpointing: bool = False  # recompute a layer in the backward pass instead of storing its activations
 
     def degrees(self, world_size: int) -> tuple[int, int]:
-        """Replicas, and shards of each.
+        """Return the number of replicas, and of shards of each.
 
         Raises:
-            ConfigurationError: the two do not make up the world size.
+            ConfigurationError: their product is not the world size.
         """
         replicas, shards = self.data_parallel_replicate_degree, self.data_parallel_shard_degree
         if shards == -1:
@@ -163,7 +165,7 @@ class FSDPConfig:
 
 @dataclass
 class Recipe:
-    """A whole training run."""
+    """A complete training run."""
 
     run_name: str
     seed: int
@@ -174,18 +176,20 @@ class Recipe:
     data: DataConfig
     stages: dict[str, StageConfig]  # by name, in order
     save_interval: str  # such as 500ba or 1_000_000tok; the end of every stage is saved as well
-    init_from: str | None = None  # a run, a checkpoint or a Hugging Face directory to begin with; none: drawn at random
+    init_from: str | None = None  # a run, a checkpoint or a Hugging Face directory to begin with; null: random weights
     rollback: RollbackConfig = field(default_factory=RollbackConfig)
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
     deterministic_mode: bool = False  # the Trainer's: the same command gives the same bits on a GPU as well, but slower
     compile_config: dict[str, Any] | None = None  # arguments of torch.compile, layer by layer; null: not compiled
     runs_folder: str = "runs"
-    save_folder: str | None = None  # s3://bucket/path, where what a resume needs is kept as well; null: only locally
+    save_folder: str | None = (
+        None  # s3://bucket/path for a second copy of what a resume needs; null: only the local one
+    )
     save_num_checkpoints_to_keep: int = -1
     dist_timeout: float = 600.0  # seconds
     console_log_interval: str = "10ba"  # or such as 1_000_000tok: a line on the terminal
     progress_bar: bool = True  # on a terminal only
-    # Each by the name of a class of Composer's or by the dotted path of any class, with its arguments; null: without.
+    # By the name of a Composer class or the dotted path of any class, with its arguments; null: not used.
     callbacks: dict[str, Any] = field(default_factory=dict)
     algorithms: dict[str, Any] = field(default_factory=dict)
     loggers: dict[str, Any] = field(default_factory=dict)
@@ -200,7 +204,7 @@ class Recipe:
         """Build a stage's objective.
 
         Raises:
-            ConfigurationError: it is not known, or has a wrong argument; by key.
+            ConfigurationError: the objective is unknown, or has a wrong argument; names the key.
         """
         given = self.stages[stage].objective
         if given is None:
@@ -208,7 +212,7 @@ class Recipe:
         return build(OBJECTIVES, given, f"stages.{stage}.objective")
 
     def knobs_of(self, stage: str) -> dict[str, Any]:
-        """Return the value of every knob of the family and of the stage's objective, as it is given."""
+        """Return the value of every knob of the family and of the stage's objective, as set in the recipe."""
         config, objective = self.stages[stage], self.objective_of(stage)
         given = {name: getattr(config, name, None) for name in (*self.family.knobs, *objective.knobs)}
         default = {name: getattr(self.model, name, None) for name in self.family.knobs}
@@ -216,7 +220,7 @@ class Recipe:
         return {name: default[name] if value is None else value for name, value in given.items()}
 
     def __reduce__(self) -> tuple:
-        """Pickle by content: the class is made by `schema_of`, and a name for it is in no module."""
+        """Pickle by content, because `schema_of` makes the class and no module has a name for it."""
         return _from_yaml, (self.model.family, OmegaConf.to_yaml(OmegaConf.structured(self)))
 
 

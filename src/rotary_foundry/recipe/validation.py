@@ -1,4 +1,4 @@
-"""What a recipe's types cannot say: every value checked before a process group, a device or a shard is touched."""
+"""Check the values of a recipe beyond their types, before a process group, a device or a shard is used."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yield (key, complaint) for every value that cannot be run."""
+    """Yield (key, complaint) for every invalid value."""
     if not NAME.fullmatch(recipe.run_name):
         yield "run_name", f"'{recipe.run_name}' has to be the name of a folder: letters, digits, '_', '-' and '.'"
     if not 0 <= recipe.seed < 2**31:
@@ -43,12 +43,11 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.save_folder is not None and not S3_FOLDER.fullmatch(recipe.save_folder):
         yield (
             "save_folder",
-            f"'{redacted(recipe.save_folder)}' is not of the form s3://bucket/path, to which the run's name is added "
-            "(any store with an S3 API will do: AWS_ENDPOINT_URL says where it is); a folder on a disk is given as "
-            "runs_folder",
+            f"'{redacted(recipe.save_folder)}' is not of the form s3://bucket/path; the run's name is added to it. Any "
+            "store with an S3 API works: set AWS_ENDPOINT_URL to its address. To save on a disk, set runs_folder",
         )
     if recipe.save_num_checkpoints_to_keep < -1 or recipe.save_num_checkpoints_to_keep == 0:
-        yield "save_num_checkpoints_to_keep", "-1 keeps all; otherwise keep at least one, to resume from"
+        yield "save_num_checkpoints_to_keep", "expected -1 to keep all, or at least 1 to resume from"
     if recipe.precision not in PRECISIONS:
         yield "precision", f"'{recipe.precision}' is not one of {', '.join(PRECISIONS)}"
     for key in ("save_interval", "console_log_interval"):
@@ -61,7 +60,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _fsdp(recipe.fsdp_config)
     yield from ((f"optimizer.{key}", complaint) for key, complaint in recipe.optimizer.problems())
     if not recipe.data.sources:
-        yield "data.sources", "name at least one source"
+        yield "data.sources", "expected at least one source, got none"
     for source in recipe.data.sources:
         if recipe.data.sources.count(source) > 1 or not NAME.fullmatch(source):
             yield "data.sources", f"'{source}' has to be the name of a source, given once"
@@ -73,7 +72,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
         yield "data.num_workers", f"{recipe.data.num_workers} is negative"
     yield from extension_names.problems(recipe)
     if not recipe.stages:
-        yield "stages", "a recipe has at least one stage"
+        yield "stages", "expected at least one stage, got none"
     for name, stage in recipe.stages.items():
         if not NAME.fullmatch(name):
             yield "stages", f"'{name}', a stage's name, has to be made of letters, digits, '_', '-' and '.'"
@@ -124,14 +123,17 @@ def _cache(data: DataConfig) -> Iterator[Problem]:
     if data.remote is not None and redacted(data.remote) != data.remote:
         yield (
             "data.remote",
-            "has a user or a signature in it, which would be written down; credentials are given by the environment",
+            "contains a user or a signature, which would be written to files; give credentials by the environment",
         )
     if data.remote is not None and abspath(data.remote) == abspath(data.local):
-        yield "data.remote", f"'{data.remote}' is data.local, too; of a corpus that is here, give data.local alone"
+        yield "data.remote", f"'{data.remote}' is also data.local; for a local corpus, set only data.local"
     if data.cache_limit is not None and not BYTES.fullmatch(data.cache_limit):
         yield "data.cache_limit", f"'{data.cache_limit}' is not a number of bytes such as 500mb, 100gb or 1.5tb"
     if data.cache_limit is not None and data.remote is None:
-        yield "data.cache_limit", "would remove the shards themselves: without data.remote, data.local is no cache"
+        yield (
+            "data.cache_limit",
+            "would delete the original shards; set it only with data.remote, for which local caches",
+        )
 
 
 def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
@@ -167,12 +169,12 @@ def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
 
 def _rollback(rollback: RollbackConfig) -> Iterator[Problem]:
     if rollback.max_rollbacks < 1:
-        yield "max_rollbacks", f"{rollback.max_rollbacks} is not positive; to do without rollbacks, set no trigger"
+        yield "max_rollbacks", f"{rollback.max_rollbacks} is not positive; for no rollbacks, set no trigger"
     triggers = {kind: value for kind, value in vars(rollback).items() if isinstance(value, Trigger)}
     for kind, trigger in triggers.items():
         yield from ((f"{kind}.{key}", complaint) for key, complaint in _trigger(trigger))
         if trigger.data == "replay" and trigger.lr is None and trigger.weight_decay is None:
-            yield kind, "would go the same way again; give it an lr, a weight_decay, or data: advance"
+            yield kind, "would repeat the same trajectory; set lr, weight_decay or data: advance"
 
 
 def _trigger(trigger: Trigger) -> Iterator[Problem]:
@@ -224,6 +226,6 @@ def _mixture(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
         if source not in sources:
             yield f"mixture.{source}", f"not among data.sources ({', '.join(sources)})"
         if not 0 < weight < inf:
-            yield f"mixture.{source}", f"{weight} is not positive and finite; to do without the source, leave it out"
+            yield f"mixture.{source}", f"{weight} is not positive and finite; to exclude the source, leave it out"
     if stage.mixture == {}:
-        yield "mixture", "names no source"
+        yield "mixture", "expected at least one source, got none"

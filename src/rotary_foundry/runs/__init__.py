@@ -1,1 +1,1 @@
-"""A run's folder, checkpoints, store, records and environment: each known in one place."""
+"""The folder, checkpoints, store, records and environment of a run, each with one module."""

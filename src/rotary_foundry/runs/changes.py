@@ -1,4 +1,4 @@
-"""What a recipe changed between a run's last start and this one, and whether the run can go on with it."""
+"""Find what changed in a recipe since a run's last start, and decide whether the run can resume with it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,17 +13,17 @@ from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 from rotary_foundry.utils.redaction import redacted
 
-# What every update depends on, so that a run that has begun keeps it.
+# Keys that every update depends on, so they may not change after a run has begun.
 FIXED = ("seed", "model", "init_from", "objective", "optimizer", "data.sources", "data.shuffle_algo")
 FIXED += ("data.shuffle_block_size",)
 FREE = ("model.attn_implementation",)
 FREE_IN_STAGE = "device_train_microbatch_size"
-UPDATES_COMPARED = 64  # of each segment
+UPDATES_COMPARED = 64  # in each segment
 
 
 @dataclass(frozen=True)
 class Change:
-    """A key whose value is another one."""
+    """A key whose value has changed."""
 
     key: str
     before: object
@@ -34,24 +34,24 @@ class Change:
 
 
 def without_secrets(recipe: Recipe) -> Recipe:
-    """A recipe as it is written down and shown."""
+    """Return a recipe with its secrets removed, for writing and display."""
     whole = asdict(recipe)
     return replace(recipe, **{key: _redacted_arguments(getattr(recipe, key), whole) for key in KINDS})
 
 
 def _redacted_arguments(named: dict[str, Any], whole: dict) -> dict[str, Any]:
-    """By name, and never a name itself, which a class may have that is called CountToken."""
+    """Redact arguments by their names, but never the name of a class, which may be CountToken."""
     return {name: redacted(arguments, whole) for name, arguments in named.items()}
 
 
 def changes_of_run(folder: RunFolder, recipe: Recipe, plan: Plan) -> list[Change]:
-    """What a recipe changes of the one that a run was last started with; nothing, if it has not saved any checkpoint.
+    """List the changes of a recipe since the run's last start; empty if the run has no complete checkpoint here.
 
-    Nor of checkpoints whose other parts are in a store alone: a node with a disk of its own keeps what it wrote.
+    A node with a disk of its own may have only its part of a checkpoint, with the other parts in a store.
 
     Raises:
-        ConfigurationError: the run cannot go on so.
-        FoundryError: checkpoints are there, but none can be used, and there is no store.
+        ConfigurationError: the run cannot resume with these changes.
+        FoundryError: the run has checkpoints but none is usable, and there is no store.
     """
     try:
         newest = folder.newest_checkpoint()
@@ -75,11 +75,11 @@ def check_changes(
 
     Args:
         old, new: the recipe, and its plan before any rollback.
-        rollbacks: that the run has had.
-        token: up to which it is trained.
+        rollbacks: the rollbacks that the run has had.
+        token: the token up to which the run is trained.
 
     Raises:
-        ConfigurationError: naming the key that may not change.
+        ConfigurationError: a key changed that must not; names the key.
     """
     (before, before_plan), (after, after_plan) = old, new
     changes = list(_changes(asdict(before), asdict(after)))
@@ -87,16 +87,18 @@ def check_changes(
         if change.key.startswith(FIXED) and change.key not in FREE:
             raise ConfigurationError(
                 f"'{change.key}': {change.before} → {change.after}: every update depends on it, and the run has begun; "
-                "give the old value, or another run_name"
+                "set the old value, or another run_name"
             )
         if change.key.startswith("rollback.at") and any(rollback.trigger == "at" for rollback in rollbacks):
-            raise ConfigurationError(f"'{change.key}': {change.before} → {change.after}: that rollback has been made")
+            raise ConfigurationError(
+                f"'{change.key}': {change.before} → {change.after}: this rollback is already done; set the old value"
+            )
     was, now = before_plan.after(rollbacks), after_plan.after(rollbacks)
     set_now = set_rollback(after, now)
     if before.rollback.at != after.rollback.at and set_now is not None and set_now.token <= token:
         raise ConfigurationError(
-            f"'rollback.at.token': {after.rollback.at.token} lies behind the run, which is at {token:_}; "
-            "give a later one"
+            f"'rollback.at.token': {after.rollback.at.token} is in the past of the run, which is at {token:_}; "
+            "set a later token"
         )
     if token > now.total_tokens or _trained(was, token) != _trained(now, token):
         reached = list(was.stage_ends)[: was.segment_at(token).stage_index + 1]
@@ -105,7 +107,7 @@ def check_changes(
         change = next(change for change in changes if change.key in (guilty or keys))
         raise ConfigurationError(
             f"'{change.key}': {change.before} → {change.after} would change the first {token:_} tokens, which are "
-            "trained; give the old value, or another run_name"
+            "already trained; set the old value, or another run_name"
         )
     return changes
 
@@ -122,9 +124,9 @@ def _changes(before: dict, after: dict, prefix: str = "") -> Iterator[Change]:
 
 
 def _trained(plan: Plan, token: int) -> list[tuple[Segment, list[tuple]]]:
-    """Return a plan's segments up to a token, with values of learning rate and knobs in the place of their formulas.
+    """Return a plan's segments up to a token, with values of the learning rate and knobs instead of their formulas.
 
-    The formula of a stage that is not over also says what comes, which may change.
+    The formula of an unfinished stage also describes its future, which may change.
     """
     segments = plan.between(0, min(token, plan.total_tokens))
     return [(replace(segment, learning_rate=None, knobs={}), _scheduled(segment)) for segment in segments]

@@ -1,18 +1,20 @@
-"""A run's checkpoints in an S3 object store (`save_folder`), for machines whose disks do not outlive them.
+"""Copy a run's checkpoints to an S3 object store (`save_folder`), for machines that lose their disks.
 
-What a resume needs of a run lies at `<save_folder>/<run_name>/` under the names that it has in the run's folder:
-checkpoints, ledger, recipe, plan, records. The folder stays the working copy. Training writes there first, and every
-rank uploads the files that it wrote itself, so nodes need not share a disk.
+`<save_folder>/<run_name>/` holds what a resume needs: checkpoints, ledger, recipe, plan and records, with the same
+names as in the run's folder. The folder stays the working copy. Training writes to it first, and every rank uploads the
+files that it wrote itself, so nodes need not share a disk.
 
-- COMPLETE is uploaded last, and removed before anything under its checkpoint is overwritten: an object appears whole or
-  not at all. Before a checkpoint come the ledger and the records, so one that can be chosen never lacks its past.
-- A start and a rollback need the store: what cannot be asked may hold a newer checkpoint. An update does not. A
-  checkpoint that cannot be uploaded is a warning, on all ranks alike, and the next one is tried again; a start uploads
-  the newest one if only the folder has it, so the command given again after a run's end brings the last one over.
-- What a rollback abandoned stays where it is until the run comes by again and overwrites it. The ledger says what it
-  is worth, so nothing has to be moved, and no crash can leave it half moved.
-- Training waits for the upload. Two saves never overlap so, and all ranks know what became of one before the next. No
-  rank may wait longer than `dist_timeout` for another's.
+- The marker COMPLETE is uploaded last, and is removed before anything in its checkpoint is overwritten. So a checkpoint
+  is visible only when it is complete. The ledger and the records are uploaded before a checkpoint, so that every
+  complete checkpoint has its history.
+- A start and a rollback need the store, because it may hold a newer checkpoint than the folder. An update does not need
+  it. A checkpoint that cannot be uploaded gives a warning on all ranks, and the next upload is tried again. A start
+  uploads the newest checkpoint if only the folder has it, so repeating the command after a run's end uploads the last
+  one.
+- Checkpoints that a rollback abandoned stay in place until the run reaches them again and overwrites them. The ledger
+  says which are abandoned, so nothing has to be moved, and a crash cannot leave a partial move.
+- Training waits for the upload. So two saves never overlap, and all ranks know the outcome of one before the next. No
+  rank waits longer than `dist_timeout` for another's upload.
 """
 
 import logging
@@ -47,16 +49,16 @@ CHECKPOINTS = "checkpoints/"
 
 
 def open_store(recipe: Recipe, folder: RunFolder) -> "CheckpointStore | None":
-    """The store of a run, or None if its recipe has no `save_folder`."""
+    """Return the store of a run, or None if its recipe has no `save_folder`."""
     return None if recipe.save_folder is None else CheckpointStore(recipe.save_folder, folder)
 
 
 class CheckpointStore:
-    """A run's part of an object store. Every method raises a FoundryError if the store cannot be used, but for `save`.
+    """The files of a run in an object store. Every method except `save` raises a FoundryError if the store fails.
 
     Args:
         save_folder: `s3://bucket/path`.
-        folder: of the run; its name is added to the path.
+        folder: the run's folder; its name is added to the path.
     """
 
     def __init__(self, save_folder: str, folder: RunFolder):
@@ -65,18 +67,19 @@ class CheckpointStore:
         self.bucket = Bucket(self.url)
 
     def checkpoints(self) -> list[CompleteCheckpoint]:
-        """The complete ones, oldest first, each with the folder in which it would lie here."""
+        """List the complete checkpoints in the store, oldest first, each with its local folder."""
         with self.bucket.reported():
             return self._complete(self.bucket.sizes(CHECKPOINTS))
 
     def bring_newest(self) -> CompleteCheckpoint | None:
-        """Make folder and store agree on the ledger and the newest checkpoint, and return that; on one rank.
+        """Make folder and store agree on the ledger and the newest checkpoint, and return it. Call it on one rank.
 
-        A newer one in the store comes with its recipe, and with its records if those here do not go as far.
+        If the store has a newer checkpoint, its recipe is downloaded too, and its records if the local ones end
+        earlier.
 
         Raises:
-            FoundryError: the store cannot be used; it has checkpoints, and none of them is complete; its ledger and the
-                folder's have parted.
+            FoundryError: the store fails; or it has checkpoints but none is complete; or its ledger and the folder's
+                contradict each other.
         """
         with self.bucket.reported():
             stored = self.bucket.sizes()
@@ -100,9 +103,9 @@ class CheckpointStore:
             return newest
 
     def try_out(self) -> float:
-        """Write a small object, read it and remove it: the seconds that took."""
+        """Write, read and remove a small object, and return the seconds that this took."""
         start = time.monotonic()
-        name = f".doctor.{socket.gethostname()}.{os.getpid()}"  # the nodes of a run may try at a time
+        name = f".doctor.{socket.gethostname()}.{os.getpid()}"  # several nodes of a run may test the store at once
         with self.bucket.reported():
             self.bucket.write(name, name.encode())
             self.bucket.read(name)
@@ -110,7 +113,7 @@ class CheckpointStore:
         return time.monotonic() - start
 
     def fetch(self, checkpoint: CompleteCheckpoint) -> None:
-        """Download a checkpoint to its folder, unless it is there already."""
+        """Download a checkpoint to its folder, unless it is already there."""
         if checkpoint.folder.exists() and read_checkpoint(checkpoint.folder) == checkpoint:
             return
         remove_checkpoint(checkpoint.folder)
@@ -125,12 +128,14 @@ class CheckpointStore:
         own: list[str],
         outdated: Callable[[list[CompleteCheckpoint]], list[CompleteCheckpoint]] | None,
     ) -> bool:
-        """Upload a checkpoint that is complete in the run's folder; on every rank. A failure is a warning, and False.
+        """Upload a checkpoint that is complete in the run's folder. Call it on every rank.
+
+        A failure prints a warning and returns False.
 
         Args:
-            checkpoint: the same on every rank.
-            own: those of its files that this rank wrote.
-            outdated: which of the kept trajectory's checkpoints, oldest first, to remove; None: all are kept.
+            checkpoint: the checkpoint; the same on every rank.
+            own: the files of the checkpoint that this rank wrote.
+            outdated: selects, from the kept trajectory's checkpoints (oldest first), those to remove; None: keep all.
         """
         first = dist.get_global_rank() == 0
         steps = [
@@ -150,13 +155,13 @@ class CheckpointStore:
             if failures:
                 if first:
                     _warn(
-                        f"warning: {checkpoint.folder.name} is not in the store as it should be; it is complete in "
-                        f"{checkpoint.folder}, training goes on, and the next checkpoint is tried again: {failures[0]}"
+                        f"warning: {checkpoint.folder.name} could not be uploaded to the store; it is complete in "
+                        f"{checkpoint.folder}, training continues, and the next upload is tried again: {failures[0]}"
                     )
                 return False
         if dist.get_local_rank() == 0:
             for folder in outcomes[0][1]:
-                remove_checkpoint(folder)  # what there is of it on a node with a disk of its own
+                remove_checkpoint(folder)  # a node with a disk of its own has only a part of it
         return True
 
     def _begin(self, checkpoint: CompleteCheckpoint) -> None:
@@ -195,10 +200,10 @@ class CheckpointStore:
         ]
 
     def _agree_on_ledger(self, stored: dict[str, int]) -> None:
-        """Give the longer ledger to the one that has the shorter."""
+        """Copy the longer of the two ledgers, the store's and the folder's, over the shorter."""
         ledger = self.folder.ledger
         here = ledger.read_bytes() if ledger.exists() else b""
-        here = here[: here.rfind(b"\n") + 1]  # a line without its end was never written
+        here = here[: here.rfind(b"\n") + 1]  # ignore a last line without a newline: its write was interrupted
         there = self.bucket.read(ledger.name) if ledger.name in stored else b""
         if here.startswith(there):
             if here != there:
@@ -207,15 +212,15 @@ class CheckpointStore:
             self._get(ledger)
         else:
             raise FoundryError(
-                f"{ledger} and {self.url}/{ledger.name} tell of different rollbacks, so two runs went on under one "
-                f"name; move {self.folder.path} away to go on with the store's, or give another run_name"
+                f"{ledger} and {self.url}/{ledger.name} list different rollbacks, so two runs continued under one "
+                f"name; move {self.folder.path} away to resume the store's, or set another run_name"
             )
 
     def _complete(self, stored: dict[str, int]) -> list[CompleteCheckpoint]:
         found = []
         for name in stored:
             place = name.removesuffix(COMPLETE)
-            if not re.fullmatch(rf"{CHECKPOINTS}[\w-]+/{COMPLETE}", name):  # "..", too, may stand in a key
+            if not re.fullmatch(rf"{CHECKPOINTS}[\w-]+/{COMPLETE}", name):  # a key may contain ".."
                 continue
             sizes = {part.removeprefix(place): size for part, size in stored.items() if part.startswith(place)}
             folder = self.folder.path / place

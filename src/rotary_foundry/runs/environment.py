@@ -1,4 +1,4 @@
-"""What a run runs on, for those who read it later: packages, devices, commit. No variables, no names, no addresses."""
+"""Record a run's environment: packages, devices, commit. It has no environment variables, host names or addresses."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ PACKAGES = (
 
 
 def environment() -> dict:
-    """As plain JSON types; the devices are those of this process's node."""
+    """Return the environment as plain JSON types; the devices are those of this process's node."""
     found = {
         "commit": commit(),
         "ranks": dist.get_world_size(),
@@ -43,10 +43,10 @@ def environment() -> dict:
 
 
 def commit(folder: Path = Path(rotary_foundry.__file__).parent) -> str | None:
-    """The git commit that this code is at, with "+ changes" if files differ from it; None if that is not known.
+    """Return the git commit of this code, with "+ changes" if files differ from it; None if it is unknown.
 
-    A package that is installed inside a repository, in its `.venv`, is none of git's. Where git knows nothing of the
-    code, as in an image, which has no `.git`, it is what ROTARY_FOUNDRY_COMMIT says.
+    A package that is installed inside a repository, in its `.venv`, does not belong to that repository. If git does not
+    track the code, as in an image without `.git`, the commit is the value of ROTARY_FOUNDRY_COMMIT.
     """
     try:
         _git(folder, "ls-files", "--error-unmatch", "__init__.py")
@@ -69,7 +69,7 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> list[str]:
-    """The GPUs; without one the processor, and how much of it there is for all ranks."""
+    """Return the GPUs; without any, the processor and the number of its cores for all ranks."""
     if torch.cuda.is_available():
         return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     cores = len(os.sched_getaffinity(0))

@@ -1,11 +1,11 @@
-"""Loading a recipe, with what it omits of the model taken from `init_from`.
+"""Load a recipe. Model keys that it omits are taken from `init_from`.
 
-Every key of the model's shape that is left out, and every knob that trained weights are meant for, is the source's. So
-nobody types a shape, and a model that was trained at a theta of 160,000 does not go on at 10,000 because a file said so
-long ago. What a recipe does give is meant: a larger shape is grown, another theta is a switch, and the plan shows both.
+These are the keys of the model's shape, and the knobs that belong to trained weights. So nobody has to type a shape,
+and a model trained with a theta of 160,000 does not continue with 10,000 because of an old file. Keys that a recipe
+sets are changes: a larger shape grows the model, another theta switches it, and the plan shows both.
 
-A run that has begun keeps what it began with, which is in its recipe.yaml: the source may go on training, or be gone.
-Only on this disk, though: a recipe is read before a store is asked.
+A run that has begun keeps the values in its recipe.yaml, because the source may train further or be deleted. This works
+only if recipe.yaml is on this disk, because a recipe is read before a store.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints
 from rotary_foundry.runs.trained_state import Source, read_source, recipe_of
 from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 
-NO_SOURCE = "nor is 'init_from', a run, a checkpoint or a Hugging Face directory to take it from"
+NO_SOURCE = "set it, or set 'init_from' to a run, a checkpoint or a Hugging Face directory that has it"
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -37,13 +37,13 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         overrides: `key=value` arguments, dots for nesting (`optimizer.eps=1e-8`), applied last.
 
     Raises:
-        ConfigurationError: naming the file, the key, and what would be right.
+        ConfigurationError: a key is unknown, missing or invalid; names the file, the key and what would be right.
     """
     return load_recipe_and_plan(path, overrides)[0]
 
 
 def load_recipe_and_plan(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe, Plan]:
-    """Load and check a recipe, and compile its plan before any rollback. Args and errors are those of `load_recipe`."""
+    """Load and check a recipe, and compile its plan before any rollback. Args and errors are as in `load_recipe`."""
     overrides = list(overrides)
     named = {key: load_key(path, key, overrides) for key in ("model.family", "init_from", "run_name", "runs_folder")}
     with _naming(path):
@@ -63,19 +63,19 @@ def load_recipe_and_plan(path: str | Path, overrides: Iterable[str] = ()) -> tup
 
 
 def fill_from_source(config: DictConfig) -> None:
-    """Take what a recipe omits of the model's shape and of its weights' knobs from `init_from`.
+    """Fill the keys of the model's shape and the weights' knobs that a recipe omits from `init_from`.
 
     Args:
         config: typed by `schema_of` the family; changed in place.
 
     Raises:
-        FoundryError: something is omitted, and there is no `init_from`, or nothing there to begin with.
+        FoundryError: a key is omitted, and there is no `init_from`, or it has no model.
     """
     family = find_family(config.model.family)
     keys = [key.name for key in fields(family.Shape) if OmegaConf.is_missing(config.model, key.name)]
     omitted = {f"model.{key}" for key in keys}
     if OmegaConf.missing_keys(config) - omitted:
-        return  # what else is missing is reported first
+        return  # other missing keys are reported first
     knobs = [
         knob
         for knob in family.knobs_of_weights()
@@ -85,13 +85,13 @@ def fill_from_source(config: DictConfig) -> None:
         values = _values_of_source(config, family, [*keys, *knobs])
         for key in (*keys, *knobs):
             config.model[key] = values[key]
-    for knob in family.knobs.keys() - set(family.knobs_of_weights()):  # of which trained weights say nothing
+    for knob in family.knobs.keys() - set(family.knobs_of_weights()):  # trained weights do not determine these
         if config.model[knob] is None and any(stage[knob] is None for stage in config.stages.values()):
             raise ConfigurationError(f"'model.{knob}' is required and not given")
 
 
 def _values_of_source(config: DictConfig, family: Family, keys: list[str]) -> dict[str, Any]:
-    """Return the shape and the weights' knobs of the model at `init_from`, as the run that has begun took them."""
+    """Return the shape and the weights' knobs of the model at `init_from`, or those that the run began with."""
     if config.init_from is None:
         first = f"model.{keys[0]}"
         if keys[0] in family.knobs:
@@ -104,14 +104,14 @@ def _values_of_source(config: DictConfig, family: Family, keys: list[str]) -> di
     source = _source(config.init_from)
     if source.family is not family:
         raise ConfigurationError(
-            f"'model.family': {family.name}, but the model at 'init_from' is a {source.family.name}, whose weights it "
-            "cannot use"
+            f"'model.family': expected {source.family.name}, the family of the model at 'init_from', got "
+            f"{family.name}; change one of the two"
         )
     return vars(source.shape) | source.knobs
 
 
 def _family_name(family: str | None, init_from: str | None, run_name: str | None, runs_folder: str | None) -> str:
-    """Return the family that a recipe names, or else that of its source."""
+    """Return the family that a recipe names, or that of its source if it names none."""
     if family is not None:
         try:
             return find_family(family).name

@@ -1,15 +1,15 @@
-"""Whether a checkpoint could run code when it is read: it is looked through before anything unpickles it.
+"""Check that reading a checkpoint runs no code, before anything unpickles it.
 
-torch's sharded checkpoints have tensors, which are read as nothing but weights, and two things that torch and Composer
-unpickle freely, so that a checkpoint from elsewhere could call what it likes: `.metadata`, and an item for each value
-that is no tensor (the timestamp, the generators' states). Here the first is unpickled with the few names that it needs,
-and of the others the names are read from the pickle, without following it.
+A sharded checkpoint of torch has tensors, which are read only as weights, and two kinds of pickles that torch and
+Composer load without restriction: `.metadata`, and an item for each value that is not a tensor (the timestamp, the
+states of generators). So a checkpoint from elsewhere could call any function. This module unpickles `.metadata` with
+only the few names that it needs. For the other items it reads the names in the pickle without executing it.
 
-A `.pt` file of Composer's is one pickle with all of that in it, and with whatever its callbacks and datasets saved, so
-no list of names would do for all. torch reads it with `weights_only`, and where that refuses a name, the name gets a
-stand-in, which takes anything and does nothing: whatever the file would call is not even imported. A defaultdict
-becomes a plain dict: torch 2.15 sets the items of nothing else. A file that names what runs commands or code is refused
-on top of that. Nothing hangs on that list: it could do no harm here, but it would elsewhere.
+A `.pt` file of Composer is one pickle with all of this, and with the state of any callback or dataset, so no fixed list
+of allowed names is sufficient. torch reads it with `weights_only`. A name that this refuses is replaced by a stand-in
+that accepts anything and does nothing, so the module that the file names is not even imported. A defaultdict becomes a
+plain dict, because torch 2.15 sets items only of dicts. In addition, a file is refused if it names a function that runs
+commands or code. Safety does not depend on this list: the file could do no harm here, but it could elsewhere.
 """
 
 import io
@@ -41,7 +41,7 @@ NAMES = {(description.__module__, description.__name__) for description in DESCR
     ("pathlib", "PosixPath"),
 }
 DEFAULTDICT = "collections.defaultdict"
-# that Composer's items have: durations, torch's version, the state of NumPy's generator under either of its homes
+# names in Composer's items: durations, torch's version, the state of NumPy's generator under both of its module names
 HARMLESS = {
     "datetime.timedelta",
     "torch.torch_version.TorchVersion",
@@ -56,25 +56,27 @@ RUNNING |= {f"builtins.{name}" for name in ("eval", "exec", "compile", "__import
 
 
 def refuse_code(folder: Path) -> None:
-    """See that a checkpoint, all of its files in `folder`, runs nothing when it is read.
+    """Check that reading a checkpoint, with all of its files in `folder`, runs no code.
 
     Raises:
-        DataError: it would, or what it holds cannot be told; the file and the name that it would call.
+        DataError: reading it would run code, or its content cannot be checked; names the file and the function.
     """
     metadata = read_metadata(folder)
     for index, stored in metadata.storage_data.items():
         path = folder / stored.relative_path
         if path.parent != folder:
-            raise DataError(f"{folder / METADATA}: '{index.fqn}' is said to lie outside of the checkpoint, in {path}")
+            raise DataError(
+                f"{folder / METADATA}: '{index.fqn}' refers to {path}, outside the checkpoint; do not use it"
+            )
         if isinstance(metadata.state_dict_metadata.get(index.fqn), BytesStorageMetadata):
             _refuse_item(path, index.fqn, stored)
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """What a checkpoint says of its contents; nothing in it is called that could do harm.
+    """Read the metadata of a checkpoint, allowing only harmless names.
 
     Raises:
-        DataError: it names something that is no description, or is broken.
+        DataError: the metadata is broken, or names something else than descriptions of tensors.
     """
     path = folder / METADATA
     try:
@@ -90,7 +92,7 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 class StandIn:
-    """Takes the place of whatever a file names that is no weight; made of anything, it keeps nothing."""
+    """Replaces any class or function that a file names; it accepts any arguments and stores nothing."""
 
     def __new__(cls, *args: object) -> "StandIn":
         return super().__new__(cls)
@@ -103,19 +105,19 @@ class StandIn:
 
 
 def _plain_dict(*args: object) -> dict:
-    """Take the place of collections.defaultdict."""
+    """Replace collections.defaultdict."""
     return {}
 
 
 def read_saved(path: Path) -> object:
-    """Read what `torch.save` wrote: tensors, in the file until they are used, plain values, dicts, or else a StandIn.
+    """Read a file of `torch.save`: memory-mapped tensors, plain values and dicts; anything else becomes a StandIn.
 
     Raises:
-        DataError: it is no such file, it is broken, or it names something to run.
+        DataError: the file is not one of `torch.save`, is broken, or names a function that runs commands or code.
     """
     try:
         names = get_unsafe_globals_in_checkpoint(path)
-    except Exception as error:  # it is no file, no archive, or no pickle that torch wrote
+    except Exception as error:  # not a file, not an archive, or not a pickle that torch wrote
         raise DataError(f"{path}: cannot be read as a file of torch.save's: {in_a_line(error)}") from error
     foul = sorted(name for name in names if {name, name.split(".")[0]} & RUNNING)
     if foul:
@@ -140,18 +142,18 @@ def _refuse_item(path: Path, name: str, stored: StorageInfo) -> None:
         with open(path, "rb") as file:
             file.seek(stored.offset)
             called = set(get_unsafe_globals_in_checkpoint(io.BytesIO(file.read(stored.length)))) - HARMLESS
-    except Exception as error:  # it is no pickle that torch wrote
+    except Exception as error:  # not a pickle that torch wrote
         raise DataError(
-            f"{path}: '{name}' cannot be looked through ({in_a_line(error)}); do not use this checkpoint"
+            f"{path}: '{name}' cannot be checked ({in_a_line(error)}); do not use this checkpoint"
         ) from error
     if called:
         raise DataError(f"{path}: '{name}': {_would_call(min(called))}")
 
 
 def _would_call(name: str) -> str:
-    return f"reading it would use {name}, which no checkpoint needs and which could run any code; do not use it"
+    return f"reading it would use {name}, which a checkpoint does not need and which could run any code; do not use it"
 
 
 def in_a_line(error: BaseException) -> str:
-    """What a library says is wrong; of torch's `weights_only`, without its advice to read the file unsafely."""
+    """Return a library's message as one line, without the advice of `weights_only` to read the file unsafely."""
     return one_line(error).split("WeightsUnpickler error: ")[-1]

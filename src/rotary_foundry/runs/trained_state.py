@@ -1,7 +1,7 @@
-"""The model at a path, as far as it can be told without its weights, and without torch.
+"""Read the facts about the model at a path, without its weights and without torch.
 
-A path is a run (its newest checkpoint), a checkpoint, or a transformers directory. What training, export, evaluation
-and `init_from` have to know of it is found here, once.
+A path is a run (then its newest checkpoint), a checkpoint, or a transformers directory. Training, export, evaluation
+and `init_from` all use this module.
 """
 
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ from rotary_foundry.utils.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Source:
-    """A model to begin with."""
+    """A model that a run can begin with."""
 
     family: Family
     shape: Shape
-    knobs: dict[str, float]  # those that its weights are meant for, as they were last trained with
-    longest_row: int | None  # that it was trained on, in tokens; None: nothing says so
-    tokenizer: Path  # the folder for its tokenizer, which may not be there
+    knobs: dict[str, float]  # the knobs that belong to its weights, with the values of the last training
+    longest_row: int | None  # the longest row that it was trained on, in tokens; None: unknown
+    tokenizer: Path  # the folder of its tokenizer, which may be missing
 
 
 @dataclass(frozen=True)
 class TrainedState:
-    """What training says of a checkpoint."""
+    """The facts about a checkpoint that follow from its run."""
 
     run: RunFolder
     checkpoint: CompleteCheckpoint
     recipe: Recipe
-    rollbacks: tuple[Rollback, ...]  # that the run had had
-    trained: tuple[Segment, ...]  # what it was trained by, without what rollbacks abandoned; at least one
+    rollbacks: tuple[Rollback, ...]  # the run's rollbacks before the checkpoint
+    trained: tuple[Segment, ...]  # the segments that it was trained on, without abandoned ones; at least one
 
     @property
     def family(self) -> Family:
@@ -48,22 +48,22 @@ class TrainedState:
 
     @property
     def knobs(self) -> dict[str, float]:
-        """The knobs that the weights are meant for, as the last update had them."""
+        """The knobs that belong to the weights, with the values of the last update."""
         last = self.trained[-1]
         values = last.knobs_at(max(last.start_token, last.end_token - last.tokens_per_update))
         return {name: values[name] for name in self.family.knobs_of_weights()}
 
     @property
     def longest_row(self) -> int:
-        """In tokens."""
+        """The longest row that the model was trained on, in tokens."""
         return max(segment.row_length for segment in self.trained)
 
 
 def read_source(path: str | Path) -> Source:
-    """Read what is known of the model at a path.
+    """Read the facts about the model at a path.
 
     Raises:
-        FoundryError: nothing there to begin with.
+        FoundryError: the path has no model to begin with.
     """
     path = Path(path)
     if not path.exists():
@@ -82,7 +82,7 @@ def find_trained_state(path: str | Path) -> TrainedState:
     """Find the checkpoint at a path, or the newest of the run at it, with its recipe.
 
     Raises:
-        ConfigurationError: no complete checkpoint is there.
+        ConfigurationError: the path has no complete checkpoint.
     """
     path = Path(path)
     if not path.exists():
@@ -105,10 +105,10 @@ def find_trained_state(path: str | Path) -> TrainedState:
 
 
 def recipe_of(run: RunFolder) -> Recipe:
-    """Read a run's recipe, which is whole, and was checked when the run began.
+    """Read a run's recipe, which is complete and was checked when the run began.
 
     Raises:
-        ConfigurationError: it is missing, or was written by another version.
+        ConfigurationError: the recipe is missing, or another version wrote it.
     """
     family = load_key(run.recipe, "model.family")
     if family is None:

@@ -1,1 +1,1 @@
-"""A Trainer from a recipe, and a run of it."""
+"""Build a Trainer from a recipe, and run it."""

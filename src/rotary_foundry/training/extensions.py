@@ -1,9 +1,9 @@
-"""Callbacks, algorithms and loggers that a recipe names beside our own: imported, checked and made.
+"""Import, check and make the callbacks, algorithms and loggers that a recipe names.
 
-They come after our own, in the recipe's order, so that they see an update's records and cannot come between two of
-ours. Their state is in no checkpoint (callbacks/checkpoint_saver.py, NOT_SAVED): a resumed or rolled back run makes
-them anew. An algorithm that changes training therefore has to take what it does from the token clock
-(`state.timestamp`), as our own do, or a resumed run differs from one that was not stopped.
+They run after our own, in the recipe's order, so that they see an update's records and cannot run between two of ours.
+Checkpoints do not hold their state (callbacks/checkpoint_saver.py, NOT_SAVED): a resumed or rolled-back run makes new
+objects. So an algorithm that changes training must derive its state from the token clock (`state.timestamp`), as our
+own do. Otherwise a resumed run differs from an uninterrupted one.
 """
 
 import importlib
@@ -30,7 +30,7 @@ OWN_ARGUMENTS = {"wandb": {"checkpoint_references"}}  # of training/loggers.py
 
 
 def check_extensions(recipe: Recipe) -> None:
-    """Import every class that a recipe names, and compare its arguments with those given.
+    """Import every class that a recipe names, and check the given arguments against it.
 
     Raises:
         ConfigurationError: naming the key.
@@ -41,12 +41,12 @@ def check_extensions(recipe: Recipe) -> None:
 
 
 def extensions(recipe: Recipe, key: str, without: tuple[str, ...] = ()) -> list[Any]:
-    """Make what a recipe names under `callbacks`, `algorithms` or `loggers`, in its order.
+    """Make the objects that a recipe names under `callbacks`, `algorithms` or `loggers`, in its order.
 
     Args:
-        recipe: checked by `check_extensions`.
-        key: one of the three.
-        without: names that are made elsewhere.
+        recipe: a recipe that `check_extensions` accepted.
+        key: one of the three keys.
+        without: names to skip, because other code makes them.
 
     Raises:
         ConfigurationError: a class refuses a value.
@@ -75,12 +75,12 @@ def _class_of(key: str, name: str) -> type:
         found = getattr(importlib.import_module(module_name), class_name)
     except ImportError as error:
         raise ConfigurationError(
-            f"'{key}.{name}': {one_line(error)}; install it, or add the folder it is in to PYTHONPATH"
+            f"'{key}.{name}': {one_line(error)}; install the package, or add its folder to PYTHONPATH"
         ) from error
     except AttributeError as error:
         raise ConfigurationError(f"'{key}.{name}': {one_line(error)}") from error
-    except Exception as error:  # whatever a module does when it is imported
-        raise ConfigurationError(f"'{key}.{name}': importing it fails: {one_line(error)}") from error
+    except Exception as error:  # importing a module may raise anything
+        raise ConfigurationError(f"'{key}.{name}': the import fails: {one_line(error)}") from error
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise ConfigurationError(f"'{key}.{name}' is not a class derived from {base.__module__}.{base.__name__}")
     for refused, why in kind.refused.items():
@@ -91,7 +91,7 @@ def _class_of(key: str, name: str) -> type:
 
 def _check_arguments(key: str, name: str, arguments: dict[str, Any]) -> None:
     found, own = _class_of(key, name), OWN_ARGUMENTS.get(name, set())
-    inherited = found.__init__ is COMPOSERS[key][1].__init__  # which takes anything, and uses nothing
+    inherited = found.__init__ is COMPOSERS[key][1].__init__  # it accepts any arguments and ignores them
     parameters = {} if inherited else inspect.signature(found).parameters
     key = f"{key}.{name}"
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -102,4 +102,4 @@ def _check_arguments(key: str, name: str, arguments: dict[str, Any]) -> None:
             raise ConfigurationError(f"'{key}': {found.__name__} takes no argument '{argument}'; {known}")
     for name in named:
         if parameters[name].default is inspect.Parameter.empty and name not in arguments:
-            raise ConfigurationError(f"'{key}': {found.__name__} needs the argument '{name}', which is not given")
+            raise ConfigurationError(f"'{key}': {found.__name__} needs the argument '{name}', which is missing")

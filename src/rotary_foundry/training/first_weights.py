@@ -1,4 +1,4 @@
-"""What a run's parameters begin with: drawn at random, or grown from another model (`init_from`)."""
+"""The initial parameters of a run: random, or grown from another model (`init_from`)."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,10 +18,10 @@ from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryEr
 
 
 def first_weights(recipe: Recipe) -> Callable[[str], Tensor]:
-    """The first value of every parameter by its name, whole and on the CPU, made when it is asked for.
+    """Return a function from a parameter's name to its initial value: the full tensor, on the CPU, made on demand.
 
     Raises:
-        FoundryError: `init_from` holds no model that this one can be grown from.
+        FoundryError: `init_from` has no model that this one can be grown from.
     """
     if recipe.init_from is None:
         return partial(recipe.family.initial_value, shape=recipe.model.shape, seed=recipe.seed)
@@ -30,13 +30,13 @@ def first_weights(recipe: Recipe) -> Callable[[str], Tensor]:
 
 
 def check_init_from(recipe: Recipe) -> None:
-    """Refuse what a model cannot be grown from, and shards of another tokenizer than its, before anything is written.
+    """Check, before anything is written, that the model can be grown from `init_from` and has the shards' tokenizer.
 
-    A run that has checkpoints goes on from them: its source is not opened again, and may be gone. (On an empty disk,
-    where the checkpoints are a store's, a recipe that leaves its shape or thetas to the source still needs that.)
+    A run with checkpoints resumes from them. Its source is not opened again and may be deleted. (On an empty disk, with
+    the checkpoints in a store, a recipe that omits its shape or thetas still needs the source.)
 
     Raises:
-        FoundryError: `init_from` holds no model that this one can be grown from, or its tokenizer is not the shards'.
+        FoundryError: `init_from` has no model that this one can be grown from, or its tokenizer is not the shards'.
     """
     if recipe.init_from is None:
         return

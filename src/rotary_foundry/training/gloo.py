@@ -1,7 +1,7 @@
-"""What FSDP2 needs to know about gloo, the backend on CPU: it sums, and cannot average.
+"""Configure FSDP2 for gloo, the backend on CPU, which can sum but not average.
 
-Asked for a mean, gloo's reduce-scatter silently sums, and its all-reduce raises. FSDP2 is told to sum and to divide by
-itself. tests/training/test_gradients.py holds the outcome against the unsharded model.
+For a mean, gloo's reduce-scatter silently returns the sum, and its all-reduce raises. So FSDP2 is configured to sum and
+to divide itself. tests/training/test_gradients.py compares the gradients with those of the unsharded model.
 """
 
 from torch import nn

@@ -1,4 +1,4 @@
-"""The loggers that a recipe asks for; wandb and tensorboard are told of the run itself."""
+"""Make the loggers of a recipe; wandb and tensorboard also get the run's name and folder."""
 
 import secrets
 from dataclasses import asdict
@@ -16,10 +16,10 @@ from rotary_foundry.utils.redaction import redacted
 
 
 def loggers(recipe: Recipe, folder: RunFolder) -> list[LoggerDestination]:
-    """The loggers of a run, wandb and tensorboard first; on every rank.
+    """Make the loggers of a run, wandb and tensorboard first. Call it on every rank.
 
     Raises:
-        ConfigurationError: a value that a logger refuses.
+        ConfigurationError: a logger refuses a value.
     """
     made: list[LoggerDestination] = []
     for name, make in OURS.items():
@@ -54,7 +54,7 @@ def _wandb(recipe: Recipe, folder: RunFolder, arguments: dict) -> list[LoggerDes
 
 
 def _tensorboard(recipe: Recipe, folder: RunFolder, arguments: dict) -> list[LoggerDestination]:
-    """On the first rank alone: on others Composer's would write empty files."""
+    """Make the TensorBoard logger on the first rank only; on other ranks Composer's writes empty files."""
     logger = TensorboardLogger(**({"log_dir": str(folder.tensorboard)} | arguments))
     return [logger] if dist.get_global_rank() == 0 else []
 

@@ -1,4 +1,4 @@
-"""Every rank's log, in the run's folder."""
+"""The log files of all ranks, in the run's folder."""
 
 import faulthandler
 import logging
@@ -13,13 +13,13 @@ from rotary_foundry.utils.redaction import redacted
 
 log = logging.getLogger(__name__)
 _file: TextIO | None = None
-_recipe: dict | None = None  # whose secrets are kept out
+_recipe: dict | None = None  # its secrets are removed from the log
 
 
 def start_logs(recipe: Recipe) -> None:
     """Write this rank's log records, warnings and failures to `<run>/logs/rank<N>.log`, and only there.
 
-    A resumed run appends to what is there.
+    A resumed run appends to the existing file.
     """
     global _file, _recipe
     _recipe = asdict(recipe)
@@ -39,22 +39,22 @@ class _WithoutSecrets(logging.Formatter):
 
 
 def log_failure(error: Exception) -> str:
-    """Put the traceback of what ends this rank into its log, and return what the terminal is to say of it.
+    """Log the traceback of the exception that ends this rank, and return the message for the terminal.
 
-    That is the message of a FoundryError and of an OSError, which names the file; of any other exception its last line,
-    the rank and where the traceback is.
+    For a FoundryError and an OSError (which names the file) it is their own message. For any other exception it has the
+    exception's last line, the rank and the path of the traceback.
     """
     log.critical("this rank ends", exc_info=error)
     if isinstance(error, (FoundryError, OSError)):
         return redacted(str(error), _recipe)
-    # that of a loader's worker process has its traceback for a message
+    # the message of an exception from a loader's worker process is its whole traceback
     said = [line for line in str(error).splitlines() if line.strip()] or [""]
     line = said[-1].strip() if "Traceback" in str(error) else f"{type(error).__name__}: {said[0]}"
     return f"rank {rank()}: {redacted(line, _recipe)}\ntraceback: {_file.name if _file else 'not kept'}"
 
 
 def log_where_it_stands(why: str) -> None:
-    """Put into this rank's log why it ends now, and where all of its threads are."""
+    """Log why this rank ends now, and the stacks of all its threads."""
     log.critical("this rank ends: %s", why)
     if _file is not None:
         faulthandler.dump_traceback(_file)

@@ -1,13 +1,13 @@
-"""What one rank does for all of them, or for those of its node, what it tells them, and whose failure is the first.
+"""Run work on one rank for all, and report the first failure among the ranks.
 
-When a rank fails, the others fail after it, each with an error of its own about a connection, or wait in a collective
-until their time is up. So a rank leaves the line that says what happened in the store that the group was made by,
-where the first line stays. One rank a node speaks, its first: it looks into the store every second, and ends its
-process when another rank has failed and its own main thread does not come back from a collective; over NCCL it may
-never do so. A rank that ends without a word was killed: the ranks know each other's processes.
+When a rank fails, the others fail after it with connection errors of their own, or wait in a collective until it times
+out. So a failing rank writes a line that says what happened to the store of the process group; only the first line is
+kept. The first rank of each node prints messages. It reads the store every second. It ends its process if another rank
+has failed and its own main thread does not return from a collective; over NCCL that may never happen. A rank that ends
+without writing a line was killed; the ranks of a node know each other's processes.
 
-Nothing here trusts the store to answer: rank 0, which holds it, may be gone, and where the network is cut, no time-out
-of the store's ends the wait. It is asked in threads that nobody waits for longer than a few seconds.
+The store may not answer. Rank 0, which holds it, may have ended, and after a network failure no time-out of the store
+ends a wait. So the store is read in threads, and no caller waits for them longer than a few seconds.
 """
 
 import os
@@ -35,17 +35,17 @@ REASON = "rotary_foundry/reason"  # keys in the store
 PROCESS = "rotary_foundry/process/"
 LEFT = "rotary_foundry/left/"
 STORE_ANSWERS = 6.0  # seconds
-LOOKS = 1.0  # seconds between a look into the store and the next
-_seen: set[int] = set()  # ranks whose processes this one has seen alive: in a container of its own it sees none
-COMES_BACK = 3.0  # seconds for a rank to notice by itself that another has failed, and for another to say that it has
+LOOKS = 1.0  # seconds between two reads of the store
+_seen: set[int] = set()  # ranks whose processes this one has seen alive; a rank in a container of its own sees none
+COMES_BACK = 3.0  # seconds for a rank to notice another's failure itself, and for the other to report it
 
 
 class NoAnswer(Fault):
-    """A collective has failed, and that is all that this rank knows."""
+    """A collective has failed, and this rank does not know why."""
 
 
 def on_rank_zero(work: Callable[[], Outcome]) -> Outcome:
-    """The outcome of rank 0's work, or the exception that it raised, on every rank."""
+    """Run `work` on rank 0, and return its result or raise its exception on every rank."""
     outcome: list = [None, None]
     if dist.get_global_rank() == 0:
         try:
@@ -59,7 +59,7 @@ def on_rank_zero(work: Callable[[], Outcome]) -> Outcome:
 
 
 def on_each_node(work: Callable[[], object]) -> None:
-    """Have one rank of every node do the work; an exception that one of them raised is raised on every rank."""
+    """Run `work` on one rank of every node; if it raises on any of them, raise the exception on every rank."""
     error = None
     if dist.get_local_rank() == 0:
         try:
@@ -73,9 +73,10 @@ def on_each_node(work: Callable[[], object]) -> None:
 
 @contextmanager
 def one_reason() -> Iterator[None]:
-    """Turn any error that ends this rank into a FoundryError with what the terminal is to say of the first failure.
+    """Turn any error that ends this rank into a FoundryError with the terminal message of the first failure.
 
-    It is a Fault unless that failure was for a user to put right. This rank's own goes to its log, with the traceback.
+    The error is a Fault unless the user can fix that failure. This rank's own error goes to its log, with the
+    traceback.
     """
     try:
         yield
@@ -86,7 +87,7 @@ def one_reason() -> Iterator[None]:
         reason = f"{status} {log_failure(error)}"
         if torch.distributed.is_initialized():
             reason = _first_reason(error, reason)
-        if not is_first_of_node() and stop_requested():  # the launcher's signal, after the end of another rank
+        if not is_first_of_node() and stop_requested():  # the launcher sends the signal after another rank has ended
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             os.kill(os.getpid(), signal.SIGTERM)
@@ -96,7 +97,7 @@ def one_reason() -> Iterator[None]:
 
 @contextmanager
 def watching(dist_timeout: float) -> Iterator[None]:
-    """Within it, a collective's error becomes a NoAnswer, and other ranks' failures end a rank that waits for them.
+    """Turn a collective's error in the block into a NoAnswer, and end this rank if another failed while it waits.
 
     Args:
         dist_timeout: seconds that a collective may take, for the message.
@@ -113,12 +114,12 @@ def watching(dist_timeout: float) -> Iterator[None]:
             raise
         if "timed out" in str(error).lower() or "timeout" in str(error).lower():
             raise NoAnswer(
-                f"no answer from other ranks within dist_timeout={dist_timeout:g} s: a node or the network is gone, "
-                "or a rank hangs; the same command goes on from the last checkpoint"
+                f"no answer from other ranks within dist_timeout={dist_timeout:g} s: a node or the network failed, "
+                "or a rank hangs; the same command resumes from the last checkpoint"
             ) from error
         raise NoAnswer(
-            "the connection to another rank is gone, and it has left no word why; "
-            "the same command goes on from the last checkpoint"
+            "the connection to another rank was lost, and that rank reported no reason; "
+            "the same command resumes from the last checkpoint"
         ) from error
     finally:
         over.set()
@@ -126,7 +127,7 @@ def watching(dist_timeout: float) -> Iterator[None]:
 
 
 def _first_reason(error: Exception, own: str) -> str:
-    """Status and words of the failure that came first, where `own` are those of this rank's."""
+    """Return status and message of the first failure of any rank; `own` are those of this rank."""
     store = default_store()
 
     def ask() -> str:
@@ -145,14 +146,14 @@ def _first_reason(error: Exception, own: str) -> str:
 
 
 def _watch(over: threading.Event) -> None:
-    """End this process when another rank has failed and this one does not notice."""
+    """End this process if another rank has failed and this one does not notice."""
     store = default_store()
     while not over.wait(LOOKS):
         try:
             failed = _killed() or (store.get(REASON).decode() if store.check([REASON]) else None)
             reason = failed and store.compare_set(REASON, "", failed).decode()
         except DistError:
-            return  # rank 0 is gone: a collective says so, or the launcher ends this process
+            return  # rank 0 has ended: a collective will fail, or the launcher ends this process
         if reason is not None and not over.wait(COMES_BACK):
             status, said = reason.split(" ", 1)
             log_where_it_stands(f"another rank failed: {said}")
@@ -163,7 +164,7 @@ def _watch(over: threading.Event) -> None:
 
 
 def _killed() -> str | None:
-    """Status and words of the end of a rank of this node that ended without a word; None if none has."""
+    """Return status and message for a rank of this node that ended without reporting a reason; None if none did."""
     store = default_store()
     first = dist.get_global_rank() - dist.get_local_rank()
     for rank in range(first, first + dist.get_local_world_size()):
@@ -173,8 +174,8 @@ def _killed() -> str | None:
             _seen.add(rank)
         elif rank in _seen:
             return (
-                f"{FAILED} rank {rank} ended without a word: it was killed, by hand or by the kernel for want of "
-                "memory (dmesg says so), or it crashed (its log says where); the same command goes on from the last "
+                f"{FAILED} rank {rank} ended without reporting a reason: it was killed, by hand or by the kernel for "
+                "lack of memory (see dmesg), or it crashed (see its log); the same command resumes from the last "
                 "checkpoint"
             )
     return None
@@ -188,7 +189,7 @@ def _lives(process: int) -> bool:
 
 
 def _ask(question: Callable[[], Outcome]) -> Outcome | None:
-    """The store's answer; None if there is none in time."""
+    """Return the store's answer; None if it does not answer in time."""
     answers: list[Outcome] = []
 
     def ask() -> None:

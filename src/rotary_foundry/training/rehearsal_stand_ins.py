@@ -1,8 +1,8 @@
-"""What a rehearsal needs and the machine may not have yet: shards, and a smaller model to grow from.
+"""Make stand-ins for a rehearsal: small shards, and a small model to grow from.
 
-The recipe's own shards are used if they are there. If not, small ones are made under the same names from what every
-Python installation holds, with a tokenizer of their own. The model to grow from is always a stand-in, with random
-weights: the real one is too large for a rehearsal's.
+The recipe's own shards are used if they exist. If not, small ones are made under the same names from the files of the
+Python installation, with their own tokenizer. The model to grow from is always a stand-in with random weights, because
+the real one is too large for a rehearsal.
 """
 
 import shutil
@@ -31,13 +31,13 @@ READERS = ("python_docstrings", "python_files", "distribution_readmes")
 
 
 def with_stand_ins(recipe: Recipe) -> Recipe:
-    """A rehearsal's recipe with stand-ins for what is not there. Called on every rank; the first makes them."""
+    """Return a rehearsal's recipe with stand-ins for missing parts. Call it on every rank; the first makes them."""
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=recipe.dist_timeout)
     folder = RunFolder.of(recipe)
     if recipe.data.remote is None and not (Path(recipe.data.local) / "tokenizer/tokenizer.json").is_file():
         stand_in = f"{recipe.data.local}-rehearsal"
         if dist.get_global_rank() == 0:
-            print(f"{recipe.data.local}: no shards there; rehearsing on Python's own sources in {stand_in}", flush=True)
+            print(f"{recipe.data.local}: no shards; rehearsing on Python's own sources in {stand_in}", flush=True)
         recipe = replace(
             recipe,
             data=replace(recipe.data, local=stand_in),
@@ -53,17 +53,17 @@ def with_stand_ins(recipe: Recipe) -> Recipe:
 
 
 def _forget_another(recipe: Recipe, folder: RunFolder) -> None:
-    """Remove a rehearsal of the same name, if it was of another recipe or on another number of processes.
+    """Remove a rehearsal of the same name if it was of another recipe or had another number of processes.
 
     Raises:
-        ConfigurationError: what has the name is no rehearsal.
+        ConfigurationError: the run with this name is not a rehearsal.
     """
     if not folder.recipe.exists():
         return
     there = load_recipe(folder.recipe)
     if not there.rehearse:
         raise ConfigurationError(
-            f"{folder.path}: a run, and no rehearsal, has the name that this one would take; give another run_name"
+            f"{folder.path}: a run that is not a rehearsal has the name of this rehearsal; set another run_name"
         )
     if there != recipe:
         shutil.rmtree(folder.path)
@@ -82,7 +82,7 @@ def _small_corpus(recipe: Recipe) -> CorpusConfig:
 
 
 def _make_source(recipe: Recipe, folder: Path) -> None:
-    """Write a model of random weights that the rehearsal's can be grown from."""
+    """Write a model with random weights from which the rehearsal's model can be grown."""
     if (folder / CONFIG).is_file():
         return
     open_corpus(recipe)  # the tokenizer goes with the model

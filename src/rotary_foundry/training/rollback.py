@@ -1,6 +1,6 @@
-"""What happens when a run goes back: a line in its ledger, and the later checkpoints out of the way.
+"""Roll a run back: append a line to its ledger, and move the later checkpoints away.
 
-The line is what counts. A run reads its ledger at every start, so whatever stops it afterwards, it goes on from there.
+The line decides. A run reads its ledger at every start, so if it is interrupted after the line, it resumes from there.
 """
 
 import logging
@@ -18,37 +18,37 @@ log = logging.getLogger(__name__)
 
 
 def roll_back(recipe: Recipe, plan: Plan, folder: RunFolder, store: CheckpointStore | None, due: RollbackDue) -> None:
-    """Decide where to go back to, and do so; on one rank. `plan` is the one in force until now.
+    """Choose the checkpoint to go back to, and roll back. Call it on one rank; `plan` is the plan until now.
 
-    A store gets the line at the start that follows, and before that nothing there has changed: whichever of the two
-    a crash leaves as the only ledger, the run goes on from what it says.
+    The line is uploaded to the store at the next start; until then nothing in the store has changed. If a crash leaves
+    only one of the two ledgers, the run resumes from that one.
 
     Raises:
-        FoundryError: the store cannot be reached, the recipe does not say what to do, there is no checkpoint to go back
-            to, or there were too many rollbacks already. Nothing is changed then.
+        FoundryError: the store cannot be reached, the recipe has no trigger for the trouble, there is no checkpoint to
+            go back to, or there were too many rollbacks already. Nothing is changed then.
     """
     trouble, rollbacks = due.trouble, folder.rollbacks()
     trigger = getattr(recipe.rollback, trouble.trigger)
     stored = [] if store is None else store.checkpoints()
     last = folder.newest_checkpoint(trouble.since_token, stored)
-    saved = f"the last checkpoint before it is {last.folder}" if last else "and there is no checkpoint before it"
+    saved = f"the last checkpoint before it is {last.folder}" if last else "there is no checkpoint before it"
     if trigger is None:
         raise FoundryError(
-            f"{folder.path}: at token {due.token:_} {trouble.why}; {saved}. Go on with other values for "
-            f"what lies ahead, or let the run go back by itself with rollback.{trouble.trigger}"
+            f"{folder.path}: at token {due.token:_} {trouble.why}; {saved}. Change the recipe for "
+            f"later tokens and resume, or let the run go back by itself with rollback.{trouble.trigger}"
         )
     made = sum(rollback.trigger != "at" for rollback in rollbacks)
     if trouble.trigger != "at" and made >= recipe.rollback.max_rollbacks:
         raise FoundryError(
             f"{folder.path}: at token {due.token:_} {trouble.why}; rollback.max_rollbacks, "
-            f"{recipe.rollback.max_rollbacks}, have been made already (see {folder.ledger}); {saved}"
+            f"{recipe.rollback.max_rollbacks}, is reached (see {folder.ledger}); {saved}"
         )
     wanted = trouble.since_token if trigger.to is None else min(trouble.since_token, parse_tokens(trigger.to))
     target = folder.newest_checkpoint(wanted, stored)
     if target is None:
         raise FoundryError(
-            f"{folder.path}: at token {due.token:_} {trouble.why}; to go back to token {wanted:_} or before it takes a "
-            "checkpoint there, and there is none: lower save_interval"
+            f"{folder.path}: at token {due.token:_} {trouble.why}; there is no checkpoint at "
+            f"or before token {wanted:_} to go back to; lower save_interval"
         )
     rollback = Rollback(
         trigger=trouble.trigger,
@@ -63,8 +63,8 @@ def roll_back(recipe: Recipe, plan: Plan, folder: RunFolder, store: CheckpointSt
         target.token, plan.total_tokens
     ):
         raise FoundryError(
-            f"{folder.path}: at token {due.token:_} {trouble.why}; going back to token {target.token:_} once more "
-            f"would lead to the same again: give rollback.{trouble.trigger} another lr, or data: advance"
+            f"{folder.path}: at token {due.token:_} {trouble.why}; going back to token {target.token:_} again "
+            f"would repeat the same trajectory; set another rollback.{trouble.trigger}.lr, or data: advance"
         )
     number = len(rollbacks) + 1
     batch = plan.at(due.token).update

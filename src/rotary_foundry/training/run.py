@@ -1,4 +1,4 @@
-"""A training run, from a recipe to its last checkpoint, in the order in which things happen."""
+"""Run a training, from a recipe to its last checkpoint. The functions are in the order in which they are called."""
 
 import gc
 import json
@@ -64,18 +64,16 @@ Announce = Callable[[Recipe, Plan, RunFolder, str, CompleteCheckpoint | None], N
 def train(recipe: Recipe, plan: Plan, tokenizer: TokenizerFacts, announce: Announce | None = None) -> None:
     """Train a recipe to its end, from its newest complete checkpoint if there is one.
 
-    Everything goes to `<runs_folder>/<run_name>/`, and what a resume needs to `save_folder` as well. A finished run is
-    left as it is. A rollback ends the Trainer and goes the same way as a new start, in the same processes.
+    The run writes to `<runs_folder>/<run_name>/`, and copies what a resume needs to `save_folder`. A finished run is
+    left unchanged. After a rollback, the Trainer ends and a new start follows in the same processes.
 
     Args:
-        recipe: with all overrides.
-        plan: its own, before any rollback.
-        tokenizer: of its shards.
-        announce: called on rank 0 when it begins, with the recipe, the plan in force, the run's folder, the name of the
-            attention backend, and the checkpoint if there is one.
+        recipe: the recipe with all overrides. plan: the recipe's plan before any rollback. tokenizer: the tokenizer of
+        the shards. announce: called on rank 0 at the beginning, with the recipe, the current plan, the run's folder,
+        the name of the attention backend, and the checkpoint if there is one.
 
     Raises:
-        StopRequested: after a SIGTERM, when the checkpoint is written.
+        StopRequested: the process got SIGTERM, and the checkpoint is written.
     """
     folder = RunFolder.of(recipe)
     store = open_store(recipe, folder)
@@ -96,17 +94,17 @@ def train(recipe: Recipe, plan: Plan, tokenizer: TokenizerFacts, announce: Annou
             due = _fit(recipe, data, folder, store, start, started)
             if due is None:
                 return
-            gc.collect()  # the Trainer, which refers to itself: the next one needs its memory
+            gc.collect()  # frees the old Trainer, which has reference cycles; the next one needs its memory
             started = time.time()
             on_rank_zero(partial(roll_back, recipe, start.plan, folder, store, due))
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run goes on."""
+    """The point from which a run starts or resumes."""
 
     plan: Plan
-    rollbacks: list[Rollback]  # that it has had
+    rollbacks: list[Rollback]  # the run's rollbacks so far
     checkpoint: CompleteCheckpoint | None  # None: at the beginning
 
     @property
@@ -115,7 +113,7 @@ class Start:
 
 
 def _find_start(recipe: Recipe, plan: Plan, folder: RunFolder, store: CheckpointStore | None) -> Start | None:
-    """Where to go on, on every rank, with the checkpoint on every node; None if the run is finished."""
+    """Find the start on every rank, with the checkpoint on every node; None if the run is finished."""
     if store is not None:
         newest = on_rank_zero(store.bring_newest)
         if newest is not None:
@@ -129,7 +127,7 @@ def _find_start(recipe: Recipe, plan: Plan, folder: RunFolder, store: Checkpoint
 
 
 def _prepare_start(recipe: Recipe, plan: Plan, folder: RunFolder) -> Start | None:
-    """Choose where to go on, and write the recipe and its plan down; None if the run is finished."""
+    """Choose the start, and write the recipe and its plan; None if the run is finished."""
     folder.tidy_up()
     rollbacks, checkpoint = folder.rollbacks(), folder.newest_checkpoint()
     start = Start(plan.after(rollbacks), rollbacks, checkpoint)
@@ -165,9 +163,11 @@ def _fit(
         forget_parameter_names()
         if isinstance(outcome, StopRequested):
             raise
-        return RollbackDue(outcome.trouble, outcome.token)  # a new one: the old one's traceback holds the Trainer
+        return RollbackDue(
+            outcome.trouble, outcome.token
+        )  # a new exception, because the old one's traceback refers to the Trainer
     except BaseException:
-        trainer.engine.close()  # not trainer.close(): it waits for the other ranks, who may wait for this one
+        trainer.engine.close()  # not trainer.close(), which waits for the other ranks, while they may wait for this one
         raise
     trainer.close()
     return None
@@ -176,7 +176,7 @@ def _fit(
 def build_trainer(
     recipe: Recipe, data: RunData, folder: RunFolder, start: Start, store: CheckpointStore | None = None
 ) -> Trainer:
-    """Composer's Trainer for a recipe, at a checkpoint or at the start."""
+    """Build Composer's Trainer for a recipe, at a checkpoint or at the start."""
     plan, rollbacks = start.plan, len(start.rollbacks)
     position = plan.at(start.token)
     precision = recipe.precision if torch.cuda.is_available() else "fp32"  # on CPU the model itself casts to bf16
@@ -231,7 +231,7 @@ def build_trainer(
 
 
 def _build_model(recipe: Recipe, data: RunData, position: Position, initialised: bool) -> FoundryModel:
-    """The sharded network with its objectives; `initialised`, or with memory that a checkpoint is to fill."""
+    """Build the sharded network with its objectives; if not `initialised`, a checkpoint fills its memory later."""
     on_gpu = torch.cuda.is_available()
     with torch.device("meta"):
         network = recipe.family.network(recipe.model.shape, position.knobs, recipe.model.attn_implementation)
@@ -287,7 +287,7 @@ def _stage_end_evaluator(plan: Plan, data: RunData, stage: str) -> Evaluator:
 
 
 def _evaluate_first_weights(trainer: Trainer) -> None:
-    """One evaluation before the first update, by the first stage's evaluator: what growing was worth."""
+    """Evaluate once before the first update, with the first stage's evaluator, to measure the effect of growing."""
     evaluators = trainer.state.evaluators
     trainer.state.evaluators = evaluators[:1]
     trainer.eval()

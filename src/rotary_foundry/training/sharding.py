@@ -1,12 +1,12 @@
-"""How a network comes to lie on the ranks: FSDP2, one unit a layer and one for the rest, before Composer sees it.
+"""Shard a network with FSDP2, with one unit for each layer and one for the rest, before Composer gets it.
 
-Composer would call `fully_shard` itself, but it builds the mesh from a configuration that has no replicas, materialises
-meta parameters on CUDA only, and wraps checkpointed layers in a module that shows in parameter names. So the network is
-sharded here; Composer is left with saving, loading and training a model that is sharded already.
+Composer could call `fully_shard` itself. But it builds the mesh from a configuration without replicas, materialises
+meta parameters on CUDA only, and wraps checkpointed layers in a module that changes parameter names. So the network is
+sharded here, and Composer saves, loads and trains a model that is already sharded.
 
-- Meta device first: a rank never holds more than its shards and one whole parameter (`fill`).
-- Recomputation and compilation replace a layer's `forward` and leave the module as it is, so that parameters keep their
-  names in checkpoints, decay groups and exports. FSDP's hooks stay outside both.
+- The network is built on the meta device, so a rank never holds more than its shards and one full parameter (`fill`).
+- Recomputation and compilation replace a layer's `forward` but not the module, so that parameters keep their names in
+  checkpoints, decay groups and exports. FSDP's hooks run outside both.
 """
 
 import functools
@@ -33,7 +33,7 @@ REPLICATE, SHARD = ParallelismType.DATA_PARALLEL_REPLICATE.value, ParallelismTyp
 
 
 class ShardingConfig(FSDP2Config):
-    """What Composer has to know of it: the mesh (it saves the first replica only), and how to name a checkpoint."""
+    """The settings that Composer needs: the mesh (it saves only the first replica), and the name of a checkpoint."""
 
     def __init__(self, replicas: int):
         super().__init__()
@@ -45,7 +45,7 @@ class ShardingConfig(FSDP2Config):
 
     @property
     def sharded_ckpt_prefix_dir(self) -> str:
-        return "ba{batch}"  # by the update alone: an epoch of ours is only a loader's end
+        return "ba{batch}"  # only the update: an epoch here is only the end of a loader
 
 
 def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
@@ -68,9 +68,9 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
 
 
 def data_parallel_mesh(replicas: int, device: torch.device, timeout: float) -> DeviceMesh:
-    """All ranks in one dimension, or, with replicas, replicate × shard.
+    """Make the mesh: all ranks in one dimension, or, with replicas, replicate × shard.
 
-    A mesh makes its groups with torch's own time-out; a collective in them is given `timeout` seconds instead.
+    A mesh makes its groups with torch's default time-out; it is replaced by `timeout` seconds.
     """
     world = distributed.get_world_size()
     if replicas == 1:
@@ -84,7 +84,7 @@ def data_parallel_mesh(replicas: int, device: torch.device, timeout: float) -> D
 
 @torch.no_grad()
 def fill(network: nn.Module, values: Callable[[str], Tensor]) -> None:
-    """Set every parameter to the whole tensor that `values` has for its name; each rank keeps its own part of it."""
+    """Set every parameter to the full tensor that `values` returns for its name; each rank keeps its own shard."""
     for name, parameter in network.named_parameters():
         whole = values(name).to(parameter.device)
         if isinstance(parameter, DTensor):

@@ -1,1 +1,1 @@
-"""Small helpers that every other package may use; none of them knows recipes, models or runs."""
+"""Small helpers that every other package may use. They do not depend on recipes, models or runs."""

@@ -1,9 +1,9 @@
-"""Errors meant for the person at the terminal: one line that says what is wrong, where, and what would be right.
+"""Errors for the user at the terminal: one line that says what is wrong, where, and what would be right.
 
-Every command (`composer launch`, `python data_prep`, `rotary-foundry`) prints a FoundryError as that one line and exits
-with status 2, or 3 where only a network was missing. Any other exception is a fault of ours and keeps its traceback:
-in the rank's log if there is one. A launch ends with status FAILED for a Fault, and for any other exception once
-training has begun, so that a scheduler can tell what the same command may not meet again from what it will.
+Every command (`composer launch`, `python data_prep`, `rotary-foundry`) prints a FoundryError as one line and exits with
+status 2, or with status 3 if only a network was missing. Any other exception is a bug and keeps its traceback, in the
+rank's log if there is one. A launch ends with status FAILED for a Fault, and for any other exception after training has
+begun. So a scheduler can distinguish failures that the same command may avoid next time from those that would repeat.
 """
 
 import os
@@ -11,10 +11,10 @@ import sys
 
 
 class FoundryError(Exception):
-    """Something a user can put right.
+    """A problem that a user can fix.
 
-    From a loader's worker process torch makes a new one of the same type, with the whole traceback for a message. What
-    was said there is what follows the type's name in it.
+    If it is raised in a loader's worker process, torch makes a new exception of the same type whose message is the
+    whole traceback. The original message follows the type's name in it.
     """
 
     def __init__(self, message: str):
@@ -22,29 +22,28 @@ class FoundryError(Exception):
 
 
 class ConfigurationError(FoundryError):
-    """A YAML file, an override or a combination of values that cannot be run."""
+    """A YAML file, an override or a combination of values is invalid."""
 
 
 class DataError(FoundryError):
-    """A corpus, a tokenizer or a set of shards that does not fit what was asked of it."""
+    """A corpus, a tokenizer, a model or a set of shards is missing, damaged or does not fit."""
 
 
 class NeedsNetwork(FoundryError):
-    """What was asked for has to be downloaded, and cannot be from here; the console script exits with status 3."""
+    """A download is needed and there is no network; the console script exits with status 3."""
 
 
 class Fault(FoundryError):
-    """Nothing that a user has to put right first: a machine, a network or another process failed. The same command may
-    go on."""
+    """A machine, a network or another process failed. The user need not fix anything; the same command may succeed."""
 
 
 REFUSED = 2
 FAILED = 70  # EX_SOFTWARE of sysexits.h: a crash, or a Fault
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the run was stopped, and the same command goes on
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the run was stopped, and the same command resumes it
 
 
 class StopRequested(Exception):
-    """No error: a run that was told to stop has saved a checkpoint, and its processes exit with status STOPPED."""
+    """Not an error: a run that got a stop signal has saved a checkpoint, and its processes exit with status STOPPED."""
 
 
 def print_error(message: str) -> None:

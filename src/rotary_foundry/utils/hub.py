@@ -1,18 +1,18 @@
-"""The Hugging Face hub: can it be reached? Its own client tries for half a minute and more before it says no."""
+"""Check whether the Hugging Face hub can be reached; its own client takes half a minute and more to fail."""
 
 from rotary_foundry.utils.errors import NeedsNetwork
 
-SECONDS = 5  # that it has for an answer
+SECONDS = 5  # time limit for an answer
 
 
 def check_hub(what: str) -> None:
-    """See in seconds whether the hub can be reached; with HF_HUB_OFFLINE=1 its cache will do.
+    """Check in seconds whether the hub can be reached; with HF_HUB_OFFLINE=1 its cache is used instead.
 
     Args:
-        what: is to be fetched, and what would do without; the beginning of the error.
+        what: what has to be downloaded, and what would not need it; the beginning of the error.
 
     Raises:
-        NeedsNetwork: it cannot.
+        NeedsNetwork: the hub cannot be reached.
     """
     import requests
     from huggingface_hub import constants
@@ -23,6 +23,6 @@ def check_hub(what: str) -> None:
         requests.head(constants.ENDPOINT, timeout=SECONDS)
     except requests.RequestException as error:
         raise NeedsNetwork(
-            f"{what}; {constants.ENDPOINT} cannot be reached ({type(error).__name__}), and what is in the hub's cache "
-            "is read with HF_HUB_OFFLINE=1"
+            f"{what}; {constants.ENDPOINT} cannot be reached ({type(error).__name__}); to use the hub's cache, set "
+            "HF_HUB_OFFLINE=1"
         ) from None

@@ -1,4 +1,4 @@
-"""Knob: what a family or an objective says of a number that a stage may set."""
+"""Knob: the declaration, by a family or an objective, of a number that a stage may set."""
 
 from dataclasses import dataclass
 from math import inf
@@ -8,14 +8,13 @@ Problem = tuple[str, str]  # a key, and what is wrong with its value
 
 @dataclass(frozen=True)
 class Knob:
-    """A number that a stage sets, or moves from one value to another, while it trains.
+    """A number that a stage sets to a value, or moves from one value to another.
 
     Args:
-        meaning: a few words for tables and errors.
-        low, high: the values allowed lie between these; `low` itself is allowed if `includes_low`.
-        includes_low: whether `low` is a valid value.
-        of_weights: whether trained weights are meant for one value, as they are for a theta: then `init_from` gives the
-            value that a recipe leaves out, and an export writes it.
+        meaning: a few words for tables and errors. low, high: the range of valid values; `high` is not valid, and `low`
+        only if `includes_low`. includes_low: whether `low` is a valid value. of_weights: whether trained weights belong
+        to one value, as for a theta. If so, a recipe that omits the knob takes its value from `init_from`, and an
+        export writes it.
     """
 
     meaning: str

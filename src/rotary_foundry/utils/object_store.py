@@ -1,18 +1,19 @@
-"""Object stores: every access of this project to `s3://`, `gs://`, `az://` and the like is made here.
+"""All access of this project to object stores (`s3://`, `gs://`, `az://` and others).
 
-Two clients remain, each because of a library that needs it:
-- Paths, for `data_prep` (`filesystem` and what follows it): fsspec over obstore, since datatrove's DataFolder takes
-  fsspec. s3fs cannot be installed beside the botocore that Streaming needs. The classes are subclassed by name, and not
-  made by `obstore.fsspec.register`, because classes made there cannot be pickled, and datatrove pickles a pipeline into
-  its workers.
-- boto3, for training. Streaming downloads the shards by clients of its own, so `fetch` takes a corpus's other files by
-  the same ones: what Streaming understands as an address, and the credentials that it finds, hold for both. A `Bucket`,
-  for checkpoints, is Composer's S3ObjectStore, on boto3 as well. obstore would not do for it: its one GenericError does
-  not tell a store that fails from a setting that is wrong, and training ends differently on each (`is_fault`).
+There are two clients, each needed by a library:
+
+- For `data_prep`: fsspec over obstore (`filesystem` and the functions after it), because datatrove's DataFolder takes
+  fsspec. s3fs cannot be installed together with the botocore that Streaming needs. The file systems are explicit
+  subclasses and not made by `obstore.fsspec.register`, because classes made there cannot be pickled, and datatrove
+  pickles a pipeline to send it to workers.
+- For training: boto3. Streaming downloads the shards with its own clients, so `fetch` downloads a corpus' other files
+  with the same clients, and addresses and credentials have the same meaning for both. A `Bucket`, for checkpoints, is
+  Composer's S3ObjectStore, which uses boto3 too. obstore is not used for it: its single GenericError does not
+  distinguish a failing store from a wrong setting, and training ends differently for the two (`is_fault`).
 
 Both read credentials from the environment (AWS_ACCESS_KEY_ID and so on) or from the machine's role, and the server's
-address from S3_ENDPOINT_URL or AWS_ENDPOINT_URL. For fsspec the address is an argument of the file system and so part
-of the key that fsspec keeps file systems by: two servers in one process are kept apart.
+address from S3_ENDPOINT_URL or AWS_ENDPOINT_URL. For fsspec, the address is an argument of the file system and so part
+of fsspec's cache key. So two servers in one process do not share a file system.
 """
 
 import os
@@ -32,19 +33,22 @@ from rotary_foundry.utils.wording import one_line
 if TYPE_CHECKING:
     from datatrove.io import DataFolder
 
-RETRIES = 10  # of a request, with growing pauses
-CONNECT_TIMEOUT = 10  # seconds that a Bucket's server has to answer a connection; boto3 tries several times
+RETRIES = 10  # attempts of a request, with growing pauses
+CONNECT_TIMEOUT = 10  # seconds for a connection to a Bucket's server; boto3 tries several times
 UPLOADS = 4  # files at a time; each holds up to 12 chunks of 5 MB in memory
 
 
 class _Store(FsspecStore):
     async def _info(self, path: str, **options) -> dict:
-        """obstore leaves the bucket out of a file's name (0.12.1), and fsspec's folders then do not know the file."""
+        """Add the bucket to a file's name. obstore 0.12.1 leaves it out, and fsspec then does not find the file."""
         return await super()._info(path, **options) | {"name": self._strip_protocol(path)}
 
     def _open(self, path: str, mode: str = "rb", **options) -> BufferedFile:
-        """obstore asks for the size in a constructor, and a file that is not there is then closed half made, which
-        prints a traceback."""
+        """Check first that the file exists.
+
+        obstore asks for the size in a constructor. If the file is missing, a half-made object is closed, which prints a
+        traceback.
+        """
         if mode == "rb":
             options["size"] = self.info(path)["size"]
         return super()._open(path, mode, **options)
@@ -68,22 +72,22 @@ for _protocol, _store in STORES.items():
 
 
 def is_remote(path: str) -> bool:
-    """Whether `path` has a protocol, as in s3://bucket/folder."""
+    """Return whether `path` has a protocol, as in s3://bucket/folder."""
     return "://" in path
 
 
 def filesystem(path: str) -> fsspec.AbstractFileSystem:
-    """The file system that `path` is in.
+    """Return the file system of `path`.
 
     Raises:
-        DataError: a protocol that is none of `STORES`.
+        DataError: the protocol is not one of `STORES`.
     """
     if not is_remote(path):
         return fsspec.filesystem("file")
     protocol = path.split("://")[0]
     if protocol not in STORES:
         known = ", ".join(f"{store}://" for store in STORES)
-        raise DataError(f"{path}: no store is known by {protocol}://; a local path or one of {known} is wanted")
+        raise DataError(f"{path}: unknown store {protocol}://; expected a local path or one of {known}")
     options = {"retry_config": {"max_retries": RETRIES}}
     endpoint = os.environ.get("S3_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL")
     if protocol == "s3" and endpoint:
@@ -92,7 +96,7 @@ def filesystem(path: str) -> fsspec.AbstractFileSystem:
 
 
 def data_folder(path: str) -> "DataFolder":
-    """The folder `path`, for datatrove."""
+    """Return the folder `path` as datatrove's DataFolder."""
     from datatrove.io import DataFolder  # a second's imports, and training needs none of them
 
     return DataFolder(path or ".", fs=filesystem(path))
@@ -100,7 +104,7 @@ def data_folder(path: str) -> "DataFolder":
 
 @contextmanager
 def named(path: str) -> Iterator[None]:
-    """What a store or a disk says against `path`, as a DataError of one line."""
+    """Turn an error of a store or a disk into a one-line DataError that names `path`."""
     try:
         yield
     except (BaseError, OSError) as error:
@@ -111,37 +115,37 @@ def named(path: str) -> Iterator[None]:
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file or folder.
+    """Return whether a file or folder exists.
 
     Raises:
-        DataError: the store cannot be asked.
+        DataError: the store does not answer.
     """
     with named(path):
         return filesystem(path).exists(path)
 
 
 def read_text(path: str) -> str:
-    """The UTF-8 text of a file.
+    """Read a file of UTF-8 text.
 
     Raises:
-        DataError: there is no such file, or it cannot be had.
+        DataError: the file does not exist, or cannot be read.
     """
     with named(path):
         return filesystem(path).cat_file(path).decode()
 
 
 def write_text(path: str, text: str) -> None:
-    """Write a file of UTF-8 text; in a store it appears whole or not at all.
+    """Write a file of UTF-8 text; atomic in a store.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the file cannot be written.
     """
     with named(path):
         filesystem(path).pipe_file(path, text.encode())
 
 
 def sizes(folder: str) -> dict[str, int]:
-    """The bytes of each file in a folder, by its name there.
+    """Return the size in bytes of each file in a folder, by its name in it.
 
     Raises:
         DataError: the folder cannot be listed.
@@ -165,11 +169,11 @@ def upload(folder: str | Path, destination: str) -> None:
 
 
 def fetch(remote: str, local: Path) -> None:
-    """Download a file as Streaming downloads shards, from any address that it takes.
+    """Download a file with Streaming's own clients, from any address that Streaming accepts.
 
     Raises:
-        DataError: there is no such file, or it cannot be had.
-        Fault: the store does not answer, or fails itself.
+        DataError: the file does not exist, or cannot be downloaded.
+        Fault: the store does not answer, or has an internal error.
     """
     from streaming.base.storage.download import CloudDownloader  # slow to import, and seldom needed
 
@@ -180,13 +184,13 @@ def fetch(remote: str, local: Path) -> None:
 
 
 class Bucket:
-    """Objects in S3 below an address, by their names relative to it. Use it within `reported`.
+    """Objects in S3 below an address, by their names relative to it. Call its methods inside `reported`.
 
     Args:
         url: `s3://bucket/path`.
 
     Raises:
-        FoundryError: the endpoint in the environment is no URL.
+        FoundryError: the endpoint in the environment is not a URL.
     """
 
     def __init__(self, url: str):
@@ -198,7 +202,7 @@ class Bucket:
             self.objects = S3ObjectStore(bucket, prefix, client_config={"connect_timeout": CONNECT_TIMEOUT})
 
     def sizes(self, under: str = "") -> dict[str, int]:
-        """The bytes of each object whose name begins so; Composer's list_objects has no sizes."""
+        """Return the size of each object whose name begins with `under`; Composer's list_objects has no sizes."""
         pages = self.objects.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.objects.bucket, Prefix=self.objects.get_key(under)
         )
@@ -225,7 +229,7 @@ class Bucket:
 
     @contextmanager
     def reported(self, *others: type[Exception]) -> Iterator[None]:
-        """Turn what goes wrong with the store into a FoundryError: a Fault if it does not answer, or fails itself."""
+        """Turn an error of the store into a FoundryError: a Fault if it does not answer, or has an internal error."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -233,18 +237,18 @@ class Bucket:
             yield
         except (BotoCoreError, ClientError, Boto3Error, OSError, *others) as error:
             raise (Fault if is_fault(error) else FoundryError)(
-                f"'save_folder': {self.url}: {one_line(error)} (endpoint and credentials are those of the "
-                "environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and what else boto3 reads)"
+                f"'save_folder': {self.url}: {one_line(error)} (endpoint and credentials come from the "
+                "environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and others that boto3 reads)"
             ) from error
 
 
 def is_fault(error: BaseException | None) -> bool:
-    """Whether an error of boto3's says that a store does not answer, or fails itself: nothing that a user can mend."""
+    """Return whether boto3's error means that a store does not answer or has an internal error, no user error."""
     from boto3.exceptions import RetriesExceededError, S3UploadFailedError
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 
     if isinstance(error, S3UploadFailedError):
-        error = error.__context__  # which boto3 has put into words
+        error = error.__context__  # boto3 wraps the original error
     if isinstance(error, ClientError):
         return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
     return isinstance(error, (ConnectionError, HTTPClientError, RetriesExceededError))

@@ -11,7 +11,7 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """Those on this node."""
+    """Return the number of processes on this node."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 

@@ -1,9 +1,10 @@
-"""Secrets, kept out of what a run writes down, shows or sends off.
+"""Remove secrets from everything that a run writes, shows or sends.
 
-A secret is known by its name: the value of a key, or of an environment variable, that is called a password, a token, an
-access key or the like. Wherever such a value stands, also in the midst of a text under an innocent key, it is replaced.
-So is what stands before the @ of an address and what may sign one, and what begins as the keys of known services do.
-No list of names is complete: secrets belong into the environment, and this is for those that were put elsewhere.
+A secret is recognised by its name: the value of a key or an environment variable that is called a password, a token, an
+access key or similar. Such a value is replaced wherever it occurs, even inside a text under an unrelated key. The user
+part before the @ of an address, signatures in addresses, and strings that begin like the keys of known services are
+replaced too. A list of names is never complete: secrets belong in the environment, and this module is for those that
+were put elsewhere.
 """
 
 import os
@@ -18,7 +19,7 @@ NAMED_SECRET = re.compile(
     r"|(^|_)(apikeys?|keys?|token)$"
 )
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-TIME = re.compile(r"[\d_]+(tok|ba|sp|dur)?|[\d.]+dur")  # `rollback.at.token` names a moment
+TIME = re.compile(r"[\d_]+(tok|ba|sp|dur)?|[\d.]+dur")  # the value of `rollback.at.token` is a time, not a secret
 KNOWN = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[\w-]{16,}|A[KS]IA[A-Z0-9]{16}"
     r"|xox[abprs]-[\w-]{10,}|glpat-[\w-]{16,}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)"
@@ -29,18 +30,18 @@ QUERY = re.compile(r"(\w[\w+.-]*://[^\s?]+\?)\S+")
 
 
 def redacted(value: Any, whole: Any = None) -> Any:
-    """Plain data (mappings, lists, numbers, texts), or a text, without its secrets.
+    """Return plain data (mappings, lists, numbers, texts) or a text without its secrets.
 
     Args:
-        value: to be cleared.
-        whole: plain data whose secrets are to be found in `value` too; `value` itself by default.
+        value: the data or text.
+        whole: plain data whose secrets are also removed from `value`; default: `value` itself.
     """
     known = {text for text in (*_secrets(value if whole is None else whole), *_of_environment()) if text}
     return _cleared(value, sorted(known, key=len, reverse=True))
 
 
 def redacted_arguments(arguments: list[str], whole: Any) -> list[str]:
-    """`key=value` arguments without the secrets of `whole`, and without values whose key says what they are."""
+    """Return `key=value` arguments without the secrets of `whole` and without values whose key names a secret."""
     cleared = []
     for argument in redacted(list(arguments), whole):
         key, equals, value = argument.partition("=")
@@ -55,7 +56,7 @@ def _is_secret(name: object, value: object) -> bool:
 
 
 def _secrets(value: Any, named: bool = False) -> Iterator[str]:
-    """The texts and numbers in plain data whose name, or that of something around them, is a secret's."""
+    """Yield the texts and numbers in plain data whose key, or a key above it, names a secret."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _secrets(inner, named or _is_secret(name, inner))

@@ -1,13 +1,13 @@
-"""Numbers and errors as people read them, in one way wherever something is printed or drawn."""
+"""Format numbers and errors for printing and drawing."""
 
 import difflib
 from collections.abc import Iterable
 
-WIDTH = 100  # columns of a printed table: no figure is cut off, and a narrower terminal breaks the lines itself
+WIDTH = 100  # columns of a printed table; a narrower terminal wraps its lines, and no figure is cut off
 
 
 def count(value: float) -> str:
-    """A number of tokens or rows with its unit, in up to four digits: 1.5 M."""
+    """Format a number of tokens or rows with its unit, in up to four digits: 1.5 M."""
     for suffix, power in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= power:
             return f"{value / power:.4g} {suffix}"
@@ -15,7 +15,7 @@ def count(value: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes, in three digits: 4.75 GB."""
+    """Format a number of bytes in three digits: 4.75 GB."""
     for unit, power in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= power:
             return f"{count / power:.3g} {unit}"
@@ -23,7 +23,7 @@ def size(count: float) -> str:
 
 
 def power(exponent: int) -> str:
-    """2 to a power, as lengths of text are spoken of: 512, 1k, 8k."""
+    """Format a power of 2 as a length of text: 512, 1k, 8k."""
     for suffix, of in (("G", 30), ("M", 20), ("k", 10)):
         if exponent >= of:
             return f"{1 << exponent - of}{suffix}"
@@ -31,7 +31,7 @@ def power(exponent: int) -> str:
 
 
 def number(value: float) -> str:
-    """A learning rate or the like in three digits, as a YAML has it: 8e-4, 0.05, 0."""
+    """Format a learning rate or a similar number in three digits, as in a YAML: 8e-4, 0.05, 0."""
     if value == 0 or 0.01 <= abs(value) < 1000:
         return f"{value:.3g}"
     mantissa, exponent = f"{value:.2e}".split("e")
@@ -39,12 +39,12 @@ def number(value: float) -> str:
 
 
 def knob(value: float) -> str:
-    """A knob's value: 160,000, or 0.3."""
+    """Format a knob's value: 160,000, or 0.3."""
     return f"{value:,.0f}" if value >= 1000 else number(value)
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without its line breaks; its type if it says nothing."""
+    """Return an error's message without line breaks; its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

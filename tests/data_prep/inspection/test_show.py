@@ -72,7 +72,7 @@ def test_shards_without_tables_of_documents_are_shown_with_ids_unknown(tree, cop
 def test_what_cannot_be_shown_is_refused_in_a_line(tree, tmp_path, monkeypatch, capsys):
     for arguments, complaint in (
         ([tree.root / "mine/64/train", "9999"], "mine/64/train: no row 9999; its rows are 0 to "),
-        ([tree.root, "0"], "is no folder of shards, but has some in it; give one, such as "),
+        ([tree.root, "0"], "not a folder of shards, but it contains some; give one of them, such as "),
         ([tmp_path / "nothing", "0"], "nothing: no such folder"),
         ([tmp_path, "0"], ": no shards there; give a folder that `python data_prep` wrote"),
     ):
@@ -115,7 +115,7 @@ def test_a_stores_address_is_refused_in_a_line_that_says_to_copy_it(command, mon
     with pytest.raises(SystemExit) as exit_:
         main()
     assert exit_.value.code == 2
-    said = "error: s3://bucket/corpus: only local folders are read here; copy it to one first\n"
+    said = "error: s3://bucket/corpus: expected a local folder; copy it to one first\n"
     assert capsys.readouterr().err == said
 
 

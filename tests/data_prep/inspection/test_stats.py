@@ -92,8 +92,8 @@ def test_a_picture_of_no_known_kind_and_two_corpora_at_once_are_refused(tree, tm
     with pytest.raises(SystemExit) as exit_:
         main()
     assert exit_.value.code == 2
-    assert "--picture: 'corpus.txt' is no picture; its name ends in one of .png" in capsys.readouterr().err
+    assert "--picture: expected a file name that ends in one of .png" in capsys.readouterr().err
     shutil.copytree(tree.root, tmp_path / "data/first")
     shutil.copytree(tree.root, tmp_path / "data/second")
-    with pytest.raises(DataError, match="more than one corpus is in it"):
+    with pytest.raises(DataError, match="contains more than one corpus"):
         gather(tmp_path / "data")

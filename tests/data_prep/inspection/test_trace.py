@@ -165,7 +165,7 @@ def test_shards_that_the_run_was_not_trained_on_are_refused(run, copied, tmp_pat
     recipe = OmegaConf.load(run.folder.recipe)
     recipe.data.local = str(copied)
     OmegaConf.save(recipe, elsewhere / "recipe.yaml")
-    with pytest.raises(DataError, match="these are not the shards that update 2 was trained on"):
+    with pytest.raises(DataError, match="not the shards that update 2 was trained on"):
         trace(elsewhere, 2)
 
 
@@ -176,11 +176,11 @@ def test_what_cannot_be_traced_is_refused_in_a_line(run, tmp_path):
     RunFolder(early).ledger.unlink()
     last = compile_stages(load_recipe(run.folder.recipe)).total_updates
     for arguments, complaint in (
-        ((tmp_path, 1), "no run there"),
-        ((early, 5), "has not reached update 5; it has done 4"),
+        ((tmp_path, 1), "not a run folder"),
+        ((early, 5), "has not reached update 5; its last one is 4"),
         ((early, 0), f"no update 0; its plan has updates 1 to {last}"),
         ((early, last + 1), f"no update {last + 1}; its plan has"),
-        ((early, 1, 1), "it has had 0 rollbacks; there is no 1"),
+        ((early, 1, 1), "no rollback 1; the run has had 0"),
     ):
         with pytest.raises(ConfigurationError, match=complaint):
             trace(*arguments)

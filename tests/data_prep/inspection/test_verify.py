@@ -77,7 +77,7 @@ def test_every_bad_shard_is_named_with_what_is_wrong_and_the_status_is_1(copied,
     said = dict(line.split(": ", 1) for line in named)
     assert said[str(missing)] == "no such file"
     assert said[str(truncated)].startswith("truncated: ")
-    assert said[str(flipped)] == "damaged: its content does not have the xxh64 hash of what was written"
+    assert said[str(flipped)] == "damaged: its xxh64 hash differs from the one in the index"
     assert said[str(longer)].startswith("damaged: ")
     assert "4 of 20 shards are bad" in summary
 
@@ -90,9 +90,9 @@ def test_every_bad_shard_is_named_with_what_is_wrong_and_the_status_is_1(copied,
             "row 1 has token id 384, and the tokenizer's ids are in [0, 384)",
         ),
         (lambda row: row["lengths"].__setitem__(0, row["lengths"][0] + 1), "tokens, but documents of "),
-        (lambda row: row["tokens"].__setitem__(0, 7), "a document that does not begin and end with"),
-        (lambda row: row["documents"].__setitem__(0, 60), "document 60, and the table of its part has 60 lines"),
-        (lambda row: row.update(documents=np.zeros(9, np.uint32)), "row 1 has 9 numbers for its "),
+        (lambda row: row["tokens"].__setitem__(0, 7), "a document without the tokenizer's special tokens"),
+        (lambda row: row["documents"].__setitem__(0, 60), "document number 60, but the table of its part has 60 lines"),
+        (lambda row: row.update(documents=np.zeros(9, np.uint32)), "row 1 has 9 document numbers for its "),
     ],
     ids=["id", "lengths", "specials", "number", "numbers"],
 )
@@ -125,8 +125,8 @@ def test_tokens_of_a_document_that_are_in_no_row_are_missed(copied):
     named = [problem.removeprefix(f"{folder}") for problem in problems(folder)]
     assert [problem.split(":")[0] for problem in named] == ["", "/manifest.json", "/manifest.json", "/manifest.json"]
     assert f"{missing} tokens of part 00000's documents are in no row" in named[0]
-    assert f"rows: {manifest.rows}, and there is {manifest.rows - 1}" in named[1]
-    assert f"tokens: {manifest.tokens}, and there is {manifest.tokens - tokens}" in named[3]
+    assert f"rows: the manifest says {manifest.rows}, the folder has {manifest.rows - 1}" in named[1]
+    assert f"tokens: the manifest says {manifest.tokens}, the folder has {manifest.tokens - tokens}" in named[3]
 
 
 def test_a_training_part_may_leave_out_one_row(copied):
@@ -154,7 +154,7 @@ def test_what_lies_beside_the_shards_is_checked_too(copied, tree):
     assert f"{copied}/yours/64/validation: no shards there" in named
     assert f"{copied}/mine/64/validation/index.json: no such file" in named
     assert f"{copied}/yours/256/validation/manifest.json: key 'source' is missing" in named
-    assert f"{moved}: split: train, and there is validation" in named
+    assert f"{moved}: split: the manifest says train, the folder has validation" in named
 
 
 def test_a_source_and_a_row_length_that_are_gone_altogether_are_missed(copied):
@@ -203,7 +203,7 @@ def test_a_damaged_copy_that_a_run_decompressed_is_told(copied):
     assert problems(folder) == []
     raw.write_bytes(raw.read_bytes()[:-1])
     (problem,) = problems(folder)
-    assert "its decompressed copy, 00000/shard.00000.mds, is bad, and can be deleted: truncated" in problem
+    assert "its decompressed copy, 00000/shard.00000.mds, is damaged: truncated" in problem
 
 
 def test_a_table_without_its_columns_is_told(copied):

@@ -1,1 +1,1 @@
-"""Looking into prepared corpora, and from a run back to the documents it saw."""
+"""Commands that inspect prepared corpora, and that find the documents an update of a run was trained on."""

@@ -17,12 +17,14 @@ def draw(stats: CorpusStats, path: str | Path) -> None:
     """Write the picture.
 
     Raises:
-        ConfigurationError: the file's name ends in no format of a picture, or it cannot be written.
+        ConfigurationError: the file name does not end in a known picture format, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
-        raise ConfigurationError(f"--picture: '{path}' is no picture; its name ends in one of {', '.join(FORMATS)}")
-    from matplotlib.figure import Figure  # slow to import; and no pyplot: nothing is to be shown in a window
+        raise ConfigurationError(
+            f"--picture: expected a file name that ends in one of {', '.join(FORMATS)}, got '{path}'"
+        )
+    from matplotlib.figure import Figure  # slow to import; no pyplot, because no window is opened
 
     split = "train" if any(of == "train" for _, of in stats.documents) else "validation"
     sources = _largest(stats, split)
@@ -48,7 +50,7 @@ def draw(stats: CorpusStats, path: str | Path) -> None:
 
 
 def _largest(stats: CorpusStats, split: str) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
-    """(name, colour, documents by length, tokens by length) of sources by size, the small ones put together."""
+    """Return (name, colour, documents by length, tokens by length) of the largest sources and of the rest together."""
     of_split = [(source, documents) for (source, of), documents in stats.documents.items() if of == split]
     of_split.sort(key=lambda pair: -pair[1].tokens)
     drawn = [
@@ -72,7 +74,7 @@ def _shares(axes, sources) -> None:
 
 
 def _histogram(axes, sources) -> None:
-    """Bars on a logarithmic scale of lengths, the sources stacked."""
+    """Draw bars over a logarithmic scale of lengths, with the sources stacked."""
     total = sum(by_length for *_, by_length in sources)
     filled = np.flatnonzero(total)
     bins = np.arange(filled[0], filled[-1] + 1) if len(filled) else np.arange(1)
@@ -106,7 +108,7 @@ def _mark_row_lengths(axes, row_lengths: list[int]) -> None:
 
 
 def _rows(stats: CorpusStats, split: str) -> str:
-    """How many rows of each length there are, and how full."""
+    """Describe how many rows of each length there are, and what share of their slots is filled."""
     said = []
     for row_length in stats.row_lengths:
         manifests = [

@@ -1,9 +1,9 @@
-"""What a tokenizer makes of a corpus' held-out text: tokens to a word and to a byte, beside a second tokenizer.
+"""Measure a tokenizer's fertility on held-out text: tokens per word and per byte, compared with a second tokenizer.
 
-Fewer tokens for the same text are a shorter row and a cheaper run, so this is what tells whether a tokenizer suits a
-language or a domain. Held-out text, because a tokenizer that was trained on the corpus has seen the rest. The text is
-decoded from the longest rows, where the fewest documents are cut; both tokenizers are given the same pieces. A word is
-what stands between blanks: in a script that has none between words, such as Chinese, only tokens to a byte mean much.
+Fewer tokens for the same text make a run cheaper, so fertility shows whether a tokenizer suits a language or a domain.
+The text is held out because a tokenizer that was trained on the corpus has seen the rest. It is decoded from the
+longest rows, which cut the fewest documents; both tokenizers encode the same pieces. Words are separated by blanks. In
+a script without blanks between words, such as Chinese, only tokens per byte are meaningful.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ DOCUMENTS_AT_A_TIME = 256  # decoded: at most some megabytes of text
 
 @dataclass
 class Fertility:
-    """What the held-out text of a source comes to."""
+    """Counts of a source's held-out text: words, bytes, and tokens by each tokenizer."""
 
     source: str
     words: int = 0
@@ -36,7 +36,7 @@ class Fertility:
     theirs: int = 0  # tokens, by the second
 
     def add(self, texts: list[str], ours: int, theirs: int) -> None:
-        """Count texts and what each tokenizer makes of them."""
+        """Add texts, and their numbers of tokens by each tokenizer."""
         self.words += sum(len(text.split()) for text in texts)
         self.bytes += sum(len(text.encode()) for text in texts)
         self.ours += ours
@@ -44,10 +44,10 @@ class Fertility:
 
 
 def measure(directory: Path, against: Path) -> list[Fertility]:
-    """The fertility of the tokenizer of a prepared corpus, and of the one in `against`, by source and last of all.
+    """Measure the tokenizer of a prepared corpus and the one in `against`: by source, and for all sources at the end.
 
     Raises:
-        DataError: no held-out rows or no tokenizer in `directory`, or no tokenizer in `against`.
+        DataError: `directory` has no held-out rows or no tokenizer, or `against` has no tokenizer.
     """
     directory, against = local_folder(directory), local_folder(against)
     ours, theirs = open_tokenizer(directory / "tokenizer"), Encoder(open_tokenizer(against))
@@ -68,7 +68,7 @@ def measure(directory: Path, against: Path) -> list[Fertility]:
 
 
 def print_fertility(directory: Path, against: Path, console: Console | None = None) -> None:
-    """Print what `measure` finds, a line for each source and one for all."""
+    """Print the results of `measure`: one line for each source and one for all."""
     measured = measure(directory, against)
     names = f"this: {directory / 'tokenizer'}\nthat: {against}"
     table = Table(title="Held-out text in tokens", caption=names, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -98,7 +98,7 @@ def print_fertility(directory: Path, against: Path, console: Console | None = No
 
 
 def _held_out(directory: Path) -> Iterator[tuple[str, Path]]:
-    """Each source, and the folder of its longest held-out rows."""
+    """Yield each source and the folder of its longest held-out rows."""
     for source in sorted(path for path in directory.glob("*/") if path.name != "tokenizer"):
         folders = [path.parent for path in source.glob("[0-9]*/validation/index.json")]
         if folders:
@@ -106,7 +106,7 @@ def _held_out(directory: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _documents(folder: ShardFolder) -> Iterator[np.ndarray]:
-    """The documents in a folder of shards, in their frames."""
+    """Yield the documents in a folder of shards, each with its special tokens."""
     for shard in folder.shards:
         for sample in folder.rows(shard):
             yield from decode_row(sample)

@@ -1,8 +1,8 @@
-"""Folders of shards, read without a StreamingDataset.
+"""Read folders of shards without a StreamingDataset.
 
-A data set would decompress shards into the folder, and take shared memory and locks. What only looks may do neither:
-the folder may be read-only, or a live run may be reading from it. So a shard is read whole, checked by its hash,
-decompressed in memory (Streaming writes 64 MB at most by default), and its rows are decoded by Streaming's own reader.
+A StreamingDataset would decompress shards into the folder and take shared memory and locks. Inspection must do neither:
+the folder may be read-only, or a running training may be reading from it. So a shard is read into memory, checked by
+its hash and decompressed there (Streaming writes 64 MB at most by default). Streaming's own reader decodes its rows.
 Columns that would be unpickled are refused: a shard must not be able to run code.
 """
 
@@ -28,7 +28,7 @@ from rotary_foundry.utils.wording import one_line
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard as the index lists it."""
+    """A shard, as listed in the index."""
 
     reader: MDSReader
     first_row: int  # of the folder's rows
@@ -39,26 +39,26 @@ class Shard:
 
     @property
     def stored(self) -> FileInfo:
-        """The file that it was written as."""
+        """The shard's file as it was written: compressed, if it was."""
         return self.reader.zip_data or self.reader.raw_data
 
     @property
     def part(self) -> str | None:
-        """The part of the source that it holds; None in a corpus without parts."""
+        """The part of the source that the shard holds; None in a corpus without parts."""
         return os.path.dirname(self.name) or None
 
     def rows(self, raw: bytes, start: int = 0) -> Iterator[dict]:
-        """Its samples from the `start`th on, out of its decompressed file.
+        """Decode the shard's samples, from number `start` on, out of the bytes of its decompressed file.
 
         Raises:
-            ValueError: naming the first row, of the folder's, that cannot be decoded.
+            ValueError: a row cannot be decoded; the message names its number in the folder.
         """
-        # an MDS file: its number of samples, where each begins, and where the last one ends, as uint32; then the rest
+        # An MDS file begins with uint32: the number of samples, the offset of each, and the end of the last.
         ends = np.frombuffer(raw, np.uint32, self.reader.samples + 1, 4)
         for row in range(start, self.reader.samples):
             try:
                 sample = self.reader.decode_sample(raw[ends[row] : ends[row + 1]])
-            except Exception as error:  # numpy's and Streaming's own, whatever the bytes lead to
+            except Exception as error:  # damaged bytes lead to any error of numpy or Streaming
                 raise ValueError(f"row {self.first_row + row} cannot be decoded: {one_line(error)}") from error
             yield sample
 
@@ -68,10 +68,10 @@ class ShardFolder(Folder):
 
     Args:
         path: the folder.
-        remote: where what is not in the folder is fetched from.
+        remote: the address from which missing files are fetched.
 
     Raises:
-        DataError: its index is missing or broken, has a column that would be unpickled, or a shard outside.
+        DataError: the index is missing or broken, names a shard outside the folder, or has a pickled column.
     """
 
     def __init__(self, path: str | Path, remote: str | None = None):
@@ -92,25 +92,25 @@ class ShardFolder(Folder):
         self._first_rows = self.shard_rows.cumsum() - self.shard_rows
         self.shards = [Shard(reader, int(first)) for reader, first in zip(readers, self._first_rows, strict=True)]
         self.size = int(self.shard_rows.sum())
-        self._raw: tuple[Shard, bytes] | None = None  # the shard of which a row was asked for last
-        self._ids: tuple[str, pa.ChunkedArray] | None = None  # the part that was asked for last, and its documents' ids
+        self._raw: tuple[Shard, bytes] | None = None  # the last shard read, and its decompressed bytes
+        self._ids: tuple[str, pa.ChunkedArray] | None = None  # the last part read, and the ids of its documents
 
     def shard_of(self, row: int) -> Shard:
-        """The shard that a row lies in.
+        """Return the shard that contains a row.
 
         Raises:
-            DataError: there is no such row.
+            DataError: the folder has no such row.
         """
         if not 0 <= row < self.size:
-            there = f"its rows are 0 to {self.size - 1}" if self.size else "it has none"
+            there = f"its rows are 0 to {self.size - 1}" if self.size else "the folder has no rows"
             raise DataError(f"{self.path}: no row {row}; {there}")
         return self.shards[int(np.searchsorted(self._first_rows, row, side="right")) - 1]
 
     def row(self, row: int) -> dict:
-        """The sample of a row.
+        """Return the sample of a row.
 
         Raises:
-            DataError: there is no such row, or its shard is damaged.
+            DataError: the folder has no such row, or its shard is damaged.
         """
         shard = self.shard_of(row)
         if self._raw is None or self._raw[0] is not shard:
@@ -118,7 +118,7 @@ class ShardFolder(Folder):
         return next(self._decoded(shard, self._raw[1], row - shard.first_row))
 
     def rows(self, shard: Shard) -> Iterator[dict]:
-        """The samples of a shard.
+        """Yield the samples of a shard.
 
         Raises:
             DataError: the shard is missing or damaged.
@@ -132,10 +132,10 @@ class ShardFolder(Folder):
             raise DataError(f"{self.path}/{shard.name}: {error}") from error
 
     def raw(self, shard: Shard) -> bytes:
-        """A shard's decompressed file, its hashes compared.
+        """Return the bytes of a shard's decompressed file, after comparing its hashes.
 
         Raises:
-            DataError: it is missing or damaged.
+            DataError: the file is missing or damaged.
         """
         stored, raw = shard.stored, shard.reader.raw_data
         if self.remote and stored is not raw and (copy := self._copy(raw)) is not None:
@@ -148,14 +148,14 @@ class ShardFolder(Folder):
             return content
         try:
             content = decompress(shard.reader.compression, content)
-        except Exception as error:  # each compression has errors of its own
+        except Exception as error:  # each compression library has errors of its own
             raise DataError(f"{where}: cannot be decompressed: {one_line(error)}") from error
         if damage := damage_of(content, raw):
-            raise DataError(f"{where}: decompressed, it is not what was written: {damage}")
+            raise DataError(f"{where}: damaged after decompression: {damage}")
         return content
 
     def _copy(self, raw: FileInfo) -> bytes | None:
-        """A decompressed file, all that a cache keeps of a shard; None if it is not here, or not sound."""
+        """Return a cached decompressed file; None if it is missing or damaged."""
         try:
             content = (self.path / raw.basename).read_bytes()
         except OSError:
@@ -163,10 +163,10 @@ class ShardFolder(Folder):
         return None if damage_of(content, raw) else content
 
     def document_ids(self, shard: Shard, numbers: NDArray[np.integer]) -> list[str]:
-        """The ids of documents of a shard's part, by their numbers.
+        """Return the ids of documents, given their numbers in the shard's part.
 
         Raises:
-            DataError: the part's table is missing or broken, or has no such line.
+            DataError: the part's table is missing or broken, or has too few lines.
         """
         if self._ids is None or self._ids[0] != shard.part:
             self._ids = shard.part, self.documents(shard.part, ["id"])["id"]
@@ -175,4 +175,4 @@ class ShardFolder(Folder):
             return ids.take(pa.array(numbers)).to_pylist()
         except pa.ArrowIndexError:
             table = os.path.normpath(self.path / self.documents_file(shard.part))
-            raise DataError(f"{table}: has {len(ids)} lines, and {shard.name} refers to line {numbers.max()}") from None
+            raise DataError(f"{table}: has {len(ids)} lines, but {shard.name} refers to line {numbers.max()}") from None

@@ -1,4 +1,4 @@
-"""`data show` and `data search`: the text of rows, as it is in the shards and not as it once was in some file.
+"""`data show` and `data search`: the text of rows, decoded from the shards and not read from the source files.
 
 A document is decoded from its piece in the row. Pieces of one document have the same number and id.
 """
@@ -25,15 +25,15 @@ ROWS_AT_A_TIME = 64  # decoded: some megabytes of text
 class ShownDocument:
     """A document, or a piece of one, in a row."""
 
-    number: int | None  # its line in the table of its part's documents; None in a corpus without such tables
-    id: str | None  # where it came from, "path:line"; None if that is not known
+    number: int | None  # line in its part's table of documents; None in a corpus without such tables
+    id: str | None  # origin as "path:line"; None if unknown
     tokens: int  # in this row, [CLS] and [SEP] included
     text: str
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A document that holds the text that was searched for."""
+    """A document that contains the searched text."""
 
     folder: Path
     row: int
@@ -43,10 +43,10 @@ class Hit:
 
 
 def documents_of(folder: ShardFolder, row: int) -> list[ShownDocument]:
-    """The documents of a row.
+    """Decode the documents of a row.
 
     Raises:
-        DataError: there is no such row; or its shard, its documents' table or the tokenizer is missing or damaged.
+        DataError: the row does not exist; or its shard, its table of documents or the tokenizer is missing or damaged.
     """
     sample = folder.row(row)
     documents = decode_row(sample)
@@ -60,7 +60,7 @@ def documents_of(folder: ShardFolder, row: int) -> list[ShownDocument]:
 
 
 def ids_of(folder: ShardFolder, shard: Shard, sample: dict) -> list[str | None]:
-    """The id of each document of a row; None where the corpus has no tables of documents.
+    """Return the id of each document of a row; None in a corpus without tables of documents.
 
     Raises:
         DataError: the table of the row's part is missing or broken.
@@ -74,12 +74,14 @@ def print_row(directory: str | Path, row: int, full: bool = False, console: Cons
     """Print the documents of a row of a folder of shards.
 
     Raises:
-        DataError: it is no such folder, or as `documents_of`.
+        DataError: `directory` is not a folder of shards; or as `documents_of`.
     """
     console = console or Console(highlight=False)
     if not Path(directory, INDEX).is_file():
         inside = find_folders(directory)
-        raise DataError(f"{directory}: is no folder of shards, but has some in it; give one, such as {inside[0]}")
+        raise DataError(
+            f"{directory}: not a folder of shards, but it contains some; give one of them, such as {inside[0]}"
+        )
     folder = ShardFolder(directory)
     documents = documents_of(folder, row)
     shard = folder.shard_of(row)
@@ -105,14 +107,14 @@ def _shortened(text: str) -> str:
 
 
 def search(directory: str | Path, text: str) -> Iterator[Hit]:
-    """Yield each document, or piece of one, in and below a directory that has `text` in it, to the letter.
+    """Yield each document or piece, in and below a directory, that contains exactly `text`.
 
     Raises:
-        ConfigurationError: an empty text.
-        DataError: no shards are there; or something that is read is missing or damaged.
+        ConfigurationError: the text is empty.
+        DataError: the directory has no shards, or a file is missing or damaged.
     """
     if not text:
-        raise ConfigurationError("the text to search for is empty")
+        raise ConfigurationError("the text to search for is empty; give at least one character")
     for path in find_folders(directory):
         folder = ShardFolder(path)
         texts = Texts(folder.tokenizer_folder)
@@ -154,4 +156,4 @@ def print_hits(directory: str | Path, text: str, limit: int, console: Console | 
     if not shown:
         console.print(f"{directory}: '{text}' is in no document", markup=False, soft_wrap=True)
     elif len(shown) == limit and next(hits, None) is not None:
-        console.print(f"and more: --limit {limit} is reached")
+        console.print(f"there are more; --limit {limit} is reached")

@@ -1,11 +1,13 @@
-"""A prepared corpus as files: its folders of shards, its tables of documents, its tokenizer.
+"""The files of a prepared corpus: folders of shards, tables of documents, the tokenizer.
 
-A part of a source has a folder of its own in the folder of shards, and its documents are listed, a line each, in
-`<source>/documents/<split>/<part>.parquet`; the rows' column `documents` has numbers of these lines.
+Each part of a source has its own folder inside the folder of shards. The table
+`<source>/documents/<split>/<part>.parquet` lists its documents, one a line. The column `documents` of a row holds line
+numbers of this table.
 
-Where a run trains from a remote, its folder is a cache, and what is not in it is fetched to a temporary place.
+If a run trains from a remote, its local folder is a cache, and missing files are fetched to a temporary folder.
 
-Apart from shards.py because importing Streaming takes seconds, and the size of a corpus can be told without.
+This module is separate from shard_folder.py because importing Streaming takes seconds, and reading the size of a corpus
+does not need it.
 """
 
 import io
@@ -30,11 +32,11 @@ INDEX = "index.json"
 
 
 class Folder:
-    """A folder of shards, one source, row length and split, with what the corpus has beside it.
+    """A folder of shards of one source, row length and split, with the corpus' files beside it.
 
     Args:
         path: the folder.
-        remote: where what is not in the folder is fetched from.
+        remote: the address from which missing files are fetched.
     """
 
     def __init__(self, path: str | Path, remote: str | None = None):
@@ -47,20 +49,20 @@ class Folder:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Where the corpus that the folder belongs to has its tokenizer."""
+        """The tokenizer folder of the corpus that this folder belongs to."""
         return Path(os.path.normpath(self.path / "../../../tokenizer"))
 
     def tables(self) -> list[str]:
-        """The parts of which there is a table of documents here."""
+        """Return the parts that have a table of documents in the local corpus."""
         tables = Path(os.path.normpath(self.path / f"../../documents/{self.split}")).glob("*.parquet")
         return sorted(table.stem for table in tables)
 
     def documents_file(self, part: str) -> str:
-        """The table of a part's documents, as a path from the folder."""
+        """Return the path of a part's table of documents, relative to the folder."""
         return f"../../documents/{self.split}/{part}.parquet"
 
     def documents(self, part: str, columns: Sequence[str]) -> pa.Table:
-        """Some of the columns `id`, `bytes` and `tokens` of a part's documents, a line each.
+        """Read some of the columns `id`, `bytes` and `tokens` of a part's table of documents, one document a line.
 
         Raises:
             DataError: the table is missing or broken.
@@ -72,7 +74,7 @@ class Folder:
             raise DataError(f"{os.path.normpath(self.path / name)}: cannot be read: {one_line(error)}") from error
 
     def read(self, name: str) -> bytes:
-        """A file of the folder, or, with a path that leads out of it, of the corpus."""
+        """Read a file of the folder, or one elsewhere in the corpus by a relative path out of the folder."""
         path = Path(os.path.normpath(self.path / name))
         try:
             return path.read_bytes()
@@ -90,27 +92,27 @@ def _fetched(remote: str) -> bytes:
         local = Path(folder, "file")
         try:
             fetch(remote, local)
-        except Fault as error:  # here it is one more thing that is wrong with a corpus
+        except Fault as error:  # reported like any other problem of the corpus
             raise DataError(str(error)) from error
         return local.read_bytes()
 
 
 def local_folder(directory: str | Path) -> Path:
-    """The absolute path of a folder.
+    """Return the absolute path of a folder.
 
     Raises:
-        DataError: it is a store's address.
+        DataError: the path is an object store's address.
     """
     if address := re.match(r"([a-z][a-z0-9]+):/+(.*)", str(directory)):  # a Path has one slash where there were two
-        raise DataError(f"{address[1]}://{address[2]}: only local folders are read here; copy it to one first")
+        raise DataError(f"{address[1]}://{address[2]}: expected a local folder; copy it to one first")
     return Path(os.path.abspath(directory))
 
 
 def find_folders(directory: str | Path) -> list[Path]:
-    """The folders of shards in and below a directory: those with an index or a manifest.
+    """Find the folders of shards in and below a directory: those with an index or a manifest.
 
     Raises:
-        DataError: there is none.
+        DataError: the directory does not exist or has no such folder.
     """
     directory = local_folder(directory)
     if not directory.is_dir():
@@ -120,7 +122,7 @@ def find_folders(directory: str | Path) -> list[Path]:
         below.sort()
         if INDEX in files or MANIFEST in files:
             found.append(Path(folder))
-            below.clear()  # the folders of parts, which may have an index each
+            below.clear()  # skip the folders of parts, which may have an index each
     if not found:
         raise DataError(
             f"{directory}: no shards there; give a folder that `python data_prep` wrote, or one of shards in it, "
@@ -130,10 +132,10 @@ def find_folders(directory: str | Path) -> list[Path]:
 
 
 class Texts:
-    """A corpus' tokenizer, for what was tokenised to be read.
+    """A corpus' tokenizer, used to decode tokens to text.
 
     Raises:
-        DataError: there is none in the folder, or it cannot be read.
+        DataError: the folder has no tokenizer, or it cannot be read.
     """
 
     def __init__(self, folder: Path):
@@ -143,14 +145,14 @@ class Texts:
         self.frame = Frame.of(self._tokenizer)
 
     def decode(self, documents: Sequence[NDArray[np.integer]]) -> list[str]:
-        """The texts of documents in their frames, each `[tokens]`. A piece may begin within a character."""
+        """Decode documents with their special tokens, each `[tokens]`. A piece may begin inside a character."""
         return self._tokenizer.decode_batch(
             [content(document).tolist() for document in documents], skip_special_tokens=False
         )
 
 
 def printable(text: str) -> str:
-    """A text whose control characters are spelled, so that it cannot command a terminal."""
+    """Escape the control characters of a text, so that it cannot send commands to a terminal."""
     return "".join(
         char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
     )

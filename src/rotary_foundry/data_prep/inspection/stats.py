@@ -1,7 +1,7 @@
-"""`data stats`: how much of what a corpus holds, and how long its documents are.
+"""`data stats`: the size of each source of a corpus, and the lengths of its documents.
 
-Taken from the manifests and the tables of documents, so that terabytes take seconds. A corpus that has no such tables
-is read through, and its documents are then the pieces that stand in rows.
+The figures come from the manifests and the tables of documents, so that terabytes take seconds. A corpus without such
+tables is read completely, and each piece in a row is then counted as a document.
 """
 
 from collections import defaultdict
@@ -27,17 +27,17 @@ BAR = 30  # characters of the longest bar
 
 @dataclass
 class Documents:
-    """The documents of one source and split."""
+    """Counts of the documents of one source and split."""
 
     count: int = 0
-    bytes: int | None = None  # of UTF-8 text; None if that is not known
+    bytes: int | None = None  # of UTF-8 text; None if unknown
     tokens: int = 0  # content tokens
     by_length: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))  # documents in each bin
     tokens_by_length: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))  # tokens in them
 
     def add(self, lengths: NDArray[np.int64]) -> None:
         """Count documents by their content tokens."""
-        # frexp is exact where a logarithm would round 2^n - 1 up; a document of no tokens stands with those of one
+        # frexp is exact; a logarithm could round 2^n - 1 up. Documents of no tokens are counted with those of one.
         bins = np.frexp(np.maximum(lengths, 1).astype(np.float64))[1] - 1
         self.count += len(lengths)
         self.tokens += int(lengths.sum())
@@ -47,14 +47,14 @@ class Documents:
 
 @dataclass
 class CorpusStats:
-    """What is in a corpus, by source and split."""
+    """The contents of a corpus, by source and split."""
 
     documents: dict[tuple[str, str], Documents]
     rows: dict[tuple[str, str], dict[int, Manifest]]  # by row length
-    whole: bool  # whether `documents` counts whole documents; else pieces of them
+    whole: bool  # True if `documents` counts documents, False if it counts their pieces
 
     def share(self, source: str, split: str) -> float:
-        """A source's share of the tokens of a split."""
+        """Return a source's share of the tokens of a split."""
         there = sum(documents.tokens for (_, of), documents in self.documents.items() if of == split)
         return self.documents[source, split].tokens / max(1, there)
 
@@ -64,10 +64,10 @@ class CorpusStats:
 
 
 def gather(directory: str | Path) -> CorpusStats:
-    """Count what is in and below a directory.
+    """Count the corpus in and below a directory.
 
     Raises:
-        DataError: no shards are there, or those of several corpora; or a manifest, an index or a table of documents is
+        DataError: the directory has no shards, or several corpora; or a manifest, an index or a table of documents is
             missing or broken.
     """
     rows: dict[tuple[str, str], dict[int, Manifest]] = defaultdict(dict)
@@ -76,7 +76,7 @@ def gather(directory: str | Path) -> CorpusStats:
         manifest = Manifest.read(path)
         key = manifest.source, manifest.split
         if manifest.row_length in rows[key]:
-            raise DataError(f"{directory}: more than one corpus is in it; give one of them, and not {path} and others")
+            raise DataError(f"{directory}: contains more than one corpus, {path} and others; give the folder of one")
         rows[key][manifest.row_length] = manifest
         if manifest.row_length == max(rows[key]):  # the longest rows cut the fewest documents
             folders[key] = path
@@ -106,7 +106,7 @@ def _from_rows(path: Path) -> Documents:
 
 
 def print_stats(stats: CorpusStats, console: Console | None = None) -> None:
-    """Print a corpus: a line a source and split, and how long the training documents are."""
+    """Print the table of sources and splits, and the lengths of the training documents."""
     console = console or Console(highlight=False, width=max(WIDTH, Console().width))
     console.print(_sources_table(stats))
     console.print(_lengths_table(stats))
@@ -114,7 +114,7 @@ def print_stats(stats: CorpusStats, console: Console | None = None) -> None:
 
 def _sources_table(stats: CorpusStats) -> Table:
     what = "documents" if stats.whole else "pieces"
-    caption = "percentages beside rows: how much of their slots holds tokens"
+    caption = "percentages beside rows: the share of their slots that holds tokens"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption)
     table.add_column("source")
     table.add_column("split")
@@ -135,7 +135,7 @@ def _sources_table(stats: CorpusStats) -> Table:
 
 
 def _lengths_table(stats: CorpusStats) -> Table:
-    """Training documents by length, all sources together; where there are none, the held-out ones."""
+    """Make the table of training documents of all sources by length; of held-out documents if there are no others."""
     split = "train" if any(of == "train" for _, of in stats.documents) else "validation"
     of_split = [documents for (_, of), documents in stats.documents.items() if of == split]
     counts = sum(documents.by_length for documents in of_split)

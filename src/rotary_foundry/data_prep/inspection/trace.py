@@ -1,11 +1,11 @@
-"""`data trace`: from an update of a run back to the documents that it saw.
+"""`data trace`: find the documents that an update of a run was trained on.
 
-Nothing was recorded for this: the plan, the canonical order and the index files give the rows. The update's line in
-metrics.jsonl has a digest of all of them with their masks; they are masked again here and must give the same digest, or
-the trace is refused: then the shards are no longer those that the run was trained on.
+The rows are not recorded; the plan, the canonical order and the index files give them. The update's line in
+metrics.jsonl has a digest of all rows with their masks. The rows are masked again here and must give the same digest.
+If they do not, the shards have changed since the run, and the trace is refused.
 
-Update N is the line of metrics.jsonl whose `batch` is N, from 1. After a rollback some numbers were trained twice; the
-kept ones are meant, unless one asks for the run as it was before a rollback.
+Update N is the line of metrics.jsonl whose `batch` is N, counted from 1. After a rollback, some numbers were trained
+twice. The trace shows the updates that were kept, unless the caller asks for the run before a given rollback.
 """
 
 import json
@@ -36,13 +36,13 @@ from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 @dataclass(frozen=True)
 class TracedRow:
-    """A row that an update saw."""
+    """A row that an update was trained on."""
 
     source: str
-    row: int  # of the source's folder of shards, as `data show` takes it
+    row: int  # number in the source's folder of shards, as `data show` takes it
     shard: str
     row_in_shard: int
-    documents: list[str | None]  # the ids of its documents; None where the corpus does not know them
+    documents: list[str | None]  # the ids of its documents; None if the corpus does not have them
 
 
 @dataclass(frozen=True)
@@ -57,26 +57,28 @@ class TracedUpdate:
 
 
 def trace(run: str | Path, update: int, before_rollback: int | None = None) -> TracedUpdate:
-    """The rows that an update saw.
+    """Find the rows that an update was trained on.
 
     Args:
         run: a run folder.
-        update: from 1, as metrics.jsonl counts.
-        before_rollback: with n, the run as it was until its n-th rollback, from 1.
+        update: number of the update, from 1, as in metrics.jsonl.
+        before_rollback: n to trace the run before its n-th rollback, counted from 1.
 
     Raises:
-        ConfigurationError: no run is there, or it has no such update or rollback.
-        DataError: the corpus is not there, is damaged, or is not what the run was trained on.
+        ConfigurationError: `run` is not a run folder, or it has no such update or rollback.
+        DataError: the corpus is missing, damaged, or not the one that the run was trained on.
     """
     local_folder(run)
     folder = RunFolder(Path(run))
     if not folder.recipe.is_file():
-        raise ConfigurationError(f"{run}: no run there (it has no {folder.recipe.name})")
+        raise ConfigurationError(
+            f"{run}: not a run folder, because it has no {folder.recipe.name}; give the folder of a run"
+        )
     recipe = load_recipe(folder.recipe)
     rollbacks = folder.rollbacks()
     if before_rollback is not None:
         if not 1 <= before_rollback <= len(rollbacks):
-            raise ConfigurationError(f"{run}: it has had {len(rollbacks)} rollbacks; there is no {before_rollback}")
+            raise ConfigurationError(f"{run}: no rollback {before_rollback}; the run has had {len(rollbacks)}")
         rollbacks = rollbacks[: before_rollback - 1]
     plan = compile_stages(recipe).after(rollbacks)
     recorded = _recorded_digest(folder, plan, rollbacks, update)
@@ -84,15 +86,15 @@ def trace(run: str | Path, update: int, before_rollback: int | None = None) -> T
     traced, digest = _rows(recipe, plan, token)
     if digest != recorded:
         raise DataError(
-            f"{recipe.data.local}: these are not the shards that update {update} was trained on: its rows with their "
-            f"masks have the digest {digest}, and {folder.metrics} says {recorded}"
+            f"{recipe.data.local}: not the shards that update {update} was trained on: its rows and masks now have the "
+            f"digest {digest}, but {folder.metrics} recorded {recorded}; restore the shards of the run"
         )
     segment = plan.segment_at(token)
     return TracedUpdate(update, segment.stage, segment.row_length, token, traced)
 
 
 def _recorded_digest(folder: RunFolder, plan: Plan, rollbacks: Sequence[Rollback], update: int) -> str:
-    """What metrics.jsonl says of the rows of an update that the run has done."""
+    """Return the digest of an update's rows from metrics.jsonl."""
     if not 1 <= update <= plan.total_updates:
         raise ConfigurationError(f"{folder.path}: no update {update}; its plan has updates 1 to {plan.total_updates}")
     lines = {
@@ -102,21 +104,23 @@ def _recorded_digest(folder: RunFolder, plan: Plan, rollbacks: Sequence[Rollback
         and abandoned_by(line["token"], line.get("rollbacks", 0), rollbacks) is None
     }
     if update not in lines:
-        raise ConfigurationError(f"{folder.path}: has not reached update {update}; it has done {max(lines, default=0)}")
+        raise ConfigurationError(
+            f"{folder.path}: has not reached update {update}; its last one is {max(lines, default=0)}"
+        )
     return lines[update]
 
 
 def _start(plan: Plan, update: int) -> int:
-    """The token at which an update starts."""
+    """Return the token at which an update starts."""
     segment = next(segment for segment in plan.segments if update <= segment.start_update + segment.updates)
     return segment.start_token + (update - 1 - segment.start_update) * segment.tokens_per_update
 
 
 def _rows(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]:
-    """The rows of the update that starts at a token, and their digest."""
+    """Return the rows of the update that starts at a token, and their digest."""
     segment, start_row = plan.segment_at(token), plan.at(token).rows_drawn_in_stage
     data = recipe.data
-    tokenizer = open_corpus(recipe, lock=False)  # the run may be going on
+    tokenizer = open_corpus(recipe, lock=False)  # the run may still be running
     prepare = TrainingPrepared(recipe.objective_of(segment.stage), tokenizer, recipe.seed, segment)
     remote = data.remote.rstrip("/") if data.remote else None
     folders = []
@@ -131,7 +135,7 @@ def _rows(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]
     first_rows = np.cumsum([0, *(folder.size for folder in folders)])
     sources = np.searchsorted(first_rows, drawn, side="right") - 1
     traced, digests = {}, []
-    for place in np.argsort(drawn, kind="stable").tolist():  # a shard's rows one after the other
+    for place in np.argsort(drawn, kind="stable").tolist():  # in storage order, so that each shard is read once
         index, source = int(drawn[place]), int(sources[place])
         folder = folders[source]
         row = index - int(first_rows[source])

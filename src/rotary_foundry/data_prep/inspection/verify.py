@@ -1,14 +1,14 @@
-"""`data verify`: whether shards are what was written, and say what their manifests and tables of documents say.
+"""`data verify`: check that shards are undamaged and agree with their manifests and tables of documents.
 
-A shard, and one part's numbers of tokens, are in memory at a time. Nothing stops at the first fault: a list of all the
-bad shards is what one restores from a copy. Whatever needs a whole part or a whole folder is only held against it where
-all of its shards could be read.
+Memory holds one shard and the token counts of one part at a time. Verification does not stop at the first fault: it
+lists all bad shards, so that they can be restored from a copy. Totals of a part or of a folder are compared only if all
+of its shards could be read.
 
-A training part may leave out the row that it could not fill, so that much of its documents' tokens may stand in no row;
-held-out documents are all there.
+A training part leaves out its last row if it could not fill it. So up to one row of its documents' tokens may be
+missing. Held-out documents must be complete.
 
-Which folders a whole corpus should have is taken from its statistics.json, which is written last: what is gone
-altogether leaves no trace elsewhere.
+statistics.json, which preparation writes last, names the folders that a corpus should have. A folder that is missing
+entirely leaves no trace elsewhere.
 """
 
 import os
@@ -32,14 +32,14 @@ from rotary_foundry.utils.errors import DataError
 
 @dataclass
 class Report:
-    """What was checked, and what is wrong."""
+    """What was checked, and the problems found."""
 
     folders: int = 0
     shards: int = 0
     rows: int = 0
-    documents: int = 0  # pieces of long ones counted each
+    documents: int = 0  # each piece of a long document counts
     tokens: int = 0
-    problems: list[str] = field(default_factory=list)  # a line each: which file, and what
+    problems: list[str] = field(default_factory=list)  # one line each: the file, and what is wrong with it
     bad_shards: int = 0
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Report:
 
 
 def verify(directory: str | Path) -> Report:
-    """Check a folder of shards, or all of a prepared corpus.
+    """Check a folder of shards, or a whole prepared corpus.
 
     Raises:
         DataError: no shards are there.
@@ -79,8 +79,10 @@ def _by_corpus(folders: list[Path]) -> dict[Path, list[Path]]:
 
 
 def _missing_folders(folders: list[Path], directory: Path) -> Iterator[str]:
-    """The folders that a whole corpus lacks, of those that its statistics name; where there are none, each source's of
-    the row lengths that others have."""
+    """Yield a problem for each missing folder of a corpus.
+
+    statistics.json names the folders; without it, every source should have the row lengths that any source has.
+    """
     corpus = {path for path in folders if directory in path.parents[2:3] and path.parent.name.isdigit()}
     sources = {folder.parents[1].name for folder in corpus}
     row_lengths = {int(folder.parent.name) for folder in corpus}
@@ -127,7 +129,7 @@ def _verify_folder(path: Path, texts: Texts | None, report: Report) -> None:
     for shard in folder.shards:
         parts[shard.part].append(shard)
     for part in folder.tables():
-        parts[part]  # which may have documents and no shard
+        parts[part]  # a part may have documents and no shard
     for part, shards in parts.items():
         _verify_part(folder, part, shards, manifest, texts, totals, report)
     report.documents += totals.documents
@@ -140,19 +142,19 @@ def _verify_folder(path: Path, texts: Texts | None, report: Report) -> None:
 def _against_manifest(
     folder: ShardFolder, manifest: Manifest, texts: Texts | None, totals: _Totals | None
 ) -> Iterator[str]:
-    """What differs between a manifest and what is there. `totals` is None where some shards could not be read."""
+    """Yield the differences between a manifest and its folder. `totals` is None if some shards could not be read."""
     there: dict[str, object] = {"rows": folder.size}
     if totals is not None:
         there |= {"documents": totals.documents, "tokens": totals.tokens}
     if texts is not None:
         there["tokenizer"] = texts.fingerprint
-    if folder.path.parent.name.isdigit():  # it lies where it was written
+    if folder.path.parent.name.isdigit():  # it is where preparation wrote it
         there |= {"split": folder.split, "row_length": int(folder.path.parent.name)}
         there["source"] = folder.path.parents[1].name
     for key, value in there.items():
         said = getattr(manifest, key)
         if said != value:
-            yield f"{folder.path}/manifest.json: {key}: {said}, and there is {value}"
+            yield f"{folder.path}/manifest.json: {key}: the manifest says {said}, the folder has {value}"
 
 
 def _verify_part(
@@ -185,13 +187,13 @@ def _verify_part(
         if missing > allowed:
             first = int(np.argmax(checked.tokens_of < lengths))
             report.problems.append(
-                f"{folder.path}: {missing} tokens of part {part}'s documents are in no row, the first of document "
-                f"{first} (a part may leave out {allowed})"
+                f"{folder.path}: {missing} tokens of part {part}'s documents are in no row, starting with document "
+                f"{first}; at most {allowed} may be left out of a part"
             )
 
 
 def _copy_problems(folder: ShardFolder, shard: Shard) -> Iterator[str]:
-    """What is wrong with the decompressed copy that a run left beside a shard, if there is one."""
+    """Yield what is wrong with the decompressed copy that a run left beside a shard, if there is one."""
     info = shard.reader.raw_data
     if shard.reader.zip_data is None or not (folder.path / info.basename).exists():
         return
@@ -200,14 +202,14 @@ def _copy_problems(folder: ShardFolder, shard: Shard) -> Iterator[str]:
     except OSError as error:
         damage = f"cannot be read: {error}"
     if damage:
-        yield f"its decompressed copy, {info.basename}, is bad, and can be deleted: {damage}"
+        yield f"its decompressed copy, {info.basename}, is damaged: {damage}; delete it"
 
 
 class _Rows:
-    """The rows of one part, held against its documents.
+    """Checks the rows of one part against its documents.
 
     Args:
-        lengths: content tokens of each document of the part, int64 [documents]; None if that is not known.
+        lengths: content tokens of each document of the part, int64 [documents]; None if unknown.
     """
 
     def __init__(self, manifest: Manifest | None, texts: Texts | None, lengths: NDArray[np.int64] | None):
@@ -215,12 +217,12 @@ class _Rows:
         self.vocab_size = texts.vocab_size if texts else np.iinfo(np.int64).max
         self.frame = texts.frame if texts and texts.frame.slots == FRAME.slots else None
         self.lengths = lengths
-        self.tokens_of = None if lengths is None else np.zeros_like(lengths)  # that were found of each document
+        self.tokens_of = None if lengths is None else np.zeros_like(lengths)  # tokens found so far of each document
         self.documents = 0
         self.tokens = 0
 
     def check(self, folder: ShardFolder, shard: Shard) -> list[str]:
-        """What is wrong with a shard: that it cannot be read, or the first of its bad rows."""
+        """Return what is wrong with a shard: it cannot be read, or its first bad row."""
         try:
             raw = folder.raw(shard)
         except DataError as error:
@@ -250,22 +252,22 @@ class _Rows:
         self.tokens += len(tokens)
         ends = lengths.cumsum()
         if self.frame and not _in_frames(self.frame, tokens, ends - lengths, ends):
-            return "a document that does not begin and end with the tokenizer's special tokens"
+            return "a document without the tokenizer's special tokens at its beginning and end"
         return None if self.lengths is None else self._documents_complaint(sample, lengths - FRAME.slots)
 
     def _documents_complaint(self, sample: dict, found: NDArray[np.int64]) -> str | None:
-        """What is wrong with the numbers of a row's documents, of which `found` content tokens each are in the row."""
+        """Return what is wrong with the document numbers of a row that has `found` content tokens of each document."""
         numbers = sample.get("documents")
         if numbers is None:
-            return "no column documents"
+            return "no column 'documents'"
         if len(numbers) != len(found):
-            return f"{len(numbers)} numbers for its {len(found)} documents"
+            return f"{len(numbers)} document numbers for its {len(found)} documents"
         if numbers.max() >= len(self.lengths):
-            return f"document {numbers.max()}, and the table of its part has {len(self.lengths)} lines"
+            return f"document number {numbers.max()}, but the table of its part has {len(self.lengths)} lines"
         longer = found > self.lengths[numbers]
         if longer.any():
             number = numbers[longer][0]
-            return f"{found[longer][0]} tokens of document {number}, which has {self.lengths[number]}"
+            return f"{found[longer][0]} tokens of document {number}, which has only {self.lengths[number]}"
         np.add.at(self.tokens_of, numbers, found)
         return None
 

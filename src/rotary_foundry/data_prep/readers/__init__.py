@@ -1,14 +1,14 @@
-"""Where documents come from: readers by name, each a fixed list of parts and a generator of documents for a part.
+"""Readers of documents, by name. A reader lists the parts of a source and generates the documents of one part.
 
-A part is what one task reads. Parts depend on the source alone, never on how many workers there are, and so does the
-order of documents in them: the same input gives the same shards everywhere.
+One task reads one part. The parts, and the order of documents in them, depend only on the source and not on the number
+of workers. So the same input gives the same shards everywhere.
 
-A source whose text column is missing is refused at once, for then all of it would be lost. A single document that
-cannot be read is listed (`BadInput`) and passed over. datatrove's own readers log such documents and go on, so that a
-corpus shrinks without anyone being told; `files` says what is taken from them.
+A source without its text column is refused at once, because all of its documents would be lost. A single document that
+cannot be read is listed (`BadInput`) and skipped. datatrove's own readers only log such documents, so that a corpus
+shrinks unnoticed; `files` says which parts of them are used.
 
-Each reader is a module here with `parts`, `fingerprint` and `read`, imported when a source of it is met: a
-configuration is checked without pyarrow, datasets or Streaming (and so torch) being imported.
+Each reader is a module of this package with `parts`, `fingerprint` and `read`. It is imported when a source needs it,
+so that a configuration is checked without importing pyarrow, datasets or Streaming (and so torch).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from rotary_foundry.utils.installing import install_command
 if TYPE_CHECKING:
     from datatrove.data import Document
 
-PART_BYTES = 32_000_000  # of stored size; a larger file is a part of its own
-MOST_PARTS = 1000  # of a source: a larger one has larger parts
+PART_BYTES = 32_000_000  # stored size of a part; a larger file is a part of its own
+MOST_PARTS = 1000  # for each source; very large sources have larger parts instead
 
 Part = dict[str, Any]  # plain values only, so that it can be stored as JSON
 
@@ -53,22 +53,22 @@ class SourceConfig:
     """A source of a corpus, as a YAML file describes it."""
 
     reader: str  # a key of READERS
-    path: str | None = None  # what to read; which readers take or need one is in READERS
-    text_column: str | None = None  # the column that holds the text, in files that have columns; "text" if not given
-    name: str | None = None  # of a Hugging Face data set with several configurations
-    split: str | None = None  # of a Hugging Face data set; "train" if not given
+    path: str | None = None  # what to read; READERS says which readers take or need a path
+    text_column: str | None = None  # the column of the text, in files with columns; default: "text"
+    name: str | None = None  # the configuration of a Hugging Face data set
+    split: str | None = None  # the split of a Hugging Face data set; default: "train"
     filters: list[Any] = field(default_factory=list)  # datatrove's by name, with or without arguments; see `filters.py`
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What a reader is asked with, and where its code is."""
+    """The options that a reader takes, and the module of its code."""
 
     module: str  # of this package
     path: str  # "required", "optional" or "none"
     text_column: bool = False
     hugging_face: bool = False  # takes `name` and `split`, and its path may be a name on the Hub
-    extensions: tuple[str, ...] = ()  # of the files that are read in a folder; a file or a glob may have any
+    extensions: tuple[str, ...] = ()  # the files to read in a folder; a path or glob to files may have any extension
 
 
 def _packed(*extensions: str) -> tuple[str, ...]:
@@ -90,17 +90,19 @@ READERS = {
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """The source in parts of about PART_BYTES, or a share of MOST_PARTS of it if that is more; one task reads each.
+    """Divide a source into parts, one a task, of about PART_BYTES; parts grow if there would be more than MOST_PARTS.
 
     Raises:
-        DataError: there is nothing to read, or it cannot be listed.
+        DataError: the source has nothing to read, or cannot be listed.
     """
     return _module(source).parts(source)
 
 
 def fingerprint(source: SourceConfig) -> str:
-    """Hexadecimal digits that change when the source does, had without reading its documents: from names, sizes and
-    modification times of files (for what the installation holds, names and sizes).
+    """Return hexadecimal digits that change when the source changes.
+
+    They are made without reading documents, from the names, sizes and modification times of files (for files of the
+    Python installation, from names and sizes).
 
     Raises:
         DataError: as `parts`.
@@ -109,13 +111,13 @@ def fingerprint(source: SourceConfig) -> str:
 
 
 def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
-    """The documents of a part, in order.
+    """Yield the documents of a part, in order.
 
-    A document's id is where it is from: "file:line", counted from 1, or "file:row", counted from 0. Its metadata hold
-    `url`, where the source has one, and nothing else.
+    A document's id is its origin: "file:line", counted from 1, or "file:row", counted from 0. Its metadata hold only
+    `url`, if the source has one.
 
     Raises:
-        DataError: a file that cannot be had or has no text column; more bad documents than `bad` allows.
+        DataError: a file cannot be read or has no text column, or there are more bad documents than `bad` allows.
     """
     try:
         yield from _module(source).read(source, part, bad)
@@ -124,7 +126,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 
 
 def matches(path: str) -> list[str]:
-    """What the path or glob `path` stands for, sorted; empty when there is no such thing. A store is not asked."""
+    """List the paths that match the path or glob `path`, sorted. A store's address is returned without a request."""
     return [path] if "://" in path or Path(path).exists() else sorted(glob.glob(path, recursive=True))
 
 

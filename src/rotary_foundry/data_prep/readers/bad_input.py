@@ -1,8 +1,8 @@
-"""What could not be read: listed, passed over, and up to a limit no reason to stop."""
+"""Collect the documents that cannot be read. They are listed and skipped; more than a limit of them is an error."""
 
 from rotary_foundry.utils.errors import DataError
 
-NAMED = 3  # of the bad documents, in the error
+NAMED = 3  # the number of bad documents that the error lists
 
 
 class BadInput:
@@ -10,7 +10,7 @@ class BadInput:
 
     Args:
         source: the source's name.
-        limit: how many there may be.
+        limit: the number of bad documents that is allowed.
     """
 
     def __init__(self, source: str, limit: int = 100):
@@ -19,16 +19,16 @@ class BadInput:
         self.listed: list[str] = []  # "file:line: what is wrong"
 
     def add(self, where: str, why: str) -> None:
-        """Note that what is at `where` is passed over.
+        """Record that the document at `where` is skipped, and why.
 
         Raises:
-            DataError: that makes more than `limit`.
+            DataError: there are now more than `limit`.
         """
         self.listed.append(f"{where}: {' '.join(why.split())}")
         if len(self.listed) > self.limit:
             first = "; ".join(self.listed[:NAMED])
             more = ", …" if len(self.listed) > NAMED else ""
             raise DataError(
-                f"source '{self.source}': {len(self.listed)} documents cannot be read, and 'max_bad_documents' allows "
+                f"source '{self.source}': {len(self.listed)} documents cannot be read, 'max_bad_documents' allows "
                 f"{self.limit}: {first}{more}"
             )

@@ -1,13 +1,13 @@
-"""JSONL, CSV, Parquet, plain text and WARC files, packed by gzip or Zstandard or not, local or in a store.
+"""Read JSONL, CSV, Parquet, plain text and WARC files: plain or compressed by gzip or Zstandard, local or in a store.
 
-The classes are datatrove's 0.9.0, with `read_file` overridden, because of what theirs do with bad input: JSONL's logs a
-broken line and goes on, and ends a file at the first byte that is not UTF-8; CSV's fills up rows that are too short;
-Parquet's and WARC's raise, and lose the file; all pass over documents without text and count rows without them. What
-is used of them as it is: their handling of folders, WARC's recognition of HTML and its encoding, and the extraction of
-a page's main text by Trafilatura in a process of its own.
+The classes extend those of datatrove 0.9.0 and override `read_file`, because datatrove mishandles bad input. Its JSONL
+reader logs a broken line and continues, and ends a file at the first byte that is not UTF-8. Its CSV reader fills up
+rows that are too short. Its Parquet and WARC readers raise and lose the file. All of them skip documents without text,
+and do not count these rows. We use datatrove's handling of folders, its recognition of HTML and encodings in WARC
+files, and its extraction of a page's main text by Trafilatura in a separate process.
 
-Two settings of Trafilatura are ours. Its memory of earlier pages is off, and its time is long: with either, what is
-kept of a page would depend on what else this worker has read, and on how busy the machine is.
+Two settings of Trafilatura differ from its defaults: its memory of earlier pages is off, and its time limit is long. By
+default, the text kept of a page would depend on the pages that this worker read before and on the machine's load.
 """
 
 import csv
@@ -45,9 +45,9 @@ __all__ = ["fingerprint", "parts", "read"]
 if TYPE_CHECKING:
     from warcio.recordloader import ArcWarcRecord
 
-LONGEST = 1 << 28  # bytes of a document or line that are still read: more is a file of another kind
-BATCH = 100  # rows of Parquet that are held at a time
-EXTRACTION_SECONDS = 60.0  # for one page: only to get away from one that never ends
+LONGEST = 1 << 28  # bytes; a longer document or line is taken for a file of another kind and refused
+BATCH = 100  # rows of Parquet in memory at a time
+EXTRACTION_SECONDS = 60.0  # time limit for one page, only for pages that would never end
 
 
 def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
@@ -55,10 +55,10 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 
 
 def read_files(reader: type["Files"], source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
-    """The documents of a part's files.
+    """Yield the documents of a part's files.
 
     Raises:
-        DataError: a file cannot be had.
+        DataError: a file cannot be opened or fetched.
     """
     opened = reader(part["folder"], source.text_column or "text", bad)
     for name in part["files"]:
@@ -67,12 +67,12 @@ def read_files(reader: type["Files"], source: SourceConfig, part: Part, bad: Bad
 
 
 class Files(BaseDiskReader):
-    """What our readers of files have in common.
+    """The base class of the readers of files.
 
     Args:
-        folder: what file names are relative to, as the user wrote it.
+        folder: the folder to which file names are relative, as the user wrote it.
         column: the text column.
-        bad: gets what cannot be read.
+        bad: collects the documents that cannot be read.
     """
 
     has_columns = True
@@ -88,7 +88,7 @@ class Files(BaseDiskReader):
 
     @contextmanager
     def unpacked(self, name: str) -> Iterator[io.BufferedIOBase]:
-        """A file's bytes, decompressed."""
+        """Open a file as a stream of decompressed bytes."""
         with self.data_folder.open(name, "rb") as stored:
             if name.endswith(".gz"):
                 stored = Unpacked(gzip_content(stored))
@@ -97,7 +97,7 @@ class Files(BaseDiskReader):
             yield io.BufferedReader(stored, 1 << 20)
 
     def lines(self, name: str, stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
-        """(number, line) of each line that can be had."""
+        """Yield (number, line) of each line that can be read."""
         number = 0
         try:
             while line := stream.readline(LONGEST + 1):
@@ -113,7 +113,7 @@ class Files(BaseDiskReader):
             self.bad.add(f"{self.path(name)}:{number + 1}", why)
 
     def document(self, text: object, where: str, url: object = None) -> Iterator[Document]:
-        """The document, or nothing if `text` is none, which is then listed."""
+        """Yield the document; if `text` is not text, list it as bad input instead."""
         if problem := not_text(text):
             self.bad.add(where, f"{self.what} {problem}")
         else:
@@ -121,7 +121,7 @@ class Files(BaseDiskReader):
 
 
 class Jsonl(Files, JsonlReader):
-    """A document a line; blank lines are none."""
+    """One document a line; blank lines are skipped."""
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         first = True
@@ -145,10 +145,10 @@ class Jsonl(Files, JsonlReader):
 
 
 class Csv(Files, CsvReader):
-    """A document a row, after a first row with the columns' names. A row's number is that of its first line."""
+    """One document a row. The first row has the column names. A row's number is that of its first line."""
 
     def read_file(self, filepath: str) -> Iterator[Document]:
-        csv.field_size_limit(LONGEST)  # 128 KiB otherwise; a setting of the whole process
+        csv.field_size_limit(LONGEST)  # the default is 128 KiB; this setting is global to the process
         path = self.path(filepath)
         last, ended = 0, False
 
@@ -156,7 +156,7 @@ class Csv(Files, CsvReader):
             nonlocal last, ended
             for number, line in self.lines(filepath, stream):
                 last = number
-                yield line.decode(errors="surrogateescape")  # which column the bad bytes are in shows later
+                yield line.decode(errors="surrogateescape")  # a later check finds the column of the bad bytes
             ended = True
 
         with self.unpacked(filepath) as stream:
@@ -177,14 +177,14 @@ class Csv(Files, CsvReader):
                     check_column(self.text_key, columns or ["(a blank line)"], where)
                     urls = columns.index("url") if "url" in columns else None
                 elif row and len(row) != len(columns):
-                    self.bad.add(where, f"a row of {len(row)} fields, and there are {len(columns)} columns")
+                    self.bad.add(where, f"expected {len(columns)} fields, one a column, got {len(row)}")
                 elif row:
                     url = None if urls is None else row[urls]
                     yield from self.document(row[columns.index(self.text_key)], where, url)
 
 
 class Parquet(Files, ParquetReader):
-    """A document a row, of a column of text. Memory: a row group's compressed column, and BATCH rows."""
+    """One document a row of a text column. Memory holds one row group's compressed column, and BATCH rows."""
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         path = self.path(filepath)
@@ -227,7 +227,7 @@ class Parquet(Files, ParquetReader):
 
 
 class Text(Files):
-    """A document a file of UTF-8."""
+    """One document a file, in UTF-8."""
 
     has_columns = False
 
@@ -254,22 +254,24 @@ class Text(Files):
 
 
 class Warc(Files, WarcReader):
-    """A document a page: of a WARC file the main text of its HTML, of a WET file the text as it is. Records of other
-    things, pages without a main text, and pages in an encoding that cannot be told are no documents."""
+    """One document a page: the main text of the HTML in a WARC file, or the plain text in a WET file.
+
+    Other records, pages without a main text, and pages of unknown encoding give no document.
+    """
 
     has_columns = False
 
     def read_file(self, filepath: str) -> Iterator[Document]:
-        import_module("trafilatura")  # now, so that no forked process begins with importing it
+        import_module("trafilatura")  # import now, so that forked processes need not
         from warcio.archiveiterator import ArchiveIterator
 
         path = self.path(filepath)
         number = -1
         extract = partial(_main_text, Trafilatura(deduplicate=False))
-        logger.disable("datatrove.pipeline.extractors.base")  # it counts its processes at each file's end
-        logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it explains itself at each page without a text
+        logger.disable("datatrove.pipeline.extractors.base")  # it logs its process count at the end of each file
+        logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it logs a message for each page without a text
         with self.unpacked(filepath) as stream, ExtractorSandbox(EXTRACTION_SECONDS) as sandbox:
-            records = iter(ArchiveIterator(stream.raw))  # raw: what comes before damage is given before it is told
+            records = iter(ArchiveIterator(stream.raw))  # raw, to yield the records before damage
             while True:
                 number += 1
                 where = f"{path}:{number}"
@@ -289,7 +291,7 @@ class Warc(Files, WarcReader):
                         raise Damaged("the file ends within it")
                     if page and record.rec_type != "conversion":
                         page["text"] = sandbox.process_document(page["text"], extract)
-                except Exception as error:  # nor has what is called here
+                except Exception as error:  # datatrove and Trafilatura have no common error either
                     if _is_fault(error):
                         raise
                     ends = isinstance(error, Damaged)
@@ -306,31 +308,33 @@ FORMATS = {"csv": Csv, "jsonl": Jsonl, "parquet": Parquet, "text": Text, "warc":
 
 
 def _is_fault(error: Exception) -> bool:
-    """Whether a disk or a store failed, perhaps in passing, and not what is in the file. Errors of content have no
-    errno; the sandbox's pipe has one when a page breaks it, and is neither."""
+    """Return whether a disk or a store failed, perhaps temporarily; False if the file's content is bad.
+
+    Errors of content have no errno. The pipe to the sandbox raises one with errno when a page breaks it; that is not a
+    failure of the disk or the store.
+    """
     if isinstance(error, OSError):
         return error.errno is not None and not isinstance(error, ConnectionError)
     return isinstance(error, BaseError)
 
 
 def _json_object(line: bytes) -> dict:
-    """
+    """Parse a line as a JSON object.
+
     Raises:
-        ValueError: the line is none.
+        ValueError: the line is not a JSON object.
     """
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:
         row = _lenient_json(line)
     if not isinstance(row, dict):
-        raise ValueError(
-            f"a JSON object is wanted on each line, this is {line.strip()[:40].decode(errors='replace')!r}"
-        )
+        raise ValueError(f"expected a JSON object on each line, got {line.strip()[:40].decode(errors='replace')!r}")
     return row
 
 
 def _lenient_json(line: bytes) -> object:
-    """The standard library reads what Python's writers write and orjson refuses: NaN, and integers of over 64 bits."""
+    """Parse JSON with the standard library, which accepts NaN and integers of over 64 bits, unlike orjson."""
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -342,14 +346,14 @@ def _lenient_json(line: bytes) -> object:
 
 
 def _is_cut_off(record: "ArcWarcRecord") -> bool:
-    """Whether a record, of which no more is wanted, is shorter than it says; warcio tells nobody."""
+    """Return whether a record, after reading, is shorter than its header says; warcio does not report that."""
     while record.raw_stream.read(1 << 16):
         pass
     return getattr(record.raw_stream, "limit", 0) > 0
 
 
 def _main_text(extractor: Trafilatura, html: str) -> str | Exception | None:
-    """Runs in the sandbox, which raises an exception that it is given, and dies of one that is raised in it."""
+    """Extract a page's text in the sandbox; return exceptions, because raising one would kill the sandbox process."""
     try:
         return extractor.extract(html)
     except Exception as error:

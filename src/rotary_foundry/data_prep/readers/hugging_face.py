@@ -1,8 +1,9 @@
-"""Hugging Face data sets: by name from the Hub, or a folder that `save_to_disk` or a data set's files are in.
+"""Read Hugging Face data sets: from the Hub by name, or from a folder that has a data set's files or was written by
+`save_to_disk`.
 
-datatrove 0.9.0's reader deals a data set's rows out by the number of workers, row by row in turn, so that both the
-order of documents and the parts would change with it. Here a part is a range of rows, fixed by the size of the data.
-The data set is memory-mapped: reading a part holds BATCH rows.
+datatrove 0.9.0's reader distributes single rows over the workers in turn, so that parts and the order of documents
+change with the number of workers. Here a part is a range of rows that depends only on the size of the data. The data
+set is memory-mapped, and reading a part holds BATCH rows in memory.
 """
 
 import re
@@ -22,19 +23,19 @@ BATCH = 100  # rows
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """Ranges of rows that have a part's size each, were all rows of one size; of the Hub, at the commit of today."""
+    """Divide the rows into ranges of about a part's size; for a data set on the Hub, record its current commit."""
     data = _load(source)
     rows = len(data)
     row_bytes = max(1, data.data.nbytes / max(1, data.data.num_rows))
     step = ceil(part_bytes(row_bytes * rows) / row_bytes)
     if not rows:
-        raise DataError(f"{source.path}: the data set has no rows")
+        raise DataError(f"{source.path}: the data set has no rows; expected at least one")
     revision = _revision(data)
     return [{"rows": [start, min(start + step, rows)], "revision": revision} for start in range(0, rows, step)]
 
 
 def fingerprint(source: SourceConfig) -> str:
-    """Of a folder by its files; of a data set from the Hub by its files at their commit, which `datasets` recorded."""
+    """Return a fingerprint of a folder's files, or of the files on the Hub at the commit that `datasets` recorded."""
     if Path(source.path).is_dir():
         files = sorted(file for file in Path(source.path).rglob("*") if file.is_file())
         stats = [(file.relative_to(source.path).as_posix(), file.stat()) for file in files]
@@ -44,7 +45,7 @@ def fingerprint(source: SourceConfig) -> str:
 
 
 def _revision(data) -> str | None:
-    """The commit that a data set from the Hub is of, by the addresses that `datasets` recorded; None of a folder."""
+    """Return the commit of a data set from the Hub, from the addresses that `datasets` recorded; None for a folder."""
     found = (re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", url) for url in data.info.download_checksums or {})
     return next((address[1] for address in found if address), None)
 
@@ -54,7 +55,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
     start, end = part["rows"]
     if end > len(data):
         raise DataError(
-            f"{source.path}: has {len(data):,} rows, and had at least {end:,} when it was divided into parts"
+            f"{source.path}: has {len(data):,} rows, but had at least {end:,} when it was divided into parts"
         )
     column = source.text_column or "text"
     table = data.with_format("arrow")
@@ -76,13 +77,13 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 
 
 def _load(source: SourceConfig, revision: str | None = None):
-    """The split of a data set, memory-mapped; its text column is there and of text.
+    """Load the split of a data set, memory-mapped, and check its text column.
 
     Args:
-        revision: the commit, of a data set from the Hub; the newest if not given.
+        revision: the commit of a data set on the Hub; default: the newest.
 
     Raises:
-        DataError: it cannot be had.
+        DataError: the data set cannot be loaded, or it has no such split or text column.
     """
     import datasets
 
@@ -94,7 +95,7 @@ def _load(source: SourceConfig, revision: str | None = None):
                 data = data[split]
         else:
             data = datasets.load_dataset(source.path, source.name, split=split, revision=revision)
-    except Exception as error:  # of the Hub, the network, the file system and each of the builders
+    except Exception as error:  # errors of the Hub, the network, the file system or any builder
         raise DataError(f"{source.path}: datasets cannot load it: {_first_line(error)}") from error
     if isinstance(data, datasets.DatasetDict):
         raise DataError(f"{source.path}: no split '{split}'; the splits there are {', '.join(map(repr, data))}")
@@ -109,10 +110,10 @@ def _has_url(schema: pa.Schema) -> bool:
 
 
 def _checked(column: pa.ChunkedArray) -> list[str | bytes | None]:
-    """The values of a column; the file's own offsets are not trusted.
+    """Return the values of a column, after checking the offsets stored in the file.
 
     Raises:
-        pa.ArrowInvalid: they point out of the data.
+        pa.ArrowInvalid: the offsets point outside the data.
     """
     found: list[str | bytes | None] = []
     for chunk in column.chunks:

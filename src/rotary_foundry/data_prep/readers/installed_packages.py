@@ -1,10 +1,10 @@
-"""Python's own: the sources, docstrings and READMEs that every installation holds.
+"""Read the sources, docstrings and READMEs of the Python installation.
 
-These readers need no network and no download. They exist so that the whole recipe can be run on real text anywhere.
-Sources are parsed and never imported: importing runs code. What an installation holds is taken in the order of the
-hash of its name, up to `BYTE_BUDGET`: the choice is spread over all packages, is the same every time, and barely moves
-when a package is added. READMEs are those of the packages that this one requires, whatever else is installed beside
-them. Given a path, a reader takes all Python files that are there, as the readers of files do.
+These readers need no network and no download, so that a whole recipe can run on real text anywhere. Sources are parsed
+and never imported, because importing runs code. Files are taken in the order of the hashes of their names, up to
+`BYTE_BUDGET`. So the choice is spread over all packages, is the same every time, and changes little when a package is
+added. READMEs are those of the packages that this project requires; other installed packages do not count. With a path,
+a reader takes all Python files there, as the readers of files do.
 """
 
 import ast
@@ -38,7 +38,7 @@ LEFT_OUT = {
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """What the installation holds is one part."""
+    """Return one part: the files of the installation."""
     return listing.parts(source) if source.path else [{}]
 
 
@@ -62,7 +62,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 
 
 class PythonFiles(Text):
-    """A document a file, in the encoding that it declares."""
+    """One document a file, in the encoding that the file declares."""
 
     def documents(self, content: bytes, path: str) -> Iterator[Document]:
         try:
@@ -75,9 +75,9 @@ class PythonFiles(Text):
 
 
 class PythonDocstrings(Text):
-    """A document for each file that has docstrings: all of them, each under its qualified name.
+    """One document for each file with docstrings: all of its docstrings, each after its qualified name.
 
-    A file that this Python cannot parse, a template or another version's syntax, has no docstrings.
+    A file that this Python cannot parse (a template, or the syntax of another version) gives no document.
     """
 
     def documents(self, content: bytes, path: str) -> Iterator[Document]:
@@ -90,10 +90,10 @@ PACKAGES = {"python_docstrings": SCIENTIFIC_PACKAGES, "python_files": ()}  # bes
 
 
 def _readmes() -> dict[str, str]:
-    """The long description in the metadata of each distribution that ours requires, by hash of name.
+    """Return the long description of each distribution that this project requires, ordered by the hash of its name.
 
-    Our own is left out: the corpus must not change when this project's README does. So are those of our extras: nor
-    must it change when tests or evaluation are installed.
+    This project's own is left out, so that the corpus does not change with its README. The extras' are left out, so
+    that it does not change when the packages for tests or evaluation are installed.
     """
     texts = {}
     for distribution in _required(OURS):
@@ -103,7 +103,7 @@ def _readmes() -> dict[str, str]:
 
 
 def _required(by: str) -> Iterator[importlib.metadata.Distribution]:
-    """A distribution and all that it requires, directly or not, as far as that is installed."""
+    """Yield a distribution and all installed distributions that it requires, directly or indirectly."""
     wanted = [(by, "")]
     for name, extra in wanted:  # which grows
         try:
@@ -119,7 +119,7 @@ def _required(by: str) -> Iterator[importlib.metadata.Distribution]:
 
 
 def installed_files(packages: Iterable[str]) -> Iterator[tuple[str, Path]]:
-    """(name, file) of each Python file of the standard library and of the installed `packages`, by hash of name."""
+    """Yield (name, file) of the Python files of the standard library and of `packages`, by the hash of the name."""
     paths = sysconfig.get_paths()
     roots = {"python": Path(paths["stdlib"])} | {package: Path(paths["purelib"], package) for package in packages}
     files = {}
@@ -137,7 +137,7 @@ def _by_hash(names: Iterable[str]) -> list[str]:
 
 
 def _within_budget(documents: Iterable[Document]) -> Iterator[Document]:
-    """The first documents that together have at most BYTE_BUDGET bytes of text."""
+    """Yield the first documents, as long as their text has at most BYTE_BUDGET bytes together."""
     left = BYTE_BUDGET
     for document in documents:
         left -= len(document.text.encode())
@@ -158,7 +158,7 @@ def _docstrings(name: str, content: bytes) -> str:
 
 
 def _docstrings_in(node: ast.AST, name: str) -> Iterator[str]:
-    """The docstrings of a module, class or function and of all it defines, in order, each after its qualified name."""
+    """Yield the docstrings of a definition and of those inside it, in order, each after its qualified name."""
     definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     if isinstance(node, (ast.Module, *definitions)) and (docstring := ast.get_docstring(node)):
         yield f"{name}\n\n{docstring}"
@@ -168,5 +168,5 @@ def _docstrings_in(node: ast.AST, name: str) -> Iterator[str]:
 
 
 def _encodable(text: str) -> str:
-    """Escapes in string literals and damaged metadata can give half a surrogate pair, which UTF-8 cannot hold."""
+    """Replace half surrogate pairs, which UTF-8 cannot encode; escapes in literals or damaged metadata make them."""
     return text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""The files of a source, local or in a store, and their fixed grouping into parts."""
+"""List the files of a source, local or in a store, and group them into parts."""
 
 import hashlib
 import posixpath
@@ -10,7 +10,7 @@ from rotary_foundry.utils.errors import DataError
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """Files in the order of their names, as many in a part as have its size together; no file is divided."""
+    """Group files, in the order of their names, into parts of about one size; files are not divided."""
     folder, files = listing(source)
     size = part_bytes(sum(info["size"] for info in files.values()))
     groups: list[list[str]] = []
@@ -25,7 +25,7 @@ def parts(source: SourceConfig) -> list[Part]:
 
 
 def part_bytes(total: float) -> float:
-    """How much a part of a source of `total` bytes has."""
+    """Return the size in bytes of a part, for a source of `total` bytes."""
     return max(PART_BYTES, total / MOST_PARTS)
 
 
@@ -35,7 +35,7 @@ def fingerprint(source: SourceConfig) -> str:
 
 
 def digest(values) -> str:
-    """Hexadecimal digits that follow from the representation of each of `values`."""
+    """Return a hexadecimal digest of the representations of `values`."""
     hashed = hashlib.sha256()
     for value in values:
         hashed.update(f"{value!r}\n".encode("utf-8", "surrogateescape"))
@@ -43,10 +43,10 @@ def digest(values) -> str:
 
 
 def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
-    """The folder that a source's path is in, as it was written, and by name in it the files to read: of a folder those
-    with the reader's extensions, at any depth; what a path or a glob names, whatever it is called.
+    """Return the folder of a source's path, as the user wrote it, and the files to read, by their names in it.
 
-    Hidden files are not read: what systems and editors leave in folders is no text of the user's.
+    A folder gives the files with the reader's extensions, at any depth. A path or a glob gives all files that it names,
+    with any extension. Hidden files are not read, because systems and editors write them, not the user.
 
     Raises:
         DataError: there are no such files, or they cannot be listed.
@@ -69,7 +69,7 @@ def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
         else:
             raise DataError(f"{path}: nothing is there")
     for name, info in found.items():
-        if info.get("islink") and inside.isfile(name):  # a Hugging Face cache is made of links
+        if info.get("islink") and inside.isfile(name):  # a Hugging Face cache consists of links
             found[name] = inside.info(name)  # of the file itself
     files = {
         name: info
@@ -77,13 +77,13 @@ def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
         if info["type"] == "file" and name.endswith(extensions) and not any(part[0] == "." for part in name.split("/"))
     }
     if not files:
-        what = f"with {', '.join(extensions)}" if extensions != ("",) else "of that name"
+        what = f"ending in {', '.join(extensions)}" if extensions != ("",) else "of that name"
         raise DataError(f"{path}: no files {what} for the reader {source.reader}")
     return folder, dict(sorted(files.items(), key=lambda file: file[0].split("/")))
 
 
 def _before_magic(path: str) -> tuple[str, str]:
-    """A glob's folder and the pattern in it: ("data", "*/a?.csv") of data/*/a?.csv."""
+    """Split a glob into its folder and its pattern: data/*/a?.csv into ("data", "*/a?.csv")."""
     pieces = path.split("/")
     first = next(place for place, piece in enumerate(pieces) if has_magic(piece))
     return "/".join(pieces[:first]) or ("/" if path.startswith("/") else ""), "/".join(pieces[first:])

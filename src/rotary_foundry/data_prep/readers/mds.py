@@ -1,8 +1,8 @@
-"""Existing MDS shards with a column of text, by Streaming's own reader of a shard.
+"""Read existing MDS shards with a text column, by Streaming's own shard reader.
 
-A shard is brought into a temporary folder, decompressed, and read there: nothing is written beside the user's shards,
-and local folders and stores are one case. Columns that are not needed are not decoded. A data set with a pickled column
-is refused all the same, for whoever made it expects whoever reads it to run code from it.
+A shard is copied to a temporary folder, decompressed and read there. So nothing is written beside the user's shards,
+and local folders and stores are handled alike. Only the needed columns are decoded. Still, a data set with any pickled
+column is refused, because its author expects readers to run code from it.
 """
 
 import json
@@ -24,7 +24,7 @@ SHARD = "shard.mds"
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """Shards in the order of the index, as many in a part as have its size together."""
+    """Group shards, in the order of the index, into parts of about one size."""
     groups: list[list[int]] = []
     room = 0
     sizes = [(shard["zip_data"] or shard["raw_data"])["bytes"] for shard in _shards(source)]
@@ -39,7 +39,7 @@ def parts(source: SourceConfig) -> list[Part]:
 
 
 def fingerprint(source: SourceConfig) -> str:
-    """Of the index alone: Streaming never changes a shard that it has written."""
+    """Return a fingerprint of the index only, because Streaming never changes a shard after writing it."""
     return digest(json.dumps(shard, sort_keys=True) for shard in _shards(source))
 
 
@@ -54,12 +54,12 @@ def _index(source: SourceConfig) -> str:
 
 
 def _shards(source: SourceConfig) -> list[dict]:
-    """The index's shards.
+    """Return the shards in the index.
 
     Raises:
-        DataError: no index, or one of other shards than MDS with a text column.
+        DataError: the index is missing, or it does not list MDS shards with a text column.
     """
-    from streaming.base.format.mds import MDSReader  # brings torch with it
+    from streaming.base.format.mds import MDSReader  # imports torch
 
     index = _index(source)
     column = source.text_column or "text"
@@ -70,11 +70,11 @@ def _shards(source: SourceConfig) -> list[dict]:
             sizes = [info.bytes for info in (reader.raw_data, reader.zip_data) if info]
             names = [info.basename for info in (reader.raw_data, reader.zip_data) if info]
             if not all(isinstance(size, int) for size in [*sizes, reader.samples]) or not all(map(lies_inside, names)):
-                raise ValueError("sizes that are no numbers, or names outside of the folder")
+                raise ValueError("sizes that are not numbers, or file names outside the folder")
             encodings = dict(zip(reader.column_names, reader.column_encodings, strict=True))
             check_column(column, encodings, index)
             if encodings[column] != "str":
-                raise DataError(f"{index}: column '{column}' is of {encodings[column]!r}, and 'str' is wanted")
+                raise DataError(f"{index}: column '{column}': expected encoding 'str', got {encodings[column]!r}")
             if unsafe := [name for name, encoding in encodings.items() if encoding == "pkl"]:
                 raise DataError(f"{index}: column '{unsafe[0]}' is pickled, and reading a pickle can run any code")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
@@ -117,11 +117,11 @@ def _documents(source: SourceConfig, shard: dict, bad: BadInput) -> Iterator[Doc
 
 
 def _unpacked(path: str, reader) -> bytes:
-    """The content of a shard.
+    """Return the decompressed content of a shard.
 
     Raises:
-        DataError: it cannot be had.
-        ValueError: it is not what was written.
+        DataError: the shard cannot be read or fetched.
+        ValueError: its content is not what was written.
     """
     from streaming.base.compression import decompress
     from streaming.base.hashing import get_hash
@@ -137,8 +137,8 @@ def _unpacked(path: str, reader) -> bytes:
             except Exception as error:  # each compression has errors of its own
                 raise ValueError(f"{reader.compression}: {error}") from error
         if len(content) != info.bytes:
-            raise ValueError(f"{len(content):_} bytes are there, and {info.bytes:_} were written")
+            raise ValueError(f"expected {info.bytes:_} bytes, got {len(content):_}")
         for algorithm, hashed in info.hashes.items():
             if get_hash(algorithm, content) != hashed:
-                raise ValueError(f"its content does not have the {algorithm} hash of what was written")
+                raise ValueError(f"its {algorithm} hash differs from the one in the index")
     return content

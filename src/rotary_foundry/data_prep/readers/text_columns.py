@@ -1,4 +1,4 @@
-"""What is a text, and what is said of a column or a value that is none."""
+"""Check that columns and values are text, and word the errors if they are not."""
 
 import reprlib
 from collections.abc import Iterable
@@ -7,13 +7,13 @@ import pyarrow as pa
 
 from rotary_foundry.utils.errors import DataError
 
-SHOWN = 20  # columns, in an error
+SHOWN = 20  # the number of columns that an error lists
 
 
 def not_text(value: object) -> str | None:
-    """What is wrong with a value that should be a text, if anything.
+    """Return what is wrong with a value that should be text, or None.
 
-    A NUL is no text: it tells of binary content, or of blocks that a file system lost.
+    A NUL is not text: it comes from binary content, or from blocks that a file system lost.
     """
     if not isinstance(value, str):
         return f"holds {'null' if value is None else reprlib.repr(value)}, which is not text"
@@ -34,9 +34,10 @@ def no_column(column: str, there: Iterable[str]) -> str:
 
 
 def check_column(column: str, there: Iterable[str], where: str) -> None:
-    """
+    """Check that a column exists.
+
     Raises:
-        DataError: the column is not there.
+        DataError: the column does not exist.
     """
     there = list(there)
     if column not in there:
@@ -44,23 +45,24 @@ def check_column(column: str, there: Iterable[str], where: str) -> None:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow column of this type holds text."""
+    """Return whether an Arrow column of this type holds text."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def check_type(kind: pa.DataType, column: str, where: str) -> None:
-    """
+    """Check that a column holds text.
+
     Raises:
-        DataError: the column is not of text.
+        DataError: the column has another type.
     """
     if not is_text(kind):
-        raise DataError(f"{where}: column '{column}' is of {reprlib.repr(str(kind))}, and text is wanted")
+        raise DataError(f"{where}: column '{column}': expected text, got type {reprlib.repr(str(kind))}")
 
 
 def values(column: pa.Array) -> list[str | bytes | None]:
-    """The values of a column of text; as bytes those that are not UTF-8."""
+    """Return the values of a text column; values that are not UTF-8 stay bytes."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

@@ -1,6 +1,6 @@
-"""Packed files as files of bytes, that tell damage from a failing disk, and give all that comes before it.
+"""Read compressed files as byte streams. Damage and disk failures raise different errors, after all data before them.
 
-fsspec's reader of .zst stops without a word after the first of several frames, and at a cut, so it is not used.
+fsspec's reader of .zst is not used: it stops silently after the first of several frames, and at a truncation.
 """
 
 import gzip
@@ -12,14 +12,14 @@ import zstandard
 
 
 class Damaged(Exception):
-    """A packed file is cut off, or is not what was packed."""
+    """A compressed file is truncated or damaged."""
 
 
 class Unpacked(io.RawIOBase):
-    """Chunks of bytes as a file.
+    """A file-like object over chunks of bytes.
 
     Raises (when read):
-        Damaged: the chunks cannot be unpacked; all before has been given by then.
+        Damaged: a chunk cannot be decompressed; all data before it has been returned by then.
     """
 
     def __init__(self, chunks: Iterator[bytes]):
@@ -42,16 +42,16 @@ class Unpacked(io.RawIOBase):
 
 
 def gzip_content(stored: io.IOBase) -> Iterator[bytes]:
-    """What a gzip file holds, in pieces."""
+    """Yield the content of a gzip file in pieces."""
     file = gzip.GzipFile(fileobj=stored)
     while content := file.read1(1 << 17):
         yield content
 
 
 def zstandard_content(stored: io.IOBase) -> Iterator[bytes]:
-    """What a file of Zstandard frames holds, in pieces."""
-    frame = None  # what decompresses the present frame
-    while waiting := stored.read(1 << 14):  # little at a time, for it may grow a thousandfold
+    """Yield the content of a file of Zstandard frames in pieces."""
+    frame = None  # the decompressor of the current frame
+    while waiting := stored.read(1 << 14):  # small pieces, because one may expand a thousandfold
         while waiting:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
             if content := frame.decompress(waiting):

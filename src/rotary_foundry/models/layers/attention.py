@@ -1,10 +1,10 @@
-"""Attention within the documents of a flat sequence: one function, and behind it a module for each way to compute it.
+"""Attention within the documents of a flat sequence: one function, with one module for each backend.
 
-- `varlen` on CUDA in bf16 or fp16; `sdpa` on CPU, and for float32 anywhere; `flash`, the flash-attn package, where it
-  is asked for. All three take the flat sequence as it is and give the same numbers up to rounding.
-- The choice follows from what is asked for, the device and the dtype. It is made at every call: it costs nothing, and a
-  network that is moved to another device or dtype takes its attention along. Training asks the same function before it
-  builds a model, so an unsupported setting is refused at once. Only `auto` looks for what there is.
+- `auto` is `varlen` on CUDA in bf16 or fp16, and `sdpa` on CPU and for float32. `flash`, the flash-attn package, is
+  used only if it is configured. All three take the flat sequence and give the same numbers up to rounding.
+- The backend is chosen at every call from the setting, the device and the dtype. This costs nothing, and a network that
+  is moved to another device or dtype uses the right backend. Training calls the same function before it builds a model,
+  so an unsupported setting is refused at once.
 - FlexAttention was removed. It needed a compiled kernel and block masks for what `varlen` computes without either, and
   copied the sequence in and out: an estimated 10 to 15 % behind FlashAttention 2, never measured on a GPU.
 
@@ -40,20 +40,20 @@ def attention(
     Under `torch.use_deterministic_algorithms` the backward pass of every backend is deterministic.
 
     Args:
-        q: [tokens, heads, head_dim], turned by their positions.
-        k, v: [tokens, kv_heads, head_dim], k turned as well. kv_heads divides heads; query head h reads key head
+        q: [tokens, heads, head_dim], rotated by their positions.
+        k, v: [tokens, kv_heads, head_dim], k rotated as well. kv_heads divides heads; query head h reads key head
             h // (heads // kv_heads).
-        documents: where the documents lie; has `cu_seqlens` and `max_seqlen`, and keeps what a backend derives of them.
-        window: None to see the whole document, else only the tokens at most window // 2 away.
+        documents: the bounds of the documents, `cu_seqlens` and `max_seqlen`; caches what a backend derives from them.
+        window: None for attention to the whole document, else only to the tokens at most window // 2 away.
         implementation: auto, varlen, flash or sdpa.
-        causal: hide the tokens after the query. A window keeps its half before it: a
-            Mistral-like window of the last n tokens is `window=2 * (n - 1)`.
+        causal: hide the tokens after the query. A window then has only the half before the query: a Mistral-like window
+            of the last n tokens is `window=2 * (n - 1)`.
 
     Returns:
         [tokens, heads, head_dim]
 
     Raises:
-        ConfigurationError: the implementation cannot compute here or in this dtype, or kv_heads does not divide heads.
+        ConfigurationError: the implementation does not support this device or dtype, or kv_heads does not divide heads.
     """
     if q.shape[1] % k.shape[1]:
         raise ConfigurationError(f"attention: {k.shape[1]} key/value heads do not divide {q.shape[1]} query heads")
@@ -64,16 +64,16 @@ def attention(
 
 
 def window_size(window: int | None, causal: bool) -> tuple[int, int]:
-    """Tokens that a query sees before and after itself; -1: all of them."""
+    """Return how many tokens a query sees before and after itself; -1: all."""
     reach = -1 if window is None else window // 2
     return reach, 0 if causal else reach
 
 
 def choose(implementation: str, device_type: str, dtype: torch.dtype) -> str:
-    """The backend for an `attn_implementation`, on a type of device.
+    """Choose the backend for an `attn_implementation` on a type of device.
 
     Raises:
-        ConfigurationError: there is none, and what would be right.
+        ConfigurationError: the setting is unknown or not supported here; says what would be right.
     """
     if implementation == "auto":
         return "varlen" if device_type == "cuda" and dtype in HALF else "sdpa"
@@ -82,9 +82,9 @@ def choose(implementation: str, device_type: str, dtype: torch.dtype) -> str:
         raise ConfigurationError(f"attn_implementation: '{implementation}' is not known; {known}")
     asked = f"'model.attn_implementation: {implementation}'"
     if implementation != "sdpa" and device_type != "cuda":
-        raise ConfigurationError(f"{asked} needs a CUDA GPU, and this is {device_type}; there, give 'sdpa' or 'auto'")
+        raise ConfigurationError(f"{asked} needs a CUDA GPU, got {device_type}; set 'sdpa' or 'auto'")
     if implementation != "sdpa" and dtype not in HALF:
-        raise ConfigurationError(f"{asked} computes in bf16 only: give 'precision: amp_bf16', or 'sdpa', or 'auto'")
+        raise ConfigurationError(f"{asked} computes in bf16 only; set 'precision: amp_bf16', or 'sdpa', or 'auto'")
     if implementation == "flash" and not flash_attn_is_installed():
         raise ConfigurationError(
             f"{asked} needs flash-attn: {install_command('gpu', '--no-build-isolation')}; 'varlen' does without"
@@ -93,5 +93,5 @@ def choose(implementation: str, device_type: str, dtype: torch.dtype) -> str:
 
 
 def check_implementation(implementation: str, device_type: str, precision: str) -> str:
-    """The backend of training on a type of device, in fp32 or amp_bf16; raises what `attention` would raise there."""
+    """Return the backend for training on a type of device, in fp32 or amp_bf16; raises as `attention` would."""
     return choose(implementation, device_type, torch.bfloat16 if precision == "amp_bf16" else torch.float32)

@@ -1,7 +1,8 @@
-"""Attention by torch's SDPA: the backend for CPU, and the last resort elsewhere.
+"""Attention by torch's SDPA: the backend for CPU, and for float32 on any device.
 
-SDPA attends within rectangles, queries × keys, of one size. So the flat sequence is cut into tiles, each a number of
-equal rectangles at equal distances, and every tile is one call on plain views: nothing is gathered.
+SDPA attends within rectangles, queries × keys, of one size. So the flat sequence is cut into tiles. A tile is a number
+of equal rectangles at equal distances, and one SDPA call on views, without a copy.
+
 - Global layers: a tile is a run of neighbouring documents of one length, so mostly a document. No padding, no mask;
   causal attention is the kernel's own, which skips the keys after a query. Padding documents to shared lengths would
   save calls, but documents of 60 tokens train no slower than those of 200.

@@ -1,9 +1,9 @@
-"""The vocabulary's product and its cross entropy as one, a chunk of tokens at a time.
+"""The product with the vocabulary and its cross entropy in one function, one chunk of tokens at a time.
 
-Over 50,368 words the logits of a microbatch and the copies that softmax makes of them would be the largest tensors of a
-step, several times the activations of a layer. Here the logits of one chunk live at a time, and since a loss needs no
-more than a factor to be differentiated, the gradients are made while they do, as Liger-Kernel does it. Chunks of the
-vocabulary instead of the tokens would hold even less, but take every logit twice: once for the normaliser.
+With 50,368 words, the logits of a microbatch and the copies that softmax makes would be the largest tensors of a step,
+several times the activations of a layer. Here only the logits of one chunk are in memory. Their gradients are computed
+in the same pass and later only scaled, as in Liger-Kernel. Chunks of the vocabulary instead of tokens would need even
+less memory, but would compute every logit twice: once more for the normaliser.
 """
 
 from typing import NamedTuple

@@ -1,9 +1,9 @@
-"""Documents packed one after another on a flat sequence of tokens, and what follows from their lengths.
+"""Documents packed one after another in a flat sequence of tokens, and values derived from their lengths.
 
-Positions, rotary tables and attention masks depend on nothing but the lengths, and every layer wants them. So one
-`Documents` is made per forward and passed down; what a layer or an attention backend works out of it is kept on it by
-`once`, and goes when it goes. A cache keyed by the lengths lost: it would bring them from the device to the host for
-every layer, and keep masks of batches long gone.
+Positions, rotary tables and attention masks depend only on the lengths, and every layer needs them. So one `Documents`
+object is made per forward pass and passed to all layers. `once` caches on it what a layer or an attention backend
+derives, and the cache is freed with the object. A cache keyed by the lengths was rejected: it would copy them from the
+device to the host for every layer, and keep masks of old batches.
 """
 
 from collections.abc import Callable, Hashable
@@ -28,7 +28,7 @@ class Documents:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Tokens of each document, on the host: synchronises with a GPU."""
+        """The tokens of each document, on the host; synchronises with a GPU."""
         return self.cu_seqlens.diff().tolist()
 
     @cached_property
@@ -43,7 +43,7 @@ class Documents:
         return torch.arange(self.tokens, device=self.cu_seqlens.device) - self.cu_seqlens[self.index]
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made on the first call for `key` and kept."""
+        """Return the result of `make`, which is called only the first time for each `key`."""
         if key not in self._derived:
             self._derived[key] = make()
         return self._derived[key]
@@ -51,10 +51,10 @@ class Documents:
 
 @torch.compiler.disable  # it branches on values, and is for the host
 def check_documents(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None, vocab_size: int) -> None:
-    """Whether a forward's arguments fit each other: a handful of comparisons a token, nothing beside a layer.
+    """Check that the arguments of a forward pass fit each other; this costs little compared with a layer.
 
-    On a GPU shapes and dtypes only. For more the host would have to wait for the GPU, at every forward; what training
-    puts there was checked when it was collated.
+    On a GPU it checks only shapes and dtypes. Checking values would make the host wait for the GPU at every forward
+    pass; training checks them when it collates a batch.
 
     Raises:
         DataError: naming the argument, the first value that is wrong and its place.
@@ -67,24 +67,24 @@ def check_documents(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | Non
         return
     bounds = cu_seqlens.tolist()
     if not bounds or bounds[0] != 0:
-        raise DataError(f"cu_seqlens: begins with {bounds[0] if bounds else 'nothing'}; the first document begins at 0")
+        raise DataError(f"cu_seqlens: expected to begin with 0, got {bounds[0] if bounds else 'nothing'}")
     longest = 0
     for place, (start, end) in enumerate(pairwise(bounds), 1):
         if end < start:
-            raise DataError(f"cu_seqlens: falls from {start} to {end} at {place}; no document ends before it begins")
+            raise DataError(f"cu_seqlens: expected increasing values, but it falls from {start} to {end} at {place}")
         longest = max(longest, end - start)
     if bounds[-1] != len(input_ids):
-        raise DataError(f"cu_seqlens: ends with {bounds[-1]}, and there are {len(input_ids)} input_ids")
+        raise DataError(f"cu_seqlens: expected to end with {len(input_ids)}, the number of input_ids, got {bounds[-1]}")
     if max_seqlen is not None and max_seqlen < longest:
         raise DataError(f"max_seqlen: {max_seqlen} is less than the {longest} tokens of the longest document")
 
 
 @torch.compiler.disable
 def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> None:
-    """Whether labels fit the tokens and the vocabulary; values are looked at on the CPU only. Raises DataError."""
+    """Check that labels fit the tokens and the vocabulary; values are checked only on the CPU. Raises DataError."""
     _check_flat("labels", labels, torch.int64)
     if labels.shape != input_ids.shape:
-        raise DataError(f"labels: of shape {list(labels.shape)}, but input_ids of {list(input_ids.shape)}")
+        raise DataError(f"labels: expected the shape of input_ids, {list(input_ids.shape)}, got {list(labels.shape)}")
     if labels.device.type == "cpu":
         wrong = ((labels < 0) | (labels >= vocab_size)) & (labels != IGNORE_INDEX)
         _check_ids("labels", labels, wrong, vocab_size)
@@ -92,9 +92,11 @@ def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> None:
 
 def _check_flat(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
     if tensor.dim() != 1:
-        raise DataError(f"{name}: of shape {list(tensor.shape)}; documents stand one after another, in one dimension")
+        raise DataError(
+            f"{name}: expected one dimension, with the documents one after another, got shape {list(tensor.shape)}"
+        )
     if tensor.dtype != dtype:
-        raise DataError(f"{name}: {tensor.dtype}; it has to be {dtype}, as by .to({dtype})")
+        raise DataError(f"{name}: expected {dtype}, got {tensor.dtype}; convert it with .to({dtype})")
 
 
 def _check_ids(name: str, ids: Tensor, wrong: Tensor, vocab_size: int) -> None:

@@ -1,11 +1,11 @@
-"""Rotary positions, in transformers' rotate-half convention: dimension i turns together with i + head_dim / 2.
+"""Rotary positions in transformers' rotate-half convention: dimension i is rotated together with i + head_dim / 2.
 
 - Tables are computed in float32 and then cast to the dtype of the queries, as transformers does: bfloat16 angles would
   be useless at 8,192 positions, bfloat16 cosines cost no more than their own rounding.
-- They are kept per (length, theta, dtype, device), the length rounded up to a power of two, so that the many lengths
-  of packed batches share a few tables.
-- `rotate` has a backward of its own, the same turn the other way. It keeps neither its input nor any product, and in
-  bfloat16 on CPU takes half the time of four products of halves.
+- They are cached by (length, theta, dtype, device), with the length rounded up to a power of two, so that the many
+  lengths of packed batches share a few tables.
+- `rotate` has its own backward, the inverse rotation. It stores neither its input nor any product, and in bfloat16 on
+  CPU it takes half the time of four products of halves.
 """
 
 from functools import lru_cache
@@ -19,14 +19,14 @@ RotaryTables = tuple[Tensor, Tensor]
 
 
 def rotary_tables(documents: Documents, head_dim: int, theta: float, dtype: torch.dtype) -> RotaryTables:
-    """What `rotate` needs for every token of a packed sequence: cosines and signed sines, [tokens, 1, head_dim]."""
+    """Return cosines and signed sines for every token of a packed sequence, for `rotate`: [tokens, 1, head_dim]."""
     length = 1 << (documents.max_seqlen - 1).bit_length()
     cos, sin = _tables(length, head_dim, theta, dtype, documents.cu_seqlens.device)
     return cos[documents.positions].unsqueeze(1), sin[documents.positions].unsqueeze(1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn queries or keys by their positions. x: [tokens, heads, head_dim] → the same."""
+    """Rotate queries or keys by their positions. x: [tokens, heads, head_dim] → the same shape."""
     return _Rotate.apply(x, cos, sin)
 
 

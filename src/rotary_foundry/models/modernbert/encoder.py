@@ -1,13 +1,13 @@
 """ModernBERT's encoder (arXiv 2412.13663, section 2.1) on unpadded tokens.
 
-- One flat sequence of tokens from end to end: documents stand one after another, `cu_seqlens` says where, and the rows
-  of a batch are documents like any other. No padding is ever embedded.
-- Modules and parameters bear the names that transformers' ModernBertModel gives them, so a checkpoint of ours, an
-  export and a download hold the same state dict.
-- Thetas and dropout are knobs: the plan sets them, and the next forward pass uses them. None is a buffer, since a
+- All layers work on one flat sequence of tokens. It holds the documents of all rows of a batch one after another, and
+  `cu_seqlens` holds their bounds. Padding is never embedded.
+- Modules and parameters have the names of transformers' ModernBertModel, so our checkpoints, exports and downloads have
+  the same state dict.
+- Thetas and dropout are knobs: the plan sets them, and the next forward pass uses them. They are not buffers, because a
   buffer would be saved, and a resumed run would have two sources for the same value.
-- A layer's parameters are used in its own forward only, and what all layers share comes down to them, `Documents` and
-  rotary tables: so FSDP can shard the model layer by layer, and a compiled layer is not compiled anew for a theta.
+- A layer's parameters are used only in its own forward, and shared values (`Documents` and rotary tables) are passed to
+  it as arguments. So FSDP can shard the model layer by layer, and a new theta does not recompile a compiled layer.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class Encoder(nn.Module):
         attn_implementation: auto, or one of the backends in layers/attention.py.
 
     Raises:
-        ConfigurationError: there is no model of such a shape, or a knob has an impossible value.
+        ConfigurationError: the shape or the value of a knob is invalid.
     """
 
     def __init__(self, shape: Shape, knobs: Mapping[str, float], attn_implementation: str = "auto"):
@@ -50,10 +50,10 @@ class Encoder(nn.Module):
             self.set_knob(name, knobs[name])
 
     def set_knob(self, name: str, value: float) -> None:
-        """Set a knob; it holds from the next forward pass on.
+        """Set a knob; the next forward pass uses it.
 
         Raises:
-            ConfigurationError: the value is impossible.
+            ConfigurationError: the value is invalid.
         """
         if complaint := KNOBS[name].complaint(value):
             raise ConfigurationError(f"{name}: {complaint}")
@@ -63,18 +63,18 @@ class Encoder(nn.Module):
                 layer.attn.out_drop.p = value
 
     def forward(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None) -> Tensor:
-        """Encode documents that stand one after another.
+        """Encode documents in one flat sequence.
 
         Args:
             input_ids: [tokens] int64.
-            cu_seqlens: [documents + 1] int32, the first token of each document, and last the number of tokens.
-            max_seqlen: tokens of the longest document, or more. Computed if not given, which waits for a GPU.
+            cu_seqlens: [documents + 1] int32, the index of each document's first token, and last the number of tokens.
+            max_seqlen: at least the tokens of the longest document. Computed if not given, which waits for a GPU.
 
         Returns:
             hidden states [tokens, hidden]
 
         Raises:
-            DataError: the three do not fit each other, or the vocabulary; values are looked at on the CPU only.
+            DataError: the arguments do not fit each other or the vocabulary; values are checked only on the CPU.
         """
         check_documents(input_ids, cu_seqlens, max_seqlen, self.embeddings.tok_embeddings.num_embeddings)
         if max_seqlen is None:

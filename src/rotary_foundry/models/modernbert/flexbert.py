@@ -1,14 +1,14 @@
-"""Checkpoints of the ModernBERT authors' training code: a `.pt` file of Composer's, of a model called FlexBERT.
+"""Read checkpoints of the ModernBERT authors' training code: `.pt` files of Composer with a model called FlexBERT.
 
-- The weights are at `state.model`, under names with a prefix of Composer's and one of BERT's; each has its counterpart.
-- The shape is more than the weights tell: how many heads there are, which layers are local and the thetas leave no
-  trace in them. Composer saves the model's configuration with it, and the training YAML has it, too; the YAML, if one
-  is given, is what counts. Without either nothing is assumed.
-- `local_attn_rotary_emb_base: -1` is "as the other layers". Their converter wrote it to config.json as it is, and
-  transformers takes it for a theta: all NaN (AnswerDotAI/ModernBERT, issues 209, 215 and 234).
-- FlexBERT is a kit of parts, of which ModernBERT is one choice. What a file says, or leaves to its default, is held
-  against that choice, part by part. `padding` and the kernels change no number.
-- Whatever else is in the file (optimizer, generators, datasets) is left where it is: tensors are mapped, not loaded.
+- The weights are at `state.model`, with prefixes of Composer and BERT in their names. Each has a counterpart in ours.
+- The weights do not determine the shape: the number of heads, the local layers and the thetas are not visible in them.
+  Composer saves the model's configuration in the file, and the training YAML has it, too. If the YAML is given, it is
+  used. Without either, the file is refused.
+- `local_attn_rotary_emb_base: -1` means "as the other layers". The authors' converter copied it to config.json, where
+  transformers takes it as a theta and computes NaN (AnswerDotAI/ModernBERT, issues 209, 215 and 234).
+- FlexBERT has many options, and ModernBERT is one choice of them. Each setting of a file, or its default, is compared
+  with that choice. `padding` and the kernels change no number.
+- Everything else in the file (optimizer, generators, datasets) is not read: tensors are memory-mapped, not loaded.
 """
 
 import json

@@ -1,12 +1,13 @@
-"""A transformers ModernBERT: its config.json in our terms and back, and its classifiers.
+"""Convert transformers' config.json of a ModernBERT from and to our shape and knobs, and make its classifiers.
 
-Reading takes the JSON as it is, because a recipe takes its model's shape from one before torch is imported, and so
-without transformers. Tensors bear transformers' names already.
+The config is read as plain JSON, because a recipe may take its model's shape from one before torch is imported, and so
+without transformers. Tensors already have transformers' names.
 
-What our encoder has no part for (a bias, another activation) is refused by name, and so is what is not written: that
-transformers would put the published base model's number there helps nobody whose file has lost one. Dropout rates are
-passed over: they are the recipe's. transformers 5 writes `rope_parameters` and `layer_types` where 4 has two thetas and
-a number. Both are read, and a file in which they differ is refused, as the two versions would load different models.
+A setting that our encoder does not support (a bias, another activation) is refused by name. A missing setting is
+refused too: transformers would fill in the number of the published base model, which is wrong for a file that has lost
+one. Dropout rates are ignored, because the recipe sets them. transformers 5 writes `rope_parameters` and `layer_types`,
+where version 4 writes two thetas and a number. Both are read. A file in which they differ is refused, because the two
+versions would load different models.
 """
 
 from collections.abc import Mapping
@@ -65,7 +66,7 @@ def from_huggingface(path: Path) -> tuple[Shape, dict[str, float]]:
     """Return the shape of the model in a directory, and the thetas of its layers.
 
     Raises:
-        DataError: naming the first setting that our encoder has no part for, or that no model can have.
+        DataError: a setting is invalid, or our encoder does not support it; names the first.
     """
     written = read_config(path)
     if written.get("rope_scaling") is not None:
@@ -73,14 +74,16 @@ def from_huggingface(path: Path) -> tuple[Shape, dict[str, float]]:
     written = written | _from_version_5(path, written)
     for key, ours in OURS.items():
         if written.get(key, ours) != ours:  # what is not written is theirs by default, and theirs are ours
-            raise DataError(f"{path / CONFIG}: {key} is {written[key]!r}, our encoder has {ours!r} only")
+            raise DataError(
+                f"{path / CONFIG}: {key}: expected {ours!r}, as our encoder has no other, got {written[key]!r}"
+            )
     if written.get("classifier_pooling", "mean") not in ("cls", "mean"):
         raise DataError(
             f"{path / CONFIG}: classifier_pooling is {written['classifier_pooling']!r}, neither cls nor mean"
         )
     for key in NEEDED:
         if key not in written:
-            raise DataError(f"{path / CONFIG}: {key} is not given; transformers writes it")
+            raise DataError(f"{path / CONFIG}: {key} is missing; transformers writes it")
     theta, local_theta = written["global_rope_theta"], written["local_rope_theta"]
     if local_theta == -1:
         raise DataError(

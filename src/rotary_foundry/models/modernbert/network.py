@@ -1,9 +1,10 @@
-"""The network that is trained: the encoder, and the head that names the token behind a mask.
+"""The network that is trained: the encoder, and the head that predicts masked tokens.
 
-- The decoder is tied to the embedding and holds its own bias only, so that no state dict has a tensor twice. Parameter
-  names are those that transformers' ModernBertForMaskedLM saves, exactly.
-- With labels, the loss is computed in here, at the labelled positions only, holding the logits of a chunk of them at a
-  time (layers/cross_entropy.py). It has to be within `forward`: only there FSDP has the tied embedding whole.
+- The decoder is tied to the embedding and has only its own bias, so that no state dict has a tensor twice. Parameter
+  names are exactly those that transformers' ModernBertForMaskedLM saves.
+- With labels, `forward` computes the loss, only at the labelled positions, with the logits of one chunk of them in
+  memory at a time (layers/cross_entropy.py). The loss must be computed inside `forward`, because only there does FSDP
+  hold the whole tied embedding.
 """
 
 from collections.abc import Iterable, Mapping

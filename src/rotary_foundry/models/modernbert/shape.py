@@ -1,9 +1,9 @@
 """ModernBERT's shape (arXiv 2412.13663, section 2.1): sizes, parameters and operations, in plain Python.
 
-Operations are the model's own, as MFU counts them (PaLM, arXiv 2204.02311, appendix B): a multiplication and an
-addition are two. The matrix products of the layers count at every token, those of the head, whose decoder is by far the
-largest, at predicted tokens only. Attention counts the pairs of tokens that see each other, local layers within their
-window. Norms, activations, rotary positions and the softmax are left out.
+Operations are counted as for MFU (PaLM, arXiv 2204.02311, appendix B): a multiplication and an addition are two. Matrix
+products of the layers count at every token. Those of the head, whose decoder is by far the largest, count only at
+predicted tokens. Attention counts the pairs of tokens that see each other; in local layers, those inside the window.
+Norms, activations, rotary positions and the softmax are not counted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
