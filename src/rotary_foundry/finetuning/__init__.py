@@ -1,1 +1,1 @@
-"""Fine-tuning: a classifier on any encoder, searched over a grid and several seeds; and retrievers, dense and late."""
+"""Fine-tune a classifier on any encoder, searched over a grid and several seeds."""
