@@ -1,13 +1,11 @@
 """The suites there are, and what each of them has to give.
 
-A suite is a module with three names in it:
+A suite is a module with two names in it:
 
 - `Config`, a dataclass that builds on `SuiteConfig` or one of those below it: the keys of its YAML;
-- `run(model: Path, config: Config) -> Result`: measures; it neither prints nor writes;
-- `draw(figure, results: Sequence[Result]) -> str`: its picture of one model or of several beside each other, on a
-  matplotlib Figure, and what is to be seen in it, in words.
+- `run(model: Path, config: Config) -> Result`: measures; it neither prints nor writes.
 
-It may have a fourth, `check(model: Path, config: Config)`, called for every model and suite before the first of them is
+It may have a third, `check(model: Path, config: Config)`, called for every model and suite before the first of them is
 measured: it raises `NeedsNetwork` if something has to be fetched and cannot be, and refuses what another file says.
 What is wrong with the values of its own keys its `Config` knows, and is asked here, before anything is loaded; no suite
 looks at them again. `yamls/eval/<suite>.yaml` is a suite with its defaults; any other YAML names its suite under the
@@ -120,11 +118,6 @@ def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Sui
             raise ConfigurationError(f"{path}: is for the suite {config.suite}, as another is: give one at a time")
         found.append(Suite(config.suite, config, module.run, getattr(module, "check", None)))
     return found
-
-
-def draw_of(name: str) -> Callable[..., str]:
-    """How a suite's results are drawn."""
-    return import_module(MODULES[name]).draw
 
 
 def _paths(given: str) -> list[Path]:
