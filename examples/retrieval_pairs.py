@@ -15,7 +15,7 @@ def read_arguments(description: str, **defaults: float) -> argparse.Namespace:
     Args:
         defaults: the default of every option but `data`, by name; each is converted to its default's type.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a directory that `rotary-foundry export` wrote, or any encoder's")
     parser.add_argument("out", help="where the trained model goes")
     parser.add_argument("--data", help="JSONL with query, positive and, if you have them, negatives; else code search")

@@ -32,6 +32,7 @@ class StepTime(Monitor):
 
     def __init__(self):
         self.on_gpu = torch.cuda.is_available()
+        self.began = self.data_seconds = 0.0
         self.marks: list[Any] = []  # a layer's begin, its end, the next one's begin, …
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -47,6 +48,8 @@ class StepTime(Monitor):
         self.data_seconds = time.perf_counter() - self.began
 
     def local(self, state: State) -> Numbers:
+        if self.on_gpu:
+            self.marks[-1].synchronize()
         layers = zip(self.marks[::2], self.marks[1::2], strict=True)
         forward = sum(begin.elapsed_time(end) / 1000 if self.on_gpu else end - begin for begin, end in layers)
         step = time.perf_counter() - self.began

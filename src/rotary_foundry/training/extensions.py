@@ -91,8 +91,8 @@ def _class_of(key: str, name: str) -> type:
 def _composers_class(key: str, name: str) -> type:
     """Find Composer's class by its name in a recipe: `lr_monitor` is LRMonitor, `file` is FileLogger."""
     module, _ = COMPOSERS[key]
-    wanted = name.replace("_", "")
-    return next(found for known, found in vars(module).items() if known.lower() in (wanted, f"{wanted}logger"))
+    names = name.replace("_", ""), f"{name.replace('_', '')}logger"
+    return next(found for known, found in vars(module).items() if inspect.isclass(found) and known.lower() in names)
 
 
 def _check_arguments(key: str, name: str, arguments: dict[str, Any]) -> None:
