@@ -19,7 +19,7 @@ from recipe_cost import NANO, Spent
 from rotary_foundry.callbacks.monitor import Monitor
 from rotary_foundry.callbacks.optimizer_monitor import OptimizerMonitor
 from rotary_foundry.callbacks.run_records import RunRecords
-from rotary_foundry.callbacks.step_time import PhaseClock, StepTime
+from rotary_foundry.callbacks.step_time import StepTime
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.loggers.stage_progress import StageProgress
 from rotary_foundry.optim.stable_adamw import StableAdamW
@@ -39,8 +39,7 @@ def of_a_nano_run() -> tuple[float, float, int]:
     updates: list[Update] = []  # the first without monitors, the second with them, and so on
     stepped, code = Spent(), Spent()
     stepped.on(StableAdamW, "_advance")
-    for name in ("start", "enter", "leave"):
-        code.on(PhaseClock, name)
+    code.on(StepTime, "_mark")
     for kind in Monitor.__subclasses__():
         for name in ("local", "measured"):
             if name in vars(kind):

@@ -1,6 +1,5 @@
 """A tiny encoder, pairs that it can learn by heart, and a watch over the network, for tests of retrieval."""
 
-import json
 import socket
 from pathlib import Path
 
@@ -54,11 +53,3 @@ def save_encoder(path: Path, **size: int) -> None:
         **{"pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
     )
     ModernBertForMaskedLM(config).save_pretrained(path)
-
-
-def write_pairs(path: Path, **more: list[str]) -> str:
-    """JSONL of the queries and documents above, and of more columns."""
-    columns = {"query": QUERIES, "positive": DOCUMENTS, **more}
-    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)

@@ -40,7 +40,6 @@ class Panel:
 
 SMOOTHED = (("smoothing_factor", 0.9), ("smoothing_show_original", True))
 STACKED = (("plot_type", "stacked-area"),)
-PARTS = ("time/data", "time/forward", "time/backward", "time/optimizer", "time/communication")
 
 SECTIONS = {
     "Loss": (
@@ -67,7 +66,7 @@ SECTIONS = {
     "Throughput": (
         Panel("tokens a second", ("throughput/tokens_per_sec",)),
         Panel("MFU", ("throughput/device/mfu",), unit="share of the bf16 peak"),
-        Panel("where an update's time goes", PARTS, unit="seconds", options=STACKED),
+        Panel("an update, and its wait for data", ("time/step", "time/data"), unit="seconds"),
         Panel("slowest rank", ("throughput/slowest_rank",)),
         Panel("its lag", ("throughput/slowest_lag",), unit="share of the median"),
         Panel("memory", ("memory/peak_gb",), unit="GB"),

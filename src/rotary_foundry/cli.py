@@ -221,15 +221,7 @@ def finetune(
     config: Annotated[Path, typer.Argument(help="Such as yamls/finetune/glue.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in model=runs/nano/export.")] = None,
 ) -> None:
-    """Fine-tune a model on labelled texts, over a grid and several seeds; the same command resumes a search.
-
-    A YAML with `task: dense_retrieval` or `task: multi_vector` trains one retriever.
-    """
-    from rotary_foundry.finetuning.retrieval import finetune_retrieval, is_retrieval
-
-    if is_retrieval(config):
-        finetune_retrieval(config, overrides or ())
-        return
+    """Fine-tune a model on labelled texts, over a grid and several seeds; the same command goes on where it ended."""
     from rotary_foundry.finetuning.leaderboard import print_results
     from rotary_foundry.finetuning.search import finetune
 
@@ -264,22 +256,11 @@ DataFolder = Annotated[Path, typer.Argument(help="A folder that `python data_pre
 
 
 @data.command()
-def stats(
-    directory: DataFolder,
-    picture: Annotated[
-        Path | None, typer.Option(help="Also draw the statistics to this file, such as corpus.png.")
-    ] = None,
-) -> None:
-    """Print the size of each source, and the lengths of the documents."""
+def stats(directory: DataFolder) -> None:
+    """Print how much there is of each source, and how long the documents are."""
     from rotary_foundry.data_prep.inspection.stats import gather, print_stats
 
-    gathered = gather(directory)
-    print_stats(gathered)
-    if picture is not None:
-        from rotary_foundry.data_prep.inspection.corpus_picture import draw
-
-        draw(gathered, picture)
-        print(f"drawn to {picture}")
+    print_stats(gather(directory))
 
 
 @data.command()
@@ -332,17 +313,6 @@ def trace(
     from rotary_foundry.data_prep.inspection.trace import print_trace, trace
 
     print_trace(trace(run, update, before_rollback), as_json)
-
-
-@data.command()
-def fertility(
-    directory: Annotated[Path, typer.Argument(help="A folder that `python data_prep` wrote.")],
-    against: Annotated[Path, typer.Option(help="The folder of a second tokenizer; its tokenizer.json is enough.")],
-) -> None:
-    """Print tokens per word and per byte of the held-out text, for the corpus' tokenizer and a second one."""
-    from rotary_foundry.data_prep.inspection.fertility import print_fertility
-
-    print_fertility(directory, against)
 
 
 def main() -> None:

@@ -9,10 +9,6 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from tests.retrieval import no_network, tiny_encoder
-
-__all__ = ["no_network", "tiny_encoder"]  # fixtures, here too
-
 SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 WORDS = ["the", "film", "book", "dinner", "song", "was", "seemed", "very", "rather", "quite", "long", "new"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}

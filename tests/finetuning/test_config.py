@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from rotary_foundry.finetuning.finetune_config import SearchConfig, load_finetune_config
-from rotary_foundry.finetuning.retrieval import RetrievalConfig, check
 from rotary_foundry.finetuning.search import load_search
 from rotary_foundry.utils.errors import ConfigurationError
 
@@ -110,9 +109,8 @@ def test_a_wrong_value_is_refused_by_its_key(write_yaml, override, complaint):
 
 
 @pytest.mark.parametrize("warmup", ["0dur", "0.0dur", ".06dur", "0.5dur"])
-def test_a_warm_up_is_the_same_part_of_the_whole_to_classifiers_and_retrievers(write_yaml, tmp_path, warmup):
+def test_a_warm_up_is_a_part_of_the_whole(write_yaml, warmup):
     assert load_finetune_config(write_yaml(), [f"t_warmup={warmup}"]).t_warmup == warmup
-    check(RetrievalConfig("dense_retrieval", "m", str(tmp_path / "out"), "1ep", 16, 1e-4, warmup))
 
 
 def test_a_run_folder_is_refused_with_the_command_that_exports_it(write_yaml, tmp_path):

@@ -1,12 +1,14 @@
 """Our network and transformers' ModernBERT with the same random weights, and the same documents for both."""
 
 import itertools
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from rotary_foundry.models.family import Family, find_family
+from rotary_foundry.models.growing import tile_parameter
 from rotary_foundry.models.modernbert.network import ModernBert
 from rotary_foundry.models.modernbert.shape import Shape
 from rotary_foundry.objectives.objective import IGNORE_INDEX
@@ -60,6 +62,11 @@ def initialise(network: nn.Module, seed: int, family: Family = FAMILY) -> None:
     """Give every parameter of a network that is not sharded its first value."""
     for name, parameter in network.named_parameters():
         parameter.copy_(family.initial_value(name, network.shape, seed))
+
+
+def tile_all(state: Mapping[str, Tensor], source: Shape, target: Shape, family: Family = FAMILY) -> dict[str, Tensor]:
+    """Grow every parameter of a model."""
+    return {name: tile_parameter(name, state, family, source, target) for name in target.parameter_shapes()}
 
 
 def their_network(ours: ModernBert, attn_implementation: str = "sdpa") -> ModernBertForMaskedLM:

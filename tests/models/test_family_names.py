@@ -10,7 +10,6 @@ ALLOWED = {  # by file, what a line that names one says
     "models/growing.py": "as ModernBERT-large began from base (arXiv 2412.13663",
     "models/layers/attention_flash.py": "which is ModernBERT's own division of work",
     "recipe/schedules.py": "# arXiv 2405.18392, and ModernBERT",
-    "finetuning/retrieval.py": "The values in yamls/finetune/ are those of ModernBERT's own two scripts",
 }
 
 

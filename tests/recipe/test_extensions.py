@@ -27,11 +27,10 @@ NANO = "yamls/main/nano.yaml"
 def test_the_names_are_those_of_composers_classes(key, module, base):
     classes = {found for found in vars(module).values() if inspect.isclass(found) and issubclass(found, base)} - {base}
     kind = KINDS[key]
-    assert set(kind.classes.values()) == {found.__name__ for found in classes}
-    for name, class_name in kind.classes.items():
-        assert name.replace("_", "") == class_name.lower().removesuffix("logger")
-    assert kind.refused.keys() <= kind.classes.keys()
-    assert kind.base == base.__name__
+    assert {name.replace("_", "") for name in kind.names} == {
+        found.__name__.lower().removesuffix("logger") for found in classes
+    }
+    assert kind.refused.keys() <= set(kind.names)
 
 
 def test_names_and_dotted_paths_are_taken_and_null_leaves_one_out():

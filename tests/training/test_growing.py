@@ -13,13 +13,12 @@ from rotary_foundry.data.loaders import RunData
 from rotary_foundry.interop import open_weights
 from rotary_foundry.interop.checkpoint_weights import CheckpointWeights
 from rotary_foundry.interop.export import export_checkpoint
-from rotary_foundry.models.growing import tile_from
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.training.first_weights import check_init_from, first_weights
 from rotary_foundry.training.sharding import fill, shard
 from rotary_foundry.utils.errors import ConfigurationError
-from tests.models.peers import initialise
+from tests.models.peers import initialise, tile_all
 from tests.ranks import on_ranks
 
 from .conftest import TAMPERED_LAUNCH
@@ -40,7 +39,7 @@ def tiled(source: Path, recipe: Recipe) -> nn.Module:
     """The grown model, whole, by the definition."""
     family, shape, weights = open_weights(source)
     network = network_of(recipe)
-    network.load_state_dict(tile_from(dict(weights), family, shape, recipe.model.shape))
+    network.load_state_dict(tile_all(weights, shape, recipe.model.shape, family))
     return network.eval()
 
 

@@ -1,15 +1,13 @@
 """Private parts of torch. Tested with torch 2.11 to 2.15."""
 
-from collections.abc import Callable
 from datetime import timedelta
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 from torch.distributed import ProcessGroup, Store, distributed_c10d
 from torch.distributed.checkpoint import state_dict
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
-from torch.distributed.fsdp import FSDPModule
 
 # The kernels behind scaled_dot_product_attention on CPU, without autograd around them. Autograd around slices of a flat
 # sequence gives every slice a gradient as long as the whole sequence, and bfloat16 goes back faster in float32
@@ -38,8 +36,6 @@ foreach_sub_ = torch._foreach_sub_
 StorageInfo = _StorageInfo
 MemoryFormat = _MEM_FORMAT_ENCODING
 
-COLLECTIVES = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
-
 
 def set_timeout(timeout: timedelta, group: ProcessGroup) -> None:
     """Set how long a collective of a group may take; `init_device_mesh` takes no time-out for the groups it makes.
@@ -66,15 +62,3 @@ def forget_parameter_names() -> None:
     """
     if hasattr(state_dict._get_fqns, "cache_clear"):
         state_dict._get_fqns.cache_clear()
-
-
-def wrap_collectives(network: nn.Module, wrap: Callable[[Callable], Callable]) -> None:
-    """Replace what FSDP2 gathers parameters and reduces gradients by with `wrap` of it, in every unit of a network.
-
-    FSDP2 has no hooks around these four methods of each FSDPParamGroup, so they are replaced on the object. Until it
-    has hooks, or reports the time itself.
-    """
-    for module in network.modules():
-        if isinstance(module, FSDPModule) and (group := module._get_fsdp_state()._fsdp_param_group) is not None:
-            for name in COLLECTIVES:
-                setattr(group, name, wrap(getattr(group, name)))

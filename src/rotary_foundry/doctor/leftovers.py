@@ -4,10 +4,9 @@ Both are named by a number, under which a data set keeps all that its processes 
 machine restarts, and in a container that starts again in the same pod it stands in the way: process numbers, from which
 ours are made, are the same there, and Streaming refuses a cache that a segment says is in use.
 
-Which are stale is asked of the kernel, by a write lease: it is granted only where no process at all has the file open,
-also none of another container that shares /dev/shm and is in no process list of ours (`/proc/*/maps` would miss it). It
-takes the file's owner, or root; what belongs to others is left alone. A number of which any segment is in use is a live
-run's, with all its segments and lock files.
+A number is in use if any process has one of its segments mapped, by /proc/*/maps, and then all its segments and lock
+files are. Processes of another container are not seen there, so where containers share /dev/shm (`--ipc=host`), clean
+on the host. What belongs to other users is left alone.
 
 A lock file is removed under its lock. Whoever opened it before then finds that it has no name any more, and opens a new
 one: so says `filelock`, which Streaming uses. So no run is hurt even where machines share TMPDIR, and a run's segments
@@ -19,11 +18,9 @@ Streaming's own `clean_stale_shared_memory` was left out: it stops at the first 
 import fcntl
 import os
 import re
-import signal
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,10 +48,8 @@ def find_leftovers(shm: Path = SHM, temporary: Path | None = None) -> Leftovers:
     found = Leftovers()
     segments = _named(shm, SHM_TO_CLEAN, found)
     locks = _named(temporary or Path(tempfile.gettempdir()), (BARRIER_FILELOCK, CACHE_FILELOCK), found)
-    for path in segments:
-        with _unused(path) as unused:
-            if not unused:
-                found.live.add(_number(path))
+    mapped = _mapped(shm)
+    found.live = {_number(path) for path in segments if path in mapped}
     found.segments = [path for path in segments if _number(path) not in found.live]
     found.locks = [path for path in locks if _number(path) not in found.live]
     return found
@@ -75,7 +70,9 @@ def check_leftovers(clean: bool, shm: Path = SHM, temporary: Path | None = None)
     elif not clean:
         yield doubtful(SUBJECT, f"{stale} of killed runs{note}", "rotary-foundry doctor --clean")
     else:
-        freed = sum(_remove_segment(path) for path in found.segments)
+        freed = _sizes(found.segments)
+        for path in found.segments:
+            path.unlink(missing_ok=True)
         removed = sum(_remove_lock(path) for path in found.locks)
         yield good(SUBJECT, f"removed: {size(freed)} of segments and {removed} lock files of killed runs{note}")
 
@@ -106,34 +103,16 @@ def _sizes(paths: list[Path]) -> int:
     return sum(path.stat().st_size for path in paths if path.exists())
 
 
-@contextmanager
-def _unused(path: Path) -> Iterator[bool]:
-    """Whether no process has a file open or mapped, and keep it so for the while. False if that cannot be told."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        yield False
-        return
-    try:
-        fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)  # who wants the file meanwhile waits; SIGIO would end us
-        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        unused = True
-    except OSError:
-        unused = False
-    try:
-        yield unused
-    finally:
-        os.close(file)
-
-
-def _remove_segment(path: Path) -> int:
-    """Remove a segment that is still unused; the bytes that it took."""
-    with _unused(path) as unused:
-        if not unused:
-            return 0
-        freed = path.stat().st_size
-        path.unlink()
-        return freed
+def _mapped(folder: Path) -> set[Path]:
+    """The files of a folder that a process has mapped, as far as this user may know it."""
+    found = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            lines = maps.read_text(errors="replace").splitlines()
+        except OSError:  # it has ended, or is another user's
+            continue
+        found |= {folder / line.rpartition("/")[2] for line in lines if f" {folder}/" in line}
+    return found
 
 
 def _remove_lock(path: Path) -> bool:

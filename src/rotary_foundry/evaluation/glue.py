@@ -77,25 +77,6 @@ def run(model: Path, config: Config) -> Result:
     return Result("glue", "fine-tuned", {}, {}, data, rows, headlines, notes, {"results": found})
 
 
-def draw(figure, results: Sequence[Result]) -> str:
-    """Draw the first metric of each task, for one model or several."""
-    from rotary_foundry.evaluation.suite_pictures import points
-
-    names = list(dict.fromkeys(headline.name for result in results for headline in result.headlines))
-    found = [{headline.name: headline.measure for headline in result.headlines} for result in results]
-    models = [result.model["name"] for result in results]
-    axes = figure.subplots()
-    points(axes, names, [[of_model.get(name) for name in names] for of_model in found], models)
-    axes.set_title("Fine-tuned, with 95 % intervals over seeds", loc="left")
-    if len(models) > 1:
-        axes.legend(frameon=False, fontsize=9)
-    every = "; ".join(
-        f"{model}: {', '.join(f'{name} {measure}' for name, measure in of_model.items())}"
-        for model, of_model in zip(models, found, strict=True)
-    )
-    return f"Scores after fine-tuning. {every}."
-
-
 def _folder(model: Path, config: Config) -> Path:
     return results_folder(model, config.out) / config.suite
 

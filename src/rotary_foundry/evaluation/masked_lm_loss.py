@@ -145,30 +145,3 @@ def _row(label: str, of: Sequence[_Of], config: Config) -> Row:
         if any(denominator for _, denominator in sums.values()):
             measures[name] = bootstrap.ratio(sums, config.resamples, config.seed, WITHIN.get(name))
     return Row(labels, measures)
-
-
-def draw(figure, results: Sequence[Result]) -> str:
-    """Draw the loss by source and by length, for one model or several."""
-    from rotary_foundry.evaluation.suite_pictures import points
-
-    by_byte = len({result.model["tokenizer"] for result in results}) > 1
-    measure, unit = (BYTE, "nats a byte of masked text") if by_byte else (LOSS, "nats a masked token")
-    names = [result.model["name"] for result in results]
-    groups = list(dict.fromkeys(row.labels["documents of"] for result in results for row in result.rows))
-    found = [{row.labels["documents of"]: row.measures.get(measure) for row in result.rows} for result in results]
-    lengths = [group for group in groups if group.endswith(" tokens")]
-    sources = [group for group in groups if group not in lengths]
-    left, right = figure.subplots(1, 2, width_ratios=(len(sources) + 1, len(lengths) + 1), sharey=True)
-    for axes, of, title in ((left, sources, "by source"), (right, lengths, "by length of the document (tokens)")):
-        points(
-            axes,
-            [group.removesuffix(" tokens").replace(" – ", "–") for group in of],
-            [[one.get(g) for g in of] for one in found],
-            names,
-        )
-        axes.set_title(f"Masked-LM loss {title}", loc="left")
-    left.set_ylabel(unit)
-    if len(names) > 1:
-        right.legend(frameon=False, fontsize=9)
-    every = "; ".join(f"{name} {one['all']}" for name, one in zip(names, found, strict=True))
-    return f"Masked-LM loss in {unit}, by source and by length of document. All: {every}."

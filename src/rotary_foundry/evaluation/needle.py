@@ -262,33 +262,3 @@ def _units(asked: Sequence[Asked], measure: str) -> dict[str, tuple[float, float
         more, by = one.sums(measure)
         units[one.document] = numerator + more, denominator + by
     return units
-
-
-def draw(figure, results: Sequence[Result]) -> str:
-    """Draw names found and loss saved, by distance and by depth, for one model or several."""
-    from rotary_foundry.evaluation.suite_pictures import points
-
-    names = [result.model["name"] for result in results]
-    found = [{row.labels["needles by"]: row.measures for row in result.rows} for result in results]
-    left, right = figure.subplots(2, 2, sharey="row", width_ratios=(3, 2)).T
-    for column, by in ((left, "distance"), (right, "depth")):
-        groups = list(dict.fromkeys(group for one in found for group in one if group.startswith(by)))
-        ticks = [group.removeprefix(by).strip() for group in groups]
-        for axes, measure in zip(column, (FOUND, SAVED), strict=True):
-            points(axes, ticks, [[one[g][measure] if g in one else None for g in groups] for one in found], names)
-        if len(results) == 1:
-            values = [found[0][group][REPLACED].value for group in groups]
-            column[0].plot(range(len(groups)), values, "_", color="#555555", markersize=14, label="far place replaced")
-        column[0].set_title(
-            f"Names found, by {by}" + (" (tokens)" if by == "distance" else " of the far place"), loc="left"
-        )
-        column[1].set_title(f"Loss that the far place saves, by {by}", loc="left")
-        column[1].axhline(0, color="#888888", linewidth=0.8)
-    left[0].set(ylabel="share of names", ylim=(-0.04, 1.04))
-    left[1].set_ylabel("nats a token")
-    left[0].legend(frameon=False, fontsize=9)
-    told = "; ".join(
-        f"{name}: {one['all'][FOUND]} found, {one['all'][REPLACED]} if the far place is replaced"
-        for name, one in zip(names, found, strict=True)
-    )
-    return f"Masked names that stand once elsewhere, found by distance and depth. {told}."

@@ -8,6 +8,7 @@ determines the score.
 """
 
 import json
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +21,20 @@ from mteb.models.sentence_transformer_wrapper import MultiVectorSearchEncoderWra
 from mteb.similarity_functions import max_sim
 from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
+from transformers.utils import logging as transformers_logging
 
-from rotary_foundry.finetuning.retrieval import (
-    MARKS,
-    SHORTEST_MARKED,
-    check_installed,
-    check_length,
-    load_retriever,
-    longest_text,
-)
-from rotary_foundry.utils.errors import DataError
+from rotary_foundry.data.same_tokenizer import check_ids
+from rotary_foundry.interop.positions import most_tokens
+from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.wording import one_line
 
 if TYPE_CHECKING:
     from pylate.models import ColBERT
     from torch import Tensor
     from torch.utils.data import DataLoader
+
+
+MARKS = 1  # tokens that PyLate puts into a text, to mark it as a query or a document
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def open_retriever(path: Path, max_seq_length: int | None) -> Retriever:
     plain = not (path / "modules.json").is_file()
     model = _single_vector(path)
     if max_seq_length is not None:
-        check_length("max_seq_length", max_seq_length, SHORTEST_MARKED, model)
-    model.max_seq_length = max_seq_length or longest_text(model)
+        _check_length(max_seq_length, model)
+    model.max_seq_length = max_seq_length or _longest_text(model)
     kind = "one vector a text" + (
         ", the mean of its tokens: a plain encoder, not trained for retrieval" if plain else ""
     )
@@ -93,24 +93,59 @@ def is_multi_vector(path: Path) -> bool:
 
 def _single_vector(path: Path) -> SentenceTransformer:
     if (path / "config.json").is_file() or (path / "modules.json").is_file():
-        return load_retriever(str(path), SentenceTransformer)
+        return _load(path, SentenceTransformer)
     from rotary_foundry.interop.export import export_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         export_checkpoint(path, Path(folder, "export"))
-        return load_retriever(str(Path(folder, "export")), SentenceTransformer)
+        return _load(Path(folder, "export"), SentenceTransformer)
 
 
 def _multi_vector(path: Path, max_seq_length: int | None) -> Retriever:
-    check_installed("pylate")
     from pylate.models import ColBERT
 
-    model = load_retriever(str(path), ColBERT)
+    model = _load(path, ColBERT)
     if max_seq_length is not None:
-        check_length("max_seq_length", max_seq_length, SHORTEST_MARKED, model)
+        _check_length(max_seq_length, model)
         model.document_length = max_seq_length
     kind = "a vector a token, MaxSim over all documents"
     return Retriever(LateInteraction(model), model, kind, model.query_length, model.document_length, marks=MARKS)
+
+
+def _load(path: Path, kind: type[SentenceTransformer]) -> SentenceTransformer:
+    """A directory as a SentenceTransformer or ColBERT, without a look at the network.
+
+    Raises:
+        DataError: it cannot be loaded, or does not begin with a transformer, or its tokenizer is another model's.
+    """
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    try:
+        # With an absolute path, nothing is looked for on the hub, where `runs/dense` could be somebody's repository.
+        model = kind(str(path.resolve()), local_files_only=True)
+    except Exception as error:  # transformers, safetensors and tokenizers each raise their own
+        raise DataError(f"{path}: cannot be loaded as an encoder: {one_line(error)}") from error
+    model.model_card_data.local_files_only = True  # which ColBERT does not pass on
+    if not hasattr(model[0], "auto_model"):
+        raise DataError(f"{path}: begins with a {type(model[0]).__name__}, where a transformer is wanted")
+    check_ids(model.tokenizer, "the model", model[0].auto_model.get_input_embeddings().num_embeddings)
+    return model
+
+
+def _longest_text(model: SentenceTransformer) -> int | None:
+    """The most tokens of a text that a retriever takes, special ones included; None if there is no limit.
+
+    PyLate sets ColBERT's `max_seq_length` to suit the texts at hand, and saves that, so it is no limit.
+    """
+    saved = None if hasattr(model, "document_length") else model.max_seq_length
+    limits = (saved, most_tokens(model[0].auto_model.config))
+    return min((limit for limit in limits if limit is not None and limit > 0), default=None)  # XLNet's is -1
+
+
+def _check_length(length: int, model: SentenceTransformer) -> None:
+    most = _longest_text(model)
+    if most is not None and length > most:
+        raise ConfigurationError(f"max_seq_length: this model takes texts of {most} tokens at most, not {length}")
 
 
 class LateInteraction(MultiVectorSearchEncoderWrapper):

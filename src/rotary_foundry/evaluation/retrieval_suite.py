@@ -1,37 +1,42 @@
 """The suite `retrieval`: nDCG@10 by mteb, for models with one vector a text or one a token.
 
-The task `code_search` needs only Python. It searches for the function that belongs to the first paragraph of a
-docstring, in modules of the standard library that are not in the training pairs of
-`rotary-foundry finetune yamls/finetune/dense_retrieval.yaml`. Any other name is a benchmark or a task of mteb, such as
-BEIR, MLDR or CodeSearchNet; its data comes from the Hugging Face hub. The intervals are over queries: the bootstrap
-resamples queries independently and keeps the corpora fixed.
+`code_search` needs nothing but Python: from a docstring's first paragraph to its function, in modules of the standard
+library that no training pair of code_search.py comes from, which are what the scripts in examples/ train on. Any other
+name is a benchmark or a task of mteb, whose data comes from the Hugging Face hub: BEIR, MLDR, CodeSearchNet.
+The intervals are over queries, each of which is drawn by itself; corpora are as they are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rotary_foundry.data.rows import SHORTEST
 from rotary_foundry.evaluation import bootstrap
 from rotary_foundry.evaluation.results import Headline, Measure, Result, Row, digest
 from rotary_foundry.evaluation.suites import ResampledConfig
 from rotary_foundry.finetuning.finetune_config import LONG_DOCUMENTS
-from rotary_foundry.finetuning.pairs import count_too_long
-from rotary_foundry.finetuning.retrieval import SHORTEST_MARKED, check_installed
-from rotary_foundry.utils.errors import DataError, NeedsNetwork
+from rotary_foundry.utils.errors import ConfigurationError, DataError, NeedsNetwork
 from rotary_foundry.utils.hub import check_hub
+from rotary_foundry.utils.installing import install_command
 from rotary_foundry.utils.wording import one_line
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from rotary_foundry.evaluation.retrieval_models import Retriever
     from rotary_foundry.evaluation.retrieval_tasks import Part, Watched
 
 METRIC = "nDCG@10"
 WITHIN = 0.0, 1.0
 OFFLINE = "code_search"
+SHORTEST_MARKED = SHORTEST + 1  # PyLate marks a text as a query or a document with one more token
+CHUNK = 1000  # texts that are tokenised at a time
 
 
 @dataclass(kw_only=True)
@@ -58,13 +63,15 @@ def check(_: Path, config: Config) -> None:
     """Check that tasks of these names exist and that their data can be downloaded.
 
     Raises:
-        NeedsNetwork: a task's data has to be downloaded, and the hub cannot be reached.
-        ConfigurationError: no such task.
+        NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
+        ConfigurationError: no such task, or a package is missing.
     """
     online = [name for name in config.tasks if name != OFFLINE]
     if online:
-        check_hub(f"{', '.join(online)}: the data has to be downloaded ({OFFLINE} needs no network)")
-    check_installed("mteb", "sentence_transformers")
+        check_hub(f"{', '.join(online)}: the data has to be fetched ({OFFLINE} needs no network)")
+    for package in ("mteb", "sentence_transformers", "pylate"):
+        if find_spec(package) is None:
+            raise ConfigurationError(f"{package} is not installed; all that retrieval needs: {install_command('eval')}")
     if online:
         from rotary_foundry.evaluation.retrieval_tasks import find_tasks  # and mteb: seconds
 
@@ -114,29 +121,6 @@ def run(model: Path, config: Config) -> Result:
     return Result("retrieval", "retrieval", known, {}, data, rows, headlines, notes, asked=asked)
 
 
-def draw(figure, results: Sequence[Result]) -> str:
-    """Draw nDCG@10 by task, for one model or several."""
-    from rotary_foundry.evaluation.suite_pictures import points
-
-    tasks = list(dict.fromkeys(row.labels["task"] for result in results for row in result.rows))
-    found = [{row.labels["task"]: row.measures[METRIC] for row in result.rows} for result in results]
-    names = [result.model["name"] for result in results]
-    axes = figure.subplots()
-    points(axes, tasks, [[of_model.get(task) for task in tasks] for of_model in found], names)
-    axes.set_title("Retrieval, with 95 % intervals over queries", loc="left")
-    axes.set_ylabel(METRIC)
-    axes.set_ylim(bottom=0)
-    if len(names) > 1:
-        axes.legend(frameon=False, fontsize=9)
-    if len(tasks) > 4:
-        axes.tick_params("x", rotation=30)
-    every = "; ".join(
-        f"{name}: {', '.join(f'{task} {measure}' for task, measure in of_model.items())}"
-        for name, of_model in zip(names, found, strict=True)
-    )
-    return f"{METRIC} of retrieval. {every}."
-
-
 def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list[str]) -> "tuple[list[Part], str]":
     """Evaluate a task of mteb; return its parts with scores, and a digest of its texts."""
     import mteb
@@ -172,7 +156,7 @@ def _too_long(watched: "Watched", retriever: "Retriever", config: Config) -> lis
     ):
         if length is None:
             continue
-        over, all_texts = count_too_long(retriever.library.tokenizer, watched.texts(queries), length - retriever.marks)
+        over, all_texts = _count_too_long(retriever.library.tokenizer, watched.texts(queries), length - retriever.marks)
         if over:
             name = watched.task.metadata.name
             message = f"{name}: {over:,} of {all_texts:,} {what} are longer than {length:,} tokens"
@@ -180,6 +164,17 @@ def _too_long(watched: "Watched", retriever: "Retriever", config: Config) -> lis
                 raise DataError(f"{message}; raise max_seq_length if the model allows, or set long_documents=truncate")
             notes.append(f"{message}, and cut there")
     return notes
+
+
+def _count_too_long(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], length: int) -> tuple[int, int]:
+    """(texts of more than `length` tokens with the special ones, all texts)"""
+    over = count = 0
+    texts = iter(texts)
+    while chunk := list(islice(texts, CHUNK)):
+        encoded = tokenizer(chunk, truncation=False, verbose=False, return_attention_mask=False)
+        over += sum(len(tokens) > length for tokens in encoded["input_ids"])
+        count += len(chunk)
+    return over, count
 
 
 def _row(name: str, queries: int, documents: int, measure: Measure) -> Row:

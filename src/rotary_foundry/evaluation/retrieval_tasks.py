@@ -13,7 +13,7 @@ from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from rotary_foundry.finetuning.code_search import code_search_pairs
+from rotary_foundry.evaluation.code_search import code_search_pairs
 from rotary_foundry.utils.errors import ConfigurationError
 
 METRIC = "ndcg_cut_10"  # pytrec_eval's name

@@ -1,16 +1,14 @@
 """The list of suites, and the interface that a suite implements.
 
-A suite is a module with three names:
+A suite is a module with two names in it:
 
-- `Config`, a dataclass that extends `SuiteConfig` or one of its subclasses: the keys of the suite's YAML;
-- `run(model: Path, config: Config) -> Result`: measures; it neither prints nor writes;
-- `draw(figure, results: Sequence[Result]) -> str`: draws the results of one or several models on a matplotlib Figure,
-  and returns a text alternative.
+- `Config`, a dataclass that builds on `SuiteConfig` or one of those below it: the keys of its YAML;
+- `run(model: Path, config: Config) -> Result`: measures; it neither prints nor writes.
 
-A fourth, `check(model: Path, config: Config)`, is optional. It is called for every model and suite before the first
-measurement. It raises `NeedsNetwork` if a download is needed and not possible, and refuses bad values in other files.
-`Config.problems` checks the values of the suite's own keys. This module calls it before anything is loaded, and suites
-need not check them again. `yamls/eval/<suite>.yaml` holds a suite's defaults; any other YAML names its suite under the
+It may have a third, `check(model: Path, config: Config)`, called for every model and suite before the first of them is
+measured: it raises `NeedsNetwork` if something has to be fetched and cannot be, and refuses what another file says.
+What is wrong with the values of its own keys its `Config` knows, and is asked here, before anything is loaded; no suite
+looks at them again. `yamls/eval/<suite>.yaml` is a suite with its defaults; any other YAML names its suite under the
 key `suite`.
 """
 
@@ -122,11 +120,6 @@ def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Sui
             raise ConfigurationError(f"{path}: another YAML is for the same suite, {config.suite}; give one at a time")
         found.append(Suite(config.suite, config, module.run, getattr(module, "check", None)))
     return found
-
-
-def draw_of(name: str) -> Callable[..., str]:
-    """Return the function that draws a suite's results."""
-    return import_module(MODULES[name]).draw
 
 
 def _paths(given: str) -> list[Path]:

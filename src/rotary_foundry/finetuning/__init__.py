@@ -1,1 +1,1 @@
-"""Fine-tuning: classifiers on any encoder, by a search over a grid and several seeds; and dense and late retrievers."""
+"""Fine-tune a classifier on any encoder, searched over a grid and several seeds."""

@@ -60,7 +60,7 @@ def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
             f"tasks.{name}.data: expected different names of validation splits, none train, got {task.data.validation}"
         )
     splits = {split: read_split(task.data, path) for split, path in paths.items()}
-    labels = Labels.of(name, task, splits["train"], None if task.init_from_task else _head(config.model, model, task))
+    labels = Labels.of(name, task, splits["train"], None if task.init_from_task else _head(model, task))
     _check_metrics(name, task, labels.names)
     datasets.disable_progress_bars()
     digest = xxhash.xxh3_128(json.dumps([labels.names, limit]).encode())
@@ -299,8 +299,8 @@ def _model_config(path: str) -> PretrainedConfig:
         raise DataError(f"{path}: transformers cannot load a model: {one_line(error)}") from None
 
 
-def _head(path: str, model: PretrainedConfig, task: TaskConfig) -> list[str] | None:
-    """Return the labels of the model's own classifier, if it has one of this kind."""
+def _head(model: PretrainedConfig, task: TaskConfig) -> list[str] | None:
+    """The labels of the classifier that the model comes with, if it comes with one of this kind."""
     if not any(name.endswith(HEADS[task.type]) for name in model.architectures or ()):
         return None
     return [model.id2label[number] for number in sorted(model.id2label)]

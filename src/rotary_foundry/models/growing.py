@@ -55,35 +55,24 @@ class Growth:
     source_name: Callable[[str, Shape, Shape], str]
 
 
-def tile_from(source_state: Mapping[str, Tensor], family: Family, source: Shape, target: Shape) -> dict[str, Tensor]:
-    """Grow a whole model.
+@torch.no_grad()
+def tile_parameter(
+    name: str, source_state: Mapping[str, Tensor], family: Family, source: Shape, target: Shape
+) -> Tensor:
+    """Grow one parameter of a model; only the source's parameter that it comes from is read.
 
     Args:
+        name: of the target's parameter.
         source_state: the state dict of a network of the shape `source`.
         family: the family of both models.
         source, target: the shapes. Fields outside `Shape.sizes` may differ, except the vocabulary.
 
     Returns:
-        The state dict of a network of the shape `target`, in the source's dtypes and sharing no memory with it.
+        The parameter, in the source's dtype and sharing no memory with it.
 
     Raises:
-        ConfigurationError: `target` is smaller in a dimension, or its vocabulary or head size differs.
-        DataError: `source_state` does not have the shape `source`; names the first tensor that differs.
-    """
-    check_growth(source, target)
-    unknown = sorted(source_state.keys() - source.parameter_shapes().keys())
-    if unknown:
-        raise _misfit(f"it has no {unknown[0]}")
-    return {name: tile_parameter(name, source_state, family, source, target) for name in target.parameter_shapes()}
-
-
-@torch.no_grad()
-def tile_parameter(
-    name: str, source_state: Mapping[str, Tensor], family: Family, source: Shape, target: Shape
-) -> Tensor:
-    """Grow one of the target's parameters; reads only the source's parameter that it comes from.
-
-    Args and errors are those of `tile_from`; `name` is one of the target's parameters.
+        ConfigurationError: `target` is smaller somewhere, or its vocabulary or head size is another.
+        DataError: `source_state` is not of `source`.
     """
     check_growth(source, target)
     growth = family.growth

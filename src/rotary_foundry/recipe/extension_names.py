@@ -1,7 +1,8 @@
 """Check the names under a recipe's `callbacks:`, `algorithms:` and `loggers:`, without importing Composer.
 
-A name is that of a Composer class in snake case, for loggers without the word "logger". A dotted path names any other
-class; `training/extensions.py` imports it before a process group is made. The value of either holds its arguments.
+A name is that of a class of Composer's, in snake case; loggers go without the word "logger". A dotted path is that of
+any other class. `training/extensions.py` finds the class before a process group is made. Either has its arguments
+behind it.
 
 Classes that would change what the recipe decides are refused, each with a reason. This concerns all of Composer's
 algorithms: they change models and data through the Trainer, but here the recipe sets both, and the model is sharded
@@ -10,7 +11,7 @@ before Composer gets it.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rotary_foundry.utils.wording import nearest
@@ -20,30 +21,22 @@ if TYPE_CHECKING:
 
 DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
-_SURGERY = "replaces layers of the model, which is already sharded; use 'model' to set its layers"
-_IMAGES = "is for images"
-_ROWS = "changes the rows of an update, which the data and the stage decide"
-_OPTIMIZER = "changes the optimizer, which 'optimizer' decides"
-_AVERAGE = "replaces weights by averages, and checkpoints do not hold its state, so a resume would not be exact"
-
 
 @dataclass(frozen=True)
 class Kind:
     """One of the three keys.
 
     Args:
-        base: the Composer class that all of them derive from.
-        classes: names of Composer's classes by their name in a recipe.
-        refused: the reason why a class is refused, by its name in a recipe.
+        names: of Composer's classes.
+        refused: why, by name.
     """
 
-    base: str
-    classes: dict[str, str]
-    refused: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, ...]
+    refused: dict[str, str]
 
     def problems(self, given: dict[str, object]) -> Iterator[tuple[str, str]]:
-        """Yield (name, complaint) for each given entry that cannot be used."""
-        known = self.classes.keys() - self.refused.keys()
+        """Yield (name, complaint) for everything given that cannot be used."""
+        known = set(self.names) - self.refused.keys()
         for name, arguments in given.items():
             if name in self.refused:
                 yield name, self.refused[name]
@@ -59,116 +52,48 @@ class Kind:
         return f"'{name}' is not known{near}; name a class of your own by its dotted path, such as my_package.MyClass"
 
 
+CALLBACKS = (
+    *("activation_monitor", "checkpoint_saver", "early_stopper", "export_for_inference_callback", "free_outputs"),
+    *("generate", "image_visualizer", "load_checkpoint", "lr_monitor", "memory_monitor", "memory_snapshot"),
+    *("mlperf_callback", "nan_monitor", "oom_observer", "optimizer_monitor", "runtime_estimator", "speed_monitor"),
+    *("system_metrics_monitor", "threshold_stopper"),
+)
+LOGGERS = (
+    *("comet_ml", "console", "file", "in_memory", "mlflow", "mosaicml", "neptune", "progress_bar"),
+    *("remote_uploader_downloader", "slack", "tensorboard", "wandb"),
+)
+ALGORITHMS = {  # why, of all of them
+    "replaces layers of the model, which is sharded by then; 'model' decides them": (
+        *("alibi", "factorize", "gated_linear_units", "gyro_dropout", "low_precision_layer_norm", "no_op_model"),
+        "stochastic_depth",
+    ),
+    "is for images": (
+        *("aug_mix", "blur_pool", "channels_last", "col_out", "cut_mix", "cut_out", "ghost_batch_norm", "mix_up"),
+        *("low_precision_group_norm", "progressive_resizing", "rand_augment", "squeeze_excite"),
+        "weight_standardization",
+    ),
+    "changes the rows of an update, which the data and the stage decide": ("selective_backprop",),
+    "changes the length of rows; give the stages their 'row_length'": ("seq_length_warmup",),
+    "changes the labels, which the objective decides": ("label_smoothing",),
+    "changes the optimizer, which 'optimizer' decides": ("layer_freezing", "sam"),
+    "changes the optimizer, which 'optimizer' decides; adamw clips at its 'max_grad_norm', stable_adamw clips its "
+    "updates": ("gradient_clipping",),
+    "replaces weights by its averages, and its state is in no checkpoint, so no resume would be exact": ("ema", "swa"),
+}
+_REFUSED_ALGORITHMS = {name: why for why, names in ALGORITHMS.items() for name in names}
+
 KINDS = {
     "callbacks": Kind(
-        "Callback",
-        {
-            "activation_monitor": "ActivationMonitor",
-            "checkpoint_saver": "CheckpointSaver",
-            "early_stopper": "EarlyStopper",
-            "export_for_inference_callback": "ExportForInferenceCallback",
-            "free_outputs": "FreeOutputs",
-            "generate": "Generate",
-            "image_visualizer": "ImageVisualizer",
-            "load_checkpoint": "LoadCheckpoint",
-            "lr_monitor": "LRMonitor",
-            "memory_monitor": "MemoryMonitor",
-            "memory_snapshot": "MemorySnapshot",
-            "mlperf_callback": "MLPerfCallback",
-            "nan_monitor": "NaNMonitor",
-            "oom_observer": "OOMObserver",
-            "optimizer_monitor": "OptimizerMonitor",
-            "runtime_estimator": "RuntimeEstimator",
-            "speed_monitor": "SpeedMonitor",
-            "system_metrics_monitor": "SystemMetricsMonitor",
-            "threshold_stopper": "ThresholdStopper",
-        },
+        CALLBACKS,
         {
             "checkpoint_saver": "a run saves its checkpoints itself; see 'save_interval' and 'save_folder'",
             "load_checkpoint": "a run resumes by itself; use 'init_from' to begin with other weights",
             "optimizer_monitor": "fails under FSDP2 (composer#3920); the norms of every update are logged without it",
         },
     ),
-    "algorithms": Kind(
-        "Algorithm",
-        {
-            "alibi": "Alibi",
-            "aug_mix": "AugMix",
-            "blur_pool": "BlurPool",
-            "channels_last": "ChannelsLast",
-            "col_out": "ColOut",
-            "cut_mix": "CutMix",
-            "cut_out": "CutOut",
-            "ema": "EMA",
-            "factorize": "Factorize",
-            "gated_linear_units": "GatedLinearUnits",
-            "ghost_batch_norm": "GhostBatchNorm",
-            "gradient_clipping": "GradientClipping",
-            "gyro_dropout": "GyroDropout",
-            "label_smoothing": "LabelSmoothing",
-            "layer_freezing": "LayerFreezing",
-            "low_precision_group_norm": "LowPrecisionGroupNorm",
-            "low_precision_layer_norm": "LowPrecisionLayerNorm",
-            "mix_up": "MixUp",
-            "no_op_model": "NoOpModel",
-            "progressive_resizing": "ProgressiveResizing",
-            "rand_augment": "RandAugment",
-            "sam": "SAM",
-            "selective_backprop": "SelectiveBackprop",
-            "seq_length_warmup": "SeqLengthWarmup",
-            "squeeze_excite": "SqueezeExcite",
-            "stochastic_depth": "StochasticDepth",
-            "swa": "SWA",
-            "weight_standardization": "WeightStandardization",
-        },
-        {
-            "alibi": _SURGERY,
-            "factorize": _SURGERY,
-            "gated_linear_units": _SURGERY,
-            "gyro_dropout": _SURGERY,
-            "low_precision_layer_norm": _SURGERY,
-            "no_op_model": _SURGERY,
-            "stochastic_depth": _SURGERY,
-            "aug_mix": _IMAGES,
-            "blur_pool": _IMAGES,
-            "channels_last": _IMAGES,
-            "col_out": _IMAGES,
-            "cut_mix": _IMAGES,
-            "cut_out": _IMAGES,
-            "ghost_batch_norm": _IMAGES,
-            "low_precision_group_norm": _IMAGES,
-            "mix_up": _IMAGES,
-            "progressive_resizing": _IMAGES,
-            "rand_augment": _IMAGES,
-            "squeeze_excite": _IMAGES,
-            "weight_standardization": _IMAGES,
-            "selective_backprop": _ROWS,
-            "seq_length_warmup": f"{_ROWS}; give the stages their 'row_length'",
-            "label_smoothing": "changes the labels, which the objective decides",
-            "layer_freezing": _OPTIMIZER,
-            "sam": _OPTIMIZER,
-            "gradient_clipping": f"{_OPTIMIZER}; adamw clips at its 'max_grad_norm', stable_adamw clips its updates",
-            "ema": _AVERAGE,
-            "swa": _AVERAGE,
-        },
-    ),
+    "algorithms": Kind(tuple(_REFUSED_ALGORITHMS), _REFUSED_ALGORITHMS),
     "loggers": Kind(
-        "LoggerDestination",
-        {
-            "comet_ml": "CometMLLogger",
-            "console": "ConsoleLogger",
-            "file": "FileLogger",
-            "in_memory": "InMemoryLogger",
-            "mlflow": "MLFlowLogger",
-            "mosaicml": "MosaicMLLogger",
-            "neptune": "NeptuneLogger",
-            "progress_bar": "ProgressBarLogger",
-            "remote_uploader_downloader": "RemoteUploaderDownloader",
-            "slack": "SlackLogger",
-            "tensorboard": "TensorboardLogger",
-            "wandb": "WandBLogger",
-        },
-        {"progress_bar": "would draw into the recipe's own 'progress_bar', which is on by itself"},
+        LOGGERS, {"progress_bar": "would draw into the recipe's own 'progress_bar', which is on by itself"}
     ),
 }
 

@@ -66,10 +66,9 @@ def _given(recipe: Recipe, key: str) -> dict[str, dict[str, Any]]:
 
 
 def _class_of(key: str, name: str) -> type:
-    module, base = COMPOSERS[key]
-    kind = KINDS[key]
-    if name in kind.classes:
-        return getattr(module, kind.classes[name])
+    _, base = COMPOSERS[key]
+    if name in KINDS[key].names:
+        return _composers_class(key, name)
     module_name, _, class_name = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
@@ -83,10 +82,17 @@ def _class_of(key: str, name: str) -> type:
         raise ConfigurationError(f"'{key}.{name}': the import fails: {one_line(error)}") from error
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise ConfigurationError(f"'{key}.{name}' is not a class derived from {base.__module__}.{base.__name__}")
-    for refused, why in kind.refused.items():
-        if found is getattr(module, kind.classes[refused]):
+    for refused, why in KINDS[key].refused.items():
+        if found is _composers_class(key, refused):
             raise ConfigurationError(f"'{key}.{name}': {why}")
     return found
+
+
+def _composers_class(key: str, name: str) -> type:
+    """Find Composer's class by its name in a recipe: `lr_monitor` is LRMonitor, `file` is FileLogger."""
+    module, _ = COMPOSERS[key]
+    names = name.replace("_", ""), f"{name.replace('_', '')}logger"
+    return next(found for known, found in vars(module).items() if inspect.isclass(found) and known.lower() in names)
 
 
 def _check_arguments(key: str, name: str, arguments: dict[str, Any]) -> None:

@@ -29,7 +29,6 @@ from rotary_foundry.callbacks.monitor import Monitor
 from rotary_foundry.callbacks.optimizer_monitor import OptimizerMonitor
 from rotary_foundry.callbacks.run_records import RunRecords
 from rotary_foundry.callbacks.step_time import StepTime
-from rotary_foundry.callbacks.straggling_rank import StragglingRank
 from rotary_foundry.callbacks.throughput import Throughput
 from rotary_foundry.compat.composer import forget_exit_hook
 from rotary_foundry.compat.torch import forget_parameter_names
@@ -260,10 +259,8 @@ def _build_saver(
 
 
 def _monitors(recipe: Recipe) -> list[Monitor]:
-    step_time = StepTime()
     return [
-        step_time,
-        StragglingRank(step_time),
+        StepTime(),
         Throughput(recipe),
         Memory(),
         OptimizerMonitor(),

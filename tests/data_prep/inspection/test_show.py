@@ -107,7 +107,7 @@ def test_looking_changes_nothing_in_the_folder(copied):
 
 @pytest.mark.parametrize(
     "command",
-    ["stats IT", "show IT 3", "verify IT", "search IT word", "trace IT --update=1", "fertility IT --against=here"],
+    ["stats IT", "show IT 3", "verify IT", "search IT word", "trace IT --update=1"],
 )
 def test_a_stores_address_is_refused_in_a_line_that_says_to_copy_it(command, monkeypatch, capsys):
     words = command.replace("IT", "s3://bucket/corpus").split()

@@ -1,14 +1,12 @@
-"""`data stats`: the counts of what was written, as a table and as a picture."""
+"""`data stats`: the counts of what was written, as a table."""
 
 import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from matplotlib.image import imread
 from rich.console import Console
 
-from rotary_foundry.cli import main
 from rotary_foundry.data_prep.inspection.stats import Documents, gather, print_stats
 from rotary_foundry.utils.errors import DataError
 from tests.data_prep.inspection.tree import PARTS, Tree
@@ -72,27 +70,7 @@ def test_the_table_has_every_source_and_how_full_its_rows_are(tree):
     assert sum(int(line[5].replace(",", "")) for line in bars) == total
 
 
-def test_the_picture_is_drawn(tree, tmp_path, monkeypatch, capsys):
-    picture = tmp_path / "corpus.png"
-    monkeypatch.setattr("sys.argv", ["rotary-foundry", "data", "stats", str(tree.root), f"--picture={picture}"])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 0
-    assert f"drawn to {picture}" in capsys.readouterr().out
-    pixels = imread(picture)[..., :3]
-    height, width, _ = pixels.shape
-    assert width > 2 * height > 1000
-    for colour in ((0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)):  # the two sources, in each of the three panels
-        drawn = (np.abs(pixels - np.array(colour) / 255).max(axis=2) < 0.01).nonzero()[1]
-        assert np.histogram(drawn, 3, (0, width))[0].min() > 500
-
-
-def test_a_picture_of_no_known_kind_and_two_corpora_at_once_are_refused(tree, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["rotary-foundry", "data", "stats", str(tree.root), "--picture=corpus.txt"])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 2
-    assert "--picture: expected a file name that ends in one of .png" in capsys.readouterr().err
+def test_two_corpora_at_once_are_refused(tree, tmp_path):
     shutil.copytree(tree.root, tmp_path / "data/first")
     shutil.copytree(tree.root, tmp_path / "data/second")
     with pytest.raises(DataError, match="contains more than one corpus"):

@@ -1,0 +1,53 @@
+"""Train a dense retriever, one vector a text, with sentence-transformers.
+
+    python examples/dense_retrieval.py runs/nano/export runs/dense [--data pairs.jsonl] [--hard-negatives 3]
+
+Each query is held against the documents of all rows of its batch, of which its own is the right one. The loss is the
+cached one (GradCache, arXiv 2101.06983), which takes a mini-batch's memory whatever the batch. A plain encoder's tokens
+are averaged. The learning rate and warm-up are those of ModernBERT's own script for MS MARCO, whose batch is 512.
+"""
+
+from retrieval_pairs import as_retrieval, read_arguments, read_pairs
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.evaluation import InformationRetrievalEvaluator
+from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
+from sentence_transformers.training_args import BatchSamplers
+from sentence_transformers.util import mine_hard_negatives
+
+
+def main() -> None:
+    settings = read_arguments(
+        __doc__, epochs=1.0, batch_size=64, mini_batch_size=16, lr=8e-5, max_seq_length=256, hard_negatives=0, seed=42
+    )
+    train, held_out = read_pairs(settings.data)
+    model = SentenceTransformer(settings.model, local_files_only=True)
+    model.max_seq_length = settings.max_seq_length
+    evaluator = InformationRetrievalEvaluator(*as_retrieval(held_out), write_csv=False)
+    before = evaluator(model)["cosine_ndcg@10"]
+    if settings.hard_negatives:  # the nearest documents that are not the query's own
+        count = settings.hard_negatives
+        train = mine_hard_negatives(train, model, num_negatives=count, output_format="n-tuple", verbose=False)
+        print(f"trained on {len(train):,} rows with {count} hard negatives each")
+    SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(
+            output_dir=settings.out,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.lr,
+            warmup_steps=0.05,
+            seed=settings.seed,
+            # A document that stands twice in a batch would be a negative of its own query.
+            batch_sampler=BatchSamplers.NO_DUPLICATES,
+            save_strategy="no",
+            report_to="none",
+        ),
+        train_dataset=train,
+        loss=CachedMultipleNegativesRankingLoss(model, mini_batch_size=settings.mini_batch_size),
+    ).train()
+    model.save_pretrained(settings.out)
+    print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {evaluator(model)['cosine_ndcg@10']:.4f}")
+
+
+if __name__ == "__main__":
+    main()

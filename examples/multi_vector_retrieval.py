@@ -1,0 +1,54 @@
+"""Train a multi-vector retriever (ColBERT, late interaction), a small vector a token, with PyLate.
+
+    python examples/multi_vector_retrieval.py runs/nano/export runs/colbert [--data pairs.jsonl]
+
+A query's score for a document is the sum over the query's tokens of the best match among the document's (MaxSim). Each
+query is held against the documents of all rows of its batch. To distil a teacher's scores instead, as in
+arXiv 2412.13663, take `pylate.losses.Distillation` on rows of `query`, `documents` and `scores`. The learning rate,
+batch and warm-up are those of ModernBERT's own script.
+"""
+
+from pylate.evaluation import PyLateInformationRetrievalEvaluator
+from pylate.losses import CachedContrastive
+from pylate.models import ColBERT
+from pylate.utils import ColBERTCollator
+from retrieval_pairs import as_retrieval, read_arguments, read_pairs
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.training_args import BatchSamplers
+from transformers import set_seed
+
+
+def main() -> None:
+    settings = read_arguments(
+        __doc__, epochs=1.0, batch_size=16, mini_batch_size=16, lr=8e-5, query_length=32, document_length=180, seed=42
+    )
+    train, held_out = read_pairs(settings.data)
+    set_seed(settings.seed)  # the layer from the encoder's width to a token's vector is new
+    lengths = {"query_length": settings.query_length, "document_length": settings.document_length}
+    model = ColBERT(settings.model, local_files_only=True, **lengths)
+    model.model_card_data.local_files_only = True  # PyLate does not pass it on
+    evaluator = PyLateInformationRetrievalEvaluator(*as_retrieval(held_out), write_csv=False)
+    before = evaluator(model)["MaxSim_ndcg@10"]
+    SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(
+            output_dir=settings.out,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.lr,
+            warmup_steps=0.05,
+            seed=settings.seed,
+            batch_sampler=BatchSamplers.NO_DUPLICATES,
+            save_strategy="no",
+            report_to="none",
+        ),
+        train_dataset=train,
+        loss=CachedContrastive(model, mini_batch_size=settings.mini_batch_size),
+        data_collator=ColBERTCollator(model.tokenize),
+    ).train()
+    model.save_pretrained(settings.out)
+    print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {evaluator(model)['MaxSim_ndcg@10']:.4f}")
+
+
+if __name__ == "__main__":
+    main()

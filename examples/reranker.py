@@ -1,0 +1,56 @@
+"""Train a reranker (cross-encoder), which reads a query and a document together, with sentence-transformers.
+
+    python examples/reranker.py runs/nano/export runs/reranker [--data pairs.jsonl]
+
+A reranker sorts what a retriever found. Each query's own document is held against the documents of a few other rows of
+the batch. It is measured by where it puts the right document among twenty.
+"""
+
+from retrieval_pairs import read_arguments, read_pairs
+from sentence_transformers.cross_encoder import (
+    CrossEncoder,
+    CrossEncoderTrainer,
+    CrossEncoderTrainingArguments,
+)
+from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
+from sentence_transformers.cross_encoder.losses import MultipleNegativesRankingLoss
+from sentence_transformers.training_args import BatchSamplers
+
+CANDIDATES = 20
+
+
+def main() -> None:
+    settings = read_arguments(
+        __doc__, epochs=1.0, batch_size=32, in_batch_negatives=4, lr=8e-5, max_seq_length=512, seed=42
+    )
+    train, held_out = read_pairs(settings.data)
+    model = CrossEncoder(settings.model, num_labels=1, max_length=settings.max_seq_length, local_files_only=True)
+    documents = held_out["positive"][:]
+    samples = []
+    for at, (query, own) in enumerate(zip(held_out["query"], documents, strict=True)):
+        others = (documents * 2)[at + 1 : at + CANDIDATES]
+        samples.append({"query": query, "positive": [own], "negative": [text for text in others if text != own]})
+    evaluator = CrossEncoderRerankingEvaluator(samples, write_csv=False)
+    before = evaluator(model)["ndcg@10"]
+    CrossEncoderTrainer(
+        model=model,
+        args=CrossEncoderTrainingArguments(
+            output_dir=settings.out,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.lr,
+            warmup_steps=0.05,
+            seed=settings.seed,
+            batch_sampler=BatchSamplers.NO_DUPLICATES,
+            save_strategy="no",
+            report_to="none",
+        ),
+        train_dataset=train,
+        loss=MultipleNegativesRankingLoss(model, num_negatives=settings.in_batch_negatives),
+    ).train()
+    model.save_pretrained(settings.out)
+    print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {evaluator(model)['ndcg@10']:.4f}")
+
+
+if __name__ == "__main__":
+    main()

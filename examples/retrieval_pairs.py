@@ -1,0 +1,53 @@
+"""Training and held-out pairs for the retrieval examples: code search in the standard library, or one's own JSONL."""
+
+import argparse
+
+from datasets import Dataset
+
+from rotary_foundry.evaluation.code_search import code_search_pairs
+
+HELD_OUT = 200  # pairs at most
+
+
+def read_arguments(description: str, **defaults: float) -> argparse.Namespace:
+    """Parse the arguments that the examples share: MODEL OUT [--data] [--epochs] [--batch-size] [--lr] …
+
+    Args:
+        defaults: the default of every option but `data`, by name; each is converted to its default's type.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a directory that `rotary-foundry export` wrote, or any encoder's")
+    parser.add_argument("out", help="where the trained model goes")
+    parser.add_argument("--data", help="JSONL with query, positive and, if you have them, negatives; else code search")
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"({default})")
+    return parser.parse_args()
+
+
+def read_pairs(data: str | None) -> tuple[Dataset, Dataset]:
+    """Read the pairs to train on, and those to measure with.
+
+    Args:
+        data: a JSONL file, of which the last tenth is held out; none: code search, with whole modules held out.
+
+    Returns:
+        Two sets with the columns `query` and `positive`, and the file's further columns, such as `negative`.
+    """
+    if data is not None:
+        pairs = Dataset.from_json(data)
+        negatives = [name for name in pairs.column_names if name.startswith("negative")]
+        pairs = pairs.select_columns(["query", "positive", *negatives])
+        held_out = min(HELD_OUT, max(1, len(pairs) // 10))
+        return pairs.select(range(len(pairs) - held_out)), pairs.select(range(len(pairs) - held_out, len(pairs)))
+    train, test = (
+        Dataset.from_list([{"query": pair.query, "positive": pair.document} for pair in code_search_pairs(split)])
+        for split in ("train", "test")
+    )
+    return train, test.select(range(HELD_OUT))
+
+
+def as_retrieval(pairs: Dataset) -> tuple[dict[str, str], dict[str, str], dict[str, set[str]]]:
+    """Queries, documents and the right documents of each query, by their numbers, as the evaluators take them."""
+    numbers = [str(number) for number in range(len(pairs))]
+    queries, documents = (dict(zip(numbers, pairs[column], strict=True)) for column in ("query", "positive"))
+    return queries, documents, {number: {number} for number in numbers}

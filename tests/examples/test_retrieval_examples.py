@@ -1,0 +1,78 @@
+"""The scripts in examples/ train a tiny export on pairs it can learn, offline, and save what their libraries load."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.retrieval import DOCUMENTS, QUERIES, no_network, tiny_encoder
+
+__all__ = ["no_network", "tiny_encoder"]  # fixtures, here too
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def run(tiny_encoder, tmp_path, monkeypatch, capsys, no_network):
+    """Runs an example on ten copies of the twelve pairs, of which the last copy is what it measures with."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model is slower with more, on a busy machine a hundred times
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"query": query, "positive": document} for query, document in zip(QUERIES, DOCUMENTS, strict=True)] * 10
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def go(script: str, *more: str, data: str | None = str(pairs)) -> tuple[Path, float, float, str]:
+        out = tmp_path / script.removesuffix(".py")
+        given = [script, str(tiny_encoder), str(out), *(["--data", data] if data else []), *more]
+        monkeypatch.setattr(sys, "argv", given)
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        said = capsys.readouterr().out
+        before, after = re.search(r"nDCG@10 of .* queries: (\S+) before, (\S+)", said).groups()
+        assert not no_network
+        return out, float(before), float(after), said
+
+    yield go
+    torch.set_num_threads(threads)
+
+
+def test_a_dense_retriever_learns_its_pairs(run):
+    from sentence_transformers import SentenceTransformer
+
+    out, before, after, _ = run("dense_retrieval.py", "--epochs", "5", "--batch-size", "12", "--lr", "5e-3")
+    assert before < 0.8 < after
+    model = SentenceTransformer(str(out), device="cpu")
+    scores = model.similarity(model.encode_query(QUERIES), model.encode_document(DOCUMENTS))
+    assert (scores.argmax(1) == scores.new_tensor(range(12))).float().mean() > 0.8
+
+
+def test_a_multi_vector_retriever_learns_its_pairs(run):
+    from pylate.models import ColBERT
+
+    out, before, after, _ = run("multi_vector_retrieval.py", "--epochs", "5", "--batch-size", "12", "--lr", "5e-3")
+    assert before < 0.8 < after
+    assert ColBERT(str(out), device="cpu").encode(QUERIES[:1], is_query=True)[0].shape[1] == 128
+
+
+def test_a_reranker_learns_its_pairs(run):
+    from sentence_transformers import CrossEncoder
+
+    out, before, after, _ = run("reranker.py", "--epochs", "20", "--batch-size", "12", "--lr", "2e-3")
+    assert before < 0.8 < after
+    scores = CrossEncoder(str(out), device="cpu").predict([(QUERIES[0], document) for document in DOCUMENTS])
+    assert scores.argmax() == 0
+
+
+def test_code_search_is_the_default_data_and_hard_negatives_can_be_mined(run):
+    """With a vocabulary that knows none of its words: there is nothing to learn, and it runs."""
+    options = ("--epochs", "0.01", "--max-seq-length", "16", "--hard-negatives", "2")
+    _, before, after, said = run("dense_retrieval.py", *options, data=None)
+    assert before < 0.5
+    assert after < 0.5
+    assert re.search(r"trained on \d,\d+ rows with 2 hard negatives", said)
