@@ -82,25 +82,17 @@ def summary(run: Annotated[Path, typer.Argument(help="A run folder, such as runs
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are laid over each other.")],
     out: Annotated[
-        Path | None, typer.Option(help="The folder for it: by default the run's own, the current one for several.")
+        Path | None,
+        typer.Option(help="Where report.html and report/ go. Default: the run's folder; for several, the current one."),
     ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Write nothing: serve the page on this machine only, and follow the run.")
-    ] = False,
-    port: Annotated[int, typer.Option(help="With --watch; 0 takes any that is free.")] = 8090,
     reference: Annotated[
         Path | None, typer.Option(help="A file of `reference`; nano's own is known without it.")
     ] = None,
 ) -> None:
-    """Write report.html, a page that needs nothing else, and its pictures as PNG; the runs may be going on."""
+    """Write report.html, one file that needs no network, and its charts as PNG. A run may still be going on."""
     from rotary_foundry.reporting.report_page import write_report
 
-    if watch:
-        from rotary_foundry.reporting.watch import serve
-
-        serve(runs, port, reference)
-    else:
-        print(f"report: {write_report(runs, out, reference)}")
+    print(f"report: {write_report(runs, out, reference)}")
 
 
 @app.command()

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from rotary_foundry.evaluation.results import Measure, Result
 from rotary_foundry.evaluation.suites import draw_of
-from rotary_foundry.reporting import pictures
+from rotary_foundry.reporting.charts import COLOURS
 
-COLOURS = pictures.COLOURS[:-1]  # without its grey
 GREY = "#888888"
 
 
