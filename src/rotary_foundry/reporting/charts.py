@@ -43,7 +43,7 @@ class Series:
 class Chart:
     """What is drawn over tokens, and how."""
 
-    key: str  # in metrics.jsonl
+    key: str  # in metrics.jsonl, or step-<run>, mixture-<run>
     title: str
     unit: str = ""
     about: str = ""
@@ -52,6 +52,7 @@ class Chart:
     zero: bool = False  # the axis begins at 0
     steps: bool = False  # a setting of the update, constant over its tokens
     wide: bool = False
+    of_one_run: bool = False  # colours are its parts; elsewhere each run has a colour
     series: tuple[Series, ...] = ()
 
 
@@ -194,7 +195,9 @@ def _step_time(run: Run, index: int, of_run: str) -> Chart:
     parts = zip(STEP_PARTS.items(), COLOURS, strict=False)
     series = [line for (key, label), colour in parts for line in _lines(run, key, label, index, colour)]
     about = "Where an update's time goes."
-    return Chart(f"step-{index}", f"Step time{of_run}", "seconds", about, zero=True, series=tuple(series))
+    return Chart(
+        f"step-{index}", f"Step time{of_run}", "seconds", about, zero=True, of_one_run=True, series=tuple(series)
+    )
 
 
 def _mixture(run: Run, index: int, of_run: str) -> Chart:
@@ -208,5 +211,5 @@ def _mixture(run: Run, index: int, of_run: str) -> Chart:
             run, f"{kind}/{source}", source, index, COLOURS[number % len(COLOURS)], dashed=kind == "asked"
         )
     ]
-    chart = Chart(f"mixture-{index}", f"Mixture{of_run}", "", about, "percent", zero=True, series=tuple(series))
-    return replace(chart, wide=len({line.label for line in series}) > 6)
+    chart = Chart(f"mixture-{index}", f"Mixture{of_run}", "", about, "percent", zero=True, of_one_run=True)
+    return replace(chart, series=tuple(series), wide=len({line.label for line in series}) > 6)

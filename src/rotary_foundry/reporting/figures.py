@@ -1,6 +1,8 @@
 """The report's charts as plotly figures, without colours of the page: page.js sets those for light or dark."""
 
 from collections.abc import Iterator
+from html import escape
+from textwrap import wrap
 
 import numpy as np
 from plotly import graph_objects as go
@@ -13,24 +15,27 @@ HOVER = {"number": ".4~g", "percent": ".4~%", "exact": ",d", "large": ".4~s"}
 STAGE_EDGE = "rgba(128,132,144,0.45)"
 ABANDONED = "abandoned by a rollback"
 BAND = 0.2  # opacity
+NAME_WIDTH = 36  # characters in a line of a legend, which has to fit on a telephone
 
 
 def figure(chart: Chart, runs: list[Run]) -> go.Figure:
     """Make the figure of a chart, with the first run's stages and all runs' rollbacks behind the lines."""
     traces = [trace for series in chart.series for trace in _traces(chart, series)]
+    in_toolbar = range(len(runs)) if len(runs) > 1 and not chart.of_one_run else ()  # there each run has its colour
     named: set[str] = set()
-    for trace in traces:  # an entry of the legend for each name
-        trace.showlegend = trace.showlegend is not False and trace.name not in named
+    for trace in traces:  # one entry of the legend for each name
+        known = trace.name in named or (trace.meta["run"] in in_toolbar and trace.name != ABANDONED)
+        trace.showlegend = trace.showlegend is not False and not known
         named |= {trace.name} if trace.showlegend else set()
     layout = go.Layout(
         template={},
         height=340 if chart.wide else 230,
-        margin={"l": 52, "r": 12, "t": 26 if chart.wide else 10, "b": 6},
+        margin={"l": 52, "r": 12, "t": 26 if chart.wide else 10, "b": 26},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hovermode="x unified",
         dragmode="zoom",
-        showlegend=len(named - {ABANDONED}) > 1,
+        showlegend=len(named - {ABANDONED}) > (0 if in_toolbar else 1) or (chart.key == "loss" and ABANDONED in named),
         legend={
             "orientation": "h",
             "x": 0,
@@ -64,7 +69,8 @@ def figure(chart: Chart, runs: list[Run]) -> go.Figure:
 
 
 def _traces(chart: Chart, series: Series) -> Iterator[go.Scatter]:
-    name = ABANDONED if series.abandoned else series.label
+    lines = wrap(ABANDONED if series.abandoned else series.label, NAME_WIDTH)
+    name = "<br>".join(escape(line, quote=False) for line in lines)  # plotly reads it as HTML
     colour = RED if series.abandoned else series.colour
     common = {"name": name, "legendgroup": name, "meta": {"run": series.run}}
     if series.markers:

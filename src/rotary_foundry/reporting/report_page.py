@@ -1,12 +1,13 @@
 """`rotary-foundry report`: one HTML file that needs no network, and its charts as PNG.
 
-plotly draws the charts, and its script (4.8 MB) is in the page. Titles, legends' numbers and tables are plain HTML, so
-that they wrap on a telephone and a screen reader reads them. The page's content policy forbids every address: it can
-neither load anything nor send what it shows.
+plotly draws the charts, and its script (4.8 MB) is in the page. Titles, tables and each chart's description are plain
+HTML, so they wrap on a telephone and a screen reader reads them. The page's content policy forbids every address: the
+page can neither load anything nor send what it shows.
 """
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from html import escape
@@ -25,6 +26,7 @@ from rotary_foundry.utils.wording import count, number
 
 PAGE = "report.html"
 PICTURES = "report"  # folder
+SWATCH = '<span class="swatch"></span>'
 RECENT = 50  # updates that the numbers at the top are the median of
 
 
@@ -72,12 +74,9 @@ def page(runs: list[Run], charts: list[Chart]) -> str:
         "STYLE": _file("page.css"),
         "SCRIPT": _file("page.js"),
         "CONTENT": json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        "PLOTLY": get_plotlyjs(),  # last: it is not looked through for the others
+        "PLOTLY": get_plotlyjs(),
     }
-    text = _file("page.html")
-    for name, part in parts.items():
-        text = text.replace(f"/*{name}*/", part, 1)
-    return text
+    return re.sub(r"/\*([A-Z]+)\*/", lambda place: parts[place[1]], _file("page.html"))
 
 
 def _file(name: str) -> str:
@@ -88,7 +87,12 @@ def _body(runs: list[Run], names: list[str], charts: list[Chart]) -> Iterable[st
     named, many = list(zip(runs, names, strict=True)), len(runs) > 1
     cards = "".join(_card(run, name, index, many) for index, (run, name) in enumerate(named))
     yield f'<div class="cards">{cards}</div>'
-    yield '<nav class="toolbar" aria-label="Zoom"></nav>'
+    shown = "".join(
+        f'<button type="button" class="run" data-run="{index}" aria-pressed="true" style="{_colour(index)}" '
+        f'title="{escape(name)}">{SWATCH}{escape(name)}</button>'
+        for index, name in enumerate(names if many else [])
+    )
+    yield f'<nav class="toolbar" aria-label="Zoom, and runs that are shown">{shown}</nav>'
     yield f'<div class="grid">{"".join(_figure(chart) for chart in charts)}</div>'
     for run, name in named:
         yield _block(f"Recipe, {name}" if many else "Recipe", _recipe(run))
@@ -131,18 +135,17 @@ def _card(run: Run, name: str, index: int, many: bool) -> str:
     )
     state = "no update yet" if not batch else "finished" if done == 1 else f"{math.floor(1000 * done) / 10:.1f} %"
     written = f"; the last one written {_moment(run.last_written)}" if run.last_written else ""
-    head = f"<h2>{escape(name)}</h2>"
-    if many:
-        head = (
-            f'<button type="button" class="run" data-run="{index}" aria-pressed="true"><span class="swatch"></span>'
-            f"{escape(name)}</button>"
-        )
     progress = f"{token:,} of {total:,} tokens"
     return (
-        f'<section class="card" style="--c:{COLOURS[index % len(COLOURS)]}"><header>{head}<span>{state}</span></header>'
+        f'<section class="card" style="{_colour(index)}">'
+        f"<header><h2>{SWATCH if many else ''}{escape(name)}</h2><span>{state}</span></header>"
         f'<progress max="1" value="{done}" aria-label="{progress}"></progress>'
         f"<p>{progress} in {batch:,} updates{written}</p><dl>{shown}</dl></section>"
     )
+
+
+def _colour(index: int) -> str:
+    return f"--c:{COLOURS[index % len(COLOURS)]}"
 
 
 def _figure(chart: Chart) -> str:

@@ -48,7 +48,7 @@ function notes(plot, above) {
   for (const [name, start, end] of plot === plots[0] ? content.stages : []) {
     const [left, right] = [start, end].map((token) => (Math.min(Math.max(token, view[0]), view[1]) - view[0]) / (view[1] - view[0]));
     if ((right - left) * (plot.clientWidth - 60) > 7 * name.length + 8)
-      found.push({ ...note, x: left, yanchor: "bottom", text: name.replaceAll("<", "&lt;") });
+      found.push({ ...note, x: left, yanchor: "bottom", text: name.replaceAll("&", "&amp;").replaceAll("<", "&lt;") });
   }
   return found;
 }
@@ -82,7 +82,7 @@ function toggleRun(button) {
   const shown = button.getAttribute("aria-pressed") !== "true";
   button.setAttribute("aria-pressed", String(shown));
   for (const plot of drawn) {
-    const traces = plot.data.flatMap(({ meta }, index) => (String(meta.run) === button.dataset.run ? [index] : []));
+    const traces = plot.data.flatMap(({ meta }, index) => (String(meta?.run) === button.dataset.run ? [index] : []));
     if (traces.length) Plotly.restyle(plot, { visible: shown }, traces);
   }
 }
@@ -97,12 +97,13 @@ const buttons = [["Whole run", ...whole], ...content.stages].map(([name, ...rang
 });
 const hint = document.createElement("span");
 hint.textContent = "Drag across a chart to zoom all of them; double-click for the whole run.";
-document.querySelector(".toolbar").append(...buttons.map(([button]) => button), hint);
+document.querySelector(".toolbar").prepend(...buttons.map(([button]) => button));
+document.querySelector(".toolbar").append(hint);
 for (const button of document.querySelectorAll("[data-run]")) button.addEventListener("click", () => toggleRun(button));
 // The charts follow one by one, so that the page can be read and scrolled before the last is drawn.
 const all = plots.reduce(async (before, plot, index) => {
   await before;
-  if (index > 2) await new Promise((next) => setTimeout(next));
+  if (index > 0) await new Promise((next) => setTimeout(next));
   await draw(plot, content.figures[index]);
   drawn.push(plot);
 }, Promise.resolve());
