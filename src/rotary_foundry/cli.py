@@ -93,21 +93,12 @@ def report(
         Path | None,
         typer.Option(help="The folder for the report; default: the run's own, or for several runs the current one."),
     ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Write nothing: serve the page on this machine only, and follow the run.")
-    ] = False,
-    port: Annotated[int, typer.Option(help="The port for --watch; 0: any free port.")] = 8090,
     reference: Annotated[Path | None, typer.Option(help="A file that `reference` wrote; nano's is built in.")] = None,
 ) -> None:
-    """Write report.html, a self-contained page, and its pictures as PNG; the runs may still be running."""
+    """Write report.html, one file that needs no network, and its charts as PNG; the runs may still be running."""
     from rotary_foundry.reporting.report_page import write_report
 
-    if watch:
-        from rotary_foundry.reporting.watch import serve
-
-        serve(runs, port, reference)
-    else:
-        print(f"report: {write_report(runs, out, reference)}")
+    print(f"report: {write_report(runs, out, reference)}")
 
 
 @app.command()

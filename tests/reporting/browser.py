@@ -21,6 +21,7 @@ FLAGS = (
     "--no-first-run",
     "--hide-scrollbars",
 )
+PAINTED = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 PATIENCE = 60  # seconds for an answer
 
 
@@ -78,12 +79,17 @@ class Browser:
         """Open an address and wait until it has loaded."""
         phone = width < 600
         self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._ask("Emulation.setEmulatedMedia", features=[scheme])
+        self.prefer(dark)
         self.events.clear()
         self._ask("Page.navigate", url=url)
         self._until(lambda: any(event["method"] == "Page.loadEventFired" for event in self.events))
-        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        self.run(PAINTED)
+
+    def prefer(self, dark: bool) -> None:
+        """Say which colours the reader prefers, and wait for the page to be painted in them."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._ask("Emulation.setEmulatedMedia", features=[scheme])
+        self.run(PAINTED)
 
     def run(self, script: str) -> object:
         """The value of an expression in the page, its promise awaited."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rotary_foundry.reporting.charts import report
+from rotary_foundry.reporting.charts import make_charts
 from rotary_foundry.reporting.records import Run
 from rotary_foundry.reporting.reference import WINDOW, find_reference, write_reference
 from rotary_foundry.reporting.report_page import write_report
@@ -55,11 +55,11 @@ def test_the_band_is_of_all_seeds_updates_near_by_and_of_no_other_stage(seeds, w
 
 def test_it_lies_behind_a_run_of_the_same_recipe_on_the_page_and_in_the_pictures(seeds, written, tmp_path):
     run = write_run(tmp_path / "mine", NANO, OTHER, "seed=9", "run_name=mine", until=0.5)
-    content = report([Run(run)], find_reference([Run(run)], written))
-    behind = {chart["id"]: chart["series"][0] for chart in content["charts"] if chart["series"][0]["run"] == -1}
+    charts = make_charts([Run(run)], find_reference([Run(run)], written))
+    behind = {chart.key: chart.series[0] for chart in charts if chart.series[0].run is None}
     assert behind.keys() == {"loss", "masked_accuracy"}
-    assert behind["loss"]["label"] == "reference, 3 seeds"
-    assert min(behind["loss"]["low"]) < min(behind["loss"]["y"])
+    assert behind["loss"].label == "reference, 3 seeds"
+    assert min(behind["loss"].low) < min(behind["loss"].mean)
     write_report([run], reference=written)
     assert "reference, 3 seeds" in (run / "report.html").read_text()
     assert "reference, 3 seeds" in (run / "report" / "pictures.md").read_text()

@@ -1,6 +1,7 @@
-"""What the page is made of: the records of a run, read whole, in progress, killed, rolled back or broken."""
+"""What the page is made of: the records of a run, in progress, killed, rolled back or broken."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,9 +14,9 @@ from PIL import Image
 
 from rotary_foundry import load_recipe
 from rotary_foundry.recipe.compilation import compile_plan
-from rotary_foundry.reporting.charts import BUCKETS, report
-from rotary_foundry.reporting.records import Run
-from rotary_foundry.reporting.report_page import page, write_report
+from rotary_foundry.reporting.charts import Chart, make_charts, run_names, words
+from rotary_foundry.reporting.records import BINS, Run
+from rotary_foundry.reporting.report_page import differences, write_report
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.reporting.made_run import write_result, write_run
 
@@ -23,21 +24,13 @@ NANO, BASE, LARGE = "yamls/main/nano.yaml", "yamls/main/base.yaml", "yamls/main/
 COMMAND = str(Path(sys.executable).parent / "rotary-foundry")
 
 
-def content(*paths: Path) -> dict:
-    return report([Run(path) for path in paths])
+def charts_of(*paths: Path) -> dict[str, Chart]:
+    return {chart.key: chart for chart in make_charts([Run(path) for path in paths])}
 
 
-def chart(found: dict, name: str) -> dict:
-    """A chart with the tokens of its lines."""
-    wanted = next(one for one in found["charts"] if one["id"] == name)
-    for series in wanted["series"]:
-        series["x"] = found["tokens"][series["tokens"]]
-    return wanted
-
-
-def line(found: dict, name: str, abandoned: bool = False) -> dict[int, float]:
-    series = next(one for one in chart(found, name)["series"] if one["abandoned"] == abandoned)
-    return dict(zip(series["x"], series["y"], strict=True))
+def line(charts: dict[str, Chart], name: str, abandoned: bool = False) -> dict[int, float]:
+    series = next(one for one in charts[name].series if one.abandoned == abandoned)
+    return dict(zip(series.token.astype(int).tolist(), series.mean.tolist(), strict=True))
 
 
 def lines_of(path: Path) -> list[str]:
@@ -59,91 +52,80 @@ def written(tmp_path_factory) -> Path:
     return run
 
 
-def test_the_command_writes_a_small_page_and_says_where(written):
-    assert (written / "report.html").stat().st_size < 300_000
-
-
 def test_what_is_drawn_of_a_short_run_is_every_update(nano):
-    found = content(nano)
     records = [json.loads(text) for text in lines_of(nano)]
-    assert not found["thinned"]
-    assert line(found, "loss") == pytest.approx({one["token"]: one["loss"] for one in records}, rel=1e-3)
+    assert line(charts_of(nano), "loss") == pytest.approx({one["token"]: one["loss"] for one in records})
 
 
-def test_a_long_run_takes_no_more_room_than_its_stages_have_points_and_loses_no_spike(tmp_path):
+def test_a_long_run_has_few_points_and_loses_no_spike(tmp_path):
     run = write_run(tmp_path / "base", BASE, every=20)
     text = lines_of(run)
     spike = json.loads(text[12_345]) | {"loss": 17.25}
     (run / "metrics.jsonl").write_text("".join([*text[:12_345], json.dumps(spike) + "\n", *text[12_346:]]))
-    found = content(run)
+    loss = charts_of(run)["loss"].series[0]
     assert len(text) > 20_000
-    assert found["thinned"]
-    assert max(len(tokens) for tokens in found["tokens"]) <= 3 * BUCKETS
-    assert len(page(found)) < 1_000_000
-    assert max(chart(found, "loss")["series"][0]["high"]) == 17.25
-    assert max(chart(found, "loss")["series"][0]["y"]) < 17
+    segments = len(json.loads((run / "plan.json").read_text())["segments"])
+    assert len(loss.token) <= 3 * BINS + segments
+    assert max(loss.high) == 17.25
+    assert max(loss.mean) < 17
 
 
-def test_the_corners_of_a_long_run_s_schedule_are_to_the_update(tmp_path):
+def test_changes_of_a_long_run_s_batch_and_rows_are_exact_to_the_update(tmp_path):
     run = write_run(tmp_path / "base", BASE, every=20, monitors=False)
-    found, records = content(run), [json.loads(text) for text in lines_of(run)]
+    charts, records = charts_of(run), [json.loads(text) for text in lines_of(run)]
     for name in ("rows", "row_length", "rope_theta"):
-        drawn = line(found, name)
+        drawn = line(charts, name)
+        assert set(drawn.values()) == {one[name] for one in records}
         for before, after in pairwise(records):
             if before[name] != after[name]:
-                assert (drawn[before["token"]], drawn[after["token"]]) == (before[name], after[name])
+                assert drawn[before["token"]] == before[name]
 
 
 def test_an_abandoned_stretch_is_apart_from_the_line_that_was_kept(tmp_path):
     run = write_run(tmp_path / "large", LARGE, every=200, monitors=False)
-    plan = compile_plan(load_recipe(LARGE))
     back = json.loads((run / "rollbacks.jsonl").read_text())
-    found = content(run)
-    kept, abandoned = line(found, "lr"), line(found, "lr", abandoned=True)
+    kept, abandoned = (line(charts_of(run), "lr", of) for of in (False, True))
     assert list(kept) == sorted(kept)
-    assert {token for token in kept if token > back["to_token"]}
-    assert all(lr == pytest.approx(5e-5) for token, lr in kept.items() if back["to_token"] < token < back["token"])
-    assert set(abandoned.values()) == {5e-4}
+    again = [lr for token, lr in kept.items() if back["to_token"] < token < back["token"]]
+    assert again == pytest.approx([5e-5] * len(again))
+    assert list(abandoned.values()) == pytest.approx([5e-4] * len(abandoned))
     assert min(abandoned) > back["to_token"]
-    assert max(kept) > 0.99 * plan.total_tokens
-    assert found["runs"][0]["rollbacks"] == [back]
+    assert max(kept) > 0.99 * compile_plan(load_recipe(LARGE)).total_tokens
 
 
 def test_of_updates_that_a_killed_run_trained_again_the_last_hold(nano):
     text = lines_of(nano)
     again = [json.dumps(json.loads(one) | {"loss": 3 + batch / 100}) + "\n" for batch, one in enumerate(text[50:60])]
-    (nano / "metrics.jsonl").write_text("".join(text[:60] + again))
-    drawn = list(line(content(nano), "loss").values())
+    (nano / "metrics.jsonl").write_text("".join(text[:65] + again))
+    drawn = list(line(charts_of(nano), "loss").values())
     assert len(drawn) == 60
     assert drawn[50:] == pytest.approx([3 + batch / 100 for batch in range(10)])
 
 
-def test_a_line_that_is_being_written_is_read_when_it_is_whole(nano):
+@pytest.mark.parametrize(("killed", "resumed"), [(7000, 6990), (7000, 1200), (12_000, 11_111)])
+def test_a_long_run_that_was_killed_is_drawn_as_one_that_was_not(tmp_path, killed, resumed):
+    run = write_run(tmp_path / "base", BASE, every=20, monitors=False, until=0.6)
+    text, expected = lines_of(run), charts_of(run)["loss"].series[0]
+    (run / "metrics.jsonl").write_text("".join(text[:killed] + text[resumed:]))
+    loss = charts_of(run)["loss"].series[0]
+    for name in ("token", "mean", "low", "high"):
+        assert getattr(loss, name).tolist() == getattr(expected, name).tolist()
+
+
+def test_a_line_that_is_being_written_is_left_out(nano):
     text = lines_of(nano)
-    metrics = nano / "metrics.jsonl"
-    metrics.write_text("".join(text[:40]) + text[40][:100])
-    run = Run(nano)
-    assert len(line(report([run]), "loss")) == 40
-    metrics.write_text("".join(text[:42]))
-    run.refresh()
-    assert len(line(report([run]), "loss")) == 42
-
-
-def test_a_run_that_was_begun_anew_is_read_anew(nano):
-    run = Run(nano)
-    (nano / "metrics.jsonl").write_text("".join(lines_of(nano)[:3]))
-    run.refresh()
-    assert len(line(report([run]), "loss")) == 3
+    (nano / "metrics.jsonl").write_text("".join(text[:40]) + text[40][:100])
+    assert len(line(charts_of(nano), "loss")) == 40
 
 
 def test_a_run_without_monitors_or_without_any_update_has_a_page(tmp_path):
     bare = write_run(tmp_path / "bare", NANO, monitors=False)
     (bare / "environment.json").unlink()
-    assert not {"mfu", "grad_norm", "step-0"} & {one["id"] for one in content(bare)["charts"]}
+    assert not {"mfu", "grad_norm", "step-0"} & charts_of(bare).keys()
     begun = write_run(tmp_path / "begun", NANO)
     for name in ("metrics.jsonl", "eval.jsonl"):
         (begun / name).unlink()
-    assert content(begun)["charts"] == []
+    assert charts_of(begun) == {}
     assert write_report([begun]).exists()
 
 
@@ -151,9 +133,9 @@ def test_a_loss_that_is_no_number_leaves_a_gap(nano):
     text = lines_of(nano)
     text[9] = json.dumps(json.loads(text[9]) | {"loss": float("nan")}) + "\n"
     (nano / "metrics.jsonl").write_text("".join(text))
-    assert list(line(content(nano), "loss").values())[9] is None
-    shown = re.search(r'id="content">(.*?)</script>', page(content(nano)), re.S).group(1)
-    json.loads(shown, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    (nano / "eval.jsonl").write_text((nano / "eval.jsonl").read_text().replace('"loss": ', '"loss": NaN, "was": '))
+    assert math.isnan(list(line(charts_of(nano), "loss").values())[9])
+    assert write_report([nano]).exists()
 
 
 @pytest.mark.parametrize(
@@ -173,20 +155,12 @@ def test_what_is_broken_is_named(nano, name, damage, said):
         Run(nano)
 
 
-def test_what_an_evaluation_found_is_read_with_its_interval_and_read_anew(nano):
-    run = Run(nano)
-    assert run.results == []
-    path = write_result(nano, "export", "masked_lm", loss=(5.5913, 5.4021, 5.774), accuracy=(0.0312, None, None))
-    assert run.refresh()
-    known = {"model": "export", "suite": "masked_lm"}
-    assert report([run])["runs"][0]["results"] == [
-        known | {"name": "loss", "value": 5.5913, "low": 5.4021, "high": 5.774},
-        known | {"name": "accuracy", "value": 0.0312, "low": None, "high": None},
-    ]
-    for measure in ('"none"', '{"value": "low"}'):
-        path.write_text(f'{{"headlines": [{{"name": "loss", "measure": {measure}}}]}}')
-        with pytest.raises(DataError, match=r"export/masked_lm/result\.json: it has no headlines"):
-            run.refresh()
+@pytest.mark.parametrize("measure", ['"none"', '{"value": "low"}'])
+def test_a_result_without_headlines_is_named(nano, measure):
+    path = write_result(nano, "export", "masked_lm", loss=(5.5913, 5.4021, 5.774))
+    path.write_text(f'{{"headlines": [{{"name": "loss", "measure": {measure}}}]}}')
+    with pytest.raises(DataError, match=r"export/masked_lm/result\.json: it has no headlines"):
+        Run(nano)
 
 
 def test_what_cannot_be_read_is_named(nano):
@@ -212,7 +186,7 @@ def test_a_secret_in_the_recipe_is_nowhere_in_what_is_written(written):
 def test_every_picture_is_one_and_tells_itself_in_words(written):
     pictures = sorted((written / "report").glob("*.png"))
     listed = (written / "report" / "pictures.md").read_text()
-    assert {"loss.png", "lr.png", "mfu.png", "mixture-0.png", "recipe-1.png"} <= {path.name for path in pictures}
+    assert {"loss.png", "lr.png", "mfu.png", "mixture-0.png"} <= {path.name for path in pictures}
     for path in pictures:
         assert matplotlib.image.imread(path)[..., :3].std() > 0.01, path  # something is drawn
         words = Image.open(path).text["Description"]
@@ -222,18 +196,19 @@ def test_every_picture_is_one_and_tells_itself_in_words(written):
 
 def test_words_tell_first_last_lowest_and_highest(nano):
     losses = [json.loads(text)["loss"] for text in lines_of(nano)]
-    words = chart(content(nano), "loss")["words"]
-    for value in (losses[0], losses[-1], min(losses), max(losses)):
-        assert f"{value:.4g}" in words
+    said = words(charts_of(nano)["loss"])
+    first, last, low, high = (f"{value:.4g}" for value in (losses[0], losses[-1], min(losses), max(losses)))
+    assert f"training goes from {first} at " in said
+    assert f" tokens to {last} at " in said
+    assert f"lowest {low}, highest {high}" in said
 
 
 def test_what_differs_between_runs_is_told(tmp_path):
     one = write_run(tmp_path / "one", NANO)
     other = write_run(tmp_path / "other", NANO, "stages.decay.lr=1e-4", "seed=18")
-    found = content(one, other)
-    assert {row["key"]: row["values"] for row in found["differences"]} == {
+    runs = [Run(one), Run(other)]
+    assert differences(runs) == {
         "seed": ["17", "18"],
         "stages.decay.lr": [str(load_recipe(NANO).stages["decay"].lr), "0.0001"],
     }
-    names = [run["name"] for run in found["runs"]]
-    assert len(set(names)) == 2  # of the same recipe's name
+    assert len(set(run_names(runs))) == 2  # of the same recipe's name

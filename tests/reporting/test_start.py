@@ -70,7 +70,7 @@ def test_it_says_what_is_trained_on_what_and_where_things_go(folder):
     assert f"{cost(mine, compile_plan(mine)).checkpoints_written} of 4.75 GB" in said
     assert "in checkpoints/, and s3://bucket/runs/mine" in said
     assert "metrics.jsonl, eval.jsonl, logs/ and checkpoints/ in the run's folder" in said
-    assert f"rotary-foundry report {folder.path} --watch" in said
+    assert f"rotary-foundry report {folder.path}" in said
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -103,7 +103,7 @@ def test_with_long_paths_the_stages_are_shown_and_what_is_longest_gives_way(fold
     left = len(mine.stages) - len(shown)
     assert len(shown) >= 6 or not left
     assert (f"and {left} more" in [line.strip() for line in lines]) == bool(left)
-    assert f"report{long}--watch" in "".join(lines).replace(" ", "")  # whole, as everything is there
+    assert f"report{long}" in "".join(lines).replace(" ", "")  # whole, as everything is there
 
 
 def test_of_a_run_that_goes_on_it_is_short(folder):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rotary_foundry.evaluation.results import Measure, Result
+from rotary_foundry.reporting.charts import COLOURS
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito's
 ACROSS = 2  # panels
 
 

@@ -1,68 +1,87 @@
-"""What the page shows, as plain data: runs, charts with their lines, tables, and each chart in words.
+"""The report's charts as one list: figures.py draws them for the page, pictures.py as PNG.
 
-The page and the PNGs are drawn from the same. A line has at most BUCKETS points for each stage of a run, however long
-the run is: beyond that an update shares a bucket with its neighbours, which has their mean for the line, and their
-lowest and highest for a band behind it. So nothing that stands out is lost, and a stage of a hundredth of the tokens
-has as many points as the others when one zooms to it. What changes only here and there (batch size, theta) keeps its
-corners to the update.
+A chart knows its title, unit and scale, and has series of points over tokens. `words` says what it shows.
 """
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
 from rotary_foundry.recipe.schema import all_knobs, all_metrics
-from rotary_foundry.reporting.records import SHARES, Run, Track
+from rotary_foundry.reporting.records import SHARES, Bin, Run
+from rotary_foundry.utils.wording import count
 
-BUCKETS = 500
-DIGITS = 4  # of a number in the page
-COLOURS = 7  # in the page's style; further runs take them again
-NO_RUN = -1
-GREY = 7  # the one after them, a reference's
+# Each has a contrast of at least 3 to white and to the page's dark background.
+COLOURS = ("#2f80d0", "#d07a00", "#1f9d6b", "#b8579a", "#1f9fb0", "#7b6ee0", "#8f8220")
+GREY = "#82868f"  # a reference
+RED = "#e0435e"  # what a rollback abandoned
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """A column of the metrics that has a chart."""
+class Series:
+    """Points over tokens, all arrays of float64 [points]; NaN in `mean` is a gap."""
 
-    key: str
+    label: str
+    token: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    colour: str
+    run: int | None  # index; None: a reference
+    markers: bool = False  # single measurements instead of a line
+    dashed: bool = False
+    abandoned: bool = False
+
+    @property
+    def has_band(self) -> bool:
+        return bool(np.any(self.low < self.high))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn over tokens, and how."""
+
+    key: str  # in metrics.jsonl, or step-<run>, mixture-<run>
     title: str
-    unit: str
+    unit: str = ""
     about: str = ""
+    numbers: str = "number"  # or percent, exact (whole numbers in full), large (with k, M, B or T)
     log: bool = False
-    percent: bool = False
     zero: bool = False  # the axis begins at 0
-    steps: bool = False  # it is set for an update, not measured at its end
-    exact: bool = False  # whole numbers, shown in full
+    steps: bool = False  # a setting of the update, constant over its tokens
+    wide: bool = False
+    of_one_run: bool = False  # colours are its parts; elsewhere each run has a colour
+    series: tuple[Series, ...] = ()
 
 
-LOSS = Quantity(
-    "loss", "Loss", "nats a predicted token", "Lines: training. Diamonds: held-out, at the ends of stages.", True
-)
-QUANTITIES = (
+LOSS = Chart(
+    "loss", "Loss", "nats a predicted token", "Line: training. Diamonds: held-out, at the ends of stages.",
+    log=True, wide=True,
+)  # fmt: skip
+CHARTS = (
+    LOSS,
     *(
-        Quantity(metric.name, metric.title, "", f"In training: {metric.meaning}.", percent=True)
+        Chart(metric.name, metric.title, "", f"In training: {metric.meaning}.", "percent")
         for metric in all_metrics().values()
-        if metric.name != "loss"
+        if metric.name != LOSS.key
     ),
-    Quantity("lr", "Learning rate", "", zero=True, steps=True),
-    Quantity("rows", "Batch size", "rows", zero=True, steps=True, exact=True),
-    Quantity("row_length", "Row length", "tokens", zero=True, steps=True, exact=True),
+    Chart("lr", "Learning rate", zero=True, steps=True),
+    Chart("rows", "Batch size", "rows", numbers="exact", zero=True, steps=True),
+    Chart("row_length", "Row length", "tokens", numbers="exact", zero=True, steps=True),
     *(
-        Quantity(name, name, knob.meaning, zero=True, steps=True, exact=knob.high > 1)
+        Chart(name, name, knob.meaning, numbers="exact" if knob.high > 1 else "number", zero=True, steps=True)
         for name, knob in all_knobs().items()
     ),
-    Quantity("tokens_per_second", "Throughput", "tokens a second", "Real tokens, all devices.", zero=True),
-    Quantity("mfu", "MFU", "", "Share of the devices' peak, for the model's own operations.", percent=True, zero=True),
-    Quantity("memory_gb", "Memory", "GB", "Peak of the device; on CPU, of the process.", zero=True),
-    Quantity("grad_norm", "Gradient norm", "", log=True),
-    Quantity("update_norm", "Update norm", "", log=True),
-    Quantity("loss_spike_score", "Loss-spike score", "robust deviations"),
-    Quantity("slowest_lag", "Slowest rank", "", "Its own work over the median's, less one.", percent=True, zero=True),
-)  # fmt: skip
+    Chart("tokens_per_second", "Throughput", "tokens a second", "Real tokens, all devices.", "large", zero=True),
+    Chart("mfu", "MFU", "", "Share of the devices' peak, for the model's own operations.", "percent", zero=True),
+    Chart("memory_gb", "Memory", "GB", "Peak of the device; on CPU, of the process.", zero=True),
+    Chart("grad_norm", "Gradient norm", log=True),
+    Chart("update_norm", "Update norm", log=True),
+    Chart("loss_spike_score", "Loss-spike score", "robust deviations"),
+    Chart("slowest_lag", "Slowest rank", "", "Its own work over the median's, less one.", "percent", zero=True),
+)
 STEP_PARTS = {
     "data_seconds": "waiting for data",
     "forward_seconds": "forward",
@@ -72,264 +91,125 @@ STEP_PARTS = {
 }
 
 
-def report(runs: list[Run], reference: dict | None = None) -> dict:
-    """The content of the page, as plain JSON types; with a reference behind the lines that it has (reference.py)."""
-    names = _names(runs)
-    charts = [_loss_chart(runs, names), *(_chart(quantity, runs, names) for quantity in QUANTITIES)]
-    for chart in charts if reference is not None else ():
-        chart["series"] = [*_reference_lines(reference, chart["id"]), *chart["series"]]
+def make_charts(runs: list[Run], reference: dict | None = None) -> list[Chart]:
+    """Make the charts of some runs; what none of them recorded has no chart.
+
+    Args:
+        runs: laid over each other.
+        reference: of `find_reference`, drawn behind the runs.
+    """
+    names = run_names(runs)
+    charts = []
+    for chart in CHARTS:
+        series = [*_reference_series(reference, chart.key)] if reference is not None else []
+        for index, (run, name) in enumerate(zip(runs, names, strict=True)):
+            label = name if len(runs) > 1 else "training" if chart is LOSS else chart.title.lower()
+            series += _lines(run, chart.key, label, index, COLOURS[index % len(COLOURS)])
+            series += _held_out(run, name if len(runs) > 1 else "", index) if chart is LOSS else []
+        charts.append(replace(chart, series=tuple(series)))
     for index, (run, name) in enumerate(zip(runs, names, strict=True)):
         of_run = f", {name}" if len(runs) > 1 else ""
-        charts += [_step_chart(run, index, of_run), *_mixture_charts(run, index, of_run)]
-    charts = [chart for chart in charts if chart["series"]]
-    for chart in charts:
-        chart["words"] = _words(chart)
-    return {
-        "title": ", ".join(names),
-        "written": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "buckets": BUCKETS,
-        "thinned": any(len(track.token) > BUCKETS for run in runs for track in run.tracks.values()),
-        "runs": [_run(run, name) for run, name in zip(runs, names, strict=True)],
-        "tokens": _shared_tokens(charts),
-        "charts": charts,
-        "differences": _differences(runs) if len(runs) > 1 else [],
-    }
+        charts += [_step_time(run, index, of_run), _mixture(run, index, of_run)]
+    return [chart for chart in charts if chart.series]
 
 
-def _reference_lines(reference: dict, key: str) -> Iterator[dict]:
+def run_names(runs: list[Run]) -> list[str]:
+    """Return the runs' names, with their folders where two runs have the same name."""
+    names = [run.name for run in runs]
+    return [
+        name if names.count(name) == 1 else f"{name} ({run.folder.path.resolve().name}, {number})"
+        for number, (run, name) in enumerate(zip(runs, names, strict=True), 1)
+    ]
+
+
+def words(chart: Chart) -> str:
+    """Describe a chart in words: first, last, lowest and highest value of each series."""
+    said = []
+    for series in chart.series:
+        there = np.flatnonzero(np.isfinite(series.mean))
+        first, last = there[0], there[-1]
+        low, high = np.nanmin(series.low), np.nanmax(series.high)
+        name = series.label + (" as asked" if series.dashed else "")
+        name += " in a stretch that a rollback abandoned" if series.abandoned else ""
+        begin, end = f"{series.token[first]:,.0f}", f"{series.token[last]:,.0f}"
+        at_first, at_last, lowest, highest = (
+            show(chart, value) for value in (series.mean[first], series.mean[last], low, high)
+        )
+        if low == high:
+            said.append(f"{name} is {at_first} from {begin} to {end} tokens")
+        else:
+            said.append(
+                f"{name} goes from {at_first} at {begin} tokens to {at_last} at {end}, "
+                f"lowest {lowest}, highest {highest}"
+            )
+    unit = f" ({chart.unit})" if chart.unit else ""
+    return f"{chart.title}{unit} against tokens: {'; '.join(said)}."
+
+
+def show(chart: Chart, value: float) -> str:
+    """A value as the chart's axis has it."""
+    if chart.numbers == "percent":
+        return f"{100 * value:.4g} %"
+    if chart.numbers == "large":
+        return count(value)
+    return f"{value:,.10g}" if chart.numbers == "exact" else f"{value:.4g}"
+
+
+def _reference_series(reference: dict, key: str) -> Iterator[Series]:
     """The band of a chart that the reference knows, and its held-out numbers, each from lowest to highest."""
     if key not in reference:
         return
     label = f"reference, {len(reference['seeds'])} seeds"
-    band = {name: reference[key][of] for name, of in (("y", "mean"), ("low", "low"), ("high", "high"))}
-    yield _series(label, NO_RUN, GREY) | {"x": reference["token"]} | band
+    band = (np.array(reference[key][of], dtype=float) for of in ("mean", "low", "high"))
+    yield Series(label, np.array(reference["token"], dtype=float), *band, colour=GREY, run=None)
     if key == LOSS.key:
-        values = [line[key] for line in reference["held_out"]]
-        yield _series(f"{label}, held-out", NO_RUN, GREY, points=True) | {
-            "x": [line["token"] for line in reference["held_out"]],
-            "y": [_round(sum(seeds) / len(seeds)) for seeds in values],
-            "low": [min(seeds) for seeds in values],
-            "high": [max(seeds) for seeds in values],
-        }
+        token = np.array([line["token"] for line in reference["held_out"]], dtype=float)
+        values = np.array([line[key] for line in reference["held_out"]])  # [evaluations, seeds]
+        ends = (values.mean(axis=1), values.min(axis=1), values.max(axis=1))
+        yield Series(f"{label}, held-out", token, *ends, colour=GREY, run=None, markers=True)
 
 
-def _shared_tokens(charts: list[dict]) -> list[list[int]]:
-    """The tokens of all series, once each: most lie at the same. A series then has the number of its own."""
-    found: dict[tuple, int] = {}
-    for chart in charts:
-        for series in chart["series"]:
-            series["tokens"] = found.setdefault(tuple(series.pop("x")), len(found))
-    return [list(tokens) for tokens in found]
+def _held_out(run: Run, name: str, index: int) -> Iterator[Series]:
+    label = f"{name}, held-out" if name else "held-out"
+    colour = COLOURS[index % len(COLOURS)] if name else COLOURS[5]
+    for kept in (True, False):
+        lines = [line for line in run.evaluations if line["kept"] == kept]
+        token, loss = (np.array([line[key] for line in lines], dtype=float) for key in ("token", "loss"))
+        if np.isfinite(loss).any():
+            yield Series(label, token, loss, loss, loss, colour, index, markers=True, abandoned=not kept)
 
 
-def _names(runs: list[Run]) -> list[str]:
-    """The runs' names, with their folders where two have the same."""
-    names = [run.name for run in runs]
-    return [
-        name if names.count(name) == 1 else f"{name} ({os.path.basename(run.folder.path.resolve())}, {index})"
-        for index, (run, name) in enumerate(zip(runs, names, strict=True), 1)
-    ]
-
-
-def _run(run: Run, name: str) -> dict:
-    """What the page says of a run outside its charts."""
-    trained = next(((track, part.stop) for track, part in reversed(run.kept) if part.stop), None)
-    token = trained[0].token[trained[1] - 1] if trained else 0
-    evaluations = [line for line in run.evaluations if line["kept"]]
-    return {
-        "name": name,
-        "token": token,
-        "batch": trained[0].batch[trained[1] - 1] if trained else 0,
-        "total": run.plan.get("total_tokens", 0),
-        "last_written": run.last_written and run.last_written.isoformat(timespec="seconds"),
-        "loss": _recent(trained, "loss"),
-        "held_out": evaluations[-1]["loss"] if evaluations else None,
-        "tokens_per_second": _recent(trained, "tokens_per_second"),
-        "mfu": _recent(trained, "mfu"),
-        "segments": run.plan.get("segments", []),
-        "rollbacks": run.rollbacks,
-        "evaluations": run.evaluations,
-        "results": run.results,
-        "config": run.config,
-        "environment": run.environment,
-    }
-
-
-def _recent(trained: tuple[Track, int] | None, key: str) -> float | None:
-    """The median of the last 50 updates that have a number."""
-    if trained is None or key not in trained[0].columns:
-        return None
-    last = np.array(trained[0].columns[key][max(0, trained[1] - 50) : trained[1]])
-    last = last[np.isfinite(last)]
-    return _round(np.median(last)) if len(last) else None
-
-
-def _loss_chart(runs: list[Run], names: list[str]) -> dict:
-    chart = _chart(LOSS, runs, names) | {"wide": True}
-    for index, (run, name) in enumerate(zip(runs, names, strict=True)):
-        for kept in (True, False):
-            found = [line for line in run.evaluations if line["kept"] == kept and _finite(line["loss"])]
-            if found:
-                label = "held-out" if len(runs) == 1 else f"{name}, held-out"
-                series = _series(label, index, 5 if len(runs) == 1 else index, points=True, abandoned=not kept)
-                series["x"] = [line["token"] for line in found]
-                series["y"] = [_round(line["loss"]) for line in found]
-                chart["series"].append(series)
-    return chart
-
-
-def _chart(quantity: Quantity, runs: list[Run], names: list[str]) -> dict:
-    chart = _empty(quantity)
-    for index, (run, name) in enumerate(zip(runs, names, strict=True)):
-        label = name if len(runs) > 1 else "training" if quantity is LOSS else quantity.title.lower()
-        chart["series"] += _lines(run, quantity.key, label, index, index)
-    return chart
-
-
-def _step_chart(run: Run, index: int, of_run: str) -> dict:
-    chart = _empty(Quantity("step", f"Step time{of_run}", "seconds", "Where an update's time goes.", zero=True))
-    for colour, (key, label) in enumerate(STEP_PARTS.items()):
-        chart["series"] += _lines(run, key, label, index, colour)
-    return chart | {"id": f"step-{index}"}
-
-
-def _mixture_charts(run: Run, index: int, of_run: str) -> Iterator[dict]:
-    about = "Solid: the share of the stage's tokens drawn so far. Dashed: what the recipe asks for."
-    chart = _empty(Quantity("mixture", f"Mixture{of_run}", "", about, percent=True, zero=True))
-    names = {name for track in run.tracks.values() for name in track.columns}
-    sources = sorted({name.split("/", 1)[1] for name in names if "/" in name})
-    for colour, source in enumerate(sources):
-        for kind in reversed(SHARES):
-            for series in _lines(run, f"{kind}/{source}", source, index, colour):
-                chart["series"].append(series | {"dashed": kind == "asked"})
-    yield chart | {"id": f"mixture-{index}", "wide": len(sources) > 6}
-
-
-def _empty(quantity: Quantity) -> dict:
-    return {
-        "id": quantity.key,
-        "title": quantity.title,
-        "unit": quantity.unit,
-        "about": quantity.about,
-        "log": quantity.log,
-        "percent": quantity.percent,
-        "zero": quantity.zero,
-        "steps": quantity.steps,
-        "exact": quantity.exact,
-        "wide": False,
-        "series": [],
-    }
-
-
-def _series(label: str, run: int, colour: int, points: bool = False, abandoned: bool = False) -> dict:
-    return {
-        "label": label,
-        "run": run,
-        "colour": colour if run == NO_RUN else colour % COLOURS,
-        "points": points,
-        "dashed": False,
-        "abandoned": abandoned,
-    }
-
-
-def _lines(run: Run, key: str, label: str, index: int, colour: int) -> Iterator[dict]:
+def _lines(run: Run, key: str, label: str, index: int, colour: str, dashed: bool = False) -> Iterator[Series]:
     """The line of what was kept, and one for each stretch that was abandoned."""
-    kept = [_thin(track, part, key) for track, part in run.kept if key in track.columns]
-    parts = [(False, np.concatenate(kept, axis=1))] if kept else []
-    parts += [(True, _thin(track, part, key)) for track, part in run.abandoned if key in track.columns]
-    for abandoned, (x, y, low, high) in parts:
-        if not np.isfinite(y).any():
-            continue
-        series = _series(label, index, colour, abandoned=abandoned)
-        series |= {"x": x.astype(np.int64).tolist(), "y": _numbers(y)}
-        if not (np.array_equal(low, y, equal_nan=True) and np.array_equal(high, y, equal_nan=True)):
-            series |= {"low": _numbers(low), "high": _numbers(high)}
-        yield series
+    parts: list[tuple[bool, Iterable[Bin]]] = [(False, [one for one in run.bins if one.kept])]
+    abandoned = [one for one in run.bins if not one.kept]
+    parts += [(True, list(part)) for _, part in groupby(abandoned, lambda one: one.rollbacks)]
+    nothing = (np.nan, np.nan, np.nan)
+    for is_abandoned, bins in parts:
+        points = np.array([(one.token, *one.values.get(key, nothing)) for one in bins], dtype=float).reshape(-1, 4)
+        if np.isfinite(points[:, 1]).any():
+            yield Series(label, *points.T, colour=colour, run=index, dashed=dashed, abandoned=is_abandoned)
 
 
-def _thin(track: Track, part: slice, key: str) -> np.ndarray:
-    """Token, mean, lowest and highest of every bucket: [4, points]."""
-    token = np.array(track.token[part], dtype=np.float64)
-    values = np.array(track.columns[key][part])
-    values[~np.isfinite(values)] = np.nan
-    stage = np.array(track.stage[part])
-    found = [np.empty((4, 0))]
-    for piece in np.split(np.arange(len(token)), np.flatnonzero(np.diff(stage)) + 1):
-        if len(piece):
-            found.append(_thin_stage(token[piece], values[piece]))
-    return np.concatenate(found, axis=1)
+def _step_time(run: Run, index: int, of_run: str) -> Chart:
+    parts = zip(STEP_PARTS.items(), COLOURS, strict=False)
+    series = [line for (key, label), colour in parts for line in _lines(run, key, label, index, colour)]
+    about = "Where an update's time goes."
+    return Chart(
+        f"step-{index}", f"Step time{of_run}", "seconds", about, zero=True, of_one_run=True, series=tuple(series)
+    )
 
 
-def _thin_stage(token: np.ndarray, values: np.ndarray) -> np.ndarray:
-    corner = np.ones(len(values), dtype=bool)
-    inner = values[1:-1]
-    corner[1:-1] = ~((inner == values[:-2]) & (inner == values[2:]))
-    if corner.sum() <= BUCKETS:  # all of them: the line is exact
-        return np.stack([token[corner], *[values[corner]] * 3])
-    edges = np.linspace(0, len(values), BUCKETS + 1).astype(int)
-    begin = edges[:-1]
-    there = np.isfinite(values)
-    count = np.add.reduceat(there, begin, dtype=np.int64)
-    with np.errstate(invalid="ignore"):
-        mean = np.add.reduceat(np.where(there, values, 0), begin) / count
-    middle = token[(begin + edges[1:] - 1) // 2]
-    return np.stack([middle, mean, np.fmin.reduceat(values, begin), np.fmax.reduceat(values, begin)])
-
-
-def _words(chart: dict) -> str:
-    """The chart for those who do not see it."""
-    said = []
-    for series in chart["series"]:
-        there = [(x, y) for x, y in zip(series["x"], series["y"], strict=True) if y is not None]
-        (first_x, first), (last_x, last) = there[0], there[-1]
-        low = min(value for value in series.get("low", series["y"]) if value is not None)
-        high = max(value for value in series.get("high", series["y"]) if value is not None)
-        name = series["label"] + (" as asked" if series["dashed"] else "")
-        name += " in a stretch that a rollback abandoned" if series["abandoned"] else ""
-        show = "{:.1%}".format if chart["percent"] else "{:,.5g}".format if high < 1e5 else "{:,.0f}".format
-        if low == high:
-            said.append(f"{name} is {show(first)} from {first_x:,} to {last_x:,} tokens")
-        else:
-            said.append(
-                f"{name} goes from {show(first)} at {first_x:,} tokens to {show(last)} at {last_x:,}, "
-                f"between {show(low)} and {show(high)}"
-            )
-    unit = f" ({chart['unit']})" if chart["unit"] else ""
-    return f"{chart['title']}{unit} against tokens: {'; '.join(said)}."
-
-
-def _differences(runs: list[Run]) -> list[dict]:
-    """The values that are not the same in all runs: a row each."""
-    flat = [
-        _flat(run.config) | {f"environment.{key}": value for key, value in _flat(run.environment).items()}
-        for run in runs
+def _mixture(run: Run, index: int, of_run: str) -> Chart:
+    about = "Solid: the share of the stage's tokens drawn so far. Dashed: what the recipe asks for."
+    names = {name for one in run.bins for name in one.values if name.partition("/")[0] in SHARES}
+    series = [
+        line
+        for number, source in enumerate(sorted({name.partition("/")[2] for name in names}))
+        for kind in reversed(SHARES)
+        for line in _lines(
+            run, f"{kind}/{source}", source, index, COLOURS[number % len(COLOURS)], dashed=kind == "asked"
+        )
     ]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    rows = [{"key": key, "values": [str(one[key]) if key in one else None for one in flat]} for key in keys]
-    return [row for row in rows if len(set(row["values"])) > 1]
-
-
-def _flat(config: object, above: str = "") -> dict[str, object]:
-    """A nested configuration with dotted keys; stages that stand in a list by their names."""
-    if isinstance(config, list) and config and all(isinstance(item, dict) and "name" in item for item in config):
-        config = {item["name"]: item for item in config}
-    if not isinstance(config, dict):
-        return {above: config}
-    found: dict[str, object] = {}
-    for key, value in config.items():
-        found |= _flat(value, f"{above}.{key}" if above else str(key))
-    return found
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
-
-
-def _numbers(values: np.ndarray) -> list[float | None]:
-    """As JSON has them: rounded, whole ones without a fraction, null for what is none."""
-    rounded = (_round(value) for value in values.tolist())
-    return [None if value != value else int(value) if value == int(value) else value for value in rounded]
+    chart = Chart(f"mixture-{index}", f"Mixture{of_run}", "", about, "percent", zero=True, of_one_run=True)
+    return replace(chart, series=tuple(series), wide=len({line.label for line in series}) > 6)

@@ -1,20 +1,21 @@
-"""A run's folder as columns: what the page is drawn from.
+"""What the report reads of a run's folder: the small files as they are, and `metrics.jsonl` in bins.
 
-A long run has a million lines of about 700 bytes, too many for a dict each. So they are read one by one into columns
-of numbers, and a reader goes on from where it stopped: a run in progress is read once, and then what is new.
+A long run has a million updates of 1 kB each. They are read once, line by line, and at most BINS points of each stage
+are kept: the mean, lowest and highest of neighbouring updates. A stage with no more than BINS updates keeps every one.
+A bin ends where rows or row length change, so that these changes stay exact.
 
-Updates stand in a track for each number of rollbacks. Of a batch that was trained twice (a killed run that went on)
-the last line holds. What a rollback abandoned is in its track still: beyond `kept_until`.
+A killed run that goes on repeats updates since its last checkpoint: the later line of a batch holds. Where such a
+repeat begins inside a bin that was complete, the bin stays as it was, since a resumed run repeats the same numbers.
 """
 
-import bisect
 import json
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from rotary_foundry.recipe.schema import all_knobs, all_metrics
@@ -22,155 +23,132 @@ from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.redaction import redacted
 
+BINS = 500  # of a stage
 NUMBERS = (
     *all_metrics(), *all_knobs(), "lr", "weight_decay", "rows", "row_length", "real_tokens",
     "tokens_per_second", "mfu", "step_seconds", "data_seconds", "forward_seconds", "backward_seconds",
     "optimizer_seconds", "communication_seconds", "memory_gb", "grad_norm", "update_norm", "loss_spike_score",
     "slowest_lag",
 )  # fmt: skip
-SHARES = ("asked", "drawn")  # each a mapping from a source to its share
-NAN = float("nan")
+SHARES = ("asked", "drawn")  # each a mapping from a source to its share; its numbers are named asked/<source>
 
 
-@dataclass
-class Track:
-    """The updates that were made after so many rollbacks."""
+@dataclass(frozen=True)
+class Bin:
+    """Neighbouring updates, from batch `first` to `last`, that are drawn as one point at the last one's end."""
 
-    token: array = field(default_factory=lambda: array("q"))
-    batch: array = field(default_factory=lambda: array("q"))
-    stage: array = field(default_factory=lambda: array("l"))  # index into the run's stages
-    columns: dict[str, array] = field(default_factory=dict)  # NaN where a line has no number
-
-    def append(self, batch: int, token: int, stage: int, values: dict[str, float]) -> None:
-        """Add an update. Those from this batch on that are there already were trained before a resume: they go."""
-        while self.batch and self.batch[-1] >= batch:
-            for column in (self.token, self.batch, self.stage, *self.columns.values()):
-                column.pop()
-        for name, column in self.columns.items():
-            column.append(values.pop(name, NAN))
-        for name, value in values.items():
-            self.columns[name] = array("d", [NAN]) * len(self.batch)
-            self.columns[name].append(value)
-        self.batch.append(batch)
-        self.token.append(token)
-        self.stage.append(stage)
+    rollbacks: int  # that the run had had
+    kept: bool  # False: a later rollback abandoned them
+    stage: str
+    first: int
+    last: int
+    token: int
+    values: dict[str, tuple[float, float, float]]  # mean, lowest, highest; a name without a number is left out
 
 
 class Run:
-    """What is known of a run, by its folder; `refresh` reads what came since.
+    """What is known of a run, by its folder.
 
     Raises:
         ConfigurationError: there is no run in the folder.
-        DataError: one of its files is broken, which one and in which line; or cannot be read.
+        DataError: a file is broken (the message names it and the line), or cannot be read.
     """
 
     def __init__(self, path: Path):
         self.folder = RunFolder(path)
-        self.tracks: dict[int, Track] = {}
-        self.stages: list[str] = []
-        self.read_until = 0  # bytes of metrics.jsonl
-        self.lines = 0
-        self.seen: list[tuple] = []  # of each file: when it was changed, and its size
-        self.refresh()
-
-    def refresh(self) -> bool:
-        """Read what has been written since; whether that was anything."""
         try:
             if not self.folder.plan.is_file():
-                raise ConfigurationError(f"{self.folder.path}: no run there (it has no {self.folder.plan.name})")
-            there = [_changed(path) for path in self._files()]
-            if there == self.seen:
-                return False
+                raise ConfigurationError(f"{path}: no run there (it has no {self.folder.plan.name})")
             self._read()
         except OSError as error:
-            raise DataError(f"{self.folder.path}: it cannot be read: {error}") from None
-        self.seen = there  # from before they were read, and not if one was broken
-        return True
+            raise DataError(f"{path}: it cannot be read: {error}") from None
 
     def _read(self) -> None:
-        self.plan = _parse(self.folder.plan, json.loads)
-        self.name = _need(self.plan, "name", self.folder.plan)
-        self.config = redacted(_parse(self.folder.recipe, yaml.safe_load))
-        self.environment = redacted(_parse(self.folder.environment, json.loads))
-        self.rollbacks = [line for _, line in _lines(self.folder.ledger, ("number", "token", "to_token"))]
-        evaluations = _lines(self.folder.evaluations, ("batch", "token", "stage", "loss"))
-        self.evaluations = [line | {"kept": self._kept(line)} for _, line in evaluations]
-        self.results = [line for path in self.folder.results for line in _headlines(path)]
-        self._read_updates()
-        metrics = self.folder.metrics
-        self.last_written = datetime.fromtimestamp(metrics.stat().st_mtime).astimezone() if metrics.exists() else None
-
-    def _files(self) -> list[Path]:
         folder = self.folder
-        files = [folder.plan, folder.recipe, folder.environment, folder.ledger, folder.evaluations, folder.metrics]
-        return [*files, *folder.results]
+        self.plan = _parse(folder.plan, json.loads)
+        if "name" not in self.plan:
+            raise DataError(f"{folder.plan}: it has no 'name'")
+        self.name = self.plan["name"]
+        self.config = redacted(_parse(folder.recipe, yaml.safe_load))
+        self.environment = redacted(_parse(folder.environment, json.loads))
+        self.rollbacks = list(_lines(folder.ledger, ("number", "token", "to_token")))
+        evaluations = _lines(folder.evaluations, ("batch", "token", "stage", "loss"))
+        self.evaluations = [line | {"kept": self._kept(line)} for line in evaluations]
+        self.results = [line for path in folder.results for line in _headlines(path)]
+        self.bins = self._bins(_lines(folder.metrics, ("batch", "token", "stage", "loss")))
+        written = folder.metrics.stat().st_mtime if folder.metrics.exists() else None
+        self.last_written = None if written is None else datetime.fromtimestamp(written).astimezone()
 
     @property
-    def kept(self) -> list[tuple[Track, slice]]:
-        """The tracks with what of them was kept."""
-        return [(track, slice(0, self._end(number))) for number, track in sorted(self.tracks.items())]
-
-    @property
-    def abandoned(self) -> list[tuple[Track, slice]]:
-        """The tracks with what of them rollbacks abandoned."""
-        parts = [(track, slice(self._end(number), len(track.token))) for number, track in sorted(self.tracks.items())]
-        return [(track, part) for track, part in parts if part.start < part.stop]
-
-    def kept_until(self, rollbacks: int) -> float:
-        """The token beyond which later rollbacks abandoned what was made after so many of them."""
-        return min((line["to_token"] for line in self.rollbacks[rollbacks:]), default=float("inf"))
-
-    def _end(self, number: int) -> int:
-        return bisect.bisect_right(self.tracks[number].token, self.kept_until(number))
+    def stages(self) -> dict[str, list[dict]]:
+        """The plan's segments by stage."""
+        segments = self.plan.get("segments", [])
+        return {name: list(group) for name, group in groupby(segments, lambda segment: segment["stage"])}
 
     def _kept(self, line: dict) -> bool:
-        return line["token"] <= self.kept_until(line.get("rollbacks", 0))
+        later = self.rollbacks[line.get("rollbacks", 0) :]
+        return all(line["token"] <= rollback["to_token"] for rollback in later)
 
-    def _read_updates(self) -> None:
-        path = self.folder.metrics
-        if path.exists() and path.stat().st_size < self.read_until:  # the run was begun anew
-            self.tracks, self.stages, self.read_until, self.lines = {}, [], 0, 0
-        for end, line in _lines(path, ("batch", "token", "stage", "loss"), self.read_until, self.lines):
-            values = {name: float(line[name]) for name in NUMBERS if isinstance(line.get(name), int | float)}
-            for kind in SHARES:
-                for source, share in (line.get(kind) or {}).items():
-                    values[f"{kind}/{source}"] = share
-            if line["stage"] not in self.stages:
-                self.stages.append(line["stage"])
-            track = self.tracks.setdefault(line.get("rollbacks", 0), Track())
-            track.append(line["batch"], line["token"], self.stages.index(line["stage"]), values)
-            self.read_until = end
-            self.lines += 1
+    def _bins(self, lines: Iterable[dict]) -> list[Bin]:
+        counts = {stage: sum(one["updates"] for one in segments) for stage, segments in self.stages.items()}
+        sizes = {stage: max(1, -(-count // BINS)) for stage, count in counts.items()}
 
+        def place(line: dict) -> tuple:
+            index = (line["batch"] - 1) // sizes.get(line["stage"], 1)
+            rows = line.get("rows"), line.get("row_length")
+            return line.get("rollbacks", 0), self._kept(line), line["stage"], *rows, index
 
-def _changed(path: Path) -> tuple:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return (path,)
-    return path, found.st_ino, found.st_mtime_ns, found.st_size
+        bins: list[Bin] = []
+        for (rollbacks, kept, stage, *_), group in groupby(lines, place):
+            made = _bin(rollbacks, kept, stage, group)
+            while bins and bins[-1].rollbacks == rollbacks and bins[-1].first >= made.first:
+                bins.pop()
+            if not (bins and bins[-1].rollbacks == rollbacks and bins[-1].last >= made.first):
+                bins.append(made)
+        return bins
 
 
-def _lines(path: Path, keys: tuple[str, ...], start: int = 0, before: int = 0) -> Iterator[tuple[int, dict]]:
-    """Where each line from byte `start` on ends, and what it holds; `before` of them stand before that byte.
+def _bin(rollbacks: int, kept: bool, stage: str, group: Iterable[dict]) -> Bin:
+    lines: list[dict] = []
+    for line in group:
+        while lines and lines[-1]["batch"] >= line["batch"]:
+            lines.pop()
+        lines.append(line)
+    shares = [(kind, source) for kind in SHARES for source in lines[-1].get(kind) or {}]
+    table = [
+        [line.get(name) for name in NUMBERS] + [(line.get(kind) or {}).get(source) for kind, source in shares]
+        for line in lines
+    ]
+    values = np.array(table, dtype=float)  # None becomes NaN
+    values[~np.isfinite(values)] = np.nan
+    count = np.isfinite(values).sum(axis=0)
+    mean = np.nansum(values, axis=0) / np.maximum(count, 1)
+    found = zip(
+        (*NUMBERS, *("/".join(share) for share in shares)),
+        zip(mean.tolist(), np.fmin.reduce(values).tolist(), np.fmax.reduce(values).tolist(), strict=True),
+        count,
+        strict=True,
+    )
+    numbers = {name: number for name, number, there in found if there}
+    return Bin(rollbacks, kept, stage, lines[0]["batch"], lines[-1]["batch"], lines[-1]["token"], numbers)
 
-    A line without its end is being written.
-    """
+
+def _lines(path: Path, keys: tuple[str, ...]) -> Iterator[dict]:
+    """What each line holds. A line without its end is being written, and is left out."""
     if not path.exists():
         return
     with open(path, "rb") as file:
-        file.seek(start)
-        for number, text in enumerate(file, before + 1):
+        for number, text in enumerate(file, 1):
             if not text.endswith(b"\n"):
                 return
             try:
                 line = json.loads(text)
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: no JSON ({error}); without that line the run reads") from None
-            if missing := [key for key in keys if not isinstance(line, dict) or key not in line]:
-                raise DataError(f"{path}, line {number}: it has no '{missing[0]}'; without that line the run reads")
-            start += len(text)
-            yield start, line
+            for key in keys:
+                if not isinstance(line, dict) or key not in line:
+                    raise DataError(f"{path}, line {number}: it has no '{key}'; without that line the run reads")
+            yield line
 
 
 def _parse(path: Path, parse) -> dict:
@@ -196,9 +174,3 @@ def _headlines(path: Path) -> list[dict]:
         ]
     except (KeyError, TypeError, AttributeError, ValueError):
         raise DataError(f"{path}: it has no headlines as `rotary-foundry evaluate` writes them") from None
-
-
-def _need(content: dict, key: str, path: Path) -> object:
-    if key not in content:
-        raise DataError(f"{path}: it has no '{key}'")
-    return content[key]

@@ -20,7 +20,7 @@ from rotary_foundry.recipe.schema import all_metrics
 from rotary_foundry.reporting.records import Run
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
-WINDOW = 4  # updates to either side
+WINDOW = 4  # updates to either side; in a stage of more than records.BINS updates, bins of them
 KEYS = ("loss", *(name for name in all_metrics() if name != "loss"))
 DIGITS = 4  # of a number in the file
 FOLDER = "references"
@@ -40,19 +40,19 @@ def write_reference(paths: list[Path], out: Path) -> None:
     """
     runs = [Run(path) for path in paths]
     _check(runs)
-    tracks = [run.kept[0][0] for run in runs]
-    stage = np.array(tracks[0].stage)
+    bins = [run.bins for run in runs]  # of the same updates, since all follow one plan
+    stage = np.array([one.stage for one in bins[0]])
     content = {
         "recipe": recipe_digest(runs[0]),
         "name": runs[0].config["run_name"],
         "seeds": [run.config["seed"] for run in runs],
         "commit": runs[0].environment.get("commit"),
         "packages": runs[0].environment.get("packages"),
-        "token": list(tracks[0].token),
+        "token": [one.token for one in bins[0]],
         **{
-            key: _band(np.array([track.columns[key] for track in tracks]), stage)
+            key: _band(np.array([[one.values[key] for one in of_run] for of_run in bins]), stage)
             for key in KEYS
-            if key in tracks[0].columns
+            if all(key in one.values for of_run in bins for one in of_run)
         },
         "held_out": [_held_out(lines) for lines in zip(*(run.evaluations for run in runs), strict=True)],
     }
@@ -108,19 +108,19 @@ def _check(runs: list[Run]) -> None:
             raise ConfigurationError(f"{where}: seed {seed} occurs twice; each run needs one of its own")
         if run.rollbacks:
             raise ConfigurationError(f"{where}: was rolled back; a reference is of runs that went through")
-        if not run.tracks or run.tracks[0].token[-1] < run.plan["total_tokens"]:
+        if not run.bins or run.bins[-1].token < run.plan["total_tokens"]:
             raise ConfigurationError(f"{where}: is not finished; the same command of it goes on")
 
 
 def _band(values: np.ndarray, stage: np.ndarray) -> dict[str, list[float]]:
-    """Mean, lowest and highest around each update; `values` are [runs, updates], `stage` [updates]."""
-    found: dict[str, list[float]] = {"mean": [], "low": [], "high": []}
-    for update in range(values.shape[1]):
-        around = slice(max(0, update - WINDOW), update + WINDOW + 1)
-        near = values[:, around][:, stage[around] == stage[update]]
-        for name, of in (("mean", near.mean), ("low", near.min), ("high", near.max)):
-            found[name].append(float(of()))
-    return {name: _rounded(numbers) for name, numbers in found.items()}
+    """Mean, lowest and highest around each bin; `values` are [runs, bins, 3] of these, `stage` [bins]."""
+    found = []
+    for index in range(values.shape[1]):
+        around = slice(max(0, index - WINDOW), index + WINDOW + 1)
+        near = values[:, around][:, stage[around] == stage[index]]
+        found.append((near[..., 0].mean(), near[..., 1].min(), near[..., 2].max()))
+    mean, low, high = (_rounded(numbers) for numbers in np.array(found).T.tolist())
+    return {"mean": mean, "low": low, "high": high}
 
 
 def _held_out(lines: tuple[dict, ...]) -> dict:

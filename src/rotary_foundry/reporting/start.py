@@ -71,7 +71,7 @@ def print_start(
             rows.append(("loggers", ", ".join(recipe.loggers)))
     records = f"{folder.metrics.name}, {folder.evaluations.name}, logs/"
     rows.append(("records", f"{records} and {folder.checkpoints.name}/ in the run's folder"))
-    rows.append(("page", f"rotary-foundry report {folder.path} --watch"))
+    rows.append(("page", f"rotary-foundry report {folder.path}"))
     room = MOST_LINES
     if checkpoint is None:
         lines = sum(len(value) for _, value in _wrapped(rows, console))
