@@ -58,7 +58,16 @@ def anchors(document: Path) -> set[str]:
 def folder(tmp_path, monkeypatch) -> Path:
     """A working directory with what the commands name."""
     monkeypatch.chdir(tmp_path)
-    for name in ("yamls", "launch", "data_prep", "benchmarks", "Makefile", "constraints.txt", "overrides.txt"):
+    for name in (
+        "yamls",
+        "launch",
+        "data_prep",
+        "benchmarks",
+        "examples",
+        "Makefile",
+        "constraints.txt",
+        "overrides.txt",
+    ):
         Path(name).symlink_to(ROOT / name)
     for file in FILES:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
