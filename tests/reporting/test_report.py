@@ -121,7 +121,7 @@ def test_a_line_that_is_being_written_is_left_out(nano):
 def test_a_run_without_monitors_or_without_any_update_has_a_page(tmp_path):
     bare = write_run(tmp_path / "bare", NANO, monitors=False)
     (bare / "environment.json").unlink()
-    assert not {"mfu", "grad_norm", "step-0"} & charts_of(bare).keys()
+    assert not {"mfu", "grad_norm", "step_seconds"} & charts_of(bare).keys()
     begun = write_run(tmp_path / "begun", NANO)
     for name in ("metrics.jsonl", "eval.jsonl"):
         (begun / name).unlink()

@@ -76,19 +76,14 @@ CHARTS = (
     ),
     Chart("tokens_per_second", "Throughput", "tokens a second", "Real tokens, all devices.", "large", zero=True),
     Chart("mfu", "MFU", "", "Share of the devices' peak, for the model's own operations.", "percent", zero=True),
+    Chart("step_seconds", "Step time", "seconds", "The slowest rank's, without evaluation and checkpoints.", zero=True),
+    Chart("data_seconds", "Waiting for data", "seconds", "Of a step, the ranks' mean.", zero=True),
     Chart("memory_gb", "Memory", "GB", "Peak of the device; on CPU, of the process.", zero=True),
     Chart("grad_norm", "Gradient norm", log=True),
     Chart("update_norm", "Update norm", log=True),
     Chart("loss_spike_score", "Loss-spike score", "robust deviations"),
     Chart("slowest_lag", "Slowest rank", "", "Its own work over the median's, less one.", "percent", zero=True),
 )
-STEP_PARTS = {
-    "data_seconds": "waiting for data",
-    "forward_seconds": "forward",
-    "backward_seconds": "backward",
-    "optimizer_seconds": "optimizer",
-    "communication_seconds": "communication",
-}
 
 
 def make_charts(runs: list[Run], reference: dict | None = None) -> list[Chart]:
@@ -109,7 +104,7 @@ def make_charts(runs: list[Run], reference: dict | None = None) -> list[Chart]:
         charts.append(replace(chart, series=tuple(series)))
     for index, (run, name) in enumerate(zip(runs, names, strict=True)):
         of_run = f", {name}" if len(runs) > 1 else ""
-        charts += [_step_time(run, index, of_run), _mixture(run, index, of_run)]
+        charts.append(_mixture(run, index, of_run))
     return [chart for chart in charts if chart.series]
 
 
@@ -189,15 +184,6 @@ def _lines(run: Run, key: str, label: str, index: int, colour: str, dashed: bool
         points = np.array([(one.token, *one.values.get(key, nothing)) for one in bins], dtype=float).reshape(-1, 4)
         if np.isfinite(points[:, 1]).any():
             yield Series(label, *points.T, colour=colour, run=index, dashed=dashed, abandoned=is_abandoned)
-
-
-def _step_time(run: Run, index: int, of_run: str) -> Chart:
-    parts = zip(STEP_PARTS.items(), COLOURS, strict=False)
-    series = [line for (key, label), colour in parts for line in _lines(run, key, label, index, colour)]
-    about = "Where an update's time goes."
-    return Chart(
-        f"step-{index}", f"Step time{of_run}", "seconds", about, zero=True, of_one_run=True, series=tuple(series)
-    )
 
 
 def _mixture(run: Run, index: int, of_run: str) -> Chart:

@@ -26,9 +26,8 @@ from rotary_foundry.utils.redaction import redacted
 BINS = 500  # of a stage
 NUMBERS = (
     *all_metrics(), *all_knobs(), "lr", "weight_decay", "rows", "row_length", "real_tokens",
-    "tokens_per_second", "mfu", "step_seconds", "data_seconds", "forward_seconds", "backward_seconds",
-    "optimizer_seconds", "communication_seconds", "memory_gb", "grad_norm", "update_norm", "loss_spike_score",
-    "slowest_lag",
+    "tokens_per_second", "mfu", "step_seconds", "data_seconds", "memory_gb", "grad_norm", "update_norm",
+    "loss_spike_score", "slowest_lag",
 )  # fmt: skip
 SHARES = ("asked", "drawn")  # each a mapping from a source to its share; its numbers are named asked/<source>
 
