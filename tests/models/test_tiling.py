@@ -228,7 +228,7 @@ def test_one_parameter_needs_one_tensor_of_the_source():
         ({"intermediate_size": 95}, "model.intermediate_size: expected at least 96, .* got 95"),
         ({"num_attention_heads": 2}, "model.num_attention_heads: expected at least 4, .* got 2"),
         ({"num_hidden_layers": 3}, "model.num_hidden_layers: expected at least 4, .* got 3"),
-        ({"vocab_size": 256}, "model.vocab_size: 256, but 192"),
+        ({"vocab_size": 256}, "model.vocab_size: expected 192, .* got 256"),
         ({"hidden_size": 96}, "4 heads have size 24, expected 16"),
     ],
     ids=lambda value: None if isinstance(value, str) else str(value),

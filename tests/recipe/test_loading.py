@@ -70,7 +70,7 @@ NANO = Path("yamls/main/nano.yaml")
         ("optimizer={name: adamw, max_grad_nrm: 1}", "'optimizer.max_grad_nrm'; did you mean 'max_grad_norm'?"),
         (
             "optimizer={name: adamw, max_grad_norm: 0}",
-            "'optimizer.max_grad_norm': 0.0 is not positive and finite; null",
+            "'optimizer.max_grad_norm': 0.0 is not positive and finite; use null",
         ),
         ("optimizer={name: adamw, max_grad_norm: x}", "'optimizer.max_grad_norm': Value 'x'"),
         (
