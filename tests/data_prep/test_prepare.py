@@ -237,13 +237,26 @@ def interrupt(*_):
     raise Interrupted
 
 
-def test_a_second_preparation_of_the_same_folder_waits_for_the_first_to_end(config):
+def test_a_second_preparation_of_the_same_folder_is_refused_and_the_lock_goes_with_the_folder(config):
     folder = work_folder(config)
-    folder.mkdir()
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another `python data_prep` is at work there"):
+    with RunLock(LockFile(folder, "work")):
+        with pytest.raises(ConfigurationError, match=rf"'work': {folder}: process {os.getpid()} on .* is at work there"):
             prepare(config)
+        assert [path.name for path in folder.iterdir()] == [LOCK]
+    assert prepare(config)
+    assert not folder.exists()
+
+
+def test_a_preparation_whose_folder_was_taken_over_begins_no_further_stage(config, monkeypatch):
+    def lose_the_lock(*_):
+        (work_folder(config) / LOCK).unlink()
+        time.sleep(3 * BEAT)
+
+    monkeypatch.setattr(run_lock, "BEAT", BEAT)
+    monkeypatch.setattr(stages, "find_duplicates", lose_the_lock)
+    with pytest.raises(FoundryError, match=rf"{work_folder(config)}/lock\.json: was removed while this process held it"):
+        prepare(config)
+    assert not Path(config.out).exists()
 
 
 def test_a_tokenizer_brought_along_is_used_and_stored_beside_the_shards(config, tmp_path):
@@ -260,5 +273,5 @@ def test_a_tokenizer_brought_along_is_used_and_stored_beside_the_shards(config, 
 
 def test_a_place_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"file/.out-work: cannot be written"):
+    with pytest.raises(DataError, match=r"'work': .*file/.out-work: cannot be read or written"):
         prepare(replace(config, out=str(tmp_path / "file" / "out")))

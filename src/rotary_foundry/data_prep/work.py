@@ -1,5 +1,6 @@
 """The work folder: what a preparation keeps between its stages, and where each thing lies in it.
 
+    lock.json                         which process is at work here (runs/run_lock.py)
     settings.json                     what the work follows from; with other settings it is not gone on with
     parts/<task>.json                 what each task reads
     documents/<split>/<task>.parquet  the documents of a task: id, text, hash

@@ -1,6 +1,7 @@
 """A search: the points of a task's grid by seeds, as jobs side by side, each a process on a device of its own.
 
     runs/finetune/<model>/
+      lock.json                        which process is at work here (runs/run_lock.py)
       results.json                     every task's best point, its mean and deviation over the seeds
       <task>/data/                     its examples as tokens
       <task>/<point>/seed-<n>/         a job: job.json, log.txt, result.json
@@ -15,7 +16,6 @@ its result and not run again, unless its model is wanted and was removed when an
 settings are not today's, that is an error and not a choice.
 """
 
-import fcntl
 import itertools
 import json
 import os
@@ -45,6 +45,7 @@ from rotary_foundry.finetuning.leaderboard import (
     summarise,
     write_json,
 )
+from rotary_foundry.runs.run_lock import LockFile, RunLock
 from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 
 POLL = 0.2  # seconds
@@ -61,9 +62,9 @@ def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
     """
     config = load_search(path, overrides)
     found = []
-    with _alone(config.folder):
+    with RunLock(LockFile(config.folder, "out")) as lock:
         for name in config.chosen():
-            found.append(_search(config, name))
+            found.append(_search(config, name, lock))
             others = [result for result in read_results(config.folder) if result["task"] != name]
             write_json(config.folder / RESULTS, [*others, found[-1]])
     return found
@@ -87,7 +88,7 @@ def load_search(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConf
     return config
 
 
-def _search(config: FinetuneConfig, name: str) -> dict:
+def _search(config: FinetuneConfig, name: str, lock: RunLock) -> dict:
     """Run what is left of a task's jobs; returns its entry of `results.json`."""
     from rotary_foundry.finetuning.example_encoding import prepare
 
@@ -101,11 +102,11 @@ def _search(config: FinetuneConfig, name: str) -> dict:
             )
     shared, grid = job_settings(config, name, data)
     searched = config.seeds[: config.search_seeds if grid[1:] else None]
-    _run(config, folder, [shared | point | {"seed": seed} for point in grid for seed in searched])
+    _run(config, folder, [shared | point | {"seed": seed} for point in grid for seed in searched], lock)
     best = best_point(folder, grid, searched)
     if best is None:
         raise FoundryError(f"{folder}: the loss was no number any more at every point of the grid; take smaller rates")
-    _run(config, folder, [shared | best | {"seed": seed} for seed in config.seeds], with_models=True)
+    _run(config, folder, [shared | best | {"seed": seed} for seed in config.seeds], lock, with_models=True)
     for job in folder.glob("*/seed-*"):
         if job.parent.name != point_name(best):
             shutil.rmtree(job / MODEL, ignore_errors=True)
@@ -136,12 +137,12 @@ def job_settings(config: FinetuneConfig, name: str, data: dict) -> tuple[dict, l
     return shared, [dict(zip(POINT, point, strict=True)) for point in values]
 
 
-def _run(config: FinetuneConfig, folder: Path, jobs: list[dict], with_models: bool = False) -> None:
+def _run(config: FinetuneConfig, folder: Path, jobs: list[dict], lock: RunLock, with_models: bool = False) -> None:
     """Run the jobs that have no result yet, or, if models are wanted, a score and no model.
 
     Raises:
         ConfigurationError: a result there is of other settings.
-        FoundryError: a job failed; those beside it have been waited for.
+        FoundryError: a job failed, and those beside it have been waited for; or the lock is lost, and they are ended.
     """
     waiting: deque[Path] = deque()
     for job in jobs:
@@ -165,6 +166,7 @@ def _run(config: FinetuneConfig, folder: Path, jobs: list[dict], with_models: bo
                 path, device = waiting.popleft(), free.pop(0)
                 running[_start_job(path, device)] = path, device, time.monotonic()
             time.sleep(POLL)
+            lock.check()
             for process in [process for process in running if process.poll() is not None]:
                 path, device, began = running.pop(process)
                 free.append(device)
@@ -244,18 +246,6 @@ def _digest(model: str) -> str | None:
             while block := stream.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest() if Path(model).is_dir() else None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let no second search work in the same folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigurationError(f"{folder}: another finetune is at work there; choose another out") from None
-        yield
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from rotary_foundry.callbacks.checkpoint_rollback import CheckpointRollback
 from rotary_foundry.callbacks.checkpoint_saver import NOT_LOADED, CompleteCheckpointSaver
 from rotary_foundry.callbacks.first_update import FirstUpdate
 from rotary_foundry.callbacks.graceful_stop import GracefulStop
+from rotary_foundry.callbacks.held_locks import HeldLocks
 from rotary_foundry.callbacks.loss_spike import LossSpike
 from rotary_foundry.callbacks.loss_watch import LossWatch
 from rotary_foundry.callbacks.memory import Memory
@@ -47,6 +48,7 @@ from rotary_foundry.runs.changes import changes_of_run, without_secrets
 from rotary_foundry.runs.checkpoint_store import CheckpointStore, open_store
 from rotary_foundry.runs.environment import environment
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, write_whole
+from rotary_foundry.runs.run_lock import RunLock
 from rotary_foundry.runs.safe_reading import refuse_code
 from rotary_foundry.runs.trouble import RollbackDue
 from rotary_foundry.training.extensions import extensions
@@ -61,7 +63,13 @@ from rotary_foundry.utils.errors import StopRequested
 Announce = Callable[[Recipe, Plan, RunFolder, str, CompleteCheckpoint | None], None]
 
 
-def train(recipe: Recipe, plan: Plan, tokenizer: TokenizerFacts, announce: Announce | None = None) -> None:
+def train(
+    recipe: Recipe,
+    plan: Plan,
+    tokenizer: TokenizerFacts,
+    announce: Announce | None = None,
+    locks: Sequence[RunLock] = (),
+) -> None:
     """Train a recipe to its end, from its newest complete checkpoint if there is one.
 
     Everything goes to `<runs_folder>/<run_name>/`, and what a resume needs to `save_folder` as well. A finished run is
@@ -73,6 +81,7 @@ def train(recipe: Recipe, plan: Plan, tokenizer: TokenizerFacts, announce: Annou
         tokenizer: of its shards.
         announce: called on rank 0 when it begins, with the recipe, the plan in force, the run's folder, the name of the
             attention backend, and the checkpoint if there is one.
+        locks: of the run, which this process holds; they stay held.
 
     Raises:
         StopRequested: after a SIGTERM, when the checkpoint is written.
@@ -93,7 +102,7 @@ def train(recipe: Recipe, plan: Plan, tokenizer: TokenizerFacts, announce: Annou
             if announce is not None and dist.get_global_rank() == 0:
                 announce(recipe, start.plan, folder, attention, start.checkpoint)
             announce = None
-            due = _fit(recipe, data, folder, store, start, started)
+            due = _fit(recipe, data, folder, store, start, started, locks)
             if due is None:
                 return
             gc.collect()  # the Trainer, which refers to itself: the next one needs its memory
@@ -150,10 +159,16 @@ def _prepare_start(recipe: Recipe, plan: Plan, folder: RunFolder) -> Start | Non
 
 
 def _fit(
-    recipe: Recipe, data: RunData, folder: RunFolder, store: CheckpointStore | None, start: Start, started: float
+    recipe: Recipe,
+    data: RunData,
+    folder: RunFolder,
+    store: CheckpointStore | None,
+    start: Start,
+    started: float,
+    locks: Sequence[RunLock],
 ) -> RollbackDue | None:
     """Train to the end of the plan, or until a rollback is due."""
-    trainer = build_trainer(recipe, data, folder, start, store)
+    trainer = build_trainer(recipe, data, folder, start, store, locks)
     trainer.state.callbacks.append(FirstUpdate(started))
     try:
         if start.checkpoint is None and recipe.init_from is not None:
@@ -174,7 +189,12 @@ def _fit(
 
 
 def build_trainer(
-    recipe: Recipe, data: RunData, folder: RunFolder, start: Start, store: CheckpointStore | None = None
+    recipe: Recipe,
+    data: RunData,
+    folder: RunFolder,
+    start: Start,
+    store: CheckpointStore | None = None,
+    locks: Sequence[RunLock] = (),
 ) -> Trainer:
     """Composer's Trainer for a recipe, at a checkpoint or at the start."""
     plan, rollbacks = start.plan, len(start.rollbacks)
@@ -210,6 +230,7 @@ def build_trainer(
             *extensions(recipe, "algorithms"),
         ],
         callbacks=[
+            HeldLocks(locks),
             *monitors,
             RunRecords(folder, rollbacks, plan, monitors),
             CheckpointRollback(watch, planned),
