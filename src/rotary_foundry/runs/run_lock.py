@@ -125,6 +125,7 @@ class Found:
 
     content: bytes
     stamp: tuple
+    renewed: float  # seconds since the epoch, by the clock of the disk or the store
 
 
 class LockFile:
@@ -164,7 +165,8 @@ class LockFile:
         with self._reported(self.path):
             try:
                 with open(self.path, "rb") as file:  # to open it is what makes NFS ask its server
-                    return Found(file.read(), (os.fstat(file.fileno()).st_mtime_ns,))
+                    status = os.fstat(file.fileno())
+                    return Found(file.read(), (status.st_mtime_ns,), status.st_mtime)
             except FileNotFoundError:
                 return None
 
@@ -228,7 +230,7 @@ class LockObject:
     def look(self) -> Found | None:
         with self.bucket.reported():
             found = self.bucket.look(LOCK)
-        return None if found is None else Found(*found)
+        return None if found is None else Found(*found, found[1][1].timestamp())
 
     def write(self, content: bytes, over: Found | None) -> bool:
         with self.bucket.reported():
