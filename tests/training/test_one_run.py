@@ -68,7 +68,8 @@ def test_of_two_launches_at_the_same_moment_one_trains_and_one_is_refused(tiny, 
         assert not (run.path / LOCK).exists()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_run_is_refused_while_it_lives_goes_on_when_it_is_killed_and_stops_when_it_is_taken_over(tiny):
     launch = ("run_name=held", "save_interval=100ba", *SHORT)
     run = RunFolder(tiny.folder / "runs/held")
