@@ -6,7 +6,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,24 +39,35 @@ try:
 except FoundryError as error:
     print(error, flush=True)
 """
-# Many processes begin at the same moment; each says whether it has got the lock, and those that have keep it.
+# Eight processes begin at the same moment. Each says whether it got the lock, and keeps it until all have spoken.
 RACE = f"""
-import os, sys, time
+import fcntl, os, sys
 from pathlib import Path
 from rotary_foundry.runs.run_lock import LockFile, RunLock
 from rotary_foundry.utils.errors import ConfigurationError
 
-begin = time.monotonic() + 0.5
+def no_flock(*_):
+    raise OSError
+
+if len(sys.argv) > 2:
+    fcntl.flock = no_flock
+begin, end, said = os.pipe(), os.pipe(), os.pipe()
 for _ in range(8):
     if os.fork() == 0:
-        time.sleep(begin - time.monotonic())
+        os.close(begin[1])
+        os.close(end[1])
+        os.read(begin[0], 1)  # until it is closed
         try:
             with RunLock(LockFile(Path(sys.argv[1]), "out"), {BEAT}, {GONE_AFTER}):
-                os.write(1, b"held\\n")
-                time.sleep(3)
+                os.write(said[1], b"t")
+                os.read(end[0], 1)
         except ConfigurationError:
-            os.write(1, b"refused\\n")
+            os.write(said[1], b"r")
         os._exit(0)
+os.close(begin[1])
+words = dict(r="refused", t="taken")
+print("outcomes", *sorted(words[os.read(said[0], 1).decode()] for _ in range(8)))
+os.close(end[1])
 for _ in range(8):
     os.wait()
 """
@@ -192,14 +205,15 @@ def test_a_lock_that_somebody_removes_stops_its_holder(tmp_path):
                 return
 
 
+@pytest.mark.parametrize("disk", [[], ["without flock"]])
 @pytest.mark.parametrize("left", ["nothing", "a killed process's", "another host's"])
-def test_of_many_that_begin_at_the_same_moment_one_gets_it(tmp_path, left):
+def test_of_many_that_begin_at_the_same_moment_one_gets_it(tmp_path, left, disk):
     run = tmp_path / "run"
     if left != "nothing":
         with holding(run, *(on_another_host(run) if left == "another host's" else ())) as first:
             kill(first)
-    said = subprocess.run([sys.executable, "-c", RACE, str(run)], capture_output=True, text=True, timeout=60)
-    assert (said.stdout.count("held\n"), said.stdout.count("refused\n")) == (1, 7), said
+    said = subprocess.run([sys.executable, "-c", RACE, str(run), *disk], capture_output=True, text=True, timeout=60)
+    assert said.stdout.splitlines()[-1].split() == ["outcomes", *7 * ["refused"], "taken"], said
 
 
 @pytest.mark.parametrize("content", [b"", b'{"process": 1}'])
@@ -281,6 +295,24 @@ def test_a_store_is_held_by_one_machine_and_taken_over_when_that_is_gone(stored,
             while True:
                 second.check()
     assert stored.look(LOCK)[0] == gone.encode()
+
+
+def test_of_two_that_begin_at_the_same_moment_one_gets_the_store(stored):
+    begin, ended = threading.Barrier(2), threading.Barrier(2)
+
+    def begins(_: int) -> bool:
+        begin.wait()
+        try:
+            with RunLock(LockObject(stored), BEAT, GONE_AFTER):
+                ended.wait()
+                return True
+        except ConfigurationError:
+            ended.wait()
+            return False
+
+    with ThreadPoolExecutor() as pool:
+        assert sorted(pool.map(begins, range(2))) == [False, True]
+    assert stored.look(LOCK) is None
 
 
 def test_another_machine_that_renews_its_lock_in_the_store_is_not_taken_over(store, tmp_path, monkeypatch):

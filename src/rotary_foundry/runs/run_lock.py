@@ -47,6 +47,7 @@ BEAT = 10.0  # seconds between two renewals
 GONE_AFTER = 90.0
 LOOKS = 90  # at the lock, within GONE_AFTER
 SETTLE = 1.0  # seconds, for a process that takes over at the same moment
+END = 10.0  # seconds that the end of a process waits at most for its lock to be removed
 
 log = logging.getLogger(__name__)
 _held: "list[RunLock]" = []
@@ -289,17 +290,11 @@ class RunLock:
             raise FoundryError(self._lost)
 
     def release(self) -> None:
-        """Remove the lock, if it is still this process's. What goes wrong with it is a warning."""
+        """Remove the lock, if it is still this process's. A store that does not answer is waited for END seconds."""
         self._over.set()
-        self._thread.join(SETTLE)
+        self._thread.join(END)
         if self in _held:
             _held.remove(self)
-        try:
-            found = self.place.look()
-            if found is not None and found.content == self._record:
-                self.place.remove()
-        except (FoundryError, OSError) as error:
-            log.warning("the lock is left behind: %s", error)
 
     def _take(self) -> None:
         watched, looks = None, 0
@@ -351,8 +346,14 @@ class RunLock:
         while self._lost is None and not self._over.wait(self.beat):
             try:
                 self._renew()
-            except (FoundryError, OSError) as error:  # a store or a disk that does not answer; the next may
+            except (FoundryError, OSError) as error:  # a store or a disk that does not answer; it may the next time
                 log.warning("the lock could not be renewed: %s", error)
+        try:
+            found = self.place.look()
+            if found is not None and found.content == self._record:
+                self.place.remove()
+        except (FoundryError, OSError) as error:
+            log.warning("the lock is left behind: %s", error)
 
     def _renew(self) -> None:
         since = _clock()
