@@ -51,21 +51,39 @@ def suspended_after(update: int, tiny, *overrides: str):
                 os.kill(rank, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("tries", [1, pytest.param(10, marks=[pytest.mark.long, pytest.mark.timeout(3000)])])
-def test_of_two_launches_at_the_same_moment_one_trains_and_one_is_refused(tiny, tries):
-    for number in range(tries):
-        run = RunFolder(tiny.folder / f"runs/side-by-side-{tries}-{number}")
-        with ThreadPoolExecutor() as pool:
-            launches = [
-                pool.submit(tiny.launch, f"run_name={run.path.name}", f"seed={seed}", *SHORT, ranks=1)
-                for seed in (1, 2)
-            ]
-            refused, trained = sorted((launch.result() for launch in launches), key=lambda one: -one.returncode)
-        assert trained.returncode == 0, trained.stderr
-        assert f"'runs_folder': {run.path}: process " in refusal(refused)
-        assert f" on {os.uname().nodename}, since " in refused.stderr
-        assert [line["batch"] for line in read_lines(run.metrics)] == [1, 2, 3, 4]
-        assert not (run.path / LOCK).exists()
+def test_of_two_launches_at_the_same_moment_one_trains_and_one_is_refused(tiny):
+    run = RunFolder(tiny.folder / "runs/side-by-side")
+    with ThreadPoolExecutor() as pool:
+        launches = [
+            pool.submit(tiny.launch, f"run_name={run.path.name}", f"seed={seed}", *SHORT, ranks=1) for seed in (1, 2)
+        ]
+        refused, trained = sorted((launch.result() for launch in launches), key=lambda one: -one.returncode)
+    assert trained.returncode == 0, trained.stderr
+    assert f"'runs_folder': {run.path}: process " in refusal(refused)
+    assert f" on {os.uname().nodename}, since " in refused.stderr
+    assert [line["batch"] for line in read_lines(run.metrics)] == [1, 2, 3, 4]
+    assert not (run.path / LOCK).exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+def test_ten_times_out_of_ten_one_of_two_is_refused_also_where_a_killed_one_was_before(tiny):
+    run = RunFolder(tiny.folder / "runs/ten-times")
+    for _ in range(10):
+        launches = [tiny.start_rank(f"run_name={run.path.name}", *SHORT) for _ in range(2)]
+        while all(launch.poll() is None for launch in launches):
+            time.sleep(0.05)
+        refused, other = sorted(launches, key=lambda launch: launch.poll() is None)
+        assert refused.returncode == REFUSED
+        assert (
+            f"'runs_folder': {run.path}: process {other.pid} on {os.uname().nodename}, since " in refused.stderr.read()
+        )
+        assert other.poll() is None
+        other.kill()
+        other.communicate()
+    trained = tiny.launch(f"run_name={run.path.name}", *SHORT, ranks=1)
+    assert trained.returncode == 0, trained.stderr
+    assert [record["batch"] for record in records(run.path)] == [1, 2, 3, 4]
 
 
 @pytest.mark.long
