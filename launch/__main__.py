@@ -92,7 +92,7 @@ def launch(path: str, overrides: list[str]) -> None:
     with ExitStack() as held:
         locks = []
         if is_first():
-            locks.append(held.enter_context(RunLock(LockFile(RunFolder.of(recipe).path, "runs_folder"))))
+            locks.append(held.enter_context(RunLock(LockFile(RunFolder.of(recipe).path, "runs_folder", "run_name"))))
         run(recipe, plan, locks, held)
 
 

@@ -66,17 +66,6 @@ class Tiny:
         command = [sys.executable, "launch", str(self.recipe), *overrides]
         return self._run(command, {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"})
 
-    def start_rank(self, *overrides: str) -> subprocess.Popen:
-        """Start the one process that `composer -n 1` starts, and go on."""
-        return subprocess.Popen(
-            [sys.executable, "launch", str(self.recipe), *overrides],
-            cwd=REPOSITORY,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
     def _run(self, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
         return subprocess.run(
             command,

@@ -135,6 +135,7 @@ class LockFile:
     Args:
         folder: the folder.
         key: of the configuration, that chooses it.
+        other: the key by which to choose another one; if it is not that.
 
     Raises:
         ConfigurationError: in every method but the last two, naming the key and the file that cannot be used.
@@ -143,8 +144,8 @@ class LockFile:
     exclusive = True  # one of several processes that write a new lock gets it, for certain
     local = True  # a look takes no network's time
 
-    def __init__(self, folder: Path, key: str):
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, key: str, other: str | None = None):
+        self.folder, self.key, self.other = folder, key, other or key
         self.path, self.name = folder / LOCK, str(folder)
         self._made: list[Path] = []
 
@@ -219,7 +220,7 @@ class LockFile:
 class LockObject:
     """A lock in a run's store, as a LockFile in a folder. Every method raises a FoundryError if that cannot be used."""
 
-    key, exclusive, local = "save_folder", False, False
+    key, other, exclusive, local = "save_folder", "run_name", False, False
 
     def __init__(self, bucket: "Bucket"):
         self.bucket, self.name = bucket, bucket.url
@@ -325,7 +326,7 @@ class RunLock:
         whose = f"{holder}," if holder else f"a process that {lock} does not name"
         text = (
             f"'{self.place.key}': {self.place.name}: {whose} is at work there; wait for it to end, stop it, or choose "
-            f"another folder with {self.place.key}=…"
+            f"another folder with {self.place.other}=…"
         )
         if holder is None or not holder.lives():
             text += (
