@@ -1,7 +1,8 @@
 """The script that `composer launch RECIPE [key=value …]` starts, once in every process.
 
-A wrong recipe, an indivisible batch or shards of another tokenizer are refused here, before torch is imported and
-before a process group is made. Only one rank prints the error.
+A wrong recipe, an indivisible batch, foreign shards or a run that another launch is at work on are refused here, before
+torch is imported and before a process group is made; one rank says so, not all. The first rank holds the locks of the
+run's folder and of its store to the end of the process, through all rollbacks; no other rank touches them.
 
 Composer's launcher ends all ranks with SIGTERM as soon as one has ended with an error. Then it prints the output of the
 ranks that were not ended by SIGTERM or SIGKILL, except the first rank of each node, which prints to the launcher's own
@@ -14,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import ExitStack
 
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.compilation import compile_stages
@@ -21,6 +23,7 @@ from rotary_foundry.recipe.rehearsal import rehearsal
 from rotary_foundry.runs.changes import changes_of_run
 from rotary_foundry.runs.recipes import load_recipe_and_plan
 from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.runs.run_lock import LockFile, LockObject, RunLock
 from rotary_foundry.utils.errors import (
     FAILED,
     REFUSED,
@@ -87,6 +90,15 @@ def launch(path: str, overrides: list[str]) -> None:
         recipe = rehearsal(recipe, plan, world_size())
         plan = compile_stages(recipe)
     check_world_size(recipe, plan, path)
+    with ExitStack() as held:
+        locks = []
+        if is_first():
+            locks.append(held.enter_context(RunLock(LockFile(RunFolder.of(recipe).path, "runs_folder", "run_name"))))
+        run(recipe, plan, locks, held)
+
+
+def run(recipe: Recipe, plan: Plan, locks: list[RunLock], held: ExitStack) -> None:
+    """Train or rehearse. `locks` are the run's, held until `held` closes; the store's is added here."""
     if recipe.rehearse:
         from rotary_foundry.training.rehearsal_stand_ins import with_stand_ins
 
@@ -107,6 +119,7 @@ def launch(path: str, overrides: list[str]) -> None:
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
 
     from rotary_foundry.reporting.start import print_start
+    from rotary_foundry.runs.checkpoint_store import open_store
     from rotary_foundry.training.extensions import check_extensions
     from rotary_foundry.training.first_weights import check_init_from
     from rotary_foundry.training.logs import start_logs
@@ -114,10 +127,12 @@ def launch(path: str, overrides: list[str]) -> None:
     from rotary_foundry.training.run import train
 
     check_extensions(recipe)
+    if is_first() and (store := open_store(recipe, RunFolder.of(recipe))) is not None:
+        locks.append(held.enter_context(RunLock(LockObject(store.bucket))))
     check_init_from(recipe)
     start_logs(recipe)
     with one_reason():
-        train(recipe, plan, tokenizer, print_start)
+        train(recipe, plan, tokenizer, print_start, locks)
     if recipe.rehearse and is_first():
         report_rehearsal(RunFolder.of(recipe))
 

@@ -1,10 +1,11 @@
 """The whole way from texts to shards, on a small corpus, read back by Streaming."""
 
-import fcntl
 import json
 import math
+import os
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from streaming import StreamingDataset
 
 from rotary_foundry.data.rows import Manifest, decode_row, fingerprint
-from rotary_foundry.data_prep import stages
+from rotary_foundry.data_prep import pipeline, stages
 from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
 from rotary_foundry.data_prep.inspection.verify import verify
@@ -22,7 +23,8 @@ from rotary_foundry.data_prep.pipeline import prepare, work_folder
 from rotary_foundry.data_prep.stages import side
 from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.data_prep.statistics_table import table
-from rotary_foundry.utils.errors import DataError
+from rotary_foundry.runs.run_lock import LOCK, LockFile, RunLock
+from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
 from tests.data_prep.small_corpus import content, sentences, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("numbers_of_our_own")
@@ -237,13 +239,29 @@ def interrupt(*_):
     raise Interrupted
 
 
-def test_a_second_preparation_of_the_same_folder_waits_for_the_first_to_end(config):
+def test_a_second_preparation_of_the_same_folder_is_refused_and_the_lock_goes_with_the_folder(config):
     folder = work_folder(config)
-    folder.mkdir()
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="in use by another `python data_prep`"):
+    with RunLock(LockFile(folder, "work")):
+        with pytest.raises(
+            ConfigurationError, match=rf"'work': {folder}: process {os.getpid()} on .* is at work there"
+        ):
             prepare(config)
+        assert [path.name for path in folder.iterdir()] == [LOCK]
+    assert prepare(config)
+    assert not folder.exists()
+
+
+def test_a_preparation_that_has_lost_its_work_folder_begins_no_further_stage(config, monkeypatch):
+    def lose_the_lock(*_):
+        (work_folder(config) / LOCK).unlink(missing_ok=True)
+
+    monkeypatch.setattr(pipeline, "RunLock", partial(RunLock, gone_after=0))  # which looks at every check
+    monkeypatch.setattr(stages, "write_shards", lose_the_lock)
+    with pytest.raises(
+        FoundryError, match=rf"{work_folder(config)}/lock\.json: was removed while this process held it"
+    ):
+        prepare(config)
+    assert not Path(config.out).exists()
 
 
 def test_a_tokenizer_brought_along_is_used_and_stored_beside_the_shards(config, tmp_path):
@@ -260,5 +278,5 @@ def test_a_tokenizer_brought_along_is_used_and_stored_beside_the_shards(config, 
 
 def test_a_place_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"file/.out-work: cannot be written"):
+    with pytest.raises(ConfigurationError, match=r"'work': .*file/.out-work: cannot be read or written"):
         prepare(replace(config, out=str(tmp_path / "file" / "out")))

@@ -1,6 +1,7 @@
 """The commands `evaluate` and `compare`, as they are given."""
 
 import io
+import os
 import shutil
 import sys
 from importlib import metadata
@@ -15,6 +16,7 @@ from rotary_foundry.evaluation import suites
 from rotary_foundry.evaluation.compare import find_results, write_comparison
 from rotary_foundry.evaluation.evaluate import PACKAGES, evaluate
 from rotary_foundry.evaluation.results import Measure, Result, name_of, results_folder
+from rotary_foundry.runs.run_lock import LOCK, LockFile, RunLock
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.evaluation.test_suites import CONTEXT
 
@@ -143,6 +145,19 @@ def test_data_that_is_not_there_is_refused_before_the_first_suite(monkeypatch, c
     status, said = refused(monkeypatch, capsys, *given)
     assert (status, list(tmp_path.iterdir())) == (2, [])
     assert said.startswith(f"error: {tmp_path}/none: no such folder; `python data_prep` writes one")
+
+
+@pytest.mark.parametrize("folder", ["bert-theta-20000/masked_lm", "modernbert-theta-20000/context", "compared"])
+def test_a_second_evaluation_into_the_same_folder_is_refused_before_anything_is_measured(
+    monkeypatch, capsys, tmp_path, model_of, corpus, folder
+):
+    given = [str(model_of("bert")), "masked_lm,context", f"data={corpus}", f"out={tmp_path}", "rope_theta=20000"]
+    with RunLock(LockFile(tmp_path / folder, "out")):
+        status, said = refused(monkeypatch, capsys, "evaluate", *given, "--beside", str(model_of("modernbert")))
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / folder / LOCK]
+    assert status == 2
+    assert said.startswith(f"error: 'out': {tmp_path / folder}: process {os.getpid()} on ")
+    assert said.count("\n") == 1
 
 
 def test_comparing_nothing_is_refused(monkeypatch, capsys, tmp_path):

@@ -1,14 +1,18 @@
 """What a search runs, runs again and returns, with the job itself replaced by one whose score is its learning rate."""
 
 import json
+import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from rotary_foundry.finetuning import search as finetuning_search
 from rotary_foundry.finetuning.search import finetune
-from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.runs.run_lock import LOCK, LockFile, RunLock
+from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 
 JOB = """#!/bin/sh
 echo >> "$3/ran"
@@ -86,3 +90,20 @@ def test_a_search_that_moves_to_a_gpu_is_refused_for_its_precision(search, monke
     ):
         search("task=mine")
     search("task=mine", "precision=fp32")
+
+
+def test_a_second_search_in_the_same_folder_is_refused_before_it_runs_a_job(search, tmp_path):
+    with (
+        RunLock(LockFile(tmp_path / "out", "out")),
+        pytest.raises(ConfigurationError, match=rf"'out': .*out: process {os.getpid()} on .* is at work there"),
+    ):
+        search("task=mine")
+    assert not runs(tmp_path)
+
+
+def test_a_search_that_has_lost_its_folder_stops_and_writes_no_result(search, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetuning_search, "RunLock", partial(RunLock, gone_after=0))  # which looks at every check
+    monkeypatch.setattr(finetuning_search.time, "sleep", lambda _: (tmp_path / "out" / LOCK).unlink(missing_ok=True))
+    with pytest.raises(FoundryError, match=r"out/lock\.json: was removed while this process held it"):
+        search("task=mine")
+    assert not (tmp_path / "out/results.json").exists()

@@ -112,13 +112,3 @@ def test_a_job_that_fails_is_named_with_its_last_words(searched):
     yaml, folder, _ = searched
     with pytest.raises(FoundryError, match=r"seed-1/log\.txt: the job failed: .*Precision; the same command goes on"):
         finetune(yaml, ["task=mine", "precision=fp7", f"out={folder.parent}/failed"])
-
-
-def test_two_searches_do_not_work_in_one_folder(searched):
-    import fcntl
-
-    yaml, folder, _ = searched
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ConfigurationError, match="in use by another finetune"):
-            finetune(yaml, ["task=mine"])

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from rotary_foundry import load_recipe
 from rotary_foundry.reporting.transitions import print_transitions, transitions
 from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.runs.run_lock import LOCK
 from rotary_foundry.training.rehearsal_stand_ins import _forget_another
 from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 
@@ -66,10 +67,12 @@ def test_a_rehearsal_takes_the_place_of_another_but_never_of_a_run(tmp_path):
     for rehearse, lr in ((True, 1e-3), (True, 2e-3), (False, 1e-3)):
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         there = load_recipe("yamls/main/nano.yaml", [f"rehearse={rehearse}", f"stages.pretrain.lr={lr}"])
+        (folder.path / LOCK).touch()
         folder.recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(there)))
         if rehearse:
             _forget_another(recipe, folder)
-            assert folder.path.exists() == (there == recipe)
+            assert folder.checkpoints.exists() == folder.recipe.exists() == (there == recipe)
+            assert (folder.path / LOCK).exists()  # this launch's
         else:
             with pytest.raises(ConfigurationError, match="a run that is not a rehearsal has the name"):
                 _forget_another(recipe, folder)

@@ -20,12 +20,9 @@ written last. Second, nothing is ever overwritten: a folder made from the same s
 and any other is refused. Third, the same command resumes an interrupted preparation with its unfinished tasks.
 """
 
-import fcntl
 import json
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -38,6 +35,7 @@ from rotary_foundry.data_prep.stages import stages_of
 from rotary_foundry.data_prep.statistics import FILE, Statistics
 from rotary_foundry.data_prep.tokenizer import open_brought
 from rotary_foundry.data_prep.work import Work
+from rotary_foundry.runs.run_lock import LOCK, LockFile, RunLock
 from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 
@@ -55,8 +53,9 @@ def prepare(config: CorpusConfig) -> bool:
         Whether the shards exist now; False on Slurm, where jobs were submitted.
 
     Raises:
-        DataError: a source, a tokenizer or `config.out` cannot be used. `config.out` is then unchanged, and the work
-            folder is kept for the next attempt.
+        DataError: a source, a tokenizer or `config.out` that cannot be used; `config.out` is then as it was, and what
+            was done is kept beside it for the next time.
+        ConfigurationError: another preparation is at work in the same work folder, or its lock cannot be written.
     """
     config = replace(config, out=config.out.rstrip("/"))
     made_of = settings(config)
@@ -78,10 +77,9 @@ def prepare(config: CorpusConfig) -> bool:
     if config.tokenizer.path:
         open_brought(Path(config.tokenizer.path))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with RunLock(LockFile(folder, "work")) as lock:
             work = open_work(config, folder, made_of)
-            done = stage_runs.run(stages_of(work, made_of), work)
+            done = stage_runs.run(stages_of(work, made_of), work, lock)
         if done:
             shutil.rmtree(folder)
     except OSError as error:
@@ -145,17 +143,6 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock the work folder, so that a second preparation on this machine is refused."""
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{folder}: in use by another `python data_prep`; wait for it to end") from None
-        yield
-
-
 def _kept(folder: Path) -> dict | None:
     """Read the output and settings that a work folder belongs to; None if no work has begun in it.
 
@@ -164,7 +151,7 @@ def _kept(folder: Path) -> dict | None:
     """
     if (folder / SETTINGS).is_file():
         return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    if folder.exists() and not {path.name for path in folder.iterdir()} <= {"lock", "parts", ARRIVING}:
+    if folder.exists() and not {path.name for path in folder.iterdir()} <= {LOCK, "parts", ARRIVING}:
         raise _refusal(folder, "something else", "work")
     return None
 

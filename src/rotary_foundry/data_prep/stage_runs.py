@@ -20,6 +20,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from rotary_foundry.data_prep.executors import EXECUTORS, check_executor
 from rotary_foundry.data_prep.work import Work
+from rotary_foundry.runs.run_lock import RunLock
 from rotary_foundry.utils.errors import DataError
 
 JOBS = "jobs.json"  # in the work folder: the Slurm jobs of the last submission
@@ -36,8 +37,8 @@ class Stage:
     tasks: int
 
 
-def run(stages: list[Stage], work: Work) -> bool:
-    """Run the stages; on Slurm, submit them.
+def run(stages: list[Stage], work: Work, lock: RunLock) -> bool:
+    """Run the stages, as long as the lock of the work folder is held; on Slurm, submit them.
 
     Returns:
         Whether the stages have finished; False on Slurm.
@@ -51,6 +52,7 @@ def run(stages: list[Stage], work: Work) -> bool:
         return False
     with _cluster() if name == "ray" else nullcontext():
         for stage in stages:
+            lock.check()
             start = time.perf_counter()
             given = options if name == "ray" else _local(stage, work, options)
             _run_stage(EXECUTORS[name](**_arguments(stage, work), **given), stage, work)

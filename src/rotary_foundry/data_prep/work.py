@@ -1,6 +1,7 @@
 """The work folder: the files that a preparation keeps between its stages.
 
-    settings.json                     the settings of this work; resuming with different ones is refused
+    lock.json                         which process is at work here (runs/run_lock.py)
+    settings.json                     what the work follows from; with other settings it is not gone on with
     parts/<task>.json                 what each task reads
     documents/<split>/<task>.parquet  the documents of a task: id, text, hash
     read/<task>.json                  counts of documents dropped while reading, by reason

@@ -30,6 +30,7 @@ from rotary_foundry.doctor.disk_space import check_runs_disk, check_shm
 from rotary_foundry.doctor.finding import BAD, DOUBTFUL, GOOD, Finding, bad, doubtful
 from rotary_foundry.doctor.installation import check_attention, check_gpus, check_packages
 from rotary_foundry.doctor.leftovers import check_leftovers
+from rotary_foundry.doctor.locks import check_locks
 from rotary_foundry.doctor.reach import check_data, check_save_folder, check_wandb
 from rotary_foundry.recipe import Recipe, compile_plan
 from rotary_foundry.runs.recipes import load_recipe
@@ -72,9 +73,9 @@ def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
     world, ranks = world_size(), local_world_size()
     yield from _guarded("GPUs", check_gpus(ranks if world > 1 else 0, recipe))
     yield from _guarded("attention", check_attention(recipe))
-    yield from _guarded(
-        "leftovers", check_leftovers(clean)
-    )  # before free space is measured, because leftovers take some
+    yield from _guarded("leftovers", check_leftovers(clean))  # before the room is measured that they take
+    if is_first():
+        yield from _guarded("locks", check_locks(recipe))
     if recipe is None:
         return
     plan = compile_plan(recipe)

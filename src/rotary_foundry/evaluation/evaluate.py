@@ -7,6 +7,7 @@ both. Earlier results are already written by then.
 import platform
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +15,10 @@ from pathlib import Path
 from rich.console import Console
 
 from rotary_foundry.evaluation.compare import write_comparison
-from rotary_foundry.evaluation.results import FOLDER, PICTURE, Result, name_of, results_folder
+from rotary_foundry.evaluation.results import FOLDER, PICTURE, Result, name_of, results_folder, theta_variant
 from rotary_foundry.evaluation.suite_pictures import draw
 from rotary_foundry.evaluation.suites import Suite, find_suites
+from rotary_foundry.runs.run_lock import LockFile, RunLock
 from rotary_foundry.utils.errors import ConfigurationError
 
 PACKAGES = (
@@ -34,9 +36,10 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
         overrides: `key=value`, each applied to the suites that have the key.
 
     Raises:
-        ConfigurationError: no such suite, key or model; raised before the first measurement.
-        NeedsNetwork: a suite would have to download something; raised before the first measurement.
-        FoundryError: a suite cannot be run on a model.
+        ConfigurationError: no such suite, key or model, or another `evaluate` is at work in the same folder; before
+            anything is measured.
+        NeedsNetwork: a suite would have to fetch something; before anything is measured, too.
+        FoundryError: a suite cannot be measured on a model.
     """
     found = find_suites(suites, overrides)
     paths = [Path(model) for model in models]
@@ -51,19 +54,41 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
         for suite in found:
             if suite.check is not None:
                 suite.check(path, suite.config)
+    with ExitStack() as held:
+        locks = [held.enter_context(RunLock(LockFile(folder, "out"))) for folder in _written(paths, found)]
+        return _evaluate(paths, found, locks)
+
+
+def _written(models: list[Path], suites: list[Suite]) -> list[Path]:
+    """The folders that are written to, in one order, so that of two commands one is refused and goes no further."""
+    folders = [
+        results_folder(model, suite.config.out, theta_variant(getattr(suite.config, "rope_theta", None))) / suite.name
+        for model in models
+        for suite in suites
+    ]
+    return sorted({*folders, *([_compared(suites)] if len(models) > 1 else [])})
+
+
+def _compared(suites: list[Suite]) -> Path:
+    return Path(suites[0].config.out or FOLDER) / "compared"
+
+
+def _evaluate(models: list[Path], suites: list[Suite], locks: list[RunLock]) -> list[Result]:
     console = Console(highlight=False)
     results = []
-    for path in paths:
-        for suite in found:
+    for path in models:
+        for suite in suites:
             result = _measured(suite, path)
+            for lock in locks:
+                lock.check()
             folder = results_folder(path, suite.config.out, result.model.get("variant")) / suite.name
             result.write(folder)
             draw([result], folder / PICTURE)
             result.show(console)
             console.print(f"  in {result.seconds:.0f} s; written to {folder}\n", markup=False, soft_wrap=True)
             results.append(result)
-    if len(paths) > 1:
-        write_comparison(results, Path(found[0].config.out or FOLDER) / "compared", console)
+    if len(models) > 1:
+        write_comparison(results, _compared(suites), console)
     return results
 
 

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from rotary_foundry.data.rows import Frame, fingerprint
 from rotary_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
+from rotary_foundry.evaluation.results import theta_variant
 from rotary_foundry.interop import load_model
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.models.config_json import CONFIG, find_family_of
@@ -232,7 +233,7 @@ def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | Non
         if "rope_theta" not in source.family.knobs:
             raise ConfigurationError(f"rope_theta: the family {source.family.name} has none; leave it out")
         if rope_theta != source.knobs["rope_theta"]:
-            facts["variant"] = f"theta-{rope_theta:g}"
+            facts["variant"] = theta_variant(rope_theta)
             network.set_knob("rope_theta", rope_theta)
     facts |= {name: network.knobs[name] for name in source.knobs} | _counted(network)
     opened = _open_tokenizer(source.tokenizer, tokenizer)

@@ -159,6 +159,11 @@ def name_of(model: Path, variant: str | None = None) -> str:
     return _with(model.name if run is None else f"{run.name}-{model.name}", variant)
 
 
+def theta_variant(rope_theta: float | None) -> str | None:
+    """The variant of a model that is given another theta than its own; None if it is given none."""
+    return None if rope_theta is None else f"theta-{rope_theta:g}"
+
+
 def _with(name: str, variant: str | None) -> str:
     return name if variant is None else f"{name}-{variant}"
 

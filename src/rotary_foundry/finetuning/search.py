@@ -1,6 +1,7 @@
 """Run a search: a job for each point of a task's grid and each seed, in parallel, each a process on its own device.
 
     runs/finetune/<model>/
+      lock.json                        which process is at work here (runs/run_lock.py)
       results.json                     every task's best point, its mean and deviation over the seeds
       <task>/data/                     its examples as tokens
       <task>/<point>/seed-<n>/         a job: job.json, log.txt, result.json
@@ -15,7 +16,6 @@ finished and not run again, except if its model is needed and was removed when a
 other settings than the current ones is an error.
 """
 
-import fcntl
 import itertools
 import json
 import os
@@ -45,6 +45,7 @@ from rotary_foundry.finetuning.leaderboard import (
     summarise,
     write_json,
 )
+from rotary_foundry.runs.run_lock import LockFile, RunLock
 from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 
 POLL = 0.2  # seconds
@@ -61,9 +62,9 @@ def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
     """
     config = load_search(path, overrides)
     found = []
-    with _alone(config.folder):
+    with RunLock(LockFile(config.folder, "out")) as lock:
         for name in config.chosen():
-            found.append(_search(config, name))
+            found.append(_search(config, name, lock))
             others = [result for result in read_results(config.folder) if result["task"] != name]
             write_json(config.folder / RESULTS, [*others, found[-1]])
     return found
@@ -87,8 +88,8 @@ def load_search(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConf
     return config
 
 
-def _search(config: FinetuneConfig, name: str) -> dict:
-    """Run the unfinished jobs of a task, and return its entry of `results.json`."""
+def _search(config: FinetuneConfig, name: str, lock: RunLock) -> dict:
+    """Run what is left of a task's jobs; returns its entry of `results.json`."""
     from rotary_foundry.finetuning.example_encoding import prepare
 
     folder = config.folder / name
@@ -101,11 +102,11 @@ def _search(config: FinetuneConfig, name: str) -> dict:
             )
     shared, grid = job_settings(config, name, data)
     searched = config.seeds[: config.search_seeds if grid[1:] else None]
-    _run(config, folder, [shared | point | {"seed": seed} for point in grid for seed in searched])
+    _run(config, folder, [shared | point | {"seed": seed} for point in grid for seed in searched], lock)
     best = best_point(folder, grid, searched)
     if best is None:
-        raise FoundryError(f"{folder}: the loss became NaN at every point of the grid; set lower learning rates")
-    _run(config, folder, [shared | best | {"seed": seed} for seed in config.seeds], with_models=True)
+        raise FoundryError(f"{folder}: the loss was no number any more at every point of the grid; take smaller rates")
+    _run(config, folder, [shared | best | {"seed": seed} for seed in config.seeds], lock, with_models=True)
     for job in folder.glob("*/seed-*"):
         if job.parent.name != point_name(best):
             shutil.rmtree(job / MODEL, ignore_errors=True)
@@ -136,12 +137,12 @@ def job_settings(config: FinetuneConfig, name: str, data: dict) -> tuple[dict, l
     return shared, [dict(zip(POINT, point, strict=True)) for point in values]
 
 
-def _run(config: FinetuneConfig, folder: Path, jobs: list[dict], with_models: bool = False) -> None:
-    """Run the jobs without a result and, if models are needed, those with a score but no model.
+def _run(config: FinetuneConfig, folder: Path, jobs: list[dict], lock: RunLock, with_models: bool = False) -> None:
+    """Run the jobs that have no result yet, or, if models are wanted, a score and no model.
 
     Raises:
-        ConfigurationError: an existing result has other settings.
-        FoundryError: a job failed; the jobs running beside it have ended.
+        ConfigurationError: a result there is of other settings.
+        FoundryError: a job failed, and those beside it have been waited for; or the lock is lost, and they are ended.
     """
     waiting: deque[Path] = deque()
     for job in jobs:
@@ -165,6 +166,7 @@ def _run(config: FinetuneConfig, folder: Path, jobs: list[dict], with_models: bo
                 path, device = waiting.popleft(), free.pop(0)
                 running[_start_job(path, device)] = path, device, time.monotonic()
             time.sleep(POLL)
+            lock.check()
             for process in [process for process in running if process.poll() is not None]:
                 path, device, began = running.pop(process)
                 free.append(device)
@@ -244,20 +246,6 @@ def _digest(model: str) -> str | None:
             while block := stream.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest() if Path(model).is_dir() else None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a second search in the same folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigurationError(
-                f"{folder}: in use by another finetune; wait for it to end, or set another out"
-            ) from None
-        yield
 
 
 @contextmanager

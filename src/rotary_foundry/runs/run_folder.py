@@ -1,5 +1,6 @@
 """What lies in `runs/<run_name>/`, and how to read it without torch.
 
+    lock.json                 while a launch is at work here: which (run_lock.py)
     recipe.yaml plan.json     the recipe with all overrides, and its plan
     tokenizer/                what the model's ids mean: a copy of the corpus' own
     rows.json                 a digest of the rows of each source and length, which a resume has to find again

@@ -26,6 +26,7 @@ from torch.distributed import DistError
 from rotary_foundry.callbacks.graceful_stop import stop_requested
 from rotary_foundry.compat.torch import default_store
 from rotary_foundry.loggers.stage_progress import Bars
+from rotary_foundry.runs.run_lock import release_held
 from rotary_foundry.training.logs import log_failure, log_where_it_stands
 from rotary_foundry.utils.errors import FAILED, REFUSED, Fault, FoundryError, StopRequested, print_error
 from rotary_foundry.utils.processes import is_first_of_node
@@ -160,6 +161,7 @@ def _watch(over: threading.Event) -> None:
             Bars.take_off()
             print_error(said)
             time.sleep(2 * LOOKS)  # while the other nodes look into the store, which may be ours
+            release_held()
             os._exit(int(status))
 
 

@@ -23,6 +23,7 @@ from rotary_foundry.recipe import Recipe
 from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.runs.run_lock import LOCK
 from rotary_foundry.training.ranks import on_rank_zero
 from rotary_foundry.utils.errors import ConfigurationError
 
@@ -66,7 +67,10 @@ def _forget_another(recipe: Recipe, folder: RunFolder) -> None:
             f"{folder.path}: a run that is not a rehearsal has the name of this rehearsal; set another run_name"
         )
     if there != recipe:
-        shutil.rmtree(folder.path)
+        for path in folder.path.iterdir():
+            if path.name == LOCK:  # this launch's
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _small_corpus(recipe: Recipe) -> CorpusConfig:

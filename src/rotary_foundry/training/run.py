@@ -4,7 +4,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from rotary_foundry.callbacks.checkpoint_rollback import CheckpointRollback
 from rotary_foundry.callbacks.checkpoint_saver import NOT_LOADED, CompleteCheckpointSaver
 from rotary_foundry.callbacks.first_update import FirstUpdate
 from rotary_foundry.callbacks.graceful_stop import GracefulStop
+from rotary_foundry.callbacks.held_locks import HeldLocks
 from rotary_foundry.callbacks.loss_spike import LossSpike
 from rotary_foundry.callbacks.loss_watch import LossWatch
 from rotary_foundry.callbacks.memory import Memory
@@ -46,6 +47,7 @@ from rotary_foundry.runs.changes import changes_of_run, without_secrets
 from rotary_foundry.runs.checkpoint_store import CheckpointStore, open_store
 from rotary_foundry.runs.environment import environment
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, write_whole
+from rotary_foundry.runs.run_lock import RunLock
 from rotary_foundry.runs.safe_reading import refuse_code
 from rotary_foundry.runs.trouble import RollbackDue
 from rotary_foundry.training.extensions import extensions
@@ -60,16 +62,25 @@ from rotary_foundry.utils.errors import StopRequested
 Announce = Callable[[Recipe, Plan, RunFolder, str, CompleteCheckpoint | None], None]
 
 
-def train(recipe: Recipe, plan: Plan, tokenizer: TokenizerFacts, announce: Announce | None = None) -> None:
+def train(
+    recipe: Recipe,
+    plan: Plan,
+    tokenizer: TokenizerFacts,
+    announce: Announce | None = None,
+    locks: Sequence[RunLock] = (),
+) -> None:
     """Train a recipe to its end, from its newest complete checkpoint if there is one.
 
     The run writes to `<runs_folder>/<run_name>/`, and copies what a resume needs to `save_folder`. A finished run is
     left unchanged. After a rollback, the Trainer ends and a new start follows in the same processes.
 
     Args:
-        recipe: the recipe with all overrides. plan: the recipe's plan before any rollback. tokenizer: the tokenizer of
-        the shards. announce: called on rank 0 at the beginning, with the recipe, the current plan, the run's folder,
-        the name of the attention backend, and the checkpoint if there is one.
+        recipe: with all overrides.
+        plan: its own, before any rollback.
+        tokenizer: of its shards.
+        announce: called on rank 0 when it begins, with the recipe, the plan in force, the run's folder, the name of the
+            attention backend, and the checkpoint if there is one.
+        locks: of the run, which this process holds; they stay held.
 
     Raises:
         StopRequested: the process got SIGTERM, and the checkpoint is written.
@@ -90,7 +101,7 @@ def train(recipe: Recipe, plan: Plan, tokenizer: TokenizerFacts, announce: Annou
             if announce is not None and dist.get_global_rank() == 0:
                 announce(recipe, start.plan, folder, attention, start.checkpoint)
             announce = None
-            due = _fit(recipe, data, folder, store, start, started)
+            due = _fit(recipe, data, folder, store, start, started, locks)
             if due is None:
                 return
             gc.collect()  # frees the old Trainer, which has reference cycles; the next one needs its memory
@@ -147,10 +158,16 @@ def _prepare_start(recipe: Recipe, plan: Plan, folder: RunFolder) -> Start | Non
 
 
 def _fit(
-    recipe: Recipe, data: RunData, folder: RunFolder, store: CheckpointStore | None, start: Start, started: float
+    recipe: Recipe,
+    data: RunData,
+    folder: RunFolder,
+    store: CheckpointStore | None,
+    start: Start,
+    started: float,
+    locks: Sequence[RunLock],
 ) -> RollbackDue | None:
     """Train to the end of the plan, or until a rollback is due."""
-    trainer = build_trainer(recipe, data, folder, start, store)
+    trainer = build_trainer(recipe, data, folder, start, store, locks)
     trainer.state.callbacks.append(FirstUpdate(started))
     try:
         if start.checkpoint is None and recipe.init_from is not None:
@@ -173,7 +190,12 @@ def _fit(
 
 
 def build_trainer(
-    recipe: Recipe, data: RunData, folder: RunFolder, start: Start, store: CheckpointStore | None = None
+    recipe: Recipe,
+    data: RunData,
+    folder: RunFolder,
+    start: Start,
+    store: CheckpointStore | None = None,
+    locks: Sequence[RunLock] = (),
 ) -> Trainer:
     """Build Composer's Trainer for a recipe, at a checkpoint or at the start."""
     plan, rollbacks = start.plan, len(start.rollbacks)
@@ -209,6 +231,7 @@ def build_trainer(
             *extensions(recipe, "algorithms"),
         ],
         callbacks=[
+            HeldLocks(locks),
             *monitors,
             RunRecords(folder, rollbacks, plan, monitors),
             CheckpointRollback(watch, planned),

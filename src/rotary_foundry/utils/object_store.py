@@ -31,6 +31,7 @@ from rotary_foundry.utils.errors import DataError, Fault, FoundryError
 from rotary_foundry.utils.wording import one_line
 
 if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
     from datatrove.io import DataFolder
 
 RETRIES = 10  # attempts of a request, with growing pauses
@@ -215,6 +216,36 @@ class Bucket:
     def write(self, name: str, content: bytes) -> None:
         self.objects.client.put_object(**self._target(name), Body=content)
 
+    def look(self, name: str) -> tuple[bytes, tuple] | None:
+        """An object's content, and its ETag and time of writing; None if there is none."""
+        from botocore.exceptions import ClientError
+
+        try:
+            found = self.objects.client.get_object(**self._target(name))
+        except ClientError as error:
+            if _status(error) == 404 and error.response["Error"]["Code"] != "NoSuchBucket":
+                return None
+            raise
+        return found["Body"].read(), (found["ETag"], found["LastModified"])
+
+    def write_over(self, name: str, content: bytes, etag: str | None) -> bool:
+        """Write an object over the one with this ETag, or where there is none; False if something else is there.
+
+        A store that does not know conditional writes is asked to write without one.
+        """
+        from botocore.exceptions import ClientError
+
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        try:
+            self.objects.client.put_object(**self._target(name), Body=content, **condition)
+        except ClientError as error:
+            if _status(error) in (404, 409, 412) and error.response["Error"]["Code"] != "NoSuchBucket":
+                return False
+            if _status(error) != 501:
+                raise
+            self.write(name, content)
+        return True
+
     def remove(self, name: str) -> None:
         self.objects.client.delete_object(**self._target(name))
 
@@ -250,5 +281,9 @@ def is_fault(error: BaseException | None) -> bool:
     if isinstance(error, S3UploadFailedError):
         error = error.__context__  # boto3 wraps the original error
     if isinstance(error, ClientError):
-        return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+        return _status(error) >= 500
     return isinstance(error, (ConnectionError, HTTPClientError, RetriesExceededError))
+
+
+def _status(error: "ClientError") -> int:
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
