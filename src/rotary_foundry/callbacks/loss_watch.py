@@ -126,9 +126,10 @@ class LossWatch:
         """Observe the update of `tokens` tokens that ended at `token`.
 
         Args:
-            loss: the loss with the weights before the update. norms: norms of the gradient and of the update, by name.
-            A gradient may overflow while the loss is finite. Then this update's checkpoint has weights that are NaN,
-            but the loss becomes NaN only at the next update.
+            loss: the loss with the weights before the update.
+            norms: norms of the gradient and of the update, by name. A gradient may overflow while the loss is finite.
+                Then this update's checkpoint has weights that are NaN, but the loss becomes NaN only at the next
+                update.
         """
         for name, value in {"loss": loss, **(norms or {})}.items():
             if not math.isfinite(value):

@@ -42,9 +42,12 @@ class Retriever:
     """A model in the form that mteb takes.
 
     Attributes:
-        model: the argument for `mteb.evaluate`. library: the SentenceTransformer or ColBERT itself. kind: a description
-        of how it makes vectors. query_length, document_length: the length in tokens at which texts are cut, special
-        tokens included; None: no cut. marks: how many of these tokens the tokenizer does not add itself.
+        model: the argument for `mteb.evaluate`.
+        library: the SentenceTransformer or ColBERT itself.
+        kind: a description of how it makes vectors.
+        query_length, document_length: the length in tokens at which texts are cut, special tokens included; None: no
+            cut.
+        marks: how many of these tokens the tokenizer does not add itself.
     """
 
     model: Any

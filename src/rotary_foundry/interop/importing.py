@@ -25,9 +25,10 @@ def import_model(
 
     Args:
         source: a transformers directory of one of our families, or a file of a family's original training code.
-        out_dir: the folder to write; created if necessary. An earlier export or import in it is replaced. recipe: the
-        training YAML of a file; not needed if the file has the model's configuration. tokenizer: a directory with the
-        model's tokenizer, if it is not in `source`; it is refused if its ids differ from those of the source's own.
+        out_dir: the folder to write; created if necessary. An earlier export or import in it is replaced.
+        recipe: the training YAML of a file; not needed if the file has the model's configuration.
+        tokenizer: a directory with the model's tokenizer, if it is not in `source`; it is refused if its ids differ
+            from those of the source's own.
 
     Raises:
         FoundryError: `source` has no such model, or our encoder does not support it; names the first key that differs.

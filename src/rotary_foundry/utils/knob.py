@@ -11,10 +11,11 @@ class Knob:
     """A number that a stage sets to a value, or moves from one value to another.
 
     Args:
-        meaning: a few words for tables and errors. low, high: the range of valid values; `high` is not valid, and `low`
-        only if `includes_low`. includes_low: whether `low` is a valid value. of_weights: whether trained weights belong
-        to one value, as for a theta. If so, a recipe that omits the knob takes its value from `init_from`, and an
-        export writes it.
+        meaning: a few words for tables and errors.
+        low, high: the range of valid values; `high` is not valid, and `low` only if `includes_low`.
+        includes_low: whether `low` is a valid value.
+        of_weights: whether trained weights belong to one value, as for a theta. If so, a recipe that omits the knob
+            takes its value from `init_from`, and an export writes it.
     """
 
     meaning: str
