@@ -7,7 +7,7 @@ from itertools import count
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("any_machine")
+hypothesis.settings.register_profile("any_machine", deadline=None)
 hypothesis.settings.load_profile("any_machine")
 
 

@@ -43,7 +43,7 @@ prepare = TrainingPrepared(recipe.objective_of("pretrain"), facts, 17, compile_p
 collate_rows = partial(collate, prepare=prepare, row_length=4096, vocab_size=512)
 
 def draw():
-    rows = TrainingStream(["code"], "{folder}", None, 4096, "py1e", 1 << 18, Draw(17, 0, None, 0, 8, 32))
+    rows = TrainingStream(["code"], "{folder}", None, 4096, 1 << 18, Draw(17, 0, None, 0, 8, 32))
     most = 0
     for batch in DataLoader(rows, batch_size=32, num_workers=2, collate_fn=collate_rows):
         time.sleep(0.5)  # the workers come as far ahead as they may
@@ -141,7 +141,7 @@ def test_tmpdir_has_room_for_the_file_that_a_stream_keeps_its_order_in(recipe, t
     kept = 0
     for row_length in {stage.row_length for stage in recipe.stages.values()}:
         rows = TrainingStream(
-            recipe.data.sources, recipe.data.local, None, row_length, "py1e", 1 << 18, Draw(17, 0, None, 0, 1, 1)
+            recipe.data.sources, recipe.data.local, None, row_length, 1 << 18, Draw(17, 0, None, 0, 1, 1)
         )
         next(iter(rows))
         kept += os.fstat(rows.order.file.fileno()).st_size - 32  # the hash behind the rows

@@ -44,14 +44,13 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Where the shards are, as `python data_prep` wrote them, and how Streaming orders them."""
+    """Where the shards are, as `python data_prep` wrote them, and how their rows are shuffled."""
 
     local: str  # the `out` of the data YAML, or the cache for `remote`
     sources: list[str]  # what a stage without a mixture draws on, each row once an epoch
     remote: str | None = None
     cache_limit: str | None = None  # bytes that the training rows of one length take of `local`, as 100gb; null: all
-    shuffle_algo: str = "py1e"
-    shuffle_block_size: int = 1 << 18
+    shuffle_block_size: int = 1 << 18  # about how many rows are shuffled together: those of some whole shards
     num_workers: int = 1
 
 
