@@ -193,6 +193,22 @@ def test_a_shard_is_hashed_once_a_node_and_not_by_every_worker_or_with_every_row
     assert sorted(hashed.read_text().split()) == sorted(map(str, corpus.rglob("*.mds")))
 
 
+@pytest.mark.parametrize(("spoil", "says"), FAULTS[:2])
+def test_a_damaged_shard_of_a_corpus_that_is_not_compressed_is_refused_and_left_where_it_is(corpus, spoil, says):
+    """There is no other copy, and all of its rows but one may be sound."""
+    drawn(corpus)
+    index = shard(corpus).with_name("index.json")
+    content = json.loads(index.read_text())
+    for entry in content["shards"]:
+        entry |= {"compression": None, "zip_data": None}
+    index.write_text(json.dumps(content))
+    raw = shard(corpus, suffix="")
+    spoil(raw)
+    with pytest.raises(DataError, match=rf"^{raw}: {says}; {REMEDY}$"):
+        drawn(corpus)
+    assert raw.exists()
+
+
 def test_what_another_process_found_sound_is_hashed_again_once_it_is_another_file(corpus, caplog):
     """As of a cache, in which a shard that was removed comes again; or of a file that something writes into."""
     rows = stream(corpus)

@@ -260,12 +260,16 @@ class CheckedShards(OpenStreamingDataset):
         for _ in range(1 + retry):  # another process may be removing it, too
             self.prepare_shard(shard_id)
             checked = _identity(path)
-            damage = _damage(path, shard.raw_data, shard.samples)
+            damage = _damage(path, shard.raw_data)
             if damage is None:
+                _check_rows(path, shard.samples)
                 return checked
+            finished = self.streams[self.stream_per_shard[shard_id]].safe_keep_zip  # a corpus, and no cache of one
+            if finished and not shard.zip_data:
+                raise DataError(f"{path}: {damage}; {REMEDY}")
             if path.exists():
                 log.warning(f"{path}: {damage}; making it anew")
-                if self.streams[self.stream_per_shard[shard_id]].safe_keep_zip:
+                if finished:
                     path.unlink(missing_ok=True)
                 else:
                     self.evict_shard(shard_id)
@@ -302,16 +306,24 @@ def _stored(shard: ShardReader) -> FileInfo:
     return shard.zip_data or shard.raw_data
 
 
-def _damage(path: Path, info: FileInfo, rows: int | None = None) -> str | None:
-    """What is wrong with a file, if anything; with `rows`, of a decompressed one that is to hold so many."""
+def _damage(path: Path, info: FileInfo) -> str | None:
+    """What is wrong with a file, if anything."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return "no such file"
-    damage = damage_of(content, info)
-    if damage is None and rows is not None and (there := int.from_bytes(content[:4], "little")) != rows:
-        return f"holds {there:_} rows, and index.json lists {rows:_} (samples)"
-    return damage
+    return damage_of(content, info)
+
+
+def _check_rows(path: Path, listed: int) -> None:
+    """Refuse a sound shard that does not hold as many rows as its index lists; an MDS file begins with their number."""
+    try:
+        with path.open("rb") as file:
+            there = int.from_bytes(file.read(4), "little")
+    except FileNotFoundError:
+        return  # it has just made way for another shard; what comes in its place is checked again
+    if there != listed:
+        raise DataError(f"{path}: holds {there:_} rows, and index.json lists {listed:_} (samples); {REMEDY}")
 
 
 @contextmanager
