@@ -14,7 +14,7 @@ in their order, and the blocks that were read last.
 Streaming's own shuffles and its `resample_streams` need all rows of an epoch at once, so they cannot serve here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -98,6 +98,7 @@ class StageOrder:
         return self._block(epoch, block), offset - int(starts[block])
 
     def _epoch(self, epoch: int) -> Epoch:
+        """Lay an epoch's shards out."""
         first_rows, sizes, places = [], [], []
         before_source = 0
         for source, (shards, asked) in enumerate(zip(self.shard_rows, self.rows_an_epoch, strict=True)):
@@ -116,9 +117,8 @@ class StageOrder:
         _, first_parts = np.unique(before // self.shuffle_block_size, return_index=True)
         return Epoch(first_rows, sizes, np.append(first_parts, len(sizes)), before[first_parts])
 
-    def _parts(self, source: int, start: int, rows: int):
-        """Of so many rows that a source draws from its `start`th on: first row and size of each shard or part, a pass
-        at a time."""
+    def _parts(self, source: int, start: int, rows: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield first row and size of the shards that hold so many draws of a source from one on, a pass at a time."""
         shards = self.shard_rows[source]
         there, first_rows = int(shards.sum()), shards.cumsum() - shards
         while rows:
@@ -133,6 +133,7 @@ class StageOrder:
             start, rows = start + taken, rows - taken
 
     def _block(self, epoch: int, block: int) -> NDArray[np.int64]:
+        """Shuffle the rows of a block."""
         made = self._epoch(epoch)
         parts = slice(made.first_parts[block], made.first_parts[block + 1])
         first_rows, sizes = made.first_rows[parts], made.rows[parts]
