@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def corpus(row_folder, tmp_path) -> Path:
 
 def stream(local: Path, remote: Path | None = None, epochs: int = 1, cache_limit: str | None = None) -> TrainingStream:
     draw = Draw(17, 0, None, 0, updates=epochs * EPOCH // 19, global_batch_size=19)
-    return TrainingStream(list(ROWS), local, remote and str(remote), ROW_LENGTH, "py1e", 1 << 18, draw, cache_limit)
+    return TrainingStream(list(ROWS), local, remote and str(remote), ROW_LENGTH, 1 << 18, draw, cache_limit)
 
 
 def drawn(local: Path, remote: Path | None = None, num_workers: int = 0, epochs: int = 1) -> list[int]:
@@ -176,12 +177,71 @@ def test_a_shard_that_is_long_in_coming_is_named_and_then_trained_on(corpus, tmp
     assert f"warning: {named}\n" in capfd.readouterr().err
 
 
-def test_a_shard_is_hashed_once_a_process_and_not_with_every_row(corpus, monkeypatch):
-    hashed = []
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_shard_is_hashed_once_a_node_and_not_by_every_worker_or_with_every_row(corpus, monkeypatch, num_workers):
+    hashed = corpus / "hashed"
     damage = checked_shards._damage
-    monkeypatch.setattr(checked_shards, "_damage", lambda path, info: hashed.append(path) or damage(path, info))
-    drawn(corpus, epochs=2)
-    assert sorted(hashed) == sorted(corpus.rglob("*.mds"))
+
+    def slowly(path, *expected):
+        with hashed.open("a") as log:
+            log.write(f"{path}\n")
+        time.sleep(0.05)  # so that the workers meet
+        return damage(path, *expected)
+
+    monkeypatch.setattr(checked_shards, "_damage", slowly)
+    drawn(corpus, num_workers=num_workers, epochs=2)
+    assert sorted(hashed.read_text().split()) == sorted(map(str, corpus.rglob("*.mds")))
+
+
+@pytest.mark.parametrize(("spoil", "says"), FAULTS[:2])
+def test_a_damaged_shard_of_a_corpus_that_is_not_compressed_is_refused_and_left_where_it_is(corpus, spoil, says):
+    """There is no other copy, and all of its rows but one may be sound."""
+    drawn(corpus)
+    index = shard(corpus).with_name("index.json")
+    content = json.loads(index.read_text())
+    for entry in content["shards"]:
+        entry |= {"compression": None, "zip_data": None}
+    index.write_text(json.dumps(content))
+    raw = shard(corpus, suffix="")
+    spoil(raw)
+    with pytest.raises(DataError, match=rf"^{raw}: {says}; {REMEDY}$"):
+        drawn(corpus)
+    assert raw.exists()
+
+
+def test_what_another_process_found_sound_is_hashed_again_once_it_is_another_file(corpus, caplog):
+    """As of a cache, in which a shard that was removed comes again; or of a file that something writes into."""
+    rows = stream(corpus)
+    list(DataLoader(rows, batch_size=19, num_workers=2, collate_fn=list))
+    undisturbed = rows[250]["tokens"].tolist()
+    assert not caplog.text
+    for file in corpus.rglob("*.mds"):
+        flip_a_byte(file)
+    assert rows[250]["tokens"].tolist() == undisturbed
+    assert "making it anew" in caplog.text
+
+
+def test_a_process_that_dies_while_it_hashes_does_not_stop_the_others(corpus, monkeypatch):
+    rows = stream(corpus)
+    monkeypatch.setattr(checked_shards, "_damage", lambda *_: os._exit(9))
+    if (child := os.fork()) == 0:
+        rows[0]
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    monkeypatch.undo()
+    assert rows[0]["row"] == 0
+
+
+def test_an_index_that_lists_more_rows_than_its_shard_holds_is_refused_before_one_of_them_is_read(corpus):
+    """As it would be after a shard was written anew, and its hash with it."""
+    index = shard(corpus).with_name("index.json")
+    content = json.loads(index.read_text())
+    entry = content["shards"][1]
+    there = entry["samples"]
+    entry["samples"] += 1
+    index.write_text(json.dumps(content))
+    says = rf"holds {there} rows, and index\.json lists {there + 1} \(samples\)"
+    with pytest.raises(DataError, match=rf"^{shard(corpus, suffix='')}: {says}"):
+        drawn(corpus)
 
 
 def test_a_shard_that_was_removed_and_fetched_again_is_hashed_again(corpus, tmp_path, monkeypatch):
@@ -235,14 +295,13 @@ def test_a_shard_in_a_folder_is_named_with_it(tmp_path, spoil, says):
             drawn(local, remote)
 
 
-@pytest.mark.parametrize(
-    ("limit", "says"),
-    [("1kb", r"Minimum cache usage .* is larger than the cache limit"), ("20kb", r"Cache limit .* is too low")],
-)
-def test_a_limit_that_no_cache_can_keep_is_refused_in_one_line(corpus, tmp_path, limit, says):
-    with pytest.raises(DataError, match=rf"^{tmp_path}/cache/\S+: {says}.*$") as refused:
+@pytest.mark.parametrize(("limit", "bytes_"), [("1kb", "1_024"), ("20kb", "20_480")])
+def test_a_limit_that_no_cache_can_keep_is_refused_in_one_line(corpus, tmp_path, limit, bytes_):
+    says = (
+        rf"data\.cache_limit is {bytes_} bytes, and the index files with four of the largest shards take [\d_]+; raise"
+    )
+    with pytest.raises(DataError, match=rf"^{tmp_path}/cache/\S+: {says} it$"):
         stream(tmp_path / "cache", corpus, cache_limit=limit)
-    assert "\n" not in str(refused.value)
 
 
 def test_shards_without_hashes_are_refused(tmp_path):

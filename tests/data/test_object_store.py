@@ -41,7 +41,7 @@ def remote(corpus):
 
 
 def stream(local: Path, remote: str | None = None, cache_limit: str | None = None) -> TrainingStream:
-    return TrainingStream(list(ROWS), local, remote, ROW_LENGTH, "py1e", 300, DRAW, cache_limit)
+    return TrainingStream(list(ROWS), local, remote, ROW_LENGTH, 300, DRAW, cache_limit)
 
 
 def sizes_in(folder: Path) -> dict[str, int]:

@@ -30,8 +30,14 @@ def corpus(tmp_path):
                 folder = tmp_path / source / str(row_length) / split
                 folder.mkdir(parents=True)
                 Manifest(source, split, row_length, 10, 20, 900, 0.9, fingerprint(tmp_path / "tokenizer")).write(folder)
-                (folder / "index.json").write_text('{"version": 2, "shards": [{"samples": 7}, {"samples": 3}]}')
+                (folder / "index.json").write_text(json.dumps({"version": 2, "shards": [entry(7), entry(3)]}))
     return tmp_path
+
+
+def entry(rows: int) -> dict:
+    """A shard, as an index lists it."""
+    files = {"raw_data": {"basename": "a.mds", "bytes": 9, "hashes": {"xxh64": "0"}}, "zip_data": None}
+    return {"format": "mds", "version": 2, "samples": rows, "column_names": ["tokens", "lengths"]} | files
 
 
 def recipe(*overrides: str):
@@ -78,7 +84,9 @@ def test_foreign_shards_are_refused(corpus, values, says):
 @pytest.mark.parametrize(
     ("index", "says"),
     [
-        ('{"version": 2, "shards": [{"samples": 7}]}', "lists 7 rows, and manifest.json beside it says 10"),
+        (json.dumps({"shards": [entry(7)]}), "lists 7 rows, and manifest.json beside it says 10"),
+        (json.dumps({"shards": [entry(7) | {"raw_data": None}]}), "cannot be read: lists a shard without a file"),
+        (json.dumps({"shards": [{"samples": 7}]}), "cannot be read: 'raw_data'"),
         ('{"version": 2, "sha', "cannot be read: "),
         ('{"version": 2}', "cannot be read: "),
     ],
@@ -90,6 +98,20 @@ def test_an_index_that_is_not_its_manifests_is_refused(corpus, tmp_path_factory,
     cache = tmp_path_factory.mktemp("cache")
     with pytest.raises(DataError, match=rf"{says}.*; {cache} is a cache of {corpus}: remove it if that one is sound"):
         open_corpus(recipe(f"data.local={cache}", f"data.remote={corpus}"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "rows", "overrides", "there"),
+    [
+        ("pretrain", 32, [], r"30 in {}/\(code\|docs\|web\)/1024/train"),
+        ("extend", 12, ["data.sources=[web]", "stages.decay.mixture=null"], r"10 in {}/\(web\)/8192/train"),
+    ],
+)
+def test_a_corpus_without_one_whole_update_is_refused_by_key_and_folder(corpus, stage, rows, overrides, there):
+    key = f"stages.{stage}.global_train_batch_size"
+    says = rf"^{key}: an update takes {rows} rows, and there are {there.format(corpus)}; give a smaller one"
+    with pytest.raises(DataError, match=says):
+        open_corpus(recipe(f"data.local={corpus}", f"{key}={rows}", *overrides))
 
 
 def test_token_ids_beyond_the_models_embedding_are_refused(corpus):
@@ -150,5 +172,5 @@ def test_a_node_whose_cache_is_of_an_earlier_corpus_is_refused(corpus, tmp_path_
 def change_shard(index, of: str) -> None:
     """As if its file were another: the hash is."""
     content = json.loads(index.read_text())
-    content["shards"][0][of] = {"hashes": {"xxh64": "1"}}
+    content["shards"][0][of] = {"basename": "a.mds", "bytes": 9, "hashes": {"xxh64": "1"}}
     index.write_text(json.dumps(content))

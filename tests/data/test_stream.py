@@ -3,17 +3,17 @@
 import shutil
 from collections import Counter
 from itertools import chain
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from streaming import MDSWriter
+from streaming.base.world import World
 from torch.utils.data import DataLoader
 
 from rotary_foundry import load_recipe
 from rotary_foundry.data.packing import Packer
 from rotary_foundry.data.rows import SHARD_HASH, Frame, columns, encode_row
-from rotary_foundry.data.stream import Draw, TrainingStream, whole_updates
+from rotary_foundry.data.stream import Draw, TrainingStream, WorkerRows
 
 from .conftest import REPOSITORY, ROW_LENGTH, ROWS
 
@@ -22,7 +22,7 @@ MIXTURE = {"code": 0.2, "docs": 0.3, "web": 0.5}
 
 
 def stream(local, draw: Draw, remote=None) -> TrainingStream:
-    return TrainingStream(SOURCES, local, remote, ROW_LENGTH, "py1e", 1 << 18, draw)
+    return TrainingStream(SOURCES, local, remote, ROW_LENGTH, 1 << 18, draw)
 
 
 def draw(start_row=0, updates=10, rows=12, mixture=None, stage_index=0) -> Draw:
@@ -32,11 +32,17 @@ def draw(start_row=0, updates=10, rows=12, mixture=None, stage_index=0) -> Draw:
 def updates_on(rows: TrainingStream, stretch: Draw, ranks: int, workers: int, nodes: int = 1) -> list[list[int]]:
     """The sorted rows of every update, as `ranks` ranks with `workers` loader workers each would see them."""
     rows.draw = stretch
-    rows.batch_size = stretch.global_batch_size // ranks
-    world = SimpleNamespace(num_ranks=ranks, num_nodes=nodes, ranks_per_node=ranks // nodes, workers_per_rank=workers)
-    dealt = whole_updates(rows, world, 0, 0)
-    slices = [dealt[:, :, turn % workers, turn // workers] for turn in range(dealt.shape[3] * workers)]
-    return [sorted(update[update >= 0].tolist()) for update in slices if (update >= 0).any()]
+    updates = [[] for _ in range(stretch.updates)]
+    for worker in range(ranks * workers):
+        worker_rows = WorkerRows(rows.order, stretch, World(nodes, ranks // nodes, workers, worker))
+        for index in range(len(worker_rows)):
+            update = (worker_rows.position(index) - stretch.start_row) // stretch.global_batch_size
+            updates[update].append(worker_rows[index])
+    return list(map(sorted, updates))
+
+
+def epoch_of(rows: TrainingStream, epoch: int) -> np.ndarray:
+    return rows.order.stretch(epoch * rows.order.epoch_rows, rows.order.epoch_rows)
 
 
 @pytest.mark.parametrize("mixture", [None, MIXTURE], ids=["unweighted", "mixture"])
@@ -64,7 +70,7 @@ def test_no_row_comes_twice_before_each_has_come_once_through_a_ramp_and_a_resum
 
 def test_a_mixture_draws_its_shares_and_within_a_source_every_row_about_as_often(row_folder):
     rows = stream(row_folder, draw(mixture=MIXTURE))
-    epoch = rows.canonical_order(0)
+    epoch = epoch_of(rows, 0)
     counts = np.bincount(epoch, minlength=sum(ROWS.values()))
     start = 0
     for source, there in ROWS.items():
@@ -76,7 +82,7 @@ def test_a_mixture_draws_its_shares_and_within_a_source_every_row_about_as_often
 
 def test_a_source_outside_the_mixture_is_not_drawn(row_folder):
     rows = stream(row_folder, draw(mixture={"web": 1.0}))
-    assert rows.canonical_order(0).min() >= ROWS["code"] + ROWS["docs"]
+    assert epoch_of(rows, 0).min() >= ROWS["code"] + ROWS["docs"]
 
 
 def test_base_draws_the_share_of_tokens_that_its_last_stage_asks_for_within_a_hundredth_over_an_epoch(tmp_path):
@@ -93,7 +99,7 @@ def test_base_draws_the_share_of_tokens_that_its_last_stage_asks_for_within_a_hu
         ) as shards:
             for row in packed:
                 shards.write(encode_row(row, np.dtype(np.uint16)))
-    rows = TrainingStream(list(mixture), tmp_path, None, 256, "py1e", 1 << 18, draw(mixture=mixture))
+    rows = TrainingStream(list(mixture), tmp_path, None, 256, 1 << 18, draw(mixture=mixture))
     assert 3 < mixture["papers"] * rows.epoch_size / rows.rows_by_source["papers"] < 5
     rows.draw = draw(mixture=mixture, rows=1, updates=rows.epoch_size)
     drawn = Counter()
@@ -105,11 +111,11 @@ def test_base_draws_the_share_of_tokens_that_its_last_stage_asks_for_within_a_hu
 
 def test_stages_and_epochs_have_orders_of_their_own(row_folder):
     rows = stream(row_folder, draw())
-    first, second = rows.canonical_order(0), rows.canonical_order(1)
+    first, second = epoch_of(rows, 0), epoch_of(rows, 1)
     assert sorted(first) == sorted(second)
     assert list(first) != list(second)
     rows.draw = draw(stage_index=1)
-    assert list(rows.canonical_order(0)) != list(first)
+    assert list(epoch_of(rows, 0)) != list(first)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -16,7 +16,7 @@ from rotary_foundry.data.stream import Draw, TrainingStream
 print("ready", flush=True)
 sys.stdin.readline()
 draw = Draw(17, 0, None, 0, updates=100, global_batch_size=19)
-rows = TrainingStream({sources}, "{local}", None, {row_length}, "py1e", 1 << 18, draw)
+rows = TrainingStream({sources}, "{local}", None, {row_length}, 1 << 18, draw)
 digest = hashlib.md5()
 for batch in DataLoader(rows, batch_size=19, num_workers=1, collate_fn=list):
     for sample in batch:

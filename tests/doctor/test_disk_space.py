@@ -1,17 +1,14 @@
 """Room in /dev/shm and on disks: on tmpfs of the sizes that the doctor asks for."""
 
 import json
-import os
 import shutil
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from rotary_foundry.data.stream import Draw, TrainingStream
-from rotary_foundry.doctor.disk_space import check_data_disk, check_order_disk, check_runs_disk, check_shm, loaders_need
+from rotary_foundry.doctor.disk_space import check_data_disk, check_runs_disk, check_shm, loaders_need
 from rotary_foundry.doctor.finding import BAD, GOOD
 from rotary_foundry.recipe import compile_plan
 from rotary_foundry.recipe.cost import cost
@@ -43,7 +40,7 @@ prepare = TrainingPrepared(recipe.objective_of("pretrain"), facts, 17, compile_p
 collate_rows = partial(collate, prepare=prepare, row_length=4096, vocab_size=512)
 
 def draw():
-    rows = TrainingStream(["code"], "{folder}", None, 4096, "py1e", 1 << 18, Draw(17, 0, None, 0, 8, 32))
+    rows = TrainingStream(["code"], "{folder}", None, 4096, 1 << 18, Draw(17, 0, None, 0, 8, 32))
     most = 0
     for batch in DataLoader(rows, batch_size=32, num_workers=2, collate_fn=collate_rows):
         time.sleep(0.5)  # the workers come as far ahead as they may
@@ -91,16 +88,15 @@ def test_a_containers_64_mb_are_too_little_for_base_and_the_remedy_is_enough(mon
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 64 * 2**20}))
     found = only(check_shm(BASE, plan, 1, 8))
     assert found.mark == BAD
-    assert found.said.startswith("67.1 MB free; needed are 1.58 GB for the loaders")
+    assert found.said.startswith("67.1 MB free; needed are 1.44 GB for the loaders")
     gib = int(found.remedy.split("--shm-size=")[1].split("g ")[0])
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": gib * 2**30}))
     assert only(check_shm(BASE, plan, 1, 8)).mark == GOOD
 
 
-def test_loaders_without_workers_want_room_for_the_order_of_the_rows_alone(recipe_file):
+def test_loaders_without_workers_want_no_room(recipe_file):
     recipe = load_recipe(recipe_file, ["data.num_workers=0"])
-    plan = compile_plan(recipe)
-    assert loaders_need(recipe, plan, 1) == 8 * max(segment.updates * segment.rows for segment in plan.segments)
+    assert loaders_need(recipe, compile_plan(recipe), 1) == 0
 
 
 def test_checkpoints_that_are_there_already_want_no_room_again(recipe_file, tmp_path):
@@ -134,18 +130,3 @@ def test_shards_that_are_decompressed_already_want_no_room_again(recipe, tmp_pat
     assert f"needed are {size(needed)}" in only(check_data_disk(recipe, local)).said
     limited = replace(recipe, data=replace(recipe.data, remote="s3://bucket/data", cache_limit="1tb"))
     assert only(check_data_disk(limited, local)).mark == BAD  # a terabyte for each of two row lengths
-
-
-def test_tmpdir_has_room_for_the_file_that_a_stream_keeps_its_order_in(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    kept = 0
-    for row_length in {stage.row_length for stage in recipe.stages.values()}:
-        rows = TrainingStream(
-            recipe.data.sources, recipe.data.local, None, row_length, "py1e", 1 << 18, Draw(17, 0, None, 0, 1, 1)
-        )
-        next(iter(rows))
-        kept += os.fstat(rows.order.file.fileno()).st_size - 32  # the hash behind the rows
-    found = only(check_order_disk(recipe, Path(recipe.data.local)))
-    assert found.mark == GOOD
-    assert found.said.startswith(str(tmp_path))
-    assert found.said.endswith(f"needed are {size(kept)} (the order of an epoch's rows)")

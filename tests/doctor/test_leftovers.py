@@ -32,7 +32,7 @@ def start():
     pid = os.fork()
     if pid == 0:
         os.setsid()
-        rows = TrainingStream({sources}, "{local}", None, {row_length}, "py1e", 1 << 18, Draw(17, 0, None, 0, 40, 10))
+        rows = TrainingStream({sources}, "{local}", None, {row_length}, 1 << 18, Draw(17, 0, None, 0, 40, 10))
         loader = iter(DataLoader(rows, batch_size=10, num_workers=1, collate_fn=list))
         next(loader)
         print("drawn", file=answer)

@@ -46,7 +46,6 @@ NANO = Path("yamls/main/nano.yaml")
         ("save_folder='s3://bucket/{run_name}'", "the run's name is added to it"),
         ("data.sources=[]", "at least one source"),
         ("data.num_workers=-1", "negative"),
-        ("data.shuffle_algo=py9", "'py9' is not one of"),
         ("objective.mlm_probability=30", "'objective.mlm_probability': 30.0 is not a number in (0, 1)"),
         ("objective.name=masked_ml", "'objective.name': 'masked_ml' is not known; did you mean 'masked_lm'?"),
         ("objective.mask_shares=0.3", "unknown key 'objective.mask_shares'; did you mean 'mask_share'?"),

@@ -135,7 +135,6 @@ def alone(tiny) -> Path:
         *(f"loggers.wandb={json.dumps(wandb)}", "loggers.tensorboard={}"),
         ranks=1,
         script=TAMPERED_LAUNCH,
-        ROWS_DEALT="40",  # the last segment of stage 1 takes two loaders
         STORE_SECRET_KEY=PLANTED,
     )
     assert run.returncode == 0, run.stderr[-4000:]

@@ -8,7 +8,6 @@ signal, an exception of this type with the message "boom". FILE_LIMIT: instead o
 many bytes any more; a write then fails as on a full disk, by another error number.
 SHARDS_COME=badly makes a remote slow with the shards of source `two` (a warning is due), and those of source `one`
 arrive cut short the first time.
-ROWS_DEALT is a small number of rows in place of the many that a loader deals out before it starts anew.
 """
 
 import os
@@ -23,7 +22,7 @@ from streaming.base.storage.download import LocalDownloader
 
 from rotary_foundry.callbacks import checkpoint_saver as checkpoints
 from rotary_foundry.callbacks.run_records import RunRecords
-from rotary_foundry.data import checked_shards, stream
+from rotary_foundry.data import checked_shards
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import DataError
 
@@ -32,7 +31,6 @@ RANKS = {os.environ["RANK"], os.environ.get("KILL_RANK", os.environ["RANK"])}
 FILE_LIMIT = int(os.environ.get("FILE_LIMIT", 0))
 RAISE = {"ValueError": ValueError, "DataError": DataError}.get(os.environ.get("RAISE"))
 SIGNAL = signal.Signals[os.environ.get("SIGNAL", "SIGKILL")]
-stream.MAX_ROWS_DEALT = int(os.environ.get("ROWS_DEALT", stream.MAX_ROWS_DEALT))
 
 
 def kill(moment: str, number: int) -> None:

@@ -51,7 +51,7 @@ def test_what_lies_ahead_or_changes_no_number_may_change(resume, override):
         ("objective.mlm_probability=0.2", "'objective.mlm_probability': 0.3 → 0.2: every update"),
         ("optimizer.name=adamw", "'optimizer.name': stable_adamw → adamw: every update"),
         ("stages.pretrain.optimizer.betas=[0.8, 0.98]", "'stages.pretrain.optimizer.betas': None → .* would change"),
-        ("data.shuffle_algo=py1s", "'data.shuffle_algo': py1e → py1s: every update"),
+        ("data.shuffle_block_size=4096", "'data.shuffle_block_size': 262144 → 4096: every update"),
         ("stages.pretrain.rope_theta=20_000", "'stages.pretrain.rope_theta': 10000 → 20000 would change the first"),
         ("stages.pretrain.mlm_probability=0.2", "'stages.pretrain.mlm_probability': None → 0.2 would change the first"),
         (

@@ -1,16 +1,20 @@
 """Shards checked by hash before a row of them is used, and named when they are damaged, missing or slow to come.
 
 Streaming compares hashes only of what it has just downloaded or is about to decompress, and only when asked to. What it
-finds decompressed from an earlier run it reads as it is. So a process here also hashes every such file once, before its
-first row. A decompressed file that fails is made anew from its compressed form, and a copy of a remote shard is fetched
-anew: nothing is lost by that. What cannot be had in this way is refused.
+finds decompressed from an earlier run it reads as it is. So here every such file is hashed as well, before its first
+row is read: once a node and run, since the processes of a node share what they have found sound. A decompressed file
+that fails is made anew from its compressed form, and a copy of a remote shard is fetched anew: nothing is lost by that.
+What cannot be had in this way is refused.
 
 Streaming's prefetch threads are no place for an error: it ends the iteration without a word, and leaves the shard
 marked as being prepared, for which the other processes of the node then wait for ever. So these threads leave a shard
 that cannot be had to whoever reads a row of it: there it is tried once more, and the error ends the run as any other.
 
-A cache with a limit loses shards again and gets them anew, from any process of the node. What a process has hashed is
-therefore a file, by its inode and time, and not a shard: a file that took its place is hashed as well.
+A cache with a limit loses shards again and gets them anew, from any process of the node. What was found sound is
+therefore a file, by its inode, time and size, and not a shard: a file that took its place is hashed as well.
+
+Streaming's lists of a shard, a row or a file each are not made, since their time and memory grow with the corpus
+(benchmarks/README.md): its readers are made when they are needed (shard_index.py), and a row's shard is searched for.
 
 Several runs may read one finished corpus at a time, each of which decompresses what it needs: every process writes
 under a name of its own and renames, and what it replaces has the same content. The cache of a remote is one run's
@@ -35,24 +39,29 @@ import numpy as np
 from numpy.typing import NDArray
 from streaming.base.constant import TICK
 from streaming.base.format import FileInfo
-from streaming.base.format.mds import MDSReader
+from streaming.base.util import bytes_to_int
 from streaming.base.world import World
 from torch import distributed as dist
+from xxhash import xxh3_64_intdigest
 
 from rotary_foundry.compat.streaming import (
     LOCAL,
     PREPARING,
     OpenStream,
     OpenStreamingDataset,
+    locked,
     number_shared_memory,
 )
 from rotary_foundry.data.damage import damage_of
-from rotary_foundry.data.rows import SHARD_HASH, lies_inside
+from rotary_foundry.data.rows import SHARD_HASH
+from rotary_foundry.data.shard_index import read_index
+from rotary_foundry.data.shard_reader import ShardReader, shard_readers
 from rotary_foundry.utils.errors import DataError, Fault
 from rotary_foundry.utils.object_store import is_fault
 from rotary_foundry.utils.wording import one_line
 
 STALL_SECONDS = 60.0  # after which, and each time again, a shard that is waited for is named
+SOUND_SHARDS = "sound_shards"  # the name of their shared memory, behind Streaming's number
 REMEDY = "restore it from a copy, or prepare the data again with `python data_prep CONFIG`"
 
 log = logging.getLogger(__name__)
@@ -69,23 +78,23 @@ class CheckedStream(OpenStream):
     def __init__(self, local: str, remote: str | None):
         super().__init__(local=local, remote=remote, validate_hash=SHARD_HASH)
 
-    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[MDSReader]:
-        index = f"{self.local}/index.json"
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[ShardReader]:
+        path = Path(self.local, "index.json")
         try:
-            shards = super().get_shards(world, allow_unsafe_types)
+            if self.remote and not path.exists():  # ranks fetch side by side
+                os.replace(self.download(path.name, f"{path.name}.{socket.gethostname()}.{os.getpid()}"), path)
             self.close_connection()
+            self.index = read_index(path)
+            readers = shard_readers(self.index, self.local)
         except Exception as error:  # a broken file, any part of it missing, or a store's own error
-            raise DataError(f"{index}: cannot be read: {one_line(error)}; {REMEDY}") from error
-        files = [info for shard in shards for info in (shard.raw_data, _stored(shard))]
-        if outside := [info.basename for info in files if not lies_inside(info.basename)]:
-            raise DataError(f"{index}: names a shard outside of its folder, {outside[0]!r}; {REMEDY}")
-        if any(SHARD_HASH not in info.hashes for info in files):
+            raise DataError(f"{path}: cannot be read: {one_line(error)}; {REMEDY}") from error
+        if self.index.raw.unhashed or self.index.zip.unhashed:
             raise DataError(
-                f"{index}: has no {SHARD_HASH} hashes; prepare the data again with `python data_prep CONFIG`"
+                f"{path}: has no {SHARD_HASH} hashes; prepare the data again with `python data_prep CONFIG`"
             )
-        return shards
+        return readers
 
-    def prepare_shard(self, shard: MDSReader) -> int:
+    def prepare_shard(self, shard: ShardReader) -> int:
         """Fetch and decompress a shard, hashes compared.
 
         Raises:
@@ -107,7 +116,7 @@ class CheckedStream(OpenStream):
                 fault = damage is None and is_fault(error)
                 raise (Fault if fault else DataError)(f"{source}: {why}") from error
 
-    def _prepare_copy(self, shard: MDSReader, source: str) -> int:
+    def _prepare_copy(self, shard: ShardReader, source: str) -> int:
         """Once more from the remote if what is in the cache, or arrives there, is damaged."""
         before = self._bytes_here(shard)
         try:
@@ -118,7 +127,7 @@ class CheckedStream(OpenStream):
             super().prepare_shard(shard)
         return self._bytes_here(shard) - before
 
-    def _bytes_here(self, shard: MDSReader) -> int:
+    def _bytes_here(self, shard: ShardReader) -> int:
         files = [Path(self.local, info.basename) for info in (shard.raw_data, shard.zip_data) if info]
         return sum(file.stat().st_size for file in files if file.exists())
 
@@ -128,14 +137,22 @@ class CheckedStream(OpenStream):
         super().decompress(zip_info, zip_filename, arriving, compression)
         os.replace(arriving, raw_filename)
 
-    def set_up_local(self, shards: list[MDSReader], cache_usage_per_shard: NDArray[np.int64]) -> None:
-        """As Streaming's. What a killed process left half fetched in a cache is removed: nobody would count it."""
-        if not self.safe_keep_zip:
-            known = {info.basename for shard in shards for info in (shard.raw_data, shard.zip_data) if info}
-            for path in Path(self.local).rglob("shard.*"):
-                if str(path.relative_to(self.local)) not in known:
-                    path.unlink(missing_ok=True)  # a thread that is still ending may have finished it
-        super().set_up_local(shards, cache_usage_per_shard)
+    def set_up_local(self, shards: list[ShardReader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+        """Count the bytes of each shard in the cache. What a killed process left half fetched there is removed.
+
+        Of a finished corpus every shard is there; one that is not is refused where a row of it is read. Streaming's own
+        asks every shard's reader.
+        """
+        if self.safe_keep_zip:
+            cache_usage_per_shard[:] = self.index.raw.bytes
+            return
+        there = [path.relative_to(self.local).as_posix() for path in Path(self.local).rglob("shard.*")]
+        files = np.array([name.encode() for name in there], np.bytes_)
+        for form in (self.index.raw, self.index.zip):
+            cache_usage_per_shard += np.where(np.isin(form.names, files), form.bytes, 0)
+        for name in files[~np.isin(files, [*self.index.raw.names, *self.index.zip.names])]:
+            # a thread that is still ending may have finished it
+            Path(self.local, name.decode()).unlink(missing_ok=True)
 
 
 class CheckedShards(OpenStreamingDataset):
@@ -144,29 +161,33 @@ class CheckedShards(OpenStreamingDataset):
     Reading a row raises a DataError that names the shard, if it cannot be had; a Fault, if its store does not answer.
     """
 
-    def __init__(self, streams: list[CheckedStream], **arguments):
-        # the decompressed file, by inode and time, that this process has last hashed of each shard
-        self._sound: dict[int, tuple[int, int]] = {}
+    def __init__(self, streams: list[CheckedStream], cache_limit: str | None = None, **arguments):
         self._left_to_reader: set[int] = set()  # shards that a prefetch thread of this process could not have
         _number_from_this_run()
         try:
             super().__init__(streams=streams, **arguments)
-        except ValueError as error:  # the cache limit, or another data set on the same cache
+        except ValueError as error:  # another data set on the same cache
             raise DataError(f"{streams[0].local}: {one_line(error)}") from error
-        # Streaming makes room for a shard and forgets it until it has come, so that all that fetch at a time go beyond
-        # the limit together; `_reserved` is in its place
-        self._limit, self.cache_limit = self.cache_limit, None
+        # the decompressed file of each shard that a process of this node has last found sound, by its identity
+        self._sound = self.share(SOUND_SHARDS, np.uint64)
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()
+        # not Streaming's own, which makes room for a shard and forgets it until it has come, so that all that fetch at
+        # a time go beyond the limit together; `_reserved` is in its place
+        self._limit = bytes_to_int(cache_limit) if cache_limit else None
         if self._limit:
-            least = sum(map(CheckedStream.get_index_size, streams)) + 4 * self.max_shard_size_across_all_streams
+            largest = max(int((stream.index.raw.bytes + stream.index.zip.bytes).max()) for stream in streams)
+            least = sum(map(CheckedStream.get_index_size, streams)) + 4 * largest
             if self._limit < least:
                 raise DataError(
                     f"{streams[0].local}: data.cache_limit is {self._limit:_} bytes, and the index files with four of "
                     f"the largest shards take {least:_}; raise it"
                 )
-        self._paths = [
-            os.path.join(self.streams[stream].local, shard.raw_data.basename)
-            for stream, shard in zip(self.stream_per_shard, self.shards, strict=True)
-        ]
+
+    def _path(self, shard_id: int) -> str:
+        """The decompressed file of a shard."""
+        shard = self.shards[shard_id]
+        return os.path.join(shard.dirname, shard.raw_data.basename)
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """As Streaming's, but a failure is only logged where `blocking` is false: there the prefetch threads call."""
@@ -199,7 +220,7 @@ class CheckedShards(OpenStreamingDataset):
         while not reserved:
             with lock:
                 state = self.shard_states[shard_id]
-                here = state == LOCAL and os.path.exists(self._paths[shard_id])
+                here = state == LOCAL and os.path.exists(self._path(shard_id))
                 if here:
                     self.shard_access_times[shard_id] = time.time_ns()
                 if here or (state == PREPARING and not blocking):
@@ -221,23 +242,34 @@ class CheckedShards(OpenStreamingDataset):
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict:
         shard_id, _ = self.spanner[sample_id]
-        if self._sound.get(shard_id) != _identity(self._paths[shard_id]):
-            self._sound[shard_id] = self._check(shard_id, retry)
+        if not self._is_sound(shard_id):
+            with locked(self._sound, shard_id):
+                if not self._is_sound(shard_id):  # which whoever held the lock may have found
+                    self._sound[shard_id] = self._check(shard_id, retry)
         return super().get_item(sample_id, retry)
 
-    def _check(self, shard_id: int, retry: int) -> tuple[int, int] | None:
+    def _is_sound(self, shard_id: int) -> bool:
+        """Whether a process of this node has hashed the file that is there now."""
+        identity = _identity(self._path(shard_id))
+        return identity != 0 and self._sound[shard_id] == identity
+
+    def _check(self, shard_id: int, retry: int) -> int:
         """Hash a shard's decompressed file, and return which file that was; a damaged one is removed and made anew."""
         shard = self.shards[shard_id]
-        path = Path(self._paths[shard_id])
+        path = Path(self._path(shard_id))
         for _ in range(1 + retry):  # another process may be removing it, too
             self.prepare_shard(shard_id)
             checked = _identity(path)
             damage = _damage(path, shard.raw_data)
             if damage is None:
+                _check_rows(path, shard.samples)
                 return checked
+            finished = self.streams[self.stream_per_shard[shard_id]].safe_keep_zip  # a corpus, and no cache of one
+            if finished and not shard.zip_data:
+                raise DataError(f"{path}: {damage}; {REMEDY}")
             if path.exists():
                 log.warning(f"{path}: {damage}; making it anew")
-                if self.streams[self.stream_per_shard[shard_id]].safe_keep_zip:
+                if finished:
                     path.unlink(missing_ok=True)
                 else:
                     self.evict_shard(shard_id)
@@ -260,16 +292,16 @@ def _number_from_this_run() -> None:
     number_shared_memory(partial(count, 1000 * first))
 
 
-def _identity(path: str | Path) -> tuple[int, int] | None:
-    """Which file it is, and as of when; None if there is none."""
+def _identity(path: str | Path) -> int:
+    """Which file it is, and as of when, in one number, which is written in one go; 0 if there is none."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns
+        return 0
+    return xxh3_64_intdigest(repr((status.st_ino, status.st_mtime_ns, status.st_size)))
 
 
-def _stored(shard: MDSReader) -> FileInfo:
+def _stored(shard: ShardReader) -> FileInfo:
     """The file that a shard is kept as."""
     return shard.zip_data or shard.raw_data
 
@@ -281,6 +313,17 @@ def _damage(path: Path, info: FileInfo) -> str | None:
     except FileNotFoundError:
         return "no such file"
     return damage_of(content, info)
+
+
+def _check_rows(path: Path, listed: int) -> None:
+    """Refuse a sound shard that does not hold as many rows as its index lists; an MDS file begins with their number."""
+    try:
+        with path.open("rb") as file:
+            there = int.from_bytes(file.read(4), "little")
+    except FileNotFoundError:
+        return  # it has just made way for another shard; what comes in its place is checked again
+    if there != listed:
+        raise DataError(f"{path}: holds {there:_} rows, and index.json lists {listed:_} (samples); {REMEDY}")
 
 
 @contextmanager

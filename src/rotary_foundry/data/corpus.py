@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from xxhash import xxh3_64_hexdigest
-
 from rotary_foundry.data.rows import MANIFEST, Manifest, fingerprint
+from rotary_foundry.data.shard_index import read_index
 from rotary_foundry.data.special_tokens import padded, read_tokenizer, special_ids
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import TOKENIZER_FILES, write_whole
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.object_store import fetch
 from rotary_foundry.utils.processes import is_first_of_node
+from rotary_foundry.utils.wording import one_line
 
 CACHE_LOCK = ".in_use"  # and the name of the machine
 _locks: dict[Path, TextIO] = {}  # caches that this process has locked, until it ends
@@ -53,7 +53,8 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
 
     Raises:
         DataError: a manifest, an index or the tokenizer is missing; a row length, tokenizer or vocabulary is not the
-            recipe's; a split is empty; an index lists more or fewer rows than its manifest; the cache is another run's.
+            recipe's; a split is empty; an index lists more or fewer rows than its manifest; a stage has fewer rows than
+            an update takes; the cache is another run's.
         Fault: the remote does not answer.
     """
     if lock and recipe.data.remote is not None and is_first_of_node():
@@ -64,6 +65,7 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
             f"{recipe.data.local}/tokenizer: {tokenizer.vocab_size} token ids do not fit the model's embedding; "
             f"set model.vocab_size to {padded(tokenizer.vocab_size)} (it is {recipe.model.shape.vocab_size})"
         )
+    rows = {}
     for folder, row_length in shard_folders(recipe):
         manifest = Manifest.read(_fetched(recipe, f"{folder}/{MANIFEST}").parent)
         where = f"{recipe.data.local}/{folder}/{MANIFEST}"
@@ -76,24 +78,32 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
             )
         if manifest.rows == 0:
             raise DataError(f"{where}: holds no rows")
-        index = _fetched(recipe, f"{folder}/index.json")
+        path = _fetched(recipe, f"{folder}/index.json")
         try:
-            shards = json.loads(index.read_text(encoding="utf-8"))["shards"]
-            listed = sum(shard["samples"] for shard in shards)
-            columns = {name for shard in shards for name in shard.get("column_names", ())}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{index}: cannot be read: {error}; {_remedy(recipe)}") from None
-        if listed != manifest.rows:
+            index = read_index(path)
+        except Exception as error:  # a broken file, or any part of it missing
+            raise DataError(f"{path}: cannot be read: {one_line(error)}; {_remedy(recipe)}") from None
+        rows[folder] = int(index.rows.sum())
+        if rows[folder] != manifest.rows:
             raise DataError(
-                f"{index}: lists {listed} rows, and {MANIFEST} beside it says {manifest.rows}; " + _remedy(recipe)
+                f"{path}: lists {rows[folder]} rows, and {MANIFEST} beside it says {manifest.rows}; {_remedy(recipe)}"
             )
         for stage, config in recipe.stages.items():
-            missing = set(recipe.objective_of(stage).columns) - columns
+            missing = set(recipe.objective_of(stage).columns) - index.columns
             if missing and config.row_length == row_length:
                 raise DataError(
-                    f"{index}: its rows have no column '{min(missing)}', which the objective of stage '{stage}' needs; "
+                    f"{path}: its rows have no column '{min(missing)}', which the objective of stage '{stage}' needs; "
                     "prepare the data again with it"
                 )
+    for stage, config in recipe.stages.items():
+        drawn = [source for source in recipe.data.sources if config.mixture is None or config.mixture.get(source)]
+        there = sum(rows[f"{source}/{config.row_length}/train"] for source in drawn)
+        if there < config.global_train_batch_size:
+            raise DataError(
+                f"stages.{stage}.global_train_batch_size: an update takes {config.global_train_batch_size} rows, and "
+                f"there are {there} in {recipe.data.local}/({'|'.join(drawn)})/{config.row_length}/train; "
+                "give a smaller one, or prepare more data"
+            )
     return tokenizer
 
 
@@ -171,10 +181,7 @@ def _rows_digests(recipe: Recipe) -> Iterator[tuple[str, int, str]]:
     """(folder, row length, digest) of all training rows, in their order, however they are compressed."""
     for folder, row_length in shard_folders(recipe):
         if folder.endswith("/train"):
-            index = Path(recipe.data.local) / folder / "index.json"
-            shards = json.loads(index.read_text(encoding="utf-8"))["shards"]
-            rows = [[shard["samples"], shard.get("raw_data")] for shard in shards]
-            yield folder, row_length, xxh3_64_hexdigest(json.dumps(rows, sort_keys=True))
+            yield folder, row_length, read_index(Path(recipe.data.local) / folder / "index.json").digest
 
 
 def shard_folders(recipe: Recipe) -> Iterator[tuple[str, int]]:

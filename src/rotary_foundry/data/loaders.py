@@ -31,7 +31,7 @@ class RunData:
         self._held_out: dict[int, CheckedShards] = {}
 
     def train_loader(self, plan: Plan, token: int) -> DataLoader:
-        """Make a loader of the rest of the segment at the token clock (or of as much of it as is dealt at a time)."""
+        """Make a loader of the rest of the segment at the token clock."""
         segment = plan.segment_at(token)
         position = plan.at(token)
         draw = stream.Draw(
@@ -39,9 +39,7 @@ class RunData:
             stage_index=segment.stage_index,
             mixture=segment.mixture,
             start_row=position.rows_drawn_in_stage,
-            updates=min(
-                (segment.end_token - token) // segment.tokens_per_update, max(1, stream.MAX_ROWS_DEALT // segment.rows)
-            ),
+            updates=(segment.end_token - token) // segment.tokens_per_update,
             global_batch_size=segment.rows,
         )
         rows = self._train_stream(segment.row_length, draw)
@@ -86,7 +84,6 @@ class RunData:
                 local=data.local,
                 remote=data.remote,
                 row_length=row_length,
-                shuffle_algo=data.shuffle_algo,
                 shuffle_block_size=data.shuffle_block_size,
                 draw=draw,
                 cache_limit=data.cache_limit,

@@ -1,32 +1,25 @@
-"""Check the free space that a recipe needs: in /dev/shm, and on the disks of runs, shards and row orders.
+"""Whether a machine has space for what a recipe puts there: /dev/shm, the runs, the shards.
 
-What the loaders put into /dev/shm:
-
-- the batches that they have made and the Trainer has not taken: torch's loaders make two a worker ahead, and the one
-  that is trained on stays until it is let go of. A rank's batch is its share of an update's rows;
-- the order of a stretch of the stage, by Streaming, while it is dealt out.
-
-Without workers batches are made in the ranks themselves. A container has 64 MB unless it is told otherwise, and a
+The loaders put into /dev/shm the batches that they have made and the Trainer has not taken: torch's loaders make two a
+worker ahead, and the one that is trained on stays until it is let go of. A rank's batch is its share of an update's
+rows. Without workers batches are made in the ranks themselves. A container has 64 MB unless it is told otherwise, and a
 loader that finds no room dies of a bus error, hours in, when the ramp comes to a batch that is too large. NCCL has its
 rings between the GPUs of one machine there as well, for which NVIDIA's guide recommends 1 GB ("Troubleshooting", shared
 memory).
 
-Disks are asked for what has yet to come: checkpoints beside those that are there, decompressed shards that are not; and
-in TMPDIR the order of an epoch of each row length (data/kept_order.py).
+Disks are asked for what has yet to come: checkpoints beside those that are there, decompressed shards that are not.
 """
 
 import fnmatch
-import json
 import os
 import shutil
-import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from rotary_foundry.data.corpus import shard_folders
 from rotary_foundry.data.rows import FRAME
+from rotary_foundry.data.shard_index import read_index
 from rotary_foundry.doctor.finding import Finding, bad, good
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.cost import cost
@@ -42,15 +35,9 @@ BYTES_A_TOKEN = 8 + 8 + 4 / max(1, FRAME.slots)
 
 def loaders_need(recipe: Recipe, plan: Plan, nodes: int) -> int:
     """Bytes of /dev/shm that the loaders of one of so many nodes take at most."""
-    from rotary_foundry.data.stream import MAX_ROWS_DEALT
-
-    workers, most = recipe.data.num_workers, 0
-    for segment in (*plan.segments, *plan.abandoned):
-        batches = (AHEAD * workers + 1) * segment.tokens_per_update * BYTES_A_TOKEN / nodes if workers else 0
-        updates = min(segment.updates, max(1, MAX_ROWS_DEALT // segment.rows))
-        turns = -(-updates // max(1, workers)) * max(1, workers)
-        most = max(most, batches + 8 * turns * segment.rows)
-    return round(most)
+    workers = recipe.data.num_workers
+    most = max(segment.tokens_per_update for segment in (*plan.segments, *plan.abandoned))
+    return round((AHEAD * workers + 1) * most * BYTES_A_TOKEN / nodes) if workers else 0
 
 
 def check_shm(recipe: Recipe, plan: Plan, nodes: int, ranks: int, shm: Path = SHM) -> Iterator[Finding]:
@@ -98,10 +85,10 @@ def check_data_disk(recipe: Recipe, indexes: Path) -> Iterator[Finding]:
     for folder, _ in shard_folders(recipe):
         if limited and folder.endswith("/train"):
             continue
-        for shard in json.loads((indexes / folder / "index.json").read_text(encoding="utf-8"))["shards"]:
-            raw = shard["raw_data"]
-            if not (local / folder / raw["basename"]).exists():
-                needed += raw["bytes"]
+        raw = read_index(indexes / folder / "index.json").raw
+        for name, count in zip(raw.names, raw.bytes.tolist(), strict=True):
+            if not (local / folder / name.decode()).exists():
+                needed += count
     what = "shards that are yet to be fetched or decompressed"
     if limited:
         from streaming.base.util import bytes_to_int
@@ -111,19 +98,6 @@ def check_data_disk(recipe: Recipe, indexes: Path) -> Iterator[Finding]:
         needed += max(0, bytes_to_int(recipe.data.cache_limit) * len(lengths) - here)
         what = f"data.cache_limit for each of {len(lengths)} row lengths, and the held-out shards"
     yield from _room("data", local, needed, what, "a larger disk for data.local, or data.remote with data.cache_limit")
-
-
-def check_order_disk(recipe: Recipe, indexes: Path) -> Iterator[Finding]:
-    """Whether TMPDIR has room for the order of an epoch of each row length; `indexes` as above."""
-    from rotary_foundry.data.kept_order import row_dtype
-
-    rows: Counter[int] = Counter()
-    for folder, row_length in shard_folders(recipe):
-        if folder.endswith("/train"):
-            index = json.loads((indexes / folder / "index.json").read_text(encoding="utf-8"))
-            rows[row_length] += sum(shard["samples"] for shard in index["shards"])
-    needed = sum(count * row_dtype(count).itemsize for count in rows.values())
-    yield from _room("TMPDIR", Path(tempfile.gettempdir()), needed, "the order of an epoch's rows", "another TMPDIR")
 
 
 def _bytes(folder: Path, names: str) -> int:

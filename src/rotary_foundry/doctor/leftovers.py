@@ -45,8 +45,10 @@ def find_leftovers(shm: Path = SHM, temporary: Path | None = None) -> Leftovers:
     """Streaming's segments and lock files, those in use apart from those that are not."""
     from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
 
+    from rotary_foundry.data.checked_shards import SOUND_SHARDS
+
     found = Leftovers()
-    segments = _named(shm, SHM_TO_CLEAN, found)
+    segments = _named(shm, (*SHM_TO_CLEAN, SOUND_SHARDS), found)
     locks = _named(temporary or Path(tempfile.gettempdir()), (BARRIER_FILELOCK, CACHE_FILELOCK), found)
     mapped = _mapped(shm)
     found.live = {_number(path) for path in segments if path in mapped}
@@ -77,7 +79,7 @@ def check_leftovers(clean: bool, shm: Path = SHM, temporary: Path | None = None)
         yield good(SUBJECT, f"removed: {size(freed)} of segments and {removed} lock files of killed runs{note}")
 
 
-def _named(folder: Path, names: tuple[str, ...] | list[str], found: Leftovers) -> list[Path]:
+def _named(folder: Path, names: tuple[str, ...], found: Leftovers) -> list[Path]:
     """Our own files that Streaming has named so; root's are all."""
     pattern = re.compile(rf"\d{{6,}}_({'|'.join(names)})")
     paths = []

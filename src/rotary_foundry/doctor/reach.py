@@ -27,7 +27,7 @@ ASK = {"query": "query { viewer { username } }"}
 def check_data(recipe: Recipe) -> Iterator[Finding]:
     """Check that the shards of every stage exist, fit the recipe, and fit on the disk."""
     from rotary_foundry.data.corpus import open_corpus
-    from rotary_foundry.doctor.disk_space import check_data_disk, check_order_disk
+    from rotary_foundry.doctor.disk_space import check_data_disk
 
     remote, local = recipe.data.remote, recipe.data.local
     with tempfile.TemporaryDirectory() as fetched:
@@ -49,7 +49,6 @@ def check_data(recipe: Recipe) -> Iterator[Finding]:
         yield good("data", f"{remote or local}: the tokenizer, manifests and indexes of every stage{took}")
         indexes = Path(fetched if remote else local)
         yield from check_data_disk(recipe, indexes)
-        yield from check_order_disk(recipe, indexes)
 
 
 def check_save_folder(recipe: Recipe) -> Iterator[Finding]:

@@ -44,16 +44,13 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """The location of the shards that `python data_prep` wrote, and how Streaming orders them."""
+    """Where the shards are, as `python data_prep` wrote them, and how their rows are shuffled."""
 
     local: str  # the `out` of the data YAML, or the cache for `remote`
     sources: list[str]  # the sources of a stage without a mixture, which draws each row once an epoch
     remote: str | None = None
-    cache_limit: str | None = (
-        None  # the most bytes in `local` for training rows of one length, such as 100gb; null: no limit
-    )
-    shuffle_algo: str = "py1e"
-    shuffle_block_size: int = 1 << 18
+    cache_limit: str | None = None  # bytes that the training rows of one length take of `local`, as 100gb; null: all
+    shuffle_block_size: int = 1 << 18  # about how many rows are shuffled together: those of some whole shards
     num_workers: int = 1
 
 

@@ -24,7 +24,6 @@ from rotary_foundry.utils.wording import nearest
 LONGEST_TIMEOUT = 604_800  # seconds
 PRECISIONS = ("fp32", "amp_bf16")
 ATTN_IMPLEMENTATIONS = ("auto", "varlen", "flash", "sdpa")
-SHUFFLE_ALGORITHMS = ("py1e", "py1s", "py1br", "py2s", "naive")  # Streaming's
 INTERVAL = re.compile(r"[1-9][0-9]*(_[0-9]+)*(ba|tok|sp)")
 BYTES = re.compile(r"[0-9]+b?|[0-9]+(\.[0-9]+)?[kmgt]b", re.IGNORECASE)  # as Streaming reads them
 S3_FOLDER = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[^/\s{}]+)*/?")
@@ -64,8 +63,6 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     for source in recipe.data.sources:
         if recipe.data.sources.count(source) > 1 or not NAME.fullmatch(source):
             yield "data.sources", f"'{source}' has to be the name of a source, given once"
-    if recipe.data.shuffle_algo not in SHUFFLE_ALGORITHMS:
-        yield "data.shuffle_algo", f"'{recipe.data.shuffle_algo}' is not one of {', '.join(SHUFFLE_ALGORITHMS)}"
     yield from _positive("data.", recipe.data, "shuffle_block_size")
     yield from _cache(recipe.data)
     if recipe.data.num_workers < 0:

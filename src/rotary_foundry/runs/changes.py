@@ -13,8 +13,8 @@ from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 from rotary_foundry.utils.redaction import redacted
 
-# Keys that every update depends on, so they may not change after a run has begun.
-FIXED = ("seed", "model", "init_from", "objective", "optimizer", "data.sources", "data.shuffle_algo")
+# What every update depends on, so that a run that has begun keeps it.
+FIXED = ("seed", "model", "init_from", "objective", "optimizer", "data.sources")
 FIXED += ("data.shuffle_block_size",)
 FREE = ("model.attn_implementation",)
 FREE_IN_STAGE = "device_train_microbatch_size"

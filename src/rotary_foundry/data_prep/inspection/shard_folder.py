@@ -6,7 +6,6 @@ its hash and decompressed there (Streaming writes 64 MB at most by default). Str
 Columns that would be unpickled are refused: a shard must not be able to run code.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from streaming.base.compression import decompress
-from streaming.base.format import FileInfo, reader_from_json
-from streaming.base.format.mds import MDSReader
+from streaming.base.format import FileInfo
 
 from rotary_foundry.data.damage import damage_of
-from rotary_foundry.data.rows import lies_inside
+from rotary_foundry.data.shard_index import ShardIndex
+from rotary_foundry.data.shard_reader import ShardReader, shard_readers
 from rotary_foundry.data_prep.inspection.source_folders import INDEX, Folder
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import one_line
@@ -30,7 +29,7 @@ from rotary_foundry.utils.wording import one_line
 class Shard:
     """A shard, as listed in the index."""
 
-    reader: MDSReader
+    reader: ShardReader
     first_row: int  # of the folder's rows
 
     @property
@@ -77,18 +76,13 @@ class ShardFolder(Folder):
     def __init__(self, path: str | Path, remote: str | None = None):
         super().__init__(path, remote)
         try:
-            content = json.loads(self.read(INDEX))
-            readers = [reader_from_json(str(self.path), None, entry) for entry in content["shards"]]
-            for reader in readers:
-                reader.validate(allow_unsafe_types=False)
-                names = [info.basename for info in (reader.raw_data, reader.zip_data) if info]
-                if outside := [name for name in names if not lies_inside(name)]:
-                    raise ValueError(f"names a shard outside of its folder, {outside[0]!r}")
+            index = ShardIndex.parse(self.read(INDEX))
+            readers = shard_readers(index, str(self.path))
         except DataError:
             raise
         except Exception as error:  # a broken file, any part of it missing
             raise DataError(f"{path}/{INDEX}: cannot be read: {one_line(error)}") from error
-        self.shard_rows = np.array([reader.samples for reader in readers], np.int64)
+        self.shard_rows = index.rows
         self._first_rows = self.shard_rows.cumsum() - self.shard_rows
         self.shards = [Shard(reader, int(first)) for reader, first in zip(readers, self._first_rows, strict=True)]
         self.size = int(self.shard_rows.sum())

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from rotary_foundry.data.batches import collate, update_digest
 from rotary_foundry.data.corpus import open_corpus
-from rotary_foundry.data.order import CanonicalOrder, Draw
+from rotary_foundry.data.order import StageOrder
 from rotary_foundry.data.row_preparation import TrainingPrepared
 from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder
 from rotary_foundry.data_prep.inspection.show import ids_of
@@ -127,11 +127,9 @@ def _rows(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]
     for source in data.sources:
         place = f"{source}/{segment.row_length}/train"
         folders.append(ShardFolder(Path(data.local, place), f"{remote}/{place}" if remote else None))
-    order = CanonicalOrder(
-        data.sources, [folder.shard_rows for folder in folders], data.shuffle_algo, data.shuffle_block_size
-    )
-    draw = Draw(recipe.seed, segment.stage_index, segment.mixture, start_row, 1, segment.rows)
-    drawn = order.updates(draw)[0]
+    shard_rows = {source: folder.shard_rows for source, folder in zip(data.sources, folders, strict=True)}
+    order = StageOrder(shard_rows, data.shuffle_block_size, recipe.seed, segment.stage_index, segment.mixture)
+    drawn = order.stretch(start_row, segment.rows)
     first_rows = np.cumsum([0, *(folder.size for folder in folders)])
     sources = np.searchsorted(first_rows, drawn, side="right") - 1
     traced, digests = {}, []
