@@ -50,8 +50,9 @@ def write_csv(path: Path, texts: Iterable[str]) -> None:
 @torch.no_grad()
 def by_row(model: ModernBert, recipe: Recipe, *sources: str) -> list[tuple[float, int]]:
     """Every held-out row of some sources: its summed loss, and of how many masked tokens."""
-    recipe = replace(recipe, data=replace(recipe.data, sources=list(sources)))
-    loader = RunData(recipe, open_corpus(recipe)).eval_loader(recipe.stages["continue"].row_length, 1)
+    stage = replace(recipe.stages["continue"], device_train_microbatch_size=1)
+    recipe = replace(recipe, data=replace(recipe.data, sources=list(sources)), stages={"continue": stage})
+    loader = RunData(recipe, open_corpus(recipe)).eval_loader("continue")
     outputs = [model(batch["input_ids"], batch["cu_seqlens"], batch["row_length"], batch["labels"]) for batch in loader]
     return [(output.cross_entropy.item(), int(output.tokens)) for output in outputs]
 
@@ -135,7 +136,7 @@ def test_a_launch_without_a_model_to_go_on_from_is_refused_in_a_line(continued):
     refused = continued.launch_rank(0)
     assert refused.returncode == 2
     assert refused.stderr.startswith(
-        f"error: {CONTINUE}: 'model.vocab_size' is required and not given; set it, or set 'init_"
+        f"error: {CONTINUE}: 'model.family' is required and not given; set it, or set 'init_"
     )
     assert len(refused.stderr.splitlines()) == 1
 

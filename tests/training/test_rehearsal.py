@@ -31,7 +31,7 @@ def test_every_transition_happens_where_the_plan_has_it(rehearsed):
         "weight decay 1e-05 → 0.001",
         "stage pretrain → extend",
         "row length 64 → 256",
-        "theta 10,000 → 160,000",
+        "rope_theta 10,000 → 160,000",
         "mixture every row once → one 0.3, two 0.7",
         "rollback 1",
         "evaluation after decay",
@@ -56,7 +56,7 @@ def test_what_did_not_go_as_planned_is_named(rehearsed, tmp_path, capsys):
     lines = other.metrics.read_text().splitlines(keepends=True)
     other.metrics.write_text("".join(line.replace('"rope_theta": 160000.0', '"rope_theta": 10000.0') for line in lines))
     shutil.rmtree(other.checkpoints / "ba20")
-    with pytest.raises(FoundryError, match=r"2 of \d+ did not go as planned: theta 10,000 → 160,000; checkpoints"):
+    with pytest.raises(FoundryError, match=r"2 of \d+ did not go as planned: rope_theta 10,000 → 160,000; checkpoints"):
         print_transitions(other)
     assert "nowhere" in capsys.readouterr().out
 
