@@ -142,7 +142,7 @@ def words(chart: Chart) -> str:
 
 
 def show(chart: Chart, value: float) -> str:
-    """A value as the chart's axis has it."""
+    """Format a value as the chart's axis does."""
     if chart.numbers == "percent":
         return f"{100 * value:.4g} %"
     if chart.numbers == "large":

@@ -86,7 +86,7 @@ def _traces(chart: Chart, series: Series) -> Iterator[go.Scatter]:
             cliponaxis=False,
             marker={"symbol": "diamond-open", "size": 9, "color": colour, "line": {"width": 2}},
             error_y=reach if series.has_band else None,
-            showlegend=None if not series.abandoned else False,
+            showlegend=False if series.abandoned else None,
             **common,
         )
         return

@@ -14,7 +14,8 @@ function template() {
   const axis = { gridcolor: line, linecolor: line, color: soft, spikecolor: soft };
   const font = { family: "system-ui, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif", size: 12 };
   const hoverlabel = { bgcolor: card, bordercolor: line, font: { color: ink } };
-  return { layout: { font: { ...font, color: soft }, xaxis: axis, yaxis: axis, legend: { font: { color: ink } }, hoverlabel } };
+  const legend = { font: { color: ink } };
+  return { layout: { font: { ...font, color: soft }, xaxis: axis, yaxis: axis, legend, hoverlabel } };
 }
 
 // The range of the y axis for what is in view, and the highest value if that is left out: a loss that starts at 11
@@ -26,7 +27,8 @@ function fit({ data, layout }) {
   for (const { x, y, error_y, visible } of data) {
     if (visible === false || visible === "legendonly") continue;
     x.forEach((token, index) => {
-      if (token < view[0] || token > view[1] || y[index] === null || (log && y[index] <= 0)) return;
+      // a point is the end of its updates: one at the left edge belongs to what is before
+      if (token <= view[0] || token > view[1] || y[index] === null || (log && y[index] <= 0)) return;
       low = Math.min(low, y[index] - (error_y?.arrayminus?.[index] ?? 0));
       high = Math.max(high, y[index] + (error_y?.array?.[index] ?? 0));
       if (token >= late) later = Math.max(later, y[index]);
@@ -46,7 +48,8 @@ function notes(plot, above) {
   const note = { xref: "paper", yref: "paper", x: 0, y: 1, yanchor: "top", xanchor: "left", showarrow: false };
   const found = above ? [{ ...note, x: 0.03, text: `↑ begins above, up to ${Number(above.toPrecision(4))}` }] : [];
   for (const [name, start, end] of plot === plots[0] ? content.stages : []) {
-    const [left, right] = [start, end].map((token) => (Math.min(Math.max(token, view[0]), view[1]) - view[0]) / (view[1] - view[0]));
+    const share = (token) => Math.min(Math.max((token - view[0]) / (view[1] - view[0]), 0), 1);
+    const [left, right] = [share(start), share(end)];
     if ((right - left) * (plot.clientWidth - 60) > 7 * name.length + 8)
       found.push({ ...note, x: left, yanchor: "bottom", text: name.replaceAll("&", "&amp;").replaceAll("<", "&lt;") });
   }
