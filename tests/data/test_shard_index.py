@@ -44,6 +44,14 @@ def test_a_shard_that_nobody_reads_costs_no_reader(row_folder):
     assert isinstance(rows.spanner, ShardBounds)
 
 
+def test_a_reader_that_another_thread_is_still_making_is_whole(row_folder):
+    """A worker's prefetch threads and the worker itself ask for the same shard at the same time."""
+    index = read_index(row_folder / f"code/{ROW_LENGTH}/train/index.json")
+    half_made, whole = shard_readers(index, "here")[0], shard_readers(index, "here")[0]
+    half_made.__dict__["raw_data"] = whole.raw_data
+    assert half_made.file_pairs == whole.file_pairs
+
+
 def test_an_index_is_read_again_only_when_it_is_another_file(row_folder, tmp_path):
     path = tmp_path / "index.json"
     content = (row_folder / f"code/{ROW_LENGTH}/train/index.json").read_text()
