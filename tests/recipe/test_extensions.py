@@ -50,7 +50,7 @@ def test_names_and_dotted_paths_are_taken_and_null_leaves_one_out():
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("callbacks.lr_monitr={}", "'callbacks.lr_monitr': 'lr_monitr' is not known; did you mean 'lr_monitor'; a cl"),
+        ("callbacks.lr_monitr={}", "'callbacks.lr_monitr': 'lr_monitr' is not known; did you mean 'lr_monitor'; name a cl"),
         ("callbacks.Mine={}", "name a class of your own by its dotted path, such as my_package.MyClass"),
         ("callbacks={my-package.Mine: {}}", "'callbacks.my-package.Mine': 'my-package.Mine' is not known"),
         ("callbacks={my_package..Mine: {}}", "'callbacks.my_package..Mine': 'my_package..Mine' is not known"),
