@@ -69,7 +69,7 @@ def test_hours_come_with_the_gpus_that_take_them():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((NANO, "--gpus", "8", "--gpu", "h100"), "there is no default"),
+        ((NANO, "--gpus", "8", "--gpu", "h100"), "without a default"),
         ((NANO, "--gpus", "8", "--gpu", "h1000", "--mfu", "0.4"), "known are h100, h200, a100, l40s, b200, mi300x"),
         ((NANO, "--gpus", "8", "--gpu", "h100", "--mfu", "40"), "not a share of a GPU's peak"),
         ((NANO, "--gpus", "0", "--gpu", "h100", "--mfu", "0.4"), "--gpus: 0 is not positive"),
