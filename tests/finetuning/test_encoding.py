@@ -122,7 +122,7 @@ def test_a_model_without_a_tokenizer_is_refused(prepared, make_model, tokenizer_
 def test_a_tokenizer_of_another_model_is_refused(prepared, make_model, model, tmp_path):
     assert "a vocabulary of 300; give the model's own tokenizer" in refusal(prepared, model=make_model(vocab_size=300))
     said = refusal(prepared, model=make_model(pad_token_id=7))
-    assert "the tokenizer pads with 0" in said and "it is another model's" in said
+    assert "the tokenizer pads with 0" in said and "this model's tokenizer" in said
     said = refusal(prepared, f"tokenizer={permuted(model, tmp_path / 'other')}")
     assert "other: not the model's tokenizer: id 70 is 'd', and 'b' to the model; leave out tokenizer=…" in said
 

@@ -49,7 +49,10 @@ def test_names_and_dotted_paths_are_taken_and_null_leaves_one_out():
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("callbacks.lr_monitr={}", "'callbacks.lr_monitr': 'lr_monitr' is not known; did you mean 'lr_monitor'; a cl"),
+        (
+            "callbacks.lr_monitr={}",
+            "'callbacks.lr_monitr': 'lr_monitr' is not known; did you mean 'lr_monitor'; name a cl",
+        ),
         ("callbacks.Mine={}", "name a class of your own by its dotted path, such as my_package.MyClass"),
         ("callbacks={my-package.Mine: {}}", "'callbacks.my-package.Mine': 'my-package.Mine' is not known"),
         ("callbacks={my_package..Mine: {}}", "'callbacks.my_package..Mine': 'my_package..Mine' is not known"),
@@ -60,7 +63,7 @@ def test_names_and_dotted_paths_are_taken_and_null_leaves_one_out():
         ("algorithms.gradient_clipping={}", "'algorithms.gradient_clipping': changes the optimizer, which 'optimizer'"),
         ("algorithms.seq_length_warmup={}", "give the stages their 'row_length'"),
         ("algorithms.ema={}", "checkpoints do not hold its state"),
-        ("algorithms.emma={}", "'algorithms.emma': 'emma' is not known; a class of your own"),
+        ("algorithms.emma={}", "'algorithms.emma': 'emma' is not known; name a class of your own"),
         ("loggers.tensorbord={}", "'tensorbord' is not known; did you mean 'tensorboard'"),
         ("loggers.wandb={checkpoint_references: 3}", "'loggers.wandb.checkpoint_references': expected true or false"),
         ("loggers.progress_bar={}", "would draw into the recipe's own 'progress_bar'"),

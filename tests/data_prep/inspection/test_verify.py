@@ -87,7 +87,7 @@ def test_every_bad_shard_is_named_with_what_is_wrong_and_the_status_is_1(copied,
     [
         (
             lambda row: row["tokens"].__setitem__(5, 384),
-            "row 1 has token id 384, and the tokenizer's ids are in [0, 384)",
+            "row 1 has token id 384, but the tokenizer's ids are in [0, 384)",
         ),
         (lambda row: row["lengths"].__setitem__(0, row["lengths"][0] + 1), "tokens, but documents of "),
         (lambda row: row["tokens"].__setitem__(0, 7), "a document without the tokenizer's special tokens"),
