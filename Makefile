@@ -11,9 +11,11 @@ BYTECODE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
 # `make nano RUN=mine OVERRIDES='seed=3 …'` makes another.
 RUN := nano
+# A processor without instructions for bfloat16 computes it some forty times slower than float32.
+PRECISION := $(if $(shell grep -m1 bf16 /proc/cpuinfo),,precision=fp32)
 nano: $(INSTALLED)
 	$(BIN)/python data_prep yamls/data/nano.yaml
-	$(BIN)/composer -n 2 launch yamls/main/nano.yaml run_name=$(RUN) $(OVERRIDES)
+	$(BIN)/composer -n 2 launch yamls/main/nano.yaml run_name=$(RUN) $(PRECISION) $(OVERRIDES)
 	$(BIN)/rotary-foundry export runs/$(RUN) runs/$(RUN)/export
 	$(BIN)/rotary-foundry summary runs/$(RUN)
 	$(BIN)/rotary-foundry report runs/$(RUN)
