@@ -6,6 +6,8 @@ Light on purpose (numpy and the standard library), as rows.py is.
 import gc
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +17,18 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_hexdigest
 
 from rotary_foundry.data.rows import SHARD_HASH, lies_inside
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Make many objects without a look for garbage among them after every few, which takes longer than to make them."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class Files:
@@ -69,9 +83,7 @@ class ShardIndex:
         Raises:
             Exception: of many kinds, if it is broken or lists a file outside of its folder.
         """
-        collecting = gc.isenabled()
-        gc.disable()  # there are ten objects a shard, all in use, and to look for garbage among them takes long
-        try:
+        with uncollected():
             entries = json.loads(content)["shards"]
             rows = np.array([entry.pop("samples") for entry in entries], np.int64)
             raw, zipped = (Files([entry.pop(key) for entry in entries]) for key in ("raw_data", "zip_data"))
@@ -82,9 +94,6 @@ class ShardIndex:
                         formats.append(entry)
                     number = formats.index(entry)
                 format_of[shard] = number
-        finally:
-            if collecting:
-                gc.enable()
         if (raw.names == b"").any():
             raise ValueError("lists a shard without a file")
         return cls(rows, raw, zipped, formats, format_of)

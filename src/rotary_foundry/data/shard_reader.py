@@ -5,7 +5,7 @@ Streaming makes them all when it starts, in every rank: 6.8 s and 161 MB for 52,
 
 from streaming.base.format.mds import MDSReader
 
-from rotary_foundry.data.shard_index import ShardIndex
+from rotary_foundry.data.shard_index import ShardIndex, uncollected
 
 
 class ShardReader(MDSReader):
@@ -39,4 +39,5 @@ def shard_readers(index: ShardIndex, folder: str) -> list[ShardReader]:
     """
     for entry in index.formats:
         MDSReader.from_json(folder, None, entry | {"raw_data": None, "zip_data": None, "samples": 0}).validate(False)
-    return [ShardReader(index, shard, folder) for shard in range(len(index.rows))]
+    with uncollected():
+        return [ShardReader(index, shard, folder) for shard in range(len(index.rows))]
