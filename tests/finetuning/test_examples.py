@@ -131,7 +131,7 @@ def test_conll_sentences_are_words_and_their_last_columns(tmp_path):
     ("name", "content", "complaint"),
     [
         ("a.csv", "sentence,label\nx,1\n", "a.csv:2: no column 'text'; the columns there are sentence, label"),
-        ("a.csv", "text,label\nx,1\na, b,1\n", "a.csv:3: not the 2 columns of the first line"),
+        ("a.csv", "text,label\nx,1\na, b,1\n", "a.csv:3: expected the 2 columns of the first line"),
         ("a.csv", 'text,label\n"x"y,1\n', "a.csv: after line 1: not valid CSV"),
         ("a.csv", "text,label\n", "a.csv: the split is empty"),
         ("a.csv", "", "a.csv: the split is empty"),

@@ -116,7 +116,7 @@ def _files(data: DataConfig, files: list[Path]) -> Iterator[Example]:
 
 
 def _csv(data: DataConfig, file: Path) -> Iterator[Example]:
-    form, advice = {"strict": True}, "quote them?"
+    form, advice = {"strict": True}, "quote texts with commas"
     if file.suffix == ".tsv":
         form, advice = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "remove tabs from texts"
     with file.open(encoding="utf-8-sig", newline="") as stream:
