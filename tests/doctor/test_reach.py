@@ -46,8 +46,8 @@ def with_data(recipe: Recipe, **changes: str) -> Recipe:
 
 
 def test_a_prepared_corpus_is_found_and_one_that_is_not_there_has_its_remedy(recipe, tmp_path):
-    data, room, order = check_data(recipe)
-    assert (data.mark, room.mark, order.mark) == (GOOD, GOOD, GOOD)
+    data, room = check_data(recipe)
+    assert (data.mark, room.mark) == (GOOD, GOOD)
     missing = only(check_data(with_data(recipe, local=str(tmp_path / "data"))))
     assert missing.mark == BAD
     assert f"{tmp_path}/data/tokenizer: no tokenizer.json there" in missing.said

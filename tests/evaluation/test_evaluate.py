@@ -136,7 +136,7 @@ def test_a_model_that_is_not_there_is_refused(monkeypatch, capsys):
     status, said = refused(monkeypatch, capsys, "evaluate", "nowhere", "context")
     assert (status, said) == (
         2,
-        "error: nowhere: no such file or folder; a model is a run, a checkpoint or a directory\n",
+        "error: nowhere: no such file or folder; expected a run, a checkpoint or a model directory\n",
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rotary_foundry.finetuning import search
+from rotary_foundry.runs.run_lock import LockFile, RunLock
 
 JOB = """#!/bin/sh
 began=$(date +%s.%N)
@@ -32,7 +33,8 @@ def ran(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def run(jobs: int | None = None) -> list[dict]:
-        search._run(SimpleNamespace(jobs=jobs), tmp_path, [POINT | {"seed": seed} for seed in (1, 2, 3)])
+        with RunLock(LockFile(tmp_path, "out")) as lock:
+            search._run(SimpleNamespace(jobs=jobs), tmp_path, [POINT | {"seed": seed} for seed in (1, 2, 3)], lock)
         return [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/seed-*/result.json"))]
 
     return run

@@ -103,5 +103,5 @@ def test_broken_results_are_named_with_what_makes_them_anew(tmp_path, content):
 
 
 def test_a_leaderboard_of_nothing_says_what_it_wants(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"no results\.json there"):
+    with pytest.raises(ConfigurationError, match=r"no results\.json found"):
         print_leaderboard([tmp_path])

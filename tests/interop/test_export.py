@@ -139,7 +139,7 @@ def test_a_classifier_is_the_same_each_time(run, tmp_path):
 
 @pytest.mark.parametrize("labels", [(), ("a", "a"), ("a", "")])
 def test_labels_without_names_of_their_own_are_refused(labels):
-    with pytest.raises(ConfigurationError, match="a name of its own"):
+    with pytest.raises(ConfigurationError, match="expected different names"):
         Head("sequence", labels)
 
 

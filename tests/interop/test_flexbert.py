@@ -169,7 +169,9 @@ def test_what_differs_in_the_weights_is_named_as_it_is_called_there(tmp_path):
     assert "no tensor state.model.model.decoder.bias" in message(**{"decoder.bias": None})
     assert "no tensor state.model.model.bert.final_norm.weight" in message(**{"model.final_norm.weight": None})
     narrow = {"model.layers.1.mlp.Wo.weight": torch.zeros(64, 95)}
-    assert "state.model.model.bert.encoder.layers.1.mlp.Wo.weight is [64, 95]" in message(**narrow)
+    assert "state.model.model.bert.encoder.layers.1.mlp.Wo.weight: expected shape [64, 96], got [64, 95]" in message(
+        **narrow
+    )
     other = {"decoder.weight": torch.zeros(192, 64)}
     assert "state.model.model.decoder.weight differs" in message(**other)
     diverged = {"head.dense.weight": torch.full((64, 64), torch.nan)}

@@ -220,7 +220,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(exported, tokenizer_
 def test_a_tokenizer_that_does_not_fit_is_refused_and_nothing_written(exported, tokenizer_dir, tmp_path):
     network, _ = exported
     small = replace(network.shape, vocab_size=8)
-    with pytest.raises(DataError, match="ids to 14, and the model a vocabulary of 8"):
+    with pytest.raises(DataError, match="ids up to 14, but the model has a vocabulary of 8"):
         export_model(network.state_dict(), FAMILY, small, network.knobs, tokenizer_dir, 1024, tmp_path / "out")
     with pytest.raises(DataError, match=r"tokenizer\.json"):
         export_model(network.state_dict(), FAMILY, network.shape, network.knobs, tmp_path, 1024, tmp_path / "out")

@@ -62,7 +62,7 @@ def test_names_and_dotted_paths_are_taken_and_null_leaves_one_out():
         ("callbacks.checkpoint_saver={}", "'callbacks.checkpoint_saver': a run saves its checkpoints itself"),
         ("algorithms.gradient_clipping={}", "'algorithms.gradient_clipping': changes the optimizer, which 'optimizer'"),
         ("algorithms.seq_length_warmup={}", "give the stages their 'row_length'"),
-        ("algorithms.ema={}", "checkpoints do not hold its state"),
+        ("algorithms.ema={}", "its state is in no checkpoint"),
         ("algorithms.emma={}", "'algorithms.emma': 'emma' is not known; name a class of your own"),
         ("loggers.tensorbord={}", "'tensorbord' is not known; did you mean 'tensorboard'"),
         ("loggers.wandb={checkpoint_references: 3}", "'loggers.wandb.checkpoint_references': expected true or false"),

@@ -63,12 +63,12 @@ def check(_: Path, config: Config) -> None:
     """Check that tasks of these names exist and that their data can be downloaded.
 
     Raises:
-        NeedsNetwork: a task's data has to be fetched, and the hub cannot be reached.
+        NeedsNetwork: a task's data has to be downloaded, and the hub cannot be reached.
         ConfigurationError: no such task, or a package is missing.
     """
     online = [name for name in config.tasks if name != OFFLINE]
     if online:
-        check_hub(f"{', '.join(online)}: the data has to be fetched ({OFFLINE} needs no network)")
+        check_hub(f"{', '.join(online)}: the data has to be downloaded ({OFFLINE} needs no network)")
     for package in ("mteb", "sentence_transformers", "pylate"):
         if find_spec(package) is None:
             raise ConfigurationError(f"{package} is not installed; all that retrieval needs: {install_command('eval')}")
