@@ -169,7 +169,7 @@ def test_comparing_nothing_is_refused(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("given", "status", "message"),
     [
-        (["masked_lm,retrieval", "tasks=[BEIR]"], 3, "BEIR: the data has to be fetched"),
+        (["masked_lm,retrieval", "tasks=[BEIR]"], 3, "BEIR: the data has to be downloaded"),
         (["masked_lm,glue", "finetune=yamls/finetune/glue.yaml"], 3, "nyu-mll/glue: not a local folder"),
         (
             ["masked_lm,glue", "task=BEIR"],
