@@ -13,6 +13,7 @@ from streaming.base.dataset import _ShardState
 from streaming.base.format import FileInfo
 from streaming.base.shared import SharedArray, prefix
 from streaming.base.world import World
+from torch import distributed as dist
 
 # The states of a shard in the memory that the processes of a node share. Until Streaming has public names for them.
 LOCAL = _ShardState.LOCAL
@@ -86,11 +87,17 @@ class OpenStreamingDataset(StreamingDataset):
         return self.worker_rows()
 
     def share(self, name: str, dtype: type) -> SharedArray:
-        """Make an array [shards] that the processes of a node share, in zeroes if this is the node's first process."""
-        shared = SharedArray(self.num_shards, dtype, prefix._get_path(self._shm_prefix_int, name))
+        """Make an array [shards] of zeroes that the processes of a node share; all ranks call it together.
+
+        The node's first process makes it and the others wait: one that finds it half made cannot map it.
+        """
+        place = self.num_shards, dtype, prefix._get_path(self._shm_prefix_int, name)
         if self._unique_rank_world.is_local_leader:
+            shared = SharedArray(*place)
             shared[:] = 0
-        return shared
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()
+        return shared if self._unique_rank_world.is_local_leader else SharedArray(*place)
 
 
 @contextmanager

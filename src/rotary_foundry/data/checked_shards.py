@@ -170,8 +170,6 @@ class CheckedShards(OpenStreamingDataset):
             raise DataError(f"{streams[0].local}: {one_line(error)}") from error
         # the decompressed file of each shard that a process of this node has last found sound, by its identity
         self._sound = self.share(SOUND_SHARDS, np.uint64)
-        if dist.is_available() and dist.is_initialized():
-            dist.barrier()
         # not Streaming's own, which makes room for a shard and forgets it until it has come, so that all that fetch at
         # a time go beyond the limit together; `_reserved` is in its place
         self._limit = bytes_to_int(cache_limit) if cache_limit else None
