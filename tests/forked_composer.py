@@ -11,6 +11,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import traceback
 from multiprocessing import get_context, resource_tracker, set_start_method
 from pathlib import Path
@@ -57,16 +58,15 @@ def composer(arguments: list[str], folder: Path, environment: dict[str, str], ti
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
-    output = [folder / f".composer-{os.getpid()}-{stream}" for stream in ("stdout", "stderr")]
-    launcher = context.Process(target=_launcher, args=(arguments, folder, environment, output))
-    launcher.start()
-    launcher.join(timeout)
-    if launcher.exitcode is None:
-        launcher.kill()
-        launcher.join()
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in output]
-    for path in output:
-        path.unlink()
+    with tempfile.TemporaryDirectory() as of_this_run:
+        output = [Path(of_this_run, stream) for stream in ("stdout", "stderr")]
+        launcher = context.Process(target=_launcher, args=(arguments, folder, environment, output))
+        launcher.start()
+        launcher.join(timeout)
+        if launcher.exitcode is None:
+            launcher.kill()
+            launcher.join()
+        texts = [path.read_text(encoding="utf-8", errors="replace") for path in output]
     return subprocess.CompletedProcess(["composer", *arguments], launcher.exitcode, *texts)
 
 
