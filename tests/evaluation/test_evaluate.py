@@ -119,6 +119,7 @@ def test_what_is_no_result_is_named(tmp_path):
 
 
 def refused(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+    capsys.readouterr()  # what a fixture has printed
     monkeypatch.setattr(sys, "argv", ["rotary-foundry", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
