@@ -32,7 +32,7 @@ def main() -> None:
 def row(name: str) -> str:
     path = KEPT / f"{name}.json"
     if not path.exists():
-        return f"| {COMMANDS[name]} | | | **never run** | |\n"
+        return f"| {COMMANDS[name]} | | | no result recorded | |\n"
     of = json.loads(path.read_text(encoding="utf-8"))
     outcomes = [f"{of[kind]} {kind}" for kind in ("passed", "failed", "error", "skipped") if of[kind]]
     skipped = "".join(f"; skipped: {reason}" for reason in of["skipped_because"])
