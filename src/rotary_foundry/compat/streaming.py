@@ -76,15 +76,15 @@ class OpenStreamingDataset(StreamingDataset):
         """Remove the shard that was read longest ago; under the lock."""
         self._evict_coldest_shard()
 
-    def worker_rows(self) -> Sequence[int]:
-        """Return the rows that this loader worker reads, in order; a subclass decides.
+    def worker_rows(self, epoch: int, sample_in_epoch: int) -> Sequence[int]:
+        """Return the rows that this loader worker reads, in order; a subclass may choose others.
 
-        Streaming has the rows of all workers laid out in one array of shared memory instead, however many they are.
+        Streaming takes them from one array in shared memory that holds the rows of all workers.
         """
-        raise NotImplementedError
+        return super()._get_work(epoch, sample_in_epoch)
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> Sequence[int]:
-        return self.worker_rows()
+        return self.worker_rows(epoch, sample_in_epoch)
 
     def share(self, name: str, dtype: type) -> SharedArray:
         """Make an array [shards] of zeroes that the processes of a node share; all ranks call it together.

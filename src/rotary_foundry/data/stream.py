@@ -114,7 +114,7 @@ class TrainingStream(CheckedShards):
         for index, sample in enumerate(super().__iter__()):
             yield sample | {"position": self._rows.position(index)}
 
-    def worker_rows(self) -> WorkerRows:
+    def worker_rows(self, epoch: int, sample_in_epoch: int) -> WorkerRows:
         self._rows = WorkerRows(self.order, self.draw, self.worker_world)
         return self._rows
 
