@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.doctor.disk_space import check_data_disk
 from rotary_foundry.doctor.finding import Finding, bad, good
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import RunFolder
@@ -26,9 +28,6 @@ ASK = {"query": "query { viewer { username } }"}
 
 def check_data(recipe: Recipe) -> Iterator[Finding]:
     """Check that the shards of every stage exist, fit the recipe, and fit on the disk."""
-    from rotary_foundry.data.corpus import open_corpus
-    from rotary_foundry.doctor.disk_space import check_data_disk
-
     remote, local = recipe.data.remote, recipe.data.local
     with tempfile.TemporaryDirectory() as fetched:
         asked = replace(recipe, data=replace(recipe.data, local=fetched)) if remote else recipe
