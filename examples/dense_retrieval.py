@@ -2,7 +2,7 @@
 
     python examples/dense_retrieval.py runs/nano/export runs/dense [--data pairs.jsonl] [--hard-negatives 3]
 
-Each query is held against the documents of all rows of its batch, of which its own is the right one. The loss is the
+Each query is compared with the documents of all rows of its batch; only its own document is correct. The loss is the
 cached one (GradCache, arXiv 2101.06983), which takes a mini-batch's memory whatever the batch. A plain encoder's tokens
 are averaged. The learning rate and warm-up are those of ModernBERT's own script for MS MARCO, whose batch is 512.
 """

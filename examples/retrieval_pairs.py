@@ -28,7 +28,7 @@ def read_pairs(data: str | None) -> tuple[Dataset, Dataset]:
     """Read the pairs to train on, and those to measure with.
 
     Args:
-        data: a JSONL file, of which the last tenth is held out; none: code search, with whole modules held out.
+        data: a JSONL file; its last tenth is held out. Without it, code search, with whole modules held out.
 
     Returns:
         Two sets with the columns `query` and `positive`, and the file's further columns, such as `negative`.

@@ -247,7 +247,7 @@ class CheckedShards(OpenStreamingDataset):
         return super().get_item(sample_id, retry)
 
     def _is_sound(self, shard_id: int) -> bool:
-        """Whether a process of this node has hashed the file that is there now."""
+        """Return whether a process of this node has hashed the shard's present file."""
         identity = _identity(self._path(shard_id))
         return identity != 0 and self._sound[shard_id] == identity
 
@@ -291,7 +291,7 @@ def _number_from_this_run() -> None:
 
 
 def _identity(path: str | Path) -> int:
-    """Which file it is, and as of when, in one number, which is written in one go; 0 if there is none."""
+    """Return a hash of a file's inode, time and size, one number that is written atomically; 0 if there is no file."""
     try:
         status = os.stat(path)
     except FileNotFoundError:

@@ -5,7 +5,7 @@ is here by itself, without shared memory, a data set or a process group. No epoc
 take minutes and 66 GB at every start of a loader (benchmarks/README.md). What is kept is small: the shards of an epoch
 in their order, and the blocks that were read last.
 
-- A source's rows are drawn in passes, each of which takes every row once, its shards in an order of the pass's own. An
+- A source's rows are drawn in passes. A pass takes every row once, in a random order of the shards. An
   epoch goes on in the pass where the one before stopped, in the middle of a shard if need be. So at the end of every
   epoch a row has been drawn as often as any other of its source, or once more, whatever the mixture asks for.
 - The shards of all sources are laid out over the epoch so that each source is spread evenly over it, and neighbours are
@@ -146,7 +146,7 @@ class StageOrder:
 
 
 def rows_an_epoch(there: dict[str, int], mixture: dict[str, float] | None) -> list[int]:
-    """How many rows of each source an epoch draws, of those that are there; under a mixture, by largest remainder."""
+    """Return how many rows of each source an epoch draws; a mixture's shares are rounded by largest remainder."""
     if mixture is None:
         return list(there.values())
     weights = np.array([mixture.get(source, 0.0) for source in there])

@@ -55,7 +55,7 @@ class Files:
 
     @property
     def unhashed(self) -> bool:
-        """Whether the index has no hash of some file."""
+        """Whether some file has no hash in the index."""
         return bool(((self.names != b"") & (self.hashes == b"")).any())
 
     def entry(self, shard: int) -> dict | None:
@@ -68,7 +68,7 @@ class Files:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What an index says of its shards, in their order."""
+    """The entries of an index as arrays, one element a shard, in the index's order."""
 
     rows: NDArray[np.int64]  # [shards]
     raw: Files

@@ -142,9 +142,9 @@ def _grid() -> Table:
 
 
 def checkpoints_line(costs: Cost) -> str:
-    """How many there will be, and how large."""
+    """Say how many checkpoints there will be, and how large."""
     one, written, kept = costs.checkpoint_bytes, costs.checkpoints_written, costs.checkpoints_kept
-    stay = "all of which stay" if kept == written else f"{kept:,} of which stay, {size(kept * one)}"
+    stay = "all kept" if kept == written else f"{kept:,} kept, {size(kept * one)}"
     return f"{written:,} of {size(one)} (weights and two moments, float32), {size(written * one)} in all; {stay}"
 
 
