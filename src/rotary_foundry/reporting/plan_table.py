@@ -41,7 +41,7 @@ def print_plan(recipe: Recipe, plan: Plan, machine: Machine | None = None, conso
             grid.add_row("optimizer", f"{stage}: {_settings({key: changed[key] for key in config.optimizer})}")
     grid.add_row("model", f"{costs.parameters:,} parameters")
     of_them = f", {number(costs.abandoned_flops)} of them abandoned" if plan.abandoned else ""
-    grid.add_row("training", f"{number(costs.flops)} FLOPs{of_them}; at most, as each row counts as one document")
+    grid.add_row("training", f"{number(costs.flops)} FLOPs{of_them}; an upper bound, with each row as one document")
     if machine is not None:
         rate = f"{machine.mfu:.1%} of {PEAK_FLOPS[machine.gpu] / 1e12:,.0f} TFLOP/s (bf16, dense)"
         hours = f"{machine.hours(costs.flops):,.1f} hours"
