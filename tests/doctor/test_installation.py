@@ -123,6 +123,18 @@ def test_gpus_that_the_driver_has_and_torch_cannot_use_are_told_apart_from_none(
 
 
 @on_cpu
+def test_a_processor_without_bf16_instructions_is_told_of_fp32(tmp_path, monkeypatch):
+    monkeypatch.setattr("rotary_foundry.utils.processor.CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("flags: avx2 f16c")
+    slow, fast = (
+        load_recipe(Path(__file__).parents[2] / "yamls/main/nano.yaml", [f"precision={precision}"])
+        for precision in ("amp_bf16", "fp32")
+    )
+    assert [(found.subject, found.remedy) for found in check_gpus(0, slow)][1:] == [("processor", "precision=fp32")]
+    assert [found.subject for found in check_gpus(0, fast)] == ["GPUs"]
+
+
+@on_cpu
 def test_a_driver_that_fails_or_does_not_answer_is_no_machine_without_gpus(tmp_path, monkeypatch):
     mismatch = "Failed to initialize NVML: Driver/library version mismatch"
     stand_in_nvidia_smi(tmp_path, monkeypatch, f"echo {mismatch}", "echo NVML library version: 570.86 >&2", "exit 18")

@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "ranks": 8,
     "nodes": 1,
     "devices": ["a device"] * 8,
+    "cuda": "13.2",
     "packages": {"torch": "2.7.0", "mosaicml": "0.32.1"},
 }
 

@@ -115,3 +115,23 @@ def test_of_a_run_that_goes_on_it_is_short(folder):
     update = plan.at(token).update
     left = plan.total_tokens - token
     assert f"update {update:,} of {plan.total_updates:,}, in pretrain; {left:,} tokens are left" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("processor", "precision", "advised"),
+    [
+        ("flags: avx2 f16c", "amp_bf16", True),
+        ("flags: avx2 f16c", "fp32", False),
+        ("flags: avx512_bf16", "amp_bf16", False),
+    ],
+)
+def test_a_processor_without_bf16_instructions_is_told_of_fp32(folder, monkeypatch, processor, precision, advised):
+    monkeypatch.setattr("rotary_foundry.utils.processor.CPU_INFO", folder.path / "cpuinfo")
+    (folder.path / "cpuinfo").write_text(processor)
+    folder.environment.write_text(json.dumps(ENVIRONMENT | {"ranks": 2, "devices": ["a processor"]}))
+    on_gpus = printed(folder, recipe(f"precision={precision}"), width=200)
+    without = {key: value for key, value in ENVIRONMENT.items() if key != "cuda"}
+    folder.environment.write_text(json.dumps(without | {"ranks": 2, "devices": ["a processor"]}))
+    on_cpu = printed(folder, recipe(f"precision={precision}"), width=200)
+    assert "bf16 instructions" not in on_gpus
+    assert ("a processor, which has no bf16 instructions: precision=fp32 is far faster here" in on_cpu) == advised

@@ -26,6 +26,7 @@ import rotary_foundry
 from rotary_foundry.doctor.finding import Finding, bad, doubtful, good
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.utils.installing import install_command
+from rotary_foundry.utils.processor import has_bf16_instructions
 from rotary_foundry.utils.wording import one_line
 
 if TYPE_CHECKING:
@@ -145,6 +146,8 @@ def check_gpus(ranks: int, recipe: Recipe | None) -> Iterator[Finding]:
             )
         else:
             yield doubtful("GPUs", "none: it would be trained on CPU", "for GPUs in a container: docker run --gpus all")
+        if recipe is not None and recipe.precision == "amp_bf16" and not has_bf16_instructions():
+            yield doubtful("processor", "no bf16 instructions: amp_bf16 is far slower than fp32", "precision=fp32")
         return
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     names = ", ".join(sorted({f"{device.name} {device.total_memory / 2**30:.0f} GiB" for device in devices}))

@@ -23,6 +23,7 @@ from rotary_foundry.recipe.cost import cost
 from rotary_foundry.recipe.schema import StageConfig
 from rotary_foundry.reporting.plan_table import begins_with, changing_knobs, checkpoints_line, knob_range, rates
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder
+from rotary_foundry.utils.processor import has_bf16_instructions
 from rotary_foundry.utils.wording import WIDTH
 
 GAP = 2  # columns between a key and its value
@@ -59,7 +60,7 @@ def print_start(
     rows.append(("model", _model(recipe, attention)))
     if checkpoint is None and (source := begins_with(recipe)) is not None:
         rows.append(("init_from", source))
-    rows += [("devices", _devices(folder)), ("sharding", _sharding(recipe, folder))]
+    rows += [("devices", _devices(recipe, folder)), ("sharding", _sharding(recipe, folder))]
     if checkpoint is None:
         rows += zip(["data", *[""] * MOST_NAMED], _data(recipe), strict=False)
         mixtures = [f"{name}: {_mixture(stage)}" for name, stage in recipe.stages.items() if stage.mixture]
@@ -153,14 +154,16 @@ def _model(recipe: Recipe, attention: str) -> str:
     return ", ".join(filter(None, said))
 
 
-def _devices(folder: RunFolder) -> str:
+def _devices(recipe: Recipe, folder: RunFolder) -> str:
     found = json.loads(folder.environment.read_text(encoding="utf-8"))
     kinds = dict.fromkeys(found["devices"])
     counts = [(found["devices"].count(kind), kind) for kind in kinds]
     named = ", ".join(f"{count} × {kind}" if count > 1 else kind for count, kind in counts)
     ranks = "1 rank" if found["ranks"] == 1 else f"{found['ranks']} ranks"
     nodes = "1 node" if found["nodes"] == 1 else f"{found['nodes']} nodes, the first"
-    return f"{ranks} on {nodes}: {named}"
+    slow = recipe.precision == "amp_bf16" and "cuda" not in found and not has_bf16_instructions()
+    advice = ", which has no bf16 instructions: precision=fp32 is far faster here" if slow else ""
+    return f"{ranks} on {nodes}: {named}{advice}"
 
 
 def _sharding(recipe: Recipe, folder: RunFolder) -> str:
