@@ -13,6 +13,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Small models gain nothing from a second thread, and two files at a time on two cores lose half of their time by it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported
+
 hypothesis.settings.register_profile("any_machine", deadline=None)
 hypothesis.settings.load_profile("any_machine")
 
