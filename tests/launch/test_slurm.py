@@ -115,6 +115,7 @@ def test_a_recipe_that_cannot_be_run_is_not_requeued(cluster):
     assert "error: yamls/main/nano.yaml: 'precision': 'fp7' is not one of" in cluster.log(job)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_run_that_is_preempted_is_requeued_and_ends_in_the_undisturbed_runs_weights(cluster, tiny, undisturbed):
     run = tiny.folder / "runs/preempted"

@@ -71,9 +71,12 @@ def test_hours_are_operations_over_the_rate_that_the_gpus_reach():
     assert Machine(8, "a100", 0.5).hours(8 * 312e12 * 3600) == pytest.approx(2)
 
 
-def saved_tokens(recipe) -> list[int]:
+NANO = load_recipe("yamls/main/nano.yaml")
+PLAN = compile_plan(NANO)
+
+
+def saved_tokens(recipe, plan=PLAN) -> list[int]:
     """Where a run of a recipe without a rollback would save, by Composer's own rule."""
-    plan = compile_plan(recipe)
     due = create_interval_scheduler(recipe.save_interval, include_end_of_training=False)
     now, saved = Timestamp(), []
     for segment in plan.segments:
@@ -90,15 +93,15 @@ def saved_tokens(recipe) -> list[int]:
 @settings(max_examples=25)
 @given(st.one_of(st.integers(1, 300).map("{}ba".format), st.integers(1, 400_000).map("{}tok".format)))
 def test_as_many_checkpoints_are_written_as_composer_finds_due(save_interval):
-    recipe = replace(load_recipe("yamls/main/nano.yaml"), save_interval=save_interval)
-    costs = cost(recipe, compile_plan(recipe))
+    recipe = replace(NANO, save_interval=save_interval)
+    costs = cost(recipe, PLAN)
     assert costs.checkpoints_written == costs.checkpoints_kept == len(saved_tokens(recipe))
 
 
 @pytest.mark.parametrize("save_interval", ["1sp", "3sp", "100sp"])
 def test_intervals_in_rows_count_likewise(save_interval):
-    recipe = replace(load_recipe("yamls/main/nano.yaml"), save_interval=save_interval)
-    assert cost(recipe, compile_plan(recipe)).checkpoints_written == len(saved_tokens(recipe))
+    recipe = replace(NANO, save_interval=save_interval)
+    assert cost(recipe, PLAN).checkpoints_written == len(saved_tokens(recipe))
 
 
 def test_a_rollback_writes_anew_what_it_abandoned_and_keeps_what_it_names():

@@ -13,6 +13,7 @@ from rotary_foundry import compile_plan, load_recipe
 from rotary_foundry.recipe.schema import BatchSizeRamp
 
 NANO = "yamls/main/nano.yaml"
+RECIPE = load_recipe(NANO)
 
 
 def plan_of(*overrides: str):
@@ -21,9 +22,8 @@ def plan_of(*overrides: str):
 
 def plan_of_one_stage(**keys):
     common = {"row_length": 1024, "rope_theta": 10_000, "device_train_microbatch_size": 1, "lr": 8e-4}
-    recipe = load_recipe(NANO)
-    stage = type(recipe.stages["pretrain"])  # with nano's knobs
-    return compile_plan(replace(recipe, stages={"only": stage(**common | keys)}))
+    stage = type(RECIPE.stages["pretrain"])  # with nano's knobs
+    return compile_plan(replace(RECIPE, stages={"only": stage(**common | keys)}))
 
 
 @pytest.mark.parametrize(

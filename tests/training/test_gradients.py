@@ -58,6 +58,7 @@ UPDATES = {  # by world size
     },
     4: {"shards": [microbatch(2)], "replicas of shards, recomputed": [microbatch(1), TWO_REPLICAS, RECOMPUTED]},
 }
+LONG = ("compiled", "compiled, in bf16")  # which compile C++; tests/models/test_compiled.py compares compiled layers
 
 
 class SaveGradients(Callback):
@@ -98,13 +99,15 @@ def _make_updates(recipe_path: Path, updates: dict[str, list[str]], folder: Path
 @pytest.fixture(scope="module")
 def made(tiny, tmp_path_factory):
     """The loss and the gradients of an update, by world size and name."""
-    folders: dict[int, Path] = {}
+    folders: dict[tuple[int, bool], Path] = {}
 
     def load(world: int, name: str) -> tuple[float, dict[str, torch.Tensor]]:
-        if world not in folders:
-            folders[world] = tmp_path_factory.mktemp(f"{world}-ranks")
-            on_ranks(world, folders[world], _make_updates, tiny.recipe, UPDATES[world], folders[world])
-        return torch.load(folders[world] / f"{name}.pt")
+        made_together = world, name in LONG
+        if made_together not in folders:
+            folder = folders[made_together] = tmp_path_factory.mktemp(f"{world}-ranks")
+            updates = {other: of for other, of in UPDATES[world].items() if (other in LONG) == (name in LONG)}
+            on_ranks(world, folder, _make_updates, tiny.recipe, updates, folder)
+        return torch.load(folders[made_together] / f"{name}.pt")
 
     return load
 
@@ -126,7 +129,12 @@ def expected(tiny) -> tuple[float, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize(
     ("world", "name"),
-    [(world, name) for world, updates in UPDATES.items() for name in updates if name != NOTHING],
+    [
+        pytest.param(world, name, marks=[pytest.mark.long] if name in LONG else [])
+        for world, updates in UPDATES.items()
+        for name in updates
+        if name != NOTHING
+    ],
     ids=lambda value: value if isinstance(value, str) else f"{value} ranks",
 )
 def test_loss_and_gradients_are_the_unsharded_models(made, expected, world, name):
