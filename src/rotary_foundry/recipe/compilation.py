@@ -48,6 +48,7 @@ def compile_stages(recipe: Recipe) -> Plan:
             knob: knob_schedule(given, start_token, start_token + tokens)
             for knob, given in recipe.knobs_of(name).items()
         }
+        optimizer = recipe.optimizer.changed(stage.optimizer).scheduled()
         for rows, updates in rungs:
             segment = Segment(
                 stage=name,
@@ -61,7 +62,7 @@ def compile_stages(recipe: Recipe) -> Plan:
                 objective={"name": objective} if isinstance(objective, str) else dict(objective),
                 knobs=knobs,
                 learning_rate=learning_rate,
-                optimizer=recipe.optimizer.changed(stage.optimizer).scheduled(),
+                optimizer=optimizer,
                 mixture=stage.mixture,
             )
             segments.append(segment)
