@@ -42,6 +42,7 @@ def test_any_number_of_processes_gives_the_same_bytes(parted, tmp_path):
 RAY = {"ray": {"workers": 2, "tasks_per_job": 20, "mem_per_cpu_gb": 0.5}}  # a job is a process, seconds to start
 
 
+@pytest.mark.long  # a minute, nearly all of it until Ray and its dashboard have started
 def test_ray_gives_the_same_bytes(parted, tmp_path):
     prepare(parted)
     prepare(replace(parted, out=str(tmp_path / "ray"), executor=RAY))
