@@ -26,12 +26,10 @@ reference:
 	for seed in $(SEEDS); do $(MAKE) nano RUN=nano-$$seed OVERRIDES=seed=$$seed || exit; done
 	$(BIN)/rotary-foundry reference $(SEEDS:%=runs/nano-%) --out src/rotary_foundry/reporting/references/nano.json
 
-# Whole runs are two processes each, and come one after the other; of the others two files are run at a time.
-WHOLE_RUNS := tests/training tests/launch
+# One file of tests more at a time than there are cores, because whole runs wait for each other and for clocks.
 PYTEST = $(or $(2),$(BIN))/pytest -rs --durations=30 --result .ci/results/$(1).json
 test: lint
-	$(call PYTEST,test-unit) -n 2 --dist loadfile $(WHOLE_RUNS:%=--ignore=%)
-	$(call PYTEST,test-runs) $(WHOLE_RUNS)
+	$(call PYTEST,test) -n $$(($$(nproc) + 1)) --dist loadfile
 
 # What training rests on, on the oldest torch.
 test-oldest: $(OLDEST)/.installed

@@ -11,8 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 NEW, KEPT, PAGE = ROOT / ".ci/results", ROOT / "docs/results", ROOT / "docs/status.md"
 COMMANDS = {
-    "test-unit": "`make test`, first half: unit tests, two at a time",
-    "test-runs": "`make test`, second half: whole runs",
+    "test": "`make test`",
     "test-long": "`make test-long`",
     "test-oldest": "`make test-oldest`: models, optim and training on the oldest torch",
     "test-gpu": "`make test-gpu`",

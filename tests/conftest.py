@@ -52,14 +52,6 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Let one process of `-n N --dist loadgroup` take all tests of a file, and all that compare with a shared run."""
-    for item in items:
-        shares = {"undisturbed", "alone"} & set(item.fixturenames) and item.path.parent.name == "training"
-        item.add_marker(pytest.mark.xdist_group("shared runs" if shares else str(item.path)))
-
-
 @pytest.fixture
 def numbers_of_our_own(monkeypatch):
     """Streaming numbers its shared memory from 0 to the first that is free, which two processes at a time both find."""

@@ -40,6 +40,7 @@ def test_prose_is_kept_and_spam_is_not(entry):
     assert not keeps(entry, document(SPAM))
 
 
+@pytest.mark.long  # the list of addresses takes a quarter of a minute to load
 def test_pages_are_told_by_their_addresses():
     assert keeps("URLFilter", document(PROSE))
     assert not keeps("URLFilter", document(PROSE, "http://porn.example.org/"))

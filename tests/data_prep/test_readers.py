@@ -279,6 +279,7 @@ def test_readmes_are_of_what_this_project_requires_whatever_else_is_installed():
     assert all(map(importlib.metadata.distribution, ("rotary-foundry", "pytest", "mteb", "pip")))
 
 
+@pytest.mark.long  # reads all that is installed, as `make nano` does
 def test_the_installation_gives_5_to_20_megabytes_that_need_no_download():
     config = load_corpus_config(NANO)
     sizes = {name: sum(len(d.text.encode()) for d in documents(source)) for name, source in config.sources.items()}

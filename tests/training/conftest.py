@@ -5,10 +5,12 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.forked_composer import composer
 
@@ -97,9 +99,26 @@ def own_temporary_folder(tmp_path_factory):
         os.environ["TMPDIR"] = before
 
 
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is made by the first of pytest-xdist's processes that needs it, and shared by all."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / name
+    with FileLock(root / f"{name}.lock"):
+        if not (root / f"{name}.made").exists():
+            make(folder)
+            (root / f"{name}.made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Tiny:
-    folder = tmp_path_factory.mktemp("tiny")
+    return Tiny(made_once(tmp_path_factory, "tiny", _write_tiny))
+
+
+def _write_tiny(folder: Path) -> None:
+    folder.mkdir()
     for seed, name in enumerate(("one", "two")):
         generator = random.Random(seed)
         texts = [" ".join(generator.choices(WORDS, k=generator.randint(20, 200))) for _ in range(120)]
@@ -108,22 +127,29 @@ def tiny(tmp_path_factory) -> Tiny:
     subprocess.run(
         [sys.executable, "data_prep", str(folder / "corpus.yaml")], cwd=REPOSITORY, check=True, capture_output=True
     )
-    tiny = Tiny(folder)
-    tiny.recipe.write_text(RECIPE.format(folder=folder, nano=REPOSITORY / "yamls/main/nano.yaml"))
-    return tiny
+    Tiny(folder).recipe.write_text(RECIPE.format(folder=folder, nano=REPOSITORY / "yamls/main/nano.yaml"))
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tiny) -> Path:
+def undisturbed(tiny, tmp_path_factory) -> Path:
     """The run folder of a run on two ranks that nothing disturbed."""
-    run = tiny.launch_anew()
-    assert run.returncode == 0, run.stderr[-4000:]
+
+    def make(_: Path) -> None:
+        run = tiny.launch_anew()
+        assert run.returncode == 0, run.stderr[-4000:]
+
+    made_once(tmp_path_factory, "undisturbed", make)
     return tiny.folder / "runs/tiny"
 
 
 @pytest.fixture(scope="session")
-def alone(tiny) -> Path:
+def alone(tiny, tmp_path_factory) -> Path:
     """The run folder of a run of one process, with both loggers, a rollback, and secrets where one may put them."""
+    made_once(tmp_path_factory, "alone", lambda _: _run_alone(tiny))
+    return tiny.folder / "runs/alone"
+
+
+def _run_alone(tiny: Tiny) -> None:
     wandb = {
         "project": "tiny",
         "tags": [f"of-{PLANTED}"],
@@ -138,4 +164,3 @@ def alone(tiny) -> Path:
         STORE_SECRET_KEY=PLANTED,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    return tiny.folder / "runs/alone"
