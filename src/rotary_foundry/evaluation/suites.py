@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import rotary_foundry
-from rotary_foundry.recipe.loading import load_config, load_key, refuse
+from rotary_foundry.recipe.loading import load_config, load_keys, refuse
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.installing import install_command
 
@@ -139,7 +139,7 @@ def _folder() -> Path:
 
 def _module(path: Path) -> ModuleType:
     """Return the module of the suite that a YAML is for."""
-    name = load_key(path, "suite")
+    name = load_keys(path, ["suite"])["suite"]
     if name not in MODULES:
         raise ConfigurationError(f"{path}: suite: no suite '{name}'; there are {', '.join(MODULES)}")
     try:

@@ -139,19 +139,20 @@ def refuse(path: str | Path, problems: Iterable[tuple[str, str]]) -> None:
         raise ConfigurationError(f"{path}: '{key}': {problem}")
 
 
-def load_key(path: str | Path, key: str, overrides: Iterable[str] = ()) -> Any:
-    """Return one key of a YAML file, its extended files or the overrides, or None. It may decide which schema to use.
+def load_keys(path: str | Path, keys: Iterable[str], overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Return some keys of a YAML file, its extended files or the overrides, each or None. They may decide on a schema.
 
     Raises:
         ConfigurationError: the file does not exist, or is not YAML.
     """
     layers = [content for _, content in _layers(Path(path))]
-    for override in overrides:
-        name, content = override.partition("=")[0], _as_layer(override)[1]
-        if f"{key}.".startswith(f"{name}."):
-            layers.append(content)
+    given = [(override.partition("=")[0], _as_layer(override)[1]) for override in overrides]
     with reported(path):
-        return OmegaConf.select(OmegaConf.merge(*layers), key)
+        of_files, found = OmegaConf.merge(*layers), {}
+        for key in keys:
+            above = [content for name, content in given if f"{key}.".startswith(f"{name}.")]
+            found[key] = OmegaConf.select(OmegaConf.merge(of_files, *above) if above else of_files, key)
+    return found
 
 
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rotary_foundry.models.family import Family, find_family
 from rotary_foundry.recipe.compilation import compile_stages, with_set_rollback
-from rotary_foundry.recipe.loading import instance, load_key, merged
+from rotary_foundry.recipe.loading import instance, load_keys, merged
 from rotary_foundry.recipe.plan import Plan
 from rotary_foundry.recipe.schema import Recipe, schema_of
 from rotary_foundry.recipe.validation import problems
@@ -45,7 +45,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 def load_recipe_and_plan(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe, Plan]:
     """Load and check a recipe, and compile its plan before any rollback. Args and errors are as in `load_recipe`."""
     overrides = list(overrides)
-    named = {key: load_key(path, key, overrides) for key in ("model.family", "init_from", "run_name", "runs_folder")}
+    named = load_keys(path, ("model.family", "init_from", "run_name", "runs_folder"), overrides)
     with _naming(path):
         family = _family_name(*named.values())
     config = merged(path, schema_of(family), overrides)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rotary_foundry.models.config_json import CONFIG, family_of, read_config
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.recipe.compilation import compile_stages
-from rotary_foundry.recipe.loading import load_config, load_key
+from rotary_foundry.recipe.loading import load_config, load_keys
 from rotary_foundry.recipe.plan import Rollback, Segment
 from rotary_foundry.recipe.schema import Recipe, schema_of
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, read_checkpoint
@@ -110,7 +110,7 @@ def recipe_of(run: RunFolder) -> Recipe:
     Raises:
         ConfigurationError: the recipe is missing, or another version wrote it.
     """
-    family = load_key(run.recipe, "model.family")
+    family = load_keys(run.recipe, ["model.family"])["model.family"]
     if family is None:
         raise ConfigurationError(f"{run.recipe}: 'model.family' is required and not given")
     return load_config(run.recipe, schema_of(family))
