@@ -95,8 +95,8 @@ class WeightsByTheirNames(Weights):
         super().__init__(stored.where, stored.family, shapes)
 
     def called(self, name: str) -> str:
-        first = DECODER if name == "decoder.weight" else their_names(name)[0]
-        return self.stored.called(self.names.get(first, first))
+        names = (DECODER,) if name == "decoder.weight" else their_names(name)
+        return ", ".join(map(self._called, names))
 
     def read(self, name: str) -> Tensor:
         if name == "decoder.weight":
