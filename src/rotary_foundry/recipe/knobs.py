@@ -56,7 +56,7 @@ def knob_complaint(knob: Knob, given: Any, tokens: int | None) -> str | None:
     if not isinstance(given, Mapping):
         return knob.complaint(given)
     if unknown := [key for key in given if key not in KEYS]:
-        return f"unknown key '{unknown[0]}'; a schedule has {', '.join(KEYS)}"
+        return f"unknown key '{unknown[0]}'; a schedule has start, end, shape and duration"
     for key in ("start", "end"):
         if key not in given:
             return f"a schedule needs start and end; '{key}' is missing"

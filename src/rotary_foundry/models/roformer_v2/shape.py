@@ -15,7 +15,7 @@ from rotary_foundry.models.family import FORWARD_AND_BACK
 from rotary_foundry.utils.knob import Knob, Problem
 
 KNOBS = {
-    "rope_theta": Knob("theta of all layers", of_weights=True),
+    "rope_theta": Knob("theta of the global layers", of_weights=True),  # all layers are global
     "residual_scale": Knob(
         "α in x ← norm(x + α·F(x)), of both sub-layers of every layer",  # kexue.fm/archives/8998 and 8620
         high=1.0,
