@@ -1,4 +1,4 @@
-"""Warm-up, stable, decay: the curve at its corners and in its middle, in any unit."""
+"""Warm-up, stable, decay, and lines: the curve at its corners and in its middle, in any unit."""
 
 from math import cos, pi, sqrt
 
@@ -6,7 +6,7 @@ import pytest
 
 from rotary_foundry.recipe.knobs import knob_schedule
 from rotary_foundry.recipe.plan import LearningRate
-from rotary_foundry.recipe.schedules import warmup_stable_decay
+from rotary_foundry.recipe.schedules import piecewise_linear, warmup_stable_decay
 
 SHAPES = {
     "one_minus_sqrt": lambda done: 1 - sqrt(done),
@@ -42,3 +42,15 @@ def test_a_knob_moves_over_its_duration_from_the_stages_beginning_and_then_stays
 def test_without_a_duration_a_knob_moves_over_the_whole_stage():
     knob = knob_schedule({"start": 0.3, "end": 0.1}, 1000, 3000)
     assert [knob.at(token) for token in (1000, 2000, 3000)] == pytest.approx([0.3, 0.2, 0.1])
+
+
+@pytest.mark.parametrize("unit", [1, 64, 10**9])
+def test_lines_run_from_point_to_point_and_stay_at_the_last(unit):
+    points = ((0, 0), (4_000 * unit, 1.0), (40_000 * unit, 0.5), (160_000 * unit, 0.1), (320_000 * unit, 0.01))
+    curve = LearningRate(1.76e-3, 7, 400_000 * unit, 0, 0, "linear", 1.0, points)  # RoFormerV2's, from token 7 on
+    for time, factor in points:
+        assert curve.at(7 + time) == 1.76e-3 * factor
+    middles = {2_000: 0.5, 22_000: 0.75, 100_000: 0.3, 240_000: 0.055, 320_001: 0.01, 400_000: 0.01}
+    for update, factor in middles.items():
+        assert curve.at(7 + update * unit) == pytest.approx(1.76e-3 * factor)
+    assert piecewise_linear(9, [(0, 0.5)]) == 0.5

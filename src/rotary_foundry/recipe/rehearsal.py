@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import replace
 from math import gcd
+from typing import Any
 
 from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.recipe.plan import Plan
@@ -55,6 +56,7 @@ def rehearsal(recipe: Recipe, plan: Plan, world_size: int) -> Recipe:
                 t_warmup=clock.stretch(_start(plan, name), _within(plan, name, stage.t_warmup)),
                 t_decay=clock.stretch_before(plan.stage_ends[name], _within(plan, name, stage.t_decay)),
                 **_knobs(recipe, plan, name, clock),
+                lr_schedule=stage.lr_schedule and _schedule(clock, plan, name, stage.lr_schedule),
             )
             for name, stage in recipe.stages.items()
         },
@@ -137,6 +139,7 @@ def _shortened(stage: StageConfig, rows: int, unit: int | None) -> StageConfig:
         batch_size_ramp=ramp,
         t_warmup="0tok",
         t_decay="0tok",
+        lr_schedule=None,
     )
 
 
@@ -148,6 +151,13 @@ def _knobs(recipe: Recipe, plan: Plan, name: str, clock: _Clock) -> dict[str, di
             tokens = clock(start + _within(plan, name, given["duration"])) - clock(start)
             knobs[knob] = {**given, "duration": f"{max(1, tokens)}tok"}
     return knobs
+
+
+def _schedule(clock: _Clock, plan: Plan, stage: str, points: list[list[Any]]) -> list[list[Any]]:
+    """Map the points of a learning rate's schedule; where two meet at one token, the later is kept."""
+    start = _start(plan, stage)
+    mapped = {clock.stretch(start, _within(plan, stage, time)): factor for time, factor in points}
+    return [[time, factor] for time, factor in mapped.items()]
 
 
 def _times(trigger: Trigger) -> list[str]:
