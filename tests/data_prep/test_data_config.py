@@ -61,6 +61,12 @@ def test_the_nano_configuration_loads_and_takes_overrides():
         ({"tokenizer": {"train": {"vocab_size": 512}, "path": "x"}}, "tokenizer", "either"),
         ({"tokenizer": {"train": {"vocab_size": 260}}}, "tokenizer.train.vocab_size", "too small"),
         ({"tokenizer": {"train": {"vocab_size": "many"}}}, "tokenizer.train.vocab_size", "many"),
+        (
+            {"tokenizer": {"train": {"vocab_size": 512, "kind": "word"}}},
+            "tokenizer.train.kind",
+            "bpe or wordpiece, got",
+        ),
+        ({"tokenizer": {"train": {"vocab_size": 9, "kind": "wordpiece"}}}, "tokenizer.train.vocab_size", "too small"),
         ({"tokenizer": {"path": "no/where"}}, "tokenizer.path", "tokenizer.json is missing"),
         ({"row_lengths": []}, "row_lengths", "at least one"),
         ({"row_lengths": [2]}, "row_lengths", "too short"),
