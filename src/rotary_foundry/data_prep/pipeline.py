@@ -105,7 +105,7 @@ def settings(config: CorpusConfig) -> dict:
         "row_lengths": sorted(config.row_lengths),
         "stride": config.stride,
         "validation": config.validation,
-    }
+    } | ({} if config.word_starts is None else {"word_starts": config.word_starts})
 
 
 def _of_tokenizer(path: Path) -> dict[str, str]:
@@ -128,7 +128,7 @@ def work_folder(config: CorpusConfig) -> Path:
 
 
 def _refuse_other(where: str | Path, wanted: dict, there: dict, key: str = "out") -> None:
-    differing = [name for name in wanted if wanted[name] != there.get(name)]
+    differing = [name for name in wanted | there if wanted.get(name) != there.get(name)]
     if "format" in differing:
         raise _refusal(where, "files of an earlier version of Rotary Foundry", key)
     if differing == ["files"]:
