@@ -61,7 +61,14 @@ def test_the_nano_configuration_loads_and_takes_overrides():
         ({"tokenizer": {"train": {"vocab_size": 512}, "path": "x"}}, "tokenizer", "either"),
         ({"tokenizer": {"train": {"vocab_size": 260}}}, "tokenizer.train.vocab_size", "too small"),
         ({"tokenizer": {"train": {"vocab_size": "many"}}}, "tokenizer.train.vocab_size", "many"),
+        (
+            {"tokenizer": {"train": {"vocab_size": 512, "kind": "word"}}},
+            "tokenizer.train.kind",
+            "bpe or wordpiece, got",
+        ),
+        ({"tokenizer": {"train": {"vocab_size": 9, "kind": "wordpiece"}}}, "tokenizer.train.vocab_size", "too small"),
         ({"tokenizer": {"path": "no/where"}}, "tokenizer.path", "tokenizer.json is missing"),
+        ({"word_starts": "words"}, "word_starts", "expected pre_tokenizer or jieba, got 'words'"),
         ({"row_lengths": []}, "row_lengths", "at least one"),
         ({"row_lengths": [2]}, "row_lengths", "too short"),
         ({"row_lengths": [512, 512]}, "row_lengths", r"\[512, 512\]"),
@@ -94,6 +101,12 @@ def test_what_is_wrong_is_named_with_file_and_key(good, tmp_path, change, key, c
         load(good | change, tmp_path)
     assert str(error.value).startswith(f"{tmp_path / 'data.yaml'}: ")
     assert f"'{key}'" in str(error.value)
+
+
+def test_jieba_is_refused_at_once_if_it_is_not_installed(good, tmp_path, monkeypatch):
+    monkeypatch.setattr("rotary_foundry.data_prep.word_starts.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"'word_starts'.*needs the package rjieba: uv pip install .*chinese"):
+        load(good | {"word_starts": "jieba"}, tmp_path)
 
 
 @pytest.mark.parametrize("key", ["sources", "tokenizer", "row_lengths", "out"])

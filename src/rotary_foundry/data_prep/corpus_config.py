@@ -13,10 +13,16 @@ from typing import Any
 
 from rotary_foundry.data.rows import FRAME, SHORTEST
 from rotary_foundry.data_prep.readers import READERS, SourceConfig, matches
-from rotary_foundry.data_prep.tokenizer import SMALLEST_VOCABULARY
+from rotary_foundry.data_prep.tokenizer import SMALLEST_VOCABULARY, SMALLEST_WORDPIECE
+from rotary_foundry.data_prep.word_starts import check_word_starts
 from rotary_foundry.recipe.loading import load_config, refuse
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.installing import install_command
+
+SMALLEST = {
+    "bpe": (SMALLEST_VOCABULARY, "the special tokens, the bytes and the runs of spaces"),
+    "wordpiece": (SMALLEST_WORDPIECE, "the special tokens and some characters"),
+}  # the smallest vocabulary of each kind of tokenizer, and what it has to hold
 
 
 @dataclass
@@ -24,6 +30,7 @@ class TrainTokenizer:
     """Options of a tokenizer that is trained on the training split."""
 
     vocab_size: int  # rounded up to a multiple of 64
+    kind: str = "bpe"  # byte-level, or "wordpiece": BERT's, lower-cased, with each Chinese character a token
 
 
 @dataclass
@@ -43,6 +50,7 @@ class CorpusConfig:
     row_lengths: list[int]  # in tokens, including [CLS] and [SEP] around each document
     out: str  # the folder for tokenizer, shards and statistics; local, or on an object store (s3://…)
     validation: float = 0.01  # held out of each source: a fraction of its documents if below 1, else a number of them
+    word_starts: str | None = None  # pre_tokenizer or jieba: rows say where words begin (word_starts.py says how)
     stride: int = 0  # content tokens shared by neighbouring pieces of a document that is longer than a row
     deduplication: Any = "exact"  # or minhash, or {minhash: {language: en, n_grams: 5, …}} as datatrove names them
     max_bad_documents: int = 100  # preparation fails if one part of a source has more unreadable documents than this
@@ -98,6 +106,8 @@ def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
                 "work",
                 f"'{config.work}' and out, '{config.out}', overlap; choose folders that do not contain each other",
             )
+    if config.word_starts is not None:
+        yield from _reported("word_starts", lambda: check_word_starts(config.word_starts))
     yield from _reported("deduplication", lambda: _check_minhash(config.deduplication))
     if config.executor:
         from rotary_foundry.data_prep.executors import check_executor
@@ -185,11 +195,13 @@ def _source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str
 def _tokenizer_problems(tokenizer: TokenizerConfig) -> Iterable[tuple[str, str]]:
     if (tokenizer.train is None) == (tokenizer.path is None):
         yield "tokenizer", "expected either {train: {vocab_size: …}} or {path: …}, got both or neither"
-    if tokenizer.train is not None and tokenizer.train.vocab_size < SMALLEST_VOCABULARY:
+    if tokenizer.train is not None and tokenizer.train.kind not in SMALLEST:
+        yield "tokenizer.train.kind", f"expected {' or '.join(SMALLEST)}, got '{tokenizer.train.kind}'"
+    elif tokenizer.train is not None and tokenizer.train.vocab_size < SMALLEST[tokenizer.train.kind][0]:
+        smallest, needed = SMALLEST[tokenizer.train.kind]
         yield (
             "tokenizer.train.vocab_size",
-            f"{tokenizer.train.vocab_size} is too small; expected at least {SMALLEST_VOCABULARY}: the special tokens, "
-            "the bytes and the runs of spaces",
+            f"{tokenizer.train.vocab_size} is too small; expected at least {smallest}: {needed}",
         )
     if tokenizer.path is not None and not (Path(tokenizer.path) / "tokenizer.json").is_file():
         yield "tokenizer.path", f"no Hugging Face fast tokenizer there: {tokenizer.path}/tokenizer.json is missing"

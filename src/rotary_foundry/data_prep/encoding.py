@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 
 from rotary_foundry.data.rows import FRAME
 from rotary_foundry.data.special_tokens import padded, read_tokenizer, special_ids
+from rotary_foundry.data_prep.word_starts import KINDS, WordStarts
 from rotary_foundry.data_prep.words import words_of
 
 PIECE = 2**18  # characters of a text that are encoded at once, or up to twice as many if need be
@@ -33,17 +34,26 @@ SEAM = re.compile(r"(?<=\S)[ \t\r\n]")
 
 
 class CorpusTokenizer:
-    """A tokenizer saved by preparation, which converts text to content ids and back."""
+    """A tokenizer saved by preparation, which converts text to content ids and back.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: its folder.
+        word_starts: what a word is (see word_starts.py); None: words are not needed.
+    """
+
+    def __init__(self, directory: Path, word_starts: str | None = None) -> None:
         self.tokenizer = open_tokenizer(directory)
-        self._encoder = Encoder(self.tokenizer)
+        self._encoder = Encoder(self.tokenizer, KINDS[word_starts]() if word_starts else None)
         self.frame = FRAME.ids(special_ids(directory, self.tokenizer))
         largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values())
         self.vocab_size = padded(largest + 1)  # the vocabulary size of a model for this tokenizer
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the content ids of all texts in one array, uint32 `[tokens]`, and their counts, int64 `[texts]`."""
+        return self._encoder.encode(texts)[:2]
+
+    def encode_words(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return what `encode` does, and where words begin, uint8 `[tokens]`; None without `word_starts`."""
         return self._encoder.encode(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -67,31 +77,43 @@ def open_tokenizer(directory: Path) -> Tokenizer:
 class Encoder:
     """Encodes texts and caches the ids of their words."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, word_starts: WordStarts | None = None) -> None:
         self._tokenizer = tokenizer
+        self._starts = word_starts
         self._words = words_of(tokenizer)
         self._ids: dict[str, bytes] = {}  # of each word, uint32
         self._kept = 0  # characters in these words
 
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of all texts, uint32 `[tokens]`, and their counts, int64 `[texts]`; no special tokens."""
-        tokens = bytearray()
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return the ids of all texts, uint32 `[tokens]`, their counts, int64 `[texts]`, and where words begin.
+
+        The last is uint8 `[tokens]`, or None if that is not asked for. There are no special tokens.
+        """
+        tokens, starts = bytearray(), bytearray()
         lengths = np.zeros(len(texts), dtype=np.int64)
         for group in _groups(texts):
             if self._kept > KEPT:
                 self._ids.clear()
                 self._kept = 0
+                if self._starts:
+                    self._starts.clear()
             words = [self._words(piece) for _, piece in group]
             self._learn(list(set().union(*words) - self._ids.keys()))
-            for (text, _), of_piece in zip(group, words, strict=True):
+            for (text, piece), of_piece in zip(group, words, strict=True):
                 ids = b"".join(map(self._ids.__getitem__, of_piece))
                 lengths[text] += len(ids) // 4
                 tokens += ids
-        return np.frombuffer(tokens, dtype=np.uint32), lengths
+                if self._starts:
+                    starts += self._starts.of(piece, of_piece)
+        words_begin = np.frombuffer(starts, dtype=np.uint8) if self._starts else None
+        return np.frombuffer(tokens, dtype=np.uint32), lengths, words_begin
 
     def _learn(self, words: list[str]) -> None:
-        encodings = self._tokenizer.encode_batch_fast(words, add_special_tokens=False)
+        encode = self._tokenizer.encode_batch if self._starts else self._tokenizer.encode_batch_fast  # has no offsets
+        encodings = encode(words, add_special_tokens=False)
         for word, encoding in zip(words, encodings, strict=True):
+            if self._starts:
+                self._starts.learn(word, encoding)
             self._ids[word] = array("I", encoding.ids).tobytes()
         self._kept += sum(map(len, words))
 

@@ -90,6 +90,9 @@ def prepare(config: CorpusConfig) -> bool:
 def settings(config: CorpusConfig) -> dict:
     """Return the settings that determine the shards; of source files, the names, sizes and times, but no full paths."""
     tokenizer = config.tokenizer
+    trained = asdict(tokenizer.train) if tokenizer.train else {}
+    if trained.get("kind") == "bpe":  # the settings of a corpus are the same as before there were kinds
+        del trained["kind"]
     return {
         "format": FORMAT,
         "sources": {
@@ -98,11 +101,11 @@ def settings(config: CorpusConfig) -> dict:
         },
         "files": {name: readers.fingerprint(source) for name, source in config.sources.items()},
         "deduplication": config.deduplication,
-        "tokenizer": asdict(tokenizer.train) if tokenizer.train else _of_tokenizer(Path(tokenizer.path)),
+        "tokenizer": trained or _of_tokenizer(Path(tokenizer.path)),
         "row_lengths": sorted(config.row_lengths),
         "stride": config.stride,
         "validation": config.validation,
-    }
+    } | ({} if config.word_starts is None else {"word_starts": config.word_starts})
 
 
 def _of_tokenizer(path: Path) -> dict[str, str]:
@@ -125,7 +128,7 @@ def work_folder(config: CorpusConfig) -> Path:
 
 
 def _refuse_other(where: str | Path, wanted: dict, there: dict, key: str = "out") -> None:
-    differing = [name for name in wanted if wanted[name] != there.get(name)]
+    differing = [name for name in wanted | there if wanted.get(name) != there.get(name)]
     if "format" in differing:
         raise _refusal(where, "files of an earlier version of Rotary Foundry", key)
     if differing == ["files"]:

@@ -23,7 +23,7 @@ from rotary_foundry.data_prep.filters import make_filter
 from rotary_foundry.data_prep.finishing import finish
 from rotary_foundry.data_prep.readers import BadInput, read
 from rotary_foundry.data_prep.stage_runs import Stage
-from rotary_foundry.data_prep.tokenizer import save_copy, save_trained, train_tokenizer
+from rotary_foundry.data_prep.tokenizer import save_copy, save_trained, train_tokenizer, train_wordpiece
 from rotary_foundry.data_prep.work import SPLITS, DocumentWriter, Work, read_documents
 from rotary_foundry.data_prep.writing import write_shards
 from rotary_foundry.utils.errors import DataError, FoundryError
@@ -222,7 +222,11 @@ class MakeTokenizer(Step):
         if config.tokenizer.path:
             save_copy(Path(config.tokenizer.path), directory, max(config.row_lengths))
             return
-        trained = train_tokenizer(self._texts(), config.tokenizer.train.vocab_size)
+        vocab_size = config.tokenizer.train.vocab_size
+        if config.tokenizer.train.kind == "wordpiece":
+            trained = train_wordpiece(self._texts, vocab_size)
+        else:
+            trained = train_tokenizer(self._texts(), vocab_size)
         save_trained(trained, directory, max(config.row_lengths))
 
     def _check_sides(self, source: str) -> None:

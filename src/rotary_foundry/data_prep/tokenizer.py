@@ -1,14 +1,19 @@
 """The tokenizer: trained on the corpus or copied from a Hugging Face directory, and saved beside the shards.
 
-The trained one is a byte-level BPE that splits text like the OLMo tokenizer (GPT-NeoX-20B's), which suits code. Words
-are GPT-2's, so a run of digits is one word, and the merges decide how it is cut. Each run of 2 to 24 spaces is one
-token and is matched before words, so a word is the same token after an indentation as at the start of a line. The
-merges are learned without these runs; GPT-NeoX spent some merges on them that no text can use. Unlike GPT-NeoX, it has
-no NFC normaliser, so that tokens decode to exactly the same text.
+By default, the trained one is a byte-level BPE that splits text like the OLMo tokenizer (GPT-NeoX-20B's), which suits
+code. Words are GPT-2's, so a run of digits is one word, and the merges decide how it is cut. Each run of 2 to 24 spaces
+is one token and is matched before words, so a word is the same token after an indentation as at the start of a line.
+The merges are learned without these runs; GPT-NeoX spent some merges on them that no text can use. Unlike GPT-NeoX, it
+has no NFC normaliser, so that tokens decode to exactly the same text.
 
 Ids 0 to 4 are [UNK] [CLS] [SEP] [PAD] [MASK]. Then come all 256 bytes, the merges, the runs of spaces, and [unused0] …
 up to a multiple of 64, the size that matrix units compute fastest. The unused tokens are only in the vocabulary and no
 merge leads to one, so a text that contains "[unused0]" is encoded as ordinary text.
+
+The other kind is BERT's lower-cased WordPiece, for Chinese: `tokenizers`' BertNormalizer puts blanks around each
+Chinese character, so each is a token, and words of other scripts are cut into pieces. Ids 0 to 4 are [PAD] [UNK] [CLS]
+[SEP] [MASK], as in BERT's vocabularies. Then come the characters (first those that continue a word, as ##a, then all in
+the order of Unicode), pieces of words, and [unused0] …. A character that occurs once is not in the vocabulary.
 
 A tokenizer from elsewhere keeps its spelling of the special tokens. Missing ones (GPT-2 and Llama have no mask) are
 added with BERT's names. It is saved as transformers' plain PreTrainedTokenizerFast, because a model's own class may add
@@ -20,12 +25,23 @@ transformers takes seconds to import, so it is imported only when a tokenizer is
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from rotary_foundry.data.rows import FRAME, SPECIAL_TOKENS, fingerprint
 from rotary_foundry.data.special_tokens import NEEDED, padded, rewrite_config
@@ -38,6 +54,9 @@ if TYPE_CHECKING:
 RUNS = [" " * length for length in range(24, 1, -1)]  # in GPT-NeoX's order
 TRAINING_PIECE = 2**16  # characters; `tokenizers` reads 256 of them ahead
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256 + len(RUNS)  # no merges at all
+SMALLEST_WORDPIECE = 64  # any corpus has more characters
+WORDPIECE_ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")  # ids 0 to 4
+SEEN = 2  # times that a character or a pair of pieces occurs at least, to be in the vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +75,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(RUNS),
-        min_frequency=2,
+        min_frequency=SEEN,
         special_tokens=[_special(token, role) for role, token in SPECIAL_TOKENS.items()],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -69,15 +88,75 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int) -> Tokenizer:
+    """Train BERT's lower-cased WordPiece with a vocabulary of `vocab_size`, rounded up to a multiple of 64.
+
+    The most frequent characters that fit are in the vocabulary; a word with any other becomes [UNK]. The same texts in
+    the same order give the same tokenizer. For that, characters are counted here: the trainer of `tokenizers` numbers
+    those that continue a word in an order that changes from run to run.
+
+    Args:
+        texts: called twice, to count characters and to train.
+    """
+    tokenizer = _wordpiece({})
+    special = [SPECIAL_TOKENS[role] for role in WORDPIECE_ROLES]
+    characters, continuing = _alphabet(tokenizer, texts(), vocab_size - len(special))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=SEEN,
+        special_tokens=special + continuing,  # these keep the order in which they are given
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((piece for text in texts() for piece in pieces(text, TRAINING_PIECE)), trainer)
+    tokenizer = _wordpiece(_with_unused(tokenizer.get_vocab(), vocab_size))
+    tokenizer.add_special_tokens([_special(SPECIAL_TOKENS[role], role) for role in WORDPIECE_ROLES])
+    _frame(tokenizer, SPECIAL_TOKENS)
+    return tokenizer
+
+
+def _wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    return tokenizer
+
+
+def _alphabet(tokenizer: Tokenizer, texts: Iterable[str], room: int) -> tuple[list[str], list[str]]:
+    """Return the most frequent characters, and the ##forms of those that can continue a word, at most `room` in all."""
+    occurring: Counter[str] = Counter()
+    for text in texts:
+        occurring.update(text)
+    counts: Counter[str] = Counter()
+    for character, count in occurring.items():
+        for normal in tokenizer.normalizer.normalize_str(character).strip():
+            counts[normal] += count
+    characters, continuing = [], []
+    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        word = tokenizer.normalizer.normalize_str(f"a{character}")
+        continues = len(tokenizer.pre_tokenizer.pre_tokenize_str(word)) == 1 and word != "a"
+        if count < SEEN or len(characters) + len(continuing) + 1 + continues > room:
+            break
+        characters.append(character)
+        continuing += [f"##{character}"] if continues else []
+    return characters, sorted(continuing)
+
+
+def _with_unused(vocabulary: dict[str, int], vocab_size: int) -> dict[str, int]:
+    """Return the vocabulary with unused tokens up to the next multiple of 64."""
+    learned = len(vocabulary)
+    return vocabulary | {f"[unused{id_ - learned}]": id_ for id_ in range(learned, padded(vocab_size))}
+
+
 def _padded(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
     """Add the runs of spaces, and unused tokens up to a multiple of 64, to the vocabulary of a tokenizer."""
     content = json.loads(tokenizer.to_str())
     vocabulary = content["model"]["vocab"]
     for run in RUNS:
         vocabulary[run] = len(vocabulary)
-    learned = len(vocabulary)
-    for id_ in range(learned, padded(vocab_size)):
-        vocabulary[f"[unused{id_ - learned}]"] = id_
+    content["model"]["vocab"] = _with_unused(vocabulary, vocab_size)
     return Tokenizer.from_str(json.dumps(content))
 
 

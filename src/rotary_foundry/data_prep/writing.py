@@ -17,7 +17,8 @@ from rotary_foundry.utils import object_store
 
 def write_shards(work: Work, rank: int, source: str, split: str, number: int, files: list[int]) -> None:
     """Tokenise document files, pack them for each row length, and write them as part `number` of a source's split."""
-    config, tokenizer = work.config, _opened(work.whole / "tokenizer", (work.whole / "tokenizer").stat().st_mtime_ns)
+    config, directory = work.config, work.whole / "tokenizer"
+    tokenizer = _opened(directory, config.word_starts, directory.stat().st_mtime_ns)
     chosen = _smallest_hashes(work, files) if split == "validation" and config.validation >= 1 else None
     shards = [_Shards(work, source, split, number, row_length, tokenizer) for row_length in config.row_lengths]
     table = _DocumentTable(work.whole / source / "documents" / split / f"{number:05d}.parquet")
@@ -34,11 +35,11 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
                     yield [row[0] for row in rows], [row[1] for row in rows]
 
     for ids, texts in kept():
-        tokens, lengths = tokenizer.encode(texts)
+        tokens, lengths, word_starts = tokenizer.encode_words(texts)
         frequencies += np.bincount(tokens, minlength=len(frequencies))
         numbers = np.arange(table.documents, table.documents + len(texts), dtype=np.uint32)
         for rows in shards:
-            rows.add(tokens, lengths, numbers)
+            rows.add(tokens, lengths, numbers, word_starts)
         table.add(ids, [len(text.encode()) for text in texts], lengths)
     table.close()
     work.write_json(
@@ -60,9 +61,9 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
 
 
 @lru_cache(maxsize=1)
-def _opened(directory: Path, _as_of: int) -> CorpusTokenizer:
+def _opened(directory: Path, word_starts: str | None, _as_of: int) -> CorpusTokenizer:
     """Open a tokenizer, and cache it for the next tasks of this process."""
-    return CorpusTokenizer(directory)
+    return CorpusTokenizer(directory, word_starts)
 
 
 def _smallest_hashes(work: Work, files: list[int]) -> set[bytes]:
@@ -87,12 +88,13 @@ class _Shards:
         self._folder = work.whole / name
         self._remote = f"{out}/{name}" if object_store.is_remote(out) else None
         shutil.rmtree(self._folder, ignore_errors=True)  # left by an interrupted attempt
-        self._writer = ShardWriter(self._folder, token_dtype(tokenizer.vocab_size))
+        word_starts = work.config.word_starts is not None
+        self._writer = ShardWriter(self._folder, token_dtype(tokenizer.vocab_size), word_starts=word_starts)
         self._counts = {"rows": 0, "documents": 0, "tokens": 0, "given_up": 0}
         self._last: Row | None = None  # not written yet, because the part's last row may be left out
 
-    def add(self, tokens: np.ndarray, lengths: np.ndarray, numbers: np.ndarray) -> None:
-        self._write(self._packer.add(tokens, lengths, numbers))
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, numbers: np.ndarray, word_starts: np.ndarray | None) -> None:
+        self._write(self._packer.add(tokens, lengths, numbers, word_starts))
 
     def close(self) -> dict[str, int]:
         self._write(self._packer.finish())
