@@ -26,17 +26,19 @@ reference:
 	for seed in $(SEEDS); do $(MAKE) nano RUN=nano-$$seed OVERRIDES=seed=$$seed || exit; done
 	$(BIN)/rotary-foundry reference $(SEEDS:%=runs/nano-%) --out src/rotary_foundry/reporting/references/nano.json
 
-# One file of tests more at a time than there are cores, because whole runs wait for each other and for clocks.
+# One file of tests more at a time than there are cores, because whole runs wait for each other and for clocks. They
+# come first, because they take longest.
 PYTEST = $(or $(2),$(BIN))/pytest -rs --durations=30 --result .ci/results/$(1).json
+PARALLEL := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 test: lint
-	$(call PYTEST,test) -n $$(($$(nproc) + 1)) --dist loadfile
+	$(call PYTEST,test) $(PARALLEL) tests/training tests/launch tests
 
 # What training rests on, on the oldest torch.
 test-oldest: $(OLDEST)/.installed
 	$(call PYTEST,test-oldest,$(OLDEST)/bin) tests/models tests/optim tests/training
 
 test-long: $(INSTALLED)
-	$(call PYTEST,test-long) -m long
+	$(call PYTEST,test-long) $(PARALLEL) -m long
 
 # Without a GPU every one of these tests fails and says so; those of a package that is not installed are skipped, with the reason.
 test-gpu: $(INSTALLED)

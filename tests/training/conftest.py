@@ -135,7 +135,7 @@ def undisturbed(tiny, tmp_path_factory) -> Path:
     """The run folder of a run on two ranks that nothing disturbed."""
 
     def make(_: Path) -> None:
-        run = tiny.launch_anew()
+        run = tiny.launch()
         assert run.returncode == 0, run.stderr[-4000:]
 
     made_once(tmp_path_factory, "undisturbed", make)

@@ -16,34 +16,33 @@ from .runs import assert_same_run, column, digests, records
 
 # The tiny recipe: warm-up in updates 1 to 4, rungs end at 4 and 8, checkpoints every second update. At the end of
 # update 11 it goes back to the end of 7; stage 1 ends with 12, the decay begins with 17.
-KILL_POINTS = {
-    "before the first checkpoint": ["update:1"],
-    "inside the warm-up": ["update:3"],
-    "on a rung's last update": ["update:4"],
-    "as soon as a rung's last update is saved": ["saved:8"],
-    "while a checkpoint is written": ["saving:6"],
-    "in the stretch that is abandoned later": ["update:10"],
-    "when a rollback is due": ["update:11"],
-    "between a rollback's line in the ledger and the restart": ["ledger:1"],
-    "just after a rollback": ["again:8"],
-    "at the stage switch": ["saved:12"],
-    "just after the stage switch": ["again:13"],
-    "in the decay": ["again:18"],
-    "twice in a row": ["again:15", "again:15"],
-    "at a checkpoint, and while the next one is written": ["saved:14", "saving:16"],
-}
-QUICK = ("while a checkpoint", "between a rollback's")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name.startswith(QUICK) else pytest.mark.long) for name in KILL_POINTS],
+KILLS = (
+    "update:1",  # before the first checkpoint
+    "update:3",  # inside the warm-up
+    "update:4",  # on a rung's last update
+    "saving:6",  # while a checkpoint is written
+    "saved:8",  # as soon as a rung's last update is saved
+    "update:10",  # in the stretch that is abandoned later
+    "update:11",  # when a rollback is due
+    "ledger:1",  # between the rollback's line in the ledger and the restart
+    "again:8",  # just after the rollback
+    "saved:12",  # at the stage switch
+    "again:13",  # just after it
+    "saved:14",
+    "again:15",
+    "again:15",  # twice in a row
+    "saving:16",  # while the checkpoint after the last is written
+    "again:18",  # in the decay
 )
-def test_a_killed_run_ends_in_the_undisturbed_runs_weights(tiny, undisturbed, name):
-    run = tiny.folder / "runs" / re.sub(r"\W+", "-", name)
-    for kill_at in KILL_POINTS[name]:
+FEW = ("saving:6", "ledger:1")
+
+
+@pytest.mark.parametrize("kills", [FEW, pytest.param(KILLS, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+def test_a_run_that_is_killed_again_and_again_ends_in_the_undisturbed_runs_weights(tiny, undisturbed, kills):
+    run = tiny.folder / f"runs/killed-{len(kills)}"
+    for kill_at in kills:
         killed = tiny.launch(f"run_name={run.name}", script=TAMPERED_LAUNCH, KILL_AT=kill_at)
-        assert "crashed with exit code -9" in killed.stderr, killed.stderr[-4000:]
+        assert "crashed with exit code -9" in killed.stderr, (kill_at, killed.stderr[-4000:])
     resumed = tiny.launch(f"run_name={run.name}")
     assert resumed.returncode == 0, resumed.stderr[-4000:]
     assert re.search(r"update \d+ is done, \d+\.\d s after the start", resumed.stdout)

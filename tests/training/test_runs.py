@@ -14,7 +14,7 @@ from rotary_foundry import compile_plan, load_model, load_recipe
 from rotary_foundry.runs.run_folder import RunFolder
 
 from .conftest import WORDS
-from .runs import digests
+from .runs import assert_same_run, digests
 
 
 def test_a_run_follows_its_plan_to_the_end(tiny, undisturbed):
@@ -37,6 +37,13 @@ def test_a_run_follows_its_plan_to_the_end(tiny, undisturbed):
         assert 0 < record["real_tokens"] <= position.rows * position.row_length
     assert token == plan.total_tokens
     assert json.loads((undisturbed / "plan.json").read_text()) == plan.to_json()
+
+
+@pytest.mark.long  # in the others the ranks are forked, which saves the imports (tests/forked_composer.py)
+def test_the_real_command_does_what_the_forked_ranks_do(tiny, undisturbed):
+    run = tiny.launch_anew("run_name=by-command")
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert_same_run(tiny.folder / "runs/by-command", undisturbed)
 
 
 def test_a_run_learns_and_is_evaluated_at_the_end_of_every_stage(undisturbed):
