@@ -217,7 +217,8 @@ def start() -> str:
         taken = [f"{seconds:.2f} ({cpu:.2f})" for seconds, cpu in steps]
         rows.append([str(ranks), "yes" if mixed else "no", *taken, f"{of_rank:.0f}", f"{of_worker:.0f}"])
     heads = ["ranks", "mixture", *(f"{step}, s (CPU s)" for step in STEPS), "MB, a rank", "MB, its worker"]
-    return table(heads, rows) + "\n\nTargets: a loader's start < 2 s; a rank and its worker < 500 MB."
+    shared = f"Eight ranks and their workers shared {len(os.sched_getaffinity(0))} cores: there CPU seconds count."
+    return f"{table(heads, rows)}\n\nTargets: a loader's start < 2 s; a rank and its worker < 500 MB. {shared}"
 
 
 PARTS = {
