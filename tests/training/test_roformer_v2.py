@@ -105,6 +105,8 @@ def _train(path: Path, overrides: list[str]) -> None:
     train(recipe, compile_stages(recipe), open_corpus(recipe))
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_ramp_of_the_residual_scale_is_the_plans_and_exact_under_kill_and_rescale(recipe, tmp_path):
     runs = recipe.parent / "runs"
     on_ranks(1, tmp_path, _train, recipe, [])
