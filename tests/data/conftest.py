@@ -14,10 +14,13 @@ ROW_LENGTH = 32
 ROWS = {"code": 300, "docs": 200, "web": 51}
 
 
-def write_rows(root: Path, split: str = "train", rows: dict[str, int] = ROWS, parts: int = 0) -> None:
+def write_rows(
+    root: Path, split: str = "train", rows: dict[str, int] = ROWS, parts: int = 0, word_starts: bool = False
+) -> None:
     """Shards of random rows; every row is full, of one to several documents.
 
     With `parts`, a source's shards lie in that many folders below the one with its index, as `data_prep` writes them.
+    With `word_starts`, rows have this column, with words of two tokens.
     """
     generator = np.random.default_rng(0)
     dtype = token_dtype(512)
@@ -26,7 +29,7 @@ def write_rows(root: Path, split: str = "train", rows: dict[str, int] = ROWS, pa
         for part in range(max(1, parts)):
             out = MDSWriter(
                 out=str(folder / f"{part:05}") if parts else str(folder),
-                columns=columns(dtype),
+                columns=columns(dtype, word_starts),
                 compression="zstd",
                 hashes=[SHARD_HASH],
                 size_limit=5000,
@@ -36,7 +39,10 @@ def write_rows(root: Path, split: str = "train", rows: dict[str, int] = ROWS, pa
                     cuts = np.unique(generator.integers(1, ROW_LENGTH, 3))
                     lengths = np.diff([0, *cuts, ROW_LENGTH]).astype(np.uint32)
                     documents = np.arange(len(lengths), dtype=np.uint32)
-                    out.write(encode_row(Row(generator.integers(5, 512, ROW_LENGTH), lengths, documents), dtype))
+                    tokens, starts = generator.integers(5, 512, ROW_LENGTH), None
+                    if word_starts:
+                        starts = np.concatenate([np.arange(length) % 2 == 0 for length in lengths]).astype(np.uint8)
+                    out.write(encode_row(Row(tokens, lengths, documents, starts), dtype))
         if parts:
             merge_index(str(folder), keep_local=True)
 

@@ -7,7 +7,7 @@ import pytest
 
 from rotary_foundry import compile_plan, load_recipe
 from rotary_foundry.data import loaders
-from rotary_foundry.data.batches import num_rows, num_tokens
+from rotary_foundry.data.batches import num_rows, num_tokens, update_digest
 from rotary_foundry.data.checked_shards import CheckedShards
 from rotary_foundry.data.corpus import TokenizerFacts
 from rotary_foundry.data.row_preparation import HeldOutPrepared
@@ -19,23 +19,25 @@ from .conftest import REPOSITORY, ROW_LENGTH, write_rows
 
 ROLES = dict(zip(("unk_token", "cls_token", "sep_token", "pad_token", "mask_token"), range(5), strict=True))
 TOKENIZER = TokenizerFacts(512, ROLES, "")
-PREPARE = HeldOutPrepared(MaskedLM(0.3, eval_mlm_probability=0.15, mask_share=0.8, random_share=0.1), TOKENIZER, 17)
+SHARES = {"eval_mlm_probability": 0.15, "mask_share": 0.8, "random_share": 0.1}
 
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory) -> CheckedShards:
     root = tmp_path_factory.mktemp("held_out")
-    write_rows(root, "validation", {"code": 5, "docs": 2})
+    write_rows(root, "validation", {"code": 5, "docs": 2}, word_starts=True)
     return CheckedShards(streams=row_streams(["code", "docs"], root, None, ROW_LENGTH, "validation"), batch_size=2)
 
 
+@pytest.mark.parametrize("whole_words", [False, True])
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_every_held_out_row_is_predicted_on_exactly_one_rank(held_out, monkeypatch, world):
+def test_every_held_out_row_is_predicted_on_exactly_one_rank(held_out, monkeypatch, world, whole_words):
+    prepare = HeldOutPrepared(MaskedLM(0.3, **SHARES, whole_words=whole_words), TOKENIZER, 17)
     monkeypatch.setattr(loaders.dist, "get_world_size", lambda: world)
     digests, batches_a_rank = [], set()
     for rank in range(world):
         monkeypatch.setattr(loaders.dist, "get_global_rank", lambda rank=rank: rank)
-        batches = list(loaders.HeldOutRows(held_out, PREPARE, ROW_LENGTH, rows_a_batch=2))
+        batches = list(loaders.HeldOutRows(held_out, prepare, ROW_LENGTH, rows_a_batch=2))
         batches_a_rank.add(len(batches))
         for batch in batches:
             assert num_rows(batch) <= 2
@@ -46,7 +48,7 @@ def test_every_held_out_row_is_predicted_on_exactly_one_rank(held_out, monkeypat
     monkeypatch.setattr(loaders.dist, "get_global_rank", lambda: 0)
     alone = [
         digest
-        for batch in loaders.HeldOutRows(held_out, PREPARE, ROW_LENGTH, rows_a_batch=7)
+        for batch in loaders.HeldOutRows(held_out, prepare, ROW_LENGTH, rows_a_batch=7)
         for digest in batch["row_digests"]
     ]
     assert sorted(digests) == sorted(alone)
@@ -70,6 +72,22 @@ def test_a_row_that_does_not_fit_is_one_line_from_any_process(row_folder, num_wo
     with pytest.raises(DataError) as refused:
         next(iter(data.train_loader(compile_plan(recipe), 0)))
     assert re.fullmatch(r"row \d+ of the shards .* token id \d+, .* \[0, 300\); prepare .*", str(refused.value))
+
+
+@pytest.mark.parametrize("whole_words", ["false", "true"])
+def test_an_updates_masks_are_the_same_for_any_number_of_workers_and_after_a_resume(tmp_path, whole_words):
+    write_rows(tmp_path, rows={"code": 40}, word_starts=True)
+    overrides = [f"data.local={tmp_path}", "data.sources=[code]", "stages.decay.mixture=null"]
+    overrides += [f"objective.whole_words={whole_words}", "stages.pretrain.batch_size_ramp=null"]
+    overrides += [f"stages.{stage}.row_length={ROW_LENGTH}" for stage in ("pretrain", "extend", "decay")]
+    found = []
+    for workers, first in ((0, 0), (1, 0), (0, 3)):
+        recipe = load_recipe(REPOSITORY / "yamls/main/nano.yaml", [*overrides, f"data.num_workers={workers}"])
+        plan = compile_plan(recipe)
+        batches = iter(loaders.RunData(recipe, TOKENIZER).train_loader(plan, first * 8 * ROW_LENGTH))
+        found.append([update_digest(next(batches)["row_digests"]) for _ in range(first, 5)])
+    whole, by_a_worker, resumed = found
+    assert whole == by_a_worker and whole[3:] == resumed and len(set(whole)) == 5
 
 
 def test_stages_of_one_row_length_each_get_batches_of_their_own_size(tmp_path):

@@ -109,7 +109,8 @@ def test_rows_do_not_depend_on_how_documents_are_handed_over(lengths, row_length
     with mock.patch.object(packing, "BUFFER_TOKENS", buffer_tokens):
         at_once = packed(lengths, row_length, stride, buffer)
         in_parts = packed(lengths, row_length, stride, buffer, calls)
-    assert [[part.tolist() for part in row] for row in in_parts] == [[part.tolist() for part in row] for row in at_once]
+    parts = [[[part.tolist() for part in row[:3]] for row in rows] for rows in (in_parts, at_once)]
+    assert parts[0] == parts[1]
 
 
 GENERATOR = np.random.default_rng(0)
@@ -147,6 +148,35 @@ def test_documents_of_natural_lengths_are_hardly_ever_cut_where_a_row_could_hold
     pieces = sum(len(row.lengths) for row in packed(lengths, row_length))
     needed = int(np.ceil(lengths / (row_length - 2)).sum())
     assert needed <= pieces <= 1.02 * needed
+
+
+@given(**SMALL, **BUFFERS, **FRAMES, stride=st.integers(0, 3))
+def test_a_token_keeps_whether_it_begins_a_word_and_every_piece_and_special_token_begins_one(
+    lengths, row_length, buffer, buffer_tokens, frame, stride
+):
+    row_length += 3 + max(0, frame.slots - FRAME.slots)
+    tokens, lengths, numbers = numbered(lengths)
+    packers = [Packer(row_length, frame, stride, buffer) for _ in range(2)]
+    with mock.patch.object(packing, "BUFFER_TOKENS", buffer_tokens):
+        rows, plain = (
+            [*packer.add(tokens, lengths, numbers, *word_starts), *packer.finish()]
+            for packer, word_starts in zip(packers, ([(tokens % 3 == 0).astype(np.uint8)], []), strict=True)
+        )
+    for row, same in zip(rows, plain, strict=True):
+        assert (row.tokens == same.tokens).all() and (row.lengths == same.lengths).all() and same.word_starts is None
+        for piece, word_starts in zip(
+            *(np.split(values, np.cumsum(row.lengths)[:-1]) for values in (row.tokens, row.word_starts)), strict=True
+        ):
+            expected = piece % 3 == 0
+            expected[: len(frame.before) + 1] = True
+            expected[len(piece) - len(frame.after) :] = True
+            assert word_starts.tolist() == expected.tolist()
+            assert word_starts.dtype == np.uint8
+
+
+def test_word_starts_that_are_fewer_than_the_tokens_are_refused():
+    with pytest.raises(ValueError, match="9 tokens, but 8 word_starts"):
+        list(Packer(12, FRAME).add(np.zeros(9, np.uint32), np.array([4, 5]), np.arange(2), np.ones(8, np.uint8)))
 
 
 def test_memory_does_not_grow_with_the_corpus():

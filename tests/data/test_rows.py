@@ -73,6 +73,30 @@ def test_a_row_whose_parts_do_not_belong_together_is_not_stored(changed, says):
         encode_row(row([5, 6], [7])._replace(**changed), token_dtype(512))
 
 
+WORD_STARTS = [
+    ([1, 0], "2 word_starts for its 3 tokens"),
+    ([1, 1, 0], "a document whose first token does not begin a word"),
+    ([1, 2, 1], "a word_starts of 2, which has to be 0 or 1"),
+]
+
+
+@pytest.mark.parametrize(("word_starts", "says"), WORD_STARTS)
+def test_word_starts_that_are_not_those_of_the_row_are_neither_stored_nor_trained_on(word_starts, says):
+    word_starts = np.array(word_starts, np.uint8)
+    with pytest.raises(DataError, match=f"a row has {says}"):
+        encode_row(row([5, 6], [7])._replace(word_starts=word_starts), token_dtype(512))
+    sample = encode_row(row([5, 6], [7]), token_dtype(512)) | {"word_starts": word_starts, "row": 31}
+    with pytest.raises(DataError, match=f"row 31 of the shards for rows of 8 has {says}"):
+        check_row(sample, 8, 512)
+
+
+def test_word_starts_are_stored_if_they_are_known():
+    known = row([5, 6], [7])._replace(word_starts=np.array([1, 0, 1], np.uint8))
+    assert encode_row(known, token_dtype(512))["word_starts"].tolist() == [1, 0, 1]
+    assert columns(token_dtype(512), word_starts=True).keys() - columns(token_dtype(512)).keys() == {"word_starts"}
+    check_row(encode_row(known, token_dtype(512)) | {"row": 0}, 8, 512)
+
+
 @pytest.mark.parametrize(
     ("tokens", "lengths", "says"),
     [

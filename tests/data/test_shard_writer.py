@@ -13,7 +13,7 @@ from rotary_foundry.data.shard_writer import ShardWriter
 from rotary_foundry.utils.errors import DataError
 
 
-def some_rows(dtype: np.dtype) -> list[Row]:
+def some_rows(dtype: np.dtype, word_starts: bool = False) -> list[Row]:
     """Of one to 70,000 tokens, in one document to as many."""
     generator = np.random.default_rng(0)
     rows = []
@@ -21,7 +21,8 @@ def some_rows(dtype: np.dtype) -> list[Row]:
         cuts = np.unique(generator.integers(1, max(2, tokens), generator.integers(0, 400)))
         lengths = np.diff([0, *cuts[cuts < tokens], tokens]).astype(np.uint32)
         documents = generator.integers(0, 2**32, len(lengths)).astype(np.uint32)
-        rows.append(Row(generator.integers(0, np.iinfo(dtype).max, tokens).astype(dtype), lengths, documents))
+        ids = generator.integers(0, np.iinfo(dtype).max, tokens).astype(dtype)
+        rows.append(Row(ids, lengths, documents, np.ones(tokens, np.uint8) if word_starts else None))
     return rows
 
 
@@ -34,13 +35,15 @@ def contents(folder: Path) -> tuple[dict, dict[str, bytes]]:
     return index, {path.name: zstd.decompress(path.read_bytes()) for path in folder.glob("*.zstd")}
 
 
-@pytest.mark.parametrize("dtype", [np.dtype(np.uint16), np.dtype(np.uint32)], ids=str)
-def test_the_same_rows_give_the_shards_that_streaming_writes(tmp_path, dtype):
-    rows = some_rows(dtype)
-    ours = ShardWriter(tmp_path / "ours", dtype, size_limit=200_000)
+@pytest.mark.parametrize(
+    ("dtype", "word_starts"), [(np.dtype(np.uint16), False), (np.dtype(np.uint32), False), (np.dtype(np.uint16), True)]
+)
+def test_the_same_rows_give_the_shards_that_streaming_writes(tmp_path, dtype, word_starts):
+    rows = some_rows(dtype, word_starts)
+    ours = ShardWriter(tmp_path / "ours", dtype, size_limit=200_000, word_starts=word_starts)
     theirs = MDSWriter(
         out=str(tmp_path / "theirs"),
-        columns=columns(dtype),
+        columns=columns(dtype, word_starts),
         compression="zstd",
         hashes=[SHARD_HASH],
         size_limit=200_000,
@@ -56,8 +59,8 @@ def test_the_same_rows_give_the_shards_that_streaming_writes(tmp_path, dtype):
 
 @pytest.mark.usefixtures("numbers_of_our_own")
 def test_streaming_reads_our_shards_with_their_hashes_compared(tmp_path):
-    rows = some_rows(np.dtype(np.uint16))
-    writer = ShardWriter(tmp_path / "ours", np.dtype(np.uint16), size_limit=100_000)
+    rows = some_rows(np.dtype(np.uint16), word_starts=True)
+    writer = ShardWriter(tmp_path / "ours", np.dtype(np.uint16), size_limit=100_000, word_starts=True)
     for row in rows:
         writer.write(row)
     writer.finish()

@@ -119,6 +119,35 @@ def test_token_ids_beyond_the_models_embedding_are_refused(corpus):
         open_corpus(recipe(f"data.local={corpus}", "model.vocab_size=4"))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["objective.whole_words=true"], "objective"),
+        (
+            [
+                "stages.pretrain.objective={name: masked_lm, whole_words: true, mlm_probability: 0.15,"
+                "eval_mlm_probability: 0.15, mask_share: 0.8, random_share: 0.1}"
+            ],
+            "stages.pretrain.objective",
+        ),
+    ],
+)
+def test_a_corpus_without_the_words_that_an_objective_chooses_is_refused_by_key_and_folder(corpus, overrides, key):
+    says = (
+        rf"docs/1024/train/index\.json: its rows have no column 'word_starts', which '{key}' needs; prepare the data "
+    )
+    says += "again with the key `word_starts:` in the data YAML, or choose another objective"
+    for folder in corpus.glob("*/*/*"):
+        known = [entry(rows) | {"column_names": ["tokens", "lengths", "word_starts"]} for rows in (7, 3)]
+        (folder / "index.json").write_text(json.dumps({"version": 2, "shards": known}))
+    given = recipe(f"data.local={corpus}", *overrides)
+    open_corpus(given)
+    known[1] = entry(3)  # one shard of the folder lacks it
+    (corpus / "docs/1024/train/index.json").write_text(json.dumps({"version": 2, "shards": known}))
+    with pytest.raises(DataError, match=says):
+        open_corpus(given)
+
+
 def test_masking_goes_by_the_role_of_a_token_and_not_by_its_spelling(corpus):
     tokenizer = corpus / "tokenizer"
     content = (tokenizer / "tokenizer.json").read_text().replace("[MASK]", "<mask>").replace("[CLS]", "<s>")

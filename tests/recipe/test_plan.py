@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.recipe.plan import Rollback
 from rotary_foundry.recipe.schema import BatchSizeRamp
 
 NANO = "yamls/main/nano.yaml"
@@ -55,6 +56,25 @@ def test_warm_up_constant_and_decay_follow_the_published_formula():
     end = 0.001 * 8e-4
     assert plan.at(tokens * 3 // 4).lr == pytest.approx(end + (8e-4 - end) * (1 - sqrt(0.5)))
     assert plan.at(tokens).lr == pytest.approx(end)
+
+
+def test_a_schedule_of_points_is_known_at_every_token_and_a_rollbacks_peak_scales_what_follows():
+    update = 512 * 512
+    plan = plan_of_one_stage(
+        duration=f"{1_000_000 * update}tok",
+        row_length=512,
+        global_train_batch_size=512,
+        lr=1.76e-3,
+        lr_schedule=[["0tok", 0], [f"{4_000 * update}tok", 1], ["0.04dur", 0.5], [f"{160_000 * update}tok", 0.1]],
+    )
+    assert plan.at(0).lr == 0
+    assert (plan.at(4_000 * update).lr, plan.at(4_000 * update).max_lr) == (1.76e-3, 1.76e-3)
+    assert plan.at(40_000 * update).lr == 1.76e-3 * 0.5
+    assert plan.at(100_000 * update).lr == pytest.approx(1.76e-3 * 0.3)
+    assert plan.at(160_000 * update).lr == plan.at(plan.total_tokens).lr == pytest.approx(1.76e-4)
+    back = plan.rolled_back(Rollback("spike", "", 90_000 * update, 40_000 * update, 1e-3, None, "replay"))
+    assert back.at(39_999 * update).lr == plan.at(39_999 * update).lr
+    assert back.at(40_000 * update).lr == 1e-3 * 0.5
 
 
 def test_nano_is_the_whole_recipe_in_small():

@@ -103,3 +103,27 @@ def test_a_ramp_of_a_thousand_sizes_is_too_long_to_rehearse():
     overrides = ["stages.pretrain.batch_size_ramp={initial: 2, increment: 2, duration: 1_000_000_000_000tok}"]
     with pytest.raises(ConfigurationError, match="a ramp with fewer sizes"):
         rehearsed(load_recipe("yamls/main/large.yaml", overrides), 2)
+
+
+SCHEDULE = ["stages.pretrain.t_warmup=0tok", "stages.pretrain.lr_schedule=[[0tok, 0], [0.1dur, 1], [0.9dur, 0.5]]"]
+
+
+def test_the_points_of_a_learning_rates_schedule_keep_their_places_in_their_segments():
+    full = load_recipe("yamls/main/nano.yaml", SCHEDULE)
+    plans = compile_stages(full), compile_stages(rehearsed(full, 2))
+    schedules = [plan.segments[0].learning_rate.schedule for plan in plans]
+    assert [factor for _, factor in schedules[1]] == [0, 1, 0.5]
+    for (token, _), (small_token, _) in zip(*schedules, strict=True):
+        segments = [plan.segment_at(at) for plan, at in zip(plans, (token, small_token), strict=True)]
+        assert len({plan.segments.index(each) for plan, each in zip(plans, segments, strict=True)}) == 1
+        inside = [
+            (at - segment.start_token) / (segment.end_token - segment.start_token)
+            for at, segment in zip((token, small_token), segments, strict=True)
+        ]
+        assert inside[0] == pytest.approx(inside[1], abs=1e-3)
+
+
+def test_points_that_meet_in_a_rehearsal_are_one_with_the_later_factor():
+    schedule = "stages.pretrain.lr_schedule=[[0tok, 1], [1_000_000tok, 0.5], [1_000_001tok, 0.2], [1dur, 0.1]]"
+    small = rehearsed(load_recipe("yamls/main/nano.yaml", [SCHEDULE[0], schedule]), 2)
+    assert [factor for _, factor in small.stages["pretrain"].lr_schedule] == [1, 0.2, 0.1]

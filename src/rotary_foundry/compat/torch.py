@@ -28,6 +28,7 @@ foreach_norm = torch._foreach_norm
 foreach_reciprocal = torch._foreach_reciprocal
 foreach_reciprocal_ = torch._foreach_reciprocal_
 foreach_rsqrt_ = torch._foreach_rsqrt_
+foreach_sqrt = torch._foreach_sqrt
 foreach_sqrt_ = torch._foreach_sqrt_
 foreach_sub_ = torch._foreach_sub_
 

@@ -91,9 +91,10 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
         for stage, config in recipe.stages.items():
             missing = set(recipe.objective_of(stage).columns) - index.columns
             if missing and config.row_length == row_length:
+                key = "objective" if config.objective is None else f"stages.{stage}.objective"
                 raise DataError(
-                    f"{path}: its rows have no column '{min(missing)}', which the objective of stage '{stage}' needs; "
-                    "prepare the data again with it"
+                    f"{path}: its rows have no column '{min(missing)}', which '{key}' needs; prepare the data again "
+                    f"with the key `{min(missing)}:` in the data YAML, or choose another objective"
                 )
     for stage, config in recipe.stages.items():
         drawn = [source for source in recipe.data.sources if config.mixture is None or config.mixture.get(source)]

@@ -27,6 +27,8 @@ data keep all rows and may be less full.
 
 For speed, tokens are moved in groups of rows by one numpy gather. Python handles each document once, as an int that is
 sorted, searched and removed. Its upper bits hold the document's length, and its lower bits the start of its tokens.
+
+Where words begin is carried along as the highest bit of their tokens, which no vocabulary needs.
 """
 
 from bisect import bisect_left, insort
@@ -45,6 +47,7 @@ MANY = 50  # rows; a part with fewer keeps its last row
 BITS = 32
 LOW = 2**BITS - 1
 ADVANCE = 2**BITS + 1  # taken from a key: one token shorter, starts one later
+WORD_START = 2**31  # added to a token that begins a word
 
 
 class Packer:
@@ -77,8 +80,11 @@ class Packer:
         self._tokens: list[np.ndarray] = []  # content tokens of what waits, among others; to be joined
         self._stored = 0  # how many they are
         self._pieces: list[np.ndarray] = []  # int64 [3, pieces]: start in the joined tokens, content tokens, number
+        self._word_start = 0  # or WORD_START
 
-    def add(self, tokens: np.ndarray, lengths: np.ndarray, documents: np.ndarray) -> Iterator[Row]:
+    def add(
+        self, tokens: np.ndarray, lengths: np.ndarray, documents: np.ndarray, word_starts: np.ndarray | None = None
+    ) -> Iterator[Row]:
         """Add documents, and yield rows when the buffer is full.
 
         This is a generator: documents are added only as rows are taken. Exhaust it before the next call.
@@ -87,10 +93,17 @@ class Packer:
             tokens: uint32 `[tokens]`: content ids of all documents, one after the other. Do not change it afterwards.
             lengths: `[documents]`: the content tokens of each; a document of 0 is skipped.
             documents: `[documents]`: the number of each, for `Row.documents`.
+            word_starts: uint8 `[tokens]`: 1 where a token begins a word, for `Row.word_starts`, in which the first
+                token of a piece and special tokens begin a word too. Give it in every call or in none.
 
         Raises:
-            ValueError: the sum of `lengths` is not the number of `tokens`.
+            ValueError: the sum of `lengths` is not the number of `tokens`, or there are more or fewer `word_starts`.
         """
+        if word_starts is not None:
+            if len(word_starts) != len(tokens):
+                raise ValueError(f"{len(tokens)} tokens, but {len(word_starts)} word_starts")
+            tokens = tokens | np.where(word_starts, np.uint32(WORD_START), np.uint32(0))
+            self._word_start = WORD_START
         pieces = self._cut(tokens, lengths, documents)
         slots = np.cumsum(pieces[1] + self._special)
         done = 0
@@ -171,14 +184,20 @@ class Packer:
         slots = np.cumsum(lengths)
         flat = tokens.take(_ranges(begins - len(self._frame.before), lengths), mode="clip")
         for place, token in enumerate(self._frame.before):
-            flat[slots - lengths + place] = token
+            flat[slots - lengths + place] = token | self._word_start
         for place, token in enumerate(self._frame.after, -len(self._frame.after)):
-            flat[slots + place] = token
+            flat[slots + place] = token | self._word_start
+        word_starts = None
+        if self._word_start:
+            flat[slots - lengths + len(self._frame.before)] |= np.uint32(WORD_START)  # a piece may begin inside a word
+            word_starts = (flat >> np.uint32(31)).astype(np.uint8)
+            flat &= np.uint32(WORD_START - 1)
         documents = numbers[np.searchsorted(starts, begins, side="right") - 1].astype(np.uint32)
         lengths = lengths.astype(np.uint32)
         start = slot = 0
         for end, slot_end in zip(ends, slots[np.array(ends) - 1].tolist(), strict=True):
-            yield Row(flat[slot:slot_end], lengths[start:end], documents[start:end])
+            its = None if word_starts is None else word_starts[slot:slot_end]
+            yield Row(flat[slot:slot_end], lengths[start:end], documents[start:end], its)
             start, slot = end, slot_end
 
     def _keep(self, tokens: np.ndarray, keys: np.ndarray, starts: np.ndarray, numbers: np.ndarray) -> None:

@@ -5,6 +5,9 @@ are the tokens of each document; unlike boundaries, they stay valid when a row i
 numbers in the parquet table of documents that preparation writes for the same part. Training reads only tokens and
 lengths, so it also reads older shards without `documents`.
 
+A corpus may have one column more: `word_starts`, which is 1 where a token begins a word and 0 inside a word. Special
+tokens are words of their own, and a document's first content token begins a word, so no word crosses a document's end.
+
 Tokens are uint16, which halves the data to read, or uint32 if the vocabulary has more than 65,536 ids. Only the
 vocabulary decides, so every shard of a corpus has the same type. numpy silently wraps an id that is too large, so each
 row is checked when it is encoded.
@@ -77,6 +80,7 @@ class Row(NamedTuple):
     tokens: np.ndarray  # integers [tokens]: the documents one after the other, each in its frame
     lengths: np.ndarray  # uint32 [documents]: tokens of each document
     documents: np.ndarray  # uint32 [documents]: number of each document in its part; pieces of one document share it
+    word_starts: np.ndarray | None = None  # uint8 [tokens]: 1 where a token begins a word; None: unknown
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -84,18 +88,24 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
-def columns(dtype: np.dtype) -> dict[str, str]:
-    """Return the MDS columns for rows of tokens of type `dtype`, in the form that `streaming.MDSWriter` takes."""
-    return {"tokens": f"ndarray:{dtype.name}", "lengths": "ndarray:uint32", "documents": "ndarray:uint32"}
+def columns(dtype: np.dtype, word_starts: bool = False) -> dict[str, str]:
+    """Return the MDS columns of rows, in the form that `streaming.MDSWriter` takes.
+
+    Args:
+        dtype: the type of the tokens.
+        word_starts: whether rows have this column.
+    """
+    every = {"tokens": f"ndarray:{dtype.name}", "lengths": "ndarray:uint32", "documents": "ndarray:uint32"}
+    return every | ({"word_starts": "ndarray:uint8"} if word_starts else {})
 
 
 def encode_row(row: Row, dtype: np.dtype) -> dict[str, np.ndarray]:
     """Make an MDS sample from a row, with the tokens as `dtype`.
 
     Raises:
-        DataError: an id does not fit `dtype`, a document is empty, or the three arrays do not match.
+        DataError: an id does not fit `dtype`, a document is empty, or the arrays do not match.
     """
-    tokens, lengths, documents = row
+    tokens, lengths, documents, word_starts = row
     if not len(lengths) or not lengths.all():
         raise DataError("expected documents of at least one token, got an empty one")
     if lengths.sum() != len(tokens) or len(documents) != len(lengths):
@@ -111,7 +121,12 @@ def encode_row(row: Row, dtype: np.dtype) -> dict[str, np.ndarray]:
                 f"token id {wrong} does not fit {dtype.name} (0 to {np.iinfo(dtype).max}): "
                 "the tokenizer gives ids beyond the vocabulary size for which the type was chosen"
             )
-    return {"tokens": tokens.astype(dtype), "lengths": lengths, "documents": documents}
+    sample = {"tokens": tokens.astype(dtype), "lengths": lengths, "documents": documents}
+    if word_starts is None:
+        return sample
+    if complaint := word_starts_complaint(word_starts, lengths):
+        raise DataError(f"a row has {complaint}")
+    return sample | {"word_starts": word_starts}
 
 
 def decode_row(sample: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -128,12 +143,12 @@ def check_row(sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int
     """Check that a run can train on a stored row.
 
     Args:
-        sample: `tokens` and `lengths`, and `row`, the row's number for the error.
+        sample: `tokens`, `lengths` and, if there is such a column, `word_starts`; and `row`, its number for the error.
         row_length: the most tokens of the row, and so of any of its documents.
         vocab_size: vocabulary size of the tokenizer.
 
     Raises:
-        DataError: its lengths and tokens contradict each other, it is too long, or an id is outside the vocabulary.
+        DataError: its columns contradict each other, it is too long, or an id is outside the vocabulary.
     """
     if complaint := row_complaint(sample, row_length, vocab_size):
         raise DataError(
@@ -153,6 +168,19 @@ def row_complaint(sample: Mapping[str, np.ndarray], row_length: int, vocab_size:
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
         wrong = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
         return f"token id {wrong}, but the tokenizer's ids are in [0, {vocab_size})"
+    return word_starts_complaint(sample["word_starts"], lengths) if "word_starts" in sample else None
+
+
+def word_starts_complaint(word_starts: np.ndarray, lengths: np.ndarray) -> str | None:
+    """Return why a column `word_starts` cannot be that of documents of these lengths; None if it can."""
+    total = int(lengths.sum())
+    if len(word_starts) != total:
+        return f"{len(word_starts)} word_starts for its {total} tokens"
+    if word_starts.max(initial=0) > 1:
+        return f"a word_starts of {word_starts.max()}, which has to be 0 or 1"
+    starts = lengths.cumsum() - lengths
+    if not word_starts[starts.astype(np.int64)].all():
+        return "a document whose first token does not begin a word"
     return None
 
 

@@ -100,8 +100,8 @@ class ShardIndex:
 
     @property
     def columns(self) -> set[str]:
-        """The columns that some shard has."""
-        return {name for one in self.formats for name in one["column_names"]}
+        """The columns that every shard has."""
+        return set.intersection(*(set(one["column_names"]) for one in self.formats)) if self.formats else set()
 
     @property
     def digest(self) -> str:

@@ -27,14 +27,15 @@ class ShardWriter:
         folder: the folder to create; it must not exist.
         dtype: the type of the tokens.
         size_limit: bytes of a shard before compression.
+        word_starts: whether the rows have this column.
     """
 
-    def __init__(self, folder: Path, dtype: np.dtype, size_limit: int = SHARD_BYTES):
+    def __init__(self, folder: Path, dtype: np.dtype, size_limit: int = SHARD_BYTES, word_starts: bool = False):
         folder.mkdir(parents=True)
         self.folder = folder
         self.dtype = dtype
         self.size_limit = size_limit
-        encodings = dict(sorted(columns(dtype).items()))
+        encodings = dict(sorted(columns(dtype, word_starts).items()))
         self._config = {
             "version": 2,
             "format": "mds",

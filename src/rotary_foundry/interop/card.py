@@ -17,7 +17,7 @@ from rotary_foundry.interop.heads import Head
 from rotary_foundry.interop.huggingface import TAG
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.objectives.objective import Objective
-from rotary_foundry.recipe.plan import Segment
+from rotary_foundry.recipe.plan import LearningRate, Segment
 from rotary_foundry.runs.run_folder import abandoned_by
 from rotary_foundry.runs.trained_state import TrainedState
 from rotary_foundry.utils.errors import DataError
@@ -177,13 +177,7 @@ def _stages(trained: tuple[Segment, ...], knobs: list[str]) -> Iterator[list[str
 def _schedules(trained: tuple[Segment, ...]) -> Iterator[str]:
     """Describe the planned learning rate of each stage, and the batch sizes of its ramp."""
     for stage, parts in _by_stage(trained):
-        rate = parts[-1].learning_rate
-        constant = rate.end_token - rate.start_token - rate.warmup - rate.decay
-        said = [f"linear warm-up over {rate.warmup:,} tokens"] if rate.warmup else []
-        said += [f"constant for {constant:,}"] if constant else []
-        said += (
-            [f"`{rate.decay_shape}` decay over {rate.decay:,} to {rate.alpha_f:g} of the peak"] if rate.decay else []
-        )
+        said = _rate_words(parts[-1].learning_rate)
         updates: dict[int, int] = {}
         for part in parts:
             updates[part.rows] = updates.get(part.rows, 0) + part.updates
@@ -193,6 +187,17 @@ def _schedules(trained: tuple[Segment, ...]) -> Iterator[str]:
             for count, sizes in groupby(ramp, updates.__getitem__)
         ]
         yield f"{stage}: {', '.join(said)}" + (f"; rows: {''.join(rows)}then {last:,}" if ramp else "")
+
+
+def _rate_words(rate: LearningRate) -> list[str]:
+    if rate.schedule:
+        factors = ", ".join(f"{factor:g} at {tokens:,}" for tokens, factor in rate.schedule)
+        return [f"linear between these factors of the peak, at tokens of the stage: {factors}"]
+    constant = rate.end_token - rate.start_token - rate.warmup - rate.decay
+    said = [f"linear warm-up over {rate.warmup:,} tokens"] if rate.warmup else []
+    said += [f"constant for {constant:,}"] if constant else []
+    said += [f"`{rate.decay_shape}` decay over {rate.decay:,} to {rate.alpha_f:g} of the peak"] if rate.decay else []
+    return said
 
 
 def _by_stage(trained: tuple[Segment, ...]) -> Iterator[tuple[str, list[Segment]]]:

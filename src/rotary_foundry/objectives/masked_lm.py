@@ -3,6 +3,11 @@
 Most of the chosen tokens are replaced by the mask token, some by a random token, and the rest are kept. Special tokens
 are never chosen. Each row has its own generator, so masks do not depend on how rows are distributed over processes,
 workers or microbatches, and a row that is drawn again gets a new mask.
+
+With `whole_words`, the unit of choice is a word (column `word_starts` of a row) and not a token: all tokens of a chosen
+word become the mask, or each becomes a random token of its own, or all are kept, and all are predicted. This is
+RoFormerV2's masking (`train_mlm.py`), with two differences: a word that holds a special token, such as [UNK], is never
+chosen, and a random token is any of the vocabulary (there, id 0 is left out), as without `whole_words`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
 class Masking:
     """How to corrupt rows.
 
-    `probability` is the share of tokens to predict, `mask_share` and `random_share` are shares of those;
+    `probability` is the share of tokens, or of words, to predict, `mask_share` and `random_share` are shares of those;
     `special_ids` are never chosen.
     """
 
@@ -34,10 +39,22 @@ class Masking:
     special_ids: tuple[int, ...]
     vocab_size: int
 
-    def apply(self, tokens: NDArray[np.int64], generator: np.random.Generator) -> Prepared:
-        """Return (input ids, labels), each int64 [tokens]; labels are IGNORE_INDEX where nothing is to be predicted."""
-        chosen = (generator.random(len(tokens)) < self.probability) & ~np.isin(tokens, self.special_ids)
-        fate = generator.random(len(tokens))
+    def apply(
+        self, tokens: NDArray[np.int64], generator: np.random.Generator, word_starts: NDArray[np.uint8] | None = None
+    ) -> Prepared:
+        """Return (input ids, labels), each int64 [tokens]; labels are IGNORE_INDEX where nothing is to be predicted.
+
+        Args:
+            tokens: a row's.
+            generator: the row's own.
+            word_starts: [tokens]: 1 where a token begins a word; None: each token is a word.
+        """
+        spared, word = np.isin(tokens, self.special_ids), slice(None)
+        if word_starts is not None:
+            spared = np.logical_or.reduceat(spared, np.flatnonzero(word_starts))  # [words]
+            word = np.cumsum(word_starts, dtype=np.int64) - 1  # [tokens]: the word that each is of
+        chosen = ((generator.random(len(spared)) < self.probability) & ~spared)[word]
+        fate = generator.random(len(spared))[word]
         masked = chosen & (fate < self.mask_share)
         randomised = chosen & (fate >= self.mask_share) & (fate < self.mask_share + self.random_share)
         input_ids = np.where(masked, self.mask_id, tokens)
@@ -49,10 +66,11 @@ class Masking:
 class MaskedLM(Objective):
     """Predict the tokens behind masks."""
 
-    mlm_probability: float  # of the tokens, those to be predicted
+    mlm_probability: float  # of the tokens, or of the words, those to be predicted
     eval_mlm_probability: float
     mask_share: float  # of the chosen tokens, those replaced by the mask token
     random_share: float  # … by a random token; the rest is kept as it is
+    whole_words: bool = False  # choose words, and not tokens; rows need the column word_starts
 
     name: ClassVar[str] = "masked_lm"
     causal: ClassVar[bool] = False
@@ -62,6 +80,10 @@ class MaskedLM(Objective):
         Metric("masked_accuracy", "correct", "Masked accuracy", "share of masked tokens whose likeliest word is right"),
     )
     task: ClassVar[str] = "fill-mask"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("word_starts",) if self.whole_words else ()
 
     def problems(self) -> Iterator[Problem]:
         if complaint := self.knobs["mlm_probability"].complaint(self.eval_mlm_probability):
@@ -84,7 +106,8 @@ class MaskedLM(Objective):
             special_ids=tuple(sorted(tokenizer.special_ids.values())),
             vocab_size=tokenizer.vocab_size,
         )
-        return masking.apply(row["tokens"].astype(np.int64), generator)
+        word_starts = row["word_starts"] if self.whole_words else None
+        return masking.apply(row["tokens"].astype(np.int64), generator, word_starts)
 
     def evaluation_knobs(self) -> dict[str, float]:
         return {"mlm_probability": self.eval_mlm_probability}
@@ -95,9 +118,13 @@ class MaskedLM(Objective):
     def describe(self, knobs: Mapping[str, float]) -> str:
         kept = 1 - self.mask_share - self.random_share
         return (
-            f"Masked-LM on {knobs['mlm_probability']:.0%} of the tokens: {self.mask_share:.0%} of those become the "
-            f"mask, {self.random_share:.0%} a random token, {kept:.0%} stay."
+            f"Masked-LM on {knobs['mlm_probability']:.0%} of the {self._units}: {self.mask_share:.0%} of those become "
+            f"the mask, {self.random_share:.0%} a random token, {kept:.0%} stay."
         )
 
     def describe_evaluation(self) -> str:
-        return f"with {self.eval_mlm_probability:.0%} of the tokens masked"
+        return f"with {self.eval_mlm_probability:.0%} of the {self._units} masked"
+
+    @property
+    def _units(self) -> str:
+        return "words" if self.whole_words else "tokens"

@@ -49,7 +49,7 @@ class Objective(ABC):
     """Whether the network must not attend to later tokens."""
     knobs: ClassVar[Mapping[str, Knob]] = {}
     columns: ClassVar[tuple[str, ...]] = ()
-    """The columns that a row needs in addition to `tokens` and `lengths`."""
+    """The columns that a row needs beside `tokens` and `lengths`. A data YAML has a key of that name to add it."""
     metrics: ClassVar[tuple[Metric, ...]]
     task: ClassVar[str]
     """Hugging Face's name for the task of the trained model (`pipeline_tag`)."""

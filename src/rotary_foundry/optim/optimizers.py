@@ -6,11 +6,12 @@ from torch import nn
 
 from rotary_foundry.optim.adamw import AdamW
 from rotary_foundry.optim.decay_groups import decay_groups
+from rotary_foundry.optim.lamb import LAMB
 from rotary_foundry.optim.stable_adamw import StableAdamW
 from rotary_foundry.optim.step_metrics import StepMetrics
 from rotary_foundry.recipe.optimizer_settings import OptimizerConfig
 
-CLASSES = {"stable_adamw": StableAdamW, "adamw": AdamW}
+CLASSES = {"stable_adamw": StableAdamW, "adamw": AdamW, "lamb": LAMB}
 
 
 class RecipeOptimizer(Protocol):
@@ -30,5 +31,5 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, max_lr: float) ->
         max_lr: the highest learning rate of the stage.
     """
     arguments = config.arguments()
-    groups = decay_groups(model, arguments["weight_decay"])
+    groups = decay_groups(model, arguments["weight_decay"], config.decay_all)
     return CLASSES[config.name](groups, lr=max_lr, **arguments)

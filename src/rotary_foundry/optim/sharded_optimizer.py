@@ -1,4 +1,4 @@
-"""The base of AdamW and StableAdamW: settings that both have, their state, and the frame of a step.
+"""The base of our optimizers: settings that all have, their state, and the frame of a step.
 
 `step` is defined here and nowhere else: torch wraps the `step` of an optimizer's class to call hooks, so a subclass
 that called `super().step()` would call them twice. Subclasses define `_update` instead.

@@ -17,7 +17,8 @@ class StepMetrics:
     """[params] each: `grad`; `param`, before the step; `moment`, the first, after it; `update`, the step taken,
     learning rate, clipping and weight decay included."""
     clipping: Tensor
-    """[params]: what clipping divided the learning rate (StableAdamW) or the gradient (AdamW) by, 1 or more."""
+    """[params]: what clipping divided the learning rate (StableAdamW) or the gradient (AdamW) by, 1 or more; with LAMB,
+    which does not clip, 1."""
 
     @cached_property
     def totals(self) -> dict[str, float]:

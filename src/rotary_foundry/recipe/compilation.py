@@ -42,6 +42,7 @@ def compile_stages(recipe: Recipe) -> Plan:
             decay=min(parse_tokens(stage.t_decay, tokens), tokens - warmup),  # a stage is whole updates, maybe less
             decay_shape=stage.decay_shape,
             alpha_f=stage.alpha_f,
+            schedule=tuple((parse_tokens(time, tokens), factor) for time, factor in stage.lr_schedule or ()),
         )
         objective = recipe.objective if stage.objective is None else stage.objective
         knobs = {

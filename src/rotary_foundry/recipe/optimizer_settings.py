@@ -24,9 +24,11 @@ class OptimizerConfig:
     name: str
     betas: tuple[float, float]
     eps: float
-    weight_decay: float  # applies to matrices only
+    weight_decay: float
 
     per_stage: ClassVar[tuple[str, ...]] = ("betas", "weight_decay")
+    decay_all: ClassVar[bool] = False
+    """Whether weight decay applies to every tensor, or to matrices only."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (argument, complaint) for every invalid value."""
@@ -86,4 +88,15 @@ class AdamWConfig(OptimizerConfig):
             yield "max_grad_norm", f"{self.max_grad_norm} is not positive and finite; use null for no clipping"
 
 
-OPTIMIZERS: dict[str, type[OptimizerConfig]] = {"stable_adamw": StableAdamWConfig, "adamw": AdamWConfig}
+@dataclass
+class LAMBConfig(OptimizerConfig):
+    """LAMB as in bert4keras. Weight decay is part of the update and applies to every tensor; no clipping."""
+
+    decay_all: ClassVar[bool] = True
+
+
+OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
+    "stable_adamw": StableAdamWConfig,
+    "adamw": AdamWConfig,
+    "lamb": LAMBConfig,
+}

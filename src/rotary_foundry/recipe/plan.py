@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rotary_foundry.recipe.knobs import KnobSchedule
-from rotary_foundry.recipe.schedules import warmup_stable_decay
+from rotary_foundry.recipe.schedules import piecewise_linear, warmup_stable_decay
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Rollback:
 
 @dataclass(frozen=True)
 class LearningRate:
-    """A stage's learning rate: warm-up, constant, decay."""
+    """A stage's learning rate: warm-up, constant, decay; or lines between the points of `schedule`."""
 
     peak: float
     start_token: int
@@ -42,10 +42,18 @@ class LearningRate:
     decay: int  # tokens
     decay_shape: str
     alpha_f: float
+    schedule: tuple[tuple[int, float], ...] = ()  # (tokens of the stage, factor of the peak)
+
+    @property
+    def turns(self) -> list[int]:
+        """The tokens at which the warm-up ends, or a line of the schedule."""
+        return [self.start_token + tokens for tokens, _ in self.schedule or ((self.warmup, 1.0),)]
 
     def at(self, token: int) -> float:
         """The learning rate of an update that starts at `token`."""
         elapsed, total = token - self.start_token, self.end_token - self.start_token
+        if self.schedule:
+            return self.peak * piecewise_linear(elapsed, self.schedule)
         return self.peak * warmup_stable_decay(elapsed, total, self.warmup, self.decay, self.decay_shape, self.alpha_f)
 
 

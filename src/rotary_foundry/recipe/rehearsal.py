@@ -14,6 +14,7 @@ There are three decisions:
 from bisect import bisect_right
 from dataclasses import replace
 from math import gcd
+from typing import Any
 
 from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.recipe.plan import Plan
@@ -53,6 +54,7 @@ def rehearsal(recipe: Recipe, plan: Plan, world_size: int) -> Recipe:
                 small.stages[name],
                 t_warmup=clock.stretch(_start(plan, name), _within(plan, name, stage.t_warmup)),
                 t_decay=clock.stretch_before(plan.stage_ends[name], _within(plan, name, stage.t_decay)),
+                lr_schedule=stage.lr_schedule and _schedule(clock, plan, name, stage.lr_schedule),
             )
             for name, stage in recipe.stages.items()
         },
@@ -135,7 +137,15 @@ def _shortened(stage: StageConfig, rows: int, unit: int | None) -> StageConfig:
         batch_size_ramp=ramp,
         t_warmup="0tok",
         t_decay="0tok",
+        lr_schedule=None,
     )
+
+
+def _schedule(clock: _Clock, plan: Plan, stage: str, points: list[list[Any]]) -> list[list[Any]]:
+    """Map the points of a learning rate's schedule; where two meet at one token, the later is kept."""
+    start = _start(plan, stage)
+    mapped = {clock.stretch(start, _within(plan, stage, time)): factor for time, factor in points}
+    return [[time, factor] for time, factor in mapped.items()]
 
 
 def _times(trigger: Trigger) -> list[str]:

@@ -1,10 +1,11 @@
 """Durations in tokens, and the learning rate as a share of its peak.
 
-`warmup_stable_decay` is a pure function in any unit of time. Composer has no such schedule, and it steps its schedulers
-one update late (algorithms/segment_switch.py), so the plan computes the learning rate.
+`warmup_stable_decay` and `piecewise_linear` are pure functions in any unit of time. Composer has no such schedules, and
+it steps its schedulers one update late (algorithms/segment_switch.py), so the plan computes the learning rate.
 """
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import cos, pi, sqrt
 
@@ -30,6 +31,18 @@ def warmup_stable_decay(
     if decayed <= 0:
         return 1.0
     return alpha + (1 - alpha) * DECAYS[decay](min(1.0, decayed / t_decay))
+
+
+def piecewise_linear(elapsed: float, points: Sequence[tuple[float, float]]) -> float:
+    """Return the value at `elapsed` of the lines between points (time, value); after the last point, its value.
+
+    Times increase, and the first is 0.
+    """
+    after = bisect_right(points, elapsed, key=lambda point: point[0])
+    if after == len(points):
+        return points[-1][1]
+    (start, first), (end, last) = points[after - 1 : after + 1]
+    return first + (last - first) * (elapsed - start) / (end - start)
 
 
 def parse_tokens(value: str, duration: int | None = None) -> int:

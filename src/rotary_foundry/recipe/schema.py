@@ -79,6 +79,7 @@ class StageConfig:
     t_decay: str = "0tok"  # at the end of the stage
     decay_shape: str = "one_minus_sqrt"  # or linear, or cosine
     alpha_f: float = 1.0  # the last learning rate as a multiple of the peak
+    lr_schedule: list[Any] | None = None  # instead of the four above: lines between points [time, factor of lr]
     batch_size_ramp: BatchSizeRamp | None = None
     mixture: dict[str, float] | None = None  # share of the rows by source; null: every row once an epoch
     objective: Any = None  # like the recipe's `objective`, which null stands for

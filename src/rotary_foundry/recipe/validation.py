@@ -1,9 +1,11 @@
 """Check the values of a recipe beyond their types, before a process group, a device or a shard is used."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from math import inf
 from os.path import abspath
+from typing import Any
 
 from rotary_foundry.recipe import extension_names
 from rotary_foundry.recipe.knobs import knob_complaint
@@ -142,6 +144,7 @@ def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
     if not 0 <= stage.alpha_f <= 1:
         yield "alpha_f", f"{stage.alpha_f} is not in [0, 1]"
     yield from _mixture(stage, sources)
+    yield from _one_schedule(stage)
     try:
         duration = parse_tokens(stage.duration)
     except ValueError as error:
@@ -160,8 +163,46 @@ def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
         both = within["t_warmup"] + within["t_decay"]
         if both > duration + 1:  # 0.5dur of an odd duration is rounded, twice
             yield "t_decay", f"warm-up and decay together take {both:_} tokens, the stage has {duration:_}"
+    if stage.lr_schedule is not None and (complaint := _schedule_complaint(stage.lr_schedule, duration)):
+        yield "lr_schedule", complaint
     if not bad:
         yield from _ramp(stage)
+
+
+def _one_schedule(stage: StageConfig) -> Iterator[Problem]:
+    """Check that the keys of warm-up and decay are not set beside `lr_schedule`."""
+    defaults = {field.name: field.default for field in fields(StageConfig)}
+    for key in ("t_warmup", "t_decay", "decay_shape", "alpha_f"):
+        if stage.lr_schedule is not None and getattr(stage, key) != defaults[key]:
+            yield (
+                "lr_schedule",
+                f"is set, and {key} ({getattr(stage, key)}) too; a stage has one or the other: set lr_schedule to "
+                f"null, or {key} to {defaults[key]}",
+            )
+
+
+def _schedule_complaint(points: Sequence[Any], duration: int) -> str | None:
+    """Return what is wrong with the points of a stage of `duration` tokens; None if nothing is."""
+    before = -1
+    for point in points:
+        if not isinstance(point, Sequence) or isinstance(point, str) or len(point) != 2:
+            return f"{point!r} is not a pair [time, factor] such as [0.1dur, 0.5]"
+        time, factor = point
+        tokens = _attempt(parse_tokens, str(time), duration)
+        if isinstance(tokens, ValueError):
+            return str(tokens)
+        if before < 0 and tokens != 0:
+            return f"begins at {time}; give the factor at the stage's beginning first, as [0tok, 0]"
+        if tokens <= before:
+            return f"{time} does not come after the time before it, {before:_} tokens; give the times in order"
+        if tokens > duration:
+            return f"{time} is {tokens:_} tokens, which do not lie within the stage's {duration:_}"
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor <= 1:
+            return f"the factor at {time} is {factor!r}, which is not in [0, 1]; lr is the highest learning rate"
+        before = tokens
+    if not any(factor for _, factor in points):
+        return "expected points [time, factor] with a factor above 0; for a warm-up and a decay, set it to null"
+    return None
 
 
 def _rollback(rollback: RollbackConfig) -> Iterator[Problem]:

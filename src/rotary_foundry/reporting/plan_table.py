@@ -162,10 +162,10 @@ def _tokens(segments: list[Segment] | tuple[Segment, ...]) -> int:
 
 
 def rates(first: Segment, last: Segment) -> str:
-    """The learning rates from one segment to another: the first, the peak if it is reached between, the last."""
+    """The learning rates from one segment to another: the first, those at turns of the schedule between, the last."""
     start, end, learning_rate = first.start_token, last.end_token, first.learning_rate
-    peak = [learning_rate.peak] if start < learning_rate.start_token + learning_rate.warmup < end else []
-    values = [number(rate) for rate in (learning_rate.at(start), *peak, last.learning_rate.at(end))]
+    between = [learning_rate.at(token) for token in learning_rate.turns if start < token < end]
+    values = [number(rate) for rate in (learning_rate.at(start), *between, last.learning_rate.at(end))]
     return " → ".join(value for value, before in zip(values, [None, *values], strict=False) if value != before)
 
 
