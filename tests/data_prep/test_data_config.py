@@ -57,6 +57,12 @@ def test_the_nano_configuration_loads_and_takes_overrides():
         ({"sources": {"r": {"reader": "distribution_readmes", "path": "."}}}, "sources.r.path", "takes no path"),
         ({"sources": {"c": {"reader": "python_files", "text_column": "t"}}}, "sources.c.text_column", "no columns"),
         ({"sources": {"mine": {"reader": "text", "path": ".", "split": "x"}}}, "sources.mine.split", "Hugging Face"),
+        (
+            {"sources": {"c": {"reader": "python_files", "separator": "("}}},
+            "sources.c.separator",
+            "regular expression, got",
+        ),
+        ({"sources": {"c": {"reader": "python_files", "remove": "(a)"}}}, "sources.c.remove", "without groups"),
         ({"tokenizer": {}}, "tokenizer", "either"),
         ({"tokenizer": {"train": {"vocab_size": 512}, "path": "x"}}, "tokenizer", "either"),
         ({"tokenizer": {"train": {"vocab_size": 260}}}, "tokenizer.train.vocab_size", "too small"),

@@ -36,7 +36,7 @@ def read_listing(reader: str, path: Path, column: str | None = None) -> tuple[li
     [
         (b'{"text": "cut o', "not valid JSON"),
         (b'{"text": "caf\xe9"}', "not UTF-8: invalid continuation byte at byte 13 of the line"),
-        (b'["text"]', "expected a JSON object on each line, got '[\"text\"]'"),
+        (b"[3]", "expected a JSON object on each line, got '[3]'"),
         (b'{"body": "x", "title": "y"}', "no column 'text'; the columns there are 'body', 'title'"),
         (b'{"text": null}', "column 'text' holds null, which is not text"),
         (b'{"text": 5}', "column 'text' holds 5, which is not text"),

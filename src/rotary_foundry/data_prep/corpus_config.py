@@ -179,17 +179,30 @@ def _source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str
     if source.path is not None and reader.path == "none":
         yield f"{key}.path", f"the reader {source.reader} takes no path"
     if source.path is not None and not reader.hugging_face and not matches(source.path):
-        yield f"{key}.path", f"nothing is there: {source.path}"
+        remedy = f"; install it: {source.install}" if source.install else ""
+        yield f"{key}.path", f"nothing is there: {source.path}{remedy}"
     if source.text_column is not None and not reader.text_column:
         yield f"{key}.text_column", f"the reader {source.reader} reads no columns"
     for only in ("name", "split"):
         if getattr(source, only) is not None and not reader.hugging_face:
             yield f"{key}.{only}", f"the reader {source.reader} takes none; it is for Hugging Face data sets"
+    for only in ("separator", "remove"):
+        if (pattern := getattr(source, only)) is not None:
+            yield from _reported(f"{key}.{only}", lambda pattern=pattern: _check_pattern(pattern))
     if source.filters:
         from rotary_foundry.data_prep.filters import make_filter
 
         for entry in source.filters:
             yield from _reported(f"{key}.filters", lambda entry=entry: make_filter(entry))
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ConfigurationError(f"expected a regular expression, got '{pattern}': {error}") from error
+    if groups:
+        raise ConfigurationError(f"expected a regular expression without groups, got '{pattern}'; write (?:…) for (…)")
 
 
 def _tokenizer_problems(tokenizer: TokenizerConfig) -> Iterable[tuple[str, str]]:

@@ -39,6 +39,8 @@ from rotary_foundry.runs.run_lock import LOCK, LockFile, RunLock
 from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 
+LATER = ("separator", "remove")  # keys of a source that were added later; its settings have them only if they are given
+
 FORMAT = 2  # raised whenever the same texts and settings would give different shards
 
 SETTINGS, ARRIVING = "settings.json", "settings.arriving"  # of a work folder
@@ -96,7 +98,11 @@ def settings(config: CorpusConfig) -> dict:
     return {
         "format": FORMAT,
         "sources": {
-            name: {key: value for key, value in asdict(source).items() if key != "path"}
+            name: {
+                key: value
+                for key, value in asdict(source).items()
+                if key not in ("path", "install") and (value is not None or key not in LATER)
+            }
             for name, source in config.sources.items()
         },
         "files": {name: readers.fingerprint(source) for name, source in config.sources.items()},

@@ -14,8 +14,9 @@ so that a configuration is checked without importing pyarrow, datasets or Stream
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -57,6 +58,9 @@ class SourceConfig:
     text_column: str | None = None  # the column of the text, in files with columns; default: "text"
     name: str | None = None  # the configuration of a Hugging Face data set
     split: str | None = None  # the split of a Hugging Face data set; default: "train"
+    separator: str | None = None  # a regular expression that divides a document into several
+    remove: str | None = None  # a regular expression whose matches are removed from documents
+    install: str | None = None  # the command that provides `path`, for the error if nothing is there
     filters: list[Any] = field(default_factory=list)  # datatrove's by name, with or without arguments; see `filters.py`
 
 
@@ -78,8 +82,10 @@ def _packed(*extensions: str) -> tuple[str, ...]:
 READERS = {
     "csv": Reader("files", path="required", text_column=True, extensions=_packed(".csv")),
     "distribution_readmes": Reader("installed_packages", path="none"),
+    "html": Reader("documentation", path="required", extensions=_packed(".html", ".htm")),
     "huggingface": Reader("hugging_face", path="required", text_column=True, hugging_face=True),
     "jsonl": Reader("files", path="required", text_column=True, extensions=_packed(".jsonl", ".json")),
+    "man": Reader("documentation", path="required", extensions=_packed(*(f".{section}" for section in range(1, 10)))),
     "mds": Reader("mds", path="required", text_column=True),
     "parquet": Reader("files", path="required", text_column=True, extensions=(".parquet",)),
     "python_docstrings": Reader("installed_packages", path="optional", extensions=(".py",)),
@@ -113,16 +119,25 @@ def fingerprint(source: SourceConfig) -> str:
 def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
     """Yield the documents of a part, in order.
 
-    A document's id is its origin: "file:line", counted from 1, or "file:row", counted from 0. Its metadata hold only
-    `url`, if the source has one.
+    A document's id is its origin: "file:line", counted from 1, or "file:row", counted from 0. If the source has a
+    `separator`, "#" and the number of the piece follow, counted from 0. Its metadata hold only `url`, if there is one.
 
     Raises:
         DataError: a file cannot be read or has no text column, or there are more bad documents than `bad` allows.
     """
     try:
-        yield from _module(source).read(source, part, bad)
+        for document in _module(source).read(source, part, bad):
+            yield from _edited(source, document)
     except ImportError as error:
         raise DataError(f"the reader {source.reader} needs {install_command('filters')}: {error}") from error
+
+
+def _edited(source: SourceConfig, document: Document) -> Iterator[Document]:
+    """Divide a document at the source's `separator`, and then remove what matches `remove`."""
+    texts = [document.text] if source.separator is None else re.split(source.separator, document.text)
+    for number, text in enumerate(texts):
+        id_ = document.id if source.separator is None else f"{document.id}#{number}"
+        yield replace(document, text=text if source.remove is None else re.sub(source.remove, "", text), id=id_)
 
 
 def matches(path: str) -> list[str]:

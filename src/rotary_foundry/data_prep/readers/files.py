@@ -121,7 +121,7 @@ class Files(BaseDiskReader):
 
 
 class Jsonl(Files, JsonlReader):
-    """One document a line; blank lines are skipped."""
+    """One document a line; blank lines are skipped. A line may also be a list of texts."""
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         first = True
@@ -131,9 +131,13 @@ class Jsonl(Files, JsonlReader):
                     continue
                 where = f"{self.path(filepath)}:{number}"
                 try:
-                    row = _json_object(line)
+                    row = _json_row(line)
                 except ValueError as error:
                     self.bad.add(where, str(error))
+                    continue
+                if isinstance(row, list):
+                    for place, text in enumerate(row):
+                        yield from self.document(text, f"{where}[{place}]")
                     continue
                 if first:
                     check_column(self.text_key, row, where)
@@ -318,17 +322,17 @@ def _is_fault(error: Exception) -> bool:
     return isinstance(error, BaseError)
 
 
-def _json_object(line: bytes) -> dict:
-    """Parse a line as a JSON object.
+def _json_row(line: bytes) -> dict | list[str]:
+    """Parse a line as a JSON object, or as a list of texts.
 
     Raises:
-        ValueError: the line is not a JSON object.
+        ValueError: the line is neither.
     """
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:
         row = _lenient_json(line)
-    if not isinstance(row, dict):
+    if not isinstance(row, dict) and not (isinstance(row, list) and all(isinstance(text, str) for text in row)):
         raise ValueError(f"expected a JSON object on each line, got {line.strip()[:40].decode(errors='replace')!r}")
     return row
 
