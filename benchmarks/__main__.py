@@ -4,6 +4,7 @@ An hour and a half on two cores. With names of parts (shards, speed, memory, flo
 start) only those are measured, and take their places in results.md.
 """
 
+import os
 import platform
 import statistics
 import sys
