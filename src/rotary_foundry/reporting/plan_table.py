@@ -61,7 +61,7 @@ def plan_table(plan: Plan) -> Table:
         ("tokens", f"{plan.total_tokens:,}"),
     ):
         table.add_column(heading, total, justify="right", no_wrap=True)
-    table.add_column("lr", no_wrap=True)
+    table.add_column("lr")  # wraps: a schedule of many points is long
     knobs = changing_knobs(plan)
     for name in knobs:
         table.add_column(name, justify="right", no_wrap=True)

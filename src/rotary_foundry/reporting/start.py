@@ -127,7 +127,7 @@ def _stage_table(recipe: Recipe, plan: Plan, most: int) -> Table:
     knobs = changing_knobs(plan)
     for heading in ("stage", "tokens", "rows", "length", "lr", *knobs):
         right = heading not in ("stage", "lr")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "lr")
     for stage in list(recipe.stages)[:most]:
         segments = [segment for segment in plan.segments if segment.stage == stage]
         first, last = segments[0], segments[-1]
