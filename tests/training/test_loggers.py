@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rotary_foundry import load_recipe
 from rotary_foundry.loggers.metric_keys import METRICS, X_AXIS
+from rotary_foundry.models.family import families
 from rotary_foundry.runs.environment import commit
 from rotary_foundry.runs.run_folder import RunFolder, read_lines
 from rotary_foundry.training.loggers import loggers
@@ -50,12 +51,14 @@ def test_every_update_is_a_row_of_wandb_at_the_token_that_it_ended_with(alone, r
     assert steps == sorted(set(steps))
 
 
-def test_the_table_of_keys_is_what_a_run_logs(recorded):
+def test_the_table_of_keys_is_what_a_run_logs(tiny, recorded):
     found = {key for row in recorded.history for key in row if not OF_WANDB.fullmatch(key)}
     names = {metric.name for metric in METRICS}
     assert [key for key in sorted(found) if not any(pattern(name).fullmatch(key) for name in names)] == []
     missing = {name for name in names if not any(pattern(name).fullmatch(key) for key in found)}
-    assert missing == NOT_ON_CPU | NOT_SO_SOON
+    of_others = {f"recipe/{knob}" for family in families() for knob in family.knobs if f"recipe/{knob}" not in found}
+    assert of_others.isdisjoint(f"recipe/{knob}" for knob in load_recipe(tiny.recipe).family.knobs)
+    assert missing == NOT_ON_CPU | NOT_SO_SOON | of_others
 
 
 def test_the_loss_after_a_rollback_is_a_line_of_its_own(alone, recorded):

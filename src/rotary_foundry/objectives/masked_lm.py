@@ -5,9 +5,10 @@ are never chosen. Each row has its own generator, so masks do not depend on how 
 workers or microbatches, and a row that is drawn again gets a new mask.
 
 With `whole_words`, the unit of choice is a word (column `word_starts` of a row) and not a token: all tokens of a chosen
-word become the mask, or each becomes a random token of its own, or all are kept, and all are predicted. This is
-RoFormerV2's masking (`train_mlm.py`), with two differences: a word that holds a special token, such as [UNK], is never
-chosen, and a random token is any of the vocabulary (there, id 0 is left out), as without `whole_words`.
+word become the mask, or each becomes a random token of its own, or all are kept, and all are predicted. It is
+the masking of `train_mlm.py` in ZhuiyiTechnology/roformer-v2, with two differences: a word that holds a special token,
+such as [UNK], is never chosen, and a random token is any of the vocabulary (there, id 0 is left out), as without
+`whole_words`.
 """
 
 from collections.abc import Iterator, Mapping

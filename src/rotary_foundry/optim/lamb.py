@@ -1,7 +1,7 @@
 """LAMB: Adam whose step on each tensor is as long as the tensor, times the learning rate (arXiv 1904.00962).
 
 u = m / (sqrt(v) + eps) + weight_decay · w, and a step adds -lr · (‖w‖ / ‖u‖) · u, with the norms of the *whole* tensor.
-This is the form of bert4keras (`optimizers.py`), with which RoFormerV2 was trained. There are four decisions in it:
+This is the form of bert4keras (`optimizers.py`). There are four decisions in it:
 
 - The moments are not debiased.
 - Weight decay is part of u, so the ratio covers it, and every tensor decays, those of one dimension too.
