@@ -65,22 +65,22 @@ class _Blocks(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list) -> None:
         self._left_out += tag in LEFT_OUT
         self._formatted += tag == "pre"
-        self._space(tag)
+        self._break(tag)
+        if tag in ("td", "th") and not self._left_out:
+            self.text.append(" ")
 
     def handle_endtag(self, tag: str) -> None:
         self._left_out = max(0, self._left_out - (tag in LEFT_OUT))
         self._formatted = max(0, self._formatted - (tag == "pre"))
-        self._space(tag)
+        self._break(tag)
 
     def handle_data(self, data: str) -> None:
         if not self._left_out:
             self.text.append(data if self._formatted else re.sub(r"\s+", " ", data))
 
-    def _space(self, tag: str) -> None:
+    def _break(self, tag: str) -> None:
         if not self._left_out and tag in BLOCKS:
             self.text.append("\n")
-        elif not self._left_out and tag in ("td", "th"):
-            self.text.append(" ")
 
 
 # Requests of man(7) and mdoc(7): those that begin a line, headings, those whose arguments are text, and those whose
