@@ -9,7 +9,6 @@ ALLOWED = {  # by file, what a line that names one says
     "models/family.py": '": "rotary_foundry.models.',
     "models/growing.py": "as ModernBERT-large began from base (arXiv 2412.13663",
     "models/layers/attention_flash.py": "which is ModernBERT's own division of work",
-    "objectives/masked_lm.py": "`train_mlm.py` in ZhuiyiTechnology/roformer-v2",
     "recipe/schedules.py": "# arXiv 2405.18392, and ModernBERT",
 }
 

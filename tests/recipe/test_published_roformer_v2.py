@@ -1,4 +1,4 @@
-"""roformer_v2_*.yaml have the numbers that were published (ZhuiyiTechnology/roformer-v2, train_mlm.py and its README)."""
+"""roformer_v2_*.yaml have the published numbers (ZhuiyiTechnology/roformer-v2, train_mlm.py and its README)."""
 
 import pytest
 
