@@ -9,7 +9,7 @@ from rotary_foundry import load_recipe
 from rotary_foundry.reporting.transitions import print_transitions, transitions
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.runs.run_lock import LOCK
-from rotary_foundry.training.rehearsal_stand_ins import _forget_another
+from rotary_foundry.training.rehearsal_stand_ins import _forget_another, _small_corpus
 from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 
 
@@ -77,3 +77,8 @@ def test_a_rehearsal_takes_the_place_of_another_but_never_of_a_run(tmp_path):
             with pytest.raises(ConfigurationError, match="a run that is not a rehearsal has the name"):
                 _forget_another(recipe, folder)
             assert folder.checkpoints.exists()
+
+
+@pytest.mark.parametrize(("overrides", "kind"), [([], None), (["objective.whole_words=true"], "pre_tokenizer")])
+def test_stand_ins_have_word_starts_where_an_objective_needs_them(overrides, kind):
+    assert _small_corpus(load_recipe("yamls/main/nano.yaml", overrides)).word_starts == kind

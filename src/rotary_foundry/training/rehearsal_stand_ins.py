@@ -75,12 +75,14 @@ def _forget_another(recipe: Recipe, folder: RunFolder) -> None:
 
 def _small_corpus(recipe: Recipe) -> CorpusConfig:
     readers = zip(recipe.data.sources, cycle(READERS), strict=False)
+    columns = {column for stage in recipe.stages for column in recipe.objective_of(stage).columns}
     return CorpusConfig(
         sources={source: SourceConfig(reader=reader) for source, reader in readers},
         tokenizer=TokenizerConfig(train=TrainTokenizer(VOCABULARY)),
         row_lengths=list(dict.fromkeys(stage.row_length for stage in recipe.stages.values())),
         out=recipe.data.local,
         validation=0.05,
+        word_starts="pre_tokenizer" if "word_starts" in columns else None,
         executor={"local": {"workers": 1}},  # this process is one of a run's ranks
     )
 
