@@ -1,13 +1,21 @@
 """Compiled layers stay compiled through a whole recipe: lengths, theta, training and evaluation."""
 
+import pytest
 import torch
 
-from tests.models.peers import masked, our_network, pack
+from tests.models import peers, roformer_v2_peers
+from tests.models.peers import masked, pack
+
+CHANGES = {  # what a recipe may change between updates, as several steps
+    peers: [{"rope_theta": 10_000.0}, {"rope_theta": 160_000.0}],
+    roformer_v2_peers: [{"residual_scale": scale, "rope_theta": 1000 / (1 + scale)} for scale in (0.0, 0.25, 0.5, 1.0)],
+}
 
 
-def test_no_change_of_a_recipe_exhausts_the_graphs_that_torch_allows_a_function():
+@pytest.mark.parametrize("family", CHANGES, ids=lambda family: family.FAMILY.name)
+def test_no_change_of_a_recipe_exhausts_the_graphs_that_torch_allows_a_function(family):
     """Beyond eight it would go on without compiling, and only a warning would say so."""
-    network = our_network(num_hidden_layers=7)
+    network = family.our_network(num_hidden_layers=7)
     torch._dynamo.reset()
     graphs = 0
 
@@ -19,8 +27,9 @@ def test_no_change_of_a_recipe_exhausts_the_graphs_that_torch_allows_a_function(
     for layer in network.blocks:
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=count)
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for theta in (10_000.0, 160_000.0):
-            network.set_knob("rope_theta", theta)
+        for step, knobs in enumerate(CHANGES[family]):
+            for name, value in knobs.items():
+                network.set_knob(name, value)
             for lengths in ((40, 300), (7, 7, 500), (1000,)):
                 input_ids, cu_seqlens = pack(*lengths)
                 network.train()
@@ -28,6 +37,6 @@ def test_no_change_of_a_recipe_exhausts_the_graphs_that_torch_allows_a_function(
                 network.eval()
                 with torch.no_grad():
                     network(input_ids, cu_seqlens)
-            if theta == 10_000.0:
+            if step == 0:
                 first = graphs
-    assert graphs == first, "theta alone is no reason to compile anew"
+    assert graphs == first, "a knob alone is no reason to compile anew"

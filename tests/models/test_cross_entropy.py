@@ -34,6 +34,17 @@ def test_loss_and_gradients_are_those_of_the_whole(monkeypatch, tokens_a_chunk):
     torch.testing.assert_close(gradients, torch.autograd.grad(factor * expected, (hidden, weight, bias)))
 
 
+def test_an_output_may_have_no_bias():
+    hidden, weight, bias, targets = inputs(40)
+    found = linear_cross_entropy(hidden, weight, None, targets)
+    expected = linear_cross_entropy(hidden, weight, torch.zeros_like(bias), targets)
+    torch.testing.assert_close(found, expected)
+    gradients = torch.autograd.grad(found.cross_entropy, (hidden, weight))
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected.cross_entropy, (hidden, weight)))
+    nothing = linear_cross_entropy(hidden[:0], weight, None, targets[:0])
+    assert not torch.autograd.grad(nothing.cross_entropy, weight)[0].any()
+
+
 def test_under_autocast_gradients_are_off_by_the_rounding_of_bf16_only():
     hidden, weight, bias, targets = inputs(64)
     exact = torch.autograd.grad(linear_cross_entropy(hidden, weight, bias, targets).cross_entropy, (hidden, weight))

@@ -117,7 +117,10 @@ def test_a_token_of_it_sees_none_after_it_and_no_other_document():
     ("override", "says"),
     [
         ("model.family=tinny", "'model.family': 'tinny' is not a model family; did you mean 'tiny'?"),
-        ("model.family=llama", "'model.family': 'llama' is not a model family; known here are modernbert, tiny"),
+        (
+            "model.family=llama",
+            "'model.family': 'llama' is not a model family; known here are modernbert, roformer_v2, tiny",
+        ),
         ("model.heads=5", "'model.heads': 5 heads of an even size do not divide a width of 32"),
         ("model.num_hidden_layers=3", "unknown key 'model.num_hidden_layers'"),
         ("model.residual_scale=null", "'model.residual_scale' is required and not given"),

@@ -55,8 +55,20 @@ NANO = Path("yamls/main/nano.yaml")
         ("stages.decay.mlm_probabilty=0.2", "'stages.decay.mlm_probabilty'; did you mean 'mlm_probability'?"),
         ("stages.decay.mlm_probability={start: 0.3, end: 2}", "'stages.decay.mlm_probability': end: 2 is not a number"),
         ("stages.decay.mlm_probability={start: 0.3}", "a schedule needs start and end; 'end' is missing"),
-        ("stages.decay.rope_theta={start: 1, end: 2, to: 3}", "unknown key 'to'; a schedule has start, end and shape"),
+        ("stages.decay.rope_theta={start: 1, end: 2, to: 3}", "unknown key 'to'; a schedule has start, end, shape"),
         ("stages.decay.rope_theta={start: 1, end: 2, shape: log}", "shape 'log' is not one of one_minus_sqrt, linear"),
+        *(
+            (
+                f"stages.decay.rope_theta={{start: 1, end: 2, duration: {duration}}}",
+                f"'stages.decay.rope_theta': duration: {says}",
+            )
+            for duration, says in (
+                ("2ba", "'2ba' is not a number of tokens, such as 1_000_000tok or 0.5dur"),
+                ("7", "'7' is not a number of tokens"),
+                ("0tok", "expected 1 to 131_072 tokens, those of the stage, got 0"),
+                ("1.5dur", "expected 1 to 131_072 tokens, those of the stage, got 196_608"),
+            )
+        ),
         ("objective.mask_share=0.95", "sum ≤ 1"),
         ("optimizer.betas=[0.9]", "length 1 does not match"),
         ("optimizer.eps=0", "not positive"),

@@ -103,3 +103,13 @@ def test_a_ramp_of_a_thousand_sizes_is_too_long_to_rehearse():
     overrides = ["stages.pretrain.batch_size_ramp={initial: 2, increment: 2, duration: 1_000_000_000_000tok}"]
     with pytest.raises(ConfigurationError, match="a ramp with fewer sizes"):
         rehearsed(load_recipe("yamls/main/large.yaml", overrides), 2)
+
+
+def test_a_knob_that_moves_over_a_duration_moves_over_the_same_share_of_its_segment():
+    full = load_recipe("yamls/main/base.yaml", ["stages.extend.rope_theta={start: 1, end: 3, duration: 0.25dur}"])
+    small = rehearsed(full, 2)
+    for recipe in (full, small):
+        (segment,) = [segment for segment in compile_plan(recipe).segments if segment.stage == "extend"]
+        tokens = segment.end_token - segment.start_token
+        schedule = segment.knobs["rope_theta"]
+        assert schedule.end_token - segment.start_token == pytest.approx(tokens / 4, rel=1e-3)

@@ -27,12 +27,16 @@ TASKS = {"sequence": "text-classification", "token": "token-classification"}
 
 FILL_MASK = """from transformers import pipeline
 
-fill = pipeline("fill-mask", model="the path of this directory")
-fill(f"One word is {fill.tokenizer.mask_token} here.")
+fill = pipeline("fill-mask", model="the path of this directory"{arguments})
+fill(f"One word is {{fill.tokenizer.mask_token}} here.")
 """
 CLASSIFIERS = (
     "`AutoModelForSequenceClassification` and `AutoModelForTokenClassification` load it for fine-tuning: the "
     "prediction head becomes theirs, the classifier is new."
+)
+OWN_CODE = (
+    "transformers does not have this model, and none of its classes computes it. The directory carries the code, "
+    "{files}, which `trust_remote_code=True` runs."
 )
 
 
@@ -132,14 +136,19 @@ def _head(
 
 
 def _use(family: Family, head: Head | None) -> str:
+    code = family.huggingface.code
+    files = ", ".join(f"`{path.name}`" for path in code)
+    notice = [OWN_CODE.format(files=files)] if code else []
     if head is not None:
-        return (
+        made = (
             f"Made for fine-tuning with `{family.huggingface.classifiers[head.of]}`. The encoder and `head.*` are "
             "pretrained; **`classifier.*` is new and knows nothing**: random, "
             f"for the labels {', '.join(head.labels)} (seed {head.seed})."
         )
-    example = f"```python\n{FILL_MASK}```\n\n" if family.huggingface.task == "fill-mask" else ""
-    return example + CLASSIFIERS
+        return _text([made, *notice])
+    example = FILL_MASK.format(arguments=", trust_remote_code=True" if code else "")
+    fill_mask = [f"```python\n{example}```"] if family.huggingface.task == "fill-mask" else []
+    return _text([*fill_mask, CLASSIFIERS, *notice])
 
 
 def _begun(init_from: str | None) -> str:

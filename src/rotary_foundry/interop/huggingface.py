@@ -46,7 +46,9 @@ def export_model(
     card: str | None = None,
     head: Head | None = None,
 ) -> None:
-    """Write a directory that `AutoModelForMaskedLM` and `AutoTokenizer` load, with no code of ours.
+    """Write a directory that `AutoModelForMaskedLM` and `AutoTokenizer` load without this package.
+
+    A model that transformers does not have is written with its code, for `trust_remote_code=True`.
 
     Args:
         network_state: the parameters of a network; written in float32.
@@ -62,13 +64,14 @@ def export_model(
         ConfigurationError: `out_dir` holds anything but an export.
         DataError: the tokenizer cannot be read or does not fit the model.
     """
-    _refuse_foreign(out_dir)
+    _refuse_foreign(out_dir, {path.name for path in family.huggingface.code})
     tokenizer = _load_tokenizer(tokenizer_dir, shape)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}-", dir=out_dir.parent) as work:
         new = Path(work) / "new"
         new.mkdir()
-        tensors = dict(network_state) if head is None else head.in_place_of_output(family, network_state)
+        state = network_state if head is None else head.in_place_of_output(family, network_state)
+        tensors = family.huggingface.stored_tensors(state, shape, knobs)
         for name, tensor in tensors.items():
             tensors[name] = tensor.detach().to("cpu", torch.float32).contiguous()
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
@@ -76,6 +79,8 @@ def export_model(
         theirs = family.huggingface.write_config(shape, knobs, tokenizer, max_position_embeddings)
         theirs.update({} if head is None else head.settings(family))
         theirs.save_pretrained(new)
+        for path in family.huggingface.code:
+            shutil.copyfile(path, new / path.name)
         if card is not None:
             (new / CARD).write_text(card, encoding="utf-8")
         for name in TOKENIZER_FILES:
@@ -110,7 +115,7 @@ def open_directory(path: Path) -> tuple[Shape, dict[str, float], Weights]:
     """
     family = family_of(path)
     shape, knobs = family.huggingface.read_config(path)
-    weights = SafetensorsWeights(path, family)
+    weights = family.huggingface.our_weights(SafetensorsWeights(path, family), shape)
     if read_config(path).get("tie_word_embeddings") is False:
         for name in family.tied.keys() - weights.shapes.keys():
             raise DataError(f"{path / CONFIG}: tie_word_embeddings is False, but there is no tensor {name}")
@@ -160,12 +165,12 @@ def _load_tokenizer(path: Path, shape: Shape) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _refuse_foreign(out_dir: Path) -> None:
+def _refuse_foreign(out_dir: Path, code: set[str]) -> None:
     if not out_dir.exists():
         return
     if not out_dir.is_dir():
         raise ConfigurationError(f"{out_dir}: expected a directory, found a file; choose another place")
-    foreign = sorted({path.name for path in out_dir.iterdir()} - {CONFIG, WEIGHTS, CARD, *TOKENIZER_FILES})
+    foreign = sorted({path.name for path in out_dir.iterdir()} - {CONFIG, WEIGHTS, CARD, *TOKENIZER_FILES, *code})
     if (out_dir / CARD).is_file() and f"- {TAG}\n" not in (out_dir / CARD).read_text(
         encoding="utf-8", errors="replace"
     ):

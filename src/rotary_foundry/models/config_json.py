@@ -25,17 +25,17 @@ def read_config(directory: Path) -> dict:
 
 
 def find_family_of(directory: Path) -> Family | None:
-    """Return the family of the model in a directory, by its model_type; None if it is not one of our families.
+    """Return the family of the model in a directory, by its config.json; None if it is not one of our families.
 
     Raises:
         DataError: config.json is missing or broken.
     """
-    model_type = read_config(directory).get("model_type")
-    return next((family for family in families() if family.huggingface.model_type == model_type), None)
+    written = read_config(directory)
+    return next((family for family in families() if family.huggingface.recognises(written)), None)
 
 
 def family_of(directory: Path) -> Family:
-    """Return the family of the model in a directory, by its model_type.
+    """Return the family of the model in a directory, by its config.json.
 
     Raises:
         DataError: config.json is missing or broken, or the model is not of one of our families.

@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from rotary_foundry.models.growing import Growth
-    from rotary_foundry.models.weights import ForeignCheckpoint
+    from rotary_foundry.models.weights import ForeignCheckpoint, Weights
 
-FAMILIES = {"modernbert": "rotary_foundry.models.modernbert:ModernBertFamily"}
+FAMILIES = {
+    "modernbert": "rotary_foundry.models.modernbert:ModernBertFamily",
+    "roformer_v2": "rotary_foundry.models.roformer_v2:RoFormerV2Family",
+}
 
 FORWARD_AND_BACK = 3  # operations of a training step in forward passes: a backward pass counts as two
 
@@ -128,6 +131,12 @@ class HuggingFaceForm(ABC):
     """Hugging Face's name for the task of the pretrained model (`pipeline_tag`)."""
     classifiers: Mapping[str, str]
     """transformers' classes with a new classifier, by what they classify: sequence, token."""
+    code: tuple[Path, ...] = ()
+    """Python files that an export carries, if transformers does not have the model."""
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Return whether the content of a config.json is of this family."""
+        return config.get("model_type") == self.model_type
 
     @abstractmethod
     def read_config(self, directory: Path) -> tuple[Shape, dict[str, float]]:
@@ -142,6 +151,16 @@ class HuggingFaceForm(ABC):
         self, shape: Shape, knobs: Mapping[str, float], tokenizer: "PreTrainedTokenizerBase", longest_row: int
     ) -> "PretrainedConfig":
         """Return transformers' config of the same model."""
+
+    def stored_tensors(
+        self, state: "Mapping[str, Tensor]", shape: Shape, knobs: Mapping[str, float]
+    ) -> "dict[str, Tensor]":
+        """Return the parameters of a network with these knobs as transformers' model has them."""
+        return dict(state)
+
+    def our_weights(self, stored: "Weights", shape: Shape) -> "Weights":
+        """Return a directory's tensors as parameters of the network; the inverse of `stored_tensors`."""
+        return stored
 
     @abstractmethod
     def with_classifier(self, state: "Mapping[str, Tensor]", labels: int, seed: int) -> "dict[str, Tensor]":

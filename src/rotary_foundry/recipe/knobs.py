@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rotary_foundry.recipe.schedules import DECAYS
+from rotary_foundry.recipe.schedules import DECAYS, parse_tokens
 from rotary_foundry.utils.knob import Knob
 
-KEYS = ("start", "end", "shape")
+KEYS = ("start", "end", "shape", "duration")
 
 
 @dataclass(frozen=True)
 class KnobSchedule:
-    """A knob's values between two tokens."""
+    """A knob's values between two tokens; it has the last one after them."""
 
     start: float
     end: float
@@ -33,19 +33,30 @@ class KnobSchedule:
 
 
 def knob_schedule(given: Any, start_token: int, end_token: int) -> KnobSchedule:
-    """Make a stage's schedule from a recipe's value: a number, or a mapping of start, end and optionally shape."""
+    """Make a stage's schedule from a recipe's value.
+
+    Args:
+        given: a number; or a mapping of start, end and optionally shape and duration. The knob moves from the stage's
+            first token over the duration, and over the whole stage if there is none.
+        start_token, end_token: of the stage.
+    """
     if isinstance(given, Mapping):
-        shape = given.get("shape", "linear")
-        return KnobSchedule(float(given["start"]), float(given["end"]), shape, start_token, end_token)
+        shape, tokens = given.get("shape", "linear"), end_token - start_token
+        duration = min(tokens, parse_tokens(given["duration"], tokens)) if "duration" in given else tokens
+        return KnobSchedule(float(given["start"]), float(given["end"]), shape, start_token, start_token + duration)
     return KnobSchedule(float(given), float(given), "linear", start_token, end_token)
 
 
-def knob_complaint(knob: Knob, given: Any) -> str | None:
-    """Return what is wrong with a recipe's value for a knob; None if it is valid."""
+def knob_complaint(knob: Knob, given: Any, tokens: int | None) -> str | None:
+    """Return what is wrong with a recipe's value for a knob; None if it is valid.
+
+    Args:
+        tokens: the stage's; None if they are unknown.
+    """
     if not isinstance(given, Mapping):
         return knob.complaint(given)
     if unknown := [key for key in given if key not in KEYS]:
-        return f"unknown key '{unknown[0]}'; a schedule has start, end and shape"
+        return f"unknown key '{unknown[0]}'; a schedule has start, end, shape and duration"
     for key in ("start", "end"):
         if key not in given:
             return f"a schedule needs start and end; '{key}' is missing"
@@ -53,4 +64,14 @@ def knob_complaint(knob: Knob, given: Any) -> str | None:
             return f"{key}: {complaint}"
     if given.get("shape", "linear") not in DECAYS:
         return f"shape '{given['shape']}' is not one of {', '.join(DECAYS)}"
+    return _duration_complaint(given["duration"], tokens) if "duration" in given and tokens is not None else None
+
+
+def _duration_complaint(given: Any, tokens: int) -> str | None:
+    try:
+        duration = parse_tokens(str(given), tokens)
+    except ValueError as error:
+        return f"duration: {error}"
+    if not 0 < duration <= tokens:
+        return f"duration: expected 1 to {tokens:_} tokens, those of the stage, got {duration:_}"
     return None

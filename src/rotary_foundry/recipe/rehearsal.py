@@ -12,6 +12,7 @@ There are three decisions:
 """
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import replace
 from math import gcd
 
@@ -53,6 +54,7 @@ def rehearsal(recipe: Recipe, plan: Plan, world_size: int) -> Recipe:
                 small.stages[name],
                 t_warmup=clock.stretch(_start(plan, name), _within(plan, name, stage.t_warmup)),
                 t_decay=clock.stretch_before(plan.stage_ends[name], _within(plan, name, stage.t_decay)),
+                **_knobs(recipe, plan, name, clock),
             )
             for name, stage in recipe.stages.items()
         },
@@ -136,6 +138,16 @@ def _shortened(stage: StageConfig, rows: int, unit: int | None) -> StageConfig:
         t_warmup="0tok",
         t_decay="0tok",
     )
+
+
+def _knobs(recipe: Recipe, plan: Plan, name: str, clock: _Clock) -> dict[str, dict]:
+    """Return a stage's knobs that move over a duration, with the duration mapped; it is at least a token."""
+    start, knobs = _start(plan, name), {}
+    for knob, given in recipe.knobs_of(name).items():
+        if isinstance(given, Mapping) and "duration" in given:
+            tokens = clock(start + _within(plan, name, given["duration"])) - clock(start)
+            knobs[knob] = {**given, "duration": f"{max(1, tokens)}tok"}
+    return knobs
 
 
 def _times(trigger: Trigger) -> list[str]:

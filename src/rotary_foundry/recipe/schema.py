@@ -67,7 +67,8 @@ class BatchSizeRamp:
 class StageConfig:
     """A stretch of training with one row length and one objective.
 
-    Each knob is a key: a number, or `{start, end, shape}`, which changes it over the stage.
+    Each knob is a key: a number, or `{start, end, shape, duration}`, which changes it over a duration from the stage's
+    beginning, or over the whole stage if there is none.
     """
 
     duration: str

@@ -102,8 +102,10 @@ def _objective(recipe: Recipe, stage: str) -> Iterator[Problem]:
     for name in knob_names(family):
         if name not in knobs and getattr(recipe.stages[stage], name) is not None:
             yield f"stages.{stage}.{name}", f"neither {family.name} nor {objective.name} has it; {nearest(name, knobs)}"
+    tokens = _attempt(parse_tokens, recipe.stages[stage].duration)
+    tokens = tokens if isinstance(tokens, int) and tokens > 0 else None  # a wrong duration is reported by itself
     for name, given in recipe.knobs_of(stage).items():
-        if complaint := knob_complaint(knobs[name], given):
+        if complaint := knob_complaint(knobs[name], given, tokens):
             if getattr(recipe.stages[stage], name) is not None:
                 yield f"stages.{stage}.{name}", complaint
             else:

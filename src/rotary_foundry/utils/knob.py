@@ -12,8 +12,8 @@ class Knob:
 
     Args:
         meaning: a few words for tables and errors.
-        low, high: the range of valid values; `high` is not valid, and `low` only if `includes_low`.
-        includes_low: whether `low` is a valid value.
+        low, high: the range of valid values.
+        includes_low, includes_high: whether `low` and `high` themselves are valid.
         of_weights: whether trained weights belong to one value, as for a theta. If so, a recipe that omits the knob
             takes its value from `init_from`, and an export writes it.
     """
@@ -22,13 +22,16 @@ class Knob:
     low: float = 0.0
     high: float = inf
     includes_low: bool = False
+    includes_high: bool = False
     of_weights: bool = False
 
     def complaint(self, value: object) -> str | None:
         """Return what is wrong with a value; None if nothing is."""
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and (self.low < value < self.high or (self.includes_low and value == self.low)):
+        at_an_end = (self.includes_low and value == self.low) or (self.includes_high and value == self.high)
+        if number and (self.low < value < self.high or at_an_end):
             return None
         if self.high == inf:
             return f"{value!r} is not a finite number {'of at least' if self.includes_low else 'above'} {self.low:g}"
-        return f"{value!r} is not a number in {'[' if self.includes_low else '('}{self.low:g}, {self.high:g})"
+        opening, closing = "[" if self.includes_low else "(", "]" if self.includes_high else ")"
+        return f"{value!r} is not a number in {opening}{self.low:g}, {self.high:g}{closing}"

@@ -25,13 +25,13 @@ class TokenLoss(NamedTuple):
     tokens: int
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> TokenLoss:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> TokenLoss:
     """Cross entropy of `softmax(hidden @ weight.T + bias)`, summed; under autocast the products are in its dtype.
 
     Args:
         hidden: [predicted, hidden]
         weight: [vocabulary, hidden]
-        bias: [vocabulary]
+        bias: [vocabulary], or None for an output without one
         targets: [predicted] int64
     """
     # within the function, autograd has it off, and needs_input_grad is that of the tensors alone
@@ -43,10 +43,16 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype, differentiate: bool
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        dtype: torch.dtype,
+        differentiate: bool,
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
-            words, offsets = weight.to(dtype), bias.to(dtype)
+            words, offsets = weight.to(dtype), None if bias is None else bias.to(dtype)
             differentiate = differentiate and any(ctx.needs_input_grad)
             d_hidden = torch.empty_like(hidden)
             d_weight = d_bias = None
@@ -56,7 +62,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(hidden), chunk):
                 rows = hidden[start : start + chunk].to(dtype)
                 right = targets[start : start + chunk].unsqueeze(1)
-                logits = torch.addmm(offsets, rows, words.T).float()  # [chunk, vocabulary]
+                products = rows @ words.T if offsets is None else torch.addmm(offsets, rows, words.T)
+                logits = products.float()  # [chunk, vocabulary]
                 (highest, likeliest), of_right = logits.max(dim=1, keepdim=True), logits.gather(1, right)
                 probabilities = logits.sub_(highest).exp_()
                 normaliser = probabilities.sum(dim=1, keepdim=True)
@@ -65,15 +72,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if differentiate:
                     d_logits = probabilities.div_(normaliser)
                     d_logits.scatter_add_(1, right, torch.full_like(of_right, -1.0))
-                    d_bias = _added(d_bias, d_logits.sum(dim=0))
+                    if bias is not None:
+                        d_bias = _added(d_bias, d_logits.sum(dim=0))
                     d_logits = d_logits.to(dtype)
                     d_hidden[start : start + chunk] = d_logits @ words
                     d_weight = _added(d_weight, d_logits.T @ rows)
         if d_weight is None:  # nothing is predicted, or no gradient is needed
-            ctx.gradients = [torch.zeros_like(x) for x in (hidden, weight, bias)] if differentiate else None
-        else:
-            ctx.gradients = [d_hidden, d_weight, d_bias]
-        ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
+            d_hidden, d_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+            d_bias = None if bias is None else torch.zeros_like(bias)
+        ctx.gradients = [d_hidden, d_weight, d_bias] if differentiate else None
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(correct)
         return total, correct
 
@@ -82,7 +90,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("this loss can be differentiated once only: its gradients are scaled in place")
-        scaled = (gradient.mul_(d_total).to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True))
+        scaled = (
+            None if gradient is None else gradient.mul_(d_total).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )
         return *scaled, None, None, None
 
 

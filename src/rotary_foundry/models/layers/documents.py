@@ -90,6 +90,22 @@ def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> None:
         _check_ids("labels", labels, wrong, vocab_size)
 
 
+@torch.compiler.disable
+def check_token_types(token_type_ids: Tensor, input_ids: Tensor, types: int) -> None:
+    """Check that segment ids fit the tokens and lie in 0 … types - 1; values only on the CPU. Raises DataError."""
+    _check_flat("token_type_ids", token_type_ids, torch.int64)
+    if token_type_ids.shape != input_ids.shape:
+        raise DataError(
+            f"token_type_ids: expected the shape of input_ids, {list(input_ids.shape)}, got "
+            f"{list(token_type_ids.shape)}"
+        )
+    if token_type_ids.device.type == "cpu":
+        wrong = (token_type_ids < 0) | (token_type_ids >= types)
+        if wrong.any():
+            place = int(wrong.nonzero()[0])
+            raise DataError(f"token_type_ids: {int(token_type_ids[place])} at {place} is not in [0, {types})")
+
+
 def _check_flat(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
     if tensor.dim() != 1:
         raise DataError(

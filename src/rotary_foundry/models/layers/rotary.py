@@ -1,7 +1,8 @@
 """Rotary positions in transformers' rotate-half convention: dimension i is rotated together with i + head_dim / 2.
 
 - Tables are computed in float32 and then cast to the dtype of the queries, as transformers does: bfloat16 angles would
-  be useless at 8,192 positions, bfloat16 cosines cost no more than their own rounding.
+  be useless at 8,192 positions, bfloat16 cosines cost no more than their own rounding. For float64 queries, which only
+  comparisons of implementations have, they are computed in float64.
 - They are cached by (length, theta, dtype, device), with the length rounded up to a power of two, so that the many
   lengths of packed batches share a few tables.
 - `rotate` has its own backward, the inverse rotation. It stores neither its input nor any product, and in bfloat16 on
@@ -34,8 +35,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _tables(
     length: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    angles = torch.arange(length, dtype=torch.float32, device=device)[:, None] * (1.0 / theta**exponents)
+    computed = torch.promote_types(dtype, torch.float32)
+    exponents = torch.arange(0, head_dim, 2, dtype=computed, device=device) / head_dim
+    angles = torch.arange(length, dtype=computed, device=device)[:, None] * (1.0 / theta**exponents)
     cos, sin = angles.cos(), angles.sin()  # [length, head_dim / 2]
     return torch.cat((cos, cos), dim=1).to(dtype), torch.cat((-sin, sin), dim=1).to(dtype)
 

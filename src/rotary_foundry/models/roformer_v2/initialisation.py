@@ -1,0 +1,38 @@
+"""Initialisation as in bert4keras: truncated normals whose standard deviation is N^-exponent / sqrt(fan-in).
+
+- N is the number of layers. The exponent is 1/2 in the published code (bert4keras ff75758, 2022-03-30) and 0 at the
+  release (9c0b262, 2022-03-20). With 1/2, a post-norm model trains without a `residual_scale` below 1: each layer adds
+  little at first (kexue.fm/archives/8978).
+- The normal is cut off at ±2σ and σ is 1.13684723 times larger, which undoes the loss of variance (archives/8620).
+- The fan-in of the two tables is the hidden size. bert4keras decides that by the size of a table and would take a
+  vocabulary between 10 and 10,000 as the fan-in; the published models have 12,000.
+- The logits begin with a variance of about N^(-2 · exponent), so the first masked-LM loss is about ln(vocabulary) +
+  half of that.
+- Each parameter has its own generator, seeded by the seed and its name, so it is the same on any number of ranks.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rotary_foundry.models.roformer_v2.shape import Shape
+
+CUTOFF = 2.0  # in σ
+WIDENING = 1.13684723  # σ of the normal whose standard deviation is 1 after the cut
+
+
+def initial_value(name: str, shape: Shape, seed: int) -> Tensor:
+    """Draw the first value of a whole parameter, in float32 on the CPU; the same for the same arguments.
+
+    Args:
+        name: as in the network's state dict.
+        shape: of the model.
+        seed: the run's.
+    """
+    size = shape.parameter_shapes()[name]
+    sigma = WIDENING * shape.num_hidden_layers**-shape.init_depth_exponent / math.sqrt(size[1])
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    return nn.init.trunc_normal_(torch.empty(size), std=sigma, a=-CUTOFF * sigma, b=CUTOFF * sigma, generator=generator)

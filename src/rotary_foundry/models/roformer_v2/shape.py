@@ -1,0 +1,113 @@
+"""RoFormerV2's shape (ZhuiyiTechnology/roformer-v2): sizes, parameters and operations, in plain Python.
+
+Operations are counted as for MFU (PaLM, arXiv 2204.02311, appendix B): a multiplication and an addition are two. Matrix
+products of the layers count at every token, that of the output only at predicted tokens. Norms, activations, rotary
+positions and the softmax are not counted.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from math import inf
+from typing import ClassVar, Self
+
+from rotary_foundry.models import family
+from rotary_foundry.models.family import FORWARD_AND_BACK
+from rotary_foundry.utils.knob import Knob, Problem
+
+KNOBS = {
+    "rope_theta": Knob("theta of the global layers", of_weights=True),  # all layers are global
+    "residual_scale": Knob(
+        "α in x ← norm(x + α·F(x)), of both sub-layers of every layer",  # kexue.fm/archives/8998 and 8620
+        high=1.0,
+        includes_low=True,
+        includes_high=True,
+        of_weights=True,
+    ),
+    "hidden_dropout": Knob("dropout of embeddings, sub-layers and output", high=1.0, includes_low=True),
+}
+
+
+@dataclass(frozen=True)
+class Shape(family.Shape):
+    """The sizes of a RoFormerV2, and the two numbers in which the release and the published code differ."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    norm_eps: float
+    # How a run begins and no difference between models: matrices have a standard deviation of
+    # num_hidden_layers**-init_depth_exponent / sqrt(fan-in).
+    init_depth_exponent: float = field(compare=False)
+
+    token_types: ClassVar[int] = 2  # of every published model; pretraining uses type 0 only
+
+    sizes: ClassVar = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    def problems(self) -> Iterator[Problem]:
+        if wrong := next(self.type_problems(), None):
+            yield wrong
+            return
+        bad = [
+            (key.name, f"{value} is not positive and finite")
+            for key in fields(self)
+            if key.name != "init_depth_exponent" and not 0 < (value := getattr(self, key.name)) < inf
+        ]
+        if not 0 <= self.init_depth_exponent <= 1:
+            bad.append(("init_depth_exponent", f"{self.init_depth_exponent} is not in [0, 1]"))
+        yield from bad
+        if bad:
+            return
+        heads, hidden = self.num_attention_heads, self.hidden_size
+        if hidden % heads:
+            yield "num_attention_heads", f"{heads} heads do not divide a hidden size of {hidden}"
+        elif self.head_dim % 2:
+            yield "num_attention_heads", f"{heads} heads of {self.head_dim}; rotary positions need an even head size"
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        hidden, inner = self.hidden_size, self.intermediate_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "embeddings.word_embeddings.weight": (self.vocab_size, hidden),
+            "embeddings.token_type_embeddings.weight": (self.token_types, hidden),
+        }
+        for layer in range(self.num_hidden_layers):
+            shapes |= {
+                f"layers.{layer}.attn.Wqkv.weight": (3 * hidden, hidden),
+                f"layers.{layer}.attn.Wo.weight": (hidden, hidden),
+                f"layers.{layer}.mlp.Wi.weight": (inner, hidden),
+                f"layers.{layer}.mlp.Wo.weight": (hidden, inner),
+            }
+        return shapes
+
+    def matmul_flops(self, tokens: float, predicted: float) -> float:
+        layer = 4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size
+        output = self.hidden_size * self.vocab_size
+        return FORWARD_AND_BACK * 2 * (tokens * self.num_hidden_layers * layer + predicted * output)
+
+    def attention_flops(self, lengths: Iterable[int]) -> float:
+        pairs = self.num_hidden_layers * sum(length**2 for length in lengths)
+        return FORWARD_AND_BACK * 2 * 2 * self.hidden_size * pairs  # scores, and the values they weigh
+
+    def describe(self, knobs: Mapping[str, float]) -> str:
+        return (
+            f"A RoFormerV2 encoder: {self.parameters:,} parameters as a masked language model, "
+            f"{self.num_hidden_layers} post-norm layers of width {self.hidden_size:,} with {self.num_attention_heads} "
+            f"heads, {self.vocab_size:,} tokens in its vocabulary; no biases, and norms without gains. Every layer "
+            f"attends to the whole document. Rotary theta is {knobs['rope_theta']:,.0f}."
+        )
+
+    def rehearsal(self) -> Self:
+        return replace(self, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4)
+
+    def smaller(self) -> Self:
+        """A head narrower and a layer shallower."""
+        return replace(
+            self,
+            hidden_size=self.head_dim * (self.num_attention_heads - 1),
+            num_attention_heads=self.num_attention_heads - 1,
+            num_hidden_layers=self.num_hidden_layers - 1,
+        )

@@ -1,0 +1,122 @@
+"""RoFormerV2 is sharded, recomputed, compiled, grown, killed and resumed as any family."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from composer.core import Callback
+from torch.multiprocessing import ProcessExitedException
+
+from rotary_foundry import Recipe, compile_plan, load_recipe
+from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.interop.checkpoint_weights import load_checkpoint
+from rotary_foundry.interop.huggingface import export_model
+from rotary_foundry.recipe.compilation import compile_stages
+from rotary_foundry.training.first_weights import first_weights
+from rotary_foundry.training.run import train
+from rotary_foundry.training.sharding import fill, shard
+from tests.data_prep.inspection.tree import write_tree
+from tests.models.peers import masked, pack
+from tests.ranks import on_ranks
+
+from .runs import assert_same_run, column, digests, network_of
+
+YAMLS = Path(__file__).parents[2] / "yamls"
+RECIPE = """
+extends: [{yamls}/modernbert.yaml, {yamls}/models/roformer_v2.yaml]
+run_name: whole
+runs_folder: {folder}/runs
+precision: fp32
+progress_bar: false
+model: {{vocab_size: 448, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 3, num_attention_heads: 2}}
+data: {{local: {folder}/data, sources: [mine, yours], num_workers: 0}}
+save_interval: 2ba
+stages:
+  only: {{duration: 2048tok, row_length: 64, global_train_batch_size: 4, device_train_microbatch_size: 2, lr: 1e-3,
+     residual_scale: {{start: 0, end: 1, duration: 1280tok}}}}
+"""
+KILLED_AT = 3  # updates, of 8; its checkpoint is of the second
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("roformer")
+    write_tree(folder / "data")
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(folder=folder, yamls=YAMLS))
+    return path
+
+
+def _gradients_of_shards(recipes: list[Recipe]) -> None:
+    """Compare a sharded network's loss and gradients with those of the whole one, at a scale inside the ramp."""
+    cpu, (input_ids, cu_seqlens) = torch.device("cpu"), pack(40, 7, 60)
+    for recipe in recipes:
+        with torch.device("meta"):
+            network = network_of(recipe)
+        shard(network, recipe, cpu)
+        network.to_empty(device=cpu)
+        whole, values = network_of(recipe), first_weights(recipe)
+        fill(network, values)
+        fill(whole, values)
+        losses = []
+        for one in (network, whole):
+            one.set_knob("residual_scale", 0.5)
+            one.set_knob("hidden_dropout", 0.0)
+            losses.append(one(input_ids, cu_seqlens, labels=masked(input_ids)).cross_entropy)
+            losses[-1].backward()
+        torch.testing.assert_close(*losses)
+        expected = {name: parameter.grad for name, parameter in whole.named_parameters()}
+        for name, parameter in network.named_parameters():
+            error = (parameter.grad.full_tensor() - expected[name]).norm()
+            assert error <= 1e-5 * expected[name].norm(), name
+
+
+def test_shards_have_the_whole_models_gradients_recomputed_traced_and_grown(recipe, tmp_path):
+    small = load_recipe(recipe)
+    weights = {name: first_weights(small)(name) for name in small.model.shape.parameter_shapes()}
+    knobs = {"rope_theta": 10_000.0, "residual_scale": 1.0}
+    tokenizer = recipe.parent / "data/tokenizer"
+    export_model(weights, small.family, small.model.shape, knobs, tokenizer, 64, tmp_path / "small")
+    grown = [f"init_from={tmp_path}/small", "model.hidden_size=64", "model.num_attention_heads=4"]
+    changes = (
+        ["fsdp_config.activation_checkpointing=true"],
+        ["compile_config={dynamic: true, backend: aot_eager}"],
+        [*grown, "model.num_hidden_layers=5", "model.intermediate_size=80"],
+    )
+    on_ranks(2, tmp_path, _gradients_of_shards, [load_recipe(recipe, change) for change in changes])
+
+
+class Kill(Callback):
+    """Kills the process at the end of an update, before anything more is saved."""
+
+    def __init__(self, update: int):
+        self.update = update
+
+    def batch_end(self, state, logger):
+        if state.timestamp.batch.value == self.update:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _train(path: Path, overrides: list[str]) -> None:
+    recipe = load_recipe(path, overrides)
+    train(recipe, compile_stages(recipe), open_corpus(recipe))
+
+
+def test_a_ramp_of_the_residual_scale_is_the_plans_and_exact_under_kill_and_rescale(recipe, tmp_path):
+    runs = recipe.parent / "runs"
+    on_ranks(1, tmp_path, _train, recipe, [])
+    assert column(runs / "whole", "residual_scale") == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0]
+    plan = compile_plan(load_recipe(recipe))
+    assert [plan.at(256 * update).knobs["residual_scale"] for update in (1, 4, 5, 8)] == [0.2, 0.8, 1.0, 1.0]
+    kill = f"callbacks={json.dumps({f'{Kill.__module__}.{Kill.__name__}': {'update': KILLED_AT}})}"
+    with pytest.raises(ProcessExitedException):
+        on_ranks(1, tmp_path, _train, recipe, ["run_name=killed", kill])
+    assert load_checkpoint(runs / "killed").knobs["residual_scale"] == 0.2  # of the last update that is saved
+    on_ranks(1, tmp_path, _train, recipe, ["run_name=killed"])
+    assert_same_run(runs / "killed", runs / "whole")
+    on_ranks(2, tmp_path, _train, recipe, ["run_name=two"])
+    assert digests(runs / "two") == digests(runs / "whole")
+    assert column(runs / "two", "residual_scale") == column(runs / "whole", "residual_scale")
