@@ -77,7 +77,7 @@ def test_the_folder_of_results_is_named_after_the_model():
         ("task=rte", "'task': no task 'rte'; there are mine"),
         (
             "tasks.mine.type=classification",
-            "'tasks.mine.type': expected one of sequence, regression, token, got 'classification'",
+            "'tasks.mine.type': expected one of sequence, regression, token, choice, answer, entities, got 'classi",
         ),
         (
             "tasks.mine.metrics=[pearson]",
@@ -86,6 +86,10 @@ def test_the_folder_of_results_is_named_after_the_model():
         ("tasks.mine.init_from_task=mnli", "'tasks.mine.init_from_task': no task 'mnli'"),
         ("tasks.mine.init_from_task=mine", "tasks start from each other"),
         ("tasks.mine.data.text=[a,b,c]", "'tasks.mine.data.text': expected one or two columns, got 3"),
+        ("tasks.mine.data.form=c4", "'tasks.mine.data.form': 'c4' is not known; did you mean 'c3'?"),
+        ("tasks.mine.data.form=c3", "'tasks.mine.type': expected choice, the type of data.form=c3, got sequence"),
+        ("tasks.mine.type=answer", "'tasks.mine.data.form': type answer needs one of afqmc, tnews"),
+        ("tasks.mine.data.test={a: test.json}", "'tasks.mine.data.test': predictions are written only for data in"),
         ("search.lr=[]", "'tasks.mine.search.lr': expected a list of numbers above 0, got []"),
         (
             "search.max_duration=[3]",
