@@ -64,10 +64,11 @@ UNLABELLED = ("label", "label_desc", "label_des", "answers", "answer")
 def write_clue(folder: Path, copies: int = 1) -> Path:
     """Write every task's train, dev and test file as CLUE distributes them; a line is repeated `copies` times."""
     for name, row in ROWS.items():
-        (folder / name).mkdir(parents=True)
+        place = folder / {"wsc": "cluewsc2020_public"}.get(name, name)
+        place.mkdir(parents=True)
         labelled = json.dumps(row, ensure_ascii=False) + "\n"
         test = {"id": 3} | {key: value for key, value in row.items() if key not in UNLABELLED}
-        write(folder / name, labelled * copies, json.dumps(test) + "\n")
+        write(place, labelled * copies, json.dumps(test) + "\n")
     (folder / "ocnli/train.json").rename(folder / "ocnli/train.50k.json")
     for name in ("cmrc2018_public", "c3", "chid"):
         (folder / name).mkdir()
@@ -81,8 +82,10 @@ def write_clue(folder: Path, copies: int = 1) -> Path:
         for part in "md":
             (folder / f"c3/{part}-{split}.json").write_text(json.dumps(C3))
         (folder / f"chid/{split}_answer.json").write_text(json.dumps(CHID_ANSWERS))
-    (folder / "c3/test1.0.json").write_text(json.dumps(test))
     write(folder / "chid", json.dumps(CHID) + "\n", json.dumps(CHID) + "\n")
+    for version in ("test1.0.json", "test1.1.json"):
+        (folder / "c3" / version).write_text(json.dumps(test))
+        (folder / "chid" / version).write_text(json.dumps(CHID) + "\n")
     return folder
 
 

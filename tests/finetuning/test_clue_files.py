@@ -13,7 +13,7 @@ from rotary_foundry.finetuning.finetune_config import FORMS as TYPES
 from rotary_foundry.finetuning.finetune_config import DataConfig
 from rotary_foundry.finetuning.labelled_example import Choices, Span
 from rotary_foundry.utils.errors import DataError
-from tests.finetuning.clue_samples import C3, CHID, CHID_CANDIDATES, CMRC2018, ROWS, write_clue
+from tests.finetuning.clue_samples import C3, CHID, CHID_ANSWERS, CHID_CANDIDATES, CMRC2018, ROWS, write_clue
 
 PASSAGE = CMRC2018["data"][0]["paragraphs"][0]["context"]
 EXPECTED = {
@@ -47,7 +47,7 @@ def clue(tmp_path_factory):
 
 
 def data(folder, form) -> DataConfig:
-    return DataConfig(path=str(folder), form=form)
+    return DataConfig(path=str(folder), form=form, name="cluewsc2020" if form == "wsc" else None)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -123,9 +123,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, name):
     form, row, complaint = BAD[name]
     good = CHID if form == "chid" else ROWS[form]
     (tmp_path / "train.json").write_text(json.dumps(good) + "\n" + json.dumps(row))
-    (tmp_path / "train_answer.json").write_text(
-        json.dumps({"#idiom000000#": 0, "#idiom000001#": 1, "#idiom000002#": 3})
-    )
+    (tmp_path / "train_answer.json").write_text(json.dumps(CHID_ANSWERS))
     with pytest.raises(DataError) as error:
         read_split(DataConfig(form=form), f"{tmp_path}/train.json")
     assert f"{tmp_path}/train.json:2: " in str(error.value)

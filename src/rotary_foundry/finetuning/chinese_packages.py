@@ -88,9 +88,11 @@ def _help_pages(folder: Path) -> Iterator[Example]:
     pages = _there(folder, "usr/share/libreoffice/help/zh-CN/text", "libreoffice-help-zh-cn", APT)
     labels: dict[str, set[str]] = defaultdict(set)
     for file in sorted(pages.glob("*/**/*.html")):
-        page = file.read_text(encoding="utf-8").partition('id="DisplayArea"')[2].partition('id="SearchFrame"')[0]
+        page = (
+            file.read_text(encoding="utf-8").partition('<div id="DisplayArea"')[2].partition('<div id="SearchFrame"')[0]
+        )
         text = html.unescape(re.sub(r"<[^<>]*>", " ", page.partition(">")[2]))
-        if text := " ".join(text.replace("<div", " ").split()):
+        if text := " ".join(text.split()):
             labels[text].add(file.relative_to(pages).parts[0])
     yield from _one_label(labels, "libreoffice-help-zh-cn")
 
