@@ -236,8 +236,8 @@ def _task_problems(config: FinetuneConfig, name: str, task: TaskConfig) -> Itera
     if task.data.test and (form is None or form in PACKAGES):
         yield f"{key}.data.test", "predictions are written only for data in a form of CLUE; remove it"
     for file in task.data.test:
-        if not re.fullmatch(NAME, file):
-            yield f"{key}.data.test", f"'{file}' becomes a file; use only letters, digits, '_', '-' and '.'"
+        if not re.fullmatch(NAME, file) or file in ("job", "result"):
+            yield f"{key}.data.test", f"'{file}' becomes a file; use another name of letters, digits, '_', '-' and '.'"
     if not task.data.validation:
         yield f"{key}.data.validation", "expected at least one split, got none"
     yield from _search_problems(f"{key}.search", config.of(name).search)

@@ -144,13 +144,12 @@ def predict(model: "HeadModel | Classifier", loader: DataLoader, state: State) -
     found: list = []
     for batch in loader:
         batch = state.device.batch_to_device(batch)
-        ids = batch["id"] if isinstance(model, HeadModel) else batch.pop("id")
         with get_precision_context(state.precision):
-            outputs = model.eval_forward(batch)
-        if isinstance(model, HeadModel):
-            found += model.predictions(outputs, batch)
-        else:
-            found += zip(ids, outputs.argmax(-1).tolist(), strict=True)
+            if isinstance(model, HeadModel):
+                found += model.predictions(model.forward(batch), batch)
+            else:
+                ids, outputs = batch.pop("id"), model.model(**batch)
+                found += zip(ids, outputs.logits.argmax(-1).tolist(), strict=True)
     return found
 
 
