@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from rotary_foundry.interop.huggingface import export_model
+from rotary_foundry.models.family import find_family
+from tests.finetuning.clue_samples import C3, CHID, CMRC2018, ROWS, write_clue
 
 SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 WORDS = ["the", "film", "book", "dinner", "song", "was", "seemed", "very", "rather", "quite", "long", "new"]
@@ -57,6 +61,47 @@ def make_model(tmp_path_factory, tokenizer_dir) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def model(make_model) -> Path:
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def chinese_tokenizer_dir(tmp_path_factory) -> Path:
+    """A WordPiece tokenizer of the characters in the samples; words in Latin letters and numbers have several."""
+    characters = sorted(set(json.dumps([ROWS, CMRC2018, C3, CHID], ensure_ascii=False) + "[];；|_无效答案"))
+    words = [f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")]
+    words += characters + [f"##{character}" for character in characters if character.isascii()]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    path = tmp_path_factory.mktemp("chinese_tokenizer")
+    special = {name: token for name, token in SPECIAL.items()}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def roformer(tmp_path_factory, chinese_tokenizer_dir) -> Path:
+    """An export of a RoFormerV2 of two layers at its first values."""
+    family = find_family("roformer_v2")
+    vocabulary = len(json.loads((chinese_tokenizer_dir / "tokenizer.json").read_text())["model"]["vocab"])
+    shape = family.Shape(
+        vocab_size=vocabulary,
+        **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"norm_eps": 1e-12, "init_depth_exponent": 0.5},
+    )
+    state = {name: family.initial_value(name, shape, 1) for name in shape.parameter_shapes()}
+    path = tmp_path_factory.mktemp("roformer") / "export"
+    export_model(state, family, shape, {"rope_theta": 1e4, "residual_scale": 1.0}, chinese_tokenizer_dir, 512, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clue(tmp_path_factory) -> Path:
+    """A folder with the samples of every task of CLUE, of whose lines every file has eight copies."""
+    return write_clue(tmp_path_factory.mktemp("clue"), copies=8)
 
 
 def opinions(count: int, seed: int) -> list[dict]:

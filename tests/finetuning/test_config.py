@@ -46,7 +46,31 @@ def test_a_key_given_for_all_serves_the_tasks_that_have_none_of_their_own():
     assert config.of("rte").search.lr == [1e-4]
 
 
-@pytest.mark.parametrize("name", ["glue", "files", "conll", "installation"])
+def test_clue_has_its_eleven_tasks_with_the_published_settings():
+    config = load_finetune_config(FOLDER / "clue.yaml", ["model=m"])
+    table = {  # type, tokens, epochs, examples an update
+        **dict.fromkeys(("iflytek", "tnews", "afqmc", "cmnli", "ocnli", "csl"), ("sequence", 128, "10ep", 32)),
+        "wsc": ("sequence", 128, "30ep", 32),
+        "cmrc2018": ("answer", 512, "10ep", 32),
+        "c3": ("choice", 512, "10ep", 16),
+        "chid": ("choice", 64, "5ep", 24),
+        "cluener": ("entities", 256, "10ep", 32),
+    }
+    assert config.tasks.keys() == table.keys()
+    for name, (type_, length, epochs, batch) in table.items():
+        task = config.of(name)
+        assert (task.type, task.max_seq_len, task.search) == (
+            type_,
+            length,
+            SearchConfig([5e-4], [0.0], [epochs], [batch]),
+        ), name
+    assert (config.optimizer, config.betas[0], config.t_warmup, config.alpha_f) == ("adafactor", 0.9, "0dur", 1.0)
+    adamw = load_finetune_config(FOLDER / "clue_adamw.yaml", ["model=m"])
+    assert adamw.of("tnews").search == SearchConfig([2e-5], [2e-5 * 0.01], ["10ep"], [32])
+    assert (adamw.optimizer, adamw.t_warmup, adamw.alpha_f) == ("decoupled_adamw", "0.1dur", 0.0)
+
+
+@pytest.mark.parametrize("name", ["glue", "files", "conll", "installation", "clue", "clue_adamw", "chinese"])
 def test_each_published_yaml_wants_no_more_than_a_model(name):
     assert load_finetune_config(FOLDER / f"{name}.yaml", ["model=m"]).chosen()
 
@@ -77,7 +101,7 @@ def test_the_folder_of_results_is_named_after_the_model():
         ("task=rte", "'task': no task 'rte'; there are mine"),
         (
             "tasks.mine.type=classification",
-            "'tasks.mine.type': expected one of sequence, regression, token, got 'classification'",
+            "'tasks.mine.type': expected one of sequence, regression, token, choice, answer, entities, got 'classi",
         ),
         (
             "tasks.mine.metrics=[pearson]",
@@ -86,6 +110,12 @@ def test_the_folder_of_results_is_named_after_the_model():
         ("tasks.mine.init_from_task=mnli", "'tasks.mine.init_from_task': no task 'mnli'"),
         ("tasks.mine.init_from_task=mine", "tasks start from each other"),
         ("tasks.mine.data.text=[a,b,c]", "'tasks.mine.data.text': expected one or two columns, got 3"),
+        ("tasks.mine.data.form=c4", "'tasks.mine.data.form': 'c4' is not known; did you mean 'c3'?"),
+        ("tasks.mine.data.form=c3", "'tasks.mine.type': expected choice, the type of data.form=c3, got sequence"),
+        ("optimizer=lamb", "'optimizer': expected one of decoupled_adamw, adafactor, got 'lamb'"),
+        ("tasks.mine.max_seq_len=2", "'tasks.mine.max_seq_len': 2 is too short; expected at least 3"),
+        ("tasks.mine.type=answer", "'tasks.mine.data.form': type answer needs one of afqmc, tnews"),
+        ("tasks.mine.data.test={a: test.json}", "'tasks.mine.data.test': predictions are written only for data in"),
         ("search.lr=[]", "'tasks.mine.search.lr': expected a list of numbers above 0, got []"),
         (
             "search.max_duration=[3]",

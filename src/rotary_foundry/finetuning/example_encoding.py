@@ -24,8 +24,11 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import logging as transformers_logging
 
 from rotary_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
-from rotary_foundry.finetuning.examples import Example, read_split
+from rotary_foundry.finetuning.examples import read_split
 from rotary_foundry.finetuning.finetune_config import FinetuneConfig, TaskConfig
+from rotary_foundry.finetuning.labelled_example import Example
+from rotary_foundry.finetuning.span_encoding import PartsTokenizer, encode_answers, encode_choices, encode_entities
+from rotary_foundry.interop.own_code import register_own_code
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.hub import check_hub
@@ -44,8 +47,9 @@ def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
     """Tokenise a task's splits into `folder`, as one data set each, and describe them.
 
     Returns:
-        `labels`, empty for a regression; `splits`, the names of the validation splits, whose first decides; `examples`
-        and `truncated`, counts by split; `max_seq_len`; `digest`, of all data.
+        `labels`, the names of classes or of kinds of entities, empty if there are none; `splits`, the names of the
+        validation splits, whose first decides; `tests`, those without labels; `examples` and `truncated`, counts by
+        split; `max_seq_len`; `digest`, of all data.
 
     Raises:
         FoundryError: naming the file and row of what is wrong.
@@ -53,34 +57,39 @@ def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
     task = config.of(name)
     model = _model_config(config.model)
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.model, model)
-    limit = _limit(config, model, tokenizer)
+    limit = _limit(config, task.max_seq_len, model, tokenizer)
     paths = {"train": task.data.train} | {Path(split).stem: split for split in task.data.validation}
     if len(paths) < 1 + len(task.data.validation):
         raise ConfigurationError(
             f"tasks.{name}.data: expected different names of validation splits, none train, got {task.data.validation}"
         )
     splits = {split: read_split(task.data, path) for split, path in paths.items()}
+    tests = {f"test-{file}": read_split(task.data, path, labelled=False) for file, path in task.data.test.items()}
     labels = Labels.of(name, task, splits["train"], None if task.init_from_task else _head(model, task))
     _check_metrics(name, task, labels.names)
     datasets.disable_progress_bars()
     digest = xxhash.xxh3_128(json.dumps([labels.names, limit]).encode())
     shutil.rmtree(folder, ignore_errors=True)
     truncated = {}
-    for split, examples in splits.items():
-        columns, long = _encode(examples, task, labels, tokenizer, limit)
+    for split, examples in (splits | tests).items():
+        columns, long = _encoded(split, examples, task, labels, tokenizer, limit)
         if long and config.long_documents == "refuse":
             raise DataError(
                 f"{long[0]}: over the {limit:,} tokens that a document may have here, as are {len(long) - 1:,} more of "
                 f"{split}; shorten them, raise max_seq_len if the model allows, or take long_documents=truncate"
             )
         truncated[split] = len(long)
-        for row in (*columns["input_ids"], *columns["labels"]):
-            digest.update(np.asarray(row).tobytes())
+        if task.type in HEADS and split in splits:
+            for row in (*columns["input_ids"], *columns["labels"]):
+                digest.update(np.asarray(row).tobytes())
+        else:
+            digest.update(json.dumps(columns).encode())
         datasets.Dataset.from_dict(columns).save_to_disk(folder / split)
     return {
         "labels": labels.names,
         "splits": list(splits)[1:],
-        "examples": {split: len(examples) for split, examples in splits.items()},
+        "tests": list(tests),
+        "examples": {split: len(examples) for split, examples in (splits | tests).items()},
         "truncated": truncated,
         "max_seq_len": limit,
         "digest": digest.hexdigest(),
@@ -116,6 +125,13 @@ class Labels:
                     f"tasks.{name}: a regression needs a head with one number, but the model's has {len(head)} labels"
                 )
             return cls([], "", False)
+        if task.type in ("choice", "answer"):
+            return cls([], "", False)
+        if task.type == "entities":
+            kinds = task.labels or sorted({span.kind for example in train for span in example.label})
+            if not kinds:
+                raise DataError(f"tasks.{name}: no training text has an entity; there is nothing to learn")
+            return cls(kinds, "the training data", False)
         if task.labels:
             names, source = task.labels, f"tasks.{name}.labels"
         else:
@@ -204,6 +220,24 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" … {len(names)} in all" if len(names) > 8 else "")
 
 
+def _encoded(
+    split: str,
+    examples: list[Example],
+    task: TaskConfig,
+    labels: Labels,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+) -> tuple[dict[str, list], list[str]]:
+    """Return the columns of a split, and the places of what was cut to `limit` tokens."""
+    if task.type == "choice":
+        return encode_choices(examples, PartsTokenizer(tokenizer, limit))
+    if task.type == "answer":
+        return encode_answers(examples, PartsTokenizer(tokenizer, limit), training=split == "train")
+    if task.type == "entities":
+        return encode_entities(examples, labels.names, PartsTokenizer(tokenizer, limit))
+    return _encode(examples, task, labels, tokenizer, limit)
+
+
 def _encode(
     examples: list[Example], task: TaskConfig, labels: Labels, tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> tuple[dict[str, list], list[str]]:
@@ -220,7 +254,9 @@ def _encode(
             if len(one["input_ids"]) > limit:
                 long.append(example.where)
                 one = tokenizer(*texts[row], truncation=True, max_length=limit, return_offsets_mapping=words)
-            if words:
+            if example.label is None and task.data.form is not None:  # of a test file
+                one["id"] = json.dumps(example.id)
+            elif words:
                 one["labels"] = _on_tokens(example, texts[row][0], one.pop("offset_mapping"), labels)
             elif task.type == "regression":
                 one["labels"] = _number(example.label, example.where)
@@ -241,6 +277,8 @@ def _texts(example: Example, task: TaskConfig) -> tuple[str, ...]:
             raise DataError(f"{example.where}: a word is empty or not text; correct it, or leave the row out")
         return (" ".join(words),)
     texts = example.text if isinstance(example.text, tuple) else (example.text,)
+    if task.data.form is not None:  # its reader has checked them
+        return texts
     for column, text in zip(task.data.text, texts, strict=True):
         if not isinstance(text, str):
             raise DataError(f"{example.where}: column '{column}': expected text, got {text!r}; leave the row out")
@@ -293,6 +331,7 @@ def load_tokenizer(path: str, model_path: str, model: PretrainedConfig) -> PreTr
 def _model_config(path: str) -> PretrainedConfig:
     if not Path(path).is_dir():
         check_hub(f"model: {path} is not a directory; a model of the Hugging Face hub has to be downloaded")
+    register_own_code(path)
     try:
         return AutoConfig.from_pretrained(path)
     except Exception as error:  # an unknown type, broken JSON, or an error of the hub
@@ -301,16 +340,18 @@ def _model_config(path: str) -> PretrainedConfig:
 
 def _head(model: PretrainedConfig, task: TaskConfig) -> list[str] | None:
     """The labels of the classifier that the model comes with, if it comes with one of this kind."""
-    if not any(name.endswith(HEADS[task.type]) for name in model.architectures or ()):
+    if task.type not in HEADS or not any(name.endswith(HEADS[task.type]) for name in model.architectures or ()):
         return None
     return [model.id2label[number] for number in sorted(model.id2label)]
 
 
-def _limit(config: FinetuneConfig, model: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+def _limit(
+    config: FinetuneConfig, wanted: int | None, model: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> int:
     """Return the most tokens that a document may have, special ones included."""
     limit = int(min(most_tokens(model) or math.inf, tokenizer.model_max_length))
-    if config.max_seq_len is not None and config.max_seq_len > limit:
+    if wanted is not None and wanted > limit:
         raise ConfigurationError(
-            f"max_seq_len: expected at most {limit:,}, the limit of {config.model}, got {config.max_seq_len:,}"
+            f"max_seq_len: expected at most {limit:,}, the limit of {config.model}, got {wanted:,}"
         )
-    return config.max_seq_len or limit
+    return wanted or limit

@@ -3,19 +3,22 @@
 Files are not read by `datasets`, because its CSV reader takes texts such as "None" and "NA" as missing, and its errors
 do not name the row. TSV, such as GLUE's own, has no quotes: the text is everything between two tabs. `datasets` reads
 only data sets: a folder of its `save_to_disk`, or a name on the hub. A folder may also have one file for each split,
-`train.csv` or `train-00000-of-00001.parquet`, as in a clone of a hub's data set.
+`train.csv` or `train-00000-of-00001.parquet`, as in a clone of a hub's data set. Data in a published form of its own
+(`form`) are read by that form's reader.
 """
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rotary_foundry.finetuning import chinese_packages, clue_files
 from rotary_foundry.finetuning import offline_tasks as installation
 from rotary_foundry.finetuning.finetune_config import DataConfig
+from rotary_foundry.finetuning.labelled_example import Example, json_lines
 from rotary_foundry.utils.errors import DataError, NeedsNetwork
 from rotary_foundry.utils.hub import check_hub
 from rotary_foundry.utils.wording import one_line
@@ -24,17 +27,12 @@ csv.field_size_limit(1 << 30)
 CONLL = (".conll", ".bio", ".iob", ".iob2", ".txt")
 
 
-@dataclass(frozen=True)
-class Example:
-    """A text, a pair of texts or a list of words, with its label as stored in the data."""
-
-    where: str  # file:line, or data set, split and row
-    text: Any
-    label: Any
-
-
-def read_split(data: DataConfig, split: str) -> list[Example]:
+def read_split(data: DataConfig, split: str, labelled: bool = True) -> list[Example]:
     """Read the examples of a split or of a file.
+
+    Args:
+        data, split: where they are.
+        labelled: whether examples in a published form must have labels; those of a test file do not.
 
     Raises:
         DataError: the data is missing or invalid; names the file and row, and what would be right.
@@ -44,10 +42,17 @@ def read_split(data: DataConfig, split: str) -> list[Example]:
     if not found:
         place = split if data.path is None else f"{data.path}{f'/{data.name}' if data.name else ''}: split '{split}'"
         raise DataError(f"{place}: the split is empty; expected at least one example")
+    if data.form is not None and labelled:
+        for example in found:
+            if example.label is None:
+                raise DataError(f"{example.where}: the label is missing; unlabelled files belong under data.test")
     return found
 
 
 def _examples(data: DataConfig, split: str) -> Iterator[Example]:
+    if data.form is not None:
+        yield from _in_form(data, split)
+        return
     if data.path is None:
         yield from _files(data, [Path(split)])
         return
@@ -71,6 +76,27 @@ def _examples(data: DataConfig, split: str) -> Iterator[Example]:
         )
     else:
         yield from _files(data, _split_files(folder, split))
+
+
+def _in_form(data: DataConfig, split: str) -> Iterator[Example]:
+    """Yield the examples of a split in a published form: of a file, of a folder with such files, or of the hub."""
+    if data.form in chinese_packages.PACKAGES:
+        yield from chinese_packages.read_package(data.form, Path(data.path), split)
+        return
+    folder = None if data.path is None else clue_files.find_folder(Path(data.path), data.name or data.form)
+    if folder is None or Path(data.path).is_dir():
+        for file in clue_files.find_files(
+            Path(split) if folder is None else folder / clue_files.FILES.get(split, split)
+        ):
+            with _readable(file):
+                yield from clue_files.read_file(data.form, file)
+        return
+    data = replace(data, name=data.name or data.form)
+    loaded = _from_hub(data, clue_files.HUB_SPLITS.get(split, split))
+    names = getattr(loaded.features.get("label"), "names", None)
+    for number, row in enumerate(loaded):
+        row |= {"label": _named(row["label"], names)} if "label" in row else {}
+        yield from clue_files.read_rows(data.form, [(f"{data.path}: {split}: row {number}", row)])
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
@@ -107,12 +133,18 @@ def _files(data: DataConfig, files: list[Path]) -> Iterator[Example]:
     for file in files:
         if file.suffix not in READERS:
             raise DataError(f"{file}: expected a file ending in {', '.join(READERS)}, got '{file.suffix}'")
-        try:
+        with _readable(file):
             yield from READERS[file.suffix](data, file)
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file}: not UTF-8: {one_line(error)}") from None
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8: {one_line(error)}") from None
 
 
 def _csv(data: DataConfig, file: Path) -> Iterator[Example]:
@@ -137,19 +169,8 @@ def _csv(data: DataConfig, file: Path) -> Iterator[Example]:
 
 
 def _jsonl(data: DataConfig, file: Path) -> Iterator[Example]:
-    with file.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{file}:{number}: expected one JSON object a line; not valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{file}:{number}: expected a JSON object with one key a column, got {type(row).__name__}"
-                )
-            yield _row(data, row, f"{file}:{number}")
+    for where, row in json_lines(file):
+        yield _row(data, row, where)
 
 
 def _parquet(data: DataConfig, file: Path) -> Iterator[Example]:

@@ -13,15 +13,29 @@ from typing import Any
 
 from rotary_foundry.data.rows import SHORTEST
 from rotary_foundry.recipe.loading import load_config, refuse
+from rotary_foundry.utils.wording import nearest
 
 LONG_DOCUMENTS = "truncate", "refuse"
+OPTIMIZERS = "decoupled_adamw", "adafactor"
+SPAN_TYPES = "answer", "entities"  # types of task with a head that transformers does not have
 METRICS = {  # by type of task; the first is the default
     "sequence": ("accuracy", "f1", "macro_f1", "mcc"),
     "regression": ("spearman", "pearson"),
     "token": ("entity_f1", "word_accuracy"),
+    "choice": ("choice_accuracy",),
+    "answer": ("exact_match", "answer_f1"),
+    "entities": ("span_f1",),
+}
+PACKAGES = "reviews", "help_pages", "terms", "newspaper"  # forms that `chinese_packages.py` reads
+FORMS = {  # published forms of data, and their types of task
+    **dict.fromkeys(("afqmc", "tnews", "iflytek", "cmnli", "ocnli", "wsc", "csl"), "sequence"),
+    **{"c3": "choice", "chid": "choice", "cmrc2018": "answer", "cluener": "entities"},
+    **dict.fromkeys(PACKAGES[:-1], "sequence"),
+    PACKAGES[-1]: "entities",
 }
 TIME = re.compile(r"[1-9]\d*(ep|ba)")
 PART = re.compile(r"(0|0?\.\d+)dur")  # of the whole training
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # of a file or folder
 MAX_SEED = 2**32 - 1  # numpy's and Composer's
 
 
@@ -31,10 +45,12 @@ class DataConfig:
 
     path: str | None = None  # a data set: a folder, or its name on the Hugging Face hub; `data_path` if not given
     name: str | None = None  # of a configuration of it, such as rte of nyu-mll/glue
+    form: str | None = None  # a published form, such as cmrc2018; splits are then names of files in `path`/`name`
     train: str = "train"  # the split, or, without any path, the file: .csv .tsv .jsonl .parquet .conll
     validation: list[str] = field(default_factory=lambda: ["validation"])  # the first decides which model is best
     text: list[str] = field(default_factory=lambda: ["text"])  # a column, or the two of a pair; of a list of words
     label: str = "label"  # the column; CoNLL files have none: words are their first column, labels their last
+    test: dict[str, str] = field(default_factory=dict)  # predictions to write: their file's name → the unlabelled split
 
 
 @dataclass
@@ -52,11 +68,12 @@ class TaskConfig:
     """A task; settings that it omits are those of the file."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    type: str = "sequence"  # or regression: a number for a text; or token: a label for each word
+    type: str = "sequence"  # or one of METRICS; see docs/finetuning.md
     labels: list[str] = field(default_factory=list)  # in the order of their numbers; the training data's if not given
     metrics: list[str] = field(default_factory=list)  # the first decides what is best
     search: SearchConfig = field(default_factory=SearchConfig)
     eval_interval: str | None = None
+    max_seq_len: int | None = None  # in tokens
     init_from_task: str | None = None  # start from the best model of this task, with a new head
 
 
@@ -75,7 +92,8 @@ class FinetuneConfig:
     search_seeds: int = 1  # seeds for each point of the grid; the best point is run with all seeds
     max_seq_len: int | None = None  # in tokens; the model's own limit if not given
     long_documents: str = "truncate"  # or refuse
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    optimizer: str = "decoupled_adamw"  # or adafactor, whose lr is a fraction of each parameter's size
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])  # adafactor takes the first
     eps: float = 1e-6
     t_warmup: str = "0.06dur"
     alpha_f: float = 0.0  # the last learning rate as a fraction of the peak
@@ -113,8 +131,8 @@ class FinetuneConfig:
         )
         data = DataConfig(**{**vars(task.data), "path": task.data.path or self.data_path})
         metrics = task.metrics or [METRICS[task.type][0]]
-        interval = task.eval_interval or self.eval_interval
-        return TaskConfig(data, task.type, task.labels, metrics, search, interval, task.init_from_task)
+        interval, length = task.eval_interval or self.eval_interval, task.max_seq_len or self.max_seq_len
+        return TaskConfig(data, task.type, task.labels, metrics, search, interval, length, task.init_from_task)
 
 
 def load_finetune_config(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConfig:
@@ -153,11 +171,14 @@ def _problems(config: FinetuneConfig) -> Iterable[tuple[str, str]]:
         yield "seeds", f"expected integers from 0 to {MAX_SEED}, got {config.seeds}"
     if not 1 <= config.search_seeds <= len(config.seeds):
         yield "search_seeds", f"expected 1 to {len(config.seeds)}, the number of seeds; got {config.search_seeds}"
-    if config.max_seq_len is not None and config.max_seq_len < SHORTEST:
-        yield (
-            "max_seq_len",
-            f"{config.max_seq_len} is too short; expected at least {SHORTEST}: [CLS], a token and [SEP]",
-        )
+    for key, task in [("", config), *((f"tasks.{name}.", task) for name, task in config.tasks.items())]:
+        if task.max_seq_len is not None and task.max_seq_len < SHORTEST:
+            yield (
+                f"{key}max_seq_len",
+                f"{task.max_seq_len} is too short; expected at least {SHORTEST}: [CLS], a token and [SEP]",
+            )
+    if config.optimizer not in OPTIMIZERS:
+        yield "optimizer", f"expected one of {', '.join(OPTIMIZERS)}, got '{config.optimizer}'"
     if config.long_documents not in LONG_DOCUMENTS:
         yield "long_documents", f"expected truncate or refuse, got '{config.long_documents}'"
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
@@ -183,7 +204,7 @@ def _problems(config: FinetuneConfig) -> Iterable[tuple[str, str]]:
 
 def _task_problems(config: FinetuneConfig, name: str, task: TaskConfig) -> Iterable[tuple[str, str]]:
     key = f"tasks.{name}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+    if not re.fullmatch(NAME, name):
         yield key, "the name becomes a folder; use only letters, digits, '_', '-' and '.'"
     if task.type not in METRICS:
         yield f"{key}.type", f"expected one of {', '.join(METRICS)}, got '{task.type}'"
@@ -196,11 +217,27 @@ def _task_problems(config: FinetuneConfig, name: str, task: TaskConfig) -> Itera
             )
     if task.labels and task.type == "regression":
         yield f"{key}.labels", "a regression predicts numbers and has no labels; remove them, or set type: sequence"
+    if task.labels and task.type in ("choice", "answer"):
+        yield f"{key}.labels", f"a task of type {task.type} has no labels; remove them"
     if len(set(task.labels)) < len(task.labels):
         yield f"{key}.labels", f"expected different labels, got {task.labels}; remove the duplicates"
     if not 1 <= len(task.data.text) <= (1 if task.type == "token" else 2):
         columns = "one column" if task.type == "token" else "one or two columns"
         yield f"{key}.data.text", f"expected {columns}, got {len(task.data.text)}"
+    form = task.data.form
+    if form is not None and form not in FORMS:
+        yield f"{key}.data.form", f"'{form}' is not known; {nearest(form, FORMS)}"
+    elif form is not None and FORMS[form] != task.type:
+        yield f"{key}.type", f"expected {FORMS[form]}, the type of data.form={form}, got {task.type}"
+    elif form is None and task.type in FORMS.values() and task.type != "sequence":
+        yield f"{key}.data.form", f"type {task.type} needs one of {', '.join(FORMS)}, got none"
+    if form in PACKAGES and config.of(name).data.path is None:
+        yield f"{key}.data.path", f"expected the folder in which the package of {form} is unpacked, got none"
+    if task.data.test and (form is None or form in PACKAGES):
+        yield f"{key}.data.test", "predictions are written only for data in a form of CLUE; remove it"
+    for file in task.data.test:
+        if not re.fullmatch(NAME, file) or file in ("job", "result"):
+            yield f"{key}.data.test", f"'{file}' becomes a file; use another name of letters, digits, '_', '-' and '.'"
     if not task.data.validation:
         yield f"{key}.data.validation", "expected at least one split, got none"
     yield from _search_problems(f"{key}.search", config.of(name).search)
@@ -213,6 +250,9 @@ def _task_problems(config: FinetuneConfig, name: str, task: TaskConfig) -> Itera
             return
         if start in seen:
             yield f"{key}.init_from_task", "tasks start from each other in a circle; remove one `init_from_task`"
+            return
+        if config.tasks[start].type in SPAN_TYPES and task.type not in SPAN_TYPES:
+            yield f"{key}.init_from_task", f"cannot start from {start}, of type {config.tasks[start].type}; remove it"
             return
         seen.add(start)
         start = config.tasks[start].init_from_task

@@ -4,9 +4,10 @@ The folder has `job.json`, which determines the result. The job writes `model/`,
 Face directory with its head. It writes `result.json` last, atomically: a job with this file is finished, and any other
 starts from the beginning.
 
-The optimizer is Composer's DecoupledAdamW, with weight decay on matrices only, as in pretraining. The published search
-spaces are for its decoupled weight decay; multiplied by the learning rate, as in AdamW, 1e-6 would have no effect. The
-schedule is Composer's linear one with a warm-up. A job uses one device and shards nothing; more devices run more jobs.
+The optimizer is Composer's DecoupledAdamW or AdaFactor, with weight decay on matrices only, as in pretraining. The
+published search spaces are for DecoupledAdamW's weight decay; multiplied by the learning rate, as in AdamW, 1e-6 would
+have no effect. The schedule is Composer's linear one with a warm-up. A job uses one device and shards nothing; more
+devices run more jobs.
 """
 
 import json
@@ -22,7 +23,7 @@ import torch
 import transformers
 from composer import Callback, Evaluator, Trainer
 from composer.callbacks import EarlyStopper
-from composer.core import State
+from composer.core import State, get_precision_context
 from composer.loggers import Logger
 from composer.models import HuggingFaceModel
 from composer.optim import DecoupledAdamW, LinearWithWarmupScheduler
@@ -30,11 +31,17 @@ from composer.utils import reproducibility
 from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
+from rotary_foundry.finetuning.head_batches import HeadCollate
+from rotary_foundry.finetuning.head_models import POINTERS, AnswerModel, ChoiceModel, EntityModel, HeadModel, SpanModel
 from rotary_foundry.finetuning.leaderboard import JOB, MODEL, RESULT, write_json
 from rotary_foundry.finetuning.metrics import make_metric
+from rotary_foundry.finetuning.predictions import write_predictions
+from rotary_foundry.interop.own_code import copy_own_code, register_own_code
+from rotary_foundry.optim.adafactor import AdaFactor
 from rotary_foundry.optim.decay_groups import decay_groups
 from rotary_foundry.utils.errors import FoundryError, print_error
 
@@ -43,8 +50,10 @@ CLASSES = {
     "sequence": transformers.AutoModelForSequenceClassification,
     "regression": transformers.AutoModelForSequenceClassification,
     "token": transformers.AutoModelForTokenClassification,
+    "choice": transformers.AutoModelForSequenceClassification,  # with one label: the score of a choice
 }
-PROBLEMS = {"sequence": "single_label_classification", "regression": "regression", "token": None}
+PROBLEMS = {"sequence": "single_label_classification", "regression": "regression"}
+HEADS = {"choice": ChoiceModel, "answer": AnswerModel, "entities": EntityModel}
 
 
 def run_job(folder: Path, parent: int | None = None) -> dict:
@@ -61,12 +70,18 @@ def run_job(folder: Path, parent: int | None = None) -> dict:
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     began = time.monotonic()
     reproducibility.seed_all(job["seed"])
+    for path in (job["model"], job["tokenizer"]):
+        register_own_code(path)
     tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
     metrics = {name: make_metric(name, job["labels"]) for name in job["metrics"]}
-    model = Classifier(load_with_head(job), tokenizer, use_logits=True, eval_metrics=list(metrics.values()))
+    model: HeadModel | Classifier
+    if job["type"] in HEADS:
+        model = HEADS[job["type"]](load_with_head(job), list(metrics.values()))
+    else:
+        model = Classifier(load_with_head(job), tokenizer, use_logits=True, eval_metrics=list(metrics.values()))
     loaders = {
         split: _loader(job, split, load_from_disk(str(folder.parents[1] / "data" / split)), tokenizer)
-        for split in ("train", *job["splits"])
+        for split in ("train", *job["splits"], *job["tests"])
     }
     names = {name: type(metric).__name__ for name, metric in metrics.items()}
     best = BestModel(job["splits"], names)
@@ -80,13 +95,7 @@ def run_job(folder: Path, parent: int | None = None) -> dict:
             Evaluator(label=split, dataloader=loaders[split], metric_names=list(names.values()))
             for split in job["splits"]
         ],
-        optimizers=DecoupledAdamW(
-            decay_groups(model, job["weight_decay"]),
-            lr=job["lr"],
-            betas=tuple(job["betas"]),
-            eps=job["eps"],
-            weight_decay=job["weight_decay"],
-        ),
+        optimizers=_optimizer(job, model),
         schedulers=LinearWithWarmupScheduler(t_warmup=job["t_warmup"], alpha_f=job["alpha_f"]),
         max_duration=job["max_duration"],
         eval_interval=job["eval_interval"],
@@ -98,11 +107,15 @@ def run_job(folder: Path, parent: int | None = None) -> dict:
     )
     trainer.fit()
     batches = trainer.state.timestamp.batch.value
-    trainer.close()
     if best.weights is not None:
         model.model.load_state_dict(best.weights)
         model.model.save_pretrained(folder / MODEL)
+        copy_own_code(job["model"], folder / MODEL)
         tokenizer.save_pretrained(folder / MODEL)
+        for split in job["tests"]:
+            file = folder / f"{split.removeprefix('test-')}.json"
+            write_predictions(file, job["form"], predict(model, loaders[split], trainer.state), job["labels"])
+    trainer.close()
     result = {
         "score": best.score,
         "metrics": best.metrics,
@@ -117,17 +130,42 @@ def run_job(folder: Path, parent: int | None = None) -> dict:
     return result
 
 
-def load_with_head(job: dict) -> PreTrainedModel:
+def _optimizer(job: dict, model: torch.nn.Module) -> Optimizer:
+    groups, betas, decay = decay_groups(model, job["weight_decay"]), tuple(job["betas"]), job["weight_decay"]
+    if job["optimizer"] == "adafactor":
+        return AdaFactor(groups, lr=job["lr"], beta1=betas[0], weight_decay=decay)
+    return DecoupledAdamW(groups, lr=job["lr"], betas=betas, eps=job["eps"], weight_decay=decay)
+
+
+@torch.inference_mode()
+def predict(model: "HeadModel | Classifier", loader: DataLoader, state: State) -> list:
+    """Return what `write_predictions` takes, for every row of a split without labels."""
+    model.eval()
+    found: list = []
+    for batch in loader:
+        batch = state.device.batch_to_device(batch)
+        with get_precision_context(state.precision):
+            if isinstance(model, HeadModel):
+                found += model.predictions(model.forward(batch), batch)
+            else:
+                ids, outputs = batch.pop("id"), model.model(**batch)
+                found += zip(ids, outputs.logits.argmax(-1).tolist(), strict=True)
+    return found
+
+
+def load_with_head(job: dict) -> PreTrainedModel | SpanModel:
     """Load the model with a head for the job's labels: its own, or a new one, drawn from torch's generator."""
     labels = job["labels"] or ["LABEL_0"]
     settings: dict[str, Any] = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)},
-        "problem_type": PROBLEMS[job["type"]],
+        "problem_type": PROBLEMS.get(job["type"]),
     }
     config = AutoConfig.from_pretrained(job["model"], **settings)
     if hasattr(config, "reference_compile"):
         config.reference_compile = False  # it would compile anew for every length of a batch
+    if job["type"] in POINTERS:
+        return SpanModel(AutoModel.from_pretrained(job["model"], config=config), job["type"], len(labels))
     if not job["new_head"]:
         return CLASSES[job["type"]].from_pretrained(job["model"], config=config)
     model = CLASSES[job["type"]].from_config(config)
@@ -202,28 +240,32 @@ class Orphaned(Callback):
 
 def _loader(job: dict, split: str, data: Dataset, tokenizer: Any) -> DataLoader:
     train = split == "train"
-    pad = (
-        transformers.DataCollatorForTokenClassification
-        if job["type"] == "token"
-        else transformers.DataCollatorWithPadding
-    )
     return DataLoader(
         data,
         batch_size=job["global_train_batch_size"] if train else job["device_eval_batch_size"],
         shuffle=train,
         generator=torch.Generator().manual_seed(job["seed"]),
-        collate_fn=_PlainDict(pad(tokenizer)),
+        collate_fn=_collate(job, tokenizer),
     )
 
 
+def _collate(job: dict, tokenizer: Any) -> Callable[[list[dict]], dict]:
+    if job["type"] in HEADS:
+        return HeadCollate(job["type"], tokenizer.pad_token_id, len(job["labels"]))
+    if job["type"] == "token":
+        return _PlainDict(transformers.DataCollatorForTokenClassification(tokenizer))
+    return _PlainDict(transformers.DataCollatorWithPadding(tokenizer))
+
+
 class _PlainDict:
-    """Composer moves plain dictionaries to a device, and transformers' BatchEncoding is none."""
+    """Composer moves plain dictionaries to a device, and transformers' BatchEncoding is none. Ids stay as they are."""
 
     def __init__(self, collate: Callable):
         self.collate = collate
 
     def __call__(self, rows: list[dict]) -> dict:
-        return dict(self.collate(rows))
+        ids = {"id": [row.pop("id") for row in rows]} if "id" in rows[0] else {}
+        return dict(self.collate(rows)) | ids
 
 
 if __name__ == "__main__":

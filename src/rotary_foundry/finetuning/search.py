@@ -6,6 +6,7 @@
       <task>/data/                     its examples as tokens
       <task>/<point>/seed-<n>/         a job: job.json, log.txt, result.json
       <task>/<point>/seed-<n>/model/   its best model, for the best point only
+      <task>/<point>/seed-<n>/*.json   predictions for unlabelled examples, named by the task's data.test
 
 Each point is run with the first `search_seeds` seeds, and then the best one, by the mean, with all seeds. So the
 published grids of 48 points cost 52 jobs for five seeds and not 240. The scores of the first seeds influence the
@@ -125,11 +126,12 @@ def job_settings(config: FinetuneConfig, name: str, data: dict) -> tuple[dict, l
     model = config.model if task.init_from_task is None else str(_start(config, name, task.init_from_task))
     shared = {
         **{"task": name, "type": task.type, "metrics": task.metrics, "eval_interval": task.eval_interval},
-        **{key: data[key] for key in ("labels", "splits", "examples", "truncated", "max_seq_len", "digest")},
+        **{key: data[key] for key in ("labels", "splits", "tests", "examples", "truncated", "max_seq_len", "digest")},
+        "form": task.data.form,
         **{"base_model": config.model, "model": model, "model_digest": _digest(model)},
         **{"new_head": task.init_from_task is not None, "init_from_task": task.init_from_task},
         "tokenizer": config.tokenizer or config.model,
-        **{key: getattr(config, key) for key in ("betas", "eps", "t_warmup", "alpha_f", "patience")},
+        **{key: getattr(config, key) for key in ("optimizer", "betas", "eps", "t_warmup", "alpha_f", "patience")},
         "precision": config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
         **{key: getattr(config, key) for key in ("device_train_microbatch_size", "device_eval_batch_size")},
     }

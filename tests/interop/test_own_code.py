@@ -1,0 +1,42 @@
+"""A family that transformers does not have is loaded by this package's code, never by a directory's."""
+
+import json
+
+import pytest
+from transformers import AutoConfig, AutoModel
+
+from rotary_foundry.interop.own_code import copy_own_code, register_own_code
+from rotary_foundry.utils.errors import DataError
+from tests.interop.test_roformer_v2 import JUNNYU, export
+from tests.models.roformer_v2_peers import our_network
+
+
+@pytest.fixture
+def exported(tokenizer_dir, tmp_path):
+    return export(our_network(), tokenizer_dir, tmp_path / "export")
+
+
+def test_a_directory_s_own_code_is_not_run(exported):
+    (exported / "modeling_roformer_v2.py").write_text("raise SystemExit('this was run')")
+    register_own_code(exported)
+    model, loading = AutoModel.from_pretrained(exported, output_loading_info=True)
+    assert type(model).__module__ == "rotary_foundry.models.roformer_v2.modeling_roformer_v2"
+    assert not loading["missing_keys"]
+    copy_own_code(exported, exported)
+    assert "RoFormerV2Model" in (exported / "modeling_roformer_v2.py").read_text()
+
+
+def test_another_program_s_form_is_refused_with_the_command_that_imports_it(tmp_path):
+    """transformers would load it as the first RoFormer, which predicts noise."""
+    (tmp_path / "config.json").write_text(json.dumps(JUNNYU))
+    with pytest.raises(DataError, match=r"rotary-foundry import .* DIRECTORY"):
+        register_own_code(tmp_path)
+
+
+def test_any_other_model_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    register_own_code(tmp_path)
+    register_own_code("answerdotai/ModernBERT-base")  # of the hub
+    copy_own_code(tmp_path, tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).model_type == "bert"
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
