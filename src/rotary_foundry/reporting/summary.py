@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rotary_foundry.data_prep.statistics import Statistics
+from rotary_foundry.interop.own_code import register_own_code
 from rotary_foundry.recipe.schema import all_metrics
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder
@@ -94,11 +95,12 @@ def _knob(segments: list[dict], name: str) -> str:
 
 
 def print_fill_mask(export: Path, console: Console) -> None:
-    """What plain transformers' fill-mask pipeline makes of the exported model."""
+    """Print what transformers' fill-mask pipeline makes of the exported model."""
     from transformers import pipeline
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    register_own_code(export)
     fill = pipeline("fill-mask", model=str(export), device="cpu", top_k=3)
     for example in FILL_MASK_EXAMPLES:
         text = example.replace("[MASK]", fill.tokenizer.mask_token)
