@@ -66,7 +66,7 @@ def test_clue_has_its_eleven_tasks_with_the_published_settings():
         ), name
     assert (config.optimizer, config.betas[0], config.t_warmup, config.alpha_f) == ("adafactor", 0.9, "0dur", 1.0)
     adamw = load_finetune_config(FOLDER / "clue_adamw.yaml", ["model=m"])
-    assert adamw.of("tnews").search == SearchConfig([2e-5], [2e-5 * 0.01], ["10ep"], [32])
+    assert adamw.of("tnews").search == SearchConfig([2e-5], [2e-7], ["10ep"], [32])
     assert (adamw.optimizer, adamw.t_warmup, adamw.alpha_f) == ("decoupled_adamw", "0.1dur", 0.0)
 
 
@@ -110,7 +110,7 @@ def test_the_folder_of_results_is_named_after_the_model():
         ("tasks.mine.init_from_task=mnli", "'tasks.mine.init_from_task': no task 'mnli'"),
         ("tasks.mine.init_from_task=mine", "tasks start from each other"),
         ("tasks.mine.data.text=[a,b,c]", "'tasks.mine.data.text': expected one or two columns, got 3"),
-        ("tasks.mine.data.form=c4", "'tasks.mine.data.form': 'c4' is not known; did you mean 'c3'?"),
+        ("tasks.mine.data.form=cmrc", "'tasks.mine.data.form': 'cmrc' is not known; did you mean 'cmrc2018'?"),
         ("tasks.mine.data.form=c3", "'tasks.mine.type': expected choice, the type of data.form=c3, got sequence"),
         ("optimizer=lamb", "'optimizer': expected one of decoupled_adamw, adafactor, got 'lamb'"),
         ("tasks.mine.max_seq_len=2", "'tasks.mine.max_seq_len': 2 is too short; expected at least 3"),
