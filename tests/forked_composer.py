@@ -76,10 +76,10 @@ def _launcher(arguments: list[str], folder: Path, environment: dict[str, str], o
     os.chdir(folder)
     for path, descriptor in zip(output, (1, 2), strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
+    from composer.cli import launcher  # before, as a server that another test has started may not have imported torch
+
     subprocess.Popen = ForkedScript
     sys.argv = ["composer", *arguments]
-    from composer.cli import launcher
-
     _exit_after(lambda: sys.exit(launcher.main()))
 
 

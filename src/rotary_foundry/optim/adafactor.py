@@ -1,4 +1,4 @@
-"""AdaFactor (arXiv 1804.04235) as RoFormerV2 was fine-tuned with it: unfactored, with momentum, relative steps.
+"""AdaFactor (arXiv 1804.04235) as bert4keras has it: unfactored, with momentum, relative steps.
 
 Neither torch's nor transformers' class can do this. torch's always factors matrices and has no momentum. transformers'
 factors, too, and averages steps that are already multiplied by the parameter's size. In bert4keras, whose class the
