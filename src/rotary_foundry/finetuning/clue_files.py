@@ -4,7 +4,7 @@ Most are files with a JSON object a line. Reading tasks are one nested JSON docu
 rows as the hub's data set `clue` has them, so that files and hub need only one function a task. A test file has the
 same form without labels.
 
-What every task becomes is what the published fine-tuning code of RoFormerV2 makes of it (roformer-v2, clue/):
+What every task becomes is what the published fine-tuning code in roformer-v2 (clue/) makes of it:
 
 - WSC: both spans are put in brackets, and the text is classified.
 - CSL: the keywords, joined by ；, and the abstract are a pair.

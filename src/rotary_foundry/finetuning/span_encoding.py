@@ -1,7 +1,7 @@
 """Encode choices, questions with passages, and texts with entities, as the heads of `head_models.py` take them.
 
 All parts of a text are joined by the separator, as in `[CLS] question [SEP] passage [SEP]`, and all tokens have the
-segment 0, as in the published fine-tuning code of RoFormerV2. Positions of characters become positions of tokens here:
+segment 0, as in the fine-tuning code of roformer-v2. Positions of characters become positions of tokens here:
 
 - A passage that is too long is divided into windows, which begin STRIDE tokens apart. A window without the whole answer
   has the answer (0, 0), which is [CLS]. The answer's first and last token are those that hold its first and last
