@@ -68,4 +68,4 @@ def test_neither_of_them_can_do_what_was_published():
     start, grads = torch.randn(6, dtype=torch.float64), gradients(6)
     settings = {"relative_step": False, "scale_parameter": True, "beta1": 0.9, "lr": 0.2}
     averaged = trained(transformers.Adafactor, start, grads, **settings)
-    assert not torch.allclose(trained(AdaFactor, start, grads, lr=0.2, beta1=0.9), averaged, rtol=1e-3)
+    assert not torch.allclose(trained(AdaFactor, start, grads, lr=0.2, beta1=0.9), averaged, rtol=1e-6)
