@@ -9,6 +9,7 @@ A prediction keeps what belongs to its row (the right answer, the id), because t
 blanks depends on several rows, which may be in different batches.
 """
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,9 +78,9 @@ class HeadModel(ComposerModel):
     def update_metric(self, batch: dict, outputs: Tensor, metric: Metric) -> None:
         metric.update(self.predictions(outputs, batch))
 
+    @abstractmethod
     def predictions(self, outputs: Tensor, batch: dict) -> list[Any]:
         """Return a prediction for each row of a batch."""
-        raise NotImplementedError
 
 
 class ChoiceModel(HeadModel):
