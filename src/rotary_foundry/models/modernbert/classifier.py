@@ -8,16 +8,14 @@ decoder's bias has no place there and is left out.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rotary_foundry.models.modernbert.initialisation import CUTOFF
+from rotary_foundry.models.truncated_normal import truncated_normal
 
 
 def with_classifier(state: Mapping[str, Tensor], labels: int, seed: int) -> dict[str, Tensor]:
     """Return the network's parameters with a classifier of so many labels instead of the decoder's."""
     kept = {name: state[name] for name in state if not name.startswith("decoder.")}
     hidden = kept["head.norm.weight"].shape[0]
-    weight, std = torch.empty(labels, hidden), hidden**-0.5
-    generator = torch.Generator().manual_seed(seed)
-    nn.init.trunc_normal_(weight, std=std, a=-CUTOFF * std, b=CUTOFF * std, generator=generator)
+    weight = truncated_normal((labels, hidden), hidden**-0.5, torch.Generator().manual_seed(seed))
     return kept | {"classifier.weight": weight, "classifier.bias": torch.zeros(labels)}

@@ -9,20 +9,19 @@
   weight depend on all before it, and nobody could draw a single layer of a model too large to hold.
 """
 
-import hashlib
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rotary_foundry.models.modernbert.shape import Shape
+from rotary_foundry.models.truncated_normal import parameter_generator, truncated_normal
 
 STD = 0.02  # ModernBERT's, as is the cutoff
-CUTOFF = 2.0  # in standard deviations
 
 
 def initial_value(name: str, shape: Shape, seed: int) -> Tensor:
-    """Draw the first value of a parameter, whole, float32, on the CPU: the same for the same seed, shape and name.
+    """Draw the first value of a whole parameter, in float32 on the CPU; the same for the same arguments.
 
     Args:
         name: as in the network's state dict.
@@ -35,6 +34,4 @@ def initial_value(name: str, shape: Shape, seed: int) -> Tensor:
     if name.endswith("bias"):
         return torch.zeros(size)
     std = STD / math.sqrt(2 * shape.num_hidden_layers) if name.endswith("Wo.weight") else STD
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
-    return nn.init.trunc_normal_(torch.empty(size), std=std, a=-CUTOFF * std, b=CUTOFF * std, generator=generator)
+    return truncated_normal(size, std, parameter_generator(seed, name))

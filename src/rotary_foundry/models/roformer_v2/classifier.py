@@ -6,17 +6,15 @@ As in the published fine-tuning code (roformer-v2, clue/), there is no hidden la
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rotary_foundry.models.roformer_v2.initialisation import CUTOFF
+from rotary_foundry.models.truncated_normal import truncated_normal
 
 
 def with_classifier(state: Mapping[str, Tensor], labels: int, seed: int) -> dict[str, Tensor]:
     """Return the network's parameters with a classifier of so many labels; the output has no parameters to drop."""
     hidden = state["embeddings.token_type_embeddings.weight"].shape[1]
-    weight, std = torch.empty(labels, hidden), hidden**-0.5
-    generator = torch.Generator().manual_seed(seed)
-    nn.init.trunc_normal_(weight, std=std, a=-CUTOFF * std, b=CUTOFF * std, generator=generator)
+    weight = truncated_normal((labels, hidden), hidden**-0.5, torch.Generator().manual_seed(seed))
     return {name: state[name] for name in state} | {
         "classifier.weight": weight,
         "classifier.bias": torch.zeros(labels),

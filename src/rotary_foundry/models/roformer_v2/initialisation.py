@@ -11,15 +11,13 @@
 - Each parameter has its own generator, seeded by the seed and its name, so it is the same on any number of ranks.
 """
 
-import hashlib
 import math
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rotary_foundry.models.roformer_v2.shape import Shape
+from rotary_foundry.models.truncated_normal import parameter_generator, truncated_normal
 
-CUTOFF = 2.0  # in σ
 WIDENING = 1.13684723  # σ of the normal whose standard deviation is 1 after the cut
 
 
@@ -33,6 +31,4 @@ def initial_value(name: str, shape: Shape, seed: int) -> Tensor:
     """
     size = shape.parameter_shapes()[name]
     sigma = WIDENING * shape.num_hidden_layers**-shape.init_depth_exponent / math.sqrt(size[1])
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
-    return nn.init.trunc_normal_(torch.empty(size), std=sigma, a=-CUTOFF * sigma, b=CUTOFF * sigma, generator=generator)
+    return truncated_normal(size, sigma, parameter_generator(seed, name))

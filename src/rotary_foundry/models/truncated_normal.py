@@ -1,0 +1,30 @@
+"""Draw first weights from a truncated normal, the same on any machine and for any number of ranks."""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+CUTOFF = 2.0  # in standard deviations of the normal before it is cut
+
+
+def truncated_normal(size: tuple[int, ...], std: float, generator: torch.Generator) -> Tensor:
+    """Draw a float32 tensor on the CPU from a normal that is cut off at ±2 standard deviations.
+
+    Args:
+        size: of the tensor.
+        std: of the normal before it is cut; that of the tensor is 0.88 times as large.
+        generator: of this tensor.
+    """
+    return nn.init.trunc_normal_(torch.empty(size), std=std, a=-CUTOFF * std, b=CUTOFF * std, generator=generator)
+
+
+def parameter_generator(seed: int, name: str) -> torch.Generator:
+    """Return a parameter's own generator, so that no weight depends on which others were drawn before it.
+
+    Args:
+        seed: the run's.
+        name: the parameter's, in the network's state dict.
+    """
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
