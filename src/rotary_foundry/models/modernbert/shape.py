@@ -7,12 +7,11 @@ Norms, activations, rotary positions and the softmax are not counted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from math import inf
-from typing import ClassVar, Self
+from dataclasses import dataclass, replace
+from typing import Self
 
-from rotary_foundry.models import family
 from rotary_foundry.models.family import FORWARD_AND_BACK
+from rotary_foundry.models.transformer_shape import TransformerShape
 from rotary_foundry.utils.knob import Knob, Problem
 
 KNOBS = {
@@ -23,22 +22,15 @@ KNOBS = {
 
 
 @dataclass(frozen=True)
-class Shape(family.Shape):
-    """The sizes of a ModernBERT. Layers 0, n, 2n, … attend to the whole document, the others within a window."""
+class Shape(TransformerShape):
+    """The sizes of a ModernBERT. Layers 0, n, 2n, … attend to the whole document, the others within a window.
 
-    hidden_size: int
-    intermediate_size: int  # inner width of the GLU; its input projection is twice as wide
-    num_hidden_layers: int
-    num_attention_heads: int
+    `intermediate_size` is the inner width of the GLU; its input projection is twice as wide.
+    """
+
     global_attn_every_n_layers: int  # n
     local_attention: int | None  # the window in tokens, half of it to each side; null if n is 1: no layer is local
     norm_eps: float
-
-    sizes: ClassVar = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
 
     @property
     def num_global_layers(self) -> int:
@@ -48,23 +40,7 @@ class Shape(family.Shape):
         """Return a layer's window in tokens; None if it attends to the whole document."""
         return self.local_attention if layer % self.global_attn_every_n_layers else None
 
-    def problems(self) -> Iterator[Problem]:
-        if wrong := next(self.type_problems(), None):
-            yield wrong
-            return
-        bad = [
-            (field.name, f"{value} is not positive and finite")
-            for field in fields(self)
-            if (value := getattr(self, field.name)) is not None and not 0 < value < inf
-        ]
-        yield from bad
-        if bad:
-            return
-        heads, hidden = self.num_attention_heads, self.hidden_size
-        if hidden % heads:
-            yield "num_attention_heads", f"{heads} heads do not divide a hidden size of {hidden}"
-        elif self.head_dim % 2:
-            yield "num_attention_heads", f"{heads} heads of {self.head_dim}; rotary positions need an even head size"
+    def further_problems(self) -> Iterator[Problem]:
         every = f"global_attn_every_n_layers {self.global_attn_every_n_layers}"
         if self.global_attn_every_n_layers == 1:
             if self.local_attention is not None:
@@ -113,10 +89,6 @@ class Shape(family.Shape):
                 pairs += local_layers * _pairs_in_window(length, self.local_attention // 2)
         return self.attention_flops_of_pairs(pairs)
 
-    def attention_flops_of_pairs(self, pairs: int) -> float:
-        """Return the same from the number of pairs of a query and a key in all layers together."""
-        return FORWARD_AND_BACK * 2 * 2 * self.hidden_size * pairs  # scores, and the values they weigh
-
     def describe(self, knobs: Mapping[str, float]) -> str:
         every = self.global_attn_every_n_layers
         local = (
@@ -135,15 +107,6 @@ class Shape(family.Shape):
 
     def rehearsal(self) -> Self:
         return replace(self, hidden_size=256, intermediate_size=240, num_hidden_layers=4, num_attention_heads=4)
-
-    def smaller(self) -> Self:
-        """A head narrower and a layer shallower."""
-        return replace(
-            self,
-            hidden_size=self.head_dim * (self.num_attention_heads - 1),
-            num_attention_heads=self.num_attention_heads - 1,
-            num_hidden_layers=self.num_hidden_layers - 1,
-        )
 
 
 def _pairs_in_window(length: int, reach: int) -> int:

@@ -6,12 +6,11 @@ positions and the softmax are not counted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from math import inf
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
-from rotary_foundry.models import family
 from rotary_foundry.models.family import FORWARD_AND_BACK
+from rotary_foundry.models.transformer_shape import TransformerShape
 from rotary_foundry.utils.knob import Knob, Problem
 
 KNOBS = {
@@ -28,45 +27,20 @@ KNOBS = {
 
 
 @dataclass(frozen=True)
-class Shape(family.Shape):
+class Shape(TransformerShape):
     """The sizes of a RoFormerV2, and the two numbers in which the release and the published code differ."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
     norm_eps: float
     # How a run begins and no difference between models: matrices have a standard deviation of
     # num_hidden_layers**-init_depth_exponent / sqrt(fan-in).
     init_depth_exponent: float = field(compare=False)
 
+    not_sizes: ClassVar = ("init_depth_exponent",)
     token_types: ClassVar[int] = 2  # of every published model; pretraining uses type 0 only
 
-    sizes: ClassVar = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    def problems(self) -> Iterator[Problem]:
-        if wrong := next(self.type_problems(), None):
-            yield wrong
-            return
-        bad = [
-            (key.name, f"{value} is not positive and finite")
-            for key in fields(self)
-            if key.name != "init_depth_exponent" and not 0 < (value := getattr(self, key.name)) < inf
-        ]
+    def further_problems(self) -> Iterator[Problem]:
         if not 0 <= self.init_depth_exponent <= 1:
-            bad.append(("init_depth_exponent", f"{self.init_depth_exponent} is not in [0, 1]"))
-        yield from bad
-        if bad:
-            return
-        heads, hidden = self.num_attention_heads, self.hidden_size
-        if hidden % heads:
-            yield "num_attention_heads", f"{heads} heads do not divide a hidden size of {hidden}"
-        elif self.head_dim % 2:
-            yield "num_attention_heads", f"{heads} heads of {self.head_dim}; rotary positions need an even head size"
+            yield "init_depth_exponent", f"{self.init_depth_exponent} is not in [0, 1]"
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         hidden, inner = self.hidden_size, self.intermediate_size
@@ -89,8 +63,7 @@ class Shape(family.Shape):
         return FORWARD_AND_BACK * 2 * (tokens * self.num_hidden_layers * layer + predicted * output)
 
     def attention_flops(self, lengths: Iterable[int]) -> float:
-        pairs = self.num_hidden_layers * sum(length**2 for length in lengths)
-        return FORWARD_AND_BACK * 2 * 2 * self.hidden_size * pairs  # scores, and the values they weigh
+        return self.attention_flops_of_pairs(self.num_hidden_layers * sum(length**2 for length in lengths))
 
     def describe(self, knobs: Mapping[str, float]) -> str:
         return (
@@ -102,12 +75,3 @@ class Shape(family.Shape):
 
     def rehearsal(self) -> Self:
         return replace(self, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4)
-
-    def smaller(self) -> Self:
-        """A head narrower and a layer shallower."""
-        return replace(
-            self,
-            hidden_size=self.head_dim * (self.num_attention_heads - 1),
-            num_attention_heads=self.num_attention_heads - 1,
-            num_hidden_layers=self.num_hidden_layers - 1,
-        )

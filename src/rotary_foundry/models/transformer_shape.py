@@ -1,0 +1,62 @@
+"""What the shapes of transformers have in common: sizes, heads, and operations of attention. No torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from math import inf
+from typing import ClassVar, Self
+
+from rotary_foundry.models import family
+from rotary_foundry.models.family import FORWARD_AND_BACK
+from rotary_foundry.utils.knob import Problem
+
+
+@dataclass(frozen=True)
+class TransformerShape(family.Shape):
+    """A stack of layers of one width, with heads of one even size."""
+
+    hidden_size: int
+    intermediate_size: int  # of the feed-forward part
+    num_hidden_layers: int
+    num_attention_heads: int
+
+    sizes: ClassVar = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
+    not_sizes: ClassVar[tuple[str, ...]] = ()
+    """Fields that need not be positive."""
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield (field, complaint) for every invalid value; with a wrong type or sign, nothing beyond those."""
+        if wrong := next(self.type_problems(), None):
+            yield wrong
+            return
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.not_sizes}
+        bad = {name: value for name, value in values.items() if value is not None and not 0 < value < inf}
+        yield from ((name, f"{value} is not positive and finite") for name, value in bad.items())
+        if bad:
+            return
+        heads, hidden = self.num_attention_heads, self.hidden_size
+        if hidden % heads:
+            yield "num_attention_heads", f"{heads} heads do not divide a hidden size of {hidden}"
+        elif self.head_dim % 2:
+            yield "num_attention_heads", f"{heads} heads of {self.head_dim}; rotary positions need an even head size"
+        yield from self.further_problems()
+
+    def further_problems(self) -> Iterator[Problem]:
+        """Yield (field, complaint) for what is invalid in a family's own fields, all of the right type and sign."""
+        yield from ()
+
+    def attention_flops_of_pairs(self, pairs: int) -> float:
+        """Return the operations of training's attention from the pairs of a query and a key in all layers together."""
+        return FORWARD_AND_BACK * 2 * 2 * self.hidden_size * pairs  # scores, and the values they weigh
+
+    def smaller(self) -> Self:
+        """Return the shape with a head and a layer less."""
+        return replace(
+            self,
+            hidden_size=self.head_dim * (self.num_attention_heads - 1),
+            num_attention_heads=self.num_attention_heads - 1,
+            num_hidden_layers=self.num_hidden_layers - 1,
+        )
