@@ -86,6 +86,11 @@ class Shape(ABC):
     def smaller(self) -> Self:
         """Return a smaller shape from which this one can be grown."""
 
+    def check(self) -> None:
+        """Raise a ConfigurationError that names the key of the first invalid value, if there is one."""
+        for key, complaint in self.problems():
+            raise ConfigurationError(f"model.{key}: {complaint}")
+
     @property
     def parameters(self) -> int:
         """The number of trained parameters; tied ones count once."""

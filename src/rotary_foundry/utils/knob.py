@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from math import inf
 
+from rotary_foundry.utils.errors import ConfigurationError
+
 Problem = tuple[str, str]  # a key, and what is wrong with its value
 
 
@@ -35,3 +37,8 @@ class Knob:
             return f"{value!r} is not a finite number {'of at least' if self.includes_low else 'above'} {self.low:g}"
         opening, closing = "[" if self.includes_low else "(", "]" if self.includes_high else ")"
         return f"{value!r} is not a number in {opening}{self.low:g}, {self.high:g}{closing}"
+
+    def check(self, name: str, value: object) -> None:
+        """Raise a ConfigurationError that names the knob if a value is invalid."""
+        if complaint := self.complaint(value):
+            raise ConfigurationError(f"{name}: {complaint}")

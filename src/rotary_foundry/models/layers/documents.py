@@ -49,6 +49,24 @@ class Documents:
         return self._derived[key]
 
 
+def checked_documents(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None, vocab_size: int) -> Documents:
+    """Check the arguments of a forward pass and return their documents.
+
+    Args:
+        input_ids: [tokens] int64.
+        cu_seqlens: [documents + 1] int32.
+        max_seqlen: at least the tokens of the longest document. Computed if not given, which waits for a GPU.
+        vocab_size: of the model.
+
+    Raises:
+        DataError: as `check_documents`.
+    """
+    check_documents(input_ids, cu_seqlens, max_seqlen, vocab_size)
+    if max_seqlen is None:
+        max_seqlen = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
+    return Documents(cu_seqlens, max_seqlen, tokens=len(input_ids))
+
+
 @torch.compiler.disable  # it branches on values, and is for the host
 def check_documents(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None, vocab_size: int) -> None:
     """Check that the arguments of a forward pass fit each other; this costs little compared with a layer.

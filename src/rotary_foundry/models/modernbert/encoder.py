@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from rotary_foundry.models.layers.attention import attention
 from rotary_foundry.models.layers.autocast import compute_dtype
-from rotary_foundry.models.layers.documents import Documents, check_documents
+from rotary_foundry.models.layers.documents import Documents, checked_documents
 from rotary_foundry.models.layers.rotary import RotaryTables, rotary_tables, rotate
 from rotary_foundry.models.modernbert.shape import KNOBS, Shape
-from rotary_foundry.utils.errors import ConfigurationError
 
 
 class Encoder(nn.Module):
@@ -37,8 +36,7 @@ class Encoder(nn.Module):
 
     def __init__(self, shape: Shape, knobs: Mapping[str, float], attn_implementation: str = "auto"):
         super().__init__()
-        for key, complaint in shape.problems():
-            raise ConfigurationError(f"model.{key}: {complaint}")
+        shape.check()
         self.head_dim = shape.head_dim
         self.embeddings = Embeddings(shape)
         self.layers = nn.ModuleList(
@@ -55,8 +53,7 @@ class Encoder(nn.Module):
         Raises:
             ConfigurationError: the value is invalid.
         """
-        if complaint := KNOBS[name].complaint(value):
-            raise ConfigurationError(f"{name}: {complaint}")
+        KNOBS[name].check(name, value)
         self.knobs[name] = value
         if name == "attn_out_dropout":
             for layer in self.layers:
@@ -76,10 +73,8 @@ class Encoder(nn.Module):
         Raises:
             DataError: the arguments do not fit each other or the vocabulary; values are checked only on the CPU.
         """
-        check_documents(input_ids, cu_seqlens, max_seqlen, self.embeddings.tok_embeddings.num_embeddings)
-        if max_seqlen is None:
-            max_seqlen = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
-        documents = Documents(cu_seqlens, max_seqlen, tokens=len(input_ids))
+        vocab_size = self.embeddings.tok_embeddings.num_embeddings
+        documents = checked_documents(input_ids, cu_seqlens, max_seqlen, vocab_size)
         hidden = self.embeddings(input_ids)  # [tokens, hidden]
         global_rotary, local_rotary = (
             rotary_tables(documents, self.head_dim, theta, compute_dtype(hidden))

@@ -24,11 +24,10 @@ from torch import Tensor, nn
 from rotary_foundry.models.layers.attention import attention
 from rotary_foundry.models.layers.autocast import compute_dtype
 from rotary_foundry.models.layers.cross_entropy import TokenLoss, linear_cross_entropy
-from rotary_foundry.models.layers.documents import Documents, check_documents, check_labels, check_token_types
+from rotary_foundry.models.layers.documents import Documents, check_labels, check_token_types, checked_documents
 from rotary_foundry.models.layers.rotary import RotaryTables, rotary_tables, rotate
 from rotary_foundry.models.roformer_v2.shape import KNOBS, Shape
 from rotary_foundry.objectives.objective import IGNORE_INDEX
-from rotary_foundry.utils.errors import ConfigurationError
 
 
 class RoFormerV2(nn.Module):
@@ -45,8 +44,7 @@ class RoFormerV2(nn.Module):
 
     def __init__(self, shape: Shape, knobs: Mapping[str, float], attn_implementation: str = "auto"):
         super().__init__()
-        for key, complaint in shape.problems():
-            raise ConfigurationError(f"model.{key}: {complaint}")
+        shape.check()
         self.shape = shape
         self.embeddings = Embeddings(shape)
         self.layers = nn.ModuleList(Layer(shape, attn_implementation) for _ in range(shape.num_hidden_layers))
@@ -65,8 +63,7 @@ class RoFormerV2(nn.Module):
         Raises:
             ConfigurationError: the value is invalid.
         """
-        if complaint := KNOBS[name].complaint(value):
-            raise ConfigurationError(f"{name}: {complaint}")
+        KNOBS[name].check(name, value)
         self.knobs[name] = value
         if name == "hidden_dropout":
             for module in self.modules():
@@ -123,12 +120,9 @@ class RoFormerV2(nn.Module):
         Raises:
             DataError: the arguments do not fit each other or the vocabulary; values are checked only on the CPU.
         """
-        check_documents(input_ids, cu_seqlens, max_seqlen, self.shape.vocab_size)
+        documents = checked_documents(input_ids, cu_seqlens, max_seqlen, self.shape.vocab_size)
         if token_type_ids is not None:
             check_token_types(token_type_ids, input_ids, self.shape.token_types)
-        if max_seqlen is None:
-            max_seqlen = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
-        documents = Documents(cu_seqlens, max_seqlen, tokens=len(input_ids))
         hidden = self.embeddings(input_ids, token_type_ids)  # [tokens, hidden]
         theta = self.knobs["rope_theta"]
         rotary = rotary_tables(documents, self.shape.head_dim, theta, compute_dtype(hidden))
