@@ -11,13 +11,12 @@ paragraphs are held out whole, because an article repeats its names and articles
 """
 
 import hashlib
-import html
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from rotary_foundry.data_prep.readers.documentation import html_text
 from rotary_foundry.finetuning.labelled_example import Example, Span
 from rotary_foundry.utils.errors import DataError
 
@@ -88,11 +87,7 @@ def _help_pages(folder: Path) -> Iterator[Example]:
     pages = _there(folder, "usr/share/libreoffice/help/zh-CN/text", "libreoffice-help-zh-cn", APT)
     labels: dict[str, set[str]] = defaultdict(set)
     for file in sorted(pages.glob("*/**/*.html")):
-        page = (
-            file.read_text(encoding="utf-8").partition('<div id="DisplayArea"')[2].partition('<div id="SearchFrame"')[0]
-        )
-        text = html.unescape(re.sub(r"<[^<>]*>", " ", page.partition(">")[2]))
-        if text := " ".join(text.split()):
+        if text := " ".join(html_text(file.read_text(encoding="utf-8")).split()):
             labels[text].add(file.relative_to(pages).parts[0])
     yield from _one_label(labels, "libreoffice-help-zh-cn")
 
