@@ -188,8 +188,8 @@ class RoFormerV2ForMaskedLM(RoFormerV2PreTrainedModel):
         return MaskedLMOutput(loss=loss, logits=logits)
 
 
-class RoFormerV2ForSequenceClassification(RoFormerV2PreTrainedModel):
-    """The first token's hidden state and a linear map to the labels; a single label is a regression."""
+class RoFormerV2Classifier(RoFormerV2PreTrainedModel):
+    """The parameters of both classifiers."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -197,6 +197,10 @@ class RoFormerV2ForSequenceClassification(RoFormerV2PreTrainedModel):
         self.roformer = RoFormerV2Model(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+
+class RoFormerV2ForSequenceClassification(RoFormerV2Classifier):
+    """The first token's hidden state and a linear map to the labels; a single label is a regression."""
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, labels=None, **kwargs):
         hidden = self.roformer(input_ids, attention_mask, token_type_ids).last_hidden_state
@@ -208,15 +212,8 @@ class RoFormerV2ForSequenceClassification(RoFormerV2PreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
-class RoFormerV2ForTokenClassification(RoFormerV2PreTrainedModel):
+class RoFormerV2ForTokenClassification(RoFormerV2Classifier):
     """Every token's hidden state and a linear map to the labels."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.roformer = RoFormerV2Model(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, labels=None, **kwargs):
         logits = self.classifier(self.roformer(input_ids, attention_mask, token_type_ids).last_hidden_state)
