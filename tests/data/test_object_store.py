@@ -16,9 +16,9 @@ from rotary_foundry.utils.errors import DataError, Fault
 from ..object_store import bucket
 from .conftest import REPOSITORY, ROW_LENGTH, write_rows
 
-ROWS = {"code": 900, "docs": 540}
-DRAW = Draw(17, 0, {"code": 0.4, "docs": 0.6}, 0, updates=180, global_batch_size=12)  # an epoch and a half
-LIMIT = 60_000  # bytes
+ROWS = {"code": 1500, "docs": 900}
+DRAW = Draw(17, 0, {"code": 0.4, "docs": 0.6}, 0, updates=300, global_batch_size=12)  # an epoch and a half
+LIMIT = 100_000  # bytes
 NOBODY = "http://127.0.0.1:1"  # no server listens there
 
 
@@ -41,7 +41,7 @@ def remote(corpus):
 
 
 def stream(local: Path, remote: str | None = None, cache_limit: str | None = None) -> TrainingStream:
-    return TrainingStream(list(ROWS), local, remote, ROW_LENGTH, 180, DRAW, cache_limit)
+    return TrainingStream(list(ROWS), local, remote, ROW_LENGTH, 300, DRAW, cache_limit)
 
 
 def sizes_in(folder: Path) -> dict[str, int]:
@@ -72,8 +72,8 @@ def test_every_row_comes_right_through_a_cache_that_holds_a_part_of_the_corpus(c
             drawn.add(sample["row"])
             seen += 1
         largest = max(largest, size_of(tmp_path))
-    assert seen == 2160
-    assert len(drawn) > 1140
+    assert seen == 3600
+    assert len(drawn) > 1900
     assert sum(path.stat().st_size for path in corpus.rglob("*.mds")) > 2 * LIMIT
     assert LIMIT / 2 < largest <= LIMIT
 
