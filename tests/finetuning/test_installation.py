@@ -12,11 +12,11 @@ from rotary_foundry.utils.errors import DataError
 SPLITS = ("train", "validation")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fewer_examples():
-    """A tenth of them takes a tenth of the time."""
+@pytest.fixture(scope="module", autouse=True, params=[100, pytest.param(installation.EXAMPLES, marks=pytest.mark.long)])
+def examples(request):
+    """How many there are of a task; to make all of them takes half a minute."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(installation, "EXAMPLES", 100)
+        patch.setattr(installation, "EXAMPLES", request.param)
         installation._tasks.cache_clear()
         yield
     installation._tasks.cache_clear()
