@@ -1,4 +1,4 @@
-"""A model small enough for every rank count, and what the tests of both optimizers do with it."""
+"""A model small enough for every rank count, and what the tests of all optimizers do with it."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,6 +7,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
 Metrics = dict[str, torch.Tensor]
@@ -33,6 +34,12 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
 def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def assert_collectives_of_a_step(optimizer: torch.optim.Optimizer, expected: int) -> None:
+    with CommDebugMode() as communication:
+        optimizer.step()
+    assert communication.get_total_counts() == expected, communication.get_comm_counts()
 
 
 def recorded(

@@ -16,13 +16,21 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.distributed.tensor.debug import CommDebugMode
 
 from rotary_foundry.optim.adamw import AdamW
 from rotary_foundry.optim.decay_groups import decay_groups
 from rotary_foundry.optim.optimizers import CLASSES, build_optimizer
 from rotary_foundry.recipe.optimizer_settings import OPTIMIZERS
-from tests.optim.small_model import SETTINGS, Metrics, assert_same, recorded, sharded_model, small_model, weights
+from tests.optim.small_model import (
+    SETTINGS,
+    Metrics,
+    assert_collectives_of_a_step,
+    assert_same,
+    recorded,
+    sharded_model,
+    small_model,
+    weights,
+)
 from tests.ranks import on_ranks
 
 MAX_GRAD_NORM = 2.0
@@ -137,9 +145,7 @@ def _collectives_of_a_step() -> None:
         model, optimizer = sharded((2,), max_grad_norm)
         optimizer.record_metrics = record
         train(model, optimizer, [0])  # gradients and state are there
-        with CommDebugMode() as communication:
-            optimizer.step()
-        assert communication.get_total_counts() == expected, communication.get_comm_counts()
+        assert_collectives_of_a_step(optimizer, expected)
 
 
 def test_the_norm_of_all_gradients_is_one_collective(tmp_path):

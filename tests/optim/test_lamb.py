@@ -14,13 +14,19 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.distributed.tensor.debug import CommDebugMode
 
 from rotary_foundry.optim.decay_groups import decay_groups
 from rotary_foundry.optim.lamb import LAMB
 from rotary_foundry.optim.optimizers import build_optimizer
 from rotary_foundry.recipe.optimizer_settings import LAMBConfig
-from tests.optim.small_model import assert_same, recorded, sharded_model, small_model, weights
+from tests.optim.small_model import (
+    assert_collectives_of_a_step,
+    assert_same,
+    recorded,
+    sharded_model,
+    small_model,
+    weights,
+)
 from tests.ranks import on_ranks
 
 BETAS, EPS, DECAY, PEAK = (0.9, 0.999), 1e-6, 0.01, 1e-2
@@ -119,9 +125,7 @@ def _collectives_of_a_step() -> None:
     for record in (False, True):
         optimizer.record_metrics = record
         train(model, optimizer, [0])  # gradients and state are there
-        with CommDebugMode() as communication:
-            optimizer.step()
-        assert communication.get_total_counts() == 1, communication.get_comm_counts()
+        assert_collectives_of_a_step(optimizer, 1)
 
 
 def test_a_step_is_one_collective_with_and_without_metrics(tmp_path):

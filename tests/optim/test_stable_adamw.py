@@ -16,11 +16,19 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.distributed.tensor.debug import CommDebugMode
 
 from rotary_foundry.optim.decay_groups import decay_groups
 from rotary_foundry.optim.stable_adamw import StableAdamW
-from tests.optim.small_model import SETTINGS, Metrics, assert_same, recorded, sharded_model, small_model, weights
+from tests.optim.small_model import (
+    SETTINGS,
+    Metrics,
+    assert_collectives_of_a_step,
+    assert_same,
+    recorded,
+    sharded_model,
+    small_model,
+    weights,
+)
 from tests.ranks import on_ranks
 
 STEPS, SPIKE_AT, NEW_PEAK_AT = 50, 30, 35
@@ -126,9 +134,7 @@ def _collectives_of_a_step() -> None:
     for record in (False, True):
         optimizer.record_metrics = record
         train(model, optimizer, [0])  # gradients and state are there
-        with CommDebugMode() as communication:
-            optimizer.step()
-        assert communication.get_total_counts() == 1, communication.get_comm_counts()
+        assert_collectives_of_a_step(optimizer, 1)
 
 
 def test_a_step_is_one_collective_with_and_without_metrics(tmp_path):
