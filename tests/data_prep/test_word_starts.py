@@ -1,4 +1,4 @@
-"""Where words begin: by jieba and by the tokenizer's own words, in a text and in the rows of a corpus."""
+"""Word starts by jieba and by the tokenizer's pre-tokenizer, in a text and in the rows of a corpus."""
 
 import json
 from dataclasses import replace

@@ -55,7 +55,7 @@ class Files:
 
     @property
     def unhashed(self) -> bool:
-        """Whether some file has no hash in the index."""
+        """True if the index lacks the hash of at least one file."""
         return bool(((self.names != b"") & (self.hashes == b"")).any())
 
     def entry(self, shard: int) -> dict | None:

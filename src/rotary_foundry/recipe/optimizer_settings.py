@@ -28,7 +28,7 @@ class OptimizerConfig:
 
     per_stage: ClassVar[tuple[str, ...]] = ("betas", "weight_decay")
     decay_all: ClassVar[bool] = False
-    """Whether weight decay applies to every tensor, or to matrices only."""
+    """Apply weight decay to every tensor if true, to matrices only if false."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (argument, complaint) for every invalid value."""

@@ -1,4 +1,4 @@
-"""What the processor of this machine can do."""
+"""Ask the processor for its instruction sets."""
 
 from pathlib import Path
 

@@ -1,7 +1,6 @@
-"""What the dimensions of ModernBERT's parameters count, for growing a model from a smaller one (models/growing.py).
+"""Name the dimensions of ModernBERT's parameters, for growing a model from a smaller one (models/growing.py).
 
-Whether a layer attends globally is the target's own affair, so a layer may find itself with another window than its
-source had.
+The larger model decides which of its layers attend globally, so a layer may have another window than its source.
 """
 
 from rotary_foundry.models.growing import Dimension, Growth, source_layer

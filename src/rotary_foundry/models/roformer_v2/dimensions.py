@@ -1,4 +1,4 @@
-"""What the dimensions of RoFormerV2's parameters count, for growing a model from a smaller one (models/growing.py)."""
+"""Name the dimensions of RoFormerV2's parameters, for growing a model from a smaller one (models/growing.py)."""
 
 from rotary_foundry.models.growing import Dimension, Growth, source_layer
 from rotary_foundry.models.roformer_v2.shape import Shape

@@ -107,7 +107,7 @@ def read_settings(
 
     Args:
         written: its keys.
-        needed: settings of which our network has only one value.
+        needed: settings that our network supports with one value only, with that value.
         where: its file.
         eps: of the norms, if the file does not have it.
 

@@ -21,7 +21,7 @@ FLOAT = 1  # DT_FLOAT
 
 
 class Entry(NamedTuple):
-    """Where a tensor's values are."""
+    """The place of a tensor's values in a checkpoint: shard, offset and size."""
 
     dtype: int
     shape: list[int]
