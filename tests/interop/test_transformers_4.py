@@ -19,7 +19,7 @@ from rotary_foundry.interop import load_model
 from rotary_foundry.interop.heads import Head
 from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.interop.importing import import_model
-from tests.models.peers import our_network, pack
+from tests.models import peers, roformer_v2_peers
 
 TRANSFORMERS_4 = "transformers==4.57.6"
 TEXTS = ["a b c", "j [MASK] a b c d e f g h i j"]
@@ -44,6 +44,11 @@ for name in ("MaskedLM", "SequenceClassification", "TokenClassification"):
             found["long"] = model(input_ids=torch.tensor([ids])).logits[0]
             model.save_pretrained(folder / "saved_by_4")
             tokenizer.save_pretrained(folder / "saved_by_4")
+load = transformers.AutoModelForMaskedLM.from_pretrained
+model, loading = load(folder / "RoFormerV2", trust_remote_code=True, output_loading_info=True)
+assert not any(loading.values()), loading
+with torch.no_grad():
+    found["RoFormerV2"] = model.eval()(input_ids=torch.tensor([ids])).logits[0]
 tokens = {}
 for path in (folder / "tokenizers").iterdir():
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -54,26 +59,32 @@ save_file(found, folder / "logits.safetensors")
 """
 
 
+def export_network(network, family, tokenizer_dir, out_dir, head=None):
+    knobs = {name: network.knobs[name] for name in family.knobs_of_weights()}
+    export_model(network.state_dict(), family, network.shape, knobs, tokenizer_dir, 8192, out_dir, head=head)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1500)
 @torch.no_grad()
 def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves_comes_back(tokenizer_dir, tmp_path):
-    network = our_network(160_000.0).eval()
+    network = peers.our_network(160_000.0).eval()
     exports = tmp_path / "exports"
     heads = {
         "MaskedLM": None,
         "SequenceClassification": Head("sequence", LABELS),
         "TokenClassification": Head("token", LABELS),
     }
+    roformer = roformer_v2_peers.our_network().eval()
     for name, head in heads.items():
-        weights, theta = network.state_dict(), network.model.rope_theta
-        export_model(weights, network.config, theta, tokenizer_dir, 8192, exports / name, head=head)
+        export_network(network, peers.FAMILY, tokenizer_dir, exports / name, head)
+    export_network(roformer, roformer_v2_peers.FAMILY, tokenizer_dir, exports / "RoFormerV2")
     save_trained(train_tokenizer(TEXTS, 320), exports / "tokenizers/trained", max_length=512)
     more = AutoTokenizer.from_pretrained(tokenizer_dir)
     more.add_special_tokens({"additional_special_tokens": ["j"]})
     more.save_pretrained(tmp_path / "more")
     save_copy(tmp_path / "more", exports / "tokenizers/brought", max_length=512)
-    flat = pack(300)
+    flat = peers.pack(300)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
     def call(*command: object) -> None:
@@ -106,6 +117,7 @@ def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves
         ids = opened(TEXTS)["input_ids"]
         assert encoded == [ids, opened.decode(ids[1], True), sorted(opened.all_special_tokens)], folder
         assert ("j" in encoded[2]) == (folder == "brought")
+    torch.testing.assert_close(by_4["RoFormerV2"], roformer(*flat), rtol=0, atol=1e-4)
     import_model(exports / "saved_by_4", tmp_path / "back")
-    assert load_model(tmp_path / "back").config == network.config
+    assert load_model(tmp_path / "back").shape == network.shape
     torch.testing.assert_close(load_model(tmp_path / "back")(*flat), ours(*flat), rtol=0, atol=0)

@@ -29,13 +29,13 @@ def merged_recipe(path: str | Path, overrides: Iterable[str] = ()) -> str:
     """
     overrides = list(overrides)
     recipe = load_recipe(path, overrides)
-    given = merged(path, schema_of(recipe.model.family), overrides)
+    given, filled = merged(path, schema_of(recipe.model.family), overrides), OmegaConf.structured(recipe)
     sources = origins(path, overrides)
 
     def source(keys: tuple[str, ...]) -> str:
         if keys in sources:
             return sources[keys]
-        is_default = _value(given, keys) == _value(OmegaConf.structured(recipe), keys)
+        is_default = _value(given, keys) == _value(filled, keys)
         return "default" if is_default else f"init_from: {redacted(recipe.init_from)}"
 
     whole = asdict(recipe)
