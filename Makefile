@@ -4,8 +4,9 @@ UV_VERSION := $(shell sed -n 's/^uv==//p' constraints.txt)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 OLDEST := .venv-oldest
-# Where Python may write none itself, every process would compile the sources of torch and Composer anew.
-BYTECODE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
+# Where Python may write no bytecode itself, every process would compile the sources of torch and Composer anew. Not
+# every source compiles: some are templates.
+COMPILED = $(if $(PYTHONDONTWRITEBYTECODE),$(1)/python -m compileall -qq -j 0 $(dir $(1))lib src || true)
 
 .PHONY: nano reference test test-long test-oldest test-gpu status bench lint format constraints clean
 
@@ -26,12 +27,11 @@ reference:
 	for seed in $(SEEDS); do $(MAKE) nano RUN=nano-$$seed OVERRIDES=seed=$$seed || exit; done
 	$(BIN)/rotary-foundry reference $(SEEDS:%=runs/nano-%) --out src/rotary_foundry/reporting/references/nano.json
 
-# One file of tests more at a time than there are cores, because whole runs wait for each other and for clocks. They
-# come first, because they take longest.
+# One file of tests more at a time than there are cores, because whole runs wait for each other and for clocks.
 PYTEST = $(or $(2),$(BIN))/pytest -rs --durations=30 --result .ci/results/$(1).json
 PARALLEL := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 test: lint
-	$(call PYTEST,test) $(PARALLEL) tests/training tests/launch tests
+	$(call PYTEST,test) $(PARALLEL)
 
 # What training rests on, on the oldest torch.
 test-oldest: $(OLDEST)/.installed
@@ -68,7 +68,7 @@ constraints:
 		--override overrides.txt --upgrade --output-file constraints.txt
 
 # Without overrides Composer's and Streaming's bounds would keep torch and transformers back, and pip has none.
-INSTALL = $(BIN)/uv pip install $(BYTECODE) --override overrides.txt
+INSTALL = $(BIN)/uv pip install --override overrides.txt
 
 # uv is PATH's until the pinned one is in .venv. Where PATH has none, pip fetches it; ensurepip, if uv made .venv.
 $(INSTALLED): pyproject.toml constraints.txt overrides.txt
@@ -79,6 +79,7 @@ $(INSTALLED): pyproject.toml constraints.txt overrides.txt
 	else { $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; } && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); fi
 	$(INSTALL) --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	$(call COMPILED,$(BIN))
 	touch $@
 
 # The oldest torch that is supported. The other pins stay, but for what torch brings and setuptools, of which torch 2.11
@@ -89,6 +90,7 @@ $(OLDEST)/.installed: $(INSTALLED)
 		| grep -v '^setuptools==' > $(OLDEST)/constraints.txt
 	printf '%s\n' 'torch==2.11.*' 'torchvision==0.26.*' >> $(OLDEST)/constraints.txt
 	$(INSTALL) --python $(OLDEST)/bin/python --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
+	$(call COMPILED,$(OLDEST)/bin)
 	touch $@
 
 clean:

@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is import
 hypothesis.settings.register_profile("any_machine", deadline=None)
 hypothesis.settings.load_profile("any_machine")
 
+TESTS = Path(__file__).parent
 LIBRARIES = ("torch", "transformers", "mosaicml", "mosaicml-streaming")
 
 
@@ -28,6 +29,11 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.began = time.time()
+
+
+def pytest_collection_modifyitems(items):
+    """Whole runs first: where several processes test, none is left with them when the others have nothing to do."""
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in ("training", "launch"))
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):

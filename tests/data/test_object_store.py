@@ -60,7 +60,7 @@ def size_of(folder: Path) -> int:
     return sum(sizes.values())
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_every_row_comes_right_through_a_cache_that_holds_a_part_of_the_corpus(corpus, remote, tmp_path, num_workers):
     expected = stream(corpus)
     rows = stream(tmp_path, remote, cache_limit=f"{LIMIT}b")

@@ -65,6 +65,7 @@ def test_a_checkpoint_is_fine_tuned_as_its_export(network, run, checkpoint, monk
     assert exported[name].equal(network.state_dict()[name])
 
 
+@pytest.mark.long
 def test_a_run_retrieves_as_its_export(run, tmp_path):
     (suite,) = find_suites(["retrieval"], ["max_pairs=20", "resamples=50"])
     export_checkpoint(run.path, tmp_path / "export")

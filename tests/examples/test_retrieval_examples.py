@@ -69,6 +69,7 @@ def test_a_reranker_learns_its_pairs(run):
     assert scores.argmax() == 0
 
 
+@pytest.mark.long
 def test_code_search_is_the_default_data_and_hard_negatives_can_be_mined(run):
     """With a vocabulary that knows none of its words: there is nothing to learn, and it runs."""
     options = ("--epochs", "0.01", "--max-seq-length", "16", "--hard-negatives", "2")

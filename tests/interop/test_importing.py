@@ -25,7 +25,7 @@ from tests.permuted import permuted
 NARROW = dict(hidden_size=32, intermediate_size=32, num_attention_heads=1, num_hidden_layers=2)
 
 
-@pytest.mark.parametrize("theta", [10_000.0, 160_000.0])
+@pytest.mark.parametrize("theta", [pytest.param(10_000.0, marks=pytest.mark.long), 160_000.0])
 @torch.no_grad()
 def test_logits_are_transformers_on_padded_batches_and_to_8192_tokens_both_ways(tokenizer_dir, tmp_path, theta):
     theirs = their_network(our_network(theta, **NARROW, global_attn_every_n_layers=2)).eval()

@@ -65,7 +65,8 @@ def test_signals_to_every_process_and_before_there_is_a_rank_become_one_request_
     assert "asked 1 worker True" in output
 
 
-@pytest.mark.parametrize("told", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("told", [True, False])
 def test_a_failure_that_a_rank_has_told_stands_last_and_the_launcher_tells_any_other(tmp_path, told):
     script = tmp_path / "rank.py"
     script.write_text(FAILING)

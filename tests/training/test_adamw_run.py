@@ -1,5 +1,7 @@
 """A run with AdamW, its gradients clipped in some stages: recorded, rolled back, killed and resumed as any other."""
 
+import pytest
+
 from rotary_foundry import load_recipe
 from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.runs.run_folder import RunFolder
@@ -14,6 +16,7 @@ ADAMW = (
 )
 
 
+@pytest.mark.long
 def test_a_killed_run_with_adamw_ends_as_the_undisturbed_one_and_records_what_each_stage_sets(tiny):
     undisturbed = tiny.launch("run_name=adamw", *ADAMW)
     assert undisturbed.returncode == 0, undisturbed.stderr[-4000:]

@@ -99,12 +99,14 @@ def grown(tiny, undisturbed) -> Path:
     return run
 
 
+@pytest.mark.long
 def test_a_run_on_replicas_goes_on_alone_to_the_same_end(tiny, undisturbed, grown):
     assert RunFolder(grown).newest_checkpoint().token == compile_plan(load_recipe(tiny.recipe)).total_tokens
     assert digests(grown) == digests(undisturbed)
     assert RunFolder(grown).records(RunFolder(grown).metrics)[-1]["loss"] < 5
 
 
+@pytest.mark.long
 def test_neither_replicas_nor_recomputation_show_in_a_checkpoint(grown, tmp_path):
     checkpoint = grown / f"checkpoints/ba{KILLED_AT}"
     recipe = load_recipe(grown / "recipe.yaml")
@@ -114,6 +116,7 @@ def test_neither_replicas_nor_recomputation_show_in_a_checkpoint(grown, tmp_path
     assert load_model(tmp_path / "export").state_dict().keys() == plain
 
 
+@pytest.mark.long
 def test_a_grown_run_is_evaluated_once_before_its_first_update(tiny, undisturbed, grown):
     lines = (grown / "eval.jsonl").read_text().splitlines()
     before, *at_stage_ends = RunFolder(grown).records(RunFolder(grown).evaluations)
@@ -127,6 +130,7 @@ def test_a_grown_run_is_evaluated_once_before_its_first_update(tiny, undisturbed
     assert before["loss"] < held_out_loss(fresh, recipe)
 
 
+@pytest.mark.long
 def test_the_summary_tells_the_loss_before_the_first_update_from_that_at_a_stages_end(tiny, grown, tmp_path):
     before, first_stage, *_ = RunFolder(grown).records(RunFolder(grown).evaluations)
     said = f"with the weights of {tiny.folder}/runs/source: {before['loss']:.3f}."

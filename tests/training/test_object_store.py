@@ -189,6 +189,7 @@ def test_ranks_agree_that_an_upload_failed_and_the_next_checkpoint_is_tried_agai
     assert all(NOBODY in line["said"] and "training continues" in line["said"] for line in warnings)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_run_goes_on_from_the_store_alone_over_a_rollback_and_past_a_torn_checkpoint(tiny, undisturbed):
     launch = ("run_name=moved", f"save_folder={BUCKET}/runs")

@@ -42,6 +42,7 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@pytest.mark.long
 def test_no_rank_ever_holds_the_whole_network(tmp_path):
     recipe = load_recipe("yamls/main/nano.yaml", [*WIDE, "model.num_hidden_layers=16"])  # 73 M parameters, 292 MB
     on_ranks(4, tmp_path, _peak_below_the_whole, recipe, load_recipe("yamls/main/nano.yaml"))
@@ -55,7 +56,7 @@ def _waits_as_long_as_the_recipe_says(recipe: Recipe) -> None:
     assert timeouts == [timedelta(seconds=recipe.dist_timeout)] * mesh.ndim
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_rank_waits_for_the_others_as_long_as_the_recipe_says(tmp_path, replicas):
     recipe = load_recipe(
         "yamls/main/nano.yaml", ["dist_timeout=20", f"fsdp_config.data_parallel_replicate_degree={replicas}"]

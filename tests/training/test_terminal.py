@@ -71,7 +71,8 @@ def logs(tiny: Tiny, run_name: str) -> list[str]:
     return [(tiny.folder / f"runs/{run_name}/logs/rank{rank}.log").read_text() for rank in range(2)]
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
 def test_the_first_ranks_error_comes_last_in_red_and_every_traceback_is_in_the_logs(tiny, rank):
     name = f"raised-{rank}"
     status, printed = on_a_terminal(
