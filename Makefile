@@ -31,18 +31,18 @@ reference:
 PYTEST = $(or $(2),$(BIN))/pytest -rs --durations=30 --result .ci/results/$(1).json
 PARALLEL := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 test: lint
-	$(call PYTEST,test) $(PARALLEL)
+	$(call PYTEST,test) $(PARALLEL) tests
 
 # What training rests on, on the oldest torch.
 test-oldest: $(OLDEST)/.installed
 	$(call PYTEST,test-oldest,$(OLDEST)/bin) tests/models tests/optim tests/training
 
 test-long: $(INSTALLED)
-	$(call PYTEST,test-long) $(PARALLEL) -m long
+	$(call PYTEST,test-long) $(PARALLEL) -m long tests
 
 # Without a GPU every one of these tests fails and says so; those of a package that is not installed are skipped, with the reason.
 test-gpu: $(INSTALLED)
-	$(call PYTEST,test-gpu) -m gpu
+	$(call PYTEST,test-gpu) -m gpu tests
 
 # docs/status.md, from the results that the test commands leave.
 status:
