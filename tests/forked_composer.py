@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from multiprocessing import get_context, resource_tracker, set_start_method
 from pathlib import Path
 
@@ -56,31 +57,46 @@ def composer(arguments: list[str], folder: Path, environment: dict[str, str], ti
         environment: all of it.
         timeout: seconds; then the launcher is killed.
     """
+    return _forked(_run_composer, ["composer", *arguments], folder, environment, timeout)
+
+
+def script(arguments: list[str], folder: Path, environment: dict[str, str], timeout: float):
+    """Run `python` with a script and its arguments; otherwise as `composer`."""
+    return _forked(_run_script, arguments, folder, environment, timeout)
+
+
+def _forked(run: Callable, arguments: list[str], folder: Path, environment: dict[str, str], timeout: float):
     context = get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     with tempfile.TemporaryDirectory() as of_this_run:
         output = [Path(of_this_run, stream) for stream in ("stdout", "stderr")]
-        launcher = context.Process(target=_launcher, args=(arguments, folder, environment, output))
-        launcher.start()
-        launcher.join(timeout)
-        if launcher.exitcode is None:
-            launcher.kill()
-            launcher.join()
+        process = context.Process(target=_in_fork, args=(run, arguments, folder, environment, output))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
         texts = [path.read_text(encoding="utf-8", errors="replace") for path in output]
-    return subprocess.CompletedProcess(["composer", *arguments], launcher.exitcode, *texts)
+    return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
 
 
-def _launcher(arguments: list[str], folder: Path, environment: dict[str, str], output: list[Path]) -> None:
+def _in_fork(
+    run: Callable, arguments: list[str], folder: Path, environment: dict[str, str], output: list[Path]
+) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     for path, descriptor in zip(output, (1, 2), strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
+    _exit_after(run, arguments)
+
+
+def _run_composer(arguments: list[str]) -> None:
     from composer.cli import launcher  # before, as a server that another test has started may not have imported torch
 
     subprocess.Popen = ForkedScript
-    sys.argv = ["composer", *arguments]
-    _exit_after(lambda: sys.exit(launcher.main()))
+    sys.argv = arguments
+    sys.exit(launcher.main())
 
 
 def _run_script(arguments: list[str]) -> None:

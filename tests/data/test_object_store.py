@@ -78,6 +78,7 @@ def test_every_row_comes_right_through_a_cache_that_holds_a_part_of_the_corpus(c
     assert LIMIT / 2 < largest <= LIMIT
 
 
+@pytest.mark.long
 def test_a_shard_whose_store_is_gone_is_a_fault_and_one_that_was_removed_is_not(corpus, remote, tmp_path, monkeypatch):
     first, second = (  # for an error ends a run, and what it was fetching then never comes
         DataLoader(stream(tmp_path / local, remote), batch_size=12, num_workers=1, collate_fn=list)

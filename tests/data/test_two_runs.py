@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from rotary_foundry.data.corpus import TOKENIZER_FILES
 
 from .conftest import REPOSITORY, ROW_LENGTH, ROWS
@@ -45,6 +47,7 @@ def go_on(run: subprocess.Popen) -> str:
     return run.communicate("\n", timeout=60)[0].strip()
 
 
+@pytest.mark.long
 def test_two_runs_that_start_together_both_train_from_one_corpus_that_neither_has_decompressed(row_folder, tmp_path):
     corpus = shutil.copytree(row_folder, tmp_path / "corpus", ignore=shutil.ignore_patterns("*.mds"))
     code = DRAW.format(sources=list(ROWS), local=corpus, row_length=ROW_LENGTH)

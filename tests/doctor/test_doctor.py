@@ -25,6 +25,7 @@ def lines(output: str) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.long
 def test_on_a_machine_like_a_bare_container_everything_that_would_fail_is_named_with_its_remedy(tmp_path):
     """A container's 64 MB of /dev/shm, a disk of a megabyte, no data, a store and a W&B that nobody answers for."""
     runs = tmp_path / "runs"

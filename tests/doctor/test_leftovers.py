@@ -4,6 +4,7 @@ import json
 import os
 import sys
 
+import pytest
 from filelock import FileLock
 
 from rotary_foundry.doctor import leftovers
@@ -65,6 +66,7 @@ print(json.dumps(told | dict(end=files()[0])))
 """
 
 
+@pytest.mark.long
 def test_what_a_killed_run_left_is_removed_and_a_live_run_goes_on(row_folder, tmp_path):
     code = TWO_RUNS.format(sources=list(ROWS), local=row_folder, row_length=ROW_LENGTH, tmp=tmp_path)
     run = on_own_machine({"/dev/shm": "64m"}, [sys.executable, "-c", code], TMPDIR=str(tmp_path))

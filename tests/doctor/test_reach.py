@@ -54,6 +54,7 @@ def test_a_prepared_corpus_is_found_and_one_that_is_not_there_has_its_remedy(rec
     assert "python data_prep" in missing.remedy
 
 
+@pytest.mark.long
 def test_a_remote_is_asked_itself_although_the_cache_has_everything_and_the_cache_stays_as_it_is(recipe, remote):
     cache = Path(recipe.data.local)
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}

@@ -71,6 +71,7 @@ def found(result: Result) -> list[float]:
     return [headline.units[pair.name][0] for pair in code_search_pairs("test")[:PAIRS]]
 
 
+@pytest.mark.long
 def test_a_plain_encoder_is_averaged_and_its_ndcg_is_that_of_its_vectors(code_encoder, config, no_network):
     result = retrieval.run(code_encoder, config)
     model = SentenceTransformer(str(code_encoder), device="cpu")

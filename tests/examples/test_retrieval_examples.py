@@ -60,6 +60,7 @@ def test_a_multi_vector_retriever_learns_its_pairs(run):
     assert ColBERT(str(out), device="cpu").encode(QUERIES[:1], is_query=True)[0].shape[1] == 128
 
 
+@pytest.mark.long
 def test_a_reranker_learns_its_pairs(run):
     from sentence_transformers import CrossEncoder
 

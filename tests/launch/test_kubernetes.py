@@ -114,6 +114,7 @@ def started(container: dict, folder: Path, seconds: float, status: int) -> subpr
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.long
 def test_a_pod_that_is_told_to_go_tells_its_ranks_and_ends_with_their_status(container, tmp_path):
     pod = started(container, tmp_path, seconds=120, status=0)
     deadline = time.monotonic() + 90

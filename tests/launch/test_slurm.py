@@ -107,6 +107,7 @@ def test_in_a_container_the_code_is_the_mounted_folders_and_not_the_images_own(t
     assert (f"ROTARY_FOUNDRY_COMMIT={commit() or ''}" in said) == (image is not None)
 
 
+@pytest.mark.long
 def test_a_recipe_that_cannot_be_run_is_not_requeued(cluster):
     job = train(cluster, ["--nodes=1"], "yamls/main/nano.yaml", "precision=fp7")
     cluster.wait(job, "RUNNING")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.forked_composer import composer
+from tests.forked_composer import composer, script
 
 REPOSITORY = Path(__file__).parents[2]
 TAMPERED_LAUNCH = Path(__file__).parent / "tampered_launch.py"
@@ -69,22 +69,19 @@ class Tiny:
     def launch_anew(self, *overrides: str):
         """Run the real `composer` command on two ranks and return the finished process, its output as text."""
         command = str(Path(sys.executable).parent / "composer")
-        return self._run([command, "-n", "2", "launch", str(self.recipe), *overrides], {})
-
-    def launch_rank(self, rank: int, *overrides: str):
-        """Run what `composer -n 2` starts, one of the two processes alone: it saves the launcher's own ten seconds."""
-        command = [sys.executable, "launch", str(self.recipe), *overrides]
-        return self._run(command, {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"})
-
-    def _run(self, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
         return subprocess.run(
-            command,
+            [command, "-n", "2", "launch", str(self.recipe), *overrides],
             cwd=REPOSITORY,
-            env=os.environ | ONE_THREAD | environment,
+            env=os.environ | ONE_THREAD,
             capture_output=True,
             text=True,
             timeout=280,
         )
+
+    def launch_rank(self, rank: int, *overrides: str):
+        """Run what `composer -n 2` starts, one of the two processes alone: it saves the launcher's own ten seconds."""
+        environment = os.environ | ONE_THREAD | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        return script(["launch", str(self.recipe), *overrides], REPOSITORY, environment, timeout=280)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -43,6 +43,7 @@ def test_a_killed_run_with_adamw_ends_as_the_undisturbed_one_and_records_what_ea
     )  # it is told as it was before clipping
 
 
+@pytest.mark.long
 def test_the_set_rollback_left_out_each_stage_has_its_own_weight_decay(tiny):
     run = tiny.launch("run_name=adamw-straight", "rollback={at: null}", *ADAMW, ranks=1)
     assert run.returncode == 0, run.stderr[-4000:]

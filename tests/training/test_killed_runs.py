@@ -65,6 +65,7 @@ def test_sigterm_to_one_rank_ends_the_update_saves_it_and_exits_with_a_status_of
     assert of_starts == 2 * [RunFolder(run).wandb_id.read_text()]  # one run of W&B
 
 
+@pytest.mark.long
 def test_when_one_rank_dies_all_end_at_once_and_nothing_is_lost(tiny, undisturbed):
     died = tiny.launch("run_name=died", script=TAMPERED_LAUNCH, KILL_AT="again:14", KILL_RANK="1")
     ended = time.time()

@@ -74,6 +74,7 @@ def _gradients_of_shards(recipes: list[Recipe]) -> None:
             assert error <= 1e-5 * expected[name].norm(), name
 
 
+@pytest.mark.long
 def test_shards_have_the_whole_models_gradients_recomputed_traced_and_grown(recipe, tmp_path):
     small = load_recipe(recipe)
     weights = {name: first_weights(small)(name) for name in small.model.shape.parameter_shapes()}

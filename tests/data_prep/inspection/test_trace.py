@@ -130,6 +130,7 @@ def test_json_has_the_rows_and_where_they_stand(run, tree, monkeypatch, capsys):
         assert before + row["row_in_shard"] == row["row"]
 
 
+@pytest.mark.long
 def test_a_live_run_that_trains_from_a_remote_is_traced_from_what_its_cache_has_and_from_there(run, copied, tmp_path):
     cache = tmp_path / "cache"
     shutil.copytree(copied / "tokenizer", cache / "tokenizer")
