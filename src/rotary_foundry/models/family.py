@@ -83,6 +83,10 @@ class Shape(ABC):
     def describe(self, knobs: Mapping[str, float]) -> str:
         """Return a sentence for a model card: kind, size, attention and positions."""
 
+    def remarks(self, knobs: Mapping[str, float], row_length: int) -> Iterator[str]:
+        """Yield a warning for each value that can be trained with but is probably wrong for rows of so many tokens."""
+        yield from ()
+
     def growth_problems(self, source: Self) -> Iterator[Problem]:
         """Yield (field, complaint) for fields of a family's own that a model grown from `source` cannot have."""
         yield from ()

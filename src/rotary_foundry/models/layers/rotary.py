@@ -3,10 +3,10 @@
 - Tables are computed in float32 and then cast to the dtype of the queries, as transformers does: bfloat16 angles would
   be useless at 8,192 positions, bfloat16 cosines cost no more than their own rounding. For float64 queries, which only
   comparisons of implementations have, they are computed in float64.
-- They are cached by (length, theta, scaling, dtype, device), with the length rounded up to a power of two, so that the many
-  lengths of packed batches share a few tables.
-- `rotate` has its own backward, the transpose of the rotation. It stores neither its input nor any product, and in bfloat16 on
-  CPU it takes half the time of four products of halves.
+- They are cached by (length, theta, scaling, dtype, device), with the length rounded up to a power of two, so that the
+  many lengths of packed batches share a few tables.
+- `rotate` has its own backward, the transpose of the rotation. It stores neither its input nor any product, and in
+  bfloat16 on CPU it takes half the time of four products of halves.
 """
 
 from functools import lru_cache

@@ -39,7 +39,10 @@ YARN_DEFAULTS = {
     "mscale": None,
     "mscale_all_dim": None,
 }
-IGNORED = {"finetuned"}  # which the authors of YaRN wrote, and transformers does not read
+KNOWN = {kind: {"rope_type", "type", "rope_theta"} for kind in (DEFAULT, LINEAR, YARN)}
+KNOWN[LINEAR] |= {"factor"}
+# the authors of YaRN wrote "finetuned", which transformers does not read
+KNOWN[YARN] |= {"factor", "original_max_position_embeddings", "finetuned", *YARN_DEFAULTS}
 WHERE_5, WHERE_4 = "rope_parameters", "rope_scaling"
 
 
@@ -102,7 +105,8 @@ def from_huggingface(written: Mapping[str, Any], where: Path) -> tuple[Shape, di
         raise DataError(f"{where}: {'rms_norm_eps' if key == 'norm_eps' else key}: {complaint}")
     if written.get("head_dim") not in (None, shape.head_dim):
         raise DataError(
-            f"{where}: head_dim: expected {shape.head_dim}, hidden_size / num_attention_heads, got {written['head_dim']}"
+            f"{where}: head_dim: expected {shape.head_dim}, hidden_size / num_attention_heads, got "
+            f"{written['head_dim']}"
         )
     return shape, {"rope_theta": theta, "rope_factor": factor}
 
@@ -126,6 +130,8 @@ def to_huggingface(
         if ids[f"{role}_token_id"] is None:
             raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no {role}_token and no {other}_token")
     theta, scaling = _written_positions(shape, knobs)
+    if shape.rope_scaling == YARN:  # some versions before 5 take the factor from this quotient
+        longest_row = round(scaling["factor"] * shape.original_max_position_embeddings)
     theirs = LlamaConfig(
         **{name: getattr(shape, name) for name in SIZES},
         **OURS,
@@ -146,12 +152,10 @@ def to_huggingface(
 
 def _written_positions(shape: Shape, knobs: Mapping[str, float]) -> tuple[float, dict[str, Any] | None]:
     """Return the theta, and the scaling as transformers 4 has it."""
-    theta, factor = float(knobs["rope_theta"]), float(knobs["rope_factor"])
-    if shape.rope_scaling == NTK:
-        return theta * factor ** (shape.head_dim / (shape.head_dim - 2)), None
-    if shape.rope_scaling == NONE:
+    theta = shape.plain_theta(knobs)
+    if shape.rope_scaling in (NONE, NTK):
         return theta, None
-    scaling = {"rope_type": shape.rope_scaling, "factor": factor}
+    scaling = {"rope_type": shape.rope_scaling, "factor": float(knobs["rope_factor"])}
     if shape.rope_scaling == YARN:
         scaling["original_max_position_embeddings"] = shape.original_max_position_embeddings
     return theta, scaling
@@ -165,8 +169,8 @@ def _positions(written: Mapping[str, Any], where: Path) -> tuple[str, float, int
         found.append(_scaling(of_4 or {}, written, f"{where}: {WHERE_4}"))
     if found[0] != found[-1]:
         raise DataError(
-            f"{where}: {WHERE_5} means {found[0]}, which transformers 5 reads, and rope_theta with {WHERE_4} "
-            f"{found[-1]}, which transformers 4 reads; remove the one that is wrong"
+            f"{where}: {WHERE_5}, which transformers 5 reads, is {found[0]} (method, factor, original length, theta); "
+            f"rope_theta and {WHERE_4}, which transformers 4 reads, are {found[-1]}; remove what is wrong"
         )
     return found[0]
 
@@ -176,14 +180,11 @@ def _scaling(given: Any, written: Mapping[str, Any], where: str) -> tuple[str, f
     if not isinstance(given, Mapping):
         raise DataError(f"{where}: expected a mapping, got {given!r}")
     kind = given.get("rope_type", given.get("type", DEFAULT))
-    if kind not in (DEFAULT, LINEAR, YARN):
+    if kind not in KNOWN:
         advice = f"; set rope_scaling: {NTK} in a recipe for one that does not change" if kind == "dynamic" else ""
         raise DataError(f"{where}: rope_type: expected {DEFAULT}, {LINEAR} or {YARN}, got {kind!r}{advice}")
-    known = {"rope_type", "type", "rope_theta", *IGNORED}
-    known |= {} if kind == DEFAULT else {"factor"}
-    known |= {"original_max_position_embeddings", *YARN_DEFAULTS} if kind == YARN else {}
     for key, value in given.items():
-        if key not in known:
+        if key not in KNOWN[kind]:
             raise DataError(f"{where}: {key} is not supported for rope_type {kind}")
         if key in YARN_DEFAULTS and value not in (None, YARN_DEFAULTS[key]):
             ours = json.dumps(YARN_DEFAULTS[key])

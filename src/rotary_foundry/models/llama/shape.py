@@ -8,11 +8,13 @@ A context is extended by a larger `rope_theta`, or by a `rope_scaling` with a `r
 model. The factor is a knob, so a stage may begin the extension: at a factor of 1, every method is the plain rotation.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from rotary_foundry.models.family import FORWARD_AND_BACK
+from rotary_foundry.models.theta_bound import smallest_theta
 from rotary_foundry.models.transformer_shape import TransformerShape
 from rotary_foundry.utils.knob import Knob, Problem
 from rotary_foundry.utils.wording import nearest
@@ -72,6 +74,25 @@ class Shape(TransformerShape):
         if self.rope_scaling == NONE and knobs["rope_factor"] != 1:
             yield "rope_factor", f"{knobs['rope_factor']} has no effect with rope_scaling '{NONE}'; choose a method"
 
+    def remarks(self, knobs: Mapping[str, float], row_length: int) -> Iterator[str]:
+        """Warn of a theta under the bound of arXiv 2405.14591, which says nothing of yarn."""
+        if self.rope_scaling == YARN:
+            return
+        theta, length = self.plain_theta(knobs), row_length
+        if self.rope_scaling == LINEAR:
+            length = math.ceil(row_length / knobs["rope_factor"])
+        if theta < (needed := smallest_theta(length, self.head_dim)):
+            needed *= knobs["rope_theta"] / theta
+            yield (
+                f"rope_theta {knobs['rope_theta']:,.0f} is small for rows of {row_length:,} tokens: with heads of "
+                f"{self.head_dim}, retrieval over the whole row needs {needed:,.0f} (arXiv 2405.14591)"
+            )
+
+    def plain_theta(self, knobs: Mapping[str, float]) -> float:
+        """Return the theta with which ntk's positions are those of a model without scaling."""
+        power = self.head_dim / (self.head_dim - 2) if self.rope_scaling == NTK else 0
+        return float(knobs["rope_theta"]) * float(knobs["rope_factor"]) ** power
+
     def growth_problems(self, source: Self) -> Iterator[Problem]:
         if self.group_size != source.group_size:
             yield (
@@ -82,7 +103,7 @@ class Shape(TransformerShape):
         if self.tie_word_embeddings and not source.tie_word_embeddings:
             yield (
                 "tie_word_embeddings",
-                "the model to grow from has an output of its own, which would be lost; set false",
+                "true, but the model to grow from has an output of its own; set false to keep it",
             )
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
