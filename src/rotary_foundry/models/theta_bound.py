@@ -11,6 +11,7 @@ thetas of two digits. The paper's table 2, for d = 128, has 2.7e4 at 4,096 token
 
 from collections.abc import Iterator
 from functools import cache
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ NEXT = 1.15  # the first negative distance moves a little further from one theta
 
 @cache
 def smallest_theta(row_length: int, head_dim: int) -> float:
-    """Return the smallest theta, of two digits, for rows of so many tokens and heads of so many dimensions."""
+    """Return the smallest theta for rows of so many tokens and heads of so many dimensions; inf if none will do."""
     before = 0
     for theta in _of_two_digits():
         frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
@@ -30,14 +31,11 @@ def smallest_theta(row_length: int, head_dim: int) -> float:
         if found is None:
             return theta
         before = found
-    raise AssertionError("thetas do not end")
+    return inf  # a head of two dimensions has one pair, which does not depend on theta
 
 
 def _of_two_digits() -> Iterator[float]:
-    power = 10.0
-    while True:
-        yield from (digits * power for digits in range(10, 100))
-        power *= 10
+    yield from (digits * 10.0**power for power in range(1, 15) for digits in range(10, 100))
 
 
 def _first_negative(frequencies: NDArray[np.float64], start: int, end: int) -> int | None:

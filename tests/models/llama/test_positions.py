@@ -9,7 +9,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rotary_foundry.models.layers.documents import Documents
-from rotary_foundry.models.layers.rope_scaling import RopeScaling, scaled_frequencies
+from rotary_foundry.models.layers.rope_scaling import PLAIN, RopeScaling, scaled_frequencies
 from rotary_foundry.models.layers.rotary import rotary_tables
 from rotary_foundry.models.llama.shape import SCALINGS
 from rotary_foundry.models.theta_bound import smallest_theta
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 WINDOW = 4096
 
 
-def frequencies(theta, scaling=RopeScaling(), head_dim=128, dtype=torch.float32):
+def frequencies(theta, scaling=PLAIN, head_dim=128, dtype=torch.float32):
     return scaled_frequencies(head_dim, theta, scaling, dtype, CPU)
 
 
@@ -85,7 +85,7 @@ def test_yarn_keeps_fast_pairs_and_interpolates_slow_ones():
 
 
 # The appendix B of Llama 2 Long, at a head size of 128. ABF is a theta 50 times larger.
-ROPE, ABF = (10_000.0, RopeScaling()), (500_000.0, RopeScaling())
+ROPE, ABF = (10_000.0, PLAIN), (500_000.0, PLAIN)
 PI_4, PI_8 = ((10_000.0, RopeScaling("linear", factor)) for factor in (4.0, 8.0))
 
 
