@@ -79,6 +79,8 @@ def export_model(
         theirs = family.huggingface.write_config(shape, knobs, tokenizer, max_position_embeddings)
         theirs.update({} if head is None else head.settings(family))
         theirs.save_pretrained(new)
+        config = read_config(new) | family.huggingface.settings_of_4(shape, knobs)
+        (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for path in family.huggingface.code:
             shutil.copyfile(path, new / path.name)
         if card is not None:

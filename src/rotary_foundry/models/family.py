@@ -172,6 +172,10 @@ class HuggingFaceForm(ABC):
     ) -> "PretrainedConfig":
         """Return transformers' config of the same model."""
 
+    def settings_of_4(self, shape: Shape, knobs: Mapping[str, float]) -> dict[str, Any]:
+        """Return keys of config.json that transformers 4 reads and the config class of 5 does not write."""
+        return {}
+
     def stored_tensors(
         self, state: "Mapping[str, Tensor]", shape: Shape, knobs: Mapping[str, float]
     ) -> "dict[str, Tensor]":

@@ -76,7 +76,6 @@ def their_network(ours: Llama, attn_implementation: str = "sdpa") -> LlamaForCau
         tie_word_embeddings=shape.tie_word_embeddings,
         max_position_embeddings=TRAINED_LENGTH,
         rope_parameters=their_positions(ours),
-        use_cache=False,
     )
     theirs = LlamaForCausalLM._from_config(config, attn_implementation=attn_implementation)
     theirs.load_state_dict(ours.state_dict(), strict=not shape.tie_word_embeddings)
@@ -108,11 +107,11 @@ class Float64Rotary(nn.Module):
 def their_logits(theirs: LlamaForCausalLM, input_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Their logits for packed documents in one row, [tokens, vocabulary].
 
-    Positions begin anew in every document; from that, without an attention mask, transformers makes the block mask.
+    Positions begin anew in every document. Without a mask or a cache, transformers makes the block mask from that.
     """
     lengths = cu_seqlens.diff().tolist()
     positions = torch.cat([torch.arange(length) for length in lengths])
-    return theirs(input_ids[None], position_ids=positions[None]).logits[0]
+    return theirs(input_ids[None], position_ids=positions[None], use_cache=False).logits[0]
 
 
 def next_tokens(input_ids: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -63,6 +63,10 @@ class LlamaOnDisk(HuggingFaceForm):
     ) -> "LlamaConfig":
         return to_huggingface(shape, knobs, tokenizer, longest_row)
 
+    def settings_of_4(self, shape: Shape, knobs: Mapping[str, float]) -> dict[str, Any]:
+        theta, scaling = _written_positions(shape, knobs)
+        return {"rope_theta": theta, WHERE_4: scaling}
+
     def our_weights(self, stored: "Weights", shape: Shape) -> "Weights":
         from rotary_foundry.models.weights import WithoutTied
 
@@ -132,7 +136,7 @@ def to_huggingface(
     theta, scaling = _written_positions(shape, knobs)
     if shape.rope_scaling == YARN:  # some versions before 5 take the factor from this quotient
         longest_row = round(scaling["factor"] * shape.original_max_position_embeddings)
-    theirs = LlamaConfig(
+    return LlamaConfig(
         **{name: getattr(shape, name) for name in SIZES},
         **OURS,
         **ids,
@@ -146,8 +150,6 @@ def to_huggingface(
         architectures=[LlamaOnDisk.architecture],
         dtype="float32",
     )
-    theirs.update({"rope_theta": theta, WHERE_4: scaling})  # version 4 reads no rope_parameters
-    return theirs
 
 
 def _written_positions(shape: Shape, knobs: Mapping[str, float]) -> tuple[float, dict[str, Any] | None]:
