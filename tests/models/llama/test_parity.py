@@ -110,3 +110,22 @@ def test_bf16_autocast_agrees_with_float32():
     (logits, grads), (bf16_logits, bf16_grads) = outcomes
     assert (bf16_logits - logits).norm() / logits.norm() < 0.03
     assert (bf16_grads - grads).norm() / grads.norm() < 0.05
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_compiled_layers_compute_the_same():
+    """By inductor, which compiles C++; tests/models/test_compiled.py counts the graphs."""
+    torch._dynamo.reset()
+    networks = our_network(), our_network()
+    for layer in networks[1].blocks:
+        layer.forward = torch.compile(layer.forward, dynamic=True)
+    for lengths in ((40, 300), (7, 7, 500)):
+        batch = pack(*lengths)
+        logits = [network(*batch) for network in networks]
+        torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
+        for network in networks:
+            network.zero_grad()
+            network(*batch, labels=next_tokens(*batch)).cross_entropy.backward()
+        for eager, compiled in zip(*(network.parameters() for network in networks), strict=True):
+            assert (eager.grad - compiled.grad).norm() < 1e-5 * eager.grad.norm()
