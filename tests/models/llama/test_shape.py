@@ -18,7 +18,7 @@ PUBLISHED = {
     "llama2_13b": 13_015_864_320,
     "llama2_34b": 33_743_970_304,  # of Code Llama 34B
     "llama2_70b": 68_976_648_192,
-    "llama_nano": 4_999_424,
+    "llama_nano": 4_458_752,
 }
 
 
