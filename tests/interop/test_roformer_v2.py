@@ -281,7 +281,7 @@ def test_the_first_version_is_refused_by_its_biases(tokenizer_dir, tmp_path):
     message = refused(source, tmp_path, tokenizer_dir)
     assert message.startswith(f"{source}: ") and "RoFormerV2 has no biases, and no gains in its norms" in message
     first.save_pretrained(tmp_path / "directory")
-    assert "model_type: expected 'modernbert', 'roformer_v2', got 'roformer'" in refused(
+    assert "model_type: expected 'modernbert', 'roformer_v2', 'llama', got 'roformer'" in refused(
         tmp_path / "directory", tmp_path, tokenizer_dir
     )
 

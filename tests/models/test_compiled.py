@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from tests.models import peers, roformer_v2_peers
+from tests.models.llama import peers as llama_peers
 from tests.models.peers import masked, pack
 
 CHANGES = {  # what a recipe may change between updates, as several steps
     peers: [{"rope_theta": 10_000.0}, {"rope_theta": 160_000.0}],
     roformer_v2_peers: [{"residual_scale": scale, "rope_theta": 1000 / (1 + scale)} for scale in (0.0, 0.25, 0.5, 1.0)],
+    llama_peers: [{"rope_theta": 10_000.0}, {"rope_theta": 500_000.0}],
 }
 
 

@@ -118,8 +118,8 @@ def test_a_token_of_it_sees_none_after_it_and_no_other_document():
     [
         ("model.family=tinny", "'model.family': 'tinny' is not a model family; did you mean 'tiny'?"),
         (
-            "model.family=llama",
-            "'model.family': 'llama' is not a model family; known here are modernbert, roformer_v2, tiny",
+            "model.family=gpt2",
+            "'model.family': 'gpt2' is not a model family; known here are modernbert, roformer_v2, llama, tiny",
         ),
         ("model.heads=5", "'model.heads': 5 heads of an even size do not divide a width of 32"),
         ("model.num_hidden_layers=3", "unknown key 'model.num_hidden_layers'"),

@@ -95,7 +95,7 @@ def test_a_recipe_that_gives_all_is_loaded_before_its_source_is_there():
         ([], "'model.family' is required and not given; set it, or set 'init_from' to a run, a checkpoint or a"),
         (["init_from=answerdotai/ModernBERT-base"], "'init_from': answerdotai/ModernBERT-base: no such file or folder"),
         (["init_from=empty"], "'init_from': empty: no complete checkpoint"),
-        (["init_from=bert"], "'init_from': bert/config.json: model_type: expected 'modernbert', 'roformer_v2', got"),
+        (["init_from=bert"], "'init_from': bert/config.json: model_type: expected 'modernbert', 'roformer_v2', "),
         (["init_from=trimmed"], "'init_from': trimmed/config.json: local_rope_theta is missing"),
     ],
 )

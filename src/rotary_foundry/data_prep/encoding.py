@@ -5,8 +5,8 @@ The words of a text (words.py) are looked up in a dictionary of earlier words; `
 `tokenizers` takes 120 bytes of memory for each character of one call. So a text of more than PIECE characters is
 encoded in pieces, and a batch in groups of pieces: a document of 100 MB takes 50 MB beside the text and its ids. A
 piece ends before a blank that follows another character. A word of GPT-2's pattern ends there, so a tokenizer that is
-trained here gives the same ids as for the whole text. Some others (Llama's) mark the beginning of a text and add a
-token at each cut. A text without a blank within PIECE characters is cut anyway, which may add a token or two.
+trained here gives the same ids as for the whole text. Some others (SentencePiece's) mark the beginning of a text and
+add a token at each cut. A text without a blank within PIECE characters is cut anyway, which may add a token or two.
 
 Special tokens that occur in a text are encoded as text: documentation that mentions [MASK] must not put a mask into the
 training data. The saved tokenizer does recognise them, as fill-mask needs.

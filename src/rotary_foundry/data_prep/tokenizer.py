@@ -15,9 +15,9 @@ Chinese character, so each is a token, and words of other scripts are cut into p
 [SEP] [MASK], as in BERT's vocabularies. Then come the characters (first those that continue a word, as ##a, then all in
 the order of Unicode), pieces of words, and [unused0] …. A character that occurs once is not in the vocabulary.
 
-A tokenizer from elsewhere keeps its spelling of the special tokens. Missing ones (GPT-2 and Llama have no mask) are
+A tokenizer from elsewhere keeps its spelling of the special tokens. Missing ones (GPT-2 has no mask) are
 added with BERT's names. It is saved as transformers' plain PreTrainedTokenizerFast, because a model's own class may add
-its own special tokens when it is opened (Llama's does), against what tokenizer.json says.
+its own special tokens when it is opened, against what tokenizer.json says.
 
 transformers takes seconds to import, so it is imported only when a tokenizer is saved or opened.
 """

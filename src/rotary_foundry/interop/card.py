@@ -30,6 +30,12 @@ FILL_MASK = """from transformers import pipeline
 fill = pipeline("fill-mask", model="the path of this directory"{arguments})
 fill(f"One word is {{fill.tokenizer.mask_token}} here.")
 """
+GENERATE = """from transformers import pipeline
+
+generate = pipeline("text-generation", model="the path of this directory"{arguments})
+generate("Once", max_new_tokens=20)
+"""
+EXAMPLES = {"fill-mask": FILL_MASK, "text-generation": GENERATE}
 CLASSIFIERS = (
     "`AutoModelForSequenceClassification` and `AutoModelForTokenClassification` load it for fine-tuning: the "
     "prediction head becomes theirs, the classifier is new."
@@ -146,9 +152,9 @@ def _use(family: Family, head: Head | None) -> str:
             f"for the labels {', '.join(head.labels)} (seed {head.seed})."
         )
         return _text([made, *notice])
-    example = FILL_MASK.format(arguments=", trust_remote_code=True" if code else "")
-    fill_mask = [f"```python\n{example}```"] if family.huggingface.task == "fill-mask" else []
-    return _text([*fill_mask, CLASSIFIERS, *notice])
+    arguments = ", trust_remote_code=True" if code else ""
+    example = f"```python\n{EXAMPLES[family.huggingface.task].format(arguments=arguments)}```"
+    return _text([example, *([CLASSIFIERS] if family.huggingface.classifiers else []), *notice])
 
 
 def _begun(init_from: str | None) -> str:

@@ -6,6 +6,7 @@ from rotary_foundry.interop.card import run_card
 from rotary_foundry.interop.checkpoint_weights import find_trained_state, open_checkpoint
 from rotary_foundry.interop.heads import Head
 from rotary_foundry.interop.huggingface import export_model
+from rotary_foundry.utils.errors import ConfigurationError
 
 
 def export_checkpoint(path: str | Path, out_dir: str | Path, head: Head | None = None) -> None:
@@ -14,12 +15,14 @@ def export_checkpoint(path: str | Path, out_dir: str | Path, head: Head | None =
     Args:
         path: a run folder, or a checkpoint in one, from any number of ranks.
         out_dir: the folder to write; created if necessary. An earlier export in it is replaced.
-        head: a new classifier instead of the masked-LM decoder.
+        head: a new classifier instead of the pretraining output.
 
     Raises:
         FoundryError: `path` has no complete checkpoint, or `out_dir` holds something else than an export.
     """
     state = find_trained_state(path)
+    if head is not None and head.of not in state.family.huggingface.classifiers:
+        raise ConfigurationError(f"a {state.family.title} with a {head.of} classifier is not supported; give no labels")
     export_model(
         open_checkpoint(state),
         state.family,

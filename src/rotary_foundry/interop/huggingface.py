@@ -46,7 +46,7 @@ def export_model(
     card: str | None = None,
     head: Head | None = None,
 ) -> None:
-    """Write a directory that `AutoModelForMaskedLM` and `AutoTokenizer` load without this package.
+    """Write a directory that transformers' Auto classes for the model and its tokenizer load without this package.
 
     A model that transformers does not have is written with its code, for `trust_remote_code=True`.
 
@@ -65,7 +65,7 @@ def export_model(
         DataError: the tokenizer cannot be read or does not fit the model.
     """
     _refuse_foreign(out_dir, {path.name for path in family.huggingface.code})
-    tokenizer = _load_tokenizer(tokenizer_dir, shape)
+    tokenizer = _load_tokenizer(tokenizer_dir, family, shape)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}-", dir=out_dir.parent) as work:
         new = Path(work) / "new"
@@ -79,6 +79,8 @@ def export_model(
         theirs = family.huggingface.write_config(shape, knobs, tokenizer, max_position_embeddings)
         theirs.update({} if head is None else head.settings(family))
         theirs.save_pretrained(new)
+        config = read_config(new) | family.huggingface.settings_of_4(shape, knobs)
+        (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for path in family.huggingface.code:
             shutil.copyfile(path, new / path.name)
         if card is not None:
@@ -151,14 +153,14 @@ class SafetensorsWeights(Weights):
             return opened.get_tensor(name)
 
 
-def _load_tokenizer(path: Path, shape: Shape) -> PreTrainedTokenizerBase:
+def _load_tokenizer(path: Path, family: Family, shape: Shape) -> PreTrainedTokenizerBase:
     if not (path / "tokenizer.json").is_file():
         raise DataError(f"{path}: expected a directory of a Hugging Face fast tokenizer; tokenizer.json is missing")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise DataError(f"{path}: cannot be read as a tokenizer: {error}") from None
-    for token in ("pad_token", "cls_token", "sep_token", "mask_token"):
+    for token in family.huggingface.special_tokens:
         if getattr(tokenizer, token) is None:
             raise DataError(f"{path}: the tokenizer has no {token}")
     check_ids(tokenizer, "the model", shape.vocab_size)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 FAMILIES = {
     "modernbert": "rotary_foundry.models.modernbert:ModernBertFamily",
     "roformer_v2": "rotary_foundry.models.roformer_v2:RoFormerV2Family",
+    "llama": "rotary_foundry.models.llama:LlamaFamily",
 }
 
 FORWARD_AND_BACK = 3  # operations of a training step in forward passes: a backward pass counts as two
@@ -57,6 +58,10 @@ class Shape(ABC):
     def problems(self) -> Iterator[Problem]:
         """Yield (field, complaint) for every invalid value, including wrong types."""
 
+    def knob_problems(self, knobs: Mapping[str, Any]) -> Iterator[Problem]:
+        """Yield (knob, complaint) for values, as a stage sets them, that are valid but do not fit this shape."""
+        yield from ()
+
     @abstractmethod
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every trained parameter by its name in the network's state dict, in its order."""
@@ -77,6 +82,14 @@ class Shape(ABC):
     @abstractmethod
     def describe(self, knobs: Mapping[str, float]) -> str:
         """Return a sentence for a model card: kind, size, attention and positions."""
+
+    def remarks(self, knobs: Mapping[str, float], row_length: int) -> Iterator[str]:
+        """Yield a warning for each value that can be trained with but is probably wrong for rows of so many tokens."""
+        yield from ()
+
+    def growth_problems(self, source: Self) -> Iterator[Problem]:
+        """Yield (field, complaint) for fields of a family's own that a model grown from `source` cannot have."""
+        yield from ()
 
     @abstractmethod
     def rehearsal(self) -> Self:
@@ -100,7 +113,7 @@ class Shape(ABC):
         """Yield (field, complaint) for values of a wrong type; for a config.json, this is the only check of types."""
         for field in fields(self):
             value, expected = getattr(self, field.name), int | float if field.type is float else field.type
-            if not isinstance(value, expected) or isinstance(value, bool):
+            if not isinstance(value, expected) or (isinstance(value, bool) and field.type is not bool):
                 yield field.name, f"{value!r} is not of type {formatannotation(field.type)}"
 
 
@@ -136,6 +149,8 @@ class HuggingFaceForm(ABC):
     """Hugging Face's name for the task of the pretrained model (`pipeline_tag`)."""
     classifiers: Mapping[str, str]
     """transformers' classes with a new classifier, by what they classify: sequence, token."""
+    special_tokens: tuple[str, ...] = ("pad_token", "cls_token", "sep_token", "mask_token")
+    """The roles that the tokenizer of an export must have."""
     code: tuple[Path, ...] = ()
     """Python files that an export carries, if transformers does not have the model."""
 
@@ -156,6 +171,10 @@ class HuggingFaceForm(ABC):
         self, shape: Shape, knobs: Mapping[str, float], tokenizer: "PreTrainedTokenizerBase", longest_row: int
     ) -> "PretrainedConfig":
         """Return transformers' config of the same model."""
+
+    def settings_of_4(self, shape: Shape, knobs: Mapping[str, float]) -> dict[str, Any]:
+        """Return keys of config.json that transformers 4 reads and the config class of 5 does not write."""
+        return {}
 
     def stored_tensors(
         self, state: "Mapping[str, Tensor]", shape: Shape, knobs: Mapping[str, float]

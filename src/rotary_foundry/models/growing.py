@@ -27,11 +27,13 @@ class Dimension(NamedTuple):
 
     units: str  # the field of the shape that counts them in one part
     parts: int = 1
+    width: str | None = None  # the field of the shape for the indices of a unit; None: head_dim for heads, else 1
 
     def places(self, shape: Shape) -> Tensor:
         """Return every index of the dimension. [parts, units, indices of a unit] int64"""
         units = getattr(shape, self.units)
         width = shape.head_dim if self.units == "num_attention_heads" else 1
+        width = width if self.width is None else getattr(shape, self.width)
         return torch.arange(self.parts * units * width).view(self.parts, units, width)
 
     def index(self, source: Shape, target: Shape) -> Tensor:
@@ -113,6 +115,8 @@ def check_growth(source: Shape, target: Shape) -> None:
             f"model.num_attention_heads: {target.num_attention_heads} heads have size {target.head_dim}, expected "
             f"{source.head_dim}, that of the model to grow from; set hidden_size / {source.head_dim} heads"
         )
+    for key, complaint in target.growth_problems(source):
+        raise ConfigurationError(f"model.{key}: {complaint}")
 
 
 def source_layer(layer: int, source_layers: int, target_layers: int) -> int:

@@ -98,6 +98,27 @@ class Weights(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
+class WithoutTied(Weights):
+    """Weights without a tensor that this model ties to a parameter; for families in which only some models tie.
+
+    Raises:
+        DataError: the tensor is stored and differs from the parameter.
+    """
+
+    def __init__(self, stored: Weights, tensor: str, parameter: str):
+        others = {name: size for name, size in stored.shapes.items() if name != tensor}
+        super().__init__(stored.where, stored.family, others)
+        self.stored = stored
+        if tensor in stored and parameter in stored and not torch.equal(stored[tensor], stored[parameter]):
+            raise DataError(f"{self.where}: {tensor} differs from {parameter}, to which ours is tied")
+
+    def read(self, name: str) -> Tensor:
+        return self.stored.read(name)
+
+    def called(self, name: str) -> str:
+        return self.stored.called(name)
+
+
 @dataclass(frozen=True)
 class ForeignCheckpoint:
     """A checkpoint of a family's original training code, opened."""

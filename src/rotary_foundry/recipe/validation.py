@@ -106,12 +106,15 @@ def _objective(recipe: Recipe, stage: str) -> Iterator[Problem]:
             yield f"stages.{stage}.{name}", f"neither {family.name} nor {objective.name} has it; {nearest(name, knobs)}"
     tokens = _attempt(parse_tokens, recipe.stages[stage].duration)
     tokens = tokens if isinstance(tokens, int) and tokens > 0 else None  # a wrong duration is reported by itself
-    for name, given in recipe.knobs_of(stage).items():
-        if complaint := knob_complaint(knobs[name], given, tokens):
-            if getattr(recipe.stages[stage], name) is not None:
-                yield f"stages.{stage}.{name}", complaint
-            else:
-                yield f"{'model' if name in family.knobs else key}.{name}", complaint
+    given = recipe.knobs_of(stage)
+    complaints = [(name, knob_complaint(knobs[name], value, tokens)) for name, value in given.items()]
+    for name, complaint in (*complaints, *recipe.model.shape.knob_problems(given)):
+        if complaint is None:
+            continue
+        if getattr(recipe.stages[stage], name) is not None:
+            yield f"stages.{stage}.{name}", complaint
+        else:
+            yield f"{'model' if name in family.knobs else key}.{name}", complaint
 
 
 def _fsdp(config: FSDPConfig) -> Iterator[Problem]:

@@ -1,5 +1,6 @@
 """The plan as a table, and what it costs: what one reads before paying for it. Imports no torch."""
 
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def print_plan(recipe: Recipe, plan: Plan, machine: Machine | None = None, conso
             changed = recipe.optimizer.changed(config.optimizer).arguments()
             grid.add_row("optimizer", f"{stage}: {_settings({key: changed[key] for key in config.optimizer})}")
     grid.add_row("model", f"{costs.parameters:,} parameters")
+    for remark in remarks(recipe, plan):
+        grid.add_row("warning", remark)
     of_them = f", {number(costs.abandoned_flops)} of them abandoned" if plan.abandoned else ""
     grid.add_row("training", f"{number(costs.flops)} FLOPs{of_them}; an upper bound, with each row as one document")
     if machine is not None:
@@ -139,6 +142,13 @@ def _grid() -> Table:
     grid.add_column()
     grid.add_column(overflow="fold")  # else a long path would lose its end
     return grid
+
+
+def remarks(recipe: Recipe, plan: Plan) -> Iterator[str]:
+    """Warn of values of the model that are probably wrong for a stage's rows, as they are at the stage's end."""
+    for segment in {segment.stage: segment for segment in plan.segments}.values():
+        knobs = segment.knobs_at(segment.end_token)
+        yield from (f"{segment.stage}: {remark}" for remark in recipe.model.shape.remarks(knobs, segment.row_length))
 
 
 def checkpoints_line(costs: Cost) -> str:

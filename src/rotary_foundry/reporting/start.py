@@ -21,7 +21,14 @@ from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.compilation import with_set_rollback
 from rotary_foundry.recipe.cost import cost
 from rotary_foundry.recipe.schema import StageConfig
-from rotary_foundry.reporting.plan_table import begins_with, changing_knobs, checkpoints_line, knob_range, rates
+from rotary_foundry.reporting.plan_table import (
+    begins_with,
+    changing_knobs,
+    checkpoints_line,
+    knob_range,
+    rates,
+    remarks,
+)
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder
 from rotary_foundry.utils.processor import has_bf16_instructions
 from rotary_foundry.utils.wording import WIDTH
@@ -68,6 +75,7 @@ def print_start(
             rows.append(("mixture", _some(mixtures, "stages", "; ")))
         costs = checkpoints_line(cost(recipe, with_set_rollback(recipe, plan)))
         rows.append(("checkpoints", f"{costs}; {_place(recipe, folder)}"))
+        rows += [("warning", remark) for remark in remarks(recipe, plan)]
         if recipe.loggers:
             rows.append(("loggers", ", ".join(recipe.loggers)))
     records = f"{folder.metrics.name}, {folder.evaluations.name}, logs/"

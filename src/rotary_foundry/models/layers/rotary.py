@@ -3,10 +3,10 @@
 - Tables are computed in float32 and then cast to the dtype of the queries, as transformers does: bfloat16 angles would
   be useless at 8,192 positions, bfloat16 cosines cost no more than their own rounding. For float64 queries, which only
   comparisons of implementations have, they are computed in float64.
-- They are cached by (length, theta, dtype, device), with the length rounded up to a power of two, so that the many
-  lengths of packed batches share a few tables.
-- `rotate` has its own backward, the inverse rotation. It stores neither its input nor any product, and in bfloat16 on
-  CPU it takes half the time of four products of halves.
+- They are cached by (length, theta, scaling, dtype, device), with the length rounded up to a power of two, so that the
+  many lengths of packed batches share a few tables.
+- `rotate` has its own backward, the transpose of the rotation. It stores neither its input nor any product, and in
+  bfloat16 on CPU it takes half the time of four products of halves.
 """
 
 from functools import lru_cache
@@ -15,14 +15,17 @@ import torch
 from torch import Tensor
 
 from rotary_foundry.models.layers.documents import Documents
+from rotary_foundry.models.layers.rope_scaling import PLAIN, RopeScaling, scaled_frequencies
 
 RotaryTables = tuple[Tensor, Tensor]
 
 
-def rotary_tables(documents: Documents, head_dim: int, theta: float, dtype: torch.dtype) -> RotaryTables:
+def rotary_tables(
+    documents: Documents, head_dim: int, theta: float, dtype: torch.dtype, scaling: RopeScaling = PLAIN
+) -> RotaryTables:
     """Return cosines and signed sines for every token of a packed sequence, for `rotate`: [tokens, 1, head_dim]."""
     length = 1 << (documents.max_seqlen - 1).bit_length()
-    cos, sin = _tables(length, head_dim, theta, dtype, documents.cu_seqlens.device)
+    cos, sin = _tables(length, head_dim, theta, scaling, dtype, documents.cu_seqlens.device)
     return cos[documents.positions].unsqueeze(1), sin[documents.positions].unsqueeze(1)
 
 
@@ -33,12 +36,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _tables(
-    length: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device
+    length: int, head_dim: int, theta: float, scaling: RopeScaling, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     computed = torch.promote_types(dtype, torch.float32)
-    exponents = torch.arange(0, head_dim, 2, dtype=computed, device=device) / head_dim
-    angles = torch.arange(length, dtype=computed, device=device)[:, None] * (1.0 / theta**exponents)
-    cos, sin = angles.cos(), angles.sin()  # [length, head_dim / 2]
+    frequencies, factor = scaled_frequencies(head_dim, theta, scaling, computed, device)
+    angles = torch.arange(length, dtype=computed, device=device)[:, None] * frequencies
+    cos, sin = angles.cos() * factor, angles.sin() * factor  # [length, head_dim / 2]
     return torch.cat((cos, cos), dim=1).to(dtype), torch.cat((-sin, sin), dim=1).to(dtype)
 
 
