@@ -63,7 +63,7 @@ NANO = Path("yamls/main/nano.yaml")
                 f"'stages.decay.rope_theta': duration: {says}",
             )
             for duration, says in (
-                ("2ba", "'2ba' is not a number of tokens, such as 1_000_000tok or 0.5dur"),
+                ("2up", "'2up' is not a number of tokens, such as 1_000_000tok or 0.5dur"),
                 ("7", "'7' is not a number of tokens"),
                 ("0tok", "expected 1 to 131_072 tokens, those of the stage, got 0"),
                 ("1.5dur", "expected 1 to 131_072 tokens, those of the stage, got 196_608"),

@@ -21,6 +21,7 @@ from rotary_foundry.recipe.compilation import compile_stages, with_set_rollback
 from rotary_foundry.recipe.loading import instance, load_keys, merged
 from rotary_foundry.recipe.plan import Plan
 from rotary_foundry.recipe.schema import Recipe, schema_of
+from rotary_foundry.recipe.updates import in_tokens
 from rotary_foundry.recipe.validation import problems
 from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints
 from rotary_foundry.runs.trained_state import Source, read_source, recipe_of
@@ -55,6 +56,7 @@ def load_recipe_and_plan(path: str | Path, overrides: Iterable[str] = ()) -> tup
         fill_from_source(config)
     recipe: Recipe = instance(config, path)
     with _naming(path):
+        recipe = in_tokens(recipe)
         for key, complaint in problems(recipe):
             raise ConfigurationError(f"'{key}': {complaint}")
         plan = compile_stages(recipe)

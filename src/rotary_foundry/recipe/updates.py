@@ -1,0 +1,39 @@
+"""Times in updates, such as `2000ba`, as tokens. Papers give warm-up and duration in updates; plans count tokens."""
+
+import re
+from dataclasses import fields, replace
+from typing import Any
+
+from rotary_foundry.recipe.schema import Recipe, StageConfig
+from rotary_foundry.utils.errors import ConfigurationError
+
+UPDATES = re.compile(r"([0-9][0-9_]*)ba")
+
+
+def in_tokens(recipe: Recipe) -> Recipe:
+    """Return a recipe whose stages have all their times in tokens or shares.
+
+    Raises:
+        ConfigurationError: a stage with a batch-size ramp has a time in updates; names the key.
+    """
+    return replace(recipe, stages={name: _stage(name, stage) for name, stage in recipe.stages.items()})
+
+
+def _stage(name: str, stage: StageConfig) -> StageConfig:
+    tokens = stage.row_length * stage.global_train_batch_size  # an update
+    values = {field.name: getattr(stage, field.name) for field in fields(stage)}
+    changed = {key: converted for key, value in values.items() if (converted := _converted(value, tokens)) != value}
+    if changed and stage.batch_size_ramp is not None:
+        raise ConfigurationError(
+            f"'stages.{name}.{min(changed)}': is in updates, which differ in size under batch_size_ramp; give it in "
+            "tokens, such as 1_000_000tok, or as a share of the stage, such as 0.1dur"
+        )
+    return replace(stage, **changed)
+
+
+def _converted(value: Any, tokens: int) -> Any:
+    if isinstance(value, str) and (match := UPDATES.fullmatch(value.strip())):
+        return f"{int(match[1]) * tokens}tok"
+    if isinstance(value, dict):
+        return {key: _converted(item, tokens) for key, item in value.items()}
+    return [_converted(item, tokens) for item in value] if isinstance(value, list) else value
