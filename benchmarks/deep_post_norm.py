@@ -25,6 +25,7 @@ from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.reporting.records import Run
 from rotary_foundry.runs.recipes import load_recipe
+from rotary_foundry.utils.wording import count
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -67,9 +68,11 @@ def draw_picture(runs: list[Run], recipe: Recipe) -> None:
     losses.set_title("Loss in nats a masked token; ◇ held-out", fontsize=9)
     norms.set_title("Norm of the gradient", fontsize=9)
     norms.set_yscale("log")
+    norms.yaxis.set_major_formatter("{x:g}")
+    norms.yaxis.set_minor_formatter("{x:g}")
     for axes in (losses, norms):
         axes.set_xlabel("tokens")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_major_formatter(lambda value, _: count(value))
         axes.spines[["top", "right"]].set_visible(False)
     losses.legend(frameon=False, fontsize=8)
     shape = recipe.model.shape
