@@ -1,7 +1,7 @@
 """`python benchmarks` (or `make bench`): ours beside its peers, printed, and written to benchmarks/results.md.
 
-An hour and a half on two cores. With names of parts (shards, speed, memory, floor, length, recipe, monitors, stream,
-start) only those are measured, and take their places in results.md.
+An hour and a half on two cores. With names of parts (shards, speed, roformer, memory, floor, length, recipe, monitors,
+stream, start) only those are measured, and take their places in results.md.
 """
 
 import os
@@ -13,12 +13,15 @@ from tempfile import TemporaryDirectory
 
 import torch
 from measure import draw, in_new_process, median_ratio, mixed_lengths, peak_memory, race, timed, workload
+from models import PRECISION
 
 from rotary_foundry.utils.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results.md"
 WORKLOADS = {"uniform 512": [512] * 8, "mixed": mixed_lengths(), "one of 8192": [8192]}
+ROFORMER_WORKLOADS = {"uniform 128": [128] * 32, "uniform 512": [512] * 8, "mixed": mixed_lengths()}
 OURS = ("ours", "ours, compiled")
+ROFORMER = ("RoFormerV2", "RoFormerV2, compiled")
 
 # for each kind of work the peers, and how many times their tokens a second ours are to be; None: shown without a target
 TARGETS = {
@@ -35,6 +38,10 @@ TARGETS = {
         "DeBERTa": {"uniform 512": 3.0, "mixed": 5.0},
     },
 }
+ROFORMER_PEERS = {
+    "RoFormerV2 with biases and gains": {"uniform 128": None, "uniform 512": None},
+    "transformers' RoFormer": {"uniform 128": None, "uniform 512": None, "mixed": None},
+}
 # for each kind of work the length of one document, the peer, and the share of its memory that ours is to stay under
 MEMORY = [
     ("training", 8192, "transformers", 0.6),
@@ -45,23 +52,53 @@ MEMORY = [
 
 
 def speed() -> str:
-    """Tokens a second, and their ratio to the peers'."""
+    """Tokens a second of ModernBERT, and their ratio to the peers'."""
+    return raced(OURS, TARGETS, WORKLOADS)
+
+
+def roformer() -> str:
+    """The same of RoFormerV2; and what it is worth to a GPU that it has no biases and gains, by counting."""
+    from elementwise_traffic import TOKENS, estimated_seconds, of_a_layer
+
+    targets = {"training": ROFORMER_PEERS, "encoding": ROFORMER_PEERS}
+    measured = raced(ROFORMER, targets, ROFORMER_WORKLOADS, vocab_size=12_000)
+    counts = {"RoFormerV2": of_a_layer(False), "with biases and gains": of_a_layer(True)}
+    ours, rows = counts["RoFormerV2"], []
+    for name, each in counts.items():
+        kernels = [str(count.kernels) for count in (each.forward, each.backward)]
+        moved = [f"{count.bytes / TOKENS / 1000:.0f}" for count in (each.forward, each.backward)]
+        slower = [f"{estimated_seconds(each, n) / estimated_seconds(ours, n):.2f}×" for n in (128, 512)]
+        rows.append([name, *kernels, *moved, f"{each.bytes / ours.bytes:.2f}×", *slower])
+    heads = ["a layer of base", "kernels forward", "back", "kB a token forward", "back", "bytes"]
+    counted = table(heads + [f"time at {n} tokens, estimated" for n in (128, 512)], rows)
+    explained = (
+        "Measured above, of small. Counted below and not measured: the elementwise kernels of one layer of base, in "
+        "eager bf16 on a GPU. The time is estimated for an H100, from their bytes and from the operations of products "
+        "and attention."
+    )
+    return "\n\n".join([measured, explained, counted])
+
+
+def raced(ours: tuple[str, ...], targets: dict, loads: dict[str, list[int]], vocab_size: int = 50_000) -> str:
+    """A table of races of contenders of ours with their peers, for each kind of work and each load."""
     rows = []
-    for kind, peers in TARGETS.items():
-        for load, lengths in WORKLOADS.items():
+    for kind, peers in targets.items():
+        for load, lengths in loads.items():
             peers_here = [peer for peer, targets in peers.items() if load in targets]
             if not peers_here:
                 continue
             long = len(lengths) == 1  # minutes a turn: two turns, and nobody is compiled
-            ours = OURS[:1] if long else OURS
-            seconds = race([*ours, *peers_here], kind, lengths, rounds=2 if long else 3)
+            here = ours[:1] if long else ours
+            documents = draw(lengths, vocab_size)
+            seconds = race([*here, *peers_here], kind, documents, rounds=2 if long else 3)
             for name in seconds:
-                rate = f"{sum(lengths) / statistics.median(seconds[name]):,.0f}"
-                ratios = [f"{median_ratio(seconds[name], seconds[our]):.2f}×" for our in ours] + [""] * long
+                rate = f"{documents.tokens / statistics.median(seconds[name]):,.0f}"
+                ratios = [f"{median_ratio(seconds[name], seconds[our]):.2f}×" for our in here] + [""] * long
                 target = peers.get(name, {}).get(load)
                 rows.append([kind, load, name, rate, *ratios, f"≥ {target}×" if target else ""])
                 print(*rows[-1], sep=" | ", flush=True)
-    return table(["", "documents", "", "tokens a second", "ours is", "ours, compiled, is", "target"], rows)
+    faster = [f"{name}{',' * (',' in name)} is" for name in ours]
+    return f"In {PRECISION}:\n\n" + table(["", "documents", "", "tokens a second", *faster, "target"], rows)
 
 
 def memory() -> str:
@@ -72,7 +109,8 @@ def memory() -> str:
         measured = [f"{ours:,.0f}", peer, f"{theirs:,.0f}", f"{ours / theirs:.2f}"]
         rows.append([kind, f"one of {length}", *measured, f"≤ {target}" if target else ""])
         print(*rows[-1], sep=" | ", flush=True)
-    return table(["", "documents", "ours, MiB", "peer", "peer, MiB", "share", "target"], rows)
+    heads = ["", "documents", "ours, MiB", "peer", "peer, MiB", "share", "target"]
+    return f"In {PRECISION}:\n\n" + table(heads, rows)
 
 
 def floor() -> str:
@@ -95,7 +133,7 @@ def floor() -> str:
         print(*rows[-1], sep=" | ", flush=True)
         profiles.append(f"{load}, {name}:\n\n{profile(step)}")
     heads = ["documents", "", "products, s", "attention, s", "the step, s", "share", "target"]
-    return "\n\n".join([table(heads, rows), "Where the time of these steps goes:", *profiles])
+    return "\n\n".join([f"In {PRECISION}:", table(heads, rows), "Where the time of these steps goes:", *profiles])
 
 
 def profile(step) -> str:
@@ -225,6 +263,7 @@ def start() -> str:
 PARTS = {
     "Text to shards": shards,
     "Speed": speed,
+    "Speed of RoFormerV2": roformer,
     "Peak memory of a step, above the weights": memory,
     "Share of the floor": floor,
     "Cost against length": length,

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from measure import draw, encoding, take_turns
-from models import Ours, base_shape
+from models import PRECISION, Ours, base_shape
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -57,7 +57,7 @@ def draw_picture(seconds: dict[str, list[float]], processor: str) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("tokens of a document")
     axes.set_ylabel(f"seconds for {TOKENS:,} tokens")
-    axes.set_title(f"Encoder of base size, forward, bf16\n{processor}", fontsize=9)
+    axes.set_title(f"Encoder of base size, forward, {PRECISION}\n{processor}", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

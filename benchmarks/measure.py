@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from models import CONTENDERS, Contender, Documents
+from models import BF16, CONTENDERS, Contender, Documents
 
 from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
 from rotary_foundry.utils.allocator import keep_freed_memory
@@ -49,7 +49,7 @@ def training(contender: Contender, documents: Documents) -> Callable[[], None]:
     batch = contender.batch(documents)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss = contender.loss(*batch)
         loss.backward()
         contender.network.zero_grad()
@@ -82,14 +82,13 @@ def timed(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def race(names: list[str], kind: str, lengths: list[int], rounds: int) -> dict[str, list[float]]:
+def race(names: list[str], kind: str, documents: Documents, rounds: int) -> dict[str, list[float]]:
     """`take_turns` of contenders at one kind of work, in a process of its own, which takes its memory along."""
-    return in_new_process(_race, names, kind, lengths, rounds)
+    return in_new_process(_race, names, kind, documents, rounds)
 
 
-def _race(names: list[str], kind: str, lengths: list[int], rounds: int) -> dict[str, list[float]]:
+def _race(names: list[str], kind: str, documents: Documents, rounds: int) -> dict[str, list[float]]:
     keep_freed_memory()
-    documents = draw(lengths)
     return take_turns({name: workload(name, kind, documents) for name in names}, rounds)
 
 
@@ -108,13 +107,17 @@ def peak_memory(name: str, kind: str, lengths: list[int]) -> float:
     return in_new_process(_peak_memory, name, kind, lengths)
 
 
+def autocast(cache_enabled: bool = True) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, BF16, cache_enabled)
+
+
 def _without_gradients(contender: Contender, compute: Callable, documents: Documents) -> Callable[[], None]:
     contender.network.eval()
     batch = contender.batch(documents)
 
     def step() -> None:
         # every weight is used once, so there is nothing to gain from keeping all of them in bf16 until the end
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with torch.no_grad(), autocast(cache_enabled=False):
             compute(*batch)
 
     return step

@@ -1,8 +1,12 @@
-"""The contenders: our encoder, transformers' ModernBERT of the same shape, and DeBERTa-v2 of the same vocabulary.
+"""The contenders: our two families, and models of transformers that they are compared with.
 
-All are of base size with random weights and without dropout (transformers knows ModernBERT's 0.1 at another place), and
-all compute in bf16 under autocast. A contender takes documents as lists of token ids and brings them into the form that
-its model wants: ours flat, theirs padded to the longest.
+- Our ModernBERT, transformers' of the same shape, and DeBERTa-v2 of the same vocabulary: of base size.
+- Our RoFormerV2, the same with biases and gains, and transformers' RoFormer of the same sizes: small, because base has
+  eight times the operations.
+
+All have random weights and no dropout (transformers knows ModernBERT's 0.1 at another place). All compute in bf16 under
+autocast, or in float32 where the processor has no instructions for bf16. A contender takes documents as lists of token
+ids and brings them into the form that its model wants: ours flat, theirs padded to the longest.
 """
 
 from collections.abc import Callable
@@ -11,16 +15,28 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import DebertaV2Config, DebertaV2ForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    RoFormerConfig,
+    RoFormerForMaskedLM,
+)
 
 from rotary_foundry.models.family import Shape, find_family
 from rotary_foundry.models.modernbert.huggingface_config import SIZES
 from rotary_foundry.objectives.objective import IGNORE_INDEX
 from rotary_foundry.runs.recipes import load_recipe
+from rotary_foundry.utils.processor import has_bf16_instructions
 
-BASE = Path(__file__).parents[1] / "yamls/main/base.yaml"
-FAMILY = find_family("modernbert")
-KNOBS = {"rope_theta": 10_000.0, "local_rope_theta": 10_000.0, "attn_out_dropout": 0.0}
+RECIPES = Path(__file__).parents[1] / "yamls/main"
+KNOBS = {
+    "modernbert": {"rope_theta": 10_000.0, "local_rope_theta": 10_000.0, "attn_out_dropout": 0.0},
+    "roformer_v2": {"rope_theta": 10_000.0, "residual_scale": 1.0, "hidden_dropout": 0.0},
+}
+BF16 = has_bf16_instructions()
+DTYPE, PRECISION = (torch.bfloat16, "bf16 under autocast") if BF16 else (torch.float32, "float32")
 PAD = 0
 
 
@@ -37,16 +53,21 @@ class Documents:
 
 
 def base_shape() -> Shape:
-    return load_recipe(BASE).model.shape
+    return load_recipe(RECIPES / "base.yaml").model.shape
+
+
+def roformer_v2_shape(size: str = "small") -> Shape:
+    return load_recipe(RECIPES / f"roformer_v2_{size}.yaml").model.shape
 
 
 class Ours:
     """Our network, on a flat sequence; optionally with compiled layers, as a recipe's `compile_config` makes them."""
 
-    def __init__(self, compiled: bool, shape: Shape | None = None):
-        self.network = FAMILY.network(shape or base_shape(), KNOBS)
+    def __init__(self, compiled: bool, shape: Shape | None = None, family: str = "modernbert"):
+        ours = find_family(family)
+        self.network = ours.network(shape or base_shape(), KNOBS[family])
         for name, parameter in self.network.named_parameters():
-            parameter.data = FAMILY.initial_value(name, self.network.shape, seed=0)
+            parameter.data = ours.initial_value(name, self.network.shape, seed=0)
         if compiled:
             for layer in self.network.blocks:
                 layer.forward = torch.compile(layer.forward, dynamic=True)
@@ -123,6 +144,46 @@ def deberta() -> Padded:
     return Padded(DebertaV2ForMaskedLM(config))
 
 
+def roformer_v2(compiled: bool = False) -> Ours:
+    return Ours(compiled, roformer_v2_shape(), "roformer_v2")
+
+
+def roformer_v2_with_biases_and_gains() -> Ours:
+    contender = roformer_v2()
+    add_biases_and_gains(contender.network)
+    return contender
+
+
+def add_biases_and_gains(network: nn.Module) -> None:
+    """Give RoFormerV2, or a layer of it, the biases and the layer norms of RoFormer, the first version.
+
+    A layer's two norms share a gain and an offset, which takes as long as two of each. The output keeps no bias.
+    """
+    for module in list(network.modules()):
+        if isinstance(module, nn.Linear):
+            module.bias = nn.Parameter(torch.zeros(module.out_features))
+        for name, child in module.named_children():
+            if isinstance(child, nn.RMSNorm):
+                setattr(module, name, nn.LayerNorm(child.normalized_shape, child.eps))
+
+
+def transformers_roformer() -> Padded:
+    """RoFormer, the first version, as transformers has it, in RoFormerV2's sizes."""
+    ours = roformer_v2_shape()
+    config = RoFormerConfig(
+        vocab_size=ours.vocab_size,
+        hidden_size=ours.hidden_size,
+        intermediate_size=ours.intermediate_size,
+        num_hidden_layers=ours.num_hidden_layers,
+        num_attention_heads=ours.num_attention_heads,
+        max_position_embeddings=1024,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=PAD,
+    )
+    return Padded(RoFormerForMaskedLM(config))
+
+
 SPECIAL_TOKENS = {
     "pad_token_id": PAD,
     "cls_token_id": 1,
@@ -137,4 +198,8 @@ CONTENDERS: dict[str, Callable[[], Contender]] = {
     "transformers": transformers_modernbert,
     "transformers, sparse_prediction": lambda: transformers_modernbert(sparse_prediction=True),
     "DeBERTa": deberta,
+    "RoFormerV2": roformer_v2,
+    "RoFormerV2, compiled": lambda: roformer_v2(compiled=True),
+    "RoFormerV2 with biases and gains": roformer_v2_with_biases_and_gains,
+    "transformers' RoFormer": transformers_roformer,
 }
