@@ -65,7 +65,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("spoil", "says"), FAULTS)
 def test_a_shard_that_is_not_what_was_written_is_refused_by_name(corpus, num_workers, spoil, says):
     spoil(shard(corpus))
@@ -276,7 +276,7 @@ def test_what_a_killed_process_left_half_fetched_in_a_cache_is_removed(corpus, t
     assert not any(path.exists() for path in left)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_shards_in_folders_below_their_index_come_from_a_disk_as_from_a_remote(tmp_path, num_workers):
     write_rows(tmp_path / "corpus", parts=3)
     there = drawn(tmp_path / "corpus", num_workers=num_workers)

@@ -114,6 +114,7 @@ def test_it_is_light_or_dark_as_the_reader_has_it_and_readable_in_both(browser, 
         assert text - behind > 300 if dark else behind - text > 300
 
 
+@pytest.mark.long
 def test_it_follows_a_reader_who_turns_to_dark_later(browser, large):
     text = "getComputedStyle(document.querySelector('#chart-loss .xtick text')).fill"
     opened(browser, large)
@@ -136,6 +137,7 @@ def test_every_chart_has_a_text_in_its_place(browser, large, large_run):
     assert said == [["img", words(chart)] for chart in make_charts([Run(large_run)])]
 
 
+@pytest.mark.long
 def test_the_legend_takes_a_line_away_and_brings_it_back(browser, large):
     opened(browser, large)
     before = browser.run(LINES)
@@ -146,6 +148,7 @@ def test_the_legend_takes_a_line_away_and_brings_it_back(browser, large):
         assert browser.run(LINES) == expected
 
 
+@pytest.mark.long
 def test_a_run_is_taken_out_of_all_charts_at_once(browser, two):
     opened(browser, two)
     lines = "plots.map((one) => one.querySelectorAll('path.js-line').length)"
@@ -157,6 +160,7 @@ def test_a_run_is_taken_out_of_all_charts_at_once(browser, two):
     assert browser.run(lines) == before
 
 
+@pytest.mark.long
 def test_dragging_over_a_chart_zooms_all_of_them_and_escape_brings_the_whole_run_back(browser, large):
     opened(browser, large)
     before = {name: ticks(browser, name) for name in ("loss", "lr")}
@@ -170,6 +174,7 @@ def test_dragging_over_a_chart_zooms_all_of_them_and_escape_brings_the_whole_run
     assert {name: ticks(browser, name) for name in before} == before
 
 
+@pytest.mark.long
 def test_a_stage_s_button_zooms_to_it_and_the_values_fit(browser, large):
     opened(browser, large)
     browser.click(".toolbar button:nth-child(4)")
@@ -187,6 +192,7 @@ def test_stages_and_what_a_rollback_abandoned_lie_behind_the_lines(browser, larg
         assert shapes[:-1] == [["line", start, start] for _, start, _ in stages[1:]]
 
 
+@pytest.mark.long
 def test_a_reference_is_a_band_behind_the_run(browser, tmp_path):
     opened(browser, address_of(write_run(tmp_path / "run", NANO)))
     filled = browser.run("[...document.querySelectorAll('#chart-loss path.js-fill')].map((one) => one.style.fill)")
