@@ -312,8 +312,8 @@ def test_a_broken_tokenizer_is_named(tmp_path, content):
 
 def test_a_prepared_tokenizer_whose_roles_are_gone_is_named(directory, tmp_path):
     save_copy(directory, tmp_path, max_length=64)
-    change_roles(tmp_path, mask_token=None)
-    with pytest.raises(DataError, match=r"tokenizer_config\.json: mask_token is not given; prepare the data again"):
+    change_roles(tmp_path, sep_token=None)
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: neither sep_token nor eos_token is given; prepare the data again"):
         CorpusTokenizer(tmp_path)
     change_roles(tmp_path, mask_token="<mask>")
     with pytest.raises(DataError, match=r"mask_token is <mask>, which tokenizer\.json does not have"):

@@ -17,7 +17,7 @@ from .runs import network_of
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 RECIPE = """
-extends: [{yamls}/modernbert.yaml, {yamls}/models/llama.yaml]
+extends: [{yamls}/llama.yaml, {yamls}/models/llama.yaml]
 run_name: whole
 runs_folder: {folder}/runs
 precision: fp32

@@ -23,7 +23,13 @@ Batch = dict
 ALMOST_NOTHING = 1e-30
 
 
-def collate(samples: Sequence[dict], prepare: Callable[[dict], Prepared], row_length: int, vocab_size: int) -> Batch:
+def collate(
+    samples: Sequence[dict],
+    prepare: Callable[[dict], Prepared],
+    row_length: int,
+    vocab_size: int,
+    document_mask: bool = True,
+) -> Batch:
     """Prepare rows for an objective and join them to one flat batch.
 
     Args:
@@ -32,6 +38,7 @@ def collate(samples: Sequence[dict], prepare: Callable[[dict], Prepared], row_le
         prepare: makes input ids and labels of a sample.
         row_length: the slots that a row counts for, filled or not.
         vocab_size: of the tokenizer.
+        document_mask: whether `cu_seqlens` are the bounds of documents; if not, they are those of rows.
 
     Raises:
         DataError: naming a row that does not fit `row_length` or the vocabulary.
@@ -39,14 +46,15 @@ def collate(samples: Sequence[dict], prepare: Callable[[dict], Prepared], row_le
     for sample in samples:
         check_row(sample, row_length, vocab_size)
     prepared = [prepare(sample) for sample in samples]
-    lengths = np.concatenate([sample["lengths"] for sample in samples]).astype(np.int32)
+    of_rows = [sample["lengths"] if document_mask else [len(sample["tokens"])] for sample in samples]
+    lengths = np.concatenate(of_rows).astype(np.int32)
     return {
         "input_ids": torch.from_numpy(np.concatenate([input_ids for input_ids, _ in prepared])),
         "labels": torch.from_numpy(np.concatenate([labels for _, labels in prepared])),
         "cu_seqlens": torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32)),
         "row_length": row_length,
         "row_tokens": [len(sample["tokens"]) for sample in samples],
-        "row_documents": [len(sample["lengths"]) for sample in samples],
+        "row_documents": [len(of_row) for of_row in of_rows],
         "row_sources": [sample.get("source") for sample in samples],
         "row_digests": [_digest(sample["row"], *arrays) for sample, arrays in zip(samples, prepared, strict=True)],
     }

@@ -23,7 +23,7 @@ from typing import TextIO
 
 from rotary_foundry.data.rows import MANIFEST, Manifest, fingerprint
 from rotary_foundry.data.shard_index import read_index
-from rotary_foundry.data.special_tokens import padded, read_tokenizer, special_ids
+from rotary_foundry.data.special_tokens import ROLES_FILE, padded, read_tokenizer, special_ids
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import TOKENIZER_FILES, write_whole
 from rotary_foundry.utils.errors import DataError
@@ -52,14 +52,15 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
         lock: keep the cache of a remote for this process, as whoever decompresses shards in it must.
 
     Raises:
-        DataError: a manifest, an index or the tokenizer is missing; a row length, tokenizer or vocabulary is not the
-            recipe's; a split is empty; an index lists more or fewer rows than its manifest; a stage has fewer rows than
-            an update takes; the cache is another run's.
+        DataError: a manifest, an index, the tokenizer or a special token is missing; a row length, tokenizer or
+            vocabulary is not the recipe's; a split is empty; an index lists more or fewer rows than its manifest; a
+            stage has fewer rows than an update takes; the cache is another run's.
         Fault: the remote does not answer.
     """
     if lock and recipe.data.remote is not None and is_first_of_node():
         _lock_cache(Path(recipe.data.local))
     tokenizer = _read_tokenizer(recipe)
+    _check_roles(recipe, tokenizer)
     if tokenizer.vocab_size > recipe.model.shape.vocab_size:
         raise DataError(
             f"{recipe.data.local}/tokenizer: {tokenizer.vocab_size} token ids do not fit the model's embedding; "
@@ -106,6 +107,20 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
                 "give a smaller one, or prepare more data"
             )
     return tokenizer
+
+
+def _check_roles(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
+    """Refuse a tokenizer without a special token that a stage's objective or the export of the model needs."""
+    needed = {role: "model.family" for role in recipe.family.huggingface.special_tokens}
+    for stage, config in recipe.stages.items():
+        key = "objective" if config.objective is None else f"stages.{stage}.objective"
+        needed |= {role: key for role in recipe.objective_of(stage).special_tokens}
+    for role, key in needed.items():
+        if role not in tokenizer.special_ids:
+            raise DataError(
+                f"{recipe.data.local}/tokenizer/{ROLES_FILE}: {role} is not given, which '{key}' needs; prepare the "
+                "data again, without `causal: true` under `tokenizer:` in the data YAML"
+            )
 
 
 def _remedy(recipe: Recipe) -> str:

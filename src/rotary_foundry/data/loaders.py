@@ -42,7 +42,7 @@ class RunData:
             updates=(segment.end_token - token) // segment.tokens_per_update,
             global_batch_size=segment.rows,
         )
-        rows = self._train_stream(segment.row_length, draw)
+        rows, objective = self._train_stream(segment.row_length, draw), self.objectives[segment.stage]
         return DataLoader(
             rows,
             batch_size=rows.batch_size,
@@ -50,9 +50,10 @@ class RunData:
             pin_memory=torch.cuda.is_available(),
             collate_fn=partial(
                 collate,
-                prepare=TrainingPrepared(self.objectives[segment.stage], self.tokenizer, self.recipe.seed, segment),
+                prepare=TrainingPrepared(objective, self.tokenizer, self.recipe.seed, segment),
                 row_length=segment.row_length,
                 vocab_size=self.tokenizer.vocab_size,
+                document_mask=objective.document_mask,
             ),
         )
 
@@ -118,7 +119,13 @@ class HeldOutRows(IterableDataset):
             there = [row for row in rows if row < self.shards.size]
             prepare = self.prepare if there else nothing_to_predict
             samples = [self.shards[row] | {"row": row} for row in there or [0]]
-            yield collate(samples, prepare, self.row_length, self.prepare.tokenizer.vocab_size)
+            yield collate(
+                samples,
+                prepare,
+                self.row_length,
+                self.prepare.tokenizer.vocab_size,
+                self.prepare.objective.document_mask,
+            )
 
 
 def data_spec(loader: DataLoader) -> DataSpec:

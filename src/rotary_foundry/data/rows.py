@@ -55,8 +55,12 @@ class Frame:
         return len(self.before) + len(self.after)
 
     def ids(self, special_ids: Mapping[str, int]) -> "Frame":
-        """Return the frame with token ids in place of role names."""
-        return Frame(tuple(special_ids[role] for role in self.before), tuple(special_ids[role] for role in self.after))
+        """Return the frame with token ids in place of role names; see OF_DECODERS."""
+
+        def of(roles: tuple[str, ...]) -> tuple[int, ...]:
+            return tuple(special_ids[role if role in special_ids else OF_DECODERS[role]] for role in roles)
+
+        return Frame(of(self.before), of(self.after))
 
     @classmethod
     def of(cls, tokenizer: "Tokenizer") -> "Frame":
@@ -66,6 +70,7 @@ class Frame:
 
 
 FRAME = Frame(("cls_token",), ("sep_token",))  # around every document in a row: [CLS] … [SEP], in any spelling
+OF_DECODERS = {"cls_token": "bos_token", "sep_token": "eos_token"}  # used for roles that a tokenizer does not have
 SHORTEST = FRAME.slots + 1  # tokens of the shortest document: the frame and one content token
 
 

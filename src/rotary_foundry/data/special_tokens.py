@@ -1,8 +1,9 @@
 """Read a tokenizer and the ids of its special tokens, which are identified by role and never by spelling.
 
-For example, RoBERTa's mask token is <mask> and BERT's is [MASK]. The roles are in tokenizer_config.json, which
-transformers saves with every tokenizer, and the ids are in tokenizer.json. Both are read without transformers, which
-takes seconds to import.
+For example, RoBERTa's mask token is <mask> and BERT's is [MASK]. Rows need a cls_token and a sep_token, or those of a
+decoder's tokenizer, a bos_token and an eos_token. What else is needed depends on the family and the objective. The
+roles are in tokenizer_config.json, which transformers saves with every tokenizer, and the ids are in tokenizer.json.
+Both are read without transformers, which takes seconds to import.
 """
 
 import json
@@ -10,12 +11,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from rotary_foundry.data.rows import FRAME
+from rotary_foundry.data.rows import FRAME, OF_DECODERS
 from rotary_foundry.utils.errors import DataError
 
 ROLES_FILE = "tokenizer_config.json"
-NEEDED = (*FRAME.before, *FRAME.after, "pad_token", "mask_token")  # by rows, by the export, and by masking
-ROLES = ("unk_token", *NEEDED)  # a byte-level tokenizer knows every text and may do without the first
+OF_ENCODERS = (*FRAME.before, *FRAME.after, "pad_token", "mask_token")  # used by rows, by the export, and by masking
+ROLES = ("unk_token", *OF_ENCODERS)  # a byte-level tokenizer knows every text and may do without the first
 VOCABULARY_MULTIPLE = 64  # what the matrix units want of a model's vocabulary
 
 
@@ -42,20 +43,26 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
 def special_ids(directory: str | Path, tokenizer: Tokenizer) -> dict[str, int]:
     """Return the ids of the special tokens of the `tokenizer` in `directory`, by role, such as "mask_token".
 
+    "bos_token" is among them only if there is no "cls_token", and "eos_token" only if there is no "sep_token".
+
     Raises:
-        DataError: a role that training needs is missing, or its token is not in the tokenizer.
+        DataError: a role that rows need is missing, or the token of any role is not in the tokenizer.
     """
     path = Path(directory) / ROLES_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        spellings = {role: _spelling(config.get(role)) for role in ROLES}
+        roles = [role if config.get(role) else OF_DECODERS.get(role, role) for role in ROLES]
+        spellings = {role: _spelling(config.get(role)) for role in roles}
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     ids = {role: tokenizer.token_to_id(token) for role, token in spellings.items() if token is not None}
-    for role in NEEDED:
-        if ids.get(role) is None:
-            given = f"is {spellings[role]}, which tokenizer.json does not have" if role in ids else "is not given"
-            raise DataError(f"{path}: {role} {given}; prepare the data again with `python data_prep CONFIG`")
+    remedy = "prepare the data again with `python data_prep CONFIG`"
+    for role, other in OF_DECODERS.items():
+        if not {role, other} & ids.keys():
+            raise DataError(f"{path}: neither {role} nor {other} is given; {remedy}")
+    for role, token_id in ids.items():
+        if token_id is None and role != "unk_token":
+            raise DataError(f"{path}: {role} is {spellings[role]}, which tokenizer.json does not have; {remedy}")
     return {role: token_id for role, token_id in ids.items() if token_id is not None}
 
 

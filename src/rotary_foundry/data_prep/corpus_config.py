@@ -39,6 +39,7 @@ class TokenizerConfig:
 
     train: TrainTokenizer | None = None
     path: str | None = None  # a directory with a Hugging Face fast tokenizer
+    causal: bool = False  # for a decoder: its begin and end tokens are around documents, and it needs no others
 
 
 @dataclass
@@ -208,6 +209,8 @@ def _check_pattern(pattern: str) -> None:
 def _tokenizer_problems(tokenizer: TokenizerConfig) -> Iterable[tuple[str, str]]:
     if (tokenizer.train is None) == (tokenizer.path is None):
         yield "tokenizer", "expected either {train: {vocab_size: …}} or {path: …}, got both or neither"
+    if tokenizer.train is not None and tokenizer.causal and tokenizer.train.kind == "wordpiece":
+        yield "tokenizer.causal", "a wordpiece is for encoders; train a bpe for a decoder"
     if tokenizer.train is not None and tokenizer.train.kind not in SMALLEST:
         yield "tokenizer.train.kind", f"expected {' or '.join(SMALLEST)}, got '{tokenizer.train.kind}'"
     elif tokenizer.train is not None and tokenizer.train.vocab_size < SMALLEST[tokenizer.train.kind][0]:

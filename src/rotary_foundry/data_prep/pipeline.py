@@ -77,7 +77,7 @@ def prepare(config: CorpusConfig) -> bool:
     if not ours and object_store.exists(config.out) and not _is_empty(Path(config.out)):
         raise _refusal(config.out, f"something else (it has no {FILE})")
     if config.tokenizer.path:
-        open_brought(Path(config.tokenizer.path))
+        open_brought(Path(config.tokenizer.path), config.tokenizer.causal)
     try:
         with RunLock(LockFile(folder, "work")) as lock:
             work = open_work(config, folder, made_of)
@@ -95,6 +95,7 @@ def settings(config: CorpusConfig) -> dict:
     trained = asdict(tokenizer.train) if tokenizer.train else {}
     if trained.get("kind") == "bpe":  # the settings of a corpus are the same as before there were kinds
         del trained["kind"]
+    made = (trained or _of_tokenizer(Path(tokenizer.path))) | ({"causal": True} if tokenizer.causal else {})
     return {
         "format": FORMAT,
         "sources": {
@@ -107,7 +108,7 @@ def settings(config: CorpusConfig) -> dict:
         },
         "files": {name: readers.fingerprint(source) for name, source in config.sources.items()},
         "deduplication": config.deduplication,
-        "tokenizer": trained or _of_tokenizer(Path(tokenizer.path)),
+        "tokenizer": made,
         "row_lengths": sorted(config.row_lengths),
         "stride": config.stride,
         "validation": config.validation,

@@ -217,17 +217,17 @@ class MakeTokenizer(Step):
 
     def do(self, rank: int) -> None:
         config, directory = self.work.config, self.work.whole / "tokenizer"
+        tokenizer, longest = config.tokenizer, max(config.row_lengths)
         for source in config.sources:
             self._check_sides(source)
-        if config.tokenizer.path:
-            save_copy(Path(config.tokenizer.path), directory, max(config.row_lengths))
+        if tokenizer.path:
+            save_copy(Path(tokenizer.path), directory, longest, tokenizer.causal)
             return
-        vocab_size = config.tokenizer.train.vocab_size
-        if config.tokenizer.train.kind == "wordpiece":
-            trained = train_wordpiece(self._texts, vocab_size)
+        if tokenizer.train.kind == "wordpiece":
+            trained = train_wordpiece(self._texts, tokenizer.train.vocab_size)
         else:
-            trained = train_tokenizer(self._texts(), vocab_size)
-        save_trained(trained, directory, max(config.row_lengths))
+            trained = train_tokenizer(self._texts(), tokenizer.train.vocab_size, tokenizer.causal)
+        save_trained(trained, directory, longest, tokenizer.causal)
 
     def _check_sides(self, source: str) -> None:
         validation = self.work.config.validation

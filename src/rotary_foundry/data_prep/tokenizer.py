@@ -15,9 +15,13 @@ Chinese character, so each is a token, and words of other scripts are cut into p
 [SEP] [MASK], as in BERT's vocabularies. Then come the characters (first those that continue a word, as ##a, then all in
 the order of Unicode), pieces of words, and [unused0] …. A character that occurs once is not in the vocabulary.
 
-A tokenizer from elsewhere keeps its spelling of the special tokens. Missing ones (GPT-2 has no mask) are
-added with BERT's names. It is saved as transformers' plain PreTrainedTokenizerFast, because a model's own class may add
-its own special tokens when it is opened, against what tokenizer.json says.
+The tokenizer of a decoder (`causal`) is the same BPE with Llama's special tokens: ids 0 to 2 are <s> </s> <pad>. In
+rows, each document is between <s> and </s>. The saved tokenizer adds only <s>, because a prompt is to be continued.
+
+A tokenizer from elsewhere keeps its spelling of the special tokens. Missing ones (GPT-2 has no mask) are added with
+BERT's names, but none to that of a decoder, whose model may exist already. It is saved as transformers' plain
+PreTrainedTokenizerFast, because a model's own class may add its own special tokens when it is opened, against what
+tokenizer.json says.
 
 transformers takes seconds to import, so it is imported only when a tokenizer is saved or opened.
 """
@@ -43,8 +47,8 @@ from tokenizers import (
     trainers,
 )
 
-from rotary_foundry.data.rows import FRAME, SPECIAL_TOKENS, fingerprint
-from rotary_foundry.data.special_tokens import NEEDED, padded, rewrite_config
+from rotary_foundry.data.rows import FRAME, OF_DECODERS, SPECIAL_TOKENS, fingerprint
+from rotary_foundry.data.special_tokens import OF_ENCODERS, padded, rewrite_config
 from rotary_foundry.data_prep.encoding import open_tokenizer, pieces
 from rotary_foundry.utils.errors import DataError
 
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
 
 RUNS = [" " * length for length in range(24, 1, -1)]  # in GPT-NeoX's order
 TRAINING_PIECE = 2**16  # characters; `tokenizers` reads 256 of them ahead
+CAUSAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256 + len(RUNS)  # no merges at all
 SMALLEST_WORDPIECE = 64  # any corpus has more characters
 WORDPIECE_ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")  # ids 0 to 4
@@ -61,11 +66,14 @@ SEEN = 2  # times that a character or a pair of pieces occurs at least, to be in
 log = logging.getLogger(__name__)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, causal: bool = False) -> Tokenizer:
     """Train a byte-level BPE with a vocabulary of `vocab_size`, rounded up to a multiple of 64.
 
     The vocabulary has this size for any corpus. The same texts in the same order give the same tokenizer. Memory grows
     with the number of different words.
+
+    Args:
+        causal: for a decoder, with its special tokens.
     """
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = Tokenizer(models.BPE())
@@ -76,7 +84,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(RUNS),
         min_frequency=SEEN,
-        special_tokens=[_special(token, role) for role, token in SPECIAL_TOKENS.items()],
+        special_tokens=[_special(token, role) for role, token in _special_tokens(causal).items()],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -84,8 +92,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.pre_tokenizer = words
     tokenizer = _padded(tokenizer, vocab_size)
     tokenizer.add_tokens([AddedToken(run, normalized=False) for run in RUNS])
-    _frame(tokenizer, SPECIAL_TOKENS)
+    if causal:
+        bos = CAUSAL_TOKENS["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    else:
+        _frame(tokenizer, SPECIAL_TOKENS)
     return tokenizer
+
+
+def _special_tokens(causal: bool) -> dict[str, str]:
+    return CAUSAL_TOKENS if causal else SPECIAL_TOKENS
 
 
 def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int) -> Tokenizer:
@@ -175,12 +193,12 @@ def _frame(tokenizer: Tokenizer, spelling: dict[str, str]) -> None:
     )
 
 
-def save_trained(tokenizer: Tokenizer, directory: Path, max_length: int) -> None:
-    """Save a tokenizer from `train_tokenizer` as a Hugging Face fast tokenizer for models of `max_length` tokens."""
-    _save(tokenizer, SPECIAL_TOKENS, directory, max_length)
+def save_trained(tokenizer: Tokenizer, directory: Path, max_length: int, causal: bool = False) -> None:
+    """Save a tokenizer that was trained here as a Hugging Face fast tokenizer for models of `max_length` tokens."""
+    _save(tokenizer, _special_tokens(causal), directory, max_length)
 
 
-def save_copy(path: Path, directory: Path, max_length: int) -> None:
+def save_copy(path: Path, directory: Path, max_length: int, causal: bool = False) -> None:
     """Save the Hugging Face tokenizer in `path` for models of `max_length` tokens.
 
     A tokenizer that lacks nothing keeps its fingerprint; additions to any other are logged.
@@ -188,7 +206,7 @@ def save_copy(path: Path, directory: Path, max_length: int) -> None:
     Raises:
         DataError: as `open_brought`.
     """
-    brought = open_brought(path)
+    brought = open_brought(path, causal)
     _save(brought.tokenizer, brought.roles, directory, max_length)
     for change in brought.changes:
         log.info(f"{path}: the tokenizer was given {change}")
@@ -212,18 +230,19 @@ def _save(tokenizer: Tokenizer, roles: dict[str, str | list[str]], directory: Pa
 
 @dataclass(frozen=True)
 class Brought:
-    """A tokenizer from elsewhere, with the special tokens that masked-language-model training needs."""
+    """A tokenizer from elsewhere, with the special tokens that training needs."""
 
     tokenizer: Tokenizer
     roles: dict[str, str | list[str]]  # the spelling of special tokens, by transformers' role names
     changes: list[str]  # descriptions of what was added to it; empty if nothing was
 
 
-def open_brought(path: Path) -> Brought:
-    """Open a Hugging Face fast tokenizer, and add the special tokens that it lacks.
+def open_brought(path: Path, causal: bool = False) -> Brought:
+    """Open a Hugging Face fast tokenizer, and add the special tokens that it lacks, but not to that of a decoder.
 
     Raises:
-        DataError: it cannot be read, is not a fast tokenizer, or has a special token without an id or in two roles.
+        DataError: it cannot be read, is not a fast tokenizer, or has a special token without an id or in two roles; or
+            it is to be a decoder's, and has no tokens for the beginning and the end of a document.
     """
     fast = _open_fast(path)
     tokenizer = open_tokenizer(path)
@@ -237,8 +256,16 @@ def open_brought(path: Path) -> Brought:
                 f"{path}: the tokenizer's {role} is {token}, which is not in tokenizer.json; "
                 "add the token to the tokenizer and save it again, or remove the role"
             )
+    if causal:
+        for other, role in OF_DECODERS.items():
+            if role not in roles and other not in roles:
+                raise DataError(
+                    f"{path}: the tokenizer has no {role}, which `tokenizer.causal: true` needs around every document; "
+                    "name one of its tokens in tokenizer_config.json, or choose another tokenizer"
+                )
+        return Brought(tokenizer, roles, [])
     changes = []
-    for role in NEEDED:
+    for role in OF_ENCODERS:
         if role not in roles:
             roles[role] = SPECIAL_TOKENS[role]
             tokenizer.add_special_tokens([_special(roles[role], role)])
@@ -266,7 +293,7 @@ def _open_fast(path: Path) -> "PreTrainedTokenizerFast":
 
 def _refuse_shared_ids(path: Path, tokenizer: Tokenizer, roles: dict[str, str | list[str]]) -> None:
     taken: dict[str, str] = {}
-    for role in NEEDED:
+    for role in OF_ENCODERS:
         other = taken.setdefault(roles[role], role)
         if other != role:
             raise DataError(f"{path}: {roles[role]} is both {other} and {role}; give each role a token of its own")

@@ -75,6 +75,7 @@ class MaskedLM(Objective):
 
     name: ClassVar[str] = "masked_lm"
     causal: ClassVar[bool] = False
+    special_tokens: ClassVar[tuple[str, ...]] = ("mask_token",)
     knobs: ClassVar[Mapping[str, Knob]] = {"mlm_probability": Knob("share of the tokens to be predicted", high=1.0)}
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("loss", "cross_entropy", "Loss", "nats a masked token"),

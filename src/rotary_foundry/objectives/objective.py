@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from rotary_foundry.data.corpus import TokenizerFacts
     from rotary_foundry.models.layers.cross_entropy import TokenLoss
 
-OBJECTIVES = {"masked_lm": "rotary_foundry.objectives.masked_lm:MaskedLM"}
+OBJECTIVES = {
+    "masked_lm": "rotary_foundry.objectives.masked_lm:MaskedLM",
+    "causal_lm": "rotary_foundry.objectives.causal_lm:CausalLM",
+}
 
 IGNORE_INDEX = -100  # torch's label of a position that is not to be predicted
 Prepared = tuple[NDArray[np.int64], NDArray[np.int64]]  # input ids and labels, each [tokens]
@@ -46,10 +49,14 @@ class Objective(ABC):
 
     name: ClassVar[str]
     causal: ClassVar[bool]
-    """Whether the network must not attend to later tokens."""
+    """Whether the network must not attend to later tokens; if not, it must attend to them, too."""
     knobs: ClassVar[Mapping[str, Knob]] = {}
     columns: ClassVar[tuple[str, ...]] = ()
     """The columns that a row needs beside `tokens` and `lengths`. A data YAML has a key of that name to add it."""
+    special_tokens: ClassVar[tuple[str, ...]] = ()
+    """The roles that the tokenizer must have beside those of every document, such as "mask_token"."""
+    document_mask: bool = True
+    """Whether a token attends to its own document only, or to its whole row."""
     metrics: ClassVar[tuple[Metric, ...]]
     task: ClassVar[str]
     """Hugging Face's name for the task of the trained model (`pipeline_tag`)."""

@@ -100,6 +100,12 @@ def _objective(recipe: Recipe, stage: str) -> Iterator[Problem]:
             f"'{objective.name}' needs attention to earlier tokens only, and {family.name} attends in both directions; "
             "choose an objective for encoders, or another family",
         )
+    if family.causal and not objective.causal:
+        yield (
+            f"{key}.name",
+            f"'{objective.name}' needs attention in both directions, and {family.name} attends to earlier tokens only; "
+            "choose an objective for decoders such as causal_lm, or another family",
+        )
     knobs = {**family.knobs, **objective.knobs}
     for name in knob_names(family):
         if name not in knobs and getattr(recipe.stages[stage], name) is not None:

@@ -78,7 +78,7 @@ def _small_corpus(recipe: Recipe) -> CorpusConfig:
     columns = {column for stage in recipe.stages for column in recipe.objective_of(stage).columns}
     return CorpusConfig(
         sources={source: SourceConfig(reader=reader) for source, reader in readers},
-        tokenizer=TokenizerConfig(train=TrainTokenizer(VOCABULARY)),
+        tokenizer=TokenizerConfig(train=TrainTokenizer(VOCABULARY), causal=recipe.family.causal),
         row_lengths=list(dict.fromkeys(stage.row_length for stage in recipe.stages.values())),
         out=recipe.data.local,
         validation=0.05,

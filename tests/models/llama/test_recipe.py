@@ -11,7 +11,7 @@ from rotary_foundry.utils.errors import ConfigurationError
 
 YAMLS = Path(__file__).parents[3] / "yamls"
 RECIPE = """
-extends: [{yamls}/modernbert.yaml, {yamls}/models/llama2_7b.yaml]
+extends: [{yamls}/llama.yaml, {yamls}/models/llama2_7b.yaml]
 run_name: long
 data: {{local: data, sources: [mine]}}
 save_interval: 10ba

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rotary_foundry.data.rows import MANIFEST, Frame, content, fingerprint
+from rotary_foundry.data.rows import FRAME, MANIFEST, content, fingerprint
+from rotary_foundry.data.special_tokens import special_ids
 from rotary_foundry.data_prep.encoding import open_tokenizer
 from rotary_foundry.utils.errors import DataError, Fault
 from rotary_foundry.utils.object_store import fetch
@@ -142,7 +143,7 @@ class Texts:
         self.fingerprint = fingerprint(folder)
         self._tokenizer = open_tokenizer(folder)
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.frame = Frame.of(self._tokenizer)
+        self.frame = FRAME.ids(special_ids(folder, self._tokenizer))
 
     def decode(self, documents: Sequence[NDArray[np.integer]]) -> list[str]:
         """Decode documents with their special tokens, each `[tokens]`. A piece may begin inside a character."""

@@ -215,7 +215,7 @@ class _Rows:
     def __init__(self, manifest: Manifest | None, texts: Texts | None, lengths: NDArray[np.int64] | None):
         self.row_length = manifest.row_length if manifest else np.iinfo(np.int64).max
         self.vocab_size = texts.vocab_size if texts else np.iinfo(np.int64).max
-        self.frame = texts.frame if texts and texts.frame.slots == FRAME.slots else None
+        self.frame = texts.frame if texts else None
         self.lengths = lengths
         self.tokens_of = None if lengths is None else np.zeros_like(lengths)  # tokens found so far of each document
         self.documents = 0

@@ -120,7 +120,7 @@ def to_huggingface(
 ) -> "LlamaConfig":
     """Return the same model in transformers' terms.
 
-    A tokenizer without bos and eos tokens has [CLS] and [SEP] in these roles, as our rows do.
+    The beginning and the end of a document are as in our rows: [CLS] and [SEP], or else the tokenizer's bos and eos.
 
     Raises:
         DataError: the tokenizer has neither.
@@ -129,7 +129,7 @@ def to_huggingface(
 
     ids = {}
     for role, other in (("bos", "cls"), ("eos", "sep")):
-        found = getattr(tokenizer, f"{role}_token_id"), getattr(tokenizer, f"{other}_token_id")
+        found = getattr(tokenizer, f"{other}_token_id"), getattr(tokenizer, f"{role}_token_id")
         ids[f"{role}_token_id"] = next((id for id in found if id is not None), None)
         if ids[f"{role}_token_id"] is None:
             raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no {role}_token and no {other}_token")
