@@ -153,6 +153,7 @@ def plan(
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="The kind of the GPUs, such as h100.")] = None,
     mfu: Annotated[float | None, typer.Option(help="The share of its peak that each GPU reaches.")] = None,
+    flops: Annotated[str | None, typer.Option(help="Also count operations by another convention: megatron.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON: the plan, or the position.")] = False,
     as_recipe: Annotated[
         bool, typer.Option("--recipe", help="Print only the merged YAML, with the source of every value.")
@@ -162,11 +163,12 @@ def plan(
     from rotary_foundry.recipe.compilation import with_set_rollback
     from rotary_foundry.recipe.cost import PEAK_FLOPS, Machine
     from rotary_foundry.reporting.merged_recipe import merged_recipe
-    from rotary_foundry.reporting.plan_table import print_plan, print_position
+    from rotary_foundry.reporting.plan_table import CONVENTIONS, print_plan, print_position
     from rotary_foundry.runs.recipes import load_recipe_and_plan
+    from rotary_foundry.utils.wording import nearest
 
     if as_recipe:
-        if (at, gpus, gpu, mfu, as_json) != (None, None, None, None, False):
+        if (at, gpus, gpu, mfu, flops, as_json) != (None, None, None, None, None, False):
             raise ConfigurationError("--recipe: prints only the recipe; remove the other options")
         print(merged_recipe(recipe, overrides or ()), end="")
         return
@@ -178,6 +180,8 @@ def plan(
             f"hours need --gpus (how many), --gpu (one of {', '.join(PEAK_FLOPS)}) and --mfu (the measured share of "
             "its peak that each reaches, without a default); give all three or none"
         )
+    if flops is not None and flops not in CONVENTIONS:
+        raise ConfigurationError(f"--flops: '{flops}' is not known; {nearest(flops, CONVENTIONS)}")
     loaded, before_rollbacks = load_recipe_and_plan(recipe, overrides or ())
     compiled = with_set_rollback(loaded, before_rollbacks)
     position = None if at is None else _position(compiled, at)
@@ -186,7 +190,7 @@ def plan(
     elif position is not None:
         print_position(position)
     else:
-        print_plan(loaded, compiled, machine)
+        print_plan(loaded, compiled, machine, flops=flops)
 
 
 @app.command()

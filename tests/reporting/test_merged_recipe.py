@@ -12,7 +12,7 @@ from rotary_foundry.reporting.merged_recipe import merged_recipe
 from rotary_foundry.runs.changes import without_secrets
 
 COMMAND = str(Path(sys.executable).parent / "rotary-foundry")
-NANO = Path("yamls/main/nano.yaml").resolve()
+NANO, LLAMA = (Path(f"yamls/main/{name}.yaml").resolve() for name in ("nano", "llama_nano"))
 
 
 def sources(text: str) -> dict[tuple[str, ...], str]:
@@ -31,16 +31,16 @@ def test_what_is_printed_is_the_same_recipe(path, tmp_path):
     callbacks = "{my.Own: {text: 'a # b', lines: \"one\\ntwo\"}, lr_monitor: {}}"
     overrides = [f"callbacks={callbacks}", "loggers.wandb={tags: [a]}"]
     if "init_from" in path.read_text():
-        overrides += [f"init_from={_export(tmp_path)}"]
+        overrides += [f"init_from={_export(tmp_path, LLAMA if 'llama' in path.name else NANO)}"]
     (tmp_path / "printed.yaml").write_text(merged_recipe(path, overrides))
     assert load_recipe(tmp_path / "printed.yaml") == load_recipe(path, overrides)
 
 
-def _export(folder: Path) -> Path:
+def _export(folder: Path, path: Path = NANO) -> Path:
     """A run to begin with, as far as a recipe asks it."""
     from tests.recipe.test_source import write_run
 
-    recipe = load_recipe(NANO)
+    recipe = load_recipe(path)
     return write_run(folder / "run", recipe, 196_608)
 
 

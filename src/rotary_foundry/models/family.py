@@ -79,6 +79,14 @@ class Shape(ABC):
     def attention_flops(self, lengths: Iterable[int]) -> float:
         """Return the operations of training's attention over documents of these lengths in tokens."""
 
+    def megatron_flops(self, tokens: int, row_length: int) -> float:
+        """Count the operations of training on tokens by Megatron-LM's formula (arXiv 2104.04473, section 5.1).
+
+        A layer has 12 · hidden_size² parameters whatever its kind, and attention computes the whole matrix. Vocabulary
+        and recomputation are left out.
+        """
+        raise ConfigurationError("--flops: megatron counts layers of one width, which this family does not have")
+
     @abstractmethod
     def describe(self, knobs: Mapping[str, float]) -> str:
         """Return a sentence for a model card: kind, size, attention and positions."""

@@ -52,6 +52,10 @@ class TransformerShape(family.Shape):
         """Return the operations of training's attention from the pairs of a query and a key in all layers together."""
         return FORWARD_AND_BACK * 2 * 2 * self.hidden_size * pairs  # scores, and the values they weigh
 
+    def megatron_flops(self, tokens: int, row_length: int) -> float:
+        hidden = self.hidden_size
+        return tokens * 72 * self.num_hidden_layers * hidden**2 * (1 + row_length / (6 * hidden))
+
     def smaller(self) -> Self:
         """Return the shape with a head and a layer less."""
         return replace(

@@ -85,6 +85,17 @@ def cost(recipe: Recipe, plan: Plan) -> Cost:
     )
 
 
+def megatron_flops(recipe: Recipe, plan: Plan) -> float:
+    """Compute a plan's operations as Megatron-LM and some papers count them, such as Llama 2 Long in its table 11.
+
+    Raises:
+        ConfigurationError: the family is not a stack of layers of one width.
+    """
+    segments = (*plan.segments, *plan.abandoned)
+    count = recipe.model.shape.megatron_flops
+    return sum(count(segment.updates * segment.tokens_per_update, segment.row_length) for segment in segments)
+
+
 def _flops(recipe: Recipe, segments: Iterable[Segment]) -> float:
     shape = recipe.model.shape
     total = 0.0

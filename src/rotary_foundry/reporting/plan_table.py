@@ -11,15 +11,28 @@ from rich.table import Table
 
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.compilation import compile_stages
-from rotary_foundry.recipe.cost import PEAK_FLOPS, Cost, Machine, cost
+from rotary_foundry.recipe.cost import PEAK_FLOPS, Cost, Machine, cost, megatron_flops
 from rotary_foundry.recipe.plan import Position, Segment
 from rotary_foundry.runs.trained_state import read_source
 from rotary_foundry.utils.errors import FoundryError
 from rotary_foundry.utils.wording import WIDTH, knob, number, size
 
+CONVENTIONS = {"megatron": megatron_flops}  # of counting operations, beside our own
 
-def print_plan(recipe: Recipe, plan: Plan, machine: Machine | None = None, console: Console | None = None) -> None:
-    """Print a plan and its cost, with the hours on a machine if one is given."""
+
+def print_plan(
+    recipe: Recipe,
+    plan: Plan,
+    machine: Machine | None = None,
+    console: Console | None = None,
+    flops: str | None = None,
+) -> None:
+    """Print a plan and its cost.
+
+    Args:
+        machine: what to compute hours for.
+        flops: a key of CONVENTIONS, to count the operations by that as well.
+    """
     console = console or _console()
     costs = cost(recipe, plan)
     console.print(plan_table(plan))
@@ -45,6 +58,8 @@ def print_plan(recipe: Recipe, plan: Plan, machine: Machine | None = None, conso
         grid.add_row("warning", remark)
     of_them = f", {number(costs.abandoned_flops)} of them abandoned" if plan.abandoned else ""
     grid.add_row("training", f"{number(costs.flops)} FLOPs{of_them}; an upper bound, with each row as one document")
+    if flops is not None:
+        grid.add_row("", f"{number(CONVENTIONS[flops](recipe, plan))} FLOPs as {flops} counts")
     if machine is not None:
         rate = f"{machine.mfu:.1%} of {PEAK_FLOPS[machine.gpu] / 1e12:,.0f} TFLOP/s (bf16, dense)"
         hours = f"{machine.hours(costs.flops):,.1f} hours"
