@@ -148,6 +148,14 @@ def test_a_corpus_without_the_words_that_an_objective_chooses_is_refused_by_key_
         open_corpus(given)
 
 
+@pytest.mark.parametrize(("role", "key"), [("mask_token", "objective"), ("pad_token", r"model\.family")])
+def test_a_tokenizer_without_a_special_token_that_is_needed_is_refused_by_key_and_file(corpus, role, key):
+    change(corpus / "tokenizer/tokenizer_config.json", **{role: None})
+    says = rf"tokenizer/tokenizer_config\.json: {role} is not given, which '{key}' needs; prepare the data again"
+    with pytest.raises(DataError, match=says):
+        open_corpus(recipe(f"data.local={corpus}"))
+
+
 def test_masking_goes_by_the_role_of_a_token_and_not_by_its_spelling(corpus):
     tokenizer = corpus / "tokenizer"
     content = (tokenizer / "tokenizer.json").read_text().replace("[MASK]", "<mask>").replace("[CLS]", "<s>")

@@ -73,6 +73,11 @@ def test_the_nano_configuration_loads_and_takes_overrides():
             "bpe or wordpiece, got",
         ),
         ({"tokenizer": {"train": {"vocab_size": 9, "kind": "wordpiece"}}}, "tokenizer.train.vocab_size", "too small"),
+        (
+            {"tokenizer": {"causal": True, "train": {"vocab_size": 512, "kind": "wordpiece"}}},
+            "tokenizer.causal",
+            "a wordpiece is for encoders",
+        ),
         ({"tokenizer": {"path": "no/where"}}, "tokenizer.path", "tokenizer.json is missing"),
         ({"word_starts": "words"}, "word_starts", "expected pre_tokenizer or jieba, got 'words'"),
         ({"row_lengths": []}, "row_lengths", "at least one"),

@@ -256,6 +256,40 @@ def test_any_familys_tokenizer_serves_with_its_own_special_tokens_or_with_berts(
     assert ours.mask_token_id not in corpus_tokenizer.encode([f"the {ours.mask_token} window"])[0]
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_decoders_tokenizer_stays_as_it_is_and_its_begin_and_end_tokens_frame_documents(name, tmp_path):
+    save_copy(brought(name, tmp_path / "theirs"), tmp_path / "ours", max_length=64, causal=True)
+    assert fingerprint(tmp_path / "ours") == fingerprint(tmp_path / "theirs")
+    ours = AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert CorpusTokenizer(tmp_path / "ours").frame == Frame((ours.bos_token_id,), (ours.eos_token_id,))
+    assert ours.cls_token is None and ours.mask_token is None
+
+
+@pytest.mark.parametrize("role", ["bos_token", "eos_token"])
+def test_a_decoders_tokenizer_without_a_begin_or_an_end_token_is_refused_by_key(role, tmp_path):
+    brought("llama", tmp_path / "theirs")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "theirs/tokenizer.json"))
+    roles = {"bos_token": "<s>", "eos_token": "</s>"}
+    del roles[role]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles).save_pretrained(tmp_path / "ours")
+    says = rf"ours: the tokenizer has no {role}, which `tokenizer\.causal: true` needs around every document; name"
+    with pytest.raises(DataError, match=says):
+        open_brought(tmp_path / "ours", causal=True)
+
+
+def test_a_tokenizer_trained_for_a_decoder_frames_rows_but_leaves_a_prompt_open(tmp_path):
+    save_trained(train_tokenizer(TEXTS, 500, causal=True), tmp_path, max_length=64, causal=True)
+    tokenizer, corpus_tokenizer = AutoTokenizer.from_pretrained(tmp_path), CorpusTokenizer(tmp_path)
+    assert len(tokenizer) == 512
+    assert tokenizer.convert_ids_to_tokens(range(3)) == ["<s>", "</s>", "<pad>"]
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1, 2)
+    assert corpus_tokenizer.frame == Frame((0,), (1,))
+    content = corpus_tokenizer.encode(["the long window"])[0].tolist()
+    assert tokenizer.encode("the long window") == [0, *content]
+    assert tokenizer.decode(content) == "the long window"
+    assert min(corpus_tokenizer.encode(["between <s> and </s>, <pad>"])[0]) > 2  # text, and no special tokens
+
+
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_a_tokenizer_that_lacks_nothing_keeps_its_fingerprint(name, tmp_path, caplog):
     with caplog.at_level("INFO"):
@@ -313,8 +347,8 @@ def test_a_broken_tokenizer_is_named(tmp_path, content):
 def test_a_prepared_tokenizer_whose_roles_are_gone_is_named(directory, tmp_path):
     save_copy(directory, tmp_path, max_length=64)
     change_roles(tmp_path, sep_token=None)
-    with pytest.raises(DataError, match=r"tokenizer_config\.json: neither sep_token nor eos_token is given; prepare the data again"):
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: neither sep_token nor eos_token is given; prepare"):
         CorpusTokenizer(tmp_path)
-    change_roles(tmp_path, mask_token="<mask>")
+    change_roles(tmp_path, sep_token="[SEP]", mask_token="<mask>")
     with pytest.raises(DataError, match=r"mask_token is <mask>, which tokenizer\.json does not have"):
         CorpusTokenizer(tmp_path)

@@ -30,7 +30,7 @@ class Tree:
     rows: dict[Path, list[list[str]]] = field(default_factory=dict)  # of each folder of shards: its rows' ids
 
 
-def write_tree(root: Path, sources: tuple[str, ...] = ("mine", "yours")) -> Tree:
+def write_tree(root: Path, sources: tuple[str, ...] = ("mine", "yours"), causal: bool = False) -> Tree:
     """Two sources; most documents are longer than a row of 64 and share rows of 256."""
     generator = random.Random(0)
     tree = Tree(root)
@@ -40,8 +40,8 @@ def write_tree(root: Path, sources: tuple[str, ...] = ("mine", "yours")) -> Tree
         for split, parts in PARTS.items()
         for part, count in parts.items()
     }
-    trained = train_tokenizer((text for of_part in texts.values() for text in of_part), 343)
-    save_trained(trained, root / "tokenizer", max(ROW_LENGTHS))
+    trained = train_tokenizer((text for of_part in texts.values() for text in of_part), 343, causal)
+    save_trained(trained, root / "tokenizer", max(ROW_LENGTHS), causal)
     for source in sources:
         for split, parts in PARTS.items():
             for part in parts:
@@ -50,7 +50,7 @@ def write_tree(root: Path, sources: tuple[str, ...] = ("mine", "yours")) -> Tree
             for row_length in ROW_LENGTHS:
                 folder = root / source / str(row_length) / split
                 of_split = {part: texts[source, split, part] for part in parts}
-                tree.rows[folder] = _write_folder(folder, trained, of_split)
+                tree.rows[folder] = _write_folder(folder, trained, of_split, (0, 1) if causal else (1, 2))
     return tree
 
 
@@ -58,7 +58,9 @@ def _text(generator: random.Random) -> str:
     return " ".join(generator.choices(WORDS, k=generator.randint(10, 120)))
 
 
-def _write_folder(folder: Path, tokenizer: Tokenizer, parts: dict[str, list[str]]) -> list[list[str]]:
+def _write_folder(
+    folder: Path, tokenizer: Tokenizer, parts: dict[str, list[str]], frame: tuple[int, int]
+) -> list[list[str]]:
     source, row_length, split = folder.parents[1].name, int(folder.parent.name), folder.name
     all_rows, documents, tokens = [], 0, 0
     for part, texts in parts.items():
@@ -71,7 +73,7 @@ def _write_folder(folder: Path, tokenizer: Tokenizer, parts: dict[str, list[str]
         with MDSWriter(
             out=str(folder / part), columns=COLUMNS, compression="zstd", hashes=[SHARD_HASH], size_limit=6000
         ) as writer:
-            for row in _packed(contents, row_length):
+            for row in _packed(contents, row_length, frame):
                 writer.write(
                     {
                         "tokens": np.concatenate([piece for _, piece in row]).astype(np.uint16),
@@ -89,12 +91,12 @@ def _write_folder(folder: Path, tokenizer: Tokenizer, parts: dict[str, list[str]
     return all_rows
 
 
-def _packed(contents: list[list[int]], row_length: int) -> list[list[tuple[int, list[int]]]]:
-    """Pieces with [CLS] (1) and [SEP] (2), one after the other into rows."""
+def _packed(contents: list[list[int]], row_length: int, frame: tuple[int, int]) -> list[list[tuple[int, list[int]]]]:
+    """Pieces with [CLS] and [SEP], or <s> and </s>, one after the other into rows."""
     rows, room = [], 0
     for number, content in enumerate(contents):
         for start in range(0, len(content), row_length - 2):
-            piece = [1, *content[start : start + row_length - 2], 2]
+            piece = [frame[0], *content[start : start + row_length - 2], frame[1]]
             if len(piece) > room:
                 rows.append([])
                 room = row_length
