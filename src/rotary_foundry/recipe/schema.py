@@ -224,7 +224,9 @@ class Recipe:
 
 
 def _from_yaml(family: str, content: str) -> Recipe:
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema_of(family)), OmegaConf.create(content)))
+    config, values = OmegaConf.structured(schema_of(family)), OmegaConf.create(content)
+    config.optimizer = OmegaConf.structured(OPTIMIZERS[values.optimizer.name])
+    return OmegaConf.to_object(OmegaConf.merge(config, values))
 
 
 def knob_names(family: Family) -> list[str]:
