@@ -71,7 +71,7 @@ def _train(path: Path, overrides: list[str]) -> None:
 
 def _make_updates(path: Path, updates: dict[str, list[str]], folder: Path) -> None:
     for name, overrides in updates.items():
-        recipe = load_recipe(path, overrides)
+        recipe = load_recipe(path, [*overrides, "optimizer.max_grad_norm=null"])
         data = RunData(recipe, open_corpus(recipe))
         trainer = build_trainer(recipe, data, RunFolder(folder), Start(compile_plan(recipe), [], None))
         trainer.state.callbacks.append(SaveGradients(folder / f"{name}.pt"))
