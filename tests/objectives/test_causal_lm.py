@@ -121,7 +121,7 @@ def test_a_row_of_documents_of_one_token_has_no_loss_and_no_gradient():
         (
             "llama_nano",
             "objective.document_mask=maybe",
-            r"'objective\.document_mask': expected true or false, got 'may",
+            r"'objective\.document_mask': Value 'maybe' is not a valid bool",
         ),
         ("llama_nano", "stages.pretrain.mlm_probability=0.3", "neither llama nor causal_lm has it"),
         ("llama_nano", "objective.dokument_mask=true", r"unknown key 'objective\.dokument_mask'"),

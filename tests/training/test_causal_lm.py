@@ -122,17 +122,15 @@ def test_a_run_learns_and_its_export_is_transformers_llama_with_the_same_logits(
     assert evaluations == [("short", True, True), ("long", True, True)]
     exported = CliRunner().invoke(app, ["export", str(whole), str(tmp_path / "out")])
     assert exported.exit_code == 0, exported.exception
-    theirs, tokenizer = (
-        LlamaForCausalLM.from_pretrained(tmp_path / "out"),
-        AutoTokenizer.from_pretrained(tmp_path / "out"),
-    )
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert (theirs.config.bos_token_id, theirs.config.eos_token_id, theirs.config.pad_token_id) == (0, 1, 2)
     assert (theirs.config.rope_parameters["rope_theta"], theirs.config.max_position_embeddings) == (50_000, 256)
     loaded = load_recipe(recipe)
     batch = next(iter(RunData(loaded, open_corpus(loaded)).eval_loader("long")))
     given = batch["input_ids"], batch["cu_seqlens"]
     ours = load_model(tmp_path / "out")
-    torch.testing.assert_close(their_logits(theirs.eval(), *given), ours(*given), rtol=0, atol=1e-4)
+    torch.testing.assert_close(their_logits(theirs, *given), ours(*given), rtol=0, atol=1e-4)
     assert tokenizer("the window").input_ids[0] == batch["input_ids"][0] == tokenizer.bos_token_id
     card = (tmp_path / "out/README.md").read_text()
     assert "pipeline_tag: text-generation" in card and "Causal LM: each token but a document's first" in card
