@@ -15,8 +15,9 @@ Chinese character, so each is a token, and words of other scripts are cut into p
 [SEP] [MASK], as in BERT's vocabularies. Then come the characters (first those that continue a word, as ##a, then all in
 the order of Unicode), pieces of words, and [unused0] …. A character that occurs once is not in the vocabulary.
 
-The tokenizer of a decoder (`causal`) is the same BPE with Llama's special tokens: ids 0 to 2 are <s> </s> <pad>. In
-rows, each document is between <s> and </s>. The saved tokenizer adds only <s>, because a prompt is to be continued.
+The tokenizer of a decoder (`causal`) is the same BPE with SentencePiece's special tokens: ids 0 to 2 are <s> </s>
+<pad>. In rows, each document is between <s> and </s>. The saved tokenizer adds only <s>, because a prompt is to be
+continued.
 
 A tokenizer from elsewhere keeps its spelling of the special tokens. Missing ones (GPT-2 has no mask) are added with
 BERT's names, but none to that of a decoder, whose model may exist already. It is saved as transformers' plain

@@ -86,7 +86,7 @@ def cost(recipe: Recipe, plan: Plan) -> Cost:
 
 
 def megatron_flops(recipe: Recipe, plan: Plan) -> float:
-    """Compute a plan's operations as Megatron-LM and some papers count them, such as Llama 2 Long in its table 11.
+    """Compute a plan's operations as Megatron-LM and some papers count them.
 
     Raises:
         ConfigurationError: the family is not a stack of layers of one width.
