@@ -11,9 +11,9 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.stats import binomtest
 
+from rotary_foundry.data_prep.inspection.held_out_texts import held_out
 from rotary_foundry.evaluation import context, needle
 from rotary_foundry.evaluation import masked_lm_loss as masked_lm
-from rotary_foundry.evaluation.held_out_texts import held_out
 from rotary_foundry.evaluation.models import MaskedModel, open_model
 from rotary_foundry.evaluation.results import Measure
 from rotary_foundry.evaluation.suites import find_suites

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from rotary_foundry.data_prep.inspection.held_out_texts import describe, held_out
 from rotary_foundry.evaluation import bootstrap
-from rotary_foundry.evaluation.held_out_texts import check_data, describe, held_out
 from rotary_foundry.evaluation.power_law import Law, fit
 from rotary_foundry.evaluation.results import Headline, Measure, Result, Row, digest
-from rotary_foundry.evaluation.suites import TextSuiteConfig
+from rotary_foundry.evaluation.suites import TextSuiteConfig, check_data
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import number
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from rotary_foundry.data_prep.inspection.held_out_texts import Text, describe, held_out
 from rotary_foundry.evaluation import bootstrap
-from rotary_foundry.evaluation.held_out_texts import Text, check_data, describe, held_out
 from rotary_foundry.evaluation.results import Headline, Measure, Result, Row, digest
-from rotary_foundry.evaluation.suites import TextSuiteConfig
+from rotary_foundry.evaluation.suites import TextSuiteConfig, check_data
 from rotary_foundry.finetuning.finetune_config import LONG_DOCUMENTS
 from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
 from rotary_foundry.utils.errors import DataError

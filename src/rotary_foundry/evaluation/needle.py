@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from rotary_foundry.data_prep.inspection.held_out_texts import describe, held_out
 from rotary_foundry.evaluation import bootstrap
-from rotary_foundry.evaluation.held_out_texts import check_data, describe, held_out
 from rotary_foundry.evaluation.results import Headline, Result, Row, digest
-from rotary_foundry.evaluation.suites import TextSuiteConfig
+from rotary_foundry.evaluation.suites import TextSuiteConfig, check_data
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import power
 

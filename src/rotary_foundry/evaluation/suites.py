@@ -82,6 +82,17 @@ class TextSuiteConfig(ResampledConfig):
             yield "rope_theta", f"expected a number above 0, got {self.rope_theta}"
 
 
+def check_data(_: Path, config: TextSuiteConfig) -> None:
+    """Check that the data has held-out rows, before any suite runs: a suite's `check`.
+
+    Raises:
+        DataError: it has none.
+    """
+    from rotary_foundry.data_prep.inspection.held_out_texts import check_held_out  # and pyarrow
+
+    check_held_out(config.data)
+
+
 @dataclass(frozen=True)
 class Suite:
     """A suite with the settings of a YAML."""

@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rotary_foundry.data_prep.inspection.held_out_texts import held_out
 from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.interop.own_code import register_own_code
 from rotary_foundry.recipe.schema import all_metrics
@@ -14,11 +15,7 @@ from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import ConfigurationError
 
-FILL_MASK_EXAMPLES = (
-    "    def __init__([MASK], name):\n        self.name = name\n",
-    "        self.name[MASK] name\n        self.value = value\n",
-    "Return the number[MASK] items in the list.",
-)
+EXAMPLES, EXAMPLE_TOKENS = 3, 24
 
 
 def print_summary(run: str | Path, console: Console | None = None) -> None:
@@ -48,7 +45,9 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
         )
     last = list(recipe.stages)[-1]
     if (folder.export / "config.json").is_file() and recipe.objective_of(last).task == "fill-mask":
-        print_fill_mask(folder.export, console)
+        texts = held_out(recipe.data.local, EXAMPLES, recipe.seed, at_least=EXAMPLE_TOKENS)
+        spread = texts[:: len(texts) // EXAMPLES or 1][:EXAMPLES]  # over the sources
+        print_fill_mask(folder.export, [text.text for text in spread], console)
 
 
 def _evaluations(folder: RunFolder) -> tuple[dict | None, list[dict]]:
@@ -94,15 +93,18 @@ def _knob(segments: list[dict], name: str) -> str:
     return " → ".join(shown)
 
 
-def print_fill_mask(export: Path, console: Console) -> None:
-    """Print what transformers' fill-mask pipeline makes of the exported model."""
+def print_fill_mask(export: Path, texts: list[str], console: Console) -> None:
+    """Print what transformers' fill-mask pipeline puts into the beginning of each text, and what stands there."""
     from transformers import pipeline
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     register_own_code(export)
     fill = pipeline("fill-mask", model=str(export), device="cpu", top_k=3)
-    for example in FILL_MASK_EXAMPLES:
-        text = example.replace("[MASK]", fill.tokenizer.mask_token)
-        guesses = ", ".join(f"{guess['token_str']!r} {guess['score']:.0%}" for guess in fill(text))
-        console.print(f"{text.strip()!r}\n    {guesses}", markup=False, highlight=False)
+    for text in texts:
+        ids = fill.tokenizer(text, add_special_tokens=False)["input_ids"][:EXAMPLE_TOKENS]
+        middle = len(ids) // 2
+        masked = fill.tokenizer.decode([*ids[:middle], fill.tokenizer.mask_token_id, *ids[middle + 1 :]])
+        guesses = ", ".join(f"{guess['token_str']!r} {guess['score']:.0%}" for guess in fill(masked))
+        there = fill.tokenizer.decode(ids[middle])
+        console.print(f"{masked!r}\n    {guesses}; in the text: {there!r}", markup=False, highlight=False)

@@ -17,7 +17,6 @@ import numpy as np
 from rotary_foundry.data.rows import Manifest, content, decode_row
 from rotary_foundry.data_prep.inspection.source_folders import Folder, Texts, local_folder
 from rotary_foundry.data_prep.statistics import FILE, Statistics
-from rotary_foundry.evaluation.suites import TextSuiteConfig
 from rotary_foundry.utils.errors import DataError
 
 SPLIT = "validation"
@@ -33,13 +32,13 @@ class Text:
     tokens: int  # content tokens, by the corpus' own tokenizer
 
 
-def check_data(_: Path, config: TextSuiteConfig) -> None:
-    """Check that the data has held-out rows, before any suite runs.
+def check_held_out(data: str | Path) -> None:
+    """Check that a prepared corpus has held-out rows.
 
     Raises:
         DataError: it has none.
     """
-    _folders(local_folder(config.data))
+    _folders(local_folder(data))
 
 
 def held_out(data: str | Path, per_source: int, seed: int, at_least: int = 1) -> list[Text]:

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from rotary_foundry.evaluation.held_out_texts import describe, held_out
+from rotary_foundry.data_prep.inspection.held_out_texts import describe, held_out
 from rotary_foundry.utils.errors import DataError
 from tests.evaluation.corpus import texts
 
