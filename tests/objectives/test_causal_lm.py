@@ -105,7 +105,11 @@ def test_a_row_of_documents_of_one_token_has_no_loss_and_no_gradient():
 @pytest.mark.parametrize(
     ("recipe", "override", "says"),
     [
-        ("nano", "objective=causal_lm", r"nano\.yaml: 'objective\.name': 'causal_lm' needs attention to earlier"),
+        (
+            "nano",
+            "objective={name: causal_lm}",
+            r"nano\.yaml: 'objective\.name': 'causal_lm' needs attention to earlier",
+        ),
         (
             "roformer_v2_nano",
             "stages.pretrain.objective=causal_lm",
