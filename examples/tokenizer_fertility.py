@@ -11,7 +11,7 @@ import argparse
 
 from transformers import AutoTokenizer
 
-from rotary_foundry.evaluation.held_out_texts import held_out
+from rotary_foundry.data_prep.inspection.held_out_texts import held_out
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from rotary_foundry.interop.own_code import copy_own_code, register_own_code
-from rotary_foundry.reporting.summary import FILL_MASK_EXAMPLES, print_fill_mask
+from rotary_foundry.reporting.summary import print_fill_mask
 from rotary_foundry.utils.errors import DataError
 from tests.interop.test_roformer_v2 import JUNNYU, export
 from tests.models.roformer_v2_peers import our_network
@@ -32,8 +32,10 @@ def test_a_directory_s_own_code_is_not_run(exported):
 def test_a_summary_fills_masks_without_running_a_directorys_code(exported, monkeypatch):
     monkeypatch.delitem(CONFIG_MAPPING._extra_content, "roformer_v2", raising=False)  # as in a process that begins
     (exported / "modeling_roformer_v2.py").write_text("raise SystemExit('this was run')")
-    print_fill_mask(exported, Console(file=(out := io.StringIO())))
-    assert out.getvalue().count("%") == 3 * len(FILL_MASK_EXAMPLES)
+    print_fill_mask(exported, ["a b c d e", "e d c b a"], Console(file=(out := io.StringIO())))
+    printed = out.getvalue()
+    assert printed.count("%") == 3 * 2
+    assert printed.count("in the text: ") == 2
 
 
 def test_another_program_s_form_is_refused_with_the_command_that_imports_it(tmp_path):
