@@ -1,4 +1,4 @@
-"""How a deep post-norm model starts: RoFormerV2 with 24 narrow layers, without help and in the two published ways.
+"""Compare three starts of a deep post-norm model: a RoFormerV2 of 24 narrow layers, plain and in both published ways.
 
     python data_prep yamls/data/chinese.yaml            # its head says how to get the text
     python benchmarks/deep_post_norm.py                 # three runs on two processes; writes deep_post_norm.png

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rotary_foundry.recipe.plan import Plan, Position
 
 app = typer.Typer(
-    help="Pretrain modern long-context encoders.",
+    help="Pretrain, extend and evaluate long-context transformers.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

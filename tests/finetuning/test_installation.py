@@ -14,7 +14,7 @@ SPLITS = ("train", "validation")
 
 @pytest.fixture(scope="module", autouse=True, params=[100, pytest.param(installation.EXAMPLES, marks=pytest.mark.long)])
 def examples(request):
-    """How many there are of a task; to make all of them takes half a minute."""
+    """Limit the examples of a task. Making all of them takes half a minute, so that is a long test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(installation, "EXAMPLES", request.param)
         installation._tasks.cache_clear()

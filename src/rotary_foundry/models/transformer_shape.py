@@ -1,4 +1,4 @@
-"""What the shapes of transformers have in common: sizes, heads, and operations of attention. No torch."""
+"""The shape that transformers share: sizes, heads and the operations of attention. Imports no torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace

@@ -49,14 +49,14 @@ class Objective(ABC):
 
     name: ClassVar[str]
     causal: ClassVar[bool]
-    """Whether the network must not attend to later tokens; if not, it must attend to them, too."""
+    """True if the objective needs a network that attends to earlier tokens only, false if one that attends to all."""
     knobs: ClassVar[Mapping[str, Knob]] = {}
     columns: ClassVar[tuple[str, ...]] = ()
     """The columns that a row needs beside `tokens` and `lengths`. A data YAML has a key of that name to add it."""
     special_tokens: ClassVar[tuple[str, ...]] = ()
     """The roles that the tokenizer must have beside those of every document, such as "mask_token"."""
     document_mask: bool = True
-    """Whether a token attends to its own document only, or to its whole row."""
+    """True: a token attends to its own document only. False: to all documents of its row."""
     metrics: ClassVar[tuple[Metric, ...]]
     task: ClassVar[str]
     """Hugging Face's name for the task of the trained model (`pipeline_tag`)."""
