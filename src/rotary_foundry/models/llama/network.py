@@ -19,13 +19,14 @@ from rotary_foundry.models.layers.attention import attention
 from rotary_foundry.models.layers.autocast import compute_dtype
 from rotary_foundry.models.layers.cross_entropy import TokenLoss, linear_cross_entropy
 from rotary_foundry.models.layers.documents import Documents, check_labels, checked_documents
+from rotary_foundry.models.layers.knobs import NetworkWithKnobs
 from rotary_foundry.models.layers.rope_scaling import RopeScaling
 from rotary_foundry.models.layers.rotary import RotaryTables, rotary_tables, rotate
 from rotary_foundry.models.llama.shape import KNOBS, Shape
 from rotary_foundry.objectives.objective import IGNORE_INDEX
 
 
-class Llama(nn.Module):
+class Llama(NetworkWithKnobs):
     """Token ids to logits over the vocabulary, or to a loss.
 
     Args:
@@ -37,6 +38,8 @@ class Llama(nn.Module):
         ConfigurationError: the shape or the value of a knob is invalid.
     """
 
+    of_family = KNOBS
+
     def __init__(self, shape: Shape, knobs: Mapping[str, float], attn_implementation: str = "auto"):
         super().__init__()
         shape.check()
@@ -44,22 +47,11 @@ class Llama(nn.Module):
         self.model = Decoder(shape, attn_implementation)
         if not shape.tie_word_embeddings:
             self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
-        self.knobs: dict[str, float] = {}
-        for name in KNOBS:
-            self.set_knob(name, knobs[name])
+        self.set_knobs(knobs)
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
         return self.model.layers
-
-    def set_knob(self, name: str, value: float) -> None:
-        """Set a knob; the next forward pass uses it.
-
-        Raises:
-            ConfigurationError: the value is invalid.
-        """
-        KNOBS[name].check(name, value)
-        self.knobs[name] = value
 
     def forward(
         self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None, labels: Tensor | None = None

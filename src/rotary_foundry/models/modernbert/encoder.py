@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from rotary_foundry.models.layers.attention import attention
 from rotary_foundry.models.layers.autocast import compute_dtype
 from rotary_foundry.models.layers.documents import Documents, checked_documents
+from rotary_foundry.models.layers.knobs import NetworkWithKnobs
 from rotary_foundry.models.layers.rotary import RotaryTables, rotary_tables, rotate
 from rotary_foundry.models.modernbert.shape import KNOBS, Shape
 
 
-class Encoder(nn.Module):
+class Encoder(NetworkWithKnobs):
     """Token ids to hidden states.
 
     Args:
@@ -34,6 +35,8 @@ class Encoder(nn.Module):
         ConfigurationError: the shape or the value of a knob is invalid.
     """
 
+    of_family = KNOBS
+
     def __init__(self, shape: Shape, knobs: Mapping[str, float], attn_implementation: str = "auto"):
         super().__init__()
         shape.check()
@@ -43,18 +46,10 @@ class Encoder(nn.Module):
             EncoderLayer(shape, layer, attn_implementation) for layer in range(shape.num_hidden_layers)
         )
         self.final_norm = norm(shape)
-        self.knobs: dict[str, float] = {}
-        for name in KNOBS:
-            self.set_knob(name, knobs[name])
+        self.set_knobs(knobs)
 
     def set_knob(self, name: str, value: float) -> None:
-        """Set a knob; the next forward pass uses it.
-
-        Raises:
-            ConfigurationError: the value is invalid.
-        """
-        KNOBS[name].check(name, value)
-        self.knobs[name] = value
+        super().set_knob(name, value)
         if name == "attn_out_dropout":
             for layer in self.layers:
                 layer.attn.out_drop.p = value

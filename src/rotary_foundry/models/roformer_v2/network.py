@@ -25,12 +25,13 @@ from rotary_foundry.models.layers.attention import attention
 from rotary_foundry.models.layers.autocast import compute_dtype
 from rotary_foundry.models.layers.cross_entropy import TokenLoss, linear_cross_entropy
 from rotary_foundry.models.layers.documents import Documents, check_labels, check_token_types, checked_documents
+from rotary_foundry.models.layers.knobs import NetworkWithKnobs
 from rotary_foundry.models.layers.rotary import RotaryTables, rotary_tables, rotate
 from rotary_foundry.models.roformer_v2.shape import KNOBS, Shape
 from rotary_foundry.objectives.objective import IGNORE_INDEX
 
 
-class RoFormerV2(nn.Module):
+class RoFormerV2(NetworkWithKnobs):
     """Token ids to logits over the vocabulary, or to a loss.
 
     Args:
@@ -42,6 +43,8 @@ class RoFormerV2(nn.Module):
         ConfigurationError: the shape or the value of a knob is invalid.
     """
 
+    of_family = KNOBS
+
     def __init__(self, shape: Shape, knobs: Mapping[str, float], attn_implementation: str = "auto"):
         super().__init__()
         shape.check()
@@ -49,22 +52,14 @@ class RoFormerV2(nn.Module):
         self.embeddings = Embeddings(shape)
         self.layers = nn.ModuleList(Layer(shape, attn_implementation) for _ in range(shape.num_hidden_layers))
         self.out_drop = nn.Dropout()
-        self.knobs: dict[str, float] = {}
-        for name in KNOBS:
-            self.set_knob(name, knobs[name])
+        self.set_knobs(knobs)
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
         return self.layers
 
     def set_knob(self, name: str, value: float) -> None:
-        """Set a knob; the next forward pass uses it.
-
-        Raises:
-            ConfigurationError: the value is invalid.
-        """
-        KNOBS[name].check(name, value)
-        self.knobs[name] = value
+        super().set_knob(name, value)
         if name == "hidden_dropout":
             for module in self.modules():
                 if isinstance(module, nn.Dropout):
