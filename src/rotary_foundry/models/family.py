@@ -219,7 +219,13 @@ class Family(ABC):
 
     @abstractmethod
     def initial_value(self, name: str, shape: Shape, seed: int) -> "Tensor":
-        """Return the initial value of a whole parameter, in float32 on the CPU; the same for the same arguments."""
+        """Return the initial value of a whole parameter, in float32 on the CPU; the same for the same arguments.
+
+        Args:
+            name: as in the network's state dict.
+            shape: of the model.
+            seed: the run's.
+        """
 
     @property
     @abstractmethod

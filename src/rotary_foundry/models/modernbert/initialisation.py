@@ -9,29 +9,14 @@
   weight depend on all before it, and nobody could draw a single layer of a model too large to hold.
 """
 
-import math
-
-import torch
 from torch import Tensor
 
 from rotary_foundry.models.modernbert.shape import Shape
-from rotary_foundry.models.truncated_normal import parameter_generator, truncated_normal
+from rotary_foundry.models.truncated_normal import megatron_value
 
 STD = 0.02  # ModernBERT's, as is the cutoff
 
 
 def initial_value(name: str, shape: Shape, seed: int) -> Tensor:
-    """Draw the first value of a whole parameter, in float32 on the CPU; the same for the same arguments.
-
-    Args:
-        name: as in the network's state dict.
-        shape: of the model.
-        seed: the run's.
-    """
-    size = shape.parameter_shapes()[name]
-    if name.endswith("norm.weight"):
-        return torch.ones(size)
-    if name.endswith("bias"):
-        return torch.zeros(size)
-    std = STD / math.sqrt(2 * shape.num_hidden_layers) if name.endswith("Wo.weight") else STD
-    return truncated_normal(size, std, parameter_generator(seed, name))
+    """Draw the first value of a parameter, as `Family.initial_value` asks."""
+    return megatron_value(name, shape, seed, STD, to_residual=("Wo.weight",))

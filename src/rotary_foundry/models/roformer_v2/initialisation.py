@@ -22,13 +22,7 @@ WIDENING = 1.13684723  # σ of the normal whose standard deviation is 1 after th
 
 
 def initial_value(name: str, shape: Shape, seed: int) -> Tensor:
-    """Draw the first value of a whole parameter, in float32 on the CPU; the same for the same arguments.
-
-    Args:
-        name: as in the network's state dict.
-        shape: of the model.
-        seed: the run's.
-    """
+    """Draw the first value of a parameter, as `Family.initial_value` asks."""
     size = shape.parameter_shapes()[name]
     sigma = WIDENING * shape.num_hidden_layers**-shape.init_depth_exponent / math.sqrt(size[1])
     return truncated_normal(size, sigma, parameter_generator(seed, name))
