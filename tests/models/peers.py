@@ -44,11 +44,16 @@ def our_network(
     """
     knobs = KNOBS | {"rope_theta": rope_theta} | {name: changes.pop(name) for name in KNOBS & changes.keys()}
     network = ModernBert(small_shape(**changes), knobs, attn_implementation)
+    return sharpened(network, seed)
+
+
+@torch.no_grad()
+def sharpened(network: nn.Module, seed: int) -> nn.Module:
+    """Give a network random matrices large enough for sharp attention, and gains near 1."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1.2 * noise * parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 1 + 0.1 * noise)
+    for parameter in network.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(1.2 * noise * parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 1 + 0.1 * noise)
     return network
 
 

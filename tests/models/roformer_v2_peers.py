@@ -11,7 +11,7 @@ from transformers import RoFormerConfig, RoFormerModel
 from rotary_foundry.models.family import find_family
 from rotary_foundry.models.roformer_v2.network import RoFormerV2
 from rotary_foundry.models.roformer_v2.shape import Shape
-from tests.models.peers import pad
+from tests.models.peers import pad, sharpened
 
 FAMILY = find_family("roformer_v2")
 SMALL = {
@@ -34,11 +34,7 @@ def our_network(seed: int = 0, attn_implementation: str = "auto", **changes: int
     """Build a small network with weights large enough for sharp attention; changes: of the shape, or of the knobs."""
     knobs = KNOBS | {name: changes.pop(name) for name in KNOBS & changes.keys()}
     network = RoFormerV2(small_shape(**changes), knobs, attn_implementation)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(1.2 * torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
-    return network
+    return sharpened(network, seed)
 
 
 def junnyu_tensors(network: RoFormerV2) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from rotary_foundry.models.family import find_family
 from rotary_foundry.models.llama.network import Llama
 from rotary_foundry.models.llama.shape import Shape
 from rotary_foundry.objectives.objective import IGNORE_INDEX
+from tests.models.peers import sharpened
 
 FAMILY = find_family("llama")
 TRAINED_LENGTH = 256  # max_position_embeddings of their configuration
@@ -40,12 +41,7 @@ def our_network(seed: int = 0, attn_implementation: str = "auto", **changes) -> 
     """Build a small network with weights large enough for sharp attention; changes: of the shape, or of the knobs."""
     knobs = KNOBS | {name: changes.pop(name) for name in KNOBS & changes.keys()}
     network = Llama(small_shape(**changes), knobs, attn_implementation)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1.2 * noise * parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 1 + 0.1 * noise)
-    return network
+    return sharpened(network, seed)
 
 
 def their_positions(ours: Llama) -> dict:
