@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import rotary_foundry
+from rotary_foundry.data_prep.inspection.held_out_texts import check_held_out
 from rotary_foundry.recipe.loading import load_config, load_keys, refuse
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.installing import install_command
@@ -88,8 +89,6 @@ def check_data(_: Path, config: TextSuiteConfig) -> None:
     Raises:
         DataError: it has none.
     """
-    from rotary_foundry.data_prep.inspection.held_out_texts import check_held_out  # and pyarrow
-
     check_held_out(config.data)
 
 
