@@ -1,14 +1,17 @@
 """What is compared between runs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rotary_foundry import Recipe, compile_plan
 from rotary_foundry.interop.checkpoint_weights import CheckpointWeights
 from rotary_foundry.runs.run_folder import RunFolder, read_lines
 from rotary_foundry.runs.trained_state import find_trained_state
+from rotary_foundry.training.first_weights import first_weights
+from rotary_foundry.training.sharding import fill, shard
 
 
 def network_of(recipe: Recipe) -> nn.Module:
@@ -46,3 +49,23 @@ def assert_same_run(run: Path, undisturbed: Path) -> None:
     assert expected.keys() == found.keys()
     for key, weight in expected.items():
         assert torch.equal(weight, found[key]), key
+
+
+def assert_shards_have_the_whole_models_gradients(recipe: Recipe, loss: Callable[[nn.Module], Tensor]) -> None:
+    """Compare the loss and the gradients of a recipe's network, sharded over these ranks, with the whole one's."""
+    cpu = torch.device("cpu")
+    with torch.device("meta"):
+        network = network_of(recipe)
+    shard(network, recipe, cpu)
+    network.to_empty(device=cpu)
+    whole, values = network_of(recipe), first_weights(recipe)
+    fill(network, values)
+    fill(whole, values)
+    losses = [loss(one) for one in (network, whole)]
+    for one in losses:
+        one.backward()
+    torch.testing.assert_close(*losses)
+    expected = {name: parameter.grad for name, parameter in whole.named_parameters()}
+    for name, parameter in network.named_parameters():
+        error = (parameter.grad.full_tensor() - expected[name]).norm()
+        assert error <= 1e-5 * expected[name].norm(), name

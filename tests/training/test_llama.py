@@ -2,18 +2,15 @@
 
 from pathlib import Path
 
-import torch
-
 from rotary_foundry import Recipe, load_recipe
 from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.training.first_weights import first_weights
-from rotary_foundry.training.sharding import fill, shard
 from tests.data_prep.inspection.tree import write_tree
 from tests.models.llama.peers import next_tokens
 from tests.models.peers import pack
 from tests.ranks import on_ranks
 
-from .runs import network_of
+from .runs import assert_shards_have_the_whole_models_gradients
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 RECIPE = """
@@ -33,24 +30,12 @@ stages:
 
 def _gradients_of_shards(recipes: list[Recipe]) -> None:
     """Compare a sharded network's loss and gradients with those of the whole one."""
-    cpu, batch = torch.device("cpu"), pack(40, 7, 60)
+    batch = pack(40, 7, 60)
     labels = next_tokens(*batch)
     for recipe in recipes:
-        with torch.device("meta"):
-            network = network_of(recipe)
-        shard(network, recipe, cpu)
-        network.to_empty(device=cpu)
-        whole, values = network_of(recipe), first_weights(recipe)
-        fill(network, values)
-        fill(whole, values)
-        losses = [one(*batch, labels=labels).cross_entropy for one in (network, whole)]
-        for loss in losses:
-            loss.backward()
-        torch.testing.assert_close(*losses)
-        expected = {name: parameter.grad for name, parameter in whole.named_parameters()}
-        for name, parameter in network.named_parameters():
-            error = (parameter.grad.full_tensor() - expected[name]).norm()
-            assert error <= 1e-5 * expected[name].norm(), name
+        assert_shards_have_the_whole_models_gradients(
+            recipe, lambda network: network(*batch, labels=labels).cross_entropy
+        )
 
 
 def test_shards_have_the_whole_models_gradients_recomputed_traced_tied_and_grown(tmp_path):

@@ -6,7 +6,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from composer.core import Callback
 from torch.multiprocessing import ProcessExitedException
 
@@ -17,12 +16,11 @@ from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.run import train
-from rotary_foundry.training.sharding import fill, shard
 from tests.data_prep.inspection.tree import write_tree
 from tests.models.peers import masked, pack
 from tests.ranks import on_ranks
 
-from .runs import assert_same_run, column, digests, network_of
+from .runs import assert_same_run, assert_shards_have_the_whole_models_gradients, column, digests
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 RECIPE = """
@@ -52,26 +50,15 @@ def recipe(tmp_path_factory) -> Path:
 
 def _gradients_of_shards(recipes: list[Recipe]) -> None:
     """Compare a sharded network's loss and gradients with those of the whole one, at a scale inside the ramp."""
-    cpu, (input_ids, cu_seqlens) = torch.device("cpu"), pack(40, 7, 60)
+    input_ids, cu_seqlens = pack(40, 7, 60)
+
+    def loss(network):
+        network.set_knob("residual_scale", 0.5)
+        network.set_knob("hidden_dropout", 0.0)
+        return network(input_ids, cu_seqlens, labels=masked(input_ids)).cross_entropy
+
     for recipe in recipes:
-        with torch.device("meta"):
-            network = network_of(recipe)
-        shard(network, recipe, cpu)
-        network.to_empty(device=cpu)
-        whole, values = network_of(recipe), first_weights(recipe)
-        fill(network, values)
-        fill(whole, values)
-        losses = []
-        for one in (network, whole):
-            one.set_knob("residual_scale", 0.5)
-            one.set_knob("hidden_dropout", 0.0)
-            losses.append(one(input_ids, cu_seqlens, labels=masked(input_ids)).cross_entropy)
-            losses[-1].backward()
-        torch.testing.assert_close(*losses)
-        expected = {name: parameter.grad for name, parameter in whole.named_parameters()}
-        for name, parameter in network.named_parameters():
-            error = (parameter.grad.full_tensor() - expected[name]).norm()
-            assert error <= 1e-5 * expected[name].norm(), name
+        assert_shards_have_the_whole_models_gradients(recipe, loss)
 
 
 @pytest.mark.long
