@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from rotary_foundry import compile_plan, load_model, load_recipe
@@ -185,6 +187,21 @@ def test_the_summary_names_every_stage_with_its_held_out_loss(undisturbed):
     for record in RunFolder(undisturbed).records(RunFolder(undisturbed).evaluations):
         assert f"{record['loss']:.3f}" in output
     assert "Unigram entropy" in output
+
+
+def test_the_summary_of_an_exported_run_fills_masks_in_held_out_text_or_says_why_not(undisturbed, tmp_path):
+    copied = shutil.copytree(undisturbed, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    command("export", undisturbed, copied / "export")
+    printed = command("summary", copied)
+    assert printed.count("in the text: ") == printed.count("[MASK]") == 3
+    data = tmp_path / "data"
+    shutil.copytree(load_recipe(copied / "recipe.yaml").data.local, data, ignore=shutil.ignore_patterns("validation"))
+    recipe = OmegaConf.load(copied / "recipe.yaml")
+    recipe.data.local = str(data)
+    OmegaConf.save(recipe, copied / "recipe.yaml")
+    printed = command("summary", copied)
+    assert "Unigram entropy" in printed
+    assert f"No masks are filled: {data}: no held-out rows there" in " ".join(printed.split())
 
 
 def test_nothing_to_export_is_one_clear_line(tmp_path):

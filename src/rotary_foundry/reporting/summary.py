@@ -13,7 +13,7 @@ from rotary_foundry.interop.own_code import register_own_code
 from rotary_foundry.recipe.schema import all_metrics
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder
-from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 EXAMPLES, EXAMPLE_TOKENS = 3, 24
 
@@ -45,7 +45,11 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
         )
     last = list(recipe.stages)[-1]
     if (folder.export / "config.json").is_file() and recipe.objective_of(last).task == "fill-mask":
-        texts = held_out(recipe.data.local, EXAMPLES, recipe.seed, at_least=EXAMPLE_TOKENS)
+        try:
+            texts = held_out(recipe.data.local, EXAMPLES, recipe.seed)
+        except DataError as error:  # such as shards that are in a remote only
+            console.print(f"No masks are filled: {error}", markup=False, highlight=False)
+            return
         spread = texts[:: len(texts) // EXAMPLES or 1][:EXAMPLES]  # over the sources
         print_fill_mask(folder.export, [text.text for text in spread], console)
 
