@@ -19,7 +19,7 @@ from rotary_foundry.models.layers.attention import attention
 from rotary_foundry.models.layers.autocast import compute_dtype
 from rotary_foundry.models.layers.cross_entropy import TokenLoss, linear_cross_entropy
 from rotary_foundry.models.layers.documents import Documents, check_labels, checked_documents
-from rotary_foundry.models.layers.knobs import NetworkWithKnobs
+from rotary_foundry.models.layers.network_with_knobs import NetworkWithKnobs
 from rotary_foundry.models.layers.rope_scaling import RopeScaling
 from rotary_foundry.models.layers.rotary import RotaryTables, rotary_tables, rotate
 from rotary_foundry.models.llama.shape import KNOBS, Shape

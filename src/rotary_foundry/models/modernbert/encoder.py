@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rotary_foundry.models.layers.attention import attention
 from rotary_foundry.models.layers.autocast import compute_dtype
 from rotary_foundry.models.layers.documents import Documents, checked_documents
-from rotary_foundry.models.layers.knobs import NetworkWithKnobs
+from rotary_foundry.models.layers.network_with_knobs import NetworkWithKnobs
 from rotary_foundry.models.layers.rotary import RotaryTables, rotary_tables, rotate
 from rotary_foundry.models.modernbert.shape import KNOBS, Shape
 

@@ -25,7 +25,7 @@ from rotary_foundry.models.layers.attention import attention
 from rotary_foundry.models.layers.autocast import compute_dtype
 from rotary_foundry.models.layers.cross_entropy import TokenLoss, linear_cross_entropy
 from rotary_foundry.models.layers.documents import Documents, check_labels, check_token_types, checked_documents
-from rotary_foundry.models.layers.knobs import NetworkWithKnobs
+from rotary_foundry.models.layers.network_with_knobs import NetworkWithKnobs
 from rotary_foundry.models.layers.rotary import RotaryTables, rotary_tables, rotate
 from rotary_foundry.models.roformer_v2.shape import KNOBS, Shape
 from rotary_foundry.objectives.objective import IGNORE_INDEX
