@@ -78,7 +78,9 @@ def of_the_object_itself(value: ast.expr) -> bool:
     return False
 
 
-OURS = set().union(*(names_defined(parsed(path)) for path in OUTSIDE))
+@cache
+def ours() -> set[str]:
+    return set().union(*(names_defined(parsed(path)) for path in OUTSIDE))
 
 
 def private_imports(path: Path) -> list[str]:
@@ -97,14 +99,14 @@ def private_imports(path: Path) -> list[str]:
 def private_attributes(path: Path) -> list[str]:
     found = []
     for node in nodes(path, ast.Attribute):
-        if is_private(node.attr) and node.attr not in OURS and not of_the_object_itself(node.value):
+        if is_private(node.attr) and node.attr not in ours() and not of_the_object_itself(node.value):
             found.append((node.lineno, ast.unparse(node)))
     for node in nodes(path, ast.Call):
         match node:
             case ast.Call(
                 func=ast.Name(id="getattr" | "setattr" | "hasattr"), args=[_, ast.Constant(value=str(name)), *_]
             ):
-                if is_private(name) and name not in OURS:
+                if is_private(name) and name not in ours():
                     found.append((node.lineno, ast.unparse(node)))
     return [f"{path.relative_to(REPOSITORY)}:{line}: {code}" for line, code in found]
 

@@ -37,6 +37,7 @@ def malformed_files(folder: Path, kind: str) -> SourceConfig | None:
     return SourceConfig(reader, str(folder))
 
 
+@pytest.mark.long
 def test_two_hundred_malformed_files_make_no_bad_shard(config, tmp_path):
     kinds = [kind for kind, (_, name, _) in FUZZED.items() if "." in name]
     sources = {kind: malformed_files(tmp_path / kind / "files", kind) for kind in kinds}

@@ -87,6 +87,7 @@ def test_a_plain_encoder_is_averaged_and_its_ndcg_is_that_of_its_vectors(code_en
         retrieval.run(code_encoder, replace(config, long_documents="refuse"))
 
 
+@pytest.mark.long
 def test_vectors_of_tokens_are_scored_by_maxsim_over_all_documents(code_encoder, config, tmp_path, no_network):
     from pylate.models import ColBERT
 

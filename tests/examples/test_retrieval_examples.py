@@ -52,6 +52,7 @@ def test_a_dense_retriever_learns_its_pairs(run):
     assert (scores.argmax(1) == scores.new_tensor(range(12))).float().mean() > 0.8
 
 
+@pytest.mark.long
 def test_a_multi_vector_retriever_learns_its_pairs(run):
     from pylate.models import ColBERT
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.utils.errors import STOPPED
@@ -51,6 +50,8 @@ def container(job) -> dict:
 
 
 def test_jobsets_published_models_know_every_key_and_value(jobset):
+    from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet  # takes two seconds
+
     assert JobsetV1alpha2JobSet.from_dict(jobset).to_dict() == jobset
     misspelt = jobset | {"spec": jobset["spec"] | {"failurePolice": {}}}
     assert JobsetV1alpha2JobSet.from_dict(misspelt).to_dict() != misspelt  # the models drop what they do not know

@@ -14,7 +14,11 @@ CHANGES = {  # what a recipe may change between updates, as several steps
 }
 
 
-@pytest.mark.parametrize("family", CHANGES, ids=lambda family: family.FAMILY.name)
+@pytest.mark.parametrize(
+    "family",
+    [peers, *(pytest.param(family, marks=pytest.mark.long) for family in CHANGES if family is not peers)],
+    ids=lambda family: family.FAMILY.name,
+)
 def test_no_change_of_a_recipe_exhausts_the_graphs_that_torch_allows_a_function(family):
     """Beyond eight it would go on without compiling, and only a warning would say so."""
     network = family.our_network(num_hidden_layers=7)

@@ -105,7 +105,9 @@ def _equal_on_shards(mesh_shapes: list[tuple[int, ...]], max_grad_norm: float | 
         torch.testing.assert_close(metrics, expected[1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("ranks", "mesh_shapes"), [(1, [(1,)]), (2, [(2,)]), (4, [(4,), (2, 2)])])
+@pytest.mark.parametrize(
+    ("ranks", "mesh_shapes"), [(1, [(1,)]), (2, [(2,)]), pytest.param(4, [(4,), (2, 2)], marks=pytest.mark.long)]
+)
 def test_shards_take_the_steps_of_the_whole(tmp_path, ranks, mesh_shapes):
     on_ranks(ranks, tmp_path, _equal_on_shards, mesh_shapes, MAX_GRAD_NORM)
     if ranks == 2:

@@ -92,7 +92,9 @@ def _equal_on_shards(mesh_shapes: list[tuple[int, ...]], expected: tuple) -> Non
         torch.testing.assert_close(metrics, expected[1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("ranks", "mesh_shapes"), [(1, [(1,)]), (2, [(2,)]), (4, [(4,), (2, 2)])])
+@pytest.mark.parametrize(
+    ("ranks", "mesh_shapes"), [(1, [(1,)]), (2, [(2,)]), pytest.param(4, [(4,), (2, 2)], marks=pytest.mark.long)]
+)
 def test_shards_take_the_steps_of_the_whole(tmp_path, ranks, mesh_shapes):
     model = small_model()
     _, metrics = recorded(model, ours(model), train, STEPS, SAVED_AT)

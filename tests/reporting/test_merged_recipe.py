@@ -1,7 +1,5 @@
 """`plan RECIPE --recipe` prints a recipe that is the same recipe, and says where each of its values comes from."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +8,8 @@ import yaml
 from rotary_foundry import load_recipe
 from rotary_foundry.reporting.merged_recipe import merged_recipe
 from rotary_foundry.runs.changes import without_secrets
+from tests.command import rotary_foundry
 
-COMMAND = str(Path(sys.executable).parent / "rotary-foundry")
 NANO, LLAMA = (Path(f"yamls/main/{name}.yaml").resolve() for name in ("nano", "llama_nano"))
 
 
@@ -88,11 +86,10 @@ def test_secrets_are_not_printed():
 
 
 def test_the_command_prints_it_and_takes_no_other_option():
-    command = [COMMAND, "plan", "yamls/main/base.yaml", "seed=3", "--recipe"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = rotary_foundry("plan", "yamls/main/base.yaml", "seed=3", "--recipe")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == merged_recipe("yamls/main/base.yaml", ["seed=3"])
     assert max(len(line) for line in done.stdout.splitlines()) <= 100
-    done = subprocess.run([COMMAND, "plan", str(NANO), "--recipe", "--json"], capture_output=True, text=True)
+    done = rotary_foundry("plan", NANO, "--recipe", "--json")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--recipe: prints only the recipe" in done.stderr

@@ -3,19 +3,18 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from rotary_foundry import compile_plan, load_recipe
+from tests.command import rotary_foundry
 
 LARGE, NANO = "yamls/main/large.yaml", "yamls/main/nano.yaml"
 TOTAL = compile_plan(load_recipe(NANO)).total_tokens
-COMMAND = str(Path(sys.executable).parent / "rotary-foundry")
 
 
 def plan(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([COMMAND, "plan", *arguments], capture_output=True, text=True, timeout=60)
+    return rotary_foundry("plan", *arguments)
 
 
 def cells(output: str) -> list[list[str]]:

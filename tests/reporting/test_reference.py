@@ -1,8 +1,6 @@
 """What several seeds of a recipe have in common, behind a run of it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +11,11 @@ from rotary_foundry.reporting.records import Run
 from rotary_foundry.reporting.reference import WINDOW, find_reference, write_reference
 from rotary_foundry.reporting.report_page import write_report
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from tests.command import rotary_foundry
 from tests.reporting.made_run import write_run
 
 NANO, LARGE = "yamls/main/nano.yaml", "yamls/main/large.yaml"
 OTHER = "stages.pretrain.lr=2e-3"
-COMMAND = str(Path(sys.executable).parent / "rotary-foundry")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +28,7 @@ def seeds(tmp_path_factory) -> list[Path]:
 @pytest.fixture(scope="module")
 def written(seeds) -> Path:
     out = seeds[0].parent / "reference.json"
-    done = subprocess.run([COMMAND, "reference", *seeds, "--out", out], capture_output=True, text=True, timeout=100)
+    done = rotary_foundry("reference", *seeds, "--out", out)
     assert (done.stdout, done.stderr, done.returncode) == (f"reference: {out}\n", "", 0)
     return out
 

@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,10 +16,10 @@ from rotary_foundry.reporting.charts import Chart, make_charts, run_names, words
 from rotary_foundry.reporting.records import BINS, Run
 from rotary_foundry.reporting.report_page import differences, write_report
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from tests.command import rotary_foundry
 from tests.reporting.made_run import write_result, write_run
 
 NANO, BASE, LARGE = "yamls/main/nano.yaml", "yamls/main/base.yaml", "yamls/main/large.yaml"
-COMMAND = str(Path(sys.executable).parent / "rotary-foundry")
 
 
 def charts_of(*paths: Path) -> dict[str, Chart]:
@@ -47,7 +45,7 @@ def written(tmp_path_factory) -> Path:
     """The folder of a run with a secret in its recipe, its report in it, as the command writes it."""
     planted = "loggers.wandb={project: x, init_kwargs: {api_key: planted-secret}}"
     run = write_run(tmp_path_factory.mktemp("runs") / "nano", NANO, planted)
-    done = subprocess.run([COMMAND, "report", run], capture_output=True, text=True, timeout=100)
+    done = rotary_foundry("report", run)
     assert (done.stdout, done.stderr, done.returncode) == (f"report: {run / 'report.html'}\n", "", 0)
     return run
 

@@ -24,10 +24,10 @@ from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.training.first_weights import check_init_from
 from rotary_foundry.utils.errors import DataError
+from tests.command import output_of
 from tests.permuted import permuted
 
 from .conftest import REPOSITORY, WORDS, Tiny
-from .test_runs import command
 
 CONTINUE, DATA = REPOSITORY / "yamls/main/continue.yaml", REPOSITORY / "yamls/data/continue.yaml"
 NOISE = 3  # standard errors that a gain has to be above
@@ -100,12 +100,13 @@ def overrides(continued: Continued) -> list[str]:
     return [*paths, *stage, "precision=fp32", "data.num_workers=0", "progress_bar=false"]
 
 
+@pytest.mark.long
 def test_a_model_goes_on_in_its_own_shape_and_theta_and_gets_better_on_its_domain(continued, undisturbed, tmp_path):
     run = RunFolder(continued.folder / "runs/continue")
     recipe, source = load_recipe(run.recipe), load_recipe(undisturbed / "recipe.yaml")
     assert recipe.model.shape == source.model.shape
     assert recipe.knobs_of("continue")["rope_theta"] == source.stages["decay"].rope_theta == 160_000
-    command("export", run.path, tmp_path / "export")
+    output_of("export", run.path, tmp_path / "export")
     models = load_model(continued.folder / "model"), load_model(tmp_path / "export")
     fell, noise = gain(*(by_row(model, recipe, "domain") for model in models))
     assert fell > NOISE * noise > 0
@@ -172,7 +173,7 @@ def test_a_nano_model_learns_cplusplus_from_csv_and_with_replay_forgets_less(tmp
     headers = sorted((Path(find_spec("torch").origin).parent / "include/torch/csrc").rglob("*.h"))
     write_csv(tmp_path / "my_csv/headers.csv", (path.read_text(encoding="utf-8") for path in headers))
     model = tmp_path / "model"
-    command("export", tmp_path / "runs/nano", model)
+    output_of("export", tmp_path / "runs/nano", model)
     run(
         *(sys.executable, "data_prep", DATA, f"tokenizer.path={model}", f"sources.domain.path={tmp_path}/my_csv/*.csv"),
         *("sources.general={reader: python_docstrings}", "row_lengths=[1024]", "validation=0.05"),
@@ -186,7 +187,7 @@ def test_a_nano_model_learns_cplusplus_from_csv_and_with_replay_forgets_less(tmp
     run(*composer, CONTINUE, *shared, "run_name=alone", "data.sources=[domain]", "stages.continue.mixture=null")
     recipe = load_recipe(tmp_path / "runs/continue/recipe.yaml")
     for name in ("continue", "alone"):
-        command("export", tmp_path / "runs" / name, tmp_path / name)
+        output_of("export", tmp_path / "runs" / name, tmp_path / name)
     before, after, alone = (load_model(tmp_path / name) for name in ("model", "continue", "alone"))
     fell, noise = gain(by_row(before, recipe, "domain"), by_row(after, recipe, "domain"))
     assert fell > NOISE * noise > 0

@@ -18,12 +18,12 @@ from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.training.first_weights import check_init_from, first_weights
 from rotary_foundry.training.sharding import fill, shard
 from rotary_foundry.utils.errors import ConfigurationError
+from tests.command import output_of
 from tests.models.peers import initialise, tile_all
 from tests.ranks import on_ranks
 
 from .conftest import TAMPERED_LAUNCH
 from .runs import digests, final_weights, network_of
-from .test_runs import command
 
 LARGER = (
     "model.hidden_size=64",
@@ -112,7 +112,7 @@ def test_neither_replicas_nor_recomputation_show_in_a_checkpoint(grown, tmp_path
     recipe = load_recipe(grown / "recipe.yaml")
     plain = network_of(recipe).state_dict().keys()
     assert CheckpointWeights(checkpoint, recipe.family).keys() == plain
-    command("export", checkpoint, tmp_path / "export")
+    output_of("export", checkpoint, tmp_path / "export")
     assert load_model(tmp_path / "export").state_dict().keys() == plain
 
 
@@ -134,7 +134,7 @@ def test_a_grown_run_is_evaluated_once_before_its_first_update(tiny, undisturbed
 def test_the_summary_tells_the_loss_before_the_first_update_from_that_at_a_stages_end(tiny, grown, tmp_path):
     before, first_stage, *_ = RunFolder(grown).records(RunFolder(grown).evaluations)
     said = f"with the weights of {tiny.folder}/runs/source: {before['loss']:.3f}."
-    output = command("summary", grown)
+    output = output_of("summary", grown)
     assert said in " ".join(output.split())
     assert f"{first_stage['loss']:.3f}" in output
     begun = tmp_path / "begun"
@@ -142,7 +142,7 @@ def test_the_summary_tells_the_loss_before_the_first_update_from_that_at_a_stage
     for name in ("recipe.yaml", "plan.json"):
         shutil.copy(grown / name, begun / name)
     (begun / "eval.jsonl").write_text((grown / "eval.jsonl").read_text().splitlines(keepends=True)[0])
-    output = command("summary", begun)
+    output = output_of("summary", begun)
     assert said in " ".join(output.split())
     assert output.count(f"{before['loss']:.3f}") == 1
 

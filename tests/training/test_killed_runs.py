@@ -34,35 +34,34 @@ KILLS = (
     "saving:16",  # while the checkpoint after the last is written
     "again:18",  # in the decay
 )
-FEW = ("saving:6", "ledger:1")
+FEW = ("saving:6", "stopped:9", "ledger:1")
+WITH_WANDB = "loggers.wandb={project: tiny, init_kwargs: {mode: offline}}"
 
 
 @pytest.mark.parametrize("kills", [FEW, pytest.param(KILLS, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
 def test_a_run_that_is_killed_again_and_again_ends_in_the_undisturbed_runs_weights(tiny, undisturbed, kills):
+    """One of its stops is SIGTERM to one rank, which ends the update, saves it and has a status of its own."""
     run = tiny.folder / f"runs/killed-{len(kills)}"
+    launch = (f"run_name={run.name}", WITH_WANDB)
     for kill_at in kills:
-        killed = tiny.launch(f"run_name={run.name}", script=TAMPERED_LAUNCH, KILL_AT=kill_at)
-        assert "crashed with exit code -9" in killed.stderr, (kill_at, killed.stderr[-4000:])
-    resumed = tiny.launch(f"run_name={run.name}")
+        if kill_at.startswith("stopped:"):
+            at = int(kill_at.removeprefix("stopped:"))
+            signalled = {"KILL_AT": f"update:{at}", "KILL_RANK": "1", "SIGNAL": signal.SIGTERM.name}
+            stopped = tiny.launch(*launch, script=TAMPERED_LAUNCH, **signalled)
+            assert stopped.returncode == STOPPED
+            assert f"stopped as asked after update {at}, which is saved; the same command goes on" in stopped.stdout
+            assert RunFolder(run).newest_checkpoint().batch == at
+            assert len(records(run)) == at
+        else:
+            killed = tiny.launch(*launch, script=TAMPERED_LAUNCH, KILL_AT=kill_at)
+            assert "crashed with exit code -9" in killed.stderr, (kill_at, killed.stderr[-4000:])
+    resumed = tiny.launch(*launch)
     assert resumed.returncode == 0, resumed.stderr[-4000:]
     assert re.search(r"update \d+ is done, \d+\.\d s after the start", resumed.stdout)
     assert_same_run(run, undisturbed)
-
-
-def test_sigterm_to_one_rank_ends_the_update_saves_it_and_exits_with_a_status_of_its_own(tiny, undisturbed):
-    launch = ("run_name=stopped", "loggers.wandb={project: tiny, init_kwargs: {mode: offline}}")
-    stopped = tiny.launch(
-        *launch, script=TAMPERED_LAUNCH, KILL_AT="update:9", KILL_RANK="1", SIGNAL=signal.SIGTERM.name
-    )
-    assert stopped.returncode == STOPPED
-    assert "stopped as asked after update 9, which is saved; the same command goes on" in stopped.stdout
-    run = tiny.folder / "runs/stopped"
-    assert RunFolder(run).newest_checkpoint().batch == 9
-    assert len(records(run)) == 9
-    assert tiny.launch(*launch).returncode == 0
-    assert_same_run(run, undisturbed)
     of_starts = [read_back(path).run.run_id for path in run.glob("wandb/offline-run-*/run-*.wandb")]
-    assert of_starts == 2 * [RunFolder(run).wandb_id.read_text()]  # one run of W&B
+    assert len(of_starts) > 1
+    assert set(of_starts) == {RunFolder(run).wandb_id.read_text()}  # one run of W&B
 
 
 @pytest.mark.long
@@ -132,7 +131,7 @@ def even(tiny):
     [
         (1, []),
         pytest.param(3, [], marks=pytest.mark.long),
-        (4, []),
+        pytest.param(4, [], marks=pytest.mark.long),
         pytest.param(
             2,
             [

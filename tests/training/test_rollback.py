@@ -113,6 +113,7 @@ def _train_watching_memory(recipe_path: Path) -> None:
     assert len(models) == 2
 
 
+@pytest.mark.long
 def test_a_rollback_gives_the_memory_of_the_old_model_back_before_it_makes_the_new_one(tiny, tmp_path):
     on_ranks(1, tmp_path, _train_watching_memory, tiny.recipe)
 

@@ -1,13 +1,8 @@
 """Whole runs: the real `composer` command, real processes, real shards."""
 
-import io
 import json
 import shutil
-import subprocess
-import sys
 import time
-from contextlib import redirect_stdout
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +10,8 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from rotary_foundry import compile_plan, load_model, load_recipe
-from rotary_foundry.cli import app
 from rotary_foundry.runs.run_folder import RunFolder
+from tests.command import output_of, rotary_foundry
 
 from .conftest import WORDS
 from .runs import assert_same_run, digests
@@ -150,16 +145,9 @@ def test_checkpoints_of_which_none_is_complete_are_never_taken_for_a_fresh_start
     assert "none of them complete" in run.stderr
 
 
-def command(*arguments: str) -> str:
-    """What `rotary-foundry` prints, called in this process, which has imported what it needs."""
-    with redirect_stdout(io.StringIO()) as out:
-        app([str(argument) for argument in arguments], standalone_mode=False)
-    return out.getvalue()
-
-
 def test_an_export_is_plain_transformers_with_the_training_models_logits(tiny, undisturbed, tmp_path):
     out = tmp_path / "export"
-    command("export", undisturbed, out)
+    output_of("export", undisturbed, out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     theirs = AutoModelForMaskedLM.from_pretrained(out).eval()
     assert theirs.config.rope_parameters["full_attention"]["rope_theta"] == 160_000
@@ -178,12 +166,12 @@ def test_an_export_is_plain_transformers_with_the_training_models_logits(tiny, u
 
 def test_a_checkpoint_of_stage_one_is_exported_with_the_theta_it_was_trained_with(tiny, undisturbed, tmp_path):
     end_of_stage_one = RunFolder(undisturbed).records(RunFolder(undisturbed).evaluations)[0]["batch"]
-    command("export", undisturbed / f"checkpoints/ba{end_of_stage_one}", tmp_path / "export")
+    output_of("export", undisturbed / f"checkpoints/ba{end_of_stage_one}", tmp_path / "export")
     assert load_model(tmp_path / "export").knobs["rope_theta"] == 10_000
 
 
 def test_the_summary_names_every_stage_with_its_held_out_loss(undisturbed):
-    output = command("summary", undisturbed)
+    output = output_of("summary", undisturbed)
     for record in RunFolder(undisturbed).records(RunFolder(undisturbed).evaluations):
         assert f"{record['loss']:.3f}" in output
     assert "Unigram entropy" in output
@@ -191,21 +179,20 @@ def test_the_summary_names_every_stage_with_its_held_out_loss(undisturbed):
 
 def test_the_summary_of_an_exported_run_fills_masks_in_held_out_text_or_says_why_not(undisturbed, tmp_path):
     copied = shutil.copytree(undisturbed, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
-    command("export", undisturbed, copied / "export")
-    printed = command("summary", copied)
+    output_of("export", undisturbed, copied / "export")
+    printed = output_of("summary", copied)
     assert printed.count("in the text: ") == printed.count("[MASK]") == 3
     data = tmp_path / "data"
     shutil.copytree(load_recipe(copied / "recipe.yaml").data.local, data, ignore=shutil.ignore_patterns("validation"))
     recipe = OmegaConf.load(copied / "recipe.yaml")
     recipe.data.local = str(data)
     OmegaConf.save(recipe, copied / "recipe.yaml")
-    printed = command("summary", copied)
+    printed = output_of("summary", copied)
     assert "Unigram entropy" in printed
     assert f"No masks are filled: {data}: no held-out rows there" in " ".join(printed.split())
 
 
 def test_nothing_to_export_is_one_clear_line(tmp_path):
-    script = [str(Path(sys.executable).parent / "rotary-foundry"), "export"]
-    failed = subprocess.run([*script, tmp_path / "absent", tmp_path / "export"], capture_output=True, text=True)
+    failed = rotary_foundry("export", tmp_path / "absent", tmp_path / "export")
     assert failed.returncode == 2
     assert failed.stderr == f"error: {tmp_path}/absent: no such file or folder\n"

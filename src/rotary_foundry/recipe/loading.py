@@ -148,7 +148,7 @@ def load_keys(path: str | Path, keys: Iterable[str], overrides: Iterable[str] = 
     layers = [content for _, content in _layers(Path(path))]
     given = [(override.partition("=")[0], _as_layer(override)[1]) for override in overrides]
     with reported(path):
-        of_files, found = OmegaConf.merge(*layers), {}
+        of_files, found = OmegaConf.unsafe_merge(*layers), {}
         for key in keys:
             above = [content for name, content in given if f"{key}.".startswith(f"{name}.")]
             found[key] = OmegaConf.select(OmegaConf.merge(of_files, *above) if above else of_files, key)
@@ -183,7 +183,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Di
 def _merge(config: DictConfig, content: DictConfig, source: object) -> DictConfig:
     with reported(source):
         _forget_wholes(config, content)
-        return OmegaConf.merge(config, content)
+        return OmegaConf.unsafe_merge(config, content)
 
 
 def _is_whole(keys: tuple[str, ...]) -> bool:

@@ -29,7 +29,7 @@ def build(table: Mapping[str, str], given: str | Mapping[str, Any] | None, key: 
     if not isinstance(name, str) or name not in table:
         raise ConfigurationError(f"'{key}.name': '{name}' is not known; {nearest(name, table)}")
     with reported(None, f"{key}."):
-        config = OmegaConf.merge(OmegaConf.structured(load(table[name])), arguments)
+        config = OmegaConf.unsafe_merge(OmegaConf.structured(load(table[name])), arguments)
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise ConfigurationError(f"'{key}.{missing[0]}' is required and not given")
         return OmegaConf.to_object(config)

@@ -49,7 +49,7 @@ class OptimizerConfig:
 
     def changed(self, changes: dict[str, Any]) -> "OptimizerConfig":
         """Return the settings with a stage's changes, which must have no `change_problems`."""
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(self), changes))
+        return OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(self), changes))
 
     def change_problems(self, changes: dict[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield (argument, complaint) for every change that a stage cannot make."""
