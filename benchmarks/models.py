@@ -1,12 +1,14 @@
-"""The contenders: our two families, and models of transformers that they are compared with.
+"""The contenders: our three families, and models of transformers that they are compared with.
 
 - Our ModernBERT, transformers' of the same shape, and DeBERTa-v2 of the same vocabulary: of base size.
 - Our RoFormerV2, the same with biases and gains, and transformers' RoFormer of the same sizes: small, because base has
   eight times the operations.
+- Our Llama and transformers', of the shape of SmolLM2-135M.
 
 All have random weights and no dropout (transformers knows ModernBERT's 0.1 at another place). All compute in bf16 under
 autocast, or in float32 where the processor has no instructions for bf16. A contender takes documents as lists of token
-ids and brings them into the form that its model wants: ours flat, theirs padded to the longest.
+ids and brings them into the form that its model wants. Ours are flat, and theirs are padded to the longest, but
+transformers' Llama gets them packed into one row, under a mask of documents.
 """
 
 from collections.abc import Callable
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 from transformers import (
     DebertaV2Config,
     DebertaV2ForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     RoFormerConfig,
@@ -34,6 +38,7 @@ RECIPES = Path(__file__).parents[1] / "yamls/main"
 KNOBS = {
     "modernbert": {"rope_theta": 10_000.0, "local_rope_theta": 10_000.0, "attn_out_dropout": 0.0},
     "roformer_v2": {"rope_theta": 10_000.0, "residual_scale": 1.0, "hidden_dropout": 0.0},
+    "llama": {"rope_theta": 100_000.0, "rope_factor": 1.0},
 }
 BF16 = has_bf16_instructions()
 DTYPE, PRECISION = (torch.bfloat16, "bf16 under autocast") if BF16 else (torch.float32, "float32")
@@ -85,6 +90,41 @@ class Ours:
     def loss(self, input_ids: Tensor, cu_seqlens: Tensor, labels: Tensor) -> Tensor:
         loss = self.network(input_ids, cu_seqlens, labels=labels)
         return loss.cross_entropy / loss.tokens
+
+
+class OursCausal(Ours):
+    """The same of a decoder, which predicts the next token of every document."""
+
+    def batch(self, documents: Documents) -> tuple[Tensor, ...]:
+        ids, ends, _ = super().batch(documents)
+        return ids, ends, torch.cat([next_tokens(document) for document in documents.ids])
+
+
+class PackedCausal:
+    """A transformers decoder on documents in one row; it makes their mask of positions that begin anew."""
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+
+    def batch(self, documents: Documents) -> tuple[Tensor, ...]:
+        positions = torch.cat([torch.arange(len(document)) for document in documents.ids])
+        labels = torch.cat([next_tokens(document) for document in documents.ids])
+        return torch.cat(documents.ids)[None], positions[None], labels[None]
+
+    def encode(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> None:
+        self.network.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+
+    def predict(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> None:
+        self.network(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+
+    def loss(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
+        return self.network(
+            input_ids=input_ids, position_ids=position_ids, labels=labels, shift_labels=labels, use_cache=False
+        ).loss
+
+
+def next_tokens(ids: Tensor) -> Tensor:
+    return torch.cat([ids[1:], ids.new_full((1,), IGNORE_INDEX)])
 
 
 class Padded:
@@ -184,6 +224,37 @@ def transformers_roformer() -> Padded:
     return Padded(RoFormerForMaskedLM(config))
 
 
+def llama_shape() -> Shape:
+    """SmolLM2-135M's."""
+    return find_family("llama").Shape(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        norm_eps=1e-5,
+        rope_scaling="none",
+        original_max_position_embeddings=None,
+    )
+
+
+def transformers_llama() -> PackedCausal:
+    ours = llama_shape()
+    config = LlamaConfig(
+        vocab_size=ours.vocab_size,
+        hidden_size=ours.hidden_size,
+        intermediate_size=ours.intermediate_size,
+        num_hidden_layers=ours.num_hidden_layers,
+        num_attention_heads=ours.num_attention_heads,
+        num_key_value_heads=ours.num_key_value_heads,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+    )
+    return PackedCausal(LlamaForCausalLM._from_config(config, attn_implementation="sdpa"))
+
+
 SPECIAL_TOKENS = {
     "pad_token_id": PAD,
     "cls_token_id": 1,
@@ -191,7 +262,7 @@ SPECIAL_TOKENS = {
     "sep_token_id": 2,
     "eos_token_id": 2,
 }
-Contender = Ours | Padded
+Contender = Ours | Padded | PackedCausal
 CONTENDERS: dict[str, Callable[[], Contender]] = {
     "ours": lambda: Ours(compiled=False),
     "ours, compiled": lambda: Ours(compiled=True),
@@ -202,4 +273,7 @@ CONTENDERS: dict[str, Callable[[], Contender]] = {
     "RoFormerV2, compiled": lambda: roformer_v2(compiled=True),
     "RoFormerV2 with biases and gains": roformer_v2_with_biases_and_gains,
     "transformers' RoFormer": transformers_roformer,
+    "Llama": lambda: OursCausal(False, llama_shape(), "llama"),
+    "Llama, compiled": lambda: OursCausal(True, llama_shape(), "llama"),
+    "transformers' Llama": transformers_llama,
 }
