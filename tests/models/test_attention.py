@@ -61,7 +61,7 @@ def assert_close_to_definition(attend, inputs, documents, window, causal, atol=N
             assert off.norm() <= relative * scale
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     lengths=LENGTHS,
     window=st.one_of(st.none(), st.integers(0, 700)),

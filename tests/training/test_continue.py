@@ -29,6 +29,7 @@ from tests.permuted import permuted
 
 from .conftest import REPOSITORY, WORDS, Tiny
 
+pytestmark = pytest.mark.long
 CONTINUE, DATA = REPOSITORY / "yamls/main/continue.yaml", REPOSITORY / "yamls/data/continue.yaml"
 NOISE = 3  # standard errors that a gain has to be above
 
@@ -100,7 +101,6 @@ def overrides(continued: Continued) -> list[str]:
     return [*paths, *stage, "precision=fp32", "data.num_workers=0", "progress_bar=false"]
 
 
-@pytest.mark.long
 def test_a_model_goes_on_in_its_own_shape_and_theta_and_gets_better_on_its_domain(continued, undisturbed, tmp_path):
     run = RunFolder(continued.folder / "runs/continue")
     recipe, source = load_recipe(run.recipe), load_recipe(undisturbed / "recipe.yaml")
@@ -154,7 +154,6 @@ def run(*arguments: object) -> None:
     assert finished.returncode == 0, finished.stderr[-4000:]
 
 
-@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_nano_model_learns_cplusplus_from_csv_and_with_replay_forgets_less(tmp_path):
     """The README's walk-through, from a source of a third of nano's tokens."""
