@@ -61,6 +61,7 @@ class SourceConfig:
     separator: str | None = None  # a regular expression that divides a document into several
     remove: str | None = None  # a regular expression whose matches are removed from documents
     install: str | None = None  # the command that provides `path`, for the error if nothing is there
+    length_bands: list[int] | None = None  # in tokens; makes a source of each band of lengths (length_bands.py)
     filters: list[Any] = field(default_factory=list)  # datatrove's by name, with or without arguments; see `filters.py`
 
 
