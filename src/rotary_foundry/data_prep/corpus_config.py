@@ -189,6 +189,13 @@ def _source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str
     for only in ("name", "split"):
         if getattr(source, only) is not None and not reader.hugging_face:
             yield f"{key}.{only}", f"the reader {source.reader} takes none; it is for Hugging Face data sets"
+    for only in ("depth", "endings"):
+        if getattr(source, only) is not None and not reader.repositories:
+            yield f"{key}.{only}", f"the reader {source.reader} takes none; it is for repositories"
+    if source.depth is not None and (source.depth < 1 or source.path is None):
+        yield f"{key}.depth", f"expected a number of folders of at least 1 below 'path', got {source.depth}"
+    if source.endings is not None and not (source.endings and all(source.endings)):
+        yield f"{key}.endings", f"expected endings of file names such as [.py, .md], got {source.endings}"
     for only in ("separator", "remove"):
         if (pattern := getattr(source, only)) is not None:
             yield from _reported(f"{key}.{only}", lambda pattern=pattern: _check_pattern(pattern))

@@ -40,7 +40,7 @@ from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 
 # Keys of a source that were added later. Settings have them only if they are given, and so stay those of before.
-LATER = ("separator", "remove", "length_bands")
+LATER = ("separator", "remove", "length_bands", "depth", "endings")
 
 FORMAT = 2  # raised whenever the same texts and settings would give different shards
 
