@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rotary_foundry.data.context import counted_lengths
 from rotary_foundry.data.rows import Manifest, fingerprint
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
 from rotary_foundry.data_prep.length_bands import band_names, check_bands
@@ -130,13 +131,17 @@ def _join_parts(work: Work, parts: list[dict], row_length: int, tokenizer: str) 
     folder = work.whole / source / str(row_length) / split
     shards = [shard for part in parts for shard in _shards(folder, f"{part['number']:05d}")]
     (folder / "index.json").write_text(json.dumps({"version": 2, "shards": shards}), encoding="utf-8")
-    counts = Counter()
+    counts, lengths = Counter(), counted_lengths(row_length)
+    longer = np.zeros((len(lengths), 2), dtype=np.int64)
     for part in parts:
-        counts.update(part["rows"][str(row_length)])
+        of_part = dict(part["rows"][str(row_length)])
+        longer += np.array(of_part.pop("longer"), dtype=np.int64).reshape(longer.shape)
+        counts.update(of_part)
     if given_up := counts.pop("given_up", 0):
         log.info(f"{source}: left out {given_up:,} tokens, in last rows of {row_length:,} that could not be filled")
     fill = counts["tokens"] / max(1, counts["rows"] * row_length)
-    manifest = Manifest(source, split, row_length, **counts, fill=fill, tokenizer=tokenizer)
+    by_length = dict(zip(map(str, lengths), longer.tolist(), strict=True))
+    manifest = Manifest(source, split, row_length, **counts, fill=fill, tokenizer=tokenizer, longer=by_length)
     manifest.write(folder)
     return manifest
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rotary_foundry.data.context import count_longer
 from rotary_foundry.data.packing import Packer, gives_up_last
 from rotary_foundry.data.rows import Row, token_dtype
 from rotary_foundry.data.shard_writer import ShardWriter
@@ -117,12 +118,13 @@ class _Shards:
         word_starts = work.config.word_starts is not None
         self._writer = ShardWriter(self._folder, token_dtype(tokenizer.vocab_size), word_starts=word_starts)
         self._counts = {"rows": 0, "documents": 0, "tokens": 0, "given_up": 0}
+        self._longer = count_longer(np.zeros(0), row_length)
         self._last: Row | None = None  # not written yet, because the part's last row may be left out
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, numbers: np.ndarray, word_starts: np.ndarray | None) -> None:
         self._write(self._packer.add(tokens, lengths, numbers, word_starts))
 
-    def close(self) -> dict[str, int]:
+    def close(self) -> dict:
         self._write(self._packer.finish())
         if self._last is not None:
             so_far = self._counts["rows"], self._counts["tokens"]
@@ -135,7 +137,7 @@ class _Shards:
             object_store.upload(self._folder, self._remote)
             for shard in self._folder.glob("shard.*"):
                 shard.unlink()
-        return self._counts
+        return self._counts | {"longer": self._longer.tolist()}
 
     def _write(self, rows: Iterator[Row]) -> None:
         for row in rows:
@@ -148,6 +150,7 @@ class _Shards:
         self._counts["rows"] += 1
         self._counts["documents"] += len(row.lengths)
         self._counts["tokens"] += len(row.tokens)
+        self._longer += count_longer(row.lengths, self.row_length)
 
 
 class _DocumentTable:
