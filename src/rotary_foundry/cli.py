@@ -159,11 +159,11 @@ def plan(
         bool, typer.Option("--recipe", help="Print only the merged YAML, with the source of every value.")
     ] = False,
 ) -> None:
-    """Print the plan of a recipe, segment by segment, and its cost, without training or reading data."""
+    """Print the plan of a recipe, segment by segment, its cost, and what it draws from the data, without training."""
     from rotary_foundry.recipe.compilation import with_set_rollback
     from rotary_foundry.recipe.cost import PEAK_FLOPS, Machine
     from rotary_foundry.reporting.merged_recipe import merged_recipe
-    from rotary_foundry.reporting.plan_table import CONVENTIONS, print_plan, print_position
+    from rotary_foundry.reporting.plan_table import CONVENTIONS, plan_json, print_plan, print_position
     from rotary_foundry.runs.recipes import load_recipe_and_plan
     from rotary_foundry.utils.wording import nearest
 
@@ -186,7 +186,7 @@ def plan(
     compiled = with_set_rollback(loaded, before_rollbacks)
     position = None if at is None else _position(compiled, at)
     if as_json:
-        print(json.dumps((position or compiled).to_json(), indent=2))
+        print(json.dumps(position.to_json() if position else plan_json(loaded, compiled), indent=2))
     elif position is not None:
         print_position(position)
     else:

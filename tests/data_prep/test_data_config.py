@@ -28,6 +28,10 @@ def with_filter(entry):
     return {"sources": {"mine": {"reader": "python_files", "filters": [entry]}}}
 
 
+def with_bands(bounds):
+    return {"sources": {"mine": {"reader": "python_files", "length_bands": bounds}}}
+
+
 def load(content, tmp_path):
     path = tmp_path / "data.yaml"
     OmegaConf.save(OmegaConf.create(content), path)
@@ -63,6 +67,15 @@ def test_the_nano_configuration_loads_and_takes_overrides():
             "regular expression, got",
         ),
         ({"sources": {"c": {"reader": "python_files", "remove": "(a)"}}}, "sources.c.remove", "without groups"),
+        (with_bands([]), "sources.mine.length_bands", "at least one length"),
+        (with_bands([0, 512]), "sources.mine.length_bands", "at least 1 token, got 0"),
+        (with_bands([512, 512]), "sources.mine.length_bands", r"ascending order, got \[512, 512\]"),
+        (with_bands(["long"]), "sources.mine.length_bands[0]", "long"),
+        (
+            {"sources": with_bands([512])["sources"] | {"mine_from_512": {"reader": "python_files"}}},
+            "sources.mine.length_bands",
+            "makes a source named 'mine_from_512', and there is one already",
+        ),
         ({"tokenizer": {}}, "tokenizer", "either"),
         ({"tokenizer": {"train": {"vocab_size": 512}, "path": "x"}}, "tokenizer", "either"),
         ({"tokenizer": {"train": {"vocab_size": 260}}}, "tokenizer.train.vocab_size", "too small"),

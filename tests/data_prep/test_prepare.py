@@ -61,6 +61,12 @@ def test_shards_hold_every_document_of_the_corpus_and_manifests_tell_the_truth(c
             tokens=tokens,
             fill=tokens / (rows * row_length),
             tokenizer=fingerprint(out / "tokenizer"),
+            longer={
+                str(length): [len(longer), sum(longer)]
+                for length in (128, 256, 512)
+                if length < row_length
+                for longer in [[len(document) for document in documents if len(document) > length]]
+            },
         )
         (cls,), (sep,) = tokenizer.frame.before, tokenizer.frame.after
         assert all(document[0] == cls and document[-1] == sep for document in documents)

@@ -3,10 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.data.context import counted_lengths
+from rotary_foundry.data.rows import Manifest
+from rotary_foundry.reporting import plan_table
+from rotary_foundry.reporting.plan_table import changed_updates
+from rotary_foundry.runs.trained_state import Source
 from tests.command import rotary_foundry
 
 LARGE, NANO = "yamls/main/large.yaml", "yamls/main/nano.yaml"
@@ -22,10 +28,14 @@ def cells(output: str) -> list[list[str]]:
     return [line.split() for line in output.splitlines()]
 
 
-def test_json_is_the_plan_and_nothing_else():
-    done = plan(LARGE, "--json", "run_name=mine")
-    assert json.loads(done.stdout) == compile_plan(load_recipe(LARGE, ["run_name=mine"])).to_json()
-    assert (done.returncode, done.stderr) == (0, "")
+def test_json_is_the_plan_what_a_token_costs_and_nothing_else():
+    done = plan(LARGE, "--json", "run_name=mine", "data.local=no/corpus")
+    found = json.loads(done.stdout)
+    costs, data = found.pop("costs"), found.pop("data")
+    assert found == compile_plan(load_recipe(LARGE, ["run_name=mine"])).to_json()
+    assert [costs[stage]["row_length"] for stage in ("pretrain", "extend", "decay")] == [1024, 8192, 8192]
+    assert costs["extend"]["attention_share"] > costs["pretrain"]["attention_share"] > 0
+    assert (data, done.returncode, done.stderr) == ({}, 0, "")
 
 
 @pytest.mark.parametrize("at", ["900_000_000_000", "900_000_000_000tok", "900000000000"])
@@ -60,6 +70,66 @@ def test_the_table_has_the_rate_at_every_point_of_a_schedule():
     lines = cells(plan(NANO, *given).stdout)
     rates = [" ".join(line[5 : line.index("10,000")]) for line in lines if line[:1] == ["pretrain"]]
     assert rates == ["0 → 1e-3 → 8.66e-4", "8.66e-4 → 5.28e-4", "5.28e-4 → 5e-4 → 1e-5", "1e-5"]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Manifests of rows of 4,096: whole documents of a row, and documents of 256 tokens; an update has two rows."""
+    (tmp_path / "tokenizer").mkdir()
+    counts = {"long": (10, 4096), "short": (160, 256)}
+    for source, (documents, each) in counts.items():
+        longer = {str(length): [documents, 40_960] if each > length else [0, 0] for length in counted_lengths(4096)}
+        (tmp_path / source / "4096/train").mkdir(parents=True)
+        manifest = Manifest(source, "train", 4096, 10, documents, 40_960, 1.0, "made", longer)
+        manifest.write(tmp_path / source / "4096/train")
+    return tmp_path
+
+
+LONG = ["yamls/main/llama_nano_long.yaml", "data.sources=[long,short]", "stages.extend.duration=20ba"]
+
+
+def test_epochs_and_the_context_of_targets_are_those_of_the_corpus(corpus):
+    given = [*LONG, f"data.local={corpus}", "stages.extend.mixture={long: 0.75, short: 0.25}"]
+    lines = cells(plan(*given).stdout)
+    assert ["epochs", "extend:", "long", "3,", "short", "1"] in lines
+    targets = 0.75 * 4095 + 0.25 * 16 * 255
+    shares = [f"{(0.75 * (4096 - c) + 0.25 * 16 * max(0, 256 - c)) / targets:.1%}" for c in (128, 512, 1024, 2048)]
+    assert ["context", *(word for c in ("128", "512", "1,024", "2,048") for word in ("≥", c))] in lines
+    assert ["extend", *shares] in lines
+    found = json.loads(plan(*given, "--json").stdout)["data"]["extend"]
+    assert found["epochs"] == {"long": 3, "short": 1}
+    assert found["context"]["1024"] == pytest.approx(0.75 * 3072 / targets)
+
+
+def test_a_corpus_without_counts_has_epochs_and_none_at_all_is_said(corpus):
+    for file in corpus.rglob("manifest.json"):
+        content = json.loads(file.read_text())
+        del content["longer"]
+        file.write_text(json.dumps(content))
+    done = plan(*LONG, f"data.local={corpus}", "stages.extend.mixture=null")
+    assert ["epochs", "extend:", "long", "2,", "short", "2"] in cells(done.stdout)
+    assert "an earlier version prepared it" in " ".join(done.stdout.split()) and "≥" not in done.stdout
+    done = plan(*LONG, "data.local=no/corpus", "stages.extend.mixture=null")
+    assert "no/corpus: no corpus there yet" in " ".join(done.stdout.split())
+
+
+def test_other_tokens_an_update_over_a_switch_of_length_are_a_warning_by_key(tmp_path, monkeypatch):
+    path = "yamls/main/llama2_long_curriculum_20.yaml"
+    recipe = load_recipe(path)
+    assert not list(changed_updates(recipe, compile_plan(recipe)))
+    recipe = load_recipe(path, ["stages.long.global_train_batch_size=64"])
+    assert list(changed_updates(recipe, compile_plan(recipe))) == [
+        "stages.long.global_train_batch_size: an update has 2,097,152 tokens in rows of 32,768, and in short 4,194,304 "
+        "in rows of 4,096; set 128 for as many"
+    ]
+    source = Source(recipe.family, recipe.model.shape, {}, 4096, tmp_path, 2**20)
+    monkeypatch.setattr(plan_table, "read_source", lambda path: source)
+    long = load_recipe("yamls/main/llama2_long_curriculum_0.yaml")
+    long = replace(long, init_from=str(tmp_path))
+    (remark,) = changed_updates(long, compile_plan(long))
+    assert f"4,194,304 tokens in rows of 32,768, and in {tmp_path} 1,048,576 in rows of 4,096; set 32 for" in remark
+    ramped = load_recipe("yamls/main/base.yaml")  # a ramp changes them at one length
+    assert not list(changed_updates(ramped, compile_plan(ramped)))
 
 
 def test_nothing_is_cut_off_in_a_narrow_terminal(monkeypatch):

@@ -3,16 +3,19 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import distributed
 
 from rotary_foundry import Recipe, load_recipe
 from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.training.first_weights import first_weights
+from rotary_foundry.training.sharding import fill, shard
 from tests.data_prep.inspection.tree import write_tree
 from tests.models.llama.peers import next_tokens
 from tests.models.peers import pack
 from tests.ranks import on_ranks
 
-from .runs import assert_shards_have_the_whole_models_gradients
+from .runs import assert_shards_have_the_whole_models_gradients, network_of
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 RECIPE = """
@@ -59,3 +62,34 @@ def test_shards_have_the_whole_models_gradients_recomputed_tied_and_grown(tmp_pa
     if traced:
         changes = [[*change, "compile_config={dynamic: true, backend: aot_eager}"] for change in changes]
     on_ranks(2, tmp_path, _gradients_of_shards, [load_recipe(path, change) for change in changes])
+
+
+def _gradients_of_replicas(recipe: Recipe) -> None:
+    """Compare the mean of the ranks' gradients, each of documents of its own, with that of one whole network."""
+    with torch.device("meta"):
+        network = network_of(recipe)
+    shard(network, recipe, torch.device("cpu"))
+    network.to_empty(device="cpu")
+    whole, values = network_of(recipe), first_weights(recipe)
+    fill(network, values)
+    fill(whole, values)
+    mesh = next(network.parameters()).device_mesh
+    assert mesh.shape == (2, 2)
+    of_ranks = [pack(40 + rank, 7, 60 - rank) for rank in range(4)]
+    for rank, batch in enumerate(of_ranks):
+        (whole(*batch, labels=next_tokens(*batch)).cross_entropy / 4).backward()
+        if rank == distributed.get_rank():
+            network(*batch, labels=next_tokens(*batch)).cross_entropy.backward()
+    expected = {name: parameter.grad for name, parameter in whole.named_parameters()}
+    for name, parameter in network.named_parameters():
+        error = (parameter.grad.full_tensor() - expected[name]).norm()
+        assert error <= 1e-5 * expected[name].norm(), name
+
+
+@pytest.mark.long
+def test_two_replicas_of_two_shards_have_the_whole_models_gradients(tmp_path):
+    write_tree(tmp_path / "data")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(folder=tmp_path, yamls=YAMLS))
+    recipe = load_recipe(path, ["fsdp_config.data_parallel_replicate_degree=2"])
+    on_ranks(4, tmp_path, _gradients_of_replicas, recipe)

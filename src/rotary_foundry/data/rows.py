@@ -221,6 +221,7 @@ class Manifest:
     tokens: int  # with those of the frames
     fill: float  # tokens / (rows * row_length)
     tokenizer: str  # its fingerprint
+    longer: dict | None = None  # [documents, tokens] in rows of more than so many tokens (context.py); None: unknown
 
     def write(self, directory: str | Path) -> None:
         """Write `manifest.json` into `directory`."""
@@ -237,7 +238,9 @@ class Manifest:
         remedy = "prepare the data again with `python data_prep CONFIG`"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{field.name: field.type(content[field.name]) for field in fields(cls)})
+            required = {field.name: field.type(content[field.name]) for field in fields(cls)[:-1]}
+            longer = content.get("longer")
+            return cls(**required, longer=None if longer is None else dict(longer))
         except FileNotFoundError:
             raise DataError(f"{path}: no such file, so the folder has no finished shards; {remedy}") from None
         except KeyError as error:

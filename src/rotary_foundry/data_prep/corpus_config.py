@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rotary_foundry.data.rows import FRAME, SHORTEST
+from rotary_foundry.data_prep.length_bands import band_names, bounds_complaint
 from rotary_foundry.data_prep.readers import READERS, SourceConfig, matches
 from rotary_foundry.data_prep.tokenizer import SMALLEST_VOCABULARY, SMALLEST_WORDPIECE
 from rotary_foundry.data_prep.word_starts import check_word_starts
@@ -81,6 +82,7 @@ def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
         yield "sources", "expected at least one source, got none"
     for name, source in config.sources.items():
         yield from _source_problems(name, source)
+    yield from _band_problems(config.sources)
     yield from _tokenizer_problems(config.tokenizer)
     if not config.row_lengths:
         yield "row_lengths", "expected at least one row length, got none; set for example [1024, 8192]"
@@ -187,6 +189,13 @@ def _source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str
     for only in ("name", "split"):
         if getattr(source, only) is not None and not reader.hugging_face:
             yield f"{key}.{only}", f"the reader {source.reader} takes none; it is for Hugging Face data sets"
+    for only in ("depth", "endings"):
+        if getattr(source, only) is not None and not reader.repositories:
+            yield f"{key}.{only}", f"the reader {source.reader} takes none; it is for repositories"
+    if source.depth is not None and (source.depth < 1 or source.path is None):
+        yield f"{key}.depth", f"expected a number of folders of at least 1 below 'path', got {source.depth}"
+    if source.endings is not None and not (source.endings and all(source.endings)):
+        yield f"{key}.endings", f"expected endings of file names such as [.py, .md], got {source.endings}"
     for only in ("separator", "remove"):
         if (pattern := getattr(source, only)) is not None:
             yield from _reported(f"{key}.{only}", lambda pattern=pattern: _check_pattern(pattern))
@@ -195,6 +204,20 @@ def _source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str
 
         for entry in source.filters:
             yield from _reported(f"{key}.filters", lambda entry=entry: make_filter(entry))
+
+
+def _band_problems(sources: dict[str, SourceConfig]) -> Iterable[tuple[str, str]]:
+    """Check the lengths at which sources are split, and that the names of their bands are free."""
+    taken = set(sources)
+    for name, source in sources.items():
+        if source.length_bands is None:
+            continue
+        key = f"sources.{name}.length_bands"
+        if complaint := bounds_complaint(source.length_bands):
+            yield key, complaint
+        elif twice := taken.intersection(band_names(name, source.length_bands)):
+            yield key, f"makes a source named '{min(twice)}', and there is one already; rename one of them"
+        taken.update(band_names(name, source.length_bands))
 
 
 def _check_pattern(pattern: str) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from rotary_foundry.data.context import counted_lengths
 from rotary_foundry.data.rows import Manifest, fingerprint
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
+from rotary_foundry.data_prep.length_bands import band_names, check_bands
 from rotary_foundry.data_prep.statistics import FILE, Counts, SourceStatistics, Statistics, unigram_entropy
 from rotary_foundry.data_prep.work import SPLITS, Work
 from rotary_foundry.utils import object_store
@@ -40,7 +42,7 @@ def finish(work: Work, made_of: dict) -> None:
         tokenizer=made,
         vocab_size=tokenizer.vocab_size,
         unigram_entropy=unigram_entropy(frequencies),
-        sources={source: _finish_source(work, source, made) for source in work.config.sources},
+        sources=dict(each for source in work.config.sources for each in _finish_source(work, source, made)),
     )
     bad = [f"{part['source']}: {line}\n" for part in read for line in part["bad"]]
     (work.whole / BAD_INPUT).write_text("".join(bad), encoding="utf-8", errors="backslashreplace")
@@ -84,20 +86,43 @@ def _see_that_all_is_there(work: Work) -> None:
                 )
 
 
-def _finish_source(work: Work, source: str, tokenizer: str) -> SourceStatistics:
-    """Write the indices and manifests of a source, and return its counts."""
+def _finish_source(work: Work, source: str, tokenizer: str) -> Iterator[tuple[str, SourceStatistics]]:
+    """Write the indices and manifests of a source, and yield its name and counts, or those of each of its bands.
+
+    What was left out has no band. It is counted with the first band, which holds the shortest documents.
+
+    Raises:
+        DataError: a band of the source has no document.
+    """
+    bounds = work.config.sources[source].length_bands
+    names = band_names(source, bounds)
+    written = [tasks for tasks in work.read_json("written") if tasks["bands"][0]["source"] == names[0]]
+    parts = {name: [tasks["bands"][band] for tasks in written] for band, name in enumerate(names)}
+    if bounds:
+        check_bands(source, bounds, {split: [_documents(of, split) for of in parts.values()] for split in SPLITS})
     left_out = work.left_out(source)
+    left_out["held out and not wanted"] += sum(tasks["left_out"] for tasks in written)
+    for name in names:
+        yield name, _finish_folders(work, parts[name], dict(+left_out), tokenizer)
+        left_out.clear()
+
+
+def _documents(parts: list[dict], split: str) -> int:
+    return sum(part["documents"] for part in parts if part["split"] == split)
+
+
+def _finish_folders(work: Work, of_source: list[dict], left_out: dict[str, int], tokenizer: str) -> SourceStatistics:
+    """Write the indices and manifests for all parts of a source or band, and return its counts."""
     counts = {}
     for split in SPLITS:
-        parts = [part for part in work.read_json("written") if (part["source"], part["split"]) == (source, split)]
-        left_out["held out and not wanted"] += sum(part["left_out"] for part in parts)
+        parts = [part for part in of_source if part["split"] == split]
         manifests = [_join_parts(work, parts, row_length, tokenizer) for row_length in work.config.row_lengths]
         counts[split] = Counts(
             **{key: sum(part[key] for part in parts) for key in ("documents", "bytes", "tokens")},
             rows={str(manifest.row_length): manifest.rows for manifest in manifests},
             fill={str(manifest.row_length): manifest.fill for manifest in manifests},
         )
-    return SourceStatistics(dict(+left_out), **counts)
+    return SourceStatistics(left_out, **counts)
 
 
 def _join_parts(work: Work, parts: list[dict], row_length: int, tokenizer: str) -> Manifest:
@@ -106,13 +131,17 @@ def _join_parts(work: Work, parts: list[dict], row_length: int, tokenizer: str) 
     folder = work.whole / source / str(row_length) / split
     shards = [shard for part in parts for shard in _shards(folder, f"{part['number']:05d}")]
     (folder / "index.json").write_text(json.dumps({"version": 2, "shards": shards}), encoding="utf-8")
-    counts = Counter()
+    counts, lengths = Counter(), counted_lengths(row_length)
+    longer = np.zeros((len(lengths), 2), dtype=np.int64)
     for part in parts:
-        counts.update(part["rows"][str(row_length)])
+        of_part = dict(part["rows"][str(row_length)])
+        longer += np.array(of_part.pop("longer"), dtype=np.int64).reshape(longer.shape)
+        counts.update(of_part)
     if given_up := counts.pop("given_up", 0):
         log.info(f"{source}: left out {given_up:,} tokens, in last rows of {row_length:,} that could not be filled")
     fill = counts["tokens"] / max(1, counts["rows"] * row_length)
-    manifest = Manifest(source, split, row_length, **counts, fill=fill, tokenizer=tokenizer)
+    by_length = dict(zip(map(str, lengths), longer.tolist(), strict=True))
+    manifest = Manifest(source, split, row_length, **counts, fill=fill, tokenizer=tokenizer, longer=by_length)
     manifest.write(folder)
     return manifest
 

@@ -39,7 +39,8 @@ from rotary_foundry.runs.run_lock import LOCK, LockFile, RunLock
 from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 
-LATER = ("separator", "remove")  # keys of a source that were added later; its settings have them only if they are given
+# Keys of a source that were added later. Settings have them only if they are given, and so stay those of before.
+LATER = ("separator", "remove", "length_bands", "depth", "endings")
 
 FORMAT = 2  # raised whenever the same texts and settings would give different shards
 

@@ -1,4 +1,8 @@
-"""Write a task's documents as shards of every row length, in one pass and with bounded memory."""
+"""Write a task's documents as shards of every row length, in one pass and with bounded memory.
+
+The documents of a source with `length_bands` are tokenised once and then divided: each band has shards, a table of
+documents and counts of its own, as if it were a source.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -7,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from rotary_foundry.data.context import count_longer
 from rotary_foundry.data.packing import Packer, gives_up_last
 from rotary_foundry.data.rows import Row, token_dtype
 from rotary_foundry.data.shard_writer import ShardWriter
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
+from rotary_foundry.data_prep.length_bands import band_names, bands_of
 from rotary_foundry.data_prep.work import Work, read_documents, read_hashes
 from rotary_foundry.utils import object_store
 
@@ -20,8 +26,8 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
     config, directory = work.config, work.whole / "tokenizer"
     tokenizer = _opened(directory, config.word_starts, directory.stat().st_mtime_ns)
     chosen = _smallest_hashes(work, files) if split == "validation" and config.validation >= 1 else None
-    shards = [_Shards(work, source, split, number, row_length, tokenizer) for row_length in config.row_lengths]
-    table = _DocumentTable(work.whole / source / "documents" / split / f"{number:05d}.parquet")
+    bounds = config.sources[source].length_bands
+    bands = [_Part(work, name, split, number, tokenizer) for name in band_names(source, bounds)]
     frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     left_out = 0
 
@@ -37,25 +43,15 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
     for ids, texts in kept():
         tokens, lengths, word_starts = tokenizer.encode_words(texts)
         frequencies += np.bincount(tokens, minlength=len(frequencies))
-        numbers = np.arange(table.documents, table.documents + len(texts), dtype=np.uint32)
-        for rows in shards:
-            rows.add(tokens, lengths, numbers, word_starts)
-        table.add(ids, [len(text.encode()) for text in texts], lengths)
-    table.close()
-    work.write_json(
-        "written",
-        rank,
-        {
-            "source": source,
-            "split": split,
-            "number": number,
-            "documents": table.documents,
-            "bytes": table.bytes,
-            "tokens": int(frequencies.sum()),
-            "left_out": left_out,
-            "rows": {str(rows.row_length): rows.close() for rows in shards},
-        },
-    )
+        sizes = np.array([len(text.encode()) for text in texts])
+        band_of = bands_of(lengths, bounds)
+        for number_of_band in np.unique(band_of):
+            there = band_of == number_of_band
+            of_tokens = slice(None) if there.all() else np.repeat(there, lengths)
+            begin = None if word_starts is None else word_starts[of_tokens]
+            its_ids = [id_ for id_, its in zip(ids, there, strict=True) if its]
+            bands[number_of_band].add(its_ids, sizes[there], tokens[of_tokens], lengths[there], begin)
+    work.write_json("written", rank, {"left_out": left_out, "bands": [band.close() for band in bands]})
     if split == "validation":
         np.save(work.folder / "written" / f"{rank:05d}.npy", frequencies)
 
@@ -75,6 +71,37 @@ def _smallest_hashes(work: Work, files: list[int]) -> set[bytes]:
     return {row.astype(">u8").tobytes() for row in hashes[smallest]}
 
 
+class _Part:
+    """Writes the shards of all row lengths, and the table of documents, of one part and split of a source."""
+
+    def __init__(self, work: Work, source: str, split: str, number: int, tokenizer: CorpusTokenizer) -> None:
+        self._named = {"source": source, "split": split, "number": number}
+        lengths = work.config.row_lengths
+        self._shards = [_Shards(work, source, split, number, row_length, tokenizer) for row_length in lengths]
+        self._table = _DocumentTable(work.whole / source / "documents" / split / f"{number:05d}.parquet")
+
+    def add(
+        self,
+        ids: list[str],
+        sizes: np.ndarray,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        word_starts: np.ndarray | None,
+    ) -> None:
+        """Add documents: ids, bytes and content tokens of each, and the ids of their tokens one after the other."""
+        numbers = np.arange(self._table.documents, self._table.documents + len(ids), dtype=np.uint32)
+        for rows in self._shards:
+            rows.add(tokens, lengths, numbers, word_starts)
+        self._table.add(ids, sizes, lengths)
+
+    def close(self) -> dict:
+        """Finish the files, and return the counts."""
+        self._table.close()
+        rows = {str(rows.row_length): rows.close() for rows in self._shards}
+        counts = {key: getattr(self._table, key) for key in ("documents", "bytes", "tokens")}
+        return self._named | counts | {"rows": rows}
+
+
 class _Shards:
     """Writes the shards of one part, split and row length."""
 
@@ -91,12 +118,13 @@ class _Shards:
         word_starts = work.config.word_starts is not None
         self._writer = ShardWriter(self._folder, token_dtype(tokenizer.vocab_size), word_starts=word_starts)
         self._counts = {"rows": 0, "documents": 0, "tokens": 0, "given_up": 0}
+        self._longer = count_longer(np.zeros(0), row_length)
         self._last: Row | None = None  # not written yet, because the part's last row may be left out
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, numbers: np.ndarray, word_starts: np.ndarray | None) -> None:
         self._write(self._packer.add(tokens, lengths, numbers, word_starts))
 
-    def close(self) -> dict[str, int]:
+    def close(self) -> dict:
         self._write(self._packer.finish())
         if self._last is not None:
             so_far = self._counts["rows"], self._counts["tokens"]
@@ -109,7 +137,7 @@ class _Shards:
             object_store.upload(self._folder, self._remote)
             for shard in self._folder.glob("shard.*"):
                 shard.unlink()
-        return self._counts
+        return self._counts | {"longer": self._longer.tolist()}
 
     def _write(self, rows: Iterator[Row]) -> None:
         for row in rows:
@@ -122,6 +150,7 @@ class _Shards:
         self._counts["rows"] += 1
         self._counts["documents"] += len(row.lengths)
         self._counts["tokens"] += len(row.tokens)
+        self._longer += count_longer(row.lengths, self.row_length)
 
 
 class _DocumentTable:
@@ -134,14 +163,15 @@ class _DocumentTable:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._schema = pa.schema([("id", pa.string()), ("bytes", pa.int64()), ("tokens", pa.int64())])
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=False)
-        self.documents = self.bytes = 0
+        self.documents = self.bytes = self.tokens = 0
 
-    def add(self, ids: tuple[str, ...], sizes: list[int], tokens: np.ndarray) -> None:
+    def add(self, ids: list[str], sizes: np.ndarray, tokens: np.ndarray) -> None:
         import pyarrow as pa
 
-        self._writer.write_table(pa.table([list(ids), sizes, tokens], schema=self._schema))
+        self._writer.write_table(pa.table([ids, sizes, tokens], schema=self._schema))
         self.documents += len(ids)
-        self.bytes += sum(sizes)
+        self.bytes += int(sizes.sum())
+        self.tokens += int(tokens.sum())
 
     def close(self) -> None:
         self._writer.close()

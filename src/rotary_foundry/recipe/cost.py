@@ -85,6 +85,44 @@ def cost(recipe: Recipe, plan: Plan) -> Cost:
     )
 
 
+@dataclass(frozen=True)
+class TokenCost:
+    """What a token costs in rows of one length, each of which counts as one document."""
+
+    row_length: int
+    flops: float  # a token
+    attention: float  # the share of them that attention takes
+    megatron: float | None  # operations a token as `megatron_flops` counts them; None: not for this family
+
+    def to_json(self) -> dict:
+        """Return the figures as plain JSON types."""
+        return {"row_length": self.row_length, "flops_a_token": self.flops, "attention_share": self.attention}
+
+
+def token_costs(recipe: Recipe, plan: Plan) -> dict[str, TokenCost]:
+    """Compute what a token costs at the end of each stage of a plan, by the stage's name."""
+    return {segment.stage: token_cost(recipe, segment, segment.row_length) for segment in plan.segments}
+
+
+def token_cost(recipe: Recipe, segment: Segment, row_length: int) -> TokenCost:
+    """Compute what a token costs at the end of a segment, if its rows had `row_length` tokens."""
+    matmuls, attention = _row_flops(recipe, segment, row_length, segment.end_token)
+    try:
+        megatron = recipe.model.shape.megatron_flops(1, row_length)
+    except ConfigurationError:
+        megatron = None
+    row = matmuls + attention
+    return TokenCost(row_length, row / row_length, attention / row, megatron)
+
+
+def slower(flops: float, than: float) -> float:
+    """Return the share of the tokens a second that is lost where a token takes `flops` operations, and not `than`.
+
+    The device is taken to do as many operations a second in both cases.
+    """
+    return 1 - than / flops
+
+
 def megatron_flops(recipe: Recipe, plan: Plan) -> float:
     """Compute a plan's operations as Megatron-LM and some papers count them.
 
@@ -97,15 +135,18 @@ def megatron_flops(recipe: Recipe, plan: Plan) -> float:
 
 
 def _flops(recipe: Recipe, segments: Iterable[Segment]) -> float:
-    shape = recipe.model.shape
     total = 0.0
     for segment in segments:
-        length, objective = segment.row_length, recipe.objective_of(segment.stage)
-        middle = segment.knobs_at((segment.start_token + segment.end_token) // 2)
-        predicted = objective.predicted_share(middle) * length
-        row = shape.matmul_flops(length, predicted) + shape.attention_flops([length])
+        middle = (segment.start_token + segment.end_token) // 2
+        row = sum(_row_flops(recipe, segment, segment.row_length, middle))
         total += segment.updates * segment.rows * row
     return total
+
+
+def _row_flops(recipe: Recipe, segment: Segment, row_length: int, token: int) -> tuple[float, float]:
+    """Return the operations on a row, as one document: matrix products, attention. Knobs are those at `token`."""
+    predicted = recipe.objective_of(segment.stage).predicted_share(segment.knobs_at(token)) * row_length
+    return recipe.model.shape.matmul_flops(row_length, predicted), recipe.model.shape.attention_flops([row_length])
 
 
 def checkpoint_tokens(recipe: Recipe, plan: Plan) -> list[int]:

@@ -11,9 +11,20 @@ from rich.table import Table
 
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.compilation import compile_stages
-from rotary_foundry.recipe.cost import PEAK_FLOPS, Cost, Machine, cost, megatron_flops
+from rotary_foundry.recipe.cost import (
+    PEAK_FLOPS,
+    Cost,
+    Machine,
+    TokenCost,
+    cost,
+    megatron_flops,
+    slower,
+    token_cost,
+    token_costs,
+)
 from rotary_foundry.recipe.plan import Position, Segment
-from rotary_foundry.runs.trained_state import read_source
+from rotary_foundry.reporting.drawn_data import DrawnData, drawn_data, not_counted
+from rotary_foundry.runs.trained_state import Source, read_source
 from rotary_foundry.utils.errors import FoundryError
 from rotary_foundry.utils.wording import WIDTH, knob, number, size
 
@@ -34,8 +45,10 @@ def print_plan(
         flops: a key of CONVENTIONS, to count the operations by that as well.
     """
     console = console or _console()
-    costs = cost(recipe, plan)
+    costs, data = cost(recipe, plan), drawn_data(recipe, plan)
     console.print(plan_table(plan))
+    if any(stage.context for stage in data):
+        console.print(context_table(data))
     grid = _grid()
     if plan.abandoned:
         back, tokens = plan.abandoned[0].start_token, _tokens(plan.abandoned)
@@ -48,6 +61,10 @@ def print_plan(
         grid.add_row("init_from", source)
     for stage, mixture in _mixtures(plan).items():
         grid.add_row("mixture", f"{stage}: {mixture}")
+    for stage in data:
+        grid.add_row("epochs", f"{stage.stage}: {', '.join(f'{name} {n:.3g}' for name, n in stage.epochs.items())}")
+    if (why := not_counted(recipe, data)) is not None:
+        grid.add_row("data", why)
     grid.add_row("optimizer", f"{recipe.optimizer.name}, {_settings(recipe.optimizer.arguments())}")
     for stage, config in recipe.stages.items():
         if config.optimizer:
@@ -60,6 +77,8 @@ def print_plan(
     grid.add_row("training", f"{number(costs.flops)} FLOPs{of_them}; an upper bound, with each row as one document")
     if flops is not None:
         grid.add_row("", f"{number(CONVENTIONS[flops](recipe, plan))} FLOPs as {flops} counts")
+    for line in _token_costs(recipe, plan, flops):
+        grid.add_row("a token", line)
     if machine is not None:
         rate = f"{machine.mfu:.1%} of {PEAK_FLOPS[machine.gpu] / 1e12:,.0f} TFLOP/s (bf16, dense)"
         hours = f"{machine.hours(costs.flops):,.1f} hours"
@@ -107,6 +126,47 @@ def plan_table(plan: Plan) -> Table:
             style="dim" if abandoned else None,
         )
     return table
+
+
+def plan_json(recipe: Recipe, plan: Plan) -> dict:
+    """Return a plan, what a token costs and what the stages draw from the corpus, as plain JSON types."""
+    return plan.to_json() | {
+        "costs": {stage: costs.to_json() for stage, costs in token_costs(recipe, plan).items()},
+        "data": {stage.stage: stage.to_json() for stage in drawn_data(recipe, plan)},
+    }
+
+
+def context_table(stages: list[DrawnData]) -> Table:
+    """A row a stage: the share of its targets that see at least so many other tokens."""
+    lengths = list(dict.fromkeys(length for stage in stages for length in stage.shown))
+    title = "share of targets that see so many tokens"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("context", no_wrap=True)
+    for length in sorted(lengths):
+        table.add_column(f"≥ {length:,}", justify="right", no_wrap=True)
+    for stage in stages:
+        shares = [stage.shown.get(length) for length in sorted(lengths)]
+        table.add_row(stage.stage, *("" if share is None else f"{share:.1%}" for share in shares))
+    return table
+
+
+def _token_costs(recipe: Recipe, plan: Plan, flops: str | None) -> Iterator[str]:
+    """Say what a token costs at each row length, and how much slower that is than in shorter rows before."""
+    stages: dict[TokenCost, list[str]] = {}
+    for stage, costs in token_costs(recipe, plan).items():
+        stages.setdefault(costs, []).append(stage)
+    before, source = list(stages), _source(recipe)
+    if isinstance(source, Source) and source.longest_row is not None:
+        before.append(token_cost(recipe, plan.segments[0], source.longest_row))
+    shortest = min(before, key=lambda costs: costs.row_length)
+    for costs, names in stages.items():
+        cost_of_one = f"{number(costs.flops)} FLOPs, {costs.attention:.1%} of them in attention"
+        yield f"{', '.join(names)}: in rows of {costs.row_length:,}, {cost_of_one}"
+        if costs.row_length > shortest.row_length:
+            lost = f"{slower(costs.flops, shortest.flops):.1%}"
+            if flops is not None:
+                lost += f" ({slower(costs.megatron, shortest.megatron):.1%} as {flops} counts)"
+            yield f"{lost} fewer tokens a second than in rows of {shortest.row_length:,}, at equal FLOP/s"
 
 
 def changing_knobs(plan: Plan) -> list[str]:
@@ -160,10 +220,27 @@ def _grid() -> Table:
 
 
 def remarks(recipe: Recipe, plan: Plan) -> Iterator[str]:
-    """Warn of values of the model that are probably wrong for a stage's rows, as they are at the stage's end."""
+    """Warn of values that are probably wrong for a stage's rows, as they are at the stage's end."""
+    yield from changed_updates(recipe, plan)
     for segment in {segment.stage: segment for segment in plan.segments}.values():
         knobs = segment.knobs_at(segment.end_token)
         yield from (f"{segment.stage}: {remark}" for remark in recipe.model.shape.remarks(knobs, segment.row_length))
+
+
+def changed_updates(recipe: Recipe, plan: Plan) -> Iterator[str]:
+    """Warn of another number of tokens an update after a switch of row length; `init_from` may be before the switch."""
+    source = _source(recipe)
+    before = (source.longest_row, source.tokens_per_update, recipe.init_from) if isinstance(source, Source) else None
+    for segment in plan.segments:
+        length, tokens = segment.row_length, segment.tokens_per_update
+        if before is not None and None not in before[:2] and before[0] != length and before[1] != tokens:
+            rows = before[1] / length
+            remedy = f"; set {rows:,.0f} for as many" if rows == int(rows) else ""
+            yield (
+                f"stages.{segment.stage}.global_train_batch_size: an update has {tokens:,} tokens in rows of "
+                f"{length:,}, and in {before[2]} {before[1]:,} in rows of {before[0]:,}{remedy}"
+            )
+        before = length, tokens, segment.stage
 
 
 def checkpoints_line(costs: Cost) -> str:
@@ -199,12 +276,9 @@ def begins_with(recipe: Recipe) -> str | None:
 
     Theta and length stand here because nothing else would tell that a run goes on with others than its source had.
     """
-    if recipe.init_from is None or not Path(recipe.init_from).exists():
-        return None
-    try:
-        source = read_source(recipe.init_from)
-    except FoundryError as error:
-        return str(error)
+    source = _source(recipe)
+    if not isinstance(source, Source):
+        return source
     trained = ", ".join(f"{name} {knob(value)}" for name, value in source.knobs.items())
     said = f"{recipe.init_from}, trained last at {trained}"
     if source.longest_row is not None:
@@ -216,3 +290,13 @@ def begins_with(recipe: Recipe) -> str | None:
     if not (source.tokenizer / "tokenizer.json").is_file():
         said += f"; without a tokenizer in {source.tokenizer}, so that of the shards is not compared with it"
     return said
+
+
+def _source(recipe: Recipe) -> Source | str | None:
+    """Return the model that a run begins with, why it cannot be read, or None if there is none here."""
+    if recipe.init_from is None or not Path(recipe.init_from).exists():
+        return None
+    try:
+        return read_source(recipe.init_from)
+    except FoundryError as error:
+        return str(error)

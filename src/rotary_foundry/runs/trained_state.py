@@ -26,6 +26,7 @@ class Source:
     knobs: dict[str, float]  # the knobs that belong to its weights, with the values of the last training
     longest_row: int | None  # the longest row that it was trained on, in tokens; None: unknown
     tokenizer: Path  # the folder of its tokenizer, which may be missing
+    tokens_per_update: int | None = None  # of its last update; None: unknown
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def read_source(path: str | Path) -> Source:
         shape, knobs = family.huggingface.read_config(path)
         return Source(family, shape, knobs, read_config(path).get("max_position_embeddings"), path)
     state = find_trained_state(path)
-    return Source(state.family, state.shape, state.knobs, state.longest_row, state.run.tokenizer)
+    last = state.trained[-1].tokens_per_update
+    return Source(state.family, state.shape, state.knobs, state.longest_row, state.run.tokenizer, last)
 
 
 def find_trained_state(path: str | Path) -> TrainedState:

@@ -88,9 +88,9 @@ def _missing_folders(folders: list[Path], directory: Path) -> Iterator[str]:
     row_lengths = {int(folder.parent.name) for folder in corpus}
     if (directory / STATISTICS).exists():
         try:
-            made_of = Statistics.read(directory).configuration
-            sources |= set(made_of["sources"])
-            row_lengths |= set(made_of["row_lengths"])
+            statistics = Statistics.read(directory)
+            sources |= set(statistics.sources)
+            row_lengths |= set(statistics.configuration["row_lengths"])
         except DataError as error:
             yield str(error)
         except (KeyError, TypeError) as error:

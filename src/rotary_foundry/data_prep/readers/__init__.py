@@ -60,7 +60,10 @@ class SourceConfig:
     split: str | None = None  # the split of a Hugging Face data set; default: "train"
     separator: str | None = None  # a regular expression that divides a document into several
     remove: str | None = None  # a regular expression whose matches are removed from documents
+    depth: int | None = None  # of repositories: folders from `path` down to one; default: 1
+    endings: list[str] | None = None  # of repositories: the files to read; default: READERS says which
     install: str | None = None  # the command that provides `path`, for the error if nothing is there
+    length_bands: list[int] | None = None  # in tokens; makes a source of each band of lengths (length_bands.py)
     filters: list[Any] = field(default_factory=list)  # datatrove's by name, with or without arguments; see `filters.py`
 
 
@@ -72,12 +75,19 @@ class Reader:
     path: str  # "required", "optional" or "none"
     text_column: bool = False
     hugging_face: bool = False  # takes `name` and `split`, and its path may be a name on the Hub
+    repositories: bool = False  # takes `depth` and `endings`
     extensions: tuple[str, ...] = ()  # the files to read in a folder; a path or glob to files may have any extension
 
 
 def _packed(*extensions: str) -> tuple[str, ...]:
     return tuple(extension + packing for extension in extensions for packing in ("", ".gz", ".zst"))
 
+
+SOURCE_ENDINGS = (
+    *(".c", ".cc", ".cpp", ".cs", ".cu", ".cuh", ".go", ".h", ".hpp", ".java", ".jl"),
+    *(".js", ".kt", ".lua", ".m", ".md", ".php", ".pl", ".py", ".pyi", ".pyx", ".r"),
+    *(".rb", ".rs", ".rst", ".scala", ".sh", ".sql", ".swift", ".tex", ".ts", ".txt"),
+)
 
 READERS = {
     "csv": Reader("files", path="required", text_column=True, extensions=_packed(".csv")),
@@ -90,6 +100,7 @@ READERS = {
     "parquet": Reader("files", path="required", text_column=True, extensions=(".parquet",)),
     "python_docstrings": Reader("installed_packages", path="optional", extensions=(".py",)),
     "python_files": Reader("installed_packages", path="optional", extensions=(".py",)),
+    "repositories": Reader("repositories", path="optional", extensions=SOURCE_ENDINGS, repositories=True),
     "text": Reader("files", path="required", extensions=_packed(".txt", ".md", ".rst")),
     "warc": Reader("files", path="required", extensions=_packed(".warc", ".wet")),
 }

@@ -52,13 +52,13 @@ def fingerprint(source: SourceConfig) -> str:
 
 def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
     if source.reader == "distribution_readmes":
-        yield from _within_budget(Document(text, name) for name, text in _readmes().items())
+        yield from within_budget(Document(text, name) for name, text in _readmes().items())
     elif source.path:
         yield from read_files(FORMATS[source.reader], source, part, bad)
     else:
         reader = FORMATS[source.reader](".", "text", bad)
         files = installed_files(PACKAGES[source.reader])
-        yield from _within_budget(found for name, file in files for found in reader.documents(file.read_bytes(), name))
+        yield from within_budget(found for name, file in files for found in reader.documents(file.read_bytes(), name))
 
 
 class PythonFiles(Text):
@@ -96,13 +96,13 @@ def _readmes() -> dict[str, str]:
     that it does not change when the packages for tests or evaluation are installed.
     """
     texts = {}
-    for distribution in _required(OURS):
+    for distribution in required_distributions(OURS):
         metadata = distribution.metadata
         texts[canonicalize_name(metadata["Name"])] = str(metadata.get_payload() or metadata.get("Description") or "")
-    return {name: _encodable(texts[name]) for name in _by_hash(texts.keys() - {OURS})}
+    return {name: encodable(texts[name]) for name in by_hash(texts.keys() - {OURS})}
 
 
-def _required(by: str) -> Iterator[importlib.metadata.Distribution]:
+def required_distributions(by: str) -> Iterator[importlib.metadata.Distribution]:
     """Yield a distribution and all installed distributions that it requires, directly or indirectly."""
     wanted = [(by, "")]
     for name, extra in wanted:  # which grows
@@ -129,14 +129,14 @@ def installed_files(packages: Iterable[str]) -> Iterator[tuple[str, Path]]:
             # _sysconfigdata holds the paths of the machine that Python was built on.
             if LEFT_OUT.isdisjoint(inside.parts) and not inside.name.startswith("_sysconfigdata"):
                 files[f"{package}/{inside.as_posix()}"] = file
-    return ((name, files[name]) for name in _by_hash(files))
+    return ((name, files[name]) for name in by_hash(files))
 
 
-def _by_hash(names: Iterable[str]) -> list[str]:
+def by_hash(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
-def _within_budget(documents: Iterable[Document]) -> Iterator[Document]:
+def within_budget(documents: Iterable[Document]) -> Iterator[Document]:
     """Yield the first documents, as long as their text has at most BYTE_BUDGET bytes together."""
     left = BYTE_BUDGET
     for document in documents:
@@ -154,7 +154,7 @@ def _docstrings(name: str, content: bytes) -> str:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
     module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".").removeprefix("python.")
-    return _encodable("\n\n".join(_docstrings_in(tree, module)))
+    return encodable("\n\n".join(_docstrings_in(tree, module)))
 
 
 def _docstrings_in(node: ast.AST, name: str) -> Iterator[str]:
@@ -167,6 +167,6 @@ def _docstrings_in(node: ast.AST, name: str) -> Iterator[str]:
             yield from _docstrings_in(child, f"{name}.{child.name}" if isinstance(child, definitions) else name)
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Replace half surrogate pairs, which UTF-8 cannot encode; escapes in literals or damaged metadata make them."""
     return text.encode("utf-8", "replace").decode()

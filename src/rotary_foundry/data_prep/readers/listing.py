@@ -12,16 +12,21 @@ from rotary_foundry.utils.errors import DataError
 def parts(source: SourceConfig) -> list[Part]:
     """Group files, in the order of their names, into parts of about one size; files are not divided."""
     folder, files = listing(source)
-    size = part_bytes(sum(info["size"] for info in files.values()))
-    groups: list[list[str]] = []
+    return [{"folder": folder, "files": group} for group in groups({name: files[name]["size"] for name in files})]
+
+
+def groups(sizes: dict[str, int]) -> list[list[str]]:
+    """Group names, in their order, so that the sizes of each group are together about those of a part."""
+    size = part_bytes(sum(sizes.values()))
+    found: list[list[str]] = []
     room = 0
-    for name, info in files.items():
-        if info["size"] > room or not groups:
-            groups.append([])
+    for name, bytes_ in sizes.items():
+        if bytes_ > room or not found:
+            found.append([])
             room = size
-        groups[-1].append(name)
-        room -= info["size"]
-    return [{"folder": folder, "files": group} for group in groups]
+        found[-1].append(name)
+        room -= bytes_
+    return found
 
 
 def part_bytes(total: float) -> float:
@@ -45,8 +50,9 @@ def digest(values) -> str:
 def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
     """Return the folder of a source's path, as the user wrote it, and the files to read, by their names in it.
 
-    A folder gives the files with the reader's extensions, at any depth. A path or a glob gives all files that it names,
-    with any extension. Hidden files are not read, because systems and editors write them, not the user.
+    A folder gives the files with the source's `endings`, or else the reader's extensions, at any depth. A path or a
+    glob gives all files that it names, with any extension. Hidden files are not read, because systems and editors write
+    them, not the user.
 
     Raises:
         DataError: there are no such files, or they cannot be listed.
@@ -58,7 +64,7 @@ def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
             folder, name = posixpath.split(path)
             return folder, {name: object_store.data_folder(folder).info(name)}
         if store.isdir(path):
-            folder, extensions = path, READERS[source.reader].extensions
+            folder, extensions = path, tuple(source.endings or READERS[source.reader].extensions)
             inside = object_store.data_folder(folder)
             found = inside.find("", detail=True)
         elif has_magic(path):

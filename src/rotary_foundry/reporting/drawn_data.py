@@ -1,0 +1,77 @@
+"""What the stages of a plan draw from the prepared corpus: epochs of each source, and the context of the targets."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rotary_foundry.data.context import context_shares, rows_drawn
+from rotary_foundry.data.rows import MANIFEST, Manifest
+from rotary_foundry.recipe import Plan, Recipe
+from rotary_foundry.recipe.plan import Segment
+
+SHOWN = (128, 512)  # of the counted lengths, and all doublings after the second
+
+
+@dataclass(frozen=True)
+class DrawnData:
+    """What one stage draws."""
+
+    stage: str
+    row_length: int
+    epochs: dict[str, float]  # by source: rows drawn / rows that there are
+    context: dict[int, float] | None  # share of the targets that see at least so many tokens; None: not counted
+
+    def to_json(self) -> dict:
+        """Return the figures as plain JSON types."""
+        context = self.context and {str(at_least): share for at_least, share in self.context.items()}
+        return {"row_length": self.row_length, "epochs": self.epochs, "context": context}
+
+    @property
+    def shown(self) -> dict[int, float]:
+        """The shares that a table has: at 128, 512, 1,024 and on."""
+        return {length: share for length, share in (self.context or {}).items() if length in SHOWN or length > SHOWN[1]}
+
+
+def drawn_data(recipe: Recipe, plan: Plan) -> list[DrawnData]:
+    """Compute what each stage draws, without what a rollback abandons. Reads manifests only.
+
+    Returns:
+        An entry for each stage; none if the corpus is not at `data.local`.
+
+    Raises:
+        DataError: a manifest is missing from a corpus that is there, or broken.
+    """
+    if not (Path(recipe.data.local) / "tokenizer").is_dir():
+        return []
+    stages: dict[str, list[Segment]] = {}
+    for segment in plan.segments:
+        stages.setdefault(segment.stage, []).append(segment)
+    return [_of_stage(recipe, segments) for segments in stages.values()]
+
+
+def _of_stage(recipe: Recipe, segments: list[Segment]) -> DrawnData:
+    stage, row_length, mixture = segments[0].stage, segments[0].row_length, segments[0].mixture
+    folders = {
+        source: Path(recipe.data.local, source, str(row_length), "train") for source in mixture or recipe.data.sources
+    }
+    manifests = {source: Manifest.read(folder) for source, folder in folders.items()}
+    rows = rows_drawn(sum(segment.updates * segment.rows for segment in segments), mixture, manifests.items())
+    objective = recipe.objective_of(stage)
+    counted = all(manifest.longer is not None for manifest in manifests.values())
+    return DrawnData(
+        stage,
+        row_length,
+        {source: count / manifests[source].rows for source, count in rows.items()},
+        context_shares(rows, manifests, objective.causal, objective.document_mask) if counted else None,
+    )
+
+
+def not_counted(recipe: Recipe, stages: list[DrawnData]) -> str | None:
+    """Say why epochs or contexts of targets are not known; None if they are."""
+    if not stages:
+        return f"{recipe.data.local}: no corpus there yet, so epochs and the context of targets are not known"
+    if any(stage.context is None for stage in stages):
+        return (
+            f"{recipe.data.local}: an earlier version prepared it, and its {MANIFEST} files do not count documents by "
+            "length; prepare it again to see how much context targets have"
+        )
+    return None
