@@ -67,16 +67,17 @@ class Filler:
 
     pieces: list[str]
     sizes: NDArray[np.int64]  # [pieces], tokens
-    begins: list[int]  # the pieces that documents begin with
+    begins: list[int]  # the pieces that documents and paragraphs begin with
 
     @classmethod
     def of(cls, encode: Callable[[str], "Encoded"], texts: Sequence[str]) -> "Filler":
         """Cut texts into pieces, and count their tokens with a function that encodes text."""
         pieces, sizes, begins = [], [], []
         for text in texts:
-            begins.append(len(pieces))
             whole = text.strip() + BETWEEN
             of_text = PIECE.findall(whole)
+            paragraphs = [index + 1 for index, piece in enumerate(of_text[:-1]) if piece.count("\n") > 1]
+            begins += [len(pieces) + index for index in [0, *paragraphs]]
             ends = np.cumsum([len(piece) for piece in of_text])
             sizes += np.diff(np.searchsorted(encode(whole).spans[:, 0], ends), prepend=0).tolist()
             pieces += of_text

@@ -217,10 +217,10 @@ def _first_sentence(sentence: str) -> _Question:
 
 
 def _beginning(filler: Filler, generator: np.random.Generator) -> int:
-    """Draw a document that begins with a sentence; return its first piece."""
+    """Draw a document or a paragraph that begins with a sentence; return its first piece."""
     of_words = [begin for begin in filler.begins if len(re.findall(r"\w+", filler.pieces[begin])) >= WORDS]
     if not of_words:
-        raise DataError(f"data: no document begins with a line of {WORDS} words; first_sentence needs one")
+        raise DataError(f"data: no document or paragraph begins with {WORDS} words in a line; first_sentence needs one")
     return int(generator.choice(of_words))
 
 

@@ -128,7 +128,11 @@ class Result:
         """Print the table and its notes."""
         print_whole(console, self.table())
         fewest = min((len(headline.units) for headline in self.headlines if headline.units), default=FEW)
-        few = [f"{fewest} {'prompts' if self.grid else 'documents'} only: true intervals are wider than these"] if fewest < FEW else []
+        few = (
+            [f"{fewest} {'prompts' if self.grid else 'documents'} only: true intervals are wider than these"]
+            if fewest < FEW
+            else []
+        )
         for note in [*self.notes, *few]:
             console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
 
