@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -374,6 +375,22 @@ def test_a_table_of_positions_is_a_limit_and_its_positions_cannot_be_changed(gpt
             measured(suite, gpt2, text_file, override, *shortest)
     with pytest.raises(ConfigurationError, match=r"rope_theta: cannot be changed for .*gpt2, which is not a model of"):
         measured("causal_lm", gpt2, text_file, "rope_theta=20000")
+
+
+def test_a_llama_with_positions_that_our_network_does_not_have_is_measured_as_it_is(decoder, text_file, tmp_path):
+    path = shutil.copytree(decoder, tmp_path / "llama3")
+    config = json.loads((path / "config.json").read_text())
+    config["rope_parameters"] |= {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    evaluate([str(path)], ["causal_lm"], [f"data={text_file}", f"out={tmp_path / 'out'}", "longest=64"])
+    with pytest.raises(DataError, match=r"rope_type: expected default, linear or yarn, got 'llama3'"):
+        measured("causal_lm", path, text_file, "rope_scaling=linear", "rope_factor=2")
 
 
 def test_data_that_is_no_text_is_refused_before_anything_is_measured(decoder, tmp_path):

@@ -156,23 +156,25 @@ def open_causal_model(path: Path, config: DecoderSuiteConfig) -> CausalModel:
     transformers.utils.logging.set_verbosity_error()  # missing tensors are refused below, in one line
     transformers.utils.logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    ours = not (path / CONFIG).is_file() or find_family_of(path) is not None
+    directory = (path / CONFIG).is_file()
     changed = {
         key: value
         for key in ("rope_theta", "rope_scaling", "rope_factor")
         if (value := getattr(config, key)) is not None
     }
-    if changed and not ours:
+    if changed and directory and find_family_of(path) is None:
         raise ConfigurationError(
             f"{next(iter(changed))}: cannot be changed for {path}, which is not a model of our families; leave it out"
         )
-    tokenizer = open_tokenizer(read_source(path).tokenizer if ours else path, config.tokenizer)
-    positions = _positions(path, changed) if changed or not (path / CONFIG).is_file() else None
-    if (path / CONFIG).is_file():
+    positions = _positions(path, changed) if changed or not directory else None
+    tokenizer = open_tokenizer(path if directory else positions.source.tokenizer, config.tokenizer)
+    if directory:
         model = _from_directory(path, positions, tokenizer)
+        trained_length = most_tokens(model.config)
     else:
         model = _from_checkpoint(path, positions, tokenizer)
-    facts = {"kind": model.config.model_type, "trained_length": _trained_length(path, ours)} | counted(model)
+        trained_length = positions.source.longest_row
+    facts = {"kind": model.config.model_type, "trained_length": trained_length, **counted(model)}
     if positions is not None:
         facts |= positions.knobs | ({} if positions.variant is None else {"variant": positions.variant})
     return CausalModel(path, tokenizer, model.eval().to(device), facts | {"tokenizer": told(tokenizer)})
@@ -249,9 +251,3 @@ def _longest_row(config: PretrainedConfig) -> int | None:
     """Return the most tokens of a row; None for rotary positions, which go on beyond the length trained at."""
     rotary = getattr(config, "rope_parameters", None) or hasattr(config, "rope_theta")
     return None if rotary else most_tokens(config)
-
-
-def _trained_length(path: Path, ours: bool) -> int | None:
-    if ours:
-        return read_source(path).longest_row
-    return most_tokens(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))

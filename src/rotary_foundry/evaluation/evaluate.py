@@ -78,12 +78,14 @@ def is_decoder(path: Path) -> bool | None:
     """
     if (path / "modules.json").is_file():  # vectors by sentence-transformers, whatever network makes them
         return False
-    if (path / CONFIG).is_file() and find_family_of(path) is None:
-        architectures = read_config(path).get("architectures") or ()
-        endings = [re.search(r"(For\w+|LMHeadModel|Model)$", str(name)) for name in architectures]
-        kinds = {found[1] in ("ForCausalLM", "LMHeadModel") for found in endings if found}
-        return kinds.pop() if len(kinds) == 1 else None
-    return read_source(path).family.causal
+    if not (path / CONFIG).is_file():
+        return read_source(path).family.causal
+    if (family := find_family_of(path)) is not None:
+        return family.causal
+    architectures = read_config(path).get("architectures") or ()
+    endings = [re.search(r"(For\w+|LMHeadModel|Model)$", str(name)) for name in architectures]
+    kinds = {found[1] in ("ForCausalLM", "LMHeadModel") for found in endings if found}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _written(models: list[Path], suites: list[Suite]) -> list[Path]:
