@@ -7,9 +7,9 @@
 - Prompts depend on the seed, the task, the length, the depth and a number, and on the model's tokenizer only in how
   much text fits.
 - The tasks: a pass key between repeated sentences (after arXiv 2305.16300); a code in held-out text (a needle in a
-  haystack); the value of a key in a JSON object of UUIDs (after arXiv 2307.03172); the first sentence of
-  the input (arXiv 2309.16039, section 4.1), scored by ROUGE-L; and the variables that have a value, in one of two
-  chains of assignments (after RULER, arXiv 2404.06654). Wordings are ours.
+  haystack); the value of a key in a JSON object of UUIDs (after arXiv 2307.03172); the first sentence of the input
+  (arXiv 2309.16039, section 4.1), scored by ROUGE-L; and the variables that have a value, by one of two chains of
+  assignments (after RULER, arXiv 2404.06654). Wordings are ours.
 """
 
 import re
@@ -33,20 +33,7 @@ NOISE = (
 )
 WITH_DEPTHS, WITHOUT = ("passkey", "needle", "key_value"), ("first_sentence", "variables")
 FROM_DATA = ("needle", "first_sentence", "variables")  # tasks whose text is held out
-COLOURS = (
-    "amber",
-    "azure",
-    "black",
-    "brown",
-    "coral",
-    "green",
-    "ivory",
-    "olive",
-    "pearl",
-    "scarlet",
-    "silver",
-    "white",
-)
+COLOURS = ("amber", "azure", "black", "brown", "coral", "green", "ivory", "olive", "pearl", "silver", "white")
 THINGS = ("anchor", "basket", "candle", "garden", "hammer", "ladder", "mirror", "needle", "pocket", "ribbon", "saddle")
 HOPS, CHAINS = 4, 2  # assignments after a chain's first
 SPARE = 12  # tokens of an answer beyond those of the right one
