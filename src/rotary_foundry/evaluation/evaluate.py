@@ -50,6 +50,8 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
             raise ConfigurationError(
                 f"{path}: no such file or folder; expected a run, a checkpoint or a model directory"
             )
+        if [name_of(one) for one in paths].count(name_of(path)) > 1:
+            raise ConfigurationError(f"{path}: another model has the same name, {name_of(path)}; rename one of them")
     decoders = [is_decoder(path) for path in paths]
     found = find_suites(suites, overrides, decoder=all(decoders))
     for path, decoder in zip(paths, decoders, strict=True):
@@ -59,8 +61,6 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
                 raise ConfigurationError(
                     f"{path}: {kind}, which the suite {suite.name} does not serve; use {', '.join(serve)}"
                 )
-        if [name_of(one) for one in paths].count(name_of(path)) > 1:
-            raise ConfigurationError(f"{path}: another model has the same name, {name_of(path)}; rename one of them")
     for path in paths:
         for suite in found:
             if suite.check is not None:
