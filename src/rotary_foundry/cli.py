@@ -116,9 +116,12 @@ def reference(
 @app.command()
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="A run, a checkpoint, an export, or the directory of any Hugging Face encoder.")
+        str,
+        typer.Argument(help="A run, a checkpoint, an export, or the directory of any Hugging Face encoder or decoder."),
     ],
-    suites: Annotated[str, typer.Argument(help="Such as masked_lm, a YAML, several joined by commas, or all.")],
+    suites: Annotated[
+        str, typer.Argument(help="Such as masked_lm, a YAML, several joined by commas, or all for such a model.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as data=data/mine.")] = None,
     beside: Annotated[
         list[str] | None, typer.Option(help="A further model to evaluate and compare; may be repeated.")

@@ -225,7 +225,8 @@ def test_a_measure_is_told_with_its_interval():
 
 
 def test_all_are_the_suites_that_run_offline():
-    assert [suite.name for suite in suites.find_suites(["all"])] == list(suites.MODULES)
+    assert [suite.name for suite in suites.find_suites(["all"])] == list(suites.ENCODERS)
+    assert [suite.name for suite in suites.find_suites(["all"], decoder=True)] == list(suites.DECODERS)
 
 
 def test_an_override_is_for_the_suites_that_have_its_key_and_for_none_it_is_refused():
@@ -233,7 +234,7 @@ def test_an_override_is_for_the_suites_that_have_its_key_and_for_none_it_is_refu
     found = {suite.name: suite.config for suite in suites.find_suites(["all"], given)}
     assert {found[name].data for name in ("masked_lm", "context", "needle")} == {"mine"}
     assert (found["retrieval"].max_pairs, found["retrieval"].tasks, found["glue"].task) == (7, ["BEIR"], None)
-    assert {found[name].seed for name in suites.MODULES if name != "glue"} == {3}
+    assert {found[name].seed for name in suites.ENCODERS if name != "glue"} == {3}
     with pytest.raises(ConfigurationError, match="unknown key 'seed'"):  # its seeds are the fine-tuning's
         suites.find_suites(["glue"], ["seed=3"])
     with pytest.raises(ConfigurationError, match="unknown key 'maxpairs'; did you mean 'max_pairs'"):

@@ -19,6 +19,23 @@ def test_alpha_beta_and_gamma_are_recovered(drop, beta, gamma):
     assert np.log(found.alpha) == pytest.approx(np.log(alpha), abs=0.3)
 
 
+PUBLISHED = {  # α, β and γ, and what they say at 4,096, 16,384 and 32,768 tokens (arXiv 2309.16039, figure 1)
+    "7b": (Law(25.4, 0.45, 1.56), [1.6615, 1.6144, 1.5998]),
+    "13b": (Law(19.5, 0.48, 1.45), [1.5268, 1.4895, 1.4783]),
+    "34b": (Law(17.7, 0.50, 1.41), [1.4757, 1.4429, 1.4332]),
+    "70b": (Law(17.9, 0.51, 1.35), [1.4126, 1.3809, 1.3717]),
+}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_the_published_curves_of_llama_2_long_are_recovered_from_their_losses(model):
+    law, losses = PUBLISHED[model]
+    np.testing.assert_allclose(law(np.array([4096.0, 16384.0, 32768.0])), losses, atol=5e-5)
+    context = 128.0 * 2 ** np.arange(9)  # to 32,768
+    found = fit(context, law(context))
+    assert found == pytest.approx(law, rel=1e-4)
+
+
 def test_noise_moves_the_law_a_little():
     true = Law(20.0, 0.5, 3.0)
     found = fit(CONTEXT, true(CONTEXT) + np.random.default_rng(0).normal(0, 0.002, size=7))

@@ -21,19 +21,25 @@ TOKENS = NANO.stage_ends["extend"]
 
 
 def make_run(
-    path: Path, shape: Shape, corpus: Path, weights: dict[str, Tensor], attn_implementation: str = "auto"
+    path: Path,
+    shape: Shape,
+    corpus: Path,
+    weights: dict[str, Tensor],
+    attn_implementation: str = "auto",
+    name: str = "nano",
+    token: int = TOKENS,
 ) -> RunFolder:
-    """Make a nano run of another shape, with a checkpoint at the end of its second stage."""
-    recipe = load_recipe("yamls/main/nano.yaml")
+    """Make a run of another shape, with a checkpoint at a token: for nano, at the end of its second stage."""
+    recipe = load_recipe(f"yamls/main/{name}.yaml")
     model = replace(recipe.model, **asdict(shape), attn_implementation=attn_implementation)
     recipe = replace(recipe, model=model, data=replace(recipe.data, local=str(corpus)))
     run = RunFolder(path)
     shutil.copytree(corpus / "tokenizer", run.tokenizer)
     run.recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(recipe)))
     state = {WEIGHTS + name: value for name, value in weights.items()}
-    folder = checkpoint_folder(run, recipe)
+    folder = checkpoint_folder(run, recipe, token)
     dist_cp.save(state, storage_writer=dist_cp.FileSystemWriter(folder), no_dist=True)
-    complete(folder, recipe)
+    complete(folder, recipe, token)
     return run
 
 
@@ -47,14 +53,14 @@ def save_sharded(folder: Path, weights: dict[str, Tensor]) -> None:
     dist_cp.save(cut, checkpoint_id=str(folder))
 
 
-def checkpoint_folder(run: RunFolder, recipe: Recipe) -> Path:
-    return run.checkpoints / f"ba{compile_plan(recipe).at(TOKENS).update}"
+def checkpoint_folder(run: RunFolder, recipe: Recipe, token: int = TOKENS) -> Path:
+    return run.checkpoints / f"ba{compile_plan(recipe).at(token).update}"
 
 
-def complete(folder: Path, recipe: Recipe) -> None:
+def complete(folder: Path, recipe: Recipe, token: int = TOKENS) -> None:
     """Mark a checkpoint as whole, whatever is in its folder now."""
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != "COMPLETE"}
-    mark_complete(CompleteCheckpoint(folder, compile_plan(recipe).at(TOKENS).update, TOKENS, 0, {}, sizes))
+    mark_complete(CompleteCheckpoint(folder, compile_plan(recipe).at(token).update, token, 0, {}, sizes))
 
 
 def add_records(run: RunFolder) -> None:

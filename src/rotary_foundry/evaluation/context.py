@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from rotary_foundry.data_prep.inspection.held_out_texts import describe, held_ou
 from rotary_foundry.evaluation import bootstrap
 from rotary_foundry.evaluation.power_law import Law, fit
 from rotary_foundry.evaluation.results import Headline, Measure, Result, Row, digest
-from rotary_foundry.evaluation.suites import TextSuiteConfig, check_data
+from rotary_foundry.evaluation.suites import ResampledConfig, TextSuiteConfig, check_data
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import number
 
@@ -88,40 +88,23 @@ def run(path: Path, config: Config) -> Result:
     lengths = _lengths(model, config)
     loss = np.stack([_losses(model, windows, length) for length in lengths])  # [lengths, targets]
     of_target = [window.document for window in windows for targets in window.targets for _ in targets]
-    documents = sorted(set(of_target))
-    member = np.array(of_target)[None] == np.array(documents)[:, None]  # [documents, targets]
-    sums, counts = loss @ member.T, member.sum(axis=1)  # [lengths, documents] and [documents]
-    law, resampled = _laws(np.array(lengths, float), sums, counts, config)
-    rows = []
-    for length, of_length in zip(lengths, sums, strict=True):
-        units = _units(documents, of_length, counts)
-        change = _units(documents, of_length - sums[0], counts)
-        measures = {LOSS: units, CHANGE: change}
-        rows.append(
-            Row(
-                {"context": length},
-                {name: bootstrap.ratio(of, config.resamples, config.seed) for name, of in measures.items()},
-            )
-        )
-    measured = {
-        name: bootstrap.interval(value, resampled[:, i]) for i, (name, value) in enumerate(law._asdict().items())
-    }
+    found = by_context(lengths, loss, of_target, config)
     return Result(
         suite=config.suite,
         title="masked-LM loss at the same tokens, by tokens of context",
         model=model.facts,
         config={},
-        data=describe(config.data, [text for text in texts if text.id in documents])
+        data=describe(config.data, [text for text in texts if text.id in found.documents])
         | {"windows": len(windows), "targets": len(of_target)},
-        rows=rows,
-        headlines=_headlines(lengths, rows, documents, sums, counts, config),
+        rows=found.rows,
+        headlines=found.headlines,
         notes=[
             f"{len(of_target):,} targets in {len(windows)} windows of {config.longest:,} tokens; documents: "
-            f"{len(documents)}",
-            *_shortfall(len(texts), len(documents)),
-            _law_in_words(measured),
+            f"{len(found.documents)}",
+            *shortfall(len(texts), len(found.documents)),
+            found.law_in_words,
         ],
-        facts={"law": {name: [one.value, one.low, one.high] for name, one in measured.items()} if law.alpha else None},
+        facts={"law": found.law},
         asked=digest(_question(model, window).tobytes() for window in windows),
     )
 
@@ -132,7 +115,7 @@ def _question(model: "MaskedModel", window: Window) -> "Masked":
     return model.framed(window.ids, places, window.original[places])
 
 
-def _shortfall(drawn: int, measured: int) -> list[str]:
+def shortfall(drawn: int, measured: int) -> list[str]:
     """Note the documents that were long enough by the corpus' tokenizer but are too short by the model's."""
     return [f"{drawn - measured} of {drawn} documents have fewer tokens by this tokenizer"] if measured < drawn else []
 
@@ -144,14 +127,17 @@ def _lengths(model: "MaskedModel", config: Config) -> list[int]:
         DataError: the model can take fewer than FEWEST lengths.
     """
     most = model.longest(config.longest) + model.frame.slots
-    lengths = [config.shortest << power for power in range(64) if config.shortest << power <= most]
-    if lengths and lengths[-1] < most:
-        lengths.append(most)
+    lengths = doubled(config.shortest, most)
     if len(lengths) < FEWEST:
         raise DataError(
             f"{model.path}: takes {most:,} tokens at most, too few from shortest={config.shortest} on; lower it"
         )
     return lengths
+
+
+def doubled(shortest: int, longest: int) -> list[int]:
+    """Return lengths, each twice the one before, and the longest."""
+    return [*(length for power in range(64) if (length := shortest << power) < longest), longest]
 
 
 def _windows(model: "MaskedModel", document: str, text: str, config: Config) -> list[Window]:
@@ -192,8 +178,55 @@ def stretches(window: Window, content: int) -> list[int]:
     return [int(min(max(0, middle - content // 2), len(window.ids) - content)) for middle in window.middles]
 
 
+class ByContext(NamedTuple):
+    """What the losses of the same targets with several lengths of context say."""
+
+    documents: list[str]
+    rows: list[Row]  # one for each length
+    headlines: list[Headline]
+    law: dict[str, list[float | None]] | None  # each parameter with its interval; None: the loss does not fall
+    law_in_words: str
+
+
+def by_context(
+    lengths: Sequence[int], loss: NDArray[np.float64], of_target: Sequence[str], config: ResampledConfig
+) -> ByContext:
+    """Sum up losses by length of context, and fit the law to them.
+
+    Args:
+        lengths: tokens of context, at least three.
+        loss: [lengths, targets], nats.
+        of_target: the document of each target.
+    """
+    documents = sorted(set(of_target))
+    member = np.array(of_target)[None] == np.array(documents)[:, None]  # [documents, targets]
+    sums, counts = loss @ member.T, member.sum(axis=1)  # [lengths, documents] and [documents]
+    law, resampled = _laws(np.array(lengths, float), sums, counts, config)
+    rows = []
+    for length, of_length in zip(lengths, sums, strict=True):
+        units = _units(documents, of_length, counts)
+        change = _units(documents, of_length - sums[0], counts)
+        measures = {LOSS: units, CHANGE: change}
+        rows.append(
+            Row(
+                {"context": length},
+                {name: bootstrap.ratio(of, config.resamples, config.seed) for name, of in measures.items()},
+            )
+        )
+    measured = {
+        name: bootstrap.interval(value, resampled[:, i]) for i, (name, value) in enumerate(law._asdict().items())
+    }
+    return ByContext(
+        documents,
+        rows,
+        _headlines(lengths, rows, documents, sums, counts, config),
+        {name: [one.value, one.low, one.high] for name, one in measured.items()} if law.alpha else None,
+        _law_in_words(measured),
+    )
+
+
 def _laws(
-    lengths: NDArray[np.float64], sums: NDArray[np.float64], counts: NDArray[np.int64], config: Config
+    lengths: NDArray[np.float64], sums: NDArray[np.float64], counts: NDArray[np.int64], config: ResampledConfig
 ) -> tuple[Law, NDArray[np.float64]]:
     """Fit the law to all documents and to each resample of them; return both, the latter as [resamples, 3]."""
     law = fit(lengths, sums.sum(axis=1) / counts.sum())
@@ -228,7 +261,7 @@ def _headlines(
     documents: Sequence[str],
     sums: NDArray[np.float64],
     counts: NDArray[np.int64],
-    config: Config,
+    config: ResampledConfig,
 ) -> list[Headline]:
     """Return the loss with the shortest, a middle and the longest context, and its fall from middle to longest."""
     middle = len(lengths) // 2

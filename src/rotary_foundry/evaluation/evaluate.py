@@ -5,6 +5,7 @@ both. Earlier results are already written by then.
 """
 
 import platform
+import re
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -15,10 +16,12 @@ from pathlib import Path
 from rich.console import Console
 
 from rotary_foundry.evaluation.compare import write_comparison
-from rotary_foundry.evaluation.results import FOLDER, PICTURE, Result, name_of, results_folder, theta_variant
+from rotary_foundry.evaluation.results import FOLDER, PICTURE, Result, name_of, positions_variant, results_folder
 from rotary_foundry.evaluation.suite_pictures import draw
-from rotary_foundry.evaluation.suites import Suite, find_suites
+from rotary_foundry.evaluation.suites import DECODERS, ENCODERS, Suite, SuiteConfig, find_suites
+from rotary_foundry.models.config_json import CONFIG, find_family_of, read_config
 from rotary_foundry.runs.run_lock import LockFile, RunLock
+from rotary_foundry.runs.trained_state import read_source
 from rotary_foundry.utils.errors import ConfigurationError
 
 PACKAGES = (
@@ -41,7 +44,6 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
         NeedsNetwork: a suite would have to fetch something; before anything is measured, too.
         FoundryError: a suite cannot be measured on a model.
     """
-    found = find_suites(suites, overrides)
     paths = [Path(model) for model in models]
     for path in paths:
         if not path.exists():
@@ -50,6 +52,15 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
             )
         if [name_of(one) for one in paths].count(name_of(path)) > 1:
             raise ConfigurationError(f"{path}: another model has the same name, {name_of(path)}; rename one of them")
+    decoders = [is_decoder(path) for path in paths]
+    found = find_suites(suites, overrides, decoder=all(decoders))
+    for path, decoder in zip(paths, decoders, strict=True):
+        for suite in found:
+            if decoder is not None and decoder != (suite.name in DECODERS):
+                kind, serve = ("a decoder", DECODERS) if decoder else ("an encoder", ENCODERS)
+                raise ConfigurationError(
+                    f"{path}: {kind}, which the suite {suite.name} does not serve; use {', '.join(serve)}"
+                )
     for path in paths:
         for suite in found:
             if suite.check is not None:
@@ -59,14 +70,36 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
         return _evaluate(paths, found, locks)
 
 
+def is_decoder(path: Path) -> bool | None:
+    """Return whether the model at a path predicts the next token; None if its files do not say so.
+
+    Raises:
+        FoundryError: the path has no model.
+    """
+    if (path / "modules.json").is_file():  # vectors by sentence-transformers, whatever network makes them
+        return False
+    if not (path / CONFIG).is_file():
+        return read_source(path).family.causal
+    if (family := find_family_of(path)) is not None:
+        return family.causal
+    architectures = read_config(path).get("architectures") or ()
+    endings = [re.search(r"(For\w+|LMHeadModel|Model)$", str(name)) for name in architectures]
+    kinds = {found[1] in ("ForCausalLM", "LMHeadModel") for found in endings if found}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
 def _written(models: list[Path], suites: list[Suite]) -> list[Path]:
     """The folders that are written to, in one order, so that of two commands one is refused and goes no further."""
     folders = [
-        results_folder(model, suite.config.out, theta_variant(getattr(suite.config, "rope_theta", None))) / suite.name
+        results_folder(model, suite.config.out, _variant(suite.config)) / suite.name
         for model in models
         for suite in suites
     ]
     return sorted({*folders, *([_compared(suites)] if len(models) > 1 else [])})
+
+
+def _variant(config: SuiteConfig) -> str | None:
+    return positions_variant(*(getattr(config, key, None) for key in ("rope_theta", "rope_scaling", "rope_factor")))
 
 
 def _compared(suites: list[Suite]) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 from rotary_foundry.data_prep.inspection.held_out_texts import Text, describe, held_out
 from rotary_foundry.evaluation import bootstrap
 from rotary_foundry.evaluation.results import Headline, Measure, Result, Row, digest
-from rotary_foundry.evaluation.suites import TextSuiteConfig, check_data
+from rotary_foundry.evaluation.suites import ResampledConfig, TextSuiteConfig, check_data
 from rotary_foundry.finetuning.finetune_config import LONG_DOCUMENTS
 from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
 from rotary_foundry.utils.errors import DataError
@@ -49,7 +49,7 @@ class Config(TextSuiteConfig):
 
 
 @dataclass(frozen=True)
-class _Of:
+class DocumentLoss:
     """The sums over one document's targets."""
 
     text: Text
@@ -96,39 +96,67 @@ def run(path: Path, config: Config) -> Result:
         documents.append(model.framed(masked, places, labels[places]))
         sizes.append(int(encoded.bytes[places].sum()))
     measured = [
-        _Of(text, len(scores.loss), size, float(scores.loss.sum()), int(scores.found.sum()))
+        DocumentLoss(text, len(scores.loss), size, float(scores.loss.sum()), int(scores.found.sum()))
         for text, size, scores in zip(texts, sizes, model.score(documents), strict=True)
     ]
     if not any(one.targets for one in measured):
         raise DataError(f"{config.data}: no token of {len(texts)} documents was masked; raise mlm_probability")
+    return loss_result(
+        config,
+        f"masked-LM, {config.mlm_probability:.0%} of the tokens masked",
+        model.facts,
+        describe(config.data, texts),
+        measured,
+        longest,
+        cut,
+        digest(document.tobytes() for document in documents),
+    )
+
+
+def loss_result(
+    config: ResampledConfig,
+    title: str,
+    model: dict,
+    data: dict,
+    measured: Sequence[DocumentLoss],
+    longest: int,
+    cut: Sequence[int],
+    asked: str,
+) -> Result:
+    """Sum up the losses of documents, at least one of which has targets.
+
+    Args:
+        title, model, data, asked: as in Result.
+        longest: the tokens that documents were cut to.
+        cut: the tokens left out of each document that was cut.
+    """
     rows = [_row(label, of, config) for label, of in _groups(measured)]
     every = rows[-1].measures
     units = {name: {one.text.id: one.sums(name) for one in measured} for name in every}
-    notes = [f"documents cut to {longest:,} tokens: {len(cut):,}; tokens left out: {sum(cut):,}"] if cut else []
     return Result(
         suite=config.suite,
-        title=f"masked-LM, {config.mlm_probability:.0%} of the tokens masked",
-        model=model.facts,
+        title=title,
+        model=model,
         config={},
-        data=describe(config.data, texts),
+        data=data,
         rows=rows,
         headlines=[
             Headline("loss (nats a token)", every[LOSS], True, units[LOSS]),
             Headline("loss (nats a byte)", every[BYTE], True, units[BYTE]),
             Headline("accuracy", every[ACCURACY], False, units[ACCURACY], WITHIN[ACCURACY]),
         ],
-        notes=notes,
+        notes=[f"documents cut to {longest:,} tokens: {len(cut):,}; tokens left out: {sum(cut):,}"] if cut else [],
         facts={"documents_cut": len(cut), "tokens_left_out": sum(cut)},
-        asked=digest(document.tobytes() for document in documents),
+        asked=asked,
     )
 
 
-def _groups(measured: Sequence[_Of]) -> list[tuple[str, list[_Of]]]:
+def _groups(measured: Sequence[DocumentLoss]) -> list[tuple[str, list[DocumentLoss]]]:
     """Group documents by source, by length, and all together."""
-    groups: dict[str, list[_Of]] = {}
+    groups: dict[str, list[DocumentLoss]] = {}
     for one in measured:
         groups.setdefault(one.text.source, []).append(one)
-    by_length: dict[int, list[_Of]] = {}
+    by_length: dict[int, list[DocumentLoss]] = {}
     for one in measured:
         by_length.setdefault(max(7, one.text.tokens.bit_length()), []).append(one)
     for exponent in sorted(by_length):
@@ -137,7 +165,7 @@ def _groups(measured: Sequence[_Of]) -> list[tuple[str, list[_Of]]]:
     return [*groups.items(), ("all", list(measured))]
 
 
-def _row(label: str, of: Sequence[_Of], config: Config) -> Row:
+def _row(label: str, of: Sequence[DocumentLoss], config: ResampledConfig) -> Row:
     labels = {"documents of": label, "documents": len(of), "targets": sum(one.targets for one in of)}
     measures: dict[str, Measure] = {}
     for name in (LOSS, ACCURACY, BYTE):

@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.modeling_outputs import ModelOutput
 
 from rotary_foundry.data.rows import Frame, fingerprint
 from rotary_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
-from rotary_foundry.evaluation.results import theta_variant
+from rotary_foundry.evaluation.results import positions_variant
 from rotary_foundry.interop import load_model
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.models.config_json import CONFIG, find_family_of
@@ -68,6 +69,17 @@ class Encoded(NamedTuple):
         return np.diff(self.ends, prepend=0)
 
 
+def encode(tokenizer: Tokenizer, text: str) -> Encoded:
+    """A text as ids, without special tokens around it."""
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    bytes_before = np.concatenate([[0], np.cumsum(sizes)])
+    ends = np.maximum.accumulate(bytes_before[offsets[:, 1]])
+    return Encoded(np.array(encoding.ids, np.int64), ends, offsets)
+
+
 class MaskedModel(ABC):
     """A model and its tokenizer.
 
@@ -107,13 +119,7 @@ class MaskedModel(ABC):
 
     def encode(self, text: str) -> Encoded:
         """A text as ids."""
-        encoding = self.backend.encode(text, add_special_tokens=False)
-        offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
-        bytes_before = np.concatenate([[0], np.cumsum(sizes)])
-        ends = np.maximum.accumulate(bytes_before[offsets[:, 1]])
-        return Encoded(np.array(encoding.ids, np.int64), ends, offsets)
+        return encode(self.backend, text)
 
     def masking(self, probability: float, mask_share: float, random_share: float) -> Masking:
         """Return a masking that never masks special tokens."""
@@ -233,11 +239,11 @@ def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | Non
         if "rope_theta" not in source.family.knobs:
             raise ConfigurationError(f"rope_theta: the family {source.family.name} has none; leave it out")
         if rope_theta != source.knobs["rope_theta"]:
-            facts["variant"] = theta_variant(rope_theta)
+            facts["variant"] = positions_variant(rope_theta)
             network.set_knob("rope_theta", rope_theta)
-    facts |= {name: network.knobs[name] for name in source.knobs} | _counted(network)
-    opened = _open_tokenizer(source.tokenizer, tokenizer)
-    return Ours(path, opened, network.to(device), facts | {"tokenizer": _told(opened)})
+    facts |= {name: network.knobs[name] for name in source.knobs} | counted(network)
+    opened = open_tokenizer(source.tokenizer, tokenizer)
+    return Ours(path, opened, network.to(device), facts | {"tokenizer": told(opened)})
 
 
 def _open_theirs(path: Path, tokenizer: str | None, device: str) -> Theirs:
@@ -254,12 +260,17 @@ def _open_theirs(path: Path, tokenizer: str | None, device: str) -> Theirs:
         raise DataError(
             f"{path}: this suite needs a masked-LM head; tensor {sorted(loading['missing_keys'])[0]} is missing"
         )
-    opened = _open_tokenizer(path, tokenizer)
-    facts = {"kind": model.config.model_type, **_counted(model), "tokenizer": _told(opened)}
+    opened = open_tokenizer(path, tokenizer)
+    facts = {"kind": model.config.model_type, **counted(model), "tokenizer": told(opened)}
     return Theirs(path, opened, model.eval().to(device), facts)
 
 
-def _open_tokenizer(own: Path, given: str | None) -> PreTrainedTokenizerFast:
+def open_tokenizer(own: Path, given: str | None) -> PreTrainedTokenizerFast:
+    """Open the tokenizer that the user gave, or else the model's own.
+
+    Raises:
+        DataError: it cannot be read, is not a fast one, or is another model's.
+    """
     folder = own if given is None else Path(given)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -275,13 +286,14 @@ def _open_tokenizer(own: Path, given: str | None) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _told(tokenizer: PreTrainedTokenizerFast) -> str:
+def told(tokenizer: PreTrainedTokenizerFast) -> str:
     """Identify a tokenizer; models with the same tokenizer have the same targets."""
     folder = Path(tokenizer.name_or_path)
     return fingerprint(folder) if (folder / "tokenizer.json").is_file() else f"{folder.name}, {len(tokenizer)} ids"
 
 
-def _counted(model: nn.Module) -> dict:
+def counted(model: nn.Module) -> dict:
+    """Return the number of parameters, as facts of a result."""
     return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 

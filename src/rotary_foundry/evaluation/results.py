@@ -72,6 +72,7 @@ class Result:
     notes: list[str] = field(default_factory=list)  # printed below the table: what was cut or left out
     facts: dict = field(default_factory=dict)  # further findings, for the picture and for programs
     asked: str = ""  # `digest` of the questions; results with the same digest are compared document by document
+    grid: bool = False  # a row is a task at a length, with shares by depth: drawn as heat maps
     environment: dict = field(default_factory=dict)  # commit, packages, device; filled in by `evaluate`
     seconds: float = 0.0
 
@@ -127,7 +128,11 @@ class Result:
         """Print the table and its notes."""
         print_whole(console, self.table())
         fewest = min((len(headline.units) for headline in self.headlines if headline.units), default=FEW)
-        few = [f"{fewest} documents only: true intervals are wider than these"] if fewest < FEW else []
+        few = (
+            [f"{fewest} {'prompts' if self.grid else 'documents'} only: true intervals are wider than these"]
+            if fewest < FEW
+            else []
+        )
         for note in [*self.notes, *few]:
             console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
 
@@ -159,9 +164,14 @@ def name_of(model: Path, variant: str | None = None) -> str:
     return _with(model.name if run is None else f"{run.name}-{model.name}", variant)
 
 
-def theta_variant(rope_theta: float | None) -> str | None:
-    """The variant of a model that is given another theta than its own; None if it is given none."""
-    return None if rope_theta is None else f"theta-{rope_theta:g}"
+def positions_variant(
+    rope_theta: float | None = None, rope_scaling: str | None = None, rope_factor: float | None = None
+) -> str | None:
+    """The variant of a model whose positions are not its own, such as yarn-4 or theta-10000; None: its own."""
+    scaling = [] if rope_scaling is None else [rope_scaling]
+    factor = [] if rope_factor is None else [f"{rope_factor:g}"]
+    theta = [] if rope_theta is None else [f"theta-{rope_theta:g}"]
+    return "-".join([*scaling, *factor, *theta]) or None
 
 
 def _with(name: str, variant: str | None) -> str:

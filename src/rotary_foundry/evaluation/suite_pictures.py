@@ -1,13 +1,19 @@
 """A suite's results as a PNG: a panel for each measure, a point with its interval for each row and model.
 
+Results by task, length and depth are heat maps instead, a panel for each model and task.
+
 The words that describe the picture are in the file's `Description`.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rotary_foundry.evaluation.results import Measure, Result
 from rotary_foundry.reporting.charts import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ACROSS = 2  # panels
 
@@ -17,26 +23,54 @@ def draw(results: Sequence[Result], path: Path) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # slow to import; no pyplot, because no window is opened
 
-    found = [{_label(row.labels): row.measures for row in result.rows} for result in results]
     names = [result.model["name"] for result in results]
-    measures = list(dict.fromkeys(name for one in found for of_row in one.values() for name in of_row))
     headlines = ("; ".join(f"{one.name} {one.measure}" for one in result.headlines) for result in results)
     words = ". ".join([results[0].title, *(f"{name}: {said}" for name, said in zip(names, headlines, strict=True))])
     with rc_context({"text.parse_math": False}):  # a name with a $ in it is a name
-        down = -(-len(measures) // ACROSS)
-        figure = Figure(figsize=(12, 4.2 * down), layout="constrained")
-        panels = figure.subplots(down, min(ACROSS, len(measures)), squeeze=False).flat
-        for axes, measure in zip(panels, measures, strict=False):
-            rows = list(dict.fromkeys(row for one in found for row in one if measure in one[row]))
-            _points(axes, rows, [[one.get(row, {}).get(measure) for row in rows] for one in found], names)
-            axes.set_title(measure, loc="left", fontsize=11)
-            axes.spines[["top", "right"]].set_visible(False)
-        figure.axes[0].legend(frameon=False, fontsize=9)
-        for axes in figure.axes[len(measures) :]:
-            axes.remove()
+        figure = Figure(layout="constrained")
+        (_draw_grids if results[0].grid else _draw_points)(figure, results, names)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, metadata={"Description": words})
     return words
+
+
+def _draw_points(figure: "Figure", results: Sequence[Result], names: Sequence[str]) -> None:
+    found = [{_label(row.labels): row.measures for row in result.rows} for result in results]
+    measures = list(dict.fromkeys(name for one in found for of_row in one.values() for name in of_row))
+    down = -(-len(measures) // ACROSS)
+    figure.set_size_inches(12, 4.2 * down)
+    panels = figure.subplots(down, min(ACROSS, len(measures)), squeeze=False).flat
+    for axes, measure in zip(panels, measures, strict=False):
+        rows = list(dict.fromkeys(row for one in found for row in one if measure in one[row]))
+        _points(axes, rows, [[one.get(row, {}).get(measure) for row in rows] for one in found], names)
+        axes.set_title(measure, loc="left", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=9)
+    for axes in figure.axes[len(measures) :]:
+        axes.remove()
+
+
+def _draw_grids(figure: "Figure", results: Sequence[Result], names: Sequence[str]) -> None:
+    """A heat map for each model (down) and task (across): depths down, lengths across, shares from 0 to 1."""
+    tasks = list(dict.fromkeys(row.labels["task"] for result in results for row in result.rows))
+    figure.set_size_inches(3.2 * len(tasks) + 0.8, 2.6 * len(results) + 0.6)
+    panels = figure.subplots(len(results), len(tasks), squeeze=False)
+    for of_model, result, name in zip(panels, results, names, strict=True):
+        for axes, task in zip(of_model, tasks, strict=True):
+            rows = [row for row in result.rows if row.labels["task"] == task]
+            every, *depths = rows[0].measures if rows else [""]
+            depths = depths or [every]  # a task without depths has only the mean of all
+            values = [[row.measures[depth].value for row in rows] for depth in depths]
+            axes.set_title(f"{name}: {task}", loc="left", fontsize=9)
+            axes.set_yticks(range(len(depths)), depths)
+            axes.set_xticks(range(len(rows)), [f"{row.labels['tokens']:,}" for row in rows])
+            axes.tick_params(labelsize=8, length=0)
+            if not rows:
+                continue
+            axes.imshow(values, cmap="RdYlGn", alpha=0.6, vmin=0, vmax=1, aspect="auto")
+            for y, of_depth in enumerate(values):
+                for x, value in enumerate(of_depth):
+                    axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8)
 
 
 def _label(labels: dict[str, str | int]) -> str:

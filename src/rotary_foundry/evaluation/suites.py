@@ -30,14 +30,20 @@ from rotary_foundry.utils.installing import install_command
 if TYPE_CHECKING:
     from rotary_foundry.evaluation.results import Result
 
-MODULES = {
+ENCODERS = {
     "masked_lm": "rotary_foundry.evaluation.masked_lm_loss",
     "context": "rotary_foundry.evaluation.context",
     "needle": "rotary_foundry.evaluation.needle",
     "retrieval": "rotary_foundry.evaluation.retrieval_suite",
     "glue": "rotary_foundry.evaluation.glue",
 }
-ALL = "all"  # of the suites, with the settings of their YAMLs, which need no network
+DECODERS = {
+    "causal_lm": "rotary_foundry.evaluation.causal_lm_loss",
+    "causal_context": "rotary_foundry.evaluation.causal_context",
+    "recall": "rotary_foundry.evaluation.recall",
+}
+MODULES = ENCODERS | DECODERS
+ALL = "all"  # suites for the kind of model, with the settings of their YAMLs, which need no network
 FOLDER = Path("yamls/eval")
 
 
@@ -79,8 +85,30 @@ class TextSuiteConfig(ResampledConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        if self.rope_theta is not None and not 0 < self.rope_theta < math.inf:
-            yield "rope_theta", f"expected a number above 0, got {self.rope_theta}"
+        yield from _theta_problems(self.rope_theta)
+
+
+@dataclass(kw_only=True)
+class DecoderSuiteConfig(ResampledConfig):
+    """The keys of a suite for decoders. The positions of one of our families can be other than in training."""
+
+    data: str  # a folder that `python data_prep` wrote, or a text file
+    documents: int  # of each source, at most
+    tokenizer: str | None = None  # a folder; null: the model's own
+    rope_theta: float | None = None  # null: as it was trained, as for the next two
+    rope_scaling: str | None = None  # none, linear, ntk or yarn; yarn's original length is the one trained at
+    rope_factor: float | None = None  # times that rope_scaling lengthens the context
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        yield from _theta_problems(self.rope_theta)
+        if self.rope_factor is None and self.rope_scaling not in (None, "none"):
+            yield "rope_factor", f"null, but rope_scaling is {self.rope_scaling}; give how many times it lengthens"
+
+
+def _theta_problems(rope_theta: float | None) -> Iterator[tuple[str, str]]:
+    if rope_theta is not None and not 0 < rope_theta < math.inf:
+        yield "rope_theta", f"expected a number above 0, got {rope_theta}"
 
 
 def check_data(_: Path, config: TextSuiteConfig) -> None:
@@ -102,18 +130,19 @@ class Suite:
     check: Callable[[Path, SuiteConfig], None] | None  # None: nothing to check
 
 
-def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Suite]:
+def find_suites(given: Sequence[str], overrides: Iterable[str] = (), decoder: bool = False) -> list[Suite]:
     """Return the suites of some names or YAML files, each with its configuration.
 
     Args:
         given: names such as `context`, paths of YAML files, or `all`.
         overrides: `key=value`, each applied to the suites that have the key.
+        decoder: whether `all` means the suites for decoders.
 
     Raises:
         ConfigurationError: the suite does not exist, no suite has a key, or a value is not allowed.
     """
     overrides = list(overrides)
-    modules = {path: _module(path) for one in given for path in _paths(one)}
+    modules = {path: _module(path) for one in given for path in _paths(one, decoder)}
     keys = [{field.name for field in fields(module.Config)} for module in modules.values()]
 
     def meant(override: str, of_suite: set[str]) -> bool:
@@ -132,9 +161,9 @@ def find_suites(given: Sequence[str], overrides: Iterable[str] = ()) -> list[Sui
     return found
 
 
-def _paths(given: str) -> list[Path]:
+def _paths(given: str, decoder: bool) -> list[Path]:
     if given == ALL:
-        return [_folder() / f"{name}.yaml" for name in MODULES]
+        return [_folder() / f"{name}.yaml" for name in (DECODERS if decoder else ENCODERS)]
     if given in MODULES:
         return [_folder() / f"{given}.yaml"]
     if given.endswith((".yaml", ".yml")):

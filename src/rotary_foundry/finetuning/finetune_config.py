@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rotary_foundry.data.rows import SHORTEST
+from rotary_foundry.models.config_json import find_family_of
 from rotary_foundry.recipe.loading import load_config, refuse
 from rotary_foundry.utils.wording import nearest
 
@@ -164,6 +165,12 @@ def _problems(config: FinetuneConfig) -> Iterable[tuple[str, str]]:
         yield (
             "model",
             f"{config.model} has no config.json; to get a model directory from a run, use `rotary-foundry export`",
+        )
+    elif Path(config.model).is_dir() and (family := find_family_of(Path(config.model))) is not None and family.causal:
+        yield (
+            "model",
+            f"{config.model} is a {family.title}, a decoder; fine-tuning serves encoders. `rotary-foundry evaluate` "
+            "measures decoders",
         )
     if len(set(config.seeds)) < len(config.seeds) or not config.seeds:
         yield "seeds", f"expected at least one seed and no duplicates, got {config.seeds}"
