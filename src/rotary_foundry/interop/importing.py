@@ -78,7 +78,7 @@ def _import_file(source: Path, out_dir: Path, recipe: Path | None, tokenizer: st
             check_same_tokenizer(Path(tokenizer), Path(folder), f"leave out --tokenizer: {source} has its own")
         elif "tokenizer.json" not in opened.tokenizer:
             raise ConfigurationError(
-                f"{source}: has no tokenizer; give --tokenizer, the folder of the model's tokenizer"
+                f"{source}: {opened.no_tokenizer}; give --tokenizer, the folder of the model's tokenizer"
             )
         tokenizer = Path(tokenizer or folder)
         longest = opened.longest_row or _longest(tokenizer, source)
