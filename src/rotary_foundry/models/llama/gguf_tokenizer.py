@@ -51,22 +51,15 @@ def tokenizer_files(metadata: Mapping[str, Any], longest: int) -> dict[str, str]
         DataError: the tokenizer is of a kind that is not supported, or is incomplete; names the key, not the file.
     """
     keys = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
-    tokens, kind = _needed(keys, "tokens"), _needed(keys, "model")
-    if kind not in (BYTE_LEVEL, SENTENCEPIECE):
-        raise DataError(f"{PREFIX}model: expected {BYTE_LEVEL} or {SENTENCEPIECE}, found {kind!r}")
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    if len(vocabulary) < len(tokens):
-        twice = next(token for index, token in enumerate(tokens) if vocabulary[token] != index)
-        raise DataError(f"{PREFIX}tokens: expected different tokens, found {twice!r} twice")
-    roles = dict(_roles(keys, tokens))
-    build = _byte_level if kind == BYTE_LEVEL else _sentencepiece
     try:
-        tokenizer = build(keys, vocabulary, roles)
+        tokens = _tokens(keys)
+        roles = dict(_roles(keys, tokens))
+        tokenizer = _tokenizer(keys, tokens, roles)
+        _add_special_tokens(tokenizer, keys, tokens, roles)
     except DataError:
         raise
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise DataError(f"{PREFIX}tokens: no tokenizer can be made of them: {one_line(error)}") from None
-    _add_special_tokens(tokenizer, keys, tokens, roles)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": longest,
@@ -84,6 +77,14 @@ def _needed(keys: Mapping[str, Any], key: str) -> Any:
     return keys[key]
 
 
+def _tokens(keys: Mapping[str, Any]) -> list[str]:
+    tokens = _needed(keys, "tokens")
+    places = {token: index for index, token in enumerate(tokens)}
+    if twice := next((token for index, token in enumerate(tokens) if places[token] != index), None):
+        raise DataError(f"{PREFIX}tokens: expected different tokens, found {twice!r} twice")
+    return tokens
+
+
 def _roles(keys: Mapping[str, Any], tokens: list[str]) -> Iterator[tuple[str, str]]:
     for role, name in ROLES.items():
         key = f"{name}_token_id"
@@ -93,6 +94,15 @@ def _roles(keys: Mapping[str, Any], tokens: list[str]) -> Iterator[tuple[str, st
         if not isinstance(token_id, int) or not 0 <= token_id < len(tokens):
             raise DataError(f"{PREFIX}{key}: expected an id below {len(tokens):,}, found {token_id!r}")
         yield role, tokens[token_id]
+
+
+def _tokenizer(keys: Mapping[str, Any], tokens: list[str], roles: Mapping[str, str]) -> Tokenizer:
+    kind, vocabulary = _needed(keys, "model"), {token: index for index, token in enumerate(tokens)}
+    if kind == BYTE_LEVEL:
+        return _byte_level(keys, vocabulary, roles)
+    if kind == SENTENCEPIECE:
+        return _sentencepiece(keys, vocabulary, roles)
+    raise DataError(f"{PREFIX}model: expected {BYTE_LEVEL} or {SENTENCEPIECE}, found {kind!r}")
 
 
 def _byte_level(keys: Mapping[str, Any], vocabulary: dict[str, int], roles: Mapping[str, str]) -> Tokenizer:
