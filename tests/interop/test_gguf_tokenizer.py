@@ -9,7 +9,7 @@ from rotary_foundry.data.special_tokens import special_ids
 from rotary_foundry.interop.importing import import_model
 from rotary_foundry.models.llama.gguf_tokenizer import tokenizer_files
 from rotary_foundry.utils.errors import ConfigurationError, DataError
-from tests.interop.gguf_files import SPECIAL, TEXT, VOCABULARY, settings_of, tensors_of, write_gguf
+from tests.interop.gguf_files import CHAT, SPECIAL, TEXT, VOCABULARY, settings_of, tensors_of, write_gguf
 from tests.models.llama.peers import our_network
 from tests.permuted import permuted
 
@@ -57,6 +57,13 @@ def test_a_directory_has_the_files_tokens_roles_and_template(directory):
     assert tokenizer.decode(tokenizer("cat<|im_end|>")["input_ids"], skip_special_tokens=True) == "cat"
     chat = [{"role": "user", "content": "the cat"}]
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "<|im_start|>the cat<|im_end|>"
+
+
+def test_a_template_stays_where_transformers_5_saves_it(directory, tmp_path):
+    AutoTokenizer.from_pretrained(directory).save_pretrained(tmp_path / "theirs")
+    assert (tmp_path / "theirs/chat_template.jinja").read_text() == CHAT
+    import_model(directory, tmp_path / "out", tokenizer=tmp_path / "theirs")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == CHAT
 
 
 RULES = {  # as in the tokenizer.json of GPT-2, SmolLM2 and Llama 3

@@ -24,7 +24,8 @@ def import_model(
     """Write a model from elsewhere as a directory in our form.
 
     Args:
-        source: a transformers directory of one of our families, or a file of a family's original training code.
+        source: a transformers directory of one of our families, a GGUF file, or a file of a family's original training
+            code.
         out_dir: the folder to write; created if necessary. An earlier export or import in it is replaced.
         recipe: the training YAML of a file; not needed if the file has the model's configuration.
         tokenizer: a directory with the model's tokenizer, if it is not in `source`; it is refused if its ids differ
@@ -49,8 +50,8 @@ def import_model(
 def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
     if not (source / CONFIG).is_file():
         raise ConfigurationError(
-            f"{source}: no {CONFIG}; expected a transformers directory or a .pt file. For a run or checkpoint of this "
-            "project, use export"
+            f"{source}: no {CONFIG}; expected a transformers directory, a .pt or a .gguf file. For a run or checkpoint "
+            "of this project, use export"
         )
     shape, knobs, weights = open_directory(source)
     if not (tokenizer / "tokenizer.json").is_file():
