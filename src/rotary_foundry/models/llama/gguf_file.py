@@ -31,7 +31,7 @@ from rotary_foundry.utils.wording import one_line
 
 SUFFIX, MAGIC = ".gguf", b"GGUF"
 ARCHITECTURE = "llama"
-KEYS = {  # of the shape's fields
+KEYS = {  # field of the shape → key
     "vocab_size": "vocab_size",
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -43,12 +43,10 @@ KEYS = {  # of the shape's fields
 }
 LENGTH, THETA, METHOD, FACTOR = "context_length", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor"
 OLD_FACTOR = "rope.scale_linear"
-NEEDED = (
-    LENGTH,
-    *(KEYS[name] for name in KEYS if name.startswith(("hidden", "intermediate", "num_h", "num_a", "norm"))),
-)
+OPTIONAL = ("vocab_size", "num_key_value_heads", "original_max_position_embeddings")
+NEEDED = (LENGTH, *(key for field, key in KEYS.items() if field not in OPTIONAL))
 HEAD_SIZES = ("rope.dimension_count", "attention.key_length", "attention.value_length")
-FIXED = {  # expected values, where a file has the key at all
+FIXED = {  # the only supported value of a key
     "expert_count": 0,
     "expert_used_count": 0,
     "attention.causal": True,
@@ -58,7 +56,7 @@ FIXED = {  # expected values, where a file has the key at all
     "rope.scaling.yarn_beta_fast": 32.0,
     "rope.scaling.yarn_beta_slow": 1.0,
 }
-IGNORED = ("rope.scaling.finetuned", "tensor_data_layout")  # llama.cpp computes nothing from them
+IGNORED = ("rope.scaling.finetuned", "tensor_data_layout")  # they change nothing in llama.cpp either
 READ = {*KEYS.values(), LENGTH, THETA, METHOD, FACTOR, OLD_FACTOR, *HEAD_SIZES, *FIXED, *IGNORED}
 
 TENSORS = {  # theirs → ours
