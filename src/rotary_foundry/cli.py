@@ -59,7 +59,7 @@ def export(
 def import_(
     source: Annotated[
         Path,
-        typer.Argument(help="A transformers directory, or a file of the original code, of one of our families."),
+        typer.Argument(help="A transformers directory, a GGUF file, or a file of a family's original code."),
     ],
     out_dir: Annotated[
         Path, typer.Argument(help="The folder for the model, in the form of an export; init_from takes it.")

@@ -33,6 +33,7 @@ from rotary_foundry.utils.errors import ConfigurationError, DataError
 WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "README.md"
 TAG = "rotary-foundry"  # in a card's front matter; identifies our directories
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES += ("chat_template.jinja",)  # of transformers 5; 4 has it in tokenizer_config.json
 
 
 def export_model(

@@ -24,7 +24,8 @@ def import_model(
     """Write a model from elsewhere as a directory in our form.
 
     Args:
-        source: a transformers directory of one of our families, or a file of a family's original training code.
+        source: a transformers directory of one of our families, a GGUF file, or a file of a family's original training
+            code.
         out_dir: the folder to write; created if necessary. An earlier export or import in it is replaced.
         recipe: the training YAML of a file; not needed if the file has the model's configuration.
         tokenizer: a directory with the model's tokenizer, if it is not in `source`; it is refused if its ids differ
@@ -49,8 +50,8 @@ def import_model(
 def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
     if not (source / CONFIG).is_file():
         raise ConfigurationError(
-            f"{source}: no {CONFIG}; expected a transformers directory or a .pt file. For a run or checkpoint of this "
-            "project, use export"
+            f"{source}: no {CONFIG}; expected a transformers directory, a .pt or a .gguf file. For a run or checkpoint "
+            "of this project, use export"
         )
     shape, knobs, weights = open_directory(source)
     if not (tokenizer / "tokenizer.json").is_file():
@@ -78,7 +79,7 @@ def _import_file(source: Path, out_dir: Path, recipe: Path | None, tokenizer: st
             check_same_tokenizer(Path(tokenizer), Path(folder), f"leave out --tokenizer: {source} has its own")
         elif "tokenizer.json" not in opened.tokenizer:
             raise ConfigurationError(
-                f"{source}: has no tokenizer; give --tokenizer, the folder of the model's tokenizer"
+                f"{source}: {opened.no_tokenizer}; give --tokenizer, the folder of the model's tokenizer"
             )
         tokenizer = Path(tokenizer or folder)
         longest = opened.longest_row or _longest(tokenizer, source)

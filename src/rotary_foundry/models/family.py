@@ -233,14 +233,14 @@ class Family(ABC):
         """How a larger model is filled from a smaller one."""
 
     def open_file(self, path: Path, recipe: Path | None) -> "ForeignCheckpoint | None":
-        """Open a checkpoint file of the family's original training code; None if the family reads no files.
+        """Open a file of another program with a model of the family; None if it is not of a kind that the family reads.
 
         Args:
             path: the file.
             recipe: the training YAML, if the user gave it.
 
         Raises:
-            FoundryError: the file is not such a checkpoint, or our network does not support its model.
+            FoundryError: the file is damaged, or our network does not support its model.
         """
         return None
 

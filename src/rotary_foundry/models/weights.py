@@ -121,7 +121,7 @@ class WithoutTied(Weights):
 
 @dataclass(frozen=True)
 class ForeignCheckpoint:
-    """A checkpoint of a family's original training code, opened."""
+    """A checkpoint file of another program, opened."""
 
     shape: Shape
     knobs: dict[str, float]
@@ -130,6 +130,7 @@ class ForeignCheckpoint:
     tokenizer: dict[str, str]  # the content of the tokenizer's files, by name; empty if there are none
     facts: dict[str, int]  # how far it was trained, if known
     described: str  # the kind of checkpoint
+    no_tokenizer: str = "has no tokenizer"  # why there is none
 
 
 def load_network(shape: Shape, knobs: Mapping[str, float], weights: Weights) -> nn.Module:

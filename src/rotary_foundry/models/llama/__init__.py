@@ -1,6 +1,7 @@
 """Llama 2 (arXiv 2307.09288): a decoder with rotary positions, SwiGLU, RMS norms and grouped key/value heads."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rotary_foundry.models.family import Family
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from rotary_foundry.models.growing import Growth
     from rotary_foundry.models.llama.network import Llama
+    from rotary_foundry.models.weights import ForeignCheckpoint
 
 
 class LlamaFamily(Family):
@@ -33,6 +35,11 @@ class LlamaFamily(Family):
         from rotary_foundry.models.llama.initialisation import initial_value
 
         return initial_value(name, shape, seed)
+
+    def open_file(self, path: Path, recipe: Path | None) -> "ForeignCheckpoint | None":
+        from rotary_foundry.models.llama.gguf_file import open_gguf
+
+        return open_gguf(path, recipe)
 
     @property
     def growth(self) -> "Growth":
