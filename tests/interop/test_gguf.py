@@ -175,7 +175,7 @@ def test_a_truncated_file_is_refused(whole, tmp_path):
 
 @pytest.mark.timeout(60)
 def test_damage_is_refused_and_no_length_is_believed(whole, tmp_path):
-    content, key = whole.read_bytes(), b"tokenizer.ggml.token_type"
+    content, key = whole.read_bytes()[:20_000], b"tokenizer.ggml.token_type"
     length = content.index(key) + len(key) + 8  # after the types of the value and of its items
     whole.write_bytes(content[:length] + (2**60).to_bytes(8, "little") + content[length + 8 :])
     assert "it ends before its content does" in refused(whole, tmp_path)
