@@ -112,6 +112,13 @@ def test_what_gives_no_shape_is_refused_in_a_line(published, overrides, says):
     assert "\n" not in str(refused.value)
 
 
+def test_a_key_that_no_source_has_is_asked_for_before_the_shape_that_one_has(nano, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"run_name: mine\ninit_from: {nano}\n")
+    with pytest.raises(ConfigurationError, match=r"mine\.yaml: 'data' is required and not given"):
+        load_recipe(recipe)
+
+
 def test_a_run_that_has_begun_keeps_what_it_began_with_though_its_source_went_on_or_is_gone(nano):
     newest = nano / f"checkpoints/{EXTENDED}/COMPLETE"
     newest.rename(nano / "COMPLETE")

@@ -71,13 +71,13 @@ def fill_from_source(config: DictConfig) -> None:
         config: typed by `schema_of` the family; changed in place.
 
     Raises:
-        FoundryError: a key is omitted, and there is no `init_from`, or it has no model.
+        FoundryError: a key is omitted that no source has, or there is no `init_from`, or it has no model.
     """
     family = find_family(config.model.family)
     keys = [key.name for key in fields(family.Shape) if OmegaConf.is_missing(config.model, key.name)]
     omitted = {f"model.{key}" for key in keys}
-    if OmegaConf.missing_keys(config) - omitted:
-        return  # other missing keys are reported first
+    if others := sorted(OmegaConf.missing_keys(config) - omitted):  # first, as no source has them
+        raise ConfigurationError(f"'{others[0]}' is required and not given")
     knobs = [
         knob
         for knob in family.knobs_of_weights()
