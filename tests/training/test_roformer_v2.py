@@ -63,6 +63,7 @@ def _gradients_of_shards(recipes: list[Recipe]) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_shards_have_the_whole_models_gradients_recomputed_traced_and_grown(recipe, tmp_path):
     small = load_recipe(recipe)
     weights = {name: first_weights(small)(name) for name in small.model.shape.parameter_shapes()}
