@@ -146,6 +146,23 @@ def test_an_answer_that_is_not_in_the_passage_or_among_the_choices_is_refused(tm
         read_split(DataConfig(form="c3"), f"{tmp_path}/train.json")
 
 
+@pytest.mark.parametrize(
+    ("form", "content", "place"),
+    [
+        ("cmrc2018", {"data": ["x"]}, "data"),
+        ("cmrc2018", {"data": [{"paragraphs": ["x"]}]}, "paragraphs"),
+        ("cmrc2018", {"data": [{"paragraphs": [{"qas": ["x"]}]}]}, "qas"),
+        ("cmrc2018", {"data": [{"paragraphs": [{"qas": [{"id": 1, "answers": ["x"]}]}]}]}, "question 1: answers"),
+        ("c3", [[["a passage"], ["x"], "1"]], "entry 0: question 0"),
+    ],
+    ids=str,
+)
+def test_what_is_no_object_within_a_nested_file_is_named(tmp_path, form, content, place):
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"train\.json: {place}: expected an object, found 'x'"):
+        read_split(DataConfig(form=form), f"{tmp_path}/train.json")
+
+
 @pytest.mark.parametrize(("content", "complaint"), [("{", "not valid JSON"), ("[]", "expected one JSON object in the")])
 def test_a_file_that_is_no_clue_file_is_named(tmp_path, content, complaint):
     (tmp_path / "train.json").write_text(content)

@@ -201,14 +201,18 @@ def test_a_tensorflow_checkpoint_is_imported_without_tensorflow(tensorflow_sourc
 
 def test_a_vocabulary_beside_a_checkpoint_becomes_its_tokenizer(network, tmp_path):
     source = save_junnyu(tmp_path / "source", junnyu_tensors(network))
-    words = ["[PAD]", *"中国人", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ab", "##c"]
+    words = ["[PAD]", *"中国人", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ab", "##c", "\u2028", "火"]  # one ends a line
     source.with_name("vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     import_model(source, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer("中国 ABC 火")["input_ids"] == [5, 1, 2, 8, 9, 4, 6]
+    assert tokenizer("中国 ABC 天火")["input_ids"] == [5, 1, 2, 8, 9, 4, 11, 6]
     assert (tokenizer.pad_token_id, tokenizer.mask_token_id, tokenizer.model_max_length) == (0, 7, 512)
     source.with_name("vocab.txt").write_text("[PAD]\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"vocab\.txt: no token \[UNK\]"):
+        import_model(source, tmp_path / "again")
+    source.with_name("vocab.txt").write_text("\n".join([*words, *map(str, range(181))]), encoding="utf-8")
+    says = r"vocab\.txt: 193 tokens; expected at most 192, vocab_size in .*config\.json$"
+    with pytest.raises(DataError, match=says):
         import_model(source, tmp_path / "again")
 
 

@@ -6,10 +6,13 @@ from dataclasses import fields
 import pytest
 import torch
 
+from rotary_foundry.models.layers import attention as dispatch
+from rotary_foundry.models.layers import attention_flash
 from rotary_foundry.models.roformer_v2.network import RoFormerV2
 from rotary_foundry.recipe.loading import merged
 from rotary_foundry.recipe.schema import schema_of
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from tests.models import flash_stand_in
 from tests.models.peers import initialise, masked, pack, tile_all
 from tests.models.roformer_v2_peers import (
     FAMILY,
@@ -257,6 +260,25 @@ def test_bf16_autocast_agrees_with_float32():
     (logits, grads), (bf16_logits, bf16_grads) = outcomes
     assert (bf16_logits - logits).norm() / logits.norm() < 0.03
     assert (bf16_grads - grads).norm() / grads.norm() < 0.05
+
+
+def test_varlen_and_flash_compute_what_sdpa_computes(monkeypatch):
+    """With exact kernels in place of the GPU's."""
+    flash_stand_in.install(monkeypatch, "flash_attn", flash_stand_in.flash_attention_2)
+    monkeypatch.setattr(attention_flash, "has_flash_attention_3", lambda device: False)
+    network, (input_ids, cu_seqlens) = our_network(), pack(300, 20, 1, 600)
+    outcomes = []
+    for implementation in ("sdpa", "varlen", "flash"):
+        monkeypatch.setattr(dispatch, "choose", lambda *asked, chosen=implementation: chosen)
+        network.zero_grad()
+        with flash_stand_in.torch_kernels() as calls, torch.autocast("cpu", torch.bfloat16):
+            logits = network(input_ids, cu_seqlens)
+            torch.nn.functional.cross_entropy(logits.float(), input_ids).backward()
+        assert bool(calls) == (implementation == "varlen")
+        outcomes.append((logits.detach().float(), torch.cat([p.grad.flatten() for p in network.parameters()])))
+    for other in outcomes[1:]:
+        for found, with_sdpa in zip(other, outcomes[0], strict=True):
+            assert (found - with_sdpa).norm() / with_sdpa.norm() < 0.02
 
 
 def test_dropout_acts_in_training_only_and_everywhere():

@@ -1,4 +1,4 @@
-"""RoFormerV2 is sharded, recomputed, compiled, grown, killed and resumed as any family."""
+"""RoFormerV2 is sharded, recomputed, compiled, grown, killed and resumed as any family, with its own recipe's parts."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from .runs import assert_same_run, assert_shards_have_the_whole_models_gradients
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 RECIPE = """
-extends: [{yamls}/modernbert.yaml, {yamls}/models/roformer_v2.yaml]
+extends: [{yamls}/roformer_v2.yaml, {yamls}/models/roformer_v2.yaml]
 run_name: whole
 runs_folder: {folder}/runs
 precision: fp32
@@ -33,7 +33,8 @@ model: {{vocab_size: 448, hidden_size: 32, intermediate_size: 48, num_hidden_lay
 data: {{local: {folder}/data, sources: [mine, yours], num_workers: 0}}
 save_interval: 2ba
 stages:
-  only: {{duration: 2048tok, row_length: 64, global_train_batch_size: 4, device_train_microbatch_size: 2, lr: 1e-3,
+  only: {{duration: 2048tok, row_length: 64, global_train_batch_size: 4, device_train_microbatch_size: 2, lr: 1e-2,
+     lr_schedule: [[0tok, 0], [512tok, 1], [1024tok, 0.5], [1dur, 0.01]],
      residual_scale: {{start: 0, end: 1, duration: 1280tok}}}}
 """
 KILLED_AT = 3  # updates, of 8; its checkpoint is of the second
@@ -42,7 +43,7 @@ KILLED_AT = 3  # updates, of 8; its checkpoint is of the second
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("roformer")
-    write_tree(folder / "data")
+    write_tree(folder / "data", word_starts=True)
     path = folder / "recipe.yaml"
     path.write_text(RECIPE.format(folder=folder, yamls=YAMLS))
     return path
@@ -62,6 +63,7 @@ def _gradients_of_shards(recipes: list[Recipe]) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_shards_have_the_whole_models_gradients_recomputed_traced_and_grown(recipe, tmp_path):
     small = load_recipe(recipe)
     weights = {name: first_weights(small)(name) for name in small.model.shape.parameter_shapes()}
@@ -96,6 +98,7 @@ def _train(path: Path, overrides: list[str]) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_ramp_of_the_residual_scale_is_the_plans_and_exact_under_kill_and_rescale(recipe, tmp_path):
+    """With LAMB, a learning rate of lines and masks of whole words."""
     runs = recipe.parent / "runs"
     on_ranks(1, tmp_path, _train, recipe, [])
     scales, plan = column(runs / "whole", "residual_scale"), compile_plan(load_recipe(recipe))
@@ -108,6 +111,9 @@ def test_a_ramp_of_the_residual_scale_is_the_plans_and_exact_under_kill_and_resc
     assert load_checkpoint(runs / "killed").knobs["residual_scale"] == scales[1]  # of the last update that is saved
     on_ranks(1, tmp_path, _train, recipe, ["run_name=killed"])
     assert_same_run(runs / "killed", runs / "whole")
-    on_ranks(2, tmp_path, _train, recipe, ["run_name=two"])
+    for ranks, name in ((1, "one"), (2, "two")):  # without dropout, which each rank draws for its own rows
+        on_ranks(ranks, tmp_path, _train, recipe, [f"run_name={name}", "model.hidden_dropout=0"])
     assert digests(runs / "two") == digests(runs / "whole")
-    assert column(runs / "two", "residual_scale") == column(runs / "whole", "residual_scale")
+    for key in ("residual_scale", "lr"):
+        assert column(runs / "two", key) == column(runs / "whole", key)
+    assert column(runs / "two", "loss") == pytest.approx(column(runs / "one", "loss"), rel=1e-5)

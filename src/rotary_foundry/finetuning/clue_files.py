@@ -80,6 +80,12 @@ def _texts(row: dict, key: str, where: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _object(value: Any, where: str) -> dict:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected an object, found {value!r}")
+    return value
+
+
 def _id(row: dict) -> Any:
     return row.get("id", row.get("idx"))
 
@@ -152,10 +158,11 @@ def _nearest(passage: str, answer: str, start: int, where: str) -> Span:
 
 def _cmrc2018_rows(file: Path) -> Iterator[tuple[str, dict]]:
     for document in _field(whole_json(file, dict), "data", list, str(file)):
-        for paragraph in _field(document, "paragraphs", list, str(file)):
-            for question in _field(paragraph, "qas", list, str(file)):
-                where = f"{file}: question {question.get('id')}"
+        for paragraph in _field(_object(document, f"{file}: data"), "paragraphs", list, str(file)):
+            for question in _field(_object(paragraph, f"{file}: paragraphs"), "qas", list, str(file)):
+                where = f"{file}: question {_object(question, f'{file}: qas').get('id')}"
                 answers = _field(question, "answers", list, where) if "answers" in question else []
+                answers = [_object(answer, f"{where}: answers") for answer in answers]
                 columns = {
                     "text": [_field(answer, "text", str, where) for answer in answers],
                     "answer_start": [_field(answer, "answer_start", int, where) for answer in answers],
@@ -183,7 +190,8 @@ def _c3_rows(file: Path) -> Iterator[tuple[str, dict]]:
         if not isinstance(entry, list) or len(entry) < 2 or not isinstance(entry[1], list):
             raise DataError(f"{where}: expected a list of passages, of questions, and an id")
         for index, question in enumerate(entry[1]):
-            yield f"{where}: question {index}", {**question, "context": entry[0]}
+            place = f"{where}: question {index}"
+            yield place, {**_object(question, place), "context": entry[0]}
 
 
 def _chid(row: dict, where: str) -> Iterator[Example]:

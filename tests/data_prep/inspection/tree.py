@@ -19,6 +19,7 @@ WORDS = ["the", "of", "and", "encoder", "token", "attends", "window", "long", "d
 PARTS = {"train": {"00000": 60, "00001": 40}, "validation": {"00000": 12}}  # documents of each
 ROW_LENGTHS = 64, 256
 COLUMNS = {"tokens": "ndarray:uint16", "lengths": "ndarray:uint32", "documents": "ndarray:uint32"}
+WORD_STARTS = {"word_starts": "ndarray:uint8"}
 
 
 @dataclass
@@ -30,8 +31,13 @@ class Tree:
     rows: dict[Path, list[list[str]]] = field(default_factory=dict)  # of each folder of shards: its rows' ids
 
 
-def write_tree(root: Path, sources: tuple[str, ...] = ("mine", "yours"), causal: bool = False) -> Tree:
-    """Two sources; most documents are longer than a row of 64 and share rows of 256."""
+def write_tree(
+    root: Path, sources: tuple[str, ...] = ("mine", "yours"), causal: bool = False, word_starts: bool = False
+) -> Tree:
+    """Two sources; most documents are longer than a row of 64 and share rows of 256.
+
+    With `word_starts`, rows have this column, with words of two tokens.
+    """
     generator = random.Random(0)
     tree = Tree(root)
     texts = {
@@ -50,7 +56,7 @@ def write_tree(root: Path, sources: tuple[str, ...] = ("mine", "yours"), causal:
             for row_length in ROW_LENGTHS:
                 folder = root / source / str(row_length) / split
                 of_split = {part: texts[source, split, part] for part in parts}
-                tree.rows[folder] = _write_folder(folder, trained, of_split, (0, 1) if causal else (1, 2))
+                tree.rows[folder] = _write_folder(folder, trained, of_split, (0, 1) if causal else (1, 2), word_starts)
     return tree
 
 
@@ -59,7 +65,7 @@ def _text(generator: random.Random) -> str:
 
 
 def _write_folder(
-    folder: Path, tokenizer: Tokenizer, parts: dict[str, list[str]], frame: tuple[int, int]
+    folder: Path, tokenizer: Tokenizer, parts: dict[str, list[str]], frame: tuple[int, int], word_starts: bool
 ) -> list[list[str]]:
     source, row_length, split = folder.parents[1].name, int(folder.parent.name), folder.name
     all_rows, documents, tokens = [], 0, 0
@@ -68,19 +74,25 @@ def _write_folder(
         contents = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
         table = folder.parents[1] / "documents" / split / f"{part}.parquet"
         table.parent.mkdir(parents=True, exist_ok=True)
-        columns = {"id": ids, "bytes": [len(text.encode()) for text in texts], "tokens": [len(ids) for ids in contents]}
-        pq.write_table(pa.table(columns), table)
+        sizes = {"bytes": [len(text.encode()) for text in texts], "tokens": [len(ids) for ids in contents]}
+        pq.write_table(pa.table({"id": ids} | sizes), table)
         with MDSWriter(
-            out=str(folder / part), columns=COLUMNS, compression="zstd", hashes=[SHARD_HASH], size_limit=6000
+            out=str(folder / part),
+            columns=COLUMNS | (WORD_STARTS if word_starts else {}),
+            compression="zstd",
+            hashes=[SHARD_HASH],
+            size_limit=6000,
         ) as writer:
             for row in _packed(contents, row_length, frame):
-                writer.write(
-                    {
-                        "tokens": np.concatenate([piece for _, piece in row]).astype(np.uint16),
-                        "lengths": np.array([len(piece) for _, piece in row], np.uint32),
-                        "documents": np.array([number for number, _ in row], np.uint32),
-                    }
-                )
+                sample = {
+                    "tokens": np.concatenate([piece for _, piece in row]).astype(np.uint16),
+                    "lengths": np.array([len(piece) for _, piece in row], np.uint32),
+                    "documents": np.array([number for number, _ in row], np.uint32),
+                }
+                if word_starts:
+                    starts = np.concatenate([np.arange(len(piece)) % 2 == 0 for _, piece in row])
+                    sample["word_starts"] = starts.astype(np.uint8)
+                writer.write(sample)
                 all_rows.append([ids[number] for number, _ in row])
                 documents += len(row)
                 tokens += sum(len(piece) for _, piece in row)

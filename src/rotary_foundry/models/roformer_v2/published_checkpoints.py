@@ -110,7 +110,8 @@ def open_published(path: Path) -> ForeignCheckpoint | None:
     weights = WeightsByTheirNames(stored, shape)
     weights.check(shape)
     longest = written.get("max_position_embeddings", LONGEST)
-    return ForeignCheckpoint(shape, knobs, weights, longest, _tokenizer(path.with_name("vocab.txt")), {}, described)
+    tokenizer = _tokenizer(path.with_name("vocab.txt"), shape.vocab_size, config)
+    return ForeignCheckpoint(shape, knobs, weights, longest, tokenizer, {}, described)
 
 
 def _beside(path: Path, *names: str) -> Path:
@@ -122,15 +123,18 @@ def _beside(path: Path, *names: str) -> Path:
     )
 
 
-def _tokenizer(vocabulary: Path) -> dict[str, str]:
+def _tokenizer(vocabulary: Path, vocab_size: int, config: Path) -> dict[str, str]:
     """Return a tokenizer's files for a vocab.txt, by name; none if it does not exist.
 
     Raises:
-        DataError: the vocabulary has no token for one of the special roles.
+        DataError: the vocabulary has more tokens than the model, or none for one of the special roles.
     """
     if not vocabulary.is_file():
         return {}
-    words = {word: index for index, word in enumerate(vocabulary.read_text(encoding="utf-8").splitlines())}
+    lines = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a token may be U+2028
+    if len(lines) > vocab_size:
+        raise DataError(f"{vocabulary}: {len(lines):,} tokens; expected at most {vocab_size:,}, vocab_size in {config}")
+    words = {word: index for index, word in enumerate(lines)}
     for token in SPECIAL.values():
         if token not in words:
             raise DataError(f"{vocabulary}: no token {token}, which the model's tokenizer needs")
