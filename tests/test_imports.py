@@ -22,7 +22,7 @@ from rotary_foundry.models.family import FAMILIES
 REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "src"
 COMPAT = SOURCE / "rotary_foundry/compat"
-LIBRARIES = {"composer", "streaming", "torch", "datatrove"}
+LIBRARIES = {"composer", "streaming", "torch", "datatrove", "gguf"}
 FILES = sorted(path for folder in ("src", "launch", "data_prep") for path in (REPOSITORY / folder).rglob("*.py"))
 OUTSIDE = [path for path in FILES if COMPAT not in path.parents]
 # Public in spite of their names: of NamedTuples and of os, as documented.

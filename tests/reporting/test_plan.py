@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from rotary_foundry import compile_plan, load_recipe
-from rotary_foundry.data.context import counted_lengths
 from rotary_foundry.data.rows import Manifest
+from rotary_foundry.data.target_context import counted_lengths
 from rotary_foundry.reporting import plan_table
 from rotary_foundry.reporting.plan_table import changed_updates
 from rotary_foundry.runs.trained_state import Source

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rotary_foundry.data.context import counted_lengths
 from rotary_foundry.data.rows import Manifest, fingerprint
+from rotary_foundry.data.target_context import counted_lengths
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
 from rotary_foundry.data_prep.length_bands import band_names, check_bands
 from rotary_foundry.data_prep.statistics import FILE, Counts, SourceStatistics, Statistics, unigram_entropy

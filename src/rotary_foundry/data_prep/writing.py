@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rotary_foundry.data.context import count_longer
 from rotary_foundry.data.packing import Packer, gives_up_last
 from rotary_foundry.data.rows import Row, token_dtype
 from rotary_foundry.data.shard_writer import ShardWriter
+from rotary_foundry.data.target_context import count_longer
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
 from rotary_foundry.data_prep.length_bands import band_names, bands_of
 from rotary_foundry.data_prep.work import Work, read_documents, read_hashes

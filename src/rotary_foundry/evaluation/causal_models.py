@@ -2,7 +2,7 @@
 
 - Every model runs in transformers, a run or a checkpoint of ours too: its weights are put into transformers' class in
   memory. So a run, its export and a download take one path, and generation with a key/value cache is transformers'
-  `generate`. Our own network, which has no cache, computes the same logits (tests/models/llama/test_parity.py).
+  `generate`. Our own network, which has no cache, computes the same logits, by test.
 - A row is computed in chunks with the cache, so that only the logits of a chunk are in memory. A row of 16,384 tokens
   and a vocabulary of 49,152 words would have logits of 3.2 GB.
 - The positions of a model of our families may be changed: theta, or the method and factor that lengthen the context.

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rotary_foundry.data.context import context_shares, rows_drawn
 from rotary_foundry.data.rows import MANIFEST, Manifest
+from rotary_foundry.data.target_context import context_shares, rows_drawn
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.plan import Segment
 

@@ -6,8 +6,8 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from rotary_foundry.data.context import context_shares, count_longer, counted_lengths, rows_drawn
 from rotary_foundry.data.rows import Manifest
+from rotary_foundry.data.target_context import context_shares, count_longer, counted_lengths, rows_drawn
 
 ROW = 1024
 GENERATOR = np.random.default_rng(3)
