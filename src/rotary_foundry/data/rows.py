@@ -221,9 +221,7 @@ class Manifest:
     tokens: int  # with those of the frames
     fill: float  # tokens / (rows * row_length)
     tokenizer: str  # its fingerprint
-    longer: dict | None = (
-        None  # [documents, tokens] above a length, by it (target_context.py); None: unknown
-    )
+    longer: dict | None = None  # [documents, tokens] above a length, by it (target_context.py); None: unknown
 
     def write(self, directory: str | Path) -> None:
         """Write `manifest.json` into `directory`."""
