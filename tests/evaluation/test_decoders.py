@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from rotary_foundry import compile_plan, load_recipe
 from rotary_foundry.data_prep.inspection.held_out_texts import held_out
 from rotary_foundry.evaluation import causal_models, recall
 from rotary_foundry.evaluation.causal_models import CausalModel, open_causal_model
@@ -128,7 +129,8 @@ def test_loss_at_short_context_is_over_all_tokens_but_the_first(decoder, corpus)
 def test_a_run_its_checkpoint_its_export_and_a_download_have_the_same_numbers(decoder, corpus, tmp_path):
     shape, _ = family_of(decoder).huggingface.read_config(decoder)
     weights = load_model(decoder).state_dict()
-    run = make_run(tmp_path / "run", shape, corpus, weights, name="llama_nano", token=786_432)
+    end = compile_plan(load_recipe("yamls/main/llama_nano.yaml")).total_tokens
+    run = make_run(tmp_path / "run", shape, corpus, weights, name="llama_nano", token=end)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (run.tokenizer / name).write_bytes((decoder / name).read_bytes())
     (checkpoint,) = run.checkpoints.iterdir()
