@@ -1,4 +1,4 @@
-"""How much context targets see: the sums are those of going through every token."""
+"""The computed shares of context equal those of a loop over every token."""
 
 from collections.abc import Iterator
 from itertools import chain

@@ -1,4 +1,4 @@
-"""How much context the predicted tokens of a stage see, and how often a stage draws the rows of each source.
+"""Count the context that predicted tokens see, and how often a stage draws each source.
 
 Under the document mask a token attends to its own document only, so most tokens of a row of 32,768 may see a few
 hundred others (EXACT, arXiv 2605.10544, reports this share). The figures are exact sums over all stored rows, cuts of
@@ -18,7 +18,7 @@ SHORTEST = 128  # tokens; the other lengths that documents are counted by are it
 
 
 def counted_lengths(row_length: int) -> list[int]:
-    """Return the lengths by which the documents of rows are counted: 128, 256, … below the row's."""
+    """Return 128, 256, … up to the row length, without it. Documents longer than each of these are counted."""
     lengths = [SHORTEST]
     while lengths[-1] * 2 < row_length:
         lengths.append(lengths[-1] * 2)

@@ -116,7 +116,11 @@ def _windows(ids: NDArray[np.int64], size: int, most: int) -> list[NDArray[np.in
 def _by_position(
     whole: NDArray[np.float64], of_window: Sequence[str], lengths: Sequence[int], config: Config
 ) -> Iterator[Row]:
-    """Yield the mean loss of each band of positions, [windows, longest - 1], the first of which is position 1."""
+    """Yield a row with the mean loss of each band of positions.
+
+    Args:
+        whole: losses [windows, longest - 1]; the first is that of position 1, as position 0 is not predicted.
+    """
     for start, end in zip([1, *lengths], lengths, strict=False):
         band = whole[:, start - 1 : end - 1]
         units: dict[str, tuple[float, float]] = {}

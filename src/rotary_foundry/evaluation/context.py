@@ -179,7 +179,7 @@ def stretches(window: Window, content: int) -> list[int]:
 
 
 class ByContext(NamedTuple):
-    """What the losses of the same targets with several lengths of context say."""
+    """Summed losses at several lengths of context, on the same targets, and the law that fits them."""
 
     documents: list[str]
     rows: list[Row]  # one for each length

@@ -22,7 +22,7 @@ BETWEEN = "\n\n"  # documents
 
 
 def check_texts(_: Path, config: DecoderSuiteConfig) -> None:
-    """Check that there is text, before any suite runs: a suite's `check`.
+    """Check that there is text. Suites call this as `check`, before any of them runs.
 
     Raises:
         DataError: there is none.

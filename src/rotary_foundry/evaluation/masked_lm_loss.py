@@ -123,7 +123,7 @@ def loss_result(
     cut: Sequence[int],
     asked: str,
 ) -> Result:
-    """Sum up the losses of documents, at least one of which has targets.
+    """Sum up the losses of documents. At least one document must have targets.
 
     Args:
         title, model, data, asked: as in Result.

@@ -43,7 +43,7 @@ WORDS = 4  # of a first sentence, at least
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a prompt needs of a model: how its tokenizer encodes text, and the ids that it puts before one."""
+    """A model's tokenizer as prompts use it: a function that encodes text, and the ids that stand before every text."""
 
     encode: Callable[[str], "Encoded"]
     before: NDArray[np.int64]

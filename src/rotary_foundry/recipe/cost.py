@@ -87,7 +87,7 @@ def cost(recipe: Recipe, plan: Plan) -> Cost:
 
 @dataclass(frozen=True)
 class TokenCost:
-    """What a token costs in rows of one length, each of which counts as one document."""
+    """The operations on a token in rows of one length. Each row counts as one document."""
 
     row_length: int
     flops: float  # a token

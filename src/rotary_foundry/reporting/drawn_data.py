@@ -1,4 +1,4 @@
-"""What the stages of a plan draw from the prepared corpus: epochs of each source, and the context of the targets."""
+"""For each stage of a plan: the epochs of each source, and the context that its targets see."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ SHOWN = (128, 512)  # of the counted lengths, and all doublings after the second
 
 @dataclass(frozen=True)
 class DrawnData:
-    """What one stage draws."""
+    """The epochs and the context of one stage."""
 
     stage: str
     row_length: int
