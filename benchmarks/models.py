@@ -243,13 +243,9 @@ def llama_shape() -> Shape:
 def transformers_llama() -> PackedCausal:
     ours = llama_shape()
     config = LlamaConfig(
-        vocab_size=ours.vocab_size,
-        hidden_size=ours.hidden_size,
-        intermediate_size=ours.intermediate_size,
-        num_hidden_layers=ours.num_hidden_layers,
-        num_attention_heads=ours.num_attention_heads,
-        num_key_value_heads=ours.num_key_value_heads,
-        tie_word_embeddings=True,
+        **{name: getattr(ours, name) for name in (*ours.sizes, "vocab_size", "tie_word_embeddings")},
+        rms_norm_eps=ours.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": KNOBS["llama"]["rope_theta"]},
         max_position_embeddings=8192,
     )
     return PackedCausal(LlamaForCausalLM._from_config(config, attn_implementation="sdpa"))
