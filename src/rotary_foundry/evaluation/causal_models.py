@@ -19,10 +19,10 @@ import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from rotary_foundry.data.same_tokenizer import check_ids
-from rotary_foundry.evaluation.models import Encoded, Scores, counted, encode, open_tokenizer, told
+from rotary_foundry.evaluation.models import Encoded, Scores, counted, encode, load_theirs, open_tokenizer, told
 from rotary_foundry.evaluation.results import positions_variant
 from rotary_foundry.evaluation.suites import DecoderSuiteConfig
 from rotary_foundry.interop import load_model
@@ -31,7 +31,6 @@ from rotary_foundry.models.config_json import CONFIG, find_family_of
 from rotary_foundry.models.family import Shape
 from rotary_foundry.runs.trained_state import Source, read_source
 from rotary_foundry.utils.errors import ConfigurationError, DataError
-from rotary_foundry.utils.wording import one_line
 
 CHUNK = 1024  # tokens of a row that are computed at once
 
@@ -214,28 +213,8 @@ def _config(positions: _Positions, tokenizer: PreTrainedTokenizerFast) -> Pretra
 
 
 def _from_directory(path: Path, positions: _Positions | None, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        if positions is not None:
-            config.rope_parameters = _config(positions, tokenizer).rope_parameters
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
-    except Exception as error:  # transformers raises many types; each is about the content of the directory
-        raise DataError(
-            f"{path}: transformers cannot load a causal language model from it: {one_line(error)}"
-        ) from None
-    if loading["missing_keys"]:
-        raise DataError(
-            f"{path}: this suite needs a decoder with its output; tensor {sorted(loading['missing_keys'])[0]} is "
-            "missing"
-        )
-    return model
+    rope = None if positions is None else _config(positions, tokenizer).rope_parameters
+    return load_theirs(AutoModelForCausalLM, path, "a causal language model", "a decoder with its output", rope)
 
 
 def _from_checkpoint(path: Path, positions: _Positions, tokenizer: PreTrainedTokenizerFast) -> nn.Module:

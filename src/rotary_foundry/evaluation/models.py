@@ -20,7 +20,7 @@ import transformers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.modeling_outputs import ModelOutput
 
 from rotary_foundry.data.rows import Frame, fingerprint
@@ -247,22 +247,36 @@ def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | Non
 
 
 def _open_theirs(path: Path, tokenizer: str | None, device: str) -> Theirs:
-    transformers.utils.logging.set_verbosity_error()  # missing tensors are refused below, in one line
-    try:
-        model, loading = AutoModelForMaskedLM.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
-        )
-    except Exception as error:  # transformers raises many types; each is about the content of the directory
-        raise DataError(
-            f"{path}: transformers cannot load a masked language model from it: {one_line(error)}"
-        ) from None
-    if loading["missing_keys"]:
-        raise DataError(
-            f"{path}: this suite needs a masked-LM head; tensor {sorted(loading['missing_keys'])[0]} is missing"
-        )
+    model = load_theirs(AutoModelForMaskedLM, path, "a masked language model", "a masked-LM head")
     opened = open_tokenizer(path, tokenizer)
     facts = {"kind": model.config.model_type, **counted(model), "tokenizer": told(opened)}
     return Theirs(path, opened, model.eval().to(device), facts)
+
+
+def load_theirs(auto: type, path: Path, kind: str, needed: str, rope_parameters: dict | None = None) -> nn.Module:
+    """Load a Hugging Face directory in float32 by one of transformers' Auto classes, without a network or its code.
+
+    Args:
+        kind, needed: words for errors.
+        rope_parameters: instead of those of the directory's configuration.
+
+    Raises:
+        DataError: transformers cannot load it, or tensors are missing; names the directory.
+    """
+    transformers.utils.logging.set_verbosity_error()  # missing tensors are refused below, in one line
+    given = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(path, **given)
+        if rope_parameters is not None:
+            config.rope_parameters = rope_parameters
+        model, loading = auto.from_pretrained(
+            path, config=config, output_loading_info=True, dtype=torch.float32, **given
+        )
+    except Exception as error:  # transformers raises many types; each is about the content of the directory
+        raise DataError(f"{path}: transformers cannot load {kind} from it: {one_line(error)}") from None
+    if loading["missing_keys"]:
+        raise DataError(f"{path}: this suite needs {needed}; tensor {sorted(loading['missing_keys'])[0]} is missing")
+    return model
 
 
 def open_tokenizer(own: Path, given: str | None) -> PreTrainedTokenizerFast:
