@@ -241,6 +241,18 @@ def test_unfinished_work_is_not_gone_on_with_by_other_settings(config, change, n
     assert work_folder(config).exists()
 
 
+def test_unfinished_work_of_a_version_with_other_files_in_it_is_refused_and_kept(config, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(stages, "write_shards", interrupt)
+        prepare(config)
+    settings = work_folder(config) / "settings.json"
+    before = {key: value for key, value in json.loads(settings.read_text()).items() if key != "work_format"}
+    settings.write_text(json.dumps(before))
+    with pytest.raises(DataError, match="holds unfinished work of another version of Rotary Foundry; delete it"):
+        prepare(config)
+    assert json.loads(settings.read_text()) == before
+
+
 def interrupt(*_):
     raise Interrupted
 

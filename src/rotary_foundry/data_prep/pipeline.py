@@ -43,6 +43,7 @@ from rotary_foundry.utils.errors import DataError
 LATER = ("separator", "remove", "length_bands", "depth", "endings")
 
 FORMAT = 2  # raised whenever the same texts and settings would give different shards
+WORK_FORMAT = 2  # raised whenever a stage reads other files than it did from the stages before it
 
 SETTINGS, ARRIVING = "settings.json", "settings.arriving"  # of a work folder
 
@@ -73,6 +74,8 @@ def prepare(config: CorpusConfig) -> bool:
     if begun is not None:
         if begun["out"] != config.out:
             raise _refusal(folder, f"unfinished work for {begun['out']}", "work")
+        if begun.get("work_format") != WORK_FORMAT:
+            raise _refusal(folder, "unfinished work of another version of Rotary Foundry", "work")
         _refuse_other(f"{folder} (unfinished work)", made_of, begun["settings"], "work")
     ours = begun is not None and object_store.is_remote(config.out)  # a store is filled while the work is in progress
     if not ours and object_store.exists(config.out) and not _is_empty(Path(config.out)):
@@ -180,7 +183,9 @@ def open_work(config: CorpusConfig, folder: Path, made_of: dict) -> Work:
         for part in parts:
             (folder / "parts" / f"{rank:05d}.json").write_text(json.dumps(part), encoding="utf-8")
             rank += 1
-    content = json.dumps({"out": config.out, "settings": made_of, "parts": counts}, indent=2)
+    content = json.dumps(
+        {"out": config.out, "work_format": WORK_FORMAT, "settings": made_of, "parts": counts}, indent=2
+    )
     (folder / ARRIVING).write_text(content + "\n", encoding="utf-8")
     (folder / ARRIVING).replace(folder / SETTINGS)
     return Work(config, folder, counts)
