@@ -137,6 +137,7 @@ def even(tiny):
                 "data.num_workers=2",
                 "stages.pretrain.device_train_microbatch_size=3",
                 "stages.extend.device_train_microbatch_size=2",
+                "stages.decay.device_train_microbatch_size=2",
             ],
             marks=pytest.mark.long,
         ),
