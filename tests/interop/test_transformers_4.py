@@ -50,7 +50,7 @@ model, loading = load(folder / "RoFormerV2", trust_remote_code=True, output_load
 assert not any(loading.values()), loading
 with torch.no_grad():
     found["RoFormerV2"] = model.eval()(input_ids=torch.tensor([ids])).logits[0]
-for path in folder.glob("Llama *"):
+for path in folder.glob("Llama_*"):
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
     assert not any(loading.values()), loading
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves
         export_network(network, peers.FAMILY, tokenizer_dir, exports / name, head)
     export_network(roformer, roformer_v2_peers.FAMILY, tokenizer_dir, exports / "RoFormerV2")
     llamas = {
-        f"Llama {method}": llama_peers.our_network(**changes).eval()
+        f"Llama_{method}": llama_peers.our_network(**changes).eval()
         for method, changes in ({"none": {"tie_word_embeddings": True}} | llama_peers.SCALED).items()
     }
     for name, llama in llamas.items():
