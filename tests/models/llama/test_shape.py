@@ -117,6 +117,15 @@ def test_a_theta_under_the_bound_is_remarked_with_one_that_will_do():
     assert not list(small_shape(hidden_size=512, rope_scaling="ntk").remarks(knobs | {"rope_factor": 4.0}, 4096))
 
 
+def test_rows_longer_than_yarn_reaches_are_remarked_with_the_factor_that_will_do():
+    shape = small_shape(rope_scaling="yarn", original_max_position_embeddings=4096)
+    knobs = {"rope_theta": 10_000.0, "rope_factor": 4.0}
+    (remark,) = shape.remarks(knobs, 32_768)
+    assert remark.startswith("rope_factor 4 is small for rows of 32,768 tokens: yarn reaches 16,384 from 4,096")
+    assert remark.endswith("they need 8")
+    assert not list(shape.remarks(knobs, 16_384))
+
+
 def test_first_weights_follow_the_cut_normal():
     network = Llama(small_shape(vocab_size=1024, hidden_size=128, intermediate_size=256), KNOBS)
     initialise(network, 17, FAMILY)

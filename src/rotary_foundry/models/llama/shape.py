@@ -76,8 +76,15 @@ class Shape(TransformerShape):
             yield "rope_factor", f"{knobs['rope_factor']} has no effect with rope_scaling '{NONE}'; choose a method"
 
     def remarks(self, knobs: Mapping[str, float], row_length: int) -> Iterator[str]:
-        """Warn of a theta under the bound of arXiv 2405.14591, which says nothing of yarn."""
+        """Warn of rows longer than yarn reaches, and of a theta under the bound of arXiv 2405.14591 without yarn."""
         if self.rope_scaling == YARN:
+            factor, original = knobs["rope_factor"], self.original_max_position_embeddings
+            if row_length > factor * original:
+                yield (
+                    f"rope_factor {factor:g} is small for rows of {row_length:,} tokens: yarn reaches "
+                    f"{factor * original:,.0f} from {original:,} (original_max_position_embeddings); they need "
+                    f"{row_length / original:g}"
+                )
             return
         theta, length = self.plain_theta(knobs), row_length
         if self.rope_scaling == LINEAR:
