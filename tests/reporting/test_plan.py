@@ -40,12 +40,11 @@ def test_json_is_the_plan_what_a_token_costs_and_nothing_else():
 
 def test_memory_is_told_at_each_row_length_and_on_each_gpu():
     recipe = "yamls/main/llama2_long_curriculum_20.yaml"
-    told = plan(recipe, "--gpus", "8", "--gpu", "h100", "--mfu", "0.4", "stages.short.device_train_microbatch_size=4")
-    assert (
-        "short: 4 × 4,096 tokens a microbatch keep 13.4 GB on a GPU; 26.9 GB with its share of the model" in told.stdout
-    )
-    assert "long: 1 × 32,768 tokens a microbatch keep 26.8 GB on a GPU; 40.3 GB with its share" in told.stdout
-    assert "108 GB of weights, gradients and moments" in told.stdout
+    machine = ("--gpus", "8", "--gpu", "h100", "--mfu", "0.4")
+    told = " ".join(plan(recipe, *machine, "stages.short.device_train_microbatch_size=4").stdout.split())
+    assert "short: 4 × 4,096 tokens a microbatch keep 13.4 GB on a GPU; 26.9 GB with its share of the model" in told
+    assert "long: 1 × 32,768 tokens a microbatch keep 26.8 GB on a GPU; 40.3 GB with its share of the model" in told
+    assert "108 GB of weights, gradients and moments, divided over the GPUs that share a copy" in told
     of_long = json.loads(plan(recipe, "--json").stdout)["memory"]["long"]
     assert of_long == {"microbatch": 1, "kept_bytes": 26_776_436_736, "state_bytes": 16 * 6_738_415_616}
 

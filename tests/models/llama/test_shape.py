@@ -52,7 +52,7 @@ def test_operations_count_the_causal_half_of_attention():
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_the_activations_counted_are_what_autograd_keeps(itemsize):
     shape, tokens, kept = small_shape(), 512, {}
-    network = initialise(Llama(shape, KNOBS))
+    network = our_network()
     weights = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
     sizes = {tuple(weight.shape) for weight in network.parameters()}
 
