@@ -71,7 +71,7 @@ def import_(
         Path | None, typer.Option(help="The folder of the model's tokenizer, if it is elsewhere.")
     ] = None,
 ) -> None:
-    """Import a model from elsewhere for further training; settings that our encoder does not support are refused."""
+    """Import a model from elsewhere for further training; settings that our network does not support are refused."""
     from rotary_foundry.interop.importing import import_model
 
     import_model(source, out_dir, recipe, tokenizer)

@@ -6,7 +6,7 @@ import pytest
 
 from rotary_foundry import compile_plan, load_recipe
 from rotary_foundry.data_prep.length_bands import band_names
-from rotary_foundry.recipe.cost import megatron_flops, slower, token_costs
+from rotary_foundry.recipe.cost import megatron_flops, memory, slower, token_costs
 
 UPDATE = 2**22  # tokens
 PARAMETERS = {"7b": 6_738_415_616, "13b": 13_015_864_320, "34b": 33_743_970_304, "70b": 68_976_648_192}
@@ -51,6 +51,27 @@ def test_the_planner_tells_what_a_token_costs_at_each_length():
     assert slower(long.megatron, short.megatron) == pytest.approx(0.1875)
     assert slower(long.flops, short.flops) == pytest.approx(0.107, abs=0.01)  # our own count: its true shape and output
     assert long.attention * long.flops == pytest.approx(4 * short.attention * short.flops, rel=1e-3)
+
+
+def test_longer_rows_need_no_more_memory_for_as_many_tokens():
+    """The paper calls it negligible, from 4,096 to 16,384 tokens at 70B: no part of a layer is quadratic."""
+    recipe = load_recipe("yamls/main/llama2_long_curriculum_20.yaml")
+    short, long = memory(recipe, compile_plan(recipe)).values()
+    assert (short.rows, short.row_length, long.rows, long.row_length) == (8, 4096, 1, 32_768)
+    assert short.kept == long.kept
+    of_70b = load_recipe("yamls/main/llama2_long_70b.yaml")
+    (use,) = memory(of_70b, compile_plan(of_70b)).values()
+    assert use.kept == of_70b.model.shape.activation_bytes(4 * 4096, 2, recomputed=True)
+
+
+@pytest.mark.parametrize(("size", "gpus"), [("7b", 8), ("13b", 8), ("34b", 16), ("70b", 64)])
+def test_a_row_fits_on_gpus_of_80_gb_because_layers_are_recomputed(size, gpus):
+    for recompute in (True, False):
+        overrides = [] if recompute else ["fsdp_config.activation_checkpointing=false"]
+        recipe = load_recipe(f"yamls/main/llama2_long_{size}.yaml", overrides)
+        (use,) = memory(recipe, compile_plan(recipe)).values()
+        assert use.state == 16 * PARAMETERS[size]
+        assert (use.of_a_gpu(gpus) < 75e9) == recompute
 
 
 @pytest.mark.parametrize("share", CURRICULUM)

@@ -6,12 +6,14 @@ from datetime import timedelta
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rotary_foundry import load_recipe
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.recipe.schema import FSDPConfig
 from rotary_foundry.training.first_weights import first_weights
-from rotary_foundry.training.sharding import fill, shard
+from rotary_foundry.training.sharding import fill, recomputed, shard
 from rotary_foundry.utils.errors import ConfigurationError
 from tests.ranks import on_ranks
 
@@ -76,3 +78,24 @@ def test_degrees_fill_up_the_world(replicas, shards, world, degrees):
 def test_degrees_that_are_not_the_world_are_refused(replicas, shards, world):
     with pytest.raises(ConfigurationError, match=f"data_parallel_replicate_degree {replicas} .* {world}$"):
         FSDPConfig(shards, replicas).degrees(world)
+
+
+def test_recomputed_layers_do_not_fill_autocasts_cache():
+    """It would keep the weights of all layers in bf16, whole, until the end of the forward pass."""
+    layer, copies = nn.Linear(8, 8, bias=False), []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten._to_copy.default and args[0].shape == layer.weight.shape:
+                copies.append(StorageWeakRef(made.untyped_storage()))
+            return made
+
+    x = torch.ones(3, 8)
+    with Casts(), torch.autocast("cpu", torch.bfloat16):
+        out = recomputed(layer.forward, x)
+        assert len(copies) == 1 and copies[0].expired()
+        assert torch.is_autocast_cache_enabled()
+    out.float().sum().backward()
+    (expected,) = torch.autograd.grad((x.bfloat16() @ layer.weight.bfloat16().T).float().sum(), layer.weight)
+    assert torch.equal(layer.weight.grad, expected)

@@ -1,9 +1,12 @@
-"""The cost of a plan before it is run: parameters, floating-point operations, hours, checkpoints.
+"""The cost of a plan before it is run: parameters, floating-point operations, hours, memory, checkpoints.
 
 Operations are counted as for MFU (PaLM, arXiv 2204.02311, appendix B) by the family's shape: only those of the model. A
 backward pass counts as two forward passes. Recomputation does not count (activation checkpointing, attention's
 backward). A padded slot counts as a token, and a row as one document, which is the upper limit: with shorter documents,
 attention has fewer pairs. The optimizer and evaluation are not counted.
+
+Memory is counted, not measured: what the ranks hold of the model, and what a forward pass keeps for the backward pass.
+The temporary tensors of a layer and of the loss, and what CUDA and NCCL take, come on top.
 """
 
 import re
@@ -17,6 +20,7 @@ from rotary_foundry.utils.errors import ConfigurationError
 
 MOST_CHECKPOINTS = 1_000_000
 BYTES_A_PARAMETER = 12  # of a checkpoint: the weight and StableAdamW's two moments, float32 each
+STATE_BYTES_A_PARAMETER = 16  # these three and the gradient
 
 # Operations a second of one GPU in bf16 on dense matrices, from the makers' data sheets (NVIDIA prints twice as much,
 # with sparsity): H100 SXM5, H200 SXM, A100 40 and 80 GB, L40S, HGX B200, and AMD's Instinct MI300X.
@@ -121,6 +125,40 @@ def slower(flops: float, than: float) -> float:
     The device is taken to do as many operations a second in both cases.
     """
     return 1 - than / flops
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of a GPU in rows of one length."""
+
+    row_length: int
+    rows: int  # of a microbatch
+    kept: float  # bytes that its forward pass keeps for the backward pass; no other GPU shares them
+    state: int  # bytes of weights, gradients and two moments, over all GPUs that share a copy of the model
+
+    def of_a_gpu(self, shards: int) -> float:
+        """Return the bytes on each of the GPUs that share a copy of the model."""
+        return self.state / shards + self.kept
+
+    def to_json(self) -> dict:
+        """Return the figures as plain JSON types."""
+        return {"microbatch": self.rows, "kept_bytes": self.kept, "state_bytes": self.state}
+
+
+def memory(recipe: Recipe, plan: Plan) -> dict[str, Memory]:
+    """Estimate the memory of each stage of a plan at its end, by name; empty for a family that does not count it."""
+    shape, recomputed = recipe.model.shape, recipe.fsdp_config.activation_checkpointing
+    itemsize = 4 if recipe.precision == "fp32" else 2
+    # autograd keeps the weights that autocast has cast, whole; a layer that is recomputed casts anew
+    casts = 0 if recomputed or itemsize == 4 else itemsize * shape.parameters
+    found = {}
+    for segment in plan.segments:
+        rows = min(recipe.stages[segment.stage].device_train_microbatch_size, segment.rows)
+        activations = shape.activation_bytes(rows * segment.row_length, itemsize, recomputed)
+        if activations is not None:
+            state = STATE_BYTES_A_PARAMETER * shape.parameters
+            found[segment.stage] = Memory(segment.row_length, rows, activations + casts, state)
+    return found
 
 
 def megatron_flops(recipe: Recipe, plan: Plan) -> float:

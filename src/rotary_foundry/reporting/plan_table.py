@@ -15,9 +15,11 @@ from rotary_foundry.recipe.cost import (
     PEAK_FLOPS,
     Cost,
     Machine,
+    Memory,
     TokenCost,
     cost,
     megatron_flops,
+    memory,
     slower,
     token_cost,
     token_costs,
@@ -79,6 +81,8 @@ def print_plan(
         grid.add_row("", f"{number(CONVENTIONS[flops](recipe, plan))} FLOPs as {flops} counts")
     for line in _token_costs(recipe, plan, flops):
         grid.add_row("a token", line)
+    for line in _memory(recipe, plan, machine):
+        grid.add_row("memory", line)
     if machine is not None:
         rate = f"{machine.mfu:.1%} of {PEAK_FLOPS[machine.gpu] / 1e12:,.0f} TFLOP/s (bf16, dense)"
         hours = f"{machine.hours(costs.flops):,.1f} hours"
@@ -132,6 +136,7 @@ def plan_json(recipe: Recipe, plan: Plan) -> dict:
     """Return a plan, what a token costs and what the stages draw from the corpus, as plain JSON types."""
     return plan.to_json() | {
         "costs": {stage: costs.to_json() for stage, costs in token_costs(recipe, plan).items()},
+        "memory": {stage: use.to_json() for stage, use in memory(recipe, plan).items()},
         "data": {stage.stage: stage.to_json() for stage in drawn_data(recipe, plan)},
     }
 
@@ -167,6 +172,23 @@ def _token_costs(recipe: Recipe, plan: Plan, flops: str | None) -> Iterator[str]
             if flops is not None:
                 lost += f" ({slower(costs.megatron, shortest.megatron):.1%} as {flops} counts)"
             yield f"{lost} fewer tokens a second than in rows of {shortest.row_length:,}, at equal FLOP/s"
+
+
+def _memory(recipe: Recipe, plan: Plan, machine: Machine | None) -> Iterator[str]:
+    """Say what a GPU needs at each row length, and what of it the GPUs share."""
+    stages: dict[Memory, list[str]] = {}
+    for stage, use in memory(recipe, plan).items():
+        stages.setdefault(use, []).append(stage)
+    for use, names in stages.items():
+        line = (
+            f"{', '.join(names)}: {use.rows:,} × {use.row_length:,} tokens a microbatch keep {size(use.kept)} on a GPU"
+        )
+        if machine is not None:
+            _, shards = recipe.fsdp_config.degrees(machine.gpus)
+            line += f"; {size(use.of_a_gpu(shards))} with its share of the model"
+        yield line
+    if stages:
+        yield f"{size(use.state)} of weights, gradients and moments, divided over the GPUs that share a copy"
 
 
 def changing_knobs(plan: Plan) -> list[str]:

@@ -24,6 +24,7 @@ KNOBS = {
     "rope_factor": Knob("times that rope_scaling lengthens the context", low=1.0, includes_low=True, of_weights=True),
 }
 NONE, LINEAR, NTK, YARN = SCALINGS = ("none", "linear", "ntk", "yarn")
+FLOAT32 = 4  # bytes
 OUTPUT, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -75,8 +76,15 @@ class Shape(TransformerShape):
             yield "rope_factor", f"{knobs['rope_factor']} has no effect with rope_scaling '{NONE}'; choose a method"
 
     def remarks(self, knobs: Mapping[str, float], row_length: int) -> Iterator[str]:
-        """Warn of a theta under the bound of arXiv 2405.14591, which says nothing of yarn."""
+        """Warn of rows longer than yarn reaches, and of a theta under the bound of arXiv 2405.14591 without yarn."""
         if self.rope_scaling == YARN:
+            factor, original = knobs["rope_factor"], self.original_max_position_embeddings
+            if row_length > factor * original:
+                yield (
+                    f"rope_factor {factor:g} is small for rows of {row_length:,} tokens: yarn reaches "
+                    f"{factor * original:,.0f} from {original:,} (original_max_position_embeddings); they need "
+                    f"{row_length / original:g}"
+                )
             return
         theta, length = self.plain_theta(knobs), row_length
         if self.rope_scaling == LINEAR:
@@ -134,6 +142,20 @@ class Shape(TransformerShape):
     def attention_flops(self, lengths: Iterable[int]) -> float:
         pairs = sum(length * (length + 1) // 2 for length in lengths)
         return self.attention_flops_of_pairs(self.num_hidden_layers * pairs)
+
+    def activation_bytes(self, tokens: int, itemsize: int, recomputed: bool) -> float:
+        """Count what our network keeps when it is not compiled, but for a few numbers a token. No part is quadratic."""
+        hidden, inner, of_keys = self.hidden_size, self.intermediate_size, self.key_value_size
+        norm = 2 * FLOAT32 * hidden  # its input, as it is and normalised
+        # inputs of the products with q, k, v, gate and up, each with its own cast; queries and attention's output; keys
+        # and values; the four tensors of SwiGLU
+        inputs = 2 if itemsize == FLOAT32 else 5
+        products = (inputs + 2) * hidden + 2 * of_keys + 4 * inner
+        layer = 2 * norm + itemsize * products
+        layers = self.num_hidden_layers
+        kept = layers * FLOAT32 * hidden + layer if recomputed else layers * layer
+        of_loss = 2 * FLOAT32 * hidden  # hidden states of predicted tokens, and their gradients
+        return tokens * (kept + norm + of_loss)
 
     def describe(self, knobs: Mapping[str, float]) -> str:
         tied = "tied to" if self.tie_word_embeddings else "apart from"
