@@ -41,7 +41,7 @@ WITH_WANDB = "loggers.wandb={project: tiny, init_kwargs: {mode: offline}}"
 def test_a_run_that_is_killed_again_and_again_ends_in_the_undisturbed_runs_weights(tiny, undisturbed, kills):
     """One of its stops is SIGTERM to one rank, which ends the update, saves it and has a status of its own."""
     run = tiny.folder / f"runs/killed-{len(kills)}"
-    launch = (f"run_name={run.name}", WITH_WANDB)
+    launch = (f"run_name={run.name}", *([WITH_WANDB] if kills == KILLS else []))
     for kill_at in kills:
         if kill_at.startswith("stopped:"):
             at = int(kill_at.removeprefix("stopped:"))
@@ -59,7 +59,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_undisturbed_runs_weigh
     assert re.search(r"update \d+ is done, \d+\.\d s after the start", resumed.stdout)
     assert_same_run(run, undisturbed)
     of_starts = list(run.glob("wandb/offline-run-*"))
-    assert len(of_starts) == len(kills) + 1
+    assert len(of_starts) == (len(kills) + 1 if kills == KILLS else 0)
     assert all(path.name.endswith(f"-{RunFolder(run).wandb_id.read_text()}") for path in of_starts)  # one run of W&B
 
 
