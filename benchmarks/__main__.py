@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from measure import draw, in_new_process, median_ratio, mixed_lengths, peak_memory, race, timed, workload
+from measure import draw, in_new_process, median_ratio, mixed_lengths, packed, peak_memory, race, timed, workload
 from models import PRECISION
 
 from rotary_foundry.utils.allocator import keep_freed_memory
@@ -20,10 +20,11 @@ from rotary_foundry.utils.allocator import keep_freed_memory
 RESULTS = Path(__file__).parent / "results.md"
 WORKLOADS = {"uniform 512": [512] * 8, "mixed": mixed_lengths(), "one of 8192": [8192]}
 ROFORMER_WORKLOADS = {"uniform 128": [128] * 32, "uniform 512": [512] * 8, "mixed": mixed_lengths()}
+LLAMA_ROWS = (1024, 4096, 8192)
+LLAMA_DOCUMENTS = (1024, 4096)
 LLAMA_WORKLOADS = {
-    "one of 1024": [1024],
-    "one of 4096": [4096],
-    "one of 8192": [8192],
+    **{f"row of {row}, packed": packed(row) for row in LLAMA_ROWS},
+    **{f"one of {length}": [length] for length in LLAMA_DOCUMENTS},
     "mixed": mixed_lengths(),
 }
 OURS = ("ours", "ours, compiled")
@@ -51,7 +52,11 @@ ROFORMER_PEERS = {
 }
 LLAMA_TARGETS = {
     "training": {
-        "transformers' Llama": {"one of 1024": 1.2, "one of 4096": 1.2, "one of 8192": 1.2, "mixed": 2.0},
+        "transformers' Llama": {
+            **{f"row of {row}, packed": 1.2 for row in LLAMA_ROWS},
+            **{f"one of {length}": None for length in LLAMA_DOCUMENTS},
+            "mixed": 2.0,
+        },
     },
 }
 # for each kind of work the length of one document, the peer, and the share of its memory that ours is to stay under

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -33,6 +34,16 @@ def mixed_lengths(documents: int = 12) -> list[int]:
     quantiles = (torch.arange(documents) + 0.5) / documents
     lengths = torch.exp(5.4 + 0.75 * torch.special.ndtri(quantiles)).clamp(max=1024).int()
     return lengths[torch.randperm(documents, generator=torch.Generator().manual_seed(0))].tolist()
+
+
+def packed(tokens: int) -> list[int]:
+    """Lengths of documents that fill a row: those of `mixed_lengths`, again and again, and the last one cut."""
+    lengths = []
+    for length in cycle(mixed_lengths()):
+        if tokens <= length:
+            return [*lengths, tokens]
+        lengths.append(length)
+        tokens -= length
 
 
 def workload(name: str, kind: str, documents: Documents) -> Callable[[], None]:

@@ -1,8 +1,9 @@
 """The script that `composer launch RECIPE [key=value …]` starts, once in every process.
 
-A wrong recipe, an indivisible batch, foreign shards or a run that another launch is at work on are refused here, before
-torch is imported and before a process group is made; one rank says so, not all. The first rank holds the locks of the
-run's folder and of its store to the end of the process, through all rollbacks; no other rank touches them.
+A wrong recipe, an indivisible batch, foreign shards, a run that another launch is at work on or a torch that is too old
+are refused here, before torch is imported and before a process group is made; one rank says so, not all. The first rank
+holds the locks of the run's folder and of its store to the end of the process, through all rollbacks; no other rank
+touches them.
 
 Composer's launcher ends all ranks with SIGTERM as soon as one has ended with an error. Then it prints the output of the
 ranks that were not ended by SIGTERM or SIGKILL, except the first rank of each node, which prints to the launcher's own
@@ -34,6 +35,7 @@ from rotary_foundry.utils.errors import (
     StopRequested,
     print_error,
 )
+from rotary_foundry.utils.installing import check_overrides
 from rotary_foundry.utils.processes import is_first, is_first_of_node, world_size
 from rotary_foundry.utils.redaction import redacted
 
@@ -85,6 +87,7 @@ def let_the_first_speak() -> None:
 
 
 def launch(path: str, overrides: list[str]) -> None:
+    check_overrides()
     recipe, plan = load_recipe_and_plan(path, overrides)
     if recipe.rehearse:
         recipe = rehearsal(recipe, plan, world_size())

@@ -1,5 +1,6 @@
 """How this project is installed, wherever that is said."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -50,3 +51,22 @@ def test_pip_is_told_in_one_sentence_why_it_cannot_and_other_builders_build(kind
     (sentence,) = refused.stderr.splitlines()
     assert sentence.startswith("rotary-foundry cannot be installed by pip") and install_command() in sentence
     assert ask().stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(("package", "old"), [("torch", "2.7.0"), ("transformers", "4.57.6")])
+def test_a_launch_says_what_an_installation_without_overrides_lacks(package, old, tmp_path):
+    """A torch that Composer's own bound allows is found first; nothing of it is imported."""
+    folder = tmp_path / f"{package}-{old}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {old}\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    refused = subprocess.run(
+        [sys.executable, "launch", "yamls/main/nano.yaml"],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 2
+    assert re.match(rf"error: '{package}': expected [\d.]+ or newer, got {re.escape(old)}, which", refused.stderr)
+    assert refused.stderr.endswith(f"run {install_command()}\n") and refused.stderr.count("\n") == 1

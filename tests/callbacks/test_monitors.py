@@ -96,6 +96,7 @@ def _measured_run(slow_rank: int, sleep: float) -> None:
         assert record["slowest_lag"] > 0.5
 
 
+@pytest.mark.long
 def test_the_rank_that_the_others_wait_for_is_named(tmp_path):
     on_ranks(2, tmp_path, _measured_run, 1, 1.0)  # seconds, beside which what a busy machine adds is little
 

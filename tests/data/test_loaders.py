@@ -76,9 +76,12 @@ def test_a_row_that_does_not_fit_is_one_line_from_any_process(row_folder, num_wo
 
 @pytest.mark.parametrize("whole_words", ["false", "true"])
 def test_an_updates_masks_are_the_same_for_any_number_of_workers_and_after_a_resume(tmp_path, whole_words):
+    """While the mask rate moves."""
     write_rows(tmp_path, rows={"code": 40}, word_starts=True)
+    moving = f"{{start: 0.9, end: 0.1, duration: {5 * 8 * ROW_LENGTH}tok}}"
     overrides = [f"data.local={tmp_path}", "data.sources=[code]", "stages.decay.mixture=null"]
     overrides += [f"objective.whole_words={whole_words}", "stages.pretrain.batch_size_ramp=null"]
+    overrides += [f"stages.pretrain.mlm_probability={moving}"]
     overrides += [f"stages.{stage}.row_length={ROW_LENGTH}" for stage in ("pretrain", "extend", "decay")]
     found = []
     for workers, first in ((0, 0), (1, 0), (0, 3)):

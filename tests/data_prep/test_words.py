@@ -87,13 +87,14 @@ def test_the_words_of_any_text_have_its_ids(tokenizer, text):
     assert Encoder(tokenizer).encode([text])[0].tolist() == library(tokenizer, text)
 
 
-def test_every_character_is_cut_from_its_neighbours_as_the_library_does():
+@pytest.mark.parametrize("step", [10, pytest.param(1, marks=pytest.mark.long)])
+def test_every_character_is_cut_from_its_neighbours_as_the_library_does(step):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words = words_of(tokenizer)
     known = [char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char) not in UNASSIGNED]
     assert len(known) > 140_000
-    for first in range(0, len(known), 20):
+    for first in range(0, len(known), 20 * step):
         some = known[first : first + 20]
         text = "".join(f"a{char}b 1{char}2 !{char}? {char}  {char}{char}\n{char} " for char in some)
         ends = np.cumsum([len(word) for word in words(text)])

@@ -42,7 +42,7 @@ collate_rows = partial(collate, prepare=prepare, row_length=4096, vocab_size=512
 def draw():
     rows = TrainingStream(["code"], "{folder}", None, 4096, 1 << 18, Draw(17, 0, None, 0, 8, 32))
     most = 0
-    for batch in DataLoader(rows, batch_size=32, num_workers=2, collate_fn=collate_rows):
+    for batch in DataLoader(rows, batch_size=32, num_workers=2, collate_fn=collate_rows, timeout=30):
         time.sleep(0.5)  # the workers come as far ahead as they may
         room = os.statvfs("/dev/shm")
         most = max(most, (room.f_blocks - room.f_bfree) * room.f_frsize)

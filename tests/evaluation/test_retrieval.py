@@ -83,7 +83,7 @@ def test_a_plain_encoder_is_averaged_and_its_ndcg_is_that_of_its_vectors(code_en
     assert long
     assert result.notes[-1] == f"code_search: {long} of {PAIRS} documents are longer than 256 tokens, and cut there"
     assert not no_network
-    with pytest.raises(DataError, match=f"of {PAIRS} .* are longer than 256 tokens; raise max_seq_length"):
+    with pytest.raises(DataError, match=f"of {PAIRS} .* are longer than 256 tokens; raise max_seq_len"):
         retrieval.run(code_encoder, replace(config, long_documents="refuse"))
 
 
@@ -162,9 +162,9 @@ def test_a_benchmarks_mean_is_over_its_tasks_and_not_over_all_queries(config):
 
 def test_a_length_that_the_model_does_not_take_is_refused(code_encoder, config):
     with pytest.raises(
-        ConfigurationError, match="max_seq_length: this model takes texts of 256 tokens at most, not 10000"
+        ConfigurationError, match="max_seq_len: this model takes texts of 256 tokens at most, not 10000"
     ):
-        retrieval.run(code_encoder, replace(config, max_seq_length=10_000))
+        retrieval.run(code_encoder, replace(config, max_seq_len=10_000))
 
 
 def test_a_file_is_no_model_and_is_refused(config, tmp_path):
@@ -178,7 +178,7 @@ def test_a_model_of_relative_positions_takes_texts_of_any_length_or_of_the_lengt
 ):
     AutoTokenizer.from_pretrained(code_encoder, model_max_length=int(1e30)).save_pretrained(tmp_path)
     T5EncoderModel(T5Config(vocab_size=2048, d_model=16, num_layers=1, num_heads=2, d_ff=16)).save_pretrained(tmp_path)
-    whole, cut = (retrieval.run(tmp_path, replace(config, max_seq_length=length)) for length in (None, 64))
+    whole, cut = (retrieval.run(tmp_path, replace(config, max_seq_len=length)) for length in (None, 64))
     assert whole.model["document_length"] is None
     assert len(whole.notes) == 1
     assert cut.notes[-1].endswith(f"of {PAIRS} documents are longer than 64 tokens, and cut there")

@@ -110,7 +110,7 @@ COUNTS = {
         ("context", "longest=256", "'longest': 256 is less than four times the shortest, 128"),
         ("context", "spans=100", "'spans': 100 of 64 tokens fill more than half of a window"),
         ("retrieval", "tasks=[]", "'tasks': expected at least one task, such as code_search"),
-        ("retrieval", "max_seq_length=3", "'max_seq_length': expected at least 4 tokens, got 3"),
+        ("retrieval", "max_seq_len=3", "'max_seq_len': expected at least 4 tokens, got 3"),
         ("retrieval", "long_documents=drop", "'long_documents': expected truncate or refuse, got 'drop'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import ClassVar
 
 import datasets
 import pytest
@@ -93,6 +94,46 @@ def test_the_hubs_rows_give_the_same_examples(monkeypatch):
     read_split(DataConfig(path="clue/clue", form="wsc"), "train.50k.json", labelled=False)
     assert [(one.text, one.label) for one in found] == [*EXPECTED["wsc"], (EXPECTED["wsc"][0][0], None)]
     assert asked == [("cluewsc2020", "validation"), ("wsc", "train")]
+
+
+# Rows of CHID and CMRC2018 as the hub has them: the text of CHID's answers is the idiom
+HUB_CHID = CHID | {"answers": {"text": ["一丝不苟", "画蛇添足", "亡羊补牢"], "candidate_id": [0, 1, 3]}}
+HUB_CMRC2018 = {"id": "D1_Q0", "context": PASSAGE, "question": "长江多长？"}
+HUB_CMRC2018 |= {"answers": {"text": ["6397千米"], "answer_start": [4]}}
+
+
+@pytest.mark.parametrize(("form", "row"), [("chid", HUB_CHID), ("cmrc2018", HUB_CMRC2018)])
+def test_answers_of_the_hub_are_those_of_the_files(form, row):
+    found = [(one.text, one.label) for one in read_rows(form, [("a", row)])]
+    assert found == EXPECTED[form][: len(found)] != []
+    empty = row | {"answers": {key: [] for key in row["answers"]}}  # of the test split
+    assert [one.label for one in read_rows(form, [("a", empty)])] == [None] * len(found)
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "complaint"),
+    [
+        ("chid", {"candidate_id": [0, 1]}, "answers: expected 3 as 'candidate_id', one a blank, found 2"),
+        ("chid", {"candidate_id": None}, "answers: expected the key 'candidate_id' with a list, found None"),
+        ("chid", {"candidate_id": [0, "1", 3]}, "#idiom000001#: expected an answer from 0 to 9, found '1'"),
+        ("cmrc2018", {"text": ["6397千米"] * 2}, "answers: expected 2 integers as 'answer_start', one a 'text', found"),
+        ("cmrc2018", {"answer_start": ["4"]}, "answers: expected 1 integers as 'answer_start', one a 'text', found"),
+        ("cmrc2018", {"text": "6397千米"}, "answers: expected the key 'text' with a list, found '6397千米'"),
+    ],
+)
+def test_bad_answers_of_the_hub_are_named_by_row(monkeypatch, form, row, complaint):
+    good = {"chid": HUB_CHID, "cmrc2018": HUB_CMRC2018}[form]
+    rows = Rows([good, good | {"answers": good["answers"] | row}])
+    monkeypatch.setattr(examples, "_from_hub", lambda data, split: rows)
+    with pytest.raises(DataError) as error:
+        read_split(DataConfig(path="clue/clue", form=form), "train")
+    assert str(error.value).startswith(f"clue/clue: train: row 1: {complaint}")
+
+
+class Rows(list):
+    """Rows whose types differ, which a `datasets.Dataset` cannot have."""
+
+    features: ClassVar = {}
 
 
 def changed(row, **values):

@@ -110,5 +110,5 @@ def test_a_task_starts_from_the_best_model_of_another(searched):
 
 def test_a_job_that_fails_is_named_with_its_last_words(searched):
     yaml, folder, _ = searched
-    with pytest.raises(FoundryError, match=r"seed-1/log\.txt: the job failed: .*Precision; the same command goes on"):
+    with pytest.raises(FoundryError, match=r"seed-1/log\.txt: the job failed: .*Precision; the same command resumes"):
         finetune(yaml, ["task=mine", "precision=fp7", f"out={folder.parent}/failed"])

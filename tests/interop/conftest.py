@@ -1,4 +1,4 @@
-"""A tokenizer of fifteen words."""
+"""A tokenizer of fifteen words, and one of eleven for Llamas."""
 
 from pathlib import Path
 
@@ -19,4 +19,16 @@ def tokenizer_dir(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "tokenizer"
     special = {f"{token}_token": f"[{token.upper()}]" for token in ("unk", "cls", "sep", "pad", "mask")}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **special).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer(tmp_path_factory) -> Path:
+    """A tokenizer with the special tokens of Llama's, and no others."""
+    words = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *"abcdefgh"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    path = tmp_path_factory.mktemp("llama") / "tokenizer"
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
     return path

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rotary_foundry.interop import load_model
@@ -19,18 +18,6 @@ from tests.models.llama.peers import FAMILY, SCALED, TRAINED_LENGTH, our_network
 from tests.models.peers import pack
 
 SCALINGS = {"none": {"rope_theta": 500_000.0}} | SCALED
-
-
-@pytest.fixture(scope="module")
-def llama_tokenizer(tmp_path_factory) -> Path:
-    """A tokenizer with the special tokens of Llama's, and no others."""
-    words = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *"abcdefgh"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    path = tmp_path_factory.mktemp("llama") / "tokenizer"
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
-    return path
 
 
 def export(network, tokenizer, out_dir, head=None) -> Path:

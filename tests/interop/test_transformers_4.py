@@ -20,6 +20,7 @@ from rotary_foundry.interop.heads import Head
 from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.interop.importing import import_model
 from tests.models import peers, roformer_v2_peers
+from tests.models.llama import peers as llama_peers
 
 TRANSFORMERS_4 = "transformers==4.57.6"
 TEXTS = ["a b c", "j [MASK] a b c d e f g h i j"]
@@ -49,6 +50,12 @@ model, loading = load(folder / "RoFormerV2", trust_remote_code=True, output_load
 assert not any(loading.values()), loading
 with torch.no_grad():
     found["RoFormerV2"] = model.eval()(input_ids=torch.tensor([ids])).logits[0]
+for path in folder.glob("Llama_*"):
+    model, loading = transformers.AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    assert not any(loading.values()), loading
+    with torch.no_grad():
+        found[path.name] = model.eval()(input_ids=torch.tensor([ids])).logits[0]
+    assert AutoTokenizer.from_pretrained(path).eos_token == "</s>"
 tokens = {}
 for path in (folder / "tokenizers").iterdir():
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -67,7 +74,9 @@ def export_network(network, family, tokenizer_dir, out_dir, head=None):
 @pytest.mark.long
 @pytest.mark.timeout(1500)
 @torch.no_grad()
-def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves_comes_back(tokenizer_dir, tmp_path):
+def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves_comes_back(
+    tokenizer_dir, llama_tokenizer, tmp_path
+):
     network = peers.our_network(160_000.0).eval()
     exports = tmp_path / "exports"
     heads = {
@@ -79,6 +88,12 @@ def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves
     for name, head in heads.items():
         export_network(network, peers.FAMILY, tokenizer_dir, exports / name, head)
     export_network(roformer, roformer_v2_peers.FAMILY, tokenizer_dir, exports / "RoFormerV2")
+    llamas = {
+        f"Llama_{method}": llama_peers.our_network(**changes).eval()
+        for method, changes in ({"none": {"tie_word_embeddings": True}} | llama_peers.SCALED).items()
+    }
+    for name, llama in llamas.items():
+        export_network(llama, llama_peers.FAMILY, llama_tokenizer, exports / name)
     save_trained(train_tokenizer(TEXTS, 320), exports / "tokenizers/trained", max_length=512)
     more = AutoTokenizer.from_pretrained(tokenizer_dir)
     more.add_special_tokens({"additional_special_tokens": ["j"]})
@@ -117,7 +132,8 @@ def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves
         ids = opened(TEXTS)["input_ids"]
         assert encoded == [ids, opened.decode(ids[1], True), sorted(opened.all_special_tokens)], folder
         assert ("j" in encoded[2]) == (folder == "brought")
-    torch.testing.assert_close(by_4["RoFormerV2"], roformer(*flat), rtol=0, atol=1e-4)
+    for name, alike in ({"RoFormerV2": roformer} | llamas).items():
+        torch.testing.assert_close(by_4[name], alike(*flat), rtol=0, atol=1e-4)
     import_model(exports / "saved_by_4", tmp_path / "back")
     assert load_model(tmp_path / "back").shape == network.shape
     torch.testing.assert_close(load_model(tmp_path / "back")(*flat), ours(*flat), rtol=0, atol=0)

@@ -49,6 +49,7 @@ def blocked(pid: int) -> int:
     return int(mask.split()[1], 16)
 
 
+@pytest.mark.long
 def test_signals_to_every_process_and_before_there_is_a_rank_become_one_request_to_each_rank(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(RANK)

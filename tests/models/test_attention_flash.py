@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rotary_foundry.models.layers import attention as door
+from rotary_foundry.models.layers import attention as dispatch
 from rotary_foundry.models.layers import attention_flash
 from rotary_foundry.models.layers.attention import window_size
 from rotary_foundry.models.layers.attention_flash import flash_attention
@@ -44,7 +44,7 @@ def installed(monkeypatch):
 @pytest.fixture
 def everywhere(monkeypatch):
     """Let `attention` choose flash on CPU, too."""
-    monkeypatch.setattr(door, "choose", lambda *asked: "flash")
+    monkeypatch.setattr(dispatch, "choose", lambda *asked: "flash")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_the_network_computes_with_flash_what_it_computes_with_sdpa(installed, m
     network, (input_ids, cu_seqlens) = our_network(160_000.0), pack(300, 20, 1, 600)
     outcomes = []
     for implementation in ("sdpa", "flash"):
-        monkeypatch.setattr(door, "choose", lambda *asked, chosen=implementation: chosen)
+        monkeypatch.setattr(dispatch, "choose", lambda *asked, chosen=implementation: chosen)
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(input_ids, cu_seqlens)

@@ -119,8 +119,8 @@ def test_a_row_of_documents_of_one_token_has_no_loss_and_no_gradient():
             "llama_nano",
             "objective={name: masked_lm, mlm_probability: 0.3, eval_mlm_probability: 0.15, mask_share: 0.8,"
             "random_share: 0.1}",
-            r"llama_nano\.yaml: 'objective\.name': 'masked_lm' needs attention in both directions, and llama attends "
-            "to earlier tokens only; choose an objective for decoders such as causal_lm",
+            r"llama_nano\.yaml: 'objective\.name': 'masked_lm' needs attention in both directions, and llama has "
+            r"attention to earlier tokens only; choose an objective for it \(causal_lm\)",
         ),
         (
             "llama_nano",

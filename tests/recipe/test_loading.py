@@ -52,11 +52,14 @@ NANO = Path("yamls/main/nano.yaml")
         ("objective.mask_share=most", "'objective.mask_share': Value 'most' of type 'str' could not be converted"),
         ("stages.decay.objective=masked_lm", "'stages.decay.objective.eval_mlm_probability' is required"),
         ("model.family=modernbrt", "'model.family': 'modernbrt' is not a model family; did you mean 'modernbert'?"),
+        ("model.family=[modernbert]", "'model.family': '['modernbert']' is not a model family; did you mean 'modern"),
+        ("objective=masked_lm", "'objective': expected a mapping of keys to values, got str"),
         ("stages.decay.mlm_probabilty=0.2", "'stages.decay.mlm_probabilty'; did you mean 'mlm_probability'?"),
         ("stages.decay.mlm_probability={start: 0.3, end: 2}", "'stages.decay.mlm_probability': end: 2 is not a number"),
         ("stages.decay.mlm_probability={start: 0.3}", "a schedule needs start and end; 'end' is missing"),
         ("stages.decay.rope_theta={start: 1, end: 2, to: 3}", "unknown key 'to'; a schedule has start, end, shape"),
         ("stages.decay.rope_theta={start: 1, end: 2, shape: log}", "shape 'log' is not one of one_minus_sqrt, linear"),
+        ("stages.decay.rope_theta={start: 1, end: 2, shape: [linear]}", "shape '['linear']' is not one of one_minus"),
         *(
             (
                 f"stages.decay.rope_theta={{start: 1, end: 2, duration: {duration}}}",
@@ -76,6 +79,7 @@ NANO = Path("yamls/main/nano.yaml")
         ("optimizer.weight_decay=1", "'optimizer.weight_decay': 1.0 is not in [0, 1)"),
         ("optimizer.name=adam", "'optimizer.name': 'adam' is not known; did you mean 'adamw'?"),
         ("optimizer={name: stable_adam}", "'optimizer.name': 'stable_adam' is not known; did you mean 'stable_adamw'?"),
+        ("optimizer=adamw", "'optimizer': expected a mapping of keys to values, got str"),
         ("optimizer.name=[adamw]", "'optimizer.name': '['adamw']' is not known"),
         ("optimizer.max_grad_norm=1", "unknown key 'optimizer.max_grad_norm'; known here are name, betas, eps, weight"),
         ("optimizer={name: adamw, max_grad_nrm: 1}", "'optimizer.max_grad_nrm'; did you mean 'max_grad_norm'?"),
@@ -249,7 +253,7 @@ def test_a_recipe_without_a_theta_is_refused(tmp_path):
         load_recipe(tmp_path / "mine.yaml")
 
 
-def test_the_launch_door_refuses_before_torch_is_imported():
+def test_a_launch_is_refused_before_torch_is_imported():
     program = (
         "import runpy, sys; sys.argv = ['launch', 'yamls/main/nano.yaml', 'seed=x']\n"
         "try: runpy.run_path('launch', run_name='__main__')\n"

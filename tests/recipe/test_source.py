@@ -84,6 +84,31 @@ def test_what_a_recipe_gives_is_kept_and_the_rest_is_the_sources(nano):
     assert recipe.knobs_of("continue") == knobs
 
 
+FURTHER = """
+extends: [{yamls}/roformer_v2.yaml, {yamls}/models/roformer_v2_nano.yaml]
+run_name: further
+data: {{local: data, sources: [text], num_workers: 0}}
+save_interval: 1ba
+stages:
+  only: {{duration: 8192tok, row_length: 512, global_train_batch_size: 4, device_train_microbatch_size: 2, lr: 1e-3}}
+"""
+
+
+def test_a_roformer_goes_on_with_the_residual_scale_of_its_source_unless_the_recipe_sets_one(tmp_path):
+    nano = load_recipe(ROOT / "yamls/main/roformer_v2_nano.yaml")
+    risen = compile_plan(nano)
+    update = risen.segments[0].tokens_per_update
+    source = write_run(tmp_path / "runs/roformer", nano, 10 * update)  # while it rises from 0 to 1
+    path = tmp_path / "further.yaml"
+    path.write_text(FURTHER.format(yamls=ROOT / "yamls"))
+    begins = load_recipe(path, [f"init_from={source}"]).knobs_of("only")["residual_scale"]
+    assert 0 < begins == risen.at(9 * update).knobs["residual_scale"] < 1
+    given = load_recipe(path, [f"init_from={source}", "model.residual_scale=1"])
+    assert given.knobs_of("only")["residual_scale"] == 1
+    with pytest.raises(ConfigurationError, match=r"'stages\.only\.residual_scale' is required and not given; set it"):
+        load_recipe(path)
+
+
 def test_a_recipe_that_gives_all_is_loaded_before_its_source_is_there():
     assert not Path("runs/base").exists()
     assert load_recipe(ROOT / "yamls/main/large.yaml").init_from == "runs/base"

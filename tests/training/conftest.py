@@ -155,6 +155,7 @@ def _run_alone(tiny: Tiny) -> None:
     }
     run = tiny.launch(
         *("run_name=alone", "data.num_workers=2", "stages.pretrain.device_train_microbatch_size=5"),
+        "stages.decay.device_train_microbatch_size=3",  # where the mask rate moves
         *(f"loggers.wandb={json.dumps(wandb)}", "loggers.tensorboard={}"),
         ranks=1,
         script=TAMPERED_LAUNCH,

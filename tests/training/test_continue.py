@@ -164,6 +164,7 @@ def test_a_nano_model_learns_cplusplus_from_csv_and_with_replay_forgets_less(tmp
     source = replace(
         nano,
         data=replace(nano.data, local=f"{tmp_path}/data/nano"),
+        precision="fp32",
         runs_folder=f"{tmp_path}/runs",
         stages={"pretrain": stage},
     )
@@ -181,7 +182,7 @@ def test_a_nano_model_learns_cplusplus_from_csv_and_with_replay_forgets_less(tmp
     shared = [f"init_from={model}", f"data.local={tmp_path}/data/continue", f"runs_folder={tmp_path}/runs"]
     shared += ["data.num_workers=0", "stages.continue.row_length=1024", "stages.continue.global_train_batch_size=8"]
     shared += ["stages.continue.device_train_microbatch_size=4", "stages.continue.duration=300_000tok"]
-    shared += ["stages.continue.lr=1e-3"]
+    shared += ["stages.continue.lr=1e-3", "precision=fp32"]
     run(*composer, CONTINUE, *shared)
     run(*composer, CONTINUE, *shared, "run_name=alone", "data.sources=[domain]", "stages.continue.mixture=null")
     recipe = load_recipe(tmp_path / "runs/continue/recipe.yaml")

@@ -58,7 +58,7 @@ UPDATES = {  # by world size
     },
     4: {"shards": [microbatch(2)], "replicas of shards, recomputed": [microbatch(1), TWO_REPLICAS, RECOMPUTED]},
 }
-LONG = ("compiled", "compiled, in bf16", "traced and recomputed")  # tests/models/test_compiled.py compiles layers, too
+LONG = (*UPDATES[1], "traced and recomputed")  # tests/models/test_compiled.py compiles layers, too
 
 
 class SaveGradients(Callback):

@@ -69,6 +69,7 @@ def test_a_loss_that_is_no_number_goes_back_and_goes_on_to_the_end(tiny):
     assert all(record["loss"] < 10 for record in records(tiny.folder / "runs/burst"))
 
 
+@pytest.mark.long
 def test_without_a_trigger_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(tiny):
     run = tiny.launch("run_name=nan", "rollback.at=null", "stages.extend.lr=1e30")
     assert run.returncode == 2

@@ -105,6 +105,8 @@ def locked(shared: SharedArray, index: int) -> Iterator[None]:
     """Keep other processes of the node from what concerns one element of a shared array.
 
     The kernel unlocks it if the process dies. Where the system does not lock shared memory, nothing is kept from them.
+    Streaming's array keeps its file in a private attribute of Python's SharedMemory. Until one of the two has a public
+    name for it.
     """
     file = shared.shm.shm._fd
     with suppress(OSError):

@@ -43,10 +43,13 @@ class RunData:
             global_batch_size=segment.rows,
         )
         rows, objective = self._train_stream(segment.row_length, draw), self.objectives[segment.stage]
+        workers = self.recipe.data.num_workers
         return DataLoader(
             rows,
             batch_size=rows.batch_size,
-            num_workers=self.recipe.data.num_workers,
+            num_workers=workers,
+            # a worker that finds no room in /dev/shm prints an error and goes on, and its batch never comes
+            timeout=self.recipe.dist_timeout if workers else 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=partial(
                 collate,

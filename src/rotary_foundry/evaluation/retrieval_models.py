@@ -58,23 +58,23 @@ class Retriever:
     marks: int = 0
 
 
-def open_retriever(path: Path, max_seq_length: int | None) -> Retriever:
+def open_retriever(path: Path, max_seq_len: int | None) -> Retriever:
     """Open a model directory, a run or a checkpoint.
 
     Args:
-        max_seq_length: the length at which documents are cut, and queries of single-vector models; None: the model's.
+        max_seq_len: the length at which documents are cut, and queries of single-vector models; None: the model's.
 
     Raises:
         DataError: `path` has no model.
-        ConfigurationError: the model takes fewer tokens than max_seq_length.
+        ConfigurationError: the model takes fewer tokens than max_seq_len.
     """
     if is_multi_vector(path):
-        return _multi_vector(path, max_seq_length)
+        return _multi_vector(path, max_seq_len)
     plain = not (path / "modules.json").is_file()
     model = _single_vector(path)
-    if max_seq_length is not None:
-        _check_length(max_seq_length, model)
-    model.max_seq_length = max_seq_length or _longest_text(model)
+    if max_seq_len is not None:
+        _check_length(max_seq_len, model)
+    model.max_seq_length = max_seq_len or _longest_text(model)
     kind = "one vector a text" + (
         ", the mean of its tokens: a plain encoder, not trained for retrieval" if plain else ""
     )
@@ -104,13 +104,13 @@ def _single_vector(path: Path) -> SentenceTransformer:
         return _load(Path(folder, "export"), SentenceTransformer)
 
 
-def _multi_vector(path: Path, max_seq_length: int | None) -> Retriever:
+def _multi_vector(path: Path, max_seq_len: int | None) -> Retriever:
     from pylate.models import ColBERT
 
     model = _load(path, ColBERT)
-    if max_seq_length is not None:
-        _check_length(max_seq_length, model)
-        model.document_length = max_seq_length
+    if max_seq_len is not None:
+        _check_length(max_seq_len, model)
+        model.document_length = max_seq_len
     kind = "a vector a token, MaxSim over all documents"
     return Retriever(LateInteraction(model), model, kind, model.query_length, model.document_length, marks=MARKS)
 
@@ -148,7 +148,7 @@ def _longest_text(model: SentenceTransformer) -> int | None:
 def _check_length(length: int, model: SentenceTransformer) -> None:
     most = _longest_text(model)
     if most is not None and length > most:
-        raise ConfigurationError(f"max_seq_length: this model takes texts of {most} tokens at most, not {length}")
+        raise ConfigurationError(f"max_seq_len: this model takes texts of {most} tokens at most, not {length}")
 
 
 class LateInteraction(MultiVectorSearchEncoderWrapper):

@@ -45,7 +45,7 @@ class Config(ResampledConfig):
 
     tasks: list[str]  # code_search, and benchmarks or tasks of mteb
     max_pairs: int | None  # code_search only: use the first `max_pairs` functions; null: all
-    max_seq_length: int | None  # documents are cut to this many tokens; null: the limit saved with the model
+    max_seq_len: int | None  # documents are cut to this many tokens; null: the limit saved with the model
     long_documents: str  # what to do with longer texts: truncate (and count them) or refuse
     batch_size: int
 
@@ -53,8 +53,8 @@ class Config(ResampledConfig):
         yield from super().problems()
         if not self.tasks:
             yield "tasks", f"expected at least one task, such as {OFFLINE}; got none"
-        if self.max_seq_length is not None and self.max_seq_length < SHORTEST_MARKED:
-            yield "max_seq_length", f"expected at least {SHORTEST_MARKED} tokens, got {self.max_seq_length}"
+        if self.max_seq_len is not None and self.max_seq_len < SHORTEST_MARKED:
+            yield "max_seq_len", f"expected at least {SHORTEST_MARKED} tokens, got {self.max_seq_len}"
         if self.long_documents not in LONG_DOCUMENTS:
             yield "long_documents", f"expected {' or '.join(LONG_DOCUMENTS)}, got '{self.long_documents}'"
 
@@ -84,7 +84,7 @@ def run(model: Path, config: Config) -> Result:
 
     Raises:
         NeedsNetwork: a task's data is not in the cache and cannot be downloaded.
-        ConfigurationError: no such task, or the model takes fewer tokens than max_seq_length.
+        ConfigurationError: no such task, or the model takes fewer tokens than max_seq_len.
         DataError: the model does not exist, or texts are too long and long_documents is refuse.
     """
     from datasets.utils.logging import disable_progress_bar
@@ -96,7 +96,7 @@ def run(model: Path, config: Config) -> Result:
     tasks = {
         name: [StandardLibrary(config.max_pairs)] if name == OFFLINE else find_tasks(name) for name in config.tasks
     }
-    retriever = open_retriever(model, config.max_seq_length)
+    retriever = open_retriever(model, config.max_seq_len)
     rows, headlines, notes, data, digests = [], [], [retriever.kind], {}, []
     for name, of_name in tasks.items():
         found, of_tasks = zip(*(_evaluated(task, retriever, config, notes) for task in of_name), strict=True)
@@ -161,7 +161,7 @@ def _too_long(watched: "Watched", retriever: "Retriever", config: Config) -> lis
             name = watched.task.metadata.name
             message = f"{name}: {over:,} of {all_texts:,} {what} are longer than {length:,} tokens"
             if config.long_documents == "refuse":
-                raise DataError(f"{message}; raise max_seq_length if the model allows, or set long_documents=truncate")
+                raise DataError(f"{message}; raise max_seq_len if the model allows, or set long_documents=truncate")
             notes.append(f"{message}, and cut there")
     return notes
 

@@ -140,10 +140,12 @@ def _check(text: str, span: Span, words: str, where: str) -> Span:
 
 def _cmrc2018(row: dict, where: str) -> Iterator[Example]:
     passage, answers = _field(row, "context", str, where), _field(row, "answers", dict, where)
-    spans = []
-    for text, start in zip(_texts(answers, "text", where), _field(answers, "answer_start", list, where), strict=True):
-        if text:  # a test file has an empty answer at -1
-            spans.append(_nearest(passage, text, start, where))
+    there = f"{where}: answers"
+    texts, starts = _texts(answers, "text", there), _field(answers, "answer_start", list, there)
+    if len(starts) != len(texts) or not all(type(start) is int for start in starts):
+        raise DataError(f"{there}: expected {len(texts)} integers as 'answer_start', one a 'text', found {starts!r}")
+    # a test file has an empty answer at -1
+    spans = [_nearest(passage, text, start, where) for text, start in zip(texts, starts, strict=True) if text]
     yield Example(where, (_field(row, "question", str, where), passage), spans or None, _id(row))
 
 
@@ -195,20 +197,21 @@ def _c3_rows(file: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _chid(row: dict, where: str) -> Iterator[Example]:
+    """Yield an example for each blank; `answers` has the right candidates in the order of the blanks."""
     candidates, passages = _texts(row, "candidates", where), _texts(row, "content", where)
-    answers = row.get("answers") or {}
-    right = dict(zip(answers.get("text", ()), answers.get("candidate_id", ()), strict=True))
     blanks = [(passage, blank) for passage in passages for blank in BLANK.finditer(passage)]
     if len(blanks) > len(candidates):
         raise DataError(f"{where}: {len(blanks)} blanks, but only {len(candidates)} candidates")
-    for passage, blank in blanks:
+    answers = _field(row, "answers", dict, where) if row.get("answers") is not None else {}
+    right = _field(answers, "candidate_id", list, f"{where}: answers") if answers else []
+    if right and len(right) != len(blanks):
+        raise DataError(f"{where}: answers: expected {len(blanks)} as 'candidate_id', one a blank, found {len(right)}")
+    for (passage, blank), index in zip(blanks, right or [None] * len(blanks), strict=True):
         name = blank.group()
-        if right and right.get(name) not in range(len(candidates)):
-            raise DataError(
-                f"{where}: {name}: expected an answer from 0 to {len(candidates) - 1}, found {right.get(name)!r}"
-            )
+        if right and (type(index) is not int or index not in range(len(candidates))):
+            raise DataError(f"{where}: {name}: expected an answer from 0 to {len(candidates) - 1}, found {index!r}")
         before, after = (BLANK.sub(OTHER_BLANK, part) for part in (passage[: blank.start()], passage[blank.end() :]))
-        yield Example(where, Choices((before,), candidates, (after,)), right.get(name), name, group=where)
+        yield Example(where, Choices((before,), candidates, (after,)), index, name, group=where)
 
 
 def _chid_rows(file: Path) -> Iterator[tuple[str, dict]]:
@@ -218,7 +221,7 @@ def _chid_rows(file: Path) -> Iterator[tuple[str, dict]]:
     for where, row in json_lines(file):
         if right is not None:
             names = [name for passage in _texts(row, "content", where) for name in BLANK.findall(passage)]
-            row = {**row, "answers": {"text": names, "candidate_id": [right.get(name) for name in names]}}
+            row = {**row, "answers": {"candidate_id": [right.get(name) for name in names]}}
         yield where, row
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rotary_foundry.data.rows import FRAME
 from rotary_foundry.finetuning.labelled_example import Choices, Example, Span
 from rotary_foundry.utils.errors import DataError
 
@@ -46,6 +47,10 @@ class PartsTokenizer:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return encoded["input_ids"], encoded["offset_mapping"]
 
+    def content(self, parts: int) -> int:
+        """Return the most tokens that so many parts may have together."""
+        return self.limit - len(FRAME.before) - parts * len(FRAME.after)
+
     def join(self, *parts: list[int]) -> list[int]:
         """Return the parts with [CLS] before them and [SEP] after each."""
         return [self.cls, *(token for part in parts for token in (*part, self.sep))]
@@ -67,7 +72,7 @@ def encode_choices(examples: Sequence[Example], parts: PartsTokenizer) -> tuple[
             raise DataError(f"{example.where}: {len(text.choices)} choices, the examples before it have {number}")
         before, after = ([parts(part)[0] for part in side] for side in (text.before, text.after))
         choices = [parts(choice)[0] for choice in text.choices]
-        room = parts.limit - 2 - len(before) - len(after) - max(map(len, choices))
+        room = parts.content(len(before) + 1 + len(after)) - max(map(len, choices))
         if room < 1:
             raise DataError(f"{example.where}: its choices alone are over the {parts.limit:,} tokens of max_seq_len")
         if sum(map(len, before + after)) > room:
@@ -99,11 +104,11 @@ def encode_answers(
         if len(question_ids) > parts.limit // 2:
             long.append(example.where)
             del question_ids[parts.limit // 2 :]
-        room = parts.limit - len(question_ids) - 3
+        room = parts.content(2) - len(question_ids)
         if room < 1:
             raise DataError(f"{example.where}: {parts.limit} tokens have no room for a passage; raise max_seq_len")
         step = min(STRIDE, max(room // 2, 1))
-        first = len(question_ids) + 2  # the passage's first token in a window
+        first = len(parts.join(question_ids))  # the passage's first token in a window
         answer = _covering(example, offsets, passage) if training else None
         for start in range(0, max(len(ids) - room, 0) + step, step):
             window = ids[start : start + room]
@@ -152,10 +157,10 @@ def encode_entities(
     long = []
     for example in examples:
         ids, offsets = parts(example.text)
-        if len(ids) > parts.limit - 2:
+        if len(ids) > (most := parts.content(1)):
             long.append(example.where)
-            ids, offsets = ids[: parts.limit - 2], offsets[: parts.limit - 2]
-        places = list(enumerate(offsets, 1))
+            ids, offsets = ids[:most], offsets[:most]
+        places = list(enumerate(offsets, len(FRAME.before)))
         starts = {start: token for token, (start, _) in reversed(places)}  # a character may have several tokens
         ends = {end: token for token, (_, end) in places}
         for span in example.label or ():
@@ -168,8 +173,8 @@ def encode_entities(
         columns["labels"].append(
             [[kind, starts[start], ends[end]] for kind, start, end in entities if start in starts and end in ends]
         )
-        columns["input_ids"].append(parts.join(ids))
-        columns["allowed"].append([1] * (len(ids) + 2))
+        columns["input_ids"].append(joined := parts.join(ids))
+        columns["allowed"].append([1] * len(joined))
         columns["offsets"].append([NOWHERE, *offsets, NOWHERE])
         columns["entities"].append(entities)
         columns["id"].append(json.dumps(example.id))

@@ -265,7 +265,7 @@ def find_family(name: Any) -> Family:
     Raises:
         ConfigurationError: there is no such family; names the nearest one.
     """
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ConfigurationError(f"'{name}' is not a model family; {nearest(name, FAMILIES)}")
     return _load(FAMILIES[name])
 

@@ -62,8 +62,8 @@ def knob_complaint(knob: Knob, given: Any, tokens: int | None) -> str | None:
             return f"a schedule needs start and end; '{key}' is missing"
         if complaint := knob.complaint(given[key]):
             return f"{key}: {complaint}"
-    if given.get("shape", "linear") not in DECAYS:
-        return f"shape '{given['shape']}' is not one of {', '.join(DECAYS)}"
+    if not isinstance(shape := given.get("shape", "linear"), str) or shape not in DECAYS:
+        return f"shape '{shape}' is not one of {', '.join(DECAYS)}"
     return _duration_complaint(given["duration"], tokens) if "duration" in given and tokens is not None else None
 
 

@@ -13,6 +13,7 @@ A mapping such as `optimizer` has different keys for each value of one of its ke
 with `chosen_by`, and the chosen class types the mapping in every file.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import Field, fields, is_dataclass
@@ -28,6 +29,8 @@ from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.wording import nearest, one_line
 
 Schema = TypeVar("Schema")
+# What OmegaConf says of a value such as 3, of type int, in the place of a mapping.
+NO_MAPPING = re.compile(r"(?:Cannot assign|Invalid type assigned:) (\w+) (?:to Dict|is not a subclass)")
 MERGED = ("batch_size_ramp", "optimizer")  # the mappings of a stage that are merged key by key and not replaced
 
 
@@ -255,6 +258,8 @@ def reported(source: object | None, prefix: str = "") -> Iterator[None]:
         complaint = str(error).strip().splitlines()[0]
         if "incompatible container types" in complaint:
             complaint = "expected a mapping of keys to values, got a list, or expected a list, got a mapping"
+        elif found := NO_MAPPING.match(complaint):
+            complaint = f"expected a mapping of keys to values, got {found[1]}"
         raise ConfigurationError(f"{begin}{key}{complaint}") from error
     except (TypeError, YAMLError) as error:
         raise ConfigurationError(f"{begin}{one_line(error)}") from error

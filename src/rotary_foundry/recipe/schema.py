@@ -185,7 +185,7 @@ class Recipe:
         None  # s3://bucket/path for a second copy of what a resume needs; null: only the local one
     )
     save_num_checkpoints_to_keep: int = -1
-    dist_timeout: float = 600.0  # seconds
+    dist_timeout: float = 600.0  # seconds that a rank waits in a collective, or for a batch of its loader
     console_log_interval: str = "10ba"  # or such as 1_000_000tok: a line on the terminal
     progress_bar: bool = True  # on a terminal only
     # By the name of a Composer class or the dotted path of any class, with its arguments; null: not used.

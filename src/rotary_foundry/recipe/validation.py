@@ -7,8 +7,10 @@ from math import inf
 from os.path import abspath
 from typing import Any
 
+from rotary_foundry.objectives.objective import OBJECTIVES
 from rotary_foundry.recipe import extension_names
 from rotary_foundry.recipe.knobs import knob_complaint
+from rotary_foundry.recipe.named_parts import load
 from rotary_foundry.recipe.schedules import DECAYS, parse_tokens
 from rotary_foundry.recipe.schema import (
     DataConfig,
@@ -24,6 +26,7 @@ from rotary_foundry.utils.redaction import redacted
 from rotary_foundry.utils.wording import nearest
 
 LONGEST_TIMEOUT = 604_800  # seconds
+SEES = {True: "to earlier tokens only", False: "in both directions"}  # by what is causal
 PRECISIONS = ("fp32", "amp_bf16")
 ATTN_IMPLEMENTATIONS = ("auto", "varlen", "flash", "sdpa")
 INTERVAL = re.compile(r"[1-9][0-9]*(_[0-9]+)*(ba|tok|sp)")
@@ -94,17 +97,12 @@ def _objective(recipe: Recipe, stage: str) -> Iterator[Problem]:
     objective, family = recipe.objective_of(stage), recipe.family
     key = "objective" if recipe.stages[stage].objective is None else f"stages.{stage}.objective"
     yield from ((f"{key}.{name}", complaint) for name, complaint in objective.problems())
-    if objective.causal and not family.causal:
+    if objective.causal != family.causal:
+        fitting = ", ".join(name for name, place in OBJECTIVES.items() if load(place).causal == family.causal)
         yield (
             f"{key}.name",
-            f"'{objective.name}' needs attention to earlier tokens only, and {family.name} attends in both directions; "
-            "choose an objective for encoders, or another family",
-        )
-    if family.causal and not objective.causal:
-        yield (
-            f"{key}.name",
-            f"'{objective.name}' needs attention in both directions, and {family.name} attends to earlier tokens only; "
-            "choose an objective for decoders such as causal_lm, or another family",
+            f"'{objective.name}' needs attention {SEES[objective.causal]}, and {family.name} has attention "
+            f"{SEES[family.causal]}; choose an objective for it ({fitting}), or another family",
         )
     knobs = {**family.knobs, **objective.knobs}
     for name in knob_names(family):

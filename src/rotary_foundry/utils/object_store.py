@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fsspec
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError as StoreError
 from obstore.fsspec import BufferedFile, FsspecStore
 
 from rotary_foundry.utils.errors import DataError, Fault, FoundryError
@@ -108,7 +108,7 @@ def named(path: str) -> Iterator[None]:
     """Turn an error of a store or a disk into a one-line DataError that names `path`."""
     try:
         yield
-    except (BaseError, OSError) as error:
+    except (StoreError, OSError) as error:
         said = str(error).strip().splitlines()
         raise DataError(
             f"{path}: cannot be read or written: {said[0].strip() if said else type(error).__name__}"

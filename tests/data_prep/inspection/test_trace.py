@@ -85,6 +85,7 @@ def run(tree, tmp_path_factory) -> Run:
     return run
 
 
+@pytest.mark.long  # tests/training/test_trace.py traces a real run
 def test_every_update_is_traced_to_the_rows_and_documents_that_it_saw(run):
     recipe = load_recipe(run.folder.recipe)
     plan = compile_stages(recipe).after(run.folder.rollbacks())

@@ -32,7 +32,6 @@ from datatrove.pipeline.readers.base import BaseDiskReader
 from datatrove.pipeline.readers.csv import CsvReader
 from datatrove.pipeline.readers.warc import process_record
 from datatrove.utils.logging import logger
-from obstore.exceptions import BaseError
 
 from rotary_foundry.data_prep.readers import BadInput, Part, SourceConfig
 from rotary_foundry.data_prep.readers.listing import fingerprint, parts
@@ -319,7 +318,7 @@ def _is_fault(error: Exception) -> bool:
     """
     if isinstance(error, OSError):
         return error.errno is not None and not isinstance(error, ConnectionError)
-    return isinstance(error, BaseError)
+    return isinstance(error, object_store.StoreError)
 
 
 def _json_row(line: bytes) -> dict | list[str]:
