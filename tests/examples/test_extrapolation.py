@@ -13,7 +13,7 @@ SMALL = [
     "shortest=32",
     "target_tokens=8",
     "windows=1",
-    "lengths=[192, 256]",
+    "lengths=[256, 384]",
     "depths=[50]",
     "resamples=20",
 ]
@@ -28,7 +28,7 @@ def test_the_table_has_a_line_of_losses_and_pass_keys_for_each_kind_of_positions
     lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert lines[0] == [
         *("positions", "loss, 32 given", "loss, 64 given", "loss, 128 given"),
-        *("pass key in 192", "pass key in 256"),
+        *("pass key in 256", "pass key in 384"),
     ]
     assert [line[0] for line in lines[2:]] == ["none", "linear", "ntk", "yarn", "ABF"]
     losses = [result for result in find_results([out]) if result.suite == "causal_context"]
