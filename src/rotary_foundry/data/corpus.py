@@ -18,6 +18,7 @@ import os
 import socket
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TextIO
 
@@ -241,10 +242,13 @@ def check_same_rows(recipe: Recipe, kept: str) -> None:
 
 
 def _rows_digests(recipe: Recipe) -> Iterator[tuple[str, int, str]]:
-    """(folder, row length, digest) of all training rows, in their order, however they are compressed."""
+    """(folder, row length, digest) of all training rows, in their order, however they are compressed, and of tasks."""
     for folder, row_length in shard_folders(recipe):
         if folder.endswith("/train"):
             yield folder, row_length, read_index(Path(recipe.data.local) / folder / "index.json").digest
+    for stage, config in recipe.stages.items():
+        for name, task in open_objective(recipe, stage).tasks.items():
+            yield f"{name}/{TASK_FILE}", config.row_length, sha256(repr(task).encode()).hexdigest()[:16]
 
 
 def shard_folders(recipe: Recipe) -> Iterator[tuple[str, int]]:

@@ -155,7 +155,7 @@ class EntityFinder(EfficientGlobalPointer):
 KINDS = {
     "classification": Classifier,
     "regression": Regressor,  # one number
-    "choice": lambda hidden_size, _: Chooser(hidden_size, 1),
+    "choice": lambda hidden_size, _: Chooser(hidden_size, 1, bias=False),  # softmax ignores a common bias
     "answer": AnswerFinder,
     "entities": EntityFinder,
 }

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -307,7 +308,7 @@ def _stage_end_evaluator(plan: Plan, data: RunData, stage: str) -> Evaluator:
     return Evaluator(
         label=stage,
         dataloader=data_spec(data.eval_loader(stage)),
-        metric_names=list(evaluation_metrics(data.objectives[stage])),
+        metric_names=[f"^{re.escape(name)}$" for name in evaluation_metrics(data.objectives[stage])],
         eval_interval=at_stage_end,
         device_eval_microbatch_size=data.recipe.stages[stage].device_train_microbatch_size,
     )
