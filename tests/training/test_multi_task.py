@@ -1,27 +1,37 @@
 """A tiny RoFormerV2 in a multi-task stage: every rule's gradient on any ranks, and a killed and resumed run."""
 
+import io
 import json
+import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from composer.core import Callback
+from rich.console import Console
 from torch.multiprocessing import ProcessExitedException
 
 from rotary_foundry import compile_plan, load_recipe
 from rotary_foundry.data.batches import split
-from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.data.corpus import keep_rows, open_corpus
 from rotary_foundry.data.loaders import RunData
+from rotary_foundry.data.task_file import Task
+from rotary_foundry.data_prep.inspection.trace import trace
 from rotary_foundry.interop import load_model
 from rotary_foundry.models.task_heads import HEADS, attach_heads
 from rotary_foundry.objectives.multi_task import COMBINE
 from rotary_foundry.optim.task_weights import min_norm_weights, projected_weights, single_weight
 from rotary_foundry.recipe.compilation import compile_stages
+from rotary_foundry.recipe.rehearsal import rehearsal
+from rotary_foundry.reporting.plan_table import print_plan
 from rotary_foundry.runs.run_folder import RunFolder, read_lines
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.run import Start, build_trainer, train
 from rotary_foundry.training.sharding import fill
+from rotary_foundry.utils.errors import DataError, FoundryError
 from tests.ranks import on_ranks
 from tests.task_corpus import TASKS, write_tasks
 
@@ -184,6 +194,77 @@ def test_a_run_records_its_tasks_and_its_network_loads_without_the_heads(whole):
     assert {f"loss/{task}" for task in TASKS} <= of_tasks.keys() and "loss/topic" not in of_text
     assert all(0 <= of_tasks[f"examples_right/{task}"] <= 1 for task in TASKS)
     assert not [name for name, _ in load_model(whole).named_parameters() if name.startswith(HEADS)]
+
+
+def test_trace_finds_the_rows_of_every_task_and_the_plan_tells_their_shares(recipe, whole):
+    for update, line in enumerate(records(whole), 1):
+        traced = trace(whole, update)  # refuses rows whose digest is not the recorded one
+        assert Counter(row.source for row in traced.rows) == line["rows_by_source"]
+    loaded = load_recipe(recipe)
+    console = Console(file=io.StringIO(), width=300)
+    print_plan(loaded, compile_plan(loaded), console=console)
+    said = console.file.getvalue()
+    assert "tasks: text 25.0%, topic 25.0%, score 12.5%, pick 12.5%, find 12.5%, names 12.5% of the blocks" in said
+    assert "tasks: the tasks' weights" in said
+
+
+def test_a_rehearsal_has_blocks_that_its_processes_divide(recipe):
+    loaded = load_recipe(recipe)
+    small = rehearsal(loaded, compile_stages(loaded), 3)
+    assert small.objective_of("tasks").block_size == 3
+    assert small.stages["tasks"].global_train_batch_size % 3 == 0
+
+
+OBJECTIVE = "stages.tasks.objective.{}"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (OBJECTIVE.format("combine=median"), "stages.tasks.objective.combine.*'median' is not known"),
+        (OBJECTIVE.format("rows_per_block=0"), "rows_per_block.*0 is not positive"),
+        (OBJECTIVE.format("rows_per_block=5"), "global_train_batch_size.*24 rows are not whole blocks of .*5"),
+        (OBJECTIVE.format("input_noise=1.0"), r"input_noise.*1.0 is not a number in \[0, 1\)"),
+        ("stages.tasks.batch_size_ramp={initial: 6, increment: 6, duration: 4608tok}", "ramp.initial.*6 rows are not"),
+        (
+            "stages.tasks.mixture={text: 99.0, topic: 0.1}",
+            "stages.tasks.mixture.topic 0.1 of 99.1 is less than one of the 20 blocks of an epoch",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_trained_with_are_refused_by_key(recipe, override, says):
+    with pytest.raises(FoundryError, match=says):
+        open_corpus(load_recipe(recipe, [override]))
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "says"),
+    [
+        ("topic", None, "topic/task.json: no such file, so 'topic' is no task"),
+        ("text", Task("answer", (), 1.0), "text/64/train/index.json: its rows have no column 'allowed'"),
+        (
+            "score",
+            Task("regression", (), 1e-3),
+            "score/task.json: weight 0.001 of .* is less than one of the 60 blocks",
+        ),
+    ],
+)
+def test_tasks_that_are_not_there_are_refused_by_file(recipe, tmp_path, task, change, says):
+    shutil.copytree(recipe.parent / "data", tmp_path / "data")
+    (tmp_path / "data" / task / "task.json").unlink()
+    if change is not None:
+        change.write(tmp_path / "data" / task)
+    with pytest.raises(DataError, match=says):
+        open_corpus(load_recipe(recipe, [f"data.local={tmp_path}/data"]))
+
+
+def test_a_run_refuses_a_task_whose_weight_has_changed(recipe, tmp_path):
+    shutil.copytree(recipe.parent / "data", tmp_path / "data")
+    loaded = load_recipe(recipe, [f"data.local={tmp_path}/data"])
+    keep_rows(loaded, tmp_path / "rows.json", {64})
+    replace(TASKS["topic"], weight=3.0).write(tmp_path / "data/topic")
+    with pytest.raises(DataError, match=r"topic/task\.json: not "):
+        keep_rows(loaded, tmp_path / "rows.json", {64})
 
 
 @pytest.mark.long
