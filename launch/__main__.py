@@ -157,6 +157,14 @@ def check_world_size(recipe: Recipe, plan: Plan, path: str) -> None:
                 f"{path}: 'stages.{segment.stage}.global_train_batch_size': {segment.rows} rows an update cannot be "
                 f"split over {world} processes; set a multiple of {world}, or use another number of processes"
             )
+    for stage in recipe.stages:
+        block = recipe.objective_of(stage).block_size
+        if block is not None and block % world:
+            key = "objective" if recipe.stages[stage].objective is None else f"stages.{stage}.objective"
+            raise ConfigurationError(
+                f"{path}: '{key}.rows_per_block': {block} rows of a task cannot be split over {world} processes; set a "
+                f"multiple of {world}, or use another number of processes"
+            )
 
 
 if __name__ == "__main__":

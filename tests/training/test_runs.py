@@ -107,6 +107,11 @@ def test_other_ranks_workers_microbatches_and_loaders_see_the_same_rows_and_mask
             "stages.extend.global_train_batch_size=3",
             "3 rows an update cannot be split over 2 processes; set a multiple of 2",
         ),
+        (
+            "objective={name: multi_task, combine: mean, rows_per_block: 1, mlm_probability: 0.3, "
+            "eval_mlm_probability: 0.3, mask_share: 0.8, random_share: 0.1}",
+            "'objective.rows_per_block': 1 rows of a task cannot be split over 2 processes; set a multiple of 2",
+        ),
         ("data.local=nowhere", "nowhere/tokenizer: no tokenizer.json there; prepare the data first"),
         ("stages.pretrain.row_length=128", "one/128/train/manifest.json: no such file"),
         ("model.vocab_size=64", "token ids do not fit the model's embedding"),

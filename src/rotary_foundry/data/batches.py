@@ -1,12 +1,16 @@
 """Flat batches: rows collated without padding, split into microbatches, counted for Composer's clock.
 
 A batch is a dict: `input_ids` and `labels` int64 [tokens], `cu_seqlens` int32 [documents + 1], `row_length` int, and
-four lists with an entry a row: `row_tokens` and `row_documents` (so that a batch can be split between rows),
-`row_sources` and `row_digests`. No document is longer than a row, so `row_length` serves as `max_seqlen`, one constant
-for a compiler.
+five lists with an entry a row: `row_tokens` and `row_documents` (so that a batch can be split between rows),
+`row_sources`, `row_digests`, and `row_predicted`, what the loss counts of a row. No document is longer than a row, so
+`row_length` serves as `max_seqlen`, one constant for a compiler.
+
+A batch of a multi-task stage also has `targets` float64 [targets, 4], whose documents are those of the batch, `allowed`
+uint8 [tokens], and `row_targets`. Its rows are sorted by task, and no microbatch has rows of two tasks. Since all ranks
+have the same number of rows of each task, they work at the same task at the same time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import accumulate
 
@@ -21,6 +25,8 @@ Batch = dict
 # Composer divides by the predicted tokens of an update on all ranks, which may be none. Added to a whole number, this
 # is lost in rounding.
 ALMOST_NOTHING = 1e-30
+OF_ROWS = ("row_tokens", "row_documents", "row_sources", "row_digests", "row_predicted", "row_targets")
+NO_TARGETS = np.empty((0, 4))
 
 
 def collate(
@@ -29,6 +35,7 @@ def collate(
     row_length: int,
     vocab_size: int,
     document_mask: bool = True,
+    by_task: bool = False,
 ) -> Batch:
     """Prepare rows for an objective and join them to one flat batch.
 
@@ -39,46 +46,84 @@ def collate(
         row_length: the slots that a row counts for, filled or not.
         vocab_size: of the tokenizer.
         document_mask: whether `cu_seqlens` are the bounds of documents; if not, they are those of rows.
+        by_task: whether the batch is of a multi-task stage, where a source is a task.
 
     Raises:
         DataError: naming a row that does not fit `row_length` or the vocabulary.
     """
     for sample in samples:
         check_row(sample, row_length, vocab_size)
+    if by_task:
+        samples = sorted(samples, key=lambda sample: sample["source"])
     prepared = [prepare(sample) for sample in samples]
     of_rows = [sample["lengths"] if document_mask else [len(sample["tokens"])] for sample in samples]
     lengths = np.concatenate(of_rows).astype(np.int32)
-    return {
-        "input_ids": torch.from_numpy(np.concatenate([input_ids for input_ids, _ in prepared])),
-        "labels": torch.from_numpy(np.concatenate([labels for _, labels in prepared])),
+    batch = {
+        "input_ids": torch.from_numpy(np.concatenate([input_ids for input_ids, *_ in prepared])),
+        "labels": torch.from_numpy(np.concatenate([labels for _, labels, *_ in prepared])),
         "cu_seqlens": torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32)),
         "row_length": row_length,
         "row_tokens": [len(sample["tokens"]) for sample in samples],
         "row_documents": [len(of_row) for of_row in of_rows],
         "row_sources": [sample.get("source") for sample in samples],
         "row_digests": [_digest(sample["row"], *arrays) for sample, arrays in zip(samples, prepared, strict=True)],
+        "row_predicted": [_predicted(*arrays) for arrays in prepared],
+    }
+    return batch | _targets(prepared, batch["row_documents"]) if by_task else batch
+
+
+def _predicted(input_ids: np.ndarray, labels: np.ndarray, targets: np.ndarray = NO_TARGETS, *_: np.ndarray) -> int:
+    """Count what the loss counts of a row: examples, or tokens to be predicted."""
+    return len(np.unique(targets[:, 0])) + int((labels != IGNORE_INDEX).sum())
+
+
+def _targets(prepared: Sequence[Prepared], row_documents: Sequence[int]) -> Batch:
+    """Join the targets of rows, with documents counted through the batch, and where spans may lie."""
+    targets, allowed = [], []
+    for (input_ids, _, *of_task), documents in zip(prepared, accumulate([0, *row_documents[:-1]]), strict=True):
+        of_row, may_be_in_span = of_task or (NO_TARGETS, np.zeros(len(input_ids), np.uint8))
+        targets.append(of_row + np.array([documents, 0, 0, 0]))
+        allowed.append(may_be_in_span)
+    return {
+        "targets": torch.from_numpy(np.concatenate(targets)),
+        "allowed": torch.from_numpy(np.concatenate(allowed)),
+        "row_targets": list(map(len, targets)),
     }
 
 
 def split(batch: Batch, microbatch_size: int) -> list[Batch]:
-    """Cut a batch into microbatches of at most `microbatch_size` rows."""
+    """Cut a batch into microbatches of at most `microbatch_size` rows, in a multi-task stage all of one task."""
     token_ends = [0, *accumulate(batch["row_tokens"])]
     document_ends = [0, *accumulate(batch["row_documents"])]
+    target_ends = [0, *accumulate(batch.get("row_targets", ()))]
     microbatches = []
-    for start in range(0, num_rows(batch), microbatch_size):
-        end = min(start + microbatch_size, num_rows(batch))
+    for start, end in _cuts(batch, microbatch_size):
         tokens = slice(token_ends[start], token_ends[end])
         cu_seqlens = batch["cu_seqlens"][document_ends[start] : document_ends[end] + 1]
-        microbatches.append(
-            {
-                "input_ids": batch["input_ids"][tokens],
-                "labels": batch["labels"][tokens],
-                "cu_seqlens": cu_seqlens - cu_seqlens[0],
-                "row_length": batch["row_length"],
-                **{key: batch[key][start:end] for key in ("row_tokens", "row_documents", "row_sources", "row_digests")},
-            }
-        )
+        microbatch = {
+            "input_ids": batch["input_ids"][tokens],
+            "labels": batch["labels"][tokens],
+            "cu_seqlens": cu_seqlens - cu_seqlens[0],
+            "row_length": batch["row_length"],
+            **{key: batch[key][start:end] for key in OF_ROWS if key in batch},
+        }
+        if "targets" in batch:
+            targets = batch["targets"][target_ends[start] : target_ends[end]].clone()
+            targets[:, 0] -= document_ends[start]
+            microbatch |= {"targets": targets, "allowed": batch["allowed"][tokens]}
+        microbatches.append(microbatch)
     return microbatches
+
+
+def _cuts(batch: Batch, microbatch_size: int) -> Iterator[tuple[int, int]]:
+    """Yield the first row and the end of each microbatch."""
+    start, sources = 0, batch["row_sources"]
+    while start < len(sources):
+        end = min(start + microbatch_size, len(sources))
+        if "targets" in batch:
+            end = next((row for row in range(start, end) if sources[row] != sources[start]), end)
+        yield start, end
+        start = end
 
 
 def num_rows(batch: Batch) -> int:
@@ -87,10 +132,10 @@ def num_rows(batch: Batch) -> int:
 
 
 def num_tokens(batch: Batch) -> dict[str, float]:
-    """Return Composer's token counts: `total` are slots (the token clock), `loss_generating` the predicted tokens."""
+    """Return Composer's token counts: `total` are slots (the token clock), `loss_generating` what the loss counts."""
     return {
         "total": num_rows(batch) * batch["row_length"],
-        "loss_generating": int((batch["labels"] != IGNORE_INDEX).sum()) + ALMOST_NOTHING,
+        "loss_generating": sum(batch["row_predicted"]) + ALMOST_NOTHING,
     }
 
 
@@ -99,8 +144,8 @@ def update_digest(row_digests: list[str]) -> str:
     return blake2b("".join(sorted(row_digests)).encode(), digest_size=8).hexdigest()
 
 
-def _digest(row: int, input_ids: np.ndarray, labels: np.ndarray) -> str:
+def _digest(row: int, *arrays: np.ndarray) -> str:
     digest = blake2b(int(row).to_bytes(8, "little"), digest_size=8)
-    digest.update(input_ids.tobytes())
-    digest.update(labels.tobytes())
+    for array in arrays:
+        digest.update(array.tobytes())
     return digest.hexdigest()

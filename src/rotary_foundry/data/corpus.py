@@ -18,12 +18,16 @@ import os
 import socket
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TextIO
 
+from rotary_foundry.data.block_order import blocks_an_epoch
 from rotary_foundry.data.rows import MANIFEST, Manifest, fingerprint
 from rotary_foundry.data.shard_index import read_index
 from rotary_foundry.data.special_tokens import ROLES_FILE, padded, read_tokenizer, special_ids
+from rotary_foundry.data.task_file import TASK_FILE, Task
+from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import TOKENIZER_FILES, write_whole
 from rotary_foundry.utils.errors import DataError
@@ -66,6 +70,7 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
             f"{recipe.data.local}/tokenizer: {tokenizer.vocab_size} token ids do not fit the model's embedding; "
             f"set model.vocab_size to {padded(tokenizer.vocab_size)} (it is {recipe.model.shape.vocab_size})"
         )
+    objectives = {stage: open_objective(recipe, stage) for stage in recipe.stages}
     rows = {}
     for folder, row_length in shard_folders(recipe):
         manifest = Manifest.read(_fetched(recipe, f"{folder}/{MANIFEST}").parent)
@@ -90,12 +95,13 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
                 f"{path}: lists {rows[folder]} rows, and {MANIFEST} beside it says {manifest.rows}; {_remedy(recipe)}"
             )
         for stage, config in recipe.stages.items():
-            missing = set(recipe.objective_of(stage).columns) - index.columns
+            missing = set(_columns(objectives[stage], folder.split("/")[0])) - index.columns
             if missing and config.row_length == row_length:
                 key = "objective" if config.objective is None else f"stages.{stage}.objective"
+                of_task = "`kind:` for this task" if objectives[stage].tasks else f"the key `{min(missing)}:`"
                 raise DataError(
                     f"{path}: its rows have no column '{min(missing)}', which '{key}' needs; prepare the data again "
-                    f"with the key `{min(missing)}:` in the data YAML, or choose another objective"
+                    f"with {of_task} in the data YAML, or choose another objective"
                 )
     for stage, config in recipe.stages.items():
         drawn = [source for source in recipe.data.sources if config.mixture is None or config.mixture.get(source)]
@@ -106,7 +112,49 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
                 f"there are {there} in {recipe.data.local}/({'|'.join(drawn)})/{config.row_length}/train; "
                 "give a smaller one, or prepare more data"
             )
+        _check_shares(
+            recipe, stage, objectives[stage], {source: rows[f"{source}/{config.row_length}/train"] for source in drawn}
+        )
     return tokenizer
+
+
+def open_objective(recipe: Recipe, stage: str) -> Objective:
+    """Build a stage's objective, with its tasks if it is multi-task.
+
+    Raises:
+        DataError: the file of a task is missing or broken.
+    """
+    objective = recipe.objective_of(stage)
+    if objective.block_size is not None:
+        names = recipe.stages[stage].mixture or recipe.data.sources
+        objective.tasks = {name: Task.read(_fetched(recipe, f"{name}/{TASK_FILE}").parent) for name in names}
+    return objective
+
+
+def _columns(objective: Objective, source: str) -> tuple[str, ...]:
+    """Return the columns that an objective needs of the rows of a source, beside those of a text."""
+    if not objective.tasks:
+        return objective.columns
+    task = objective.tasks.get(source)
+    if task is None:
+        return ()  # the stage does not draw it
+    return objective.columns if task.kind == "masked_lm" else task.columns
+
+
+def _check_shares(recipe: Recipe, stage: str, objective: Objective, rows: dict[str, int]) -> None:
+    """Refuse a multi-task stage in which an epoch has no block of some task, so that none would ever be drawn."""
+    if not objective.tasks:
+        return
+    weights = recipe.stages[stage].mixture or objective.weights
+    blocks = blocks_an_epoch(rows, weights, objective.block_size)
+    for task, of_task in zip(rows, blocks, strict=True):
+        if of_task == 0:
+            key = f"stages.{stage}.mixture.{task}" if recipe.stages[stage].mixture else f"{task}/{TASK_FILE}: weight"
+            raise DataError(
+                f"{recipe.data.local}: {key} {weights[task]:g} of {sum(weights.values()):g} is less than one of the "
+                f"{sum(blocks)} blocks of an epoch; raise it, or set a smaller rows_per_block (it is "
+                f"{objective.block_size})"
+            )
 
 
 def _check_roles(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
@@ -194,10 +242,13 @@ def check_same_rows(recipe: Recipe, kept: str) -> None:
 
 
 def _rows_digests(recipe: Recipe) -> Iterator[tuple[str, int, str]]:
-    """(folder, row length, digest) of all training rows, in their order, however they are compressed."""
+    """(folder, row length, digest) of all training rows, in their order, however they are compressed, and of tasks."""
     for folder, row_length in shard_folders(recipe):
         if folder.endswith("/train"):
             yield folder, row_length, read_index(Path(recipe.data.local) / folder / "index.json").digest
+    for stage, config in recipe.stages.items():
+        for name, task in open_objective(recipe, stage).tasks.items():
+            yield f"{name}/{TASK_FILE}", config.row_length, sha256(repr(task).encode()).hexdigest()[:16]
 
 
 def shard_folders(recipe: Recipe) -> Iterator[tuple[str, int]]:

@@ -1,6 +1,6 @@
 """The loaders of a run: training rows at the token clock, held-out rows each exactly once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from rotary_foundry.data import stream
 from rotary_foundry.data.batches import Batch, collate, num_rows, num_tokens, split
 from rotary_foundry.data.checked_shards import CheckedShards
-from rotary_foundry.data.corpus import TokenizerFacts
+from rotary_foundry.data.corpus import TokenizerFacts, open_objective
 from rotary_foundry.data.row_preparation import HeldOutPrepared, TrainingPrepared, nothing_to_predict
 from rotary_foundry.recipe import Plan, Recipe
 
@@ -26,7 +26,8 @@ class RunData:
     def __init__(self, recipe: Recipe, tokenizer: TokenizerFacts):
         self.recipe = recipe
         self.tokenizer = tokenizer
-        self.objectives = {stage: recipe.objective_of(stage) for stage in recipe.stages}
+        self.objectives = {stage: open_objective(recipe, stage) for stage in recipe.stages}
+        self.tasks = {name: task for objective in self.objectives.values() for name, task in objective.tasks.items()}
         self._train_streams: dict[int, stream.TrainingStream] = {}
         self._held_out: dict[int, CheckedShards] = {}
 
@@ -34,15 +35,17 @@ class RunData:
         """Make a loader of the rest of the segment at the token clock."""
         segment = plan.segment_at(token)
         position = plan.at(token)
+        objective = self.objectives[segment.stage]
         draw = stream.Draw(
             seed=self.recipe.seed,
             stage_index=segment.stage_index,
-            mixture=segment.mixture,
+            mixture=segment.mixture or objective.weights,
             start_row=position.rows_drawn_in_stage,
             updates=(segment.end_token - token) // segment.tokens_per_update,
             global_batch_size=segment.rows,
+            rows_per_block=objective.block_size,
         )
-        rows, objective = self._train_stream(segment.row_length, draw), self.objectives[segment.stage]
+        rows = self._train_stream(segment.row_length, draw)
         workers = self.recipe.data.num_workers
         return DataLoader(
             rows,
@@ -57,11 +60,15 @@ class RunData:
                 row_length=segment.row_length,
                 vocab_size=self.tokenizer.vocab_size,
                 document_mask=objective.document_mask,
+                by_task=objective.block_size is not None,
             ),
         )
 
     def eval_loader(self, stage: str) -> DataLoader:
-        """Make a loader of all held-out rows of a stage's length, each on one rank, for the stage's objective."""
+        """Make a loader of all held-out rows of a stage's length, each on one rank, for the stage's objective.
+
+        In a multi-task stage these are the rows of its tasks, one task after the other.
+        """
         config = self.recipe.stages[stage]
         row_length, rows_a_batch = config.row_length, config.device_train_microbatch_size
         if row_length not in self._held_out:
@@ -71,12 +78,14 @@ class RunData:
                 batch_size=rows_a_batch,
             )
             self._held_out[row_length] = shards
-        rows = HeldOutRows(
-            self._held_out[row_length],
-            HeldOutPrepared(self.objectives[stage], self.tokenizer, self.recipe.seed),
-            row_length,
-            rows_a_batch,
-        )
+        shards, objective = self._held_out[row_length], self.objectives[stage]
+        parts = None
+        if objective.tasks:
+            ends = shards.samples_per_stream.cumsum().tolist()
+            bounds = zip(self.recipe.data.sources, [0, *ends], ends, strict=False)
+            parts = {task: range(start, end) for task, start, end in bounds if task in objective.tasks}
+        prepare = HeldOutPrepared(objective, self.tokenizer, self.recipe.seed)
+        rows = HeldOutRows(shards, prepare, row_length, rows_a_batch, parts)
         return DataLoader(rows, batch_size=None)
 
     def _train_stream(self, row_length: int, draw: stream.Draw) -> stream.TrainingStream:
@@ -98,37 +107,55 @@ class RunData:
 
 
 class HeldOutRows(IterableDataset):
-    """Batches of held-out rows, row i on rank i mod world.
+    """Batches of held-out rows, row i of a part on rank i mod world.
 
-    Every rank gets the same number of batches, each for one forward pass, since that takes all ranks under FSDP: where
-    the rows do not go round, a rank gets row 0 again with nothing to predict in it, which no metric counts.
+    Every rank gets the same number of batches of each part, each for one forward pass, since that takes all ranks under
+    FSDP: where the rows do not go round, a rank gets the part's first row again with nothing to predict in it, which no
+    metric counts.
+
+    Args:
+        shards, prepare, row_length, rows_a_batch: where the rows are, and what to make of them.
+        parts: the rows of each task, in a multi-task stage; else all rows are one part.
     """
 
-    def __init__(self, shards: CheckedShards, prepare: HeldOutPrepared, row_length: int, rows_a_batch: int):
+    def __init__(
+        self,
+        shards: CheckedShards,
+        prepare: HeldOutPrepared,
+        row_length: int,
+        rows_a_batch: int,
+        parts: Mapping[str, range] | None = None,
+    ):
         self.shards = shards
         self.prepare = prepare
         self.row_length = row_length
         self.rows_a_batch = rows_a_batch
-        self.rows_a_rank = -(-shards.size // dist.get_world_size())
+        self.parts = parts or {None: range(shards.size)}
 
     def __len__(self) -> int:
-        return -(-self.rows_a_rank // self.rows_a_batch)
+        return sum(len(self._turns(rows)) for rows in self.parts.values())
 
     def __iter__(self) -> Iterator[Batch]:
         rank, world = dist.get_global_rank(), dist.get_world_size()
-        for start in range(0, self.rows_a_rank, self.rows_a_batch):
-            turns = range(start, min(start + self.rows_a_batch, self.rows_a_rank))
-            rows = [turn * world + rank for turn in turns]
-            there = [row for row in rows if row < self.shards.size]
-            prepare = self.prepare if there else nothing_to_predict
-            samples = [self.shards[row] | {"row": row} for row in there or [0]]
-            yield collate(
-                samples,
-                prepare,
-                self.row_length,
-                self.prepare.tokenizer.vocab_size,
-                self.prepare.objective.document_mask,
-            )
+        for source, rows in self.parts.items():
+            for turns in self._turns(rows):
+                there = [rows[place] for turn in turns if (place := turn * world + rank) < len(rows)]
+                prepare = self.prepare if there else nothing_to_predict
+                samples = [self.shards[row] | {"row": row, "source": source} for row in there or rows[:1]]
+                yield collate(
+                    samples,
+                    prepare,
+                    self.row_length,
+                    self.prepare.tokenizer.vocab_size,
+                    self.prepare.objective.document_mask,
+                    by_task=source is not None,
+                )
+
+    def _turns(self, rows: range) -> list[range]:
+        """Return, batch by batch, which of its rows in these a rank has."""
+        rows_a_rank = -(-len(rows) // dist.get_world_size())
+        starts = range(0, rows_a_rank, self.rows_a_batch)
+        return [range(start, min(start + self.rows_a_batch, rows_a_rank)) for start in starts]
 
 
 def data_spec(loader: DataLoader) -> DataSpec:

@@ -36,6 +36,7 @@ class Draw:
     start_row: int
     updates: int
     global_batch_size: int
+    rows_per_block: int | None = None  # of a multi-task stage, whose order is by blocks; `mixture` then has the weights
 
 
 class Epoch(NamedTuple):

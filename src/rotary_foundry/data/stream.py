@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from streaming.base.world import World
 
+from rotary_foundry.data.block_order import BlockOrder, order_of
 from rotary_foundry.data.checked_shards import CheckedShards, CheckedStream
 from rotary_foundry.data.order import Draw, StageOrder
 
@@ -23,7 +24,7 @@ class WorkerRows:
     """The rows that one loader worker of one rank reads, in order: its rank's share of every update that it makes.
 
     Update u of the draw is made by worker u mod workers of every rank, which is the order in which torch's loader asks
-    its workers.
+    its workers. Of each block of a multi-task stage, a rank reads an equal part.
 
     Args:
         order: of the stage's rows.
@@ -31,11 +32,13 @@ class WorkerRows:
         world: this worker's place.
     """
 
-    def __init__(self, order: StageOrder, draw: Draw, world: World):
+    def __init__(self, order: StageOrder | BlockOrder, draw: Draw, world: World):
         self.order = order
         self.draw = draw
         self.rows_a_rank = draw.global_batch_size // world.num_ranks
-        self.first_of_update = world.rank * self.rows_a_rank
+        self.block = draw.rows_per_block or draw.global_batch_size
+        self.rows_of_block = self.block // world.num_ranks
+        self.first_of_block = world.rank * self.rows_of_block
         self.updates = range(world.worker_of_rank, draw.updates, world.workers_per_rank)
 
     def __len__(self) -> int:
@@ -48,8 +51,9 @@ class WorkerRows:
     def position(self, index: int) -> int:
         """Return how many rows of the stage are drawn before a row."""
         turn, row = divmod(index, self.rows_a_rank)
-        update = self.updates[turn]
-        return self.draw.start_row + update * self.draw.global_batch_size + self.first_of_update + row
+        block, row = divmod(row, self.rows_of_block)
+        start = self.draw.start_row + self.updates[turn] * self.draw.global_batch_size
+        return start + block * self.block + self.first_of_block + row
 
 
 class TrainingStream(CheckedShards):
@@ -95,7 +99,7 @@ class TrainingStream(CheckedShards):
     @draw.setter
     def draw(self, draw: Draw) -> None:
         self._draw = draw
-        self.order = StageOrder(self.shard_rows, self.shuffle_block_size, draw.seed, draw.stage_index, draw.mixture)
+        self.order = order_of(self.shard_rows, self.shuffle_block_size, draw)
         self.batch_size = draw.global_batch_size // self.rank_world.num_ranks
         self.predownload = 8 * self.batch_size
         self.length = draw.updates * self.batch_size

@@ -21,7 +21,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import AutoModel, PreTrainedModel
 
-from rotary_foundry.finetuning.span_scores import EfficientGlobalPointer, GlobalPointer, many_spans_loss, one_span_loss
+from rotary_foundry.models.layers.span_scores import (
+    EfficientGlobalPointer,
+    GlobalPointer,
+    many_spans_loss,
+    one_span_loss,
+)
 from rotary_foundry.utils.errors import DataError
 
 POINTER = "pointer.safetensors"

@@ -1,7 +1,7 @@
 """Read the weights of a sharded checkpoint in one process, written by any number of ranks.
 
 A parameter is assembled from its shards when it is accessed. Nothing else is read, in particular not the optimizer's
-state, which has twice the size of the weights.
+state, which has twice the size of the weights. The heads of a multi-task stage are left out.
 """
 
 import warnings
@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from rotary_foundry.models.family import Family
+from rotary_foundry.models.task_heads import HEADS
 from rotary_foundry.models.weights import Weights, load_network
 from rotary_foundry.runs.safe_reading import in_a_line, read_metadata, refuse_code
 from rotary_foundry.runs.trained_state import TrainedState, find_trained_state
@@ -36,7 +37,9 @@ class CheckpointWeights(Weights):
         self.stored = {
             key.removeprefix(WEIGHTS): value
             for key, value in stored.items()
-            if key.startswith(WEIGHTS) and isinstance(value, TensorStorageMetadata)
+            if key.startswith(WEIGHTS)
+            and not key.startswith(WEIGHTS + HEADS)
+            and isinstance(value, TensorStorageMetadata)
         }
         super().__init__(folder, family, {name: list(value.size) for name, value in self.stored.items()})
 

@@ -53,6 +53,14 @@ METRICS = (
         "optim/clipping/max",
         "the most that clipping divided a learning rate or gradients by; 1: nothing was clipped",
     ),
+    # of a multi-task stage
+    Metric("task/loss/<task>", "mean over the task's predicted tokens or examples of the update", "task_loss"),
+    Metric("task/right/<task>", "share of them that are right", "task_right"),
+    Metric("task/units/<task>", "how many they are", "task_units"),
+    Metric("task/grad_norm/<task>", "of the gradient of the task's mean loss, heads left out", "task_grad_norm"),
+    Metric("task/weight/<task>", "that the update gives this gradient", "task_weight"),
+    Metric("task/cosine/<task>", "between it and the update's; of min_norm and projected only", "task_cosine"),
+    Metric("eval/<stage>/<metric>/<task>", "held-out rows of a task at the end of a multi-task stage"),
     Metric("data/real_tokens", "of the update, padding left out", "real_tokens"),
     Metric("data/asked/<source>", "share that the stage's mixture asks for", "asked"),
     Metric("data/drawn/<source>", "share of the tokens drawn in the stage so far", "drawn"),
@@ -64,6 +72,7 @@ METRICS = (
     # Composer's own, which it logs whether or not one asks for them
     Metric("loss/train/total", "as loss/train, but beside the token clock at the update's start"),
     Metric("metrics/<stage>/<metric>", "as eval/<stage>/…"),
+    Metric("metrics/<stage>/<metric>/<task>", "as eval/<stage>/…"),
     *(
         Metric(f"time/{name}", "Composer's count")
         for name in ("batch", "epoch", "sample", "batch_in_epoch", "sample_in_epoch", "token_in_epoch")

@@ -19,15 +19,30 @@ from rotary_foundry.objectives.objective import Objective
 
 
 class PerPredictedToken(MeanMetric):
-    """Mean over all predicted tokens of all batches and ranks, of one of the sums in TokenLoss."""
+    """Mean over all predicted tokens of all batches and ranks, of one of the sums in TokenLoss.
 
-    def __init__(self, field: str):
+    Args:
+        field: of TokenLoss.
+        task: count only the batches of this task; None: all.
+    """
+
+    def __init__(self, field: str, task: str | None = None):
         super().__init__()
         self.field = field
+        self.task = task
 
     def update(self, outputs: TokenLoss) -> None:
         if outputs.tokens:
             super().update(getattr(outputs, self.field) / outputs.tokens, weight=outputs.tokens)
+
+
+def evaluation_metrics(objective: Objective) -> dict[str, PerPredictedToken]:
+    """Return an objective's metrics by name; in a multi-task stage also those of each task, as `loss/<task>`."""
+    return {
+        metric.name if task is None else f"{metric.name}/{task}": PerPredictedToken(metric.field, task)
+        for task in (None, *objective.tasks)
+        for metric in objective.metrics
+    }
 
 
 class FoundryModel(ComposerModel):
@@ -66,8 +81,9 @@ class FoundryModel(ComposerModel):
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         if is_train:
             return {}
-        metrics = (metric for objective in self.objectives.values() for metric in objective.metrics)
-        return {metric.name: PerPredictedToken(metric.field) for metric in metrics}
+        of_stages = map(evaluation_metrics, self.objectives.values())
+        return {name: metric for metrics in of_stages for name, metric in metrics.items()}
 
     def update_metric(self, batch: Batch, outputs: TokenLoss, metric: Metric) -> None:
-        metric.update(outputs)
+        if metric.task in (None, batch["row_sources"][0]):
+            metric.update(outputs)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rotary_foundry.data.task_file import Task
 from rotary_foundry.utils.knob import Knob, Problem
 
 if TYPE_CHECKING:
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
 OBJECTIVES = {
     "masked_lm": "rotary_foundry.objectives.masked_lm:MaskedLM",
     "causal_lm": "rotary_foundry.objectives.causal_lm:CausalLM",
+    "multi_task": "rotary_foundry.objectives.multi_task:MultiTask",
 }
 
 IGNORE_INDEX = -100  # torch's label of a position that is not to be predicted
-Prepared = tuple[NDArray[np.int64], NDArray[np.int64]]  # input ids and labels, each [tokens]
+# Input ids and labels, each [tokens]. For a row of a labelled task two arrays more: `targets` [targets, 4] as in
+# data/task_file.py, and `allowed` [tokens], 1 where a span may lie.
+Prepared = tuple[NDArray, ...]
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Objective(ABC):
     """The roles that the tokenizer must have beside those of every document, such as "mask_token"."""
     document_mask: bool = True
     """True: a token attends to its own document only. False: to all documents of its row."""
+    tasks: ClassVar[Mapping[str, Task]] = {}
+    """The tasks of a multi-task stage, by source; `open_objective` sets them. Of other objectives: none."""
     metrics: ClassVar[tuple[Metric, ...]]
     task: ClassVar[str]
     """Hugging Face's name for the task of the trained model (`pipeline_tag`)."""
@@ -93,6 +99,16 @@ class Objective(ABC):
     @abstractmethod
     def describe_evaluation(self) -> str:
         """Return how held-out rows are measured, to follow "On held-out rows"."""
+
+    @property
+    def block_size(self) -> int | None:
+        """How many rows of one task follow each other in the order of a multi-task objective; None for the others."""
+        return None
+
+    @property
+    def weights(self) -> dict[str, float] | None:
+        """The weights of the tasks, by source, which a stage without a mixture draws by; None: not multi-task."""
+        return {name: task.weight for name, task in self.tasks.items()} or None
 
     def predicted_share(self, knobs: Mapping[str, float]) -> float:
         """Return the share of tokens whose logits a training step computes."""

@@ -21,6 +21,9 @@ class RecipeOptimizer(Protocol):
     metrics: StepMetrics | None
     param_groups: list[dict]  # each with `decays`, as `decay_groups` makes them
 
+    def initialise_state(self) -> None:
+        """Make the state of every parameter that has none."""
+
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module, max_lr: float) -> RecipeOptimizer:
     """Build a recipe's optimizer for a model's parameters. SegmentSwitch sets the scheduled values before every step.

@@ -73,6 +73,12 @@ class ShardedOptimizer(torch.optim.Optimizer, ABC):
     def _update(self, stepping: list[tuple[dict, list[Tensor]]], params: list[Tensor]) -> None:
         """Update `params`, those of the groups in `stepping`, all of which have gradients."""
 
+    def initialise_state(self) -> None:
+        """Make the state of every parameter now, so that checkpoints also have that of those without a gradient yet."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                self._state(param)
+
     def _state(self, param: Tensor) -> dict[str, Tensor]:
         state = self.state[param]
         if not state:

@@ -38,7 +38,10 @@ def rehearsal(recipe: Recipe, plan: Plan, world_size: int) -> Recipe:
         recipe,
         run_name=f"{recipe.run_name}-rehearsal",
         model=replace(recipe.model, **vars(recipe.model.shape.rehearsal())),
-        stages={name: _shortened(stage, *rows[name]) for name, stage in recipe.stages.items()},
+        stages={
+            name: _shortened(stage, *rows[name], _objective(recipe, stage, world_size))
+            for name, stage in recipe.stages.items()
+        },
         data=replace(recipe.data, num_workers=min(1, recipe.data.num_workers)),
         rollback=replace(recipe.rollback, at=None, plateau=None),
         fsdp_config=FSDPConfig(activation_checkpointing=recipe.fsdp_config.activation_checkpointing),
@@ -121,7 +124,15 @@ def _rows(recipe: Recipe, name: str, world_size: int) -> tuple[int, int | None]:
     return max(1, round(stage.global_train_batch_size * share / world_size)) * world_size, None
 
 
-def _shortened(stage: StageConfig, rows: int, unit: int | None) -> StageConfig:
+def _objective(recipe: Recipe, stage: StageConfig, world_size: int) -> Any:
+    """Return a stage's objective; in a multi-task one, a block has one row for each process."""
+    given = recipe.objective if stage.objective is None else stage.objective
+    if isinstance(given, Mapping) and "rows_per_block" in given:
+        return {**given, "rows_per_block": world_size}
+    return stage.objective
+
+
+def _shortened(stage: StageConfig, rows: int, unit: int | None, objective: Any) -> StageConfig:
     """Return a stage with a few updates in each segment; times inside it are not mapped yet."""
     ramp = None
     ramp_tokens, updates = 0, UPDATES_IN_A_STAGE
@@ -136,6 +147,7 @@ def _shortened(stage: StageConfig, rows: int, unit: int | None) -> StageConfig:
         duration=f"{ramp_tokens + updates * rows * stage.row_length}tok",
         global_train_batch_size=rows,
         device_train_microbatch_size=1,
+        objective=objective,
         batch_size_ramp=ramp,
         t_warmup="0tok",
         t_decay="0tok",

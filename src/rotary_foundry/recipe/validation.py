@@ -104,6 +104,7 @@ def _objective(recipe: Recipe, stage: str) -> Iterator[Problem]:
             f"'{objective.name}' needs attention {SEES[objective.causal]}, and {family.name} has attention "
             f"{SEES[family.causal]}; choose an objective for it ({fitting}), or another family",
         )
+    yield from _blocks(recipe.stages[stage], stage, objective.block_size)
     knobs = {**family.knobs, **objective.knobs}
     for name in knob_names(family):
         if name not in knobs and getattr(recipe.stages[stage], name) is not None:
@@ -119,6 +120,17 @@ def _objective(recipe: Recipe, stage: str) -> Iterator[Problem]:
             yield f"stages.{stage}.{name}", complaint
         else:
             yield f"{'model' if name in family.knobs else key}.{name}", complaint
+
+
+def _blocks(config: StageConfig, stage: str, rows_per_block: int | None) -> Iterator[Problem]:
+    """Check that every batch size of a multi-task stage is whole blocks."""
+    sizes = {"global_train_batch_size": config.global_train_batch_size}
+    if config.batch_size_ramp is not None:
+        sizes["batch_size_ramp.initial"] = config.batch_size_ramp.initial
+        sizes["batch_size_ramp.increment"] = config.batch_size_ramp.increment
+    for key, rows in sizes.items():
+        if rows_per_block is not None and rows_per_block > 0 and rows % rows_per_block:
+            yield f"stages.{stage}.{key}", f"{rows} rows are not whole blocks of rows_per_block, {rows_per_block}"
 
 
 def _fsdp(config: FSDPConfig) -> Iterator[Problem]:

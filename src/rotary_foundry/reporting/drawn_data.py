@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from rotary_foundry.data.corpus import open_objective
 from rotary_foundry.data.rows import MANIFEST, Manifest
 from rotary_foundry.data.target_context import context_shares, rows_drawn
 from rotary_foundry.recipe import Plan, Recipe
@@ -17,6 +18,7 @@ class DrawnData:
 
     stage: str
     row_length: int
+    weights: dict[str, float]  # of the tasks of a multi-task stage; its blocks are shared out by them
     epochs: dict[str, float]  # by source: rows drawn / rows that there are
     context: dict[int, float] | None  # share of the targets that see at least so many tokens; None: not counted
 
@@ -49,17 +51,19 @@ def drawn_data(recipe: Recipe, plan: Plan) -> list[DrawnData]:
 
 
 def _of_stage(recipe: Recipe, segments: list[Segment]) -> DrawnData:
-    stage, row_length, mixture = segments[0].stage, segments[0].row_length, segments[0].mixture
+    stage, row_length = segments[0].stage, segments[0].row_length
+    objective = open_objective(recipe, stage)
+    mixture = segments[0].mixture or objective.weights
     folders = {
         source: Path(recipe.data.local, source, str(row_length), "train") for source in mixture or recipe.data.sources
     }
     manifests = {source: Manifest.read(folder) for source, folder in folders.items()}
     rows = rows_drawn(sum(segment.updates * segment.rows for segment in segments), mixture, manifests.items())
-    objective = recipe.objective_of(stage)
     counted = all(manifest.longer is not None for manifest in manifests.values())
     return DrawnData(
         stage,
         row_length,
+        (mixture or {}) if objective.tasks else {},
         {source: count / manifests[source].rows for source, count in rows.items()},
         context_shares(rows, manifests, objective.causal, objective.document_mask) if counted else None,
     )

@@ -61,9 +61,13 @@ def print_plan(
         )
     if (source := begins_with(recipe)) is not None:
         grid.add_row("init_from", source)
-    for stage, mixture in _mixtures(plan).items():
+    for stage, mixture in _mixtures(recipe, plan).items():
         grid.add_row("mixture", f"{stage}: {mixture}")
     for stage in data:
+        if stage.weights:
+            total = sum(stage.weights.values())
+            shares = (f"{task} {weight / total:.1%}" for task, weight in stage.weights.items())
+            grid.add_row("tasks", f"{stage.stage}: {', '.join(shares)} of the blocks")
         grid.add_row("epochs", f"{stage.stage}: {', '.join(f'{name} {n:.3g}' for name, n in stage.epochs.items())}")
     if (why := not_counted(recipe, data)) is not None:
         grid.add_row("data", why)
@@ -272,11 +276,15 @@ def checkpoints_line(costs: Cost) -> str:
     return f"{written:,} of {size(one)} (weights and two moments, float32), {size(written * one)} in all; {stay}"
 
 
-def _mixtures(plan: Plan) -> dict[str, str]:
+def _mixtures(recipe: Recipe, plan: Plan) -> dict[str, str]:
     """By stage, since all segments of one share it."""
     shares = {segment.stage: segment.mixture or {} for segment in plan.segments}
+    without = {
+        stage: "every row once an epoch" if recipe.objective_of(stage).block_size is None else "the tasks' weights"
+        for stage in shares
+    }
     return {
-        stage: ", ".join(f"{source} {share:g}" for source, share in mixture.items()) or "every row once an epoch"
+        stage: ", ".join(f"{source} {share:g}" for source, share in mixture.items()) or without[stage]
         for stage, mixture in shares.items()
     }
 

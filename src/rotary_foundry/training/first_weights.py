@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rotary_foundry.data.same_tokenizer import check_same_tokenizer
 from rotary_foundry.interop import open_weights
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.models.growing import check_growth, tile_parameter
+from rotary_foundry.models.task_heads import HEADS, head_value
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.checkpoint_store import open_store
 from rotary_foundry.runs.run_folder import RunFolder
@@ -17,16 +18,24 @@ from rotary_foundry.runs.trained_state import read_source
 from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
 
 
-def first_weights(recipe: Recipe) -> Callable[[str], Tensor]:
+def first_weights(recipe: Recipe, network: nn.Module | None = None) -> Callable[[str], Tensor]:
     """Return a function from a parameter's name to its initial value: the full tensor, on the CPU, made on demand.
+
+    Args:
+        recipe: of the run.
+        network: if it has heads for tasks, whole or sharded. Heads are always new.
 
     Raises:
         FoundryError: `init_from` has no model that this one can be grown from.
     """
     if recipe.init_from is None:
-        return partial(recipe.family.initial_value, shape=recipe.model.shape, seed=recipe.seed)
-    family, source, weights = _open_source(recipe, recipe.init_from)
-    return partial(tile_parameter, source_state=weights, family=family, source=source, target=recipe.model.shape)
+        of_family = partial(recipe.family.initial_value, shape=recipe.model.shape, seed=recipe.seed)
+    else:
+        family, source, weights = _open_source(recipe, recipe.init_from)
+        shape = recipe.model.shape
+        of_family = partial(tile_parameter, source_state=weights, family=family, source=source, target=shape)
+    sizes = {} if network is None else {name: tuple(value.shape) for name, value in network.named_parameters()}
+    return lambda name: head_value(name, sizes[name], recipe.seed) if name.startswith(HEADS) else of_family(name)
 
 
 def check_init_from(recipe: Recipe) -> None:

@@ -14,6 +14,7 @@ import torch
 from composer.utils import dist
 
 from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.data.task_file import Task
 from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer
 from rotary_foundry.data_prep.pipeline import prepare
 from rotary_foundry.data_prep.readers import SourceConfig
@@ -44,7 +45,7 @@ def with_stand_ins(recipe: Recipe) -> Recipe:
             data=replace(recipe.data, local=stand_in),
             model=replace(recipe.model, vocab_size=VOCABULARY),
         )
-        on_rank_zero(lambda: prepare(_small_corpus(recipe)))
+        on_rank_zero(lambda: _make_corpus(recipe))
     if recipe.init_from is not None:
         recipe = replace(recipe, init_from=str(folder.path / "grown_from"))
     on_rank_zero(lambda: _forget_another(recipe, folder))
@@ -71,6 +72,14 @@ def _forget_another(recipe: Recipe, folder: RunFolder) -> None:
             if path.name == LOCK:  # this launch's
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _make_corpus(recipe: Recipe) -> None:
+    """Prepare the small corpus. In a multi-task stage, its sources are tasks of masked LM, so no head is rehearsed."""
+    prepare(_small_corpus(recipe))
+    if any(recipe.objective_of(stage).block_size is not None for stage in recipe.stages):
+        for source in recipe.data.sources:
+            Task("masked_lm", (), 1.0).write(Path(recipe.data.local, source))
 
 
 def _small_corpus(recipe: Recipe) -> CorpusConfig:

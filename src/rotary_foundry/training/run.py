@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from composer.core import Evaluator, Event, State
 from composer.utils import dist
 from omegaconf import OmegaConf
 
+from rotary_foundry.algorithms.gradient_combination import GradientCombination
 from rotary_foundry.algorithms.microbatch_seed import MicrobatchSeed
 from rotary_foundry.algorithms.segment_switch import SegmentSwitch
 from rotary_foundry.callbacks.checkpoint_rollback import CheckpointRollback
@@ -30,6 +32,7 @@ from rotary_foundry.callbacks.monitor import Monitor
 from rotary_foundry.callbacks.optimizer_monitor import OptimizerMonitor
 from rotary_foundry.callbacks.run_records import RunRecords
 from rotary_foundry.callbacks.step_time import StepTime
+from rotary_foundry.callbacks.task_records import TaskRecords
 from rotary_foundry.callbacks.throughput import Throughput
 from rotary_foundry.compat.composer import forget_exit_hook
 from rotary_foundry.compat.torch import forget_parameter_names
@@ -37,8 +40,9 @@ from rotary_foundry.data.corpus import TokenizerFacts, check_same_rows, keep_row
 from rotary_foundry.data.loaders import RunData, data_spec
 from rotary_foundry.data.same_tokenizer import keep_tokenizer
 from rotary_foundry.loggers.stage_progress import StageProgress
-from rotary_foundry.models.composer_model import FoundryModel
+from rotary_foundry.models.composer_model import FoundryModel, evaluation_metrics
 from rotary_foundry.models.layers.attention import check_implementation
+from rotary_foundry.models.task_heads import attach_heads
 from rotary_foundry.optim.optimizers import build_optimizer
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.compilation import named_tokens, set_rollback
@@ -204,6 +208,7 @@ def build_trainer(
     train_loader = partial(data.train_loader, plan)
     model = _build_model(recipe, data, position, initialised=start.checkpoint is None)
     optimizer = build_optimizer(recipe.optimizer, model, position.max_lr)
+    combinations = [GradientCombination(recipe.seed)] if data.tasks else []
     watch = LossWatch(recipe.rollback)
     if start.checkpoint is not None:
         watch.load_state_dict(start.checkpoint.watch)
@@ -211,7 +216,7 @@ def build_trainer(
     if any(rollback.trigger == planned.trigger for rollback in start.rollbacks if planned):
         planned = None
     saver = _build_saver(recipe, folder, start, watch, store)
-    monitors = _monitors(recipe)
+    monitors = [*_monitors(recipe), *map(TaskRecords, combinations)]
     return Trainer(
         model=model,
         run_name=recipe.run_name,
@@ -228,6 +233,7 @@ def build_trainer(
         algorithms=[
             SegmentSwitch(recipe, plan, train_loader),
             MicrobatchSeed(recipe.seed),
+            *combinations,
             *extensions(recipe, "algorithms"),
         ],
         callbacks=[
@@ -257,11 +263,13 @@ def _build_model(recipe: Recipe, data: RunData, position: Position, initialised:
     on_gpu = torch.cuda.is_available()
     with torch.device("meta"):
         network = recipe.family.network(recipe.model.shape, position.knobs, recipe.model.attn_implementation)
+        if data.tasks:
+            attach_heads(network, data.tasks)
     device = torch.device("cuda" if on_gpu else "cpu")
     shard(network, recipe, device)
     network.to_empty(device=device)
     if initialised:
-        fill(network, first_weights(recipe))
+        fill(network, first_weights(recipe, network))
     return FoundryModel(network, data.objectives, position.stage, recipe.precision == "amp_bf16" and not on_gpu)
 
 
@@ -300,7 +308,7 @@ def _stage_end_evaluator(plan: Plan, data: RunData, stage: str) -> Evaluator:
     return Evaluator(
         label=stage,
         dataloader=data_spec(data.eval_loader(stage)),
-        metric_names=[metric.name for metric in data.objectives[stage].metrics],
+        metric_names=[f"^{re.escape(name)}$" for name in evaluation_metrics(data.objectives[stage])],
         eval_interval=at_stage_end,
         device_eval_microbatch_size=data.recipe.stages[stage].device_train_microbatch_size,
     )

@@ -1,4 +1,4 @@
-"""Shard a network with FSDP2, with one unit for each layer and one for the rest, before Composer gets it.
+"""Shard a network with FSDP2, with one unit for each layer, each head and the rest, before Composer gets it.
 
 Composer could call `fully_shard` itself. But it builds the mesh from a configuration without replicas, materialises
 meta parameters on CUDA only, and wraps checkpointed layers in a module that changes parameter names. So the network is
@@ -19,7 +19,7 @@ from composer.utils import ParallelismType
 from composer.utils.parallelism import FSDP2Config
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -61,7 +61,12 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
         if recipe.fsdp_config.activation_checkpointing:
             layer.forward = functools.partial(recomputed, layer.forward)
         fully_shard(layer, **options)
+    heads = getattr(network, "heads", {})
+    for head in heads.values():
+        fully_shard(head, **options)
     fully_shard(network, **options)
+    if heads:
+        register_fsdp_forward_method(network, "encode")
     if distributed.get_backend() == "gloo":
         sum_then_divide(network)
     keep_from_sharding(network)

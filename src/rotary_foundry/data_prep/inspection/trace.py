@@ -20,8 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rotary_foundry.data.batches import collate, update_digest
-from rotary_foundry.data.corpus import open_corpus
-from rotary_foundry.data.order import StageOrder
+from rotary_foundry.data.block_order import order_of
+from rotary_foundry.data.corpus import open_corpus, open_objective
+from rotary_foundry.data.order import Draw
 from rotary_foundry.data.row_preparation import TrainingPrepared
 from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder
 from rotary_foundry.data_prep.inspection.show import ids_of
@@ -121,14 +122,24 @@ def _rows(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]
     segment, start_row = plan.segment_at(token), plan.at(token).rows_drawn_in_stage
     data = recipe.data
     tokenizer = open_corpus(recipe, lock=False)  # the run may still be running
-    prepare = TrainingPrepared(recipe.objective_of(segment.stage), tokenizer, recipe.seed, segment)
+    objective = open_objective(recipe, segment.stage)
+    prepare = TrainingPrepared(objective, tokenizer, recipe.seed, segment)
     remote = data.remote.rstrip("/") if data.remote else None
     folders = []
     for source in data.sources:
         place = f"{source}/{segment.row_length}/train"
         folders.append(ShardFolder(Path(data.local, place), f"{remote}/{place}" if remote else None))
     shard_rows = {source: folder.shard_rows for source, folder in zip(data.sources, folders, strict=True)}
-    order = StageOrder(shard_rows, data.shuffle_block_size, recipe.seed, segment.stage_index, segment.mixture)
+    draw = Draw(
+        seed=recipe.seed,
+        stage_index=segment.stage_index,
+        mixture=segment.mixture or objective.weights,
+        start_row=start_row,
+        updates=1,
+        global_batch_size=segment.rows,
+        rows_per_block=objective.block_size,
+    )
+    order = order_of(shard_rows, data.shuffle_block_size, draw)
     drawn = order.stretch(start_row, segment.rows)
     first_rows = np.cumsum([0, *(folder.size for folder in folders)])
     sources = np.searchsorted(first_rows, drawn, side="right") - 1
@@ -138,7 +149,7 @@ def _rows(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]
         folder = folders[source]
         row = index - int(first_rows[source])
         shard, sample = folder.shard_of(row), folder.row(row)
-        sample |= {"row": index, "position": start_row + place}
+        sample |= {"row": index, "position": start_row + place, "source": data.sources[source]}
         digests += collate([sample], prepare, segment.row_length, tokenizer.vocab_size)["row_digests"]
         documents = ids_of(folder, shard, sample)
         traced[place] = TracedRow(data.sources[source], row, shard.name, row - shard.first_row, documents)

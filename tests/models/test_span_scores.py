@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rotary_foundry.finetuning.span_scores import (
+from rotary_foundry.models.layers.span_scores import (
     HEAD_SIZE,
     EfficientGlobalPointer,
     GlobalPointer,

@@ -1,0 +1,181 @@
+"""GradientCombination: make one gradient of the gradients of an update's tasks, by the objective's `combine`.
+
+All ranks work at the same task at the same time, and a batch's rows are sorted by task. So after a task's last
+microbatch, `.grad` holds its gradient and nothing else. Composer weights a microbatch by its share of the update's
+predicted units on all ranks, so this is (N_task / N_all) · ∇L_task, which is scaled back. Then `.grad` is set aside for
+the next task, and set to the combination before the optimizer's step.
+
+- A head keeps the gradient of its own task's mean loss, whatever the rule. A head whose task is not in the update keeps
+  its weights and its moments.
+- mean, normalised and loss_scaled add the gradients up as they come: they take the memory of one gradient more.
+  min_norm and projected keep the gradients of all tasks in the update, sharded as the parameters are, because their
+  weights are known only at the end.
+- Communication: one all-reduce of the counts an update, one of the loss a task, and one of the norm a task or of the
+  Gram matrix an update (optim/sharded_sums.py).
+
+Acts on BATCH_START, AFTER_BACKWARD and AFTER_TRAIN_BATCH in multi-task stages, and on FIT_START: there the optimizer's
+state of every parameter is made, because a checkpoint must also have that of a head without a gradient so far. Composer
+clears what is made earlier.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor, nn
+
+from rotary_foundry.models.task_heads import HEADS
+from rotary_foundry.optim.sharded_sums import local_tensors, sum_over_shards
+from rotary_foundry.optim.task_weights import min_norm_weights, projected_weights, single_weight
+
+OF_GRAM = ("min_norm", "projected")
+
+
+@dataclass
+class TaskPart:
+    """What a task does in an update."""
+
+    rows: int  # of this rank that are still to come
+    share: float  # of the update's blocks
+    units: int = 0  # predicted tokens or examples, on all ranks
+    loss: float = 0.0  # mean over the units
+    right: float = 0.0  # share of the units
+    norm: float | None = None  # of the gradient of the shared parameters
+    weight: float = 0.0
+    cosine: float | None = None  # between the gradient and the update's; None: the rule does not keep the gradients
+    sums: list[Tensor] = field(default_factory=list)  # of this rank's microbatches: loss, right units
+    gradient: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+
+
+class GradientCombination(Algorithm):
+    """Combines the gradients of tasks.
+
+    `parts` holds what each task did in the last update, by name.
+
+    Args:
+        seed: the run's; the orders of `projected` depend on it and on the token clock.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.parts: dict[str, TaskPart] = {}
+
+    def match(self, event: Event, state: State) -> bool:
+        acts = event in (Event.BATCH_START, Event.AFTER_BACKWARD, Event.AFTER_TRAIN_BATCH)
+        return event == Event.FIT_START or (acts and state.model.objective.block_size is not None)
+
+    @torch.no_grad()
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if event == Event.FIT_START:
+            state.optimizers[0].initialise_state()
+        elif event == Event.BATCH_START:
+            self._begin(state)
+        elif event == Event.AFTER_BACKWARD:
+            self._add_microbatch(state)
+        else:
+            self._combine(state)
+
+    def _begin(self, state: State) -> None:
+        """Count what the update has of each task."""
+        batch = state.batch
+        rows, units = Counter(batch["row_sources"]), Counter()
+        for task, predicted in zip(batch["row_sources"], batch["row_predicted"], strict=True):
+            units[task] += predicted
+        self.parts = {task: TaskPart(rows[task], rows[task] / rows.total()) for task in sorted(rows)}
+        counts = state.device.tensor_to_device(torch.tensor([units[task] for task in self.parts]))
+        dist.all_reduce(counts)
+        for part, count in zip(self.parts.values(), counts.tolist(), strict=True):
+            part.units = count
+        parameters = state.model.network.named_parameters()
+        self.shared = [parameter for name, parameter in parameters if not name.startswith(HEADS)]
+        self.total: dict[nn.Parameter, Tensor] = {}
+
+    def _add_microbatch(self, state: State) -> None:
+        task = state.batch["row_sources"][0]
+        part, outputs = self.parts[task], state.outputs
+        part.sums.append(torch.stack([outputs.cross_entropy.detach().double(), outputs.correct.double()]))
+        part.rows -= len(state.batch["row_sources"])
+        if part.rows == 0:
+            self._end_task(state, task, part)
+
+    def _end_task(self, state: State, task: str, part: TaskPart) -> None:
+        """Take the gradient of a task after its last microbatch."""
+        head = state.model.network.heads.of(task)
+        params = [param for param in self.shared if param.grad is not None]
+        gradients = [param.grad for param in params]
+        for param in params:
+            param.grad = None
+        sums = torch.stack(part.sums).sum(0)
+        dist.all_reduce(sums)
+        if part.units == 0:
+            return
+        part.loss, part.right = (sums / part.units).tolist()
+        scale = sum(other.units for other in self.parts.values()) / part.units
+        of_head = [] if head is None else [param.grad for param in head.parameters() if param.grad is not None]
+        for gradient in local_tensors([*gradients, *of_head]):
+            gradient.mul_(scale)
+        combine = state.model.objective.combine
+        if combine in OF_GRAM:
+            part.gradient = dict(zip(params, gradients, strict=True))
+            return
+        squares = torch.stack([gradient.norm().square() for gradient in local_tensors(gradients)])[None]
+        sum_over_shards(squares, params)
+        part.norm = squares.sum().sqrt().item()
+        part.weight = single_weight(combine, part.share, part.norm, part.loss)
+        self._add(dict(zip(params, gradients, strict=True)), part.weight)
+
+    def _add(self, gradient: dict[nn.Parameter, Tensor], weight: float) -> None:
+        """Add a task's gradient, which is used up, to the update's."""
+        for param, of_task in gradient.items():
+            (local,) = local_tensors([of_task])
+            if param in self.total:
+                local_tensors([self.total[param]])[0].add_(local, alpha=weight)
+            else:
+                local.mul_(weight)
+                self.total[param] = of_task
+
+    def _combine(self, state: State) -> None:
+        """Set every shared parameter's gradient to the combination."""
+        combine = state.model.objective.combine
+        kept = [part for part in self.parts.values() if part.gradient]
+        if kept:
+            gram = self._gram([part.gradient for part in kept])
+            if combine == "min_norm":
+                weights = min_norm_weights(gram)
+            else:
+                generator = np.random.default_rng((self.seed, state.timestamp.token.value))
+                weights = projected_weights(gram, [generator.permutation(len(kept)) for _ in kept])
+            along, length = gram @ weights, np.sqrt(max(0.0, weights @ gram @ weights))
+            for index, part in enumerate(kept):
+                part.norm, part.weight = float(np.sqrt(gram[index, index])), float(weights[index])
+                both = part.norm * length
+                part.cosine = float(along[index] / both) if both else None
+                self._add(part.gradient, part.weight)
+                part.gradient = {}
+        for param, gradient in self.total.items():
+            param.grad = gradient
+        self.total = {}
+
+    def _gram(self, gradients: list[dict[nn.Parameter, Tensor]]) -> np.ndarray:
+        """Return the inner products of gradients [gradients, gradients], summed over the shards."""
+        pairs = [(first, second) for first in range(len(gradients)) for second in range(first + 1)]
+        columns = []
+        for param in self.shared:
+            of_tasks = [gradient.get(param) for gradient in gradients]
+            zero = torch.zeros((), device=param.device)
+            flat = [None if one is None else local_tensors([one])[0].flatten().float() for one in of_tasks]
+            products = [
+                zero if flat[first] is None or flat[second] is None else flat[first] @ flat[second]
+                for first, second in pairs
+            ]
+            columns.append(torch.stack(products))
+        sums = torch.stack(columns, dim=1)  # [pairs, params]
+        sum_over_shards(sums, self.shared)
+        gram = np.zeros((len(gradients), len(gradients)))
+        for (first, second), value in zip(pairs, sums.double().sum(1).tolist(), strict=True):
+            gram[first, second] = gram[second, first] = value
+        return gram

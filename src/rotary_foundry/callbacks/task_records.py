@@ -1,0 +1,39 @@
+"""TaskRecords: adds what each task did in an update to its record, in multi-task stages."""
+
+from composer.core import State
+
+from rotary_foundry.algorithms.gradient_combination import GradientCombination
+from rotary_foundry.callbacks.monitor import Monitor, Numbers
+
+# in metrics.jsonl, each by task, and the attributes of TaskPart
+COLUMNS = {
+    "task_loss": "loss",
+    "task_right": "right",
+    "task_units": "units",
+    "task_grad_norm": "norm",
+    "task_weight": "weight",
+    "task_cosine": "cosine",
+}
+
+
+class TaskRecords(Monitor):
+    """Records loss, share of right units, gradient norm, weight, and cosine with the update, by task.
+
+    Args:
+        combination: of the run; it has computed them.
+    """
+
+    def __init__(self, combination: GradientCombination):
+        self.combination = combination
+
+    def measured(self, state: State, ranks: list[Numbers]) -> dict[str, dict[str, float]]:
+        if state.model.objective.block_size is None:
+            return {}
+        columns = {
+            column: {task: getattr(part, attribute) for task, part in self.combination.parts.items()}
+            for column, attribute in COLUMNS.items()
+        }
+        return {
+            column: {task: value for task, value in values.items() if value is not None}
+            for column, values in columns.items()
+        }

@@ -1,0 +1,182 @@
+"""The heads of a multi-task stage: one for each labelled task, on the last hidden states of any encoder.
+
+- Classification, regression and choice: a linear layer on a document's first token, as in the published code
+  (roformer-v2, multi-task/), with softmax over the labels or over a question's choices, or the squared error.
+- Answer: GlobalPointer with one softmax over all spans of a window. Entities: EfficientGlobalPointer with a multi-label
+  loss (layers/span_scores.py).
+
+The heads are attached to the network, so that Composer saves and FSDP2 shards them with it, each as a unit of its own.
+`attach_heads` also gives the network the method `encode`. It is `hidden_states` under another name, because FSDP2's
+hooks are put around a method that is called from outside, and `forward` calls `hidden_states` itself.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from rotary_foundry.data.task_file import Task
+from rotary_foundry.models.layers.cross_entropy import TokenLoss
+from rotary_foundry.models.layers.span_scores import (
+    EfficientGlobalPointer,
+    GlobalPointer,
+    many_spans_loss,
+    one_span_loss,
+)
+from rotary_foundry.models.truncated_normal import parameter_generator, truncated_normal
+
+HEADS = "heads."  # how the names of their parameters begin in the network's state dict
+
+
+class TaskHeads(nn.ModuleDict):
+    """The heads of the labelled tasks.
+
+    Args:
+        tasks: by name; those of masked LM have no head.
+        hidden_size: of the network.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], hidden_size: int):
+        super().__init__()
+        for name, task in tasks.items():
+            if task.kind != "masked_lm":
+                self[_key(name)] = KINDS[task.kind](hidden_size, max(1, len(task.labels)))
+
+    def loss(self, network: nn.Module, batch: Mapping[str, Any]) -> TokenLoss:
+        """Compute the loss of a batch of one task, as sums over its examples."""
+        hidden = network.encode(batch["input_ids"], batch["cu_seqlens"], batch["row_length"])
+        head = self[_key(batch["row_sources"][0])]
+        return head(hidden, batch["cu_seqlens"], batch["targets"], batch["allowed"])
+
+    def of(self, task: str) -> nn.Module | None:
+        """Return a task's head; None for a task of masked LM."""
+        return dict(self.items()).get(_key(task))
+
+
+def attach_heads(network: nn.Module, tasks: Mapping[str, Task]) -> None:
+    """Give a network heads for tasks, before it is sharded; `head_value` has their initial values."""
+    network.heads = TaskHeads(tasks, network.shape.hidden_size)
+    network.encode = network.hidden_states
+
+
+def head_value(name: str, size: tuple[int, ...], seed: int) -> Tensor:
+    """Return the initial value of a head's parameter: biases 0, matrices normal with the deviation fan_in ** -0.5.
+
+    Args:
+        name: in the network's state dict.
+        size: of the whole tensor.
+        seed: the run's.
+    """
+    if len(size) == 1:
+        return torch.zeros(size)
+    return truncated_normal(size, size[1] ** -0.5, parameter_generator(seed, name))
+
+
+def _key(task: str) -> str:
+    """The name of a task's head; a module's name has no '.', and must not be that of a method of ModuleDict."""
+    return f"of_{task.replace('.', ':')}"
+
+
+class Classifier(nn.Linear):
+    """Softmax over labels."""
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor) -> TokenLoss:
+        """hidden [tokens, hidden], cu_seqlens [documents + 1], targets [targets, 4], allowed [tokens] → sums."""
+        documents, labels = targets[:, :2].long().unbind(1)
+        logits = super().forward(hidden[cu_seqlens[documents].long()]).float()  # [examples, labels]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        return TokenLoss(loss, (logits.argmax(1) == labels).sum(), len(targets))
+
+
+class Regressor(nn.Linear):
+    """The squared error; a number counts as right if it is off by less than 0.5."""
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor) -> TokenLoss:
+        """As Classifier's."""
+        numbers = super().forward(hidden[cu_seqlens[targets[:, 0].long()].long()]).float().squeeze(1)  # [examples]
+        errors = numbers - targets[:, 1].float()
+        return TokenLoss(errors.square().sum(), (errors.abs() < 0.5).sum(), len(targets))
+
+
+class Chooser(nn.Linear):
+    """Softmax over the choices of a question."""
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor) -> TokenLoss:
+        """As Classifier's."""
+        scores = super().forward(hidden[cu_seqlens[:-1].long()]).float().squeeze(1)  # [documents]
+        first, choices, right = targets[:, :3].long().unbind(1)
+        places = torch.arange(int(choices.max()) if len(choices) else 1, device=scores.device)
+        of_question = (first[:, None] + places).clamp(max=len(scores) - 1)
+        scores = scores[of_question].masked_fill(places >= choices[:, None], -torch.inf)  # [questions, most choices]
+        loss = F.cross_entropy(scores, right, reduction="sum")
+        return TokenLoss(loss, (scores.argmax(1) == right).sum(), len(targets))
+
+
+class AnswerFinder(GlobalPointer):
+    """Softmax over the spans of a window."""
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor) -> TokenLoss:
+        """As Classifier's."""
+        total, correct = hidden.new_zeros((), dtype=torch.float32), targets.new_zeros((), dtype=torch.int64)
+        spans = targets.long()
+        for examples, *inputs in _padded(spans[:, 0], hidden, cu_seqlens, allowed):
+            scores = super().forward(*inputs).float()  # [examples, 1, tokens, tokens]
+            right = spans[examples, 1:3]
+            total = total + one_span_loss(scores, right) * len(examples)
+            likeliest = scores.flatten(1).argmax(1)
+            correct = correct + (likeliest == right[:, 0] * scores.shape[-1] + right[:, 1]).sum()
+        return TokenLoss(total, correct, len(targets))
+
+
+class EntityFinder(EfficientGlobalPointer):
+    """A score above 0 for every entity and below 0 for every other span; a text is right if all its scores are."""
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor) -> TokenLoss:
+        """As Classifier's."""
+        total, correct = hidden.new_zeros((), dtype=torch.float32), targets.new_zeros((), dtype=torch.int64)
+        texts, text_of = targets[:, 0].long().unique(return_inverse=True)
+        kinds, first, last = targets[:, 1:].long().unbind(1)
+        for examples, *inputs in _padded(texts, hidden, cu_seqlens, allowed):
+            scores = super().forward(*inputs).float()  # [examples, kinds, tokens, tokens]
+            right = torch.zeros_like(scores, dtype=torch.bool)
+            row_of = torch.full_like(texts, -1).index_copy_(
+                0, examples, torch.arange(len(examples), device=texts.device)
+            )
+            here = (row_of[text_of] >= 0) & (kinds >= 0)
+            right[row_of[text_of][here], kinds[here], first[here], last[here]] = True
+            total = total + many_spans_loss(scores, right) * len(examples)
+            correct = correct + ((scores > 0) == right).flatten(1).all(1).sum()
+        return TokenLoss(total, correct, len(texts))
+
+
+KINDS = {
+    "classification": Classifier,
+    "regression": Regressor,  # one number
+    "choice": lambda hidden_size, _: Chooser(hidden_size, 1, bias=False),  # softmax ignores a common bias
+    "answer": AnswerFinder,
+    "entities": EntityFinder,
+}
+
+
+def _padded(
+    documents: Tensor, hidden: Tensor, cu_seqlens: Tensor, allowed: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield documents of about one length: their places among `documents`, hidden states and `allowed`, padded.
+
+    The scores of all spans take the square of the longest document, so those of at most 16, 32, 64, … tokens go
+    together.
+    """
+    starts, ends = cu_seqlens[:-1][documents].tolist(), cu_seqlens[1:][documents].tolist()
+    by_length: dict[int, list[int]] = {}
+    for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        by_length.setdefault(max(4, (end - start - 1).bit_length()), []).append(place)
+    for _, places in sorted(by_length.items()):
+        of_documents = [slice(starts[place], ends[place]) for place in places]
+        yield (
+            torch.tensor(places, device=documents.device),
+            pad_sequence([hidden[tokens] for tokens in of_documents], batch_first=True),
+            pad_sequence([allowed[tokens] for tokens in of_documents], batch_first=True).bool(),
+        )

@@ -1,0 +1,118 @@
+"""Multi-task training: labelled tasks, and masked language modelling that goes on beside them.
+
+It is the second half of RoFormerV2's training (kexue.fm/archives/8998): 92 tasks of 77 labelled data sets. Each
+microbatch is of one task. A task is a source of the corpus, and `<task>/task.json` says what it is. The order of rows
+is by blocks of one task (data/block_order.py), so an update has a gradient of each of its tasks, and `combine` says how
+they become one (algorithms/gradient_combination.py).
+
+The loss of a labelled task is a mean over its examples: a text, a pair, a question of a choice, a window of an answer.
+With `input_noise`, a share of the tokens of labelled inputs is corrupted in pairs of neighbours, as in `masked_encode`
+of ZhuiyiTechnology/roformer-v2 (multi-task/snippets.py): 80 % of the pairs become masks, 18 % random tokens, and 2 %
+are kept. A pair never holds a special token, so the two parts of an example are treated apart. Held-out rows have none.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rotary_foundry.data.task_file import targets_complaint
+from rotary_foundry.objectives.masked_lm import MaskedLM
+from rotary_foundry.objectives.objective import IGNORE_INDEX, Metric, Prepared
+from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.knob import Knob, Problem
+from rotary_foundry.utils.wording import nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rotary_foundry.data.corpus import TokenizerFacts
+    from rotary_foundry.models.layers.cross_entropy import TokenLoss
+
+COMBINE = ("mean", "normalised", "loss_scaled", "min_norm", "projected")
+MASKED_PAIRS, RANDOM_PAIRS = 0.8, 0.18  # of the corrupted pairs; the rest is kept
+
+
+@dataclass(kw_only=True)
+class MultiTask(MaskedLM):
+    """Learn several tasks at once; the keys of masked LM are for tasks of this kind."""
+
+    combine: str  # how the gradients of an update's tasks become one
+    rows_per_block: int  # rows of one task that follow each other; a number that the processes divide
+    input_noise: float = 0.0  # share of the tokens of labelled inputs that are corrupted
+
+    name: ClassVar[str] = "multi_task"
+    knobs: ClassVar[Mapping[str, Knob]] = MaskedLM.knobs | {
+        "input_noise": Knob("share of the tokens of labelled inputs that are corrupted", high=1.0, includes_low=True)
+    }
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("loss", "cross_entropy", "Loss", "nats a predicted token or example, all tasks together"),
+        Metric("examples_right", "correct", "Right", "share of predicted tokens and examples that are right"),
+    )
+
+    @property
+    def block_size(self) -> int:
+        return self.rows_per_block
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        if self.combine not in COMBINE:
+            yield "combine", f"'{self.combine}' is not known; {nearest(self.combine, COMBINE)}"
+        if self.rows_per_block < 1:
+            yield "rows_per_block", f"{self.rows_per_block} is not positive"
+
+    def prepare(
+        self,
+        row: Mapping[str, Any],
+        tokenizer: "TokenizerFacts",
+        generator: np.random.Generator,
+        knobs: Mapping[str, float],
+    ) -> Prepared:
+        task = self.tasks[row["source"]]
+        if task.kind == "masked_lm":
+            return super().prepare(row, tokenizer, generator, knobs)
+        targets = row["targets"].reshape(-1, 4)
+        allowed = row.get("allowed", np.zeros(len(row["tokens"]), np.uint8))
+        if complaint := targets_complaint(task, targets, row["lengths"], allowed):
+            raise DataError(
+                f"{row['source']}: row {row['row']} of all tasks' shards has {complaint}; prepare the data again with "
+                "`python data_prep CONFIG`"
+            )
+        tokens = row["tokens"].astype(np.int64)
+        if knobs["input_noise"]:
+            tokens = with_noise(tokens, knobs["input_noise"], tokenizer, generator)
+        return tokens, np.full(len(tokens), IGNORE_INDEX, np.int64), targets, allowed
+
+    def evaluation_knobs(self) -> dict[str, float]:
+        return super().evaluation_knobs() | {"input_noise": 0.0}
+
+    def describe(self, knobs: Mapping[str, float]) -> str:
+        return (
+            f"Multi-task: labelled tasks and masked LM together; the tasks' gradients are combined by {self.combine}."
+        )
+
+    def describe_evaluation(self) -> str:
+        return f"{super().describe_evaluation()} in tasks of masked LM, and the others as they are"
+
+    def loss(self, network: "nn.Module", batch: Mapping[str, Any]) -> "TokenLoss":
+        if self.tasks[batch["row_sources"][0]].kind == "masked_lm":
+            return super().loss(network, batch)
+        return network.heads.loss(network, batch)
+
+
+def with_noise(
+    tokens: NDArray[np.int64], share: float, tokenizer: "TokenizerFacts", generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return tokens of which about this share is corrupted, in pairs of neighbours without special tokens."""
+    ordinary = ~np.isin(tokens, list(tokenizer.special_ids.values()))
+    chosen = np.flatnonzero(ordinary & (generator.random(len(tokens)) < share))[::2]
+    chosen = chosen[ordinary[np.minimum(chosen + 1, len(tokens) - 1)] & (chosen + 1 < len(tokens))]
+    fate = generator.random(len(chosen))
+    pairs = np.stack([chosen, chosen + 1])  # [2, pairs]
+    noisy = tokens.copy()
+    noisy[pairs[:, fate < MASKED_PAIRS]] = tokenizer.special_ids["mask_token"]
+    randomised = pairs[:, (fate >= MASKED_PAIRS) & (fate < MASKED_PAIRS + RANDOM_PAIRS)]
+    noisy[randomised] = generator.integers(tokenizer.vocab_size, size=randomised.shape)
+    return noisy

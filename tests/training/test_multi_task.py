@@ -1,0 +1,279 @@
+"""A tiny RoFormerV2 in a multi-task stage: every rule's gradient on any ranks, and a killed and resumed run."""
+
+import io
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composer.core import Callback
+from rich.console import Console
+from torch.multiprocessing import ProcessExitedException
+
+from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.data.batches import split
+from rotary_foundry.data.corpus import keep_rows, open_corpus
+from rotary_foundry.data.loaders import RunData
+from rotary_foundry.data.task_file import Task
+from rotary_foundry.data_prep.inspection.trace import trace
+from rotary_foundry.interop import load_model
+from rotary_foundry.models.task_heads import HEADS, attach_heads
+from rotary_foundry.objectives.multi_task import COMBINE
+from rotary_foundry.optim.task_weights import min_norm_weights, projected_weights, single_weight
+from rotary_foundry.recipe.compilation import compile_stages
+from rotary_foundry.recipe.rehearsal import rehearsal
+from rotary_foundry.reporting.plan_table import print_plan
+from rotary_foundry.runs.run_folder import RunFolder, read_lines
+from rotary_foundry.training.first_weights import first_weights
+from rotary_foundry.training.run import Start, build_trainer, train
+from rotary_foundry.training.sharding import fill
+from rotary_foundry.utils.errors import DataError, FoundryError
+from tests.ranks import on_ranks
+from tests.task_corpus import TASKS, write_tasks
+
+from .runs import assert_same_run, digests, network_of, records
+from .test_causal_lm import Kill
+
+YAMLS = Path(__file__).parents[2] / "yamls"
+RECIPE = """
+extends: [{yamls}/roformer_v2.yaml, {yamls}/models/roformer_v2_small.yaml]
+run_name: whole
+runs_folder: {folder}/runs
+precision: fp32
+progress_bar: false
+model: {{vocab_size: 384, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 2,
+  hidden_dropout: 0}}
+objective: {{whole_words: false}}
+optimizer: {{name: adamw, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.01, max_grad_norm: null}}
+data: {{local: {folder}/data, sources: [text, topic, score, pick, find, names], num_workers: 0}}
+save_interval: 2ba
+stages:
+  text: {{duration: 1024tok, row_length: 64, global_train_batch_size: 8, device_train_microbatch_size: 4, lr: 1e-2,
+     mixture: {{text: 1.0}}}}
+  tasks: {{duration: 9216tok, row_length: 64, global_train_batch_size: 24, device_train_microbatch_size: 3, lr: 1e-2,
+     objective: {{name: multi_task, combine: mean, rows_per_block: 4, mlm_probability: 0.15, eval_mlm_probability: 0.15,
+       mask_share: 0.8, random_share: 0.1, input_noise: 0.15}}}}
+"""
+KILLED_AT = 5  # updates, of 8; its checkpoint is of the fourth
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    write_tasks(folder / "data")
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(folder=folder, yamls=YAMLS))
+    return path
+
+
+class SaveGradients(Callback):
+    """Saves the whole gradients of the multi-task stage's first update on rank 0, and ends training."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def batch_end(self, state, logger):
+        if state.dataloader_label != "tasks":
+            return
+        gradients = {
+            name: param.grad.full_tensor()
+            for name, param in state.model.network.named_parameters()
+            if param.grad is not None
+        }
+        if torch.distributed.get_rank() == 0:
+            torch.save(gradients, self.file)
+        state.stop_training()
+
+
+def _without_first_stage(path: Path, combine: str):
+    recipe = load_recipe(path, [f"stages.tasks.objective.combine={combine}"])
+    recipe.stages.pop("text")
+    return recipe
+
+
+def _make_updates(path: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    for combine in COMBINE:
+        recipe = _without_first_stage(path, combine)
+        start = Start(compile_plan(recipe), [], None)
+        trainer = build_trainer(recipe, RunData(recipe, open_corpus(recipe)), RunFolder(folder), start)
+        trainer.state.callbacks.append(SaveGradients(folder / f"{combine}.pt"))
+        trainer.fit()
+        trainer.close()
+
+
+@pytest.fixture(scope="module")
+def task_gradients(recipe) -> dict[str, tuple[float, float, dict[str, torch.Tensor]]]:
+    """Of the first update, by plain autograd: each task's share of the blocks, loss and gradients."""
+    loaded = _without_first_stage(recipe, "mean")
+    data = RunData(loaded, open_corpus(loaded))
+    batch = next(iter(data.train_loader(compile_plan(loaded), 0)))
+    network = network_of(loaded)
+    attach_heads(network, data.tasks)
+    fill(network, first_weights(loaded, network))
+    found = {}
+    for of_task in split(batch, 24):
+        sums = data.objectives["tasks"].loss(network, of_task)
+        loss = sums.cross_entropy / sums.tokens
+        network.zero_grad()
+        loss.backward()
+        gradients = {name: param.grad for name, param in network.named_parameters() if param.grad is not None}
+        share = len(of_task["row_sources"]) / 24
+        found[of_task["row_sources"][0]] = share, loss.item(), gradients
+    assert len(found) > 3 and "text" in found
+    return found
+
+
+def _expected(combine: str, tasks: dict, seed: int) -> dict[str, torch.Tensor]:
+    names = {name for _, _, gradients in tasks.values() for name in gradients}
+    shared = sorted(name for name in names if not name.startswith(HEADS))
+    size = {name: gradient for _, _, gradients in tasks.values() for name, gradient in gradients.items()}
+    vectors = torch.stack(
+        [
+            torch.cat([gradients.get(name, torch.zeros_like(size[name])).flatten() for name in shared])
+            for _, _, gradients in tasks.values()
+        ]
+    ).double()
+    gram = (vectors @ vectors.T).numpy()
+    generator = np.random.default_rng((seed, 0))
+    if combine == "min_norm":
+        weights = min_norm_weights(gram)
+    elif combine == "projected":
+        weights = projected_weights(gram, [generator.permutation(len(tasks)) for _ in tasks])
+    else:
+        norms = vectors.norm(dim=1).tolist()
+        facts = zip(tasks.values(), norms, strict=True)
+        weights = np.array([single_weight(combine, share, norm, loss) for (share, loss, _), norm in facts])
+    combined = torch.from_numpy(weights) @ vectors
+    expected = dict(zip(shared, combined.float().split([size[name].numel() for name in shared]), strict=True))
+    of_heads = {name: size[name].flatten() for name in names if name.startswith(HEADS)}
+    return expected | of_heads
+
+
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(4, marks=pytest.mark.long)])
+def test_the_gradient_of_every_rule_is_that_of_whole_tensors_on_any_ranks(recipe, task_gradients, tmp_path, world):
+    on_ranks(world, tmp_path, _make_updates, recipe, tmp_path)
+    for combine in COMBINE:
+        made = torch.load(tmp_path / f"{combine}.pt")
+        expected = _expected(combine, task_gradients, seed=17)
+        assert made.keys() == expected.keys()
+        scale = torch.cat([gradient for name, gradient in expected.items() if not name.startswith(HEADS)]).norm()
+        for name, gradient in expected.items():
+            error = (made[name].flatten() - gradient).norm()
+            assert error <= 1e-5 * (gradient.norm() if name.startswith(HEADS) else scale), (combine, name)
+
+
+def _train(path: Path, overrides: list[str]) -> None:
+    torch.set_num_threads(1)
+    recipe = load_recipe(path, overrides)
+    train(recipe, compile_stages(recipe), open_corpus(recipe))
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory) -> Path:
+    """The folder of a run on one rank that nothing disturbed."""
+    on_ranks(1, tmp_path_factory.mktemp("ranks"), _train, recipe, [])
+    return recipe.parent / "runs/whole"
+
+
+def test_a_run_records_its_tasks_and_its_network_loads_without_the_heads(whole):
+    lines = [line for line in records(whole) if line["stage"] == "tasks"]
+    assert len(lines) == 6
+    for line in lines:
+        assert set(line["task_loss"]) == set(line["rows_by_source"]) <= set(TASKS)
+        assert sum(line["task_weight"].values()) == pytest.approx(1)
+        total = sum(line["task_units"].values())
+        means = [line["task_loss"][task] * units / total for task, units in line["task_units"].items()]
+        assert line["loss"] == pytest.approx(sum(means), rel=1e-5)
+        assert all(norm > 0 for norm in line["task_grad_norm"].values())
+    of_text, of_tasks = read_lines(whole / "eval.jsonl")
+    assert {f"loss/{task}" for task in TASKS} <= of_tasks.keys() and "loss/topic" not in of_text
+    assert all(0 <= of_tasks[f"examples_right/{task}"] <= 1 for task in TASKS)
+    assert not [name for name, _ in load_model(whole).named_parameters() if name.startswith(HEADS)]
+
+
+def test_trace_finds_the_rows_of_every_task_and_the_plan_tells_their_shares(recipe, whole):
+    for update, line in enumerate(records(whole), 1):
+        traced = trace(whole, update)  # refuses rows whose digest is not the recorded one
+        assert Counter(row.source for row in traced.rows) == line["rows_by_source"]
+    loaded = load_recipe(recipe)
+    console = Console(file=io.StringIO(), width=300)
+    print_plan(loaded, compile_plan(loaded), console=console)
+    said = console.file.getvalue()
+    assert "tasks: text 25.0%, topic 25.0%, score 12.5%, pick 12.5%, find 12.5%, names 12.5% of the blocks" in said
+    assert "tasks: the tasks' weights" in said
+
+
+def test_a_rehearsal_has_blocks_that_its_processes_divide(recipe):
+    loaded = load_recipe(recipe)
+    small = rehearsal(loaded, compile_stages(loaded), 3)
+    assert small.objective_of("tasks").block_size == 3
+    assert small.stages["tasks"].global_train_batch_size % 3 == 0
+
+
+OBJECTIVE = "stages.tasks.objective.{}"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (OBJECTIVE.format("combine=median"), "stages.tasks.objective.combine.*'median' is not known"),
+        (OBJECTIVE.format("rows_per_block=0"), "rows_per_block.*0 is not positive"),
+        (OBJECTIVE.format("rows_per_block=5"), "global_train_batch_size.*24 rows are not whole blocks of .*5"),
+        (OBJECTIVE.format("input_noise=1.0"), r"input_noise.*1.0 is not a number in \[0, 1\)"),
+        ("stages.tasks.batch_size_ramp={initial: 6, increment: 6, duration: 4608tok}", "ramp.initial.*6 rows are not"),
+        (
+            "stages.tasks.mixture={text: 99.0, topic: 0.1}",
+            "stages.tasks.mixture.topic 0.1 of 99.1 is less than one of the 20 blocks of an epoch",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_trained_with_are_refused_by_key(recipe, override, says):
+    with pytest.raises(FoundryError, match=says):
+        open_corpus(load_recipe(recipe, [override]))
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "says"),
+    [
+        ("topic", None, "topic/task.json: no such file, so 'topic' is no task"),
+        ("text", Task("answer", (), 1.0), "text/64/train/index.json: its rows have no column 'allowed'"),
+        (
+            "score",
+            Task("regression", (), 1e-3),
+            "score/task.json: weight 0.001 of .* is less than one of the 60 blocks",
+        ),
+    ],
+)
+def test_tasks_that_are_not_there_are_refused_by_file(recipe, tmp_path, task, change, says):
+    shutil.copytree(recipe.parent / "data", tmp_path / "data")
+    (tmp_path / "data" / task / "task.json").unlink()
+    if change is not None:
+        change.write(tmp_path / "data" / task)
+    with pytest.raises(DataError, match=says):
+        open_corpus(load_recipe(recipe, [f"data.local={tmp_path}/data"]))
+
+
+def test_a_run_refuses_a_task_whose_weight_has_changed(recipe, tmp_path):
+    shutil.copytree(recipe.parent / "data", tmp_path / "data")
+    loaded = load_recipe(recipe, [f"data.local={tmp_path}/data"])
+    keep_rows(loaded, tmp_path / "rows.json", {64})
+    replace(TASKS["topic"], weight=3.0).write(tmp_path / "data/topic")
+    with pytest.raises(DataError, match=r"topic/task\.json: not "):
+        keep_rows(loaded, tmp_path / "rows.json", {64})
+
+
+@pytest.mark.long
+def test_a_killed_run_resumes_to_the_same_bits_and_two_ranks_see_the_same_rows(recipe, whole, tmp_path):
+    runs = recipe.parent / "runs"
+    kill = f"callbacks={json.dumps({f'{Kill.__module__}.{Kill.__name__}': {'update': KILLED_AT}})}"
+    with pytest.raises(ProcessExitedException):
+        on_ranks(1, tmp_path, _train, recipe, ["run_name=killed", kill])
+    on_ranks(1, tmp_path, _train, recipe, ["run_name=killed"])
+    assert_same_run(runs / "killed", whole)
+    on_ranks(2, tmp_path, _train, recipe, ["run_name=two"])
+    assert digests(runs / "two") == digests(whole)
