@@ -16,8 +16,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from rotary_foundry.data_prep.labelled.labelled_example import Example, Span
 from rotary_foundry.data_prep.readers.documentation import html_text
-from rotary_foundry.finetuning.labelled_example import Example, Span
 from rotary_foundry.utils.errors import DataError
 
 EXAMPLES = 5000  # per task, both splits together

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rotary_foundry.finetuning import chinese_packages, clue_files
-from rotary_foundry.finetuning import offline_tasks as installation
-from rotary_foundry.finetuning.finetune_config import DataConfig
-from rotary_foundry.finetuning.labelled_example import Example, json_lines
+from rotary_foundry.data_prep.labelled import chinese_packages, clue_files
+from rotary_foundry.data_prep.labelled import offline_tasks as installation
+from rotary_foundry.data_prep.labelled.data_config import DataConfig
+from rotary_foundry.data_prep.labelled.labelled_example import Example, json_lines
 from rotary_foundry.utils.errors import DataError, NeedsNetwork
 from rotary_foundry.utils.hub import check_hub
 from rotary_foundry.utils.wording import one_line
