@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import logging as transformers_logging
 
 from rotary_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
-from rotary_foundry.data_prep.labelled.examples import read_split
+from rotary_foundry.data_prep.labelled.examples import read_split, texts_of
 from rotary_foundry.data_prep.labelled.labelled_example import Example
 from rotary_foundry.data_prep.labelled.labels import Labels, as_number, listed
 from rotary_foundry.data_prep.labelled.span_encoding import (
@@ -166,13 +166,7 @@ def _texts(example: Example, task: TaskConfig) -> tuple[str, ...]:
         if not all(isinstance(word, str) and word for word in words):
             raise DataError(f"{example.where}: a word is empty or not text; correct it, or leave the row out")
         return (" ".join(words),)
-    texts = example.text if isinstance(example.text, tuple) else (example.text,)
-    if task.data.form is not None:  # its reader has checked them
-        return texts
-    for column, text in zip(task.data.text, texts, strict=True):
-        if not isinstance(text, str):
-            raise DataError(f"{example.where}: column '{column}': expected text, got {text!r}; leave the row out")
-    return texts
+    return texts_of(task.data, example)
 
 
 def _on_tokens(example: Example, text: str, offsets: list[tuple[int, int]], labels: Labels) -> list[int]:

