@@ -23,6 +23,7 @@ NANO = {"vocab_size": 8192, "hidden_size": 256, "intermediate_size": 240, "num_h
 CORPORA = {  # of the examples, by the comment that their YAML begins with, and the files that they read
     "mine.yaml": ("exports/a.csv", "my_texts/a.jsonl"),
     "wiki.yaml": ("my-tokenizer/tokenizer.json",),
+    "stage.yaml": ("my_texts/a.jsonl", "runs/mine/export/tokenizer.json"),
     "legal.yaml": ("statutes/a.parquet",),
 }
 CHINESE = (  # what yamls/data/chinese.yaml reads
@@ -36,6 +37,7 @@ CHINESE = (  # what yamls/data/chinese.yaml reads
 FILES = {
     *(f"data/chinese_texts/{file}" for file in CHINESE),
     "my_csv/headers.csv",
+    "data/chinese/tokenizer/tokenizer.json",
     "general/a.jsonl",
     "CC-MAIN-1.warc.gz",
     "ModernBERT-base/tokenizer.json",

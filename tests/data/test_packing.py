@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rotary_foundry.data import packing
-from rotary_foundry.data.packing import BUFFER, Packer, gives_up_last
+from rotary_foundry.data.packing import BUFFER, Packer, gives_up_last, whole_rows
 from rotary_foundry.data.rows import Frame, Row, encode_row, token_dtype
 
 CLS, SEP = 1, 2
@@ -220,3 +220,18 @@ def test_lengths_that_are_not_those_of_the_tokens_are_refused():
 )
 def test_a_last_row_is_given_up_only_where_it_alone_keeps_many_rows_under_fill(rows, tokens, last, given_up):
     assert gives_up_last(rows, tokens, last, 100) == given_up
+
+
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 20))
+def test_what_is_not_cut_is_in_one_row_once_and_rows_take_what_fits(sizes, buffer):
+    rows = list(whole_rows(sizes, 40, buffer))
+    assert sorted(index for row in rows for index in row) == list(range(len(sizes)))
+    used = [sum(sizes[index] for index in row) for row in rows]
+    assert max(used, default=0) <= 40
+    if buffer >= len(sizes):  # all have waited together
+        assert all(used[number] + sizes[rows[later][-1]] > 40 for later in range(len(rows)) for number in range(later))
+
+
+def test_what_does_not_fit_a_row_is_refused():
+    with pytest.raises(ValueError, match=r"expected 1 to 40 at index 1, got 41"):
+        list(whole_rows([40, 41], 40))

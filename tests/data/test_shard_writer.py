@@ -66,8 +66,8 @@ def test_streaming_reads_our_shards_with_their_hashes_compared(tmp_path):
     writer.finish()
     read = StreamingDataset(local=str(tmp_path / "ours"), validate_hash=SHARD_HASH, batch_size=1)
     for index, row in enumerate(rows):
-        for name, values in row._asdict().items():
-            assert read[index][name].tolist() == values.tolist()
+        for name, values in read[index].items():
+            assert values.tolist() == getattr(row, name).tolist()
 
 
 def test_a_folder_without_rows_has_an_index_all_the_same(tmp_path):

@@ -5,13 +5,14 @@ import random
 
 import pytest
 
-from rotary_foundry.finetuning import chinese_packages
-from rotary_foundry.finetuning.chinese_packages import entities
+from rotary_foundry.data_prep.labelled import chinese_packages
+from rotary_foundry.data_prep.labelled.chinese_packages import entities
+from rotary_foundry.data_prep.labelled.data_config import DataConfig
+from rotary_foundry.data_prep.labelled.examples import read_split
+from rotary_foundry.data_prep.labelled.labelled_example import Span
 from rotary_foundry.finetuning.example_encoding import prepare
-from rotary_foundry.finetuning.examples import read_split
-from rotary_foundry.finetuning.finetune_config import DataConfig, load_finetune_config
+from rotary_foundry.finetuning.finetune_config import load_finetune_config
 from rotary_foundry.finetuning.job import run_job
-from rotary_foundry.finetuning.labelled_example import Span
 from rotary_foundry.finetuning.search import job_settings
 from rotary_foundry.utils.errors import DataError
 

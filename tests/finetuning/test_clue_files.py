@@ -7,12 +7,12 @@ from typing import ClassVar
 import datasets
 import pytest
 
-from rotary_foundry.finetuning import examples
-from rotary_foundry.finetuning.clue_files import FORMS, read_rows
-from rotary_foundry.finetuning.examples import read_split
-from rotary_foundry.finetuning.finetune_config import FORMS as TYPES
-from rotary_foundry.finetuning.finetune_config import DataConfig
-from rotary_foundry.finetuning.labelled_example import Choices, Span
+from rotary_foundry.data_prep.labelled import examples
+from rotary_foundry.data_prep.labelled.clue_files import FORMS, read_rows
+from rotary_foundry.data_prep.labelled.data_config import FORMS as TYPES
+from rotary_foundry.data_prep.labelled.data_config import DataConfig
+from rotary_foundry.data_prep.labelled.examples import read_split
+from rotary_foundry.data_prep.labelled.labelled_example import Choices, Span
 from rotary_foundry.utils.errors import DataError
 from tests.finetuning.clue_samples import C3, CHID, CHID_ANSWERS, CHID_CANDIDATES, CMRC2018, ROWS, write_clue
 

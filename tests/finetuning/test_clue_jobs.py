@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rotary_foundry.finetuning.clue_files import read_rows
+from rotary_foundry.data_prep.labelled.clue_files import read_rows
+from rotary_foundry.data_prep.labelled.span_encoding import PartsTokenizer, encode_answers, encode_entities
 from rotary_foundry.finetuning.example_encoding import prepare
 from rotary_foundry.finetuning.finetune_config import load_finetune_config
 from rotary_foundry.finetuning.head_batches import HeadCollate
 from rotary_foundry.finetuning.head_models import AnswerModel, EntityModel, load_span_model
 from rotary_foundry.finetuning.job import run_job
 from rotary_foundry.finetuning.search import job_settings
-from rotary_foundry.finetuning.span_encoding import PartsTokenizer, encode_answers, encode_entities
 from rotary_foundry.utils.errors import DataError
 from tests.finetuning.clue_samples import CHID_ANSWERS, CMRC2018, ROWS
 

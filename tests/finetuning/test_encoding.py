@@ -68,8 +68,8 @@ def test_a_label_that_only_the_validation_has_is_refused(prepared):
         ("", "train.jsonl:2: the label is empty"),
         (float("nan"), "train.jsonl:2: the label is NaN"),
         ("nan", "train.jsonl:2: the label is NaN"),
-        (2.5, "train.jsonl:2: expected a class, got the number 2.5; to learn numbers, set type: regression"),
-        ([1, 2], "train.jsonl:2: the label is a list; for a label for each word, set type: token"),
+        (2.5, "train.jsonl:2: expected a class, got the number 2.5; to learn numbers, make the task a regression"),
+        ([1, 2], "train.jsonl:2: the label is a list; expected one label an example, unless its type is token"),
     ],
 )
 def test_a_label_that_is_none_is_refused(prepared, label, complaint):

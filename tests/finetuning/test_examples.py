@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rotary_foundry.finetuning.examples import read_split
-from rotary_foundry.finetuning.finetune_config import DataConfig
+from rotary_foundry.data_prep.labelled.data_config import DataConfig
+from rotary_foundry.data_prep.labelled.examples import read_split
 from rotary_foundry.utils.errors import DataError, NeedsNetwork
 from tests.finetuning.conftest import write_jsonl
 

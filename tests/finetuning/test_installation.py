@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from rotary_foundry.finetuning import offline_tasks as installation
-from rotary_foundry.finetuning.examples import read_split
-from rotary_foundry.finetuning.finetune_config import DataConfig
+from rotary_foundry.data_prep.labelled import offline_tasks as installation
+from rotary_foundry.data_prep.labelled.data_config import DataConfig
+from rotary_foundry.data_prep.labelled.examples import read_split
 from rotary_foundry.utils.errors import DataError
 
 SPLITS = ("train", "validation")

@@ -3,8 +3,8 @@
 import pytest
 from transformers import AutoTokenizer
 
-from rotary_foundry.finetuning.labelled_example import Choices, Example, Span
-from rotary_foundry.finetuning.span_encoding import (
+from rotary_foundry.data_prep.labelled.labelled_example import Choices, Example, Span
+from rotary_foundry.data_prep.labelled.span_encoding import (
     STRIDE,
     PartsTokenizer,
     encode_answers,

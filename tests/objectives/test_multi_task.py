@@ -7,7 +7,6 @@ import torch
 from rotary_foundry.data.batches import collate, num_rows, num_tokens, split
 from rotary_foundry.data.corpus import TokenizerFacts
 from rotary_foundry.data.row_preparation import HeldOutPrepared
-from rotary_foundry.data.task_file import targets_complaint
 from rotary_foundry.objectives.multi_task import MultiTask, with_noise
 from rotary_foundry.utils.errors import DataError
 from tests.task_corpus import ROW_LENGTH, TASKS, VOCABULARY, make_row
@@ -91,31 +90,12 @@ def test_held_out_rows_have_no_noise(objective):
 
 
 @pytest.mark.parametrize(
-    ("task", "target", "says"),
-    [
-        ("topic", (0, 3, 0, 0), "label 3, and 3 labels"),
-        ("topic", (0, -1, 0, 0), "label -1, and 3 labels"),
-        ("topic", (9, 0, 0, 0), "a target for document 9, and 2 documents"),
-        ("score", (0, np.nan, 0, 0), "not a finite number"),
-        ("pick", (0, 2, 2, 0), "whose right choice is none of them"),
-        ("pick", (1, 2, 0, 0), "choices are not documents of the row"),
-        ("find", (0, 3, 2, 0), "a span outside its document"),
-        ("find", (0, 1, 9, 0), "a span outside its document"),
-        ("find", (0, 1, 4, 0), "begins or ends where no span may lie"),
-        ("names", (0, 2, 1, 1), "an entity of kind 2, and 2 kinds"),
-        ("names", (0, 0, 1, 7), "a span outside its document"),
-    ],
+    ("targets", "says"),
+    [([0, 3, 0, 0, 1, 0, 0, 0], "label 3"), ([], "targets of 0 numbers"), (None, "no column 'targets'")],
 )
-def test_targets_that_cannot_be_a_tasks_are_refused(objective, task, target, says):
-    lengths = np.array([5, 6], np.uint32)
-    allowed = np.array([1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0], np.uint8)
-    assert says in targets_complaint(TASKS[task], np.array([target], float), lengths, allowed)
-    row = {"tokens": np.full(11, 9, np.uint16), "lengths": lengths, "allowed": allowed, "source": task, "row": 4}
-    with pytest.raises(DataError, match=rf"{task}: row 4 .*prepare the data again"):
-        batch_of(objective, [row | {"targets": np.array(target, float)}])
-
-
-def test_a_labelled_row_without_targets_is_refused(objective):
-    (sample,) = rows("topic")
-    with pytest.raises(DataError, match="has no targets"):
-        batch_of(objective, [sample | {"targets": np.empty(0)}])
+def test_a_row_whose_targets_are_not_its_tasks_is_refused(objective, targets, says):
+    row = {"tokens": np.full(11, 9, np.uint16), "lengths": np.array([5, 6], np.uint32), "source": "topic", "row": 4}
+    if targets is not None:
+        row["targets"] = np.array(targets, float)
+    with pytest.raises(DataError, match=rf"topic: row 4 .*{says}.*prepare the data again"):
+        batch_of(objective, [row])

@@ -32,7 +32,7 @@ Where words begin is carried along as the highest bit of their tokens, which no 
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -234,3 +234,41 @@ def gives_up_last(rows: int, tokens: int, last: int, row_length: int) -> bool:
     """
     enough = FILL * row_length
     return rows >= MANY and tokens >= enough * rows and tokens + last < enough * (rows + 1)
+
+
+def whole_rows(sizes: Iterable[int], row_length: int, buffer: int = BUFFER) -> Iterator[list[int]]:
+    """Put things that are not cut, such as labelled examples, into rows, in one pass.
+
+    A row takes the longest that waits, then repeatedly the longest that still fits; of equal ones, the oldest.
+
+    Args:
+        sizes: the tokens of each.
+        row_length: the most tokens in a row.
+        buffer: the most that wait.
+
+    Yields:
+        The indices of those in a row, in the order in which they were taken.
+
+    Raises:
+        ValueError: one is empty or longer than a row.
+    """
+    waiting: list[int] = []  # sorted keys, as the packer's
+    for index, size in enumerate(sizes):
+        if not 0 < size <= row_length:
+            raise ValueError(f"rows of {row_length} tokens: expected 1 to {row_length} at index {index}, got {size}")
+        insort(waiting, size << BITS | LOW - index)
+        if len(waiting) == buffer:
+            while len(waiting) > buffer // 2:
+                yield _whole_row(waiting, row_length)
+    while waiting:
+        yield _whole_row(waiting, row_length)
+
+
+def _whole_row(waiting: list[int], row_length: int) -> list[int]:
+    space, place, taken = row_length, len(waiting), []
+    while place := bisect_left(waiting, space + 1 << BITS, 0, place):
+        place -= 1
+        key = waiting.pop(place)
+        taken.append(LOW - (key & LOW))
+        space -= key >> BITS
+    return taken

@@ -8,6 +8,8 @@ lengths, so it also reads older shards without `documents`.
 A corpus may have one column more: `word_starts`, which is 1 where a token begins a word and 0 inside a word. Special
 tokens are words of their own, and a document's first content token begins a word, so no word crosses a document's end.
 
+Rows of a task's labelled examples have a column `targets` and some a column `allowed`, which `task_file.py` describes.
+
 Tokens are uint16, which halves the data to read, or uint32 if the vocabulary has more than 65,536 ids. Only the
 vocabulary decides, so every shard of a corpus has the same type. numpy silently wraps an id that is too large, so each
 row is checked when it is encoded.
@@ -24,6 +26,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from rotary_foundry.data.targets import targets_complaint
+from rotary_foundry.data.task_file import Task
 from rotary_foundry.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -86,6 +90,8 @@ class Row(NamedTuple):
     lengths: np.ndarray  # uint32 [documents]: tokens of each document
     documents: np.ndarray  # uint32 [documents]: number of each document in its part; pieces of one document share it
     word_starts: np.ndarray | None = None  # uint8 [tokens]: 1 where a token begins a word; None: unknown
+    targets: np.ndarray | None = None  # float64 [targets × 4]: what is to be predicted; None: not labelled
+    allowed: np.ndarray | None = None  # uint8 [tokens]: 1 where a span may lie; None: there are no spans
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -93,24 +99,30 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
-def columns(dtype: np.dtype, word_starts: bool = False) -> dict[str, str]:
+LABELLED = {"targets": "ndarray:float64", "allowed": "ndarray:uint8"}
+
+
+def columns(dtype: np.dtype, word_starts: bool = False, task: Task | None = None) -> dict[str, str]:
     """Return the MDS columns of rows, in the form that `streaming.MDSWriter` takes.
 
     Args:
         dtype: the type of the tokens.
         word_starts: whether rows have this column.
+        task: the task whose labelled examples the rows hold.
     """
     every = {"tokens": f"ndarray:{dtype.name}", "lengths": "ndarray:uint32", "documents": "ndarray:uint32"}
-    return every | ({"word_starts": "ndarray:uint8"} if word_starts else {})
+    labelled = {column: LABELLED[column] for column in task.columns} if task else {}
+    return every | ({"word_starts": "ndarray:uint8"} if word_starts else {}) | labelled
 
 
-def encode_row(row: Row, dtype: np.dtype) -> dict[str, np.ndarray]:
-    """Make an MDS sample from a row, with the tokens as `dtype`.
+def encode_row(row: Row, dtype: np.dtype, task: Task | None = None) -> dict[str, np.ndarray]:
+    """Make an MDS sample from a row, with the tokens as `dtype`, and the columns of a task's kind.
 
     Raises:
-        DataError: an id does not fit `dtype`, a document is empty, or the arrays do not match.
+        DataError: an id does not fit `dtype`, a document is empty, the arrays do not match, or a target is not the
+            task's.
     """
-    tokens, lengths, documents, word_starts = row
+    tokens, lengths, documents, word_starts = row[:4]
     if not len(lengths) or not lengths.all():
         raise DataError("expected documents of at least one token, got an empty one")
     if lengths.sum() != len(tokens) or len(documents) != len(lengths):
@@ -127,6 +139,10 @@ def encode_row(row: Row, dtype: np.dtype) -> dict[str, np.ndarray]:
                 "the tokenizer gives ids beyond the vocabulary size for which the type was chosen"
             )
     sample = {"tokens": tokens.astype(dtype), "lengths": lengths, "documents": documents}
+    if task is not None:
+        sample |= {column: getattr(row, column) for column in task.columns}
+        if complaint := targets_complaint(sample, task):
+            raise DataError(f"a row has {complaint}")
     if word_starts is None:
         return sample
     if complaint := word_starts_complaint(word_starts, lengths):
@@ -144,25 +160,30 @@ def content(document: np.ndarray) -> np.ndarray:
     return document[len(FRAME.before) : len(document) - len(FRAME.after)]
 
 
-def check_row(sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int) -> None:
+def check_row(sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int, task: Task | None = None) -> None:
     """Check that a run can train on a stored row.
 
     Args:
-        sample: `tokens`, `lengths` and, if there is such a column, `word_starts`; and `row`, its number for the error.
+        sample: `tokens`, `lengths` and, if there are such columns, `word_starts`, `targets` and `allowed`; and `row`,
+            its number for the error.
         row_length: the most tokens of the row, and so of any of its documents.
         vocab_size: vocabulary size of the tokenizer.
+        task: what the row is of; None: its targets are not looked at.
 
     Raises:
-        DataError: its columns contradict each other, it is too long, or an id is outside the vocabulary.
+        DataError: its columns contradict each other, it is too long, an id is outside the vocabulary, or a target is
+            not the task's.
     """
-    if complaint := row_complaint(sample, row_length, vocab_size):
+    if complaint := row_complaint(sample, row_length, vocab_size, task):
         raise DataError(
             f"row {sample['row']} of the shards for rows of {row_length} has {complaint}; "
             "prepare the data again with `python data_prep CONFIG`"
         )
 
 
-def row_complaint(sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int) -> str | None:
+def row_complaint(
+    sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int, task: Task | None = None
+) -> str | None:
     """Return why a run cannot train on a stored row; None if it can."""
     tokens, lengths = sample["tokens"], sample["lengths"]
     total, shortest = int(lengths.sum()), lengths.min(initial=1)
@@ -173,6 +194,8 @@ def row_complaint(sample: Mapping[str, np.ndarray], row_length: int, vocab_size:
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
         wrong = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
         return f"token id {wrong}, but the tokenizer's ids are in [0, {vocab_size})"
+    if task is not None and (complaint := targets_complaint(sample, task)):
+        return complaint
     return word_starts_complaint(sample["word_starts"], lengths) if "word_starts" in sample else None
 
 

@@ -15,6 +15,7 @@ import xxhash
 import zstandard
 
 from rotary_foundry.data.rows import SHARD_HASH, Row, columns, encode_row
+from rotary_foundry.data.task_file import Task
 
 SHARD_BYTES = 1 << 25  # before compression; a shard is held in memory until it is full
 LEVEL = 3  # of compression, Streaming's
@@ -28,14 +29,23 @@ class ShardWriter:
         dtype: the type of the tokens.
         size_limit: bytes of a shard before compression.
         word_starts: whether the rows have this column.
+        task: the task whose labelled examples the rows hold.
     """
 
-    def __init__(self, folder: Path, dtype: np.dtype, size_limit: int = SHARD_BYTES, word_starts: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        dtype: np.dtype,
+        size_limit: int = SHARD_BYTES,
+        word_starts: bool = False,
+        task: Task | None = None,
+    ):
         folder.mkdir(parents=True)
         self.folder = folder
         self.dtype = dtype
+        self.task = task
         self.size_limit = size_limit
-        encodings = dict(sorted(columns(dtype, word_starts).items()))
+        encodings = dict(sorted(columns(dtype, word_starts, task).items()))
         self._config = {
             "version": 2,
             "format": "mds",
@@ -56,7 +66,7 @@ class ShardWriter:
         Raises:
             DataError: as `encode_row`.
         """
-        sample = encode_row(row, self.dtype)
+        sample = encode_row(row, self.dtype, self.task)
         data = [_encoded(sample[name]) for name in self._config["column_names"]]
         encoded = b"".join([np.array([len(datum) for datum in data], np.uint32).tobytes(), *data])
         size = len(encoded) + 4  # with where it ends

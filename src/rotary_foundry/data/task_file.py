@@ -13,15 +13,13 @@ the others are depends on the kind:
 Rows of answers and entities also have `allowed`, uint8, which is 1 for each token that a span may touch. Rows of
 masked_lm have neither.
 
-This module imports only numpy and the standard library.
+This module imports only the standard library.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
-
-import numpy as np
 
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import nearest
@@ -96,37 +94,3 @@ class Task:
             raise DataError(f"{path}: key {error} is missing; {remedy}") from None
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{path}: broken ({error}); {remedy}") from None
-
-
-def targets_complaint(task: Task, targets: np.ndarray, lengths: np.ndarray, allowed: np.ndarray) -> str | None:
-    """Return why the targets of a row cannot be those of a task; None if they can.
-
-    Args:
-        task: a labelled one.
-        targets: float64 [targets, 4].
-        lengths: integers [documents]: tokens of each document of the row.
-        allowed: uint8 [tokens]: 1 where a span may lie; read for answers and entities only.
-    """
-    if not len(targets):
-        return "no targets"
-    if not np.isfinite(targets).all():
-        return "a target that is not a finite number"
-    documents, a, b, c = (column.astype(np.int64) for column in targets.T)
-    if documents.min() < 0 or documents.max() >= len(lengths):
-        return f"a target for document {documents.max()}, and {len(lengths)} documents, counted from 0"
-    if task.kind == "classification" and not 0 <= a.min() <= a.max() < len(task.labels):
-        return f"label {a.max() if a.min() >= 0 else a.min()}, and {len(task.labels)} labels, counted from 0"
-    if task.kind == "choice" and not ((b >= 0) & (b < a) & (documents + a <= len(lengths))).all():
-        return "a question whose choices are not documents of the row, or whose right choice is none of them"
-    if task.kind == "entities" and not -1 <= a.min() <= a.max() < len(task.labels):
-        return f"an entity of kind {a.max()}, and {len(task.labels)} kinds, counted from 0"
-    if task.kind in ("answer", "entities"):
-        first, last = (a, b) if task.kind == "answer" else (b, c)
-        spans = a >= 0
-        starts = (np.cumsum(lengths, dtype=np.int64) - lengths)[documents]
-        inside = (first >= 0) & (first <= last) & (last < lengths[documents])
-        if not inside[spans].all():
-            return "a span outside its document"
-        if not (allowed[(starts + first)[spans]].all() and allowed[(starts + last)[spans]].all()):
-            return "a span that begins or ends where no span may lie"
-    return None

@@ -14,6 +14,7 @@ from typing import Any
 from rotary_foundry.data.rows import FRAME, SHORTEST
 from rotary_foundry.data_prep.length_bands import band_names, bounds_complaint
 from rotary_foundry.data_prep.readers import READERS, SourceConfig, matches
+from rotary_foundry.data_prep.task_config import TEXT, TaskConfig, located, sources_of, task_problems
 from rotary_foundry.data_prep.tokenizer import SMALLEST_VOCABULARY, SMALLEST_WORDPIECE
 from rotary_foundry.data_prep.word_starts import check_word_starts
 from rotary_foundry.recipe.loading import load_config, refuse
@@ -58,11 +59,22 @@ class CorpusConfig:
     max_bad_documents: int = 100  # preparation fails if one part of a source has more unreadable documents than this
     executor: dict[str, Any] = field(default_factory=dict)  # local, slurm or ray, with its options; default: local
     work: str | None = None  # the work folder; default: a hidden folder beside `out`
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)  # of a multi-task stage, by name (task_config.py)
+    data_path: str | None = None  # of labelled tasks that have no path of their own
 
     @property
     def name(self) -> str:
         """The prefix of job names: the name of the output folder."""
         return Path(self.out).name
+
+    @property
+    def labelled(self) -> dict[str, TaskConfig]:
+        """The tasks with labelled examples, with the paths of their data."""
+        return {name: located(task, self.data_path) for name, task in self.tasks.items() if task.kind != TEXT}
+
+    def task_of(self, source: str) -> str | None:
+        """Return the name of the masked-LM task that a source is of; None in a corpus without tasks."""
+        return next((name for name, task in self.tasks.items() if source in sources_of(task, self.sources)), None)
 
 
 def load_corpus_config(path: str | Path, overrides: Iterable[str] = ()) -> CorpusConfig:
@@ -78,12 +90,15 @@ def load_corpus_config(path: str | Path, overrides: Iterable[str] = ()) -> Corpu
 
 def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
     """Yield (key, what is wrong and what would be right). The caller reports only the first."""
-    if not config.sources:
+    if not config.sources and not config.tasks:
         yield "sources", "expected at least one source, got none"
     for name, source in config.sources.items():
         yield from _source_problems(name, source)
     yield from _band_problems(config.sources)
     yield from _tokenizer_problems(config.tokenizer)
+    if config.tasks:
+        yield from task_problems(config.tasks, config.sources, config.row_lengths, config.data_path)
+        yield from _beside_tasks_problems(config)
     if not config.row_lengths:
         yield "row_lengths", "expected at least one row length, got none; set for example [1024, 8192]"
     if len(set(config.row_lengths)) < len(config.row_lengths):
@@ -218,6 +233,23 @@ def _band_problems(sources: dict[str, SourceConfig]) -> Iterable[tuple[str, str]
         elif twice := taken.intersection(band_names(name, source.length_bands)):
             yield key, f"makes a source named '{min(twice)}', and there is one already; rename one of them"
         taken.update(band_names(name, source.length_bands))
+
+
+def _beside_tasks_problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
+    """Check what a corpus with tasks cannot have."""
+    for name, source in config.sources.items():
+        if source.length_bands is not None:
+            yield f"sources.{name}.length_bands", "the rows of a task have no bands; remove it"
+    for name, task in config.labelled.items():
+        if not task.data.validation and config.validation >= 1:
+            yield (
+                f"tasks.{name}.data.validation",
+                "expected at least one split, got none: `validation` is not a share; set it below 1",
+            )
+    if config.tokenizer.causal:
+        yield "tokenizer.causal", "heads of tasks are for encoders; remove it"
+    if config.tokenizer.train is not None and not config.sources:
+        yield "tokenizer.train", "there are no `sources` to train it on; give `path`, that of the model's tokenizer"
 
 
 def _check_pattern(pattern: str) -> None:

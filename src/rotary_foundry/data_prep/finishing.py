@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +16,15 @@ from rotary_foundry.data.rows import Manifest, fingerprint
 from rotary_foundry.data.target_context import counted_lengths
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
 from rotary_foundry.data_prep.length_bands import band_names, check_bands
-from rotary_foundry.data_prep.statistics import FILE, Counts, SourceStatistics, Statistics, unigram_entropy
+from rotary_foundry.data_prep.statistics import (
+    FILE,
+    Counts,
+    SourceStatistics,
+    Statistics,
+    rows_and_fill,
+    unigram_entropy,
+)
+from rotary_foundry.data_prep.task_rows import LABELLED, finish_tasks
 from rotary_foundry.data_prep.work import SPLITS, Work
 from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
@@ -35,14 +43,16 @@ def finish(work: Work, made_of: dict) -> None:
     """
     tokenizer, made = CorpusTokenizer(work.whole / "tokenizer"), fingerprint(work.whole / "tokenizer")
     read = work.read_json("read")
-    frequencies = sum(np.load(path) for path in sorted((work.folder / "written").glob("*.npy")))
+    frequencies = [np.load(path) for path in sorted((work.folder / "written").glob("*.npy"))]
+    _write_manifests(work, made)
     statistics = Statistics(
         configuration=made_of,
         corpus=sha256("".join(part["digest"] for part in read).encode()).hexdigest()[:16],
         tokenizer=made,
         vocab_size=tokenizer.vocab_size,
-        unigram_entropy=unigram_entropy(frequencies),
-        sources=dict(each for source in work.config.sources for each in _finish_source(work, source, made)),
+        unigram_entropy=unigram_entropy(sum(frequencies)) if frequencies else None,
+        sources=dict(each for source in work.config.sources for each in _of_source(work, source)),
+        tasks=finish_tasks(work),
     )
     bad = [f"{part['source']}: {line}\n" for part in read for line in part["bad"]]
     (work.whole / BAD_INPUT).write_text("".join(bad), encoding="utf-8", errors="backslashreplace")
@@ -86,8 +96,8 @@ def _see_that_all_is_there(work: Work) -> None:
                 )
 
 
-def _finish_source(work: Work, source: str, tokenizer: str) -> Iterator[tuple[str, SourceStatistics]]:
-    """Write the indices and manifests of a source, and yield its name and counts, or those of each of its bands.
+def _of_source(work: Work, source: str) -> Iterator[tuple[str, SourceStatistics]]:
+    """Yield the name and counts of a source, or those of each of its bands.
 
     What was left out has no band. It is counted with the first band, which holds the shortest documents.
 
@@ -103,7 +113,7 @@ def _finish_source(work: Work, source: str, tokenizer: str) -> Iterator[tuple[st
     left_out = work.left_out(source)
     left_out["held out and not wanted"] += sum(tasks["left_out"] for tasks in written)
     for name in names:
-        yield name, _finish_folders(work, parts[name], dict(+left_out), tokenizer)
+        yield name, SourceStatistics(dict(+left_out), **{split: _counts(work, parts[name], split) for split in SPLITS})
         left_out.clear()
 
 
@@ -111,25 +121,31 @@ def _documents(parts: list[dict], split: str) -> int:
     return sum(part["documents"] for part in parts if part["split"] == split)
 
 
-def _finish_folders(work: Work, of_source: list[dict], left_out: dict[str, int], tokenizer: str) -> SourceStatistics:
-    """Write the indices and manifests for all parts of a source or band, and return its counts."""
-    counts = {}
-    for split in SPLITS:
-        parts = [part for part in of_source if part["split"] == split]
-        manifests = [_join_parts(work, parts, row_length, tokenizer) for row_length in work.config.row_lengths]
-        counts[split] = Counts(
-            **{key: sum(part[key] for part in parts) for key in ("documents", "bytes", "tokens")},
-            rows={str(manifest.row_length): manifest.rows for manifest in manifests},
-            fill={str(manifest.row_length): manifest.fill for manifest in manifests},
-        )
-    return SourceStatistics(left_out, **counts)
+def _counts(work: Work, of_source: list[dict], split: str) -> Counts:
+    parts = [part for part in of_source if part["split"] == split]
+    rows = {length: rows_and_fill(parts, length) for length in work.config.row_lengths}
+    return Counts(
+        **{key: sum(part[key] for part in parts) for key in ("documents", "bytes", "tokens")},
+        rows={str(length): number for length, (number, _) in rows.items()},
+        fill={str(length): fill for length, (_, fill) in rows.items()},
+    )
 
 
-def _join_parts(work: Work, parts: list[dict], row_length: int, tokenizer: str) -> Manifest:
-    """Write the index and manifest for all parts of one source, split and row length."""
-    source, split = parts[0]["source"], parts[0]["split"]
-    folder = work.whole / source / str(row_length) / split
-    shards = [shard for part in parts for shard in _shards(folder, f"{part['number']:05d}")]
+def _write_manifests(work: Work, tokenizer: str) -> None:
+    """Write the index and manifest of every folder of rows, which has the parts of a source, a band or a task."""
+    folders = defaultdict(list)
+    written = [part for tasks in work.read_json("written") for part in tasks["bands"]]
+    for part in written + [part for task in work.read_json(LABELLED) for part in task["parts"]]:
+        name, _ = work.place(part["source"], part["number"])
+        folders[name, part["split"]].append(part)
+    for (name, split), parts in folders.items():
+        for row_length in work.config.row_lengths:
+            _join_parts(work, name, split, parts, row_length, tokenizer)
+
+
+def _join_parts(work: Work, name: str, split: str, parts: list[dict], row_length: int, tokenizer: str) -> None:
+    folder = work.whole / name / str(row_length) / split
+    shards = [shard for part in parts for shard in _shards(folder, work.place(part["source"], part["number"])[1])]
     (folder / "index.json").write_text(json.dumps({"version": 2, "shards": shards}), encoding="utf-8")
     counts, lengths = Counter(), counted_lengths(row_length)
     longer = np.zeros((len(lengths), 2), dtype=np.int64)
@@ -138,12 +154,11 @@ def _join_parts(work: Work, parts: list[dict], row_length: int, tokenizer: str) 
         longer += np.array(of_part.pop("longer"), dtype=np.int64).reshape(longer.shape)
         counts.update(of_part)
     if given_up := counts.pop("given_up", 0):
-        log.info(f"{source}: left out {given_up:,} tokens, in last rows of {row_length:,} that could not be filled")
-    fill = counts["tokens"] / max(1, counts["rows"] * row_length)
+        log.info(f"{name}: left out {given_up:,} tokens, in last rows of {row_length:,} that could not be filled")
+    _, fill = rows_and_fill(parts, row_length)
     by_length = dict(zip(map(str, lengths), longer.tolist(), strict=True))
-    manifest = Manifest(source, split, row_length, **counts, fill=fill, tokenizer=tokenizer, longer=by_length)
+    manifest = Manifest(name, split, row_length, **counts, fill=fill, tokenizer=tokenizer, longer=by_length)
     manifest.write(folder)
-    return manifest
 
 
 def _shards(folder: Path, part: str) -> Iterator[dict]:

@@ -31,6 +31,9 @@ from rotary_foundry.data.rows import fingerprint
 from rotary_foundry.data.special_tokens import ROLES_FILE
 from rotary_foundry.data_prep import readers, stage_runs
 from rotary_foundry.data_prep.corpus_config import CorpusConfig
+from rotary_foundry.data_prep.labelled.data_config import DataConfig
+from rotary_foundry.data_prep.labelled.examples import source_files
+from rotary_foundry.data_prep.readers.listing import digest
 from rotary_foundry.data_prep.stages import stages_of
 from rotary_foundry.data_prep.statistics import FILE, Statistics
 from rotary_foundry.data_prep.tokenizer import open_brought
@@ -110,13 +113,23 @@ def settings(config: CorpusConfig) -> dict:
             }
             for name, source in config.sources.items()
         },
-        "files": {name: readers.fingerprint(source) for name, source in config.sources.items()},
+        "files": {name: readers.fingerprint(source) for name, source in config.sources.items()}
+        | {name: files_digest(task.data) for name, task in config.labelled.items()},
         "deduplication": config.deduplication,
         "tokenizer": made,
         "row_lengths": sorted(config.row_lengths),
         "stride": config.stride,
         "validation": config.validation,
-    } | ({} if config.word_starts is None else {"word_starts": config.word_starts})
+    } | _later(config)
+
+
+def _later(config: CorpusConfig) -> dict:
+    """Return the keys that were added later, as far as they are given, so that settings stay those of before."""
+    tasks = {name: asdict(task) for name, task in config.tasks.items()}
+    for task in tasks.values():
+        del task["data"]["path"]
+    later = {"word_starts": config.word_starts, "tasks": tasks}
+    return {key: value for key, value in later.items() if value}
 
 
 def _of_tokenizer(path: Path) -> dict[str, str]:
@@ -128,6 +141,12 @@ def _of_tokenizer(path: Path) -> dict[str, str]:
         "tokenizer": fingerprint(path),
         "roles": sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16],
     }
+
+
+def files_digest(data: DataConfig) -> str:
+    """Return a digest of the names, sizes and times of the files of labelled examples."""
+    stats = [(file, file.stat()) for file in source_files(data)]
+    return digest((file.name, stat.st_size, stat.st_mtime) for file, stat in stats)
 
 
 def work_folder(config: CorpusConfig) -> Path:

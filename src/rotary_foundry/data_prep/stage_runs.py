@@ -133,9 +133,9 @@ def _arguments(stage: Stage, work: Work) -> dict:
 
 
 def _local(stage: Stage, work: Work, options: dict) -> dict:
-    """Set the number of workers: `workers` if given, else one a core; never more than parts, so each has more cores."""
+    """Set the number of workers: `workers` if given, else one a core, but no more than parts and tasks."""
     workers = options.get("workers", len(os.sched_getaffinity(0)))
-    return options | {"workers": min(workers, stage.tasks, sum(work.parts.values()))}
+    return options | {"workers": min(workers, stage.tasks, len(work.tasks) + len(work.config.labelled))}
 
 
 def _failure(stage: Stage, work: Work, error: Exception | None) -> Exception:

@@ -1,12 +1,6 @@
-"""The stages of a preparation. Each is a step that a datatrove executor runs once for each task.
-
-An error in a task is written to the work folder as one line before it is raised. The executors show errors in their own
-ways, and those of Ray and Slurm appear far from the user's terminal.
-"""
+"""The stages of a preparation of texts. Each is a step that a datatrove executor runs once for each task."""
 
 import hashlib
-import os
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -23,6 +17,8 @@ from rotary_foundry.data_prep.filters import make_filter
 from rotary_foundry.data_prep.finishing import finish
 from rotary_foundry.data_prep.readers import BadInput, read
 from rotary_foundry.data_prep.stage_runs import Stage
+from rotary_foundry.data_prep.step import After, Step
+from rotary_foundry.data_prep.task_stages import CollectHeldOut, DropHeldOut, WriteLabelled
 from rotary_foundry.data_prep.tokenizer import save_copy, save_trained, train_tokenizer, train_wordpiece
 from rotary_foundry.data_prep.work import SPLITS, DocumentWriter, Work, read_documents
 from rotary_foundry.data_prep.writing import write_shards
@@ -32,64 +28,6 @@ from rotary_foundry.utils.wording import one_line
 NEAR_EMPTY = 32  # characters without blanks at the ends; a shorter document has too little to predict from
 RESERVED = 0.01  # the share of documents kept from training if `validation` is a number of documents
 TRAIN_BYTES = 500_000_000  # the most bytes of text that a tokenizer is trained on
-
-
-class Step(PipelineStep):
-    """The base class of our steps: one call of `do` for each task."""
-
-    type = "Rotary Foundry"
-
-    def __init__(self, work: Work, tasks: int) -> None:
-        super().__init__()
-        self.work = work
-        self.tasks = tasks
-
-    @abstractmethod
-    def do(self, rank: int) -> None:
-        """Do the work of one task.
-
-        Raises:
-            FoundryError: a problem that the user can fix.
-        """
-
-    def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        self.work.forget_error(self.name, rank)
-        if int(cores := os.environ.get("DATATROVE_CPUS_PER_TASK", "-1")) > 0:  # on Slurm and on Ray
-            os.environ["RAYON_NUM_THREADS"] = cores  # otherwise the tokenizer takes all cores of the node
-        try:
-            self.do(rank)
-        except FoundryError as error:
-            self.work.keep_error(self.name, rank, str(error))
-            raise
-        except OSError as error:
-            where = error.filename or self.work.folder
-            self.work.keep_error(self.name, rank, f"{where}: cannot be written: {error.strerror or error}")
-            raise
-        return iter(())
-
-
-class After(PipelineStep):
-    """Checks that all tasks of the previous stage have finished.
-
-    Slurm splits a long stage into a chain of job arrays and waits only for the last, so an earlier one may have failed.
-    """
-
-    type, name = "Rotary Foundry", "after"
-
-    def __init__(self, work: Work, stage: str, before: Stage) -> None:
-        super().__init__()
-        self.work, self.stage = work, stage
-        self.before, self.tasks = before.name, before.tasks
-
-    def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
-        self.work.forget_error(self.stage, rank)
-        done = len(list((self.work.folder / "logs" / self.before / "completions").glob("*")))
-        if done < self.tasks:
-            error = (
-                f"{self.before}: {self.tasks - done} of {self.tasks} tasks have not finished; see {self.work.folder}"
-            )
-            self.work.keep_error(self.stage, rank, error)
-            raise DataError(error)
 
 
 class ReadDocuments(Step):
@@ -296,12 +234,24 @@ class Finish(Step):
 
 def stages_of(work: Work, made_of: dict) -> list[Stage]:
     """Return all stages of a preparation; `made_of` are the settings to write into its statistics."""
-    steps = [ReadDocuments(work), FindExactDuplicates(work), MakeTokenizer(work), WriteShards(work)]
-    stages = [Stage(step.name, [step], step.tasks) for step in [*steps, Finish(work, made_of)]]
-    stages[2:2] = _near_duplicates(work)
+    config = work.config
+    stages = [
+        *(_stages(ReadDocuments(work), FindExactDuplicates(work)) if config.sources else []),
+        *(_near_duplicates(work) if config.sources else []),
+        *(_stages(CollectHeldOut(work)) if config.labelled else []),
+        *(_stages(DropHeldOut(work)) if config.labelled and config.sources else []),
+        *_stages(MakeTokenizer(work)),
+        *(_stages(WriteShards(work)) if config.sources else []),
+        *(_stages(WriteLabelled(work)) if config.labelled else []),
+        *_stages(Finish(work, made_of)),
+    ]
     for before, stage in pairwise(stages):
         stage.steps.insert(0, After(work, stage.name, before))
     return stages
+
+
+def _stages(*steps: Step) -> list[Stage]:
+    return [Stage(step.name, [step], step.tasks) for step in steps]
 
 
 def _near_duplicates(work: Work) -> list[Stage]:

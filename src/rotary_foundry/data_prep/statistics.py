@@ -5,7 +5,8 @@ frequencies of the held-out text itself. A model whose loss is not clearly below
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,32 @@ class SourceStatistics:
 
 
 @dataclass
+class TaskCounts:
+    """Counts of one labelled task in one split."""
+
+    examples: int
+    documents: int  # texts, windows of passages, or choices
+    tokens: int  # of all documents, with special tokens
+    lengths: list[int]  # tokens of a document: the least, the median, the 95th percentile, the most
+    labels: dict[str, float]  # how many targets have each; of a regression, its least, mean and largest number
+    truncated: int  # examples that were cut to max_seq_len
+    first_truncated: str | None  # the place of the first of them
+    rows: dict[str, int]  # by row length
+    fill: dict[str, float]  # the share of the rows' slots that hold tokens, by row length
+
+
+@dataclass
+class TaskStatistics:
+    """Statistics of one labelled task."""
+
+    kind: str
+    weight: float
+    dropped: int  # training examples whose texts are held out by a task
+    train: TaskCounts
+    validation: TaskCounts
+
+
+@dataclass
 class Statistics:
     """Statistics of a prepared corpus, and the settings that it was made with."""
 
@@ -43,8 +70,14 @@ class Statistics:
     corpus: str  # digest of all texts, before duplicates were dropped
     tokenizer: str  # fingerprint
     vocab_size: int
-    unigram_entropy: float  # nats per content token of the validation split, all sources together
+    unigram_entropy: float | None  # nats per content token of all sources' validation split; None without sources
     sources: dict[str, SourceStatistics]
+    tasks: dict[str, TaskStatistics] = field(default_factory=dict)  # those with labelled examples
+
+    @property
+    def folders(self) -> list[str]:
+        """The names of the folders of rows: sources or, in a corpus with tasks, tasks."""
+        return list(self.configuration.get("tasks") or self.sources)
 
     def write(self, directory: Path) -> None:
         """Write `statistics.json` into `directory`."""
@@ -52,7 +85,10 @@ class Statistics:
 
     def text(self) -> str:
         """Return the content of `statistics.json`."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        content = asdict(self)
+        if not self.tasks:
+            del content["tasks"]
+        return json.dumps(content, indent=2) + "\n"
 
     @classmethod
     def read(cls, directory: str | Path) -> "Statistics":
@@ -68,7 +104,11 @@ class Statistics:
                 name: SourceStatistics(**source | {split: Counts(**source[split]) for split in ("train", "validation")})
                 for name, source in content.pop("sources").items()
             }
-            return cls(**content, sources=sources)
+            tasks = {
+                name: TaskStatistics(**task | {split: TaskCounts(**task[split]) for split in ("train", "validation")})
+                for name, task in content.pop("tasks", {}).items()
+            }
+            return cls(**content, sources=sources, tasks=tasks)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file, so this is not a folder that `python data_prep` finished") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -87,3 +127,9 @@ def unigram_entropy(counts: np.ndarray) -> float:
     """Return the entropy in nats per token of a text whose ids occur `counts` times, int64 `[vocab_size]`."""
     frequencies = counts[counts > 0] / counts.sum()
     return float(-(frequencies * np.log(frequencies)).sum())
+
+
+def rows_and_fill(parts: Sequence[Mapping], row_length: int) -> tuple[int, float]:
+    """Return the rows of parts, as they were counted in writing, and the share of their slots that holds tokens."""
+    rows, tokens = (sum(part["rows"][str(row_length)][key] for part in parts) for key in ("rows", "tokens"))
+    return rows, tokens / max(1, rows * row_length)

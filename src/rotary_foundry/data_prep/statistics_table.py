@@ -1,22 +1,27 @@
 """The table that preparation prints at its end."""
 
+from collections.abc import Iterator
+
 from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from rotary_foundry.data_prep.statistics import Counts, Statistics
+from rotary_foundry.data_prep.statistics import Counts, Statistics, TaskCounts, TaskStatistics
 from rotary_foundry.data_prep.work import SPLITS
+
+MOST_LABELS = 8  # whose shares are printed
 
 
 def table(title: str, statistics: Statistics) -> Group:
     """Make a table of sources and splits: documents, megabytes, tokens, and rows and fill for each row length.
 
-    Below the table are the numbers of documents that were left out of each source, by reason.
+    Below the table are the numbers of documents that were left out of each source, by reason, and a table of tasks.
     """
     row_lengths = statistics.configuration["row_lengths"]
-    vocabulary = f"{statistics.vocab_size:,} tokens in the vocabulary"
-    entropy = f"held-out unigram entropy {statistics.unigram_entropy:.3f} nats a token"
-    result = Table(title=title, caption=f"{vocabulary}; {entropy}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    caption = f"{statistics.vocab_size:,} tokens in the vocabulary"
+    if statistics.unigram_entropy is not None:
+        caption += f"; held-out unigram entropy {statistics.unigram_entropy:.3f} nats a token"
+    result = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("source", "split"):
         result.add_column(heading)
     for heading in ("documents", "MB", "tokens", *(f"rows of {row_length:,}" for row_length in row_lengths)):
@@ -27,7 +32,7 @@ def table(title: str, statistics: Statistics) -> Group:
             sizes = f"{counts.documents:,}", f"{counts.bytes / 1e6:.2f}", f"{counts.tokens:,}"
             rows = [f"{counts.rows[str(length)]:,} ({counts.fill[str(length)]:.1%})" for length in row_lengths]
             result.add_row(name, split, *sizes, *rows)
-    return Group(result, *_left_out(statistics))
+    return Group(result, *_left_out(statistics), *([_task_table(statistics)] if statistics.tasks else []))
 
 
 def _left_out(statistics: Statistics) -> list[str]:
@@ -37,3 +42,47 @@ def _left_out(statistics: Statistics) -> list[str]:
         if reasons:
             lines.append(f"  {name}: left out {', '.join(reasons)}")
     return lines
+
+
+def _task_table(statistics: Statistics) -> Group:
+    """Make a table of the labelled tasks and their splits, and lines on what was dropped, cut and labelled."""
+    row_lengths = statistics.configuration["row_lengths"]
+    result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("task", "split"):
+        result.add_column(heading)
+    lengths = "median/95 %/most"  # tokens of a document
+    for heading in ("examples", "documents", "tokens", lengths, *(f"rows of {row:,}" for row in row_lengths)):
+        result.add_column(heading, justify="right")
+    for split in SPLITS:
+        for name, task in statistics.tasks.items():
+            counts: TaskCounts = getattr(task, split)
+            numbers = [f"{number:,}" for number in (counts.examples, counts.documents, counts.tokens)]
+            rows = [f"{counts.rows[str(length)]:,} ({counts.fill[str(length)]:.1%})" for length in row_lengths]
+            result.add_row(name, split, *numbers, "/".join(map(str, counts.lengths[1:])), *rows)
+    return Group(result, *_of_tasks(statistics))
+
+
+def _of_tasks(statistics: Statistics) -> Iterator[str]:
+    tasks = statistics.configuration["tasks"]
+    total = sum(task["weight"] for task in tasks.values())
+    yield "  shares of the blocks: " + ", ".join(f"{name} {task['weight'] / total:.1%}" for name, task in tasks.items())
+    for name, task in statistics.tasks.items():
+        yield f"  {name}, {task.kind}: {_labels(task)}"
+        if task.dropped:
+            yield f"  {name}: dropped {task.dropped:,} training examples whose texts a task holds out"
+        for split in SPLITS:
+            counts: TaskCounts = getattr(task, split)
+            if counts.truncated:
+                yield f"  {name}: cut {counts.truncated:,} examples of {split}, the first at {counts.first_truncated}"
+
+
+def _labels(task: TaskStatistics) -> str:
+    """Return the numbers of a regression, or the shares of the most frequent labels, in training and validation."""
+    labels, held_out = task.train.labels, task.validation.labels
+    if task.kind == "regression":
+        return ", ".join(f"{name} {value:.4g} (validation {held_out[name]:.4g})" for name, value in labels.items())
+    total, total_held_out = sum(labels.values()), sum(held_out.values())
+    most = sorted(labels, key=lambda label: -labels[label])[:MOST_LABELS]
+    shares = [f"{label} {labels[label] / total:.1%} ({held_out.get(label, 0) / total_held_out:.1%})" for label in most]
+    more = f", … {len(labels)} in all" if len(labels) > len(most) else ""
+    return f"{', '.join(shares)}{more} of training (validation)"

@@ -6,6 +6,9 @@
     documents/<split>/<task>.parquet  the documents of a task: id, text, hash
     read/<task>.json                  counts of documents dropped while reading, by reason
     duplicates/*.npy                  the documents to leave out, as (file, row)
+    examples/<task>.json              the labels of a labelled task
+    held_out/<task>.npy               hashes of the held-out texts of labelled tasks, and then of sources
+    labelled/<task>.json              counts of what a labelled task wrote
     written/<task>.json               counts of what a task wrote
     whole/                            the prepared folder, until it is complete
     logs/<stage>/                     datatrove's: completions, statistics, logs
@@ -31,6 +34,7 @@ from rotary_foundry.data_prep.corpus_config import CorpusConfig
 from rotary_foundry.utils.errors import DataError
 
 SPLITS = ("train", "validation")
+HELD_OUT = "held-out"  # the kind of the documents that are left out because a task holds them out
 BATCH_BYTES = 1 << 21  # of text in memory at a time; the tokenizers library needs about twenty times as much for it
 
 
@@ -83,6 +87,11 @@ class Work:
         first = SPLITS.index(split) * len(self.tasks)
         return [first + rank for rank, task in enumerate(self.tasks) if task.source == source]
 
+    def place(self, source: str, number: int) -> tuple[str, str]:
+        """Return where the rows of a part are: the folder of its source (or band) or task, and its name in there."""
+        task = self.config.task_of(source)
+        return (source, f"{number:05d}") if task is None else (task, f"{source}-{number:05d}")
+
     def dropped(self, file: int, kind: str = "") -> np.ndarray:
         """Return the sorted rows of a document file that are duplicates (of `kind`, if given), int64 `[documents]`."""
         found = []
@@ -100,8 +109,9 @@ class Work:
                 reasons.update(part["dropped"])
         for split in SPLITS:
             for file in self.files_of(source, split):
-                exact = len(self.dropped(file, "exact"))
-                reasons.update({"duplicates": exact, "near-duplicates": len(self.dropped(file)) - exact})
+                exact, held_out = (len(self.dropped(file, kind)) for kind in ("exact", HELD_OUT))
+                near = len(self.dropped(file)) - exact - held_out
+                reasons.update({"duplicates": exact, "near-duplicates": near, "held out by a task": held_out})
         return +reasons
 
     def keep_error(self, stage: str, rank: int, message: str) -> None:

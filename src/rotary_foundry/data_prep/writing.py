@@ -15,6 +15,7 @@ from rotary_foundry.data.packing import Packer, gives_up_last
 from rotary_foundry.data.rows import Row, token_dtype
 from rotary_foundry.data.shard_writer import ShardWriter
 from rotary_foundry.data.target_context import count_longer
+from rotary_foundry.data.task_file import Task
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
 from rotary_foundry.data_prep.length_bands import band_names, bands_of
 from rotary_foundry.data_prep.work import Work, read_documents, read_hashes
@@ -78,7 +79,8 @@ class _Part:
         self._named = {"source": source, "split": split, "number": number}
         lengths = work.config.row_lengths
         self._shards = [_Shards(work, source, split, number, row_length, tokenizer) for row_length in lengths]
-        self._table = _DocumentTable(work.whole / source / "documents" / split / f"{number:05d}.parquet")
+        folder, part = work.place(source, number)
+        self._table = DocumentTable(work.whole / folder / "documents" / split / f"{part}.parquet")
 
     def add(
         self,
@@ -111,12 +113,9 @@ class _Shards:
         self.row_length = row_length
         self.keep_all = split == "validation"
         self._packer = Packer(row_length, tokenizer.frame, work.config.stride)
-        name, out = f"{source}/{row_length}/{split}/{number:05d}", work.config.out
-        self._folder = work.whole / name
-        self._remote = f"{out}/{name}" if object_store.is_remote(out) else None
-        shutil.rmtree(self._folder, ignore_errors=True)  # left by an interrupted attempt
-        word_starts = work.config.word_starts is not None
-        self._writer = ShardWriter(self._folder, token_dtype(tokenizer.vocab_size), word_starts=word_starts)
+        place, part = work.place(source, number)
+        folder, word_starts = f"{place}/{row_length}/{split}/{part}", work.config.word_starts is not None
+        self._writer = StoredShards(work, folder, token_dtype(tokenizer.vocab_size), word_starts=word_starts)
         self._counts = {"rows": 0, "documents": 0, "tokens": 0, "given_up": 0}
         self._longer = count_longer(np.zeros(0), row_length)
         self._last: Row | None = None  # not written yet, because the part's last row may be left out
@@ -133,10 +132,6 @@ class _Shards:
             else:
                 self._counts["given_up"] = len(self._last.tokens)
         self._writer.finish()
-        if self._remote is not None:
-            object_store.upload(self._folder, self._remote)
-            for shard in self._folder.glob("shard.*"):
-                shard.unlink()
         return self._counts | {"longer": self._longer.tolist()}
 
     def _write(self, rows: Iterator[Row]) -> None:
@@ -153,7 +148,24 @@ class _Shards:
         self._longer += count_longer(row.lengths, self.row_length)
 
 
-class _DocumentTable:
+class StoredShards(ShardWriter):
+    """Writes the shards of a folder of `work.whole`; at the end, those of a preparation for a store are moved there."""
+
+    def __init__(self, work: Work, folder: str, dtype: np.dtype, word_starts: bool = False, task: Task | None = None):
+        shutil.rmtree(work.whole / folder, ignore_errors=True)  # left by an interrupted attempt
+        super().__init__(work.whole / folder, dtype, word_starts=word_starts, task=task)
+        out = work.config.out
+        self._remote = f"{out}/{folder}" if object_store.is_remote(out) else None
+
+    def finish(self) -> None:
+        super().finish()
+        if self._remote is not None:
+            object_store.upload(self.folder, self._remote)
+            for shard in self.folder.glob("shard.*"):
+                shard.unlink()
+
+
+class DocumentTable:
     """Writes the parquet file that lists a part's documents by the numbers used in rows."""
 
     def __init__(self, path: Path) -> None:

@@ -1,21 +1,17 @@
 """Encode labelled examples as tokens and label numbers, once for all jobs of a task, and write them to disk.
 
-Problems with data, labels or tokenizer are found here, before a job starts. There are two decisions:
+Problems with data, labels or tokenizer are found here, before a job starts.
 
-- Labels are numbered in this order: as in the model's head if it has one; else as in the YAML; else as in the training
-  data, sorted. Any other label, in any split, is an error.
-- A sentence of words is joined by blanks and tokenised as one text. Tokens are assigned to words by their positions in
-  it. The first token of each word has the word's label, the others have none. So a byte-level tokenizer sees words with
-  the blank before them, as in pretraining. With transformers' `is_split_into_words` it would see the blank only if it
-  was saved with `add_prefix_space`.
+A sentence of words is joined by blanks and tokenised as one text. Tokens are assigned to words by their positions in
+it. The first token of each word has the word's label, the others have none. So a byte-level tokenizer sees words with
+the blank before them, as in pretraining. With transformers' `is_split_into_words` it would see the blank only if it was
+saved with `add_prefix_space`.
 """
 
 import json
 import math
 import shutil
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -24,10 +20,16 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import logging as transformers_logging
 
 from rotary_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
-from rotary_foundry.finetuning.examples import read_split
+from rotary_foundry.data_prep.labelled.examples import read_split, texts_of
+from rotary_foundry.data_prep.labelled.labelled_example import Example
+from rotary_foundry.data_prep.labelled.labels import Labels, as_number, listed
+from rotary_foundry.data_prep.labelled.span_encoding import (
+    PartsTokenizer,
+    encode_answers,
+    encode_choices,
+    encode_entities,
+)
 from rotary_foundry.finetuning.finetune_config import FinetuneConfig, TaskConfig
-from rotary_foundry.finetuning.labelled_example import Example
-from rotary_foundry.finetuning.span_encoding import PartsTokenizer, encode_answers, encode_choices, encode_entities
 from rotary_foundry.interop.own_code import register_own_code
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.utils.errors import ConfigurationError, DataError
@@ -65,7 +67,9 @@ def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
         )
     splits = {split: read_split(task.data, path) for split, path in paths.items()}
     tests = {f"test-{file}": read_split(task.data, path, labelled=False) for file, path in task.data.test.items()}
-    labels = Labels.of(name, task, splits["train"], None if task.init_from_task else _head(model, task))
+    labels = Labels.of(
+        name, task.type, task.labels, splits["train"], None if task.init_from_task else _head(model, task)
+    )
     _check_metrics(name, task, labels.names)
     datasets.disable_progress_bars()
     digest = xxhash.xxh3_128(json.dumps([labels.names, limit]).encode())
@@ -96,128 +100,14 @@ def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
     }
 
 
-class Labels:
-    """The names of labels and their numbers.
-
-    Args:
-        names: names in the order of their numbers; empty for a regression.
-        source: the origin of the names, for messages.
-        numbered: whether the data may have a label's number instead of its name.
-    """
-
-    def __init__(self, names: Sequence[str], source: str, numbered: bool):
-        self.names = list(names)
-        self.source = source
-        self.numbers = {name: number for number, name in enumerate(self.names)}
-        if numbered and not any(name.isdigit() for name in self.names):
-            self.numbers |= {str(number): number for number in range(len(self.names))}
-
-    @classmethod
-    def of(cls, name: str, task: TaskConfig, train: list[Example], head: list[str] | None) -> "Labels":
-        """Determine the labels of a task.
-
-        Raises:
-            DataError: the head's labels are not the task's, or all examples have the same label.
-        """
-        if task.type == "regression":
-            if head is not None and len(head) != 1:
-                raise DataError(
-                    f"tasks.{name}: a regression needs a head with one number, but the model's has {len(head)} labels"
-                )
-            return cls([], "", False)
-        if task.type in ("choice", "answer"):
-            return cls([], "", False)
-        if task.type == "entities":
-            kinds = task.labels or sorted({span.kind for example in train for span in example.label})
-            if not kinds:
-                raise DataError(f"tasks.{name}: no training text has an entity; there is nothing to learn")
-            return cls(kinds, "the training data", False)
-        if task.labels:
-            names, source = task.labels, f"tasks.{name}.labels"
-        else:
-            names, source = _occurring(train), "the training data"
-        if head is not None and all(label == f"LABEL_{number}" for number, label in enumerate(head)):
-            if len(names) != len(head):
-                raise DataError(
-                    f"tasks.{name}: {source} has {len(names)} labels ({_listed(names)}), the model's head {len(head)}"
-                )
-        elif head is not None:
-            if task.labels and task.labels != head:
-                raise DataError(
-                    f"tasks.{name}.labels: {_listed(task.labels)}; the model's head has {_listed(head)}, in that order"
-                )
-            names, source = head, "the model's head"
-        if len(names) < 2:
-            raise DataError(
-                f"tasks.{name}: all training examples have the label '{names[0]}'; there is nothing to learn"
-            )
-        return cls(names, source, bool(task.labels))
-
-    def number(self, value: Any, where: str) -> int:
-        """Return the number of a label.
-
-        Raises:
-            DataError: the label is missing or unknown.
-        """
-        text = _text(value, where)
-        if text not in self.numbers:
-            raise DataError(
-                f"{where}: label '{text}' is not among those of {self.source} ({_listed(self.names)}); correct it, or "
-                "list all labels, in order, under the task's `labels`"
-            )
-        return self.numbers[text]
-
-
 def _check_metrics(name: str, task: TaskConfig, labels: list[str]) -> None:
     if "f1" in task.metrics and len(labels) != 2:
         raise ConfigurationError(f"tasks.{name}.metrics: f1 needs two labels, got {len(labels)}; use macro_f1")
     if "entity_f1" in task.metrics and not all(label == "O" or label[:2] in ("B-", "I-") for label in labels):
         raise ConfigurationError(
-            f"tasks.{name}.metrics: entity_f1 is of labels such as O, B-PER, I-PER, here are {_listed(labels)}; take "
+            f"tasks.{name}.metrics: entity_f1 is of labels such as O, B-PER, I-PER, here are {listed(labels)}; take "
             "word_accuracy"
         )
-
-
-def _occurring(examples: Iterable[Example]) -> list[str]:
-    found = set()
-    for example in examples:
-        values = example.label if isinstance(example.label, list) else [example.label]
-        found.update(_text(value, example.where) for value in values)
-    return sorted(found, key=lambda label: (int(label), "") if label.isdigit() else (math.inf, label))
-
-
-def _text(value: Any, where: str) -> str:
-    """Return a label as text; 1.0 becomes 1, because a column of integers with a gap is read as floats."""
-    _refuse_missing(value, where)
-    if isinstance(value, float) and not value.is_integer():
-        raise DataError(f"{where}: expected a class, got the number {value}; to learn numbers, set type: regression")
-    if isinstance(value, list | dict):
-        raise DataError(f"{where}: the label is a {type(value).__name__}; for a label for each word, set type: token")
-    return str(int(value)) if isinstance(value, float) else str(value)
-
-
-def _number(value: Any, where: str) -> float:
-    _refuse_missing(value, where)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{where}: expected a number for a regression, got label {value!r}; to learn names, set type: sequence"
-        ) from None
-    if not math.isfinite(number):
-        raise DataError(f"{where}: the label is {number}; give it a value, or leave the row out")
-    return number
-
-
-def _refuse_missing(value: Any, where: str) -> None:
-    missing = value is None or value != value or (isinstance(value, str) and value.strip().lower() in ("", "nan"))
-    if missing:
-        what = "NaN" if value and value is not None else "empty"
-        raise DataError(f"{where}: the label is {what}; give it a value, or leave the row out")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" … {len(names)} in all" if len(names) > 8 else "")
 
 
 def _encoded(
@@ -259,7 +149,7 @@ def _encode(
             elif words:
                 one["labels"] = _on_tokens(example, texts[row][0], one.pop("offset_mapping"), labels)
             elif task.type == "regression":
-                one["labels"] = _number(example.label, example.where)
+                one["labels"] = as_number(example.label, example.where)
             else:
                 one["labels"] = labels.number(example.label, example.where)
             one.pop("attention_mask", None)  # padding makes it again
@@ -276,13 +166,7 @@ def _texts(example: Example, task: TaskConfig) -> tuple[str, ...]:
         if not all(isinstance(word, str) and word for word in words):
             raise DataError(f"{example.where}: a word is empty or not text; correct it, or leave the row out")
         return (" ".join(words),)
-    texts = example.text if isinstance(example.text, tuple) else (example.text,)
-    if task.data.form is not None:  # its reader has checked them
-        return texts
-    for column, text in zip(task.data.text, texts, strict=True):
-        if not isinstance(text, str):
-            raise DataError(f"{example.where}: column '{column}': expected text, got {text!r}; leave the row out")
-    return texts
+    return texts_of(task.data, example)
 
 
 def _on_tokens(example: Example, text: str, offsets: list[tuple[int, int]], labels: Labels) -> list[int]:

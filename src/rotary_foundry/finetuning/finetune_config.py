@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from rotary_foundry.data.rows import SHORTEST
+from rotary_foundry.data_prep.labelled.data_config import FORMS, LONG_DOCUMENTS, PACKAGES, DataConfig
 from rotary_foundry.models.config_json import find_family_of
 from rotary_foundry.recipe.loading import load_config, refuse
 from rotary_foundry.utils.wording import nearest
 
-LONG_DOCUMENTS = "truncate", "refuse"
 OPTIMIZERS = "decoupled_adamw", "adafactor"
 SPAN_TYPES = "answer", "entities"  # types of task with a head that transformers does not have
 METRICS = {  # by type of task; the first is the default
@@ -27,31 +27,10 @@ METRICS = {  # by type of task; the first is the default
     "answer": ("exact_match", "answer_f1"),
     "entities": ("span_f1",),
 }
-PACKAGES = "reviews", "help_pages", "terms", "newspaper"  # forms that `chinese_packages.py` reads
-FORMS = {  # published forms of data, and their types of task
-    **dict.fromkeys(("afqmc", "tnews", "iflytek", "cmnli", "ocnli", "wsc", "csl"), "sequence"),
-    **{"c3": "choice", "chid": "choice", "cmrc2018": "answer", "cluener": "entities"},
-    **dict.fromkeys(PACKAGES[:-1], "sequence"),
-    PACKAGES[-1]: "entities",
-}
 TIME = re.compile(r"[1-9]\d*(ep|ba)")
 PART = re.compile(r"(0|0?\.\d+)dur")  # of the whole training
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # of a file or folder
 MAX_SEED = 2**32 - 1  # numpy's and Composer's
-
-
-@dataclass
-class DataConfig:
-    """The location of examples: a data set with splits, or files."""
-
-    path: str | None = None  # a data set: a folder, or its name on the Hugging Face hub; `data_path` if not given
-    name: str | None = None  # of a configuration of it, such as rte of nyu-mll/glue
-    form: str | None = None  # a published form, such as cmrc2018; splits are then names of files in `path`/`name`
-    train: str = "train"  # the split, or, without any path, the file: .csv .tsv .jsonl .parquet .conll
-    validation: list[str] = field(default_factory=lambda: ["validation"])  # the first decides which model is best
-    text: list[str] = field(default_factory=lambda: ["text"])  # a column, or the two of a pair; of a list of words
-    label: str = "label"  # the column; CoNLL files have none: words are their first column, labels their last
-    test: dict[str, str] = field(default_factory=dict)  # predictions to write: their file's name → the unlabelled split
 
 
 @dataclass

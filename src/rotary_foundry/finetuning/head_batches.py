@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rotary_foundry.finetuning.span_encoding import NOWHERE
+from rotary_foundry.data_prep.labelled.span_encoding import NOWHERE
 
 
 @dataclass(frozen=True)

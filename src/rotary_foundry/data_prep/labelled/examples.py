@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rotary_foundry.finetuning import chinese_packages, clue_files
-from rotary_foundry.finetuning import offline_tasks as installation
-from rotary_foundry.finetuning.finetune_config import DataConfig
-from rotary_foundry.finetuning.labelled_example import Example, json_lines
+from rotary_foundry.data_prep.labelled import chinese_packages, clue_files
+from rotary_foundry.data_prep.labelled import offline_tasks as installation
+from rotary_foundry.data_prep.labelled.data_config import DataConfig
+from rotary_foundry.data_prep.labelled.labelled_example import Example, json_lines
 from rotary_foundry.utils.errors import DataError, NeedsNetwork
 from rotary_foundry.utils.hub import check_hub
 from rotary_foundry.utils.wording import one_line
@@ -242,6 +242,40 @@ def _row(data: DataConfig, row: dict, where: str) -> Example:
     _check_columns(data, row, where)
     texts = [row[column] for column in data.text]
     return Example(where, texts[0] if len(texts) == 1 else tuple(texts), row[data.label])
+
+
+def texts_of(data: DataConfig, example: Example) -> tuple[str, ...]:
+    """Return the text of an example, or the two of a pair.
+
+    Raises:
+        DataError: one of them is not text; names the row and the column.
+    """
+    texts = example.text if isinstance(example.text, tuple) else (example.text,)
+    if data.form is not None:  # its reader has checked them
+        return texts
+    for column, text in zip(data.text, texts, strict=True):
+        if not isinstance(text, str):
+            raise DataError(f"{example.where}: column '{column}': expected text, got {text!r}; leave the row out")
+    return texts
+
+
+def source_files(data: DataConfig) -> list[Path]:
+    """Return the files that examples are read from, as far as there are any; none for a data set of the hub."""
+    if data.path is None:
+        files = [data.train, *data.validation]
+        found = [of for file in files for of in (clue_files.find_files(Path(file)) if data.form else [Path(file)])]
+    elif data.path == installation.PATH:
+        found = installation.source_files()
+    elif data.form in chinese_packages.PACKAGES:
+        found = list(Path(data.path).glob(chinese_packages.FILES[data.form]))
+    else:
+        folder = Path(data.path)
+        if data.form is not None:
+            folder = clue_files.find_folder(folder, data.name or data.form)
+        elif data.name is not None and (folder / data.name).is_dir():
+            folder /= data.name
+        found = list(folder.rglob("*"))
+    return sorted(file for file in found if file.is_file())
 
 
 def _check_columns(data: DataConfig, there: Iterable[str], where: str) -> None:
