@@ -1,6 +1,6 @@
 """Multi-task training: labelled tasks, and masked language modelling that goes on beside them.
 
-It is the second half of RoFormerV2's training (kexue.fm/archives/8998): 92 tasks of 77 labelled data sets. Each
+It is the second half of the training in kexue.fm/archives/8998, which has 92 tasks of 77 labelled data sets. Each
 microbatch is of one task. A task is a source of the corpus, and `<task>/task.json` says what it is. The order of rows
 is by blocks of one task (data/block_order.py), so an update has a gradient of each of its tasks, and `combine` says how
 they become one (algorithms/gradient_combination.py).

@@ -1,6 +1,6 @@
 """How the gradients of an update's tasks become one: the weight of each, from their norms, losses or inner products.
 
-- `mean`: a task's share of the update's blocks, the plain average of what is public of RoFormerV2's training.
+- `mean`: a task's share of the update's blocks. It is the plain average of ZhuiyiTechnology/roformer-v2.
 - `normalised`: 1/‖g‖. The step does not depend on how a loss is scaled or shifted (kexue.fm/archives/8870).
 - `loss_scaled`: 1/L, the gradient of log L. It does not depend on how a loss is scaled.
 - `min_norm`: the weights of the shortest vector in the hull of the gradients (kexue.fm/archives/8896; MGDA). No task's
