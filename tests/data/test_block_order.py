@@ -90,4 +90,4 @@ def test_stages_epochs_and_seeds_have_orders_of_their_own():
 
 def test_the_order_is_the_one_that_runs_have_begun_with():
     made = BlockOrder({"a": np.array([5, 3]), "b": np.array([7])}, 8, 17, 0, {"a": 1.0, "b": 3.0}, 4)
-    assert made.stretch(0, 20).tolist() == [*(8, 9, 12, 11, 14, 13, 10, 9, 13, 11, 10, 8, 0, 1, 4, 3, 12, 14, 11, 9)]
+    assert made.stretch(0, 20).tolist() == [*(0, 1, 4, 3, 8, 9, 12, 11, 14, 13, 10, 9, 13, 11, 10, 8, 7, 5, 6, 2)]

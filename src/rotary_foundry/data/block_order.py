@@ -78,7 +78,7 @@ class BlockOrder:
         """Return the task of each block of an epoch, and how many blocks of this task come before it in the epoch."""
         counts = np.array(self.blocks_an_epoch)
         tasks = np.repeat(np.arange(len(counts), dtype=np.int16), counts)
-        np.random.default_rng((*self._key, epoch)).shuffle(tasks)
+        np.random.default_rng((*self._key, epoch, 0)).shuffle(tasks)  # five numbers, as StageOrder's
         numbers = np.empty(len(tasks), np.int32)
         numbers[np.argsort(tasks, kind="stable")] = np.arange(len(tasks)) - np.repeat(counts.cumsum() - counts, counts)
         return tasks, numbers
