@@ -46,8 +46,9 @@ def write_tasks(root: Path, tasks: dict[str, Task] = TASKS) -> None:
 
 
 def make_row(task: Task, generator: np.random.Generator) -> dict[str, np.ndarray]:
-    """Make a row of a task: up to six documents of at most 14 tokens."""
-    lengths = generator.integers(6, 14, generator.integers(3, 6))
+    """Make a row of a task: up to five documents of at most 13 tokens."""
+    fewest = 4 if task.kind == "choice" else 3  # two questions of two choices
+    lengths = generator.integers(6, 14, generator.integers(fewest, 6))
     documents = [np.r_[1, generator.integers(5, VOCABULARY, length - 2), 2] for length in lengths]
     targets = []
     for number, document in enumerate(documents):

@@ -46,7 +46,7 @@ runs_folder: {folder}/runs
 precision: fp32
 progress_bar: false
 model: {{vocab_size: 384, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 2,
-  hidden_dropout: 0}}
+  residual_scale: 1, hidden_dropout: 0}}
 objective: {{whole_words: false}}
 optimizer: {{name: adamw, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.01, max_grad_norm: null}}
 data: {{local: {folder}/data, sources: [text, topic, score, pick, find, names], num_workers: 0}}
