@@ -8,7 +8,10 @@ import torch.nn.functional as F
 
 from rotary_foundry.data.task_file import Task
 from rotary_foundry.models.layers.span_scores import EfficientGlobalPointer, GlobalPointer
-from rotary_foundry.models.task_heads import TaskHeads, head_value
+from rotary_foundry.models.task_heads import HEADS, TaskHeads, attach_heads, head_value
+from rotary_foundry.recipe import compile_plan
+from rotary_foundry.runs.recipes import load_recipe
+from tests.models.peers import initialise
 
 HIDDEN = 12
 LENGTHS = (5, 30, 7, 40, 6)
@@ -96,6 +99,26 @@ def test_a_heads_sums_are_those_of_its_examples(heads, task):
     assert hidden.grad.isfinite().all() and hidden.grad.abs().sum() > 0
     empty = heads.of(task)(hidden, bounds, targets[:0], allowed)
     assert (empty.cross_entropy, empty.correct, empty.tokens) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["nano", "roformer_v2_nano"])
+def test_heads_stand_on_the_hidden_states_of_every_family_of_encoders(name):
+    recipe = load_recipe(f"yamls/main/{name}.yaml")
+    plan = compile_plan(recipe)
+    network = recipe.family.network(recipe.model.shape.rehearsal(), plan.at(plan.total_tokens // 2).knobs).eval()
+    with torch.no_grad():
+        initialise(network, 17, recipe.family)
+        attach_heads(network, TASKS)
+        for parameter_name, parameter in network.heads.named_parameters(HEADS.rstrip(".")):
+            parameter.copy_(head_value(parameter_name, tuple(parameter.shape), 17))
+    bounds = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    batch = {"input_ids": torch.arange(5, 5 + sum(LENGTHS)), "cu_seqlens": bounds, "row_length": 64}
+    batch |= {"targets": torch.tensor(TARGETS["a.b"]).double(), "allowed": None, "row_sources": ["a.b"]}
+    found = network.heads.loss(network, batch)
+    hidden = network.hidden_states(batch["input_ids"], bounds, 64)
+    assert found == network.heads.of("a.b")(hidden, bounds, batch["targets"], None)
+    found.cross_entropy.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in network.blocks[-1].parameters())
 
 
 def test_a_task_of_masked_lm_has_no_head_and_values_follow_from_seed_and_name(heads):
