@@ -37,7 +37,7 @@ OF_GRAM = ("min_norm", "projected")
 
 @dataclass
 class TaskPart:
-    """What a task does in an update."""
+    """The sums and the gradient of one task in one update."""
 
     rows: int  # of this rank that are still to come
     share: float  # of the update's blocks

@@ -38,7 +38,7 @@ FEWEST_LABELS = {"classification": 2, "entities": 1}  # the other kinds have non
 
 @dataclass(frozen=True)
 class Task:
-    """What a task of a multi-task stage is.
+    """A task of a multi-task stage: its kind, its labels and its weight.
 
     Raises:
         DataError: a value is wrong; names the key.

@@ -1,4 +1,4 @@
-"""What every stage of a preparation is made of.
+"""The base class of the steps of a preparation.
 
 An error in a task is written to the work folder as one line before it is raised. The executors show errors in their own
 ways, and those of Ray and Slurm appear far from the user's terminal.

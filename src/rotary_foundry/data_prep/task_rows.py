@@ -42,7 +42,7 @@ LABELLED = "labelled"  # in the work folder: what was written of each labelled t
 
 
 class Unit(NamedTuple):
-    """What stays in one row: a text, a window, or the choices of a question."""
+    """Documents that are put into the same row: a text, a window, or the choices of a question."""
 
     documents: list[np.ndarray]  # the tokens of each, uint32 [tokens]
     targets: np.ndarray  # float64 [targets, 4]; documents count from the first of these

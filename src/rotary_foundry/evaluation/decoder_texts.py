@@ -22,7 +22,7 @@ BETWEEN = "\n\n"  # documents
 
 
 def check_texts(_: Path, config: DecoderSuiteConfig) -> None:
-    """Check that there is text. Suites call this as `check`, before any of them runs.
+    """Raise an error if the data have no text. It is the `check` of suites, which is called before the first one runs.
 
     Raises:
         DataError: there is none.

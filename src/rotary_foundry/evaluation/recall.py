@@ -51,7 +51,7 @@ class Config(DecoderSuiteConfig):
 
 
 def check(model: Path, config: Config) -> None:
-    """Check that there is text, if one of the tasks needs it."""
+    """Raise a DataError if a task needs text and there is none."""
     if set(config.tasks) & set(FROM_DATA):
         check_texts(model, config)
 

@@ -104,7 +104,7 @@ class MultiTask(MaskedLM):
 def with_noise(
     tokens: NDArray[np.int64], share: float, tokenizer: "TokenizerFacts", generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return tokens of which about this share is corrupted, in pairs of neighbours without special tokens."""
+    """Corrupt about this share of the tokens, two neighbours at a time. Special tokens are never corrupted."""
     ordinary = ~np.isin(tokens, list(tokenizer.special_ids.values()))
     chosen = np.flatnonzero(ordinary & (generator.random(len(tokens)) < share))[::2]
     chosen = chosen[ordinary[np.minimum(chosen + 1, len(tokens) - 1)] & (chosen + 1 < len(tokens))]

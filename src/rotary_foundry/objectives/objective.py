@@ -102,12 +102,12 @@ class Objective(ABC):
 
     @property
     def block_size(self) -> int | None:
-        """How many rows of one task follow each other in the order of a multi-task objective; None for the others."""
+        """Rows of a block, which all are of one task; None if the objective is not multi-task."""
         return None
 
     @property
     def weights(self) -> dict[str, float] | None:
-        """The weights of the tasks, by source, which a stage without a mixture draws by; None: not multi-task."""
+        """The weight of each task, by source, where a stage has no mixture; None if the objective is not multi-task."""
         return {name: task.weight for name, task in self.tasks.items()} or None
 
     def predicted_share(self, knobs: Mapping[str, float]) -> float:

@@ -1,10 +1,10 @@
-"""How the gradients of an update's tasks become one: the weight of each, from their norms, losses or inner products.
+"""Weight the gradients of an update's tasks. The gradient of the update is their weighted sum.
 
 - `mean`: a task's share of the update's blocks. It is the plain average of ZhuiyiTechnology/roformer-v2.
 - `normalised`: 1/‖g‖. The step does not depend on how a loss is scaled or shifted (kexue.fm/archives/8870).
 - `loss_scaled`: 1/L, the gradient of log L. It does not depend on how a loss is scaled.
-- `min_norm`: the weights of the shortest vector in the hull of the gradients (kexue.fm/archives/8896; MGDA). No task's
-  loss rises along it.
+- `min_norm`: the weights of the shortest vector in the hull of the gradients (kexue.fm/archives/8896; MGDA). A small
+  step against it raises no task's loss.
 - `projected`: each gradient loses its part along every other one that it contradicts, in a random order (PCGrad, arXiv
   2001.06782), and the results are added.
 

@@ -1,4 +1,4 @@
-"""Where labelled examples are, as a YAML says it for fine-tuning and for the tasks of a multi-task stage."""
+"""The keys that say where labelled examples are, in the YAMLs of fine-tuning and of multi-task stages."""
 
 from dataclasses import dataclass, field
 
