@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 
 import pytest
 
@@ -72,6 +73,15 @@ def test_a_row_that_does_not_fit_is_one_line_from_any_process(row_folder, num_wo
     with pytest.raises(DataError) as refused:
         next(iter(data.train_loader(compile_plan(recipe), 0)))
     assert re.fullmatch(r"row \d+ of the shards .* token id \d+, .* \[0, 300\); prepare .*", str(refused.value))
+
+
+def test_a_worker_whose_batch_never_comes_ends_the_run_after_dist_timeout(row_folder, monkeypatch):
+    monkeypatch.setattr(loaders, "collate", lambda *_, **__: time.sleep(4))
+    overrides = [f"stages.{stage}.row_length={ROW_LENGTH}" for stage in ("pretrain", "extend", "decay")]
+    overrides += [f"data.local={row_folder}", "data.num_workers=1", "dist_timeout=1"]
+    recipe = load_recipe(REPOSITORY / "yamls/main/nano.yaml", overrides)
+    with pytest.raises(RuntimeError, match="timed out after 1"):
+        next(iter(loaders.RunData(recipe, TOKENIZER).train_loader(compile_plan(recipe), 0)))
 
 
 @pytest.mark.parametrize("whole_words", ["false", "true"])

@@ -56,6 +56,8 @@ def test_sound_targets_are_stored_as_they_are(kind):
         ("answer", [(0, 2, 1, 0), (1, 0, 0, 0), (2, 0, 0, 0)], "token 2 to 1, outside of its document"),
         ("entities", [(0, 2, 1, 1), (1, -1, 0, 0), (2, -1, 0, 0)], "label 2, and the task's are -1 to 1"),
         ("entities", [(0, 1, 1, 1), (2, -1, 0, 0)], "a document without a target"),
+        ("classification", [(0, -1, 0, 0), (1, 0, 0, 0), (2, 0, 0, 0)], "label -1, and the task's are 0 to 1"),
+        ("entities", [(0, 0, 1, 7), (1, -1, 0, 0), (2, -1, 0, 0)], "token 1 to 7, outside of its document"),
         ("entities", [(0, 1, -1, 1), (1, -1, 0, 0), (2, -1, 0, 0)], "outside of its document"),
     ],
 )
