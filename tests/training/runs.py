@@ -1,17 +1,27 @@
 """What is compared between runs."""
 
+import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from composer.core import Callback
 from torch import Tensor, nn
+from torch.multiprocessing import ProcessExitedException
 
-from rotary_foundry import Recipe, compile_plan
+from rotary_foundry import Recipe, compile_plan, load_recipe
+from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.interop.checkpoint_weights import CheckpointWeights
+from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.runs.run_folder import RunFolder, read_lines
 from rotary_foundry.runs.trained_state import find_trained_state
 from rotary_foundry.training.first_weights import first_weights
+from rotary_foundry.training.run import train
 from rotary_foundry.training.sharding import fill, shard
+from tests.ranks import on_ranks
 
 
 def network_of(recipe: Recipe) -> nn.Module:
@@ -69,3 +79,36 @@ def assert_shards_have_the_whole_models_gradients(recipe: Recipe, loss: Callable
     for name, parameter in network.named_parameters():
         error = (parameter.grad.full_tensor() - expected[name]).norm()
         assert error <= 1e-5 * expected[name].norm(), name
+
+
+class Kill(Callback):
+    """Kills the process at the end of an update, before anything more is saved."""
+
+    def __init__(self, update: int):
+        self.update = update
+
+    def batch_end(self, state, logger):
+        if state.timestamp.batch.value == self.update:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_recipe(path: Path, overrides: list[str]) -> None:
+    """Train a recipe to its end, on the rank of this process."""
+    recipe = load_recipe(path, overrides)
+    train(recipe, compile_stages(recipe), open_corpus(recipe))
+
+
+def train_killed(path: Path, update: int, folder: Path) -> None:
+    """Begin a recipe's run `killed` on one rank, which is killed after an update; `folder` is for the ranks."""
+    kill = f"callbacks={json.dumps({f'{Kill.__module__}.{Kill.__name__}': {'update': update}})}"
+    with pytest.raises(ProcessExitedException):
+        on_ranks(1, folder, train_recipe, path, ["run_name=killed", kill])
+
+
+def assert_killed_and_on_two_ranks_the_same(path: Path, whole: Path, update: int, folder: Path) -> None:
+    """A run that is killed after an update ends as the undisturbed one, and two ranks see the rows of one."""
+    train_killed(path, update, folder)
+    on_ranks(1, folder, train_recipe, path, ["run_name=killed"])
+    assert_same_run(whole.parent / "killed", whole)
+    on_ranks(2, folder, train_recipe, path, ["run_name=two"])
+    assert digests(whole.parent / "two") == digests(whole)

@@ -1,15 +1,10 @@
 """A tiny Llama trained on the next token: gradients, a killed and resumed run, an export that transformers opens."""
 
-import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from composer.core import Callback
-from torch.multiprocessing import ProcessExitedException
 from transformers import AutoTokenizer, LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -18,16 +13,15 @@ from rotary_foundry.cli import app
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.data.loaders import RunData
 from rotary_foundry.interop import load_model
-from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.runs.run_folder import RunFolder, read_lines
 from rotary_foundry.training.first_weights import first_weights
-from rotary_foundry.training.run import Start, build_trainer, train
+from rotary_foundry.training.run import Start, build_trainer
 from rotary_foundry.training.sharding import fill
 from tests.data_prep.inspection.tree import write_tree
 from tests.models.llama.peers import their_logits
 from tests.ranks import on_ranks
 
-from .runs import assert_same_run, digests, network_of, records
+from .runs import assert_killed_and_on_two_ranks_the_same, network_of, records, train_recipe
 from .test_gradients import SaveGradients
 
 YAMLS = Path(__file__).parents[2] / "yamls"
@@ -62,11 +56,6 @@ def recipe(tmp_path_factory) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(RECIPE.format(folder=folder, yamls=YAMLS))
     return path
-
-
-def _train(path: Path, overrides: list[str]) -> None:
-    recipe = load_recipe(path, overrides)
-    train(recipe, compile_stages(recipe), open_corpus(recipe))
 
 
 def _make_updates(path: Path, updates: dict[str, list[str]], folder: Path) -> None:
@@ -109,7 +98,7 @@ def test_loss_and_gradient_of_an_update_are_the_same_on_any_ranks_and_microbatch
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory) -> Path:
     """The folder of a run on one rank that nothing disturbed."""
-    on_ranks(1, tmp_path_factory.mktemp("ranks"), _train, recipe, [])
+    on_ranks(1, tmp_path_factory.mktemp("ranks"), train_recipe, recipe, [])
     return recipe.parent / "runs/whole"
 
 
@@ -136,24 +125,6 @@ def test_a_run_learns_and_its_export_is_transformers_llama_with_the_same_logits(
     assert "pipeline_tag: text-generation" in card and "Causal LM: each token but a document's first" in card
 
 
-class Kill(Callback):
-    """Kills the process at the end of an update, before anything more is saved."""
-
-    def __init__(self, update: int):
-        self.update = update
-
-    def batch_end(self, state, logger):
-        if state.timestamp.batch.value == self.update:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.long
 def test_a_killed_run_resumes_to_the_same_bits_and_two_ranks_see_the_same_rows(recipe, whole, tmp_path):
-    runs = recipe.parent / "runs"
-    kill = f"callbacks={json.dumps({f'{Kill.__module__}.{Kill.__name__}': {'update': KILLED_AT}})}"
-    with pytest.raises(ProcessExitedException):
-        on_ranks(1, tmp_path, _train, recipe, ["run_name=killed", kill])
-    on_ranks(1, tmp_path, _train, recipe, ["run_name=killed"])
-    assert_same_run(runs / "killed", whole)
-    on_ranks(2, tmp_path, _train, recipe, ["run_name=two"])
-    assert digests(runs / "two") == digests(whole)
+    assert_killed_and_on_two_ranks_the_same(recipe, whole, KILLED_AT, tmp_path)

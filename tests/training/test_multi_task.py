@@ -1,7 +1,6 @@
 """A tiny RoFormerV2 in a multi-task stage: every rule's gradient on any ranks, and a killed and resumed run."""
 
 import io
-import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -12,7 +11,6 @@ import pytest
 import torch
 from composer.core import Callback
 from rich.console import Console
-from torch.multiprocessing import ProcessExitedException
 
 from rotary_foundry import compile_plan, load_recipe
 from rotary_foundry.data.batches import split
@@ -29,14 +27,13 @@ from rotary_foundry.recipe.rehearsal import rehearsal
 from rotary_foundry.reporting.plan_table import print_plan
 from rotary_foundry.runs.run_folder import RunFolder, read_lines
 from rotary_foundry.training.first_weights import first_weights
-from rotary_foundry.training.run import Start, build_trainer, train
+from rotary_foundry.training.run import Start, build_trainer
 from rotary_foundry.training.sharding import fill
 from rotary_foundry.utils.errors import DataError, FoundryError
 from tests.ranks import on_ranks
 from tests.task_corpus import TASKS, write_tasks
 
-from .runs import assert_same_run, digests, network_of, records
-from .test_causal_lm import Kill
+from .runs import assert_killed_and_on_two_ranks_the_same, network_of, records, train_recipe
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 RECIPE = """
@@ -167,16 +164,10 @@ def test_the_gradient_of_every_rule_is_that_of_whole_tensors_on_any_ranks(recipe
             assert error <= 1e-5 * (gradient.norm() if name.startswith(HEADS) else scale), (combine, name)
 
 
-def _train(path: Path, overrides: list[str]) -> None:
-    torch.set_num_threads(1)
-    recipe = load_recipe(path, overrides)
-    train(recipe, compile_stages(recipe), open_corpus(recipe))
-
-
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory) -> Path:
     """The folder of a run on one rank that nothing disturbed."""
-    on_ranks(1, tmp_path_factory.mktemp("ranks"), _train, recipe, [])
+    on_ranks(1, tmp_path_factory.mktemp("ranks"), train_recipe, recipe, [])
     return recipe.parent / "runs/whole"
 
 
@@ -269,11 +260,4 @@ def test_a_run_refuses_a_task_whose_weight_has_changed(recipe, tmp_path):
 
 @pytest.mark.long
 def test_a_killed_run_resumes_to_the_same_bits_and_two_ranks_see_the_same_rows(recipe, whole, tmp_path):
-    runs = recipe.parent / "runs"
-    kill = f"callbacks={json.dumps({f'{Kill.__module__}.{Kill.__name__}': {'update': KILLED_AT}})}"
-    with pytest.raises(ProcessExitedException):
-        on_ranks(1, tmp_path, _train, recipe, ["run_name=killed", kill])
-    on_ranks(1, tmp_path, _train, recipe, ["run_name=killed"])
-    assert_same_run(runs / "killed", whole)
-    on_ranks(2, tmp_path, _train, recipe, ["run_name=two"])
-    assert digests(runs / "two") == digests(whole)
+    assert_killed_and_on_two_ranks_the_same(recipe, whole, KILLED_AT, tmp_path)

@@ -1,33 +1,33 @@
 """RoFormerV2 is sharded, recomputed, compiled, grown, killed, resumed, rolled back and looked at as any family."""
 
-import json
 import os
-import signal
 from pathlib import Path
 
 import pytest
-from composer.core import Callback
-from torch.multiprocessing import ProcessExitedException
 
 from rotary_foundry import Recipe, compile_plan, load_recipe
-from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.evaluation.results import Result
 from rotary_foundry.interop.checkpoint_weights import load_checkpoint
 from rotary_foundry.interop.huggingface import export_model
-from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.reporting.charts import make_charts
 from rotary_foundry.reporting.records import Run
 from rotary_foundry.runs.run_folder import RunFolder, read_lines
 from rotary_foundry.training.first_weights import first_weights
-from rotary_foundry.training.run import train
 from tests.command import output_of, rotary_foundry
 from tests.data_prep.inspection.tree import write_tree
 from tests.forked_composer import composer
 from tests.models.peers import masked, pack
 from tests.ranks import on_ranks
 
-from .runs import assert_same_run, assert_shards_have_the_whole_models_gradients, column, digests
+from .runs import (
+    assert_same_run,
+    assert_shards_have_the_whole_models_gradients,
+    column,
+    digests,
+    train_killed,
+    train_recipe,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 YAMLS = REPOSITORY / "yamls"
@@ -90,26 +90,10 @@ def test_shards_have_the_whole_models_gradients_recomputed_traced_and_grown(reci
     on_ranks(2, tmp_path, _gradients_of_shards, [load_recipe(recipe, change) for change in changes])
 
 
-class Kill(Callback):
-    """Kills the process at the end of an update, before anything more is saved."""
-
-    def __init__(self, update: int):
-        self.update = update
-
-    def batch_end(self, state, logger):
-        if state.timestamp.batch.value == self.update:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _train(path: Path, overrides: list[str]) -> None:
-    recipe = load_recipe(path, overrides)
-    train(recipe, compile_stages(recipe), open_corpus(recipe))
-
-
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory) -> RunFolder:
     """The folder of the run that nothing disturbed but its rollback."""
-    on_ranks(1, tmp_path_factory.mktemp("ranks"), _train, recipe, [])
+    on_ranks(1, tmp_path_factory.mktemp("ranks"), train_recipe, recipe, [])
     return RunFolder(recipe.parent / "runs/whole")
 
 
@@ -122,14 +106,12 @@ def test_a_ramp_of_the_residual_scale_is_the_plans_and_exact_under_kill_rollback
     assert scales == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1])
     assert (scales[0], scales[5:]) == (0, [1, 1, 1])  # exactly
     assert [plan.at(256 * update).knobs["residual_scale"] for update in range(8)] == scales
-    kill = f"callbacks={json.dumps({f'{Kill.__module__}.{Kill.__name__}': {'update': KILLED_AT}})}"
-    with pytest.raises(ProcessExitedException):
-        on_ranks(1, tmp_path, _train, recipe, ["run_name=killed", kill])
+    train_killed(recipe, KILLED_AT, tmp_path)
     assert load_checkpoint(runs / "killed").knobs["residual_scale"] == scales[1]  # of the last update that is saved
-    on_ranks(1, tmp_path, _train, recipe, ["run_name=killed"])
+    on_ranks(1, tmp_path, train_recipe, recipe, ["run_name=killed"])
     assert_same_run(runs / "killed", runs / "whole")
     for ranks, name in ((1, "one"), (2, "two")):  # without dropout, which each rank draws for its own rows
-        on_ranks(ranks, tmp_path, _train, recipe, [f"run_name={name}", "model.hidden_dropout=0"])
+        on_ranks(ranks, tmp_path, train_recipe, recipe, [f"run_name={name}", "model.hidden_dropout=0"])
     assert digests(runs / "two") == digests(runs / "whole")
     for key in ("residual_scale", "lr"):
         assert column(runs / "two", key) == column(runs / "whole", key)
