@@ -1,18 +1,21 @@
 """Time and memory of a training step or a forward pass.
 
 Times on a shared machine are noisy, so contenders take turns in one process and what counts is the median of the
-ratios of their turns. Memory is measured in a process of its own for each: the peak of its resident set during one
-step, above what it held before it with the weights loaded.
+ratios of their turns. Memory is measured in a process of its own for each: the peak of its resident set, and of what is
+swapped, during one step, above what it held before it with the weights loaded.
 """
 
 import multiprocessing
+import resource
 import statistics
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
 
+import psutil
 import torch
 from models import BF16, CONTENDERS, Contender, Documents
 
@@ -77,14 +80,28 @@ def predicting(contender: Contender, documents: Documents) -> Callable[[], None]
 
 
 def take_turns(workloads: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round, by contender, after one round that does not count."""
+    """Seconds of every round, by contender, after one that does not count; of one that memory cannot hold, none."""
+    fitting = [name for name, run in workloads.items() if _fits(run)]
     seconds: dict[str, list[float]] = {name: [] for name in workloads}
-    for turn in range(rounds + 1):
-        for name, run in workloads.items():
-            elapsed = timed(run)
-            if turn:
-                seconds[name].append(elapsed)
+    for _ in range(rounds):
+        for name in fitting:
+            seconds[name].append(timed(workloads[name]))
     return seconds
+
+
+def _limit_memory(size: int) -> None:
+    """Have torch refuse what goes beyond `size` bytes, where the system would kill some process."""
+    resource.setrlimit(resource.RLIMIT_DATA, (size, resource.RLIM_INFINITY))
+
+
+def _fits(run: Callable[[], None]) -> bool:
+    try:
+        run()
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        return False
+    return True
 
 
 def timed(run: Callable[[], None]) -> float:
@@ -100,6 +117,7 @@ def race(names: list[str], kind: str, documents: Documents, rounds: int) -> dict
 
 def _race(names: list[str], kind: str, documents: Documents, rounds: int) -> dict[str, list[float]]:
     keep_freed_memory()
+    _limit_memory(psutil.virtual_memory().available)
     return take_turns({name: workload(name, kind, documents) for name in names}, rounds)
 
 
@@ -113,9 +131,9 @@ def median_ratio(numerators: list[float], denominators: list[float]) -> float:
     return statistics.median(above / below for above, below in zip(numerators, denominators, strict=True))
 
 
-def peak_memory(name: str, kind: str, lengths: list[int]) -> float:
-    """MiB that one step adds to a process that holds the weights."""
-    return in_new_process(_peak_memory, name, kind, lengths)
+def peak_memory(name: str, kind: str, lengths: list[int], vocab_size: int = 50_000) -> tuple[float, bool]:
+    """MiB, swapped or not, that one step adds to a process that holds the weights, and whether they were enough."""
+    return in_new_process(_peak_memory, name, kind, lengths, vocab_size)
 
 
 def autocast(cache_enabled: bool = True) -> torch.autocast:
@@ -134,12 +152,27 @@ def _without_gradients(contender: Contender, compute: Callable, documents: Docum
     return step
 
 
-def _peak_memory(name: str, kind: str, lengths: list[int]) -> float:
-    run = workload(name, kind, draw(lengths))
+def _peak_memory(name: str, kind: str, lengths: list[int], vocab_size: int) -> tuple[float, bool]:
+    run = workload(name, kind, draw(lengths, vocab_size))
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: making the weights had one of its own
-    before = memory_of_this_process("VmRSS")
-    run()
-    return memory_of_this_process("VmHWM") - before
+    before = peak = _in_memory_or_swap()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.05):
+            peak = max(peak, _in_memory_or_swap())
+
+    _limit_memory(psutil.virtual_memory().available + psutil.swap_memory().free)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(watch)
+        fits = _fits(run)
+        done.set()
+    return max(peak, memory_of_this_process("VmHWM")) - before, fits
+
+
+def _in_memory_or_swap() -> float:
+    return memory_of_this_process("VmRSS") + memory_of_this_process("VmSwap")
 
 
 def memory_of_this_process(kind: str) -> float:

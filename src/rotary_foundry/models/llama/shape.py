@@ -146,16 +146,16 @@ class Shape(TransformerShape):
     def activation_bytes(self, tokens: int, itemsize: int, recomputed: bool) -> float:
         """Count what our network keeps when it is not compiled, but for a few numbers a token. No part is quadratic."""
         hidden, inner, of_keys = self.hidden_size, self.intermediate_size, self.key_value_size
-        norm = 2 * FLOAT32 * hidden  # its input, as it is and normalised
-        # inputs of the products with q, k, v, gate and up, each with its own cast; queries and attention's output; keys
-        # and values; the four tensors of SwiGLU
+        # inputs of the norms, and of the products with q, k, v, gate and up, each with its own cast; queries and
+        # attention's output; keys and values; gate and up
         inputs = 2 if itemsize == FLOAT32 else 5
-        products = (inputs + 2) * hidden + 2 * of_keys + 4 * inner
-        layer = 2 * norm + itemsize * products
+        products = (inputs + 2) * hidden + 2 * of_keys + 2 * inner
+        layer = 2 * FLOAT32 * hidden + itemsize * products
         layers = self.num_hidden_layers
         kept = layers * FLOAT32 * hidden + layer if recomputed else layers * layer
+        last_norm = 2 * FLOAT32 * hidden  # its input, as it is and normalised
         of_loss = 2 * FLOAT32 * hidden  # hidden states of predicted tokens, and their gradients
-        return tokens * (kept + norm + of_loss)
+        return tokens * (kept + last_norm + of_loss)
 
     def describe(self, knobs: Mapping[str, float]) -> str:
         tied = "tied to" if self.tie_word_embeddings else "apart from"
