@@ -1,7 +1,7 @@
 """`python benchmarks` (or `make bench`): ours beside its peers, printed, and written to benchmarks/results.md.
 
 Two hours on two cores. With names of parts (shards, speed, roformer, llama, memory, floor, length, recipe, monitors,
-stream, start) only those are measured, and take their places in results.md.
+stream, start, combine) only those are measured, and take their places in results.md.
 """
 
 import os
@@ -302,6 +302,31 @@ def start() -> str:
     return f"{table(heads, rows)}\n\nTargets: a loader's start < 2 s; a rank and its worker < 500 MB. {shared}"
 
 
+def combine() -> str:
+    """Measure what the combination of eight tasks' gradients costs an update of nano, by rule."""
+    from combine_cost import PLAIN, costs
+
+    measured, rows = costs(), []
+    for rule, seconds in measured.seconds.items():
+        to_plain, to_mean = (median_ratio(seconds, measured.seconds[other]) for other in (PLAIN, "mean"))
+        shares = [spent / update for spent, update in zip(measured.combining[rule], seconds, strict=True)]
+        dealing = 0.0 if rule == PLAIN else measured.dealing / statistics.median(seconds)
+        share = f"{statistics.median(shares) + dealing:.2%}"
+        memory = f"{measured.memory[rule]:.1f}"
+        rows.append([rule, f"{to_plain:.3f}×", f"{to_mean:.3f}×", share, "" if rule == PLAIN else "< 5%", memory])
+        print(*rows[-1], sep=" | ", flush=True)
+    heads = ["combine", "an update ÷ without", "÷ mean", "dealing and combining, of an update", "target"]
+    ratio = f"{measured.delivered / measured.consumed:.0f}×"
+    loader = [[f"{measured.delivered:,.0f}", f"{measured.consumed:,.0f}", ratio, "≥ 20×"]]
+    return "\n\n".join(
+        [
+            table([*heads, "peak memory above without, in gradients"], rows),
+            f"Of these shares, dealing is {1000 * measured.dealing:.2f} ms an update.",
+            table(["the loader delivers, tokens a second", "consumed without a rule", "ratio", "target"], loader),
+        ]
+    )
+
+
 PARTS = {
     "Text to shards": shards,
     "Speed": speed,
@@ -314,6 +339,7 @@ PARTS = {
     "Cost of the monitors": monitors,
     "The training stream": stream,
     "The start of a loader": start,
+    "Combining the gradients of tasks": combine,
 }
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from rich.console import Console
 from rotary_foundry.data.rows import Manifest, decode_row
 from rotary_foundry.data.task_file import Task
 from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, load_corpus_config
+from rotary_foundry.data_prep.inspection.held_out_texts import held_out
 from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder
+from rotary_foundry.data_prep.inspection.show import documents_of, print_row
 from rotary_foundry.data_prep.inspection.source_folders import Texts
 from rotary_foundry.data_prep.inspection.verify import verify
 from rotary_foundry.data_prep.labelled.data_config import DataConfig
@@ -23,8 +26,9 @@ from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.data_prep.statistics_table import table
 from rotary_foundry.data_prep.task_config import TaskConfig
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from tests.data_prep.labelled.tokenizers import write_byte_tokenizer
 from tests.data_prep.small_corpus import content, write_jsonl
-from tests.data_prep.tasks import COUNT, ROW_LENGTH, mood, numbers, task_corpus, write_files, write_lines
+from tests.data_prep.tasks import COUNT, NAMES, ROW_LENGTH, mood, numbers, task_corpus, write_files, write_lines
 from tests.test_documents import CHINESE as FILES_OF_CHINESE
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +143,59 @@ def test_the_report_has_counts_lengths_and_shares_of_labels(config):
     assert f"score: cut {COUNT['dev']} examples of validation, the first at" in printed
 
 
+def test_show_says_what_is_predicted_of_each_document(config):
+    def shown(task: str, split: str = "train") -> list[tuple[str, tuple[str, ...]]]:
+        folder = ShardFolder(Path(config.out) / task / str(ROW_LENGTH) / split)
+        return [(one.text, one.targets) for row in range(folder.size) for one in documents_of(folder, row)]
+
+    assert dict(shown("mood"))["the film 3 was good"] == ("label good",)
+    assert dict(shown("score", "validation"))["the film 91"] == ("number 45.5",)
+    assert [targets for _, targets in shown("dialogues")[:2]] == [
+        *(("choice 1 of 4",), ("choice 2 of 4, the right one",))
+    ]
+    names = dict(shown("names"))
+    assert [said.split(", tokens")[0] for said in names[f"01{NAMES}"]] == ["company 浙商银行", "name 叶老桂"]
+    assert names[f"02{NAMES}"] == ("no entity",)
+    answers = Counter(targets[0].split(", tokens")[0] for _, targets in shown("reading"))
+    assert answers.keys() == {"answer 6397千米", "no answer here"}
+    console = Console(width=200, highlight=False, file=io.StringIO())
+    print_row(Path(config.out) / "mood" / str(ROW_LENGTH) / "train", 0, console=console)
+    assert console.file.getvalue().count("→ label ") == len(rows(config, "mood")[0]["lengths"])
+
+
+def test_held_out_texts_are_of_text_only(config, tmp_path):
+    assert {text.source for text in held_out(config.out, 5, seed=0)} == {"text"}
+    shutil.copytree(Path(config.out), tmp_path / "labelled", ignore=shutil.ignore_patterns("text"))
+    with pytest.raises(DataError, match=r"no held-out text there, only labelled tasks \(dialogues, mood, names"):
+        held_out(tmp_path / "labelled", 5, seed=0)
+
+
+def test_entities_that_end_within_a_token_are_counted_and_named(tmp_path):
+    label = {"person": {"Anna": [[0, 3]]}, "place": {"Berlin": [[12, 17]], "Ber": [[12, 14]]}}
+    train = [
+        {"text": "Anna was long", "label": {"person": {"Anna": [[0, 3]]}}},
+        {"text": "Anna was in Berlin", "label": label},
+    ]
+    data = DataConfig(
+        train=str(write_lines(tmp_path / "train.json", train)),
+        validation=[str(write_lines(tmp_path / "dev.json", [{"text": "the film", "label": {}}]))],
+        form="cluener",
+    )
+    tokenizer = str(write_byte_tokenizer(tmp_path / "tokenizer"))
+    corpus = only(tmp_path, tokenizer, names=TaskConfig("entities", data))
+    prepare(corpus)
+    statistics = Statistics.read(corpus.out)
+    counts = statistics.tasks["names"].train
+    assert (counts.unmatched, counts.labels) == (1, {"person": 2, "place": 1, "none": 0})
+    assert counts.first_unmatched.endswith("train.json:2")
+    console = Console(width=150, file=io.StringIO())
+    console.print(table(corpus.out, statistics))
+    assert (
+        "names: 1 entities of train begin or end within a token and cannot be learned, the first at"
+        in console.file.getvalue()
+    )
+
+
 def test_a_second_start_finishes_at_once_and_other_files_are_refused(config, tmp_path, monkeypatch):
     before = content(Path(config.out))
     with monkeypatch.context() as patch:
@@ -228,7 +285,11 @@ GOOD, DEV = [{"text": "one", "label": "a"}, {"text": "two", "label": "b"}], [{"t
 @pytest.mark.parametrize(
     ("train", "dev", "message"),
     [
-        (GOOD[:1], DEV, r"tasks.mine: all training examples have the label 'a'; there is nothing to learn"),
+        (
+            GOOD[:1],
+            DEV,
+            r"tasks.mine: all training examples, from .*train.jsonl:1 on, have the label 'a'; there is nothing to",
+        ),
         ([], DEV, r"train.jsonl: the split is empty; expected at least one example"),
         (GOOD, [], r"dev.jsonl: the split is empty"),
         ([*GOOD, {"text": "x"}], DEV, r"train.jsonl:3: no column 'label'; the columns there are text"),

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.models.family import find_family
-from tests.finetuning.clue_samples import C3, CHID, CMRC2018, ROWS, write_clue
+from tests.data_prep.labelled.clue_samples import write_clue
+from tests.data_prep.labelled.tokenizers import WORDS, write_byte_tokenizer, write_chinese_tokenizer
 
-SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-WORDS = ["the", "film", "book", "dinner", "song", "was", "seemed", "very", "rather", "quite", "long", "new"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 CONFIGS = {
     "modernbert": (transformers.ModernBertConfig, {}),
@@ -26,19 +24,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory) -> Path:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=list(SPECIAL.values()), initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([" ".join(WORDS), "good bad Anna Berlin"] * 5, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    path = tmp_path_factory.mktemp("tokenizer")
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **SPECIAL)
-    fast.save_pretrained(path)
-    return path
+    return write_byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="session")
@@ -65,21 +51,7 @@ def model(make_model) -> Path:
 
 @pytest.fixture(scope="session")
 def chinese_tokenizer_dir(tmp_path_factory) -> Path:
-    """A WordPiece tokenizer of the characters in the samples; words in Latin letters and numbers have several."""
-    characters = sorted(set(json.dumps([ROWS, CMRC2018, C3, CHID], ensure_ascii=False) + "[];；|_无效答案"))
-    words = [f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")]
-    words += characters + [f"##{character}" for character in characters if character.isascii()]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    path = tmp_path_factory.mktemp("chinese_tokenizer")
-    special = {name: token for name, token in SPECIAL.items()}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
-    return path
+    return write_chinese_tokenizer(tmp_path_factory.mktemp("chinese_tokenizer"))
 
 
 @pytest.fixture(scope="session")

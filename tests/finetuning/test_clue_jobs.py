@@ -15,7 +15,7 @@ from rotary_foundry.finetuning.head_models import AnswerModel, EntityModel, load
 from rotary_foundry.finetuning.job import run_job
 from rotary_foundry.finetuning.search import job_settings
 from rotary_foundry.utils.errors import DataError
-from tests.finetuning.clue_samples import CHID_ANSWERS, CMRC2018, ROWS
+from tests.data_prep.labelled.clue_samples import CHID_ANSWERS, CMRC2018, ROWS
 
 LEARNT = ["search.lr=[3e-2]", "search.global_train_batch_size=[8]", "search.max_duration=[60ep]", "eval_interval=20ep"]
 

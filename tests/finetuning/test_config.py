@@ -1,6 +1,9 @@
 """Fine-tuning's YAMLs: the published ones load, and what is wrong is named by its key before data is read."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,3 +149,25 @@ def test_a_warm_up_is_a_part_of_the_whole(write_yaml, warmup):
 def test_a_run_folder_is_refused_with_the_command_that_exports_it(write_yaml, tmp_path):
     with pytest.raises(ConfigurationError, match=r"has no config\.json; .* `rotary-foundry export`"):
         load_finetune_config(write_yaml(), [f"model={tmp_path}"])
+
+
+def test_glue_without_a_network_says_so_at_once_and_exits_with_status_3(tmp_path, model):
+    """The hub's address is one that no name server knows, here as on machines that have a network."""
+    run = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "rotary-foundry"),
+            "finetune",
+            "yamls/finetune/glue.yaml",
+            f"model={model}",
+            "task=wnli",
+            f"out={tmp_path}",
+        ],
+        env=os.environ | {"HF_ENDPOINT": "https://hub.invalid"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 3, run.stderr
+    assert run.stderr.startswith(
+        "error: nyu-mll/glue: not a local folder; a data set of the Hugging Face hub has to be downloaded; "
+    )
+    assert len(run.stderr.splitlines()) == 1

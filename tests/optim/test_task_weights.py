@@ -32,6 +32,15 @@ def test_min_norm_is_the_shortest_vector_of_the_hull_and_torchjds(seed, tasks, s
         assert np.linalg.norm(theirs - shortest) <= 1e-5 * np.linalg.norm(shortest)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_at_the_output_of_disjoint_inputs_the_shortest_vector_is_torchjds(seed):
+    of_tasks = gradients(seed, 8, 1.5)
+    weights = np.array([single_weight("min_norm_at_output", 0.25, 2.0, 5.0, np.linalg.norm(one)) for one in of_tasks])
+    whole = torch.block_diag(*torch.from_numpy(of_tasks)[:, None])  # [tasks, all tokens × hidden]
+    theirs = MGDA(epsilon=1e-9, max_iters=1000)(whole)
+    assert torch.linalg.norm(torch.from_numpy(weights / weights.sum()) @ whole - theirs) <= 1e-5 * theirs.norm()
+
+
 @pytest.mark.parametrize(("seed", "tasks", "spread"), CASES)
 def test_projected_is_torchjds_and_the_projection_of_whole_vectors(seed, tasks, spread, monkeypatch):
     vectors = gradients(seed, tasks, spread)
@@ -60,4 +69,5 @@ def test_weights_that_depend_on_the_task_alone():
     assert [single_weight(combine, 0.25, 2.0, 5.0) for combine in ("mean", "normalised", "loss_scaled")] == [
         *(0.25, 0.5, 0.2)
     ]
-    assert single_weight("normalised", 0.25, 0.0, 5.0) == single_weight("loss_scaled", 0.25, 2.0, 0.0) == 0
+    zeros = [("normalised", 0.0, 5.0), ("loss_scaled", 2.0, 0.0), ("min_norm_at_output", 2.0, 5.0)]
+    assert [single_weight(combine, 0.25, norm, loss) for combine, norm, loss in zeros] == [0] * 3

@@ -104,13 +104,15 @@ def _make_updates(path: Path, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def task_gradients(recipe) -> dict[str, tuple[float, float, dict[str, torch.Tensor]]]:
-    """Of the first update, by plain autograd: each task's share of the blocks, loss and gradients."""
+def task_gradients(recipe) -> dict[str, tuple[float, float, torch.Tensor, dict[str, torch.Tensor]]]:
+    """Of the first update, by plain autograd: each task's share of the blocks, loss, gradients at output and of all."""
     loaded = _without_first_stage(recipe, "mean")
     data = RunData(loaded, open_corpus(loaded))
     batch = next(iter(data.train_loader(compile_plan(loaded), 0)))
     network = network_of(loaded)
     attach_heads(network, data.tasks)
+    at_output = []
+    network.on_output_gradient = at_output.append
     fill(network, first_weights(loaded, network))
     found = {}
     for of_task in split(batch, 24):
@@ -120,31 +122,34 @@ def task_gradients(recipe) -> dict[str, tuple[float, float, dict[str, torch.Tens
         loss.backward()
         gradients = {name: param.grad for name, param in network.named_parameters() if param.grad is not None}
         share = len(of_task["row_sources"]) / 24
-        found[of_task["row_sources"][0]] = share, loss.item(), gradients
+        found[of_task["row_sources"][0]] = share, loss.item(), at_output.pop(), gradients
     assert len(found) > 3 and "text" in found
     return found
 
 
 def _expected(combine: str, tasks: dict, seed: int) -> dict[str, torch.Tensor]:
-    names = {name for _, _, gradients in tasks.values() for name in gradients}
+    names = {name for *_, gradients in tasks.values() for name in gradients}
     shared = sorted(name for name in names if not name.startswith(HEADS))
-    size = {name: gradient for _, _, gradients in tasks.values() for name, gradient in gradients.items()}
+    size = {name: gradient for *_, gradients in tasks.values() for name, gradient in gradients.items()}
     vectors = torch.stack(
         [
             torch.cat([gradients.get(name, torch.zeros_like(size[name])).flatten() for name in shared])
-            for _, _, gradients in tasks.values()
+            for *_, gradients in tasks.values()
         ]
     ).double()
     gram = (vectors @ vectors.T).numpy()
     generator = np.random.default_rng((seed, 0))
     if combine == "min_norm":
         weights = min_norm_weights(gram)
+    elif combine == "min_norm_at_output":
+        outputs = torch.block_diag(*(at_output.flatten() for _, _, at_output, _ in tasks.values())).double()
+        weights = min_norm_weights((outputs @ outputs.T).numpy())
     elif combine == "projected":
         weights = projected_weights(gram, [generator.permutation(len(tasks)) for _ in tasks])
     else:
         norms = vectors.norm(dim=1).tolist()
         facts = zip(tasks.values(), norms, strict=True)
-        weights = np.array([single_weight(combine, share, norm, loss) for (share, loss, _), norm in facts])
+        weights = np.array([single_weight(combine, share, norm, loss) for (share, loss, *_), norm in facts])
     combined = torch.from_numpy(weights) @ vectors
     expected = dict(zip(shared, combined.float().split([size[name].numel() for name in shared]), strict=True))
     of_heads = {name: size[name].flatten() for name in names if name.startswith(HEADS)}
@@ -216,6 +221,10 @@ OBJECTIVE = "stages.tasks.objective.{}"
         (OBJECTIVE.format("rows_per_block=0"), "rows_per_block.*0 is not positive"),
         (OBJECTIVE.format("rows_per_block=5"), "global_train_batch_size.*24 rows are not whole blocks of .*5"),
         (OBJECTIVE.format("input_noise=1.0"), r"input_noise.*1.0 is not a number in \[0, 1\)"),
+        (
+            OBJECTIVE.format("combine=projected") + " & " + OBJECTIVE.format("rows_per_block=24"),
+            "global_train_batch_size.*24 rows are one block, so one task, .* at least 48 rows, smaller blocks, or",
+        ),
         ("stages.tasks.batch_size_ramp={initial: 6, increment: 6, duration: 4608tok}", "ramp.initial.*6 rows are not"),
         (
             "stages.tasks.mixture={text: 99.0, topic: 0.1}",
@@ -225,7 +234,7 @@ OBJECTIVE = "stages.tasks.objective.{}"
 )
 def test_settings_that_cannot_be_trained_with_are_refused_by_key(recipe, override, says):
     with pytest.raises(FoundryError, match=says):
-        open_corpus(load_recipe(recipe, [override]))
+        open_corpus(load_recipe(recipe, override.split(" & ")))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ the next task, and set to the combination before the optimizer's step.
 
 - A head keeps the gradient of its own task's mean loss, whatever the rule. A head whose task is not in the update keeps
   its weights and its moments.
-- mean, normalised and loss_scaled add the gradients up as they come: they take the memory of one gradient more.
-  min_norm and projected keep the gradients of all tasks in the update, sharded as the parameters are, because their
-  weights are known only at the end.
+- min_norm and projected keep the gradients of all tasks in the update, sharded as the parameters are, because their
+  weights are known only at the end. The other rules add the gradients up as they come: they take the memory of one
+  gradient more. min_norm_at_output needs the gradient of the encoder's output only to take its norm.
 - Communication: one all-reduce of the counts an update, one of the loss a task, and one of the norm a task or of the
   Gram matrix an update (optim/sharded_sums.py).
 
@@ -28,11 +28,13 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor, nn
 
+from rotary_foundry.compat.torch import foreach_add_, foreach_mul_, foreach_norm
 from rotary_foundry.models.task_heads import HEADS
 from rotary_foundry.optim.sharded_sums import local_tensors, sum_over_shards
 from rotary_foundry.optim.task_weights import min_norm_weights, projected_weights, single_weight
 
 OF_GRAM = ("min_norm", "projected")
+AT_OUTPUT = "min_norm_at_output"
 
 
 @dataclass
@@ -42,12 +44,13 @@ class TaskPart:
     rows: int  # of this rank that are still to come
     share: float  # of the update's blocks
     units: int = 0  # predicted tokens or examples, on all ranks
+    scale: float = 1.0  # times what `.grad` holds is the gradient of the mean over the units
     loss: float = 0.0  # mean over the units
     right: float = 0.0  # share of the units
     norm: float | None = None  # of the gradient of the shared parameters
     weight: float = 0.0
     cosine: float | None = None  # between the gradient and the update's; None: the rule does not keep the gradients
-    sums: list[Tensor] = field(default_factory=list)  # of this rank's microbatches: loss, right units
+    sums: list[Tensor] = field(default_factory=list)  # of each microbatch: loss, right units, squared norm at output
     gradient: dict[nn.Parameter, Tensor] = field(default_factory=dict)
 
 
@@ -63,6 +66,7 @@ class GradientCombination(Algorithm):
     def __init__(self, seed: int):
         self.seed = seed
         self.parts: dict[str, TaskPart] = {}
+        self.output_squares: list[Tensor] = []  # of a microbatch's gradient at the encoder's output; min_norm_at_output
 
     def match(self, event: Event, state: State) -> bool:
         acts = event in (Event.BATCH_START, Event.AFTER_BACKWARD, Event.AFTER_TRAIN_BATCH)
@@ -89,15 +93,23 @@ class GradientCombination(Algorithm):
         counts = state.device.tensor_to_device(torch.tensor([units[task] for task in self.parts]))
         dist.all_reduce(counts)
         for part, count in zip(self.parts.values(), counts.tolist(), strict=True):
-            part.units = count
+            part.units, part.scale = count, counts.sum().item() / max(1, count)
         parameters = state.model.network.named_parameters()
         self.shared = [parameter for name, parameter in parameters if not name.startswith(HEADS)]
         self.total: dict[nn.Parameter, Tensor] = {}
+        at_output = state.model.objective.combine == AT_OUTPUT
+        state.model.network.on_output_gradient = self._see_output if at_output else None
+
+    def _see_output(self, gradient: Tensor) -> None:
+        """Note the squared norm of a microbatch's gradient at the encoder's output [tokens, hidden]."""
+        self.output_squares.append(gradient.double().square().sum())
 
     def _add_microbatch(self, state: State) -> None:
         task = state.batch["row_sources"][0]
         part, outputs = self.parts[task], state.outputs
-        part.sums.append(torch.stack([outputs.cross_entropy.detach().double(), outputs.correct.double()]))
+        sums = [outputs.cross_entropy.detach().double(), outputs.correct.double()]
+        part.sums.append(torch.stack([*sums, sum(self.output_squares, torch.zeros_like(sums[0]))]))
+        self.output_squares.clear()
         part.rows -= len(state.batch["row_sources"])
         if part.rows == 0:
             self._end_task(state, task, part)
@@ -113,37 +125,42 @@ class GradientCombination(Algorithm):
         dist.all_reduce(sums)
         if part.units == 0:
             return
-        part.loss, part.right = (sums / part.units).tolist()
-        scale = sum(other.units for other in self.parts.values()) / part.units
+        loss, right, output_square = sums.tolist()
+        part.loss, part.right = loss / part.units, right / part.units
         of_head = [] if head is None else [param.grad for param in head.parameters() if param.grad is not None]
-        for gradient in local_tensors([*gradients, *of_head]):
-            gradient.mul_(scale)
+        if of_head:
+            foreach_mul_(local_tensors(of_head), part.scale)
+        part.gradient = dict(zip(params, gradients, strict=True))
         combine = state.model.objective.combine
         if combine in OF_GRAM:
-            part.gradient = dict(zip(params, gradients, strict=True))
             return
-        squares = torch.stack([gradient.norm().square() for gradient in local_tensors(gradients)])[None]
+        squares = torch.stack(foreach_norm(local_tensors(gradients))).square_()[None]
         sum_over_shards(squares, params)
-        part.norm = squares.sum().sqrt().item()
-        part.weight = single_weight(combine, part.share, part.norm, part.loss)
-        self._add(dict(zip(params, gradients, strict=True)), part.weight)
+        part.norm = part.scale * squares.sum().sqrt().item()
+        at_output = part.scale * output_square**0.5  # times the number of ranks
+        part.weight = single_weight(combine, part.share, part.norm, part.loss, at_output)
+        self._add(part)
 
-    def _add(self, gradient: dict[nn.Parameter, Tensor], weight: float) -> None:
-        """Add a task's gradient, which is used up, to the update's."""
-        for param, of_task in gradient.items():
-            (local,) = local_tensors([of_task])
-            if param in self.total:
-                local_tensors([self.total[param]])[0].add_(local, alpha=weight)
-            else:
-                local.mul_(weight)
-                self.total[param] = of_task
+    def _add(self, part: TaskPart) -> None:
+        """Add a task's gradient, which is used up, times its weight to the update's."""
+        factor = part.weight * part.scale
+        known = [param for param in part.gradient if param in self.total]
+        new = [param for param in part.gradient if param not in self.total]
+        if known:
+            sums = local_tensors(self.total[param] for param in known)
+            foreach_add_(sums, local_tensors(part.gradient[param] for param in known), alpha=factor)
+        if new:
+            foreach_mul_(local_tensors(part.gradient[param] for param in new), factor)
+            self.total |= {param: part.gradient[param] for param in new}
+        part.gradient = {}
 
     def _combine(self, state: State) -> None:
         """Set every shared parameter's gradient to the combination."""
         combine = state.model.objective.combine
         kept = [part for part in self.parts.values() if part.gradient]
         if kept:
-            gram = self._gram([part.gradient for part in kept])
+            scales = np.array([part.scale for part in kept])
+            gram = self._gram([part.gradient for part in kept]) * np.outer(scales, scales)
             if combine == "min_norm":
                 weights = min_norm_weights(gram)
             else:
@@ -154,8 +171,13 @@ class GradientCombination(Algorithm):
                 part.norm, part.weight = float(np.sqrt(gram[index, index])), float(weights[index])
                 both = part.norm * length
                 part.cosine = float(along[index] / both) if both else None
-                self._add(part.gradient, part.weight)
-                part.gradient = {}
+                self._add(part)
+        if combine == AT_OUTPUT and self.total:
+            total_weight = sum(part.weight for part in self.parts.values())
+            foreach_mul_(local_tensors(self.total.values()), 1 / total_weight if total_weight else 0.0)
+            for part in self.parts.values():
+                part.weight /= total_weight or 1.0
+        state.model.network.on_output_gradient = None
         for param, gradient in self.total.items():
             param.grad = gradient
         self.total = {}

@@ -49,6 +49,8 @@ class TaskCounts:
     first_truncated: str | None  # the place of the first of them
     rows: dict[str, int]  # by row length
     fill: dict[str, float]  # the share of the rows' slots that hold tokens, by row length
+    unmatched: int = 0  # entities that begin or end within a token, so they cannot be learned
+    first_unmatched: str | None = None  # the place of the first of them
 
 
 @dataclass

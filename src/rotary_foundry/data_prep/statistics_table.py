@@ -74,6 +74,11 @@ def _of_tasks(statistics: Statistics) -> Iterator[str]:
             counts: TaskCounts = getattr(task, split)
             if counts.truncated:
                 yield f"  {name}: cut {counts.truncated:,} examples of {split}, the first at {counts.first_truncated}"
+            if counts.unmatched:
+                yield (
+                    f"  {name}: {counts.unmatched:,} entities of {split} begin or end within a token and cannot be "
+                    f"learned, the first at {counts.first_unmatched}"
+                )
 
 
 def _labels(task: TaskStatistics) -> str:

@@ -54,6 +54,14 @@ class Unit(NamedTuple):
         return sum(map(len, self.documents))
 
 
+class Encoded(NamedTuple):
+    """An example as units."""
+
+    units: list[Unit]
+    cut: bool  # whether it was
+    unmatched: int = 0  # entities that begin or end within a token
+
+
 class Encoder:
     """Encodes the examples of a task.
 
@@ -69,12 +77,13 @@ class Encoder:
         self._tokenizer = tokenizer
         self._parts = PartsTokenizer(tokenizer, task.max_seq_len or shortest)
 
-    def __call__(self, example: Example, number: int) -> tuple[list[Unit], bool]:
-        """Return the units of an example, which has a number, and whether it was cut.
+    def __call__(self, example: Example, number: int) -> Encoded:
+        """Encode an example, which has a number.
 
         Raises:
             DataError: a label or a kind is unknown, or nothing is left of a text; names the row.
         """
+        unmatched = 0
         match self.task.kind:
             case "choice":
                 return self._choices(example, number)
@@ -84,25 +93,28 @@ class Encoder:
             case "entities":
                 columns, long = encode_entities([example], self.labels.names, self._parts)
                 targets = [[[0, *entity] for entity in columns["labels"][0]] or [[0, -1, 0, 0]]]
+                kept = max(end for _, end in columns["offsets"][0])  # characters
+                unmatched = sum(end <= kept for *_, end in columns["entities"][0]) - len(columns["labels"][0])
             case _:
                 return self._text(example, number)
         units = zip(columns["input_ids"], targets, columns["allowed"], strict=True)
-        return [_unit([ids], target, number, allowed) for ids, target, allowed in units], bool(long)
+        units = [_unit([ids], target, number, allowed) for ids, target, allowed in units]
+        return Encoded(units, bool(long), unmatched)
 
-    def _choices(self, example: Example, number: int) -> tuple[list[Unit], bool]:
+    def _choices(self, example: Example, number: int) -> Encoded:
         choices = len(example.text.choices)
         parts = PartsTokenizer(self._tokenizer, min(self._parts.limit, self.shortest // choices))
         columns, long = encode_choices([example], parts)
-        return [_unit(columns["input_ids"][0], [[0, choices, example.label, 0]], number)], bool(long)
+        return Encoded([_unit(columns["input_ids"][0], [[0, choices, example.label, 0]], number)], bool(long))
 
-    def _text(self, example: Example, number: int) -> tuple[list[Unit], bool]:
+    def _text(self, example: Example, number: int) -> Encoded:
         texts = [self._parts(text)[0] for text in texts_of(self.task.data, example)]
         over = sum(map(len, texts)) - (self._parts.limit - 1 - len(texts))
         for _ in range(over):
             max(texts, key=len).pop()
         regression = self.task.kind == "regression"
         label = (as_number if regression else self.labels.number)(example.label, example.where)
-        return [_unit([self._parts.join(*texts)], [[0, label, 0, 0]], number)], over > 0
+        return Encoded([_unit([self._parts.join(*texts)], [[0, label, 0, 0]], number)], over > 0)
 
 
 def _unit(documents: Sequence[Sequence[int]], targets: Sequence, number: int, allowed: Sequence | None = None) -> Unit:
@@ -153,31 +165,32 @@ def write_task(work: Work, rank: int) -> None:
     known = Task(task.kind, tuple(labels.names), task.weight)
     parts, counts = [], {}
     for split, examples in (("train", kept), ("validation", splits["validation"])):
-        units, cut = _encoded(name, encode, examples)
+        units, cut, unmatched = _encoded(name, encode, examples)
         _write_table(work, name, split, task, examples, units)
         rows = {
             str(length): _write_rows(work, f"{name}/{length}/{split}", known, units, length)
             for length in work.config.row_lengths
         }
         parts.append({"source": name, "number": 0, "split": split, "rows": rows})
-        counts[split] = asdict(_counts(known, len(examples), units, cut, parts[-1]))
+        counts[split] = asdict(_counts(known, len(examples), units, cut, unmatched, parts[-1]))
     work.write_json(LABELLED, rank, {"labels": labels.names, "parts": parts, "dropped": dropped, "counts": counts})
 
 
-def _encoded(name: str, encode: Encoder, examples: Sequence[Example]) -> tuple[list[Unit], list[str]]:
-    """Return the units of all examples, and the places of those that were cut."""
-    units, cut = [], []
+def _encoded(name: str, encode: Encoder, examples: Sequence[Example]) -> tuple[list[Unit], list[str], list[str]]:
+    """Return the units of all examples, the places of those that were cut, and a place for each unmatched entity."""
+    units, cut, unmatched = [], [], []
     for number, example in enumerate(examples):
-        of_example, was_cut = encode(example, number)
-        units += of_example
-        if was_cut:
+        encoded = encode(example, number)
+        units += encoded.units
+        unmatched += [example.where] * encoded.unmatched
+        if encoded.cut:
             cut.append(example.where)
             if encode.task.long_documents == "refuse":
                 raise DataError(
                     f"{example.where}: over the tokens that tasks.{name}.max_seq_len or a row allows; shorten it, "
                     "raise max_seq_len, or take long_documents: truncate"
                 )
-    return units, cut
+    return units, cut, unmatched
 
 
 def _write_rows(work: Work, folder: str, task: Task, units: Sequence[Unit], row_length: int) -> dict:
@@ -217,7 +230,9 @@ def _all_texts(task: TaskConfig, example: Example) -> Iterator[str]:
     return iter(texts_of(task.data, example))
 
 
-def _counts(task: Task, examples: int, units: Sequence[Unit], cut: Sequence[str], part: dict) -> TaskCounts:
+def _counts(
+    task: Task, examples: int, units: Sequence[Unit], cut: Sequence[str], unmatched: Sequence[str], part: dict
+) -> TaskCounts:
     lengths = np.array([len(document) for unit in units for document in unit.documents])
     rows = {length: rows_and_fill([part], int(length)) for length in part["rows"]}
     return TaskCounts(
@@ -230,6 +245,8 @@ def _counts(task: Task, examples: int, units: Sequence[Unit], cut: Sequence[str]
         first_truncated=cut[0] if cut else None,
         rows={length: number for length, (number, _) in rows.items()},
         fill={length: fill for length, (_, fill) in rows.items()},
+        unmatched=len(unmatched),
+        first_unmatched=unmatched[0] if unmatched else None,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rotary_foundry.data.rows import SHORTEST
-from rotary_foundry.data_prep.labelled.data_config import FORMS, LONG_DOCUMENTS, PACKAGES, DataConfig
+from rotary_foundry.data_prep.labelled.data_config import CONLL, FORMS, LONG_DOCUMENTS, PACKAGES, DataConfig
 from rotary_foundry.models.config_json import find_family_of
 from rotary_foundry.recipe.loading import load_config, refuse
 from rotary_foundry.utils.wording import nearest
@@ -219,7 +219,7 @@ def _task_problems(config: FinetuneConfig, name: str, task: TaskConfig) -> Itera
         yield f"{key}.data.form", f"type {task.type} needs one of {', '.join(FORMS)}, got none"
     if form in PACKAGES and config.of(name).data.path is None:
         yield f"{key}.data.path", f"expected the folder in which the package of {form} is unpacked, got none"
-    if task.data.test and (form is None or form in PACKAGES):
+    if task.data.test and form in (None, CONLL, *PACKAGES):
         yield f"{key}.data.test", "predictions are written only for data in a form of CLUE; remove it"
     for file in task.data.test:
         if not re.fullmatch(NAME, file) or file in ("job", "result"):

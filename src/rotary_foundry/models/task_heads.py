@@ -7,7 +7,8 @@
 
 The heads are attached to the network, so that Composer saves and FSDP2 shards them with it, each as a unit of its own.
 `attach_heads` also gives the network the method `encode`. It is `hidden_states` under another name, because FSDP2's
-hooks are put around a method that is called from outside, and `forward` calls `hidden_states` itself.
+hooks are put around a method that is called from outside, and `forward` calls `hidden_states` itself. Both call
+`network.on_output_gradient`, if it is set, with the gradient of the hidden states in the backward pass.
 """
 
 from collections.abc import Iterator, Mapping
@@ -59,7 +60,16 @@ class TaskHeads(nn.ModuleDict):
 def attach_heads(network: nn.Module, tasks: Mapping[str, Task]) -> None:
     """Give a network heads for tasks, before it is sharded; `head_value` has their initial values."""
     network.heads = TaskHeads(tasks, network.shape.hidden_size)
-    network.encode = network.hidden_states
+    network.on_output_gradient = None
+    hidden_states = network.hidden_states
+
+    def observed(*inputs: Any) -> Tensor:
+        hidden = hidden_states(*inputs)
+        if network.on_output_gradient is not None and hidden.requires_grad:
+            hidden.register_hook(network.on_output_gradient)
+        return hidden
+
+    network.hidden_states = network.encode = observed
 
 
 def head_value(name: str, size: tuple[int, ...], seed: int) -> Tensor:

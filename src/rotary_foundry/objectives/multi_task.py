@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from rotary_foundry.data.corpus import TokenizerFacts
     from rotary_foundry.models.layers.cross_entropy import TokenLoss
 
-COMBINE = ("mean", "normalised", "loss_scaled", "min_norm", "projected")
+COMBINE = ("mean", "normalised", "loss_scaled", "min_norm", "min_norm_at_output", "projected")
+COMPARES = COMBINE[3:]  # gradients of different tasks
 MASKED_PAIRS, RANDOM_PAIRS = 0.8, 0.18  # of the corrupted pairs; the rest is kept
 
 
@@ -55,6 +56,10 @@ class MultiTask(MaskedLM):
     @property
     def block_size(self) -> int:
         return self.rows_per_block
+
+    @property
+    def least_blocks(self) -> int:
+        return 2 if self.combine in COMPARES else 1
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()

@@ -106,6 +106,11 @@ class Objective(ABC):
         return None
 
     @property
+    def least_blocks(self) -> int:
+        """Blocks that an update must have at least."""
+        return 1
+
+    @property
     def weights(self) -> dict[str, float] | None:
         """The weight of each task, by source, where a stage has no mixture; None if the objective is not multi-task."""
         return {name: task.weight for name, task in self.tasks.items()} or None

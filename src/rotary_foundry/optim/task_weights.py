@@ -5,10 +5,15 @@
 - `loss_scaled`: 1/L, the gradient of log L. It does not depend on how a loss is scaled.
 - `min_norm`: the weights of the shortest vector in the hull of the gradients (kexue.fm/archives/8896; MGDA). A small
   step against it raises no task's loss.
+- `min_norm_at_output`: the same minimum, of a bound on it that needs no gradient of parameters (MGDA-UB, arXiv
+  1810.04650). With the encoder's output Z, ‖Σ αᵢ·∂Lᵢ/∂θ‖ ≤ ‖∂Z/∂θ‖·‖Σ αᵢ·∂Lᵢ/∂Z‖, and the last factor is minimised.
+  The paper's tasks share their inputs. Ours do not: Z is the hidden states of all tokens in the update, each token
+  belongs to one task, and so the gradients ∂Lᵢ/∂Z are orthogonal. The minimum then has the weights 1/‖∂Lᵢ/∂Z‖², divided
+  by their sum. So this rule balances the tasks, but unlike `min_norm` it cannot see whether they contradict each other.
 - `projected`: each gradient loses its part along every other one that it contradicts, in a random order (PCGrad, arXiv
   2001.06782), and the results are added.
 
-The last two need only the Gram matrix.
+`min_norm` and `projected` need only the Gram matrix.
 """
 
 from collections.abc import Sequence
@@ -20,18 +25,20 @@ MOST_STEPS = 100_000
 PRECISION = 1e-12  # of inner products, as a share of the largest squared norm
 
 
-def single_weight(combine: str, share: float, norm: float, loss: float) -> float:
-    """Return the weight that depends on the task alone; 0 if its gradient or its loss is 0.
+def single_weight(combine: str, share: float, norm: float, loss: float, at_output: float = 0.0) -> float:
+    """Return the weight that depends on the task alone; 0 if what it is divided by is 0.
 
     Args:
-        combine: mean, normalised or loss_scaled.
+        combine: mean, normalised, loss_scaled; or min_norm_at_output, whose weights are still to be divided by their
+            sum.
         share: of the update's blocks.
         norm: of the gradient of the shared parameters.
         loss: the task's, in the update.
+        at_output: norm of the gradient at the encoder's output, up to a factor that all tasks of the update share.
     """
     if combine == "mean":
         return share
-    divisor = norm if combine == "normalised" else loss
+    divisor = {"normalised": norm, "loss_scaled": loss, "min_norm_at_output": at_output**2}[combine]
     return 1 / divisor if divisor else 0.0
 
 

@@ -7,7 +7,7 @@ from math import inf
 from os.path import abspath
 from typing import Any
 
-from rotary_foundry.objectives.objective import OBJECTIVES
+from rotary_foundry.objectives.objective import OBJECTIVES, Objective
 from rotary_foundry.recipe import extension_names
 from rotary_foundry.recipe.knobs import knob_complaint
 from rotary_foundry.recipe.named_parts import load
@@ -104,7 +104,7 @@ def _objective(recipe: Recipe, stage: str) -> Iterator[Problem]:
             f"'{objective.name}' needs attention {SEES[objective.causal]}, and {family.name} has attention "
             f"{SEES[family.causal]}; choose an objective for it ({fitting}), or another family",
         )
-    yield from _blocks(recipe.stages[stage], stage, objective.block_size)
+    yield from _blocks(recipe.stages[stage], stage, objective)
     knobs = {**family.knobs, **objective.knobs}
     for name in knob_names(family):
         if name not in knobs and getattr(recipe.stages[stage], name) is not None:
@@ -122,15 +122,25 @@ def _objective(recipe: Recipe, stage: str) -> Iterator[Problem]:
             yield f"{'model' if name in family.knobs else key}.{name}", complaint
 
 
-def _blocks(config: StageConfig, stage: str, rows_per_block: int | None) -> Iterator[Problem]:
-    """Check that every batch size of a multi-task stage is whole blocks."""
+def _blocks(config: StageConfig, stage: str, objective: Objective) -> Iterator[Problem]:
+    """Check that every batch size of a multi-task stage is whole blocks, and enough of them."""
+    rows_per_block = objective.block_size
+    if rows_per_block is None or rows_per_block < 1:
+        return
     sizes = {"global_train_batch_size": config.global_train_batch_size}
     if config.batch_size_ramp is not None:
         sizes["batch_size_ramp.initial"] = config.batch_size_ramp.initial
         sizes["batch_size_ramp.increment"] = config.batch_size_ramp.increment
     for key, rows in sizes.items():
-        if rows_per_block is not None and rows_per_block > 0 and rows % rows_per_block:
+        if rows % rows_per_block:
             yield f"stages.{stage}.{key}", f"{rows} rows are not whole blocks of rows_per_block, {rows_per_block}"
+        elif rows < objective.least_blocks * rows_per_block and not key.endswith("increment"):
+            yield (
+                f"stages.{stage}.{key}",
+                f"{rows} rows are one block, so one task, of rows_per_block, {rows_per_block}; the objective combines "
+                f"gradients of different tasks: take at least {objective.least_blocks * rows_per_block} rows, smaller "
+                "blocks, or `combine: mean`",
+            )
 
 
 def _fsdp(config: FSDPConfig) -> Iterator[Problem]:

@@ -1,7 +1,8 @@
 """Held-out documents as text, so that any tokenizer can encode them.
 
 The documents are decoded from the longest rows. A document that is longer than a row is stored in pieces, in order;
-they are joined again. With a `stride`, pieces repeat text, so each piece is taken as a document instead.
+they are joined again. With a `stride`, pieces repeat text, so each piece is taken as a document instead. Labelled
+tasks of a multi-task stage are left out: their documents are windows, choices and joined parts, and not whole texts.
 
 The held-out data of a corpus may be large, and it is stored by parts of the input. So this module draws parts at
 random, and documents in them, and reads only those parts of each source. It cannot take the first documents, because
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from rotary_foundry.data.rows import Manifest, content, decode_row
+from rotary_foundry.data.task_file import TASK_FILE, Task
 from rotary_foundry.data_prep.inspection.source_folders import Folder, Texts, local_folder
 from rotary_foundry.data_prep.statistics import FILE, Statistics
 from rotary_foundry.utils.errors import DataError
@@ -90,9 +92,18 @@ def _folders(data: Path) -> list[Path]:
     found: dict[str, list[Path]] = defaultdict(list)
     for index in sorted(data.glob(f"*/[0-9]*/{SPLIT}/index.json")):
         found[index.parents[2].name].append(index.parent)
+    if found and all(_is_labelled(data / name) for name in found):
+        raise DataError(
+            f"{data}: no held-out text there, only labelled tasks ({', '.join(found)}); give a folder of text"
+        )
+    found = {name: folders for name, folders in found.items() if not _is_labelled(data / name)}
     if not found:
         raise DataError(f"{data}: no held-out rows there; give a folder that `python data_prep` wrote, as data=FOLDER")
     return [max(folders, key=lambda folder: int(folder.parent.name)) for folders in found.values()]
+
+
+def _is_labelled(source: Path) -> bool:
+    return (source / TASK_FILE).is_file() and "targets" in Task.read(source).columns
 
 
 def _of_source(path: Path, per_source: int, seed: int, at_least: int) -> list[Text]:

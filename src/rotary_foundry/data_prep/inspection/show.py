@@ -13,6 +13,7 @@ from rich.text import Text
 
 from rotary_foundry.data.rows import decode_row
 from rotary_foundry.data_prep.inspection.shard_folder import Shard, ShardFolder
+from rotary_foundry.data_prep.inspection.shown_targets import targets_in_words
 from rotary_foundry.data_prep.inspection.source_folders import INDEX, Texts, find_folders, printable
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
@@ -29,6 +30,7 @@ class ShownDocument:
     id: str | None  # origin as "path:line"; None if unknown
     tokens: int  # in this row, [CLS] and [SEP] included
     text: str
+    targets: tuple[str, ...] = ()  # what a task predicts of it, in words
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,10 @@ def documents_of(folder: ShardFolder, row: int) -> list[ShownDocument]:
     texts = Texts(folder.tokenizer_folder).decode(documents)
     numbers = sample["documents"].tolist() if "documents" in sample else [None] * len(documents)
     ids = ids_of(folder, folder.shard_of(row), sample)
+    targets = targets_in_words(folder, sample) if "targets" in sample else [()] * len(documents)
     return [
-        ShownDocument(number, id_, len(document), text)
-        for number, id_, document, text in zip(numbers, ids, documents, texts, strict=True)
+        ShownDocument(number, id_, len(document), text, of_document)
+        for number, id_, document, text, of_document in zip(numbers, ids, documents, texts, targets, strict=True)
     ]
 
 
@@ -98,6 +101,8 @@ def print_row(directory: str | Path, row: int, full: bool = False, console: Cons
         heading = f"\ndocument {place}: {document.tokens:,} tokens{number}, {printable(where)}"
         console.print(Text(heading, style="bold"), soft_wrap=True)
         console.print(Text(printable(document.text if full else _shortened(document.text))), soft_wrap=True)
+        for target in document.targets:
+            console.print(Text(f"→ {printable(target)}"), soft_wrap=True)
 
 
 def _shortened(text: str) -> str:

@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 
 LONG_DOCUMENTS = "truncate", "refuse"
 PACKAGES = "reviews", "help_pages", "terms", "newspaper"  # forms that `chinese_packages.py` reads
+CONLL = "conll"  # words with BIO labels (bio_labels.py), in files of columns or in columns of lists
 FORMS = {  # published forms of data, and their types of task
     **dict.fromkeys(("afqmc", "tnews", "iflytek", "cmnli", "ocnli", "wsc", "csl"), "sequence"),
     **{"c3": "choice", "chid": "choice", "cmrc2018": "answer", "cluener": "entities"},
     **dict.fromkeys(PACKAGES[:-1], "sequence"),
     PACKAGES[-1]: "entities",
+    CONLL: "entities",
 }
 
 

@@ -17,14 +17,15 @@ from typing import Any
 
 from rotary_foundry.data_prep.labelled import chinese_packages, clue_files
 from rotary_foundry.data_prep.labelled import offline_tasks as installation
-from rotary_foundry.data_prep.labelled.data_config import DataConfig
+from rotary_foundry.data_prep.labelled.bio_labels import with_entities
+from rotary_foundry.data_prep.labelled.data_config import CONLL, DataConfig
 from rotary_foundry.data_prep.labelled.labelled_example import Example, json_lines
 from rotary_foundry.utils.errors import DataError, NeedsNetwork
 from rotary_foundry.utils.hub import check_hub
 from rotary_foundry.utils.wording import one_line
 
 csv.field_size_limit(1 << 30)
-CONLL = (".conll", ".bio", ".iob", ".iob2", ".txt")
+CONLL_SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".txt")
 
 
 def read_split(data: DataConfig, split: str, labelled: bool = True) -> list[Example]:
@@ -80,6 +81,9 @@ def _examples(data: DataConfig, split: str) -> Iterator[Example]:
 
 def _in_form(data: DataConfig, split: str) -> Iterator[Example]:
     """Yield the examples of a split in a published form: of a file, of a folder with such files, or of the hub."""
+    if data.form == CONLL:
+        yield from map(with_entities, _examples(replace(data, form=None), split))
+        return
     if data.form in chinese_packages.PACKAGES:
         yield from chinese_packages.read_package(data.form, Path(data.path), split)
         return
@@ -213,7 +217,7 @@ def _conll(_: DataConfig, file: Path) -> Iterator[Example]:
 
 READERS = {
     **{".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".json": _jsonl, ".parquet": _parquet},
-    **dict.fromkeys(CONLL, _conll),
+    **dict.fromkeys(CONLL_SUFFIXES, _conll),
 }
 
 
@@ -270,7 +274,7 @@ def source_files(data: DataConfig) -> list[Path]:
         found = list(Path(data.path).glob(chinese_packages.FILES[data.form]))
     else:
         folder = Path(data.path)
-        if data.form is not None:
+        if data.form not in (None, CONLL):
             folder = clue_files.find_folder(folder, data.name or data.form)
         elif data.name is not None and (folder / data.name).is_dir():
             folder /= data.name

@@ -74,7 +74,8 @@ class Labels:
             names, source = head, "the model's head"
         if len(names) < 2:
             raise DataError(
-                f"tasks.{name}: all training examples have the label '{names[0]}'; there is nothing to learn"
+                f"tasks.{name}: all training examples, from {train[0].where} on, have the label '{names[0]}'; there is "
+                "nothing to learn"
             )
         return cls(names, source, bool(given))
 

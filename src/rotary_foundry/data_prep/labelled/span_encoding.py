@@ -44,9 +44,10 @@ class PartsTokenizer:
         self.cls, self.sep = tokenizer.cls_token_id, tokenizer.sep_token_id
 
     def __call__(self, text: str) -> tuple[list[int], Offsets]:
-        """Return the ids of a text's tokens, and the characters of each as (start, end)."""
+        """Return the ids of a text's tokens, and the characters of each as (start, end), without blanks before them."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return encoded["input_ids"], encoded["offset_mapping"]
+        offsets = [(end - len(text[start:end].lstrip()), end) for start, end in encoded["offset_mapping"]]
+        return encoded["input_ids"], offsets
 
     def content(self, parts: int) -> int:
         """Return the most tokens that so many parts may have together."""
@@ -162,7 +163,8 @@ def encode_entities(
             long.append(example.where)
             ids, offsets = ids[:most], offsets[:most]
         places = list(enumerate(offsets, len(FRAME.before)))
-        starts = {start: token for token, (start, _) in reversed(places)}  # a character may have several tokens
+        # a character may have several tokens, and blanks alone may be a token
+        starts = {start: token for token, (start, end) in reversed(places) if start < end}
         ends = {end: token for token, (_, end) in places}
         for span in example.label or ():
             if span.kind not in numbers:

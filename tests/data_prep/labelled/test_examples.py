@@ -1,10 +1,6 @@
 """Labelled examples from each kind of file and data set, and what is wrong with one by file and row."""
 
 import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -13,10 +9,10 @@ import pytest
 
 from rotary_foundry.data_prep.labelled.data_config import DataConfig
 from rotary_foundry.data_prep.labelled.examples import read_split
+from rotary_foundry.data_prep.labelled.labelled_example import Span
 from rotary_foundry.utils.errors import DataError, NeedsNetwork
-from tests.finetuning.conftest import write_jsonl
+from tests.data_prep.tasks import write_lines
 
-COMMAND = str(Path(sys.executable).parent / "rotary-foundry")
 ROWS = [{"text": "None", "label": "good"}, {"text": 'NA, "quoted"\nline', "label": "bad"}]
 
 
@@ -29,7 +25,7 @@ def test_csv_jsonl_and_parquet_have_the_same_examples(tmp_path):
         writer = csv.DictWriter(stream, ["text", "label"])
         writer.writeheader()
         writer.writerows(ROWS)
-    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    write_lines(tmp_path / "a.jsonl", ROWS)
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
     for name in ("a.csv", "a.jsonl", "a.parquet"):
         assert found(DataConfig(), tmp_path / name) == ROWS, name
@@ -42,7 +38,7 @@ def test_a_tsv_has_an_example_a_line_whatever_quotes_are_in_it(tmp_path):
 
 
 def test_a_pair_is_two_columns(tmp_path):
-    write_jsonl(tmp_path / "a.jsonl", [{"one": "x", "two": "y", "label": 1}])
+    write_lines(tmp_path / "a.jsonl", [{"one": "x", "two": "y", "label": 1}])
     assert found(DataConfig(text=["one", "two"]), tmp_path / "a.jsonl") == [{"text": ("x", "y"), "label": 1}]
 
 
@@ -83,9 +79,9 @@ def test_a_folder_of_a_file_a_split_is_read_as_a_clone_of_the_hubs_glue(tmp_path
 @pytest.mark.parametrize("hashes", [("", ""), ("-f00d16360ae1b2c3", "-0bad16360ae1b2c3")], ids=["now", "older"])
 def test_the_parts_of_a_split_are_read_in_order(tmp_path, hashes):
     for number, (row, suffix) in enumerate(zip(ROWS, hashes, strict=True)):
-        write_jsonl(tmp_path / f"train-{number:05}-of-00002{suffix}.jsonl", [row])
-    write_jsonl(tmp_path / "train-backup.jsonl", ROWS)
-    write_jsonl(tmp_path / "train.old.jsonl", ROWS)
+        write_lines(tmp_path / f"train-{number:05}-of-00002{suffix}.jsonl", [row])
+    write_lines(tmp_path / "train-backup.jsonl", ROWS)
+    write_lines(tmp_path / "train.old.jsonl", ROWS)
     assert found(DataConfig(path=str(tmp_path)), "train") == ROWS
 
 
@@ -125,6 +121,50 @@ def test_conll_sentences_are_words_and_their_last_columns(tmp_path):
         {"text": ["Anna", "slept"], "label": ["B-PER", "O"]},
         {"text": ["Berlin"], "label": ["B-LOC"]},
     ]
+
+
+CONLL = """Anna B-PER
+Lee I-PER
+slept O
+in O
+Berlin S-LOC
+. O
+
+新 B-ORG
+华社 E-ORG
+记者 O
+叶 I-PER
+桂 I-PER
+"""
+
+
+def test_conll_files_are_also_texts_with_entities(tmp_path):
+    (tmp_path / "train.conll").write_text(CONLL)
+    lists = [{"words": ["Anna", "Lee"], "tags": ["B-PER", "B-PER"]}]  # two, one after the other
+    write_lines(tmp_path / "a.jsonl", lists)
+    english, chinese = read_split(DataConfig(path=str(tmp_path), form="conll"), "train")
+    assert english.text == "Anna Lee slept in Berlin ."
+    assert [(span.kind, english.text[span.start : span.end]) for span in english.label] == [
+        *(("PER", "Anna Lee"), ("LOC", "Berlin"))
+    ]
+    assert (chinese.text, chinese.label) == ("新华社记者叶桂", [Span("ORG", 0, 3), Span("PER", 5, 7)])
+    (of_lists,) = read_split(DataConfig(form="conll", text=["words"], label="tags"), str(tmp_path / "a.jsonl"))
+    assert of_lists.label == [Span("PER", 0, 4), Span("PER", 5, 8)]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"text": ["a", "b"], "label": ["O"]}, "2 words have 1 labels"),
+        ({"text": ["a"], "label": ["PER"]}, "the word 'a' has label 'PER'; expected O, or B-"),
+        ({"text": "a b", "label": ["O"]}, "expected a list of texts as words, found 'a b'"),
+        ({"text": ["a"], "label": [3]}, r"expected a list of texts as labels, found \[3\]"),
+    ],
+)
+def test_words_without_bio_labels_are_refused_by_file_and_row(tmp_path, row, says):
+    file = write_lines(tmp_path / "a.jsonl", [{"text": ["a"], "label": ["O"]}, row])
+    with pytest.raises(DataError, match=rf"a.jsonl:2: {says}"):
+        read_split(DataConfig(form="conll"), str(file))
 
 
 @pytest.mark.parametrize(
@@ -169,21 +209,6 @@ def test_a_file_that_is_not_there_or_not_utf8_is_named(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"text,label\n\xe9,1\n")
     with pytest.raises(DataError, match=r"a\.csv: not UTF-8"):
         read_split(DataConfig(), str(tmp_path / "a.csv"))
-
-
-def test_glue_without_a_network_says_so_at_once_and_exits_with_status_3(tmp_path, model):
-    """The hub's address is one that no name server knows, here as on machines that have a network."""
-    run = subprocess.run(
-        [COMMAND, "finetune", "yamls/finetune/glue.yaml", f"model={model}", "task=wnli", f"out={tmp_path}"],
-        env=os.environ | {"HF_ENDPOINT": "https://hub.invalid"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 3, run.stderr
-    assert run.stderr.startswith(
-        "error: nyu-mll/glue: not a local folder; a data set of the Hugging Face hub has to be downloaded; "
-    )
-    assert len(run.stderr.splitlines()) == 1
 
 
 def test_a_data_set_that_is_not_in_the_hubs_cache_needs_the_network(monkeypatch):

@@ -12,15 +12,22 @@ from rotary_foundry.data_prep.labelled.span_encoding import (
     encode_entities,
 )
 from rotary_foundry.utils.errors import DataError
+from tests.data_prep.labelled.tokenizers import write_byte_tokenizer, write_chinese_tokenizer
 
 CLS, SEP = 2, 3
 PASSAGE = "长江全长6397千米，是亚洲第一长河。长江流经上海。" * 20
 
 
+@pytest.fixture(scope="module")
+def chinese_tokenizer_dir(tmp_path_factory):
+    return write_chinese_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
 @pytest.fixture(scope="module", params=["wordpiece", "bytes"])
-def tokenizer(request, chinese_tokenizer_dir, tokenizer_dir):
+def tokenizer(request, tmp_path_factory):
     """One with a token a character, and one with three."""
-    return AutoTokenizer.from_pretrained(chinese_tokenizer_dir if request.param == "wordpiece" else tokenizer_dir)
+    write = write_chinese_tokenizer if request.param == "wordpiece" else write_byte_tokenizer
+    return AutoTokenizer.from_pretrained(write(tmp_path_factory.mktemp("tokenizer")))
 
 
 def text_of(tokenizer, ids) -> str:
