@@ -130,7 +130,7 @@ def test_a_filter_by_datatroves_name_drops_what_it_should_and_is_counted(tmp_pat
 
 
 def test_a_filter_that_cannot_be_applied_names_source_filter_and_document(tmp_path):
-    a = source(tmp_path / "a.jsonl", sentences(1, 5), filters=["URLFilter"])
+    a = source(tmp_path / "a.jsonl", sentences(1, 5), filters=[{"URLFilter": {"use_integrated_lists": False}}])
     with pytest.raises(DataError, match=r"source 'a': URLFilter cannot be applied at .*a\.jsonl:1: .*url"):
         begun(tmp_path, {"a": a})
 

@@ -41,6 +41,7 @@ class Browser:
             os.close(end)
         self._buffer, self._number, self._session = b"", 0, None
         self.events: list[dict] = []
+        self.shows: tuple | None = None  # what was opened, until something is done to it
         targets = self._ask("Target.getTargets")["targetInfos"]
         tab = next(target["targetId"] for target in targets if target["type"] == "page")
         self._session = self._ask("Target.attachToTarget", targetId=tab, flatten=True)["sessionId"]
@@ -84,9 +85,11 @@ class Browser:
         self._ask("Page.navigate", url=url)
         self._until(lambda: any(event["method"] == "Page.loadEventFired" for event in self.events))
         self.run(PAINTED)
+        self.shows = url, width, height, dark
 
     def prefer(self, dark: bool) -> None:
         """Say which colours the reader prefers, and wait for the page to be painted in them."""
+        self.shows = None
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._ask("Emulation.setEmulatedMedia", features=[scheme])
         self.run(PAINTED)
@@ -129,6 +132,7 @@ class Browser:
         )
 
     def _mouse(self, what: str, point: tuple[float, float]) -> None:
+        self.shows = None
         button = {} if what == "mouseMoved" else {"button": "left", "clickCount": 1}
         self._ask("Input.dispatchMouseEvent", type=what, x=point[0], y=point[1], **button)
 

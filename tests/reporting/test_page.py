@@ -54,10 +54,12 @@ def two(tmp_path_factory) -> str:
     return address_of(one, other)
 
 
-def opened(browser: Browser, address: str, **how: object) -> Browser:
-    """The browser with a page all of whose charts are drawn."""
-    browser.open(address, **how)
-    browser.run("all")
+def opened(browser: Browser, address: str, width: int = 1280, dark: bool = False) -> Browser:
+    """The browser with a page all of whose charts are drawn; it stays if the test before has only read it."""
+    shown = address, width, 900, dark
+    if browser.shows != shown:
+        browser.open(*shown)
+        browser.run("all")
     return browser
 
 
@@ -68,13 +70,46 @@ def ticks(browser: Browser, chart: str) -> list[str]:
     )
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
 def test_it_loads_without_a_complaint_and_asks_for_nothing(browser, large, two, dark, width):
-    for address in (large, two):
-        opened(browser, address, width=width, dark=dark)
+    for address in (two, large):
+        opened(browser, address, width, dark)
         assert browser.run("document.querySelectorAll('path.js-line').length") > 10
         assert browser.errors == []
         assert browser.requests == [address]
+        if width == 390:  # a telephone, on which nothing stands out at the side
+            assert browser.run("document.documentElement.scrollWidth") == 390
+            out = (
+                "[...document.querySelectorAll('svg, svg text')].filter((it) => it.getBoundingClientRect().right > 390)"
+            )
+            assert browser.run(f"{out}.map((one) => one.outerHTML.slice(0, 200))") == []
+
+
+def test_every_chart_has_a_text_in_its_place(browser, large, large_run):
+    opened(browser, large)
+    said = browser.run("plots.map((one) => [one.getAttribute('role'), one.ariaLabel])")
+    assert said == [["img", words(chart)] for chart in make_charts([Run(large_run)])]
+
+
+def test_stages_and_what_a_rollback_abandoned_lie_behind_the_lines(browser, large, large_run):
+    opened(browser, large)
+    back = json.loads((large_run / "rollbacks.jsonl").read_text())
+    stages = browser.run("content.stages")
+    for shapes in browser.run("plots.map((one) => one.layout.shapes.map(({type, x0, x1}) => [type, x0, x1]))"):
+        assert shapes[-1] == ["rect", back["to_token"], back["token"]]
+        assert shapes[:-1] == [["line", start, start] for _, start, _ in stages[1:]]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_is_light_or_dark_as_the_reader_has_it_and_readable_in_both(browser, large, dark):
+    def brightness(selector: str, of: str) -> int:
+        said = browser.run(f"getComputedStyle(document.querySelector('{selector}')).{of}")
+        return sum(int(part) for part in said.removeprefix("rgb(").removesuffix(")").split(","))
+
+    opened(browser, large, dark=dark)
+    for selector, of in (("h2", "color"), ("#chart-loss .xtick text", "fill"), ("#chart-loss .legendtext", "fill")):
+        text, behind = brightness(selector, of), brightness("#chart-loss", "backgroundColor")
+        assert text - behind > 300 if dark else behind - text > 300
 
 
 @pytest.mark.long
@@ -102,18 +137,6 @@ def test_a_million_updates_are_a_page_that_loads_as_any_other(browser, tmp_path)
     assert drawn[0] == pytest.approx(drawn[1], rel=0.1)
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_it_is_light_or_dark_as_the_reader_has_it_and_readable_in_both(browser, large, dark):
-    def brightness(selector: str, of: str) -> int:
-        said = browser.run(f"getComputedStyle(document.querySelector('{selector}')).{of}")
-        return sum(int(part) for part in said.removeprefix("rgb(").removesuffix(")").split(","))
-
-    opened(browser, large, dark=dark)
-    for selector, of in (("h2", "color"), ("#chart-loss .xtick text", "fill"), ("#chart-loss .legendtext", "fill")):
-        text, behind = brightness(selector, of), brightness("#chart-loss", "backgroundColor")
-        assert text - behind > 300 if dark else behind - text > 300
-
-
 @pytest.mark.long
 def test_it_follows_a_reader_who_turns_to_dark_later(browser, large):
     text = "getComputedStyle(document.querySelector('#chart-loss .xtick text')).fill"
@@ -121,20 +144,6 @@ def test_it_follows_a_reader_who_turns_to_dark_later(browser, large):
     light = browser.run(text)
     browser.prefer(dark=True)
     assert browser.run(text) != light
-
-
-def test_on_a_telephone_nothing_stands_out_at_the_side(browser, large, two):
-    for address in (large, two):
-        opened(browser, address, width=390, height=844)
-        assert browser.run("document.documentElement.scrollWidth") == 390
-        out = "[...document.querySelectorAll('svg, svg text')].filter((one) => one.getBoundingClientRect().right > 390)"
-        assert browser.run(f"{out}.map((one) => one.outerHTML.slice(0, 200))") == []
-
-
-def test_every_chart_has_a_text_in_its_place(browser, large, large_run):
-    opened(browser, large)
-    said = browser.run("plots.map((one) => [one.getAttribute('role'), one.ariaLabel])")
-    assert said == [["img", words(chart)] for chart in make_charts([Run(large_run)])]
 
 
 @pytest.mark.long
@@ -181,15 +190,6 @@ def test_a_stage_s_button_zooms_to_it_and_the_values_fit(browser, large):
     assert browser.run("document.querySelector('.toolbar [aria-pressed=true]').textContent") == "decay"
     assert browser.run("view") == browser.run("content.stages[2].slice(1)")
     assert browser.run("document.querySelector('#chart-lr .plot').layout.yaxis.range[1]") == pytest.approx(5.3e-5)
-
-
-def test_stages_and_what_a_rollback_abandoned_lie_behind_the_lines(browser, large, large_run):
-    opened(browser, large)
-    back = json.loads((large_run / "rollbacks.jsonl").read_text())
-    stages = browser.run("content.stages")
-    for shapes in browser.run("plots.map((one) => one.layout.shapes.map(({type, x0, x1}) => [type, x0, x1]))"):
-        assert shapes[-1] == ["rect", back["to_token"], back["token"]]
-        assert shapes[:-1] == [["line", start, start] for _, start, _ in stages[1:]]
 
 
 @pytest.mark.long
