@@ -19,6 +19,7 @@ from pathlib import Path
 
 PRELOADED = (
     "composer.cli.launcher",
+    "rotary_foundry.data_prep.stages",
     "rotary_foundry.interop.export",
     "rotary_foundry.reporting.start",
     "rotary_foundry.training.extensions",

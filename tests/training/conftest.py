@@ -32,7 +32,7 @@ save_interval: 2ba
 rollback: {{at: {{token: 5000tok, to: 2600tok, lr: 4e-3, weight_decay: 1e-3, data: advance}}}}
 stages:
   pretrain: {{duration: 6144tok, row_length: 64, rope_theta: 10000, global_train_batch_size: 12,
-     device_train_microbatch_size: 2, lr: 5e-3, t_warmup: 1000tok,
+     device_train_microbatch_size: 3, lr: 5e-3, t_warmup: 1000tok,
      batch_size_ramp: {{initial: 4, increment: 4, duration: 3072tok}}}}
   extend: {{duration: 4096tok, row_length: 256, rope_theta: 160000, global_train_batch_size: 4,
      device_train_microbatch_size: 1, lr: 3e-3, local_rope_theta: {{start: 10000, end: 20000}}}}

@@ -60,6 +60,7 @@ def test_a_run_has_composers_callbacks_and_a_users_own_classes(tiny, tmp_path):
     run = tiny.launch(
         "run_name=extended",
         "rollback={at: null}",
+        "save_interval=100ba",
         f"callbacks={{lr_monitor: {{}}, {HERE}.EveryFew: {{every: 4, path: {tmp_path}/losses.jsonl}}}}",
         f"algorithms={{{HERE}.NoDecay: {{}}}}",
         f"loggers={{{HERE}.Keys: {{path: {tmp_path}/keys}}, console: null}}",

@@ -105,13 +105,13 @@ def test_old_checkpoints_go_but_not_the_one_that_a_rollback_will_go_back_to(tiny
 EVEN = [  # batches that 1, 2, 3 and 4 ranks divide
     "model.attn_out_dropout=0",
     "rollback.at=null",
-    "stages.pretrain.device_train_microbatch_size=1",
+    "stages.pretrain.device_train_microbatch_size=4",
     "stages.pretrain.global_train_batch_size=24",
     "stages.pretrain.batch_size_ramp={initial: 12, increment: 12, duration: 3072tok}",
     *(
         f"stages.{stage}.{setting}"
         for stage in ("extend", "decay")
-        for setting in ("duration=6144tok", "global_train_batch_size=12")
+        for setting in ("duration=6144tok", "global_train_batch_size=12", "device_train_microbatch_size=3")
     ),
 ]
 MOVED_AT = 3  # updates; in the middle of the first rung
@@ -120,7 +120,7 @@ MOVED_AT = 3  # updates; in the middle of the first rung
 @pytest.fixture(scope="module")
 def even(tiny):
     """The run folder of a run on two ranks without dropout."""
-    run = tiny.launch("run_name=even", "save_interval=1ba", *EVEN)
+    run = tiny.launch("run_name=even", f"save_interval={MOVED_AT}ba", *EVEN)
     assert run.returncode == 0, run.stderr[-4000:]
     return tiny.folder / "runs/even"
 
@@ -154,5 +154,5 @@ def test_a_run_goes_on_with_other_processes_on_the_same_rows_to_the_same_losses(
     assert moved.returncode == 0, moved.stderr[-4000:]
     assert digests(run.path) == digests(even)
     assert column(run.path, "loss") == pytest.approx(column(even, "loss"), rel=1e-3)
-    for override in ["save_interval: 1ba → 100ba", *(override.split("=")[0] for override in overrides)]:
+    for override in [f"save_interval: {MOVED_AT}ba → 100ba", *(override.split("=")[0] for override in overrides)]:
         assert f"changed since the last start: {override}" in moved.stdout

@@ -60,7 +60,7 @@ def test_a_plateau_goes_back_to_the_checkpoint_before_it_began_until_there_were_
 
 def test_a_loss_that_is_no_number_goes_back_and_goes_on_to_the_end(tiny):
     run = tiny.launch(
-        *("run_name=burst", "rollback.at=null", "stages.extend.lr=1e30"),
+        *("run_name=burst", "rollback.at=null", "stages.extend.lr=1e30", "save_interval=6ba"),
         "rollback.non_finite={lr: 3e-3}",
     )
     assert run.returncode == 0, run.stderr[-4000:]
