@@ -79,15 +79,21 @@ def test_output_and_gradients_are_those_of_masked_softmax(lengths, window, causa
     assert_close_to_definition(ours, inputs, documents, window, causal, atol=2e-5)
 
 
-@pytest.mark.parametrize("heads", HEADS, ids=str)
+TOLERANCES = {torch.float32: {"atol": 1e-5}, torch.float64: {"atol": 1e-12}, torch.bfloat16: {"relative": 0.01}}
+
+
+@pytest.mark.parametrize(
+    ("heads", "dtype"),
+    [
+        pytest.param(heads, dtype, marks=[] if dtype == torch.float64 or heads == (4, 2) else pytest.mark.long)
+        for heads in HEADS
+        for dtype in TOLERANCES
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("window", [None, 128, 0])
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [(torch.float32, {"atol": 1e-5}), (torch.float64, {"atol": 1e-12}), (torch.bfloat16, {"relative": 0.01})],
-    ids=["float32", "float64", "bfloat16"],
-)
-def test_each_dtype_is_off_by_its_rounding_only(window, causal, heads, dtype, tolerance):
+def test_each_dtype_is_off_by_its_rounding_only(window, causal, heads, dtype):
     for lengths in (MIXED, [600, 150, 20], [1]):
         documents = documents_of(lengths)
         inputs = qkv_grad(documents, heads, 32, dtype, torch.Generator().manual_seed(0))
@@ -97,7 +103,7 @@ def test_each_dtype_is_off_by_its_rounding_only(window, causal, heads, dtype, to
             documents,
             window,
             causal,
-            **tolerance,
+            **TOLERANCES[dtype],
         )
 
 

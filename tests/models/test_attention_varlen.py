@@ -78,9 +78,21 @@ def test_the_network_computes_with_varlen_what_it_computes_with_sdpa(kernels, mo
         assert (with_varlen - with_sdpa).norm() / with_sdpa.norm() < 0.02
 
 
-@pytest.mark.parametrize("heads", HEADS, ids=str)
-@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-@pytest.mark.parametrize("window", [None, 128])
+@pytest.mark.parametrize(
+    ("window", "causal", "heads"),
+    [
+        pytest.param(
+            window,
+            causal,
+            heads,
+            marks=[] if heads == (4, 2) or (window, causal) == (None, False) else pytest.mark.long,
+        )
+        for window in (None, 128)
+        for causal in (False, True)
+        for heads in HEADS
+    ],
+    ids=str,
+)
 def test_a_compiled_function_traces_through_it(kernels, everywhere, window, causal, heads):
     """One graph serves all lengths above 128 tokens, where torch begins to consider cuDNN."""
     torch._dynamo.reset()
