@@ -3,7 +3,6 @@
 `--remote-debugging-pipe` reads commands from file 3 and writes answers and events to file 4, each ended by a zero byte.
 """
 
-import base64
 import fcntl
 import json
 import os
@@ -110,19 +109,11 @@ class Browser:
         self._mouse("mouseMoved", points[1])
         self._mouse("mouseReleased", points[1])
 
-    def hover(self, selector: str, share: float) -> None:
-        box = self._box(selector)
-        self._mouse("mouseMoved", (box["x"] + share * box["width"], box["y"] + box["height"] / 2))
-
     def click(self, selector: str) -> None:
         box = self._box(selector)
         point = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         self._mouse("mousePressed", point)
         self._mouse("mouseReleased", point)
-
-    def screenshot(self, path: Path, whole: bool = True) -> None:
-        picture = self._ask("Page.captureScreenshot", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(picture["data"]))
 
     def _box(self, selector: str) -> dict:
         return self.run(
