@@ -15,7 +15,8 @@ from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 
 @pytest.fixture(scope="module")
 def rehearsed(tiny):
-    run = tiny.launch("rehearse=true", "init_from=runs/there-is-none-yet")
+    small = "model.num_hidden_layers=4"  # as a rehearsal has; a shallower model would be rehearsed by a wider one
+    run = tiny.launch("rehearse=true", "init_from=runs/there-is-none-yet", small)
     assert run.returncode == 0, run.stderr[-4000:]
     return run.stdout, tiny.folder / "runs/tiny-rehearsal"
 

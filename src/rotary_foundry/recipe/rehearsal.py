@@ -34,11 +34,10 @@ MOST_TOKENS = 20_000_000
 def rehearsal(recipe: Recipe, plan: Plan, world_size: int) -> Recipe:
     """Return the rehearsal of a recipe on `world_size` processes; `plan` is the recipe's plan before any rollback."""
     rows = {name: _rows(recipe, name, world_size) for name in recipe.stages}
-    shape = min(recipe.model.shape, recipe.model.shape.rehearsal(), key=lambda shape: shape.parameters)
     small = replace(
         recipe,
         run_name=f"{recipe.run_name}-rehearsal",
-        model=replace(recipe.model, **vars(shape)),
+        model=replace(recipe.model, **vars(recipe.model.shape.rehearsal())),
         stages={
             name: _shortened(stage, *rows[name], _objective(recipe, stage, world_size))
             for name, stage in recipe.stages.items()
