@@ -49,6 +49,8 @@ class OptimizerConfig:
 
     def changed(self, changes: dict[str, Any]) -> "OptimizerConfig":
         """Return the settings with a stage's changes, which must have no `change_problems`."""
+        if not changes:
+            return self
         return OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(self), changes))
 
     def change_problems(self, changes: dict[str, Any]) -> Iterator[tuple[str, str]]:
