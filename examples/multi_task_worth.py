@@ -29,6 +29,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from scipy.special import stdtrit
@@ -65,14 +66,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--processes", type=int, default=2, help="of the stage")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
     settings, overrides = parser.parse_known_args()
     settings.out.mkdir(parents=True, exist_ok=True)
     file = settings.out / "results.jsonl"
     file.touch()
     there = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     results = {(one["start"], one["task"], one["labels"], one["seed"]): one["accuracy"] for one in there}
-    for seed in settings.seeds:  # first, so that a part of the work is a table with fewer seeds
+    seeds = range(1, settings.seeds + 1)
+    for seed in seeds:  # first, so that a part of the work is a table with fewer seeds
         for start in STARTS:
             for task in LEFT_OUT:
                 for labels in UPDATES:
@@ -84,7 +86,7 @@ def main() -> None:
                     one = {"start": start, "task": task, "labels": labels, "seed": seed, "accuracy": reached}
                     with file.open("a", encoding="utf-8") as stream:
                         stream.write(json.dumps(one) + "\n")
-    print_table(results, settings.seeds)
+    print_table(results, seeds)
 
 
 def find_model(start: str, out: Path, processes: int, overrides: list[str]) -> Path:
@@ -133,7 +135,7 @@ def accuracy(model: Path, task: str, labels: int, seed: int, work: Path) -> floa
     return result["metrics"]["accuracy"]["mean"]
 
 
-def print_table(results: dict[tuple, float], seeds: list[int]) -> None:
+def print_table(results: dict[tuple, float], seeds: Iterable[int]) -> None:
     columns = [(task, labels) for task in LEFT_OUT for labels in UPDATES]
     rows = [["start", *(f"{task}, {labels:,} labels" for task, labels in columns)], ["---"] * (1 + len(columns))]
     for start in STARTS:
