@@ -12,7 +12,7 @@ resembles `reviews`, whereas `names` has the people and places that are two of t
 - tasks, by each rule that combines their gradients.
 
 Each seed draws its own labelled examples, the same ones for every start. A model is evaluated once, at the end of its
-training, on all held-out examples, so these choose nothing. A cell has the mean accuracy and, in brackets, that of the
+training, on all held-out examples, so they decide nothing. A cell has the mean accuracy and, in brackets, that of the
 differences from text only, seed by seed. ± is half of a 95 % interval over the seeds, by Student's t. It covers the
 draw of the labels and of the new head, but not another run of the stage.
 
@@ -30,6 +30,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 from scipy.special import stdtrit
@@ -40,23 +41,17 @@ from rotary_foundry.interop.export import export_checkpoint
 from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.objectives.multi_task import COMBINE
 from rotary_foundry.runs.recipes import load_recipe
+from rotary_foundry.runs.run_folder import read_lines
 
 ROOT = Path(__file__).parents[1]
 STAGE, FINETUNE = ROOT / "yamls/main/roformer_v2_nano_multi_task.yaml", ROOT / "yamls/finetune/files.yaml"
 TEXTS = Path("data/chinese_texts")
 RANDOM, MLM, TEXT_ONLY = "random weights", "MLM", "text only"
-MIXTURE = "{text: 5, help_pages: 4, names: 6}"  # as in the stage
+WITHOUT_TWO = ["data.sources=[text,help_pages,names]", "stages.tasks.mixture={text: 5, help_pages: 4, names: 6}"]
 STARTS = {
     **{RANDOM: [], MLM: []},
     TEXT_ONLY: ["data.sources=[text]", "stages.tasks.mixture=null", "objective.combine=mean"],
-    **{
-        f"tasks, {rule}": [
-            "data.sources=[text,help_pages,names]",
-            f"stages.tasks.mixture={MIXTURE}",
-            f"objective.combine={rule}",
-        ]
-        for rule in COMBINE
-    },
+    **{f"tasks, {rule}": [*WITHOUT_TWO, f"objective.combine={rule}"] for rule in COMBINE},
 }
 LEFT_OUT = {"reviews": 64, "terms": 24}  # tokens that a text may have
 UPDATES = {100: 60, 1000: 100}  # of 16 examples, by the number of labels: 10 epochs and 1.6
@@ -70,22 +65,17 @@ def main() -> None:
     settings, overrides = parser.parse_known_args()
     settings.out.mkdir(parents=True, exist_ok=True)
     file = settings.out / "results.jsonl"
-    file.touch()
-    there = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    there = read_lines(file)
     results = {(one["start"], one["task"], one["labels"], one["seed"]): one["accuracy"] for one in there}
     seeds = range(1, settings.seeds + 1)
-    for seed in seeds:  # first, so that a part of the work is a table with fewer seeds
-        for start in STARTS:
-            for task in LEFT_OUT:
-                for labels in UPDATES:
-                    if (start, task, labels, seed) in results:
-                        continue
-                    model = find_model(start, settings.out, settings.processes, overrides)
-                    reached = accuracy(model, task, labels, seed, settings.out / "work")
-                    results[start, task, labels, seed] = reached
-                    one = {"start": start, "task": task, "labels": labels, "seed": seed, "accuracy": reached}
-                    with file.open("a", encoding="utf-8") as stream:
-                        stream.write(json.dumps(one) + "\n")
+    for seed, start, task, labels in product(seeds, STARTS, LEFT_OUT, UPDATES):
+        if (start, task, labels, seed) not in results:
+            model = find_model(start, settings.out, settings.processes, overrides)
+            reached = accuracy(model, task, labels, seed, settings.out / "work")
+            results[start, task, labels, seed] = reached
+            one = {"start": start, "task": task, "labels": labels, "seed": seed, "accuracy": reached}
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(one) + "\n")
     print_table(results, seeds)
 
 
