@@ -1,0 +1,152 @@
+"""Measure what a multi-task stage is worth on tasks that it leaves out, fine-tuned with few labels.
+
+    python data_prep yamls/tasks/nano.yaml                       # its head says how to get the text
+    composer -n 2 launch yamls/main/roformer_v2_nano.yaml
+    python examples/multi_task_worth.py runs/multi_task_worth
+
+The stage is yamls/main/roformer_v2_nano_multi_task.yaml without `reviews` and `terms`. Nothing that is left in it
+resembles `reviews`, whereas `names` has the people and places that are two of the nine domains of `terms`. The starts:
+
+- random weights, and MLM: the stage's init_from.
+- text only: the stage with nothing but masked LM, so that tasks are compared with as many updates without them.
+- tasks, by each rule that combines their gradients.
+
+Each seed draws its own labelled examples, the same ones for every start. A model is evaluated once, at the end of its
+training, on all held-out examples, so they decide nothing. A cell has the mean accuracy and, in brackets, that of the
+differences from text only, seed by seed. ± is half of a 95 % interval over the seeds, by Student's t. It covers the
+draw of the labels and of the new head, but not another run of the stage.
+
+Every result is appended to results.jsonl at once, and a start is trained when its first result is due. So the same
+command goes on where it was stopped. Further arguments are overrides of the stage, as `composer launch` takes them;
+other overrides need another folder.
+"""
+
+import argparse
+import json
+import math
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+
+from scipy.special import stdtrit
+
+from rotary_foundry.data_prep.labelled.chinese_packages import read_package
+from rotary_foundry.finetuning.search import finetune
+from rotary_foundry.interop.export import export_checkpoint
+from rotary_foundry.interop.huggingface import export_model
+from rotary_foundry.objectives.multi_task import COMBINE
+from rotary_foundry.runs.recipes import load_recipe
+from rotary_foundry.runs.run_folder import read_lines
+
+ROOT = Path(__file__).parents[1]
+STAGE, FINETUNE = ROOT / "yamls/main/roformer_v2_nano_multi_task.yaml", ROOT / "yamls/finetune/files.yaml"
+TEXTS = Path("data/chinese_texts")
+RANDOM, MLM, TEXT_ONLY = "random weights", "MLM", "text only"
+WITHOUT_TWO = ["data.sources=[text,help_pages,names]", "stages.tasks.mixture={text: 5, help_pages: 4, names: 6}"]
+STARTS = {
+    **{RANDOM: [], MLM: []},
+    TEXT_ONLY: ["data.sources=[text]", "stages.tasks.mixture=null", "objective.combine=mean"],
+    **{f"tasks, {rule}": [*WITHOUT_TWO, f"objective.combine={rule}"] for rule in COMBINE},
+}
+LEFT_OUT = {"reviews": 64, "terms": 24}  # tokens that a text may have
+UPDATES = {100: 60, 1000: 100}  # of 16 examples, by the number of labels: 10 epochs and 1.6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--processes", type=int, default=2, help="of the stage")
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    settings, overrides = parser.parse_known_args()
+    settings.out.mkdir(parents=True, exist_ok=True)
+    file = settings.out / "results.jsonl"
+    there = read_lines(file)
+    results = {(one["start"], one["task"], one["labels"], one["seed"]): one["accuracy"] for one in there}
+    seeds = range(1, settings.seeds + 1)
+    for seed, start, task, labels in product(seeds, STARTS, LEFT_OUT, UPDATES):
+        if (start, task, labels, seed) not in results:
+            model = find_model(start, settings.out, settings.processes, overrides)
+            reached = accuracy(model, task, labels, seed, settings.out / "work")
+            results[start, task, labels, seed] = reached
+            one = {"start": start, "task": task, "labels": labels, "seed": seed, "accuracy": reached}
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(one) + "\n")
+    print_table(results, seeds)
+
+
+def find_model(start: str, out: Path, processes: int, overrides: list[str]) -> Path:
+    """Return the export of a start, which is made if it is not there."""
+    run = out / start.replace(",", "").replace(" ", "_")
+    export = run / "export"
+    if (export / "config.json").is_file():
+        return export
+    given = [*overrides, *STARTS[start], f"runs_folder={out}", f"run_name={run.name}"]
+    recipe = load_recipe(STAGE, given)
+    if start == RANDOM:
+        shape, family = recipe.model.shape, recipe.family
+        weights = {name: family.initial_value(name, shape, recipe.seed) for name in shape.parameter_shapes()}
+        knobs = {name: recipe.knobs_of("tasks")[name] for name in family.knobs_of_weights()}
+        tokenizer = Path(recipe.data.local) / "tokenizer"
+        export_model(weights, family, shape, knobs, tokenizer, recipe.stages["tasks"].row_length, export)
+    elif start == MLM:
+        export_checkpoint(recipe.init_from, export)
+    else:
+        composer = Path(sys.executable).parent / "composer"
+        subprocess.run([composer, "-n", str(processes), ROOT / "launch", STAGE, *given], check=True)
+        export_checkpoint(run, export)
+    return export
+
+
+def accuracy(model: Path, task: str, labels: int, seed: int, work: Path) -> float:
+    """Fine-tune a model on so many labelled examples of a task; return its accuracy on all held-out ones."""
+    train, held_out = (read_package(task, TEXTS, split) for split in ("train", "validation"))
+    work.mkdir(exist_ok=True)
+    for name, examples in (("train", random.Random(seed).sample(train, labels)), ("validation", held_out)):
+        lines = [json.dumps({"text": one.text, "label": one.label}, ensure_ascii=False) + "\n" for one in examples]
+        (work / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    names = json.dumps(sorted({one.label for one in train}), ensure_ascii=False)
+    duration = f"{UPDATES[labels]}ba"
+    shutil.rmtree(work / "search", ignore_errors=True)
+    (result,) = finetune(
+        FINETUNE,
+        [
+            *(f"model={model}", f"out={work}/search", f"seeds=[{seed}]", f"max_seq_len={LEFT_OUT[task]}"),
+            *(f"tasks.mine.data.train={work}/train.jsonl", f"tasks.mine.data.validation=[{work}/validation.jsonl]"),
+            *(f"tasks.mine.labels={names}", "tasks.mine.metrics=[accuracy]"),
+            *("search.lr=[3e-4]", f"search.max_duration=[{duration}]", f"eval_interval={duration}", "patience=null"),
+        ],
+    )
+    shutil.rmtree(work)
+    return result["metrics"]["accuracy"]["mean"]
+
+
+def print_table(results: dict[tuple, float], seeds: Iterable[int]) -> None:
+    columns = [(task, labels) for task in LEFT_OUT for labels in UPDATES]
+    rows = [["start", *(f"{task}, {labels:,} labels" for task, labels in columns)], ["---"] * (1 + len(columns))]
+    for start in STARTS:
+        row = [start]
+        for column in columns:
+            reached, other = ([results[name, *column, seed] for seed in seeds] for name in (start, TEXT_ONLY))
+            differences = [one - two for one, two in zip(reached, other, strict=True)]
+            beside = f" ({interval(differences, '+.3f')})" if start != TEXT_ONLY else ""
+            row.append(interval(reached, ".3f") + beside)
+        rows.append(row)
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def interval(values: list[float], form: str) -> str:
+    """Write the mean and half of its 95 % interval."""
+    mean = f"{statistics.mean(values):{form}}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {stdtrit(len(values) - 1, 0.975) * statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+if __name__ == "__main__":
+    main()
