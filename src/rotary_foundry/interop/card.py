@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.interop.heads import Head
 from rotary_foundry.interop.huggingface import TAG
+from rotary_foundry.interop.trained_heads import TrainedHead
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.recipe.plan import LearningRate, Segment
@@ -22,8 +23,6 @@ from rotary_foundry.runs.run_folder import abandoned_by
 from rotary_foundry.runs.trained_state import TrainedState
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import knob
-
-TASKS = {"sequence": "text-classification", "token": "token-classification"}
 
 FILL_MASK = """from transformers import pipeline
 
@@ -46,7 +45,7 @@ OWN_CODE = (
 )
 
 
-def run_card(state: TrainedState, head: Head | None = None) -> str:
+def run_card(state: TrainedState, head: Head | TrainedHead | None = None) -> str:
     """Write the card of a checkpoint.
 
     Raises:
@@ -121,12 +120,12 @@ def _head(
     knobs: Mapping[str, float],
     longest_row: int,
     task: str,
-    head: Head | None,
+    head: Head | TrainedHead | None,
     results: list[EvalResult],
 ) -> str:
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=TASKS[head.of] if head else task,
+        pipeline_tag=head.pipeline_tag if head else task,
         tags=[family.name, TAG],
         model_name=name if results else None,
         eval_results=results or None,
@@ -141,10 +140,12 @@ def _head(
     )
 
 
-def _use(family: Family, head: Head | None) -> str:
+def _use(family: Family, head: Head | TrainedHead | None) -> str:
     code = family.huggingface.code
     files = ", ".join(f"`{path.name}`" for path in code)
     notice = [OWN_CODE.format(files=files)] if code else []
+    if isinstance(head, TrainedHead):
+        return _text([*head.usage(family), *notice])
     if head is not None:
         made = (
             f"Made for fine-tuning with `{family.huggingface.classifiers[head.of]}`. The encoder and `head.*` are "
