@@ -180,7 +180,7 @@ def test_a_task_of_masked_lm_is_exported_as_the_language_model(made, tmp_path):
 
 def test_what_cannot_be_exported_is_refused_by_task_file_and_key(made, tmp_path):
     run, _, folder = made
-    with pytest.raises(ConfigurationError, match=r"'topics' is not a task of .*run, which has text, topic, score, pick"):
+    with pytest.raises(ConfigurationError, match=r"'topics' is not a task of .*run, which has text, topic, score"):
         export_checkpoint(run, tmp_path / "out", task="topics")
     file = folder / "data/topic/task.json"
     before = file.read_text("utf-8")

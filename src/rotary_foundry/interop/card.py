@@ -54,6 +54,7 @@ def run_card(state: TrainedState, head: Head | TrainedHead | None = None) -> str
     recipe, checkpoint = state.recipe, state.checkpoint
     objective = recipe.objective_of(state.trained[-1].stage)
     evaluations = _evaluations(state)
+    longest = head.row_length if isinstance(head, TrainedHead) else state.longest_row
     results = [
         EvalResult(
             task_type=objective.task,
@@ -68,9 +69,7 @@ def run_card(state: TrainedState, head: Head | TrainedHead | None = None) -> str
         for metric in objective.metrics
     ]
     parts = [
-        _head(
-            recipe.run_name, state.family, state.shape, state.knobs, state.longest_row, objective.task, head, results
-        ),
+        _head(recipe.run_name, state.family, state.shape, state.knobs, longest, objective.task, head, results),
         "## Training",
         f"{checkpoint.token:,} token slots (rows × row length) in {checkpoint.batch:,} updates"
         f"{_begun(recipe.init_from)}. Seed {recipe.seed}, precision `{recipe.precision}`.",
@@ -87,6 +86,7 @@ def run_card(state: TrainedState, head: Head | TrainedHead | None = None) -> str
             f"On held-out rows {objective.describe_evaluation()}, at the end of each stage"
             + (", and before the first update:" if evaluations[0]["batch"] == 0 else ":"),
             _table(_evaluation_rows(evaluations, objective, state.knobs)),
+            *_of_task(evaluations, objective, head),
         ]
     return _text(parts + list(_versions(state.run.environment)))
 
@@ -335,6 +335,18 @@ def _versions(path: Path) -> Iterator[str]:
     yield "## Versions"
     at_commit = f", at commit {commit}" if commit else ""
     yield f"{listed}{at_commit}; last started on {ranks} process{'' if ranks == 1 else 'es'}."
+
+
+def _of_task(evaluations: list[dict], objective: Objective, head: Head | TrainedHead | None) -> Iterator[str]:
+    """Yield the last evaluation of the task whose head is exported."""
+    if not isinstance(head, TrainedHead):
+        return
+    for line in evaluations[::-1]:
+        found = {metric.title: line.get(f"{metric.name}/{head.name}") for metric in objective.metrics}
+        if None not in found.values():
+            figures = ", ".join(f"{title.lower()} {value:.4f}" for title, value in found.items())
+            yield f"The task `{head.name}` on its own held-out rows, at {line['token']:,} tokens: {figures}."
+            return
 
 
 def _table(rows: Iterator[list[str]] | list[list[str]]) -> str:

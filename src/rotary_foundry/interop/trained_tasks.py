@@ -57,9 +57,10 @@ def trained_tasks(state: TrainedState, data: str | None = None) -> dict[str, Tra
         )
     local = Path(recipe.data.local)
     if recipe.data.remote is None and not local.is_dir():
+        where = f"{state.run.recipe}: data.local" if data is None else "data"
         raise DataError(
-            f"{state.run.recipe}: data.local: {local}: no such folder; it has the labels of the run's tasks; put it "
-            "there again, or run the command in the folder in which the run was started"
+            f"{where}: {local}: no such folder; it has the labels of the run's tasks; put it there again, run the "
+            "command in the folder in which the run was started, or give `evaluate` its place as data=FOLDER"
         )
     kept = json.loads(state.run.rows.read_text(encoding="utf-8")) if state.run.rows.is_file() else {}
     found = {}
