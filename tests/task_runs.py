@@ -27,7 +27,7 @@ FAMILIES = {
 RECIPE = """
 extends: [{yamls}/{base}]
 run_name: tasks
-model: {{vocab_size: 384, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 2, {more}}}
+model: {{vocab_size: 384, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 4, num_attention_heads: 2, {more}}}
 precision: fp32
 save_interval: 10ba
 data: {{local: {folder}/data, sources: [text, topic, score, pick, find, names]}}
