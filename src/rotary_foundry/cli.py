@@ -37,21 +37,25 @@ def export(
     token_labels: Annotated[
         str | None, typer.Option(help="For fine-tuning: a new classifier of every token, such as O,B-PER,I-PER.")
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="A task of a multi-task stage: its trained head, and predict.py that computes it."),
+    ] = None,
 ) -> None:
     """Write a checkpoint as a model that plain transformers loads: safetensors, config, tokenizer and model card."""
     from rotary_foundry.interop.export import export_checkpoint
     from rotary_foundry.interop.heads import Head
 
-    if sequence_labels is not None and token_labels is not None:
+    if sum(option is not None for option in (sequence_labels, token_labels, task)) > 1:
         raise ConfigurationError(
-            "--sequence-labels and --token-labels: a model has one classifier; give only one of them"
+            "--sequence-labels, --token-labels and --task: a model has one head; give only one of them"
         )
     head = None
     if sequence_labels is not None:
         head = Head("sequence", tuple(sequence_labels.split(",")))
     elif token_labels is not None:
         head = Head("token", tuple(token_labels.split(",")))
-    export_checkpoint(checkpoint, out_dir, head)
+    export_checkpoint(checkpoint, out_dir, head, task)
     print(f"exported to {out_dir}")
 
 
@@ -120,7 +124,10 @@ def evaluate(
         typer.Argument(help="A run, a checkpoint, an export, or the directory of any Hugging Face encoder or decoder."),
     ],
     suites: Annotated[
-        str, typer.Argument(help="Such as masked_lm, a YAML, several joined by commas, or all for such a model.")
+        str,
+        typer.Argument(
+            help="Such as masked_lm, a YAML, several joined by commas, all for such a model, or tasks for a task run."
+        ),
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as data=data/mine.")] = None,
     beside: Annotated[

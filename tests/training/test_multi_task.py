@@ -18,6 +18,7 @@ from rotary_foundry.data.corpus import keep_rows, open_corpus
 from rotary_foundry.data.loaders import RunData
 from rotary_foundry.data.task_file import Task
 from rotary_foundry.data_prep.inspection.trace import trace
+from rotary_foundry.evaluation import task_metrics
 from rotary_foundry.interop import load_model
 from rotary_foundry.models.task_heads import HEADS, attach_heads
 from rotary_foundry.objectives.multi_task import COMBINE
@@ -29,9 +30,9 @@ from rotary_foundry.runs.run_folder import RunFolder, read_lines
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.run import Start, build_trainer
 from rotary_foundry.training.sharding import fill
-from rotary_foundry.utils.errors import DataError, FoundryError
+from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
 from tests.ranks import on_ranks
-from tests.task_corpus import TASKS, write_tasks
+from tests.task_corpus import ROWS, TASKS, write_tasks
 
 from .runs import assert_killed_and_on_two_ranks_the_same, network_of, records, train_recipe
 
@@ -190,6 +191,32 @@ def test_a_run_records_its_tasks_and_its_network_loads_without_the_heads(whole):
     assert {f"loss/{task}" for task in TASKS} <= of_tasks.keys() and "loss/topic" not in of_text
     assert all(0 <= of_tasks[f"examples_right/{task}"] <= 1 for task in TASKS)
     assert not [name for name, _ in load_model(whole).named_parameters() if name.startswith(HEADS)]
+
+
+def test_the_suite_tasks_measures_what_training_did_on_every_held_out_row(whole):
+    found = task_metrics.run(whole, task_metrics.Config("tasks", resamples=20))
+    assert [row.labels["task"] for row in found.rows] == list(TASKS)
+    of_training = read_lines(whole / "eval.jsonl")[-1]
+    for row in found.rows:
+        task = row.labels["task"]
+        assert row.labels["rows"] == ROWS["validation"] and row.labels["examples"] > 0
+        assert row.measures["loss"].value == pytest.approx(of_training[f"loss/{task}"], rel=1e-5)
+        assert row.measures["right"].value == pytest.approx(of_training[f"examples_right/{task}"], abs=1e-6)
+
+
+def test_the_suite_tasks_refuses_by_file_what_the_data_no_longer_has(recipe, whole, tmp_path):
+    data = shutil.copytree(recipe.parent / "data", tmp_path / "data")
+    config = task_metrics.Config("tasks", data=str(data))
+    shutil.rmtree(data / "find/64/validation")
+    with pytest.raises(DataError, match=r"find/64/validation: no held-out rows of 'find' there"):
+        task_metrics.check(whole, config)
+    (data / "find/task.json").unlink()
+    with pytest.raises(DataError, match=r"find/task\.json: no such file, so 'find' is no task"):
+        task_metrics.check(whole, config)
+    with pytest.raises(DataError, match=r"^data: .*none: no such folder"):
+        task_metrics.check(whole, task_metrics.Config("tasks", data=str(tmp_path / "none")))
+    with pytest.raises(ConfigurationError, match="was not trained in a multi-task stage"):
+        task_metrics.check(whole / "checkpoints/ba2", config)  # before the first update of it
 
 
 def test_trace_finds_the_rows_of_every_task_and_the_plan_tells_their_shares(recipe, whole):

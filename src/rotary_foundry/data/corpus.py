@@ -18,7 +18,6 @@ import os
 import socket
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TextIO
 
@@ -248,7 +247,7 @@ def _rows_digests(recipe: Recipe) -> Iterator[tuple[str, int, str]]:
             yield folder, row_length, read_index(Path(recipe.data.local) / folder / "index.json").digest
     for stage, config in recipe.stages.items():
         for name, task in open_objective(recipe, stage).tasks.items():
-            yield f"{name}/{TASK_FILE}", config.row_length, sha256(repr(task).encode()).hexdigest()[:16]
+            yield f"{name}/{TASK_FILE}", config.row_length, task.digest
 
 
 def shard_folders(recipe: Recipe) -> Iterator[tuple[str, int]]:
@@ -265,6 +264,11 @@ def _read_tokenizer(recipe: Recipe) -> TokenizerFacts:
         _fetched(recipe, f"tokenizer/{name}")
     if not (folder / "tokenizer.json").is_file():
         raise DataError(f"{folder}: no tokenizer.json there; prepare the data first: python data_prep CONFIG")
+    return tokenizer_facts(folder)
+
+
+def tokenizer_facts(folder: Path) -> TokenizerFacts:
+    """Read the facts about the tokenizer in a folder, which has its tokenizer.json."""
     made = fingerprint(folder)
     tokenizer = read_tokenizer(folder)
     return TokenizerFacts(max(tokenizer.get_vocab().values()) + 1, special_ids(folder, tokenizer), made)

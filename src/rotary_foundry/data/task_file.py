@@ -18,6 +18,7 @@ This module imports only the standard library.
 
 import json
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from math import inf
 from pathlib import Path
 
@@ -65,6 +66,11 @@ class Task:
     def columns(self) -> tuple[str, ...]:
         """The columns of the task's rows beside those of a text."""
         return COLUMNS[self.kind]
+
+    @property
+    def digest(self) -> str:
+        """A digest of all three, which a run keeps of each of its tasks in `rows.json`."""
+        return sha256(repr(self).encode()).hexdigest()[:16]
 
     def write(self, directory: str | Path) -> None:
         """Write `task.json` into `directory`, which is the task's."""

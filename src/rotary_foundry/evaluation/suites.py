@@ -42,7 +42,8 @@ DECODERS = {
     "causal_context": "rotary_foundry.evaluation.causal_context",
     "recall": "rotary_foundry.evaluation.recall",
 }
-MODULES = ENCODERS | DECODERS
+OF_RUNS = {"tasks": "rotary_foundry.evaluation.task_metrics"}  # of multi-task runs only
+MODULES = ENCODERS | DECODERS | OF_RUNS
 ALL = "all"  # suites for the kind of model, with the settings of their YAMLs, which need no network
 FOLDER = Path("yamls/eval")
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import AutoModel, PreTrainedModel
 
+from rotary_foundry.interop.trained_heads import POINTER
 from rotary_foundry.models.layers.span_scores import (
     EfficientGlobalPointer,
     GlobalPointer,
@@ -29,7 +30,6 @@ from rotary_foundry.models.layers.span_scores import (
 )
 from rotary_foundry.utils.errors import DataError
 
-POINTER = "pointer.safetensors"
 POINTERS = {"answer": GlobalPointer, "entities": EfficientGlobalPointer}
 
 

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.interop.heads import Head
 from rotary_foundry.interop.huggingface import TAG
+from rotary_foundry.interop.trained_heads import TrainedHead
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.recipe.plan import LearningRate, Segment
@@ -22,8 +23,6 @@ from rotary_foundry.runs.run_folder import abandoned_by
 from rotary_foundry.runs.trained_state import TrainedState
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import knob
-
-TASKS = {"sequence": "text-classification", "token": "token-classification"}
 
 FILL_MASK = """from transformers import pipeline
 
@@ -46,7 +45,7 @@ OWN_CODE = (
 )
 
 
-def run_card(state: TrainedState, head: Head | None = None) -> str:
+def run_card(state: TrainedState, head: Head | TrainedHead | None = None) -> str:
     """Write the card of a checkpoint.
 
     Raises:
@@ -55,6 +54,7 @@ def run_card(state: TrainedState, head: Head | None = None) -> str:
     recipe, checkpoint = state.recipe, state.checkpoint
     objective = recipe.objective_of(state.trained[-1].stage)
     evaluations = _evaluations(state)
+    longest = head.row_length if isinstance(head, TrainedHead) else state.longest_row
     results = [
         EvalResult(
             task_type=objective.task,
@@ -69,9 +69,7 @@ def run_card(state: TrainedState, head: Head | None = None) -> str:
         for metric in objective.metrics
     ]
     parts = [
-        _head(
-            recipe.run_name, state.family, state.shape, state.knobs, state.longest_row, objective.task, head, results
-        ),
+        _head(recipe.run_name, state.family, state.shape, state.knobs, longest, objective.task, head, results),
         "## Training",
         f"{checkpoint.token:,} token slots (rows × row length) in {checkpoint.batch:,} updates"
         f"{_begun(recipe.init_from)}. Seed {recipe.seed}, precision `{recipe.precision}`.",
@@ -88,6 +86,7 @@ def run_card(state: TrainedState, head: Head | None = None) -> str:
             f"On held-out rows {objective.describe_evaluation()}, at the end of each stage"
             + (", and before the first update:" if evaluations[0]["batch"] == 0 else ":"),
             _table(_evaluation_rows(evaluations, objective, state.knobs)),
+            *_of_task(evaluations, objective, head),
         ]
     return _text(parts + list(_versions(state.run.environment)))
 
@@ -121,12 +120,12 @@ def _head(
     knobs: Mapping[str, float],
     longest_row: int,
     task: str,
-    head: Head | None,
+    head: Head | TrainedHead | None,
     results: list[EvalResult],
 ) -> str:
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=TASKS[head.of] if head else task,
+        pipeline_tag=head.pipeline_tag if head else task,
         tags=[family.name, TAG],
         model_name=name if results else None,
         eval_results=results or None,
@@ -141,10 +140,12 @@ def _head(
     )
 
 
-def _use(family: Family, head: Head | None) -> str:
+def _use(family: Family, head: Head | TrainedHead | None) -> str:
     code = family.huggingface.code
     files = ", ".join(f"`{path.name}`" for path in code)
     notice = [OWN_CODE.format(files=files)] if code else []
+    if isinstance(head, TrainedHead):
+        return _text([*head.usage(family), *notice])
     if head is not None:
         made = (
             f"Made for fine-tuning with `{family.huggingface.classifiers[head.of]}`. The encoder and `head.*` are "
@@ -334,6 +335,18 @@ def _versions(path: Path) -> Iterator[str]:
     yield "## Versions"
     at_commit = f", at commit {commit}" if commit else ""
     yield f"{listed}{at_commit}; last started on {ranks} process{'' if ranks == 1 else 'es'}."
+
+
+def _of_task(evaluations: list[dict], objective: Objective, head: Head | TrainedHead | None) -> Iterator[str]:
+    """Yield the last evaluation of the task whose head is exported."""
+    if not isinstance(head, TrainedHead):
+        return
+    for line in evaluations[::-1]:
+        found = {metric.title: line.get(f"{metric.name}/{head.name}") for metric in objective.metrics}
+        if None not in found.values():
+            figures = ", ".join(f"{title.lower()} {value:.4f}" for title, value in found.items())
+            yield f"The task `{head.name}` on its own held-out rows, at {line['token']:,} tokens: {figures}."
+            return
 
 
 def _table(rows: Iterator[list[str]] | list[list[str]]) -> str:

@@ -1,7 +1,7 @@
 """Read the weights of a sharded checkpoint in one process, written by any number of ranks.
 
 A parameter is assembled from its shards when it is accessed. Nothing else is read, in particular not the optimizer's
-state, which has twice the size of the weights. The heads of a multi-task stage are left out.
+state, which has twice the size of the weights. The heads of a multi-task stage are apart from the network.
 """
 
 import warnings
@@ -24,13 +24,13 @@ WEIGHTS = "state.model.network."  # the prefix that Composer and our ComposerMod
 
 
 class CheckpointWeights(Weights):
-    """The network's parameters in a checkpoint.
+    """The network's parameters in a checkpoint, without the heads of tasks; or only those of the heads.
 
     Raises:
         DataError: as `refuse_code`.
     """
 
-    def __init__(self, folder: Path, family: Family):
+    def __init__(self, folder: Path, family: Family, heads: bool = False):
         self.folder = folder
         refuse_code(folder)
         stored = read_metadata(folder).state_dict_metadata
@@ -38,7 +38,7 @@ class CheckpointWeights(Weights):
             key.removeprefix(WEIGHTS): value
             for key, value in stored.items()
             if key.startswith(WEIGHTS)
-            and not key.startswith(WEIGHTS + HEADS)
+            and key.startswith(WEIGHTS + HEADS) == heads
             and isinstance(value, TensorStorageMetadata)
         }
         super().__init__(folder, family, {name: list(value.size) for name, value in self.stored.items()})

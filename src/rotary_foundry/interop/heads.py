@@ -6,6 +6,7 @@ weights, fixes the names of the labels, and makes the first training step reprod
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -31,6 +32,11 @@ class Head:
                 f"labels: expected different names, as in negative,positive, got {','.join(self.labels)!r}"
             )
 
+    @property
+    def pipeline_tag(self) -> str:
+        """Hugging Face's name for the task."""
+        return {"sequence": "text-classification", "token": "token-classification"}[self.of]
+
     def settings(self, family: Family) -> dict:
         """Return the classifier's settings for config.json."""
         return {
@@ -42,3 +48,6 @@ class Head:
     def in_place_of_output(self, family: Family, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a network's parameters with this classifier instead of the pretraining output."""
         return family.huggingface.with_classifier(state, len(self.labels), self.seed)
+
+    def write_files(self, directory: Path) -> None:
+        """Write nothing: transformers computes the head."""

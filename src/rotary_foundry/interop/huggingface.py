@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rotary_foundry.data.same_tokenizer import check_ids
 from rotary_foundry.data.special_tokens import rewrite_config
 from rotary_foundry.interop.heads import Head
+from rotary_foundry.interop.trained_heads import POINTER, PREDICT, TrainedHead
 from rotary_foundry.models.config_json import CONFIG, family_of, read_config
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.models.weights import Weights, load_network
@@ -45,7 +46,7 @@ def export_model(
     max_position_embeddings: int,
     out_dir: Path,
     card: str | None = None,
-    head: Head | None = None,
+    head: Head | TrainedHead | None = None,
 ) -> None:
     """Write a directory that transformers' Auto classes for the model and its tokenizer load without this package.
 
@@ -59,7 +60,8 @@ def export_model(
         max_position_embeddings: the longest row trained on, in tokens.
         out_dir: the folder to write; created if necessary. An earlier export in it is replaced.
         card: the text of README.md.
-        head: a classifier that replaces the decoder; the directory is then for that class of transformers.
+        head: a classifier that replaces the decoder, and the directory is then for that class of transformers; or the
+            head of a task.
 
     Raises:
         ConfigurationError: `out_dir` holds anything but an export.
@@ -84,6 +86,8 @@ def export_model(
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for path in family.huggingface.code:
             shutil.copyfile(path, new / path.name)
+        if head is not None:
+            head.write_files(new)
         if card is not None:
             (new / CARD).write_text(card, encoding="utf-8")
         for name in TOKENIZER_FILES:
@@ -173,7 +177,10 @@ def _refuse_foreign(out_dir: Path, code: set[str]) -> None:
         return
     if not out_dir.is_dir():
         raise ConfigurationError(f"{out_dir}: expected a directory, found a file; choose another place")
-    foreign = sorted({path.name for path in out_dir.iterdir()} - {CONFIG, WEIGHTS, CARD, *TOKENIZER_FILES, *code})
+    foreign = sorted(
+        {path.name for path in out_dir.iterdir()}
+        - {CONFIG, WEIGHTS, CARD, POINTER, PREDICT.name, *TOKENIZER_FILES, *code}
+    )
     if (out_dir / CARD).is_file() and f"- {TAG}\n" not in (out_dir / CARD).read_text(
         encoding="utf-8", errors="replace"
     ):

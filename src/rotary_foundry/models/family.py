@@ -169,6 +169,8 @@ class HuggingFaceForm(ABC):
     """transformers' classes with a new classifier, by what they classify: sequence, token."""
     special_tokens: tuple[str, ...] = ("pad_token", "cls_token", "sep_token", "mask_token")
     """The roles that the tokenizer of an export must have."""
+    linear_classifier: Mapping[str, Any] = {}
+    """Settings of config.json with which the class for sequences computes what `with_linear_classifier` says."""
     code: tuple[Path, ...] = ()
     """Python files that an export carries, if transformers does not have the model."""
 
@@ -207,6 +209,18 @@ class HuggingFaceForm(ABC):
     @abstractmethod
     def with_classifier(self, state: "Mapping[str, Tensor]", labels: int, seed: int) -> "dict[str, Tensor]":
         """Return the parameters with a new classifier for `labels` labels instead of the pretraining output."""
+
+    def with_linear_classifier(
+        self, state: "Mapping[str, Tensor]", weight: "Tensor", bias: "Tensor"
+    ) -> "dict[str, Tensor]":
+        """Return the parameters with a trained linear map of the first token's last hidden state as the classifier.
+
+        Args:
+            state: of the network.
+            weight: [labels, hidden].
+            bias: [labels].
+        """
+        return {name: state[name] for name in state} | {"classifier.weight": weight, "classifier.bias": bias}
 
 
 class Family(ABC):

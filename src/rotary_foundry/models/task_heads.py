@@ -85,6 +85,11 @@ def head_value(name: str, size: tuple[int, ...], seed: int) -> Tensor:
     return truncated_normal(size, size[1] ** -0.5, parameter_generator(seed, name))
 
 
+def head_prefix(task: str) -> str:
+    """Return how the names of a task's parameters begin in the network's state dict."""
+    return f"{HEADS}{_key(task)}."
+
+
 def _key(task: str) -> str:
     """The name of a task's head; a module's name has no '.', and must not be that of a method of ModuleDict."""
     return f"of_{task.replace('.', ':')}"

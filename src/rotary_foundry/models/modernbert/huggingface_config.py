@@ -48,6 +48,8 @@ class ModernBertOnDisk(HuggingFaceForm):
         "token": "ModernBertForTokenClassification",
     }
 
+    linear_classifier: ClassVar = {"classifier_pooling": "cls", "classifier_activation": "linear"}
+
     def read_config(self, directory: Path) -> tuple[Shape, dict[str, float]]:
         return from_huggingface(directory)
 
@@ -60,6 +62,13 @@ class ModernBertOnDisk(HuggingFaceForm):
         from rotary_foundry.models.modernbert.classifier import with_classifier
 
         return with_classifier(state, labels, seed)
+
+    def with_linear_classifier(
+        self, state: "Mapping[str, Tensor]", weight: "Tensor", bias: "Tensor"
+    ) -> "dict[str, Tensor]":
+        from rotary_foundry.models.modernbert.classifier import with_linear_classifier
+
+        return with_linear_classifier(state, weight, bias)
 
 
 def from_huggingface(path: Path) -> tuple[Shape, dict[str, float]]:
