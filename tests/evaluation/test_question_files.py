@@ -1,4 +1,4 @@
-"""Questions are read from small files in the form in which the data sets are published; errors name file, line and key."""
+"""Questions are read from small files in the form in which data sets are published; errors name file, line and key."""
 
 import csv
 import json
@@ -221,7 +221,9 @@ def test_what_is_wrong_is_named_by_file_line_and_key(name, tmp_path):
 
 
 def test_an_answer_of_qasper_without_any_form_and_a_missing_file_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"1909\.00001: qas\[0\]: answers\[0\]: answer: expected a span, a free form, or"):
+    with pytest.raises(
+        DataError, match=r"1909\.00001: qas\[0\]: answers\[0\]: answer: expected a span, a free form, or"
+    ):
         read_examples("qasper", qasper(tmp_path / "dev.json", {}))
     for dataset in READERS:
         with pytest.raises(DataError, match=r"none: cannot be read: .*No such file|none/documents\.csv"):
