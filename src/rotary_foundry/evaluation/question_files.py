@@ -243,7 +243,7 @@ def read_zeroscrolls(path: Path) -> Iterator[Example]:
         bounds = [line.number(f"{part}_{end}_index") for part in ("document", "query") for end in ("start", "end")]
         if not all(0 <= bound <= len(text) for bound in bounds):
             raise DataError(
-                f"{line.where}: expected indices from 0 to {len(text):,}, the input's length, found {bounds}"
+                f"{line.where}: expected indices of document and query from 0 to {len(text):,}, found {bounds}"
             )
         context, query = text[bounds[0] : bounds[1]], HEADER.sub("", text[bounds[2] : bounds[3]], count=1)
         answer = line.get("output", str, "an answer; the test sets have none, take validation.jsonl")
