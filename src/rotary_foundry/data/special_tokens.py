@@ -15,7 +15,6 @@ from rotary_foundry.data.rows import FRAME, OF_DECODERS
 from rotary_foundry.utils.errors import DataError
 
 ROLES_FILE = "tokenizer_config.json"
-GENERATION = "generation_config.json"  # beside the tokenizer of a decoder, if it came from a model
 OF_ENCODERS = (*FRAME.before, *FRAME.after, "pad_token", "mask_token")  # used by rows, by the export, and by masking
 ROLES = ("unk_token", *OF_ENCODERS)  # a byte-level tokenizer knows every text and may do without the first
 VOCABULARY_MULTIPLE = 64  # what the matrix units want of a model's vocabulary

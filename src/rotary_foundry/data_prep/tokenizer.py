@@ -49,8 +49,9 @@ from tokenizers import (
 )
 
 from rotary_foundry.data.rows import FRAME, OF_DECODERS, SPECIAL_TOKENS, fingerprint
-from rotary_foundry.data.special_tokens import GENERATION, OF_ENCODERS, padded, rewrite_config
+from rotary_foundry.data.special_tokens import OF_ENCODERS, padded, rewrite_config
 from rotary_foundry.data_prep.encoding import open_tokenizer, pieces
+from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import DataError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from rotary_foundry.data.special_tokens import GENERATION
+from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import DataError
 
 STOPS = "eos_token_id"

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rotary_foundry.data.same_tokenizer import check_ids
-from rotary_foundry.data.special_tokens import GENERATION, rewrite_config
+from rotary_foundry.data.special_tokens import rewrite_config
 from rotary_foundry.interop.generation import generation_settings, read_generation
 from rotary_foundry.interop.heads import Head
 from rotary_foundry.models.config_json import CONFIG, family_of, read_config
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.models.weights import Weights, load_network
+from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "README.md"

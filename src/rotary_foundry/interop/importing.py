@@ -10,13 +10,13 @@ import tempfile
 from pathlib import Path
 
 from rotary_foundry.data.same_tokenizer import check_same_tokenizer
-from rotary_foundry.data.special_tokens import GENERATION
 from rotary_foundry.interop.card import import_card
 from rotary_foundry.interop.generation import STOPS, check_stops, read_generation
 from rotary_foundry.interop.huggingface import TOKENIZER_FILES, export_model, open_directory
 from rotary_foundry.models.config_json import CONFIG, read_config
 from rotary_foundry.models.family import families
 from rotary_foundry.models.weights import ForeignCheckpoint
+from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 

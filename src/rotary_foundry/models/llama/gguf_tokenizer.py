@@ -18,7 +18,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.tokenization_utils_base import generate_merges
 
-from rotary_foundry.data.special_tokens import GENERATION, ROLES_FILE
+from rotary_foundry.data.special_tokens import ROLES_FILE
+from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import one_line
 
