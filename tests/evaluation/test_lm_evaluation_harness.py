@@ -18,7 +18,7 @@ from tests.evaluation.decoders import save_decoder
 PACKAGES = (
     *("lm-eval==0.4.13", "evaluate", "rouge-score", "sacrebleu", "portalocker", "tabulate", "lxml", "colorama"),
     *("sqlitedict", "word2number", "more-itertools", "jsonlines", "pytablewriter", "DataProperty", "mbstrdecoder"),
-    *("pathvalidate", "tabledata", "tcolorpy", "typepy"),
+    *("pathvalidate", "tabledata", "tcolorpy", "typepy", "chardet"),
 )
 TASK = """
 task: {name}

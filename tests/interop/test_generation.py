@@ -107,7 +107,7 @@ def test_a_gguf_file_brings_its_template_and_its_ends(tmp_path):
     }
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == CHAT
     broken = settings_of(ours) | VOCABULARY | {"tokenizer.ggml.eot_token_id": 999}
-    with pytest.raises(DataError, match=r"tokenizer\.ggml\.eot_token_id: expected an id below 310, found 999"):
+    with pytest.raises(DataError, match=r"tokenizer\.ggml\.eot_token_id: expected an id below 302, found 999"):
         tokenizer_files(broken, 256)
 
 
