@@ -191,7 +191,3 @@ def test_what_cannot_be_asked_is_refused_before_and_while_asking(decoder, chatte
     rewrite_config(raising, chat_template="{{ raise_exception('tools, please') }}")
     with pytest.raises(DataError, match=r"raising: the chat template raises: tools, please; give chat=false"):
         asked(raising, questions)
-
-
-def test_a_suite_whose_data_have_to_be_named_is_not_among_all():
-    assert "question_answering" not in {suite.name for suite in find_suites(["all"], decoder=True)}
