@@ -54,6 +54,10 @@ def test_a_prepared_corpus_is_opened_where_it_lies_or_from_a_remote(corpus, tmp_
     assert open_corpus(recipe(f"data.local={cache}", f"data.remote={corpus}")) == here
     assert (here.vocab_size, here.special_ids["mask_token"]) == (6, 4)
     assert (cache / "web/8192/validation/manifest.json").is_file()
+    assert not (cache / "tokenizer/generation_config.json").exists()
+    (corpus / "tokenizer/generation_config.json").write_text("{}")  # of a decoder
+    open_corpus(recipe(f"data.local={cache}", f"data.remote={corpus}"))
+    assert (cache / "tokenizer/generation_config.json").read_text() == "{}"
 
 
 def test_a_missing_manifest_is_named_with_its_remedy(corpus):

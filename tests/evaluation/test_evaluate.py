@@ -226,7 +226,8 @@ def test_a_measure_is_told_with_its_interval():
 
 def test_all_are_the_suites_that_run_offline():
     assert [suite.name for suite in suites.find_suites(["all"])] == list(suites.ENCODERS)
-    assert [suite.name for suite in suites.find_suites(["all"], decoder=True)] == list(suites.DECODERS)
+    of_decoders = [name for name in suites.DECODERS if name != "question_answering"]  # its data have to be named
+    assert [suite.name for suite in suites.find_suites(["all"], decoder=True)] == of_decoders
 
 
 def test_an_override_is_for_the_suites_that_have_its_key_and_for_none_it_is_refused():

@@ -85,12 +85,14 @@ def names(checkpoints: list[CompleteCheckpoint]) -> list[str]:
 def test_an_empty_disk_gets_the_newest_checkpoint_with_its_records(tmp_path, save_folder):
     first, second = machine(tmp_path / "first", save_folder), machine(tmp_path / "second", save_folder)
     first.folder.tokenizer.mkdir()
-    (first.folder.tokenizer / "tokenizer.json").write_text("{}")
+    for name in ("tokenizer.json", "generation_config.json"):
+        (first.folder.tokenizer / name).write_text("{}")
     first.folder.wandb_id.write_text("0123abcd")
     save(first, 8)
     save(first, 10)
     assert second.bring_newest().batch == 10
-    assert (second.folder.tokenizer / "tokenizer.json").read_text() == "{}"
+    for name in ("tokenizer.json", "generation_config.json"):
+        assert (second.folder.tokenizer / name).read_text() == "{}"
     assert second.folder.wandb_id.read_text() == "0123abcd"  # so it is one run of W&B still
     assert second.folder.newest_checkpoint().batch == 10
     assert not (second.folder.checkpoints / "ba8").exists()

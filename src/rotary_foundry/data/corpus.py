@@ -17,6 +17,7 @@ import json
 import os
 import socket
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -28,7 +29,7 @@ from rotary_foundry.data.special_tokens import ROLES_FILE, padded, read_tokenize
 from rotary_foundry.data.task_file import TASK_FILE, Task
 from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.recipe import Recipe
-from rotary_foundry.runs.run_folder import TOKENIZER_FILES, write_whole
+from rotary_foundry.runs.run_folder import GENERATION, TOKENIZER_FILES, write_whole
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.object_store import fetch
 from rotary_foundry.utils.processes import is_first_of_node
@@ -262,6 +263,9 @@ def _read_tokenizer(recipe: Recipe) -> TokenizerFacts:
     folder = Path(recipe.data.local) / "tokenizer"
     for name in TOKENIZER_FILES if recipe.data.remote else ():
         _fetched(recipe, f"tokenizer/{name}")
+    if recipe.data.remote:
+        with suppress(DataError):  # few tokenizers have it
+            _fetched(recipe, f"tokenizer/{GENERATION}")
     if not (folder / "tokenizer.json").is_file():
         raise DataError(f"{folder}: no tokenizer.json there; prepare the data first: python data_prep CONFIG")
     return tokenizer_facts(folder)

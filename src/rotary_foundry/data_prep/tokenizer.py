@@ -51,6 +51,7 @@ from tokenizers import (
 from rotary_foundry.data.rows import FRAME, OF_DECODERS, SPECIAL_TOKENS, fingerprint
 from rotary_foundry.data.special_tokens import OF_ENCODERS, padded, rewrite_config
 from rotary_foundry.data_prep.encoding import open_tokenizer, pieces
+from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -202,20 +203,29 @@ def save_trained(tokenizer: Tokenizer, directory: Path, max_length: int, causal:
 def save_copy(path: Path, directory: Path, max_length: int, causal: bool = False) -> None:
     """Save the Hugging Face tokenizer in `path` for models of `max_length` tokens.
 
-    A tokenizer that lacks nothing keeps its fingerprint; additions to any other are logged.
+    A tokenizer that lacks nothing keeps its fingerprint; additions to any other are logged. Its chat template is saved
+    with it, and the generation_config.json beside it.
 
     Raises:
         DataError: as `open_brought`.
     """
     brought = open_brought(path, causal)
-    _save(brought.tokenizer, brought.roles, directory, max_length)
+    _save(brought.tokenizer, brought.roles, directory, max_length, brought.chat_template)
     for change in brought.changes:
         log.info(f"{path}: the tokenizer was given {change}")
     if not brought.changes:
         shutil.copy(path / "tokenizer.json", directory)
+    if (path / GENERATION).is_file():
+        shutil.copy(path / GENERATION, directory)
 
 
-def _save(tokenizer: Tokenizer, roles: dict[str, str | list[str]], directory: Path, max_length: int) -> None:
+def _save(
+    tokenizer: Tokenizer,
+    roles: dict[str, str | list[str]],
+    directory: Path,
+    max_length: int,
+    chat_template: str | dict[str, str] | None = None,
+) -> None:
     from transformers import PreTrainedTokenizerFast
 
     fast = PreTrainedTokenizerFast(
@@ -223,9 +233,10 @@ def _save(tokenizer: Tokenizer, roles: dict[str, str | list[str]], directory: Pa
         clean_up_tokenization_spaces=False,  # True would remove spaces from decoded text
         model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],  # no token types
+        chat_template=chat_template,
         **roles,
     )
-    fast.save_pretrained(directory)
+    fast.save_pretrained(directory, save_jinja_files=False)  # the template in tokenizer_config.json, for every version
     rewrite_config(directory)
 
 
@@ -236,6 +247,7 @@ class Brought:
     tokenizer: Tokenizer
     roles: dict[str, str | list[str]]  # the spelling of special tokens, by transformers' role names
     changes: list[str]  # descriptions of what was added to it; empty if nothing was
+    chat_template: str | dict[str, str] | None  # by name, if it has several
 
 
 def open_brought(path: Path, causal: bool = False) -> Brought:
@@ -264,7 +276,7 @@ def open_brought(path: Path, causal: bool = False) -> Brought:
                     f"{path}: the tokenizer has no {role}, which `tokenizer.causal: true` needs around every document; "
                     "name one of its tokens in tokenizer_config.json, or choose another tokenizer"
                 )
-        return Brought(tokenizer, roles, [])
+        return Brought(tokenizer, roles, [], fast.chat_template)
     changes = []
     for role in OF_ENCODERS:
         if role not in roles:
@@ -275,7 +287,7 @@ def open_brought(path: Path, causal: bool = False) -> Brought:
     if not _framed(tokenizer, roles):
         _frame(tokenizer, roles)
         changes.append(f"{roles['cls_token']} before and {roles['sep_token']} after each text")
-    return Brought(tokenizer, roles, changes)
+    return Brought(tokenizer, roles, changes, fast.chat_template)
 
 
 def _open_fast(path: Path) -> "PreTrainedTokenizerFast":

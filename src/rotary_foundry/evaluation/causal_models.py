@@ -24,13 +24,15 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 from rotary_foundry.data.same_tokenizer import check_ids
 from rotary_foundry.evaluation.models import Encoded, Scores, counted, encode, load_theirs, open_tokenizer, told
 from rotary_foundry.evaluation.results import positions_variant
-from rotary_foundry.evaluation.suites import DecoderSuiteConfig
+from rotary_foundry.evaluation.suites import DecoderConfig
 from rotary_foundry.interop import load_model
+from rotary_foundry.interop.generation import STOPS, read_generation, stop_ids
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.models.config_json import CONFIG, find_family_of
 from rotary_foundry.models.family import Shape
 from rotary_foundry.runs.trained_state import Source, read_source
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.wording import one_line
 
 CHUNK = 1024  # tokens of a row that are computed at once
 
@@ -56,11 +58,12 @@ class CausalModel:
         encoding = self.backend.encode("a")
         special = takewhile(lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True))
         self.before = np.array([token for token, _ in special], np.int64)
-        self.backend.encode_special_tokens = True
         stop = model.generation_config.eos_token_id
         stop = tokenizer.eos_token_id if stop is None else stop
+        stops = stop_ids(tokenizer, stop, read_generation(Path(tokenizer.name_or_path)).get(STOPS))
+        self.backend.encode_special_tokens = True  # a text's; only a chat template's are special
         model.generation_config = GenerationConfig(  # nothing else of the directory's, such as sampling
-            do_sample=False, eos_token_id=stop, pad_token_id=0
+            do_sample=False, eos_token_id=stops or None, pad_token_id=0
         )
 
     def encode(self, text: str) -> Encoded:
@@ -70,6 +73,24 @@ class CausalModel:
     def row(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Put the tokenizer's tokens before the ids of a text."""
         return np.concatenate([self.before, ids])
+
+    def chat(self, message: str) -> NDArray[np.int64]:
+        """A user's message as the chat template puts it, with what begins the answer, as ids [tokens].
+
+        Special tokens that the message contains are special, as in transformers' own pipeline.
+
+        Raises:
+            DataError: the template raises an error, or the tokenizer has none.
+        """
+        messages = [{"role": "user", "content": message}]
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template may raise anything
+            raise DataError(f"{self.path}: the chat template raises: {one_line(error)}; give chat=false") from None
+        self.backend.encode_special_tokens = False
+        ids = self.backend.encode(text, add_special_tokens=False).ids
+        self.backend.encode_special_tokens = True
+        return np.array(ids, np.int64)
 
     def check_length(self, key: str, length: int) -> None:
         """Refuse rows that a model with a table of positions cannot take.
@@ -141,7 +162,7 @@ class _Positions:
     variant: str | None  # None: as it was trained
 
 
-def open_causal_model(path: Path, config: DecoderSuiteConfig) -> CausalModel:
+def open_causal_model(path: Path, config: DecoderConfig) -> CausalModel:
     """Open a decoder for evaluation, on a GPU if there is one.
 
     Args:

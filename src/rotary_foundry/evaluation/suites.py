@@ -41,10 +41,12 @@ DECODERS = {
     "causal_lm": "rotary_foundry.evaluation.causal_lm_loss",
     "causal_context": "rotary_foundry.evaluation.causal_context",
     "recall": "rotary_foundry.evaluation.recall",
+    "question_answering": "rotary_foundry.evaluation.question_answering",
 }
 OF_RUNS = {"tasks": "rotary_foundry.evaluation.task_metrics"}  # of multi-task runs only
 MODULES = ENCODERS | DECODERS | OF_RUNS
 ALL = "all"  # suites for the kind of model, with the settings of their YAMLs, which need no network
+ONLY_BY_NAME = ("question_answering",)  # not among `all`: its data have to be named
 FOLDER = Path("yamls/eval")
 
 
@@ -58,11 +60,11 @@ class SuiteConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, what is wrong and what would be right). The caller reports only the first.
 
-        Every integer key except the seed is a count that must be at least 1.
+        Every integer key is a count that must be at least 1, except the seed and the number of shots.
         """
         for key, value in vars(self).items():
-            least = 0 if key == "seed" else 1
-            if isinstance(value, int) and value < least:
+            least = 0 if key in ("seed", "shots") else 1
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
                 yield key, f"expected an integer of at least {least}, got {value}"
 
 
@@ -90,11 +92,9 @@ class TextSuiteConfig(ResampledConfig):
 
 
 @dataclass(kw_only=True)
-class DecoderSuiteConfig(ResampledConfig):
+class DecoderConfig(ResampledConfig):
     """The keys of a suite for decoders. The positions of one of our families can be other than in training."""
 
-    data: str  # a folder that `python data_prep` wrote, or a text file
-    documents: int  # of each source, at most
     tokenizer: str | None = None  # a folder; null: the model's own
     rope_theta: float | None = None  # null: as it was trained, as for the next two
     rope_scaling: str | None = None  # none, linear, ntk or yarn; yarn's original length is the one trained at
@@ -105,6 +105,14 @@ class DecoderSuiteConfig(ResampledConfig):
         yield from _theta_problems(self.rope_theta)
         if self.rope_factor is None and self.rope_scaling not in (None, "none"):
             yield "rope_factor", f"null, but rope_scaling is {self.rope_scaling}; give how many times it lengthens"
+
+
+@dataclass(kw_only=True)
+class DecoderSuiteConfig(DecoderConfig):
+    """The keys of a suite for decoders that reads held-out text."""
+
+    data: str  # a folder that `python data_prep` wrote, or a text file
+    documents: int  # of each source, at most
 
 
 def _theta_problems(rope_theta: float | None) -> Iterator[tuple[str, str]]:
@@ -164,7 +172,8 @@ def find_suites(given: Sequence[str], overrides: Iterable[str] = (), decoder: bo
 
 def _paths(given: str, decoder: bool) -> list[Path]:
     if given == ALL:
-        return [_folder() / f"{name}.yaml" for name in (DECODERS if decoder else ENCODERS)]
+        names = DECODERS if decoder else ENCODERS
+        return [_folder() / f"{name}.yaml" for name in names if name not in ONLY_BY_NAME]
     if given in MODULES:
         return [_folder() / f"{given}.yaml"]
     if given.endswith((".yaml", ".yml")):

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,17 +25,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rotary_foundry.data.same_tokenizer import check_ids
 from rotary_foundry.data.special_tokens import rewrite_config
+from rotary_foundry.interop.generation import generation_settings, read_generation
 from rotary_foundry.interop.heads import Head
 from rotary_foundry.interop.trained_heads import POINTER, PREDICT, TrainedHead
 from rotary_foundry.models.config_json import CONFIG, family_of, read_config
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.models.weights import Weights, load_network
+from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "README.md"
 TAG = "rotary-foundry"  # in a card's front matter; identifies our directories
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKENIZER_FILES += ("chat_template.jinja",)  # of transformers 5; 4 has it in tokenizer_config.json
+MORE_TEMPLATES = "additional_chat_templates"  # the folder of all but the default, in transformers 5
 
 
 def export_model(
@@ -47,6 +51,7 @@ def export_model(
     out_dir: Path,
     card: str | None = None,
     head: Head | TrainedHead | None = None,
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a directory that transformers' Auto classes for the model and its tokenizer load without this package.
 
@@ -56,12 +61,13 @@ def export_model(
         network_state: the parameters of a network; written in float32.
         family, shape: the network's family and shape.
         knobs: the knobs that belong to its weights, with the values of the last training.
-        tokenizer_dir: a Hugging Face fast tokenizer; its files are copied.
+        tokenizer_dir: a Hugging Face fast tokenizer; its files are copied, its chat template with them.
         max_position_embeddings: the longest row trained on, in tokens.
         out_dir: the folder to write; created if necessary. An earlier export in it is replaced.
         card: the text of README.md.
         head: a classifier that replaces the decoder, and the directory is then for that class of transformers; or the
             head of a task.
+        generation: settings for generation_config.json, which only a decoder has; None: those in `tokenizer_dir`.
 
     Raises:
         ConfigurationError: `out_dir` holds anything but an export.
@@ -84,6 +90,10 @@ def export_model(
         theirs.save_pretrained(new)
         config = read_config(new) | family.huggingface.settings_of_4(shape, knobs)
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if family.causal and head is None:
+            brought = read_generation(tokenizer_dir) if generation is None else generation
+            settings = generation_settings(tokenizer, theirs, brought)
+            (new / GENERATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         for path in family.huggingface.code:
             shutil.copyfile(path, new / path.name)
         if head is not None:
@@ -93,6 +103,8 @@ def export_model(
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, new / name)
+        if (tokenizer_dir / MORE_TEMPLATES).is_dir():
+            shutil.copytree(tokenizer_dir / MORE_TEMPLATES, new / MORE_TEMPLATES)
         rewrite_config(new, model_input_names=["input_ids", "attention_mask"])  # the model takes no token_type_ids
         if out_dir.exists():
             out_dir.rename(Path(work) / "old")
@@ -177,10 +189,8 @@ def _refuse_foreign(out_dir: Path, code: set[str]) -> None:
         return
     if not out_dir.is_dir():
         raise ConfigurationError(f"{out_dir}: expected a directory, found a file; choose another place")
-    foreign = sorted(
-        {path.name for path in out_dir.iterdir()}
-        - {CONFIG, WEIGHTS, CARD, POINTER, PREDICT.name, *TOKENIZER_FILES, *code}
-    )
+    ours = {CONFIG, GENERATION, WEIGHTS, CARD, POINTER, PREDICT.name, *TOKENIZER_FILES, MORE_TEMPLATES, *code}
+    foreign = sorted({path.name for path in out_dir.iterdir()} - ours)
     if (out_dir / CARD).is_file() and f"- {TAG}\n" not in (out_dir / CARD).read_text(
         encoding="utf-8", errors="replace"
     ):

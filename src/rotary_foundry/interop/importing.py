@@ -11,10 +11,12 @@ from pathlib import Path
 
 from rotary_foundry.data.same_tokenizer import check_same_tokenizer
 from rotary_foundry.interop.card import import_card
+from rotary_foundry.interop.generation import STOPS, check_stops, read_generation
 from rotary_foundry.interop.huggingface import TOKENIZER_FILES, export_model, open_directory
 from rotary_foundry.models.config_json import CONFIG, read_config
 from rotary_foundry.models.family import families
 from rotary_foundry.models.weights import ForeignCheckpoint
+from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 
@@ -64,15 +66,17 @@ def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
     if not isinstance(longest, int) or longest < 1:
         raise DataError(f"{source / CONFIG}: max_position_embeddings: expected a number of tokens, got {longest!r}")
     facts = {"transformers": written["transformers_version"]} if "transformers_version" in written else {}
+    check_stops(written, source / CONFIG)
+    generation = read_generation(source) or read_generation(tokenizer) or {STOPS: written.get(STOPS)}
     sentence = "Imported from a directory of transformers; values are as they were there, in float32."
     card = import_card(out_dir.name, weights.family, shape, knobs, longest, sentence, facts)
-    export_model(weights, weights.family, shape, knobs, tokenizer, longest, out_dir, card)
+    export_model(weights, weights.family, shape, knobs, tokenizer, longest, out_dir, card, generation=generation)
 
 
 def _import_file(source: Path, out_dir: Path, recipe: Path | None, tokenizer: str | Path | None) -> None:
     opened = _open_file(source, recipe)
     with tempfile.TemporaryDirectory() as folder:
-        for name in TOKENIZER_FILES:
+        for name in (*TOKENIZER_FILES, GENERATION):
             if name in opened.tokenizer:
                 (Path(folder) / name).write_text(opened.tokenizer[name], encoding="utf-8")
         if tokenizer is not None:
@@ -83,9 +87,11 @@ def _import_file(source: Path, out_dir: Path, recipe: Path | None, tokenizer: st
             )
         tokenizer = Path(tokenizer or folder)
         longest = opened.longest_row or _longest(tokenizer, source)
+        generation = read_generation(Path(folder)) or read_generation(tokenizer)
         family, sentence = opened.weights.family, f"Imported from `{source.name}`, {opened.described}."
         card = import_card(out_dir.name, family, opened.shape, opened.knobs, longest, sentence, opened.facts)
-        export_model(opened.weights, family, opened.shape, opened.knobs, tokenizer, longest, out_dir, card)
+        network, shape, knobs = opened.weights, opened.shape, opened.knobs
+        export_model(network, family, shape, knobs, tokenizer, longest, out_dir, card, generation=generation)
 
 
 def _open_file(source: Path, recipe: Path | None) -> ForeignCheckpoint:

@@ -30,6 +30,7 @@ from composer.utils import dist
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import (
     COMPLETE,
+    GENERATION,
     TOKENIZER_FILES,
     CompleteCheckpoint,
     RunFolder,
@@ -188,7 +189,7 @@ class CheckpointStore:
 
     def _records(self) -> list[Path]:
         folder = self.folder
-        tokenizer = [folder.tokenizer / name for name in TOKENIZER_FILES]
+        tokenizer = [folder.tokenizer / name for name in (*TOKENIZER_FILES, GENERATION)]
         return [
             folder.recipe,
             folder.plan,

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # of a prepared corpus
+GENERATION = "generation_config.json"  # beside them, if the tokenizer came with a decoder
 
 
 @dataclass(frozen=True)

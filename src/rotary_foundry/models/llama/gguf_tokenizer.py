@@ -6,6 +6,7 @@
   also splits numbers into digits.
 - `llama` is SentencePiece's BPE, which has scores. transformers derives the merges from them.
 - Tokens of type control are special tokens. Those of type user-defined are also found before a text is split.
+- The file's chat template is kept, and the tokens that end an answer: the end of a document, of a turn, of a message.
 """
 
 import json
@@ -17,6 +18,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.tokenization_utils_base import generate_merges
 
+from rotary_foundry.data.special_tokens import ROLES_FILE
+from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import one_line
 
@@ -24,6 +27,7 @@ BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 LLAMA_3, SPACE = "llama-bpe", "▁"
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 NEEDED = ("bos_token", "eos_token")  # by rows
+ENDS = ("eos", "eot", "eom")  # of a document, a turn, a message; llama.cpp stops at each
 PREFIX = "tokenizer.ggml."
 
 PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
@@ -41,7 +45,7 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 
 
 def tokenizer_files(metadata: Mapping[str, Any], longest: int) -> dict[str, str]:
-    """Return the content of tokenizer.json and tokenizer_config.json, by name.
+    """Return the content of tokenizer.json, tokenizer_config.json and generation_config.json, by name.
 
     Args:
         metadata: the keys of the file with their values.
@@ -56,6 +60,7 @@ def tokenizer_files(metadata: Mapping[str, Any], longest: int) -> dict[str, str]
         roles = dict(_roles(keys, tokens))
         tokenizer = _tokenizer(keys, tokens, roles)
         _add_special_tokens(tokenizer, keys, tokens, roles)
+        ends = [_id(keys, f"{name}_token_id", tokens) for name in ENDS if f"{name}_token_id" in keys]
     except DataError:
         raise
     except Exception as error:  # the tokenizers library raises nothing narrower
@@ -68,7 +73,11 @@ def tokenizer_files(metadata: Mapping[str, Any], longest: int) -> dict[str, str]
     }
     if "tokenizer.chat_template" in metadata:
         settings["chat_template"] = metadata["tokenizer.chat_template"]
-    return {"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": json.dumps(settings)}
+    return {
+        "tokenizer.json": tokenizer.to_str(),
+        ROLES_FILE: json.dumps(settings),
+        GENERATION: json.dumps({"eos_token_id": list(dict.fromkeys(ends))}),
+    }
 
 
 def _needed(keys: Mapping[str, Any], key: str) -> Any:
@@ -90,10 +99,14 @@ def _roles(keys: Mapping[str, Any], tokens: list[str]) -> Iterator[tuple[str, st
         key = f"{name}_token_id"
         if role not in NEEDED and key not in keys:
             continue
-        token_id = _needed(keys, key)
-        if not isinstance(token_id, int) or not 0 <= token_id < len(tokens):
-            raise DataError(f"{PREFIX}{key}: expected an id below {len(tokens):,}, found {token_id!r}")
-        yield role, tokens[token_id]
+        yield role, tokens[_id(keys, key, tokens)]
+
+
+def _id(keys: Mapping[str, Any], key: str, tokens: list[str]) -> int:
+    token_id = _needed(keys, key)
+    if not isinstance(token_id, int) or not 0 <= token_id < len(tokens):
+        raise DataError(f"{PREFIX}{key}: expected an id below {len(tokens):,}, found {token_id!r}")
+    return token_id
 
 
 def _tokenizer(keys: Mapping[str, Any], tokens: list[str], roles: Mapping[str, str]) -> Tokenizer:
