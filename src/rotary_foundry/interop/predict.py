@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 SPANS = ("answer", "entities")  # kinds whose head is in pointer.safetensors
 HEAD_SIZE, THETA = 64, 10_000.0  # of a head of spans
@@ -38,7 +38,7 @@ class Predictor:
         self.labels = [config.id2label[number] for number in range(config.num_labels)]
         self.limit = config.max_position_embeddings
         # "[SEP]" in a text is five characters, not the end of a part
-        self.tokenizer = AutoTokenizer.from_pretrained(directory, split_special_tokens=True)
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, split_special_tokens=True)
         model_class = AutoModel if self.kind in SPANS else AutoModelForSequenceClassification
         self.model = model_class.from_pretrained(directory, config=config, trust_remote_code=True).eval()
         self.pointer = load_file(Path(directory) / "pointer.safetensors") if self.kind in SPANS else None
