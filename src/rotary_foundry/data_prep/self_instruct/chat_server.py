@@ -20,7 +20,8 @@ from rotary_foundry.utils.errors import ConfigurationError, Fault
 from rotary_foundry.utils.redaction import redacted
 from rotary_foundry.utils.wording import one_line
 
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; a server's Retry-After may be longer
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds, without Retry-After
+LONGEST_RETRY_AFTER = 86_400.0  # seconds
 FOR_ALL = {401, 403, 404, 405}  # statuses that every request would get
 SHOWN = 200  # characters of a server's error
 
@@ -45,7 +46,7 @@ class ChatServer:
         self._reached = False
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        key = os.environ.get("OPENAI_API_KEY")
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
         self._client = httpx.Client(
             timeout=config.timeout,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -82,6 +83,8 @@ class ChatServer:
                 with self._lock:
                     self.repeated += 1
                 doubled = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * random.uniform(0.5, 1)
+                if wait is not None and wait > LONGEST_WAIT:
+                    print(f"{self.url}: asks to wait for {wait:,.0f} s", flush=True)
                 self._wait(doubled if wait is None else wait)
         if overall:
             raise Fault(
@@ -131,13 +134,11 @@ def _reply(response: httpx.Response) -> Reply | None:
 
 def _retry_after(value: str | None) -> float | None:
     """Return the seconds of a Retry-After header, which is a number or a date; None if it is neither."""
-    if value is None:
-        return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value or "")
     except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
+        try:
+            seconds = (parsedate_to_datetime(value or "") - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(max(0.0, seconds), LONGEST_RETRY_AFTER)
