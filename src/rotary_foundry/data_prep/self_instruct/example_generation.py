@@ -6,6 +6,7 @@ OUT/requests.log       every reply of the generator; it is kept, and the same co
 """
 
 import json
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from rotary_foundry.data_prep.self_instruct.document_chunks import Drawer, Task
 from rotary_foundry.data_prep.self_instruct.instruct_prompts import NoReply, Rejected, fill, is_kept, tagged
 from rotary_foundry.data_prep.self_instruct.request_log import Reply, RequestLog
 from rotary_foundry.data_prep.self_instruct.self_instruct_config import SelfInstructConfig
-from rotary_foundry.utils.errors import DataError, Fault
+from rotary_foundry.utils.errors import ConfigurationError, DataError, Fault
 
 EXAMPLES, LEFT_OUT, REQUESTS = "examples.jsonl", "left_out.txt", "requests.log"
 WINDOW = 4  # tasks that are begun, for each request at a time, so that one slow reply does not hold up the others
@@ -47,7 +48,6 @@ class Outcome:
     question: str = ""
     answer: str = ""
     rejected: Rejected | None = None
-    replies: list[tuple[Reply, bool]] = field(default_factory=list)  # and whether it was asked for in this run
 
 
 @dataclass
@@ -64,10 +64,11 @@ class Report:
     repeated: int = 0  # requests
     rejected: Counter = field(default_factory=Counter)  # documents, by reason
     kept: Counter = field(default_factory=Counter)  # examples, by kind
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, outcome: Outcome) -> None:
-        """Count the replies to a task."""
-        for reply, new in outcome.replies:
+    def count(self, reply: Reply, new: bool) -> None:
+        """Count a reply, which was asked for in this run or before; several threads may call it."""
+        with self._lock:
             self.finished[new] += 1
             self.without_usage += None in (reply.prompt_tokens, reply.completion_tokens)
             self.tokens["read", new] += reply.prompt_tokens or 0
@@ -107,6 +108,8 @@ def self_instruct(config: SelfInstructConfig, out: Path) -> None:
             example at all.
         Fault: the server is not there or has stopped answering; replies until then are kept.
     """
+    if ":/" in str(out):
+        raise ConfigurationError(f"{out}: expected a local folder; copy the examples to a store when they are done")
     drawer = Drawer(config)
     generator = _generator(config)
     report = Report(config)
@@ -118,7 +121,7 @@ def self_instruct(config: SelfInstructConfig, out: Path) -> None:
         try:
             _run(drawer, generator, log, report, out)
         except OSError as error:
-            raise DataError(f"{error.filename or out}: cannot be written: {error.strerror or error}") from error
+            raise DataError(f"{error.filename or out}: cannot be read or written: {error.strerror or error}") from error
         finally:
             report.repeated = generator.repeated
             print(report, flush=True)
@@ -137,14 +140,13 @@ def _generator(config: SelfInstructConfig) -> Generator:
 
 
 def _run(drawer: Drawer, generator: Generator, log: RequestLog, report: Report, out: Path) -> None:
-    asker = Asker(drawer.config, generator, log)
+    asker = Asker(drawer.config, generator, log, report)
     arriving, left_out = out / f"{EXAMPLES}.partial", out / LEFT_OUT
     silent = 0  # documents in a row
     with arriving.open("w", encoding="utf-8") as examples, left_out.open("w", encoding="utf-8") as rejects:
         tasks = _tasks(drawer, report, rejects.write)
         with closing(_in_order(tasks, asker.outcome, generator)) as outcomes:
             for outcome in outcomes:
-                report.count(outcome)
                 try:
                     if outcome.rejected is not None:
                         raise outcome.rejected
@@ -208,8 +210,8 @@ def _in_order(tasks: Iterator[Task], work: Callable[[Task], Outcome], generator:
 class Asker:
     """Makes the requests of a task, or finds their replies in the log."""
 
-    def __init__(self, config: SelfInstructConfig, generator: Generator, log: RequestLog) -> None:
-        self.config, self.generator, self.log = config, generator, log
+    def __init__(self, config: SelfInstructConfig, generator: Generator, log: RequestLog, report: Report) -> None:
+        self.config, self.generator, self.log, self.report = config, generator, log, report
 
     def outcome(self, task: Task) -> Outcome:
         """Ask for a question and its answer, and then whether to keep them."""
@@ -238,7 +240,7 @@ class Asker:
         if new := reply is None:
             reply = self.generator.ask(body)
             self.log.add(body, task.document, reply)
-        outcome.replies.append((reply, new))
+        self.report.count(reply, new)
         return reply
 
 
