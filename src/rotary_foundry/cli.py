@@ -254,7 +254,7 @@ def _position(plan: "Plan", at: str) -> "Position":
         raise ConfigurationError(f"--at: {error}") from None
 
 
-data = typer.Typer(help="Inspect prepared data.", no_args_is_help=True)
+data = typer.Typer(help="Inspect prepared data, and make examples from texts.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 DataFolder = Annotated[Path, typer.Argument(help="A folder that `python data_prep` wrote, or one of shards in it.")]
@@ -318,6 +318,26 @@ def trace(
     from rotary_foundry.data_prep.inspection.trace import print_trace, trace
 
     print_trace(trace(run, update, before_rollback), as_json)
+
+
+@data.command("self-instruct")
+def self_instruct(
+    corpus: Annotated[
+        Path,
+        typer.Argument(help="A YAML with sources, generator and tokenizer, such as yamls/data/self_instruct.yaml."),
+    ],
+    out: Annotated[Path, typer.Argument(help="The folder for the examples and the generator's replies.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as documents=20.")] = None,
+) -> None:
+    """Make long questions and answers from long documents with a generator; the same command goes on where it ended.
+
+    The generator is a folder with a Hugging Face causal model, or a model of the OpenAI-compatible server at
+    OPENAI_BASE_URL (OPENAI_API_KEY is its key).
+    """
+    from rotary_foundry.data_prep.self_instruct.example_generation import self_instruct
+    from rotary_foundry.data_prep.self_instruct.self_instruct_config import load_self_instruct_config
+
+    self_instruct(load_self_instruct_config(corpus, overrides or ()), out)
 
 
 def main() -> None:

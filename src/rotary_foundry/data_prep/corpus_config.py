@@ -93,7 +93,7 @@ def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
     if not config.sources and not config.tasks:
         yield "sources", "expected at least one source, got none"
     for name, source in config.sources.items():
-        yield from _source_problems(name, source)
+        yield from source_problems(name, source)
     yield from _band_problems(config.sources)
     yield from _tokenizer_problems(config.tokenizer)
     if config.tasks:
@@ -180,7 +180,8 @@ def _reported(key: str, check: Callable[[], Any]) -> Iterable[tuple[str, str]]:
         yield key, str(error)
 
 
-def _source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str]]:
+def source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str]]:
+    """Yield (key, what is wrong and what would be right) for the source `name` of a YAML."""
     key = f"sources.{name}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         yield key, "the name becomes a folder; use only letters, digits, '_', '-' and '.'"

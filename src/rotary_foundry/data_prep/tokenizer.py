@@ -257,7 +257,7 @@ def open_brought(path: Path, causal: bool = False) -> Brought:
         DataError: it cannot be read, is not a fast tokenizer, or has a special token without an id or in two roles; or
             it is to be a decoder's, and has no tokens for the beginning and the end of a document.
     """
-    fast = _open_fast(path)
+    fast = open_fast(path)
     tokenizer = open_tokenizer(path)
     roles = dict(fast.special_tokens_map)
     if fast.extra_special_tokens:
@@ -290,7 +290,12 @@ def open_brought(path: Path, causal: bool = False) -> Brought:
     return Brought(tokenizer, roles, changes, fast.chat_template)
 
 
-def _open_fast(path: Path) -> "PreTrainedTokenizerFast":
+def open_fast(path: Path) -> "PreTrainedTokenizerFast":
+    """Open a Hugging Face fast tokenizer with transformers.
+
+    Raises:
+        DataError: there is none, it cannot be read, or it is not a fast tokenizer.
+    """
     fingerprint(path)
     from transformers import AutoTokenizer
 

@@ -1,0 +1,74 @@
+"""A Hugging Face causal model in a folder as generator: one request at a time, on a GPU if there is one.
+
+It is the simple way, for small models. For many documents, serve the model with vLLM, which batches requests.
+"""
+
+import threading
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from rotary_foundry.data_prep.self_instruct.instruct_prompts import NoReply
+from rotary_foundry.data_prep.self_instruct.request_log import Reply
+from rotary_foundry.data_prep.tokenizer import open_fast
+from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.wording import one_line
+
+
+class LocalGenerator:
+    """A causal model that answers the body of a chat completion.
+
+    Raises:
+        DataError: the folder has no causal model, or its tokenizer has no chat template.
+    """
+
+    concurrency, repeated = 1, 0
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = open_fast(folder)
+        if self.tokenizer.chat_template is None:
+            raise DataError(
+                f"{folder}: the tokenizer has no chat template; give a model that was tuned to instructions"
+            )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()  # each request would be told about the model's own sampling settings
+        try:
+            self.model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype="auto" if device == "cuda" else torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+        except Exception as error:  # it may raise any error of its parts
+            raise DataError(f"{folder}: transformers cannot open it as a causal model: {one_line(error)}") from error
+        self.model.eval().to(device)
+        self._lock = threading.Lock()
+
+    @torch.inference_mode()
+    def ask(self, body: dict) -> Reply:
+        """Answer a request: `messages`, `max_tokens`, `temperature` and `seed` of its body.
+
+        Raises:
+            NoReply: prompt and reply do not fit in the model's context.
+        """
+        text = self.tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True, tokenize=False)
+        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(self.model.device)
+        prompt, most = ids.shape[1], body["max_tokens"]
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is not None and prompt + most > limit:
+            raise NoReply(f"more tokens than the generator's context, {limit}; lower chunk_tokens")
+        sampling = (
+            {"do_sample": True, "temperature": body["temperature"]} if body["temperature"] else {"do_sample": False}
+        )
+        with self._lock:
+            torch.manual_seed(body["seed"])
+            made = self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, **sampling)
+        written = made[0, prompt:]
+        finish = "length" if len(written) == most else "stop"
+        return Reply(self.tokenizer.decode(written, skip_special_tokens=True), finish, prompt, len(written))
+
+    def close(self) -> None:
+        """Do nothing: there is no request to give up."""
