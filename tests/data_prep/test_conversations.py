@@ -39,7 +39,7 @@ BAD = {  # by what is said of it
     r"turn 1 \(assistant\) is empty": [("user", "What?"), ("assistant", " ")],
     "turn 1 is of the user, expected the assistant: roles are out of order": [("user", "a"), ("user", "b")],
     "ends with a turn of the user, after which there is nothing to predict": [("user", "a")],
-    r"turn 0 \(user\) holds </s>, a special token": [("user", "strike <s>this</s>"), ("assistant", "No.")],
+    r"turn 0 \(user\) holds <s>, a special token": [("user", "strike <s>this</s>"), ("assistant", "No.")],
     r"has \d+ tokens, \d+ more than a row": [("user", "words " * 400), ("assistant", "Too long.")],
 }
 

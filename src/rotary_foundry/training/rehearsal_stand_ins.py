@@ -20,6 +20,7 @@ from rotary_foundry.data_prep.conversations.chat_template import TEMPLATE_FILE
 from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer
 from rotary_foundry.data_prep.pipeline import prepare
 from rotary_foundry.data_prep.readers import BadInput, SourceConfig, parts, read
+from rotary_foundry.data_prep.tokenizer import CAUSAL_TOKENS
 from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.models.config_json import CONFIG
 from rotary_foundry.recipe import Recipe
@@ -115,7 +116,8 @@ def _conversations(source: SourceConfig, file: Path) -> SourceConfig:
             for document in read(source, part, BadInput("rehearsal")):
                 half = min(len(document.text) // 2, MOST_ASKED)
                 turns = {"user": document.text[:half], "assistant": document.text[half : 2 * half]}
-                if all(content.strip() for content in turns.values()) and "</s>" not in document.text:
+                special = any(token in document.text for token in CAUSAL_TOKENS.values())
+                if not special and all(content.strip() for content in turns.values()):
                     messages = [{"role": role, "content": content} for role, content in turns.items()]
                     lines.write(json.dumps({"messages": messages}) + "\n")
     return SourceConfig(reader="jsonl", path=str(file), conversations="messages", too_long="cut_left")
