@@ -11,11 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datatrove.data import Document
 from rich.console import Console
 
 from rotary_foundry.data.rows import Manifest, decode_row
 from rotary_foundry.data.target_context import context_shares, count_responses
 from rotary_foundry.data_prep import readers
+from rotary_foundry.data_prep.conversations.chat_template import ChatTemplate
+from rotary_foundry.data_prep.conversations.conversation_rows import renderable
 from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer, load_corpus_config
 from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder
 from rotary_foundry.data_prep.inspection.show import documents_of
@@ -34,6 +37,8 @@ from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.data_prep.tasks import write_lines
 
 TEMPLATE = Path(__file__).parents[2] / "yamls/data/llama_nano_chat.jinja"
+TEXT = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+ROLES = {"bos_token": "<s>", "eos_token": "</s>"}
 LENGTHS, ALONE_FROM = [128, 256], 100
 BAD = {  # by what is said of it
     r"turn 1 \(assistant\) is empty": [("user", "What?"), ("assistant", " ")],
@@ -138,6 +143,14 @@ def test_what_cannot_be_trained_on_is_named_by_file_and_line(config):
     assert left_out == {"bad input": 4, "too long": 1}
 
 
+def test_a_conversation_that_the_template_raises_at_is_listed_and_the_next_are_read():
+    template = ChatTemplate("{{ raise_exception('no system') if messages[0].role == 'system' }}" + TEXT, ROLES, "test")
+    texts = [to_text(as_messages(turns)["messages"]) for turns in CHATS["chat"][:4]]
+    documents, bad = [Document(text, f"mine:{line}") for line, text in enumerate(texts, 1)], BadInput("mine")
+    assert [document.id for document in renderable(iter(documents), template, bad)] == ["mine:1", "mine:3"]
+    assert bad.listed == [f"mine:{line}: the chat template raised: no system" for line in (2, 4)]
+
+
 def test_a_cut_conversation_fills_its_row_and_keeps_header_question_and_answer(config):
     texts = Texts(Path(config.out) / "tokenizer")
     for row_length in LENGTHS:
@@ -198,7 +211,11 @@ def test_the_plan_counts_the_responses_that_a_stage_draws_and_the_context_that_t
     a_row = {source: manifest.responses["0"] / manifest.rows for source, manifest in manifests.items()}
     share = a_row["chat"] / (a_row["chat"] + 3 * a_row["long"])
     assert drawn.responses == pytest.approx({"chat": share, "long": 1 - share})
-    assert 0 < drawn.response_share < 0.5 and drawn.context[128] > 0.5 > share
+    of_chat = manifests["chat"].responses
+    assert drawn.context[128] == pytest.approx(share * of_chat["128"] / of_chat["0"] + 1 - share)
+    tokens = {source: manifest.tokens / manifest.rows for source, manifest in manifests.items()}
+    drawn_tokens = tokens["chat"] + 3 * tokens["long"]
+    assert drawn.response_share == pytest.approx((a_row["chat"] + 3 * a_row["long"]) / drawn_tokens)
     printed = " ".join(output.file.getvalue().split())
     assert f"of them chat {share:.1%}, long {1 - share:.1%}" in printed and "response tokens only" in printed
 

@@ -48,7 +48,7 @@ class Instruction(CausalLM):
     }
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("loss", "cross_entropy", "Loss", "nats a token"),
-        Metric("accuracy", "correct", "Accuracy", "share of the responses' tokens that were the likeliest"),
+        Metric("response_accuracy", "correct", "Response accuracy", "share of response tokens that were the likeliest"),
     )
 
     def problems(self) -> Iterator[Problem]:
