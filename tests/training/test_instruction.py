@@ -12,6 +12,7 @@ from rotary_foundry.data.loaders import RunData
 from rotary_foundry.objectives.objective import IGNORE_INDEX
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.sharding import fill
+from rotary_foundry.utils.errors import DataError
 from tests.data_prep.inspection.tree import write_tree
 from tests.ranks import on_ranks
 
@@ -67,6 +68,13 @@ def test_loss_and_gradient_of_an_update_are_its_weighted_mean_on_any_ranks_and_m
         for parameter, gradient in expected.items():
             error = (gradients[parameter] - gradient).norm()
             assert error <= 1e-5 * gradient.norm(), (name, parameter)
+
+
+def test_rows_of_plain_texts_are_refused_with_the_key_that_makes_conversations(recipe, tmp_path):
+    write_tree(tmp_path / "data", causal=True)
+    says = r"no column 'responses', which 'objective' needs; .* with `conversations:` for this source"
+    with pytest.raises(DataError, match=says):
+        open_corpus(load_recipe(recipe, [f"data.local={tmp_path}/data"]))
 
 
 @pytest.fixture(scope="module")

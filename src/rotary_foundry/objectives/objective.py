@@ -58,7 +58,7 @@ class Objective(ABC):
     """True if the objective needs a network that attends to earlier tokens only, false if one that attends to all."""
     knobs: ClassVar[Mapping[str, Knob]] = {}
     columns: ClassVar[tuple[str, ...]] = ()
-    """The columns that a row needs beside `tokens` and `lengths`. A data YAML has a key of that name to add it."""
+    """The columns that a row needs beside `tokens` and `lengths`. A key of a data YAML adds them."""
     special_tokens: ClassVar[tuple[str, ...]] = ()
     """The roles that the tokenizer must have beside those of every document, such as "mask_token"."""
     document_mask: bool = True
