@@ -25,6 +25,7 @@ CORPORA = {  # of the examples, by the comment that their YAML begins with, and 
     "wiki.yaml": ("my-tokenizer/tokenizer.json",),
     "stage.yaml": ("my_texts/a.jsonl", "runs/mine/export/tokenizer.json"),
     "legal.yaml": ("statutes/a.parquet",),
+    "chat.yaml": ("my_conversations/a.jsonl", "my-chat-tokenizer/tokenizer.json"),
 }
 CHINESE = (  # what yamls/data/chinese.yaml reads
     "usr/share/man/zh_CN/man1/a.1",
@@ -37,6 +38,8 @@ CHINESE = (  # what yamls/data/chinese.yaml reads
 FILES = {
     *(f"data/chinese_texts/{file}" for file in CHINESE),
     "my_csv/headers.csv",
+    "data/llama_nano_questions/train.jsonl",
+    "data/llama_nano/tokenizer/tokenizer.json",
     "data/chinese/tokenizer/tokenizer.json",
     "general/a.jsonl",
     "CC-MAIN-1.warc.gz",

@@ -18,8 +18,9 @@ CONFIGURATIONS = dict(re.findall(r"```yaml\n# (\S+)\n(.*?)```", GUIDE, re.DOTALL
 def folder(tmp_path, monkeypatch):
     """Where the files are that the guide's configurations name."""
     monkeypatch.chdir(tmp_path)
-    tokenizers = ("my-tokenizer/tokenizer.json", "runs/mine/export/tokenizer.json")
-    for file in ("exports/a.csv", "statutes/a.parquet", "my_texts/a.jsonl", *tokenizers):
+    names = ("my-tokenizer", "my-chat-tokenizer", "runs/mine/export")
+    tokenizers = (f"{name}/tokenizer.json" for name in names)
+    for file in ("exports/a.csv", "statutes/a.parquet", "my_texts/a.jsonl", "my_conversations/a.jsonl", *tokenizers):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     return tmp_path

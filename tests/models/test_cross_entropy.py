@@ -34,6 +34,20 @@ def test_loss_and_gradients_are_those_of_the_whole(monkeypatch, tokens_a_chunk):
     torch.testing.assert_close(gradients, torch.autograd.grad(factor * expected, (hidden, weight, bias)))
 
 
+@pytest.mark.parametrize("tokens_a_chunk", [7, 1000])
+def test_weights_of_tokens_are_factors_of_their_losses_and_some_tokens_are_scored(monkeypatch, tokens_a_chunk):
+    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", tokens_a_chunk * VOCABULARY)
+    hidden, weight, bias, targets = inputs(40)
+    token_weights, scored = torch.linspace(0, 2, 40), torch.arange(40) % 3 == 0
+    found = linear_cross_entropy(hidden, weight, bias, targets, token_weights, scored)
+    logits = F.linear(hidden, weight, bias)
+    expected = (token_weights * F.cross_entropy(logits, targets, reduction="none")).sum()
+    torch.testing.assert_close(found.cross_entropy, expected)
+    assert found.correct == ((logits.argmax(1) == targets) & scored).sum()
+    gradients = torch.autograd.grad(found.cross_entropy, (hidden, weight, bias))
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (hidden, weight, bias)))
+
+
 def test_an_output_may_have_no_bias():
     hidden, weight, bias, targets = inputs(40)
     found = linear_cross_entropy(hidden, weight, None, targets)

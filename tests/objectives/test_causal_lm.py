@@ -120,7 +120,7 @@ def test_a_row_of_documents_of_one_token_has_no_loss_and_no_gradient():
             "objective={name: masked_lm, mlm_probability: 0.3, eval_mlm_probability: 0.15, mask_share: 0.8,"
             "random_share: 0.1}",
             r"llama_nano\.yaml: 'objective\.name': 'masked_lm' needs attention in both directions, and llama has "
-            r"attention to earlier tokens only; choose an objective for it \(causal_lm\)",
+            r"attention to earlier tokens only; choose an objective for it \(causal_lm, instruction\)",
         ),
         (
             "llama_nano",

@@ -6,11 +6,16 @@ import pytest
 from omegaconf import OmegaConf
 
 from rotary_foundry import load_recipe
+from rotary_foundry.data_prep.conversations.chat_template import ChatTemplate
+from rotary_foundry.data_prep.readers import BadInput, SourceConfig, parts, read
+from rotary_foundry.data_prep.readers.messages import from_text
+from rotary_foundry.data_prep.tokenizer import CAUSAL_TOKENS
 from rotary_foundry.reporting.transitions import print_transitions, transitions
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.runs.run_lock import LOCK
-from rotary_foundry.training.rehearsal_stand_ins import _forget_another, _small_corpus
+from rotary_foundry.training.rehearsal_stand_ins import TEMPLATE, _conversations, _forget_another, _small_corpus
 from rotary_foundry.utils.errors import ConfigurationError, FoundryError
+from tests.data_prep.small_corpus import write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +88,15 @@ def test_a_rehearsal_takes_the_place_of_another_but_never_of_a_run(tmp_path):
 @pytest.mark.parametrize(("overrides", "kind"), [([], None), (["objective.whole_words=true"], "pre_tokenizer")])
 def test_stand_ins_have_word_starts_where_an_objective_needs_them(overrides, kind):
     assert _small_corpus(load_recipe("yamls/main/nano.yaml", overrides)).word_starts == kind
+
+
+def test_stand_ins_for_conversations_are_documents_in_halves_that_their_template_renders(tmp_path):
+    texts = ["one half, and the other", "</s> is a special token", "x"]
+    write_jsonl(tmp_path / "texts.jsonl", texts)
+    source = _conversations(SourceConfig("jsonl", str(tmp_path / "texts.jsonl")), tmp_path / "made/mine.jsonl")
+    (part,) = parts(source)
+    (document,) = read(source, part, BadInput("mine", limit=0))
+    messages = from_text(document.text)
+    assert [message["content"] for message in messages] == ["one half, a", "nd the othe"]
+    rendered = ChatTemplate(TEMPLATE, CAUSAL_TOKENS, "test").render(messages)
+    assert [rendered.text[start:end] for start, end in rendered.turns] == ["nd the othe</s>"]

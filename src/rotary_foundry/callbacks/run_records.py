@@ -68,7 +68,7 @@ class RunRecords(Callback):
         for metric in state.model.objective.metrics:
             if metric.name in self.sums:
                 self.sums[metric.name] += getattr(state.outputs, metric.field)
-        self.predicted += state.outputs.tokens
+        self.predicted += state.outputs.count("correct")
 
     def batch_end(self, state: State, logger: Logger) -> None:
         measured = [monitor.local(state) for monitor in self.monitors]

@@ -5,6 +5,9 @@ five lists with an entry a row: `row_tokens` and `row_documents` (so that a batc
 `row_sources`, `row_digests`, and `row_predicted`, what the loss counts of a row. No document is longer than a row, so
 `row_length` serves as `max_seqlen`, one constant for a compiler.
 
+A batch with weighted labels also has `weights` float32 [tokens], `scored` bool [tokens], and how many are scored,
+`row_scored`. What the loss counts of a row is then the sum of its weights.
+
 A batch of a multi-task stage also has `targets` float64 [targets, 4], whose documents are those of the batch, `allowed`
 uint8 [tokens], and `row_targets`. Its rows are sorted by task, and no microbatch has rows of two tasks. Since all ranks
 have the same number of rows of each task, they work at the same task at the same time.
@@ -25,7 +28,8 @@ Batch = dict
 # Composer divides by the predicted tokens of an update on all ranks, which may be none. Added to a whole number, this
 # is lost in rounding.
 ALMOST_NOTHING = 1e-30
-OF_ROWS = ("row_tokens", "row_documents", "row_sources", "row_digests", "row_predicted", "row_targets")
+OF_ROWS = ("row_tokens", "row_documents", "row_sources", "row_digests", "row_predicted", "row_targets", "row_scored")
+OF_TOKENS = ("input_ids", "labels", "weights", "scored", "allowed")
 NO_TARGETS = np.empty((0, 4))
 
 
@@ -67,9 +71,27 @@ def collate(
         "row_documents": [len(of_row) for of_row in of_rows],
         "row_sources": [sample.get("source") for sample in samples],
         "row_digests": [_digest(sample["row"], *arrays) for sample, arrays in zip(samples, prepared, strict=True)],
-        "row_predicted": [_predicted(*arrays) for arrays in prepared],
+        "row_predicted": [_predicted(*arrays) if by_task else _counted(*arrays) for arrays in prepared],
     }
-    return batch | _targets(prepared, batch["row_documents"]) if by_task else batch
+    if by_task:
+        return batch | _targets(prepared, batch["row_documents"])
+    return batch | _weights(prepared) if len(prepared[0]) > 2 else batch
+
+
+def _counted(_: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, *__: np.ndarray) -> float:
+    """Count the tokens of a row that are to be predicted, or add up their weights."""
+    predicted = labels != IGNORE_INDEX
+    return int(predicted.sum()) if weights is None else float(weights[predicted].sum(dtype=np.float64))
+
+
+def _weights(prepared: Sequence[Prepared]) -> Batch:
+    """Join the weights of labels, and which of them the accuracy is of."""
+    weights, scored = ([arrays[place] for arrays in prepared] for place in (2, 3))
+    return {
+        "weights": torch.from_numpy(np.concatenate(weights)),
+        "scored": torch.from_numpy(np.concatenate(scored)),
+        "row_scored": [int(of_row.sum()) for of_row in scored],
+    }
 
 
 def _predicted(input_ids: np.ndarray, labels: np.ndarray, targets: np.ndarray = NO_TARGETS, *_: np.ndarray) -> int:
@@ -101,8 +123,7 @@ def split(batch: Batch, microbatch_size: int) -> list[Batch]:
         tokens = slice(token_ends[start], token_ends[end])
         cu_seqlens = batch["cu_seqlens"][document_ends[start] : document_ends[end] + 1]
         microbatch = {
-            "input_ids": batch["input_ids"][tokens],
-            "labels": batch["labels"][tokens],
+            **{key: batch[key][tokens] for key in OF_TOKENS if key in batch},
             "cu_seqlens": cu_seqlens - cu_seqlens[0],
             "row_length": batch["row_length"],
             **{key: batch[key][start:end] for key in OF_ROWS if key in batch},
@@ -110,7 +131,7 @@ def split(batch: Batch, microbatch_size: int) -> list[Batch]:
         if "targets" in batch:
             targets = batch["targets"][target_ends[start] : target_ends[end]].clone()
             targets[:, 0] -= document_ends[start]
-            microbatch |= {"targets": targets, "allowed": batch["allowed"][tokens]}
+            microbatch["targets"] = targets
         microbatches.append(microbatch)
     return microbatches
 

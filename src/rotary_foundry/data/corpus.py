@@ -36,6 +36,7 @@ from rotary_foundry.utils.processes import is_first_of_node
 from rotary_foundry.utils.wording import one_line
 
 CACHE_LOCK = ".in_use"  # and the name of the machine
+MADE_BY = {"responses": "`conversations:` for this source"}  # in a data YAML; another column's key has its own name
 _locks: dict[Path, TextIO] = {}  # caches that this process has locked, until it ends
 
 
@@ -98,10 +99,12 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
             missing = set(_columns(objectives[stage], folder.split("/")[0])) - index.columns
             if missing and config.row_length == row_length:
                 key = "objective" if config.objective is None else f"stages.{stage}.objective"
-                of_task = "`kind:` for this task" if objectives[stage].tasks else f"the key `{min(missing)}:`"
+                column = min(missing)
+                made_by = MADE_BY.get(column, f"the key `{column}:`")
+                made_by = "`kind:` for this task" if objectives[stage].tasks else made_by
                 raise DataError(
-                    f"{path}: its rows have no column '{min(missing)}', which '{key}' needs; prepare the data again "
-                    f"with {of_task} in the data YAML, or choose another objective"
+                    f"{path}: its rows have no column '{column}', which '{key}' needs; prepare the data again "
+                    f"with {made_by} in the data YAML, or choose another objective"
                 )
     for stage, config in recipe.stages.items():
         drawn = [source for source in recipe.data.sources if config.mixture is None or config.mixture.get(source)]

@@ -33,6 +33,7 @@ Where words begin is carried along as the highest bit of their tokens, which no 
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
+from math import inf
 
 import numpy as np
 
@@ -236,39 +237,61 @@ def gives_up_last(rows: int, tokens: int, last: int, row_length: int) -> bool:
     return rows >= MANY and tokens >= enough * rows and tokens + last < enough * (rows + 1)
 
 
-def whole_rows(sizes: Iterable[int], row_length: int, buffer: int = BUFFER) -> Iterator[list[int]]:
-    """Put things that are not cut, such as labelled examples, into rows, in one pass.
+class WholePacker:
+    """Puts things that are not cut, such as labelled examples, into rows, in one pass.
 
-    A row takes the longest that waits, then repeatedly the longest that still fits; of equal ones, the oldest.
+    A row takes the longest that waits, then repeatedly the longest that still fits; of equal ones, the oldest. A row is
+    the list of the indices of what is in it, in the order in which it was taken.
 
     Args:
-        sizes: the tokens of each.
         row_length: the most tokens in a row.
-        buffer: the most that wait.
-
-    Yields:
-        The indices of those in a row, in the order in which they were taken.
-
-    Raises:
-        ValueError: one is empty or longer than a row.
+        buffer: the most things that wait.
+        buffer_tokens: the most tokens that they have together.
     """
-    waiting: list[int] = []  # sorted keys, as the packer's
-    for index, size in enumerate(sizes):
-        if not 0 < size <= row_length:
-            raise ValueError(f"rows of {row_length} tokens: expected 1 to {row_length} at index {index}, got {size}")
-        insort(waiting, size << BITS | LOW - index)
-        if len(waiting) == buffer:
-            while len(waiting) > buffer // 2:
-                yield _whole_row(waiting, row_length)
-    while waiting:
-        yield _whole_row(waiting, row_length)
+
+    def __init__(self, row_length: int, buffer: int = BUFFER, buffer_tokens: float = inf) -> None:
+        self.row_length, self.buffer, self.buffer_tokens = row_length, buffer, buffer_tokens
+        self._waiting: list[int] = []  # sorted keys, as the packer's
+        self._tokens = self._added = 0
+
+    def add(self, size: int) -> Iterator[list[int]]:
+        """Add a thing of so many tokens, whose index is the number of those before it; yield the rows that are full.
+
+        This is a generator, as `Packer.add`.
+
+        Raises:
+            ValueError: it is empty or longer than a row.
+        """
+        if not 0 < size <= self.row_length:
+            raise ValueError(
+                f"rows of {self.row_length} tokens: expected 1 to {self.row_length} at index {self._added}, got {size}"
+            )
+        insort(self._waiting, size << BITS | LOW - self._added)
+        self._added += 1
+        self._tokens += size
+        if len(self._waiting) >= self.buffer or self._tokens >= self.buffer_tokens:
+            while len(self._waiting) > self.buffer // 2 or self._tokens > self.buffer_tokens / 2:
+                yield self._row()
+
+    def finish(self) -> Iterator[list[int]]:
+        """Yield the rows of all that wait."""
+        while self._waiting:
+            yield self._row()
+
+    def _row(self) -> list[int]:
+        space, place, taken = self.row_length, len(self._waiting), []
+        while place := bisect_left(self._waiting, space + 1 << BITS, 0, place):
+            place -= 1
+            key = self._waiting.pop(place)
+            taken.append(LOW - (key & LOW))
+            space -= key >> BITS
+        self._tokens -= self.row_length - space
+        return taken
 
 
-def _whole_row(waiting: list[int], row_length: int) -> list[int]:
-    space, place, taken = row_length, len(waiting), []
-    while place := bisect_left(waiting, space + 1 << BITS, 0, place):
-        place -= 1
-        key = waiting.pop(place)
-        taken.append(LOW - (key & LOW))
-        space -= key >> BITS
-    return taken
+def whole_rows(sizes: Iterable[int], row_length: int, buffer: int = BUFFER) -> Iterator[list[int]]:
+    """Yield the rows that a `WholePacker` makes of things of these sizes. Raises as it."""
+    packer = WholePacker(row_length, buffer)
+    for size in sizes:
+        yield from packer.add(size)
+    yield from packer.finish()

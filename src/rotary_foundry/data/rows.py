@@ -8,6 +8,9 @@ lengths, so it also reads older shards without `documents`.
 A corpus may have one column more: `word_starts`, which is 1 where a token begins a word and 0 inside a word. Special
 tokens are words of their own, and a document's first content token begins a word, so no word crosses a document's end.
 
+Rows of conversations have a column `responses`, which is 1 for the tokens that the assistant says, and 0 for others. A
+document is a conversation without a FRAME, because its chat template writes the special tokens.
+
 Rows of a task's labelled examples have a column `targets` and some a column `allowed`, which `task_file.py` describes.
 
 Tokens are uint16, which halves the data to read, or uint32 if the vocabulary has more than 65,536 ids. Only the
@@ -92,6 +95,7 @@ class Row(NamedTuple):
     word_starts: np.ndarray | None = None  # uint8 [tokens]: 1 where a token begins a word; None: unknown
     targets: np.ndarray | None = None  # float64 [targets × 4]: what is to be predicted; None: not labelled
     allowed: np.ndarray | None = None  # uint8 [tokens]: 1 where a span may lie; None: there are no spans
+    responses: np.ndarray | None = None  # uint8 [tokens]: 1 for the assistant's tokens; None: no conversations
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -102,17 +106,20 @@ def token_dtype(vocab_size: int) -> np.dtype:
 LABELLED = {"targets": "ndarray:float64", "allowed": "ndarray:uint8"}
 
 
-def columns(dtype: np.dtype, word_starts: bool = False, task: Task | None = None) -> dict[str, str]:
+def columns(
+    dtype: np.dtype, word_starts: bool = False, task: Task | None = None, responses: bool = False
+) -> dict[str, str]:
     """Return the MDS columns of rows, in the form that `streaming.MDSWriter` takes.
 
     Args:
         dtype: the type of the tokens.
-        word_starts: whether rows have this column.
+        word_starts, responses: whether rows have this column.
         task: the task whose labelled examples the rows hold.
     """
     every = {"tokens": f"ndarray:{dtype.name}", "lengths": "ndarray:uint32", "documents": "ndarray:uint32"}
     labelled = {column: LABELLED[column] for column in task.columns} if task else {}
-    return every | ({"word_starts": "ndarray:uint8"} if word_starts else {}) | labelled
+    of_tokens = {"word_starts": word_starts, "responses": responses}
+    return every | {column: "ndarray:uint8" for column, there in of_tokens.items() if there} | labelled
 
 
 def encode_row(row: Row, dtype: np.dtype, task: Task | None = None) -> dict[str, np.ndarray]:
@@ -143,6 +150,10 @@ def encode_row(row: Row, dtype: np.dtype, task: Task | None = None) -> dict[str,
         sample |= {column: getattr(row, column) for column in task.columns}
         if complaint := targets_complaint(sample, task):
             raise DataError(f"a row has {complaint}")
+    if row.responses is not None:
+        if complaint := responses_complaint(row.responses, lengths):
+            raise DataError(f"a row has {complaint}")
+        sample["responses"] = row.responses
     if word_starts is None:
         return sample
     if complaint := word_starts_complaint(word_starts, lengths):
@@ -164,8 +175,8 @@ def check_row(sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int
     """Check that a run can train on a stored row.
 
     Args:
-        sample: `tokens`, `lengths` and, if there are such columns, `word_starts`, `targets` and `allowed`; and `row`,
-            its number for the error.
+        sample: `tokens`, `lengths` and, if there are such columns, `word_starts`, `responses`, `targets` and `allowed`;
+            and `row`, its number for the error.
         row_length: the most tokens of the row, and so of any of its documents.
         vocab_size: vocabulary size of the tokenizer.
         task: what the row is of; None: its targets are not looked at.
@@ -196,6 +207,8 @@ def row_complaint(
         return f"token id {wrong}, but the tokenizer's ids are in [0, {vocab_size})"
     if task is not None and (complaint := targets_complaint(sample, task)):
         return complaint
+    if "responses" in sample and (complaint := responses_complaint(sample["responses"], lengths)):
+        return complaint
     return word_starts_complaint(sample["word_starts"], lengths) if "word_starts" in sample else None
 
 
@@ -209,6 +222,21 @@ def word_starts_complaint(word_starts: np.ndarray, lengths: np.ndarray) -> str |
     starts = lengths.cumsum() - lengths
     if not word_starts[starts.astype(np.int64)].all():
         return "a document whose first token does not begin a word"
+    return None
+
+
+def responses_complaint(responses: np.ndarray, lengths: np.ndarray) -> str | None:
+    """Return why a column `responses` cannot be that of documents of these lengths; None if it can."""
+    total = int(lengths.sum())
+    if len(responses) != total:
+        return f"{len(responses)} responses for its {total} tokens"
+    if responses.max(initial=0) > 1:
+        return f"a value of {responses.max()} in responses, which has to be 0 or 1"
+    starts = (lengths.cumsum() - lengths).astype(np.int64)
+    predicted = responses.copy()
+    predicted[starts] = 0  # a document's first token is not predicted
+    if not np.maximum.reduceat(predicted, starts).all():
+        return "a conversation in which the assistant says nothing"
     return None
 
 
@@ -245,10 +273,14 @@ class Manifest:
     fill: float  # tokens / (rows * row_length)
     tokenizer: str  # its fingerprint
     longer: dict | None = None  # [documents, tokens] above a length, by it (target_context.py); None: unknown
+    responses: dict | None = None  # of conversations: response tokens that see at least so many others, by how many
 
     def write(self, directory: str | Path) -> None:
         """Write `manifest.json` into `directory`."""
-        (Path(directory) / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        content = asdict(self)
+        if self.responses is None:
+            del content["responses"]
+        (Path(directory) / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, directory: str | Path) -> "Manifest":
@@ -261,9 +293,9 @@ class Manifest:
         remedy = "prepare the data again with `python data_prep CONFIG`"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            required = {field.name: field.type(content[field.name]) for field in fields(cls)[:-1]}
-            longer = content.get("longer")
-            return cls(**required, longer=None if longer is None else dict(longer))
+            required = {field.name: field.type(content[field.name]) for field in fields(cls)[:-2]}
+            counted = {key: content.get(key) for key in ("longer", "responses")}
+            return cls(**required, **{key: None if value is None else dict(value) for key, value in counted.items()})
         except FileNotFoundError:
             raise DataError(f"{path}: no such file, so the folder has no finished shards; {remedy}") from None
         except KeyError as error:

@@ -28,7 +28,7 @@ class ShardWriter:
         folder: the folder to create; it must not exist.
         dtype: the type of the tokens.
         size_limit: bytes of a shard before compression.
-        word_starts: whether the rows have this column.
+        word_starts, responses: whether the rows have this column.
         task: the task whose labelled examples the rows hold.
     """
 
@@ -39,13 +39,14 @@ class ShardWriter:
         size_limit: int = SHARD_BYTES,
         word_starts: bool = False,
         task: Task | None = None,
+        responses: bool = False,
     ):
         folder.mkdir(parents=True)
         self.folder = folder
         self.dtype = dtype
         self.task = task
         self.size_limit = size_limit
-        encodings = dict(sorted(columns(dtype, word_starts, task).items()))
+        encodings = dict(sorted(columns(dtype, word_starts, task, responses).items()))
         self._config = {
             "version": 2,
             "format": "mds",

@@ -39,7 +39,26 @@ def count_longer(lengths: np.ndarray, row_length: int) -> np.ndarray:
     return np.stack([longer.sum(axis=1), longer @ np.asarray(lengths, dtype=np.int64)], axis=1)
 
 
-def targets_with_context(manifest: Manifest, at_least: int, causal: bool, document_mask: bool) -> float:
+def count_responses(responses: np.ndarray, lengths: np.ndarray, row_length: int) -> np.ndarray:
+    """Count the response tokens of a row that see at least 0, 128, 256, … tokens of their conversation before them.
+
+    Args:
+        responses: uint8 `[tokens]`: 1 for the tokens of responses. The first of a conversation is not predicted.
+        lengths: integers `[documents]`: the tokens of each conversation.
+        row_length: the most tokens of a row.
+
+    Returns:
+        int64 `[1 + lengths]`, where the lengths are those of `counted_lengths`.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    seen = np.arange(len(responses)) - np.repeat(lengths.cumsum() - lengths, lengths)
+    bounds = np.array([1, *counted_lengths(row_length)], dtype=np.int64)
+    return (seen[responses == 1] >= bounds[:, None]).sum(axis=1)
+
+
+def targets_with_context(
+    manifest: Manifest, at_least: int, causal: bool, document_mask: bool, responses: bool = False
+) -> float:
     """Return how many targets in the rows of a manifest see at least so many other tokens.
 
     Args:
@@ -47,7 +66,12 @@ def targets_with_context(manifest: Manifest, at_least: int, causal: bool, docume
         at_least: 0, or one of `counted_lengths`.
         causal: whether a token sees only those before it. If not, every content token counts as a target.
         document_mask: whether a token sees only its own document. If not, rows count as full.
+        responses: whether only the tokens of responses are targets.
     """
+    if responses:
+        if document_mask:
+            return manifest.responses[str(at_least)]
+        return manifest.responses["0"] * max(0.0, 1 - at_least / manifest.row_length)
     if causal and not document_mask:
         return (manifest.tokens - manifest.documents) * max(0.0, 1 - at_least / manifest.row_length)
     documents, tokens = (manifest.documents, manifest.tokens) if at_least == 0 else manifest.longer[str(at_least)]
@@ -55,20 +79,26 @@ def targets_with_context(manifest: Manifest, at_least: int, causal: bool, docume
 
 
 def context_shares(
-    rows: Mapping[str, float], manifests: Mapping[str, Manifest], causal: bool, document_mask: bool
+    rows: Mapping[str, float],
+    manifests: Mapping[str, Manifest],
+    causal: bool,
+    document_mask: bool,
+    responses: bool = False,
 ) -> dict[int, float]:
     """Return the share of the targets of a mixture that see at least 0, 128, 256, … other tokens.
 
     Args:
         rows: by source, how many are drawn, or a share of all.
         manifests: of these sources, for rows of one length.
-        causal, document_mask: as for `targets_with_context`.
+        causal, document_mask, responses: as for `targets_with_context`.
     """
     (row_length,) = {manifest.row_length for manifest in manifests.values()}
 
+    sees = causal, document_mask, responses
+
     def drawn(at_least: int) -> float:
         return sum(
-            count * targets_with_context(manifests[source], at_least, causal, document_mask) / manifests[source].rows
+            count * targets_with_context(manifests[source], at_least, *sees) / manifests[source].rows
             for source, count in rows.items()
         )
 

@@ -13,18 +13,20 @@ from typing import Any
 
 from rotary_foundry.data.rows import FRAME, SHORTEST
 from rotary_foundry.data_prep.length_bands import band_names, bounds_complaint
-from rotary_foundry.data_prep.readers import READERS, SourceConfig, matches
+from rotary_foundry.data_prep.readers import CONVERSATIONS, READERS, Reader, SourceConfig, matches
 from rotary_foundry.data_prep.task_config import TEXT, TaskConfig, located, sources_of, task_problems
 from rotary_foundry.data_prep.tokenizer import SMALLEST_VOCABULARY, SMALLEST_WORDPIECE
 from rotary_foundry.data_prep.word_starts import check_word_starts
 from rotary_foundry.recipe.loading import load_config, refuse
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.installing import install_command
+from rotary_foundry.utils.wording import nearest
 
 SMALLEST = {
     "bpe": (SMALLEST_VOCABULARY, "the special tokens, the bytes and the runs of spaces"),
     "wordpiece": (SMALLEST_WORDPIECE, "the special tokens and some characters"),
 }  # the smallest vocabulary of each kind of tokenizer, and what it has to hold
+TOO_LONG = "leave_out", "cut_left"
 
 
 @dataclass
@@ -42,6 +44,7 @@ class TokenizerConfig:
     train: TrainTokenizer | None = None
     path: str | None = None  # a directory with a Hugging Face fast tokenizer
     causal: bool = False  # for a decoder: its begin and end tokens are around documents, and it needs no others
+    chat_template: str | None = None  # a file of Jinja for conversations; default: the tokenizer's own
 
 
 @dataclass
@@ -72,6 +75,11 @@ class CorpusConfig:
         """The tasks with labelled examples, with the paths of their data."""
         return {name: located(task, self.data_path) for name, task in self.tasks.items() if task.kind != TEXT}
 
+    @property
+    def has_conversations(self) -> bool:
+        """Whether a source holds conversations."""
+        return any(source.conversations is not None for source in self.sources.values())
+
     def task_of(self, source: str) -> str | None:
         """Return the name of the masked-LM task that a source is of; None in a corpus without tasks."""
         return next((name for name, task in self.tasks.items() if source in sources_of(task, self.sources)), None)
@@ -96,6 +104,10 @@ def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
         yield from source_problems(name, source)
     yield from _band_problems(config.sources)
     yield from _tokenizer_problems(config.tokenizer)
+    if config.has_conversations:
+        yield from _beside_conversations_problems(config)
+    elif config.tokenizer.chat_template is not None:
+        yield "tokenizer.chat_template", "is for conversations, and no source has them; remove it"
     if config.tasks:
         yield from task_problems(config.tasks, config.sources, config.row_lengths, config.data_path)
         yield from _beside_tasks_problems(config)
@@ -215,11 +227,46 @@ def source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str]
     for only in ("separator", "remove"):
         if (pattern := getattr(source, only)) is not None:
             yield from _reported(f"{key}.{only}", lambda pattern=pattern: _check_pattern(pattern))
+    yield from _conversation_problems(key, source, reader)
     if source.filters:
         from rotary_foundry.data_prep.filters import make_filter
 
         for entry in source.filters:
             yield from _reported(f"{key}.filters", lambda entry=entry: make_filter(entry))
+
+
+def _conversation_problems(key: str, source: SourceConfig, reader: Reader) -> Iterable[tuple[str, str]]:
+    """Check the keys of conversations."""
+    if source.conversations is None:
+        for only in ("alone_from", "too_long"):
+            if getattr(source, only) is not None:
+                yield f"{key}.{only}", "is for sources with `conversations`; remove it"
+        return
+    if not reader.conversations:
+        there = ", ".join(name for name, each in READERS.items() if each.conversations)
+        yield f"{key}.conversations", f"the reader {source.reader} reads none; readers that do are {there}"
+    if source.conversations not in CONVERSATIONS:
+        yield (
+            f"{key}.conversations",
+            f"'{source.conversations}' is not known; {nearest(source.conversations, CONVERSATIONS)}",
+        )
+    for only in ("text_column", "separator", "remove", "filters"):
+        if getattr(source, only):
+            yield f"{key}.{only}", "is for texts, and the source holds conversations; remove it"
+    if source.alone_from is not None and source.alone_from < 1:
+        yield f"{key}.alone_from", f"expected a number of tokens of at least 1, got {source.alone_from}"
+    if source.too_long is not None and source.too_long not in TOO_LONG:
+        yield f"{key}.too_long", f"expected {' or '.join(TOO_LONG)}, got '{source.too_long}'"
+
+
+def _beside_conversations_problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
+    """Check what a corpus with conversations cannot have."""
+    if not config.tokenizer.causal:
+        yield "tokenizer.causal", "conversations are for decoders; set it to true"
+    if config.word_starts is not None:
+        yield "word_starts", "is for masked LM, and a source holds conversations; remove it"
+    if config.tasks:
+        yield "tasks", "heads of tasks are for encoders, and a source holds conversations; make two corpora"
 
 
 def _band_problems(sources: dict[str, SourceConfig]) -> Iterable[tuple[str, str]]:

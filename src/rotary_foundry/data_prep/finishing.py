@@ -11,9 +11,15 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from rotary_foundry.data.rows import Manifest, fingerprint
 from rotary_foundry.data.target_context import counted_lengths
+from rotary_foundry.data_prep.conversations.conversation_counts import (
+    ConversationCounts,
+    ConversationStatistics,
+    check_conversations,
+)
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
 from rotary_foundry.data_prep.length_bands import band_names, check_bands
 from rotary_foundry.data_prep.statistics import (
@@ -53,8 +59,11 @@ def finish(work: Work, made_of: dict) -> None:
         unigram_entropy=unigram_entropy(sum(frequencies)) if frequencies else None,
         sources=dict(each for source in work.config.sources for each in _of_source(work, source)),
         tasks=finish_tasks(work),
+        conversations=_conversations(work),
     )
     bad = [f"{part['source']}: {line}\n" for part in read for line in part["bad"]]
+    for task, part in _written_bad(work):
+        bad += [f"{task}: {line}\n" for line in part]
     (work.whole / BAD_INPUT).write_text("".join(bad), encoding="utf-8", errors="backslashreplace")
     if object_store.is_remote(work.config.out):
         object_store.upload(work.whole, work.config.out)
@@ -63,6 +72,13 @@ def finish(work: Work, made_of: dict) -> None:
     else:
         statistics.write(work.whole)
         _move(work.whole, Path(work.config.out))
+
+
+def _written_bad(work: Work) -> Iterator[tuple[str, list[str]]]:
+    """Yield a source and the conversations of it that were left out when they were encoded, by task."""
+    names = [task.source for task in work.tasks] + list(work.config.sources)
+    for rank, written in work.numbered_json("written"):
+        yield names[rank], [*written.get("bad", ()), *written.get("too_long", ())]
 
 
 def _move(folder: Path, out: Path) -> None:
@@ -108,13 +124,51 @@ def _of_source(work: Work, source: str) -> Iterator[tuple[str, SourceStatistics]
     names = band_names(source, bounds)
     written = [tasks for tasks in work.read_json("written") if tasks["bands"][0]["source"] == names[0]]
     parts = {name: [tasks["bands"][band] for tasks in written] for band, name in enumerate(names)}
-    if bounds:
-        check_bands(source, bounds, {split: [_documents(of, split) for of in parts.values()] for split in SPLITS})
     left_out = work.left_out(source)
     left_out["held out and not wanted"] += sum(tasks["left_out"] for tasks in written)
+    for reason, key in (("bad input", "bad"), ("too long", "too_long")):
+        left_out[reason] += sum(len(tasks.get(key, ())) for tasks in written)
+    if work.config.sources[source].conversations is not None:
+        each = {split: sum(_documents(of, split) for of in parts.values()) for split in SPLITS}
+        check_conversations(source, each, [line for tasks in written for line in tasks["bad"] + tasks["too_long"]])
+    if bounds:
+        check_bands(source, bounds, {split: [_documents(of, split) for of in parts.values()] for split in SPLITS})
     for name in names:
         yield name, SourceStatistics(dict(+left_out), **{split: _counts(work, parts[name], split) for split in SPLITS})
         left_out.clear()
+
+
+def _conversations(work: Work) -> dict[str, ConversationStatistics]:
+    """Return the statistics of every source, or band of one, that holds conversations."""
+    found: dict[str, list[dict]] = defaultdict(list)
+    for tasks in work.read_json("written"):
+        for part in tasks["bands"]:
+            if "conversations" in part:
+                found[part["source"]].append(part)
+    return {
+        name: ConversationStatistics(
+            **{
+                split: _conversation_counts(work, name, [part for part in parts if part["split"] == split], split)
+                for split in SPLITS
+            }
+        )
+        for name, parts in found.items()
+    }
+
+
+def _conversation_counts(work: Work, name: str, parts: list[dict], split: str) -> ConversationCounts:
+    tables = [
+        pq.read_table(work.whole / folder / "documents" / split / f"{part}.parquet", columns=["tokens", "responses"])
+        for folder, part in (work.place(name, part["number"]) for part in parts)
+    ]
+    tokens, responses = (
+        np.concatenate([table[column].to_numpy() for table in tables]) for column in ("tokens", "responses")
+    )
+    missing = {key: Counter() for key in ("left_out", "cut")}
+    for part in parts:
+        for key, counts in part["conversations"].items():
+            missing[key].update(counts)
+    return ConversationCounts.of(tokens, responses, **{key: dict(counts) for key, counts in missing.items()})
 
 
 def _documents(parts: list[dict], split: str) -> int:
@@ -148,16 +202,19 @@ def _join_parts(work: Work, name: str, split: str, parts: list[dict], row_length
     shards = [shard for part in parts for shard in _shards(folder, work.place(part["source"], part["number"])[1])]
     (folder / "index.json").write_text(json.dumps({"version": 2, "shards": shards}), encoding="utf-8")
     counts, lengths = Counter(), counted_lengths(row_length)
-    longer = np.zeros((len(lengths), 2), dtype=np.int64)
+    longer, responses = np.zeros((len(lengths), 2), dtype=np.int64), 0
     for part in parts:
         of_part = dict(part["rows"][str(row_length)])
         longer += np.array(of_part.pop("longer"), dtype=np.int64).reshape(longer.shape)
+        responses = responses + np.array(of_part.pop("responses", 0))
         counts.update(of_part)
     if given_up := counts.pop("given_up", 0):
         log.info(f"{name}: left out {given_up:,} tokens, in last rows of {row_length:,} that could not be filled")
     _, fill = rows_and_fill(parts, row_length)
-    by_length = dict(zip(map(str, lengths), longer.tolist(), strict=True))
-    manifest = Manifest(name, split, row_length, **counts, fill=fill, tokenizer=tokenizer, longer=by_length)
+    counted = {"longer": dict(zip(map(str, lengths), longer.tolist(), strict=True))}
+    if np.ndim(responses):
+        counted["responses"] = dict(zip(map(str, (0, *lengths)), responses.tolist(), strict=True))
+    manifest = Manifest(name, split, row_length, **counts, fill=fill, tokenizer=tokenizer, **counted)
     manifest.write(folder)
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from rotary_foundry.data.rows import fingerprint
 from rotary_foundry.data.special_tokens import ROLES_FILE
 from rotary_foundry.data_prep import readers, stage_runs
+from rotary_foundry.data_prep.conversations.conversation_rows import template_of
 from rotary_foundry.data_prep.corpus_config import CorpusConfig
 from rotary_foundry.data_prep.labelled.data_config import DataConfig
 from rotary_foundry.data_prep.labelled.examples import source_files
@@ -43,7 +44,7 @@ from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 
 # Keys of a source that were added later. Settings have them only if they are given, and so stay those of before.
-LATER = ("separator", "remove", "length_bands", "depth", "endings")
+LATER = ("separator", "remove", "length_bands", "depth", "endings", "conversations", "alone_from", "too_long")
 
 FORMAT = 2  # raised whenever the same texts and settings would give different shards
 WORK_FORMAT = 2  # raised whenever a stage reads other files than it did from the stages before it
@@ -128,7 +129,8 @@ def _later(config: CorpusConfig) -> dict:
     tasks = {name: asdict(task) for name, task in config.tasks.items()}
     for task in tasks.values():
         del task["data"]["path"]
-    later = {"word_starts": config.word_starts, "tasks": tasks}
+    template = sha256(template_of(config).source.encode()).hexdigest()[:16] if config.has_conversations else None
+    later = {"word_starts": config.word_starts, "tasks": tasks, "chat_template": template}
     return {key: value for key, value in later.items() if value}
 
 

@@ -12,10 +12,13 @@ from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, M
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 
 from rotary_foundry.data_prep import duplicates
+from rotary_foundry.data_prep.conversations.chat_template import TEMPLATE_FILE
+from rotary_foundry.data_prep.conversations.conversation_rows import renderable, template_of, write_conversations
 from rotary_foundry.data_prep.corpus_config import minhash_options
 from rotary_foundry.data_prep.filters import make_filter
 from rotary_foundry.data_prep.finishing import finish
 from rotary_foundry.data_prep.readers import BadInput, read
+from rotary_foundry.data_prep.readers.messages import spoken
 from rotary_foundry.data_prep.stage_runs import Stage
 from rotary_foundry.data_prep.step import After, Step
 from rotary_foundry.data_prep.task_stages import CollectHeldOut, DropHeldOut, WriteLabelled
@@ -47,6 +50,8 @@ class ReadDocuments(Step):
         source = config.sources[task.source]
         bad = BadInput(task.source, config.max_bad_documents)
         documents = read(source, self.work.part(rank), bad)
+        if source.conversations is not None:
+            documents = renderable(documents, template_of(config), bad)
         filters = [make_filter(entry) for entry in source.filters]
         for step in filters:
             documents = _filtered(task.source, step, documents, rank)
@@ -160,12 +165,13 @@ class MakeTokenizer(Step):
             self._check_sides(source)
         if tokenizer.path:
             save_copy(Path(tokenizer.path), directory, longest, tokenizer.causal)
-            return
-        if tokenizer.train.kind == "wordpiece":
-            trained = train_wordpiece(self._texts, tokenizer.train.vocab_size)
+        elif tokenizer.train.kind == "wordpiece":
+            save_trained(train_wordpiece(self._texts, tokenizer.train.vocab_size), directory, longest)
         else:
             trained = train_tokenizer(self._texts(), tokenizer.train.vocab_size, tokenizer.causal)
-        save_trained(trained, directory, longest, tokenizer.causal)
+            save_trained(trained, directory, longest, tokenizer.causal)
+        if tokenizer.chat_template is not None:
+            (directory / TEMPLATE_FILE).write_text(template_of(config).source, encoding="utf-8")
 
     def _check_sides(self, source: str) -> None:
         validation = self.work.config.validation
@@ -196,10 +202,12 @@ class MakeTokenizer(Step):
         """Yield the training documents; if they have more than TRAIN_BYTES of text, a selection by hash."""
         there = sum(part["bytes"]["train"] for part in self.work.read_json("read"))
         share = min(1.0, TRAIN_BYTES / max(1, there))
-        for rank in range(len(self.work.tasks)):
+        for rank, task in enumerate(self.work.tasks):
+            conversations = self.work.config.sources[task.source].conversations is not None
             for batch in read_documents(self.work.documents(rank, "train"), self.work.dropped(rank)):
                 # other bits of the hash than those that decide the split
-                yield from (text for _, text, hash_ in batch if int.from_bytes(hash_[8:]) < share * 2**64)
+                texts = [text for _, text, hash_ in batch if int.from_bytes(hash_[8:]) < share * 2**64]
+                yield from map(spoken, texts) if conversations else texts
 
 
 class WriteShards(Step):
@@ -213,10 +221,12 @@ class WriteShards(Step):
     def do(self, rank: int) -> None:
         if rank < len(self.work.tasks):
             task = self.work.tasks[rank]
-            write_shards(self.work, rank, task.source, "train", task.number, [rank])
+            what = task.source, "train", task.number, [rank]
         else:
             source = list(self.work.config.sources)[rank - len(self.work.tasks)]
-            write_shards(self.work, rank, source, "validation", 0, self.work.files_of(source, "validation"))
+            what = source, "validation", 0, self.work.files_of(source, "validation")
+        conversations = self.work.config.sources[what[0]].conversations is not None
+        (write_conversations if conversations else write_shards)(self.work, rank, *what)
 
 
 class Finish(Step):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rotary_foundry.data_prep.conversations.conversation_counts import ConversationStatistics
 from rotary_foundry.utils.errors import DataError
 
 FILE = "statistics.json"
@@ -75,6 +76,7 @@ class Statistics:
     unigram_entropy: float | None  # nats per content token of all sources' validation split; None without sources
     sources: dict[str, SourceStatistics]
     tasks: dict[str, TaskStatistics] = field(default_factory=dict)  # those with labelled examples
+    conversations: dict[str, ConversationStatistics] = field(default_factory=dict)  # of the sources that hold them
 
     @property
     def folders(self) -> list[str]:
@@ -88,8 +90,9 @@ class Statistics:
     def text(self) -> str:
         """Return the content of `statistics.json`."""
         content = asdict(self)
-        if not self.tasks:
-            del content["tasks"]
+        for later in ("tasks", "conversations"):
+            if not content[later]:
+                del content[later]
         return json.dumps(content, indent=2) + "\n"
 
     @classmethod
@@ -110,7 +113,9 @@ class Statistics:
                 name: TaskStatistics(**task | {split: TaskCounts(**task[split]) for split in ("train", "validation")})
                 for name, task in content.pop("tasks", {}).items()
             }
-            return cls(**content, sources=sources, tasks=tasks)
+            conversations = content.pop("conversations", {}).items()
+            of_conversations = {name: ConversationStatistics.from_json(counts) for name, counts in conversations}
+            return cls(**content, sources=sources, tasks=tasks, conversations=of_conversations)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file, so this is not a folder that `python data_prep` finished") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

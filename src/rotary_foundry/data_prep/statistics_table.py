@@ -6,6 +6,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
+from rotary_foundry.data_prep.conversations.conversation_counts import loss_table
 from rotary_foundry.data_prep.statistics import Counts, Statistics, TaskCounts, TaskStatistics
 from rotary_foundry.data_prep.work import SPLITS
 
@@ -32,7 +33,11 @@ def table(title: str, statistics: Statistics) -> Group:
             sizes = f"{counts.documents:,}", f"{counts.bytes / 1e6:.2f}", f"{counts.tokens:,}"
             rows = [f"{counts.rows[str(length)]:,} ({counts.fill[str(length)]:.1%})" for length in row_lengths]
             result.add_row(name, split, *sizes, *rows)
-    return Group(result, *_left_out(statistics), *([_task_table(statistics)] if statistics.tasks else []))
+    more = [_task_table(statistics)] if statistics.tasks else []
+    if statistics.conversations:
+        counts = {name: each.train for name, each in statistics.conversations.items()}
+        more += [loss_table(counts, "train"), *_of_conversations(statistics)]
+    return Group(result, *_left_out(statistics), *more)
 
 
 def _left_out(statistics: Statistics) -> list[str]:
@@ -42,6 +47,17 @@ def _left_out(statistics: Statistics) -> list[str]:
         if reasons:
             lines.append(f"  {name}: left out {', '.join(reasons)}")
     return lines
+
+
+def _of_conversations(statistics: Statistics) -> Iterator[str]:
+    for name, source in statistics.conversations.items():
+        for split in SPLITS:
+            counts = getattr(source, split)
+            yield f"  {name}, {split}: {'/'.join(map(str, counts.lengths))} tokens (least/median/95 %/most)"
+            for length, number in counts.left_out.items():
+                yield f"  {name}, {split}: {number:,} are too long for rows of {int(length):,}, and left out"
+            for length, number in counts.cut.items():
+                yield f"  {name}, {split}: {number:,} are cut from the left for rows of {int(length):,}"
 
 
 def _task_table(statistics: Statistics) -> Group:

@@ -139,7 +139,12 @@ class Work:
 
     def read_json(self, kind: str) -> list[dict]:
         """Read the results of all tasks, in task order."""
-        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((self.folder / kind).glob("*.json"))]
+        return [content for _, content in self.numbered_json(kind)]
+
+    def numbered_json(self, kind: str) -> Iterator[tuple[int, dict]]:
+        """Yield the number and the result of each task, in task order."""
+        for path in sorted((self.folder / kind).glob("*.json")):
+            yield int(path.stem), json.loads(path.read_text(encoding="utf-8"))
 
 
 class DocumentWriter:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from rotary_foundry.data.packing import Packer, gives_up_last
 from rotary_foundry.data.rows import Row, token_dtype
 from rotary_foundry.data.shard_writer import ShardWriter
 from rotary_foundry.data.target_context import count_longer
-from rotary_foundry.data.task_file import Task
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
 from rotary_foundry.data_prep.length_bands import band_names, bands_of
 from rotary_foundry.data_prep.work import Work, read_documents, read_hashes
@@ -26,22 +26,11 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
     """Tokenise document files, pack them for each row length, and write them as part `number` of a source's split."""
     config, directory = work.config, work.whole / "tokenizer"
     tokenizer = _opened(directory, config.word_starts, directory.stat().st_mtime_ns)
-    chosen = _smallest_hashes(work, files) if split == "validation" and config.validation >= 1 else None
     bounds = config.sources[source].length_bands
     bands = [_Part(work, name, split, number, tokenizer) for name in band_names(source, bounds)]
     frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    left_out = 0
-
-    def kept() -> Iterator[tuple[list[str], list[str]]]:
-        nonlocal left_out
-        for file in files:
-            for batch in read_documents(work.file(file), work.dropped(file)):
-                rows = [row for row in batch if chosen is None or row[2] in chosen]
-                left_out += len(batch) - len(rows)
-                if rows:
-                    yield [row[0] for row in rows], [row[1] for row in rows]
-
-    for ids, texts in kept():
+    documents = KeptDocuments(work, split, files)
+    for ids, texts in documents:
         tokens, lengths, word_starts = tokenizer.encode_words(texts)
         frequencies += np.bincount(tokens, minlength=len(frequencies))
         sizes = np.array([len(text.encode()) for text in texts])
@@ -52,9 +41,30 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
             begin = None if word_starts is None else word_starts[of_tokens]
             its_ids = [id_ for id_, its in zip(ids, there, strict=True) if its]
             bands[number_of_band].add(its_ids, sizes[there], tokens[of_tokens], lengths[there], begin)
-    work.write_json("written", rank, {"left_out": left_out, "bands": [band.close() for band in bands]})
+    work.write_json("written", rank, {"left_out": documents.left_out, "bands": [band.close() for band in bands]})
     if split == "validation":
         np.save(work.folder / "written" / f"{rank:05d}.npy", frequencies)
+
+
+class KeptDocuments:
+    """The documents of a part's files that are no duplicates and, of held-out ones, wanted.
+
+    Iterating yields batches of ids and texts, and counts in `left_out` the held-out documents that are not wanted.
+    """
+
+    def __init__(self, work: Work, split: str, files: list[int]) -> None:
+        self._work, self._files = work, files
+        numbered = split == "validation" and work.config.validation >= 1
+        self._chosen = _smallest_hashes(work, files) if numbered else None
+        self.left_out = 0
+
+    def __iter__(self) -> Iterator[tuple[list[str], list[str]]]:
+        for file in self._files:
+            for batch in read_documents(self._work.file(file), self._work.dropped(file)):
+                rows = [row for row in batch if self._chosen is None or row[2] in self._chosen]
+                self.left_out += len(batch) - len(rows)
+                if rows:
+                    yield [row[0] for row in rows], [row[1] for row in rows]
 
 
 @lru_cache(maxsize=1)
@@ -151,9 +161,9 @@ class _Shards:
 class StoredShards(ShardWriter):
     """Writes the shards of a folder of `work.whole`; at the end, those of a preparation for a store are moved there."""
 
-    def __init__(self, work: Work, folder: str, dtype: np.dtype, word_starts: bool = False, task: Task | None = None):
+    def __init__(self, work: Work, folder: str, dtype: np.dtype, **columns: Any):
         shutil.rmtree(work.whole / folder, ignore_errors=True)  # left by an interrupted attempt
-        super().__init__(work.whole / folder, dtype, word_starts=word_starts, task=task)
+        super().__init__(work.whole / folder, dtype, **columns)
         out = work.config.out
         self._remote = f"{out}/{folder}" if object_store.is_remote(out) else None
 
@@ -166,21 +176,27 @@ class StoredShards(ShardWriter):
 
 
 class DocumentTable:
-    """Writes the parquet file that lists a part's documents by the numbers used in rows."""
+    """Writes the parquet file that lists a part's documents by the numbers used in rows.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the file.
+        responses: whether it has the tokens of responses as well, as for conversations.
+    """
+
+    def __init__(self, path: Path, responses: bool = False) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._schema = pa.schema([("id", pa.string()), ("bytes", pa.int64()), ("tokens", pa.int64())])
+        counts = ["bytes", "tokens", *(["responses"] if responses else [])]
+        self._schema = pa.schema([("id", pa.string()), *((name, pa.int64()) for name in counts)])
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=False)
         self.documents = self.bytes = self.tokens = 0
 
-    def add(self, ids: list[str], sizes: np.ndarray, tokens: np.ndarray) -> None:
+    def add(self, ids: list[str], sizes: np.ndarray, tokens: np.ndarray, *responses: np.ndarray) -> None:
         import pyarrow as pa
 
-        self._writer.write_table(pa.table([ids, sizes, tokens], schema=self._schema))
+        self._writer.write_table(pa.table([ids, sizes, tokens, *responses], schema=self._schema))
         self.documents += len(ids)
         self.bytes += int(sizes.sum())
         self.tokens += int(tokens.sum())

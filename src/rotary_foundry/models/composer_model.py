@@ -2,7 +2,7 @@
 
 The loss is the mean over the predicted tokens of one microbatch. With `accumulate_train_batch_on_tokens`, Composer
 weights it by the microbatch's share of the update's predicted tokens on all ranks. So an update's gradient does not
-depend on how the update is split.
+depend on how the update is split. Of weighted tokens, the sum of the weights stands for their number.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ class PerPredictedToken(MeanMetric):
         self.task = task
 
     def update(self, outputs: TokenLoss) -> None:
-        if outputs.tokens:
-            super().update(getattr(outputs, self.field) / outputs.tokens, weight=outputs.tokens)
+        if count := outputs.count(self.field):
+            super().update(getattr(outputs, self.field) / count, weight=count)
 
 
 def evaluation_metrics(objective: Objective) -> dict[str, PerPredictedToken]:
@@ -73,7 +73,7 @@ class FoundryModel(ComposerModel):
 
     def loss(self, outputs: TokenLoss, batch: Batch) -> Tensor:
         """Return the mean cross entropy in nats over the microbatch's predicted tokens; 0 if there are none."""
-        return outputs.cross_entropy / max(1, outputs.tokens)
+        return outputs.cross_entropy / (outputs.tokens or 1)
 
     def eval_forward(self, batch: Batch, outputs: TokenLoss | None = None) -> TokenLoss:
         return self.forward(batch) if outputs is None else outputs

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 OBJECTIVES = {
     "masked_lm": "rotary_foundry.objectives.masked_lm:MaskedLM",
     "causal_lm": "rotary_foundry.objectives.causal_lm:CausalLM",
+    "instruction": "rotary_foundry.objectives.instruction:Instruction",
     "multi_task": "rotary_foundry.objectives.multi_task:MultiTask",
 }
 
 IGNORE_INDEX = -100  # torch's label of a position that is not to be predicted
 # Input ids and labels, each [tokens]. For a row of a labelled task two arrays more: `targets` [targets, 4] as in
-# data/task_file.py, and `allowed` [tokens], 1 where a span may lie.
+# data/task_file.py, and `allowed` [tokens], 1 where a span may lie. Of an objective with weighted labels two others:
+# weights [tokens] float32, and which labels the accuracy is of, [tokens] bool.
 Prepared = tuple[NDArray, ...]
 
 
@@ -56,13 +58,15 @@ class Objective(ABC):
     """True if the objective needs a network that attends to earlier tokens only, false if one that attends to all."""
     knobs: ClassVar[Mapping[str, Knob]] = {}
     columns: ClassVar[tuple[str, ...]] = ()
-    """The columns that a row needs beside `tokens` and `lengths`. A data YAML has a key of that name to add it."""
+    """The columns that a row needs beside `tokens` and `lengths`. A key of a data YAML adds them."""
     special_tokens: ClassVar[tuple[str, ...]] = ()
     """The roles that the tokenizer must have beside those of every document, such as "mask_token"."""
     document_mask: bool = True
     """True: a token attends to its own document only. False: to all documents of its row."""
     tasks: ClassVar[Mapping[str, Task]] = {}
     """The tasks of a multi-task stage, by source; `open_objective` sets them. Of other objectives: none."""
+    weighted: ClassVar[bool] = False
+    """Whether labels have weights."""
     metrics: ClassVar[tuple[Metric, ...]]
     task: ClassVar[str]
     """Hugging Face's name for the task of the trained model (`pipeline_tag`)."""

@@ -83,6 +83,7 @@ class StageConfig:
     lr_schedule: list[Any] | None = None  # instead of the four above: lines between points [time, factor of lr]
     batch_size_ramp: BatchSizeRamp | None = None
     mixture: dict[str, float] | None = None  # share of the rows by source; null: every row once an epoch
+    long_share: float | None = None  # share of the rows from sources named *_from_<tokens> (recipe/mixtures.py)
     objective: Any = None  # like the recipe's `objective`, which null stands for
     optimizer: dict[str, Any] = field(default_factory=dict)  # arguments with another value in this stage
 

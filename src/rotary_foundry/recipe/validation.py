@@ -10,6 +10,7 @@ from typing import Any
 from rotary_foundry.objectives.objective import OBJECTIVES, Objective
 from rotary_foundry.recipe import extension_names
 from rotary_foundry.recipe.knobs import knob_complaint
+from rotary_foundry.recipe.mixtures import long_share_problems
 from rotary_foundry.recipe.named_parts import load
 from rotary_foundry.recipe.schedules import DECAYS, parse_tokens
 from rotary_foundry.recipe.schema import (
@@ -175,6 +176,7 @@ def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
     if not 0 <= stage.alpha_f <= 1:
         yield "alpha_f", f"{stage.alpha_f} is not in [0, 1]"
     yield from _mixture(stage, sources)
+    yield from long_share_problems(stage, sources)
     yield from _one_schedule(stage)
     try:
         duration = parse_tokens(stage.duration)

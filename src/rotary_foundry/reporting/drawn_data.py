@@ -21,11 +21,16 @@ class DrawnData:
     weights: dict[str, float]  # of the tasks of a multi-task stage; its blocks are shared out by them
     epochs: dict[str, float]  # by source: rows drawn / rows that there are
     context: dict[int, float] | None  # share of the targets that see at least so many tokens; None: not counted
+    responses: dict[str, float] | None = None  # by source: share of the response tokens drawn; None: no conversations
+    response_share: float | None = None  # of the tokens drawn
 
     def to_json(self) -> dict:
         """Return the figures as plain JSON types."""
         context = self.context and {str(at_least): share for at_least, share in self.context.items()}
-        return {"row_length": self.row_length, "epochs": self.epochs, "context": context}
+        drawn = {"row_length": self.row_length, "epochs": self.epochs, "context": context}
+        if self.responses is None:
+            return drawn
+        return drawn | {"responses": self.responses, "response_share": self.response_share}
 
     @property
     def shown(self) -> dict[int, float]:
@@ -60,12 +65,22 @@ def _of_stage(recipe: Recipe, segments: list[Segment]) -> DrawnData:
     manifests = {source: Manifest.read(folder) for source, folder in folders.items()}
     rows = rows_drawn(sum(segment.updates * segment.rows for segment in segments), mixture, manifests.items())
     counted = all(manifest.longer is not None for manifest in manifests.values())
+    responses, response_share = None, None
+    if objective.weighted and all(manifest.responses for manifest in manifests.values()):
+        each = {name: count * manifests[name].responses["0"] / manifests[name].rows for name, count in rows.items()}
+        tokens = sum(count * manifests[name].tokens / manifests[name].rows for name, count in rows.items())
+        responses = {name: number / sum(each.values()) for name, number in each.items()}
+        response_share = sum(each.values()) / tokens
     return DrawnData(
         stage,
         row_length,
         (mixture or {}) if objective.tasks else {},
         {source: count / manifests[source].rows for source, count in rows.items()},
-        context_shares(rows, manifests, objective.causal, objective.document_mask) if counted else None,
+        context_shares(rows, manifests, objective.causal, objective.document_mask, responses is not None)
+        if counted
+        else None,
+        responses,
+        response_share,
     )
 
 

@@ -24,6 +24,7 @@ from rotary_foundry.recipe.cost import (
     token_cost,
     token_costs,
 )
+from rotary_foundry.recipe.mixtures import long_share
 from rotary_foundry.recipe.plan import Position, Segment
 from rotary_foundry.reporting.drawn_data import DrawnData, drawn_data, not_counted
 from rotary_foundry.runs.trained_state import Source, read_source
@@ -68,6 +69,8 @@ def print_plan(
             total = sum(stage.weights.values())
             shares = (f"{task} {weight / total:.1%}" for task, weight in stage.weights.items())
             grid.add_row("tasks", f"{stage.stage}: {', '.join(shares)} of the blocks")
+        if stage.responses is not None:
+            grid.add_row("responses", f"{stage.stage}: {_responses(stage)}")
         grid.add_row("epochs", f"{stage.stage}: {', '.join(f'{name} {n:.3g}' for name, n in stage.epochs.items())}")
     if (why := not_counted(recipe, data)) is not None:
         grid.add_row("data", why)
@@ -149,6 +152,8 @@ def context_table(stages: list[DrawnData]) -> Table:
     """A row a stage: the share of its targets that see at least so many other tokens."""
     lengths = list(dict.fromkeys(length for stage in stages for length in stage.shown))
     title = "share of targets that see so many tokens"
+    if any(stage.responses is not None for stage in stages):
+        title += "; of conversations, response tokens only"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("context", no_wrap=True)
     for length in sorted(lengths):
@@ -284,9 +289,21 @@ def _mixtures(recipe: Recipe, plan: Plan) -> dict[str, str]:
         for stage in shares
     }
     return {
-        stage: ", ".join(f"{source} {share:g}" for source, share in mixture.items()) or without[stage]
+        stage: ", ".join(f"{source} {share:g}" for source, share in mixture.items()) + _long(mixture) or without[stage]
         for stage, mixture in shares.items()
     }
+
+
+def _responses(stage: DrawnData) -> str:
+    """Say what share of the tokens drawn are the assistant's, and of which sources these are."""
+    of_sources = [f"{source} {share:.1%}" for source, share in stage.responses.items()]
+    among = f"; of them {', '.join(of_sources)}" if len(of_sources) > 1 else ""
+    return f"{stage.response_share:.1%} of the tokens{among}"
+
+
+def _long(mixture: dict[str, float]) -> str:
+    share = long_share(mixture)
+    return "" if share is None else f"; {share:.1%} of the rows are of long documents"
 
 
 def _tokens(segments: list[Segment] | tuple[Segment, ...]) -> int:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rotary_foundry.models.family import Family, find_family
 from rotary_foundry.recipe.compilation import compile_stages, with_set_rollback
 from rotary_foundry.recipe.loading import instance, load_keys, merged
+from rotary_foundry.recipe.mixtures import with_mixtures
 from rotary_foundry.recipe.plan import Plan
 from rotary_foundry.recipe.schema import Recipe, schema_of
 from rotary_foundry.recipe.updates import in_tokens
@@ -59,6 +60,7 @@ def load_recipe_and_plan(path: str | Path, overrides: Iterable[str] = ()) -> tup
         recipe = in_tokens(recipe)
         for key, complaint in problems(recipe):
             raise ConfigurationError(f"'{key}': {complaint}")
+        recipe = with_mixtures(recipe)
         plan = compile_stages(recipe)
         with_set_rollback(recipe, plan)
     return recipe, plan

@@ -5,6 +5,7 @@ Python installation, with their own tokenizer. The model to grow from is always 
 the real one is too large for a rehearsal.
 """
 
+import json
 import shutil
 from dataclasses import replace
 from itertools import cycle
@@ -15,9 +16,11 @@ from composer.utils import dist
 
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.data.task_file import Task
+from rotary_foundry.data_prep.conversations.chat_template import TEMPLATE_FILE
 from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer
 from rotary_foundry.data_prep.pipeline import prepare
-from rotary_foundry.data_prep.readers import SourceConfig
+from rotary_foundry.data_prep.readers import BadInput, SourceConfig, parts, read
+from rotary_foundry.data_prep.tokenizer import CAUSAL_TOKENS
 from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.models.config_json import CONFIG
 from rotary_foundry.recipe import Recipe
@@ -30,6 +33,8 @@ from rotary_foundry.utils.errors import ConfigurationError
 
 VOCABULARY = 8192
 READERS = ("python_docstrings", "python_files", "distribution_readmes")
+MOST_ASKED = 2000  # characters of each turn
+TEMPLATE = "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' else bos_token }}{% endfor %}"
 
 
 def with_stand_ins(recipe: Recipe) -> Recipe:
@@ -85,15 +90,37 @@ def _make_corpus(recipe: Recipe) -> None:
 def _small_corpus(recipe: Recipe) -> CorpusConfig:
     readers = zip(recipe.data.sources, cycle(READERS), strict=False)
     columns = {column for stage in recipe.stages for column in recipe.objective_of(stage).columns}
+    sources = {source: SourceConfig(reader=reader) for source, reader in readers}
+    tokenizer = TokenizerConfig(train=TrainTokenizer(VOCABULARY), causal=recipe.family.causal)
+    if "responses" in columns:
+        beside = Path(f"{recipe.data.local}-conversations")
+        sources = {name: _conversations(source, beside / f"{name}.jsonl") for name, source in sources.items()}
+        tokenizer = replace(tokenizer, chat_template=str(beside / TEMPLATE_FILE))
+        (beside / TEMPLATE_FILE).write_text(TEMPLATE, encoding="utf-8")
     return CorpusConfig(
-        sources={source: SourceConfig(reader=reader) for source, reader in readers},
-        tokenizer=TokenizerConfig(train=TrainTokenizer(VOCABULARY), causal=recipe.family.causal),
+        sources=sources,
+        tokenizer=tokenizer,
         row_lengths=list(dict.fromkeys(stage.row_length for stage in recipe.stages.values())),
         out=recipe.data.local,
         validation=0.05,
         word_starts="pre_tokenizer" if "word_starts" in columns else None,
         executor={"local": {"workers": 1}},  # this process is one of a run's ranks
     )
+
+
+def _conversations(source: SourceConfig, file: Path) -> SourceConfig:
+    """Write documents as conversations: of each, the first half is asked, and the second half is the answer."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8") as lines:
+        for part in parts(source):
+            for document in read(source, part, BadInput("rehearsal")):
+                half = min(len(document.text) // 2, MOST_ASKED)
+                turns = {"user": document.text[:half], "assistant": document.text[half : 2 * half]}
+                special = any(token in document.text for token in CAUSAL_TOKENS.values())
+                if not special and all(content.strip() for content in turns.values()):
+                    messages = [{"role": role, "content": content} for role, content in turns.items()]
+                    lines.write(json.dumps({"messages": messages}) + "\n")
+    return SourceConfig(reader="jsonl", path=str(file), conversations="messages", too_long="cut_left")
 
 
 def _make_source(recipe: Recipe, folder: Path) -> None:

@@ -20,6 +20,7 @@ PARTS = {"train": {"00000": 60, "00001": 40}, "validation": {"00000": 12}}  # do
 ROW_LENGTHS = 64, 256
 COLUMNS = {"tokens": "ndarray:uint16", "lengths": "ndarray:uint32", "documents": "ndarray:uint32"}
 WORD_STARTS = {"word_starts": "ndarray:uint8"}
+RESPONSES = {"responses": "ndarray:uint8"}
 
 
 @dataclass
@@ -32,12 +33,18 @@ class Tree:
 
 
 def write_tree(
-    root: Path, sources: tuple[str, ...] = ("mine", "yours"), causal: bool = False, word_starts: bool = False
+    root: Path,
+    sources: tuple[str, ...] = ("mine", "yours"),
+    causal: bool = False,
+    word_starts: bool = False,
+    responses: bool = False,
 ) -> Tree:
     """Two sources; most documents are longer than a row of 64 and share rows of 256.
 
-    With `word_starts`, rows have this column, with words of two tokens.
+    With `word_starts`, rows have this column, with words of two tokens; with `responses`, the last third of each
+    document is the assistant's.
     """
+    columns = COLUMNS | (WORD_STARTS if word_starts else {}) | (RESPONSES if responses else {})
     generator = random.Random(0)
     tree = Tree(root)
     texts = {
@@ -56,7 +63,7 @@ def write_tree(
             for row_length in ROW_LENGTHS:
                 folder = root / source / str(row_length) / split
                 of_split = {part: texts[source, split, part] for part in parts}
-                tree.rows[folder] = _write_folder(folder, trained, of_split, (0, 1) if causal else (1, 2), word_starts)
+                tree.rows[folder] = _write_folder(folder, trained, of_split, (0, 1) if causal else (1, 2), columns)
     return tree
 
 
@@ -65,7 +72,7 @@ def _text(generator: random.Random) -> str:
 
 
 def _write_folder(
-    folder: Path, tokenizer: Tokenizer, parts: dict[str, list[str]], frame: tuple[int, int], word_starts: bool
+    folder: Path, tokenizer: Tokenizer, parts: dict[str, list[str]], frame: tuple[int, int], columns: dict[str, str]
 ) -> list[list[str]]:
     source, row_length, split = folder.parents[1].name, int(folder.parent.name), folder.name
     all_rows, documents, tokens = [], 0, 0
@@ -78,7 +85,7 @@ def _write_folder(
         pq.write_table(pa.table({"id": ids} | sizes), table)
         with MDSWriter(
             out=str(folder / part),
-            columns=COLUMNS | (WORD_STARTS if word_starts else {}),
+            columns=columns,
             compression="zstd",
             hashes=[SHARD_HASH],
             size_limit=6000,
@@ -89,9 +96,12 @@ def _write_folder(
                     "lengths": np.array([len(piece) for _, piece in row], np.uint32),
                     "documents": np.array([number for number, _ in row], np.uint32),
                 }
-                if word_starts:
+                if "word_starts" in columns:
                     starts = np.concatenate([np.arange(len(piece)) % 2 == 0 for _, piece in row])
                     sample["word_starts"] = starts.astype(np.uint8)
+                if "responses" in columns:
+                    said = np.concatenate([np.arange(len(piece)) >= len(piece) * 2 // 3 for _, piece in row])
+                    sample["responses"] = said.astype(np.uint8)
                 writer.write(sample)
                 all_rows.append([ids[number] for number, _ in row])
                 documents += len(row)

@@ -121,7 +121,7 @@ def _of_source(path: Path, per_source: int, seed: int, at_least: int) -> list[Te
             for place, document in enumerate(decode_row(sample)):
                 key = _key(sample, shard.part, number, place, wanted is not None)
                 if wanted is None or key[1] in wanted[shard.part]:
-                    pieces[key].append(content(document))
+                    pieces[key].append(document if "responses" in sample else content(document))
     joined = {key: np.concatenate(parts) for key, parts in pieces.items()}
     kept = [(key, tokens) for key, tokens in joined.items() if len(tokens) >= at_least]
     if len(kept) > per_source:  # without tables all were read

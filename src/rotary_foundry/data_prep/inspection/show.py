@@ -52,7 +52,7 @@ def documents_of(folder: ShardFolder, row: int) -> list[ShownDocument]:
     """
     sample = folder.row(row)
     documents = decode_row(sample)
-    texts = Texts(folder.tokenizer_folder).decode(documents)
+    texts = Texts(folder.tokenizer_folder).decode(documents, framed="responses" not in sample)
     numbers = sample["documents"].tolist() if "documents" in sample else [None] * len(documents)
     ids = ids_of(folder, folder.shard_of(row), sample)
     targets = targets_in_words(folder, sample) if "targets" in sample else [()] * len(documents)
@@ -133,7 +133,7 @@ def _hits(folder: ShardFolder, shard: Shard, texts: Texts, rows: list[tuple[int,
     documents = [
         (row, place, sample, tokens) for row, sample in rows for place, tokens in enumerate(decode_row(sample))
     ]
-    decoded = texts.decode([tokens for *_, tokens in documents])
+    decoded = texts.decode([tokens for *_, tokens in documents], framed="responses" not in rows[0][1])
     for (row, place, sample, _), document in zip(documents, decoded, strict=True):
         at = document.find(text)
         if at >= 0:

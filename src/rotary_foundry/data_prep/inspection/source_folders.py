@@ -145,11 +145,13 @@ class Texts:
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.frame = FRAME.ids(special_ids(folder, self._tokenizer))
 
-    def decode(self, documents: Sequence[NDArray[np.integer]]) -> list[str]:
-        """Decode documents with their special tokens, each `[tokens]`. A piece may begin inside a character."""
-        return self._tokenizer.decode_batch(
-            [content(document).tolist() for document in documents], skip_special_tokens=False
-        )
+    def decode(self, documents: Sequence[NDArray[np.integer]], framed: bool = True) -> list[str]:
+        """Decode documents, each `[tokens]`, without their frame if they are `framed`, as all but conversations are.
+
+        A piece may begin inside a character.
+        """
+        contents = [content(document) if framed else document for document in documents]
+        return self._tokenizer.decode_batch([tokens.tolist() for tokens in contents], skip_special_tokens=False)
 
 
 def printable(text: str) -> str:

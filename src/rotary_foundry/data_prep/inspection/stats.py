@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rotary_foundry.data.rows import FRAME, Manifest
+from rotary_foundry.data_prep.conversations.conversation_counts import ConversationCounts, loss_table
 from rotary_foundry.data_prep.inspection.source_folders import Folder, find_folders
 from rotary_foundry.data_prep.work import SPLITS
 from rotary_foundry.utils.errors import DataError
@@ -52,6 +53,7 @@ class CorpusStats:
     documents: dict[tuple[str, str], Documents]
     rows: dict[tuple[str, str], dict[int, Manifest]]  # by row length
     whole: bool  # True if `documents` counts documents, False if it counts their pieces
+    conversations: dict[str, ConversationCounts]  # of the training split, by source
 
     def share(self, source: str, split: str) -> float:
         """Return a source's share of the tokens of a split."""
@@ -83,7 +85,20 @@ def gather(directory: str | Path) -> CorpusStats:
     keys = sorted(rows, key=lambda key: (SPLITS.index(key[1]), key[0]))
     whole = all(Folder(folders[key]).tables() for key in keys)
     documents = {key: _from_tables(Folder(folders[key])) if whole else _from_rows(folders[key]) for key in keys}
-    return CorpusStats(documents, {key: dict(sorted(rows[key].items())) for key in keys}, whole)
+    conversations = {
+        source: _conversations(Folder(folders[source, split]))
+        for source, split in keys
+        if whole and split == "train" and any(manifest.responses for manifest in rows[source, split].values())
+    }
+    return CorpusStats(documents, {key: dict(sorted(rows[key].items())) for key in keys}, whole, conversations)
+
+
+def _conversations(folder: Folder) -> ConversationCounts:
+    tables = [folder.documents(part, ["tokens", "responses"]) for part in folder.tables()]
+    tokens, responses = (
+        np.concatenate([table[column].to_numpy() for table in tables]) for column in ("tokens", "responses")
+    )
+    return ConversationCounts.of(tokens, responses, {}, {})
 
 
 def _from_tables(folder: Folder) -> Documents:
@@ -106,10 +121,12 @@ def _from_rows(path: Path) -> Documents:
 
 
 def print_stats(stats: CorpusStats, console: Console | None = None) -> None:
-    """Print the table of sources and splits, and the lengths of the training documents."""
+    """Print the table of sources and splits, the lengths of the training documents, and their share of the loss."""
     console = console or Console(highlight=False, width=max(WIDTH, Console().width))
     console.print(_sources_table(stats))
     console.print(_lengths_table(stats))
+    if stats.conversations:
+        console.print(loss_table(stats.conversations, "train"))
 
 
 def _sources_table(stats: CorpusStats) -> Table:

@@ -150,7 +150,9 @@ def _rows(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]
         row = index - int(first_rows[source])
         shard, sample = folder.shard_of(row), folder.row(row)
         sample |= {"row": index, "position": start_row + place, "source": data.sources[source]}
-        digests += collate([sample], prepare, segment.row_length, tokenizer.vocab_size)["row_digests"]
+        by_task = objective.block_size is not None
+        batch = collate([sample], prepare, segment.row_length, tokenizer.vocab_size, by_task=by_task)
+        digests += batch["row_digests"]
         documents = ids_of(folder, shard, sample)
         traced[place] = TracedRow(data.sources[source], row, shard.name, row - shard.first_row, documents)
     return [traced[place] for place in range(len(drawn))], update_digest(digests)

@@ -7,6 +7,8 @@ of its shards could be read.
 A training part leaves out its last row if it could not fill it. So up to one row of its documents' tokens may be
 missing. Held-out documents must be complete.
 
+Rows of conversations may lack those that do not fit them, and hold cut ones.
+
 statistics.json, which preparation writes last, names the folders that a corpus should have. A folder that is missing
 entirely leaves no trace elsewhere.
 """
@@ -188,7 +190,7 @@ def _verify_part(
     report.bad_shards += bad
     totals.documents += checked.documents
     totals.tokens += checked.tokens
-    if not bad and lengths is not None and manifest is not None:
+    if not bad and lengths is not None and manifest is not None and manifest.responses is None:
         allowed = manifest.row_length if folder.split == "train" else 0
         missing = int(np.maximum(lengths - checked.tokens_of, 0).sum())
         if missing > allowed:
@@ -262,6 +264,8 @@ class _Rows:
         self.documents += len(lengths)
         self.tokens += len(tokens)
         ends = lengths.cumsum()
+        if "responses" in sample:  # its template writes the special tokens, and it may be cut
+            return None if self.lengths is None else self._documents_complaint(sample, np.zeros_like(lengths))
         if self.frame and not _in_frames(self.frame, tokens, ends - lengths, ends):
             return "a document without the tokenizer's special tokens at its beginning and end"
         return None if self.lengths is None else self._documents_complaint(sample, lengths - FRAME.slots)

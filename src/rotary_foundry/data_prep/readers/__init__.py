@@ -34,7 +34,14 @@ MOST_PARTS = 1000  # for each source; very large sources have larger parts inste
 
 Part = dict[str, Any]  # plain values only, so that it can be stored as JSON
 
+CONVERSATIONS = {  # the columns of each form of conversations (messages.py)
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt_response": ("prompt", "response"),
+}
+
 __all__ = [
+    "CONVERSATIONS",
     "MOST_PARTS",
     "PART_BYTES",
     "READERS",
@@ -64,6 +71,9 @@ class SourceConfig:
     endings: list[str] | None = None  # of repositories: the files to read; default: READERS says which
     install: str | None = None  # the command that provides `path`, for the error if nothing is there
     length_bands: list[int] | None = None  # in tokens; makes a source of each band of lengths (length_bands.py)
+    conversations: str | None = None  # a form of CONVERSATIONS: documents are conversations for instruction tuning
+    alone_from: int | None = None  # of conversations, in tokens: as long a one has a row to itself
+    too_long: str | None = None  # of conversations that no row can hold: leave_out (the default) or cut_left
     filters: list[Any] = field(default_factory=list)  # datatrove's by name, with or without arguments; see `filters.py`
 
 
@@ -76,6 +86,7 @@ class Reader:
     text_column: bool = False
     hugging_face: bool = False  # takes `name` and `split`, and its path may be a name on the Hub
     repositories: bool = False  # takes `depth` and `endings`
+    conversations: bool = False  # takes `conversations`, and with it `alone_from` and `too_long`
     extensions: tuple[str, ...] = ()  # the files to read in a folder; a path or glob to files may have any extension
 
 
@@ -93,11 +104,13 @@ READERS = {
     "csv": Reader("files", path="required", text_column=True, extensions=_packed(".csv")),
     "distribution_readmes": Reader("installed_packages", path="none"),
     "html": Reader("documentation", path="required", extensions=_packed(".html", ".htm")),
-    "huggingface": Reader("hugging_face", path="required", text_column=True, hugging_face=True),
-    "jsonl": Reader("files", path="required", text_column=True, extensions=_packed(".jsonl", ".json")),
+    "huggingface": Reader("hugging_face", path="required", text_column=True, hugging_face=True, conversations=True),
+    "jsonl": Reader(
+        "files", path="required", text_column=True, conversations=True, extensions=_packed(".jsonl", ".json")
+    ),
     "man": Reader("documentation", path="required", extensions=_packed(*(f".{section}" for section in range(1, 10)))),
     "mds": Reader("mds", path="required", text_column=True),
-    "parquet": Reader("files", path="required", text_column=True, extensions=(".parquet",)),
+    "parquet": Reader("files", path="required", text_column=True, conversations=True, extensions=(".parquet",)),
     "python_docstrings": Reader("installed_packages", path="optional", extensions=(".py",)),
     "python_files": Reader("installed_packages", path="optional", extensions=(".py",)),
     "repositories": Reader("repositories", path="optional", extensions=SOURCE_ENDINGS, repositories=True),
@@ -132,6 +145,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 
     A document's id is its origin: "file:line", counted from 1, or "file:row", counted from 0. If the source has a
     `separator`, "#" and the number of the piece follow, counted from 0. Its metadata hold only `url`, if there is one.
+    The text of a conversation is its turns, as `messages.to_text` writes them.
 
     Raises:
         DataError: a file cannot be read or has no text column, or there are more bad documents than `bad` allows.

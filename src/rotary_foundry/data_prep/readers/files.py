@@ -15,7 +15,7 @@ import io
 import json
 import logging
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -33,9 +33,17 @@ from datatrove.pipeline.readers.csv import CsvReader
 from datatrove.pipeline.readers.warc import process_record
 from datatrove.utils.logging import logger
 
-from rotary_foundry.data_prep.readers import BadInput, Part, SourceConfig
+from rotary_foundry.data_prep.readers import CONVERSATIONS, BadInput, Part, SourceConfig
 from rotary_foundry.data_prep.readers.listing import fingerprint, parts
-from rotary_foundry.data_prep.readers.text_columns import check_column, check_type, is_text, no_column, not_text, values
+from rotary_foundry.data_prep.readers.messages import Unusable, read_conversation, to_text
+from rotary_foundry.data_prep.readers.text_columns import (
+    check_columns,
+    check_type,
+    is_text,
+    no_column,
+    not_text,
+    values,
+)
 from rotary_foundry.data_prep.readers.unpacking import Damaged, Unpacked, gzip_content, zstandard_content
 from rotary_foundry.utils import object_store
 
@@ -59,7 +67,7 @@ def read_files(reader: type["Files"], source: SourceConfig, part: Part, bad: Bad
     Raises:
         DataError: a file cannot be opened or fetched.
     """
-    opened = reader(part["folder"], source.text_column or "text", bad)
+    opened = reader(part["folder"], source.text_column or "text", bad, source.conversations)
     for name in part["files"]:
         with object_store.named(opened.path(name)):
             yield from opened.read_file(name)
@@ -72,15 +80,18 @@ class Files(BaseDiskReader):
         folder: the folder to which file names are relative, as the user wrote it.
         column: the text column.
         bad: collects the documents that cannot be read.
+        conversations: the form of the conversations that the files hold; None: texts.
     """
 
     has_columns = True
 
-    def __init__(self, folder: str, column: str, bad: BadInput):
+    def __init__(self, folder: str, column: str, bad: BadInput, conversations: str | None = None):
         super().__init__(object_store.data_folder(folder), text_key=column)
         self.folder = folder
         self.what = f"column '{column}'" if self.has_columns else "the text"
         self.bad = bad
+        self.conversations = conversations
+        self.columns = (column,) if conversations is None else CONVERSATIONS[conversations]
 
     def path(self, name: str) -> str:
         return posixpath.join(self.folder, name)
@@ -111,6 +122,18 @@ class Files(BaseDiskReader):
             why = f"the file is cut off or damaged here: {error}; this line and all after it are lost"
             self.bad.add(f"{self.path(name)}:{number + 1}", why)
 
+    def row_document(self, row: Mapping, where: str, url: object = None) -> Iterator[Document]:
+        """Yield the document of a row with all `columns`; list it as bad input instead if it is none."""
+        if self.conversations is None:
+            yield from self.document(row[self.text_key], where, url)
+            return
+        try:
+            text = to_text(read_conversation(self.conversations, row))
+        except Unusable as error:
+            self.bad.add(where, str(error))
+        else:
+            yield from self.document(text, where, url)
+
     def document(self, text: object, where: str, url: object = None) -> Iterator[Document]:
         """Yield the document; if `text` is not text, list it as bad input instead."""
         if problem := not_text(text):
@@ -134,17 +157,18 @@ class Jsonl(Files, JsonlReader):
                 except ValueError as error:
                     self.bad.add(where, str(error))
                     continue
-                if isinstance(row, list):
+                if isinstance(row, list) and self.conversations is None:
                     for place, text in enumerate(row):
                         yield from self.document(text, f"{where}[{place}]")
                     continue
                 if first:
-                    check_column(self.text_key, row, where)
+                    check_columns(self.columns, row, where)
                     first = False
-                if self.text_key in row:
-                    yield from self.document(row[self.text_key], where, row.get("url"))
+                missing = [column for column in self.columns if column not in row]
+                if missing:
+                    self.bad.add(where, no_column(missing[0], row))
                 else:
-                    self.bad.add(where, no_column(self.text_key, row))
+                    yield from self.row_document(row, where, row.get("url"))
 
 
 class Csv(Files, CsvReader):
@@ -177,7 +201,7 @@ class Csv(Files, CsvReader):
                     continue
                 if not columns:
                     columns = row
-                    check_column(self.text_key, columns or ["(a blank line)"], where)
+                    check_columns(self.columns, columns or ["(a blank line)"], where)
                     urls = columns.index("url") if "url" in columns else None
                 elif row and len(row) != len(columns):
                     self.bad.add(where, f"expected {len(columns)} fields, one a column, got {len(row)}")
@@ -216,17 +240,17 @@ class Parquet(Files, ParquetReader):
                     self.bad.add(f"{path}:{start}", f"damaged: {error}; rows up to {row - 1} are lost")
 
     def _columns(self, schema: pa.Schema, path: str) -> list[str]:
-        check_column(self.text_key, schema.names, path)
-        check_type(schema.field(self.text_key).type, self.text_key, path)
-        return (
-            [self.text_key, "url"] if "url" in schema.names and is_text(schema.field("url").type) else [self.text_key]
-        )
+        check_columns(self.columns, schema.names, path)
+        if self.conversations is None:
+            check_type(schema.field(self.text_key).type, self.text_key, path)
+        has_url = "url" in schema.names and is_text(schema.field("url").type)
+        return [*self.columns, *(["url"] if has_url else [])]
 
     def _documents(self, batch: pa.RecordBatch, path: str, start: int) -> Iterator[Document]:
-        texts = values(batch.column(self.text_key))
-        urls = values(batch.column("url")) if "url" in batch.schema.names else [None] * len(texts)
-        for row, (text, url) in enumerate(zip(texts, urls, strict=True), start):
-            yield from self.document(text, f"{path}:{row}", url)
+        urls = values(batch.column("url")) if "url" in batch.schema.names else [None] * batch.num_rows
+        columns = zip(*(values(batch.column(column)) for column in self.columns), strict=True)
+        for row, (of_row, url) in enumerate(zip(columns, urls, strict=True), start):
+            yield from self.row_document(dict(zip(self.columns, of_row, strict=True)), f"{path}:{row}", url)
 
 
 class Text(Files):

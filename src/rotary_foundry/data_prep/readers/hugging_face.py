@@ -7,16 +7,17 @@ set is memory-mapped, and reading a part holds BATCH rows in memory.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
 
 import pyarrow as pa
 from datatrove.data import Document
 
-from rotary_foundry.data_prep.readers import BadInput, Part, SourceConfig
+from rotary_foundry.data_prep.readers import CONVERSATIONS, BadInput, Part, SourceConfig
 from rotary_foundry.data_prep.readers.listing import digest, part_bytes
-from rotary_foundry.data_prep.readers.text_columns import check_column, check_type, is_text, not_text, values
+from rotary_foundry.data_prep.readers.messages import Unusable, read_conversation, to_text
+from rotary_foundry.data_prep.readers.text_columns import check_columns, check_type, is_text, not_text, values
 from rotary_foundry.utils.errors import DataError
 
 BATCH = 100  # rows
@@ -57,23 +58,38 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
         raise DataError(
             f"{source.path}: has {len(data):,} rows, but had at least {end:,} when it was divided into parts"
         )
-    column = source.text_column or "text"
+    columns = _columns(source)
     table = data.with_format("arrow")
     for row in range(start, end, BATCH):
         until = min(row + BATCH, end)
         try:
             batch = table[row:until]
-            texts = _checked(batch.column(column))
-            urls = _checked(batch.column("url")) if _has_url(batch.schema) else [None] * len(texts)
+            rows = zip(*(_checked(batch.column(column)) for column in columns), strict=True)
+            urls = _checked(batch.column("url")) if _has_url(batch.schema) else [None] * batch.num_rows
         except (pa.ArrowException, OSError, ValueError) as error:
             bad.add(f"{source.path}:{row}", f"damaged: {error}; rows up to {until - 1} are lost")
             continue
-        for number, (text, url) in enumerate(zip(texts, urls, strict=True), row):
+        for number, (of_row, url) in enumerate(zip(rows, urls, strict=True), row):
             where = f"{source.path}:{number}"
-            if problem := not_text(text):
-                bad.add(where, f"column '{column}' {problem}")
+            try:
+                text = _text(source, columns, of_row)
+            except Unusable as error:
+                bad.add(where, str(error))
             else:
                 yield Document(text, where, metadata={} if not_text(url) else {"url": url})
+
+
+def _columns(source: SourceConfig) -> tuple[str, ...]:
+    return CONVERSATIONS[source.conversations] if source.conversations else (source.text_column or "text",)
+
+
+def _text(source: SourceConfig, columns: Sequence[str], of_row: Sequence[object]) -> str:
+    """Return the text of a document, or of a conversation. Raises Unusable if it is none."""
+    if source.conversations:
+        return to_text(read_conversation(source.conversations, dict(zip(columns, of_row, strict=True))))
+    if problem := not_text(of_row[0]):
+        raise Unusable(f"column '{columns[0]}' {problem}")
+    return of_row[0]
 
 
 def _load(source: SourceConfig, revision: str | None = None):
@@ -99,9 +115,10 @@ def _load(source: SourceConfig, revision: str | None = None):
         raise DataError(f"{source.path}: datasets cannot load it: {_first_line(error)}") from error
     if isinstance(data, datasets.DatasetDict):
         raise DataError(f"{source.path}: no split '{split}'; the splits there are {', '.join(map(repr, data))}")
-    column = source.text_column or "text"
-    check_column(column, data.column_names, source.path)
-    check_type(data.data.schema.field(column).type, column, source.path)
+    columns = _columns(source)
+    check_columns(columns, data.column_names, source.path)
+    if not source.conversations:
+        check_type(data.data.schema.field(columns[0]).type, columns[0], source.path)
     return data
 
 
@@ -117,6 +134,10 @@ def _checked(column: pa.ChunkedArray) -> list[str | bytes | None]:
     """
     found: list[str | bytes | None] = []
     for chunk in column.chunks:
+        if not is_text(chunk.type):
+            chunk.validate(full=True)
+            found += values(chunk)
+            continue
         plain = chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk
         plain.view(pa.large_binary() if pa.types.is_large_string(plain.type) else pa.binary()).validate(full=True)
         found += values(plain)

@@ -16,7 +16,7 @@ from datatrove.data import Document
 from rotary_foundry.data.rows import lies_inside
 from rotary_foundry.data_prep.readers import BadInput, Part, SourceConfig
 from rotary_foundry.data_prep.readers.listing import digest, part_bytes
-from rotary_foundry.data_prep.readers.text_columns import check_column, not_text
+from rotary_foundry.data_prep.readers.text_columns import check_columns, not_text
 from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 
@@ -72,7 +72,7 @@ def _shards(source: SourceConfig) -> list[dict]:
             if not all(isinstance(size, int) for size in [*sizes, reader.samples]) or not all(map(lies_inside, names)):
                 raise ValueError("sizes that are not numbers, or file names outside the folder")
             encodings = dict(zip(reader.column_names, reader.column_encodings, strict=True))
-            check_column(column, encodings, index)
+            check_columns([column], encodings, index)
             if encodings[column] != "str":
                 raise DataError(f"{index}: column '{column}': expected encoding 'str', got {encodings[column]!r}")
             if unsafe := [name for name, encoding in encodings.items() if encoding == "pkl"]:

@@ -33,15 +33,16 @@ def no_column(column: str, there: Iterable[str]) -> str:
     return f"no column '{column}'; the columns there are {', '.join(names[:SHOWN])}{more}"
 
 
-def check_column(column: str, there: Iterable[str], where: str) -> None:
-    """Check that a column exists.
+def check_columns(columns: Iterable[str], there: Iterable[str], where: str) -> None:
+    """Check that columns exist.
 
     Raises:
-        DataError: the column does not exist.
+        DataError: one does not exist.
     """
     there = list(there)
-    if column not in there:
-        raise DataError(f"{where}: {no_column(column, there)}")
+    for column in columns:
+        if column not in there:
+            raise DataError(f"{where}: {no_column(column, there)}")
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -62,13 +63,25 @@ def check_type(kind: pa.DataType, column: str, where: str) -> None:
 
 
 def values(column: pa.Array) -> list[str | bytes | None]:
-    """Return the values of a text column; values that are not UTF-8 stay bytes."""
+    """Return the values of a column; in one of text, values that are not UTF-8 stay bytes.
+
+    In a list of turns, a value that holds text that is not UTF-8 is None.
+    """
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
+        if not is_text(column.type):
+            return [_or_none(value) for value in column]
         kind = pa.large_binary()
         plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
         return [_decoded(value) for value in plain.cast(kind).to_pylist()]
+
+
+def _or_none(value: pa.Scalar) -> object:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return None
 
 
 def _decoded(value: bytes | None) -> str | bytes | None:

@@ -20,12 +20,24 @@ CHUNK_LOGITS = 1 << 26
 class TokenLoss(NamedTuple):
     """Sums over predicted tokens, which add up over microbatches and ranks."""
 
-    cross_entropy: Tensor  # [] float32, nats
+    cross_entropy: Tensor  # [] float32, nats; of weighted tokens, the sum of weight × cross entropy
     correct: Tensor  # [] int64, the tokens whose likeliest word is the right one
-    tokens: int
+    tokens: float  # how many there are, or the sum of their weights
+    scored: int | None = None  # the tokens that `correct` counts; None: all
+
+    def count(self, field: str) -> float:
+        """Return what a sum is to be divided by for its mean."""
+        return self.tokens if self.scored is None or field == "cross_entropy" else self.scored
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> TokenLoss:
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    token_weights: Tensor | None = None,
+    scored: Tensor | None = None,
+) -> TokenLoss:
     """Cross entropy of `softmax(hidden @ weight.T + bias)`, summed; under autocast the products are in its dtype.
 
     Args:
@@ -33,10 +45,13 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
         weight: [vocabulary, hidden]
         bias: [vocabulary], or None for an output without one
         targets: [predicted] int64
+        token_weights: [predicted] float32, the weight of each in the sum; None: 1. `tokens` is still their number.
+        scored: [predicted] bool, those that `correct` counts; None: all
     """
     # within the function, autograd has it off, and needs_input_grad is that of the tensors alone
     differentiate = torch.is_grad_enabled()
-    sums = _LinearCrossEntropy.apply(hidden, weight, bias, targets, compute_dtype(hidden), differentiate)
+    dtype = compute_dtype(hidden)
+    sums = _LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype, differentiate, token_weights, scored)
     return TokenLoss(*sums, len(targets))
 
 
@@ -50,6 +65,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         dtype: torch.dtype,
         differentiate: bool,
+        token_weights: Tensor | None,
+        scored: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
             words, offsets = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -67,11 +84,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 (highest, likeliest), of_right = logits.max(dim=1, keepdim=True), logits.gather(1, right)
                 probabilities = logits.sub_(highest).exp_()
                 normaliser = probabilities.sum(dim=1, keepdim=True)
-                total += (normaliser.log() + highest - of_right).sum()
-                correct += (likeliest == right).sum()  # not of_right == highest: in bf16 several words are the highest
+                losses = normaliser.log() + highest - of_right
+                hits = likeliest == right  # not of_right == highest: in bf16 several words are the highest
+                if token_weights is not None:
+                    of_chunk = token_weights[start : start + chunk].unsqueeze(1)
+                    losses *= of_chunk
+                if scored is not None:
+                    hits &= scored[start : start + chunk].unsqueeze(1)
+                total += losses.sum()
+                correct += hits.sum()
                 if differentiate:
                     d_logits = probabilities.div_(normaliser)
                     d_logits.scatter_add_(1, right, torch.full_like(of_right, -1.0))
+                    if token_weights is not None:
+                        d_logits.mul_(of_chunk)
                     if bias is not None:
                         d_bias = _added(d_bias, d_logits.sum(dim=0))
                     d_logits = d_logits.to(dtype)
@@ -94,7 +120,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if gradient is None else gradient.mul_(d_total).to(dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None, None
 
 
 def _added(total: Tensor | None, part: Tensor) -> Tensor:

@@ -56,13 +56,20 @@ class Llama(NetworkWithKnobs):
         return self.model.layers
 
     def forward(
-        self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None, labels: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int | None = None,
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+        scored: Tensor | None = None,
     ) -> Tensor | TokenLoss:
         """Compute logits for every token, or, with labels, the loss.
 
         Args:
             input_ids, cu_seqlens, max_seqlen: as for `hidden_states`.
             labels: [tokens] int64, the token after each; IGNORE_INDEX where nothing is to be predicted.
+            weights, scored: [tokens] float32 and bool, of the labels; as for `linear_cross_entropy`.
 
         Returns:
             logits [tokens, vocabulary], or a TokenLoss
@@ -76,7 +83,8 @@ class Llama(NetworkWithKnobs):
         if labels is None:
             return self.unembed(hidden)
         predicted = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
-        return linear_cross_entropy(hidden.index_select(0, predicted), self._output, None, labels[predicted])
+        of_labels = (None if each is None else each[predicted] for each in (labels, weights, scored))
+        return linear_cross_entropy(hidden.index_select(0, predicted), self._output, None, *of_labels)
 
     def hidden_states(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None) -> Tensor:
         """Decode documents in one flat sequence.

@@ -1,0 +1,1 @@
+"""Conversations for instruction tuning: their forms, chat templates, and the tokens that count in the loss."""

@@ -1,0 +1,65 @@
+"""The share of long documents: `long_share` in a stage, the short form of a mixture over bands of length.
+
+A data YAML divides a source by length (`length_bands`), and names the bands. The last one, `<source>_from_<tokens>`,
+holds the long documents. `long_share: 0.1` draws a tenth of the rows from such sources and the rest from the others;
+within each group the shares are those of `mixture`, or equal without one. The shares are of rows. Rows of packed short
+documents and of one long document have equally many slots, so they are nearly the shares of tokens too.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+
+from rotary_foundry.recipe.schema import Recipe, StageConfig
+from rotary_foundry.utils.knob import Problem
+
+LONG = re.compile(r".+_from_[1-9][0-9]*")
+
+
+def long_share(mixture: Mapping[str, float] | None) -> float | None:
+    """Return the share of a mixture's long sources; None if it has none, or draws each row once an epoch."""
+    if not any(map(LONG.fullmatch, mixture or ())):
+        return None
+    return sum(share for source, share in mixture.items() if LONG.fullmatch(source)) / sum(mixture.values())
+
+
+def with_mixtures(recipe: Recipe) -> Recipe:
+    """Return a recipe whose stages have a mixture in place of `long_share`."""
+    sources = recipe.data.sources
+    return replace(recipe, stages={name: _with_mixture(stage, sources) for name, stage in recipe.stages.items()})
+
+
+def _with_mixture(stage: StageConfig, sources: Collection[str]) -> StageConfig:
+    if stage.long_share is None:
+        return stage
+    weights = stage.mixture or dict.fromkeys(sources, 1.0)
+    groups: dict[bool, float] = {True: 0.0, False: 0.0}  # the weights of long sources and of others
+    for source, weight in weights.items():
+        groups[_is_long(source)] += weight
+    shares = {True: stage.long_share, False: 1 - stage.long_share}
+    mixture = {
+        source: shares[_is_long(source)] * weight / groups[_is_long(source)] for source, weight in weights.items()
+    }
+    return replace(stage, mixture=mixture, long_share=None)
+
+
+def long_share_problems(stage: StageConfig, sources: Collection[str]) -> Iterator[Problem]:
+    """Yield (key, complaint) if a stage's `long_share` cannot be drawn."""
+    if stage.long_share is None:
+        return
+    if not 0 < stage.long_share < 1:
+        yield (
+            "long_share",
+            f"{stage.long_share} is not between 0 and 1; for one kind of rows alone, name it in `mixture`",
+        )
+    drawn = stage.mixture or sources
+    if len({_is_long(source) for source in drawn}) != 2:
+        yield (
+            "long_share",
+            f"expected sources named *_from_<tokens>, as `length_bands` in the data YAML makes them, and others; found "
+            f"{', '.join(drawn)}. Name them under data.sources, or give a mixture instead",
+        )
+
+
+def _is_long(source: str) -> bool:
+    return LONG.fullmatch(source) is not None
