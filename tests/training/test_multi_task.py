@@ -177,13 +177,17 @@ def test_a_run_records_its_tasks_and_its_network_loads_without_the_heads(whole):
     for line in lines:
         assert set(line["task_loss"]) == set(line["rows_by_source"]) <= set(TASKS)
         assert sum(line["task_weight"].values()) == pytest.approx(1)
-        total = sum(line["task_units"].values())
-        means = [line["task_loss"][task] * units / total for task, units in line["task_units"].items()]
-        assert line["loss"] == pytest.approx(sum(means), rel=1e-5)
+        for of_run, of_task in (("loss", "task_loss"), ("examples_right", "task_right")):
+            means = [line[of_task][task] * rows / 24 for task, rows in line["rows_by_source"].items()]
+            assert line[of_run] == pytest.approx(sum(means), rel=1e-6)
         assert all(norm > 0 for norm in line["task_grad_norm"].values())
+        assert line["task_cosine_estimate"].keys() == line["task_loss"].keys()
     of_text, of_tasks = read_lines(whole / "eval.jsonl")
     assert {f"loss/{task}" for task in TASKS} <= of_tasks.keys() and "loss/topic" not in of_text
     assert all(0 <= of_tasks[f"examples_right/{task}"] <= 1 for task in TASKS)
+    total = sum(task.weight for task in TASKS.values())
+    means = [of_tasks[f"loss/{name}"] * task.weight / total for name, task in TASKS.items()]
+    assert of_tasks["loss"] == pytest.approx(sum(means))
     assert not [name for name, _ in load_model(whole).named_parameters() if name.startswith(HEADS)]
 
 
