@@ -1,6 +1,6 @@
-"""For each stage of a plan: the epochs of each source, and the context that its targets see."""
+"""For each stage of a plan: the epochs of each source, what it draws of tasks, and the context that its targets see."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rotary_foundry.data.corpus import open_objective
@@ -13,19 +13,33 @@ SHOWN = (128, 512)  # of the counted lengths, and all doublings after the second
 
 
 @dataclass(frozen=True)
+class DrawnTask:
+    """What a multi-task stage draws of a task."""
+
+    kind: str
+    rows: int  # that there are
+    share: float  # of the blocks
+    blocks: float  # an update, on average over the stage
+    epochs: float
+
+
+@dataclass(frozen=True)
 class DrawnData:
-    """The epochs and the context of one stage."""
+    """The epochs, the tasks and the context of one stage."""
 
     stage: str
     row_length: int
-    weights: dict[str, float]  # of the tasks of a multi-task stage; its blocks are shared out by them
+    tasks: dict[str, DrawnTask]  # of a multi-task stage
     epochs: dict[str, float]  # by source: rows drawn / rows that there are
     context: dict[int, float] | None  # share of the targets that see at least so many tokens; None: not counted
 
     def to_json(self) -> dict:
         """Return the figures as plain JSON types."""
         context = self.context and {str(at_least): share for at_least, share in self.context.items()}
-        return {"row_length": self.row_length, "epochs": self.epochs, "context": context}
+        tasks = {name: asdict(task) for name, task in self.tasks.items()}
+        return {"row_length": self.row_length, "epochs": self.epochs, "context": context} | (
+            {"tasks": tasks} if tasks else {}
+        )
 
     @property
     def shown(self) -> dict[int, float]:
@@ -60,11 +74,23 @@ def _of_stage(recipe: Recipe, segments: list[Segment]) -> DrawnData:
     manifests = {source: Manifest.read(folder) for source, folder in folders.items()}
     rows = rows_drawn(sum(segment.updates * segment.rows for segment in segments), mixture, manifests.items())
     counted = all(manifest.longer is not None for manifest in manifests.values())
+    epochs = {source: count / manifests[source].rows for source, count in rows.items()}
+    updates, total = sum(segment.updates for segment in segments), sum(rows.values())
+    tasks = {
+        name: DrawnTask(
+            task.kind,
+            manifests[name].rows,
+            rows[name] / total,
+            rows[name] / objective.block_size / updates,
+            epochs[name],
+        )
+        for name, task in objective.tasks.items()
+    }
     return DrawnData(
         stage,
         row_length,
-        (mixture or {}) if objective.tasks else {},
-        {source: count / manifests[source].rows for source, count in rows.items()},
+        tasks,
+        epochs,
         context_shares(rows, manifests, objective.causal, objective.document_mask) if counted else None,
     )
 
