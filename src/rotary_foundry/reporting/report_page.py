@@ -20,7 +20,7 @@ import yaml
 from rotary_foundry.recipe.schema import all_metrics
 from rotary_foundry.reporting.charts import COLOURS, Chart, make_charts, run_names, words
 from rotary_foundry.reporting.pictures import draw
-from rotary_foundry.reporting.records import BINS, Run
+from rotary_foundry.reporting.records import BINS, BY_TASK, Run
 from rotary_foundry.reporting.reference import find_reference
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.wording import count, number
@@ -161,6 +161,7 @@ def _figure(chart: Chart) -> str:
 
 def _recipe(run: Run) -> str:
     rows = []
+    of_tasks = {one.stage for one in run.bins for name in one.values if name.partition("/")[0] in BY_TASK}
     for stage, segments in run.stages.items():
         first, last = segments[0], segments[-1]
         theta = np.ravel([segment["knobs"]["rope_theta"] for segment in segments if "rope_theta" in segment["knobs"]])
@@ -177,7 +178,7 @@ def _recipe(run: Run) -> str:
                 _span(f"{theta[0]:,.0f}", f"{theta[-1]:,.0f}") if len(theta) else None,
                 " → ".join(map(number, rates)),
                 _span(number(first["weight_decay"]), number(last["weight_decay"])),
-                mixture or "every row once",
+                mixture or ("the tasks' weights" if stage in of_tasks else "every row once"),
             ]
         )
     heads = ["stage", "tokens", "updates", "rows", "length", "theta", "learning rate", "weight decay", "mixture"]
@@ -214,7 +215,7 @@ def _evaluations(runs: list[tuple[Run, str]]) -> str:
         for task in _tasks_of(line)
     ]
     if by_task:
-        shown += _table(["run", "after", "task", "held-out loss", "right"], by_task, skip=len(runs) == 1)
+        shown += _table(["run", "after", "task", "held-out loss", "right"], by_task, "texts", skip=len(runs) == 1)
     if results:
         shown += "<p>Measured by rotary-foundry evaluate, with 95 % intervals where they are known:</p>"
         heads = ["run", "model", "suite", "measure", "value", "95 % interval"]

@@ -34,7 +34,7 @@ def rehearsal_tasks(recipe: Recipe, folder: Path) -> dict[str, TaskConfig]:
     for stage, config in recipe.stages.items():
         if recipe.objective_of(stage).block_size is None:
             texts |= set(config.mixture or ())
-    kinds = cycle(KINDS)
+    kinds = cycle(KINDS[1:] if texts else KINDS)
     tasks = {name: TaskConfig(TEXT if name in texts else next(kinds)) for name in recipe.data.sources}
     longest = max(stage.row_length for stage in recipe.stages.values())
     for number, (name, task) in enumerate(tasks.items()):
