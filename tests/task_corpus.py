@@ -1,5 +1,6 @@
 """A corpus of six small tasks, one of each kind, in the layout that `python data_prep` writes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +24,33 @@ TASKS = {
 }
 
 
-def write_tasks(root: Path, tasks: dict[str, Task] = TASKS) -> None:
-    """Write rows of several short documents for each task. What is right follows from a document's first token."""
+def write_tasks(root: Path, tasks: dict[str, Task] = TASKS, row_lengths: Sequence[int] = (ROW_LENGTH,)) -> None:
+    """Write rows of several short documents for each task, the same for each row length.
+
+    What is right follows from a document's first token.
+    """
     save_trained(train_tokenizer(WORDS * 50, VOCABULARY, False), root / "tokenizer", ROW_LENGTH, False)
     made = fingerprint(root / "tokenizer")
     for number, (name, task) in enumerate(tasks.items()):
-        task_folder = root / name
-        for split, count in ROWS.items():
-            generator = np.random.default_rng((number, len(split)))
-            rows = [make_row(task, generator) for _ in range(count)]
-            folder = task_folder / str(ROW_LENGTH) / split
-            columns = {"tokens": "ndarray:uint16", "lengths": "ndarray:uint32", "documents": "ndarray:uint32"}
-            columns |= {"targets": "ndarray:float64"} if "targets" in task.columns else {}
-            columns |= {"allowed": "ndarray:uint8"} if "allowed" in task.columns else {}
-            with MDSWriter(out=str(folder), columns=columns, hashes=[SHARD_HASH], size_limit=3000) as writer:
-                for row in rows:
-                    writer.write({column: row[column] for column in columns})
-            documents, tokens = (sum(len(row[column]) for row in rows) for column in ("lengths", "tokens"))
-            fill = tokens / (count * ROW_LENGTH)
-            Manifest(name, split, ROW_LENGTH, count, documents, tokens, fill, made).write(folder)
-        task.write(task_folder)
+        for row_length in row_lengths:
+            for split, count in ROWS.items():
+                generator = np.random.default_rng((number, len(split)))
+                rows = [make_row(task, generator) for _ in range(count)]
+                _write_rows(root / name / str(row_length) / split, task, rows, row_length, made)
+        task.write(root / name)
+
+
+def _write_rows(folder: Path, task: Task, rows: list[dict[str, np.ndarray]], row_length: int, tokenizer: str) -> None:
+    columns = {"tokens": "ndarray:uint16", "lengths": "ndarray:uint32", "documents": "ndarray:uint32"}
+    columns |= {"targets": "ndarray:float64"} if "targets" in task.columns else {}
+    columns |= {"allowed": "ndarray:uint8"} if "allowed" in task.columns else {}
+    with MDSWriter(out=str(folder), columns=columns, hashes=[SHARD_HASH], size_limit=3000) as writer:
+        for row in rows:
+            writer.write({column: row[column] for column in columns})
+    documents, tokens = (sum(len(row[column]) for row in rows) for column in ("lengths", "tokens"))
+    fill = tokens / (len(rows) * row_length)
+    name, split = folder.parts[-3], folder.name
+    Manifest(name, split, row_length, len(rows), documents, tokens, fill, tokenizer).write(folder)
 
 
 def make_row(task: Task, generator: np.random.Generator) -> dict[str, np.ndarray]:

@@ -18,23 +18,35 @@ from rotary_foundry.data.corpus import keep_rows, open_corpus
 from rotary_foundry.data.loaders import RunData
 from rotary_foundry.data.task_file import Task
 from rotary_foundry.data_prep.inspection.trace import trace
+from rotary_foundry.data_prep.task_examples import read_task
+from rotary_foundry.doctor.finding import BAD, DOUBTFUL, GOOD
+from rotary_foundry.doctor.task_heads import check_tasks
 from rotary_foundry.evaluation import task_metrics
 from rotary_foundry.interop import load_model
+from rotary_foundry.interop.export import export_checkpoint
+from rotary_foundry.loggers.metric_keys import X_AXIS
 from rotary_foundry.models.task_heads import HEADS, attach_heads
 from rotary_foundry.objectives.multi_task import COMBINE
 from rotary_foundry.optim.task_weights import min_norm_weights, projected_weights, single_weight
 from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.recipe.rehearsal import rehearsal
+from rotary_foundry.reporting.charts import make_charts
 from rotary_foundry.reporting.plan_table import print_plan
+from rotary_foundry.reporting.records import Run
+from rotary_foundry.reporting.summary import task_table
+from rotary_foundry.reporting.transitions import print_transitions
 from rotary_foundry.runs.run_folder import RunFolder, read_lines
 from rotary_foundry.training.first_weights import first_weights
-from rotary_foundry.training.run import Start, build_trainer
+from rotary_foundry.training.rehearsal_stand_ins import with_stand_ins
+from rotary_foundry.training.rehearsal_tasks import KINDS, rehearsal_tasks
+from rotary_foundry.training.run import Start, _check_heads, build_trainer, train
 from rotary_foundry.training.sharding import fill
 from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
 from tests.ranks import on_ranks
 from tests.task_corpus import ROWS, TASKS, write_tasks
+from tests.wandb_file import read_back
 
-from .runs import assert_killed_and_on_two_ranks_the_same, network_of, records, train_recipe
+from .runs import assert_killed_and_on_two_ranks_the_same, digests, network_of, records, train_recipe
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 RECIPE = """
@@ -56,13 +68,21 @@ stages:
      objective: {{name: multi_task, combine: mean, rows_per_block: 4, mlm_probability: 0.15, eval_mlm_probability: 0.15,
        mask_share: 0.8, random_share: 0.1, input_noise: 0.15}}}}
 """
+LONGER = """stages.longer={duration: 4608tok, row_length: 128, global_train_batch_size: 12,
+  device_train_microbatch_size: 2, lr: 3e-3, objective: {name: multi_task, combine: normalised, rows_per_block: 4,
+  mlm_probability: 0.15, eval_mlm_probability: 0.15, mask_share: 0.8, random_share: 0.1}}"""
+ROLLED_BACK = "rollback.at={token: 7168tok, to: 4096tok, lr: 5e-3}"
+SHARDED = [
+    "fsdp_config={data_parallel_replicate_degree: 2, data_parallel_shard_degree: 2, activation_checkpointing: true}",
+    "compile_config={dynamic: true, backend: aot_eager}",
+]
 KILLED_AT = 5  # updates, of 8; its checkpoint is of the fourth
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
-    write_tasks(folder / "data")
+    write_tasks(folder / "data", row_lengths=(64, 128))
     path = folder / "recipe.yaml"
     path.write_text(RECIPE.format(folder=folder, yamls=YAMLS))
     return path
@@ -173,7 +193,8 @@ def test_the_gradient_of_every_rule_is_that_of_whole_tensors_on_any_ranks(recipe
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory) -> Path:
     """The folder of a run on one rank that nothing disturbed."""
-    on_ranks(1, tmp_path_factory.mktemp("ranks"), train_recipe, recipe, [])
+    wandb = "loggers.wandb={project: tasks, init_kwargs: {mode: offline}}"
+    on_ranks(1, tmp_path_factory.mktemp("ranks"), train_recipe, recipe, [wandb])
     return recipe.parent / "runs/whole"
 
 
@@ -183,13 +204,17 @@ def test_a_run_records_its_tasks_and_its_network_loads_without_the_heads(whole):
     for line in lines:
         assert set(line["task_loss"]) == set(line["rows_by_source"]) <= set(TASKS)
         assert sum(line["task_weight"].values()) == pytest.approx(1)
-        total = sum(line["task_units"].values())
-        means = [line["task_loss"][task] * units / total for task, units in line["task_units"].items()]
-        assert line["loss"] == pytest.approx(sum(means), rel=1e-5)
+        for of_run, of_task in (("loss", "task_loss"), ("examples_right", "task_right")):
+            means = [line[of_task][task] * rows / 24 for task, rows in line["rows_by_source"].items()]
+            assert line[of_run] == pytest.approx(sum(means), rel=1e-6)
         assert all(norm > 0 for norm in line["task_grad_norm"].values())
+        assert line["task_cosine_estimate"].keys() == line["task_loss"].keys()
     of_text, of_tasks = read_lines(whole / "eval.jsonl")
     assert {f"loss/{task}" for task in TASKS} <= of_tasks.keys() and "loss/topic" not in of_text
     assert all(0 <= of_tasks[f"examples_right/{task}"] <= 1 for task in TASKS)
+    total = sum(task.weight for task in TASKS.values())
+    means = [of_tasks[f"loss/{name}"] * task.weight / total for name, task in TASKS.items()]
+    assert of_tasks["loss"] == pytest.approx(sum(means))
     assert not [name for name, _ in load_model(whole).named_parameters() if name.startswith(HEADS)]
 
 
@@ -227,7 +252,9 @@ def test_trace_finds_the_rows_of_every_task_and_the_plan_tells_their_shares(reci
     console = Console(file=io.StringIO(), width=300)
     print_plan(loaded, compile_plan(loaded), console=console)
     said = console.file.getvalue()
-    assert "tasks: text 25.0%, topic 25.0%, score 12.5%, pick 12.5%, find 12.5%, names 12.5% of the blocks" in said
+    table = {name: line.split() for line in said.splitlines() for name in line.split()[:1]}
+    assert table["topic"] == ["topic", "classification", "40", "25.0%", "1.5", "0.9"]  # 6 updates of 6 blocks of 4 rows
+    assert table["names"] == ["names", "entities", "40", "12.5%", "0.75", "0.45"]
     assert "tasks: the tasks' weights" in said
 
 
@@ -297,3 +324,93 @@ def test_a_run_refuses_a_task_whose_weight_has_changed(recipe, tmp_path):
 @pytest.mark.long
 def test_a_killed_run_resumes_to_the_same_bits_and_two_ranks_see_the_same_rows(recipe, whole, tmp_path):
     assert_killed_and_on_two_ranks_the_same(recipe, whole, KILLED_AT, tmp_path)
+
+
+@pytest.mark.long
+def test_a_rollback_and_longer_rows_are_the_same_compiled_recomputed_and_on_two_replicas_of_two_ranks(recipe, tmp_path):
+    runs = recipe.parent / "runs"
+    on_ranks(1, tmp_path, train_recipe, recipe, ["run_name=longer", LONGER, ROLLED_BACK])
+    on_ranks(4, tmp_path, train_recipe, recipe, ["run_name=sharded", LONGER, ROLLED_BACK, *SHARDED])
+    plain, sharded = records(runs / "longer"), records(runs / "sharded")
+    assert [line["rollbacks"] for line in plain] == [0] * 4 + [1] * 7
+    assert [line["lr"] for line in plain] == [1e-2] * 4 + [5e-3] * 4 + [3e-3] * 3
+    assert [line["row_length"] for line in plain] == [64] * 8 + [128] * 3
+    assert len(read_lines(runs / "longer/metrics.jsonl")) == 13  # with the two updates that were abandoned
+    assert digests(runs / "sharded") == digests(runs / "longer")
+    for one, other in zip(plain, sharded, strict=True):
+        for column in ("task_loss", "task_grad_norm", "task_weight", "task_units"):
+            assert other.get(column, {}) == pytest.approx(one.get(column, {}), rel=1e-3), column
+
+
+def _rehearse(path: Path, folder: Path) -> None:
+    """Rehearse a recipe whose corpus is missing, on one rank."""
+    recipe = load_recipe(path, [f"data.local={folder}/missing"])
+    small = with_stand_ins(rehearsal(recipe, compile_stages(recipe), 1))
+    train(small, compile_stages(small), open_corpus(small))
+    export_checkpoint(RunFolder.of(small).path, RunFolder.of(small).export)
+    print_transitions(RunFolder.of(small))
+
+
+@pytest.mark.long
+def test_a_rehearsal_without_a_corpus_has_every_kind_of_head(recipe, tmp_path):
+    on_ranks(1, tmp_path, _rehearse, recipe, tmp_path)
+    lines = records(recipe.parent / "runs/whole-rehearsal")
+    assert {task for line in lines for task in line.get("task_loss", ())} == set(TASKS)
+    kinds = {Task.read(tmp_path / "missing-rehearsal" / name).kind for name in TASKS}
+    assert kinds == set(KINDS)
+
+
+def test_the_made_examples_of_a_rehearsal_are_read_as_every_kind_of_task(recipe, tmp_path):
+    tasks = rehearsal_tasks(load_recipe(recipe), tmp_path)
+    assert {task.kind for task in tasks.values()} == set(KINDS)
+    for name, task in tasks.items():
+        if task.kind != "masked_lm":
+            examples, _ = read_task(name, task, 0.1)
+            assert {split: len(of_split) for split, of_split in examples.items()} == {"train": 48, "validation": 12}
+
+
+def test_heads_that_a_checkpoint_lacks_are_refused_and_those_that_no_stage_draws_are_told(recipe, whole, tmp_path):
+    shutil.copytree(recipe.parent / "data", tmp_path / "data")
+    shutil.copytree(tmp_path / "data/topic", tmp_path / "data/other")
+    (fine,) = check_tasks(load_recipe(recipe))
+    assert (fine.mark, fine.said) == (GOOD, "6 tasks, 5 of them with a head: find, names, pick, score, topic")
+    _, gone = check_tasks(load_recipe(recipe, ["stages.tasks.mixture={text: 1.0, topic: 1.0}"]))
+    assert gone.mark == DOUBTFUL
+    assert "has a head for find, names, pick, score, which no stage draws" in gone.said
+    more = load_recipe(recipe, [f"data.local={tmp_path}/data", "data.sources=[text, topic, other]"])
+    _, new, _ = check_tasks(more)
+    assert new.mark == BAD
+    assert "has no head for other" in new.said
+    with pytest.raises(ConfigurationError, match=r"ba8: has no head for other; .* with init_from"):
+        _check_heads(more, RunFolder(whole).newest_checkpoint())
+
+
+def test_wandb_has_the_numbers_by_task_of_every_update(whole):
+    (path,) = whole.glob("wandb/offline-run-*/run-*.wandb")
+    rows = [row for row in read_back(path).history if "task/loss/text" in row or "task/loss/topic" in row]
+    lines = {line["token"]: line for line in records(whole) if {"text", "topic"} & line.get("task_loss", {}).keys()}
+    assert {row[X_AXIS] for row in rows} == set(lines)
+    for row in rows:
+        for key in ("loss", "right", "units", "grad_norm", "weight", "cosine_estimate"):
+            found = {name.rpartition("/")[2]: value for name, value in row.items() if name.startswith(f"task/{key}/")}
+            assert found == pytest.approx(lines[row[X_AXIS]][f"task_{key}"]), key
+
+
+def test_the_report_has_a_line_for_every_task_and_the_summary_its_last_numbers(whole):
+    charts = {chart.key: chart for chart in make_charts([Run(whole)])}
+    for key in ("task_loss", "task_right", "task_grad_norm", "task_weight", "task_cosine_estimate"):
+        assert {series.label for series in charts[f"{key}-0"].series} == set(TASKS), key
+    drawn = {series.label: series for series in charts["task_loss-0"].series if not series.markers}
+    for task, series in drawn.items():
+        assert series.mean.tolist() == [
+            line["task_loss"][task] for line in records(whole) if task in line.get("task_loss", ())
+        ]
+    table = task_table(RunFolder(whole))
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table)
+    said = {line.split()[0]: line.split()[1:] for line in console.file.getvalue().splitlines() if line.strip()}
+    of_tasks = read_lines(whole / "eval.jsonl")[1]
+    for task in TASKS:
+        last = [line for line in records(whole) if task in line.get("task_loss", ())][-1]
+        assert said[task][0] == f"{last['task_loss'][task]:.3g}"
+        assert said[task][-2:] == [f"{of_tasks[f'loss/{task}']:.3f}", f"{of_tasks[f'examples_right/{task}']:.1%}"]

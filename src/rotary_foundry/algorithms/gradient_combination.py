@@ -9,13 +9,18 @@ the next task, and set to the combination before the optimizer's step.
   its weights and its moments.
 - min_norm and projected keep the gradients of all tasks in the update, sharded as the parameters are, because their
   weights are known only at the end. The other rules add the gradients up as they come: they take the memory of one
-  gradient more. min_norm_at_output needs the gradient of the encoder's output only to take its norm.
-- Communication: one all-reduce of the counts an update, one of the loss a task, and one of the norm a task or of the
+  gradient more, and the cosines with the update are estimated from sketches, of 262 kB a task
+  (optim/gradient_sketch.py). min_norm_at_output needs the gradient of the encoder's output only to take its norm.
+- Communication: one all-reduce of the counts an update, one of the loss a task, and one of the norm a task and of the
   Gram matrix an update (optim/sharded_sums.py).
 
-Acts on BATCH_START, AFTER_BACKWARD and AFTER_TRAIN_BATCH in multi-task stages, and on FIT_START: there the optimizer's
-state of every parameter is made, because a checkpoint must also have that of a head without a gradient so far. Composer
-clears what is made earlier.
+Composer's loss of an update is the mean over all its tokens and examples, so a task of masked LM would hide all others.
+In its place comes the mean of the tasks' losses by their shares of the blocks, which `mean` descends, and which
+equals, on average over updates, the mean by the tasks' weights. Records, the spike score and rollbacks have this one.
+
+Acts on BATCH_START, AFTER_BACKWARD, AFTER_TRAIN_BATCH and BATCH_END in multi-task stages, and on FIT_START: there the
+optimizer's state of every parameter is made, because a checkpoint must also have that of a head without a gradient so
+far. Composer clears what is made earlier.
 """
 
 from collections import Counter
@@ -30,8 +35,9 @@ from torch import Tensor, nn
 
 from rotary_foundry.compat.torch import foreach_add_, foreach_mul_, foreach_norm
 from rotary_foundry.models.task_heads import HEADS
+from rotary_foundry.optim.gradient_sketch import Sketcher
 from rotary_foundry.optim.sharded_sums import local_tensors, sum_over_shards
-from rotary_foundry.optim.task_weights import min_norm_weights, projected_weights, single_weight
+from rotary_foundry.optim.task_weights import cosines, min_norm_weights, projected_weights, single_weight
 
 OF_GRAM = ("min_norm", "projected")
 AT_OUTPUT = "min_norm_at_output"
@@ -50,8 +56,10 @@ class TaskPart:
     norm: float | None = None  # of the gradient of the shared parameters
     weight: float = 0.0
     cosine: float | None = None  # between the gradient and the update's; None: the rule does not keep the gradients
+    cosine_estimate: float | None = None  # the same from sketches; None: the rule keeps the gradients
     sums: list[Tensor] = field(default_factory=list)  # of each microbatch: loss, right units, squared norm at output
     gradient: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    sketch: Tensor | None = None  # of this rank's shards of the gradient
 
 
 class GradientCombination(Algorithm):
@@ -60,7 +68,7 @@ class GradientCombination(Algorithm):
     `parts` holds what each task did in the last update, by name.
 
     Args:
-        seed: the run's; the orders of `projected` depend on it and on the token clock.
+        seed: the run's; the orders of `projected` and the sketches depend on it and on the token clock.
     """
 
     def __init__(self, seed: int):
@@ -69,7 +77,7 @@ class GradientCombination(Algorithm):
         self.output_squares: list[Tensor] = []  # of a microbatch's gradient at the encoder's output; min_norm_at_output
 
     def match(self, event: Event, state: State) -> bool:
-        acts = event in (Event.BATCH_START, Event.AFTER_BACKWARD, Event.AFTER_TRAIN_BATCH)
+        acts = event in (Event.BATCH_START, Event.AFTER_BACKWARD, Event.AFTER_TRAIN_BATCH, Event.BATCH_END)
         return event == Event.FIT_START or (acts and state.model.objective.block_size is not None)
 
     @torch.no_grad()
@@ -80,8 +88,16 @@ class GradientCombination(Algorithm):
             self._begin(state)
         elif event == Event.AFTER_BACKWARD:
             self._add_microbatch(state)
-        else:
+        elif event == Event.AFTER_TRAIN_BATCH:
             self._combine(state)
+        else:
+            state.total_loss_dict = {"loss/train/total": self.mean_of_tasks("loss")}
+
+    def mean_of_tasks(self, attribute: str) -> float:
+        """Return the mean of an attribute of `parts` in the last update, by the tasks' shares of its blocks."""
+        parts = [part for part in self.parts.values() if part.units]
+        total = sum(part.share for part in parts)
+        return sum(getattr(part, attribute) * part.share / total for part in parts)
 
     def _begin(self, state: State) -> None:
         """Count what the update has of each task."""
@@ -97,8 +113,12 @@ class GradientCombination(Algorithm):
         parameters = state.model.network.named_parameters()
         self.shared = [parameter for name, parameter in parameters if not name.startswith(HEADS)]
         self.total: dict[nn.Parameter, Tensor] = {}
-        at_output = state.model.objective.combine == AT_OUTPUT
-        state.model.network.on_output_gradient = self._see_output if at_output else None
+        combine = state.model.objective.combine
+        state.model.network.on_output_gradient = self._see_output if combine == AT_OUTPUT else None
+        self.sketcher = None
+        if combine not in OF_GRAM:
+            key = self.seed, state.timestamp.token.value, dist.get_global_rank()
+            self.sketcher = Sketcher(self.shared, key)
 
     def _see_output(self, gradient: Tensor) -> None:
         """Note the squared norm of a microbatch's gradient at the encoder's output [tokens, hidden]."""
@@ -139,6 +159,7 @@ class GradientCombination(Algorithm):
         part.norm = part.scale * squares.sum().sqrt().item()
         at_output = part.scale * output_square**0.5  # times the number of ranks
         part.weight = single_weight(combine, part.share, part.norm, part.loss, at_output)
+        part.sketch = self.sketcher(part.gradient).mul_(part.scale)
         self._add(part)
 
     def _add(self, part: TaskPart) -> None:
@@ -166,11 +187,9 @@ class GradientCombination(Algorithm):
             else:
                 generator = np.random.default_rng((self.seed, state.timestamp.token.value))
                 weights = projected_weights(gram, [generator.permutation(len(kept)) for _ in kept])
-            along, length = gram @ weights, np.sqrt(max(0.0, weights @ gram @ weights))
-            for index, part in enumerate(kept):
+            for index, (part, cosine) in enumerate(zip(kept, cosines(gram, weights), strict=True)):
                 part.norm, part.weight = float(np.sqrt(gram[index, index])), float(weights[index])
-                both = part.norm * length
-                part.cosine = float(along[index] / both) if both else None
+                part.cosine = cosine
                 self._add(part)
         if combine == AT_OUTPUT and self.total:
             total_weight = sum(part.weight for part in self.parts.values())
@@ -178,9 +197,20 @@ class GradientCombination(Algorithm):
             for part in self.parts.values():
                 part.weight /= total_weight or 1.0
         state.model.network.on_output_gradient = None
+        self._estimate_cosines([part for part in self.parts.values() if part.sketch is not None])
         for param, gradient in self.total.items():
             param.grad = gradient
         self.total = {}
+
+    def _estimate_cosines(self, parts: list[TaskPart]) -> None:
+        if not parts:
+            return
+        sketches = torch.stack([part.sketch for part in parts])  # [tasks, LENGTH]
+        products = (sketches @ sketches.T).flatten()[:, None]
+        sum_over_shards(products, self.shared[:1])  # all parameters are sharded alike
+        gram = products.view(len(parts), len(parts)).double().cpu().numpy()
+        for part, cosine in zip(parts, cosines(gram, np.array([part.weight for part in parts])), strict=True):
+            part.cosine_estimate, part.sketch = cosine, None
 
     def _gram(self, gradients: list[dict[nn.Parameter, Tensor]]) -> np.ndarray:
         """Return the inner products of gradients [gradients, gradients], summed over the shards."""

@@ -24,6 +24,7 @@ from composer.utils import dist
 from rotary_foundry.callbacks.monitor import Monitor
 from rotary_foundry.data.batches import update_digest
 from rotary_foundry.loggers.metric_keys import logged
+from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.recipe import Plan
 from rotary_foundry.runs.run_folder import RunFolder, append_line
 
@@ -117,18 +118,31 @@ class RunRecords(Callback):
         logger.log_metrics(logged(record) | by_stage)
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        values = {name: metric.compute().item() for name, metric in state.eval_metrics[state.dataloader_label].items()}
+        label = state.dataloader_label
+        values = {name: metric.compute().item() for name, metric in state.eval_metrics[label].items()}
+        values |= self._means_of_tasks(state.model.objectives[label], label, values)
         record = {
             "batch": state.timestamp.batch.value,
             "token": state.timestamp.token.value,
             "rollbacks": self.rollbacks,
-            "stage": state.dataloader_label,
+            "stage": label,
             "row_length": state.batch["row_length"],
             **state.model.network.knobs,
         }
         if dist.get_global_rank() == 0:
             append_line(self.folder.evaluations, record | values)
-        logger.log_metrics({f"eval/{record['stage']}/{name}": value for name, value in values.items()})
+        logger.log_metrics({f"eval/{label}/{name}": value for name, value in values.items()})
+
+    def _means_of_tasks(self, objective: Objective, stage: str, values: dict[str, float]) -> dict[str, float]:
+        """Average the tasks' metrics by their weights, as an update's loss is by blocks; nothing without tasks."""
+        if not objective.tasks:
+            return {}
+        segment = next(segment for segment in self.plan.segments if segment.stage == stage)
+        shares = _shares(segment.mixture or objective.weights)
+        return {
+            metric.name: sum(share * values[f"{metric.name}/{task}"] for task, share in shares.items())
+            for metric in objective.metrics
+        }
 
 
 def _shares(amounts: dict[str, float]) -> dict[str, float]:

@@ -13,6 +13,7 @@ COLUMNS = {
     "task_grad_norm": "norm",
     "task_weight": "weight",
     "task_cosine": "cosine",
+    "task_cosine_estimate": "cosine_estimate",
 }
 
 
@@ -29,11 +30,13 @@ class TaskRecords(Monitor):
     def measured(self, state: State, ranks: list[Numbers]) -> dict[str, dict[str, float]]:
         if state.model.objective.block_size is None:
             return {}
+        right = {"examples_right": self.combination.mean_of_tasks("right")}  # as the update's loss is
         columns = {
             column: {task: getattr(part, attribute) for task, part in self.combination.parts.items()}
             for column, attribute in COLUMNS.items()
         }
-        return {
+        known = {
             column: {task: value for task, value in values.items() if value is not None}
             for column, values in columns.items()
         }
+        return right | {column: values for column, values in known.items() if values}

@@ -16,6 +16,7 @@ from pathlib import Path
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.doctor.disk_space import check_data_disk
 from rotary_foundry.doctor.finding import Finding, bad, good
+from rotary_foundry.doctor.task_heads import check_tasks
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import FoundryError
@@ -46,6 +47,7 @@ def check_data(recipe: Recipe) -> Iterator[Finding]:
             return
         took = f", asked in {time.monotonic() - start:.1f} s" if remote else ""
         yield good("data", f"{remote or local}: the tokenizer, manifests and indexes of every stage{took}")
+        yield from check_tasks(asked)
         indexes = Path(fetched if remote else local)
         yield from check_data_disk(recipe, indexes)
 

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from rotary_foundry.models.family import Family
-from rotary_foundry.models.task_heads import HEADS
+from rotary_foundry.models.task_heads import HEADS, task_of_head
 from rotary_foundry.models.weights import Weights, load_network
 from rotary_foundry.runs.safe_reading import in_a_line, read_metadata, refuse_code
 from rotary_foundry.runs.trained_state import TrainedState, find_trained_state
@@ -54,6 +54,16 @@ class CheckpointWeights(Weights):
             (cause, _), *_ = error.failures.values()
             raise DataError(f"{self.folder}: {name} cannot be read: {in_a_line(cause)}") from error
         return wanted[WEIGHTS + name]
+
+
+def tasks_with_heads(folder: Path) -> set[str]:
+    """Return the tasks of multi-task stages that have a head in a checkpoint.
+
+    Raises:
+        DataError: as `read_metadata`.
+    """
+    stored = read_metadata(folder).state_dict_metadata
+    return {task_of_head(key.removeprefix(WEIGHTS)) for key in stored if key.startswith(WEIGHTS + HEADS)}
 
 
 def open_checkpoint(state: TrainedState) -> CheckpointWeights:

@@ -22,7 +22,11 @@ class Metric:
 
 
 METRICS = (
-    Metric("loss/train", "nats a predicted token, mean over the update", "loss"),
+    Metric(
+        "loss/train",
+        "nats a predicted token, mean over the update; in a multi-task stage the mean of its tasks by their blocks",
+        "loss",
+    ),
     Metric("loss/stage/<stage>", "the same by stage; after the n-th rollback the stage's name ends in ` (n)`"),
     *(
         Metric(f"loss/{metric.name}", metric.meaning, metric.name)
@@ -60,6 +64,11 @@ METRICS = (
     Metric("task/grad_norm/<task>", "of the gradient of the task's mean loss, heads left out", "task_grad_norm"),
     Metric("task/weight/<task>", "that the update gives this gradient", "task_weight"),
     Metric("task/cosine/<task>", "between it and the update's; of min_norm and projected only", "task_cosine"),
+    Metric(
+        "task/cosine_estimate/<task>",
+        "the same with a standard error of up to 0.004; of the other rules",
+        "task_cosine_estimate",
+    ),
     Metric("eval/<stage>/<metric>/<task>", "held-out rows of a task at the end of a multi-task stage"),
     Metric("data/real_tokens", "of the update, padding left out", "real_tokens"),
     Metric("data/asked/<source>", "share that the stage's mixture asks for", "asked"),
@@ -70,8 +79,11 @@ METRICS = (
     ),
     Metric("rollback/count", "rollbacks so far", "rollbacks"),
     # Composer's own, which it logs whether or not one asks for them
-    Metric("loss/train/total", "as loss/train, but beside the token clock at the update's start"),
-    Metric("metrics/<stage>/<metric>", "as eval/<stage>/…"),
+    Metric(
+        "loss/train/total",
+        "as loss/train, but beside the token clock at the update's start, and in a multi-task stage over all examples",
+    ),
+    Metric("metrics/<stage>/<metric>", "as eval/<stage>/…, but in a multi-task stage over all examples"),
     Metric("metrics/<stage>/<metric>/<task>", "as eval/<stage>/…"),
     *(
         Metric(f"time/{name}", "Composer's count")

@@ -95,6 +95,11 @@ def _key(task: str) -> str:
     return f"of_{task.replace('.', ':')}"
 
 
+def task_of_head(name: str) -> str:
+    """Return the task whose head a parameter is of, by its name in the network's state dict."""
+    return name.removeprefix(HEADS).partition(".")[0].removeprefix("of_").replace(":", ".")
+
+
 class Classifier(nn.Linear):
     """Softmax over labels."""
 

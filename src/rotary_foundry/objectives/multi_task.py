@@ -49,8 +49,13 @@ class MultiTask(MaskedLM):
         "input_noise": Knob("share of the tokens of labelled inputs that are corrupted", high=1.0, includes_low=True)
     }
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("loss", "cross_entropy", "Loss", "nats a predicted token or example, all tasks together"),
-        Metric("examples_right", "correct", "Right", "share of predicted tokens and examples that are right"),
+        Metric(
+            "loss",
+            "cross_entropy",
+            "Loss",
+            "nats a predicted token, in a multi-task stage the mean of its tasks",
+        ),
+        Metric("examples_right", "correct", "Right", "share of predicted tokens or examples, mean of the tasks"),
     )
 
     @property

@@ -79,3 +79,14 @@ def projected_weights(gram: NDArray[np.float64], orders: Sequence[Sequence[int]]
             if other != task and along < 0:
                 parts[task, other] -= along / gram[other, other]
     return parts.sum(axis=0)
+
+
+def cosines(gram: NDArray[np.float64], weights: NDArray[np.float64]) -> list[float | None]:
+    """Return the cosine of each vector with the weighted sum of all; None if one of the two is 0.
+
+    Args:
+        gram: [tasks, tasks], the inner products.
+        weights: [tasks].
+    """
+    lengths = np.sqrt(gram.diagonal()) * np.sqrt(max(0.0, weights @ gram @ weights))
+    return [float(along / both) if both else None for along, both in zip(gram @ weights, lengths, strict=True)]

@@ -10,7 +10,7 @@ from itertools import groupby
 import numpy as np
 
 from rotary_foundry.recipe.schema import all_knobs, all_metrics
-from rotary_foundry.reporting.records import SHARES, Bin, Run
+from rotary_foundry.reporting.records import BY_TASK, SHARES, Bin, Run
 from rotary_foundry.utils.wording import count
 
 # Each has a contrast of at least 3 to white and to the page's dark background.
@@ -43,7 +43,7 @@ class Series:
 class Chart:
     """What is drawn over tokens, and how."""
 
-    key: str  # in metrics.jsonl, or step-<run>, mixture-<run>
+    key: str  # in metrics.jsonl; of one run, <key>-<run>
     title: str
     unit: str = ""
     about: str = ""
@@ -84,6 +84,18 @@ CHARTS = (
     Chart("loss_spike_score", "Loss-spike score", "robust deviations"),
     Chart("slowest_lag", "Slowest rank", "", "Its own work over the median's, less one.", "percent", zero=True),
 )
+TASK_CHARTS = (
+    Chart("task_loss", "Loss by task", "", "Line: training. Diamonds: held-out, at the ends of stages.", log=True),
+    Chart("task_right", "Right by task", "", "Share of predicted tokens or examples. Diamonds: held-out.", "percent"),
+    Chart("task_grad_norm", "Gradient norm by task", "", "Of the shared parameters.", log=True),
+    Chart("task_weight", "Weight by task", "", "That the update gives each task's gradient.", zero=True),
+    Chart("task_cosine", "Cosine by task", "", "Between a task's gradient and the update's."),
+    Chart(
+        "task_cosine_estimate", "Cosine by task, estimated", "",
+        "Between a task's gradient and the update's; the standard error of an update is at most 0.004.",
+    ),
+)  # fmt: skip
+HELD_OUT = {"task_loss": "loss", "task_right": "examples_right"}  # keys of eval.jsonl, as loss/<task>
 
 
 def make_charts(runs: list[Run], reference: dict | None = None) -> list[Chart]:
@@ -99,12 +111,15 @@ def make_charts(runs: list[Run], reference: dict | None = None) -> list[Chart]:
         series = [*_reference_series(reference, chart.key)] if reference is not None else []
         for index, (run, name) in enumerate(zip(runs, names, strict=True)):
             label = name if len(runs) > 1 else "training" if chart is LOSS else chart.title.lower()
-            series += _lines(run, chart.key, label, index, COLOURS[index % len(COLOURS)])
-            series += _held_out(run, name if len(runs) > 1 else "", index) if chart is LOSS else []
+            colour = COLOURS[index % len(COLOURS)]
+            series += _lines(run, chart.key, label, index, colour)
+            if chart is LOSS:
+                label, colour = (f"{name}, held-out", colour) if len(runs) > 1 else ("held-out", COLOURS[5])
+                series += _held_out(run, LOSS.key, label, index, colour)
         charts.append(replace(chart, series=tuple(series)))
     for index, (run, name) in enumerate(zip(runs, names, strict=True)):
         of_run = f", {name}" if len(runs) > 1 else ""
-        charts.append(_mixture(run, index, of_run))
+        charts += [*_by_task(run, index, of_run), _mixture(run, index, of_run)]
     return [chart for chart in charts if chart.series]
 
 
@@ -164,14 +179,12 @@ def _reference_series(reference: dict, key: str) -> Iterator[Series]:
         yield Series(f"{label}, held-out", token, *ends, colour=GREY, run=None, markers=True)
 
 
-def _held_out(run: Run, name: str, index: int) -> Iterator[Series]:
-    label = f"{name}, held-out" if name else "held-out"
-    colour = COLOURS[index % len(COLOURS)] if name else COLOURS[5]
+def _held_out(run: Run, key: str, label: str, index: int, colour: str) -> Iterator[Series]:
     for kept in (True, False):
-        lines = [line for line in run.evaluations if line["kept"] == kept]
-        token, loss = (np.array([line[key] for line in lines], dtype=float) for key in ("token", "loss"))
-        if np.isfinite(loss).any():
-            yield Series(label, token, loss, loss, loss, colour, index, markers=True, abandoned=not kept)
+        lines = [line for line in run.evaluations if line["kept"] == kept and key in line]
+        token, value = (np.array([line[name] for line in lines], dtype=float) for name in ("token", key))
+        if np.isfinite(value).any():
+            yield Series(label, token, value, value, value, colour, index, markers=True, abandoned=not kept)
 
 
 def _lines(run: Run, key: str, label: str, index: int, colour: str, dashed: bool = False) -> Iterator[Series]:
@@ -186,16 +199,37 @@ def _lines(run: Run, key: str, label: str, index: int, colour: str, dashed: bool
             yield Series(label, *points.T, colour=colour, run=index, dashed=dashed, abandoned=is_abandoned)
 
 
+def _by_task(run: Run, index: int, of_run: str) -> Iterator[Chart]:
+    """The charts of a run's tasks, with a line a task that joins the updates that have the task."""
+    colours = _colours_of_sources(run)
+    for chart in TASK_CHARTS:
+        series: list[Series] = []
+        for task, colour in colours.items():
+            for line in _lines(run, f"{chart.key}/{task}", task, index, colour):
+                there = np.isfinite(line.mean)
+                parts = {name: getattr(line, name)[there] for name in ("token", "mean", "low", "high")}
+                series.append(replace(line, **parts))
+            if chart.key in HELD_OUT:
+                series += _held_out(run, f"{HELD_OUT[chart.key]}/{task}", task, index, colour)
+        key, title = f"{chart.key}-{index}", chart.title + of_run
+        wide = len({line.label for line in series}) > 6
+        yield replace(chart, key=key, title=title, series=tuple(series), of_one_run=True, wide=wide)
+
+
+def _colours_of_sources(run: Run) -> dict[str, str]:
+    """A colour for each source or task that a run has numbers of, the same in all charts."""
+    names = (name.partition("/") for one in run.bins for name in one.values)
+    sources = {source for kind, _, source in names if kind in (*SHARES, *BY_TASK)}
+    return {source: COLOURS[number % len(COLOURS)] for number, source in enumerate(sorted(sources))}
+
+
 def _mixture(run: Run, index: int, of_run: str) -> Chart:
     about = "Solid: the share of the stage's tokens drawn so far. Dashed: what the recipe asks for."
-    names = {name for one in run.bins for name in one.values if name.partition("/")[0] in SHARES}
     series = [
         line
-        for number, source in enumerate(sorted({name.partition("/")[2] for name in names}))
+        for source, colour in _colours_of_sources(run).items()
         for kind in reversed(SHARES)
-        for line in _lines(
-            run, f"{kind}/{source}", source, index, COLOURS[number % len(COLOURS)], dashed=kind == "asked"
-        )
+        for line in _lines(run, f"{kind}/{source}", source, index, colour, dashed=kind == "asked")
     ]
     chart = Chart(f"mixture-{index}", f"Mixture{of_run}", "", about, "percent", zero=True, of_one_run=True)
     return replace(chart, series=tuple(series), wide=len({line.label for line in series}) > 6)

@@ -1,6 +1,6 @@
-"""For each stage of a plan: the epochs of each source, and the context that its targets see."""
+"""For each stage of a plan: the epochs of each source, what it draws of tasks, and the context that its targets see."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rotary_foundry.data.corpus import open_objective
@@ -13,12 +13,23 @@ SHOWN = (128, 512)  # of the counted lengths, and all doublings after the second
 
 
 @dataclass(frozen=True)
+class DrawnTask:
+    """What a multi-task stage draws of a task."""
+
+    kind: str
+    rows: int  # that there are
+    share: float  # of the blocks
+    blocks: float  # an update, on average over the stage
+    epochs: float
+
+
+@dataclass(frozen=True)
 class DrawnData:
-    """The epochs and the context of one stage."""
+    """The epochs, the tasks and the context of one stage."""
 
     stage: str
     row_length: int
-    weights: dict[str, float]  # of the tasks of a multi-task stage; its blocks are shared out by them
+    tasks: dict[str, DrawnTask]  # of a multi-task stage
     epochs: dict[str, float]  # by source: rows drawn / rows that there are
     context: dict[int, float] | None  # share of the targets that see at least so many tokens; None: not counted
     responses: dict[str, float] | None = None  # by source: share of the response tokens drawn; None: no conversations
@@ -28,9 +39,11 @@ class DrawnData:
         """Return the figures as plain JSON types."""
         context = self.context and {str(at_least): share for at_least, share in self.context.items()}
         drawn = {"row_length": self.row_length, "epochs": self.epochs, "context": context}
-        if self.responses is None:
-            return drawn
-        return drawn | {"responses": self.responses, "response_share": self.response_share}
+        if self.tasks:
+            drawn["tasks"] = {name: asdict(task) for name, task in self.tasks.items()}
+        if self.responses is not None:
+            drawn |= {"responses": self.responses, "response_share": self.response_share}
+        return drawn
 
     @property
     def shown(self) -> dict[int, float]:
@@ -65,20 +78,31 @@ def _of_stage(recipe: Recipe, segments: list[Segment]) -> DrawnData:
     manifests = {source: Manifest.read(folder) for source, folder in folders.items()}
     rows = rows_drawn(sum(segment.updates * segment.rows for segment in segments), mixture, manifests.items())
     counted = all(manifest.longer is not None for manifest in manifests.values())
+    epochs = {source: count / manifests[source].rows for source, count in rows.items()}
+    updates, total = sum(segment.updates for segment in segments), sum(rows.values())
+    tasks = {
+        name: DrawnTask(
+            task.kind,
+            manifests[name].rows,
+            rows[name] / total,
+            rows[name] / objective.block_size / updates,
+            epochs[name],
+        )
+        for name, task in objective.tasks.items()
+    }
     responses, response_share = None, None
     if objective.weighted and all(manifest.responses for manifest in manifests.values()):
         each = {name: count * manifests[name].responses["0"] / manifests[name].rows for name, count in rows.items()}
         tokens = sum(count * manifests[name].tokens / manifests[name].rows for name, count in rows.items())
         responses = {name: number / sum(each.values()) for name, number in each.items()}
         response_share = sum(each.values()) / tokens
+    sees = objective.causal, objective.document_mask, responses is not None
     return DrawnData(
         stage,
         row_length,
-        (mixture or {}) if objective.tasks else {},
-        {source: count / manifests[source].rows for source, count in rows.items()},
-        context_shares(rows, manifests, objective.causal, objective.document_mask, responses is not None)
-        if counted
-        else None,
+        tasks,
+        epochs,
+        context_shares(rows, manifests, *sees) if counted else None,
         responses,
         response_share,
     )

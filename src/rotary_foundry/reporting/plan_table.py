@@ -52,6 +52,9 @@ def print_plan(
     console.print(plan_table(plan))
     if any(stage.context for stage in data):
         console.print(context_table(data))
+    for stage in data:
+        if stage.tasks:
+            console.print(task_table(stage))
     grid = _grid()
     if plan.abandoned:
         back, tokens = plan.abandoned[0].start_token, _tokens(plan.abandoned)
@@ -65,13 +68,10 @@ def print_plan(
     for stage, mixture in _mixtures(recipe, plan).items():
         grid.add_row("mixture", f"{stage}: {mixture}")
     for stage in data:
-        if stage.weights:
-            total = sum(stage.weights.values())
-            shares = (f"{task} {weight / total:.1%}" for task, weight in stage.weights.items())
-            grid.add_row("tasks", f"{stage.stage}: {', '.join(shares)} of the blocks")
         if stage.responses is not None:
             grid.add_row("responses", f"{stage.stage}: {_responses(stage)}")
-        grid.add_row("epochs", f"{stage.stage}: {', '.join(f'{name} {n:.3g}' for name, n in stage.epochs.items())}")
+        if not stage.tasks:  # they have a table of their own
+            grid.add_row("epochs", f"{stage.stage}: {', '.join(f'{name} {n:.3g}' for name, n in stage.epochs.items())}")
     if (why := not_counted(recipe, data)) is not None:
         grid.add_row("data", why)
     grid.add_row("optimizer", f"{recipe.optimizer.name}, {_settings(recipe.optimizer.arguments())}")
@@ -161,6 +161,18 @@ def context_table(stages: list[DrawnData]) -> Table:
     for stage in stages:
         shares = [stage.shown.get(length) for length in sorted(lengths)]
         table.add_row(stage.stage, *("" if share is None else f"{share:.1%}" for share in shares))
+    return table
+
+
+def task_table(stage: DrawnData) -> Table:
+    """A row a task of a multi-task stage: its rows, its share of the blocks, and how often its rows are drawn."""
+    table = Table(title=f"tasks of {stage.stage}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("task", "kind", "rows", "share of blocks", "blocks an update", "epochs"):
+        table.add_column(heading, justify="left" if heading in ("task", "kind") else "right")
+    for name, task in stage.tasks.items():
+        table.add_row(
+            name, task.kind, f"{task.rows:,}", f"{task.share:.1%}", f"{task.blocks:.3g}", f"{task.epochs:.3g}"
+        )
     return table
 
 

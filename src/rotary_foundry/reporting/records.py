@@ -30,6 +30,8 @@ NUMBERS = (
     "loss_spike_score", "slowest_lag",
 )  # fmt: skip
 SHARES = ("asked", "drawn")  # each a mapping from a source to its share; its numbers are named asked/<source>
+# mappings likewise, of the tasks of an update; a line has the tasks that its update had
+BY_TASK = ("task_loss", "task_right", "task_grad_norm", "task_weight", "task_cosine", "task_cosine_estimate")
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,10 @@ def _bin(rollbacks: int, kept: bool, stage: str, group: Iterable[dict]) -> Bin:
         while lines and lines[-1]["batch"] >= line["batch"]:
             lines.pop()
         lines.append(line)
-    shares = [(kind, source) for kind in SHARES for source in lines[-1].get(kind) or {}]
+    named = [(kind, source) for kind in SHARES for source in lines[-1].get(kind) or {}]
+    named += dict.fromkeys((kind, task) for line in lines for kind in BY_TASK for task in line.get(kind) or ())
     table = [
-        [line.get(name) for name in NUMBERS] + [(line.get(kind) or {}).get(source) for kind, source in shares]
+        [line.get(name) for name in NUMBERS] + [(line.get(kind) or {}).get(source) for kind, source in named]
         for line in lines
     ]
     values = np.array(table, dtype=float)  # None becomes NaN
@@ -123,7 +126,7 @@ def _bin(rollbacks: int, kept: bool, stage: str, group: Iterable[dict]) -> Bin:
     count = np.isfinite(values).sum(axis=0)
     mean = np.nansum(values, axis=0) / np.maximum(count, 1)
     found = zip(
-        (*NUMBERS, *("/".join(share) for share in shares)),
+        (*NUMBERS, *map("/".join, named)),
         zip(mean.tolist(), np.fmin.reduce(values).tolist(), np.fmax.reduce(values).tolist(), strict=True),
         count,
         strict=True,

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from rotary_foundry.recipe.schema import all_metrics
 from rotary_foundry.reporting.charts import COLOURS, Chart, make_charts, run_names, words
 from rotary_foundry.reporting.pictures import draw
-from rotary_foundry.reporting.records import BINS, Run
+from rotary_foundry.reporting.records import BINS, BY_TASK, Run
 from rotary_foundry.reporting.reference import find_reference
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.wording import count, number
@@ -160,6 +161,7 @@ def _figure(chart: Chart) -> str:
 
 def _recipe(run: Run) -> str:
     rows = []
+    of_tasks = {one.stage for one in run.bins for name in one.values if name.partition("/")[0] in BY_TASK}
     for stage, segments in run.stages.items():
         first, last = segments[0], segments[-1]
         theta = np.ravel([segment["knobs"]["rope_theta"] for segment in segments if "rope_theta" in segment["knobs"]])
@@ -176,7 +178,7 @@ def _recipe(run: Run) -> str:
                 _span(f"{theta[0]:,.0f}", f"{theta[-1]:,.0f}") if len(theta) else None,
                 " → ".join(map(number, rates)),
                 _span(number(first["weight_decay"]), number(last["weight_decay"])),
-                mixture or "every row once",
+                mixture or ("the tasks' weights" if stage in of_tasks else "every row once"),
             ]
         )
     heads = ["stage", "tokens", "updates", "rows", "length", "theta", "learning rate", "weight decay", "mixture"]
@@ -192,8 +194,8 @@ def _evaluations(runs: list[tuple[Run, str]]) -> str:
             f"{line['token']:,}",
             f"{line['row_length']:,}" if "row_length" in line else None,
             f"{line['loss']:.4f}",
-            f"{math.exp(min(line['loss'], 700)):.4g}",
-            next((f"{value:.1%}" for key, value in line.items() if key.endswith("accuracy")), None),
+            None if _tasks_of(line) else f"{math.exp(min(line['loss'], 700)):.4g}",
+            next((f"{line[name]:.1%}" for name in all_metrics() if name in line and name != "loss"), None),
             "" if line["kept"] else "abandoned",
         ]
         for run, name in runs
@@ -207,11 +209,23 @@ def _evaluations(runs: list[tuple[Run, str]]) -> str:
     ]
     heads = ["run", "after", "update", "tokens", "length", "held-out loss", "perplexity", "accuracy", ""]
     shown = _table(heads, held_out, skip=len(runs) == 1) if held_out else ""
+    by_task = [
+        [name, line["stage"], task, f"{line[f'loss/{task}']:.4f}", f"{line[f'examples_right/{task}']:.1%}"]
+        for name, line in ((name, line) for run, name in runs for line in run.evaluations if line["kept"])
+        for task in _tasks_of(line)
+    ]
+    if by_task:
+        shown += _table(["run", "after", "task", "held-out loss", "right"], by_task, "texts", skip=len(runs) == 1)
     if results:
         shown += "<p>Measured by rotary-foundry evaluate, with 95 % intervals where they are known:</p>"
         heads = ["run", "model", "suite", "measure", "value", "95 % interval"]
         shown += _table(heads, results, "texts", skip=len(runs) == 1)
     return _block("Evaluations", shown) if shown else ""
+
+
+def _tasks_of(evaluation: dict) -> list[str]:
+    """The tasks of a multi-task stage, by a line of eval.jsonl; none of another stage."""
+    return [key.removeprefix("loss/") for key in evaluation if key.startswith("loss/")]
 
 
 def _interval(value: float, low: float | None, high: float | None) -> tuple[str, str | None]:

@@ -29,6 +29,9 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
     if not folder.plan.is_file():
         raise ConfigurationError(f"{run}: no run there (it has no {folder.plan.name})")
     console.print(stage_table(folder))
+    tasks = task_table(folder)
+    if tasks.rows:
+        console.print(tasks)
     recipe = load_recipe(folder.recipe)
     entropy = Statistics.read(Path(recipe.data.local)).unigram_entropy
     before, at_stage_ends = _evaluations(folder)
@@ -36,14 +39,15 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
         console.print(
             f"Held-out loss before the first update, with the weights of {recipe.init_from}: {before['loss']:.3f}."
         )
-    if at_stage_ends and entropy is not None:
+    last = list(recipe.stages)[-1]
+    of_tasks = recipe.objective_of(last).block_size is not None  # whose loss is not of text alone
+    if at_stage_ends and entropy is not None and not of_tasks:
         loss = at_stage_ends[-1]["loss"]
         side = "below" if loss < entropy else "above"
         console.print(
             f"Unigram entropy of the held-out text: {entropy:.3f} nats a token. "
             f"The last held-out loss, {loss:.3f}, is {abs(entropy - loss):.3f} {side} it."
         )
-    last = list(recipe.stages)[-1]
     if (folder.export / "config.json").is_file() and recipe.objective_of(last).task == "fill-mask":
         try:
             texts = held_out(recipe.data.local, EXAMPLES, recipe.seed)
@@ -82,6 +86,36 @@ def stage_table(folder: RunFolder) -> Table:
             _shares(done) if done else "–",
         )
     return table
+
+
+def task_table(folder: RunFolder) -> Table:
+    """A row a task of multi-task stages: the numbers of the last update that had it, and its last held-out metrics."""
+    columns = {"task_loss": "loss", "task_right": "right", "task_grad_norm": "gradient norm", "task_weight": "weight"}
+    columns |= {"task_cosine": "cosine", "task_cosine_estimate": "cosine, estimated"}
+    last: dict[str, dict[str, float]] = {}
+    for line in folder.records(folder.metrics, (*columns, "batch", "token", "rollbacks")):
+        for task in line["task_loss"] or ():
+            last[task] = {key: line[key][task] for key in columns if task in (line[key] or {})}
+    held_out = {key: value for line in _evaluations(folder)[1] for key, value in line.items()}
+    shown = [key for key in columns if any(key in numbers for numbers in last.values())]
+    table = Table(title="tasks, in the last update with each", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("task", *(columns[key] for key in shown), "held-out loss", "right"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for task, numbers in sorted(last.items()):
+        loss, right = held_out.get(f"loss/{task}"), held_out.get(f"examples_right/{task}")
+        table.add_row(
+            task,
+            *(_number(key, numbers.get(key)) for key in shown),
+            "–" if loss is None else f"{loss:.3f}",
+            "–" if right is None else f"{right:.1%}",
+        )
+    return table
+
+
+def _number(key: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if key == "task_right" else f"{value:.3g}"
 
 
 def _shares(done: dict) -> str:

@@ -7,6 +7,7 @@ the real one is too large for a rehearsal.
 
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -15,11 +16,11 @@ import torch
 from composer.utils import dist
 
 from rotary_foundry.data.corpus import open_corpus
-from rotary_foundry.data.task_file import Task
 from rotary_foundry.data_prep.conversations.chat_template import TEMPLATE_FILE
 from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer
 from rotary_foundry.data_prep.pipeline import prepare
 from rotary_foundry.data_prep.readers import BadInput, SourceConfig, parts, read
+from rotary_foundry.data_prep.task_config import TEXT
 from rotary_foundry.data_prep.tokenizer import CAUSAL_TOKENS
 from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.models.config_json import CONFIG
@@ -29,6 +30,7 @@ from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.runs.run_lock import LOCK
 from rotary_foundry.training.ranks import on_rank_zero
+from rotary_foundry.training.rehearsal_tasks import rehearsal_tasks, text_source
 from rotary_foundry.utils.errors import ConfigurationError
 
 VOCABULARY = 8192
@@ -80,11 +82,14 @@ def _forget_another(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def _make_corpus(recipe: Recipe) -> None:
-    """Prepare the small corpus. In a multi-task stage, its sources are tasks of masked LM, so no head is rehearsed."""
-    prepare(_small_corpus(recipe))
-    if any(recipe.objective_of(stage).block_size is not None for stage in recipe.stages):
-        for source in recipe.data.sources:
-            Task("masked_lm", (), 1.0).write(Path(recipe.data.local, source))
+    """Prepare the small corpus; with a multi-task stage, its tasks have rows for every kind of head."""
+    corpus = _small_corpus(recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        if any(recipe.objective_of(stage).block_size is not None for stage in recipe.stages):
+            tasks = rehearsal_tasks(recipe, Path(folder))
+            texts = {text_source(name): source for name, source in corpus.sources.items() if tasks[name].kind == TEXT}
+            corpus = replace(corpus, sources=texts, tasks=tasks)
+        prepare(corpus)
 
 
 def _small_corpus(recipe: Recipe) -> CorpusConfig:

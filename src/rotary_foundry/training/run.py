@@ -36,9 +36,10 @@ from rotary_foundry.callbacks.task_records import TaskRecords
 from rotary_foundry.callbacks.throughput import Throughput
 from rotary_foundry.compat.composer import forget_exit_hook
 from rotary_foundry.compat.torch import forget_parameter_names
-from rotary_foundry.data.corpus import TokenizerFacts, check_same_rows, keep_rows
+from rotary_foundry.data.corpus import TokenizerFacts, check_same_rows, keep_rows, open_objective
 from rotary_foundry.data.loaders import RunData, data_spec
 from rotary_foundry.data.same_tokenizer import keep_tokenizer
+from rotary_foundry.interop.checkpoint_weights import tasks_with_heads
 from rotary_foundry.loggers.stage_progress import StageProgress
 from rotary_foundry.models.composer_model import FoundryModel, evaluation_metrics
 from rotary_foundry.models.layers.attention import check_implementation
@@ -61,7 +62,7 @@ from rotary_foundry.training.ranks import on_each_node, on_rank_zero, watching
 from rotary_foundry.training.rollback import roll_back
 from rotary_foundry.training.sharding import ShardingConfig, fill, shard
 from rotary_foundry.utils.allocator import keep_freed_memory
-from rotary_foundry.utils.errors import StopRequested
+from rotary_foundry.utils.errors import ConfigurationError, StopRequested
 
 Announce = Callable[[Recipe, Plan, RunFolder, str, CompleteCheckpoint | None], None]
 
@@ -151,6 +152,7 @@ def _prepare_start(recipe: Recipe, plan: Plan, folder: RunFolder) -> Start | Non
         if start.token == start.plan.total_tokens:
             print(f"{folder.path}: finished, all {start.token:_} tokens; nothing to do")
             return None
+        _check_heads(recipe, checkpoint)
         print(f"{folder.path}: going on from {checkpoint.folder.name}, token {start.token:_}", flush=True)
     folder.path.mkdir(parents=True, exist_ok=True)
     keep_tokenizer(Path(recipe.data.local) / "tokenizer", folder.tokenizer, begun=checkpoint is not None)
@@ -159,6 +161,17 @@ def _prepare_start(recipe: Recipe, plan: Plan, folder: RunFolder) -> Start | Non
     write_whole(folder.plan, json.dumps(start.plan.to_json(), indent=2) + "\n")
     write_whole(folder.environment, json.dumps(environment(), indent=2) + "\n")
     return start
+
+
+def _check_heads(recipe: Recipe, checkpoint: CompleteCheckpoint) -> None:
+    """Refuse a multi-task stage that was added to a run, because its heads are not in the checkpoint."""
+    tasks = {name: task for stage in recipe.stages for name, task in open_objective(recipe, stage).tasks.items()}
+    new = {name for name, task in tasks.items() if task.kind != "masked_lm"}
+    if new and (new := new - tasks_with_heads(checkpoint.folder)):
+        raise ConfigurationError(
+            f"{checkpoint.folder}: has no head for {', '.join(sorted(new))}; a run has its heads from its beginning, "
+            "so train the multi-task stage in a run of its own, with init_from: and this run's folder"
+        )
 
 
 def _fit(
