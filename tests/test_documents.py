@@ -133,7 +133,7 @@ def check_command(words: list[str]) -> None:
             load_recipe(rest[-1])
         case ["hf", "download", *_]:
             assert shutil.which("hf", path=ROOT / ".venv/bin") or shutil.which("hf")
-        case ["git" | "cd" | "source" | "tail" | "export", *_]:
+        case ["git" | "cd" | "source" | "tail" | "export" | "lm_eval", *_]:
             pass
         case _:
             pytest.fail(f"no test knows {' '.join(words)}")

@@ -1,8 +1,8 @@
 """The suite `question_answering`: the answers that a decoder generates to questions about long texts.
 
-- The prompts are those of Llama 2 Long (arXiv 2309.16039, section 3.1): the text, "Q:" with the question, "A:". Before
-  it are as many answered examples as the paper has for the data set. A prompt that is too long, with room for the
-  answer, is cut from the left. A question is never cut: a length without room for one is refused.
+- The prompts are those of arXiv 2309.16039, section 3.1: the text, "Q:" with the question, "A:". Before it are as many
+  answered examples as the paper has for the data set. A prompt that is too long, with room for the answer, is cut from
+  the left. A question is never cut: a length without room for one is refused.
 - Examples in a prompt are drawn for each question, from other documents. The paper does not say where its own are from.
 - If the tokenizer has a chat template, the prompt is a user's message in it, and only the message is cut.
 - Answers are greedy, and end at the model's own ends. Where no template marks an end, an answer scored by ROUGE ends
