@@ -1,8 +1,9 @@
-"""Instruction tuning: predict what the assistant says, and on request what it is told (Llama 2 Long, arXiv 2309.16039).
+"""Instruction tuning: predict what the assistant says, and on request what it is told (arXiv 2309.16039, section 2.2).
 
 Rows have the column `responses`, which is 1 for the tokens of the assistant's turns and 0 for those of prompts. In the
 paper the loss on long prompts was worth more than any other choice of its instruction tuning (table 9); ProLong (arXiv
-2410.02660) and Llama 3 went without it. So `target_prompts` and its weight are keys. The names are LLM Foundry's.
+2410.02660) and arXiv 2407.21783 went without it. So `target_prompts` and its weight are keys. The names are LLM
+Foundry's.
 
 The loss is Σ weight · cross entropy / Σ weight over all tokens of an update. A mean over each row, and then over rows,
 gives a token of a short answer more weight than one of a long answer; `mean: rows` is that. Accuracy and the held-out
