@@ -16,9 +16,12 @@ from rotary_foundry import compile_plan, load_recipe
 from rotary_foundry.data.batches import split
 from rotary_foundry.data.corpus import keep_rows, open_corpus
 from rotary_foundry.data.loaders import RunData
+from rotary_foundry.data.rows import Manifest
 from rotary_foundry.data.task_file import Task
+from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer
 from rotary_foundry.data_prep.inspection.trace import trace
-from rotary_foundry.data_prep.task_examples import read_task
+from rotary_foundry.data_prep.pipeline import prepare
+from rotary_foundry.data_prep.readers import SourceConfig
 from rotary_foundry.doctor.finding import BAD, DOUBTFUL, GOOD
 from rotary_foundry.doctor.task_heads import check_tasks
 from rotary_foundry.evaluation import task_metrics
@@ -38,10 +41,11 @@ from rotary_foundry.reporting.transitions import print_transitions
 from rotary_foundry.runs.run_folder import RunFolder, read_lines
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.rehearsal_stand_ins import with_stand_ins
-from rotary_foundry.training.rehearsal_tasks import KINDS, rehearsal_tasks
+from rotary_foundry.training.rehearsal_tasks import KINDS, rehearsal_tasks, text_source
 from rotary_foundry.training.run import Start, _check_heads, build_trainer, train
 from rotary_foundry.training.sharding import fill
 from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
+from tests.data_prep.small_corpus import sentences, write_jsonl
 from tests.ranks import on_ranks
 from tests.task_corpus import ROWS, TASKS, write_tasks
 from tests.wandb_file import read_back
@@ -360,13 +364,23 @@ def test_a_rehearsal_without_a_corpus_has_every_kind_of_head(recipe, tmp_path):
     assert kinds == set(KINDS)
 
 
-def test_the_made_examples_of_a_rehearsal_are_read_as_every_kind_of_task(recipe, tmp_path):
-    tasks = rehearsal_tasks(load_recipe(recipe), tmp_path)
+def test_the_made_examples_of_a_rehearsal_become_rows_of_every_kind_of_task(recipe, tmp_path):
+    tasks = rehearsal_tasks(load_recipe(recipe), tmp_path / "files")
     assert {task.kind for task in tasks.values()} == set(KINDS)
+    text = SourceConfig("jsonl", str(write_jsonl(tmp_path / "text.jsonl", sentences(0, 40))))
+    corpus = CorpusConfig(
+        sources={text_source("text"): text},
+        tokenizer=TokenizerConfig(train=TrainTokenizer(320)),  # whose tokens are short, so that the rows are full
+        row_lengths=[64],
+        validation=0.2,
+        out=str(tmp_path / "out"),
+        executor={"local": {"workers": 1}},
+        tasks=tasks,
+    )
+    prepare(corpus)
     for name, task in tasks.items():
-        if task.kind != "masked_lm":
-            examples, _ = read_task(name, task, 0.1)
-            assert {split: len(of_split) for split, of_split in examples.items()} == {"train": 48, "validation": 12}
+        assert Task.read(tmp_path / "out" / name).kind == task.kind
+        assert all(Manifest.read(tmp_path / "out" / name / "64" / split).rows > 1 for split in ("train", "validation"))
 
 
 def test_heads_that_a_checkpoint_lacks_are_refused_and_those_that_no_stage_draws_are_told(recipe, whole, tmp_path):

@@ -21,6 +21,7 @@ KINDS = (TEXT, "classification", "regression", "choice", "answer", "entities")
 FORMS = {"choice": "c3", "answer": "cmrc2018", "entities": "cluener"}
 EXAMPLES = {"train": 48, "dev": 12}
 LABELS = ("even", "odd")
+CHOICES = ["a", "b", "c", "d"]  # short, as all of them share a row; C3 fills fewer than four up with a longer one
 
 
 def rehearsal_tasks(recipe: Recipe, folder: Path) -> dict[str, TaskConfig]:
@@ -82,8 +83,7 @@ def _row(kind: str, words: list[str], index: int) -> Any:
         case "regression":
             return {"text": text, "label": len(words) / 100}
         case "choice":
-            choices = sorted({words[0], last, "none"})
-            return [[text], [{"question": "first", "choice": choices, "answer": words[0]}], str(index)]
+            return [[text], [{"question": "?", "choice": CHOICES, "answer": CHOICES[index % len(CHOICES)]}], str(index)]
         case "answer":
             answers = [{"text": last, "answer_start": start}]
             question = {"question": "last", "id": str(index), "answers": answers}
