@@ -1,4 +1,4 @@
-"""Make long instruction examples from long documents with a generator model (Llama 2 Long, arXiv 2309.16039, App. D).
+"""Make long instruction examples from long documents with a generator model (arXiv 2309.16039, App. D).
 
 For each document, a random chunk that fits the generator is drawn. The generator writes a question about the chunk and
 its answer, inside tags. Asked again, it keeps or drops them. The example is the whole document, cut to the length of a
@@ -7,8 +7,8 @@ row, with the question and the answer. So a model with a short context makes tra
 There are four decisions:
 
 - A reply is filed under the hash of its whole request (request_log.py). The same command after an interruption makes
-  the same requests again, because chunk, prompt and seed depend only on the document, and asks only what has no reply.
-  Changed settings need no check: they make other requests.
+  the same requests again, because chunk, prompt and seed depend only on the document's text, and asks only what has no
+  reply. Changed settings need no check: they make other requests.
 - Results are taken in the order of the documents, whatever the concurrency, so the same replies give the same file.
 - The chunk is drawn from the part of the document that the example keeps. Otherwise an example could ask about text
   that was cut away.

@@ -1,4 +1,4 @@
-"""Ask a model of an OpenAI-compatible server (vLLM, llama.cpp, TGI, …) by POST /chat/completions.
+"""Ask a model of an OpenAI-compatible server (vLLM, TGI, …) by POST /chat/completions.
 
 What may pass is repeated: no connection, a time-out, 408, 429, 5xx, or a reply that is not the JSON of the interface.
 The wait doubles from a second, unless the server gives Retry-After. What would be the same for every request (no

@@ -1,9 +1,10 @@
 """From a document to what is asked about it, and from a question and its answer to an example.
 
-Everything random depends only on the seed and the document's source and id. Only `random()` of Python's generator is
-used, whose sequence is the same in every version.
+Everything random depends only on the seed and the hash of the document's text, so that files can be moved and renamed.
+Only `random()` of Python's generator is used, whose sequence is the same in every version.
 """
 
+import hashlib
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ class Drawer:
         tokens = len(bounds) - 1
         if tokens < config.min_tokens:
             return None
-        generator = random.Random(f"{config.seed}:{source}:{document}")
+        generator = random.Random(f"{config.seed}:{hashlib.sha256(text.encode()).hexdigest()}")
         kept = min(tokens, self.room)
         chunks = -(-kept // config.chunk_tokens)
         chunk = int(generator.random() * chunks)

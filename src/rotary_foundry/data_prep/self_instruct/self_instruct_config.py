@@ -22,10 +22,10 @@ class SelfInstructConfig:
     tokenizer: str  # the folder of the tokenizer of the model to train; all lengths in documents are in its tokens
     min_tokens: int = 4096  # a shorter document is passed over
     max_tokens: int = 16384  # of an example with its chat template; longer documents are cut at their end
-    chunk_tokens: int = 3072  # of the chunk that the generator reads; Llama 2 Chat has a context of 4,096
+    chunk_tokens: int = 3072  # of the chunk that the generator reads; with the reply it fits a context of 4,096
     reply_tokens: int = 512  # the most that the generator writes at once, in its own tokens
     temperature: float = 0.7  # when a question is written; the critique takes the likeliest tokens
-    seed: int = 0  # of chunks, prompts and sampling; they depend on it and on the document only
+    seed: int = 0  # of chunks, prompts and sampling; they depend on it and on the document's text only
     documents: int | None = None  # the most documents to ask about, such as 20 to try a generator
     concurrency: int = 16  # requests at a time; a local model gets one at a time
     timeout: float = 300.0  # seconds without a byte from the server, after which a request is repeated
