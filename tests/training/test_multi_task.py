@@ -23,7 +23,7 @@ from rotary_foundry.data_prep.inspection.trace import trace
 from rotary_foundry.data_prep.pipeline import prepare
 from rotary_foundry.data_prep.readers import SourceConfig
 from rotary_foundry.doctor.finding import BAD, DOUBTFUL, GOOD
-from rotary_foundry.doctor.task_heads import check_tasks
+from rotary_foundry.doctor.heads_of_tasks import check_tasks
 from rotary_foundry.evaluation import task_metrics
 from rotary_foundry.interop import load_model
 from rotary_foundry.interop.export import export_checkpoint

@@ -35,6 +35,8 @@ def merged_recipe(path: str | Path, overrides: Iterable[str] = ()) -> str:
     def source(keys: tuple[str, ...]) -> str:
         if keys in sources:
             return sources[keys]
+        if _value(given, keys[:-1]) is None:  # a mixture that nobody gives
+            return "from long_share"
         is_default = _value(given, keys) == _value(filled, keys)
         return "default" if is_default else f"init_from: {redacted(recipe.init_from)}"
 
@@ -67,7 +69,7 @@ def _flow(value: Any) -> str:
 def _value(config: Any, keys: tuple[str, ...]) -> Any:
     """The value at some keys; None if there is none."""
     for key in keys:
-        if OmegaConf.is_missing(config, key):
+        if config is None or OmegaConf.is_missing(config, key):
             return None
         config = config[key]
     return config
