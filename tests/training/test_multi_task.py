@@ -23,7 +23,7 @@ from rotary_foundry.data_prep.inspection.trace import trace
 from rotary_foundry.data_prep.pipeline import prepare
 from rotary_foundry.data_prep.readers import SourceConfig
 from rotary_foundry.doctor.finding import BAD, DOUBTFUL, GOOD
-from rotary_foundry.doctor.heads_of_tasks import check_tasks
+from rotary_foundry.doctor.task_checks import check_tasks
 from rotary_foundry.evaluation import task_metrics
 from rotary_foundry.interop import load_model
 from rotary_foundry.interop.export import export_checkpoint
@@ -213,6 +213,7 @@ def test_a_run_records_its_tasks_and_its_network_loads_without_the_heads(whole):
             assert line[of_run] == pytest.approx(sum(means), rel=1e-6)
         assert all(norm > 0 for norm in line["task_grad_norm"].values())
         assert line["task_cosine_estimate"].keys() == line["task_loss"].keys()
+        assert line["mixture"] is None  # the plan's; the weights are in `asked`
     of_text, of_tasks = read_lines(whole / "eval.jsonl")
     assert {f"loss/{task}" for task in TASKS} <= of_tasks.keys() and "loss/topic" not in of_text
     assert all(0 <= of_tasks[f"examples_right/{task}"] <= 1 for task in TASKS)

@@ -100,7 +100,7 @@ class RunRecords(Callback):
             "row_length": self.batch["row_length"],
             **self.plan.at(state.previous_timestamp.token.value).knobs,
             **state.model.network.knobs,
-            "mixture": state.dataloader.dataset.draw.mixture,
+            "mixture": self.plan.segment_at(state.previous_timestamp.token.value).mixture,
             "asked": asked,
             "drawn": _shares(dict.fromkeys(asked, 0) | drawn),
             "rows_by_source": dict(sorted(Counter(sources).items())),

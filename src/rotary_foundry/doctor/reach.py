@@ -16,7 +16,7 @@ from pathlib import Path
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.doctor.disk_space import check_data_disk
 from rotary_foundry.doctor.finding import Finding, bad, good
-from rotary_foundry.doctor.heads_of_tasks import check_tasks
+from rotary_foundry.doctor.task_checks import check_tasks
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import FoundryError
