@@ -17,6 +17,7 @@ from typing import Protocol
 
 from rotary_foundry.data_prep import readers
 from rotary_foundry.data_prep.readers import BadInput
+from rotary_foundry.data_prep.self_instruct.chat_server import ChatServer
 from rotary_foundry.data_prep.self_instruct.document_chunks import Drawer, Task
 from rotary_foundry.data_prep.self_instruct.instruct_prompts import NoReply, Rejected, fill, is_kept, tagged
 from rotary_foundry.data_prep.self_instruct.request_log import Reply, RequestLog
@@ -131,11 +132,9 @@ def self_instruct(config: SelfInstructConfig, out: Path) -> None:
 
 def _generator(config: SelfInstructConfig) -> Generator:
     if config.is_local:
-        from rotary_foundry.data_prep.self_instruct.local_generator import LocalGenerator
+        from rotary_foundry.data_prep.self_instruct.local_generator import LocalGenerator  # imports torch
 
         return LocalGenerator(Path(config.generator))
-    from rotary_foundry.data_prep.self_instruct.chat_server import ChatServer
-
     return ChatServer(config)
 
 
