@@ -1,4 +1,4 @@
-"""What it costs to combine the gradients of eight tasks, by each rule, beside plain training on the same rows.
+"""Measure what each rule for combining the gradients of eight tasks costs, beside plain training on the same rows.
 
 The model is `yamls/main/roformer_v2_nano.yaml`'s, sharded over one process as in a run. The rows are those of
 `python data_prep yamls/tasks/nano.yaml`, whose five tasks become eight: three are there twice. An update has a
@@ -49,7 +49,7 @@ ROUNDS, BATCHES = 5, 8
 
 @dataclass
 class Costs:
-    """What was measured, by rule; PLAIN is none."""
+    """The measurements. The keys are the rules; PLAIN stands for training without a rule."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)  # of whole updates
     combining: dict[str, list[float]] = field(default_factory=dict)  # of them
@@ -79,7 +79,7 @@ class Updates:
         of_stage = {
             "objective": objective,
             "mixture": f"{{{', '.join(f'{source}: 1.0' for source in sources)}}}",
-            "global_train_batch_size": 64,  # 32 blocks, of which one of each task is taken
+            "global_train_batch_size": 64,  # 32 blocks; the benchmark takes one block of each task
             "duration": f"{BATCHES}ba",
             "residual_scale": 1,
         }

@@ -77,7 +77,7 @@ class CorpusConfig:
 
     @property
     def has_conversations(self) -> bool:
-        """Whether a source holds conversations."""
+        """True if any source holds conversations."""
         return any(source.conversations is not None for source in self.sources.values())
 
     def task_of(self, source: str) -> str | None:

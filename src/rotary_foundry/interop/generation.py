@@ -1,4 +1,4 @@
-"""What a decoder's directory says about generation: the tokens that end an answer, and the author's settings.
+"""Read and write a decoder's `generation_config.json`: the tokens that end an answer, and its author's settings.
 
 - `generation_config.json` belongs to the tokenizer, because its ids do. Preparation copies it with the tokenizer, the
   run keeps it, and the export writes it. So settings such as a temperature go from an imported model to the export of

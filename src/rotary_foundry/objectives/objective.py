@@ -66,7 +66,7 @@ class Objective(ABC):
     tasks: ClassVar[Mapping[str, Task]] = {}
     """The tasks of a multi-task stage, by source; `open_objective` sets them. Of other objectives: none."""
     weighted: ClassVar[bool] = False
-    """Whether labels have weights."""
+    """True if `prepare` gives each label a weight in the loss."""
     metrics: ClassVar[tuple[Metric, ...]]
     task: ClassVar[str]
     """Hugging Face's name for the task of the trained model (`pipeline_tag`)."""

@@ -4,8 +4,8 @@
     sharegpt         `conversations`: [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]
     prompt_response  two columns of text
 
-Other columns, and other keys of a turn, are ignored. A conversation has a system turn or none, and then turns of user
-and assistant by turns, of which the last is the assistant's. Tools and pictures are refused.
+Other columns, and other keys of a turn, are ignored. A conversation may begin with a system turn. Then user and
+assistant alternate, and the assistant has the last turn. Tools and pictures are refused.
 """
 
 import json

@@ -31,7 +31,7 @@ PROGRESS = 100  # documents
 
 
 class Generator(Protocol):
-    """What answers requests."""
+    """A model that answers requests: a local one, or one on a server."""
 
     concurrency: int
     repeated: int  # requests
@@ -43,7 +43,7 @@ class Generator(Protocol):
 
 @dataclass
 class Outcome:
-    """What came of a task."""
+    """The result of one task: a question and an answer, or the reason why there is none."""
 
     task: Task
     question: str = ""

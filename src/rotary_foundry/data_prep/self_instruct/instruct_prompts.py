@@ -54,7 +54,7 @@ class Rejected(Exception):
     """A document that gives no example.
 
     Args:
-        reason: by which the report counts.
+        reason: why; the report counts documents by reason.
         detail: what differs between documents, such as a server's message.
     """
 

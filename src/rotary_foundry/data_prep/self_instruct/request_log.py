@@ -17,7 +17,7 @@ from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 @dataclass(frozen=True)
 class Reply:
-    """What a generator wrote, and what it counted; None if a server does not say."""
+    """The text that a generator wrote, and the tokens that it counted; None where a server gives no count."""
 
     text: str
     finish: str | None = None  # "stop", or "length" for a reply that was cut off

@@ -36,7 +36,7 @@ class SelfInstructConfig:
 
     @property
     def is_local(self) -> bool:
-        """Whether the generator is a folder, and not a server's model."""
+        """True if the generator is a folder; false if it is a model of a server."""
         return Path(self.generator).is_dir()
 
     def prompt(self, name: str) -> str:
