@@ -46,7 +46,8 @@ def test_the_harness_runs_on_an_export_and_finds_our_numbers(tmp_path):
     install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "packages"]
     installed = subprocess.run([*install, *PACKAGES], capture_output=True, text=True)
     if installed.returncode:
-        pytest.skip(f"needs a package registry: lm-eval cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
+        why = installed.stderr.strip().splitlines()[-1]
+        pytest.skip(f"needs a package registry; lm-eval cannot be installed: {why}")
     import_model(save_decoder(tmp_path / "llama"), tmp_path / "export")
     data, tasks = tmp_path / "questions.jsonl", tmp_path / "tasks"
     data.write_text("".join(json.dumps(line | {"n": n}) + "\n" for n, line in enumerate(LINES)))
