@@ -16,7 +16,7 @@ from rich.console import Console
 
 from rotary_foundry.data.rows import Manifest, decode_row
 from rotary_foundry.data.target_context import context_shares, count_responses
-from rotary_foundry.data_prep import readers
+from rotary_foundry.data_prep import readers, stages
 from rotary_foundry.data_prep.conversations.chat_template import ChatTemplate
 from rotary_foundry.data_prep.conversations.conversation_rows import renderable
 from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer, load_corpus_config
@@ -34,6 +34,7 @@ from rotary_foundry.reporting.drawn_data import drawn_data
 from rotary_foundry.reporting.plan_table import print_plan
 from rotary_foundry.runs.recipes import load_recipe_and_plan
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from tests.data_prep.small_corpus import content
 from tests.data_prep.tasks import write_lines
 
 TEMPLATE = Path(__file__).parents[2] / "yamls/data/llama_nano_chat.jinja"
@@ -231,6 +232,44 @@ def test_another_template_or_no_conversation_left_is_refused(config, tmp_path):
         DataError, match=r"source 'long': no conversation is left in the train split; .* more than a row"
     ):
         prepare(none_left)
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def test_an_interrupted_preparation_gives_the_same_files_and_goes_on_with_the_same_settings_only(
+    config, tmp_path, monkeypatch
+):
+    """It ends as it reads the second source, and again as it writes the held-out conversations of the first."""
+    interrupted = replace(config, out=str(tmp_path / "out"))
+    for name, last in (("read", 1), ("write_conversations", 2)):
+        calls, function = [], getattr(stages, name)
+
+        def until_interrupted(*arguments, calls=calls, last=last, function=function):
+            if len(calls) == last:
+                raise Interrupted
+            calls.append(arguments)
+            return function(*arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(stages, name, until_interrupted)
+            prepare(interrupted)
+        assert not Path(interrupted.out).exists()
+    other = tmp_path / "other.jinja"
+    other.write_text(TEMPLATE.read_text() + " ")
+    pairs = config.sources | {"chat": replace(config.sources["chat"], conversations="prompt_response")}
+    for change, key in (
+        ({"tokenizer": replace(config.tokenizer, chat_template=str(other))}, "chat_template"),
+        ({"sources": pairs}, "sources"),
+        ({"sources": config.sources | {"chat": replace(config.sources["chat"], too_long="cut_left")}}, "sources"),
+    ):
+        with pytest.raises(DataError, match=f"unfinished work.*other values of {key}; delete it"):
+            prepare(replace(interrupted, **change))
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "read", None)  # nothing is read again
+        prepare(interrupted)
+    assert content(Path(interrupted.out)) == content(Path(config.out))
 
 
 def test_jsonl_parquet_and_hugging_face_sets_give_the_same_conversations(tmp_path):
