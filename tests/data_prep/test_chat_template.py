@@ -185,6 +185,7 @@ TURNS = [("user", "a"), ("assistant", "b")]
         ("messages", {"messages": []}, "expected a list of at least one turn"),
         ("messages", {"messages": [{"role": "user"}]}, "turn 0: expected an object with 'role' and 'content'"),
         ("messages", {"messages": [{"role": "tool", "content": "a"}]}, "turn 0: role 'tool' is not known"),
+        ("sharegpt", {"conversations": [{"from": ["human"], "value": "a"}]}, r"turn 0: role \['human'\] is not known"),
         ("messages", {"messages": [{"role": "user", "content": " "}]}, r"turn 0 \(user\) is empty"),
         ("messages", {"messages": [{"role": "user", "content": None}]}, r"turn 0 \(user\) holds null"),
         ("messages", {"messages": [{"role": "user", "content": "a"}]}, "ends with a turn of the user, after which"),

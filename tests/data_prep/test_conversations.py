@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from datatrove.data import Document
 from rich.console import Console
+from transformers import AutoTokenizer
 
+from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.data.rows import Manifest, decode_row
 from rotary_foundry.data.target_context import context_shares, count_responses
-from rotary_foundry.data_prep import readers
+from rotary_foundry.data_prep import readers, stages
 from rotary_foundry.data_prep.conversations.chat_template import ChatTemplate
 from rotary_foundry.data_prep.conversations.conversation_rows import renderable
 from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer, load_corpus_config
@@ -30,10 +32,13 @@ from rotary_foundry.data_prep.readers import BadInput, SourceConfig
 from rotary_foundry.data_prep.readers.messages import to_text
 from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.data_prep.statistics_table import table
+from rotary_foundry.doctor.conversation_checks import check_conversations
+from rotary_foundry.doctor.finding import DOUBTFUL, GOOD
 from rotary_foundry.reporting.drawn_data import drawn_data
 from rotary_foundry.reporting.plan_table import print_plan
-from rotary_foundry.runs.recipes import load_recipe_and_plan
+from rotary_foundry.runs.recipes import load_recipe, load_recipe_and_plan
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from tests.data_prep.small_corpus import content
 from tests.data_prep.tasks import write_lines
 
 TEMPLATE = Path(__file__).parents[2] / "yamls/data/llama_nano_chat.jinja"
@@ -196,8 +201,6 @@ def test_the_corpus_is_sound_and_can_be_looked_at(config):
     shown = documents_of(folder, 0)
     assert shown[0].text.startswith("<s>") and shown[0].text.endswith("</s>")
     assert [document.tokens for document in shown] == samples[0]["lengths"].tolist()
-    template = (Path(config.out) / "tokenizer/chat_template.jinja").read_text()
-    assert template == TEMPLATE.read_text()
 
 
 def test_the_plan_counts_the_responses_that_a_stage_draws_and_the_context_that_they_see(config):
@@ -218,6 +221,27 @@ def test_the_plan_counts_the_responses_that_a_stage_draws_and_the_context_that_t
     assert drawn.response_share == pytest.approx((a_row["chat"] + 3 * a_row["long"]) / drawn_tokens)
     printed = " ".join(output.file.getvalue().split())
     assert f"of them chat {share:.1%}, long {1 - share:.1%}" in printed and "response tokens only" in printed
+    a_row = {source: manifest.documents / manifest.rows for source, manifest in manifests.items()}
+    rows = sum(segment.updates * segment.rows for segment in plan.segments)
+    assert drawn.conversations == pytest.approx(rows * (a_row["chat"] + 3 * a_row["long"]) / 4)
+    assert f"of the tokens of {drawn.conversations:,.0f} conversations" in printed
+    assert (
+        "tune: Instruction tuning on every turn of the assistant, and prompts of conversations of at least" in printed
+    )
+
+
+def test_the_doctor_counts_conversations_and_doubts_a_length_of_prompts_that_none_has(config):
+    corpus = ["init_from=null", "data.sources=[chat,long]", f"data.local={config.out}"]
+    stage = ["stages.tune.row_length=256", "stages.tune.long_share=null"]
+    manifests = [Manifest.read(Path(config.out) / source / "256/train") for source in ("chat", "long")]
+    for sources, least, marks in (("chat", 100, GOOD), ("chat,long", 256, GOOD), ("chat,long", 257, GOOD + DOUBTFUL)):
+        mixture = f"stages.tune.mixture={{{', '.join(f'{source}: 1' for source in sources.split(','))}}}"
+        given = [*corpus, *stage, mixture, f"objective.target_prompts=length>={least}"]
+        found = list(check_conversations(load_recipe("yamls/main/llama_nano_instruct.yaml", given)))
+        assert "".join(finding.mark for finding in found) == marks
+        drawn = manifests[: len(sources.split(","))]
+        assert found[0].said.startswith(f"tune: {sum(manifest.documents for manifest in drawn)} in ")
+    assert "no conversation has 257 tokens, so no prompt is predicted" in found[1].said
 
 
 def test_another_template_or_no_conversation_left_is_refused(config, tmp_path):
@@ -231,6 +255,58 @@ def test_another_template_or_no_conversation_left_is_refused(config, tmp_path):
         DataError, match=r"source 'long': no conversation is left in the train split; .* more than a row"
     ):
         prepare(none_left)
+    raising = tmp_path / "raising.jinja"
+    raising.write_text("{{ raise_exception('no luck') }}")
+    tokenizer = replace(config.tokenizer, chat_template=str(raising))
+    with pytest.raises(
+        DataError, match=r"'long' has no documents \(left out: 24 bad input\).*/long\.parquet:0: .*raised: no luck"
+    ):
+        prepare(replace(none_left, tokenizer=tokenizer, out=str(tmp_path / "raised")))
+
+
+def test_the_template_comes_with_a_corpus_from_a_remote(config, tmp_path):
+    remote = [f"data.local={tmp_path}/cache", f"data.remote={config.out}", "data.sources=[chat,long]"]
+    recipe = ["stages.tune.row_length=256", "stages.tune.long_share=null"]
+    open_corpus(load_recipe("yamls/main/llama_nano_instruct.yaml", [*remote, *recipe]))
+    assert AutoTokenizer.from_pretrained(tmp_path / "cache/tokenizer").chat_template == TEMPLATE.read_text()
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def test_an_interrupted_preparation_gives_the_same_files_and_goes_on_with_the_same_settings_only(
+    config, tmp_path, monkeypatch
+):
+    """It ends as it reads the second source, and again as it writes the held-out conversations of the first."""
+    interrupted = replace(config, out=str(tmp_path / "out"))
+    for name, last in (("read", 1), ("write_conversations", 2)):
+        calls, function = [], getattr(stages, name)
+
+        def until_interrupted(*arguments, calls=calls, last=last, function=function):
+            if len(calls) == last:
+                raise Interrupted
+            calls.append(arguments)
+            return function(*arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(stages, name, until_interrupted)
+            prepare(interrupted)
+        assert not Path(interrupted.out).exists()
+    other = tmp_path / "other.jinja"
+    other.write_text(TEMPLATE.read_text() + " ")
+    pairs = config.sources | {"chat": replace(config.sources["chat"], conversations="prompt_response")}
+    for change, key in (
+        ({"tokenizer": replace(config.tokenizer, chat_template=str(other))}, "chat_template"),
+        ({"sources": pairs}, "sources"),
+        ({"sources": config.sources | {"chat": replace(config.sources["chat"], too_long="cut_left")}}, "sources"),
+    ):
+        with pytest.raises(DataError, match=f"unfinished work.*other values of {key}; delete it"):
+            prepare(replace(interrupted, **change))
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "read", None)  # nothing is read again
+        prepare(interrupted)
+    assert content(Path(interrupted.out)) == content(Path(config.out))
 
 
 def test_jsonl_parquet_and_hugging_face_sets_give_the_same_conversations(tmp_path):

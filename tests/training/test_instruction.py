@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from rotary_foundry import compile_plan, load_recipe
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.data.loaders import RunData
+from rotary_foundry.data.rows import Manifest
+from rotary_foundry.data_prep.inspection.trace import trace
 from rotary_foundry.objectives.objective import IGNORE_INDEX
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.sharding import fill
@@ -16,7 +18,7 @@ from rotary_foundry.utils.errors import DataError
 from tests.data_prep.inspection.tree import write_tree
 from tests.ranks import on_ranks
 
-from .runs import assert_killed_and_on_two_ranks_the_same, network_of, records, train_recipe
+from .runs import assert_killed_and_on_two_ranks_the_same, network_of, records, train_killed, train_recipe
 from .test_causal_lm import MICROBATCH, RECIPE, YAMLS, _make_updates
 
 OBJECTIVE = """
@@ -94,3 +96,18 @@ def test_a_run_learns_and_its_records_say_what_prompts_weigh(whole):
 @pytest.mark.long
 def test_a_killed_run_resumes_to_the_same_bits_and_two_ranks_see_the_same_rows(recipe, whole, tmp_path):
     assert_killed_and_on_two_ranks_the_same(recipe, whole, KILLED_AT, tmp_path)
+
+
+@pytest.mark.long
+def test_a_run_that_is_killed_and_goes_on_on_two_ranks_draws_every_row_once(recipe, tmp_path):
+    """Each draw is compared with the digest that the ranks recorded of it."""
+    there = Manifest.read(recipe.parent / "data/mine/64/train").rows
+    updates, path = -(-there // 8), tmp_path / "recipe.yaml"
+    path.write_text(
+        f"extends: [{recipe}]\nruns_folder: {tmp_path}/runs\ndata: {{sources: [mine]}}\n"
+        f"stages: {{short: {{duration: {updates}ba}}, long: {{duration: 1ba}}}}\n"
+    )
+    train_killed(path, KILLED_AT, tmp_path)
+    on_ranks(2, tmp_path, train_recipe, path, ["run_name=killed"])
+    drawn = [row.row for update in range(1, updates + 1) for row in trace(tmp_path / "runs/killed", update).rows]
+    assert sorted(drawn[:there]) == list(range(there))

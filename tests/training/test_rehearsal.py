@@ -9,6 +9,7 @@ from rotary_foundry import load_recipe
 from rotary_foundry.data_prep.conversations.chat_template import ChatTemplate
 from rotary_foundry.data_prep.readers import BadInput, SourceConfig, parts, read
 from rotary_foundry.data_prep.readers.messages import from_text
+from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.data_prep.tokenizer import CAUSAL_TOKENS
 from rotary_foundry.reporting.transitions import print_transitions, transitions
 from rotary_foundry.runs.run_folder import RunFolder
@@ -16,6 +17,9 @@ from rotary_foundry.runs.run_lock import LOCK
 from rotary_foundry.training.rehearsal_stand_ins import TEMPLATE, _conversations, _forget_another, _small_corpus
 from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 from tests.data_prep.small_corpus import write_jsonl
+
+from .conftest import REPOSITORY, Tiny
+from .runs import column
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +89,33 @@ def test_a_rehearsal_takes_the_place_of_another_but_never_of_a_run(tmp_path):
             assert folder.checkpoints.exists()
 
 
+@pytest.mark.long
+def test_instruction_tuning_is_rehearsed_without_a_corpus_with_long_prompts(tmp_path):
+    recipe = f"extends: [{REPOSITORY}/yamls/main/llama_nano_instruct.yaml]\nprecision: fp32\nprogress_bar: false\n"
+    (tmp_path / "tiny.yaml").write_text(f"{recipe}runs_folder: {tmp_path}/runs\ndata: {{local: {tmp_path}/none}}\n")
+    moving = "stages.tune.prompt_loss_weight={start: 1.0, end: 0.1}"
+    run = Tiny(tmp_path).launch("rehearse=true", "stages.tune.row_length=2048", moving)
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert "transitions went as planned" in run.stdout and "response accuracy" in run.stdout
+    of_longest = Statistics.read(tmp_path / "none-rehearsal").conversations["questions_from_1024"].train.by_length
+    examples, tokens, responses = of_longest["1024"]
+    assert examples > 50 and responses < tokens / 4
+    weights = column(tmp_path / "runs/llama_nano_instruct-rehearsal", "prompt_loss_weight")
+    assert len(weights) == 8 and weights[0] == 1 > weights[1] > weights[-1] > 0.1
+
+
 @pytest.mark.parametrize(("overrides", "kind"), [([], None), (["objective.whole_words=true"], "pre_tokenizer")])
 def test_stand_ins_have_word_starts_where_an_objective_needs_them(overrides, kind):
     assert _small_corpus(load_recipe("yamls/main/nano.yaml", overrides)).word_starts == kind
 
 
-def test_stand_ins_for_conversations_are_documents_in_halves_that_their_template_renders(tmp_path):
-    texts = ["one half, and the other", "</s> is a special token", "x"]
+def test_stand_ins_for_conversations_are_documents_that_end_with_an_answer_and_their_template_renders_them(tmp_path):
+    texts = ["one half, and the other", "</s> is a special token", "x", "a long one" * 500]
     write_jsonl(tmp_path / "texts.jsonl", texts)
     source = _conversations(SourceConfig("jsonl", str(tmp_path / "texts.jsonl")), tmp_path / "made/mine.jsonl")
     (part,) = parts(source)
-    (document,) = read(source, part, BadInput("mine", limit=0))
-    messages = from_text(document.text)
-    assert [message["content"] for message in messages] == ["one half, a", "nd the othe"]
-    rendered = ChatTemplate(TEMPLATE, CAUSAL_TOKENS, "test").render(messages)
-    assert [rendered.text[start:end] for start, end in rendered.turns] == ["nd the othe</s>"]
+    short, long = (from_text(document.text) for document in read(source, part, BadInput("mine", limit=0)))
+    assert [message["content"] for message in short] == ["one half, an", "d the other"]
+    assert [len(message["content"]) for message in long] == [4500, 500]
+    rendered = ChatTemplate(TEMPLATE, CAUSAL_TOKENS, "test").render(short)
+    assert [rendered.text[start:end] for start, end in rendered.turns] == ["d the other</s>"]

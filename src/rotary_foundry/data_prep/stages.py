@@ -11,8 +11,8 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 
+from rotary_foundry.data.special_tokens import rewrite_config
 from rotary_foundry.data_prep import duplicates
-from rotary_foundry.data_prep.conversations.chat_template import TEMPLATE_FILE
 from rotary_foundry.data_prep.conversations.conversation_rows import renderable, template_of, write_conversations
 from rotary_foundry.data_prep.corpus_config import minhash_options
 from rotary_foundry.data_prep.filters import make_filter
@@ -171,7 +171,7 @@ class MakeTokenizer(Step):
             trained = train_tokenizer(self._texts(), tokenizer.train.vocab_size, tokenizer.causal)
             save_trained(trained, directory, longest, tokenizer.causal)
         if tokenizer.chat_template is not None:
-            (directory / TEMPLATE_FILE).write_text(template_of(config).source, encoding="utf-8")
+            rewrite_config(directory, chat_template=template_of(config).source)
 
     def _check_sides(self, source: str) -> None:
         validation = self.work.config.validation
@@ -184,7 +184,8 @@ class MakeTokenizer(Step):
         total = sum(count.values())
         if not total:
             why = ", ".join(f"{documents:,} {reason}" for reason, documents in self.work.left_out(source).items())
-            raise DataError(f"source '{source}' has no documents{f' (left out: {why})' if why else ''}")
+            first = next((f"; the first bad input is {line}" for part in parts for line in part["bad"]), "")
+            raise DataError(f"source '{source}' has no documents{f' (left out: {why})' if why else ''}{first}")
         for split in SPLITS:
             if not count[split]:
                 raise DataError(

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rotary_foundry.data.corpus import open_corpus
+from rotary_foundry.doctor.conversation_checks import check_conversations
 from rotary_foundry.doctor.disk_space import check_data_disk
 from rotary_foundry.doctor.finding import Finding, bad, good
 from rotary_foundry.doctor.task_checks import check_tasks
@@ -48,6 +49,7 @@ def check_data(recipe: Recipe) -> Iterator[Finding]:
         took = f", asked in {time.monotonic() - start:.1f} s" if remote else ""
         yield good("data", f"{remote or local}: the tokenizer, manifests and indexes of every stage{took}")
         yield from check_tasks(asked)
+        yield from check_conversations(asked)
         indexes = Path(fetched if remote else local)
         yield from check_data_disk(recipe, indexes)
 

@@ -75,7 +75,7 @@ class Instruction(CausalLM):
         responses = row["responses"].astype(bool)
         if self.target_responses == "last":
             responses = last_responses(responses, lengths)
-        prompts = np.repeat(lengths >= self._shortest_prompt, lengths) & (row["responses"] == 0)
+        prompts = np.repeat(lengths >= self.shortest_prompt, lengths) & (row["responses"] == 0)
         weights = responses + prompts * np.float32(knobs["prompt_loss_weight"])  # [tokens] float32
         weights, scored = np.roll(weights, -1), np.roll(responses, -1) & (labels != IGNORE_INDEX)
         labels[weights == 0] = IGNORE_INDEX
@@ -85,8 +85,8 @@ class Instruction(CausalLM):
         return tokens, labels, weights.astype(np.float32), scored
 
     @property
-    def _shortest_prompt(self) -> float:
-        """Tokens of the shortest conversation whose prompts count."""
+    def shortest_prompt(self) -> float:
+        """Return the tokens of the shortest conversation whose prompts are predicted; infinite if none are."""
         if self.target_prompts in ("none", "all"):
             return np.inf if self.target_prompts == "none" else 0
         return int(AT_LEAST.fullmatch(self.target_prompts)[1])
@@ -98,7 +98,7 @@ class Instruction(CausalLM):
         what = {"all": "every turn of the assistant", "last": "the assistant's last turn"}[self.target_responses]
         prompts = {"none": "", "all": "prompts"}.get(self.target_prompts)
         if prompts is None:
-            prompts = f"prompts of conversations of at least {self._shortest_prompt:,} tokens"
+            prompts = f"prompts of conversations of at least {self.shortest_prompt:,} tokens"
         with_prompts = f", and {prompts} with a weight of {knobs['prompt_loss_weight']:g}" if prompts else ""
         return f"Instruction tuning on {what}{with_prompts}; the loss is a mean over {self.mean}."
 

@@ -32,7 +32,8 @@ class DrawnData:
     tasks: dict[str, DrawnTask]  # of a multi-task stage
     epochs: dict[str, float]  # by source: rows drawn / rows that there are
     context: dict[int, float] | None  # share of the targets that see at least so many tokens; None: not counted
-    responses: dict[str, float] | None = None  # by source: share of the response tokens drawn; None: no conversations
+    conversations: float | None = None  # drawn; None: the sources are not of conversations
+    responses: dict[str, float] | None = None  # by source: share of the response tokens drawn
     response_share: float | None = None  # of the tokens drawn
 
     def to_json(self) -> dict:
@@ -42,7 +43,8 @@ class DrawnData:
         if self.tasks:
             drawn["tasks"] = {name: asdict(task) for name, task in self.tasks.items()}
         if self.responses is not None:
-            drawn |= {"responses": self.responses, "response_share": self.response_share}
+            counts = ("conversations", "responses", "response_share")
+            drawn |= {key: getattr(self, key) for key in counts}
         return drawn
 
     @property
@@ -90,10 +92,13 @@ def _of_stage(recipe: Recipe, segments: list[Segment]) -> DrawnData:
         )
         for name, task in objective.tasks.items()
     }
-    responses, response_share = None, None
+    conversations, responses, response_share = None, None, None
     if objective.weighted and all(manifest.responses for manifest in manifests.values()):
         each = {name: count * manifests[name].responses["0"] / manifests[name].rows for name, count in rows.items()}
-        tokens = sum(count * manifests[name].tokens / manifests[name].rows for name, count in rows.items())
+        tokens, conversations = (
+            sum(count * getattr(manifests[name], key) / manifests[name].rows for name, count in rows.items())
+            for key in ("tokens", "documents")
+        )
         responses = {name: number / sum(each.values()) for name, number in each.items()}
         response_share = sum(each.values()) / tokens
     sees = objective.causal, objective.document_mask, responses is not None
@@ -103,6 +108,7 @@ def _of_stage(recipe: Recipe, segments: list[Segment]) -> DrawnData:
         tasks,
         epochs,
         context_shares(rows, manifests, *sees) if counted else None,
+        conversations,
         responses,
         response_share,
     )

@@ -65,6 +65,10 @@ def print_plan(
         )
     if (source := begins_with(recipe)) is not None:
         grid.add_row("init_from", source)
+    for stage in recipe.stages:
+        first = next(segment for segment in plan.segments if segment.stage == stage)
+        objective = recipe.objective_of(stage).describe(first.knobs_at(first.start_token))
+        grid.add_row("objective", f"{stage}: {objective}")
     for stage, mixture in _mixtures(recipe, plan).items():
         grid.add_row("mixture", f"{stage}: {mixture}")
     for stage in data:
@@ -307,10 +311,10 @@ def _mixtures(recipe: Recipe, plan: Plan) -> dict[str, str]:
 
 
 def _responses(stage: DrawnData) -> str:
-    """Say what share of the tokens drawn are the assistant's, and of which sources these are."""
+    """Say how many conversations are drawn, what share of their tokens are the assistant's, and of which sources."""
     of_sources = [f"{source} {share:.1%}" for source, share in stage.responses.items()]
     among = f"; of them {', '.join(of_sources)}" if len(of_sources) > 1 else ""
-    return f"{stage.response_share:.1%} of the tokens{among}"
+    return f"{stage.response_share:.1%} of the tokens of {stage.conversations:,.0f} conversations{among}"
 
 
 def _long(mixture: dict[str, float]) -> str:

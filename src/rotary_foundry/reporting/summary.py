@@ -39,16 +39,16 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
         console.print(
             f"Held-out loss before the first update, with the weights of {recipe.init_from}: {before['loss']:.3f}."
         )
-    last = list(recipe.stages)[-1]
-    of_tasks = recipe.objective_of(last).block_size is not None  # whose loss is not of text alone
+    last = recipe.objective_of(list(recipe.stages)[-1])
+    of_tasks = last.block_size is not None  # whose loss is not of text alone
     if at_stage_ends and entropy is not None and not of_tasks:
         loss = at_stage_ends[-1]["loss"]
         side = "below" if loss < entropy else "above"
         console.print(
-            f"Unigram entropy of the held-out text: {entropy:.3f} nats a token. "
+            f"Unigram entropy of the held-out {'responses' if last.weighted else 'text'}: {entropy:.3f} nats a token. "
             f"The last held-out loss, {loss:.3f}, is {abs(entropy - loss):.3f} {side} it."
         )
-    if (folder.export / "config.json").is_file() and recipe.objective_of(last).task == "fill-mask":
+    if (folder.export / "config.json").is_file() and last.task == "fill-mask":
         try:
             texts = held_out(recipe.data.local, EXAMPLES, recipe.seed)
         except DataError as error:  # such as shards that are in a remote only

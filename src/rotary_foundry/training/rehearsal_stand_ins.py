@@ -35,7 +35,7 @@ from rotary_foundry.utils.errors import ConfigurationError
 
 VOCABULARY = 8192
 READERS = ("python_docstrings", "python_files", "distribution_readmes")
-MOST_ASKED = 2000  # characters of each turn
+MOST_SAID = 500  # characters of an answer, so that it fits any row
 TEMPLATE = "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' else bos_token }}{% endfor %}"
 
 
@@ -114,13 +114,13 @@ def _small_corpus(recipe: Recipe) -> CorpusConfig:
 
 
 def _conversations(source: SourceConfig, file: Path) -> SourceConfig:
-    """Write documents as conversations: of each, the first half is asked, and the second half is the answer."""
+    """Write documents as conversations whose answer is the document's end, so that there are long prompts as well."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8") as lines:
         for part in parts(source):
             for document in read(source, part, BadInput("rehearsal")):
-                half = min(len(document.text) // 2, MOST_ASKED)
-                turns = {"user": document.text[:half], "assistant": document.text[half : 2 * half]}
+                said = min(len(document.text) // 2, MOST_SAID)
+                turns = {"user": document.text[:-said], "assistant": document.text[-said:]}
                 special = any(token in document.text for token in CAUSAL_TOKENS.values())
                 if not special and all(content.strip() for content in turns.values()):
                     messages = [{"role": role, "content": content} for role, content in turns.items()]

@@ -56,7 +56,7 @@ def read_conversation(form: str, row: Mapping[str, Any]) -> list[Message]:
 def _message(number: int, turn: Any, role: str, content: str) -> Message:
     if not isinstance(turn, Mapping) or role not in turn or content not in turn:
         raise Unusable(f"turn {number}: expected an object with '{role}' and '{content}', got {_shown(turn)}")
-    if turn[role] not in ROLES:
+    if not isinstance(turn[role], str) or turn[role] not in ROLES:
         raise Unusable(f"turn {number}: role {_shown(turn[role])} is not known; there are {', '.join(ROLES)}")
     return {"role": ROLES[turn[role]], "content": turn[content]}
 
