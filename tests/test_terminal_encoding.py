@@ -17,7 +17,9 @@ ENVIRONMENTS = {
 
 
 def plan_in(environment: str, recipe: str | bytes) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *PLAN, recipe], env=os.environ | ENVIRONMENTS[environment], capture_output=True)
+    return subprocess.run(
+        [sys.executable, *PLAN, recipe], env=os.environ | ENVIRONMENTS[environment], capture_output=True
+    )
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

@@ -340,7 +340,9 @@ def test_a_tokenizer_without_an_unknown_token_is_refused_before_it_meets_an_unkn
     tokenizer = Tokenizer(models.WordLevel({word: id_ for id_, word in enumerate(words)}))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles).save_pretrained(tmp_path)
-    says = r"tokenizer\.json: expected a tokenizer that encodes any text, .* Missing \[UNK\] token .*; add \[UNK\] to its"
+    says = (
+        r"tokenizer\.json: expected a tokenizer that encodes any text, .* Missing \[UNK\] token .*; add \[UNK\] to its"
+    )
     with pytest.raises(DataError, match=says):
         open_brought(tmp_path, causal)
     with pytest.raises(DataError, match=says):
