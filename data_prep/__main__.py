@@ -14,7 +14,7 @@ from rotary_foundry.data_prep.corpus_config import load_corpus_config
 from rotary_foundry.data_prep.pipeline import prepare
 from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.data_prep.statistics_table import table
-from rotary_foundry.utils.errors import FoundryError, print_error
+from rotary_foundry.utils.errors import FoundryError, escape_unprintable, print_error
 from rotary_foundry.utils.redaction import redacted
 
 # transformers saves and opens tokenizers; without this it would import torch for it, six seconds each time
@@ -24,6 +24,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 def main() -> int:
     """Run the command line; the exit status is 2 for a problem that the user can fix."""
+    escape_unprintable()
     parser = argparse.ArgumentParser(prog="python data_prep", description="Make packed MDS shards of a corpus.")
     parser.add_argument("config", help="a data YAML, as yamls/data/nano.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides a key, as in out=data/other")

@@ -33,6 +33,7 @@ from rotary_foundry.utils.errors import (
     Fault,
     FoundryError,
     StopRequested,
+    escape_unprintable,
     print_error,
 )
 from rotary_foundry.utils.installing import check_overrides
@@ -45,6 +46,7 @@ INTERRUPTED = 130
 
 
 def main(arguments: list[str]) -> int:
+    escape_unprintable()
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: composer [-n PROCESSES] launch RECIPE.yaml [key=value …]")
         return 0 if arguments else REFUSED

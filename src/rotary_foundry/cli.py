@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rotary_foundry.utils.errors import ConfigurationError, FoundryError, NeedsNetwork, print_error
+from rotary_foundry.utils.errors import ConfigurationError, FoundryError, NeedsNetwork, escape_unprintable, print_error
 from rotary_foundry.utils.redaction import redacted
 
 if TYPE_CHECKING:
@@ -342,6 +342,7 @@ def self_instruct(
 
 def main() -> None:
     """Run a subcommand; a FoundryError prints one line on stderr; status 2, or 3 if only a network is missing."""
+    escape_unprintable()
     try:
         app()
     except FoundryError as error:

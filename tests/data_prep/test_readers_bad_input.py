@@ -196,6 +196,26 @@ def test_a_shard_that_is_missing_ends_the_reading(tmp_path):
         read_listing("mds", tmp_path / "set")
 
 
+@pytest.mark.parametrize("shards", ["[]", "those of no samples"])
+def test_an_index_without_samples_is_refused_by_name(tmp_path, shards):
+    """As a filter leaves one (mosaicml/streaming#242)."""
+    reading.write_mds(tmp_path / "set", ROWS)
+    index = json.loads((tmp_path / "set/index.json").read_text())
+    index["shards"] = [] if shards == "[]" else [shard | {"samples": 0} for shard in index["shards"]]
+    (tmp_path / "set/index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=rf"^{tmp_path}/set/index\.json: no samples there; expected at least one"):
+        read_listing("mds", tmp_path / "set")
+
+
+def test_of_a_folder_of_mds_splits_those_with_an_index_are_named(tmp_path):
+    for split in ("train", "val"):
+        reading.write_mds(tmp_path / "set" / split, ROWS)
+    (tmp_path / "set/notes").mkdir()
+    says = rf"^{tmp_path}/set/index\.json: no such file; .* {tmp_path}/set that have one are train, val: give the path"
+    with pytest.raises(DataError, match=says):
+        read_listing("mds", tmp_path / "set")
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", 5])
 def test_an_index_cannot_name_files_outside_of_its_folder(tmp_path, name):
     reading.write_mds(tmp_path / "set", ROWS)

@@ -331,6 +331,24 @@ def test_a_vocabulary_in_which_an_added_token_would_get_another_tokens_id_is_ref
         open_brought(tmp_path)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_tokenizer_without_an_unknown_token_is_refused_before_it_meets_an_unknown_word(causal, tmp_path):
+    """huggingface/tokenizers#351: such as one of the letters of DNA."""
+    roles = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    roles |= {"bos_token": "[CLS]", "eos_token": "[SEP]"}
+    words = [*dict.fromkeys(roles.values()), *"ACGT"]
+    tokenizer = Tokenizer(models.WordLevel({word: id_ for id_, word in enumerate(words)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles).save_pretrained(tmp_path)
+    says = (
+        r"tokenizer\.json: expected a tokenizer that encodes any text, .* Missing \[UNK\] token .*; add \[UNK\] to its"
+    )
+    with pytest.raises(DataError, match=says):
+        open_brought(tmp_path, causal)
+    with pytest.raises(DataError, match=says):
+        CorpusTokenizer(tmp_path)
+
+
 def test_a_tokenizer_that_is_not_a_fast_one_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("[UNK]\n")
     with pytest.raises(DataError, match=r"tokenizer\.json: no such file; a Hugging Face fast tokenizer has one"):

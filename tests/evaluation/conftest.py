@@ -9,6 +9,8 @@ from transformers import (
     BertModel,
     DebertaV2Config,
     DebertaV2ForMaskedLM,
+    FNetConfig,
+    FNetForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     PreTrainedModel,
@@ -41,6 +43,8 @@ def made(family: str, vocab_size: int) -> PreTrainedModel:
     if family == "deberta":
         relative = {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]}
         return DebertaV2ForMaskedLM(DebertaV2Config(**tiny, max_position_embeddings=128, **relative))
+    if family == "fnet":
+        return FNetForMaskedLM(FNetConfig(**tiny, max_position_embeddings=128))
     if family == "headless":
         return BertModel(BertConfig(**tiny, max_position_embeddings=128))
     special = {"pad_token_id": 3, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}

@@ -109,6 +109,13 @@ def test_a_model_without_a_masked_lm_head_is_refused_by_its_first_missing_tensor
         open_model(model_of("headless"))
 
 
+def test_a_model_that_has_no_attention_mask_is_refused_as_it_is_opened(model_of):
+    """huggingface/transformers#22308: FNet has none, and transformers 5 ignores one that is given."""
+    says = r"fnet: expected a model that .* an attention mask; FNetForMaskedLM is none: padding changes what it"
+    with pytest.raises(DataError, match=says):
+        open_model(model_of("fnet"))
+
+
 def test_a_directory_of_another_kind_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}')
     with pytest.raises(DataError, match="transformers cannot load a masked language model"):

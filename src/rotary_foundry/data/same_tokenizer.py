@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rotary_foundry.data.rows import fingerprint
-from rotary_foundry.data.special_tokens import read_tokenizer
+from rotary_foundry.data.special_tokens import check_any_text, read_tokenizer
 from rotary_foundry.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,11 +47,13 @@ def check_same_tokenizer(given: Path, own: Path, remedy: str) -> None:
 
 
 def check_ids(tokenizer: "PreTrainedTokenizerBase", model: str | Path, vocab_size: int) -> None:
-    """Refuse a tokenizer with ids for which the model has no embeddings.
+    """Refuse a tokenizer with ids for which the model has no embeddings, or that cannot encode every text.
 
     Raises:
-        DataError: naming its largest id.
+        DataError: naming its largest id; or as `check_any_text`.
     """
+    if tokenizer.is_fast:
+        check_any_text(tokenizer.backend_tokenizer, tokenizer.name_or_path)
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocab_size:
         raise DataError(

@@ -18,6 +18,7 @@ ROLES_FILE = "tokenizer_config.json"
 OF_ENCODERS = (*FRAME.before, *FRAME.after, "pad_token", "mask_token")  # used by rows, by the export, and by masking
 ROLES = ("unk_token", *OF_ENCODERS)  # a byte-level tokenizer knows every text and may do without the first
 VOCABULARY_MULTIPLE = 64  # what the matrix units want of a model's vocabulary
+RARE = "\U00010348"  # a Gothic letter, which is in hardly any vocabulary
 
 
 def padded(vocab_size: int) -> int:
@@ -29,15 +30,32 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
     """Read a directory's `tokenizer.json`.
 
     Raises:
-        DataError: the file is missing, or is not a tokenizer.
+        DataError: the file is missing, or is not a tokenizer; or as `check_any_text`.
     """
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
         raise DataError(f"{path}: no such file; a Hugging Face fast tokenizer has one")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise DataError(f"{path}: cannot be read as a tokenizer: {error}") from error
+    check_any_text(tokenizer, path)
+    return tokenizer
+
+
+def check_any_text(tokenizer: Tokenizer, where: str | Path) -> None:
+    """Refuse a tokenizer that raises an error for a word outside its vocabulary, before it meets one in the data.
+
+    Raises:
+        DataError: its model has no token for unknown words, as some of single letters (huggingface/tokenizers#351).
+    """
+    try:
+        tokenizer.encode(RARE, add_special_tokens=False)
+    except Exception as error:  # as above
+        raise DataError(
+            f"{where}: expected a tokenizer that encodes any text, but a word that it does not know is an error "
+            f"({error}); add [UNK] to its vocabulary, name it as unk_token of its model, and save it again"
+        ) from error
 
 
 def special_ids(directory: str | Path, tokenizer: Tokenizer) -> dict[str, int]:

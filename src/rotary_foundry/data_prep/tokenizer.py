@@ -48,7 +48,7 @@ from tokenizers import (
     trainers,
 )
 
-from rotary_foundry.data.rows import FRAME, OF_DECODERS, SPECIAL_TOKENS, fingerprint
+from rotary_foundry.data.rows import FRAME, OF_DECODERS, SPECIAL_TOKENS, Frame, fingerprint
 from rotary_foundry.data.special_tokens import OF_ENCODERS, padded, rewrite_config
 from rotary_foundry.data_prep.encoding import open_tokenizer, pieces
 from rotary_foundry.runs.run_folder import GENERATION
@@ -326,6 +326,4 @@ def _refuse_shared_ids(path: Path, tokenizer: Tokenizer, roles: dict[str, str | 
 
 def _framed(tokenizer: Tokenizer, roles: dict[str, str | list[str]]) -> bool:
     """Return whether the tokenizer already puts its [CLS] and [SEP] around a text."""
-    frame = FRAME.ids({role: tokenizer.token_to_id(roles[role]) for role in (*FRAME.before, *FRAME.after)})
-    bare, framed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-    return framed == [*frame.before, *bare, *frame.after]
+    return Frame.of(tokenizer) == FRAME.ids({role: tokenizer.token_to_id(roles[role]) for role in OF_ENCODERS})

@@ -22,7 +22,16 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from rotary_foundry.data.same_tokenizer import check_ids
-from rotary_foundry.evaluation.models import Encoded, Scores, counted, encode, load_theirs, open_tokenizer, told
+from rotary_foundry.evaluation.models import (
+    Encoded,
+    Scores,
+    check_runs,
+    counted,
+    encode,
+    load_theirs,
+    open_tokenizer,
+    told,
+)
 from rotary_foundry.evaluation.results import positions_variant
 from rotary_foundry.evaluation.suites import DecoderConfig
 from rotary_foundry.interop import load_model
@@ -197,7 +206,10 @@ def open_causal_model(path: Path, config: DecoderConfig) -> CausalModel:
     facts = {"kind": model.config.model_type, "trained_length": trained_length, **counted(model)}
     if positions is not None:
         facts |= positions.knobs | ({} if positions.variant is None else {"variant": positions.variant})
-    return CausalModel(path, tokenizer, model.eval().to(device), facts | {"tokenizer": told(tokenizer)})
+    opened = CausalModel(path, tokenizer, model.eval().to(device), facts | {"tokenizer": told(tokenizer)})
+    with check_runs(path, model):
+        opened.score(np.zeros(2, np.int64))
+    return opened
 
 
 def _positions(path: Path, changed: dict) -> _Positions:

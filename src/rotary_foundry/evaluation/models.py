@@ -10,6 +10,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.models.config_json import CONFIG, find_family_of
 from rotary_foundry.objectives.masked_lm import Masking
 from rotary_foundry.runs.trained_state import read_source
-from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
 from rotary_foundry.utils.wording import one_line
 
 BATCH_TOKENS = 8192  # of the documents in a batch; a longer document is a batch of its own
@@ -181,7 +182,11 @@ class Ours(MaskedModel):
 
 
 class Theirs(MaskedModel):
-    """Any other model, run in transformers."""
+    """Any other model, run in transformers.
+
+    Raises:
+        DataError: as `MaskedModel`; or as `check_runs`.
+    """
 
     def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast, model: nn.Module, facts: dict):
         embeddings = model.get_input_embeddings()
@@ -190,6 +195,11 @@ class Theirs(MaskedModel):
         self.padding = tokenizer.pad_token_id or 0
         self._at: tuple[Tensor, Tensor] | None = None  # rows and places of a batch's targets
         model.base_model.register_forward_hook(self._pick)
+        short, long = (self.framed(np.zeros(size, np.int64), *np.zeros((2, 1), np.int64)) for size in (1, 9))
+        with check_runs(path, model):
+            alone, padded = self.logits([short])[0], self.logits([short, long])[0]
+            if (alone - padded).abs().max() > 0.01 * alone.std():
+                raise ValueError("padding changes what it computes, so it has no attention mask")
 
     def _pick(self, _: nn.Module, __: tuple, output: ModelOutput | tuple) -> ModelOutput | tuple:
         """Select the encoder's hidden states at the targets, as one document: [1, targets, hidden]."""
@@ -277,6 +287,27 @@ def load_theirs(auto: type, path: Path, kind: str, needed: str, rope_parameters:
     if loading["missing_keys"]:
         raise DataError(f"{path}: this suite needs {needed}; tensor {sorted(loading['missing_keys'])[0]} is missing")
     return model
+
+
+@contextmanager
+def check_runs(path: Path, model: nn.Module) -> Iterator[None]:
+    """Refuse a model whose first forward pass, which the caller makes in this context, raises an error.
+
+    Some have no attention mask (huggingface/transformers#22308), and others cannot do without further inputs.
+
+    Raises:
+        DataError: naming the class of the model, and the error.
+    """
+    try:
+        with torch.inference_mode():
+            yield
+    except FoundryError:  # weights that are not numbers
+        raise
+    except Exception as error:  # of the model's own code
+        raise DataError(
+            f"{path}: expected a model that needs only tokens and, if it is an encoder, an attention mask; "
+            f"{type(model).__name__} is none: {one_line(error)}"
+        ) from error
 
 
 def open_tokenizer(own: Path, given: str | None) -> PreTrainedTokenizerFast:

@@ -24,6 +24,7 @@ from sentence_transformers import SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
 from rotary_foundry.data.same_tokenizer import check_ids
+from rotary_foundry.evaluation.models import check_runs
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.wording import one_line
@@ -132,6 +133,8 @@ def _load(path: Path, kind: type[SentenceTransformer]) -> SentenceTransformer:
     if not hasattr(model[0], "auto_model"):
         raise DataError(f"{path}: begins with a {type(model[0]).__name__}, where a transformer is wanted")
     check_ids(model.tokenizer, "the model", model[0].auto_model.get_input_embeddings().num_embeddings)
+    with check_runs(path, model[0].auto_model):
+        model.encode(["a", "a b"], show_progress_bar=False)
     return model
 
 

@@ -6,6 +6,7 @@ rank's log if there is one. A launch ends with status FAILED for a Fault, and fo
 begun. So a scheduler can distinguish failures that the same command may avoid next time from those that would repeat.
 """
 
+import io
 import os
 import sys
 
@@ -44,6 +45,16 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the run was stopped, and the same com
 
 class StopRequested(Exception):
     """Not an error: a run that got a stop signal has saved a checkpoint, and its processes exit with status STOPPED."""
+
+
+def escape_unprintable() -> None:
+    """Have stdout and stderr print a character that their encoding lacks as an escape; otherwise it is an error.
+
+    Such are a terminal or log that is not UTF-8 (Textualize/rich#826), and file names that are not.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not a notebook's, or another program's
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_error(message: str) -> None:

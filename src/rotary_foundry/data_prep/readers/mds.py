@@ -53,15 +53,27 @@ def _index(source: SourceConfig) -> str:
     return source.path if source.path.endswith("index.json") else posixpath.join(source.path, "index.json")
 
 
+def _check_exists(index: str) -> None:
+    """Refuse a folder without an index, as one of splits, by naming the folders in it that have one."""
+    if not object_store.exists(index):
+        folder = posixpath.dirname(index) or "."
+        with object_store.named(folder):
+            found = sorted(object_store.data_folder(folder).glob("*/index.json"))
+        splits = ", ".join(map(posixpath.dirname, found))
+        advice = f"; folders in {folder} that have one are {splits}: give the path of one" if splits else ""
+        raise DataError(f"{index}: no such file; a folder of MDS shards has one{advice}")
+
+
 def _shards(source: SourceConfig) -> list[dict]:
     """Return the shards in the index.
 
     Raises:
-        DataError: the index is missing, or it does not list MDS shards with a text column.
+        DataError: the index is missing or empty, or it does not list MDS shards with a text column.
     """
     from streaming.base.format.mds import MDSReader  # imports torch
 
     index = _index(source)
+    _check_exists(index)
     column = source.text_column or "text"
     try:
         shards = json.loads(object_store.read_text(index))["shards"]
@@ -79,6 +91,8 @@ def _shards(source: SourceConfig) -> list[dict]:
                 raise DataError(f"{index}: column '{unsafe[0]}' is pickled, and reading a pickle can run any code")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise DataError(f"{index}: not an index of MDS shards: {error!r}") from error
+    if not any(shard["samples"] for shard in shards):  # as a filter may leave one (mosaicml/streaming#242)
+        raise DataError(f"{index}: no samples there; expected at least one; leave the source out, or give another path")
     return shards
 
 
