@@ -16,6 +16,7 @@ from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.runs.run_lock import LOCK
 from rotary_foundry.training.rehearsal_stand_ins import TEMPLATE, _conversations, _forget_another, _small_corpus
 from rotary_foundry.utils.errors import ConfigurationError, FoundryError
+from tests.command import output_of
 from tests.data_prep.small_corpus import write_jsonl
 
 from .conftest import REPOSITORY, Tiny
@@ -93,14 +94,17 @@ def test_a_rehearsal_takes_the_place_of_another_but_never_of_a_run(tmp_path):
 def test_instruction_tuning_is_rehearsed_without_a_corpus_with_long_prompts(tmp_path):
     recipe = f"extends: [{REPOSITORY}/yamls/main/llama_nano_instruct.yaml]\nprecision: fp32\nprogress_bar: false\n"
     (tmp_path / "tiny.yaml").write_text(f"{recipe}runs_folder: {tmp_path}/runs\ndata: {{local: {tmp_path}/none}}\n")
-    moving = "stages.tune.prompt_loss_weight={start: 1.0, end: 0.1}"
-    run = Tiny(tmp_path).launch("rehearse=true", "stages.tune.row_length=2048", moving)
+    stage = ["row_length=1024", "long_share=null", "prompt_loss_weight={start: 1.0, end: 0.1}"]
+    overrides = ["data.sources=[questions_from_1024]", *(f"stages.tune.{override}" for override in stage)]
+    run = Tiny(tmp_path).launch("rehearse=true", *overrides, ranks=1)
     assert run.returncode == 0, run.stderr[-4000:]
     assert "transitions went as planned" in run.stdout and "response accuracy" in run.stdout
     of_longest = Statistics.read(tmp_path / "none-rehearsal").conversations["questions_from_1024"].train.by_length
     examples, tokens, responses = of_longest["1024"]
     assert examples > 50 and responses < tokens / 4
-    weights = column(tmp_path / "runs/llama_nano_instruct-rehearsal", "prompt_loss_weight")
+    folder = tmp_path / "runs/llama_nano_instruct-rehearsal"
+    assert "Unigram entropy of the held-out responses: " in " ".join(output_of("summary", folder).split())
+    weights = column(folder, "prompt_loss_weight")
     assert len(weights) == 8 and weights[0] == 1 > weights[1] > weights[-1] > 0.1
 
 

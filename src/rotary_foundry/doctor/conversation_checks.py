@@ -7,6 +7,7 @@ from pathlib import Path
 from rotary_foundry.data.corpus import open_objective
 from rotary_foundry.data.rows import Manifest
 from rotary_foundry.doctor.finding import Finding, doubtful, good
+from rotary_foundry.objectives.instruction import Instruction
 from rotary_foundry.recipe import Recipe
 
 SUBJECT = "conversations"
@@ -16,7 +17,7 @@ def check_conversations(recipe: Recipe) -> Iterator[Finding]:
     """Check the conversations of all stages that are trained on some; `recipe.data.local` has valid manifests."""
     for stage, config in recipe.stages.items():
         objective = open_objective(recipe, stage)
-        if not objective.weighted:
+        if not isinstance(objective, Instruction):
             continue
         sources = [source for source in recipe.data.sources if config.mixture is None or config.mixture.get(source)]
         folders = (Path(recipe.data.local, source, str(config.row_length), "train") for source in sources)

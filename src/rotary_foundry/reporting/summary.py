@@ -44,8 +44,9 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
     if at_stage_ends and entropy is not None and not of_tasks:
         loss = at_stage_ends[-1]["loss"]
         side = "below" if loss < entropy else "above"
+        what = "responses" if "responses" in last.columns else "text"
         console.print(
-            f"Unigram entropy of the held-out {'responses' if last.weighted else 'text'}: {entropy:.3f} nats a token. "
+            f"Unigram entropy of the held-out {what}: {entropy:.3f} nats a token. "
             f"The last held-out loss, {loss:.3f}, is {abs(entropy - loss):.3f} {side} it."
         )
     if (folder.export / "config.json").is_file() and last.task == "fill-mask":
