@@ -8,7 +8,9 @@ its signature is. The text has the answer, so a model that reads it can answer; 
 
 `train.jsonl` and `held_out.jsonl` are of different modules, by a hash of the module's name. Each line has `messages`,
 and for an evaluation `context`, `question`, `answer`, `kind` and `module`. Nothing is imported, and no test module is
-read. The same Python gives the same files.
+read. The same Python gives the same files. The lengths suit llama_nano; larger models can have longer modules:
+
+    python examples/module_questions.py data/smollm2_questions --kinds long --shortest 16000 --longest 26000
 """
 
 import argparse
@@ -18,11 +20,13 @@ import json
 import random
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 SHORTEST, LONGEST = 3_000, 11_000  # characters of a module
+FUNCTION = 3_000  # characters of a function or class, at most
+KINDS = "long", "short"
 LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo", "__pycache__", "ensurepip")
 HELD_OUT = 0.1  # of the modules
 A_MODULE = 3  # functions and classes of a module that are asked about, at most
@@ -42,14 +46,17 @@ class Asked(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder to write to")
+    parser.add_argument("--shortest", type=int, default=SHORTEST, help="characters of a module, at least")
+    parser.add_argument("--longest", type=int, default=LONGEST, help="characters of a module, at most")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     settings = parser.parse_args()
     settings.out.mkdir(parents=True, exist_ok=True)
     counts: Counter[tuple[str, str]] = Counter()
     files = {split: (settings.out / f"{split}.jsonl").open("w", encoding="utf-8") for split in ("train", "held_out")}
-    for name, text in modules(Path(sysconfig.get_paths()["stdlib"])):
+    for name, text in modules(Path(sysconfig.get_paths()["stdlib"]), settings.shortest, settings.longest):
         digest = hashlib.sha256(name.encode()).digest()
         split = "held_out" if int.from_bytes(digest[:8]) < HELD_OUT * 2**64 else "train"
-        for example in examples(name, text, random.Random(digest)):
+        for example in examples(name, text, random.Random(digest), settings.kinds):
             files[split].write(json.dumps(example, ensure_ascii=False) + "\n")
             counts[split, example["kind"]] += 1
     for file in files.values():
@@ -58,25 +65,27 @@ def main() -> None:
         print(f"{settings.out}/{split}.jsonl: {count:,} {kind} conversations")
 
 
-def modules(library: Path) -> Iterator[tuple[str, str]]:
-    """Yield the name and the source of each module of a library that is neither short nor long, sorted."""
+def modules(library: Path, shortest: int, longest: int) -> Iterator[tuple[str, str]]:
+    """Yield the name and the source of each module of a library that has so many characters, sorted."""
     for path in sorted(library.rglob("*.py")):
         relative = path.relative_to(library)
         if any(part.startswith("test") or part in LEFT_OUT for part in relative.parts):
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
-        if SHORTEST <= len(text) <= LONGEST and not any(token in text for token in MARKUP):
+        if shortest <= len(text) <= longest and not any(token in text for token in MARKUP):
             yield relative.as_posix(), text
 
 
-def examples(module: str, text: str, generator: random.Random) -> Iterator[dict]:
-    """Yield a long and a short conversation about some functions and classes of a module."""
+def examples(module: str, text: str, generator: random.Random, kinds: Collection[str]) -> Iterator[dict]:
+    """Yield a long and a short conversation, or one of them, about some functions and classes of a module."""
     found = list(asked(text))
     for one in generator.sample(found, min(A_MODULE, len(found))):
         about_signature = one.signature is not None and generator.random() < 0.5
         question = f"What is the signature of `{one.name}`?" if about_signature else f"What does `{one.name}` do?"
         answer = one.signature if about_signature else one.summary
-        for kind, context in (("long", text), ("short", one.source)):
+        for kind, context in zip(KINDS, (text, one.source), strict=True):
+            if kind not in kinds:
+                continue
             messages = [
                 {"role": "user", "content": f"{context.strip()}\n\n{question}"},
                 {"role": "assistant", "content": answer},
@@ -100,7 +109,7 @@ def asked(text: str) -> Iterator[Asked]:
         signature = f"{node.name}({ast.unparse(node.args)})" if isinstance(node, ast.FunctionDef) else None
         if len(summary) in ANSWER and (signature is None or len(signature) in ANSWER):
             source = ast.get_source_segment(text, node)
-            if len(source) <= SHORTEST:
+            if len(source) <= FUNCTION:
                 yield Asked(node.name, source, summary, signature)
 
 

@@ -23,17 +23,15 @@ other overrides need another folder.
 
 import argparse
 import json
-import math
 import random
 import shutil
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 
-from scipy.special import stdtrit
+from seed_results import difference, interval, print_table, record
 
 from rotary_foundry.data_prep.labelled.chinese_packages import read_package
 from rotary_foundry.finetuning.search import finetune
@@ -73,10 +71,8 @@ def main() -> None:
             model = find_model(start, settings.out, settings.processes, overrides)
             reached = accuracy(model, task, labels, seed, settings.out / "work")
             results[start, task, labels, seed] = reached
-            one = {"start": start, "task": task, "labels": labels, "seed": seed, "accuracy": reached}
-            with file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(one) + "\n")
-    print_table(results, seeds)
+            record(file, {"start": start, "task": task, "labels": labels, "seed": seed, "accuracy": reached})
+    print_table(table(results, seeds))
 
 
 def find_model(start: str, out: Path, processes: int, overrides: list[str]) -> Path:
@@ -125,27 +121,17 @@ def accuracy(model: Path, task: str, labels: int, seed: int, work: Path) -> floa
     return result["metrics"]["accuracy"]["mean"]
 
 
-def print_table(results: dict[tuple, float], seeds: Iterable[int]) -> None:
+def table(results: dict[tuple, float], seeds: Iterable[int]) -> Iterator[list[str]]:
+    """Yield a row for each start, after the head."""
     columns = [(task, labels) for task in LEFT_OUT for labels in UPDATES]
-    rows = [["start", *(f"{task}, {labels:,} labels" for task, labels in columns)], ["---"] * (1 + len(columns))]
+    yield ["start", *(f"{task}, {labels:,} labels" for task, labels in columns)]
     for start in STARTS:
         row = [start]
         for column in columns:
             reached, other = ([results[name, *column, seed] for seed in seeds] for name in (start, TEXT_ONLY))
-            differences = [one - two for one, two in zip(reached, other, strict=True)]
-            beside = f" ({interval(differences, '+.3f')})" if start != TEXT_ONLY else ""
+            beside = f" ({difference(reached, other)})" if start != TEXT_ONLY else ""
             row.append(interval(reached, ".3f") + beside)
-        rows.append(row)
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
-
-
-def interval(values: list[float], form: str) -> str:
-    """Write the mean and half of its 95 % interval."""
-    mean = f"{statistics.mean(values):{form}}"
-    if len(values) < 2:
-        return mean
-    return f"{mean} ± {stdtrit(len(values) - 1, 0.975) * statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+        yield row
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rotary_foundry.data.special_tokens import rewrite_config
+from rotary_foundry.data_prep.conversations.chat_template import ChatTemplate
+from rotary_foundry.data_prep.conversations.response_tokens import ConversationEncoder
 from rotary_foundry.evaluation import bootstrap, question_answering
 from rotary_foundry.evaluation.answer_metrics import ROUGE, geometric
 from rotary_foundry.evaluation.causal_models import CausalModel, open_causal_model
@@ -106,6 +109,28 @@ def test_without_a_text_a_chats_message_is_the_question(decoder, chatter, tmp_pa
     assert prompts(decoder, path) == ["<s>Q: which window?\nA:"]
 
 
+def test_the_right_answer_is_scored_after_the_same_prompt_at_the_tokens_that_training_predicts(
+    decoder, chatter, questions
+):
+    config = suite_of(questions, "shots=0", "longest=300").config
+    *_, (example, _) = question_answering._with_shots(config)
+    plain = question_answering._ask(open_causal_model(decoder, config), example, [], False, config)
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    assert tokenizer.decode(plain.answered[-plain.targets :]) == " window 11"
+    assert plain.answered[: -plain.targets].tolist() == plain.ids.tolist()
+
+    chat = question_answering._ask(open_causal_model(chatter, config), example, [], True, config)
+    assert chat.cut and chat.answered[: -chat.targets].tolist() == chat.ids.tolist()
+    message = tokenizer.decode(chat.ids).removeprefix("<s>user\n").removesuffix("</s>\n<s>assistant\n")
+    turns = [{"role": "user", "content": message}, {"role": "assistant", "content": "window 11"}]
+    trained = ConversationEncoder(chatter, ChatTemplate(TEMPLATE, {}, "template"))(turns)
+    assert chat.answered[-chat.targets :].tolist() == trained.tokens[trained.responses == 1].tolist()
+
+    short = suite_of(questions, "shots=0", "longest=300", "answer_tokens=2").config
+    cut = question_answering._ask(open_causal_model(chatter, short), example, [], True, short)
+    assert cut.targets == 2 and cut.answered[-2:].tolist() == chat.answered[-chat.targets :][:2].tolist()
+
+
 def test_scores_intervals_and_answers_are_those_of_what_is_generated(decoder, questions, tmp_path, monkeypatch, capsys):
     said = iter([" window 0\nQ: more", "window", *["\n document \n\nwindow"] * 10])
     asked = []
@@ -116,14 +141,35 @@ def test_scores_intervals_and_answers_are_those_of_what_is_generated(decoder, qu
     assert [one["answer"] for one in answers.values()] == ["window 0", "window", *["document"] * 10]
     assert answers["2"]["right"] == ["window 1"] and answers["2"]["f1"] == pytest.approx(2 / 3)
     assert asked == [(172, 128)] * 12 and answers["1"]["prompt_tokens"] == 172
-    (headline,) = result.headlines
+    headline, loss, accuracy = result.headlines
     assert headline.name == "f1" and headline.measure.value == pytest.approx((1 + 2 / 3) / 12)
     assert headline.measure == bootstrap.ratio(headline.units, 50, 0, (0.0, 1.0))
     (row,) = result.rows
     assert row.labels == {"dataset": "examples", "examples": 12}
     assert row.measures["exact_match"].value == pytest.approx(1 / 12)
+    expected = _right_answers(decoder, questions)
+    assert (loss.name, loss.lower_is_better) == ("answer_loss", True)
+    assert loss.measure.value == pytest.approx(expected[0].mean(), rel=1e-5)
+    assert accuracy.measure.value == pytest.approx(expected[1].mean()) and row.measures["answer_loss"] == loss.measure
+    assert sum(tokens for _, tokens in loss.units.values()) == len(expected[0])
     assert "prompts cut from the left: 12" in capsys.readouterr().out
     assert (tmp_path / "llama/question_answering/picture.png").is_file()
+
+
+def _right_answers(decoder: Path, questions: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The loss at each token of all right answers, and whether it is the likeliest, by transformers without a cache."""
+    config = suite_of(questions, "longest=300").config
+    opened, model = open_causal_model(decoder, config), AutoModelForCausalLM.from_pretrained(decoder)
+    losses, found = [], []
+    for example, shots in question_answering._with_shots(config):
+        one = question_answering._ask(opened, example, shots, False, config)
+        with torch.no_grad():
+            logits = model(torch.from_numpy(one.answered)[None]).logits[0]
+        targets = torch.from_numpy(one.answered[-one.targets :])
+        logits = logits[-one.targets - 1 : -1]
+        losses += torch.nn.functional.cross_entropy(logits, targets, reduction="none").tolist()
+        found += (logits.argmax(1) == targets).tolist()
+    return np.array(losses), np.array(found)
 
 
 def _given(data: Path) -> list[str]:
@@ -144,7 +190,7 @@ def test_the_geometric_mean_of_rouge_is_that_of_the_means(decoder, tmp_path, mon
         "Nothing",
     ]
     means = np.mean([[one[name] for name in ROUGE] for one in answers.values()], axis=0)
-    geo, *others = result.headlines
+    geo, *others, _, _ = result.headlines
     assert geo.name == "rouge_geo" and geo.measure.value == pytest.approx(float(geometric(means)))
     assert geo.measure.low < geo.measure.value < geo.measure.high
     assert [one.name for one in others] == list(ROUGE) and not geo.units

@@ -30,7 +30,9 @@ MISSING = [("random weights", "reviews", 100, 1), ("tasks, min_norm", "reviews",
 
 @pytest.fixture(scope="module")
 def starts() -> list[str]:
-    return list(runpy.run_path(str(SCRIPT))["STARTS"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        return list(runpy.run_path(str(SCRIPT))["STARTS"])
 
 
 @pytest.fixture
@@ -43,6 +45,7 @@ def run(tmp_path, monkeypatch, capsys):
         file.parent.mkdir()
         file.write_text("".join(json.dumps(one) + "\n" for one in there))
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), "out", *arguments])
+        monkeypatch.syspath_prepend(str(SCRIPT.parent))
         runpy.run_path(str(SCRIPT), run_name="__main__")
         table = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line[:2] == "| "]
         return table, read_lines(file)

@@ -22,6 +22,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from rotary_foundry.data.same_tokenizer import check_ids
+from rotary_foundry.data_prep.conversations.chat_template import ChatTemplate
+from rotary_foundry.data_prep.readers.messages import Unusable
 from rotary_foundry.evaluation.models import (
     Encoded,
     Scores,
@@ -96,10 +98,33 @@ class CausalModel:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template may raise anything
             raise DataError(f"{self.path}: the chat template raises: {one_line(error)}; give chat=false") from None
+        return self._special(text).ids
+
+    def answered(self, message: str, answer: str) -> tuple[NDArray[np.int64], int]:
+        """A user's message and the assistant's answer in the chat template, as ids, and how many are the answer's.
+
+        The row ends with the answer's end of turn. The counted tokens are those that the objective `instruction`
+        predicts.
+
+        Raises:
+            DataError: the template does not write the answer as it is.
+        """
+        template = ChatTemplate(self.tokenizer.get_chat_template(), self.tokenizer.special_tokens_map, str(self.path))
+        turns = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
+        try:
+            rendered = template.render(turns)
+        except Unusable as error:
+            raise DataError(f"{self.path}: {error}; give chat=false") from None
+        ((start, end),) = rendered.turns
+        encoded = self._special(rendered.text[:end])
+        return encoded.ids, int((encoded.spans[:, 1] > start).sum())
+
+    def _special(self, text: str) -> Encoded:
+        """Encode what a chat template wrote."""
         self.backend.encode_special_tokens = False
-        ids = self.backend.encode(text, add_special_tokens=False).ids
+        encoded = encode(self.backend, text)
         self.backend.encode_special_tokens = True
-        return np.array(ids, np.int64)
+        return encoded
 
     def check_length(self, key: str, length: int) -> None:
         """Refuse rows that a model with a table of positions cannot take.

@@ -1,4 +1,4 @@
-"""The suite `question_answering`: the answers that a decoder generates to questions about long texts.
+"""The suite `question_answering`: a decoder's answers to questions about long texts, and its loss at the right ones.
 
 - The prompts are those of arXiv 2309.16039, section 3.1: the text, "Q:" with the question, "A:". Before it are as many
   answered examples as the paper has for the data set. A prompt that is too long, with room for the answer, is cut from
@@ -7,6 +7,8 @@
 - If the tokenizer has a chat template, the prompt is a user's message in it, and only the message is cut.
 - Answers are greedy, and end at the model's own ends. Where no template marks an end, an answer scored by ROUGE ends
   before an empty line or the next "Q:", and any other after its first line.
+- After the same prompt stands the first right answer, for its loss and accuracy by token, each given all before it. In
+  a chat the end of turn counts as a token of it. A small model, whose own answers all score 0, is measured by these.
 - The examples of a file and their prompts are the same for every model with the same tokenizer. Intervals are over
   questions.
 """
@@ -46,7 +48,9 @@ METRIC_OF_TASK = {  # as published, but LongBench's ROUGE-L is another package's
     },
 }
 ROOM, ROOM_OF_SUMMARY = 128, 512  # tokens of an answer, as LongBench has for most of these sets
+LOSS, ACCURACY = "answer_loss", "answer_accuracy"  # nats a token of the right answer, and the share that is likeliest
 WITHIN = 0.0, 1.0
+Units = dict[str, dict[str, tuple[float, float]]]  # by metric and question: numerator and denominator
 
 
 @dataclass(kw_only=True)
@@ -102,6 +106,8 @@ class Asked:
     example: Example
     ids: NDArray[np.int64]  # [tokens]
     cut: int  # tokens left out at the beginning
+    answered: NDArray[np.int64]  # [tokens], the prompt with the first right answer after it
+    targets: int  # tokens of that answer, the last of `answered`
 
 
 def check(_: Path, config: Config) -> None:
@@ -127,28 +133,32 @@ def run(path: Path, config: Config) -> Result:
     if chat and not model.tokenizer.chat_template:
         raise ConfigurationError(f"chat: true, but the tokenizer of {path} has no chat template; give chat=false")
     asked = [_ask(model, example, shots, chat, config) for example, shots in _with_shots(config)]
-    answers, scores = {}, {}
+    answers, units = {}, {metric: {} for metric in (LOSS, ACCURACY, *SCORES)}
     for one in asked:
         said = model.generate(one.ids, config.room)
         name = one.example.name
         answers[name] = said.strip() if chat else _ended(said, _summary(config))
-        scores[name] = score(answers[name], one.example.answers)
+        right = model.score(one.answered, last=one.targets)
+        units[LOSS][name] = float(right.loss.sum()), one.targets
+        units[ACCURACY][name] = int(right.found.sum()), one.targets
+        for metric, value in score(answers[name], one.example.answers).items():
+            units[metric][name] = value, 1
     cut = [one.cut for one in asked if one.cut]
     longest = max(len(one.ids) for one in asked) + config.room
     how = "in the tokenizer's chat template" if chat else "without a chat template"
     return Result(
         suite=config.suite,
-        title=f"answers to {config.task}, scores from 0 to 1",
+        title=f"answers to {config.task}, scores from 0 to 1, {LOSS} in nats a token",
         model=model.facts,
         config={},
         data={"dataset": config.dataset, "file": config.data, "examples": len(asked)},
         rows=[
             Row(
                 {"dataset": config.task, "examples": len(asked)},
-                {name: _mean(name, scores, config) for name in METRICS},
+                {metric: _mean(metric, units, config) for metric in (LOSS, ACCURACY, *METRICS)},
             )
         ],
-        headlines=list(_headlines(scores, config)),
+        headlines=list(_headlines(units, config)),
         notes=[
             f"{len(asked):,} questions, {how}, answered greedily in up to {config.room:,} tokens",
             *([f"prompts cut from the left: {len(cut):,}, by up to {max(cut):,} tokens"] if cut else []),
@@ -159,7 +169,7 @@ def run(path: Path, config: Config) -> Result:
                 (name := one.example.name): {
                     "answer": answers[name],
                     "right": one.example.answers,
-                    **scores[name],
+                    **{metric: of[name][0] / of[name][1] for metric, of in units.items()},
                     "prompt_tokens": len(one.ids),
                     "cut_tokens": one.cut,
                 }
@@ -203,7 +213,7 @@ def _ask(model: "CausalModel", example: Example, shots: Sequence[Example], chat:
     text = "".join([*before, f"{example.context}\n\n".lstrip(), end])
     encoded = model.encode(text)
     whole = model.chat(text) if chat else model.row(encoded.ids)
-    ids, cut = whole, 0
+    ids, cut, start = whole, 0, 0
     while len(ids) > budget:
         cut += len(ids) - budget
         start = int(encoded.spans[cut, 0]) if cut < len(encoded.ids) else len(text)
@@ -213,7 +223,14 @@ def _ask(model: "CausalModel", example: Example, shots: Sequence[Example], chat:
                 f"{config.room:,} of an answer; give more"
             )
         ids = model.chat(text[start:]) if chat else model.row(encoded.ids[cut:])
-    return Asked(example, ids, cut)
+    right = example.answers[0]
+    if chat:
+        answered, targets = model.answered(text[start:], right)
+    else:
+        encoded = model.encode(f"{text} {right}")
+        answered, targets = model.row(encoded.ids[cut:]), int((encoded.spans[:, 1] > len(text)).sum())
+    beyond = max(0, targets - config.room)
+    return Asked(example, ids, cut, answered[: len(answered) - beyond], targets - beyond)
 
 
 def _ended(answer: str, summary: bool) -> str:
@@ -228,20 +245,19 @@ def _summary(config: Config) -> bool:
     return config.measured in (*ROUGE, ROUGE_GEO)
 
 
-def _mean(metric: str, scores: dict[str, dict[str, float]], config: Config) -> Measure:
+def _mean(metric: str, units: Units, config: Config) -> Measure:
     if metric != ROUGE_GEO:
-        return bootstrap.ratio(_units(metric, scores), config.resamples, config.seed, WITHIN)
-    of_rouge = np.array([[found[name] for name in ROUGE] for found in scores.values()])  # [examples, 3]
+        return bootstrap.ratio(units[metric], config.resamples, config.seed, None if metric == LOSS else WITHIN)
+    of_rouge = np.array([[value for value, _ in units[name].values()] for name in ROUGE]).T  # [examples, 3]
     counts = bootstrap.draws(len(of_rouge), config.resamples, config.seed)
     return bootstrap.interval(float(geometric(of_rouge.mean(axis=0))), geometric(counts @ of_rouge / len(of_rouge)))
 
 
-def _units(metric: str, scores: dict[str, dict[str, float]]) -> dict[str, tuple[float, float]]:
-    return {name: (found[metric], 1.0) for name, found in scores.items()}
+def _headlines(units: Units, config: Config) -> Iterator[Headline]:
+    """Yield the metric, and what tells small models apart.
 
-
-def _headlines(scores: dict[str, dict[str, float]], config: Config) -> Iterator[Headline]:
-    """Yield the metric; the geometric mean is no mean of single questions, so ROUGE's three are compared with it."""
-    for metric in (config.measured, *(ROUGE if config.measured == ROUGE_GEO else ())):
-        units = _units(metric, scores) if metric in SCORES else {}
-        yield Headline(metric, _mean(metric, scores, config), False, units, WITHIN if units else None)
+    The geometric mean is no mean of single questions, so ROUGE's three are compared with it.
+    """
+    for metric in (config.measured, *(ROUGE if config.measured == ROUGE_GEO else ()), LOSS, ACCURACY):
+        within = None if metric in (ROUGE_GEO, LOSS) else WITHIN
+        yield Headline(metric, _mean(metric, units, config), metric == LOSS, units.get(metric, {}), within)
