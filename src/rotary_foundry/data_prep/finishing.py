@@ -115,7 +115,8 @@ def _see_that_all_is_there(work: Work) -> None:
 def _of_source(work: Work, source: str) -> Iterator[tuple[str, SourceStatistics]]:
     """Yield the name and counts of a source, or those of each of its bands.
 
-    What was left out has no band. It is counted with the first band, which holds the shortest documents.
+    What was left out has no band, nor have special tokens in texts. They are counted with the first band, which holds
+    the shortest documents.
 
     Raises:
         DataError: a band of the source has no document.
@@ -133,9 +134,12 @@ def _of_source(work: Work, source: str) -> Iterator[tuple[str, SourceStatistics]
         check_conversations(source, each, [line for tasks in written for line in tasks["bad"] + tasks["too_long"]])
     if bounds:
         check_bands(source, bounds, {split: [_documents(of, split) for of in parts.values()] for split in SPLITS})
+    special = sum(tasks.get("special_tokens", 0) for tasks in written)
     for name in names:
-        yield name, SourceStatistics(dict(+left_out), **{split: _counts(work, parts[name], split) for split in SPLITS})
+        counts = {split: _counts(work, parts[name], split) for split in SPLITS}
+        yield name, SourceStatistics(dict(+left_out), **counts, special_tokens=special)
         left_out.clear()
+        special = 0
 
 
 def _conversations(work: Work) -> dict[str, ConversationStatistics]:

@@ -13,6 +13,7 @@ from rotary_foundry.data_prep.work import SPLITS
 MOST_LABELS = 8  # whose shares are printed
 
 
+SPELLED = "special tokens that texts spell, and that stay text: {:,}"
 def table(title: str, statistics: Statistics) -> Group:
     """Make a table of sources and splits: documents, megabytes, tokens, and rows and fill for each row length.
 
@@ -48,6 +49,8 @@ def _left_out(statistics: Statistics) -> list[str]:
             lines.append(f"  {name}: left out {', '.join(reasons)}")
     return lines
 
+        if source.special_tokens:
+            lines.append(f"  {name}: {SPELLED.format(source.special_tokens)}")
 
 def _of_conversations(statistics: Statistics) -> Iterator[str]:
     for name, source in statistics.conversations.items():
@@ -99,6 +102,8 @@ def _of_tasks(statistics: Statistics) -> Iterator[str]:
 
 def _labels(task: TaskStatistics) -> str:
     """Return the numbers of a regression, or the shares of the most frequent labels, in training and validation."""
+            if counts.special_tokens:
+                yield f"  {name}, {split}: {SPELLED.format(counts.special_tokens)}"
     labels, held_out = task.train.labels, task.validation.labels
     if task.kind == "regression":
         return ", ".join(f"{name} {value:.4g} (validation {held_out[name]:.4g})" for name, value in labels.items())
