@@ -42,6 +42,7 @@ from rotary_foundry.data_prep.readers.text_columns import (
     is_text,
     no_column,
     not_text,
+    twice,
     values,
 )
 from rotary_foundry.data_prep.readers.unpacking import Damaged, Unpacked, gzip_content, zstandard_content
@@ -100,9 +101,9 @@ class Files(BaseDiskReader):
     def unpacked(self, name: str) -> Iterator[io.BufferedIOBase]:
         """Open a file as a stream of decompressed bytes."""
         with self.data_folder.open(name, "rb") as stored:
-            if name.endswith(".gz"):
+            if name.lower().endswith(".gz"):
                 stored = Unpacked(gzip_content(stored))
-            elif name.endswith(".zst"):
+            elif name.lower().endswith(".zst"):
                 stored = Unpacked(zstandard_content(stored))
             yield io.BufferedReader(stored, 1 << 20)
 
@@ -187,6 +188,8 @@ class Csv(Files, CsvReader):
             ended = True
 
         with self.unpacked(filepath) as stream:
+                elif several := [column for column in self.columns if _occurs_twice(column, line)]:
+                    self.bad.add(where, twice(several[0]))
             rows = csv.reader(decoded(), strict=True)
             columns: list[str] = []
             while True:
@@ -202,7 +205,7 @@ class Csv(Files, CsvReader):
                 if not columns:
                     columns = row
                     check_columns(self.columns, columns or ["(a blank line)"], where)
-                    urls = columns.index("url") if "url" in columns else None
+                    urls = columns.index("url") if columns.count("url") == 1 else None
                 elif row and len(row) != len(columns):
                     self.bad.add(where, f"expected {len(columns)} fields, one a column, got {len(row)}")
                 elif row:
@@ -241,9 +244,16 @@ class Parquet(Files, ParquetReader):
 
     def _columns(self, schema: pa.Schema, path: str) -> list[str]:
         check_columns(self.columns, schema.names, path)
+    def _form(self, name: str) -> dict[str, object]:
+        """Return the arguments of csv.reader for a file."""
+        if self.delimiter is not None:
+            return {"delimiter": self.delimiter}
+        is_tsv = name.lower().removesuffix(".gz").removesuffix(".zst").endswith(".tsv")
+        return {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
+
         if self.conversations is None:
             check_type(schema.field(self.text_key).type, self.text_key, path)
-        has_url = "url" in schema.names and is_text(schema.field("url").type)
+        has_url = schema.names.count("url") == 1 and is_text(schema.field("url").type)
         return [*self.columns, *(["url"] if has_url else [])]
 
     def _documents(self, batch: pa.RecordBatch, path: str, start: int) -> Iterator[Document]:
@@ -385,3 +395,19 @@ def _main_text(extractor: Trafilatura, html: str) -> str | Exception | None:
         return extractor.extract(html)
     except Exception as error:
         return RuntimeError(f"{type(error).__name__}: {error}")
+def _occurs_twice(column: str, line: bytes) -> bool:
+    """Return whether the object of a line has a key twice, of which orjson takes the last.
+
+    A key inside a text is behind backslashes, so few lines have the key in quotes twice and are parsed again.
+    """
+    if line.count(json.dumps(column, ensure_ascii=False).encode()) < 2:
+        return False
+    names: list[str] = []
+
+    def note(pairs: list[tuple[str, object]]) -> None:
+        names[:] = [name for name, _ in pairs]  # the outermost object is the last
+
+    json.loads(line, object_pairs_hook=note)
+    return names.count(column) > 1
+
+

@@ -72,7 +72,7 @@ def _shards(source: SourceConfig) -> list[dict]:
             if not all(isinstance(size, int) for size in [*sizes, reader.samples]) or not all(map(lies_inside, names)):
                 raise ValueError("sizes that are not numbers, or file names outside the folder")
             encodings = dict(zip(reader.column_names, reader.column_encodings, strict=True))
-            check_columns([column], encodings, index)
+            check_columns([column], reader.column_names, index)
             if encodings[column] != "str":
                 raise DataError(f"{index}: column '{column}': expected encoding 'str', got {encodings[column]!r}")
             if unsafe := [name for name, encoding in encodings.items() if encoding == "pkl"]:
