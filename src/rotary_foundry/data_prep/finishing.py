@@ -37,8 +37,6 @@ from rotary_foundry.utils.errors import DataError
 
 log = logging.getLogger(__name__)
 
-BAD_INPUT = "bad_input.txt"
-
 
 def finish(work: Work, made_of: dict) -> None:
     """Write indices, manifests and statistics, and move the folder to `out`.
@@ -61,10 +59,7 @@ def finish(work: Work, made_of: dict) -> None:
         tasks=finish_tasks(work),
         conversations=_conversations(work),
     )
-    bad = [f"{part['source']}: {line}\n" for part in read for line in part["bad"]]
-    for task, part in _written_bad(work):
-        bad += [f"{task}: {line}\n" for line in part]
-    (work.whole / BAD_INPUT).write_text("".join(bad), encoding="utf-8", errors="backslashreplace")
+    work.write_bad_input(work.whole)
     if object_store.is_remote(work.config.out):
         object_store.upload(work.whole, work.config.out)
         _see_that_all_is_there(work)
@@ -72,13 +67,6 @@ def finish(work: Work, made_of: dict) -> None:
     else:
         statistics.write(work.whole)
         _move(work.whole, Path(work.config.out))
-
-
-def _written_bad(work: Work) -> Iterator[tuple[str, list[str]]]:
-    """Yield a source and the conversations of it that were left out when they were encoded, by task."""
-    names = [task.source for task in work.tasks] + list(work.config.sources)
-    for rank, written in work.numbered_json("written"):
-        yield names[rank], [*written.get("bad", ()), *written.get("too_long", ())]
 
 
 def _move(folder: Path, out: Path) -> None:

@@ -93,7 +93,7 @@ def _documents(source: SourceConfig, shard: dict, bad: BadInput) -> Iterator[Doc
         try:
             Path(temporary, SHARD).write_bytes(_unpacked(path, reader))
         except ValueError as error:
-            bad.add(path, f"damaged: {error}; the whole shard, {reader.samples} rows, is lost")
+            bad.add(path, f"damaged: {error}; the whole shard, {reader.samples} rows, is lost", reader.samples)
             return
         reader.raw_data.basename = SHARD
         names, encodings = reader.column_names, reader.column_encodings
