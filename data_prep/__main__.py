@@ -13,7 +13,7 @@ from rich.console import Console
 from rotary_foundry.data_prep.corpus_config import load_corpus_config
 from rotary_foundry.data_prep.pipeline import prepare
 from rotary_foundry.data_prep.statistics import Statistics
-from rotary_foundry.data_prep.statistics_table import table
+from rotary_foundry.data_prep.statistics_table import first_bad_input, table
 from rotary_foundry.utils.errors import FoundryError, escape_unprintable, print_error
 from rotary_foundry.utils.redaction import redacted
 
@@ -34,7 +34,10 @@ def main() -> int:
     try:
         config = load_corpus_config(arguments.config, arguments.overrides)
         if prepare(config):
-            Console().print(table(config.out, Statistics.read(config.out)))
+            console = Console()
+            console.print(table(config.out, Statistics.read(config.out)))
+            for line in first_bad_input(config.out):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(f"submitted; give the same command again when the jobs have ended, to see what is in {config.out}")
     except FoundryError as error:

@@ -80,7 +80,7 @@ def test_a_quote_that_is_never_closed_is_listed_with_the_line_it_opens_in_and_ot
     reading.write_csv(tmp_path / "b.csv", ROWS)
     found, (listed,) = read_listing("csv", tmp_path)
     assert found == ["before", *ROWS]
-    assert listed == f"{tmp_path}/a.csv:3: not valid CSV: unexpected end of data; this row and all after it are lost"
+    assert listed == f"{tmp_path}/a.csv:3: not valid CSV: unexpected end of data; this line and the 2 after it are lost"
 
 
 @pytest.mark.parametrize(

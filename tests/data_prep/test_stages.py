@@ -107,9 +107,13 @@ def test_an_empty_source_is_named(tmp_path):
             MakeTokenizer(work).do(0)
 
 
-def test_a_source_without_held_out_documents_is_named(tmp_path):
-    work = begun(tmp_path, {"few": source(tmp_path / "a.jsonl", sentences(1, 3))}, 1e-6)
-    with pytest.raises(DataError, match="source 'few': none of its 3 documents is in the validation split"):
+@pytest.mark.parametrize(
+    ("documents", "validation", "split"), [(3, 1e-6, "validation"), (3, 1 - 1e-9, "train"), (1, 0.5, "(train|valid)")]
+)
+def test_a_source_without_documents_in_a_split_is_named(tmp_path, documents, validation, split):
+    """A stream with too few samples was an error amid Streaming's batching, or was dropped (streaming#816)."""
+    work = begun(tmp_path, {"few": source(tmp_path / "a.jsonl", sentences(1, documents))}, validation)
+    with pytest.raises(DataError, match=rf"source 'few': none of its {documents} documents is in the {split}"):
         MakeTokenizer(work).do(0)
 
 

@@ -119,7 +119,7 @@ def test_a_head_of_another_size_is_refused(prepared, make_model):
 def test_a_model_without_a_tokenizer_is_refused(prepared, make_model, tokenizer_dir, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(make_model(), bare, ignore=shutil.ignore_patterns("*token*"))
-    assert f"{bare}: no tokenizer can be read" in refusal(prepared, model=bare)
+    assert f"{bare}: transformers cannot open this tokenizer" in refusal(prepared, model=bare)
     assert prepared(f"tokenizer={tokenizer_dir}", model=bare)["labels"] == ["bad", "good"]
 
 

@@ -107,7 +107,8 @@ def test_the_code_of_an_export_needs_nothing_of_ours(made):
     tree = ast.parse((folder / "topic/predict.py").read_text("utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in imported} == {"sys", "pathlib", "torch", "transformers", "safetensors"}
+    needed = {"json", "sys", "pathlib", "torch", "transformers", "safetensors"}
+    assert {name.split(".")[0] for name in imported} == needed
 
 
 class Encoded(Exception):

@@ -4,9 +4,14 @@ For example, RoBERTa's mask token is <mask> and BERT's is [MASK]. Rows need a cl
 decoder's tokenizer, a bos_token and an eos_token. What else is needed depends on the family and the objective. The
 roles are in tokenizer_config.json, which transformers saves with every tokenizer, and the ids are in tokenizer.json.
 Both are read without transformers, which takes seconds to import.
+
+A text may spell a special token, as documentation of a tokenizer does. It stays text, in rows and in evaluations
+(`as_text`), because a mask or an end of a document that nobody put there would be trained on.
 """
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -19,6 +24,7 @@ OF_ENCODERS = (*FRAME.before, *FRAME.after, "pad_token", "mask_token")  # used b
 ROLES = ("unk_token", *OF_ENCODERS)  # a byte-level tokenizer knows every text and may do without the first
 VOCABULARY_MULTIPLE = 64  # what the matrix units want of a model's vocabulary
 RARE = "\U00010348"  # a Gothic letter, which is in hardly any vocabulary
+UNWRITTEN = "\U0010ffff"  # not a character
 
 
 def padded(vocab_size: int) -> int:
@@ -30,7 +36,8 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
     """Read a directory's `tokenizer.json`.
 
     Raises:
-        DataError: the file is missing, or is not a tokenizer; or as `check_any_text`.
+        DataError: the file is missing, or is not a tokenizer, or one that draws at random, which only a BPE's dropout
+            does (tokenizer.json has no place for the sampling of a Unigram model); or as `check_any_text`.
     """
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
@@ -39,6 +46,8 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise DataError(f"{path}: cannot be read as a tokenizer: {error}") from error
+    if dropout := getattr(tokenizer.model, "dropout", None):
+        raise DataError(f"{path}: model.dropout is {dropout}, so a text has other tokens each time; set it to null")
     check_any_text(tokenizer, path)
     return tokenizer
 
@@ -56,6 +65,57 @@ def check_any_text(tokenizer: Tokenizer, where: str | Path) -> None:
             f"{where}: expected a tokenizer that encodes any text, but a word that it does not know is an error "
             f"({error}); add [UNK] to its vocabulary, name it as unk_token of its model, and save it again"
         ) from error
+
+
+def as_text(tokenizer: Tokenizer, roles: Iterable[str] = ()) -> Tokenizer:
+    """Return a tokenizer with the same ids, to which special tokens that are spelled in a text are text.
+
+    It is not enough that the search for added tokens leaves them out (`encode_special_tokens`). A Unigram model has
+    them as pieces, WordLevel and WordPiece may have them as words, and merges of a BPE may spell one. So they get names
+    that no text has, and such merges are removed. The tokenizer does not truncate or pad.
+
+    Args:
+        tokenizer: stays as it is.
+        roles: tokens that have a role, and are special even if tokenizer.json does not mark them so.
+    """
+    content = json.loads(tokenizer.to_str())
+    model, special = content["model"], _special(content, roles)
+
+    def renamed(token: str) -> str:
+        return UNWRITTEN + token if token in special else token
+
+    vocabulary = model["vocab"]
+    known = set(vocabulary if isinstance(vocabulary, dict) else (piece for piece, _ in vocabulary))
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {renamed(token): id_ for token, id_ in vocabulary.items()}
+    else:
+        model["vocab"] = [[renamed(piece), score] for piece, score in vocabulary]
+    if model.get("unk_token"):
+        model["unk_token"] = renamed(model["unk_token"])
+    if "merges" in model:
+        prefix = model.get("continuing_subword_prefix") or ""
+        merges = [(first, second, first + second.removeprefix(prefix)) for first, second in model["merges"]]
+        model["merges"] = [merge[:2] for merge in merges if special.isdisjoint(merge)]
+    content["added_tokens"] = [
+        token | {"special": token["content"] in special}
+        for token in content["added_tokens"]
+        if token["content"] not in special & known
+    ]
+    text = Tokenizer.from_str(json.dumps(content))
+    text.no_truncation()
+    text.no_padding()
+    text.encode_special_tokens = True
+    return text
+
+
+def spelled(tokenizer: Tokenizer, roles: Iterable[str] = ()) -> re.Pattern:
+    """Return a pattern that finds the special tokens that a text spells; `roles` as in `as_text`."""
+    special = sorted(_special(json.loads(tokenizer.to_str()), roles), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, special)) or r"(?!)")
+
+
+def _special(content: dict, roles: Iterable[str]) -> set[str]:
+    return {token["content"] for token in content["added_tokens"] if token["special"]} | set(roles)
 
 
 def special_ids(directory: str | Path, tokenizer: Tokenizer) -> dict[str, int]:

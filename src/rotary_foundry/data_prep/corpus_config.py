@@ -214,6 +214,7 @@ def source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str]
         yield f"{key}.path", f"nothing is there: {source.path}{remedy}"
     if source.text_column is not None and not reader.text_column:
         yield f"{key}.text_column", f"the reader {source.reader} reads no columns"
+    yield from _form_problems(key, source, reader)
     for only in ("name", "split"):
         if getattr(source, only) is not None and not reader.hugging_face:
             yield f"{key}.{only}", f"the reader {source.reader} takes none; it is for Hugging Face data sets"
@@ -233,6 +234,22 @@ def source_problems(name: str, source: SourceConfig) -> Iterable[tuple[str, str]
 
         for entry in source.filters:
             yield from _reported(f"{key}.filters", lambda entry=entry: make_filter(entry))
+
+
+def _form_problems(key: str, source: SourceConfig, reader: Reader) -> Iterable[tuple[str, str]]:
+    """Check how files are written."""
+    if source.delimiter is not None and source.reader != "csv":
+        yield f"{key}.delimiter", f"the reader {source.reader} takes none; it is for csv"
+    elif source.delimiter is not None and (len(source.delimiter) != 1 or source.delimiter in '"\r\n\0'):
+        yield f"{key}.delimiter", f"expected one character such as ';', got {source.delimiter!r}; a tab is \"\\t\""
+    if source.encoding is not None and not reader.encoding:
+        takers = ", ".join(name for name, each in READERS.items() if each.encoding)
+        yield f"{key}.encoding", f"the reader {source.reader} takes none; it is for {takers}"
+    elif source.encoding is not None:
+        try:
+            "".encode(source.encoding)
+        except LookupError:
+            yield f"{key}.encoding", f"expected an encoding of Python's such as latin-1, got '{source.encoding}'"
 
 
 def _conversation_problems(key: str, source: SourceConfig, reader: Reader) -> Iterable[tuple[str, str]]:

@@ -37,8 +37,6 @@ from rotary_foundry.utils.errors import DataError
 
 log = logging.getLogger(__name__)
 
-BAD_INPUT = "bad_input.txt"
-
 
 def finish(work: Work, made_of: dict) -> None:
     """Write indices, manifests and statistics, and move the folder to `out`.
@@ -61,10 +59,7 @@ def finish(work: Work, made_of: dict) -> None:
         tasks=finish_tasks(work),
         conversations=_conversations(work),
     )
-    bad = [f"{part['source']}: {line}\n" for part in read for line in part["bad"]]
-    for task, part in _written_bad(work):
-        bad += [f"{task}: {line}\n" for line in part]
-    (work.whole / BAD_INPUT).write_text("".join(bad), encoding="utf-8", errors="backslashreplace")
+    work.write_bad_input(work.whole)
     if object_store.is_remote(work.config.out):
         object_store.upload(work.whole, work.config.out)
         _see_that_all_is_there(work)
@@ -72,13 +67,6 @@ def finish(work: Work, made_of: dict) -> None:
     else:
         statistics.write(work.whole)
         _move(work.whole, Path(work.config.out))
-
-
-def _written_bad(work: Work) -> Iterator[tuple[str, list[str]]]:
-    """Yield a source and the conversations of it that were left out when they were encoded, by task."""
-    names = [task.source for task in work.tasks] + list(work.config.sources)
-    for rank, written in work.numbered_json("written"):
-        yield names[rank], [*written.get("bad", ()), *written.get("too_long", ())]
 
 
 def _move(folder: Path, out: Path) -> None:
@@ -115,7 +103,8 @@ def _see_that_all_is_there(work: Work) -> None:
 def _of_source(work: Work, source: str) -> Iterator[tuple[str, SourceStatistics]]:
     """Yield the name and counts of a source, or those of each of its bands.
 
-    What was left out has no band. It is counted with the first band, which holds the shortest documents.
+    What was left out has no band, nor have special tokens in texts. They are counted with the first band, which holds
+    the shortest documents.
 
     Raises:
         DataError: a band of the source has no document.
@@ -133,9 +122,12 @@ def _of_source(work: Work, source: str) -> Iterator[tuple[str, SourceStatistics]
         check_conversations(source, each, [line for tasks in written for line in tasks["bad"] + tasks["too_long"]])
     if bounds:
         check_bands(source, bounds, {split: [_documents(of, split) for of in parts.values()] for split in SPLITS})
+    special = sum(tasks.get("special_tokens", 0) for tasks in written)
     for name in names:
-        yield name, SourceStatistics(dict(+left_out), **{split: _counts(work, parts[name], split) for split in SPLITS})
+        counts = {split: _counts(work, parts[name], split) for split in SPLITS}
+        yield name, SourceStatistics(dict(+left_out), **counts, special_tokens=special)
         left_out.clear()
+        special = 0
 
 
 def _conversations(work: Work) -> dict[str, ConversationStatistics]:

@@ -45,6 +45,7 @@ from rotary_foundry.utils.errors import DataError
 
 # Keys of a source that were added later. Settings have them only if they are given, and so stay those of before.
 LATER = ("separator", "remove", "length_bands", "depth", "endings", "conversations", "alone_from", "too_long")
+LATER += ("delimiter", "encoding")
 
 FORMAT = 2  # raised whenever the same texts and settings would give different shards
 WORK_FORMAT = 2  # raised whenever a stage reads other files than it did from the stages before it

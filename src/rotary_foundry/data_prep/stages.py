@@ -23,7 +23,7 @@ from rotary_foundry.data_prep.stage_runs import Stage
 from rotary_foundry.data_prep.step import After, Step
 from rotary_foundry.data_prep.task_stages import CollectHeldOut, DropHeldOut, WriteLabelled
 from rotary_foundry.data_prep.tokenizer import save_copy, save_trained, train_tokenizer, train_wordpiece
-from rotary_foundry.data_prep.work import SPLITS, DocumentWriter, Work, read_documents
+from rotary_foundry.data_prep.work import BAD_INPUT, SPLITS, DocumentWriter, Work, read_documents
 from rotary_foundry.data_prep.writing import write_shards
 from rotary_foundry.utils.errors import DataError, FoundryError
 from rotary_foundry.utils.wording import one_line
@@ -53,13 +53,16 @@ class ReadDocuments(Step):
         if source.conversations is not None:
             documents = renderable(documents, template_of(config), bad)
         filters = [make_filter(entry) for entry in source.filters]
+        first: dict[str, str] = {}  # where the first document was left out and why, by reason
         for step in filters:
+            step.exclusion_writer = FirstDropped(type(step).__name__, first)
             documents = _filtered(task.source, step, documents, rank)
         near_empty = 0
         digest = hashlib.sha256()
         writers = {split: DocumentWriter(self.work.documents(rank, split)) for split in SPLITS}
         for document in documents:
             if len(document.text.strip()) < NEAR_EMPTY:
+                first.setdefault("near-empty", f"{document.id}: under {NEAR_EMPTY} characters")
                 near_empty += 1
                 continue
             text = document.text.encode()
@@ -68,7 +71,7 @@ class ReadDocuments(Step):
             writers[side(text_hash, config.validation)].add(document.id, document.text, len(text), text_hash)
         for writer in writers.values():
             writer.close()
-        dropped = Counter({"near-empty": near_empty, "bad input": len(bad.listed)})
+        dropped = Counter({"near-empty": near_empty, "bad input": bad.count})
         for step in filters:
             dropped[type(step).__name__] += int(step.stats["dropped"].total)
         self.work.write_json(
@@ -77,12 +80,30 @@ class ReadDocuments(Step):
             {
                 "source": task.source,
                 "dropped": dropped,
+                "first": first,
                 "bad": bad.listed,
                 "bytes": {split: writer.bytes for split, writer in writers.items()},
                 "documents": {split: writer.documents for split, writer in writers.items()},
                 "digest": digest.hexdigest(),
             },
         )
+
+
+class FirstDropped:
+    """Notes the first document that a filter drops; datatrove gives it those that it would write to a file."""
+
+    def __init__(self, name: str, first: dict[str, str]) -> None:
+        self.name, self.first = name, first
+
+    def __enter__(self) -> "FirstDropped":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, document: Document, rank: int) -> None:
+        reason = document.metadata.get("filter_reason")
+        self.first.setdefault(self.name, f"{document.id}: dropped by {self.name}{f', {reason}' if reason else ''}")
 
 
 def _filtered(source: str, step: PipelineStep, documents: Iterator[Document], rank: int) -> Iterator[Document]:
@@ -183,9 +204,15 @@ class MakeTokenizer(Step):
             count[split] = read - sum(len(self.work.dropped(file)) for file in files)
         total = sum(count.values())
         if not total:
-            why = ", ".join(f"{documents:,} {reason}" for reason, documents in self.work.left_out(source).items())
-            first = next((f"; the first bad input is {line}" for part in parts for line in part["bad"]), "")
-            raise DataError(f"source '{source}' has no documents{f' (left out: {why})' if why else ''}{first}")
+            left_out = self.work.left_out(source)
+            why = ", ".join(f"{documents:,} {reason}" for reason, documents in left_out.items())
+            said = [f"source '{source}' has no documents{f' (left out: {why})' if why else ''}"]
+            said += self.work.first_left_out(source)
+            if left_out["bad input"]:
+                self.work.write_bad_input(self.work.folder)
+                said.append(f"all bad input is listed in {self.work.folder / BAD_INPUT}")
+                said.append("correct the files, or the source's reader, text_column, encoding or delimiter")
+            raise DataError("; ".join(said))
         for split in SPLITS:
             if not count[split]:
                 raise DataError(

@@ -35,6 +35,7 @@ class SourceStatistics:
     left_out: dict[str, int]  # documents, by reason
     train: Counts
     validation: Counts
+    special_tokens: int = 0  # spelled in its texts, where they are text
 
 
 @dataclass
@@ -52,6 +53,7 @@ class TaskCounts:
     fill: dict[str, float]  # the share of the rows' slots that hold tokens, by row length
     unmatched: int = 0  # entities that begin or end within a token, so they cannot be learned
     first_unmatched: str | None = None  # the place of the first of them
+    special_tokens: int = 0  # spelled in the texts, where they are text
 
 
 @dataclass

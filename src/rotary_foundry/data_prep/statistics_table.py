@@ -7,10 +7,13 @@ from rich.console import Group
 from rich.table import Table
 
 from rotary_foundry.data_prep.conversations.conversation_counts import loss_table
+from rotary_foundry.data_prep.readers.bad_input import NAMED
 from rotary_foundry.data_prep.statistics import Counts, Statistics, TaskCounts, TaskStatistics
-from rotary_foundry.data_prep.work import SPLITS
+from rotary_foundry.data_prep.work import BAD_INPUT, SPLITS
+from rotary_foundry.utils import object_store
 
 MOST_LABELS = 8  # whose shares are printed
+SPELLED = "special tokens that texts spell, and that stay text: {:,}"
 
 
 def table(title: str, statistics: Statistics) -> Group:
@@ -46,7 +49,16 @@ def _left_out(statistics: Statistics) -> list[str]:
         reasons = [f"{documents:,} {reason}" for reason, documents in source.left_out.items()]
         if reasons:
             lines.append(f"  {name}: left out {', '.join(reasons)}")
+        if source.special_tokens:
+            lines.append(f"  {name}: {SPELLED.format(source.special_tokens)}")
     return lines
+
+
+def first_bad_input(out: str) -> list[str]:
+    """Return lines on the first documents of a prepared folder that could not be read; none if all could."""
+    listed = object_store.read_text(f"{out}/{BAD_INPUT}").splitlines()
+    more = [f"    … all {len(listed):,} are in {out}/{BAD_INPUT}"] if len(listed) > NAMED else []
+    return [f"    {line}" for line in listed[:NAMED]] + more
 
 
 def _of_conversations(statistics: Statistics) -> Iterator[str]:
@@ -90,6 +102,8 @@ def _of_tasks(statistics: Statistics) -> Iterator[str]:
             counts: TaskCounts = getattr(task, split)
             if counts.truncated:
                 yield f"  {name}: cut {counts.truncated:,} examples of {split}, the first at {counts.first_truncated}"
+            if counts.special_tokens:
+                yield f"  {name}, {split}: {SPELLED.format(counts.special_tokens)}"
             if counts.unmatched:
                 yield (
                     f"  {name}: {counts.unmatched:,} entities of {split} begin or end within a token and cannot be "

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from rotary_foundry.data.fast_tokenizer import open_fast
 from rotary_foundry.data.packing import whole_rows
 from rotary_foundry.data.rows import FRAME, Row, token_dtype
+from rotary_foundry.data.special_tokens import spelled
 from rotary_foundry.data.target_context import count_longer
 from rotary_foundry.data.task_file import Task
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
@@ -74,7 +76,6 @@ class Encoder:
 
     def __init__(self, task: TaskConfig, labels: Labels, tokenizer: "PreTrainedTokenizerBase", shortest: int):
         self.task, self.labels, self.shortest = task, labels, shortest
-        self._tokenizer = tokenizer
         self._parts = PartsTokenizer(tokenizer, task.max_seq_len or shortest)
 
     def __call__(self, example: Example, number: int) -> Encoded:
@@ -103,7 +104,7 @@ class Encoder:
 
     def _choices(self, example: Example, number: int) -> Encoded:
         choices = len(example.text.choices)
-        parts = PartsTokenizer(self._tokenizer, min(self._parts.limit, self.shortest // choices))
+        parts = self._parts.limited(min(self._parts.limit, self.shortest // choices))
         columns, long = encode_choices([example], parts)
         return Encoded([_unit(columns["input_ids"][0], [[0, choices, example.label, 0]], number)], bool(long))
 
@@ -156,11 +157,8 @@ def write_task(work: Work, rank: int) -> None:
     dropped = len(splits["train"]) - len(kept)
     if not kept:
         raise DataError(f"tasks.{name}: the texts of all its {dropped:,} training examples are held out by a task")
-    from transformers import AutoTokenizer  # seconds
-
-    directory = work.whole / "tokenizer"
-    # "[SEP]" in a text is five characters, not the end of a part
-    tokenizer = AutoTokenizer.from_pretrained(directory, split_special_tokens=True)
+    tokenizer = open_fast(work.whole / "tokenizer")
+    special = spelled(tokenizer.backend_tokenizer, tokenizer.all_special_tokens)
     encode = Encoder(task, labels, tokenizer, min(work.config.row_lengths))
     known = Task(task.kind, tuple(labels.names), task.weight)
     parts, counts = [], {}
@@ -172,7 +170,10 @@ def write_task(work: Work, rank: int) -> None:
             for length in work.config.row_lengths
         }
         parts.append({"source": name, "number": 0, "split": split, "rows": rows})
-        counts[split] = asdict(_counts(known, len(examples), units, cut, unmatched, parts[-1]))
+        counted = _counts(known, len(examples), units, cut, unmatched, parts[-1])
+        texts = (text for example in examples for text in _all_texts(task, example))
+        counted.special_tokens = sum(len(special.findall(text)) for text in texts)
+        counts[split] = asdict(counted)
     work.write_json(LABELLED, rank, {"labels": labels.names, "parts": parts, "dropped": dropped, "counts": counts})
 
 

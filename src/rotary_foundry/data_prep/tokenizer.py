@@ -34,7 +34,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenizers import (
     AddedToken,
@@ -48,14 +47,12 @@ from tokenizers import (
     trainers,
 )
 
-from rotary_foundry.data.rows import FRAME, OF_DECODERS, SPECIAL_TOKENS, Frame, fingerprint
+from rotary_foundry.data.fast_tokenizer import open_fast
+from rotary_foundry.data.rows import FRAME, OF_DECODERS, SPECIAL_TOKENS, Frame
 from rotary_foundry.data.special_tokens import OF_ENCODERS, padded, rewrite_config
 from rotary_foundry.data_prep.encoding import open_tokenizer, pieces
 from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import DataError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 RUNS = [" " * length for length in range(24, 1, -1)]  # in GPT-NeoX's order
 TRAINING_PIECE = 2**16  # characters; `tokenizers` reads 256 of them ahead
@@ -257,8 +254,8 @@ def open_brought(path: Path, causal: bool = False) -> Brought:
         DataError: it cannot be read, is not a fast tokenizer, or has a special token without an id or in two roles; or
             it is to be a decoder's, and has no tokens for the beginning and the end of a document.
     """
-    fast = open_fast(path)
     tokenizer = open_tokenizer(path)
+    fast = open_fast(path)
     roles = dict(fast.special_tokens_map)
     if fast.extra_special_tokens:
         roles["extra_special_tokens"] = [str(token) for token in fast.extra_special_tokens]
@@ -288,25 +285,6 @@ def open_brought(path: Path, causal: bool = False) -> Brought:
         _frame(tokenizer, roles)
         changes.append(f"{roles['cls_token']} before and {roles['sep_token']} after each text")
     return Brought(tokenizer, roles, changes, fast.chat_template)
-
-
-def open_fast(path: Path) -> "PreTrainedTokenizerFast":
-    """Open a Hugging Face fast tokenizer with transformers.
-
-    Raises:
-        DataError: there is none, it cannot be read, or it is not a fast tokenizer.
-    """
-    fingerprint(path)
-    from transformers import AutoTokenizer
-
-    try:
-        fast = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # it may raise any error of its parts
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise DataError(f"{path}: transformers cannot open this tokenizer: {reason}") from error
-    if not fast.is_fast:
-        raise DataError(f"{path}: expected a fast tokenizer, got {type(fast).__name__}")
-    return fast
 
 
 def _refuse_shared_ids(path: Path, tokenizer: Tokenizer, roles: dict[str, str | list[str]]) -> None:

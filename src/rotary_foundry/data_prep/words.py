@@ -29,7 +29,7 @@ def words_of(tokenizer: Tokenizer) -> Callable[[str], list[str]]:
     """Return a function that splits a text into words. Joined they are the text, and their ids are the text's.
 
     Args:
-        tokenizer: from `open_tokenizer`; it encodes special tokens as text.
+        tokenizer: from `as_text`; it encodes special tokens as text.
     """
     content = json.loads(tokenizer.to_str())
     added = [token for token in content["added_tokens"] if not token["special"]]
@@ -37,7 +37,6 @@ def words_of(tokenizer: Tokenizer) -> Callable[[str], list[str]]:
     known = (
         BYTE_LEVEL.items() <= (content["pre_tokenizer"] or {}).items()
         and content["normalizer"] in (None, {"type": "NFC"})
-        and not content["model"].get("dropout")
         and all(_plain(token, special) for token in added)
     )
     if not known:

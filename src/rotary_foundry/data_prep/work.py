@@ -13,6 +13,7 @@
     whole/                            the prepared folder, until it is complete
     logs/<stage>/                     datatrove's: completions, statistics, logs
     errors/<stage>-<task>.txt         the errors of failed tasks, one line each
+    bad_input.txt                     what could not be read, if a source has no documents
 
 Documents are kept as text between reading and tokenising, although this costs disk space (nano: 29 % of the text).
 Duplicates are known only when all documents have been read, and this way filters, downloads and HTML extraction run
@@ -31,9 +32,11 @@ from pathlib import Path
 import numpy as np
 
 from rotary_foundry.data_prep.corpus_config import CorpusConfig
+from rotary_foundry.data_prep.readers.bad_input import NAMED
 from rotary_foundry.utils.errors import DataError
 
 SPLITS = ("train", "validation")
+BAD_INPUT = "bad_input.txt"
 HELD_OUT = "held-out"  # the kind of the documents that are left out because a task holds them out
 BATCH_BYTES = 1 << 21  # of text in memory at a time; the tokenizers library needs about twenty times as much for it
 
@@ -113,6 +116,21 @@ class Work:
                 near = len(self.dropped(file)) - exact - held_out
                 reasons.update({"duplicates": exact, "near-duplicates": near, "held out by a task": held_out})
         return +reasons
+
+    def first_left_out(self, source: str) -> list[str]:
+        """Return where the first documents of a source were left out while reading, and why."""
+        parts = [part for part in self.read_json("read") if part["source"] == source]
+        first = {reason: where for part in reversed(parts) for reason, where in part.get("first", {}).items()}
+        return [line for part in parts for line in part["bad"]][:NAMED] + list(first.values())
+
+    def write_bad_input(self, folder: Path) -> None:
+        """Write the list of what could not be read or encoded into a folder."""
+        bad = [f"{part['source']}: {line}\n" for part in self.read_json("read") for line in part["bad"]]
+        names = [task.source for task in self.tasks] + list(self.config.sources)
+        for rank, written in self.numbered_json("written"):
+            left_out = [*written.get("bad", ()), *written.get("too_long", ())]
+            bad += [f"{names[rank]}: {line}\n" for line in left_out]
+        (folder / BAD_INPUT).write_text("".join(bad), encoding="utf-8", errors="backslashreplace")
 
     def keep_error(self, stage: str, rank: int, message: str) -> None:
         """Write the error of a task."""

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from rotary_foundry.data.same_tokenizer import check_ids
+from rotary_foundry.data.special_tokens import as_text
 from rotary_foundry.data_prep.conversations.chat_template import ChatTemplate
 from rotary_foundry.data_prep.readers.messages import Unusable
 from rotary_foundry.evaluation.models import (
@@ -63,16 +64,16 @@ class CausalModel:
         self.path, self.tokenizer, self.model, self.facts = path, tokenizer, model, facts
         self.limit = _longest_row(model.config)
         check_ids(tokenizer, path, model.get_input_embeddings().num_embeddings)
-        self.backend = tokenizer.backend_tokenizer
-        self.backend.no_truncation()
-        self.backend.no_padding()
+        chat = tokenizer.backend_tokenizer
+        chat.no_truncation()
+        chat.no_padding()
+        self.backend = as_text(chat, tokenizer.all_special_tokens)  # only a chat template's tokens are special
         encoding = self.backend.encode("a")
         special = takewhile(lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True))
         self.before = np.array([token for token, _ in special], np.int64)
         stop = model.generation_config.eos_token_id
         stop = tokenizer.eos_token_id if stop is None else stop
         stops = stop_ids(tokenizer, stop, read_generation(Path(tokenizer.name_or_path)).get(STOPS))
-        self.backend.encode_special_tokens = True  # a text's; only a chat template's are special
         model.generation_config = GenerationConfig(  # nothing else of the directory's, such as sampling
             do_sample=False, eos_token_id=stops or None, pad_token_id=0
         )
@@ -121,10 +122,7 @@ class CausalModel:
 
     def _special(self, text: str) -> Encoded:
         """Encode what a chat template wrote."""
-        self.backend.encode_special_tokens = False
-        encoded = encode(self.backend, text)
-        self.backend.encode_special_tokens = True
-        return encoded
+        return encode(self.tokenizer.backend_tokenizer, text)
 
     def check_length(self, key: str, length: int) -> None:
         """Refuse rows that a model with a table of positions cannot take.

@@ -21,11 +21,13 @@ import transformers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import ModelOutput
 
+from rotary_foundry.data.fast_tokenizer import open_fast
 from rotary_foundry.data.rows import Frame, fingerprint
 from rotary_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
+from rotary_foundry.data.special_tokens import as_text
 from rotary_foundry.evaluation.results import positions_variant
 from rotary_foundry.interop import load_model
 from rotary_foundry.interop.positions import most_tokens
@@ -33,7 +35,7 @@ from rotary_foundry.models.config_json import CONFIG, find_family_of
 from rotary_foundry.objectives.masked_lm import Masking
 from rotary_foundry.runs.trained_state import read_source
 from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
-from rotary_foundry.utils.wording import one_line
+from rotary_foundry.utils.wording import not_opened, one_line
 
 BATCH_TOKENS = 8192  # of the documents in a batch; a longer document is a batch of its own
 
@@ -100,11 +102,8 @@ class MaskedModel(ABC):
         if tokenizer.mask_token_id is None:
             raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no mask token, which evaluation needs")
         check_ids(tokenizer, path, vocab_size)
-        self.backend = tokenizer.backend_tokenizer
-        self.backend.no_truncation()
-        self.backend.no_padding()
+        self.backend = as_text(tokenizer.backend_tokenizer, tokenizer.all_special_tokens)
         self.frame = Frame.of(self.backend)
-        self.backend.encode_special_tokens = True
 
     def longest(self, wanted: int) -> int:
         """Return the most content tokens of a document that fits into `wanted` tokens and into the model.
@@ -283,7 +282,7 @@ def load_theirs(auto: type, path: Path, kind: str, needed: str, rope_parameters:
             path, config=config, output_loading_info=True, dtype=torch.float32, **given
         )
     except Exception as error:  # transformers raises many types; each is about the content of the directory
-        raise DataError(f"{path}: transformers cannot load {kind} from it: {one_line(error)}") from None
+        raise DataError(f"{path}: transformers cannot load {kind} from it: {not_opened(error)}") from None
     if loading["missing_keys"]:
         raise DataError(f"{path}: this suite needs {needed}; tensor {sorted(loading['missing_keys'])[0]} is missing")
     return model
@@ -318,15 +317,9 @@ def open_tokenizer(own: Path, given: str | None) -> PreTrainedTokenizerFast:
     """
     folder = own if given is None else Path(given)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # as above
-        raise DataError(
-            f"{folder}: no tokenizer can be read; name the model's with tokenizer=FOLDER: {one_line(error)}"
-        ) from None
-    if not tokenizer.is_fast:
-        raise DataError(
-            f"{folder}: expected a fast tokenizer (with a tokenizer.json), which gives the offsets of tokens"
-        )
+        tokenizer = open_fast(folder)
+    except DataError as error:
+        raise DataError(f"{error}; name the model's tokenizer with tokenizer=FOLDER") from None
     check_same_tokenizer(folder, own, f"leave out tokenizer=…; the model's own is in {own}")
     return tokenizer
 

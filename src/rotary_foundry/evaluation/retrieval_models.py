@@ -27,7 +27,7 @@ from rotary_foundry.data.same_tokenizer import check_ids
 from rotary_foundry.evaluation.models import check_runs
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.utils.errors import ConfigurationError, DataError
-from rotary_foundry.utils.wording import one_line
+from rotary_foundry.utils.wording import not_opened
 
 if TYPE_CHECKING:
     from pylate.models import ColBERT
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 
+MODULES = "modules.json"  # of sentence-transformers
+LIBRARIES = ("sentence_transformers.", "pylate.")  # whose modules are taken
 MARKS = 1  # tokens that PyLate puts into a text, to mark it as a query or a document
 
 
@@ -71,7 +73,7 @@ def open_retriever(path: Path, max_seq_len: int | None) -> Retriever:
     """
     if is_multi_vector(path):
         return _multi_vector(path, max_seq_len)
-    plain = not (path / "modules.json").is_file()
+    plain = not (path / MODULES).is_file()
     model = _single_vector(path)
     if max_seq_len is not None:
         _check_length(max_seq_len, model)
@@ -84,19 +86,23 @@ def open_retriever(path: Path, max_seq_len: int | None) -> Retriever:
 
 def is_multi_vector(path: Path) -> bool:
     """Return whether PyLate saved a directory, judged by its modules."""
+    return any(module.startswith("pylate.") for module in _modules(path))
+
+
+def _modules(path: Path) -> list[str]:
+    """Return the class of each module that a directory lists; none if it has no modules.json."""
     try:
-        modules = json.loads((path / "modules.json").read_text(encoding="utf-8"))
-        return any(module["type"].startswith("pylate.") for module in modules)
+        return [str(module["type"]) for module in json.loads((path / MODULES).read_text(encoding="utf-8"))]
     except (FileNotFoundError, NotADirectoryError):  # if the path is a file, opening it as a model is refused later
-        return False
+        return []
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path / 'modules.json'}: expected a list of modules as sentence-transformers writes it: {error!r}"
+            f"{path / MODULES}: expected a list of modules as sentence-transformers writes it: {error!r}"
         ) from None
 
 
 def _single_vector(path: Path) -> SentenceTransformer:
-    if (path / "config.json").is_file() or (path / "modules.json").is_file():
+    if (path / "config.json").is_file() or (path / MODULES).is_file():
         return _load(path, SentenceTransformer)
     from rotary_foundry.interop.export import export_checkpoint
 
@@ -120,15 +126,21 @@ def _load(path: Path, kind: type[SentenceTransformer]) -> SentenceTransformer:
     """A directory as a SentenceTransformer or ColBERT, without a look at the network.
 
     Raises:
-        DataError: it cannot be loaded, or does not begin with a transformer, or its tokenizer is another model's.
+        DataError: it cannot be loaded, or does not begin with a transformer, or its tokenizer is another model's, or a
+            module is code of its own, which sentence-transformers would run without asking.
     """
+    if foreign := [module for module in _modules(path) if not module.startswith(LIBRARIES)]:
+        raise DataError(
+            f"{path / MODULES}: {foreign[0]} is code of its own, which is never run here; choose a model whose modules "
+            "are those of sentence-transformers or PyLate"
+        )
     transformers_logging.set_verbosity_error()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
         # With an absolute path, nothing is looked for on the hub, where `runs/dense` could be somebody's repository.
-        model = kind(str(path.resolve()), local_files_only=True)
+        model = kind(str(path.resolve()), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own
-        raise DataError(f"{path}: cannot be loaded as an encoder: {one_line(error)}") from error
+        raise DataError(f"{path}: cannot be loaded as an encoder: {not_opened(error)}") from error
     model.model_card_data.local_files_only = True  # which ColBERT does not pass on
     if not hasattr(model[0], "auto_model"):
         raise DataError(f"{path}: begins with a {type(model[0]).__name__}, where a transformer is wanted")

@@ -12,14 +12,17 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import xxhash
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from rotary_foundry.data.fast_tokenizer import open_fast
 from rotary_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
+from rotary_foundry.data.special_tokens import as_text
 from rotary_foundry.data_prep.labelled.examples import read_split, texts_of
 from rotary_foundry.data_prep.labelled.labelled_example import Example
 from rotary_foundry.data_prep.labelled.labels import Labels, as_number, listed
@@ -34,7 +37,7 @@ from rotary_foundry.interop.own_code import register_own_code
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.hub import check_hub
-from rotary_foundry.utils.wording import one_line
+from rotary_foundry.utils.wording import not_opened
 
 NO_LABEL = -100  # the label of tokens that losses and metrics ignore
 HEADS = {
@@ -135,24 +138,28 @@ def _encode(
     columns: dict[str, list] = {}
     long = []
     words = task.type == "token"
+    whole, cut = (as_text(tokenizer.backend_tokenizer, tokenizer.all_special_tokens) for _ in range(2))
+    cut.enable_truncation(limit, direction=tokenizer.truncation_side)
+    segments = "token_type_ids" in tokenizer.model_input_names
     for start in range(0, len(examples), CHUNK):
         chunk = examples[start : start + CHUNK]
         texts = [_texts(example, task) for example in chunk]
-        encoded = tokenizer(*map(list, zip(*texts, strict=True)), return_offsets_mapping=words, verbose=False)
-        for row, example in enumerate(chunk):
-            one = {key: values[row] for key, values in encoded.items()}
-            if len(one["input_ids"]) > limit:
+        encodings = whole.encode_batch([text if text[1:] else text[0] for text in texts])
+        for example, text, encoding in zip(chunk, texts, encodings, strict=True):
+            if len(encoding) > limit:
                 long.append(example.where)
-                one = tokenizer(*texts[row], truncation=True, max_length=limit, return_offsets_mapping=words)
+                encoding = cut.encode(*text)
+            one: dict[str, Any] = {"input_ids": encoding.ids}
+            if segments:
+                one["token_type_ids"] = encoding.type_ids
             if example.label is None and task.data.form is not None:  # of a test file
                 one["id"] = json.dumps(example.id)
             elif words:
-                one["labels"] = _on_tokens(example, texts[row][0], one.pop("offset_mapping"), labels)
+                one["labels"] = _on_tokens(example, text[0], encoding.offsets, labels)
             elif task.type == "regression":
                 one["labels"] = as_number(example.label, example.where)
             else:
                 one["labels"] = labels.number(example.label, example.where)
-            one.pop("attention_mask", None)  # padding makes it again
             for key, value in one.items():
                 columns.setdefault(key, []).append(value)
     return columns, long
@@ -192,16 +199,13 @@ def load_tokenizer(path: str, model_path: str, model: PretrainedConfig) -> PreTr
     Raises:
         DataError: `path` has no tokenizer, or it belongs to another model.
     """
+    transformers_logging.set_verbosity_error()
     try:
-        transformers_logging.set_verbosity_error()
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise DataError(
-            f"{path}: no tokenizer can be read ({one_line(error)}); set tokenizer=… to its folder"
-        ) from None
-    if not tokenizer.is_fast or tokenizer.pad_token is None:
-        what = "no pad_token" if tokenizer.is_fast else "no tokenizer.json, so it is not a fast tokenizer"
-        raise DataError(f"{path}: the tokenizer has {what}")
+        tokenizer = open_fast(path)
+    except DataError as error:
+        raise DataError(f"{error}; name the model's tokenizer with tokenizer=FOLDER") from None
+    if tokenizer.pad_token is None:
+        raise DataError(f"{path}: the tokenizer has no pad_token; name one in tokenizer_config.json")
     check_same_tokenizer(Path(path), Path(model_path), f"leave out tokenizer=…: {model_path} has its own")
     check_ids(tokenizer, model_path, model.vocab_size)
     if model.pad_token_id not in (None, tokenizer.pad_token_id):
@@ -217,9 +221,9 @@ def _model_config(path: str) -> PretrainedConfig:
         check_hub(f"model: {path} is not a directory; a model of the Hugging Face hub has to be downloaded")
     register_own_code(path)
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # an unknown type, broken JSON, or an error of the hub
-        raise DataError(f"{path}: transformers cannot load a model: {one_line(error)}") from None
+        raise DataError(f"{path}: transformers cannot load a model: {not_opened(error)}") from None
 
 
 def _head(model: PretrainedConfig, task: TaskConfig) -> list[str] | None:

@@ -14,7 +14,7 @@ from typing import Any
 from rotary_foundry.data.rows import SHORTEST
 from rotary_foundry.data_prep.labelled.data_config import CONLL, FORMS, LONG_DOCUMENTS, PACKAGES, DataConfig
 from rotary_foundry.models.config_json import find_family_of
-from rotary_foundry.recipe.loading import load_config, refuse
+from rotary_foundry.recipe.loading import AS_WRITTEN, load_config, refuse
 from rotary_foundry.utils.wording import nearest
 
 OPTIMIZERS = "decoupled_adamw", "adafactor"
@@ -64,7 +64,7 @@ class FinetuneConfig:
     model: str  # a Hugging Face directory, such as runs/nano/export; or a name on the hub
     tasks: dict[str, TaskConfig]
     search: SearchConfig
-    task: Any = None  # one of the tasks, or several; all if not given
+    task: Any = field(default=None, metadata=AS_WRITTEN)  # one of the tasks, or several; all if not given
     data_path: str | None = None  # of tasks that have no path of their own
     tokenizer: str | None = None  # a directory; the model's if not given
     out: str | None = None  # the folder of results; runs/finetune/<the model's name> if not given

@@ -133,7 +133,7 @@ def load_span_model(directory: Path, type_: str) -> SpanModel:
     """
     if not (directory / POINTER).is_file():
         raise DataError(f"{directory}: no {POINTER}; expected the directory of a fine-tuned model of type {type_}")
-    encoder = AutoModel.from_pretrained(directory)
+    encoder = AutoModel.from_pretrained(directory, trust_remote_code=False)
     model = SpanModel(encoder, type_, 1 if type_ == "answer" else encoder.config.num_labels)
     model.pointer.load_state_dict(load_file(directory / POINTER))
     return model.eval()

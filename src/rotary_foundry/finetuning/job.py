@@ -33,8 +33,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from rotary_foundry.data.fast_tokenizer import open_fast
 from rotary_foundry.finetuning.head_batches import HeadCollate
 from rotary_foundry.finetuning.head_models import POINTERS, AnswerModel, ChoiceModel, EntityModel, HeadModel, SpanModel
 from rotary_foundry.finetuning.leaderboard import JOB, MODEL, RESULT, write_json
@@ -72,7 +73,7 @@ def run_job(folder: Path, parent: int | None = None) -> dict:
     reproducibility.seed_all(job["seed"])
     for path in (job["model"], job["tokenizer"]):
         register_own_code(path)
-    tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
+    tokenizer = open_fast(job["tokenizer"])
     metrics = {name: make_metric(name, job["labels"]) for name in job["metrics"]}
     model: HeadModel | Classifier
     if job["type"] in HEADS:
@@ -161,14 +162,15 @@ def load_with_head(job: dict) -> PreTrainedModel | SpanModel:
         "label2id": {label: number for number, label in enumerate(labels)},
         "problem_type": PROBLEMS.get(job["type"]),
     }
-    config = AutoConfig.from_pretrained(job["model"], **settings)
+    config = AutoConfig.from_pretrained(job["model"], trust_remote_code=False, **settings)
     if hasattr(config, "reference_compile"):
         config.reference_compile = False  # it would compile anew for every length of a batch
     if job["type"] in POINTERS:
-        return SpanModel(AutoModel.from_pretrained(job["model"], config=config), job["type"], len(labels))
+        encoder = AutoModel.from_pretrained(job["model"], config=config, trust_remote_code=False)
+        return SpanModel(encoder, job["type"], len(labels))
     if not job["new_head"]:
-        return CLASSES[job["type"]].from_pretrained(job["model"], config=config)
-    model = CLASSES[job["type"]].from_config(config)
+        return CLASSES[job["type"]].from_pretrained(job["model"], config=config, trust_remote_code=False)
+    model = CLASSES[job["type"]].from_config(config, trust_remote_code=False)
     weights = load_file(Path(job["model"]) / "model.safetensors")
     model.load_state_dict({key: weights[key] for key in weights if not key.startswith("classifier.")}, strict=False)
     return model

@@ -21,8 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
+from rotary_foundry.data.fast_tokenizer import open_fast
 from rotary_foundry.data.same_tokenizer import check_ids
 from rotary_foundry.data.special_tokens import rewrite_config
 from rotary_foundry.interop.generation import generation_settings, read_generation
@@ -170,13 +171,10 @@ class SafetensorsWeights(Weights):
             return opened.get_tensor(name)
 
 
-def _load_tokenizer(path: Path, family: Family, shape: Shape) -> PreTrainedTokenizerBase:
+def _load_tokenizer(path: Path, family: Family, shape: Shape) -> PreTrainedTokenizerFast:
     if not (path / "tokenizer.json").is_file():
         raise DataError(f"{path}: expected a directory of a Hugging Face fast tokenizer; tokenizer.json is missing")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise DataError(f"{path}: cannot be read as a tokenizer: {error}") from None
+    tokenizer = open_fast(path)
     for token in family.huggingface.special_tokens:
         if getattr(tokenizer, token) is None:
             raise DataError(f"{path}: the tokenizer has no {token}")

@@ -15,6 +15,7 @@ Texts are encoded as in training: [CLS] part [SEP] part [SEP], and all tokens ar
 tokens of its longest part, and never of a choice. A passage is divided into windows instead.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -37,8 +38,8 @@ class Predictor:
         self.kind = config.task_kind
         self.labels = [config.id2label[number] for number in range(config.num_labels)]
         self.limit = config.max_position_embeddings
-        # "[SEP]" in a text is five characters, not the end of a part
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, split_special_tokens=True)
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+        self.text = as_text(self.tokenizer)
         model_class = AutoModel if self.kind in SPANS else AutoModelForSequenceClassification
         self.model = model_class.from_pretrained(directory, config=config, trust_remote_code=True).eval()
         self.pointer = load_file(Path(directory) / "pointer.safetensors") if self.kind in SPANS else None
@@ -146,12 +147,46 @@ class Predictor:
 
     def _tokens(self, text):
         """A text's token ids without special tokens, and the characters of each token."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return encoded["input_ids"], encoded["offset_mapping"]
+        encoding = self.text.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def _join(self, *parts):
         sep = self.tokenizer.sep_token_id
         return [self.tokenizer.cls_token_id, *(token for part in parts for token in (*part, sep))]
+
+
+def as_text(tokenizer):
+    """Return the tokenizer's backend for texts, in which "[SEP]" is five characters and not the end of a part.
+
+    Special tokens get names that no text has, and merges that spell one are removed.
+    """
+    content, special = json.loads(tokenizer.backend_tokenizer.to_str()), set(tokenizer.all_special_tokens)
+    special |= {token["content"] for token in content["added_tokens"] if token["special"]}
+    model, vocabulary = content["model"], content["model"]["vocab"]
+
+    def renamed(token):
+        return "\U0010ffff" + token if token in special else token
+
+    if isinstance(vocabulary, dict):
+        known, model["vocab"] = set(vocabulary), {renamed(token): id_ for token, id_ in vocabulary.items()}
+    else:
+        known, model["vocab"] = {token for token, _ in vocabulary}, [[renamed(token), of] for token, of in vocabulary]
+    if model.get("unk_token"):
+        model["unk_token"] = renamed(model["unk_token"])
+    if "merges" in model:
+        prefix = model.get("continuing_subword_prefix") or ""
+        merges = [(first, second, first + second.removeprefix(prefix)) for first, second in model["merges"]]
+        model["merges"] = [merge[:2] for merge in merges if special.isdisjoint(merge)]
+    content["added_tokens"] = [
+        token | {"special": token["content"] in special}
+        for token in content["added_tokens"]
+        if token["content"] not in special & known
+    ]
+    text = type(tokenizer.backend_tokenizer).from_str(json.dumps(content))
+    text.no_truncation()
+    text.no_padding()
+    text.encode_special_tokens = True
+    return text
 
 
 def padded(rows, value):

@@ -1,6 +1,6 @@
 """Load YAML files into typed dataclasses.
 
-There are three decisions:
+There are four decisions:
 
 - A file may name the files that it builds on under `extends:` (paths relative to itself, merged first, in order), so
   that base, large and nano share their common keys. Hydra is not used, because one merge rule is enough.
@@ -8,22 +8,30 @@ There are three decisions:
   that contains it, not with the file that was launched.
 - Mappings are merged key by key, except those that are one value: an `executor`; a stage's `mixture`, `objective` and
   knobs; and an `objective` with another name. These replace the earlier mapping.
+- A key of type str gets the text that was written, and so do names that are keys. YAML 1.1 reads `no` as a boolean,
+  007 as 7, 1.10 as 1.1 and 2026_11_28 as a number, and such a run would have another name than the user gave. The value
+  of an override is YAML only if it begins with a bracket, a brace or a quote; any other is a number or text, so that
+  *.csv is a glob and not an alias.
 
 A mapping such as `optimizer` has different keys for each value of one of its keys (`name`). Its field declares this
 with `chosen_by`, and the chosen class types the mapping in every file.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import Field, fields, is_dataclass
 from os.path import normpath
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
+from yaml.scanner import ScannerError
 
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.wording import nearest, one_line
@@ -32,6 +40,7 @@ Schema = TypeVar("Schema")
 # What OmegaConf says of a value such as 3, of type int, in the place of a mapping.
 NO_MAPPING = re.compile(r"(?:Cannot assign|Invalid type assigned:) (\w+) (?:to Dict|is not a subclass)")
 MERGED = ("batch_size_ramp", "optimizer")  # the mappings of a stage that are merged key by key and not replaced
+AS_WRITTEN = {"as_written": True}  # the metadata of a field of type Any that has names, as text
 
 
 def chosen_by(key: str, among: Mapping[str, type]) -> dict[str, Any]:
@@ -60,14 +69,15 @@ def merged(path: str | Path, schema: type, overrides: Iterable[str] = ()) -> Dic
         ConfigurationError: as `load_config`.
     """
     config = OmegaConf.structured(schema)
-    layers, overrides = list(_layers(Path(path))), list(overrides)
+    layers = list(_layers(Path(path), schema))
+    arguments = [(override, *_as_layer(override, schema)) for override in overrides]
     for field in fields(schema):
         if "chosen_by" in field.metadata:
-            _choose(config, field, [*layers, *(_as_layer(override) for override in overrides)])
+            _choose(config, field, [*layers, *(argument[1:] for argument in arguments)])
     for source, content in layers:
         config = _merge(config, content, source)
-    for override in overrides:
-        _override(config, override)
+    for argument in arguments:
+        _override(config, *argument)
     return config
 
 
@@ -120,11 +130,11 @@ def origins(path: str | Path, overrides: Iterable[str] = ()) -> dict[tuple[str, 
         for key, value in content.items() if is_mapping else ():
             note(value, source, (*keys, str(key)), inside)
 
-    for file, content in _layers(Path(path)):
+    for file, content in _layers(Path(path), str):
         note(OmegaConf.to_container(content), normpath(file), ())
     for override in overrides:
         *through, last = _parts(override)
-        content = OmegaConf.to_container(_as_layer(override)[1])
+        content = OmegaConf.to_container(_as_layer(override, str)[1])
         if last.isdecimal():  # an entry of a list
             found[tuple(through)] = "argument"
         else:
@@ -143,13 +153,15 @@ def refuse(path: str | Path, problems: Iterable[tuple[str, str]]) -> None:
 
 
 def load_keys(path: str | Path, keys: Iterable[str], overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Return some keys of a YAML file, its extended files or the overrides, each or None. They may decide on a schema.
+    """Return some keys of a YAML file, its extended files or the overrides, each or None, with scalars as text.
+
+    They may decide on a schema.
 
     Raises:
         ConfigurationError: the file does not exist, or is not YAML.
     """
-    layers = [content for _, content in _layers(Path(path))]
-    given = [(override.partition("=")[0], _as_layer(override)[1]) for override in overrides]
+    layers = [content for _, content in _layers(Path(path), str)]
+    given = [(override.partition("=")[0], _as_layer(override, str)[1]) for override in overrides]
     with reported(path):
         of_files, found = OmegaConf.unsafe_merge(*layers), {}
         for key in keys:
@@ -158,8 +170,12 @@ def load_keys(path: str | Path, keys: Iterable[str], overrides: Iterable[str] = 
     return found
 
 
-def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:
-    """Yield the files that make up `path`, those it extends first, each without its `extends` key."""
+def _layers(path: Path, kind: type, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:
+    """Yield the files that make up `path`, those it extends first, each without its `extends` key.
+
+    Args:
+        kind: the schema; str: every scalar is wanted as text.
+    """
     if path.resolve() in above:
         raise ConfigurationError(f"{path}: the file extends itself; remove it from 'extends'")
     try:
@@ -170,17 +186,51 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Di
     except (OSError, UnicodeDecodeError) as error:  # OmegaConf raises OSError for a bare number, too
         raise ConfigurationError(f"{path}: cannot be read as a YAML file: {error}") from None
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigurationError(f"{path}: not valid YAML: {one_line(error)}") from None
+        remedy = "; put text with such characters in quotes" if isinstance(error, ScannerError) else ""
+        raise ConfigurationError(f"{path}: not valid YAML: {one_line(error)}{remedy}") from None
     if not isinstance(content, DictConfig):
         raise ConfigurationError(f"{path}: expected a mapping of keys to values, got a list")
+    content = _with_text(content, yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader), kind)
     with reported(path):
         extends = content.pop("extends", [])
         extends = list(extends) if isinstance(extends, ListConfig) else extends
     if not isinstance(extends, list) or not all(isinstance(parent, str) for parent in extends):
         raise ConfigurationError(f"{path}: 'extends': expected a list of files, as in [{extends}]")
     for parent in extends:
-        yield from _layers(path.parent / parent, (*above, path.resolve()))
+        yield from _layers(path.parent / parent, kind, (*above, path.resolve()))
     yield path, content
+
+
+def _with_text(content: DictConfig, text: Any, kind: type) -> DictConfig:
+    """Return a configuration with the text that was written, wherever that is wanted."""
+    return OmegaConf.create(_as_written(OmegaConf.to_container(content), text, kind))
+
+
+def _as_written(value: Any, text: Any, kind: Any) -> Any:
+    """Return a value as its key has it: as text if the key's type is str, else as YAML reads it.
+
+    Args:
+        value: as YAML reads it.
+        text: the same with every scalar as text.
+        kind: the key's type.
+    """
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(one for one in get_args(kind) if one is not NoneType)
+    inner = get_args(kind)[-1] if get_origin(kind) in (list, dict) else str if kind is str else Any
+    if isinstance(value, dict) and isinstance(text, dict) and len(value) == len(text):  # not so with YAML's <<
+        pairs = zip(text.items(), value.values(), strict=True)
+        return {key: _as_written(of, its, _type_of(key, kind, inner)) for (key, its), of in pairs}
+    if isinstance(value, list) and isinstance(text, list):
+        return [_as_written(of, its, inner) for of, its in zip(value, text, strict=True)]
+    return text if kind is str and value is not None and isinstance(text, str) else value
+
+
+def _type_of(key: str, kind: Any, otherwise: Any) -> Any:
+    """Return the type of a key in a mapping of type `kind`."""
+    if not is_dataclass(kind):
+        return otherwise
+    named = {field.name for field in fields(kind) if field.metadata.get("as_written")}
+    return str if key in named else get_type_hints(kind).get(key, Any)
 
 
 def _merge(config: DictConfig, content: DictConfig, source: object) -> DictConfig:
@@ -211,8 +261,7 @@ def _forget_wholes(config: DictConfig, content: DictConfig) -> None:
                     config.stages[name][key] = None
 
 
-def _override(config: DictConfig, override: str) -> None:
-    source, content = _as_layer(override)
+def _override(config: DictConfig, override: str, source: str, content: DictConfig) -> None:
     key, parts = override.partition("=")[0], _parts(override)
     with reported(source):
         if not any(_is_whole(tuple(parts[:depth])) for depth in range(1, len(parts))):  # not one entry of it
@@ -228,17 +277,36 @@ def _parts(override: str) -> list[str]:
     return override.partition("=")[0].replace("[", ".").replace("]", "").split(".")
 
 
-def _as_layer(override: str) -> tuple[str, DictConfig]:
-    """Return the name of an override for errors, and its content in the form of a file."""
-    key, equals, value = override.partition("=")
+def _as_layer(override: str, kind: type) -> tuple[str, DictConfig]:
+    """Return the name of an override for errors, and its content in the form of a file; `kind` as in `_layers`."""
+    key, equals, given = override.partition("=")
     if not equals or not key:
         raise ConfigurationError(f"argument '{override}': overrides are written key=value")
     source = f"argument '{override}'"
+    try:
+        override.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"argument {os.fsencode(override)!r}: expected UTF-8; rename what it names") from None
     with reported(source):
-        content = OmegaConf.create(f"value: {value}")["value"]
+        value, text = _value_and_text(given.strip(), source)
         for part in reversed(_parts(override)):
-            content = OmegaConf.create({part: content})
-    return source, content
+            value, text = {part: value}, {part: text}
+        return source, _with_text(OmegaConf.create(value), text, kind)
+
+
+def _value_and_text(given: str, source: str) -> tuple[Any, Any]:
+    """Return the value of an override as YAML reads it, and with every scalar as text."""
+    is_yaml = given.startswith(("[", "{", '"', "'"))
+    try:
+        value = OmegaConf.to_container(OmegaConf.create(f"value: {given}"))["value"]
+    except YAMLError as error:
+        if is_yaml:
+            raise ConfigurationError(f"{source}: {one_line(error)}; put text with such characters in quotes") from None
+        return given, given
+    if is_yaml:
+        return value, yaml.load(given, yaml.BaseLoader)
+    is_text = isinstance(value, str | dict | list) or not {"#", "&", "!"}.isdisjoint(given)  # as YAML's 5 # comment
+    return given if is_text else value, given
 
 
 @contextmanager

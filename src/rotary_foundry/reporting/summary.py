@@ -139,7 +139,7 @@ def print_fill_mask(export: Path, texts: list[str], console: Console) -> None:
 
     logging.set_verbosity_error()
     register_own_code(export)
-    fill = pipeline("fill-mask", model=str(export), device="cpu", top_k=3)
+    fill = pipeline("fill-mask", model=str(export), device="cpu", top_k=3, trust_remote_code=False)
     for text in texts:
         ids = fill.tokenizer(text, add_special_tokens=False)["input_ids"][:EXAMPLE_TOKENS]
         middle = len(ids) // 2

@@ -48,6 +48,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def not_opened(error: BaseException) -> str:
+    """Return in one line why transformers could not open a directory; in our words if it asks for code to be run."""
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own, which is never run here; choose one whose class transformers has"
+    return one_line(error)
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return "did you mean …?" if a known name is near, else the known names."""
     if not (known := list(known)):

@@ -207,6 +207,9 @@ def test_a_file_that_is_not_there_or_not_utf8_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.csv: cannot be read: No such file"):
         read_split(DataConfig(), str(tmp_path / "none.csv"))
     (tmp_path / "a.csv").write_bytes(b"text,label\n\xe9,1\n")
+    (tmp_path / "b.csv").write_text("text,label\na,1\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"b\.csv: not UTF-8: it is UTF-16; convert the file"):
+        read_split(DataConfig(), str(tmp_path / "b.csv"))
     with pytest.raises(DataError, match=r"a\.csv: not UTF-8"):
         read_split(DataConfig(), str(tmp_path / "a.csv"))
 

@@ -6,7 +6,6 @@ a model that answers would never see.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from rotary_foundry.data.special_tokens import read_tokenizer
+from rotary_foundry.data.special_tokens import read_tokenizer, spelled
 from rotary_foundry.data_prep.conversations.chat_template import ChatTemplate, Rendered, Span
 from rotary_foundry.data_prep.readers.messages import Message, Unusable
 
@@ -42,9 +41,7 @@ class ConversationEncoder:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.template = template
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        special = sorted((token.content for token in added if token.special), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        self._special = spelled(self._tokenizer)
 
     def __call__(self, messages: Sequence[Message]) -> EncodedConversation:
         """Render and encode a conversation.

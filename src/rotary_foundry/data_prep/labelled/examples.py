@@ -20,6 +20,8 @@ from rotary_foundry.data_prep.labelled import offline_tasks as installation
 from rotary_foundry.data_prep.labelled.bio_labels import with_entities
 from rotary_foundry.data_prep.labelled.data_config import CONLL, DataConfig
 from rotary_foundry.data_prep.labelled.labelled_example import Example, json_lines
+from rotary_foundry.data_prep.readers.text_columns import twice
+from rotary_foundry.data_prep.readers.unpacking import is_utf_16
 from rotary_foundry.utils.errors import DataError, NeedsNetwork
 from rotary_foundry.utils.hub import check_hub
 from rotary_foundry.utils.wording import one_line
@@ -109,9 +111,10 @@ def _split_files(folder: Path, split: str) -> list[Path]:
     Raises:
         DataError: there is no file, a part is missing, or several files could be meant.
     """
-    whole = [file for suffix in READERS if (file := folder / f"{split}{suffix}").is_file()]
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS)
+    whole = [file for file in files if file.stem == split and file.is_file()]
     part = re.compile(rf"{re.escape(split)}-(\d{{5}})-of-(\d{{5}})(?:-[0-9a-f]+)?(\.\w+)")  # older ones have a hash
-    parts = sorted(file for file in folder.iterdir() if file.suffix in READERS and part.fullmatch(file.name))
+    parts = [file for file in files if part.fullmatch(file.name)]
     if not whole and not parts:
         raise DataError(
             f"{folder}: no file of the split '{split}', such as {split}.csv, {split}.jsonl or {split}.parquet, and the "
@@ -135,10 +138,10 @@ def _split_files(folder: Path, split: str) -> list[Path]:
 
 def _files(data: DataConfig, files: list[Path]) -> Iterator[Example]:
     for file in files:
-        if file.suffix not in READERS:
+        if file.suffix.lower() not in READERS:
             raise DataError(f"{file}: expected a file ending in {', '.join(READERS)}, got '{file.suffix}'")
         with _readable(file):
-            yield from READERS[file.suffix](data, file)
+            yield from READERS[file.suffix.lower()](data, file)
 
 
 @contextmanager
@@ -148,19 +151,20 @@ def _readable(file: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8: {one_line(error)}") from None
+        said = "it is UTF-16" if is_utf_16(error.object[:4]) else one_line(error)
+        raise DataError(f"{file}: not UTF-8: {said}; convert the file") from None
 
 
 def _csv(data: DataConfig, file: Path) -> Iterator[Example]:
     form, advice = {"strict": True}, "quote texts with commas"
-    if file.suffix == ".tsv":
+    if file.suffix.lower() == ".tsv":
         form, advice = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "remove tabs from texts"
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, **form)
         try:
             names = reader.fieldnames or []
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise DataError(f"{file}:1: the column '{twice[0]}' occurs twice; rename one")
+            if several := [name for name in names if names.count(name) > 1]:
+                raise DataError(f"{file}:1: {twice(several[0])}")
             for row in reader:
                 where = f"{file}:{reader.line_num}"
                 if None in row or None in row.values():
@@ -283,9 +287,12 @@ def source_files(data: DataConfig) -> list[Path]:
 
 
 def _check_columns(data: DataConfig, there: Iterable[str], where: str) -> None:
+    there = list(there)
     for column in (*data.text, data.label):
         if column not in there:
             raise DataError(f"{where}: no column '{column}'; the columns there are {', '.join(map(str, there))}")
+        if there.count(column) > 1:
+            raise DataError(f"{where}: {twice(column)}")
 
 
 def _from_disk(folder: Path) -> Any:

@@ -58,7 +58,7 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_once)
             except ValueError as error:
                 raise DataError(f"{file}:{number}: expected one JSON object a line; not valid JSON: {error}") from None
             if not isinstance(row, dict):
@@ -66,6 +66,14 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict]]:
                     f"{file}:{number}: expected a JSON object with one key a column, got {type(row).__name__}"
                 )
             yield f"{file}:{number}", row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON whose keys occur once; Python takes the last of two without a word."""
+    keys = [key for key, _ in pairs]
+    if several := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(f"the key '{several[0]}' occurs twice")
+    return dict(pairs)
 
 
 def whole_json(file: Path, kind: type) -> Any:

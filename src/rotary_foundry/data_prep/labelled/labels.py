@@ -86,6 +86,8 @@ class Labels:
             DataError: the label is missing or unknown.
         """
         text = _text(value, where)
+        if text not in self.numbers and isinstance(value, bool):
+            text = str(value)  # as a head may have it that was trained with Python's spelling
         if text not in self.numbers:
             raise DataError(
                 f"{where}: label '{text}' is not among those of {self.source} ({listed(self.names)}); correct it, or "
@@ -103,7 +105,7 @@ def _occurring(examples: Iterable[Example]) -> list[str]:
 
 
 def _text(value: Any, where: str) -> str:
-    """Return a label as text; 1.0 becomes 1, because a column of integers with a gap is read as floats."""
+    """Return a label as JSON spells it; 1.0 becomes 1, because a column of integers with a gap is read as floats."""
     _refuse_missing(value, where)
     if isinstance(value, float) and not value.is_integer():
         raise DataError(
@@ -113,6 +115,8 @@ def _text(value: Any, where: str) -> str:
         raise DataError(
             f"{where}: the label is a {type(value).__name__}; expected one label an example, unless its type is token"
         )
+    if isinstance(value, bool):
+        return str(value).lower()
     return str(int(value)) if isinstance(value, float) else str(value)
 
 

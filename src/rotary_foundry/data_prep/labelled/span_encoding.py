@@ -12,9 +12,11 @@ segment 0, as in the fine-tuning code of roformer-v2. Positions of characters be
 
 import json
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from rotary_foundry.data.rows import FRAME
+from rotary_foundry.data.special_tokens import as_text
 from rotary_foundry.data_prep.labelled.labelled_example import Choices, Example, Span
 from rotary_foundry.utils.errors import DataError
 
@@ -27,7 +29,7 @@ Offsets = list[tuple[int, int]]
 
 
 class PartsTokenizer:
-    """Tokenises parts of texts without special tokens.
+    """Tokenises parts of texts without special tokens; those that a text spells are text.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -42,12 +44,19 @@ class PartsTokenizer:
             raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no cls_token or sep_token, which join texts")
         self.tokenizer, self.limit = tokenizer, limit
         self.cls, self.sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+        self._text = as_text(tokenizer.backend_tokenizer, tokenizer.all_special_tokens)
 
     def __call__(self, text: str) -> tuple[list[int], Offsets]:
         """Return the ids of a text's tokens, and the characters of each as (start, end), without blanks before them."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        offsets = [(end - len(text[start:end].lstrip()), end) for start, end in encoded["offset_mapping"]]
-        return encoded["input_ids"], offsets
+        encoding = self._text.encode(text, add_special_tokens=False)
+        offsets = [(end - len(text[start:end].lstrip()), end) for start, end in encoding.offsets]
+        return encoding.ids, offsets
+
+    def limited(self, limit: int) -> "PartsTokenizer":
+        """Return this tokenizer with another limit."""
+        other = copy(self)
+        other.limit = limit
+        return other
 
     def content(self, parts: int) -> int:
         """Return the most tokens that so many parts may have together."""

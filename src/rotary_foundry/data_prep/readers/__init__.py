@@ -63,6 +63,8 @@ class SourceConfig:
     reader: str  # a key of READERS
     path: str | None = None  # what to read; READERS says which readers take or need a path
     text_column: str | None = None  # the column of the text, in files with columns; default: "text"
+    delimiter: str | None = None  # of csv: between columns; default: a comma, and in .tsv files a tab, without quotes
+    encoding: str | None = None  # of csv, jsonl and text, as Python names it, such as latin-1 or utf-16; default: utf-8
     name: str | None = None  # the configuration of a Hugging Face data set
     split: str | None = None  # the split of a Hugging Face data set; default: "train"
     separator: str | None = None  # a regular expression that divides a document into several
@@ -84,6 +86,7 @@ class Reader:
     module: str  # of this package
     path: str  # "required", "optional" or "none"
     text_column: bool = False
+    encoding: bool = False
     hugging_face: bool = False  # takes `name` and `split`, and its path may be a name on the Hub
     repositories: bool = False  # takes `depth` and `endings`
     conversations: bool = False  # takes `conversations`, and with it `alone_from` and `too_long`
@@ -101,12 +104,15 @@ SOURCE_ENDINGS = (
 )
 
 READERS = {
-    "csv": Reader("files", path="required", text_column=True, extensions=_packed(".csv")),
+    "csv": Reader("files", path="required", text_column=True, encoding=True, extensions=_packed(".csv", ".tsv")),
     "distribution_readmes": Reader("installed_packages", path="none"),
     "html": Reader("documentation", path="required", extensions=_packed(".html", ".htm")),
     "huggingface": Reader("hugging_face", path="required", text_column=True, hugging_face=True, conversations=True),
     "jsonl": Reader(
-        "files", path="required", text_column=True, conversations=True, extensions=_packed(".jsonl", ".json")
+        "files",
+        path="required",
+        **dict.fromkeys(("text_column", "encoding", "conversations"), True),
+        extensions=_packed(".jsonl", ".json"),
     ),
     "man": Reader("documentation", path="required", extensions=_packed(*(f".{section}" for section in range(1, 10)))),
     "mds": Reader("mds", path="required", text_column=True),
@@ -114,7 +120,7 @@ READERS = {
     "python_docstrings": Reader("installed_packages", path="optional", extensions=(".py",)),
     "python_files": Reader("installed_packages", path="optional", extensions=(".py",)),
     "repositories": Reader("repositories", path="optional", extensions=SOURCE_ENDINGS, repositories=True),
-    "text": Reader("files", path="required", extensions=_packed(".txt", ".md", ".rst")),
+    "text": Reader("files", path="required", encoding=True, extensions=_packed(".txt", ".md", ".rst")),
     "warc": Reader("files", path="required", extensions=_packed(".warc", ".wet")),
 }
 

@@ -17,18 +17,20 @@ class BadInput:
         self.source = source
         self.limit = limit
         self.listed: list[str] = []  # "file:line: what is wrong"
+        self.count = 0  # of the documents, or of the lines where they cannot be told apart
 
-    def add(self, where: str, why: str) -> None:
-        """Record that the document at `where` is skipped, and why.
+    def add(self, where: str, why: str, documents: int = 1) -> None:
+        """Record that the document at `where` is skipped, or several from there on, and why.
 
         Raises:
             DataError: there are now more than `limit`.
         """
         self.listed.append(f"{where}: {' '.join(why.split())}")
-        if len(self.listed) > self.limit:
+        self.count += documents
+        if self.count > self.limit:
             first = "; ".join(self.listed[:NAMED])
             more = ", …" if len(self.listed) > NAMED else ""
             raise DataError(
-                f"source '{self.source}': {len(self.listed)} documents cannot be read, 'max_bad_documents' allows "
-                f"{self.limit}: {first}{more}"
+                f"source '{self.source}': {self.count:,} documents cannot be read, 'max_bad_documents' allows "
+                f"{self.limit:,}: {first}{more}"
             )

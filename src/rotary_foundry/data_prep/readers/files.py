@@ -42,10 +42,19 @@ from rotary_foundry.data_prep.readers.text_columns import (
     is_text,
     no_column,
     not_text,
+    twice,
     values,
 )
-from rotary_foundry.data_prep.readers.unpacking import Damaged, Unpacked, gzip_content, zstandard_content
+from rotary_foundry.data_prep.readers.unpacking import (
+    Damaged,
+    Unpacked,
+    gzip_content,
+    is_utf_16,
+    utf_8_content,
+    zstandard_content,
+)
 from rotary_foundry.utils import object_store
+from rotary_foundry.utils.errors import DataError
 
 __all__ = ["fingerprint", "parts", "read"]
 
@@ -55,6 +64,7 @@ if TYPE_CHECKING:
 LONGEST = 1 << 28  # bytes; a longer document or line is taken for a file of another kind and refused
 BATCH = 100  # rows of Parquet in memory at a time
 EXTRACTION_SECONDS = 60.0  # time limit for one page, only for pages that would never end
+UTF_16 = "UTF-16, expected UTF-8; set the source's `encoding: utf-16`"
 
 
 def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
@@ -68,6 +78,7 @@ def read_files(reader: type["Files"], source: SourceConfig, part: Part, bad: Bad
         DataError: a file cannot be opened or fetched.
     """
     opened = reader(part["folder"], source.text_column or "text", bad, source.conversations)
+    opened.encoding, opened.delimiter = source.encoding, source.delimiter
     for name in part["files"]:
         with object_store.named(opened.path(name)):
             yield from opened.read_file(name)
@@ -84,6 +95,8 @@ class Files(BaseDiskReader):
     """
 
     has_columns = True
+    encoding: str | None = None  # of the files; None: UTF-8
+    delimiter: str | None = None  # of CSV; None: by the file's ending
 
     def __init__(self, folder: str, column: str, bad: BadInput, conversations: str | None = None):
         super().__init__(object_store.data_folder(folder), text_key=column)
@@ -98,20 +111,28 @@ class Files(BaseDiskReader):
 
     @contextmanager
     def unpacked(self, name: str) -> Iterator[io.BufferedIOBase]:
-        """Open a file as a stream of decompressed bytes."""
+        """Open a file as a stream of decompressed bytes, in UTF-8 if the source names the files' encoding."""
         with self.data_folder.open(name, "rb") as stored:
-            if name.endswith(".gz"):
+            if name.lower().endswith(".gz"):
                 stored = Unpacked(gzip_content(stored))
-            elif name.endswith(".zst"):
+            elif name.lower().endswith(".zst"):
                 stored = Unpacked(zstandard_content(stored))
+            if self.encoding is not None:
+                stored = Unpacked(utf_8_content(stored, self.encoding))
             yield io.BufferedReader(stored, 1 << 20)
 
     def lines(self, name: str, stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
-        """Yield (number, line) of each line that can be read."""
+        """Yield (number, line) of each line that can be read.
+
+        Raises:
+            DataError: the file is UTF-16.
+        """
         number = 0
         try:
             while line := stream.readline(LONGEST + 1):
                 number += 1
+                if number == 1 and is_utf_16(line[:4]):
+                    raise DataError(f"{self.path(name)}: {UTF_16}")
                 if len(line) <= LONGEST:
                     yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                     continue
@@ -167,47 +188,68 @@ class Jsonl(Files, JsonlReader):
                 missing = [column for column in self.columns if column not in row]
                 if missing:
                     self.bad.add(where, no_column(missing[0], row))
+                elif several := [column for column in self.columns if _occurs_twice(column, line)]:
+                    self.bad.add(where, twice(several[0]))
                 else:
                     yield from self.row_document(row, where, row.get("url"))
 
 
 class Csv(Files, CsvReader):
-    """One document a row. The first row has the column names. A row's number is that of its first line."""
+    """One document a row. The first row has the column names. A row's number is that of its first line.
+
+    A row with a fault of its quotes ends where a sound one would: at the first line at which its quotes are even in
+    number. So no part of it is taken for a row of its own, and a quote that is never closed loses the rest of the file.
+    What is lost is counted in lines.
+
+    A .tsv file has no quotes, unless the source names a delimiter: the text is everything between two tabs.
+    """
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         csv.field_size_limit(LONGEST)  # the default is 128 KiB; this setting is global to the process
         path = self.path(filepath)
-        last, ended = 0, False
+        last, quotes = 0, 0
 
         def decoded() -> Iterator[str]:
-            nonlocal last, ended
+            nonlocal last, quotes
             for number, line in self.lines(filepath, stream):
                 last = number
+                quotes += line.count(b'"')
                 yield line.decode(errors="surrogateescape")  # a later check finds the column of the bad bytes
-            ended = True
 
         with self.unpacked(filepath) as stream:
-            rows = csv.reader(decoded(), strict=True)
+            lines = decoded()
+            rows = csv.reader(lines, strict=True, **self._form(filepath))
             columns: list[str] = []
             while True:
-                where = f"{path}:{last + 1}"
+                before, quotes = last, 0
+                where = f"{path}:{before + 1}"
                 try:
                     row = next(rows)
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    lost = "; this row and all after it are lost" if ended else ""
-                    self.bad.add(where, f"not valid CSV: {error}{lost}")
+                    while quotes % 2 and next(lines, None) is not None:
+                        pass
+                    lost = last - before
+                    more = f"; this line and the {lost - 1:,} after it are lost" if lost > 1 else ""
+                    self.bad.add(where, f"not valid CSV: {error}{more}", lost)
                     continue
                 if not columns:
                     columns = row
                     check_columns(self.columns, columns or ["(a blank line)"], where)
-                    urls = columns.index("url") if "url" in columns else None
+                    urls = columns.index("url") if columns.count("url") == 1 else None
                 elif row and len(row) != len(columns):
                     self.bad.add(where, f"expected {len(columns)} fields, one a column, got {len(row)}")
                 elif row:
                     url = None if urls is None else row[urls]
                     yield from self.document(row[columns.index(self.text_key)], where, url)
+
+    def _form(self, name: str) -> dict[str, object]:
+        """Return the arguments of csv.reader for a file."""
+        if self.delimiter is not None:
+            return {"delimiter": self.delimiter}
+        is_tsv = name.lower().removesuffix(".gz").removesuffix(".zst").endswith(".tsv")
+        return {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
 
 
 class Parquet(Files, ParquetReader):
@@ -237,13 +279,13 @@ class Parquet(Files, ParquetReader):
                 except (pa.ArrowException, OSError) as error:
                     if _is_fault(error):
                         raise
-                    self.bad.add(f"{path}:{start}", f"damaged: {error}; rows up to {row - 1} are lost")
+                    self.bad.add(f"{path}:{start}", f"damaged: {error}; rows up to {row - 1} are lost", row - start)
 
     def _columns(self, schema: pa.Schema, path: str) -> list[str]:
         check_columns(self.columns, schema.names, path)
         if self.conversations is None:
             check_type(schema.field(self.text_key).type, self.text_key, path)
-        has_url = "url" in schema.names and is_text(schema.field("url").type)
+        has_url = schema.names.count("url") == 1 and is_text(schema.field("url").type)
         return [*self.columns, *(["url"] if has_url else [])]
 
     def _documents(self, batch: pa.RecordBatch, path: str, start: int) -> Iterator[Document]:
@@ -272,6 +314,9 @@ class Text(Files):
             yield from self.documents(content, path)
 
     def documents(self, content: bytes, path: str) -> Iterator[Document]:
+        if is_utf_16(content[:4]):
+            self.bad.add(path, UTF_16)
+            return
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -355,9 +400,27 @@ def _json_row(line: bytes) -> dict | list[str]:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:
         row = _lenient_json(line)
+    if isinstance(row, list) and row and all(isinstance(one, dict) for one in row):
+        raise ValueError("a list of objects on one line; write each on a line of its own")
     if not isinstance(row, dict) and not (isinstance(row, list) and all(isinstance(text, str) for text in row)):
         raise ValueError(f"expected a JSON object on each line, got {line.strip()[:40].decode(errors='replace')!r}")
     return row
+
+
+def _occurs_twice(column: str, line: bytes) -> bool:
+    """Return whether the object of a line has a key twice, of which orjson takes the last.
+
+    A key inside a text is behind backslashes, so few lines have the key in quotes twice and are parsed again.
+    """
+    if line.count(json.dumps(column, ensure_ascii=False).encode()) < 2:
+        return False
+    names: list[str] = []
+
+    def note(pairs: list[tuple[str, object]]) -> None:
+        names[:] = [name for name, _ in pairs]  # the outermost object is the last
+
+    json.loads(line, object_pairs_hook=note)
+    return names.count(column) > 1
 
 
 def _lenient_json(line: bytes) -> object:

@@ -1,12 +1,17 @@
 """List the files of a source, local or in a store, and group them into parts."""
 
 import hashlib
+import os
 import posixpath
+from collections import Counter
+from collections.abc import Iterable
 from glob import has_magic
 
 from rotary_foundry.data_prep.readers import MOST_PARTS, PART_BYTES, READERS, Part, SourceConfig
 from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
+
+SHOWN = 8  # endings that an error names
 
 
 def parts(source: SourceConfig) -> list[Part]:
@@ -50,21 +55,23 @@ def digest(values) -> str:
 def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
     """Return the folder of a source's path, as the user wrote it, and the files to read, by their names in it.
 
-    A folder gives the files with the source's `endings`, or else the reader's extensions, at any depth. A path or a
-    glob gives all files that it names, with any extension. Hidden files are not read, because systems and editors write
-    them, not the user.
+    A folder gives the files with the source's `endings`, or else the reader's extensions, in any case and at any depth.
+    A path or a glob gives all files that it names, with any extension. Hidden files are not read, because systems and
+    editors write them, not the user.
 
     Raises:
-        DataError: there are no such files, or they cannot be listed.
+        DataError: there are no such files, one has a name that is not UTF-8, or they cannot be listed.
     """
     path = source.path.rstrip("/") or "/"
     with object_store.named(path):
         store = object_store.filesystem(path)
         if store.isfile(path):
             folder, name = posixpath.split(path)
+            _check_name(path)
             return folder, {name: object_store.data_folder(folder).info(name)}
         if store.isdir(path):
-            folder, extensions = path, tuple(source.endings or READERS[source.reader].extensions)
+            folder = path
+            extensions = tuple(map(str.lower, source.endings or READERS[source.reader].extensions))
             inside = object_store.data_folder(folder)
             found = inside.find("", detail=True)
         elif has_magic(path):
@@ -77,15 +84,34 @@ def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
     for name, info in found.items():
         if info.get("islink") and inside.isfile(name):  # a Hugging Face cache consists of links
             found[name] = inside.info(name)  # of the file itself
-    files = {
+    there = {
         name: info
         for name, info in found.items()
-        if info["type"] == "file" and name.endswith(extensions) and not any(part[0] == "." for part in name.split("/"))
+        if info["type"] == "file" and not any(part[0] == "." for part in name.split("/"))
     }
+    files = {name: info for name, info in there.items() if name.lower().endswith(extensions)}
     if not files:
         what = f"ending in {', '.join(extensions)}" if extensions != ("",) else "of that name"
-        raise DataError(f"{path}: no files {what} for the reader {source.reader}")
+        raise DataError(f"{path}: no files {what} for the reader {source.reader}{_endings(there)}")
+    for name in files:
+        _check_name(posixpath.join(folder, name))
     return folder, dict(sorted(files.items(), key=lambda file: file[0].split("/")))
+
+
+def _check_name(path: str) -> None:
+    """Refuse a file whose name is not UTF-8: a document is named by its file, in tables that hold only text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{os.fsencode(path)!r}: the name of this file is not UTF-8; rename it") from None
+
+
+def _endings(names: Iterable[str]) -> str:
+    """Describe the files that were passed over by their endings, the most frequent first."""
+    counts = Counter(sorted(posixpath.splitext(name)[1] or "no ending" for name in names)).most_common()
+    shown = ", ".join(f"{ending} ({count:,})" for ending, count in counts[:SHOWN])
+    more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+    return f"; those there end in {shown}{more}" if counts else ""
 
 
 def _before_magic(path: str) -> tuple[str, str]:

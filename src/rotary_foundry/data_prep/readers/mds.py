@@ -84,7 +84,7 @@ def _shards(source: SourceConfig) -> list[dict]:
             if not all(isinstance(size, int) for size in [*sizes, reader.samples]) or not all(map(lies_inside, names)):
                 raise ValueError("sizes that are not numbers, or file names outside the folder")
             encodings = dict(zip(reader.column_names, reader.column_encodings, strict=True))
-            check_columns([column], encodings, index)
+            check_columns([column], reader.column_names, index)
             if encodings[column] != "str":
                 raise DataError(f"{index}: column '{column}': expected encoding 'str', got {encodings[column]!r}")
             if unsafe := [name for name, encoding in encodings.items() if encoding == "pkl"]:
@@ -107,7 +107,7 @@ def _documents(source: SourceConfig, shard: dict, bad: BadInput) -> Iterator[Doc
         try:
             Path(temporary, SHARD).write_bytes(_unpacked(path, reader))
         except ValueError as error:
-            bad.add(path, f"damaged: {error}; the whole shard, {reader.samples} rows, is lost")
+            bad.add(path, f"damaged: {error}; the whole shard, {reader.samples} rows, is lost", reader.samples)
             return
         reader.raw_data.basename = SHARD
         names, encodings = reader.column_names, reader.column_encodings

@@ -27,6 +27,10 @@ def not_text(value: object) -> str | None:
     return None
 
 
+def twice(column: str) -> str:
+    return f"the column '{column}' occurs twice; rename or remove one of the two"
+
+
 def no_column(column: str, there: Iterable[str]) -> str:
     names = [repr(name) if len(name) <= 40 else f"{name[:40]!r}…" for name in map(str, there)]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -34,15 +38,17 @@ def no_column(column: str, there: Iterable[str]) -> str:
 
 
 def check_columns(columns: Iterable[str], there: Iterable[str], where: str) -> None:
-    """Check that columns exist.
+    """Check that columns exist, each once.
 
     Raises:
-        DataError: one does not exist.
+        DataError: one does not exist, or there are two of its name.
     """
     there = list(there)
     for column in columns:
         if column not in there:
             raise DataError(f"{where}: {no_column(column, there)}")
+        if there.count(column) > 1:
+            raise DataError(f"{where}: {twice(column)}")
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -3,6 +3,7 @@
 fsspec's reader of .zst is not used: it stops silently after the first of several frames, and at a truncation.
 """
 
+import codecs
 import gzip
 import io
 import zlib
@@ -33,7 +34,7 @@ class Unpacked(io.RawIOBase):
         if not self.content:
             try:
                 self.content = memoryview(next(self.chunks, b""))
-            except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+            except (EOFError, UnicodeError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
                 raise Damaged(str(error)) from error
         size = min(len(buffer), len(self.content))
         buffer[:size] = self.content[:size]
@@ -46,6 +47,23 @@ def gzip_content(stored: io.IOBase) -> Iterator[bytes]:
     file = gzip.GzipFile(fileobj=stored)
     while content := file.read1(1 << 17):
         yield content
+
+
+def utf_8_content(stored: io.IOBase, encoding: str) -> Iterator[bytes]:
+    """Yield the content of a file in another encoding as UTF-8; bytes that are not of its encoding stay as they are."""
+    decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+    while content := stored.read(1 << 17):
+        if text := decoder.decode(content):
+            yield text.encode("utf-8", "surrogateescape")
+    yield decoder.decode(b"", final=True).encode("utf-8", "surrogateescape")
+
+
+def is_utf_16(start: bytes) -> bool:
+    """Return whether a file with these first four bytes is UTF-16: by its mark, or by Latin letters of two bytes."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return True
+    even, odd = start[::2], start[1::2]
+    return len(start) == 4 and ((all(even) and not any(odd)) or (all(odd) and not any(even)))
 
 
 def zstandard_content(stored: io.IOBase) -> Iterator[bytes]:

@@ -9,10 +9,10 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from rotary_foundry.data.fast_tokenizer import open_fast
 from rotary_foundry.data_prep.encoding import open_tokenizer
 from rotary_foundry.data_prep.self_instruct.instruct_prompts import EXAMPLES, NORMAL, SHORT, Rejected, fill
 from rotary_foundry.data_prep.self_instruct.self_instruct_config import SelfInstructConfig
-from rotary_foundry.data_prep.tokenizer import open_fast
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.wording import one_line
 

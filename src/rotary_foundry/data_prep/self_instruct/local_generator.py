@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from rotary_foundry.data.fast_tokenizer import open_fast
 from rotary_foundry.data_prep.self_instruct.instruct_prompts import NoReply
 from rotary_foundry.data_prep.self_instruct.request_log import Reply
-from rotary_foundry.data_prep.tokenizer import open_fast
 from rotary_foundry.utils.errors import DataError
-from rotary_foundry.utils.wording import one_line
+from rotary_foundry.utils.wording import not_opened
 
 
 class LocalGenerator:
@@ -43,7 +43,7 @@ class LocalGenerator:
                 trust_remote_code=False,
             )
         except Exception as error:  # it may raise any error of its parts
-            raise DataError(f"{folder}: transformers cannot open it as a causal model: {one_line(error)}") from error
+            raise DataError(f"{folder}: transformers cannot open it as a causal model: {not_opened(error)}") from error
         self.model.eval().to(device)
         self._lock = threading.Lock()
 

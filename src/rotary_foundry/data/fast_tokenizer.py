@@ -1,0 +1,44 @@
+"""Open a directory's fast tokenizer with transformers, as its tokenizer.json has it, and run no code of the directory.
+
+transformers 5 builds the tokenizer of some classes anew from the vocabulary. A BertTokenizer is then lower-cased unless
+tokenizer_config.json says otherwise, and the third token of an XLMRobertaTokenizer is its unknown one, whatever
+tokenizer.json has. transformers 4, and the rows that are prepared here, follow tokenizer.json. So its steps are put
+back, and the class decides only what the file does not have: roles, inputs and the chat template.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rotary_foundry.data.special_tokens import read_tokenizer
+from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.wording import not_opened
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+STEPS = ("normalizer", "pre_tokenizer", "model", "decoder")
+
+
+def open_fast(path: str | Path) -> "PreTrainedTokenizerFast":
+    """Open a Hugging Face fast tokenizer, without a network if `path` is a directory.
+
+    Raises:
+        DataError: it cannot be read, needs code of its own, draws at random, or is not a fast tokenizer.
+    """
+    from transformers import AutoTokenizer  # seconds
+
+    local = Path(path).is_dir()
+    own = read_tokenizer(path) if (Path(path) / "tokenizer.json").is_file() else None
+    try:
+        fast = AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=False)
+    except Exception as error:  # it may raise any error of its parts
+        raise DataError(f"{path}: transformers cannot open this tokenizer: {not_opened(error)}") from error
+    if not fast.is_fast:
+        raise DataError(f"{path}: expected a fast tokenizer, with a tokenizer.json, got {type(fast).__name__}")
+    if own is not None:
+        backend = fast.backend_tokenizer
+        for step in STEPS:
+            setattr(backend, step, getattr(own, step))
+        if own.post_processor is not None:
+            backend.post_processor = own.post_processor
+    return fast

@@ -1,0 +1,206 @@
+"""Nothing is lost without saying how much: where few documents or none come out, file, line and reason are said.
+
+A CSV file in Latin-1, one JSON array, a quote that is never closed: reports of people whose corpus came out empty or
+short, with a count and no reason.
+"""
+
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer, load_corpus_config
+from rotary_foundry.data_prep.pipeline import prepare, work_folder
+from rotary_foundry.data_prep.readers import BadInput, SourceConfig
+from rotary_foundry.data_prep.statistics import Statistics
+from rotary_foundry.utils.errors import ConfigurationError, DataError
+from tests.data_prep import reading
+from tests.data_prep.reading import documents, texts
+from tests.data_prep.small_corpus import sentences
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    def of(reader: str, path: Path, **keys) -> CorpusConfig:
+        return CorpusConfig(
+            sources={"mine": SourceConfig(reader, str(path), **keys)},
+            tokenizer=TokenizerConfig(train=TrainTokenizer(320)),
+            **{"row_lengths": [64], "validation": 0.2, "out": str(tmp_path / "out")},
+            executor={"local": {"workers": 1}},
+        )
+
+    return of
+
+
+def latin_1(path: Path) -> Path:
+    rows = "".join(f"{n},café au lait dans la tasse numéro {n}\n" for n in range(50))
+    path.write_text("id,text\n" + rows, encoding="latin-1")
+    return path
+
+
+def test_a_source_without_documents_says_where_and_why_the_first_were_left_out(corpus, tmp_path):
+    config = corpus("csv", latin_1(tmp_path / "a.csv"))
+    with pytest.raises(DataError) as refused:
+        prepare(config)
+    said, listed = str(refused.value), work_folder(config) / "bad_input.txt"
+    reason = "column 'text' holds half a surrogate pair or a byte that is not UTF-8, at character 3"
+    assert "source 'mine' has no documents (left out: 50 bad input); " in said
+    assert [f"a.csv:{line}: {reason}" in said for line in (2, 3, 4, 5)] == [True, True, True, False]
+    assert f"; all bad input is listed in {listed}; correct the files, or the source's reader, text_column" in said
+    assert len(listed.read_text().splitlines()) == 50
+
+
+def test_one_json_array_in_a_file_of_lines_says_what_would_be_right(corpus, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"text": f"text number {n}"} for n in range(50)]))
+    with pytest.raises(DataError, match=r"a\.json:1: a list of objects on one line; write each on a line of its own"):
+        prepare(corpus("jsonl", tmp_path / "a.json"))
+
+
+def test_documents_that_are_too_short_or_that_a_filter_drops_are_named_too(corpus, tmp_path):
+    reading.write_jsonl(tmp_path / "a.jsonl", ["short", "so is this"])
+    with pytest.raises(DataError, match=r"\(left out: 2 near-empty\); .*a\.jsonl:1: under 32 characters$"):
+        prepare(corpus("jsonl", tmp_path / "a.jsonl"))
+    reading.write_jsonl(tmp_path / "b.jsonl", sentences(1, 5))
+    config = corpus("jsonl", tmp_path / "b.jsonl", filters=[{"GopherQualityFilter": {"min_doc_words": 100_000}}])
+    with pytest.raises(DataError, match=r"b\.jsonl:1: dropped by GopherQualityFilter, gopher_short_doc$"):
+        prepare(replace(config, work=str(tmp_path / "work")))
+
+
+def test_what_was_lost_of_a_corpus_is_printed_with_it(corpus, tmp_path, monkeypatch, capsys):
+    rows = [f'"{text}"' for text in sentences(1, 60)]
+    (tmp_path / "a.csv").write_text("text\n" + "\n".join([*rows, "[/b]\0", '"x"y', "z\0", "\0", ""]))
+    (tmp_path / "mine.yaml").write_text(
+        f"sources: {{mine: {{reader: csv, path: {tmp_path}/a.csv}}}}\ntokenizer: {{train: {{vocab_size: 320}}}}\n"
+        f"row_lengths: [64]\nvalidation: 0.2\nout: {tmp_path}/out\nexecutor: {{local: {{workers: 1}}}}\n"
+    )
+    monkeypatch.setattr("sys.argv", ["data_prep", str(tmp_path / "mine.yaml")])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(Path(__file__).parents[2] / "data_prep"), run_name="__main__")
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert "  mine: left out 4 bad input\n" in printed
+    assert f"    mine: {tmp_path}/a.csv:62: column 'text' holds a NUL at character 4, which is not text\n" in printed
+    assert f"    mine: {tmp_path}/a.csv:63: not valid CSV: ',' expected after '\"'\n" in printed
+    assert f"    … all 4 are in {tmp_path}/out/bad_input.txt\n" in printed
+
+
+def read_listing(path: Path, limit: int = 100, **keys) -> tuple[list[str], BadInput]:
+    bad = BadInput("mine", limit)
+    return [document.text for document in documents(SourceConfig("csv", str(path), **keys), bad)], bad
+
+
+def test_of_a_row_with_a_quoting_fault_no_part_is_taken_for_a_row(tmp_path):
+    rows = "".join(f'"text number {n}\nwith a second line"\n' for n in range(5))
+    fault = '"he said "hello" and then\nthis is a fragment of a broken text and no document "\n'
+    (tmp_path / "a.csv").write_text(f"text\n{rows}{fault}{rows}")
+    found, bad = read_listing(tmp_path / "a.csv")
+    assert found == [f"text number {n}\nwith a second line" for n in range(5)] * 2
+    assert (bad.count, len(bad.listed)) == (2, 1)
+    assert bad.listed[0] == (
+        f"{tmp_path}/a.csv:12: not valid CSV: ',' expected after '\"'; this line and the 1 after it are lost"
+    )
+
+
+@pytest.mark.parametrize("after", ["lost,x\n", '"quoted",x\n'])
+def test_a_quote_that_is_never_closed_says_how_many_lines_it_took_and_counts_them(after, tmp_path):
+    (tmp_path / "a.csv").write_text('text,n\nbefore,1\n"open,2\n' + after * 150)
+    found, bad = read_listing(tmp_path / "a.csv", limit=151)
+    assert found == ["before"]
+    assert bad.count == 151
+    assert bad.listed[0].endswith("; this line and the 150 after it are lost")
+    with pytest.raises(DataError, match=r"151 documents cannot be read, 'max_bad_documents' allows 100: .*a\.csv:3: "):
+        read_listing(tmp_path / "a.csv")
+
+
+def test_rows_of_a_damaged_row_group_or_shard_are_counted_one_by_one(tmp_path):
+    pq.write_table(
+        pa.table({"text": [letter * 5000 for letter in "abcdef"]}),
+        tmp_path / "a.parquet",
+        **{"row_group_size": 3, "compression": None, "use_dictionary": False},
+    )
+    place = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(0).data_page_offset
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[place : place + 20] = b"\xff" * 20
+    (tmp_path / "a.parquet").write_bytes(content)
+    bad = BadInput("mine", limit=10)
+    assert len(documents(SourceConfig("parquet", str(tmp_path / "a.parquet")), bad)) == 3
+    assert (bad.count, len(bad.listed)) == (3, 1)
+    reading.write_mds(tmp_path / "set", [f"text {n}" for n in range(30)], compression=None)
+    shard = tmp_path / "set/shard.00000.mds"
+    shard.write_bytes(b"\0" * shard.stat().st_size)
+    bad = BadInput("mine", limit=30)
+    left = documents(SourceConfig("mds", str(tmp_path / "set")), bad)
+    assert (len(bad.listed), bad.count) == (1, 30 - len(left))
+    assert bad.count > 1
+
+
+def test_a_folder_whose_files_are_all_passed_over_names_their_endings(tmp_path):
+    for name in ("a.xlsx", "b.XLSX", "c.xlsx", "README", ".hidden"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"those there end in \.xlsx \(2\), \.XLSX \(1\), no ending \(1\)$"):
+        texts("csv", tmp_path)
+
+
+def test_a_delimiter_can_be_named_and_a_tsv_has_tabs_and_no_quotes(tmp_path):
+    (tmp_path / "a.csv").write_text('text;n\n"one; 1";2\n')
+    assert texts("csv", tmp_path / "a.csv", delimiter=";") == ["one; 1"]
+    (tmp_path / "b.tsv").write_text('n\ttext\n1\t"one\n2\ttwo" and ,\n')
+    assert texts("csv", tmp_path / "b.tsv") == ['"one', 'two" and ,']
+    (tmp_path / "c.tsv").write_text('n\ttext\n1\t"one\n1"\n')
+    assert texts("csv", tmp_path / "c.tsv", delimiter="\t") == ["one\n1"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-16-le", "shift_jis"])
+@pytest.mark.parametrize("reader", ["csv", "jsonl", "text"])
+def test_an_encoding_can_be_named(reader, encoding, tmp_path):
+    text = "日本" if encoding == "shift_jis" else "café"
+    written = {"csv": f"id,text\n1,{text}\n", "jsonl": f'{{"text": "{text}"}}\n', "text": text}[reader]
+    (tmp_path / "a").write_text(written, encoding=encoding)
+    assert texts(reader, tmp_path / "a", encoding=encoding) == [text]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("reader", ["csv", "jsonl", "text"])
+def test_utf_16_is_named_as_such(reader, encoding, tmp_path):
+    written = {"csv": "id,text\n1,a\n", "jsonl": '{"text": "a"}\n', "text": "some text"}[reader]
+    (tmp_path / "a").write_text(written, encoding=encoding)
+    said = r"a: UTF-16, expected UTF-8; set the source's `encoding: utf-16`"
+    with pytest.raises(DataError, match=said):
+        texts(reader, tmp_path / "a")  # of a text it is bad input, and no bad input is allowed here
+
+
+def test_bytes_that_are_not_of_the_encoding_are_listed_by_line(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"id,text\n1,caf\xe9\n2,a\x81b\n3,fine\n")  # 0x81 is nothing in cp1252
+    found, bad = read_listing(tmp_path / "a.csv", encoding="cp1252")
+    assert found == ["café", "fine"]
+    assert bad.listed[0].startswith(f"{tmp_path}/a.csv:3: column 'text' holds half a surrogate pair or a byte that")
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("reader: jsonl, delimiter: ;", r"sources\.mine\.delimiter': the reader jsonl takes none; it is for csv"),
+        ("reader: csv, delimiter: ab", r"sources\.mine\.delimiter': expected one character such as ';', got 'ab'"),
+        ("reader: parquet, encoding: latin-1", r"encoding': the reader parquet takes none; it is for csv, jsonl, text"),
+        ("reader: csv, encoding: hex", r"encoding': expected an encoding of Python's such as latin-1, got 'hex'"),
+    ],
+)
+def test_wrong_keys_of_how_files_are_written_are_refused(keys, says, tmp_path):
+    (tmp_path / "a").touch()
+    (tmp_path / "mine.yaml").write_text(
+        f"sources: {{mine: {{path: {tmp_path}/a, {keys}}}}}\ntokenizer: {{train: {{vocab_size: 320}}}}\n"
+        "row_lengths: [64]\nout: out\n"
+    )
+    with pytest.raises(ConfigurationError, match=says):
+        load_corpus_config(tmp_path / "mine.yaml")
+
+
+def test_settings_of_before_stay_the_same_without_the_new_keys(corpus, tmp_path):
+    reading.write_jsonl(tmp_path / "a.jsonl", sentences(1, 60))
+    config = corpus("jsonl", tmp_path / "a.jsonl")
+    prepare(config)
+    assert not {"delimiter", "encoding"} & Statistics.read(config.out).configuration["sources"]["mine"].keys()
