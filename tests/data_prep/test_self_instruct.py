@@ -175,7 +175,7 @@ def test_each_reader_gives_documents_and_bad_ones_are_listed(corpus, tmp_path, m
     assert [example["source"] for example in examples(tmp_path / "out")] == ["books", "rows"]
     assert "2 read, 0 shorter than 200 tokens, 2 unreadable" in printed
     listed = (tmp_path / "out/left_out.txt").read_text()
-    assert "b.txt: not UTF-8" in listed and "a.parquet:1: column 'body' holds null" in listed
+    assert "b.txt: UTF-16, expected UTF-8" in listed and "a.parquet:1: column 'body' holds null" in listed
 
 
 REPLIES = {
