@@ -37,7 +37,7 @@ def main() -> int:
             Console().print(table(config.out, Statistics.read(config.out)))
         else:
             print(f"submitted; give the same command again when the jobs have ended, to see what is in {config.out}")
-    except FoundryError as error:
+    except (FoundryError, OSError) as error:  # an OSError names the file
         print_error(redacted(str(error)))
         return 2
     return 0

@@ -44,7 +44,9 @@ class CorpusTokenizer:
     def __init__(self, directory: Path, word_starts: str | None = None) -> None:
         self.tokenizer = open_tokenizer(directory)
         self._encoder = Encoder(self.tokenizer, KINDS[word_starts]() if word_starts else None)
-        self.frame = FRAME.ids(special_ids(directory, self.tokenizer))
+        ids = special_ids(directory, self.tokenizer)
+        self.frame = FRAME.ids(ids)
+        self.unknown = ids.get("unk_token", -1)  # the id of what the tokenizer does not know; -1: it knows every text
         largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values())
         self.vocab_size = padded(largest + 1)  # the vocabulary size of a model for this tokenizer
 

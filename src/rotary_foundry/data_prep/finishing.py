@@ -61,6 +61,7 @@ def finish(work: Work, made_of: dict) -> None:
         tasks=finish_tasks(work),
         conversations=_conversations(work),
     )
+    _tell_unknown(work)
     bad = [f"{part['source']}: {line}\n" for part in read for line in part["bad"]]
     for task, part in _written_bad(work):
         bad += [f"{task}: {line}\n" for line in part]
@@ -72,6 +73,17 @@ def finish(work: Work, made_of: dict) -> None:
     else:
         statistics.write(work.whole)
         _move(work.whole, Path(work.config.out))
+
+
+def _tell_unknown(work: Work) -> None:
+    """Say how many tokens of each source stand for text that the tokenizer does not know."""
+    unknown, tokens = Counter(), Counter()
+    names = [task.source for task in work.tasks] + list(work.config.sources)
+    for rank, written in work.numbered_json("written"):
+        unknown[names[rank]] += written.get("unknown", 0)
+        tokens[names[rank]] += sum(part["tokens"] for part in written["bands"])
+    for name, count in (+unknown).items():
+        log.info(f"{name}: {count:,} of {tokens[name]:,} tokens stand for text that the tokenizer does not know")
 
 
 def _written_bad(work: Work) -> Iterator[tuple[str, list[str]]]:

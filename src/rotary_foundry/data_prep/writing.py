@@ -28,11 +28,12 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
     tokenizer = _opened(directory, config.word_starts, directory.stat().st_mtime_ns)
     bounds = config.sources[source].length_bands
     bands = [_Part(work, name, split, number, tokenizer) for name in band_names(source, bounds)]
-    frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    frequencies, unknown = np.zeros(tokenizer.vocab_size, dtype=np.int64), 0
     documents = KeptDocuments(work, split, files)
     for ids, texts in documents:
         tokens, lengths, word_starts = tokenizer.encode_words(texts)
         frequencies += np.bincount(tokens, minlength=len(frequencies))
+        unknown += int(np.count_nonzero(tokens == tokenizer.unknown))
         sizes = np.array([len(text.encode()) for text in texts])
         band_of = bands_of(lengths, bounds)
         for number_of_band in np.unique(band_of):
@@ -41,7 +42,8 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
             begin = None if word_starts is None else word_starts[of_tokens]
             its_ids = [id_ for id_, its in zip(ids, there, strict=True) if its]
             bands[number_of_band].add(its_ids, sizes[there], tokens[of_tokens], lengths[there], begin)
-    work.write_json("written", rank, {"left_out": documents.left_out, "bands": [band.close() for band in bands]})
+    counts = {"left_out": documents.left_out, "unknown": unknown, "bands": [band.close() for band in bands]}
+    work.write_json("written", rank, counts)
     if split == "validation":
         np.save(work.folder / "written" / f"{rank:05d}.npy", frequencies)
 
