@@ -40,7 +40,7 @@ def main() -> int:
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(f"submitted; give the same command again when the jobs have ended, to see what is in {config.out}")
-    except FoundryError as error:
+    except (FoundryError, OSError) as error:  # an OSError names the file
         print_error(redacted(str(error)))
         return 2
     return 0

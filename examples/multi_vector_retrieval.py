@@ -17,6 +17,10 @@ from sentence_transformers import SentenceTransformerTrainer, SentenceTransforme
 from sentence_transformers.training_args import BatchSamplers
 from transformers import set_seed
 
+# Queries are filled up with mask tokens, and these are attended to. By PyLate's default they are not, and then their
+# vectors are zero under flash attention and something else without it (lightonai/pylate#125). The model keeps this.
+EXPANSION = {"do_query_expansion": True, "attend_to_expansion_tokens": True}
+
 
 def main() -> None:
     settings = read_arguments(
@@ -25,7 +29,7 @@ def main() -> None:
     train, held_out = read_pairs(settings.data)
     set_seed(settings.seed)  # the layer from the encoder's width to a token's vector is new
     lengths = {"query_length": settings.query_length, "document_length": settings.document_length}
-    model = ColBERT(settings.model, local_files_only=True, **lengths)
+    model = ColBERT(settings.model, local_files_only=True, **lengths, **EXPANSION)
     model.model_card_data.local_files_only = True  # PyLate does not pass it on
     evaluator = PyLateInformationRetrievalEvaluator(*as_retrieval(held_out), write_csv=False)
     before = evaluator(model)["MaxSim_ndcg@10"]

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from unittest import mock
 
@@ -11,17 +12,22 @@ from rotary_foundry import cli
 
 def rotary_foundry(*arguments: object) -> subprocess.CompletedProcess:
     """Run the command with these arguments and return what a process that ran it would have left, as text."""
-    command, status = ["rotary-foundry", *map(str, arguments)], 0
+    return captured(cli.main, "rotary-foundry", *arguments)
+
+
+def captured(main: Callable[[], None], *command: object) -> subprocess.CompletedProcess:
+    """Call a program's main function, which takes its arguments from sys.argv, in this process."""
+    status, arguments = 0, list(map(str, command))
     with (
         redirect_stdout(io.StringIO()) as out,
         redirect_stderr(io.StringIO()) as err,
-        mock.patch.object(sys, "argv", command),
+        mock.patch.object(sys, "argv", arguments),
     ):
         try:
-            cli.main()
+            main()
         except SystemExit as ended:
             status = ended.code or 0
-    return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 def output_of(*arguments: object) -> str:

@@ -62,3 +62,24 @@ def test_a_line_that_a_killed_process_left_torn_is_cut_off_and_the_last_line_of_
         file.write(json.dumps({"batch": 3, "loss": 1.0})[:9])
     append_line(run.metrics, {"batch": 2, "token": 2, "loss": 2.5})
     assert [(record["batch"], record["loss"]) for record in run.records(run.metrics)] == [(1, 3.0), (2, 2.5)]
+
+
+@pytest.mark.parametrize("there", ["where it was started", "here", "nowhere", "both"])
+def test_a_relative_path_is_relative_to_where_the_run_was_started_if_anything_is_there(there, tmp_path, monkeypatch):
+    started, here = tmp_path / "started", tmp_path / "here"
+    for folder, named in ((started, ("where it was started", "both")), (here, ("here", "both"))):
+        (folder / ("data/x" if there in named else "runs")).mkdir(parents=True)
+    run = RunFolder(started)
+    run.environment.write_text(json.dumps({"working_directory": str(started)}))
+    monkeypatch.chdir(here)
+    assert run.located("data/x") == ("data/x" if there == "here" else str(started / "data/x"))
+    assert run.located("/data/x") == "/data/x"
+    monkeypatch.chdir(started)
+    assert run.located("data/x") == "data/x"
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[]", '{"working_directory": null}', "{"])
+def test_a_run_that_does_not_say_where_it_was_started_has_its_paths_relative_to_here(content, run):
+    if content is not None:
+        run.environment.write_text(content)
+    assert run.located("data/x") == "data/x"

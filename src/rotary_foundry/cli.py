@@ -52,11 +52,16 @@ def export(
         )
     head = None
     if sequence_labels is not None:
-        head = Head("sequence", tuple(sequence_labels.split(",")))
+        head = Head("sequence", _labels(sequence_labels))
     elif token_labels is not None:
-        head = Head("token", tuple(token_labels.split(",")))
+        head = Head("token", _labels(token_labels))
     export_checkpoint(checkpoint, out_dir, head, task)
     print(f"exported to {out_dir}")
+
+
+def _labels(given: str) -> tuple[str, ...]:
+    """Return the labels that commas separate, without blanks around them."""
+    return tuple(label.strip() for label in given.split(","))
 
 
 @app.command("import")
@@ -312,12 +317,13 @@ def trace(
     before_rollback: Annotated[
         int | None, typer.Option(help="Trace the run before this rollback, counted from 1.")
     ] = None,
+    data: Annotated[str | None, typer.Option(help="The run's data; default: where its recipe has it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON.")] = False,
 ) -> None:
     """Print the rows and documents that an update was trained on. It only reads files; the run may be running."""
     from rotary_foundry.data_prep.inspection.trace import print_trace, trace
 
-    print_trace(trace(run, update, before_rollback), as_json)
+    print_trace(trace(run, update, before_rollback, data), as_json)
 
 
 @data.command("self-instruct")
@@ -341,10 +347,13 @@ def self_instruct(
 
 
 def main() -> None:
-    """Run a subcommand; a FoundryError prints one line on stderr; status 2, or 3 if only a network is missing."""
+    """Run a subcommand. A FoundryError is one line on stderr and status 2, or 3 if only a network is missing.
+
+    So is an OSError, which names the file that cannot be read or written.
+    """
     escape_unprintable()
     try:
         app()
-    except FoundryError as error:
+    except (FoundryError, OSError) as error:
         print_error(redacted(str(error)))
         sys.exit(3 if isinstance(error, NeedsNetwork) else 2)

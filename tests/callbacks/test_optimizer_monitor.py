@@ -85,6 +85,12 @@ def test_norms_are_of_whole_parameters_under_fsdp2(tmp_path, name, arguments):
     on_ranks(2, tmp_path, _monitored_run, name, arguments)
 
 
+@pytest.mark.long  # the same, on five processes
+def test_norms_are_right_where_ranks_have_no_element_of_a_parameter(tmp_path):
+    """mosaicml/composer#3920, #3921: of three rows, two of five ranks have none."""
+    on_ranks(5, tmp_path, _monitored_run, *OPTIMIZERS[0])
+
+
 @pytest.mark.parametrize(("name", "arguments"), OPTIMIZERS)
 @pytest.mark.parametrize("records_first", [True, False])
 def test_the_record_the_loggers_and_the_rollback_have_the_same_norms_which_are_taken_once(

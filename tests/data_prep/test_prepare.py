@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from streaming import StreamingDataset
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from rotary_foundry.data.rows import Manifest, decode_row, fingerprint
 from rotary_foundry.data_prep import pipeline, stages
@@ -20,6 +23,7 @@ from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
 from rotary_foundry.data_prep.inspection.verify import verify
 from rotary_foundry.data_prep.pipeline import prepare, work_folder
+from rotary_foundry.data_prep.readers import SourceConfig
 from rotary_foundry.data_prep.stages import side
 from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.data_prep.statistics_table import table
@@ -292,6 +296,43 @@ def test_a_tokenizer_brought_along_is_used_and_stored_beside_the_shards(config, 
         "statistics.json",
         "tokenizer/tokenizer_config.json",
     }
+
+
+KNOWN = "the of and encoder token attends window long document naïve"
+UNKNOWN = ("漢字", "🙂", "𐍈", "e\u0301\u0301")
+
+
+def brought(kind: str, folder: Path) -> Path:
+    """A tokenizer of single characters, which knows those of KNOWN; or of bytes, as BPE falls back on."""
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    characters = special + sorted(set(KNOWN)) + [f"<0x{byte:02X}>" for byte in range(256)]
+    vocabulary = {character: id_ for id_, character in enumerate(characters)}
+    unknown = None if kind == "without a token for it" else "[UNK]"
+    fallback = kind == "with bytes"
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=unknown, byte_fallback=fallback))
+    roles = {f"{name[1:-1].lower()}_token": name for name in special}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["with an unknown token", "without a token for it", "with bytes"])
+def test_text_that_a_tokenizer_does_not_know_is_told(config, kind, tmp_path, caplog):
+    """A slow tokenizer's byte_fallback is lost when it is made a fast one (asafam/HebrewModernBERT 03e6392)."""
+    texts = [f"{KNOWN} {number % 7} {word}" for number in range(40) for word in UNKNOWN]
+    source = SourceConfig("jsonl", str(write_jsonl(tmp_path / "unknown.jsonl", texts)))
+    tokenizer = TokenizerConfig(path=str(brought(kind, tmp_path / "brought")))
+    prepared = replace(config, sources={"mine": source}, tokenizer=tokenizer, deduplication="exact")
+    with caplog.at_level("INFO"):
+        prepare(prepared)
+    told = re.findall(r"mine: ([\d,]+) of [\d,]+ tokens stand for text that the tokenizer does not know", caplog.text)
+    if kind == "with an unknown token":
+        encode = CorpusTokenizer(tmp_path / "out/tokenizer").tokenizer.encode
+        expected = sum(encode(text, add_special_tokens=False).ids.count(0) for text in dict.fromkeys(texts))
+        assert [int(count.replace(",", "")) for count in told] == [expected] and expected > 0
+    else:
+        assert told == []
+    says = "brought: the tokenizer leaves out what it does not know, and has no token in its place"
+    assert (says in caplog.text) == (kind == "without a token for it")
 
 
 def test_a_place_that_cannot_be_written_is_named(config, tmp_path):

@@ -119,7 +119,15 @@ def test_a_source_without_documents_in_a_split_is_named(tmp_path, documents, val
 
 def test_too_small_a_source_for_the_number_of_held_out_documents_is_named(tmp_path):
     work = begun(tmp_path, {"few": source(tmp_path / "a.jsonl", sentences(1, 300))}, 200)
-    with pytest.raises(DataError, match=r"validation=200 held-out documents, found \d+: of its 300 documents, 1%"):
+    says = r"validation=200 is a number of documents, and \d+ of its 300 can be held out, as 1% are reserved for that"
+    with pytest.raises(DataError, match=says):
+        MakeTokenizer(work).do(0)
+
+
+def test_validation_of_one_is_one_document_and_not_all(tmp_path):
+    work = begun(tmp_path, {"few": source(tmp_path / "a.jsonl", sentences(1, 3))}, 1)
+    says = r"validation=1 is a number of documents, and 0 of its 3 .*; set a fraction such as validation=0\.05"
+    with pytest.raises(DataError, match=says):
         MakeTokenizer(work).do(0)
 
 

@@ -324,6 +324,37 @@ def test_a_special_token_in_two_roles_is_refused(directory, tmp_path):
         open_brought(tmp_path)
 
 
+@pytest.mark.parametrize("role", ["unk_token", "pad_token"])
+def test_a_special_token_that_stands_twice_has_one_id_or_is_refused(role, directory, tmp_path):
+    """asafam/HebrewModernBERT 7963af4: [UNK] and [PAD] were added to a vocabulary that had them."""
+    save_copy(directory, tmp_path, max_length=64)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    token = BERT[role]
+    (added,) = (one for one in content["added_tokens"] if one["content"] == token)
+    content["added_tokens"].append(added | {"id": 5000})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    brought = open_brought(tmp_path)
+    vocabulary = brought.tokenizer.get_vocab(with_added_tokens=True)
+    assert vocabulary[token] == content["model"]["vocab"][token]
+    assert len(set(vocabulary.values())) == len(vocabulary)
+
+
+def test_a_token_of_ones_own_takes_the_place_of_an_unused_one(corpus_tokenizer, directory, tmp_path):
+    """stephantul/skeletoken#85, AnswerDotAI/ModernBERT#207: unused ids are there for that."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    size, unused = len(tokenizer), [token for token in tokenizer.get_vocab() if token.startswith("[unused")]
+    assert unused
+    tokenizer.add_tokens(unused[:1], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "own")
+    again = AutoTokenizer.from_pretrained(tmp_path / "own")
+    own = tokenizer.convert_tokens_to_ids(unused[0])
+    assert len(again) == size <= corpus_tokenizer.vocab_size
+    assert again(f"the{unused[0]}window", add_special_tokens=False)["input_ids"].count(own) == 1
+    text = "if x:\n        return   1"
+    assert again.decode(again.encode(text), skip_special_tokens=True) == text
+    assert again.encode(text) == AutoTokenizer.from_pretrained(directory).encode(text)
+
+
 def test_a_vocabulary_in_which_an_added_token_would_get_another_tokens_id_is_refused(tmp_path):
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 3, "c": 4}, "[UNK]"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(tmp_path)

@@ -32,10 +32,10 @@ def corpus(tmp_path_factory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("evaluated") / "corpus")
 
 
-def made(family: str, vocab_size: int) -> PreTrainedModel:
+def made(family: str, vocab_size: int, **settings: int) -> PreTrainedModel:
     """A model of a family, of random weights, large enough to tell positions and contexts apart."""
     torch.manual_seed(0)
-    tiny = TINY | {"vocab_size": vocab_size, "initializer_range": 0.3}
+    tiny = TINY | {"vocab_size": vocab_size, "initializer_range": 0.3} | settings
     if family == "bert":
         return BertForMaskedLM(BertConfig(**tiny, max_position_embeddings=128))
     if family == "roberta":

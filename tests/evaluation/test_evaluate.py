@@ -201,6 +201,18 @@ def test_results_of_a_run_go_into_its_folder_and_others_beside(tmp_path):
     assert results_folder(checkpoint, str(tmp_path)) == tmp_path / "nano-ba224"
 
 
+def test_nothing_is_written_into_a_run_that_another_model_is_compared_with(tmp_path):
+    """`--beside` another run, or another checkpoint of the same one."""
+    for run in ("one", "two"):
+        (tmp_path / run / "checkpoints").mkdir(parents=True)
+        (tmp_path / run / "recipe.yaml").write_text("")
+    one, two = (tmp_path / name for name in ("one", "two"))
+    assert results_folder(two / "checkpoints/ba3", beside=one).as_posix() == "evaluations/two-ba3"
+    assert results_folder(two, beside=tmp_path / "bert").as_posix() == "evaluations/two"
+    assert results_folder(two, beside=two / "export") == two / "evaluations/two"
+    assert results_folder(one / "checkpoints/ba3", beside=one) == one / "evaluations/ba3"
+
+
 def test_two_models_of_one_name_are_refused(monkeypatch, capsys, tmp_path, evaluated):
     out, _ = evaluated
     other = tmp_path / "bert"

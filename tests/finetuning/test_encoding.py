@@ -7,11 +7,13 @@ from pathlib import Path
 
 import datasets
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rotary_foundry.finetuning.example_encoding import prepare
+from rotary_foundry.finetuning.example_encoding import NO_LABEL, prepare
 from rotary_foundry.finetuning.finetune_config import load_finetune_config
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from tests.data_prep.labelled.tokenizers import SPECIAL
 from tests.finetuning.conftest import opinions, write_jsonl
 from tests.permuted import permuted
 
@@ -70,7 +72,10 @@ def test_a_label_that_only_the_validation_has_is_refused(prepared):
         (float("nan"), "train.jsonl:2: the label is NaN"),
         ("nan", "train.jsonl:2: the label is NaN"),
         (2.5, "train.jsonl:2: expected a class, got the number 2.5; to learn numbers, make the task a regression"),
-        ([1, 2], "train.jsonl:2: the label is a list; expected one label an example, unless its type is token"),
+        (
+            [1, 2],
+            "train.jsonl:2: the label is a list; expected one label an example (several labels a text are not",
+        ),
     ],
 )
 def test_a_label_that_is_none_is_refused(prepared, label, complaint):
@@ -88,6 +93,23 @@ def test_a_task_of_one_class_is_refused(prepared):
         r"tasks.mine: all training examples, from .*train.jsonl:1 on, have the label 'good'; there is nothing to learn",
         said,
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label", "undefined"),
+    [
+        (["tasks.mine.metrics=[accuracy,mcc,f1]"], "bad", ["mcc", "f1"]),
+        (["tasks.mine.metrics=[f1,mcc]"], "good", ["mcc"]),  # of the second label only, there is an F1
+        (["tasks.mine.type=regression", "tasks.mine.metrics=[pearson,spearman]"], 3.0, ["pearson", "spearman"]),
+        (["tasks.mine.type=regression"], None, []),
+    ],
+)
+def test_a_metric_that_constant_labels_leave_undefined_is_said(prepared, overrides, label, undefined):
+    labels = (1.0, 3.0) if "regression" in overrides[0] else ("good", "bad")
+    validation = [row(one if label is None else label) for one in labels]
+    said = prepared(*overrides, train=[row(one) for one in labels], validation=validation)["undefined"]
+    assert [sentence.split()[0] for sentence in said] == undefined
+    assert all(f"validation.jsonl:1 on have the label {label!r}; validate on" in sentence for sentence in said)
 
 
 def test_f1_of_three_classes_is_refused(prepared):
@@ -181,3 +203,59 @@ def test_a_model_directory_with_a_broken_config_is_named(prepared, make_model):
     model = make_model()
     (model / "config.json").write_text(json.dumps({"model_type": "no such"}))
     assert f"{model}: transformers cannot load a model" in refusal(prepared, model=model)
+
+
+def gemma_like() -> Tokenizer:
+    """As Gemma's: blanks become ▁ in the normalizer, and nothing cuts a text into words."""
+    pieces = ["▁", *"abdeginoklmrstuvwyAB", "an", "na", "▁w", "as", "▁was", "▁in", "er", "in", "er", "lin"]
+    vocabulary = {piece: id_ for id_, piece in enumerate(dict.fromkeys([*SPECIAL.values(), *pieces]))}
+    merges = [("a", "n"), ("n", "a"), ("▁", "w"), ("a", "s"), ("▁w", "as"), ("i", "n"), ("▁", "in"), ("e", "r")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, [*merges, ("l", "in")], unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    pieces = ["▁Ann", "a", "▁was", "▁in", "▁B", "er", "lin", "▁", *"abdeginklmnorstuvwyAB"]
+    scored = [(piece, -1.0 - id_ / 10) for id_, piece in enumerate(dict.fromkeys([*SPECIAL.values(), *pieces]))]
+    tokenizer = Tokenizer(models.Unigram(scored, unk_id=1))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return tokenizer
+
+
+def wordpiece() -> Tokenizer:
+    pieces = ["Ann", "##a", "was", "in", "Ber", "##lin", *"abdeginklmnorstuvwyAB", *(f"##{one}" for one in "aeilnr")]
+    vocabulary = {piece: id_ for id_, piece in enumerate(dict.fromkeys([*SPECIAL.values(), *pieces]))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def byte_level() -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: id_ for id_, piece in enumerate([*SPECIAL.values(), *alphabet, "Ġw", "as", "Ġwas"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("Ġ", "w"), ("a", "s"), ("Ġw", "as")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [gemma_like, unigram, wordpiece, byte_level])
+def test_words_of_a_sentence_have_the_tokens_of_the_running_text_whatever_the_tokenizer(
+    prepared, make_model, tmp_path, make
+):
+    """AnswerDotAI/ModernBERT#149, huggingface/transformers#30416: a missing blank before words cost a point of F1."""
+    words, labels = ["Anna", "was", "in", "Berlin"], ["B-PER", "O", "O", "B-LOC"]
+    model = tmp_path / "model"
+    shutil.copytree(make_model("bert", pad_token_id=0), model)
+    PreTrainedTokenizerFast(tokenizer_object=make(), model_max_length=128, **SPECIAL).save_pretrained(model)
+    file = tmp_path / "words.conll"
+    file.write_text("".join(f"{word} {label}\n" for word, label in zip(words, labels, strict=True)) + "\n")
+    prepared("tasks.mine.type=token", train=file, validation=file, model=model)
+    (row,) = datasets.load_from_disk(str(tmp_path / "data/train"))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    assert row["input_ids"] == tokenizer(" ".join(words))["input_ids"]
+    assert tokenizer.unk_token_id not in row["input_ids"]
+    names = sorted(set(labels))
+    assert [names[number] for number in row["labels"] if number != NO_LABEL] == labels
+    first = [token for token, number in zip(row["input_ids"], row["labels"], strict=True) if number != NO_LABEL]
+    assert [tokenizer.convert_ids_to_tokens(token).lstrip("▁Ġ")[:1] for token in first] == ["A", "w", "i", "B"]

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rotary_foundry.finetuning.example_encoding import prepare
 from rotary_foundry.finetuning.finetune_config import load_finetune_config
 from rotary_foundry.finetuning.job import run_job
 from rotary_foundry.finetuning.search import job_settings
+from rotary_foundry.utils.errors import DataError
 from tests.finetuning.conftest import opinions
 
 
@@ -108,6 +109,17 @@ def test_a_loss_that_is_no_number_ends_the_job_and_has_no_score(run, make_model)
     _, result = run(model=model)
     assert result["score"] is None
     assert result["batches"] == 1
+
+
+def test_an_encoder_of_which_a_tensor_is_missing_is_refused(run, make_model):
+    """transformers gives it random values and only warns; a pooler or a classifier may be new."""
+    model = make_model("bert")
+    tensors = load_file(model / "model.safetensors")
+    del tensors["bert.encoder.layer.1.output.dense.weight"]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    says = r"no tensor bert\.encoder\.layer\.1\.output\.dense\.weight, which would begin with random values; it has"
+    with pytest.raises(DataError, match=says):
+        run(model=model)
 
 
 def test_a_job_whose_search_is_gone_ends_at_its_next_batch(run):

@@ -1,6 +1,7 @@
 """An exported directory says what its model is, and can be made ready for a classifier."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -15,6 +16,7 @@ from rotary_foundry.interop import load_model
 from rotary_foundry.interop.export import export_checkpoint
 from rotary_foundry.interop.heads import Head
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from tests.command import rotary_foundry
 from tests.interop.runs import NANO, TOKENS, add_records, make_run
 from tests.models.peers import our_network
 
@@ -141,6 +143,19 @@ def test_a_classifier_is_the_same_each_time(run, tmp_path):
 def test_labels_without_names_of_their_own_are_refused(labels):
     with pytest.raises(ConfigurationError, match="expected different names"):
         Head("sequence", labels)
+
+
+@pytest.mark.parametrize("option", ["--sequence-labels", "--token-labels"])
+def test_blanks_around_labels_are_no_part_of_them(run, tmp_path, option):
+    out = tmp_path / "out"
+    assert CliRunner().invoke(app, ["export", str(run.path), str(out), option, "O, B-PER , I-PER"]).exit_code == 0
+    assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "O", "1": "B-PER", "2": "I-PER"}
+
+
+def test_a_folder_that_cannot_be_written_is_named_in_a_line(run):
+    done = rotary_foundry("export", run.path, "/proc/nowhere/export")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: \[Errno \d+\] .*'/proc/nowhere'\n", done.stderr)
 
 
 def test_a_model_has_one_classifier(run, tmp_path):

@@ -152,7 +152,7 @@ def test_the_end_of_a_turn_is_the_special_token_after_an_answer(name, tmp_path):
     ("content", "said"),
     [
         ("{", r"generation_config\.json: cannot be read: "),
-        ("[1]", r"generation_config\.json: expected a mapping, found list"),
+        ("[1]", r"generation_config\.json: cannot be read: expected a JSON object, got list"),
         (
             '{"eos_token_id": ["</s>"]}',
             r"generation_config\.json: eos_token_id: expected an id or a list of ids, found",

@@ -107,7 +107,7 @@ SETTINGS = {
     "split.count": (3, "expected a whole model, found 3 parts; run llama-gguf-split --merge"),
     "llama.feed_forward_length": ([96, 96, 96], "[96, 96, 96] is not of type int"),
     "llama.attention.layer_norm_rms_epsilon": (..., "missing; convert the model again"),
-    "llama.block_count": (2**31 - 1, "2,147,483,647, but the file has tensors of 3 layers"),
+    "llama.block_count": (2**31 - 1, "expected at most 10,000 layers, got 2,147,483,647"),
     "llama.context_length": (0, "expected a number of tokens, found 0"),
     "llama.embedding_length": (0, "0 is not positive and finite"),
     "llama.attention.head_count": (3, "3 heads do not divide a hidden size of 64"),

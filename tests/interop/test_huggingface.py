@@ -1,8 +1,10 @@
 """Exports are what plain transformers loads; what transformers saves is what we load, or refuse by name."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ from transformers import (
     pipeline,
 )
 
-from rotary_foundry.interop.huggingface import export_model, load_directory
+from rotary_foundry.interop.huggingface import check_stored, export_model, load_directory
+from rotary_foundry.interop.importing import import_model
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.models.peers import (
     FAMILY,
@@ -51,6 +54,46 @@ def test_transformers_loads_an_export_and_gives_the_same_logits(exported):
     assert theirs.dtype == torch.float32
     batch = pack(300, 20)
     torch.testing.assert_close(their_logits(theirs.eval(), *batch), network(*batch), rtol=0, atol=1e-4)
+
+
+def test_the_decoder_is_the_embedding_in_transformers_and_what_it_saves_comes_back(exported, tmp_path):
+    """huggingface/transformers#38870, #41038, #48154: tied tensors were loaded apart, or not at all."""
+    network, path = exported
+    theirs = AutoModelForMaskedLM.from_pretrained(path)
+    assert theirs.get_output_embeddings().weight is theirs.get_input_embeddings().weight
+    theirs.save_pretrained(tmp_path / "saved")
+    AutoTokenizer.from_pretrained(path).save_pretrained(tmp_path / "saved")
+    import_model(tmp_path / "saved", tmp_path / "back")
+    back = load_directory(tmp_path / "back").state_dict()
+    assert back.keys() == network.state_dict().keys()
+    assert all(torch.equal(back[name], value) for name, value in network.state_dict().items())
+
+
+@torch.no_grad()
+def test_the_window_reaches_64_tokens_on_each_side_in_transformers_as_here(tokenizer_dir, tmp_path):
+    """huggingface/transformers#43030, vllm-project/vllm#44040: it is inclusive; engines were off by one.
+
+    The first layer, which is global, is made to pass its input on, and the second is local.
+    """
+    network = our_network(num_hidden_layers=2, global_attn_every_n_layers=2).eval()
+    for name in ("attn.Wo", "mlp.Wo"):
+        network.get_parameter(f"model.layers.0.{name}.weight").zero_()
+    path = export(network, tokenizer_dir, tmp_path / "model")
+    theirs = AutoModelForMaskedLM.from_pretrained(path).eval()
+    ids, place = torch.randint(5, 192, (300,), generator=torch.Generator().manual_seed(0)), 150
+    documents = torch.tensor([0, 300], dtype=torch.int32)
+    for distance, matters in ((-65, False), (-64, True), (64, True), (65, False)):
+        other = ids.clone()
+        other[place + distance] = 5 + (ids[place + distance] - 4) % 187
+        for logits in (lambda of: network(of, documents), lambda of: theirs(input_ids=of[None]).logits[0]):
+            assert torch.equal(logits(ids)[place], logits(other)[place]) is not matters, distance
+
+
+def test_an_export_asks_for_no_compiler_where_it_is_served(exported):
+    """climatepolicyradar/knowledge-graph#1120: transformers 4 compiles by itself, and 5 knows no such key."""
+    _, path = exported
+    assert json.loads((path / "config.json").read_text())["reference_compile"] is False
+    assert "reference_compile" not in ModernBertConfig.from_pretrained(path).to_dict()
 
 
 def test_an_export_carries_its_tokenizer_and_the_ids_of_its_special_tokens(exported):
@@ -201,6 +244,66 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         load_directory(tmp_path / "untied")
     with pytest.raises(DataError, match="cannot be read"):
         load_directory(tmp_path / "nowhere")
+
+
+WRAPPED = {
+    "compiled": r"_orig_mod.\1",
+    "distributed": r"module.\1",
+    "distributed, then compiled": r"_orig_mod.module.\1",
+    "in a class of its own": r"model.\1",
+    "in a class of its own, distributed": r"module.model.\1",
+}
+
+
+def renamed(source: Path, target: Path, pattern: str, new: str) -> Path:
+    """A copy of a directory whose tensors have other names."""
+    shutil.copytree(source, target)
+    tensors = load_file(source / "model.safetensors")
+    save_file({re.sub(pattern, new, name): value for name, value in tensors.items()}, target / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize("wrapped", [*WRAPPED, "compiled layer by layer"])
+def test_names_are_read_without_what_other_programs_put_around_them(exported, wrapped, tmp_path, caplog):
+    """pytorch/pytorch#101107: state_dict() of a compiled model has a prefix; so have those of other wrappers."""
+    network, path = exported
+    pattern, new = ("^(.*)$", WRAPPED[wrapped]) if wrapped in WRAPPED else (r"(layers\.\d+\.)", r"\1_orig_mod.")
+    model = renamed(path, tmp_path / "model", pattern, new)
+    loaded = load_directory(model).state_dict()
+    assert loaded.keys() == network.state_dict().keys()
+    assert all(torch.equal(loaded[name], value) for name, value in network.state_dict().items())
+    assert "names are read without what stands around them: " in caplog.text
+    import_model(model, tmp_path / "imported")
+    assert load_file(tmp_path / "imported/model.safetensors").keys() == load_file(path / "model.safetensors").keys()
+
+
+def test_names_that_are_not_understood_are_named(exported, tmp_path):
+    _, path = exported
+    other = renamed(path, tmp_path / "other", "^(.*)$", r"encoder.\1")
+    with pytest.raises(DataError, match=r"no tensor model\.emb.*; the first of \d+ is encoder\.decoder\.bias$"):
+        load_directory(other)
+    tensors = load_file(path / "model.safetensors")
+    save_file(tensors | {"_orig_mod.head.norm.weight": torch.ones(64)}, other / "model.safetensors")
+    with pytest.raises(
+        DataError, match=r"head\.norm\.weight and .*head\.norm\.weight are one tensor of the model; remove"
+    ):
+        load_directory(other)
+
+
+def test_transformers_is_not_given_names_that_it_would_replace_by_random_values(exported, tmp_path):
+    """It only warns, and so fine-tuning and retrieval would begin with a random model."""
+    _, path = exported
+    check_stored(path)
+    compiled = renamed(path, tmp_path / "compiled", "^(.*)$", r"_orig_mod.\1")
+    with pytest.raises(DataError, match=r"model\.safetensors: _orig_mod\.\S+: expected the name without .* as in"):
+        check_stored(compiled)
+    config = json.loads((path / "config.json").read_text())
+    (compiled / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
+    shutil.copy(path / "model.safetensors", compiled)
+    with pytest.raises(
+        DataError, match=r"num_hidden_layers: expected at most \d+, the number of tensors there, got 1,"
+    ):
+        check_stored(compiled)
 
 
 def test_an_export_replaces_an_earlier_one_and_nothing_else(exported, tokenizer_dir, tmp_path):

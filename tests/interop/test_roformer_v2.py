@@ -149,6 +149,7 @@ NAMED = {
     "as published": whole,
     "without what is tied or computed": lambda tensors: tensors,
     "compiled": lambda tensors: {f"_orig_mod.{name}": value for name, value in whole(tensors).items()},
+    "distributed": lambda tensors: {f"module.{name}": value for name, value in whole(tensors).items()},
     "a bare encoder": lambda tensors: {name.removeprefix("roformer."): value for name, value in tensors.items()},
 }
 

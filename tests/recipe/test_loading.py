@@ -54,6 +54,9 @@ NANO = Path("yamls/main/nano.yaml")
         ("model.family=modernbrt", "'model.family': 'modernbrt' is not a model family; did you mean 'modernbert'?"),
         ("model.family=[modernbert]", "'model.family': '['modernbert']' is not a model family; did you mean 'modern"),
         ("objective=masked_lm", "'objective': expected a mapping of keys to values, got str"),
+        ("data.sources=mine", "'data.sources': expected a list, got str; put brackets around it, as in [a] or [a, b]"),
+        ("data.sources=[[a, b]]", "'data.sources[0]': expected a plain value, got ['a', 'b']"),
+        ("stages.decay.mixture={docs: [1, 2]}", "'stages.decay.mixture.docs'"),
         ("stages.decay.mlm_probabilty=0.2", "'stages.decay.mlm_probabilty'; did you mean 'mlm_probability'?"),
         ("stages.decay.mlm_probability={start: 0.3, end: 2}", "'stages.decay.mlm_probability': end: 2 is not a number"),
         ("stages.decay.mlm_probability={start: 0.3}", "a schedule needs start and end; 'end' is missing"),
@@ -193,6 +196,7 @@ def test_a_wrong_key_is_reported_with_the_file_it_stands_in(tmp_path):
         ("extends: other.yaml\n", "list of files"),
         ("extends: null\n", "list of files"),
         ("5\n", "cannot be read as a YAML file"),
+        ("[" * 100_000, "not valid YAML: while increasing flow level"),
         ("extends: [mine.yaml]\n", "extends itself"),
     ],
 )

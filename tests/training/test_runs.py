@@ -1,6 +1,7 @@
 """Whole runs: the real `composer` command, real processes, real shards."""
 
 import json
+import os
 import shutil
 import time
 
@@ -195,6 +196,21 @@ def test_the_summary_of_an_exported_run_fills_masks_in_held_out_text_or_says_why
     printed = output_of("summary", copied)
     assert "Unigram entropy" in printed
     assert f"No masks are filled: {data}: no held-out rows there" in " ".join(printed.split())
+
+
+def test_the_summary_of_a_run_whose_data_are_gone_says_so_and_prints_the_rest(undisturbed, tmp_path):
+    copied = shutil.copytree(undisturbed, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    output_of("export", undisturbed, copied / "export")
+    recipe = OmegaConf.load(copied / "recipe.yaml")
+    recipe.data.local = "data/gone"
+    OmegaConf.save(recipe, copied / "recipe.yaml")
+    started_in = json.loads((undisturbed / "environment.json").read_text())["working_directory"]
+    there = "data/gone" if started_in == os.getcwd() else f"{started_in}/data/gone"
+    printed = " ".join(output_of("summary", copied).split())
+    for record in RunFolder(undisturbed).records(RunFolder(undisturbed).evaluations):
+        assert f"{record['loss']:.3f}" in printed
+    assert f"The unigram entropy is unknown: {there}/statistics.json: no such file" in printed
+    assert f"No masks are filled: {there}: no such folder" in printed
 
 
 def test_nothing_to_export_is_one_clear_line(tmp_path):

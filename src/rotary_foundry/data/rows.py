@@ -32,6 +32,7 @@ import numpy as np
 from rotary_foundry.data.targets import targets_complaint
 from rotary_foundry.data.task_file import Task
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import parse_json, read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -250,12 +251,9 @@ def fingerprint(tokenizer_dir: str | Path) -> str:
         DataError: the directory has no readable tokenizer.
     """
     path = Path(tokenizer_dir) / "tokenizer.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; a Hugging Face fast tokenizer has one") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a tokenizer: {error}") from None
+    if not path.exists():
+        raise DataError(f"{path}: no such file; a Hugging Face fast tokenizer has one")
+    content = read_object(path)
     content = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -292,7 +290,7 @@ class Manifest:
         path = Path(directory) / MANIFEST
         remedy = "prepare the data again with `python data_prep CONFIG`"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
             required = {field.name: field.type(content[field.name]) for field in fields(cls)[:-2]}
             counted = {key: content.get(key) for key in ("longer", "responses")}
             return cls(**required, **{key: None if value is None else dict(value) for key, value in counted.items()})

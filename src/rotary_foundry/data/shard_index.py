@@ -4,7 +4,6 @@ Light on purpose (numpy and the standard library), as rows.py is.
 """
 
 import gc
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_hexdigest
 
 from rotary_foundry.data.rows import SHARD_HASH, lies_inside
+from rotary_foundry.utils.json_text import parse_json
 
 
 @contextmanager
@@ -84,7 +84,7 @@ class ShardIndex:
             Exception: of many kinds, if it is broken or lists a file outside of its folder.
         """
         with uncollected():
-            entries = json.loads(content)["shards"]
+            entries = parse_json(content)["shards"]
             rows = np.array([entry.pop("samples") for entry in entries], np.int64)
             raw, zipped = (Files([entry.pop(key) for entry in entries]) for key in ("raw_data", "zip_data"))
             formats, number, format_of = entries[:1], 0, np.zeros(len(entries), np.uint16)

@@ -18,6 +18,8 @@ from tokenizers import Tokenizer
 
 from rotary_foundry.data.rows import FRAME, OF_DECODERS
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import read_object
+from rotary_foundry.utils.wording import one_line
 
 ROLES_FILE = "tokenizer_config.json"
 OF_ENCODERS = (*FRAME.before, *FRAME.after, "pad_token", "mask_token")  # used by rows, by the export, and by masking
@@ -45,7 +47,7 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises nothing narrower
-        raise DataError(f"{path}: cannot be read as a tokenizer: {error}") from error
+        raise DataError(f"{path}: cannot be read as a tokenizer: {one_line(error)}") from error
     if dropout := getattr(tokenizer.model, "dropout", None):
         raise DataError(f"{path}: model.dropout is {dropout}, so a text has other tokens each time; set it to null")
     check_any_text(tokenizer, path)
@@ -127,12 +129,12 @@ def special_ids(directory: str | Path, tokenizer: Tokenizer) -> dict[str, int]:
         DataError: a role that rows need is missing, or the token of any role is not in the tokenizer.
     """
     path = Path(directory) / ROLES_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        roles = [role if config.get(role) else OF_DECODERS.get(role, role) for role in ROLES]
-        spellings = {role: _spelling(config.get(role)) for role in roles}
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    config = read_object(path)
+    roles = [role if config.get(role) else OF_DECODERS.get(role, role) for role in ROLES]
+    spellings = {role: _spelling(config.get(role)) for role in roles}
+    for role, token in spellings.items():
+        if not isinstance(token, str | None):
+            raise DataError(f"{path}: {role}: expected a token, got {token!r}")
     ids = {role: tokenizer.token_to_id(token) for role, token in spellings.items() if token is not None}
     remedy = "prepare the data again with `python data_prep CONFIG`"
     for role, other in OF_DECODERS.items():
@@ -155,7 +157,7 @@ def rewrite_config(directory: Path, **settings: object) -> None:
     path = directory / ROLES_FILE
     if not path.is_file():
         return
-    config = json.loads(path.read_text(encoding="utf-8")) | settings
+    config = read_object(path) | settings
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
@@ -163,6 +165,6 @@ def rewrite_config(directory: Path, **settings: object) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _spelling(token: str | dict | None) -> str | None:
+def _spelling(token: object) -> object:
     """Return a token's text; transformers saves either the text or a mapping with options."""
-    return token["content"] if isinstance(token, dict) else token
+    return token.get("content") if isinstance(token, dict) else token

@@ -23,6 +23,7 @@ from math import inf
 from pathlib import Path
 
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import parse_json
 from rotary_foundry.utils.wording import nearest
 
 TASK_FILE = "task.json"
@@ -87,7 +88,7 @@ class Task:
         path = Path(directory) / TASK_FILE
         remedy = "prepare the data again with `python data_prep CONFIG`"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
             return cls(content["kind"], tuple(map(str, content["labels"])), content["weight"])
         except FileNotFoundError:
             raise DataError(

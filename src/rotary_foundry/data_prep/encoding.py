@@ -49,6 +49,7 @@ class CorpusTokenizer:
         text = as_text(self.tokenizer, roles)
         self._encoder = Encoder(text, KINDS[word_starts]() if word_starts else None)
         self.frame = FRAME.ids(ids)
+        self.unknown = ids.get("unk_token", -1)  # the id of what the tokenizer does not know; -1: it knows every text
         largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values())
         self.vocab_size = padded(largest + 1)  # the vocabulary size of a model for this tokenizer
 

@@ -59,6 +59,7 @@ def finish(work: Work, made_of: dict) -> None:
         tasks=finish_tasks(work),
         conversations=_conversations(work),
     )
+    _tell_unknown(work)
     work.write_bad_input(work.whole)
     if object_store.is_remote(work.config.out):
         object_store.upload(work.whole, work.config.out)
@@ -67,6 +68,17 @@ def finish(work: Work, made_of: dict) -> None:
     else:
         statistics.write(work.whole)
         _move(work.whole, Path(work.config.out))
+
+
+def _tell_unknown(work: Work) -> None:
+    """Say how many tokens of each source stand for text that the tokenizer does not know."""
+    unknown, tokens = Counter(), Counter()
+    names = [task.source for task in work.tasks] + list(work.config.sources)
+    for rank, written in work.numbered_json("written"):
+        unknown[names[rank]] += written.get("unknown", 0)
+        tokens[names[rank]] += sum(part["tokens"] for part in written["bands"])
+    for name, count in (+unknown).items():
+        log.info(f"{name}: {count:,} of {tokens[name]:,} tokens stand for text that the tokenizer does not know")
 
 
 def _move(folder: Path, out: Path) -> None:

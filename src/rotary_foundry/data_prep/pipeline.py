@@ -42,6 +42,7 @@ from rotary_foundry.data_prep.work import Work
 from rotary_foundry.runs.run_lock import LOCK, LockFile, RunLock
 from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import read_object
 
 # Keys of a source that were added later. Settings have them only if they are given, and so stay those of before.
 LATER = ("separator", "remove", "length_bands", "depth", "endings", "conversations", "alone_from", "too_long")
@@ -138,7 +139,7 @@ def _later(config: CorpusConfig) -> dict:
 def _of_tokenizer(path: Path) -> dict[str, str]:
     """Return fingerprints of the tokenizer and of the roles of its special tokens."""
     config = path / ROLES_FILE
-    roles = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    roles = read_object(config) if config.is_file() else {}
     named = {role: token for role, token in roles.items() if role.endswith("_token")}
     return {
         "tokenizer": fingerprint(path),

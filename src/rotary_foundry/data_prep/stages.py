@@ -213,18 +213,19 @@ class MakeTokenizer(Step):
                 said.append(f"all bad input is listed in {self.work.folder / BAD_INPUT}")
                 said.append("correct the files, or the source's reader, text_column, encoding or delimiter")
             raise DataError("; ".join(said))
+        if validation >= 1 and count["validation"] < validation:
+            smaller = "a smaller number, or " if count["validation"] else ""
+            raise DataError(
+                f"source '{source}': validation={validation:.0f} is a number of documents, and {count['validation']} "
+                f"of its {total} can be held out, as {RESERVED:.0%} are reserved for that; set {smaller}a fraction "
+                "such as validation=0.05"
+            )
         for split in SPLITS:
             if not count[split]:
                 raise DataError(
                     f"source '{source}': none of its {total} documents is in the {split} split with "
                     f"validation={validation}; add documents or change 'validation'"
                 )
-        if validation >= 1 and count["validation"] < validation:
-            raise DataError(
-                f"source '{source}': expected validation={validation:.0f} held-out documents, found "
-                f"{count['validation']}: of its {total} documents, {RESERVED:.0%} are reserved for validation; "
-                "set a smaller number, or a fraction such as validation=0.05"
-            )
 
     def _texts(self) -> Iterator[str]:
         """Yield the training documents; if they have more than TRAIN_BYTES of text, a selection by hash."""

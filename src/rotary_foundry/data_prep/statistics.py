@@ -13,6 +13,7 @@ import numpy as np
 
 from rotary_foundry.data_prep.conversations.conversation_counts import ConversationStatistics
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import parse_json
 
 FILE = "statistics.json"
 
@@ -106,7 +107,7 @@ class Statistics:
         """
         path = f"{directory}/{FILE}"
         try:
-            content = json.loads(_text(path))
+            content = parse_json(_text(path))
             sources = {
                 name: SourceStatistics(**source | {split: Counts(**source[split]) for split in ("train", "validation")})
                 for name, source in content.pop("sources").items()
@@ -116,6 +117,8 @@ class Statistics:
                 for name, task in content.pop("tasks", {}).items()
             }
             conversations = content.pop("conversations", {}).items()
+            if not isinstance(content["configuration"], dict):
+                raise TypeError(f"configuration: {content['configuration']!r}")
             of_conversations = {name: ConversationStatistics.from_json(counts) for name, counts in conversations}
             return cls(**content, sources=sources, tasks=tasks, conversations=of_conversations)
         except FileNotFoundError:

@@ -49,7 +49,7 @@ from tokenizers import (
 
 from rotary_foundry.data.fast_tokenizer import open_fast
 from rotary_foundry.data.rows import FRAME, OF_DECODERS, SPECIAL_TOKENS, Frame
-from rotary_foundry.data.special_tokens import OF_ENCODERS, padded, rewrite_config
+from rotary_foundry.data.special_tokens import OF_ENCODERS, RARE, padded, rewrite_config
 from rotary_foundry.data_prep.encoding import open_tokenizer, pieces
 from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import DataError
@@ -210,6 +210,8 @@ def save_copy(path: Path, directory: Path, max_length: int, causal: bool = False
     _save(brought.tokenizer, brought.roles, directory, max_length, brought.chat_template)
     for change in brought.changes:
         log.info(f"{path}: the tokenizer was given {change}")
+    if not brought.tokenizer.encode(RARE, add_special_tokens=False).ids:
+        log.info(f"{path}: the tokenizer leaves out what it does not know, and has no token in its place")
     if not brought.changes:
         shutil.copy(path / "tokenizer.json", directory)
     if (path / GENERATION).is_file():

@@ -28,12 +28,13 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
     tokenizer = _opened(directory, config.word_starts, directory.stat().st_mtime_ns)
     bounds = config.sources[source].length_bands
     bands = [_Part(work, name, split, number, tokenizer) for name in band_names(source, bounds)]
-    frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    frequencies, unknown = np.zeros(tokenizer.vocab_size, dtype=np.int64), 0
     documents, special = KeptDocuments(work, split, files), 0
     for ids, texts in documents:
         special += tokenizer.count_spelled(texts)
         tokens, lengths, word_starts = tokenizer.encode_words(texts)
         frequencies += np.bincount(tokens, minlength=len(frequencies))
+        unknown += int(np.count_nonzero(tokens == tokenizer.unknown))
         sizes = np.array([len(text.encode()) for text in texts])
         band_of = bands_of(lengths, bounds)
         for number_of_band in np.unique(band_of):
@@ -42,7 +43,7 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
             begin = None if word_starts is None else word_starts[of_tokens]
             its_ids = [id_ for id_, its in zip(ids, there, strict=True) if its]
             bands[number_of_band].add(its_ids, sizes[there], tokens[of_tokens], lengths[there], begin)
-    counts = {"left_out": documents.left_out, "special_tokens": special}
+    counts = {"left_out": documents.left_out, "special_tokens": special, "unknown": unknown}
     work.write_json("written", rank, counts | {"bands": [band.close() for band in bands]})
     if split == "validation":
         np.save(work.folder / "written" / f"{rank:05d}.npy", frequencies)

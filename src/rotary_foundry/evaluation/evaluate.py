@@ -91,7 +91,7 @@ def is_decoder(path: Path) -> bool | None:
 def _written(models: list[Path], suites: list[Suite]) -> list[Path]:
     """The folders that are written to, in one order, so that of two commands one is refused and goes no further."""
     folders = [
-        results_folder(model, suite.config.out, _variant(suite.config)) / suite.name
+        results_folder(model, suite.config.out, _variant(suite.config), models[0]) / suite.name
         for model in models
         for suite in suites
     ]
@@ -114,7 +114,8 @@ def _evaluate(models: list[Path], suites: list[Suite], locks: list[RunLock]) -> 
             result = _measured(suite, path)
             for lock in locks:
                 lock.check()
-            folder = results_folder(path, suite.config.out, result.model.get("variant")) / suite.name
+            variant = result.model.get("variant")
+            folder = results_folder(path, suite.config.out, variant, models[0]) / suite.name
             result.write(folder)
             draw([result], folder / PICTURE)
             result.show(console)

@@ -30,6 +30,7 @@ from rotary_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
 from rotary_foundry.data.special_tokens import as_text
 from rotary_foundry.evaluation.results import positions_variant
 from rotary_foundry.interop import load_model
+from rotary_foundry.interop.huggingface import check_stored
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.models.config_json import CONFIG, find_family_of
 from rotary_foundry.objectives.masked_lm import Masking
@@ -273,6 +274,8 @@ def load_theirs(auto: type, path: Path, kind: str, needed: str, rope_parameters:
         DataError: transformers cannot load it, or tensors are missing; names the directory.
     """
     transformers.utils.logging.set_verbosity_error()  # missing tensors are refused below, in one line
+    transformers.utils.logging.disable_progress_bar()
+    check_stored(path)
     given = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(path, **given)

@@ -18,7 +18,6 @@ Each reader takes one path and yields `Example`s, in the file's order:
 """
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import parse_json
 
 TEXT = "a text"
 LONGEST_FIELD = 2**30  # characters of a CSV file's field; Python's own limit is less than a story
@@ -132,7 +132,7 @@ def _lines(path: Path) -> Iterator[Place]:
 
 def _parsed(text: str, where: str) -> Place:
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:
         raise DataError(f"{where}: expected JSON: {error}") from None
     if not isinstance(content, dict):

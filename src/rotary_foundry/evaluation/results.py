@@ -18,6 +18,7 @@ from xxhash import xxh3_128
 
 from rotary_foundry.runs.run_folder import RunFolder, write_whole
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import parse_json
 
 FOLDER, FILE, PICTURE = "evaluations", "result.json", "picture.png"
 FEW = 10  # with fewer documents, bootstrap intervals are clearly too narrow
@@ -91,7 +92,7 @@ class Result:
             DataError: the file is missing, or not a result.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
             content["rows"] = [Row(row["labels"], _measures(row["measures"])) for row in content["rows"]]
             content["headlines"] = [
                 Headline(
@@ -145,13 +146,26 @@ def digest(questions: Iterable[bytes]) -> str:
     return found.hexdigest()
 
 
-def results_folder(model: Path, out: str | None = None, variant: str | None = None) -> Path:
-    """Return the folder of a model's results: in `<run>/evaluations` if it belongs to a run, else in `evaluations`."""
-    model = model.resolve()
+def results_folder(model: Path, out: str | None = None, variant: str | None = None, beside: Path | None = None) -> Path:
+    """Return the folder of a model's results: in `<run>/evaluations` if it belongs to a run, else in `evaluations`.
+
+    Args:
+        out: the folder for all results, if it is given.
+        variant: as in `name_of`.
+        beside: the model that it is compared with; nothing is written into another run than that one's.
+    """
     if out is not None:
         return Path(out) / name_of(model, variant)
-    run = next((path for path in (model, model.parent, model.parent.parent) if RunFolder(path).recipe.is_file()), None)
-    return Path(FOLDER) / name_of(model, variant) if run is None else run / FOLDER / _with(model.name, variant)
+    run = _run_of(model)
+    if run is None or (beside is not None and run != _run_of(beside)):
+        return Path(FOLDER) / name_of(model, variant)
+    return run / FOLDER / _with(model.resolve().name, variant)
+
+
+def _run_of(model: Path) -> Path | None:
+    """Return the folder of the run that a model is or belongs to."""
+    model = model.resolve()
+    return next((path for path in (model, model.parent, model.parent.parent) if RunFolder(path).recipe.is_file()), None)
 
 
 def name_of(model: Path, variant: str | None = None) -> str:

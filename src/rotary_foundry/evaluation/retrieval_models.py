@@ -7,7 +7,6 @@ chunks instead, by mteb's search for the late-interaction models of newer senten
 determines the score.
 """
 
-import json
 import logging
 import tempfile
 from dataclasses import dataclass
@@ -25,8 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 from rotary_foundry.data.same_tokenizer import check_ids
 from rotary_foundry.evaluation.models import check_runs
+from rotary_foundry.interop.huggingface import check_stored
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.json_text import parse_json
 from rotary_foundry.utils.wording import not_opened
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def is_multi_vector(path: Path) -> bool:
 def _modules(path: Path) -> list[str]:
     """Return the class of each module that a directory lists; none if it has no modules.json."""
     try:
-        return [str(module["type"]) for module in json.loads((path / MODULES).read_text(encoding="utf-8"))]
+        return [str(module["type"]) for module in parse_json((path / MODULES).read_text(encoding="utf-8"))]
     except (FileNotFoundError, NotADirectoryError):  # if the path is a file, opening it as a model is refused later
         return []
     except (ValueError, KeyError, TypeError) as error:
@@ -136,6 +137,7 @@ def _load(path: Path, kind: type[SentenceTransformer]) -> SentenceTransformer:
         )
     transformers_logging.set_verbosity_error()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    check_stored(path)
     try:
         # With an absolute path, nothing is looked for on the hub, where `runs/dense` could be somebody's repository.
         model = kind(str(path.resolve()), local_files_only=True, trust_remote_code=False)

@@ -23,10 +23,10 @@ from rotary_foundry.evaluation import bootstrap
 from rotary_foundry.evaluation.results import Headline, Result, Row, digest
 from rotary_foundry.evaluation.suites import ResampledConfig
 from rotary_foundry.interop import load_model
-from rotary_foundry.interop.trained_tasks import TrainedTask, head_weights, trained_tasks, with_data
+from rotary_foundry.interop.trained_tasks import TrainedTask, head_weights, trained_tasks
 from rotary_foundry.models.config_json import CONFIG
 from rotary_foundry.models.task_heads import attach_heads, head_prefix
-from rotary_foundry.runs.trained_state import TrainedState, find_trained_state
+from rotary_foundry.runs.trained_state import TrainedState, find_trained_state, with_data
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 SPLIT = "validation"
@@ -132,7 +132,7 @@ def _open(path: Path, config: Config) -> _Opened:
         )
     state = find_trained_state(path)
     tasks = trained_tasks(state, config.data)
-    recipe = with_data(state.recipe, config.data)
+    recipe = with_data(state.run, state.recipe, config.data)
     local = Path(recipe.data.local)
     check_same_tokenizer(local / "tokenizer", state.run.tokenizer, "give the run's own data, data=FOLDER")
     lengths = dict.fromkeys(trained.row_length for trained in tasks.values())

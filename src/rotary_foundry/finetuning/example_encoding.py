@@ -11,6 +11,7 @@ saved with `add_prefix_space`.
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from rotary_foundry.data_prep.labelled.span_encoding import (
     encode_entities,
 )
 from rotary_foundry.finetuning.finetune_config import FinetuneConfig, TaskConfig
+from rotary_foundry.interop.huggingface import check_stored
 from rotary_foundry.interop.own_code import register_own_code
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.utils.errors import ConfigurationError, DataError
@@ -46,6 +48,7 @@ HEADS = {
     "token": "ForTokenClassification",
 }
 CHUNK = 1000  # texts that are tokenised at a time
+OF_SEVERAL = ("mcc", "pearson", "spearman")  # metrics that need examples of more than one label
 
 
 def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
@@ -54,12 +57,13 @@ def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
     Returns:
         `labels`, the names of classes or of kinds of entities, empty if there are none; `splits`, the names of the
         validation splits, whose first decides; `tests`, those without labels; `examples` and `truncated`, counts by
-        split; `max_seq_len`; `digest`, of all data.
+        split; `undefined`, what is to be said of metrics; `max_seq_len`; `digest`, of all data.
 
     Raises:
         FoundryError: naming the file and row of what is wrong.
     """
     task = config.of(name)
+    check_stored(Path(config.model))
     model = _model_config(config.model)
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.model, model)
     limit = _limit(config, task.max_seq_len, model, tokenizer)
@@ -98,6 +102,7 @@ def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
         "tests": list(tests),
         "examples": {split: len(examples) for split, examples in (splits | tests).items()},
         "truncated": truncated,
+        "undefined": [text for split in list(splits)[1:] for text in _undefined(task, labels, splits[split])],
         "max_seq_len": limit,
         "digest": digest.hexdigest(),
     }
@@ -111,6 +116,21 @@ def _check_metrics(name: str, task: TaskConfig, labels: list[str]) -> None:
             f"tasks.{name}.metrics: entity_f1 is of labels such as O, B-PER, I-PER, here are {listed(labels)}; take "
             "word_accuracy"
         )
+
+
+def _undefined(task: TaskConfig, labels: Labels, examples: list[Example]) -> Iterator[str]:
+    """Yield a sentence for each metric that no prediction can define on these examples, so that it counts as 0."""
+    if task.type not in ("sequence", "regression"):
+        return
+    first = examples[0]
+    if any(example.label != first.label for example in examples):
+        return
+    for metric in task.metrics:
+        if metric in OF_SEVERAL or (metric == "f1" and labels.number(first.label, first.where) == 0):
+            yield (
+                f"{metric} is undefined and counts as 0, as all examples from {first.where} on have the label "
+                f"{first.label!r}; validate on others, too"
+            )
 
 
 def _encoded(

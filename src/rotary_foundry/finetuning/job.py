@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from rotary_foundry.data.fast_tokenizer import open_fast
 from rotary_foundry.finetuning.head_batches import HeadCollate
@@ -44,7 +44,7 @@ from rotary_foundry.finetuning.predictions import write_predictions
 from rotary_foundry.interop.own_code import copy_own_code, register_own_code
 from rotary_foundry.optim.adafactor import AdaFactor
 from rotary_foundry.optim.decay_groups import decay_groups
-from rotary_foundry.utils.errors import FoundryError, print_error
+from rotary_foundry.utils.errors import DataError, FoundryError, print_error
 
 PACKAGES = ("rotary-foundry", "mosaicml", "torch", "transformers", "datasets", "torchmetrics", "seqeval")
 CLASSES = {
@@ -166,13 +166,27 @@ def load_with_head(job: dict) -> PreTrainedModel | SpanModel:
     if hasattr(config, "reference_compile"):
         config.reference_compile = False  # it would compile anew for every length of a batch
     if job["type"] in POINTERS:
-        encoder = AutoModel.from_pretrained(job["model"], config=config, trust_remote_code=False)
-        return SpanModel(encoder, job["type"], len(labels))
+        return SpanModel(_loaded(AutoModel, job["model"], config), job["type"], len(labels))
     if not job["new_head"]:
-        return CLASSES[job["type"]].from_pretrained(job["model"], config=config, trust_remote_code=False)
+        return _loaded(CLASSES[job["type"]], job["model"], config)
     model = CLASSES[job["type"]].from_config(config, trust_remote_code=False)
     weights = load_file(Path(job["model"]) / "model.safetensors")
     model.load_state_dict({key: weights[key] for key in weights if not key.startswith("classifier.")}, strict=False)
+    return model
+
+
+def _loaded(auto: type, path: str, config: PretrainedConfig) -> PreTrainedModel:
+    """Load a model; parts of the encoder that its files lack are refused, where transformers gives them random values.
+
+    Raises:
+        DataError: names the first such tensor.
+    """
+    model, loading = auto.from_pretrained(path, config=config, trust_remote_code=False, output_loading_info=True)
+    encoder = "" if auto is AutoModel else f"{model.base_model_prefix}."
+    missing = sorted(name for name in loading["missing_keys"] if name.startswith(encoder) and "pooler" not in name)
+    if missing:
+        there = f"; it has, for example, {min(loading['unexpected_keys'])}" if loading["unexpected_keys"] else ""
+        raise DataError(f"{path}: no tensor {missing[0]}, which would begin with random values{there}")
     return model
 
 

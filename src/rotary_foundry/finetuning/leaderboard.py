@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.json_text import parse_json
 from rotary_foundry.utils.wording import number, one_line
 
 RESULTS = "results.json"
@@ -31,8 +32,8 @@ def point_name(point: dict) -> str:
 def jobs(folder: Path) -> Iterator[dict]:
     """Yield the finished jobs of a task's folder: their settings, results and `folder`."""
     for path in sorted(folder.glob(f"*/seed-*/{RESULT}")):
-        job = json.loads((path.parent / JOB).read_text(encoding="utf-8"))
-        yield job | json.loads(path.read_text(encoding="utf-8")) | {"folder": path.parent}
+        job = parse_json((path.parent / JOB).read_text(encoding="utf-8"))
+        yield job | parse_json(path.read_text(encoding="utf-8")) | {"folder": path.parent}
 
 
 def best_point(folder: Path, points: Sequence[dict], seeds: Sequence[int]) -> dict | None:
@@ -90,7 +91,7 @@ def read_results(folder: Path) -> list[dict]:
     if not file.is_file():
         return []
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
+        results = parse_json(file.read_text(encoding="utf-8"))
         if not results:
             raise ValueError("it is empty")
         _cells = [(one["task"], one["base_model"], _cell(one["metrics"][one["metric"]])) for one in results]

@@ -101,6 +101,8 @@ def _search(config: FinetuneConfig, name: str, lock: RunLock) -> dict:
                 f"{name}: {count:,} of {data['examples'][split]:,} documents of {split} are cut to "
                 f"{data['max_seq_len']:,} tokens"
             )
+    for sentence in data["undefined"]:
+        print(f"{name}: {sentence}")
     shared, grid = job_settings(config, name, data)
     searched = config.seeds[: config.search_seeds if grid[1:] else None]
     _run(config, folder, [shared | point | {"seed": seed} for point in grid for seed in searched], lock)

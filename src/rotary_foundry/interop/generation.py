@@ -7,7 +7,6 @@
   that the chat template puts after an assistant's turn. transformers and vLLM stop at any id of a list.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import read_object
 
 STOPS = "eos_token_id"
 ROLES = ("bos_token_id", "pad_token_id")
@@ -31,12 +31,7 @@ def read_generation(directory: Path) -> dict[str, Any]:
     path = directory / GENERATION
     if not path.is_file():
         return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(settings, dict):
-        raise DataError(f"{path}: expected a mapping, found {type(settings).__name__}")
+    settings = read_object(path)
     check_stops(settings, path)
     return settings
 

@@ -13,7 +13,8 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,16 @@ from rotary_foundry.interop.heads import Head
 from rotary_foundry.interop.trained_heads import POINTER, PREDICT, TrainedHead
 from rotary_foundry.models.config_json import CONFIG, family_of, read_config
 from rotary_foundry.models.family import Family, Shape
-from rotary_foundry.models.weights import Weights, load_network
+from rotary_foundry.models.weights import WRAPPERS, Weights, load_network, unwrapped
 from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.json_text import read_object
 
 WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "README.md"
 TAG = "rotary-foundry"  # in a card's front matter; identifies our directories
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKENIZER_FILES += ("chat_template.jinja",)  # of transformers 5; 4 has it in tokenizer_config.json
+LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers"}  # what configurations call their number
 MORE_TEMPLATES = "additional_chat_templates"  # the folder of all but the default, in transformers 5
 
 
@@ -135,7 +138,8 @@ def open_directory(path: Path) -> tuple[Shape, dict[str, float], Weights]:
     """
     family = family_of(path)
     shape, knobs = family.huggingface.read_config(path)
-    weights = family.huggingface.our_weights(SafetensorsWeights(path, family), shape)
+    stored = SafetensorsWeights(path, family, shape.parameter_shapes())
+    weights = family.huggingface.our_weights(stored, shape)
     if read_config(path).get("tie_word_embeddings") is False:
         for name in family.tied.keys() - weights.shapes.keys():
             raise DataError(f"{path / CONFIG}: tie_word_embeddings is False, but there is no tensor {name}")
@@ -144,9 +148,15 @@ def open_directory(path: Path) -> tuple[Shape, dict[str, float], Weights]:
 
 
 class SafetensorsWeights(Weights):
-    """The tensors of a directory."""
+    """The tensors of a directory.
 
-    def __init__(self, path: Path, family: Family):
+    Args:
+        path: the directory.
+        family: of the model.
+        expected: names of the model's tensors, by which foreign prefixes are told from its own.
+    """
+
+    def __init__(self, path: Path, family: Family, expected: Collection[str]):
         if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
             raise DataError(f"{path}: neither {WEIGHTS} nor {INDEX} found; weights are read only from safetensors")
         file = path / INDEX
@@ -155,7 +165,7 @@ class SafetensorsWeights(Weights):
         try:
             shards = [WEIGHTS]
             if not (path / WEIGHTS).is_file():
-                shards = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+                shards = sorted(set(read_object(file)["weight_map"].values()))
             for shard in shards:
                 file = path / shard
                 with safe_open(file, "pt") as opened:
@@ -164,11 +174,41 @@ class SafetensorsWeights(Weights):
                         self.files[name], shapes[name] = file, opened.get_slice(name).get_shape()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from None
-        super().__init__(path, family, shapes)
+        self.theirs = unwrapped(shapes, expected, path)
+        super().__init__(path, family, {name: shapes[stored] for name, stored in self.theirs.items()})
+
+    def called(self, name: str) -> str:
+        return self.theirs.get(name, name)
 
     def read(self, name: str) -> Tensor:
-        with safe_open(self.files[name], "pt") as opened:
-            return opened.get_tensor(name)
+        stored = self.theirs[name]
+        with safe_open(self.files[stored], "pt") as opened:
+            return opened.get_tensor(stored)
+
+
+def check_stored(directory: Path) -> None:
+    """Refuse a directory of which transformers would make another model than is stored there, and only warn.
+
+    Raises:
+        DataError: tensors have names that transformers does not know, or config.json has more layers than there are
+            tensors.
+    """
+    names: list[str] = []
+    for file in sorted(directory.glob("*.safetensors")):
+        with suppress(OSError, SafetensorError), safe_open(file, "pt") as opened:  # they say so when they are loaded
+            names += opened.keys()
+        if wrapped := next(filter(WRAPPERS.search, names), None):
+            raise DataError(
+                f"{file}: {wrapped}: expected the name without what torch.compile or FSDP put into it, as in "
+                f"{WRAPPERS.sub('', wrapped)}; save the model inside the compiled one, model._orig_mod"
+            )
+    written = read_config(directory) if names and (directory / CONFIG).is_file() else {}
+    for key in LAYERS & written.keys():
+        if isinstance(written[key], int) and written[key] > len(names):
+            raise DataError(
+                f"{directory / CONFIG}: {key}: expected at most {len(names):,}, the number of tensors there, got "
+                f"{written[key]:,}"
+            )
 
 
 def _load_tokenizer(path: Path, family: Family, shape: Shape) -> PreTrainedTokenizerFast:

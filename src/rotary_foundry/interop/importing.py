@@ -5,11 +5,11 @@ safetensors file, and has only settings that our encoder supports. So problems o
 not when training begins.
 """
 
-import json
 import tempfile
 from pathlib import Path
 
 from rotary_foundry.data.same_tokenizer import check_same_tokenizer
+from rotary_foundry.data.special_tokens import ROLES_FILE
 from rotary_foundry.interop.card import import_card
 from rotary_foundry.interop.generation import STOPS, check_stops, read_generation
 from rotary_foundry.interop.huggingface import TOKENIZER_FILES, export_model, open_directory
@@ -18,6 +18,7 @@ from rotary_foundry.models.family import families
 from rotary_foundry.models.weights import ForeignCheckpoint
 from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.json_text import read_object
 
 
 def import_model(
@@ -111,8 +112,8 @@ def _open_file(source: Path, recipe: Path | None) -> ForeignCheckpoint:
 def _longest(tokenizer: Path, source: Path) -> int:
     """Return the model's maximum length from the tokenizer, because the checkpoint does not have it."""
     try:
-        longest = json.loads((tokenizer / "tokenizer_config.json").read_text(encoding="utf-8"))["model_max_length"]
-    except (OSError, ValueError, KeyError, TypeError):
+        longest = read_object(tokenizer / ROLES_FILE).get("model_max_length")
+    except DataError:
         longest = None
     if not isinstance(longest, int) or not 0 < longest < 10**9:  # transformers writes 1e30 for "none"
         raise ConfigurationError(

@@ -5,7 +5,7 @@ of it, so that heads are never given the labels of other data.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,8 +17,7 @@ from rotary_foundry.interop.checkpoint_weights import CheckpointWeights
 from rotary_foundry.interop.trained_heads import TrainedHead
 from rotary_foundry.models.task_heads import TaskHeads, head_prefix
 from rotary_foundry.objectives.objective import Objective
-from rotary_foundry.recipe.schema import Recipe
-from rotary_foundry.runs.trained_state import TrainedState
+from rotary_foundry.runs.trained_state import TrainedState, with_data
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.wording import nearest
 
@@ -44,7 +43,7 @@ def trained_tasks(state: TrainedState, data: str | None = None) -> dict[str, Tra
         ConfigurationError: the checkpoint was trained in no multi-task stage.
         DataError: a task is no longer in the data, or is another one; names the file.
     """
-    recipe = with_data(state.recipe, data)
+    recipe = state.recipe
     stages = [
         stage
         for stage in dict.fromkeys(segment.stage for segment in state.trained)
@@ -55,13 +54,8 @@ def trained_tasks(state: TrainedState, data: str | None = None) -> dict[str, Tra
             f"{state.checkpoint.folder}: was not trained in a multi-task stage, so it has no tasks; give a run or a "
             "checkpoint that was (`objective: {name: multi_task, …}`)"
         )
+    recipe = with_data(state.run, recipe, data)
     local = Path(recipe.data.local)
-    if recipe.data.remote is None and not local.is_dir():
-        where = f"{state.run.recipe}: data.local" if data is None else "data"
-        raise DataError(
-            f"{where}: {local}: no such folder; it has the labels of the run's tasks; put it there again, run the "
-            "command in the folder in which the run was started, or give `evaluate` its place as data=FOLDER"
-        )
     kept = json.loads(state.run.rows.read_text(encoding="utf-8")) if state.run.rows.is_file() else {}
     found = {}
     for stage in stages:
@@ -74,11 +68,6 @@ def trained_tasks(state: TrainedState, data: str | None = None) -> dict[str, Tra
                 )
             found[name] = TrainedTask(task, stage, recipe.stages[stage].row_length, objective)
     return found
-
-
-def with_data(recipe: Recipe, data: str | None) -> Recipe:
-    """Return a recipe with its data in another folder; None: where the recipe has it."""
-    return recipe if data is None else replace(recipe, data=replace(recipe.data, local=data, remote=None))
 
 
 def head_weights(state: TrainedState, name: str, task: Task) -> dict[str, Tensor]:

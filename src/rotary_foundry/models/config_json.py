@@ -1,10 +1,10 @@
 """Read a Hugging Face directory's config.json as plain JSON, without torch and transformers."""
 
-import json
 from pathlib import Path
 
 from rotary_foundry.models.family import Family, families
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import read_object
 
 CONFIG = "config.json"
 
@@ -15,13 +15,7 @@ def read_config(directory: Path) -> dict:
     Raises:
         DataError: the file is missing or broken.
     """
-    try:
-        written = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{directory / CONFIG}: cannot be read: {error}") from None
-    if not isinstance(written, dict):
-        raise DataError(f"{directory / CONFIG}: cannot be read: expected a JSON object")
-    return written
+    return read_object(directory / CONFIG)
 
 
 def find_family_of(directory: Path) -> Family | None:

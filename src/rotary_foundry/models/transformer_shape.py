@@ -9,6 +9,8 @@ from rotary_foundry.models import family
 from rotary_foundry.models.family import FORWARD_AND_BACK
 from rotary_foundry.utils.knob import Problem
 
+MOST_LAYERS = 10_000  # no model has a tenth of it
+
 
 @dataclass(frozen=True)
 class TransformerShape(family.Shape):
@@ -35,6 +37,9 @@ class TransformerShape(family.Shape):
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.not_sizes}
         bad = {name: value for name, value in values.items() if value is not None and not 0 < value < inf}
         yield from ((name, f"{value} is not positive and finite") for name, value in bad.items())
+        if not bad and self.num_hidden_layers > MOST_LAYERS:  # before names are made for billions of them
+            bad["num_hidden_layers"] = self.num_hidden_layers
+            yield "num_hidden_layers", f"expected at most {MOST_LAYERS:,} layers, got {self.num_hidden_layers:,}"
         if bad:
             return
         heads, hidden = self.num_attention_heads, self.hidden_size

@@ -5,10 +5,14 @@
 - Values are returned in float32. NaN and infinite values are refused when they are read; otherwise training would fail
   hours later, or every logit of a converted model would be NaN.
 - A separately stored tied tensor is accepted if it is identical to the parameter that it is tied to, and then left out.
+- Names that torch.compile, DistributedDataParallel or a program's own class have put something before are read without
+  it, where no other reading is possible, and a warning says so.
 """
 
+import logging
+import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +21,42 @@ from torch import Tensor, nn
 
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.utils.errors import DataError
+
+# Of torch.compile, FSDP1 and activation checkpointing (pytorch/pytorch#101107). No parameter of a model is called so.
+WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+PREFIXES = ("module.", "model.")  # of DistributedDataParallel, and of a class around the model
+
+log = logging.getLogger(__name__)
+
+
+def unwrapped(names: Iterable[str], expected: Collection[str], where: Path) -> dict[str, str]:
+    """Return stored names by the names without what other programs have put around the model's.
+
+    A prefix goes only if every name begins with it, and some are the model's own without it and none with it.
+
+    Args:
+        names: of the stored tensors.
+        expected: names of the model's own tensors; without any, a prefix goes if every name begins with it.
+        where: the location of the weights.
+
+    Raises:
+        DataError: two tensors would have one name.
+    """
+    plain: dict[str, str] = {}
+    for name in names:
+        if (other := plain.setdefault(WRAPPERS.sub("", name), name)) != name:
+            raise DataError(f"{where}: {other} and {name} are one tensor of the model; remove one of them")
+    bare = dict(plain)
+    while bare.keys().isdisjoint(expected) and (
+        found := [prefix for prefix in PREFIXES if bare and all(name.startswith(prefix) for name in bare)]
+    ):
+        bare = {name.removeprefix(found[0]): stored for name, stored in bare.items()}
+    if not expected or not bare.keys().isdisjoint(expected):
+        plain = bare
+    changed = next(((name, stored) for name, stored in plain.items() if name != stored), None)
+    if changed is not None:
+        log.warning("%s: names are read without what stands around them: %s as %s", where, *reversed(changed))
+    return plain
 
 
 class Weights(Mapping[str, Tensor]):
@@ -53,9 +93,10 @@ class Weights(Mapping[str, Tensor]):
         expected = {name: list(size) for name, size in shape.parameter_shapes().items()}
         for name, size in expected.items():
             if name not in self.shapes:
+                first = f"; the first of {len(self.shapes)} is {self.called(min(self.shapes))}" if self.shapes else ""
                 raise DataError(
                     f"{self.where}: no tensor {self.called(name)}, so these are not the weights of a language model of "
-                    f"this shape (a {self.family.huggingface.architecture})"
+                    f"this shape (a {self.family.huggingface.architecture}){first}"
                 )
             if self.shapes[name] != size:
                 raise DataError(f"{self.where}: {self.called(name)}: expected shape {size}, got {self.shapes[name]}")

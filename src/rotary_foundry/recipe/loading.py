@@ -39,6 +39,9 @@ from rotary_foundry.utils.wording import nearest, one_line
 Schema = TypeVar("Schema")
 # What OmegaConf says of a value such as 3, of type int, in the place of a mapping.
 NO_MAPPING = re.compile(r"(?:Cannot assign|Invalid type assigned:) (\w+) (?:to Dict|is not a subclass)")
+NO_LIST = re.compile(r"Invalid value assigned: (\w+) is not a (?:ListConfig|TupleConfig)")
+# What PyYAML and OmegaConf raise for values such as the date 2026-02-31, a date in place of a mapping, and [[[[…
+OF_VALUES = (ValueError, AssertionError, RecursionError)
 MERGED = ("batch_size_ramp", "optimizer")  # the mappings of a stage that are merged key by key and not replaced
 AS_WRITTEN = {"as_written": True}  # the metadata of a field of type Any that has names, as text
 
@@ -106,7 +109,26 @@ def instance(config: DictConfig, path: str | Path) -> Any:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise ConfigurationError(f"{path}: '{missing[0]}' is required and not given")
-        return OmegaConf.to_object(config)
+        made = OmegaConf.to_object(config)
+    for key, value in _not_plain(made, type(made)):
+        raise ConfigurationError(f"{path}: '{key}': expected a plain value, got {value!r:.60}")
+    return made
+
+
+def _not_plain(value: Any, kind: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each list or mapping where the schema has a plain value, with its key: OmegaConf lets them into lists."""
+    kinds = [one for one in get_args(kind) if one is not type(None)] if get_origin(kind) in (Union, UnionType) else []
+    kind = kinds[0] if len(kinds) == 1 else kind
+    if is_dataclass(value):
+        hints = get_type_hints(type(value))
+        for field in fields(value):
+            yield from _not_plain(getattr(value, field.name), hints[field.name], f"{key}.{field.name}".lstrip("."))
+    elif kind in (bool, int, float, str):
+        if isinstance(value, list | dict):
+            yield key, value
+    elif isinstance(value, list | dict) and (of := get_args(kind)):
+        for place, one in enumerate(value) if isinstance(value, list) else value.items():
+            yield from _not_plain(one, of[-1], f"{key}[{place}]" if isinstance(value, list) else f"{key}.{place}")
 
 
 def origins(path: str | Path, overrides: Iterable[str] = ()) -> dict[tuple[str, ...], str]:
@@ -185,7 +207,7 @@ def _layers(path: Path, kind: type, above: tuple[Path, ...] = ()) -> Iterator[tu
         raise ConfigurationError(f"{path}: no such file{wanted_by}") from None
     except (OSError, UnicodeDecodeError) as error:  # OmegaConf raises OSError for a bare number, too
         raise ConfigurationError(f"{path}: cannot be read as a YAML file: {error}") from None
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, *OF_VALUES) as error:
         remedy = "; put text with such characters in quotes" if isinstance(error, ScannerError) else ""
         raise ConfigurationError(f"{path}: not valid YAML: {one_line(error)}{remedy}") from None
     if not isinstance(content, DictConfig):
@@ -281,8 +303,8 @@ def _as_layer(override: str, kind: type) -> tuple[str, DictConfig]:
     """Return the name of an override for errors, and its content in the form of a file; `kind` as in `_layers`."""
     key, equals, given = override.partition("=")
     if not equals or not key:
-        raise ConfigurationError(f"argument '{override}': overrides are written key=value")
-    source = f"argument '{override}'"
+        raise ConfigurationError(f"argument '{' '.join(override.split())}': overrides are written key=value")
+    source = f"argument '{' '.join(override.split())}'"  # an error is one line
     try:
         override.encode()
     except UnicodeEncodeError:
@@ -328,8 +350,10 @@ def reported(source: object | None, prefix: str = "") -> Iterator[None]:
             complaint = "expected a mapping of keys to values, got a list, or expected a list, got a mapping"
         elif found := NO_MAPPING.match(complaint):
             complaint = f"expected a mapping of keys to values, got {found[1]}"
+        elif found := NO_LIST.match(complaint):
+            complaint = f"expected a list, got {found[1]}; put brackets around it, as in [a] or [a, b]"
         raise ConfigurationError(f"{begin}{key}{complaint}") from error
-    except (TypeError, YAMLError) as error:
+    except (TypeError, YAMLError, *OF_VALUES) as error:
         raise ConfigurationError(f"{begin}{one_line(error)}") from error
 
 

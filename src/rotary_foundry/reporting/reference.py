@@ -19,6 +19,7 @@ import numpy as np
 from rotary_foundry.recipe.schema import all_metrics
 from rotary_foundry.reporting.records import Run
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.json_text import parse_json
 
 WINDOW = 4  # updates to either side; in a stage of more than records.BINS updates, bins of them
 KEYS = ("loss", *(name for name in all_metrics() if name != "loss"))
@@ -82,7 +83,7 @@ def find_reference(runs: list[Run], given: Path | None = None) -> dict | None:
             raise ConfigurationError(f"{given}: is of another recipe ({content['name']}) than {runs[0].folder.path}")
         return content
     for file in sorted((files(__package__) / FOLDER).iterdir(), key=lambda file: file.name):
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         if content["recipe"] in digests:
             return content
     return None
@@ -135,7 +136,7 @@ def _rounded(numbers: list[float]) -> list[float]:
 
 def _read(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         missing = {"recipe", "name", "seeds", "token", "held_out", "loss"} - content.keys()
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read as a reference: {error}") from None

@@ -11,8 +11,8 @@ from rotary_foundry.data_prep.inspection.held_out_texts import held_out
 from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.interop.own_code import register_own_code
 from rotary_foundry.recipe.schema import all_metrics
-from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.runs.trained_state import recipe_of
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 EXAMPLES, EXAMPLE_TOKENS = 3, 24
@@ -32,8 +32,8 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
     tasks = task_table(folder)
     if tasks.rows:
         console.print(tasks)
-    recipe = load_recipe(folder.recipe)
-    entropy = Statistics.read(Path(recipe.data.local)).unigram_entropy
+    recipe = recipe_of(folder)
+    entropy = _unigram_entropy(recipe.data.local, console)
     before, at_stage_ends = _evaluations(folder)
     if before is not None:
         console.print(
@@ -57,6 +57,15 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
             return
         spread = texts[:: len(texts) // EXAMPLES or 1][:EXAMPLES]  # over the sources
         print_fill_mask(folder.export, [text.text for text in spread], console)
+
+
+def _unigram_entropy(data: str, console: Console) -> float | None:
+    """Read the entropy from a corpus, and say what is missing if it is not there or is a cache."""
+    try:
+        return Statistics.read(data).unigram_entropy
+    except DataError as error:
+        console.print(f"The unigram entropy is unknown: {error}", markup=False, highlight=False, soft_wrap=True)
+        return None
 
 
 def _evaluations(folder: RunFolder) -> tuple[dict | None, list[dict]]:

@@ -1,4 +1,7 @@
-"""Record a run's environment: packages, devices, commit. It has no environment variables, host names or addresses."""
+"""Record a run's environment: its working directory, packages, devices, commit; no environment variables or addresses.
+
+Relative paths of the run's recipe are relative to the working directory (`RunFolder.located`).
+"""
 
 import os
 import platform
@@ -10,6 +13,7 @@ import torch
 from composer.utils import dist
 
 import rotary_foundry
+from rotary_foundry.runs.run_folder import WORKING_DIRECTORY
 
 PACKAGES = (
     "rotary-foundry",
@@ -28,6 +32,7 @@ PACKAGES = (
 def environment() -> dict:
     """Return the environment as plain JSON types; the devices are those of this process's node."""
     found = {
+        WORKING_DIRECTORY: os.getcwd(),
         "commit": commit(),
         "ranks": dist.get_world_size(),
         "nodes": dist.get_world_size() // dist.get_local_world_size(),

@@ -6,7 +6,7 @@
     rows.json                 a digest of the rows of each source and length, which a resume has to find again
     metrics.jsonl eval.jsonl  a line an update, a line an evaluation
     rollbacks.jsonl           a line a rollback
-    environment.json          packages, devices and commit, as they were at the last start
+    environment.json          working directory, packages, devices and commit, as they were at the last start
     checkpoints/ba<update>/   sharded checkpoints, each with a COMPLETE file once it is whole
     abandoned/<n>/ba<update>/ those that the n-th rollback left behind
     logs/rank<N>.log          every rank's log
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 COMPLETE = "COMPLETE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # of a prepared corpus
 GENERATION = "generation_config.json"  # beside them, if the tokenizer came with a decoder
+WORKING_DIRECTORY = "working_directory"  # a key of environment.json
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,20 @@ class RunFolder:
     @property
     def ledger(self) -> Path:
         return self.path / "rollbacks.jsonl"
+
+    def located(self, path: str) -> str:
+        """Return where a path in the run's recipe leads from here.
+
+        A relative one is relative to the folder in which the run was last started, or to the current one if it leads to
+        something only from there, as when all was moved together.
+        """
+        try:
+            started_in = Path(json.loads(self.environment.read_text(encoding="utf-8"))[WORKING_DIRECTORY])
+        except (OSError, ValueError, KeyError, TypeError):  # made by an earlier version
+            return path
+        there = started_in / path
+        is_here = started_in == Path.cwd() or (Path(path).exists() and not there.exists())
+        return path if is_here else str(there)
 
     def rollbacks(self) -> list[Rollback]:
         """The rollbacks that the run has had, in order."""

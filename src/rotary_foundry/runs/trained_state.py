@@ -4,7 +4,7 @@ A path is a run (then its newest checkpoint), a checkpoint, or a transformers di
 and `init_from` all use this module.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rotary_foundry.models.config_json import CONFIG, family_of, read_config
@@ -14,7 +14,7 @@ from rotary_foundry.recipe.loading import load_config, load_keys
 from rotary_foundry.recipe.plan import Rollback, Segment
 from rotary_foundry.recipe.schema import Recipe, schema_of
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, read_checkpoint
-from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def find_trained_state(path: str | Path) -> TrainedState:
 
 
 def recipe_of(run: RunFolder) -> Recipe:
-    """Read a run's recipe, which is complete and was checked when the run began.
+    """Read a run's recipe, which is complete and was checked when the run began. Its data are located from here.
 
     Raises:
         ConfigurationError: the recipe is missing, or another version wrote it.
@@ -115,4 +115,22 @@ def recipe_of(run: RunFolder) -> Recipe:
     family = load_keys(run.recipe, ["model.family"])["model.family"]
     if family is None:
         raise ConfigurationError(f"{run.recipe}: 'model.family' is required and not given")
-    return load_config(run.recipe, schema_of(family))
+    recipe = load_config(run.recipe, schema_of(family))
+    return replace(recipe, data=replace(recipe.data, local=run.located(recipe.data.local)))
+
+
+def with_data(run: RunFolder, recipe: Recipe, data: str | None) -> Recipe:
+    """Return a run's recipe with its data in another folder; None: where `recipe_of` found it.
+
+    Raises:
+        DataError: no folder is there, and the data has no remote.
+    """
+    if data is not None:
+        recipe = replace(recipe, data=replace(recipe.data, local=data, remote=None))
+    if recipe.data.remote is None and not Path(recipe.data.local).is_dir():
+        key = f"{run.recipe}: data.local" if data is None else "data"
+        raise DataError(
+            f"{key}: {recipe.data.local}: no such folder; put the run's data there again, or give its place: "
+            "data=FOLDER to `evaluate`, --data FOLDER to `data trace`"
+        )
+    return recipe

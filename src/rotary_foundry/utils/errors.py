@@ -1,9 +1,10 @@
 """Errors for the user at the terminal: one line that says what is wrong, where, and what would be right.
 
 Every command (`composer launch`, `python data_prep`, `rotary-foundry`) prints a FoundryError as one line and exits with
-status 2, or with status 3 if only a network was missing. Any other exception is a bug and keeps its traceback, in the
-rank's log if there is one. A launch ends with status FAILED for a Fault, and for any other exception after training has
-begun. So a scheduler can distinguish failures that the same command may avoid next time from those that would repeat.
+status 2, or with status 3 if only a network was missing. It does the same for an OSError, which names its file. Any
+other exception is a bug and keeps its traceback, in the rank's log if there is one. A launch ends with status FAILED
+for a Fault, and for any other exception after training has begun. So a scheduler can distinguish failures that the same
+command may avoid next time from those that would repeat.
 """
 
 import io

@@ -171,6 +171,24 @@ def test_shards_that_the_run_was_not_trained_on_are_refused(run, copied, tmp_pat
         trace(elsewhere, 2)
 
 
+def test_a_run_is_traced_from_any_folder_and_from_data_that_were_moved(run, tree, tmp_path, monkeypatch):
+    elsewhere = RunFolder(Path(shutil.copytree(run.folder.path, tmp_path / "run")))
+    recipe = OmegaConf.load(run.folder.recipe)
+    recipe.data.local = tree.root.name  # as it was given where the run was started
+    OmegaConf.save(recipe, elsewhere.recipe)
+    elsewhere.environment.write_text(json.dumps({"working_directory": str(tree.root.parent)}))
+    monkeypatch.chdir(tmp_path)
+    expected = [row.row for row in trace(run.folder.path, 2).rows]
+    assert [row.row for row in trace(elsewhere.path, 2).rows] == expected
+    elsewhere.environment.write_text(json.dumps({"working_directory": "/started/here"}))
+    assert [row.row for row in trace(elsewhere.path, 2, data=str(tree.root)).rows] == expected
+    says = (
+        rf"recipe\.yaml: data\.local: /started/here/{tree.root.name}: no such folder; .* --data FOLDER to `data trace`"
+    )
+    with pytest.raises(DataError, match=says):
+        trace(elsewhere.path, 2)
+
+
 def test_what_cannot_be_traced_is_refused_in_a_line(run, tmp_path):
     early = Path(shutil.copytree(run.folder.path, tmp_path / "early"))
     lines = RunFolder(early).metrics.read_text().splitlines(keepends=True)

@@ -10,7 +10,6 @@ A turn's end is the end-of-turn token. Blanks that the template puts after it, a
 turn, because generation stops before them. A conversation whose turns are not found so is refused, never guessed.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from jinja2 import TemplateSyntaxError
 from rotary_foundry.data.special_tokens import ROLES_FILE
 from rotary_foundry.data_prep.readers.messages import Message, Unusable
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import read_object
 from rotary_foundry.utils.wording import one_line
 
 TEMPLATE_FILE = "chat_template.jinja"  # beside tokenizer.json
@@ -133,7 +133,7 @@ def open_template(
         DataError: there is none, or it cannot be read; names the file and what to do.
     """
     tokenizer, given = (None if path is None else Path(path) for path in (tokenizer, given))
-    config = {} if tokenizer is None else _config(tokenizer / ROLES_FILE)
+    config = read_object(tokenizer / ROLES_FILE) if tokenizer and (tokenizer / ROLES_FILE).exists() else {}
     roles = {role: _spelling(token) for role, token in config.items() if role.endswith("_token") and token}
     roles = {role: token for role, token in roles.items() if isinstance(token, str)} or dict(special_tokens)
     for file in (given, tokenizer and tokenizer / TEMPLATE_FILE):
@@ -151,16 +151,6 @@ def open_template(
             "`tokenizer.chat_template`"
         )
     return ChatTemplate(own, roles, f"{tokenizer / ROLES_FILE}: chat_template")
-
-
-def _config(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {one_line(error)}") from None
 
 
 def _spelling(token: object) -> object:

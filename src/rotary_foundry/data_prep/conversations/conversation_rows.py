@@ -53,7 +53,8 @@ def write_conversations(work: Work, rank: int, source: str, split: str, number: 
     """
     config, directory = work.config, work.whole / "tokenizer"
     encode = ConversationEncoder(directory, template_of(config))
-    vocab_size = CorpusTokenizer(directory).vocab_size
+    tokenizer = CorpusTokenizer(directory)
+    vocab_size, unknown = tokenizer.vocab_size, 0
     bounds = config.sources[source].length_bands
     bands = [
         _Part(work, name, split, number, encode, config.sources[source], vocab_size)
@@ -74,8 +75,9 @@ def write_conversations(work: Work, rank: int, source: str, split: str, number: 
             if why := band.add(id_, messages, conversation):
                 too_long.append(f"{id_}: {why}")
             else:
+                unknown += int(np.count_nonzero(conversation.tokens == tokenizer.unknown))
                 frequencies += np.bincount(conversation.tokens[conversation.responses == 1], minlength=vocab_size)
-    counts = {"left_out": documents.left_out, "bad": bad.listed, "too_long": too_long}
+    counts = {"left_out": documents.left_out, "unknown": unknown, "bad": bad.listed, "too_long": too_long}
     work.write_json("written", rank, counts | {"bands": [band.close() for band in bands]})
     if split == "validation":
         np.save(work.folder / "written" / f"{rank:05d}.npy", frequencies)

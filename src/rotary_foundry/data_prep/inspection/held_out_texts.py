@@ -111,8 +111,8 @@ def _of_source(path: Path, per_source: int, seed: int, at_least: int) -> list[Te
 
     source = Manifest.read(path).source
     generator = np.random.default_rng(seed)
-    wanted = _drawn(Folder(path), per_source, generator, at_least)
     folder = ShardFolder(path)
+    wanted = _drawn(folder, folder.columns, per_source, generator, at_least)
     pieces: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     for shard in folder.shards:
         if wanted is not None and shard.part not in wanted:
@@ -134,11 +134,11 @@ def _of_source(path: Path, per_source: int, seed: int, at_least: int) -> list[Te
 
 
 def _drawn(
-    folder: Folder, per_source: int, generator: np.random.Generator, at_least: int
+    folder: Folder, columns: set[str], per_source: int, generator: np.random.Generator, at_least: int
 ) -> dict[str, set[int]] | None:
-    """Draw the numbers of some documents, by part; None for a corpus without tables, or with a stride."""
+    """Draw the numbers of some documents, by part; None for a corpus without tables or numbers, or with a stride."""
     parts = folder.tables()
-    if not parts or _stride(folder):
+    if not parts or "documents" not in columns or _stride(folder):
         return None
     candidates: list[tuple[str, int]] = []
     for index in generator.permutation(len(parts)):

@@ -24,6 +24,8 @@ from rotary_foundry.data_prep.inspection.source_folders import INDEX, Folder
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import one_line
 
+NEEDED = ("tokens", "lengths")  # columns
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -59,6 +61,10 @@ class Shard:
                 sample = self.reader.decode_sample(raw[ends[row] : ends[row + 1]])
             except Exception as error:  # damaged bytes lead to any error of numpy or Streaming
                 raise ValueError(f"row {self.first_row + row} cannot be decoded: {one_line(error)}") from error
+            for column in NEEDED:
+                values = sample.get(column)
+                if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu" or values.ndim != 1:
+                    raise ValueError(f"row {self.first_row + row}: expected integers in the column '{column}'")
             yield sample
 
 
@@ -82,7 +88,7 @@ class ShardFolder(Folder):
             raise
         except Exception as error:  # a broken file, any part of it missing
             raise DataError(f"{path}/{INDEX}: cannot be read: {one_line(error)}") from error
-        self.shard_rows = index.rows
+        self.columns, self.shard_rows = index.columns, index.rows
         self._first_rows = self.shard_rows.cumsum() - self.shard_rows
         self.shards = [Shard(reader, int(first)) for reader, first in zip(readers, self._first_rows, strict=True)]
         self.size = int(self.shard_rows.sum())

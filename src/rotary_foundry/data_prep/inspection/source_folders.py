@@ -70,8 +70,9 @@ class Folder:
         """
         name = self.documents_file(part)
         try:
-            return pq.read_table(io.BytesIO(self.read(name)), columns=list(columns))
-        except (pa.ArrowException, OSError) as error:
+            kinds = pa.schema([(column, pa.string() if column == "id" else pa.int64()) for column in columns])
+            return pq.read_table(io.BytesIO(self.read(name)), columns=list(columns)).cast(kinds)
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column is missing
             raise DataError(f"{os.path.normpath(self.path / name)}: cannot be read: {one_line(error)}") from error
 
     def read(self, name: str) -> bytes:

@@ -30,8 +30,8 @@ from rotary_foundry.data_prep.inspection.source_folders import local_folder, pri
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.recipe.plan import Plan, Rollback
-from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder, abandoned_by, read_lines
+from rotary_foundry.runs.trained_state import recipe_of, with_data
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 
@@ -57,13 +57,14 @@ class TracedUpdate:
     rows: list[TracedRow]
 
 
-def trace(run: str | Path, update: int, before_rollback: int | None = None) -> TracedUpdate:
+def trace(run: str | Path, update: int, before_rollback: int | None = None, data: str | None = None) -> TracedUpdate:
     """Find the rows that an update was trained on.
 
     Args:
         run: a run folder.
         update: number of the update, from 1, as in metrics.jsonl.
         before_rollback: n to trace the run before its n-th rollback, counted from 1.
+        data: the folder with the run's data; None: where its recipe has it.
 
     Raises:
         ConfigurationError: `run` is not a run folder, or it has no such update or rollback.
@@ -75,7 +76,7 @@ def trace(run: str | Path, update: int, before_rollback: int | None = None) -> T
         raise ConfigurationError(
             f"{run}: not a run folder, because it has no {folder.recipe.name}; give the folder of a run"
         )
-    recipe = load_recipe(folder.recipe)
+    recipe = with_data(folder, recipe_of(folder), data)
     rollbacks = folder.rollbacks()
     if before_rollback is not None:
         if not 1 <= before_rollback <= len(rollbacks):

@@ -1,12 +1,12 @@
 """The labelled example that readers return and encoders take, and JSON files row by row."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import parse_json
 
 
 class Choices(NamedTuple):
@@ -58,7 +58,7 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line, object_pairs_hook=_once)
+                row = parse_json(line, object_pairs_hook=_once)
             except ValueError as error:
                 raise DataError(f"{file}:{number}: expected one JSON object a line; not valid JSON: {error}") from None
             if not isinstance(row, dict):
@@ -83,7 +83,7 @@ def whole_json(file: Path, kind: type) -> Any:
         DataError: the file is not JSON, or of another kind.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = parse_json(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(content, kind):

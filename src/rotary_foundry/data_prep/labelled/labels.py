@@ -113,7 +113,8 @@ def _text(value: Any, where: str) -> str:
         )
     if isinstance(value, list | dict):
         raise DataError(
-            f"{where}: the label is a {type(value).__name__}; expected one label an example, unless its type is token"
+            f"{where}: the label is a {type(value).__name__}; expected one label an example (several labels a text are "
+            "not supported), unless its type is token"
         )
     if isinstance(value, bool):
         return str(value).lower()

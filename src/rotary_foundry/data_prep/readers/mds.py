@@ -19,6 +19,7 @@ from rotary_foundry.data_prep.readers.listing import digest, part_bytes
 from rotary_foundry.data_prep.readers.text_columns import check_columns, not_text
 from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import parse_json
 
 SHARD = "shard.mds"
 
@@ -76,7 +77,7 @@ def _shards(source: SourceConfig) -> list[dict]:
     _check_exists(index)
     column = source.text_column or "text"
     try:
-        shards = json.loads(object_store.read_text(index))["shards"]
+        shards = parse_json(object_store.read_text(index))["shards"]
         for shard in shards:
             reader = MDSReader.from_json("", None, shard)
             sizes = [info.bytes for info in (reader.raw_data, reader.zip_data) if info]
@@ -89,7 +90,7 @@ def _shards(source: SourceConfig) -> list[dict]:
                 raise DataError(f"{index}: column '{column}': expected encoding 'str', got {encodings[column]!r}")
             if unsafe := [name for name, encoding in encodings.items() if encoding == "pkl"]:
                 raise DataError(f"{index}: column '{unsafe[0]}' is pickled, and reading a pickle can run any code")
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{index}: not an index of MDS shards: {error!r}") from error
     if not any(shard["samples"] for shard in shards):  # as a filter may leave one (mosaicml/streaming#242)
         raise DataError(f"{index}: no samples there; expected at least one; leave the source out, or give another path")

@@ -11,7 +11,7 @@
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,6 @@ def open_gguf(path: Path, recipe: Path | None) -> ForeignCheckpoint | None:
     if embedding is not None:
         settings.setdefault("vocab_size", int(embedding.shape[-1]))  # older files lack the key
     shape, knobs = _shape(settings, THEIRS[OUTPUT] not in tensors, f"{path}: {prefix}")
-    _check_layers(path, tensors, shape)
     weights = GgufWeights(path, tensors, shape)
     weights.check(shape)
     types = ", ".join(sorted({tensor.tensor_type.name for tensor in reader.tensors}))
@@ -193,14 +192,6 @@ def _shape(settings: Mapping[str, Any], tied: bool, where: str) -> tuple[Shape, 
         if complaint := KNOBS[name].complaint(knobs[name]):
             raise DataError(f"{where}{key}: {complaint}")
     return shape, {name: float(value) for name, value in knobs.items()}
-
-
-def _check_layers(path: Path, tensors: Iterable[str], shape: Shape) -> None:
-    """Compare the numbers of layers, before a damaged one makes names for billions of them."""
-    layers = {found[1] for name in tensors if (found := re.match(r"blk\.(\d+)\.", name))}
-    if len(layers) != shape.num_hidden_layers:
-        key = f"{ARCHITECTURE}.{KEYS['num_hidden_layers']}"
-        raise DataError(f"{path}: {key}: {shape.num_hidden_layers:,}, but the file has tensors of {len(layers)} layers")
 
 
 def _scaling(settings: Mapping[str, Any], where: str) -> tuple[str, float]:

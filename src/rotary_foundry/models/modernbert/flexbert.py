@@ -24,7 +24,7 @@ from yaml import YAMLError
 
 from rotary_foundry.models.family import find_family
 from rotary_foundry.models.modernbert.shape import KNOBS, Shape
-from rotary_foundry.models.weights import ForeignCheckpoint, Weights
+from rotary_foundry.models.weights import ForeignCheckpoint, Weights, unwrapped
 from rotary_foundry.runs.safe_reading import read_saved
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.wording import one_line
@@ -62,7 +62,7 @@ PARTS = {  # of the kit: what FlexBertConfig has if nothing is said, and what of
     "rotary_emb_interleaved": (False, (False,)),
     "rotary_emb_scale_base": (None, (None,)),
 }
-EMBEDDING = "model.embeddings.tok_embeddings.weight"
+EMBEDDING, THEIR_EMBEDDING = (f"model.{bert}embeddings.tok_embeddings.weight" for bert in ("", "bert."))
 DESCRIBED = "a checkpoint of ModernBERT's training code (FlexBERT, by Composer)"
 CLOCK = {"updates": "batch", "tokens": "token"}  # ours, and Composer's timestamp's
 NORM = {"eps": 1e-5, "bias": True}  # torch's defaults, which norm_kwargs leaves standing
@@ -80,10 +80,12 @@ class FlexBertWeights(Weights):
         model = state.get("model") if isinstance(state, Mapping) else None
         pairs = model.items() if isinstance(model, Mapping) else ()
         tensors = {name: value for name, value in pairs if isinstance(name, str) and isinstance(value, Tensor)}
-        embedding = tensors.get("model.bert.embeddings.tok_embeddings.weight")
+        wrapped = unwrapped(tensors, [THEIR_EMBEDDING], path)
+        tensors = {name: tensors[stored] for name, stored in wrapped.items()}
+        embedding = tensors.get(THEIR_EMBEDDING)
         if embedding is None or embedding.dim() != 2:
             raise DataError(
-                f"{path}: no matrix state.model.model.bert.embeddings.tok_embeddings.weight, so this is not a "
+                f"{path}: no matrix state.model.{THEIR_EMBEDDING}, so this is not a "
                 "checkpoint of ModernBERT's training code (of a whole model: shards of several files are not read)"
             )
         self.theirs = {_our_name(name): name for name in tensors}

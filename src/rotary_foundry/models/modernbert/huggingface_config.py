@@ -12,7 +12,7 @@ versions would load different models.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rotary_foundry.models.config_json import CONFIG, read_config
 from rotary_foundry.models.family import HuggingFaceForm
@@ -49,6 +49,9 @@ class ModernBertOnDisk(HuggingFaceForm):
     }
 
     linear_classifier: ClassVar = {"classifier_pooling": "cls", "classifier_activation": "linear"}
+
+    def settings_of_4(self, shape: Shape, knobs: Mapping[str, float]) -> dict[str, Any]:
+        return {"reference_compile": False}  # by default 4 compiles on GPUs, which needs a C compiler
 
     def read_config(self, directory: Path) -> tuple[Shape, dict[str, float]]:
         return from_huggingface(directory)
@@ -161,6 +164,9 @@ def _from_version_5(path: Path, written: dict) -> dict:
     if kinds is not None:
         layers = range(len(kinds)) if isinstance(kinds, list) else range(0)
         every = next((index for index in layers[1:] if kinds[index] == FULL), max(len(layers), 1))
+        given = written.get("global_attn_every_n_layers")
+        if every == len(layers) and isinstance(given, int) and given > every:
+            every = given  # only the first layer is global, with both numbers
         if not layers or kinds != [SLIDING if index % every else FULL for index in layers]:
             raise DataError(
                 f"{path / CONFIG}: layer_types: ours is {FULL} in the first of every n layers, {kinds} is not"

@@ -18,11 +18,12 @@ from torch import Tensor
 from rotary_foundry.models.config_json import CONFIG
 from rotary_foundry.models.family import find_family
 from rotary_foundry.models.roformer_v2.huggingface_config import BERT4KERAS, JUNNYU, RELEASED_EPS, read_settings
-from rotary_foundry.models.roformer_v2.tensor_names import WeightsByTheirNames, plain_name
+from rotary_foundry.models.roformer_v2.tensor_names import WeightsByTheirNames, plain_names
 from rotary_foundry.models.roformer_v2.tensorflow_checkpoint import TensorFlowCheckpoint
 from rotary_foundry.models.weights import ForeignCheckpoint, Weights
 from rotary_foundry.runs.safe_reading import read_saved
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.json_text import read_object
 
 QUERY = re.compile(r"roformer\.encoder\.layer\.\d+\.attention\.self\.query\.weight")
 LONGEST = 512  # tokens of a row in pretraining (roformer-v2, README)
@@ -95,17 +96,13 @@ def open_published(path: Path) -> ForeignCheckpoint | None:
         saved = read_saved(path)
         pairs = saved.items() if isinstance(saved, Mapping) else ()
         tensors = {name: value for name, value in pairs if isinstance(name, str) and isinstance(value, Tensor)}
-        if not any(QUERY.fullmatch(plain_name(name)) for name in tensors):
+        tensors = {name: tensors[theirs] for name, theirs in plain_names(tensors, path).items()}
+        if not any(map(QUERY.fullmatch, tensors)):
             return None
         stored = StoredTensors(path, tensors)
         config, needed, eps = _beside(path, CONFIG, "bert_config.json"), JUNNYU, None
         described = "a checkpoint with the names of JunnYu's RoFormer_pytorch"
-    try:
-        written = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{config}: cannot be read: {error}") from None
-    if not isinstance(written, dict):
-        raise DataError(f"{config}: cannot be read: expected a JSON object")
+    written = read_object(config)
     shape, knobs = read_settings(written, needed, config, eps)
     weights = WeightsByTheirNames(stored, shape)
     weights.check(shape)
@@ -131,7 +128,10 @@ def _tokenizer(vocabulary: Path, vocab_size: int, config: Path) -> dict[str, str
     """
     if not vocabulary.is_file():
         return {}
-    lines = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a token may be U+2028
+    try:
+        lines = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a token may be U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{vocabulary}: cannot be read: {error}") from None
     if len(lines) > vocab_size:
         raise DataError(f"{vocabulary}: {len(lines):,} tokens; expected at most {vocab_size:,}, vocab_size in {config}")
     words = {word: index for index, word in enumerate(lines)}

@@ -9,13 +9,14 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rotary_foundry.models.roformer_v2.shape import Shape
-from rotary_foundry.models.weights import Weights
+from rotary_foundry.models.weights import Weights, unwrapped
 from rotary_foundry.utils.errors import DataError
 
 QKV = ("query", "key", "value")
@@ -25,7 +26,6 @@ PARTS = {  # of a layer: ours, theirs
     "mlp.Wi.weight": ("intermediate.dense.weight",),
     "mlp.Wo.weight": ("output.dense.weight",),
 }
-WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|\b_orig_mod\.")  # of DistributedDataParallel and torch.compile
 IGNORED = re.compile(r"roformer\.(encoder\.embed_positions\.|pooler\.|embeddings\.position_ids)")
 FIRST_VERSION = re.compile(r"\.bias$|LayerNorm|\.(gamma|beta)$")
 DECODER = "cls.predictions.decoder.weight"  # theirs, tied
@@ -41,10 +41,12 @@ def their_names(ours: str) -> tuple[str, ...]:
     return (ours,)
 
 
-def plain_name(stored: str) -> str:
-    """Return a stored name without what DistributedDataParallel, torch.compile or a bare encoder change in it."""
-    name = WRAPPERS.sub("", stored)
-    return f"roformer.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
+def plain_names(stored: Iterable[str], where: Path) -> dict[str, str]:
+    """Return stored names by those without what other programs, or a bare encoder, change in them."""
+    return {
+        f"roformer.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name: theirs
+        for name, theirs in unwrapped(stored, (), where).items()
+    }
 
 
 def to_disk(state: Mapping[str, Tensor], shape: Shape, residual_scale: float) -> dict[str, Tensor]:
@@ -88,7 +90,7 @@ class WeightsByTheirNames(Weights):
 
     def __init__(self, stored: Weights, shape: Shape):
         self.stored, self.shape = stored, shape
-        self.names = {plain_name(name): name for name in stored.shapes}  # JunnYu's → as stored
+        self.names = plain_names(stored.shapes, stored.where)  # JunnYu's → as stored
         shapes = {name: list(size) for name, size in shape.parameter_shapes().items()}
         if DECODER in self.names:
             shapes["decoder.weight"] = stored.shapes[self.names[DECODER]]

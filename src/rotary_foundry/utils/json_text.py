@@ -1,0 +1,38 @@
+"""Parse JSON that others may have written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.wording import one_line
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """Parse JSON; the options are those of `json.loads`.
+
+    Raises:
+        ValueError: it is not JSON, or is nested too deeply, for which Python has an error of another kind.
+    """
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        DataError: it is missing, cannot be read, or holds something else; names the file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = parse_json(text)
+        if "\\ud" in text.lower():  # half a surrogate pair could not be written again
+            json.dumps(content, ensure_ascii=False).encode()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: cannot be read: expected a JSON object, got {type(content).__name__}")
+    return content
