@@ -76,19 +76,19 @@ def opening(tmp_path, host: str) -> str:
 def test_a_cache_is_refused_while_another_run_has_it_and_free_when_that_run_is_killed(tmp_path):
     cache, code = tmp_path / "cache", opening(tmp_path, "node-0")
     first = process(code)
-    assert "cannot be read as a tokenizer" in first.stdout.readline()  # it has come past the lock
+    assert "tokenizer.json: cannot be read" in first.stdout.readline()  # it has come past the lock
     refused = go_on(process(code))
     assert refused.startswith(f"{cache}: is in use as the cache of another run (process {first.pid} on ")
     assert "give this one a data.local of its own" in refused
     assert "\n" not in refused
     first.kill()
     first.wait()
-    assert "cannot be read as a tokenizer" in go_on(process(code))
+    assert "tokenizer.json: cannot be read" in go_on(process(code))
 
 
 def test_the_nodes_of_a_run_may_have_one_cache_on_a_disk_that_they_share(tmp_path):
     first = process(opening(tmp_path, "node-0"))
-    assert "cannot be read as a tokenizer" in first.stdout.readline()
-    assert "cannot be read as a tokenizer" in go_on(process(opening(tmp_path, "node-1")))
+    assert "tokenizer.json: cannot be read" in first.stdout.readline()
+    assert "tokenizer.json: cannot be read" in go_on(process(opening(tmp_path, "node-1")))
     assert first.poll() is None  # it still has its lock
     go_on(first)

@@ -210,7 +210,7 @@ def test_the_summary_of_a_run_whose_data_are_gone_says_so_and_prints_the_rest(un
     for record in RunFolder(undisturbed).records(RunFolder(undisturbed).evaluations):
         assert f"{record['loss']:.3f}" in printed
     assert f"The unigram entropy is unknown: {there}/statistics.json: no such file" in printed
-    assert f"No masks are filled: {there}: no such folder" in printed
+    assert f"No masks are filled: {os.path.abspath(there)}: no such folder" in printed
 
 
 def test_nothing_to_export_is_one_clear_line(tmp_path):
