@@ -1,8 +1,12 @@
 """The same stages by several processes here, by Ray for real, and by Slurm up to the call of sbatch."""
 
+import json
 import os
+import re
 import signal
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +16,7 @@ import pytest
 from datatrove.pipeline.base import PipelineStep
 
 from rotary_foundry.data_prep import executors, readers, stages
+from rotary_foundry.data_prep.corpus_config import load_corpus_config
 from rotary_foundry.data_prep.pipeline import prepare
 from rotary_foundry.data_prep.readers import listing
 from rotary_foundry.data_prep.statistics import Statistics
@@ -214,3 +219,117 @@ def test_what_was_done_before_an_error_is_not_done_again(parted, tmp_path, monke
     bad = (Path(parted.out) / "bad_input.txt").read_text().splitlines()
     assert [line.split(": ")[:2] for line in bad] == [["many", f"{path}:{line}"] for line in (1, 2, 3)]
     assert Statistics.read(parted.out).sources["many"].left_out == {"bad input": 3}
+
+
+def run_jobs(jobs: Path, work: Path, monkeypatch) -> None:
+    """Do what `launch_pickled_pipeline` does in every task of the arrays, in the order in which they were submitted."""
+    monkeypatch.setenv("SLURM_NODELIST", "node-1")
+    for job in sorted(jobs.iterdir(), key=lambda path: int(path.name)):
+        script = job.read_text()
+        if "launch_pickled_pipeline" not in script:
+            continue
+        (stage,) = re.findall(rf"{work}/logs/([a-z-]+)/executor\.pik", script)
+        (last,) = re.findall(r"#SBATCH --array=0-(\d+)", script)
+        (offset,) = re.findall(r"RUN_OFFSET=(\d+)", script.splitlines()[0])
+        monkeypatch.setenv("RUN_OFFSET", offset)
+        with open(work / "logs" / stage / "executor.pik", "rb") as pickled:
+            executor = dill.load(pickled)
+        for task in range(int(last) + 1):
+            monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+            executor.run()
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
+
+
+@pytest.mark.long
+def test_more_parts_than_an_array_of_slurm_takes_are_all_prepared(config, tmp_path, submitted, monkeypatch):
+    """huggingface/datatrove#238, #235: of more than 1,001 tasks, those of the first array only were waited for."""
+    monkeypatch.setattr(listing, "part_bytes", lambda _: 0)  # a part for each file
+    texts, sources = sentences(5, 2001), {}
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        for number in range(667):
+            write_jsonl(tmp_path / name / f"{number:03}.jsonl", [texts.pop()])
+        sources[name] = readers.SourceConfig("jsonl", str(tmp_path / name))
+    on_slurm = replace(config, sources=sources, row_lengths=[64], executor=SLURM)
+    prepare(on_slurm)
+    arrays = [path.read_text() for path in submitted.iterdir() if "-documents" in path.read_text()]
+    assert sorted(re.findall(r"--array=0-(\d+)", " ".join(arrays))) == ["1000", "1000"]
+    run_jobs(submitted, tmp_path / ".out-work", monkeypatch)
+    counts = Statistics.read(on_slurm.out).sources
+    assert {name: each.train.documents + each.validation.documents for name, each in counts.items()} == {
+        "one": 667,
+        "two": 667,
+        "three": 667,
+    }
+
+
+def test_a_task_that_is_marked_as_done_and_has_no_result_is_named(config, tmp_path, submitted, monkeypatch):
+    """huggingface/datatrove#291: a completion is no proof of a result."""
+    prepare(replace(config, executor=SLURM))
+    work = tmp_path / ".out-work"
+    monkeypatch.setenv("SLURM_NODELIST", "node-1")
+    for stage, task in (("documents", 0), ("documents", 1), ("duplicates", 0), ("tokenizer", 0)):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+        with open(work / "logs" / stage / "executor.pik", "rb") as pickled:
+            dill.load(pickled).run()
+    (work / "documents/train/00001.parquet").unlink()
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    with open(work / "logs/shards/executor.pik", "rb") as pickled, pytest.raises(DataError) as error:
+        dill.load(pickled).run()
+    assert "documents/train/00001.parquet" in str(error.value)
+
+
+KILL_IN_A_STAGE = """
+import os, signal, sys
+from datatrove.pipeline import dedup
+from rotary_foundry.data_prep.corpus_config import load_corpus_config
+from rotary_foundry.data_prep.pipeline import prepare
+
+step = getattr(dedup, sys.argv[2])
+run = step.run
+
+def killed(self, *arguments, **named):
+    found = run(self, *arguments, **named)
+    list(found or ())
+    os.kill(os.getpid(), signal.SIGKILL)  # its files are written, and the task is not marked as done
+
+step.run = killed
+prepare(load_corpus_config(sys.argv[1]))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("step", "folder"),
+    [
+        ("MinhashDedupSignature", "signatures"),
+        ("MinhashDedupBuckets", "pairs"),
+        ("MinhashDedupCluster", "clusters"),
+    ],
+)
+def test_a_stage_of_minhash_that_is_killed_is_done_again_whatever_it_left(config, tmp_path, step, folder):
+    """huggingface/datatrove#301: a half-written signature file was read by the next stage."""
+    texts = sentences(5, 60)
+    near = [f"{text} and once more" for text in texts[:20]]
+    path = write_jsonl(tmp_path / "a.jsonl", texts + near)
+    content_of = {
+        "sources": {"mine": {"reader": "jsonl", "path": str(path)}},
+        "tokenizer": {"train": {"vocab_size": 320}},
+        "row_lengths": [64],
+        "validation": 0.2,
+        "deduplication": {"minhash": {"language": "en"}},
+        "executor": {"local": {"workers": 1}},
+    }
+    for name in ("undisturbed", "killed"):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(content_of | {"out": str(tmp_path / name)}))
+    prepare(load_corpus_config(tmp_path / "undisturbed.yaml"))
+    command = [sys.executable, "-c", KILL_IN_A_STAGE, str(tmp_path / "killed.yaml"), step]
+    killed = subprocess.run(command, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    left = [file for file in (tmp_path / ".killed-work/minhash" / folder).rglob("*") if file.is_file()]
+    assert left
+    for file in left:
+        file.write_bytes(file.read_bytes()[:-5])  # as where the end was not on the disk yet
+    prepare(load_corpus_config(tmp_path / "killed.yaml"))
+    outcomes = [content(tmp_path / name) for name in ("undisturbed", "killed")]
+    assert outcomes[0] == outcomes[1]

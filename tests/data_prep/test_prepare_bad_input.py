@@ -16,7 +16,8 @@ from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.utils.errors import DataError
 from tests.data_prep.reading import documents
 from tests.data_prep.small_corpus import content
-from tests.data_prep.test_readers_bad_input import FUZZED, PAGES, ROWS, malformed, repacked
+from tests.data_prep.test_readers_bad_input import FUZZED, PAGES, ROWS
+from tests.mutations import damaged, repacked
 
 
 def malformed_files(folder: Path, kind: str) -> SourceConfig | None:
@@ -27,7 +28,7 @@ def malformed_files(folder: Path, kind: str) -> SourceConfig | None:
     write(folder.parent / name, [f"Of {kind}: {row}" for row in (PAGES if kind == "warc" else ROWS)])
     sound = (folder.parent / name).read_bytes()
     for number in range(30):
-        change = repacked if name.endswith(".gz") and number % 2 else malformed
+        change = repacked if name.endswith(".gz") and number % 2 else damaged
         path = folder / f"{number}-{name}"
         path.write_bytes(change(sound, generator))
         try:

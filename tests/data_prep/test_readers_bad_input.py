@@ -19,6 +19,7 @@ from rotary_foundry.data_prep.readers import BadInput, SourceConfig, files
 from rotary_foundry.utils.errors import DataError
 from tests.data_prep import reading
 from tests.data_prep.reading import documents
+from tests.mutations import damaged, repacked
 
 ROWS = ["one " * 40, 'two, "quoted" ' * 8, "thrée " * 20, "four " * 10, "five " * 30, "six 漢字 🙂 " * 5]
 PAGES = ["A token is what a model reads, and a row is what it reads at once, packed. " * 5 + str(n) for n in range(3)]
@@ -291,28 +292,32 @@ def test_a_document_of_100_megabytes_is_read_in_less_than_a_gigabyte(tmp_path, r
     assert peak_kilobytes < 1_000_000
 
 
-def malformed(content: bytes, generator: random.Random) -> bytes:
-    """The content cut off, or with a stretch of it replaced, removed, repeated or turned over bit by bit."""
-    start = generator.randrange(len(content))
-    end = min(len(content), start + generator.choice([1, 2, 8, 64, 512]))
-    stretch = content[start:end]
-    other = generator.choice(
-        [
-            b"",
-            generator.randbytes(len(stretch)),
-            stretch * 3,
-            b"\0" * len(stretch),
-            b"\xff" * len(stretch),
-            bytes(byte ^ 1 << generator.randrange(8) for byte in stretch),
-            generator.choice([b'"', b"\n", b"{", b"\\ud83d", b"\xed\xa0\x80", b"\r", b",", b"999999999999"]),
-        ]
-    )
-    return content[:start] if generator.random() < 0.15 else content[:start] + other + content[end:]
+@pytest.mark.long  # a file of a gigabyte
+def test_a_row_group_of_parquet_is_not_in_memory_as_a_whole(tmp_path):
+    """kkkamur07/indic-modernBERT, learnings, 5 and 8: a row group of a gigabyte killed the reader."""
+    text = random.Random(0).randbytes(1 << 20).hex()
+    rows = pa.table({"text": [text[number % 97 :] for number in range(500)]})
+    path = tmp_path / "a.parquet"
+    pq.write_table(rows, path, row_group_size=500, compression=None, use_dictionary=False)
+    assert path.stat().st_size > 1_000_000_000
+    ran = subprocess.run([sys.executable, "-c", READ_ONE, "parquet", path], capture_output=True, text=True, check=True)
+    *sizes, peak_kilobytes = map(int, ran.stdout.split())
+    assert len(sizes) == 500
+    assert peak_kilobytes < 900_000
 
 
-def repacked(content: bytes, generator: random.Random) -> bytes:
-    """A gzip file that is whole, of content that is not."""
-    return gzip.compress(malformed(gzip.decompress(content), generator))
+def test_of_text_that_other_programs_have_broken_the_rest_is_kept(tmp_path):
+    """openai/tiktoken#82, agent0ai/agent-zero#1773: half surrogates; a BOM, CRLF, NUL and quoted line ends in CSV."""
+    lines = [b'{"text": "whole"}', b'{"text": "half \\ud83d"}', b'{"text": "caf\xe9"}', b'{"text": "a\\u0000b"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join([*lines, b'{"text": "end"}']) + b"\r\n")
+    found, listed = read_listing("jsonl", tmp_path / "a.jsonl")
+    assert found == ["whole", "end"]
+    assert [line.split(": ")[0] for line in listed] == [f"{tmp_path}/a.jsonl:{number}" for number in (2, 3, 4)]
+    rows = [b"id,text", b'0,"two\r\nlines"', b"1,a\0b", b"2,caf\xe9", b'3,"quoted ""word"""', b"4,end"]
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(rows) + b"\r\n")
+    found, listed = read_listing("csv", tmp_path / "a.csv")
+    assert found == ["two\r\nlines", 'quoted "word"', "end"]
+    assert [line.split(": ")[0] for line in listed] == [f"{tmp_path}/a.csv:{number}" for number in (4, 5)]
 
 
 FUZZED = {
@@ -341,7 +346,7 @@ def test_of_malformed_input_nothing_but_a_listing_or_a_data_error_comes(tmp_path
     outcomes = {"read": 0, "listed": 0, "refused": 0}
     for _ in range(20):
         path = generator.choice(sound)
-        change = repacked if path.suffix == ".gz" and generator.random() < 0.5 else malformed
+        change = repacked if path.suffix == ".gz" and generator.random() < 0.5 else damaged
         path.write_bytes(change(contents[path], generator))
         try:
             found, listed = read_listing(reader, tmp_path / name)

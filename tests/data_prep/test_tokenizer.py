@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import numpy as np
 import pytest
@@ -171,6 +172,18 @@ def test_a_run_of_up_to_24_spaces_is_one_token_and_the_word_after_it_is_as_at_a_
 def test_digits_are_left_to_the_merges():
     tokenizer = train_tokenizer(["in 1984, 1984 and 1984"] * 2, 320)
     assert tokenizer.encode(" 1984", add_special_tokens=False).tokens == ["Ġ1984"]
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "กขคงจ", "漢字訓練"])
+def test_a_document_without_words_costs_no_time_and_changes_no_merge(letters):
+    """huggingface/tokenizers#1170, #994, #86: one huge word stalls training and takes all memory."""
+    text = "the long window of the long window " * 20
+    generator = random.Random(0)
+    genome = "".join(generator.choices(letters, k=5_000_000))
+    began = time.process_time()
+    tokenizer = train_tokenizer([text, f"{text}\n{genome}\n{text}"], 400)
+    assert time.process_time() - began < 20  # as words, they would take two minutes
+    assert tokenizer.to_str() == train_tokenizer([text, f"{text}\n \n{text}"], 400).to_str()
 
 
 def test_no_merge_is_spent_on_runs_of_spaces():

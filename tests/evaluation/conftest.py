@@ -16,6 +16,8 @@ from transformers import (
     PreTrainedModel,
     RobertaConfig,
     RobertaForMaskedLM,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
 )
 
 from tests.evaluation.corpus import write_corpus
@@ -40,6 +42,8 @@ def made(family: str, vocab_size: int, **settings: int) -> PreTrainedModel:
         return BertForMaskedLM(BertConfig(**tiny, max_position_embeddings=128))
     if family == "roberta":
         return RobertaForMaskedLM(RobertaConfig(**tiny, max_position_embeddings=130, pad_token_id=1))
+    if family == "xlm-roberta":  # positions begin after the padding's id, which is not 0
+        return XLMRobertaForMaskedLM(XLMRobertaConfig(**tiny, max_position_embeddings=132, pad_token_id=3))
     if family == "deberta":
         relative = {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]}
         return DebertaV2ForMaskedLM(DebertaV2Config(**tiny, max_position_embeddings=128, **relative))

@@ -15,8 +15,9 @@ from tests.evaluation.corpus import texts
 from tests.permuted import permuted
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "deberta", "modernbert"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "deberta", "modernbert"])
 def test_the_loss_at_masked_places_is_the_one_of_all_of_transformers_logits(model_of, family):
+    """Padded as without padding: huggingface/transformers#41056, #47496."""
     path = model_of(family)
     model = open_model(path)
     generator = np.random.default_rng(0)
@@ -34,7 +35,10 @@ def test_the_loss_at_masked_places_is_the_one_of_all_of_transformers_logits(mode
         np.testing.assert_array_equal(scores.found, (logits.argmax(dim=1).numpy() == document.labels))
 
 
-@pytest.mark.parametrize(("family", "limit"), [("bert", 128), ("roberta", 128), ("deberta", 128), ("modernbert", None)])
+LIMITS = {"bert": 128, "roberta": 128, "xlm-roberta": 128, "deberta": 128, "modernbert": None}
+
+
+@pytest.mark.parametrize(("family", "limit"), LIMITS.items())
 def test_a_model_takes_as_many_tokens_as_it_has_positions_for(model_of, family, limit):
     model = open_model(model_of(family))
     assert model.limit == limit

@@ -42,6 +42,8 @@ for name in ("MaskedLM", "SequenceClassification", "TokenClassification"):
     with torch.no_grad():
         found[name] = model.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits
         if name == "MaskedLM":
+            assert model.config.reference_compile is False
+            assert model.decoder.weight is model.get_input_embeddings().weight
             found["long"] = model(input_ids=torch.tensor([ids])).logits[0]
             model.save_pretrained(folder / "saved_by_4")
             tokenizer.save_pretrained(folder / "saved_by_4")
@@ -61,6 +63,10 @@ for path in (folder / "tokenizers").iterdir():
     tokenizer = AutoTokenizer.from_pretrained(path)
     encoded = tokenizer(texts)["input_ids"]
     tokens[path.name] = [encoded, tokenizer.decode(encoded[1], True), sorted(tokenizer.all_special_tokens)]
+    for unused in [token for token in tokenizer.get_vocab() if token.startswith("[unused")][:1]:
+        size, own = len(tokenizer), tokenizer.convert_tokens_to_ids(unused)
+        tokenizer.add_tokens([unused], special_tokens=True)
+        assert (len(tokenizer), tokenizer(f"a{unused}b")["input_ids"].count(own)) == (size, 1)
 (folder / "tokens.json").write_text(json.dumps(tokens))
 save_file(found, folder / "logits.safetensors")
 """

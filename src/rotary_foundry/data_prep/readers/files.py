@@ -261,7 +261,7 @@ class Parquet(Files, ParquetReader):
             if not stored.size:
                 return
             try:
-                file = pq.ParquetFile(stored)
+                file = pq.ParquetFile(stored, buffer_size=1 << 20)  # page by page; 0 reads a whole column of a group
                 columns = self._columns(file.schema_arrow, path)
                 groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
