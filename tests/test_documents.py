@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from transformers import ModernBertConfig
+from transformers import LlamaConfig, ModernBertConfig
 from typer.main import get_command
 
 from rotary_foundry.cli import app
@@ -39,6 +39,8 @@ FILES = {
     *(f"data/chinese_texts/{file}" for file in CHINESE),
     "my_csv/headers.csv",
     "data/llama_nano_questions/train.jsonl",
+    "data/smollm2_questions/train.jsonl",
+    "SmolLM2-135M/tokenizer.json",
     "data/llama_nano/tokenizer/tokenizer.json",
     "data/chinese/tokenizer/tokenizer.json",
     "general/a.jsonl",
@@ -87,6 +89,7 @@ def folder(tmp_path, monkeypatch) -> Path:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).touch()
     ModernBertConfig().save_pretrained("ModernBERT-base")
+    LlamaConfig().save_pretrained("SmolLM2-135M")
     for nano in ("runs/nano", "runs/nano/export"):
         ModernBertConfig(**NANO, num_attention_heads=4, local_attention=16).save_pretrained(nano)
     for text, *_ in (block.values for block in blocks("yaml")):
