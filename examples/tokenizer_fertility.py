@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("against", help="a folder with a Hugging Face tokenizer")
     parser.add_argument("--documents", type=int, default=1000, help="of each source at most (1000)")
     settings = parser.parse_args()
-    other = AutoTokenizer.from_pretrained(settings.against)
+    other = AutoTokenizer.from_pretrained(settings.against, trust_remote_code=False)
     sums: dict[str, list[int]] = {}  # words, bytes, tokens by ours and by the other
     for text in held_out(settings.data, settings.documents, seed=0):
         theirs = len(other(text.text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -83,8 +83,10 @@ def import_(
     """Import a model from elsewhere for further training; settings that our network does not support are refused."""
     from rotary_foundry.interop.importing import import_model
 
-    import_model(source, out_dir, recipe, tokenizer)
+    not_taken = import_model(source, out_dir, recipe, tokenizer)
     print(f"imported to {out_dir}")
+    if not_taken:
+        print(f"not taken: {not_taken}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import re
 import shutil
 import time
+from itertools import islice
 
 import pytest
 
@@ -101,6 +102,58 @@ def test_an_updates_masks_are_the_same_for_any_number_of_workers_and_after_a_res
         found.append([update_digest(next(batches)["row_digests"]) for _ in range(first, 5)])
     whole, by_a_worker, resumed = found
     assert whole == by_a_worker and whole[3:] == resumed and len(set(whole)) == 5
+
+
+def loader_at(folder, token: int, *overrides: str):
+    """The recipe's training loader at a token of its plan, and the plan."""
+    lengths = [f"stages.{stage}.row_length={ROW_LENGTH}" for stage in ("pretrain", "extend", "decay")]
+    given = [f"data.local={folder}", "data.num_workers=0", "stages.pretrain.batch_size_ramp=null", *lengths, *overrides]
+    recipe = load_recipe(REPOSITORY / "yamls/main/nano.yaml", given)
+    return iter(loaders.RunData(recipe, TOKENIZER).train_loader(compile_plan(recipe), token))
+
+
+def test_a_resume_near_the_end_of_a_long_run_begins_as_fast_as_the_run_itself(row_folder):
+    """Others replay the data up to there, or give up the order of it (asafam/HebrewModernBERT@bff722d)."""
+    overrides = ["data.sources=[code, docs, web]", "stages.decay.mixture=null", "stages.pretrain.t_warmup=0tok"]
+    overrides += ["stages.pretrain.duration=1_000_000_000_000tok"]
+    seconds = {}
+    for share in (0.0, 0.9, 0.0, 0.9):  # the second pair without what is made once
+        began = time.perf_counter()
+        next(loader_at(row_folder, int(share * 1e12) // 256 * 256, *overrides))
+        seconds[share] = time.perf_counter() - began
+    assert seconds[0.9] < seconds[0.0] + 2
+
+
+@pytest.mark.parametrize("passes", [1, 2, 7])
+def test_a_source_of_three_rows_that_is_drawn_again_and_again_goes_on_in_any_pass(tmp_path, passes):
+    """A resume after the first epoch failed where streams were repeated (streaming#869)."""
+    write_rows(tmp_path, rows={"code": 300, "few": 3})
+    overrides = ["data.sources=[code, few]", "stages.pretrain.duration=1_000_000tok", "stages.pretrain.t_warmup=0tok"]
+    overrides += [f"stages.{stage}.mixture={{code: 0.5, few: 0.5}}" for stage in ("pretrain", "decay")]
+    update = -(-passes * 3 // 4)  # each has eight rows, four of `few`
+
+    def digests(first: int) -> list[str]:
+        batches = loader_at(tmp_path, first * 8 * ROW_LENGTH, *overrides)
+        return [update_digest(batch["row_digests"]) for batch in islice(batches, 12 - first)]
+
+    assert digests(update) == digests(0)[update:]
+
+
+def test_a_row_that_is_corrupt_amid_a_source_ends_the_run_by_its_place_though_workers_read_ahead(tmp_path):
+    """An exception in the background of a packing loader was a silent deadlock (indic-modernBERT, learnings § 10)."""
+    write_rows(tmp_path, rows={"code": 300})
+    folder = tmp_path / "code" / str(ROW_LENGTH) / "train"
+    shards = sorted(folder.glob("shard.*"))
+    damaged = shards[len(shards) // 2]
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(content)
+    began = time.perf_counter()
+    overrides = ["data.sources=[code]", "stages.decay.mixture=null", "data.num_workers=2", "dist_timeout=60"]
+    with pytest.raises(DataError, match=damaged.name):
+        for _ in loader_at(tmp_path, 0, *overrides):
+            pass
+    assert time.perf_counter() - began < 30
 
 
 def test_stages_of_one_row_length_each_get_batches_of_their_own_size(tmp_path):

@@ -214,6 +214,8 @@ def test_a_template_is_the_given_one_or_the_tokenizers_own(tmp_path):
         ' {"name": "default", "template": "{{ eos_token }}"}]}'
     )
     assert open_template(tmp_path, None, {}).text([]) == "</s>"
+    (tmp_path / "special_tokens_map.json").write_text('{"bos_token": "<begin>", "eos_token": "<old>"}')
+    assert open_template(tmp_path, None, {}).special_tokens == {"bos_token": "<begin>", "eos_token": "</s>"}
     (tmp_path / "chat_template.jinja").write_text("beside")
     assert open_template(tmp_path, None, {}).source == "beside"
     (tmp_path / "given.jinja").write_text("given")

@@ -46,6 +46,7 @@ def read_listing(reader: str, path: Path, column: str | None = None) -> tuple[li
         (b"\0" * 512, "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b'{"text": ' * 100_000, "not valid JSON: nested too deeply"),
+        (b'{"text": {"text": ' + b"[" * 1000 + b"]" * 1000 + b"}}", "not valid JSON: nested too deeply"),
         (b'{"text": 1' + b"0" * 10_000 + b"}", "not valid JSON"),
     ],
 )

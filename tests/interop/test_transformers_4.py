@@ -31,6 +31,19 @@ from pathlib import Path
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
+def check_padding(load, path, **options):
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    for attention in ("eager", "sdpa"):
+        model = load(path, attn_implementation=attention, **options).eval()
+        with torch.no_grad():
+            alone = [model(**tokenizer([text], return_tensors="pt")).logits[0] for text in texts]
+            for side in ("left", "right"):
+                batch = tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
+                for row, logits in enumerate(model(**batch).logits):
+                    error = (logits[batch["attention_mask"][row].bool()] - alone[row]).abs().max()
+                    assert error < 1e-4, (path, attention, side, error)
+
 folder, (texts, ids) = Path(sys.argv[1]), json.loads(sys.argv[2])
 assert transformers.__version__.startswith("4."), transformers.__version__
 found = {}
@@ -48,6 +61,9 @@ for name in ("MaskedLM", "SequenceClassification", "TokenClassification"):
             model.save_pretrained(folder / "saved_by_4")
             tokenizer.save_pretrained(folder / "saved_by_4")
 load = transformers.AutoModelForMaskedLM.from_pretrained
+check_padding(load, folder / "MaskedLM")
+check_padding(load, folder / "RoFormerV2", trust_remote_code=True)
+check_padding(transformers.AutoModelForCausalLM.from_pretrained, folder / "Llama_none")
 model, loading = load(folder / "RoFormerV2", trust_remote_code=True, output_loading_info=True)
 assert not any(loading.values()), loading
 with torch.no_grad():

@@ -1,5 +1,8 @@
 """The fused vocabulary product and cross entropy is torch's, however it is cut into chunks."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,15 @@ from rotary_foundry.models.layers import cross_entropy
 from rotary_foundry.models.layers.cross_entropy import linear_cross_entropy
 
 VOCABULARY, HIDDEN = 300, 32
+PEAK = """
+import resource, sys, torch
+from rotary_foundry.models.layers import cross_entropy
+cross_entropy.CHUNK_LOGITS, tokens = 1 << 24, int(sys.argv[1])
+hidden, weight = torch.randn(tokens, 8, requires_grad=True), torch.randn(262_144, 8, requires_grad=True)
+targets = torch.arange(tokens)
+cross_entropy.linear_cross_entropy(hidden, weight, None, targets).cross_entropy.backward()
+print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 def inputs(tokens: int) -> tuple[torch.Tensor, ...]:
@@ -68,6 +80,17 @@ def test_under_autocast_gradients_are_off_by_the_rounding_of_bf16_only():
     for found, wanted in zip(torch.autograd.grad(rounded.cross_entropy, (hidden, weight)), exact, strict=True):
         assert found.dtype == torch.float32
         assert (found - wanted).norm() / wanted.norm() < 0.02
+
+
+@pytest.mark.long
+def test_with_a_vocabulary_of_262144_memory_does_not_grow_with_the_tokens():
+    """A copy of the logits of a microbatch took 16 GB with 150,000 words (asafam/HebrewModernBERT@021bf1c)."""
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", PEAK, tokens], capture_output=True, check=True).stdout)
+        for tokens in ("128", "1024")
+    ]
+    logits = (1024 - 128) * 262_144 * 4  # bytes
+    assert peaks[1] - peaks[0] < logits / 8
 
 
 def test_no_masked_token_is_a_loss_of_nothing():

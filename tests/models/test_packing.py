@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rotary_foundry.objectives.objective import IGNORE_INDEX
 from tests.models.peers import masked, our_network, pack
 
 
@@ -15,6 +16,19 @@ def test_a_document_alone_has_the_logits_it_has_among_others(neighbours):
     alone = input_ids[before : before + 200]
     expected = network(alone, torch.tensor([0, 200], dtype=torch.int32))
     torch.testing.assert_close(network(input_ids, cu_seqlens)[before : before + 200], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("predicted", [[], [61]])
+def test_documents_of_three_tokens_with_hardly_a_mask_have_a_finite_loss_and_gradient(predicted):
+    """Short texts get no mask, and their rows no loss (tokenizers#1193)."""
+    network, (input_ids, cu_seqlens) = our_network(), pack(*[3] * 40)
+    labels = torch.full_like(input_ids, IGNORE_INDEX)
+    labels[predicted] = 7
+    loss = network(input_ids, cu_seqlens, labels=labels)
+    loss.cross_entropy.backward()
+    gradients = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+    assert gradients.isfinite().all() and loss.tokens == len(predicted)
+    assert bool(gradients.any()) == bool(loss.cross_entropy > 0) == bool(predicted)
 
 
 @torch.no_grad()

@@ -209,6 +209,23 @@ def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content, says):
     assert str(tmp_path) in str(refused.value)
 
 
+def test_a_microbatch_whose_tensors_a_kernel_could_not_count_in_32_bits_is_refused():
+    """Triton's rotary kernel overflowed at 144 rows of 8,192 tokens without an error (asafam/HebrewModernBERT@e25b753).
+
+    So did kernels of flash attention (Knowledgator/FlashDeBERTa#11, Dao-AILab/flash-attention#1500).
+    """
+    rows = [f"stages.extend.{key}=144" for key in ("global_train_batch_size", "device_train_microbatch_size")]
+    with pytest.raises(ConfigurationError) as refused:
+        load_recipe("yamls/main/base.yaml", rows)
+    assert "'stages.extend.device_train_microbatch_size': 144 rows × row_length 8,192 × 2 × hidden_size 768 are " in (
+        str(refused.value)
+    )
+    assert str(refused.value).endswith("go wrong silently from 1,073,741,824 on: take at most 85 rows")
+    recipe = load_recipe("yamls/main/base.yaml", [*rows, "stages.extend.device_train_microbatch_size=85"])
+    assert recipe.stages["extend"].device_train_microbatch_size == 85
+    load_recipe("yamls/main/base.yaml", [rows[0].replace("144", "72"), rows[1]])  # an update has no more rows
+
+
 def test_without_local_layers_there_is_no_window():
     assert load_recipe(NANO, ["model.global_attn_every_n_layers=1", "model.local_attention=null"])
 

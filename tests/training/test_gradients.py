@@ -31,6 +31,7 @@ COMPILED = "compile_config={dynamic: true}"
 TRACED = "compile_config={dynamic: true, backend: aot_eager}"  # all of torch.compile but the generated code
 BF16 = "precision=amp_bf16"
 NOTHING = "nothing to predict"
+ONE_RANK, HARDLY = "something to predict on one rank", "objective.mlm_probability=0.003"
 DETERMINISTIC = "deterministic_mode=true"
 TWO_REPLICAS = "fsdp_config.data_parallel_replicate_degree=2"
 
@@ -53,6 +54,7 @@ UPDATES = {  # by world size
         "traced and recomputed": [microbatch(4), TRACED, RECOMPUTED],
         "replicas": [microbatch(4), TWO_REPLICAS],
         NOTHING: [microbatch(2), "objective.mlm_probability=1e-12"],
+        ONE_RANK: [microbatch(2), HARDLY],
         # the last: Composer turns it on for the rest of the process
         "microbatches, deterministic": [microbatch(2), DETERMINISTIC],
     },
@@ -114,8 +116,15 @@ def made(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(tiny) -> tuple[float, dict[str, torch.Tensor]]:
-    """The same update by plain autograd: the sum of the loss over all masked tokens, divided by their number."""
-    recipe = load_recipe(tiny.recipe, FIRST_UPDATE)
+    return by_autograd(tiny)[:2]
+
+
+def by_autograd(tiny, *overrides: str) -> tuple[float, dict[str, torch.Tensor], list[int]]:
+    """The same update by plain autograd: the sum of the loss over all masked tokens, divided by their number.
+
+    The last is the number of masked tokens of each row.
+    """
+    recipe = load_recipe(tiny.recipe, [*FIRST_UPDATE, *overrides])
     data = RunData(recipe, open_corpus(recipe))
     batch = next(iter(data.train_loader(compile_plan(recipe), 0)))
     assert len(batch["row_tokens"]) == 8
@@ -124,7 +133,8 @@ def expected(tiny) -> tuple[float, dict[str, torch.Tensor]]:
     logits = network(batch["input_ids"], batch["cu_seqlens"], batch["row_length"])
     loss = F.cross_entropy(logits, batch["labels"], ignore_index=-100)
     loss.backward()
-    return loss.item(), {name: param.grad for name, param in network.named_parameters()}
+    masked = [int((row != -100).sum()) for row in batch["labels"].split(batch["row_tokens"])]
+    return loss.item(), {name: param.grad for name, param in network.named_parameters()}, masked
 
 
 @pytest.mark.parametrize(
@@ -133,11 +143,15 @@ def expected(tiny) -> tuple[float, dict[str, torch.Tensor]]:
         pytest.param(world, name, marks=[pytest.mark.long] if name in LONG else [])
         for world, updates in UPDATES.items()
         for name in updates
-        if name != NOTHING
+        if name not in (NOTHING, ONE_RANK)
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value} ranks",
 )
 def test_loss_and_gradients_are_the_unsharded_models(made, expected, world, name):
+    """Microbatches of 1, 2, 3 (the last one ragged), 4 and 8 rows.
+
+    In transformers the loss of an update was multiplied by its microbatches (transformers#38982).
+    """
     loss, gradients = made(world, name)
     expected_loss, expected_gradients = expected
     loss_error, gradient_error = (1e-3, 5e-2) if "bf16" in name else (1e-5, 1e-5)
@@ -151,6 +165,16 @@ def test_an_update_with_nothing_to_predict_on_any_rank_changes_nothing_and_is_no
     loss, gradients = made(2, NOTHING)
     assert loss == 0
     assert all((gradient == 0).all() for gradient in gradients.values())
+
+
+def test_a_rank_and_a_microbatch_with_nothing_to_predict_count_for_nothing(made, tiny):
+    """A short text may get no mask, and a rank's rows none at all (tokenizers#1193)."""
+    expected_loss, expected_gradients, masked = by_autograd(tiny, HARDLY)
+    assert [sum(masked[row : row + 2]) for row in range(0, 8, 2)] == [0, 0, 0, 3]  # the second rank's second microbatch
+    loss, gradients = made(2, ONE_RANK)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    for parameter, gradient in expected_gradients.items():
+        assert (gradients[parameter] - gradient).norm() <= 1e-5 * gradient.norm(), parameter
 
 
 def test_deterministic_mode_changes_no_number_on_cpu(made):

@@ -39,7 +39,10 @@ WITH_WANDB = "loggers.wandb={project: tiny, init_kwargs: {mode: offline}}"
 
 @pytest.mark.parametrize("kills", [FEW, pytest.param(KILLS, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
 def test_a_run_that_is_killed_again_and_again_ends_in_the_undisturbed_runs_weights(tiny, undisturbed, kills):
-    """One of its stops is SIGTERM to one rank, which ends the update, saves it and has a status of its own."""
+    """One of its stops is SIGTERM to one rank, which ends the update, saves it and has a status of its own.
+
+    Elsewhere the second resume began from zero (datasets#8308).
+    """
     run = tiny.folder / f"runs/killed-{len(kills)}"
     launch = (f"run_name={run.name}", *([WITH_WANDB] if kills == KILLS else []))
     for kill_at in kills:

@@ -2,8 +2,11 @@
 
 import json
 import re
+import time
+from types import SimpleNamespace
 
 import pytest
+import wandb
 from composer.loggers import WandBLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -137,6 +140,22 @@ def wandb_logger(tiny, name: str, *overrides: str) -> WandBLogger:
 def test_a_start_goes_on_in_the_run_of_the_last_start_and_another_run_is_another(tiny):
     ids = [wandb_logger(tiny, name)._init_kwargs["id"] for name in ("first", "first", "second")]
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_resume_with_other_keys_that_may_change_is_the_same_run_of_wandb(tiny):
+    """W&B refused a resumed run's changed configuration, and the run crashed (asafam/HebrewModernBERT@e1ddf07)."""
+    offline = "loggers.wandb.init_kwargs={mode: offline}"
+    for interval in ("2ba", "4ba"):
+        logger = wandb_logger(tiny, "resumed", offline, f"save_interval={interval}")
+        logger.init(SimpleNamespace(run_name="resumed"), None)
+        logger.log_metrics({"loss/train": 1.0}, step=1)
+        logger.post_close()
+        time.sleep(1.1)  # a start's folder is named by the second
+    wandb.teardown()
+    of_starts = sorted((tiny.folder / "runs/resumed").glob("wandb/offline-run-*/run-*.wandb"))
+    recorded = [read_back(path) for path in of_starts]
+    assert [one.config["recipe"]["save_interval"] for one in recorded] == ["2ba", "4ba"]
+    assert len({one.run.run_id for one in recorded}) == 1
 
 
 def test_an_argument_that_a_logger_does_not_know_is_refused_by_its_key(tiny):

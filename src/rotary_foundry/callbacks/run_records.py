@@ -5,8 +5,9 @@ resumed run appends and continues to count in `batch`, so only the last line for
 BATCH_START, AFTER_LOSS, BATCH_END and EVAL_END.
 
 A mixture sets shares of a stage's rows, but training depends on shares of tokens. So each line has both, by source:
-`asked`, and `drawn`, the share of all tokens that the stage has drawn so far. A resumed or rolled-back run continues
-the counts from the valid lines, so that checkpoints need not hold them.
+`asked`, and `drawn`, the share of all tokens that the stage has drawn so far. Of many sources the largest have names,
+and the others are one (recipe/mixtures.py). A resumed or rolled-back run continues the counts from the valid lines, so
+that checkpoints need not hold them.
 
 Each line also has the values of the monitors. The loggers get the numbers of the lines under the names in
 `metric_keys.py`. All values are gathered from the ranks in one collective an update.
@@ -26,6 +27,7 @@ from rotary_foundry.data.batches import update_digest
 from rotary_foundry.loggers.metric_keys import logged
 from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.recipe import Plan
+from rotary_foundry.recipe.mixtures import grouped
 from rotary_foundry.runs.run_folder import RunFolder, append_line
 
 
@@ -85,6 +87,7 @@ class RunRecords(Callback):
         drawn = self.drawn.setdefault(state.dataloader_label, Counter())
         drawn.update(tokens_by_source)
         asked = _shares(state.dataloader.dataset.draw.mixture or state.dataloader.dataset.rows_by_source)
+        mixture = self.plan.segment_at(state.previous_timestamp.token.value).mixture
         optimizer = state.optimizers[0]
         record = {
             "batch": state.timestamp.batch.value,
@@ -100,9 +103,9 @@ class RunRecords(Callback):
             "row_length": self.batch["row_length"],
             **self.plan.at(state.previous_timestamp.token.value).knobs,
             **state.model.network.knobs,
-            "mixture": self.plan.segment_at(state.previous_timestamp.token.value).mixture,
-            "asked": asked,
-            "drawn": _shares(dict.fromkeys(asked, 0) | drawn),
+            "mixture": mixture and grouped(mixture),
+            "asked": grouped(asked),
+            "drawn": grouped(_shares(dict.fromkeys(asked, 0) | drawn), asked),
             "rows_by_source": dict(sorted(Counter(sources).items())),
             "tokens_by_source": dict(sorted(tokens_by_source.items())),
             "real_tokens": sum(row_tokens),

@@ -17,6 +17,7 @@ mask into the training data. The saved tokenizer does recognise them, as fill-ma
 import re
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -44,14 +45,21 @@ class CorpusTokenizer:
     def __init__(self, directory: Path, word_starts: str | None = None) -> None:
         self.tokenizer = open_tokenizer(directory)
         ids = special_ids(directory, self.tokenizer)
-        roles = [self.tokenizer.id_to_token(id_) for id_ in ids.values()]
-        self._spelled = spelled(self.tokenizer, roles)
-        text = as_text(self.tokenizer, roles)
-        self._encoder = Encoder(text, KINDS[word_starts]() if word_starts else None)
+        self._roles = [self.tokenizer.id_to_token(id_) for id_ in ids.values()]
+        self._word_starts = word_starts
         self.frame = FRAME.ids(ids)
         self.unknown = ids.get("unk_token", -1)  # the id of what the tokenizer does not know; -1: it knows every text
         largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values())
         self.vocab_size = padded(largest + 1)  # the vocabulary size of a model for this tokenizer
+
+    @cached_property
+    def _encoder(self) -> "Encoder":  # of a large vocabulary it takes a second, and some only ask for its size
+        text = as_text(self.tokenizer, self._roles)
+        return Encoder(text, KINDS[self._word_starts]() if self._word_starts else None)
+
+    @cached_property
+    def _spelled(self) -> re.Pattern:
+        return spelled(self.tokenizer, self._roles)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the content ids of all texts in one array, uint32 `[tokens]`, and their counts, int64 `[texts]`."""

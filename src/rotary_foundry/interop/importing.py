@@ -23,7 +23,7 @@ from rotary_foundry.utils.json_text import read_object
 
 def import_model(
     source: str | Path, out_dir: str | Path, recipe: str | Path | None = None, tokenizer: str | Path | None = None
-) -> None:
+) -> str | None:
     """Write a model from elsewhere as a directory in our form.
 
     Args:
@@ -33,6 +33,9 @@ def import_model(
         recipe: the training YAML of a file; not needed if the file has the model's configuration.
         tokenizer: a directory with the model's tokenizer, if it is not in `source`; it is refused if its ids differ
             from those of the source's own.
+
+    Returns:
+        What `source` has that is not imported, if there is anything.
 
     Raises:
         FoundryError: `source` has no such model, or our encoder does not support it; names the first key that differs.
@@ -46,8 +49,8 @@ def import_model(
         if source.resolve() == out_dir.resolve():
             raise ConfigurationError(f"{out_dir}: is also the source; choose another place")
         _import_directory(source, out_dir, source if tokenizer is None else Path(tokenizer))
-    else:
-        _import_file(source, out_dir, None if recipe is None else Path(recipe), tokenizer)
+        return None
+    return _import_file(source, out_dir, None if recipe is None else Path(recipe), tokenizer)
 
 
 def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
@@ -74,7 +77,7 @@ def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
     export_model(weights, weights.family, shape, knobs, tokenizer, longest, out_dir, card, generation=generation)
 
 
-def _import_file(source: Path, out_dir: Path, recipe: Path | None, tokenizer: str | Path | None) -> None:
+def _import_file(source: Path, out_dir: Path, recipe: Path | None, tokenizer: str | Path | None) -> str | None:
     opened = _open_file(source, recipe)
     with tempfile.TemporaryDirectory() as folder:
         for name in (*TOKENIZER_FILES, GENERATION):
@@ -93,6 +96,7 @@ def _import_file(source: Path, out_dir: Path, recipe: Path | None, tokenizer: st
         card = import_card(out_dir.name, family, opened.shape, opened.knobs, longest, sentence, opened.facts)
         network, shape, knobs = opened.weights, opened.shape, opened.knobs
         export_model(network, family, shape, knobs, tokenizer, longest, out_dir, card, generation=generation)
+    return opened.not_taken
 
 
 def _open_file(source: Path, recipe: Path | None) -> ForeignCheckpoint:

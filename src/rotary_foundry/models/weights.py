@@ -172,6 +172,7 @@ class ForeignCheckpoint:
     facts: dict[str, int]  # how far it was trained, if known
     described: str  # the kind of checkpoint
     no_tokenizer: str = "has no tokenizer"  # why there is none
+    not_taken: str | None = None  # what the file has beside the model, as optimizer states
 
 
 def load_network(shape: Shape, knobs: Mapping[str, float], weights: Weights) -> nn.Module:

@@ -31,6 +31,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
+from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
 from rotary_foundry.utils.errors import ConfigurationError
@@ -322,9 +323,10 @@ def _value_and_text(given: str, source: str) -> tuple[Any, Any]:
     try:
         value = OmegaConf.to_container(OmegaConf.create(f"value: {given}"))["value"]
     except YAMLError as error:
-        if is_yaml:
-            raise ConfigurationError(f"{source}: {one_line(error)}; put text with such characters in quotes") from None
-        return given, given
+        if not is_yaml:
+            return given, given
+        remedy = "; put text with such characters in quotes" if isinstance(error, ScannerError | ParserError) else ""
+        raise ConfigurationError(f"{source}: {one_line(error)}{remedy}") from None
     if is_yaml:
         return value, yaml.load(given, yaml.BaseLoader)
     is_text = isinstance(value, str | dict | list) or not {"#", "&", "!"}.isdisjoint(given)  # as YAML's 5 # comment

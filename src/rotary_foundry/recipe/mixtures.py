@@ -14,6 +14,24 @@ from rotary_foundry.recipe.schema import Recipe, StageConfig
 from rotary_foundry.utils.knob import Problem
 
 LONG = re.compile(r".+_from_[1-9][0-9]*")
+MOST_SOURCES, OTHERS = 24, "(others)"  # in a record, a chart or a line; the second is no name of a source
+
+
+def grouped(shares: Mapping[str, float], by: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Return the shares of the MOST_SOURCES sources with the largest, and that of all OTHERS together.
+
+    A mixture may have thousands of sources, and a chart, a table or a record of every update cannot name them all.
+
+    Args:
+        shares: by source.
+        by: the shares that decide which are the largest; None: `shares`.
+    """
+    by = shares if by is None else by
+    if len(by) <= MOST_SOURCES:
+        return dict(shares)
+    largest = set(sorted(by, key=lambda source: (-by[source], source))[:MOST_SOURCES])
+    named = {source: share for source, share in shares.items() if source in largest}
+    return named | {OTHERS: sum(share for source, share in shares.items() if source not in largest)}
 
 
 def long_share(mixture: Mapping[str, float] | None) -> float | None:

@@ -7,6 +7,7 @@ from math import inf
 from os.path import abspath
 from typing import Any
 
+from rotary_foundry.models.family import Shape
 from rotary_foundry.objectives.objective import OBJECTIVES, Objective
 from rotary_foundry.recipe import extension_names
 from rotary_foundry.recipe.knobs import knob_complaint
@@ -27,6 +28,7 @@ from rotary_foundry.utils.redaction import redacted
 from rotary_foundry.utils.wording import nearest
 
 LONGEST_TIMEOUT = 604_800  # seconds
+NUMBERS_IN_A_TENSOR = 2**30  # of two bytes each they are 2**31 bytes
 SEES = {True: "to earlier tokens only", False: "in both directions"}  # by what is causal
 PRECISIONS = ("fp32", "amp_bf16")
 ATTN_IMPLEMENTATIONS = ("auto", "varlen", "flash", "sdpa")
@@ -81,6 +83,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
             yield "stages", f"'{name}', a stage's name, has to be made of letters, digits, '_', '-' and '.'"
         for key, complaint in _stage(stage, recipe.data.sources):
             yield f"stages.{name}.{key}", complaint
+        yield from ((f"stages.{name}.{key}", complaint) for key, complaint in _width(stage, recipe.model.shape))
         yield from _objective(recipe, name)
         for key, complaint in recipe.optimizer.change_problems(stage.optimizer):
             yield f"stages.{name}.optimizer.{key}", complaint
@@ -200,6 +203,23 @@ def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
         yield "lr_schedule", complaint
     if not bad:
         yield from _ramp(stage)
+
+
+def _width(stage: StageConfig, shape: Shape) -> Iterator[Problem]:
+    """Check that a kernel that counts the numbers of a tensor in 32 bits cannot overflow, which it does silently.
+
+    Triton's rotary kernel of FlashAttention did at 144 rows of 8,192 tokens.
+    """
+    rows = min(stage.device_train_microbatch_size, stage.global_train_batch_size)
+    of_a_row = stage.row_length * 2 * shape.hidden_size
+    if rows * of_a_row >= NUMBERS_IN_A_TENSOR:
+        most = (NUMBERS_IN_A_TENSOR - 1) // of_a_row
+        yield (
+            "device_train_microbatch_size",
+            f"{rows} rows × row_length {stage.row_length:,} × 2 × hidden_size {shape.hidden_size:,} are "
+            f"{rows * of_a_row:,} numbers in a tensor; kernels that count in 32 bits go wrong silently from "
+            f"{NUMBERS_IN_A_TENSOR:,} on: take at most {most} rows",
+        )
 
 
 def _one_schedule(stage: StageConfig) -> Iterator[Problem]:

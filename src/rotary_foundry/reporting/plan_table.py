@@ -24,7 +24,7 @@ from rotary_foundry.recipe.cost import (
     token_cost,
     token_costs,
 )
-from rotary_foundry.recipe.mixtures import long_share
+from rotary_foundry.recipe.mixtures import MOST_SOURCES, grouped, long_share
 from rotary_foundry.recipe.plan import Position, Segment
 from rotary_foundry.reporting.drawn_data import DrawnData, drawn_data, not_counted
 from rotary_foundry.runs.trained_state import Source, read_source
@@ -75,7 +75,7 @@ def print_plan(
         if stage.responses is not None:
             grid.add_row("responses", f"{stage.stage}: {_responses(stage)}")
         if not stage.tasks:  # they have a table of their own
-            grid.add_row("epochs", f"{stage.stage}: {', '.join(f'{name} {n:.3g}' for name, n in stage.epochs.items())}")
+            grid.add_row("epochs", f"{stage.stage}: {_epochs(stage.epochs)}")
     if (why := not_counted(recipe, data)) is not None:
         grid.add_row("data", why)
     grid.add_row("optimizer", f"{recipe.optimizer.name}, {_settings(recipe.optimizer.arguments())}")
@@ -305,9 +305,18 @@ def _mixtures(recipe: Recipe, plan: Plan) -> dict[str, str]:
         for stage in shares
     }
     return {
-        stage: ", ".join(f"{source} {share:g}" for source, share in mixture.items()) + _long(mixture) or without[stage]
+        stage: ", ".join(f"{source} {share:g}" for source, share in grouped(mixture).items()) + _long(mixture)
+        or without[stage]
         for stage, mixture in shares.items()
     }
+
+
+def _epochs(epochs: dict[str, float]) -> str:
+    """Say how often each source's rows are drawn; of many sources, the least and the most."""
+    if len(epochs) > MOST_SOURCES:
+        least, most = min(epochs, key=epochs.get), max(epochs, key=epochs.get)
+        return f"{len(epochs):,} sources, from {epochs[least]:.3g} ({least}) to {epochs[most]:.3g} ({most})"
+    return ", ".join(f"{name} {number:.3g}" for name, number in epochs.items())
 
 
 def _responses(stage: DrawnData) -> str:

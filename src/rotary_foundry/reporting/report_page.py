@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from rotary_foundry.recipe.mixtures import grouped
 from rotary_foundry.recipe.schema import all_metrics
 from rotary_foundry.reporting.charts import COLOURS, Chart, make_charts, run_names, words
 from rotary_foundry.reporting.pictures import draw
@@ -167,7 +168,7 @@ def _recipe(run: Run) -> str:
         theta = np.ravel([segment["knobs"]["rope_theta"] for segment in segments if "rope_theta" in segment["knobs"]])
         highest = max(segment[end] for segment in segments for end in ("lr_start", "lr_end"))
         rates = dict.fromkeys((first["lr_start"], highest, last["lr_end"]))
-        mixture = ", ".join(f"{source} {share:g}" for source, share in (first["mixture"] or {}).items())
+        mixture = ", ".join(f"{source} {share:g}" for source, share in grouped(first["mixture"] or {}).items())
         rows.append(
             [
                 stage,

@@ -14,6 +14,7 @@ from rich.table import Table
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.recipe.compilation import compile_stages, set_rollback
 from rotary_foundry.recipe.cost import checkpoint_tokens
+from rotary_foundry.recipe.mixtures import grouped
 from rotary_foundry.recipe.plan import Plan, Position
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints, read_lines
@@ -119,6 +120,7 @@ def _changes(before: Update, after: Update) -> Iterator[tuple[str, str, object, 
     """What changes from one update to the next: its name, its key in the records, both values, and how to show them."""
     was, now = before.start, after.start
     mixtures = [update.plan.segments[update.start.segment].mixture for update in (before, after)]
+    mixtures = [mixture and grouped(mixture) for mixture in mixtures]  # as the records have them
     if was.max_lr != now.max_lr or (was.lr != now.lr and (was.stage, before.rollbacks) != (now.stage, after.rollbacks)):
         lr = "learning rate"
     elif was.lr < was.max_lr == now.lr:

@@ -24,6 +24,7 @@ from rotary_foundry.utils.json_text import read_object
 from rotary_foundry.utils.wording import one_line
 
 TEMPLATE_FILE = "chat_template.jinja"  # beside tokenizer.json
+OLD_ROLES_FILE = "special_tokens_map.json"  # where the roles are alone in what early versions of transformers 4 saved
 TAGGED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 MARK = "\ue000"  # private use; repeated until no content has it
 
@@ -133,7 +134,8 @@ def open_template(
         DataError: there is none, or it cannot be read; names the file and what to do.
     """
     tokenizer, given = (None if path is None else Path(path) for path in (tokenizer, given))
-    config = read_object(tokenizer / ROLES_FILE) if tokenizer and (tokenizer / ROLES_FILE).exists() else {}
+    files = [] if tokenizer is None else [tokenizer / name for name in (OLD_ROLES_FILE, ROLES_FILE)]
+    config = {key: value for file in files if file.exists() for key, value in read_object(file).items()}
     roles = {role: _spelling(token) for role, token in config.items() if role.endswith("_token") and token}
     roles = {role: token for role, token in roles.items() if isinstance(token, str)} or dict(special_tokens)
     for file in (given, tokenizer and tokenizer / TEMPLATE_FILE):

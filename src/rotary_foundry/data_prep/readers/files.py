@@ -15,7 +15,7 @@ import io
 import json
 import logging
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -175,6 +175,7 @@ class Jsonl(Files, JsonlReader):
                 where = f"{self.path(filepath)}:{number}"
                 try:
                     row = _json_row(line)
+                    several = [column for column in self.columns if _occurs_twice(column, line)]
                 except ValueError as error:
                     self.bad.add(where, str(error))
                     continue
@@ -188,7 +189,7 @@ class Jsonl(Files, JsonlReader):
                 missing = [column for column in self.columns if column not in row]
                 if missing:
                     self.bad.add(where, no_column(missing[0], row))
-                elif several := [column for column in self.columns if _occurs_twice(column, line)]:
+                elif several:
                     self.bad.add(where, twice(several[0]))
                 else:
                     yield from self.row_document(row, where, row.get("url"))
@@ -419,14 +420,14 @@ def _occurs_twice(column: str, line: bytes) -> bool:
     def note(pairs: list[tuple[str, object]]) -> None:
         names[:] = [name for name, _ in pairs]  # the outermost object is the last
 
-    json.loads(line, object_pairs_hook=note)
+    _lenient_json(line, note)
     return names.count(column) > 1
 
 
-def _lenient_json(line: bytes) -> object:
+def _lenient_json(line: bytes, object_pairs_hook: Callable | None = None) -> object:
     """Parse JSON with the standard library, which accepts NaN and integers of over 64 bits, unlike orjson."""
     try:
-        return json.loads(line.decode())
+        return json.loads(line.decode(), object_pairs_hook=object_pairs_hook)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start} of the line") from None
     except RecursionError:

@@ -64,6 +64,7 @@ PARTS = {  # of the kit: what FlexBertConfig has if nothing is said, and what of
 }
 EMBEDDING, THEIR_EMBEDDING = (f"model.{bert}embeddings.tok_embeddings.weight" for bert in ("", "bert."))
 DESCRIBED = "a checkpoint of ModernBERT's training code (FlexBERT, by Composer)"
+LEFT = "the optimizer's moments and the clock; a run that begins from this model makes its own moments, from token 0 on"
 CLOCK = {"updates": "batch", "tokens": "token"}  # ours, and Composer's timestamp's
 NORM = {"eps": 1e-5, "bias": True}  # torch's defaults, which norm_kwargs leaves standing
 
@@ -142,7 +143,8 @@ def open_flexbert(path: Path, recipe: Path | None = None) -> ForeignCheckpoint:
     clock = {name: _at(saved, "state", "timestamp", "Timestamp", key) for name, key in CLOCK.items()}
     clock = {name: value for name, value in clock.items() if isinstance(value, int)}
     tokenizer = _tokenizer_files(_at(stored, "tokenizer"))
-    return ForeignCheckpoint(shape, knobs, weights, max_seq_len, tokenizer, clock, DESCRIBED)
+    left = LEFT if _at(saved, "state", "optimizers") else None
+    return ForeignCheckpoint(shape, knobs, weights, max_seq_len, tokenizer, clock, DESCRIBED, not_taken=left)
 
 
 def _shape(settings: Mapping[str, Any], weights: FlexBertWeights, where: str) -> tuple[Shape, dict[str, float]]:
