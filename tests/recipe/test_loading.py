@@ -217,8 +217,9 @@ def test_a_microbatch_whose_tensors_a_kernel_could_not_count_in_32_bits_is_refus
     rows = [f"stages.extend.{key}=144" for key in ("global_train_batch_size", "device_train_microbatch_size")]
     with pytest.raises(ConfigurationError) as refused:
         load_recipe("yamls/main/base.yaml", rows)
-    assert "'stages.extend.device_train_microbatch_size': 144 rows × row_length 8,192 × 2 × hidden_size 768 are " in (
-        str(refused.value)
+    assert (
+        "'stages.extend.device_train_microbatch_size': 144 rows × row_length 8,192 × 1,536 of queries and keys are "
+        in (str(refused.value))
     )
     assert str(refused.value).endswith("go wrong silently from 1,073,741,824 on: take at most 85 rows")
     recipe = load_recipe("yamls/main/base.yaml", [*rows, "stages.extend.device_train_microbatch_size=85"])

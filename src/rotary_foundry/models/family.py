@@ -89,6 +89,11 @@ class Shape(ABC):
         """
         return None
 
+    @property
+    def rotary_width(self) -> int:
+        """Numbers of a token in the tensor of queries and keys that a rotary kernel turns, at most; 0: not counted."""
+        return 0
+
     def megatron_flops(self, tokens: int, row_length: int) -> float:
         """Count the operations of training on tokens by Megatron-LM's formula (arXiv 2104.04473, section 5.1).
 

@@ -29,6 +29,10 @@ class TransformerShape(family.Shape):
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def rotary_width(self) -> int:
+        return 2 * self.hidden_size
+
     def problems(self) -> Iterator[Problem]:
         """Yield (field, complaint) for every invalid value; with a wrong type or sign, nothing beyond those."""
         if wrong := next(self.type_problems(), None):

@@ -211,12 +211,12 @@ def _width(stage: StageConfig, shape: Shape) -> Iterator[Problem]:
     Triton's rotary kernel of FlashAttention did at 144 rows of 8,192 tokens.
     """
     rows = min(stage.device_train_microbatch_size, stage.global_train_batch_size)
-    of_a_row = stage.row_length * 2 * shape.hidden_size
+    of_a_row = stage.row_length * shape.rotary_width
     if rows * of_a_row >= NUMBERS_IN_A_TENSOR:
         most = (NUMBERS_IN_A_TENSOR - 1) // of_a_row
         yield (
             "device_train_microbatch_size",
-            f"{rows} rows × row_length {stage.row_length:,} × 2 × hidden_size {shape.hidden_size:,} are "
+            f"{rows} rows × row_length {stage.row_length:,} × {shape.rotary_width:,} of queries and keys are "
             f"{rows * of_a_row:,} numbers in a tensor; kernels that count in 32 bits go wrong silently from "
             f"{NUMBERS_IN_A_TENSOR:,} on: take at most {most} rows",
         )
