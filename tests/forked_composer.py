@@ -86,6 +86,7 @@ def _in_fork(
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # that of TMPDIR, which was looked up before
     os.chdir(folder)
     for path, descriptor in zip(output, (1, 2), strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from types import FrameType
 from unittest import mock
@@ -101,7 +101,7 @@ def check(door: str, files: list[Path], call: Callable[[Path], tuple[int, str]])
     outcomes, wrong, began = Counter(), {}, time.process_time()
     for number, file in zip(range(INPUTS), mutations(contents, f"{SEED} {door}"), strict=False):
         try:
-            with limits():
+            with limits(), chdir(files[0].parent):  # where a command may write anything, such as to out: True
                 status, said = call(file)
         except KeyboardInterrupt:
             raise

@@ -62,7 +62,7 @@ told = dict(killed=killed, live=live, before=files(), said=said(), after=files()
 print("go on", file=command)
 told["drawn"] = live_answers.readline().strip()
 os.waitpid(live, 0)
-print(json.dumps(told | dict(end=files()[0])))
+print(json.dumps(told | dict(end=files())))
 """
 
 
@@ -87,7 +87,7 @@ def test_what_a_killed_run_left_is_removed_and_a_live_run_goes_on(row_folder, tm
     assert after == [of("live", segments), of("live", locks)]
     assert after[0]
     assert told["drawn"] == str(39 * 10)  # the rest of what it was to draw
-    assert told["end"] == []
+    assert told["end"] == [[], []]  # a run that ends well needs no doctor: mosaicml/streaming#893
 
 
 def test_a_lock_that_is_held_stays_and_whoever_waits_for_one_that_goes_still_gets_it(tmp_path):

@@ -84,6 +84,13 @@ def test_scheduled_knobs_move_at_every_update_of_their_stage_and_at_no_other(und
             assert len(set(values)) == (len(values) if stage == moving else 1)
 
 
+def test_a_run_that_ends_well_leaves_nothing_in_the_temporary_folder(tiny, tmp_path):
+    """mosaicml/streaming#893: "it leaves garbage around the file system after every run"."""
+    run = tiny.launch("run_name=clean", "data.num_workers=1", TMPDIR=str(tmp_path))
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert [path.name for path in tmp_path.iterdir() if "torchinductor" not in path.name] == []
+
+
 def test_every_rank_keeps_a_log(undisturbed):
     assert sorted(path.name for path in (undisturbed / "logs").iterdir()) == ["rank0.log", "rank1.log"]
 

@@ -1,8 +1,10 @@
 """Private parts of Streaming 0.13."""
 
+import atexit
 import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -14,6 +16,8 @@ from streaming.base.format import FileInfo
 from streaming.base.shared import SharedArray, prefix
 from streaming.base.world import World
 from torch import distributed as dist
+
+from rotary_foundry.utils.lock_files import remove_lock
 
 # The states of a shard in the memory that the processes of a node share. Until Streaming has public names for them.
 LOCAL = _ShardState.LOCAL
@@ -45,7 +49,16 @@ class OpenStream(Stream):
 
 
 class OpenStreamingDataset(StreamingDataset):
-    """Streaming's StreamingDataset, with public names for what a subclass needs of it. Until Streaming has them."""
+    """Streaming's StreamingDataset, with public names for what a subclass needs of it. Until Streaming has them.
+
+    A process that ends well removes the lock files, as Streaming's own handlers remove what is in shared memory. Until
+    Streaming does it (mosaicml/streaming#893).
+    """
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        for path in (self._shared_barrier.filelock_path, self._cache_filelock_path):
+            atexit.register(remove_lock, path)
 
     @property
     def cache_lock(self) -> FileLock:

@@ -298,5 +298,5 @@ class Manifest:
             raise DataError(f"{path}: no such file, so the folder has no finished shards; {remedy}") from None
         except KeyError as error:
             raise DataError(f"{path}: key {error} is missing; {remedy}") from None
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, OverflowError) as error:
             raise DataError(f"{path}: broken ({error}); {remedy}") from None

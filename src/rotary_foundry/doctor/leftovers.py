@@ -8,14 +8,14 @@ A number is in use if any process has one of its segments mapped, by /proc/*/map
 files are. Processes of another container are not seen there, so where containers share /dev/shm (`--ipc=host`), clean
 on the host. What belongs to other users is left alone.
 
-A lock file is removed under its lock. Whoever opened it before then finds that it has no name any more, and opens a new
-one: so says `filelock`, which Streaming uses. So no run is hurt even where machines share TMPDIR, and a run's segments
-are on another of them.
+A lock file is removed unless it is held (utils/lock_files.py). So no run is hurt even where machines share TMPDIR, and
+a run's segments are on another of them.
+
+A process that ends well removes both (compat/streaming.py), so what is found was left by one that was killed.
 
 Streaming's own `clean_stale_shared_memory` was left out: it stops at the first number that is free, and asks nobody.
 """
 
-import fcntl
 import os
 import re
 import stat
@@ -26,6 +26,7 @@ from pathlib import Path
 
 from rotary_foundry.doctor.disk_space import SHM
 from rotary_foundry.doctor.finding import Finding, doubtful, good
+from rotary_foundry.utils.lock_files import remove_lock
 from rotary_foundry.utils.wording import size
 
 SUBJECT = "leftovers"
@@ -75,7 +76,7 @@ def check_leftovers(clean: bool, shm: Path = SHM, temporary: Path | None = None)
         freed = _sizes(found.segments)
         for path in found.segments:
             path.unlink(missing_ok=True)
-        removed = sum(_remove_lock(path) for path in found.locks)
+        removed = sum(map(remove_lock, found.locks))
         yield good(SUBJECT, f"removed: {size(freed)} of segments and {removed} lock files of killed runs{note}")
 
 
@@ -115,19 +116,3 @@ def _mapped(folder: Path) -> set[Path]:
             continue
         found |= {folder / line.rpartition("/")[2] for line in lines if f" {folder}/" in line}
     return found
-
-
-def _remove_lock(path: Path) -> bool:
-    """Remove a lock file, unless it is held."""
-    try:
-        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(file)

@@ -189,7 +189,7 @@ def _folder() -> Path:
 def _module(path: Path) -> ModuleType:
     """Return the module of the suite that a YAML is for."""
     name = load_keys(path, ["suite"])["suite"]
-    if name not in MODULES:
+    if not isinstance(name, str) or name not in MODULES:
         raise ConfigurationError(f"{path}: suite: no suite '{name}'; there are {', '.join(MODULES)}")
     try:
         return import_module(MODULES[name])

@@ -13,7 +13,7 @@ from rotary_foundry.data.special_tokens import ROLES_FILE
 from rotary_foundry.interop.card import import_card
 from rotary_foundry.interop.generation import STOPS, check_stops, read_generation
 from rotary_foundry.interop.huggingface import TOKENIZER_FILES, export_model, open_directory
-from rotary_foundry.models.config_json import CONFIG, read_config
+from rotary_foundry.models.config_json import CONFIG, longest_row, read_config
 from rotary_foundry.models.family import families
 from rotary_foundry.models.weights import ForeignCheckpoint
 from rotary_foundry.runs.run_folder import GENERATION
@@ -66,9 +66,7 @@ def _import_directory(source: Path, out_dir: Path, tokenizer: Path) -> None:
         )
     check_same_tokenizer(tokenizer, source, f"leave out --tokenizer: {source} has its own")
     written = read_config(source)
-    longest = written.get("max_position_embeddings")
-    if not isinstance(longest, int) or longest < 1:
-        raise DataError(f"{source / CONFIG}: max_position_embeddings: expected a number of tokens, got {longest!r}")
+    longest = longest_row(written, source / CONFIG)
     facts = {"transformers": written["transformers_version"]} if "transformers_version" in written else {}
     check_stops(written, source / CONFIG)
     generation = read_generation(source) or read_generation(tokenizer) or {STOPS: written.get(STOPS)}

@@ -18,6 +18,23 @@ def read_config(directory: Path) -> dict:
     return read_object(directory / CONFIG)
 
 
+def longest_row(written: dict, path: Path, otherwise: int | None = None) -> int:
+    """Return how many tokens a document may have, by a config.json.
+
+    Args:
+        written: the content of the file.
+        path: the file.
+        otherwise: what holds if the file does not say it.
+
+    Raises:
+        DataError: it is not a number of tokens, or not said and there is no `otherwise`.
+    """
+    longest = written.get("max_position_embeddings", otherwise)
+    if type(longest) is not int or longest < 1:
+        raise DataError(f"{path}: max_position_embeddings: expected a number of tokens, got {longest!r}")
+    return longest
+
+
 def find_family_of(directory: Path) -> Family | None:
     """Return the family of the model in a directory, by its config.json; None if it is not one of our families.
 

@@ -59,8 +59,11 @@ def escape_unprintable() -> None:
 
 
 def print_error(message: str) -> None:
-    """Print `error: …` on stderr: in red if that is a terminal and NO_COLOR is not set (no-color.org)."""
-    text = f"error: {message}"
+    """Print `error: …` on stderr: in red if that is a terminal and NO_COLOR is not set (no-color.org).
+
+    It is one line, though what another library said in it may be several.
+    """
+    text = f"error: {' '.join(message.splitlines())}"
     if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         text = f"\033[31m{text}\033[0m"
     print(text, file=sys.stderr, flush=True)

@@ -1,23 +1,30 @@
 """Parse JSON that others may have written."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import one_line
 
+SURROGATE = {str: re.compile(r"\\u[dD]"), bytes: re.compile(rb"\\u[dD]")}
+
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
     """Parse JSON; the options are those of `json.loads`.
 
     Raises:
-        ValueError: it is not JSON, or is nested too deeply, for which Python has an error of another kind.
+        ValueError: it is not JSON, or is nested too deeply, for which Python has an error of another kind; or it has
+            half of a surrogate pair, which is no text: nothing can tokenise it or write it again.
     """
     try:
-        return json.loads(text, **options)
+        content = json.loads(text, **options)
+        if SURROGATE[type(text)].search(text):
+            json.dumps(content, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    return content
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -27,10 +34,7 @@ def read_object(path: Path) -> dict[str, Any]:
         DataError: it is missing, cannot be read, or holds something else; names the file.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        content = parse_json(text)
-        if "\\ud" in text.lower():  # half a surrogate pair could not be written again
-            json.dumps(content, ensure_ascii=False).encode()
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {one_line(error)}") from None
     if not isinstance(content, dict):

@@ -15,7 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from rotary_foundry.models.config_json import CONFIG
+from rotary_foundry.models.config_json import CONFIG, longest_row
 from rotary_foundry.models.family import find_family
 from rotary_foundry.models.roformer_v2.huggingface_config import BERT4KERAS, JUNNYU, RELEASED_EPS, read_settings
 from rotary_foundry.models.roformer_v2.tensor_names import WeightsByTheirNames, plain_names
@@ -106,7 +106,7 @@ def open_published(path: Path) -> ForeignCheckpoint | None:
     shape, knobs = read_settings(written, needed, config, eps)
     weights = WeightsByTheirNames(stored, shape)
     weights.check(shape)
-    longest = written.get("max_position_embeddings", LONGEST)
+    longest = longest_row(written, config, LONGEST)
     tokenizer = _tokenizer(path.with_name("vocab.txt"), shape.vocab_size, config)
     return ForeignCheckpoint(shape, knobs, weights, longest, tokenizer, {}, described)
 
