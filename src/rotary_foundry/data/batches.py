@@ -1,9 +1,11 @@
 """Flat batches: rows collated without padding, split into microbatches, counted for Composer's clock.
 
-A batch is a dict: `input_ids` and `labels` int64 [tokens], `cu_seqlens` int32 [documents + 1], `row_length` int, and
-five lists with an entry a row: `row_tokens` and `row_documents` (so that a batch can be split between rows),
-`row_sources`, `row_digests`, and `row_predicted`, what the loss counts of a row. No document is longer than a row, so
-`row_length` serves as `max_seqlen`, one constant for a compiler.
+A batch is a dict: `input_ids` and `labels` int64 [tokens], `predicted` int64 [labels], the places of the labels that
+are not IGNORE_INDEX, `cu_seqlens` int32 [documents + 1], `row_length` int, and six lists with an entry a row:
+`row_tokens`, `row_documents` and `row_labels` (so that a batch can be split between rows), `row_sources`,
+`row_digests`, and `row_predicted`, what the loss counts of a row. No document is longer than a row, so `row_length`
+serves as `max_seqlen`, one constant for a compiler. What depends on values is found here, on the host, so that no
+forward pass waits for a GPU.
 
 A batch with weighted labels also has `weights` float32 [tokens], `scored` bool [tokens], and how many are scored,
 `row_scored`. What the loss counts of a row is then the sum of its weights.
@@ -28,7 +30,16 @@ Batch = dict
 # Composer divides by the predicted tokens of an update on all ranks, which may be none. Added to a whole number, this
 # is lost in rounding.
 ALMOST_NOTHING = 1e-30
-OF_ROWS = ("row_tokens", "row_documents", "row_sources", "row_digests", "row_predicted", "row_targets", "row_scored")
+OF_ROWS = (
+    "row_tokens",
+    "row_documents",
+    "row_labels",
+    "row_sources",
+    "row_digests",
+    "row_predicted",
+    "row_targets",
+    "row_scored",
+)
 OF_TOKENS = ("input_ids", "labels", "weights", "scored", "allowed")
 NO_TARGETS = np.empty((0, 4))
 
@@ -62,13 +73,16 @@ def collate(
     prepared = [prepare(sample) for sample in samples]
     of_rows = [sample["lengths"] if document_mask else [len(sample["tokens"])] for sample in samples]
     lengths = np.concatenate(of_rows).astype(np.int32)
+    labels = np.concatenate([labels for _, labels, *_ in prepared])
     batch = {
         "input_ids": torch.from_numpy(np.concatenate([input_ids for input_ids, *_ in prepared])),
-        "labels": torch.from_numpy(np.concatenate([labels for _, labels, *_ in prepared])),
+        "labels": torch.from_numpy(labels),
+        "predicted": torch.from_numpy(np.flatnonzero(labels != IGNORE_INDEX)),
         "cu_seqlens": torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32)),
         "row_length": row_length,
         "row_tokens": [len(sample["tokens"]) for sample in samples],
         "row_documents": [len(of_row) for of_row in of_rows],
+        "row_labels": [int((labels != IGNORE_INDEX).sum()) for _, labels, *_ in prepared],
         "row_sources": [sample.get("source") for sample in samples],
         "row_digests": [_digest(sample["row"], *arrays) for sample, arrays in zip(samples, prepared, strict=True)],
         "row_predicted": [_predicted(*arrays) if by_task else _counted(*arrays) for arrays in prepared],
@@ -117,6 +131,7 @@ def split(batch: Batch, microbatch_size: int) -> list[Batch]:
     """Cut a batch into microbatches of at most `microbatch_size` rows, in a multi-task stage all of one task."""
     token_ends = [0, *accumulate(batch["row_tokens"])]
     document_ends = [0, *accumulate(batch["row_documents"])]
+    label_ends = [0, *accumulate(batch["row_labels"])]
     target_ends = [0, *accumulate(batch.get("row_targets", ()))]
     microbatches = []
     for start, end in _cuts(batch, microbatch_size):
@@ -124,6 +139,7 @@ def split(batch: Batch, microbatch_size: int) -> list[Batch]:
         cu_seqlens = batch["cu_seqlens"][document_ends[start] : document_ends[end] + 1]
         microbatch = {
             **{key: batch[key][tokens] for key in OF_TOKENS if key in batch},
+            "predicted": batch["predicted"][label_ends[start] : label_ends[end]] - token_ends[start],
             "cu_seqlens": cu_seqlens - cu_seqlens[0],
             "row_length": batch["row_length"],
             **{key: batch[key][start:end] for key in OF_ROWS if key in batch},
