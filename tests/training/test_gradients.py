@@ -52,6 +52,7 @@ UPDATES = {  # by world size
         "microbatches, in bf16": [microbatch(2), BF16],
         "recomputed": [microbatch(4), RECOMPUTED],
         "traced and recomputed": [microbatch(4), TRACED, RECOMPUTED],
+        "resharded": [microbatch(2), "fsdp_config.reshard_after_forward=true"],
         "replicas": [microbatch(4), TWO_REPLICAS],
         NOTHING: [microbatch(2), "objective.mlm_probability=1e-12"],
         ONE_RANK: [microbatch(2), HARDLY],

@@ -1,11 +1,11 @@
 """Flat batches: rows collated without padding, split into microbatches, counted for Composer's clock.
 
 A batch is a dict: `input_ids` and `labels` int64 [tokens], `predicted` int64 [labels], the places of the labels that
-are not IGNORE_INDEX, `cu_seqlens` int32 [documents + 1], `row_length` int, and six lists with an entry a row:
-`row_tokens`, `row_documents` and `row_labels` (so that a batch can be split between rows), `row_sources`,
-`row_digests`, and `row_predicted`, what the loss counts of a row. No document is longer than a row, so `row_length`
-serves as `max_seqlen`, one constant for a compiler. What depends on values is found here, on the host, so that no
-forward pass waits for a GPU.
+are not IGNORE_INDEX, `cu_seqlens` int32 [documents + 1], `lengths` the tokens of each document as a list,
+`row_length` int, and six lists with an entry a row: `row_tokens`, `row_documents` and `row_labels` (so that a batch can
+be split between rows), `row_sources`, `row_digests`, and `row_predicted`, what the loss counts of a row. No document is
+longer than a row, so `row_length` serves as `max_seqlen`, one constant for a compiler. What depends on values is found
+here, on the host, so that no forward pass waits for a GPU.
 
 A batch with weighted labels also has `weights` float32 [tokens], `scored` bool [tokens], and how many are scored,
 `row_scored`. What the loss counts of a row is then the sum of its weights.
@@ -79,6 +79,7 @@ def collate(
         "labels": torch.from_numpy(labels),
         "predicted": torch.from_numpy(np.flatnonzero(labels != IGNORE_INDEX)),
         "cu_seqlens": torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32)),
+        "lengths": lengths.tolist(),
         "row_length": row_length,
         "row_tokens": [len(sample["tokens"]) for sample in samples],
         "row_documents": [len(of_row) for of_row in of_rows],
@@ -141,6 +142,7 @@ def split(batch: Batch, microbatch_size: int) -> list[Batch]:
             **{key: batch[key][tokens] for key in OF_TOKENS if key in batch},
             "predicted": batch["predicted"][label_ends[start] : label_ends[end]] - token_ends[start],
             "cu_seqlens": cu_seqlens - cu_seqlens[0],
+            "lengths": batch["lengths"][document_ends[start] : document_ends[end]],
             "row_length": batch["row_length"],
             **{key: batch[key][start:end] for key in OF_ROWS if key in batch},
         }
@@ -161,6 +163,11 @@ def _cuts(batch: Batch, microbatch_size: int) -> Iterator[tuple[int, int]]:
             end = next((row for row in range(start, end) if sources[row] != sources[start]), end)
         yield start, end
         start = end
+
+
+def count_microbatches(batch: Batch, microbatch_size: int) -> int:
+    """Return into how many microbatches `split` cuts a batch."""
+    return sum(1 for _ in _cuts(batch, microbatch_size))
 
 
 def num_rows(batch: Batch) -> int:

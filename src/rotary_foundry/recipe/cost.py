@@ -21,6 +21,8 @@ from rotary_foundry.utils.errors import ConfigurationError
 MOST_CHECKPOINTS = 1_000_000
 BYTES_A_PARAMETER = 12  # of a checkpoint: the weight and StableAdamW's two moments, float32 each
 STATE_BYTES_A_PARAMETER = 16  # these three and the gradient
+WHOLE_BYTES_A_PARAMETER = 8  # the parameter and the gradient, where they stay whole during an update
+GPUS_OF_A_NODE = 8
 
 # Operations a second of one GPU in bf16 on dense matrices, from the makers' data sheets (NVIDIA prints twice as much,
 # with sparsity): H100 SXM5, H200 SXM, A100 40 and 80 GB, L40S, HGX B200, and AMD's Instinct MI300X.
@@ -53,6 +55,10 @@ class Machine:
             raise ConfigurationError(f"--gpus: {self.gpus} is not positive")
         if not 0 < self.mfu <= 1:
             raise ConfigurationError(f"--mfu: {self.mfu} is not a share of a GPU's peak, above 0 and at most 1")
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.gpus // GPUS_OF_A_NODE)
 
     def hours(self, flops: float) -> float:
         """Return the hours that the GPUs take for `flops` operations."""
@@ -151,13 +157,14 @@ def memory(recipe: Recipe, plan: Plan) -> dict[str, Memory]:
     itemsize = 4 if recipe.precision == "fp32" else 2
     # autograd keeps the weights that autocast has cast, whole; a layer that is recomputed casts anew
     casts = 0 if recomputed or itemsize == 4 else itemsize * shape.parameters
+    whole = 0 if recipe.fsdp_config.reshards(shape.parameters) else WHOLE_BYTES_A_PARAMETER * shape.parameters
     found = {}
     for segment in plan.segments:
         rows = min(recipe.stages[segment.stage].device_train_microbatch_size, segment.rows)
         activations = shape.activation_bytes(rows * segment.row_length, itemsize, recomputed)
         if activations is not None:
             state = STATE_BYTES_A_PARAMETER * shape.parameters
-            found[segment.stage] = Memory(segment.row_length, rows, activations + casts, state)
+            found[segment.stage] = Memory(segment.row_length, rows, activations + casts + whole, state)
     return found
 
 

@@ -148,7 +148,8 @@ def _blocks(config: StageConfig, stage: str, objective: Objective) -> Iterator[P
 
 
 def _fsdp(config: FSDPConfig) -> Iterator[Problem]:
-    yield from _positive("fsdp_config.", config, "data_parallel_replicate_degree")
+    if config.data_parallel_replicate_degree is not None:
+        yield from _positive("fsdp_config.", config, "data_parallel_replicate_degree")
     if config.data_parallel_shard_degree != -1:
         yield from _positive("fsdp_config.", config, "data_parallel_shard_degree")
 

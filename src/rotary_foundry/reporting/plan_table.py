@@ -209,7 +209,7 @@ def _memory(recipe: Recipe, plan: Plan, machine: Machine | None) -> Iterator[str
             f"{', '.join(names)}: {use.rows:,} × {use.row_length:,} tokens a microbatch keep {size(use.kept)} on a GPU"
         )
         if machine is not None:
-            _, shards = recipe.fsdp_config.degrees(machine.gpus)
+            _, shards = recipe.fsdp_config.degrees(machine.gpus, machine.nodes)
             line += f"; {size(use.of_a_gpu(shards))} with its share of the model"
         yield line
     if stages:

@@ -175,8 +175,8 @@ def _devices(recipe: Recipe, folder: RunFolder) -> str:
 
 
 def _sharding(recipe: Recipe, folder: RunFolder) -> str:
-    ranks = json.loads(folder.environment.read_text(encoding="utf-8"))["ranks"]
-    replicas, shards = recipe.fsdp_config.degrees(ranks)
+    found = json.loads(folder.environment.read_text(encoding="utf-8"))
+    replicas, shards = recipe.fsdp_config.degrees(found["ranks"], found["nodes"])
     said = f"FSDP2 over {shards}" if replicas == 1 else f"HSDP: {replicas} copies, each over {shards}"
     return said + (", activation checkpointing" if recipe.fsdp_config.activation_checkpointing else "")
 
