@@ -1,7 +1,7 @@
 """`python benchmarks` (or `make bench`): ours beside its peers, printed, and written to benchmarks/results.md.
 
 Two hours on two cores. With names of parts (shards, speed, roformer, llama, memory, floor, length, recipe, monitors,
-stream, start, combine) only those are measured, and take their places in results.md.
+stream, start, combine, update_end) only those are measured, and take their places in results.md.
 """
 
 import os
@@ -327,6 +327,17 @@ def combine() -> str:
     )
 
 
+def update_end() -> str:
+    """The host's work for the records of an update of base, by the number of simulated ranks."""
+    from update_end import milliseconds
+
+    rows = [
+        [f"{ranks}", *(f"{milliseconds(ranks, rank):.2f}" for rank in (0, 1)), "≤ 3" if ranks == 256 else ""]
+        for ranks in (8, 64, 256)
+    ]
+    return table(["ranks", "rank 0, ms an update", "another rank, ms", "target"], rows)
+
+
 PARTS = {
     "Text to shards": shards,
     "Speed": speed,
@@ -340,6 +351,7 @@ PARTS = {
     "The training stream": stream,
     "The start of a loader": start,
     "Combining the gradients of tasks": combine,
+    "The end of an update": update_end,
 }
 
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from rotary_foundry.callbacks.monitor import Monitor
-from rotary_foundry.data.batches import update_digest
+from rotary_foundry.data.batches import digest_of_numbers
 from rotary_foundry.loggers.metric_keys import logged
 from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.recipe import Plan
@@ -120,7 +120,7 @@ class RunRecords(Callback):
             "rows_by_source": rows_by_source,
             "tokens_by_source": tokens_by_source,
             "real_tokens": sum(tokens_by_source.values()),
-            "rows_digest": update_digest([f"{digest:016x}" for digest in rows[:, 2].view(np.uint64).tolist()]),
+            "rows_digest": digest_of_numbers(rows[:, 2].view(np.uint64)),
         }
         places = np.cumsum([len(of_monitor) for of_monitor in local])[:-1]
         for monitor, keys, of_ranks in zip(self.monitors, local, np.split(values, places, axis=1), strict=True):

@@ -21,6 +21,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rotary_foundry.data.rows import check_row
 from rotary_foundry.objectives.objective import IGNORE_INDEX, Prepared
@@ -183,9 +184,15 @@ def num_tokens(batch: Batch) -> dict[str, float]:
     }
 
 
-def update_digest(row_digests: list[str]) -> str:
+def update_digest(row_digests: Sequence[str]) -> str:
     """Return one hash of all rows and masks of an update, independent of their order."""
-    return blake2b("".join(sorted(row_digests)).encode(), digest_size=8).hexdigest()
+    return digest_of_numbers(np.array([int(digest, 16) for digest in row_digests], np.uint64))
+
+
+def digest_of_numbers(row_digests: NDArray[np.uint64]) -> str:
+    """Return the same of row digests that are read as numbers."""
+    in_order = np.sort(row_digests).astype(">u8").tobytes().hex()
+    return blake2b(in_order.encode(), digest_size=8).hexdigest()
 
 
 def _digest(row: int, *arrays: np.ndarray) -> str:
