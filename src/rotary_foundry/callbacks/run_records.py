@@ -35,7 +35,7 @@ from rotary_foundry.recipe.mixtures import grouped
 from rotary_foundry.runs.run_folder import RunFolder, append_line, open_lines, write_line
 from rotary_foundry.utils.cpu_group import cpu_group
 
-OF_A_ROW = 3  # numbers: its source's, its tokens, its digest
+NO_ROW = 0, 0, 0  # a row has the number of its source, its tokens and its digest
 
 
 class RunRecords(Callback):
@@ -136,11 +136,12 @@ class RunRecords(Callback):
         """Bring the numbers and rows of an update to rank 0.
 
         Returns:
-            numbers float64 [ranks, numbers] and rows int64 [rows, OF_A_ROW]; None on the other ranks.
+            numbers float64 [ranks, numbers] and rows int64 [rows, 3]; None on the other ranks.
         """
         place = {source: number for number, source in enumerate(sources)}
         columns = (self.batch[key] for key in ("row_sources", "row_tokens", "row_digests"))
         rows = [(place[source], tokens, int(digest, 16)) for source, tokens, digest in zip(*columns, strict=True)]
+        rows += [NO_ROW] * (self.batch["most_rows"] - len(rows))
         own = np.concatenate(
             [np.array(numbers, np.float64).view(np.int64), np.array(rows, np.uint64).view(np.int64).ravel()]
         )
@@ -150,7 +151,8 @@ class RunRecords(Callback):
         if not first:
             return None, None
         of_numbers, of_rows = np.split(gathered.numpy(), [len(numbers)], axis=1)
-        return np.ascontiguousarray(of_numbers).view(np.float64), of_rows.reshape(-1, OF_A_ROW)
+        rows = of_rows.reshape(-1, len(NO_ROW))
+        return np.ascontiguousarray(of_numbers).view(np.float64), rows[rows[:, 1] > 0]
 
     def eval_end(self, state: State, logger: Logger) -> None:
         label = state.dataloader_label

@@ -2,10 +2,13 @@
 
 A batch is a dict: `input_ids` and `labels` int64 [tokens], `predicted` int64 [labels], the places of the labels that
 are not IGNORE_INDEX, `cu_seqlens` int32 [documents + 1], `lengths` the tokens of each document as a list,
-`row_length` int, and six lists with an entry a row: `row_tokens`, `row_documents` and `row_labels` (so that a batch can
-be split between rows), `row_sources`, `row_digests`, and `row_predicted`, what the loss counts of a row. No document is
-longer than a row, so `row_length` serves as `max_seqlen`, one constant for a compiler. What depends on values is found
-here, on the host, so that no forward pass waits for a GPU.
+`row_length` int, `most_rows` int, and six lists with an entry a row: `row_tokens`, `row_documents` and `row_labels` (so
+that a batch can be split between rows), `row_sources`, `row_digests`, and `row_predicted`, what the loss counts of a
+row. No document is longer than a row, so `row_length` serves as `max_seqlen`, one constant for a compiler. What depends
+on values is found here, on the host, so that no forward pass waits for a GPU.
+
+The batches of two ranks may differ by a row, and `most_rows` is what the larger one has. All ranks make as many
+microbatches as that takes, since they gather parameters together; the last may be one of which nothing is predicted.
 
 A batch with weighted labels also has `weights` float32 [tokens], `scored` bool [tokens], and how many are scored,
 `row_scored`. What the loss counts of a row is then the sum of its weights.
@@ -52,6 +55,7 @@ def collate(
     vocab_size: int,
     document_mask: bool = True,
     by_task: bool = False,
+    most_rows: int | None = None,
 ) -> Batch:
     """Prepare rows for an objective and join them to one flat batch.
 
@@ -63,6 +67,7 @@ def collate(
         vocab_size: of the tokenizer.
         document_mask: whether `cu_seqlens` are the bounds of documents; if not, they are those of rows.
         by_task: whether the batch is of a multi-task stage, where a source is a task.
+        most_rows: how many rows the batch of any rank has; None: as many as this one.
 
     Raises:
         DataError: naming a row that does not fit `row_length` or the vocabulary.
@@ -82,6 +87,7 @@ def collate(
         "cu_seqlens": torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32)),
         "lengths": lengths.tolist(),
         "row_length": row_length,
+        "most_rows": most_rows or len(samples),
         "row_tokens": [len(sample["tokens"]) for sample in samples],
         "row_documents": [len(of_row) for of_row in of_rows],
         "row_labels": [int((labels != IGNORE_INDEX).sum()) for _, labels, *_ in prepared],
@@ -137,6 +143,9 @@ def split(batch: Batch, microbatch_size: int) -> list[Batch]:
     target_ends = [0, *accumulate(batch.get("row_targets", ()))]
     microbatches = []
     for start, end in _cuts(batch, microbatch_size):
+        if start == end:
+            microbatches.append(_of_nothing(batch))
+            continue
         tokens = slice(token_ends[start], token_ends[end])
         cu_seqlens = batch["cu_seqlens"][document_ends[start] : document_ends[end] + 1]
         microbatch = {
@@ -145,6 +154,7 @@ def split(batch: Batch, microbatch_size: int) -> list[Batch]:
             "cu_seqlens": cu_seqlens - cu_seqlens[0],
             "lengths": batch["lengths"][document_ends[start] : document_ends[end]],
             "row_length": batch["row_length"],
+            "most_rows": end - start,
             **{key: batch[key][start:end] for key in OF_ROWS if key in batch},
         }
         if "targets" in batch:
@@ -156,7 +166,7 @@ def split(batch: Batch, microbatch_size: int) -> list[Batch]:
 
 
 def _cuts(batch: Batch, microbatch_size: int) -> Iterator[tuple[int, int]]:
-    """Yield the first row and the end of each microbatch."""
+    """Yield the first row and the end of each microbatch; the last may be empty."""
     start, sources = 0, batch["row_sources"]
     while start < len(sources):
         end = min(start + microbatch_size, len(sources))
@@ -164,6 +174,19 @@ def _cuts(batch: Batch, microbatch_size: int) -> Iterator[tuple[int, int]]:
             end = next((row for row in range(start, end) if sources[row] != sources[start]), end)
         yield start, end
         start = end
+    if batch["most_rows"] > len(sources) and len(sources) % microbatch_size == 0:
+        yield start, start
+
+
+def _of_nothing(batch: Batch) -> Batch:
+    """Return the first row of a batch as a microbatch in which nothing is predicted, and which counts as no row."""
+    (first, *_) = split({**batch, "most_rows": len(batch["row_tokens"])}, 1)
+    return {
+        **first,
+        "labels": torch.full_like(first["labels"], IGNORE_INDEX),
+        "predicted": first["predicted"][:0],
+        **{key: [] for key in OF_ROWS if key in first},
+    }
 
 
 def count_microbatches(batch: Batch, microbatch_size: int) -> int:
