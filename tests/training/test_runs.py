@@ -107,6 +107,12 @@ def test_other_ranks_workers_microbatches_and_loaders_see_the_same_rows_and_mask
     assert digests(alone) == digests(undisturbed)
 
 
+def test_ranks_that_differ_by_a_row_see_the_same_rows_and_masks(tiny, undisturbed):
+    run = tiny.launch("run_name=three", ranks=3)
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert digests(tiny.folder / "runs/three") == digests(undisturbed)
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
