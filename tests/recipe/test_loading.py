@@ -283,3 +283,11 @@ def test_a_launch_is_refused_before_torch_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "2 []\n", done.stderr
+
+
+def test_layers_are_compiled_on_a_gpu_unless_the_recipe_says_otherwise():
+    recipe = load_recipe(NANO)
+    assert recipe.compiled_with("cuda") == {"dynamic": True}
+    assert recipe.compiled_with("cpu") == {"disable": True}
+    asked = load_recipe(NANO, ["compile_config={disable: true}"])
+    assert asked.compiled_with("cuda") == {"disable": True}

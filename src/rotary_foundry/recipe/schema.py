@@ -193,7 +193,7 @@ class Recipe:
     rollback: RollbackConfig = field(default_factory=RollbackConfig)
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
     deterministic_mode: bool = False  # the Trainer's: the same command gives the same bits on a GPU as well, but slower
-    compile_config: dict[str, Any] | None = None  # arguments of torch.compile, layer by layer; null: not compiled
+    compile_config: dict[str, Any] | None = None  # arguments of torch.compile, layer by layer; null: by the device
     runs_folder: str = "runs"
     save_folder: str | None = (
         None  # s3://bucket/path for a second copy of what a resume needs; null: only the local one
@@ -212,6 +212,11 @@ class Recipe:
     def family(self) -> Family:
         """The model's family."""
         return find_family(self.model.family)
+
+    def compiled_with(self, device_type: str) -> dict[str, Any]:
+        """Return the arguments of torch.compile on a kind of device: without `compile_config`, it is for GPUs only."""
+        by_device = {"dynamic": True} if device_type == "cuda" else {"disable": True}
+        return by_device if self.compile_config is None else self.compile_config
 
     def objective_of(self, stage: str) -> Objective:
         """Build a stage's objective.

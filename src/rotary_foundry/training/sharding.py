@@ -65,9 +65,10 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
         "mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False),
         "reshard_after_forward": recipe.fsdp_config.reshards(recipe.model.shape.parameters),
     }
+    compile_arguments = recipe.compiled_with(device.type)
     for layer in network.blocks:
-        if recipe.compile_config is not None:
-            layer.forward = _compiled(layer.forward, recipe.compile_config)
+        if not compile_arguments.get("disable"):
+            layer.forward = _compiled(layer.forward, compile_arguments)
         if recipe.fsdp_config.activation_checkpointing:
             layer.forward = functools.partial(recomputed, layer.forward)
         fully_shard(layer, **options)
@@ -121,8 +122,8 @@ def recomputed(forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
         torch.set_autocast_cache_enabled(cached)
 
 
-def _compiled(forward: Callable[..., Tensor], compile_config: dict[str, Any]) -> Callable[..., Tensor]:
+def _compiled(forward: Callable[..., Tensor], arguments: dict[str, Any]) -> Callable[..., Tensor]:
     try:
-        return torch.compile(forward, **compile_config)
+        return torch.compile(forward, **arguments)
     except Exception as error:  # an unknown argument, mode or backend
-        raise ConfigurationError(f"compile_config: torch.compile refuses {compile_config}: {error}") from error
+        raise ConfigurationError(f"compile_config: torch.compile refuses {arguments}: {error}") from error
