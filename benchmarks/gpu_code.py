@@ -1,4 +1,4 @@
-"""Count the kernels of inductor's code for an H100, and the bytes that they move, on a machine without a GPU.
+"""Count the kernels of inductor's code for an H100, the bytes that they move and keep, on a machine without a GPU.
 
 Nothing is run. A layer of ModernBERT base, in one graph with its attention, and a chunk of the loss are traced on
 tensors without values, as on a GPU in bf16 under autocast, and inductor makes its code for them. gpu_shim.c stands for
@@ -37,7 +37,9 @@ H100 = {
 
 
 def counts() -> dict[str, dict]:
-    """Return kernels and bytes by what they belong to: `layer, forward`, `layer, backward`, `chunk of the loss`."""
+    """Return `kernels`, `bytes` moved and `kept` by what they are of: `layer, forward`, `layer, backward`, and
+    `chunk of the loss`. Kept is what the forward pass leaves for the backward pass.
+    """
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "shim.map")
         script.write_text("libcudart.so.13 { global: cuda*; local: *; };\n")
@@ -72,8 +74,10 @@ class Inductor:
         from torch._inductor.compile_fx import compile_fx_inner
         from torch._inductor.virtualized import V
 
+        (outputs,) = next(node.args for node in module.graph.nodes if node.op == "output")
         with V.set_fake_mode(self.mode):
             compile_fx_inner(module, inputs, is_backward=is_backward)
+        self.found[-1]["kept"] = sum(_of_tokens(node) for node in outputs[1:])
         return module.forward
 
     def partition(self, joint, inputs, **options):
@@ -84,6 +88,14 @@ class Inductor:
         with V.set_fake_mode(self.mode):
             joint_graph.joint_graph_passes(joint)
         return min_cut_rematerialization_partition(joint, inputs, **options, compiler="inductor")
+
+
+def _of_tokens(node) -> int:
+    """The bytes of what a graph returns, if it belongs to this layer: not of weights, nor of the rotary tables."""
+    value = getattr(node, "meta", {}).get("val")
+    shape = getattr(value, "shape", ())
+    given = node is not None and node.op == "placeholder" and len(shape) != 2
+    return 0 if TOKENS not in shape or given else value.nbytes
 
 
 def _count() -> dict[str, dict]:

@@ -79,7 +79,8 @@ class RunRecords(Callback):
         self.batch = state.batch
 
     def after_loss(self, state: State, logger: Logger) -> None:
-        self.sums += torch.stack([getattr(state.outputs, metric.field) for metric in self.metrics])
+        for place, metric in enumerate(self.metrics):
+            self.sums[place] += getattr(state.outputs, metric.field)
         self.predicted += state.outputs.count("correct")
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
