@@ -2,7 +2,7 @@
 
 Two hours on two cores. With names of parts (shards, speed, roformer, llama, memory, floor, length, recipe, monitors,
 stream, start, combine, update_end,
-gpu_code) only those are measured, and take their places in results.md.
+gpu_code, exchanges) only those are measured, and take their places in results.md.
 """
 
 import os
@@ -360,6 +360,23 @@ def gpu_code() -> str:
     return f"Without products and attention. u: the tokens' hidden states once in bf16.\n\n{counted}"
 
 
+def exchanges() -> str:
+    """What a rank exchanges in an update of base and large, by the number of simulated GPUs."""
+    from exchanges import EACH_MICROBATCH, counts
+
+    rows = []
+    for name in ("base", "large"):
+        for ranks in (8, 64, 256):
+            ways = {"one shard group, each microbatch": EACH_MICROBATCH, "as shipped": []}
+            for way, overrides in ways.items():
+                found = counts(name, ranks, overrides)
+                sizes = [f"{found[key] / 1e9:.2f}" for key in ("bytes", "network")]
+                rows.append([name, f"{ranks}", f"{found['microbatches']}", way, f"{found['collectives']}", *sizes])
+                print(*rows[-1], sep=" | ", flush=True)
+    heads = ["", "GPUs", "microbatches", "", "collectives an update", "GB a rank receives", "of them between nodes"]
+    return table(heads, rows)
+
+
 PARTS = {
     "Text to shards": shards,
     "Speed": speed,
@@ -375,6 +392,7 @@ PARTS = {
     "Combining the gradients of tasks": combine,
     "The end of an update": update_end,
     "Code for a GPU": gpu_code,
+    "Exchanges between GPUs": exchanges,
 }
 
 

@@ -6,6 +6,7 @@ parameters and gradients then stay on every rank during an update. Acts on BATCH
 
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
+from torch.distributed.fsdp import FSDPModule
 
 from rotary_foundry.data.batches import count_microbatches
 
@@ -24,7 +25,11 @@ class OneReduction(Algorithm):
             self.left = count_microbatches(state.batch, state.device_train_microbatch_size)
             return
         self.left -= 1
-        last, network = self.left == 0, state.model.network
-        network.set_is_last_backward(last)
-        network.set_requires_gradient_sync(last)
-        network.set_reshard_after_backward(last)
+        mark_last(state.model.network, self.left == 0)
+
+
+def mark_last(network: FSDPModule, last: bool) -> None:
+    """Tell a sharded network whether the next backward pass is the last of an update."""
+    network.set_is_last_backward(last)
+    network.set_requires_gradient_sync(last)
+    network.set_reshard_after_backward(last)
