@@ -1,7 +1,8 @@
 """`python benchmarks` (or `make bench`): ours beside its peers, printed, and written to benchmarks/results.md.
 
 Two hours on two cores. With names of parts (shards, speed, roformer, llama, memory, floor, length, recipe, monitors,
-stream, start, combine) only those are measured, and take their places in results.md.
+stream, start, combine, update_end,
+gpu_code, exchanges) only those are measured, and take their places in results.md.
 """
 
 import os
@@ -327,6 +328,55 @@ def combine() -> str:
     )
 
 
+def update_end() -> str:
+    """The host's work for the records of an update of base, by the number of simulated ranks."""
+    from update_end import milliseconds
+
+    rows = [
+        [f"{ranks}", *(f"{milliseconds(ranks, rank):.2f}" for rank in (0, 1)), "≤ 3" if ranks == 256 else ""]
+        for ranks in (8, 64, 256)
+    ]
+    return table(["ranks", "rank 0, ms an update", "another rank, ms", "target"], rows)
+
+
+def gpu_code() -> str:
+    """What inductor's kernels for an H100 move, counted from the code and not run."""
+    from gpu_code import CHUNK, TOKENS, counts
+    from models import base_shape
+
+    unit = 2 * TOKENS * base_shape().hidden_size
+    found = counts()
+    of_layer = [found[f"layer, {way}"] for way in ("forward", "backward")]
+    units = [each["bytes"] / unit for each in of_layer]
+    rows = [
+        [f"a layer of base, {way}", f"{each['kernels']}", f"{moved:.1f} u", ""]
+        for way, each, moved in zip(("forward", "backward"), of_layer, units, strict=True)
+    ]
+    rows.append(["both", "", f"{sum(units):.1f} u", "≤ 80 u"])
+    chunk = found["chunk of the loss"]
+    name = f"{CHUNK:,} tokens of the loss, 50,368 words"
+    rows.append([name, f"{chunk['kernels']}", f"{chunk['bytes'] / 1e9:.2f} GB", "≤ 0.6 GB"])
+    counted = table(["", "kernels", "moved", "target"], rows)
+    return f"Without products and attention. u: the tokens' hidden states once in bf16.\n\n{counted}"
+
+
+def exchanges() -> str:
+    """What a rank exchanges in an update of base and large, by the number of simulated GPUs."""
+    from exchanges import EACH_MICROBATCH, counts
+
+    rows = []
+    for name in ("base", "large"):
+        for ranks in (8, 64, 256):
+            ways = {"one shard group, each microbatch": EACH_MICROBATCH, "as shipped": []}
+            for way, overrides in ways.items():
+                found = counts(name, ranks, overrides)
+                sizes = [f"{found[key] / 1e9:.2f}" for key in ("bytes", "network")]
+                rows.append([name, f"{ranks}", f"{found['microbatches']}", way, f"{found['collectives']}", *sizes])
+                print(*rows[-1], sep=" | ", flush=True)
+    heads = ["", "GPUs", "microbatches", "", "collectives an update", "GB a rank receives", "of them between nodes"]
+    return table(heads, rows)
+
+
 PARTS = {
     "Text to shards": shards,
     "Speed": speed,
@@ -340,6 +390,9 @@ PARTS = {
     "The training stream": stream,
     "The start of a loader": start,
     "Combining the gradients of tasks": combine,
+    "The end of an update": update_end,
+    "Code for a GPU": gpu_code,
+    "Exchanges between GPUs": exchanges,
 }
 
 

@@ -208,6 +208,7 @@ def _shortest_document(microbatch: Batch) -> Batch:
             return microbatch | {
                 "input_ids": microbatch["input_ids"][tokens],
                 "labels": labels[tokens],
+                "predicted": (labels[tokens] != IGNORE_INDEX).nonzero(as_tuple=True)[0],
                 "allowed": microbatch["allowed"][tokens],
                 "targets": of_document,
                 "cu_seqlens": torch.tensor([0, tokens.stop - tokens.start], dtype=torch.int32),

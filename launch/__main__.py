@@ -154,10 +154,10 @@ def check_world_size(recipe: Recipe, plan: Plan, path: str) -> None:
     world = world_size()
     recipe.fsdp_config.degrees(world)
     for segment in plan.segments:
-        if segment.rows % world:
+        if segment.rows < world:
             raise ConfigurationError(
-                f"{path}: 'stages.{segment.stage}.global_train_batch_size': {segment.rows} rows an update cannot be "
-                f"split over {world} processes; set a multiple of {world}, or use another number of processes"
+                f"{path}: 'stages.{segment.stage}.global_train_batch_size': {segment.rows} rows an update are fewer "
+                f"than the {world} processes; set at least {world}, or use fewer processes"
             )
     for stage in recipe.stages:
         block = recipe.objective_of(stage).block_size

@@ -13,7 +13,6 @@ from rotary_foundry.callbacks.loss_spike import LossSpike
 from rotary_foundry.callbacks.memory import Memory
 from rotary_foundry.callbacks.step_time import StepTime
 from rotary_foundry.callbacks.throughput import Throughput, peak_flops
-from rotary_foundry.objectives.objective import IGNORE_INDEX
 from rotary_foundry.recipe.cost import PEAK_FLOPS
 from tests.ranks import on_ranks
 
@@ -110,10 +109,7 @@ def test_operations_count_the_documents_as_long_as_they_are(monkeypatch):
     monitor.fit_start(None, None)
 
     def mfu(lengths: list[int], masked: int) -> float:
-        labels = torch.full((sum(lengths),), IGNORE_INDEX)
-        labels[:masked] = 7
-        ends = torch.tensor([0, *lengths]).cumsum(0).int()
-        batch = {"row_tokens": [sum(lengths)], "labels": labels, "cu_seqlens": ends}
+        batch = {"row_tokens": [sum(lengths)], "row_labels": [masked], "lengths": lengths}
         nonlocal now
         monitor.batch_start(SimpleNamespace(batch=batch), None)
         now += 1.5

@@ -46,7 +46,9 @@ def epoch_of(rows: TrainingStream, epoch: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mixture", [None, MIXTURE], ids=["unweighted", "mixture"])
-@pytest.mark.parametrize(("ranks", "workers", "nodes"), [(2, 1, 1), (3, 2, 3), (4, 3, 2), (12, 5, 4)])
+@pytest.mark.parametrize(
+    ("ranks", "workers", "nodes"), [(2, 1, 1), (3, 2, 3), (4, 3, 2), (5, 2, 1), (7, 1, 7), (12, 5, 4)]
+)
 def test_an_update_has_the_same_rows_for_any_ranks_workers_and_nodes(row_folder, mixture, ranks, workers, nodes):
     stretch = draw(start_row=500, updates=60, mixture=mixture)  # over the end of an epoch
     rows = stream(row_folder, stretch)

@@ -127,12 +127,13 @@ class Decoder(nn.Module):
     def unembed(self, hidden: Tensor) -> Tensor:
         return self.output(hidden)
 
-    def forward(self, input_ids, cu_seqlens, max_seqlen=None, labels=None):
+    def forward(self, input_ids, cu_seqlens, max_seqlen=None, labels=None, predicted=None):
         hidden = self.hidden_states(input_ids, cu_seqlens, max_seqlen)
         if labels is None:
             return self.unembed(hidden)
         check_labels(labels, input_ids, self.shape.vocab_size)
-        predicted = labels != IGNORE_INDEX
+        if predicted is None:
+            predicted = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
         return linear_cross_entropy(hidden[predicted], self.output.weight, self.output.bias, labels[predicted])
 
 

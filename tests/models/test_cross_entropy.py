@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from rotary_foundry.models.layers import cross_entropy
-from rotary_foundry.models.layers.cross_entropy import linear_cross_entropy
+from rotary_foundry.models.layers.cross_entropy import _of_chunk, linear_cross_entropy
 
 VOCABULARY, HIDDEN = 300, 32
 PEAK = """
@@ -127,3 +127,19 @@ def test_where_no_gradient_is_wanted_none_is_made(monkeypatch):
         loss = linear_cross_entropy(hidden, weight, bias, targets).cross_entropy
     assert not made
     torch.testing.assert_close(loss, F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum"))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_is_compiled_for_a_gpu_computes_the_same(weighted):
+    """Its kernels add -1 by comparing with the right word, and not by a scatter."""
+    torch.manual_seed(0)
+    right = torch.randint(300, (7, 1))
+    weights, scored = (torch.rand(7, 1), torch.rand(7, 1) < 0.5) if weighted else (None, None)
+
+    def computed(function):
+        products = torch.randn(7, 300, generator=torch.Generator().manual_seed(1)).bfloat16()
+        return function(products, right, weights, scored, True, True)
+
+    compiled = torch.compile(_of_chunk, backend="aot_eager", fullgraph=True, dynamic=True)
+    for ours, eager in zip(computed(compiled), computed(_of_chunk), strict=True):
+        torch.testing.assert_close(ours, eager)

@@ -1,13 +1,16 @@
 """A wrong recipe is refused with the file, the key and what would be right."""
 
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rotary_foundry import compile_plan, load_recipe
+from rotary_foundry.recipe.validation import OF_COMPILE
 from rotary_foundry.utils.errors import ConfigurationError
 
 NANO = Path("yamls/main/nano.yaml")
@@ -283,3 +286,16 @@ def test_a_launch_is_refused_before_torch_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "2 []\n", done.stderr
+
+
+def test_layers_are_compiled_on_a_gpu_unless_the_recipe_says_otherwise():
+    recipe = load_recipe(NANO)
+    assert recipe.compiled_with("cuda") == {"dynamic": True}
+    assert recipe.compiled_with("cpu") == {"disable": True}
+    asked = load_recipe(NANO, ["compile_config={disable: true}"])
+    assert asked.compiled_with("cuda") == {"disable": True}
+    with pytest.raises(
+        ConfigurationError, match=r"'compile_config.dynamc': torch.compile has no such argument; .*dynamic"
+    ):
+        load_recipe(NANO, ["compile_config={dynamc: true}"])
+    assert set(inspect.signature(torch.compile).parameters) - {"model"} <= set(OF_COMPILE)

@@ -52,12 +52,15 @@ UPDATES = {  # by world size
         "microbatches, in bf16": [microbatch(2), BF16],
         "recomputed": [microbatch(4), RECOMPUTED],
         "traced and recomputed": [microbatch(4), TRACED, RECOMPUTED],
+        "resharded": [microbatch(2), "fsdp_config.reshard_after_forward=true"],
         "replicas": [microbatch(4), TWO_REPLICAS],
         NOTHING: [microbatch(2), "objective.mlm_probability=1e-12"],
         ONE_RANK: [microbatch(2), HARDLY],
         # the last: Composer turns it on for the rest of the process
         "microbatches, deterministic": [microbatch(2), DETERMINISTIC],
     },
+    # two ranks have three rows and one has two: no rows for the last microbatch, or one less
+    3: {"ranks that differ by a row": [microbatch(1)], "and in the last microbatch": [microbatch(2)]},
     4: {"shards": [microbatch(2)], "replicas of shards, recomputed": [microbatch(1), TWO_REPLICAS, RECOMPUTED]},
 }
 LONG = (*UPDATES[1], "traced and recomputed")  # tests/models/test_compiled.py compiles layers, too

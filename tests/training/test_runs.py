@@ -107,13 +107,19 @@ def test_other_ranks_workers_microbatches_and_loaders_see_the_same_rows_and_mask
     assert digests(alone) == digests(undisturbed)
 
 
+def test_ranks_that_differ_by_a_row_see_the_same_rows_and_masks(tiny, undisturbed):
+    run = tiny.launch("run_name=three", ranks=3)
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert digests(tiny.folder / "runs/three") == digests(undisturbed)
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
         ("stages.pretrain.row_lenght=3", "did you mean 'row_length'?"),
         (
-            "stages.extend.global_train_batch_size=3",
-            "3 rows an update cannot be split over 2 processes; set a multiple of 2",
+            "stages.extend.global_train_batch_size=1",
+            "1 rows an update are fewer than the 2 processes; set at least 2",
         ),
         (
             "objective={name: multi_task, combine: mean, rows_per_block: 1, mlm_probability: 0.3, "

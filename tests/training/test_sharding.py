@@ -68,10 +68,15 @@ def test_a_rank_waits_for_the_others_as_long_as_the_recipe_says(tmp_path, replic
 
 @pytest.mark.parametrize(
     ("replicas", "shards", "world", "degrees"),
-    [(1, -1, 8, (1, 8)), (2, -1, 8, (2, 4)), (4, 2, 8, (4, 2)), (8, -1, 8, (8, 1))],
+    [(1, -1, 8, (1, 8)), (2, -1, 8, (2, 4)), (4, 2, 8, (4, 2)), (8, -1, 8, (8, 1)), (None, 4, 8, (2, 4))],
 )
 def test_degrees_fill_up_the_world(replicas, shards, world, degrees):
     assert FSDPConfig(shards, replicas).degrees(world) == degrees
+
+
+@pytest.mark.parametrize(("nodes", "degrees"), [(1, (1, 8)), (2, (2, 8)), (32, (32, 8))])
+def test_each_node_has_a_copy_of_the_model_unless_the_recipe_says_otherwise(nodes, degrees):
+    assert FSDPConfig().degrees(8 * nodes, nodes) == degrees
 
 
 @pytest.mark.parametrize(("replicas", "shards", "world"), [(3, -1, 8), (2, 2, 8), (16, -1, 8), (1, 4, 8)])

@@ -3,8 +3,8 @@
 To add one, write a class in its own file, add a line for each of its keys to `metric_keys.py`, and add it to the list
 in `training/run.py`. No other file needs a change.
 
-RunRecords gathers the numbers of all monitors from all ranks in one collective at the end of an update. A collective
-for each monitor would cost more than the monitors themselves.
+RunRecords brings the numbers of all monitors from all ranks to rank 0 in one collective at the end of an update. A
+collective for each monitor would cost more than the monitors themselves.
 """
 
 from abc import ABC, abstractmethod
@@ -15,10 +15,10 @@ Numbers = dict[str, float]
 
 
 class Monitor(Callback, ABC):
-    """`local` and `measured` are called at BATCH_END, on every rank, in the order of the list of monitors."""
+    """`local` is called on every rank at BATCH_END, `measured` on rank 0, in the order of the list of monitors."""
 
     def local(self, state: State) -> Numbers:
-        """Return this rank's numbers of the update that has just ended."""
+        """Return this rank's numbers of the update that has just ended; the keys are always the same."""
         return {}
 
     @abstractmethod

@@ -17,7 +17,6 @@ from composer.core import State
 from composer.loggers import Logger
 
 from rotary_foundry.callbacks.monitor import Monitor, Numbers
-from rotary_foundry.objectives.objective import IGNORE_INDEX
 from rotary_foundry.recipe.cost import PEAK_FLOPS
 from rotary_foundry.recipe.schema import Recipe
 
@@ -60,9 +59,8 @@ class Throughput(Monitor):
 
     def local(self, state: State) -> Numbers:
         tokens = sum(self.batch["row_tokens"])
-        predicted = int((self.batch["labels"] != IGNORE_INDEX).sum())
-        lengths = self.batch["cu_seqlens"].diff().tolist()
-        flops = self.shape.matmul_flops(tokens, predicted) + self.shape.attention_flops(lengths)
+        predicted = sum(self.batch["row_labels"])
+        flops = self.shape.matmul_flops(tokens, predicted) + self.shape.attention_flops(self.batch["lengths"])
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
         return {"tokens": tokens, "flops": flops, "seconds": seconds}

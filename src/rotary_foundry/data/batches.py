@@ -1,9 +1,14 @@
 """Flat batches: rows collated without padding, split into microbatches, counted for Composer's clock.
 
-A batch is a dict: `input_ids` and `labels` int64 [tokens], `cu_seqlens` int32 [documents + 1], `row_length` int, and
-five lists with an entry a row: `row_tokens` and `row_documents` (so that a batch can be split between rows),
-`row_sources`, `row_digests`, and `row_predicted`, what the loss counts of a row. No document is longer than a row, so
-`row_length` serves as `max_seqlen`, one constant for a compiler.
+A batch is a dict: `input_ids` and `labels` int64 [tokens], `predicted` int64 [labels], the places of the labels that
+are not IGNORE_INDEX, `cu_seqlens` int32 [documents + 1], `lengths` the tokens of each document as a list,
+`row_length` int, `most_rows` int, and six lists with an entry a row: `row_tokens`, `row_documents` and `row_labels` (so
+that a batch can be split between rows), `row_sources`, `row_digests`, and `row_predicted`, what the loss counts of a
+row. No document is longer than a row, so `row_length` serves as `max_seqlen`, one constant for a compiler. What depends
+on values is found here, on the host, so that no forward pass waits for a GPU.
+
+The batches of two ranks may differ by a row, and `most_rows` is what the larger one has. All ranks make as many
+microbatches as that takes, since they gather parameters together; the last may be one of which nothing is predicted.
 
 A batch with weighted labels also has `weights` float32 [tokens], `scored` bool [tokens], and how many are scored,
 `row_scored`. What the loss counts of a row is then the sum of its weights.
@@ -19,6 +24,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rotary_foundry.data.rows import check_row
 from rotary_foundry.objectives.objective import IGNORE_INDEX, Prepared
@@ -28,7 +34,16 @@ Batch = dict
 # Composer divides by the predicted tokens of an update on all ranks, which may be none. Added to a whole number, this
 # is lost in rounding.
 ALMOST_NOTHING = 1e-30
-OF_ROWS = ("row_tokens", "row_documents", "row_sources", "row_digests", "row_predicted", "row_targets", "row_scored")
+OF_ROWS = (
+    "row_tokens",
+    "row_documents",
+    "row_labels",
+    "row_sources",
+    "row_digests",
+    "row_predicted",
+    "row_targets",
+    "row_scored",
+)
 OF_TOKENS = ("input_ids", "labels", "weights", "scored", "allowed")
 NO_TARGETS = np.empty((0, 4))
 
@@ -40,6 +55,7 @@ def collate(
     vocab_size: int,
     document_mask: bool = True,
     by_task: bool = False,
+    most_rows: int | None = None,
 ) -> Batch:
     """Prepare rows for an objective and join them to one flat batch.
 
@@ -51,6 +67,7 @@ def collate(
         vocab_size: of the tokenizer.
         document_mask: whether `cu_seqlens` are the bounds of documents; if not, they are those of rows.
         by_task: whether the batch is of a multi-task stage, where a source is a task.
+        most_rows: how many rows the batch of any rank has; None: as many as this one.
 
     Raises:
         DataError: naming a row that does not fit `row_length` or the vocabulary.
@@ -62,13 +79,18 @@ def collate(
     prepared = [prepare(sample) for sample in samples]
     of_rows = [sample["lengths"] if document_mask else [len(sample["tokens"])] for sample in samples]
     lengths = np.concatenate(of_rows).astype(np.int32)
+    labels = np.concatenate([labels for _, labels, *_ in prepared])
     batch = {
         "input_ids": torch.from_numpy(np.concatenate([input_ids for input_ids, *_ in prepared])),
-        "labels": torch.from_numpy(np.concatenate([labels for _, labels, *_ in prepared])),
+        "labels": torch.from_numpy(labels),
+        "predicted": torch.from_numpy(np.flatnonzero(labels != IGNORE_INDEX)),
         "cu_seqlens": torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32)),
+        "lengths": lengths.tolist(),
         "row_length": row_length,
+        "most_rows": most_rows or len(samples),
         "row_tokens": [len(sample["tokens"]) for sample in samples],
         "row_documents": [len(of_row) for of_row in of_rows],
+        "row_labels": [int((labels != IGNORE_INDEX).sum()) for _, labels, *_ in prepared],
         "row_sources": [sample.get("source") for sample in samples],
         "row_digests": [_digest(sample["row"], *arrays) for sample, arrays in zip(samples, prepared, strict=True)],
         "row_predicted": [_predicted(*arrays) if by_task else _counted(*arrays) for arrays in prepared],
@@ -117,15 +139,22 @@ def split(batch: Batch, microbatch_size: int) -> list[Batch]:
     """Cut a batch into microbatches of at most `microbatch_size` rows, in a multi-task stage all of one task."""
     token_ends = [0, *accumulate(batch["row_tokens"])]
     document_ends = [0, *accumulate(batch["row_documents"])]
+    label_ends = [0, *accumulate(batch["row_labels"])]
     target_ends = [0, *accumulate(batch.get("row_targets", ()))]
     microbatches = []
     for start, end in _cuts(batch, microbatch_size):
+        if start == end:
+            microbatches.append(_of_nothing(batch))
+            continue
         tokens = slice(token_ends[start], token_ends[end])
         cu_seqlens = batch["cu_seqlens"][document_ends[start] : document_ends[end] + 1]
         microbatch = {
             **{key: batch[key][tokens] for key in OF_TOKENS if key in batch},
+            "predicted": batch["predicted"][label_ends[start] : label_ends[end]] - token_ends[start],
             "cu_seqlens": cu_seqlens - cu_seqlens[0],
+            "lengths": batch["lengths"][document_ends[start] : document_ends[end]],
             "row_length": batch["row_length"],
+            "most_rows": end - start,
             **{key: batch[key][start:end] for key in OF_ROWS if key in batch},
         }
         if "targets" in batch:
@@ -137,7 +166,7 @@ def split(batch: Batch, microbatch_size: int) -> list[Batch]:
 
 
 def _cuts(batch: Batch, microbatch_size: int) -> Iterator[tuple[int, int]]:
-    """Yield the first row and the end of each microbatch."""
+    """Yield the first row and the end of each microbatch; the last may be empty."""
     start, sources = 0, batch["row_sources"]
     while start < len(sources):
         end = min(start + microbatch_size, len(sources))
@@ -145,6 +174,24 @@ def _cuts(batch: Batch, microbatch_size: int) -> Iterator[tuple[int, int]]:
             end = next((row for row in range(start, end) if sources[row] != sources[start]), end)
         yield start, end
         start = end
+    if batch["most_rows"] > len(sources) and len(sources) % microbatch_size == 0:
+        yield start, start
+
+
+def _of_nothing(batch: Batch) -> Batch:
+    """Return the first row of a batch as a microbatch in which nothing is predicted, and which counts as no row."""
+    (first, *_) = split({**batch, "most_rows": len(batch["row_tokens"])}, 1)
+    return {
+        **first,
+        "labels": torch.full_like(first["labels"], IGNORE_INDEX),
+        "predicted": first["predicted"][:0],
+        **{key: [] for key in OF_ROWS if key in first},
+    }
+
+
+def count_microbatches(batch: Batch, microbatch_size: int) -> int:
+    """Return into how many microbatches `split` cuts a batch."""
+    return sum(1 for _ in _cuts(batch, microbatch_size))
 
 
 def num_rows(batch: Batch) -> int:
@@ -160,9 +207,15 @@ def num_tokens(batch: Batch) -> dict[str, float]:
     }
 
 
-def update_digest(row_digests: list[str]) -> str:
+def update_digest(row_digests: Sequence[str]) -> str:
     """Return one hash of all rows and masks of an update, independent of their order."""
-    return blake2b("".join(sorted(row_digests)).encode(), digest_size=8).hexdigest()
+    return digest_of_numbers(np.array([int(digest, 16) for digest in row_digests], np.uint64))
+
+
+def digest_of_numbers(row_digests: NDArray[np.uint64]) -> str:
+    """Return the same of row digests that are read as numbers."""
+    in_order = np.sort(row_digests).astype(">u8").tobytes().hex()
+    return blake2b(in_order.encode(), digest_size=8).hexdigest()
 
 
 def _digest(row: int, *arrays: np.ndarray) -> str:

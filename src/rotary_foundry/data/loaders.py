@@ -61,6 +61,7 @@ class RunData:
                 vocab_size=self.tokenizer.vocab_size,
                 document_mask=objective.document_mask,
                 by_task=objective.block_size is not None,
+                most_rows=-(-segment.rows // dist.get_world_size()),
             ),
         )
 

@@ -39,6 +39,11 @@ class Draw:
     rows_per_block: int | None = None  # of a multi-task stage, whose order is by blocks; `mixture` then has the weights
 
 
+def share(rows: int, rank: int, ranks: int) -> range:
+    """Return which rows of an update, or of a block, a rank has; the ranks' numbers of rows differ by at most one."""
+    return range(rows * rank // ranks, rows * (rank + 1) // ranks)
+
+
 class Epoch(NamedTuple):
     """An epoch's shards, or the parts of them that it draws, in order, and its blocks."""
 

@@ -17,7 +17,7 @@ from streaming.base.world import World
 
 from rotary_foundry.data.block_order import BlockOrder, order_of
 from rotary_foundry.data.checked_shards import CheckedShards, CheckedStream
-from rotary_foundry.data.order import Draw, StageOrder
+from rotary_foundry.data.order import Draw, StageOrder, share
 
 
 class WorkerRows:
@@ -35,10 +35,9 @@ class WorkerRows:
     def __init__(self, order: StageOrder | BlockOrder, draw: Draw, world: World):
         self.order = order
         self.draw = draw
-        self.rows_a_rank = draw.global_batch_size // world.num_ranks
         self.block = draw.rows_per_block or draw.global_batch_size
-        self.rows_of_block = self.block // world.num_ranks
-        self.first_of_block = world.rank * self.rows_of_block
+        self.of_block = share(self.block, world.rank, world.num_ranks)
+        self.rows_a_rank = draw.global_batch_size // self.block * len(self.of_block)
         self.updates = range(world.worker_of_rank, draw.updates, world.workers_per_rank)
 
     def __len__(self) -> int:
@@ -51,9 +50,9 @@ class WorkerRows:
     def position(self, index: int) -> int:
         """Return how many rows of the stage are drawn before a row."""
         turn, row = divmod(index, self.rows_a_rank)
-        block, row = divmod(row, self.rows_of_block)
+        block, row = divmod(row, len(self.of_block))
         start = self.draw.start_row + self.updates[turn] * self.draw.global_batch_size
-        return start + block * self.block + self.first_of_block + row
+        return start + block * self.block + self.of_block[row]
 
 
 class TrainingStream(CheckedShards):
@@ -100,7 +99,7 @@ class TrainingStream(CheckedShards):
     def draw(self, draw: Draw) -> None:
         self._draw = draw
         self.order = order_of(self.shard_rows, self.shuffle_block_size, draw)
-        self.batch_size = draw.global_batch_size // self.rank_world.num_ranks
+        self.batch_size = len(share(draw.global_batch_size, self.rank_world.rank, self.rank_world.num_ranks))
         self.predownload = 8 * self.batch_size
         self.length = draw.updates * self.batch_size
 

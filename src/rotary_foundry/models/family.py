@@ -79,13 +79,14 @@ class Shape(ABC):
     def attention_flops(self, lengths: Iterable[int]) -> float:
         """Return the operations of training's attention over documents of these lengths in tokens."""
 
-    def activation_bytes(self, tokens: int, itemsize: int, recomputed: bool) -> float | None:
+    def activation_bytes(self, tokens: int, itemsize: int, recomputed: bool, compiled: bool) -> float | None:
         """Return the bytes of activations that a forward pass keeps for the backward pass; None: not counted.
 
         Args:
             tokens: of a microbatch.
             itemsize: bytes of a number in matrix products: 2 under autocast in bf16, else 4.
             recomputed: whether only a layer's input is kept (activation checkpointing); one whole layer counts as well.
+            compiled: whether each layer is compiled, to one graph with its attention.
         """
         return None
 

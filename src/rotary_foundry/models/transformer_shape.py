@@ -1,5 +1,6 @@
 """The shape that transformers share: sizes, heads and the operations of attention. Imports no torch."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from math import inf
@@ -9,6 +10,7 @@ from rotary_foundry.models import family
 from rotary_foundry.models.family import FORWARD_AND_BACK
 from rotary_foundry.utils.knob import Problem
 
+FLOAT32 = 4  # bytes
 MOST_LAYERS = 10_000  # no model has a tenth of it
 
 
@@ -64,6 +66,18 @@ class TransformerShape(family.Shape):
     def megatron_flops(self, tokens: int, row_length: int) -> float:
         hidden = self.hidden_size
         return tokens * 72 * self.num_hidden_layers * hidden**2 * (1 + row_length / (6 * hidden))
+
+    def activation_bytes(self, tokens: int, itemsize: int, recomputed: bool, compiled: bool) -> float:
+        """Count what autograd keeps, but for a few numbers a token. No part is quadratic in a document's length."""
+        hidden, layers = FLOAT32 * self.hidden_size, self.num_hidden_layers
+        layer = self.kept_of_layer(itemsize, compiled)
+        kept = layers * hidden + layer if recomputed else layers * layer
+        last_norm, of_loss = 2 * hidden, 2 * hidden  # as it is and normalised; what is predicted, and its gradient
+        return tokens * (kept + last_norm + of_loss)
+
+    @abstractmethod
+    def kept_of_layer(self, itemsize: int, compiled: bool) -> int:
+        """Return the bytes a token that a layer keeps for the backward pass; arguments as for `activation_bytes`."""
 
     def smaller(self) -> Self:
         """Return the shape with a head and a layer less."""

@@ -106,7 +106,7 @@ class Instruction(CausalLM):
         return "with the assistant's turns predicted"
 
     def loss(self, network: "nn.Module", batch: Mapping[str, Any]) -> "TokenLoss":
-        of_labels = batch["labels"], batch.get("weights"), batch.get("scored")
+        of_labels = batch["labels"], batch["predicted"], batch.get("weights"), batch.get("scored")
         loss = network(batch["input_ids"], batch["cu_seqlens"], batch["row_length"], *of_labels)
         if "weights" not in batch:  # nothing is predicted
             return loss

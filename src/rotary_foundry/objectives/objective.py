@@ -125,4 +125,5 @@ class Objective(ABC):
 
     def loss(self, network: "nn.Module", batch: Mapping[str, Any]) -> "TokenLoss":
         """Compute the loss of a flat batch as sums over its predicted tokens, so that they add up over microbatches."""
-        return network(batch["input_ids"], batch["cu_seqlens"], batch["row_length"], batch["labels"])
+        of_labels = batch["labels"], batch["predicted"]
+        return network(batch["input_ids"], batch["cu_seqlens"], batch["row_length"], *of_labels)

@@ -6,7 +6,7 @@ backward). A padded slot counts as a token, and a row as one document, which is 
 attention has fewer pairs. The optimizer and evaluation are not counted.
 
 Memory is counted, not measured: what the ranks hold of the model, and what a forward pass keeps for the backward pass.
-The temporary tensors of a layer and of the loss, and what CUDA and NCCL take, come on top.
+The temporary tensors of a layer and of the loss, and what CUDA and NCCL take, come on top: BESIDES is room for them.
 """
 
 import re
@@ -21,6 +21,8 @@ from rotary_foundry.utils.errors import ConfigurationError
 MOST_CHECKPOINTS = 1_000_000
 BYTES_A_PARAMETER = 12  # of a checkpoint: the weight and StableAdamW's two moments, float32 each
 STATE_BYTES_A_PARAMETER = 16  # these three and the gradient
+WHOLE_BYTES_A_PARAMETER = 8  # the parameter and the gradient, where they stay whole during an update
+GPUS_OF_A_NODE = 8
 
 # Operations a second of one GPU in bf16 on dense matrices, from the makers' data sheets (NVIDIA prints twice as much,
 # with sparsity): H100 SXM5, H200 SXM, A100 40 and 80 GB, L40S, HGX B200, and AMD's Instinct MI300X.
@@ -32,6 +34,9 @@ PEAK_FLOPS = {
     "b200": 2250e12,
     "mi300x": 1307.4e12,
 }
+
+GPU_MEMORY = {"h100": 80e9, "h200": 141e9, "a100": 80e9, "l40s": 48e9, "b200": 180e9, "mi300x": 192e9}  # bytes
+BESIDES = 5e9
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,14 @@ class Machine:
             raise ConfigurationError(f"--gpus: {self.gpus} is not positive")
         if not 0 < self.mfu <= 1:
             raise ConfigurationError(f"--mfu: {self.mfu} is not a share of a GPU's peak, above 0 and at most 1")
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.gpus // GPUS_OF_A_NODE)
+
+    def holds(self, size: float) -> bool:
+        """Return whether a GPU holds so many bytes of a training beside what is not counted."""
+        return size + BESIDES <= GPU_MEMORY[self.gpu]
 
     def hours(self, flops: float) -> float:
         """Return the hours that the GPUs take for `flops` operations."""
@@ -149,15 +162,17 @@ def memory(recipe: Recipe, plan: Plan) -> dict[str, Memory]:
     """Estimate the memory of each stage of a plan at its end, by name; empty for a family that does not count it."""
     shape, recomputed = recipe.model.shape, recipe.fsdp_config.activation_checkpointing
     itemsize = 4 if recipe.precision == "fp32" else 2
+    compiled = not recipe.compiled_with("cuda").get("disable")
     # autograd keeps the weights that autocast has cast, whole; a layer that is recomputed casts anew
     casts = 0 if recomputed or itemsize == 4 else itemsize * shape.parameters
+    whole = 0 if recipe.fsdp_config.reshards(shape.parameters) else WHOLE_BYTES_A_PARAMETER * shape.parameters
     found = {}
     for segment in plan.segments:
         rows = min(recipe.stages[segment.stage].device_train_microbatch_size, segment.rows)
-        activations = shape.activation_bytes(rows * segment.row_length, itemsize, recomputed)
+        activations = shape.activation_bytes(rows * segment.row_length, itemsize, recomputed, compiled)
         if activations is not None:
             state = STATE_BYTES_A_PARAMETER * shape.parameters
-            found[segment.stage] = Memory(segment.row_length, rows, activations + casts, state)
+            found[segment.stage] = Memory(segment.row_length, rows, activations + casts + whole, state)
     return found
 
 

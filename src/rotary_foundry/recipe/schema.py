@@ -23,6 +23,8 @@ from rotary_foundry.recipe.optimizer_settings import OPTIMIZERS, OptimizerConfig
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.knob import Knob
 
+LARGEST_GATHERED = 1_000_000_000  # parameters of a model that stays whole on every rank during an update
+
 
 @dataclass
 class ModelConfig:
@@ -142,17 +144,20 @@ class RollbackConfig:
 class FSDPConfig:
     """How parameters, gradients and optimizer state are distributed over the ranks; the names are Composer's."""
 
-    data_parallel_shard_degree: int = -1  # ranks that share one copy of the model; -1: all
-    data_parallel_replicate_degree: int = 1  # copies; more than 1 is HSDP
+    data_parallel_shard_degree: int = -1  # ranks that share one copy of the model; -1: all of a replica
+    data_parallel_replicate_degree: int | None = None  # copies; more than 1 is HSDP; null: one on each node
+    reshard_after_forward: bool | None = None  # free whole parameters after a layer; null: of models above 1e9
     activation_checkpointing: bool = False  # recompute a layer in the backward pass instead of storing its activations
 
-    def degrees(self, world_size: int) -> tuple[int, int]:
+    def degrees(self, world_size: int, nodes: int = 1) -> tuple[int, int]:
         """Return the number of replicas, and of shards of each.
 
         Raises:
             ConfigurationError: their product is not the world size.
         """
         replicas, shards = self.data_parallel_replicate_degree, self.data_parallel_shard_degree
+        if replicas is None:
+            replicas = nodes if shards == -1 else max(1, world_size // shards)
         if shards == -1:
             shards = world_size // replicas
         if replicas * shards != world_size:
@@ -161,6 +166,14 @@ class FSDPConfig:
                 f"is not the number of processes, {world_size}"
             )
         return replicas, shards
+
+    def reshards(self, parameters: int) -> bool:
+        """Return whether a rank frees whole parameters after each layer, and gathers them again for every microbatch.
+
+        If not, it holds 8 bytes a parameter more (the parameters, and the gradient of an update), and parameters and
+        gradients cross the network once an update.
+        """
+        return parameters > LARGEST_GATHERED if self.reshard_after_forward is None else self.reshard_after_forward
 
 
 @dataclass
@@ -180,7 +193,7 @@ class Recipe:
     rollback: RollbackConfig = field(default_factory=RollbackConfig)
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
     deterministic_mode: bool = False  # the Trainer's: the same command gives the same bits on a GPU as well, but slower
-    compile_config: dict[str, Any] | None = None  # arguments of torch.compile, layer by layer; null: not compiled
+    compile_config: dict[str, Any] | None = None  # arguments of torch.compile, layer by layer; null: by the device
     runs_folder: str = "runs"
     save_folder: str | None = (
         None  # s3://bucket/path for a second copy of what a resume needs; null: only the local one
@@ -199,6 +212,11 @@ class Recipe:
     def family(self) -> Family:
         """The model's family."""
         return find_family(self.model.family)
+
+    def compiled_with(self, device_type: str) -> dict[str, Any]:
+        """Return the arguments of torch.compile on a kind of device: without `compile_config`, it is for GPUs only."""
+        by_device = {"dynamic": True} if device_type == "cuda" else {"disable": True}
+        return by_device if self.compile_config is None else self.compile_config
 
     def objective_of(self, stage: str) -> Objective:
         """Build a stage's objective.

@@ -27,6 +27,10 @@ from rotary_foundry.utils.knob import Problem
 from rotary_foundry.utils.redaction import redacted
 from rotary_foundry.utils.wording import nearest
 
+OF_COMPILE = (  # arguments of torch.compile, some of them only in newer releases
+    *("fullgraph", "dynamic", "backend", "mode", "options", "disable"),
+    *("name", "recompile_limit", "isolate_recompiles", "dynamic_shapes"),
+)
 LONGEST_TIMEOUT = 604_800  # seconds
 NUMBERS_IN_A_TENSOR = 2**30  # of two bytes each they are 2**31 bytes
 SEES = {True: "to earlier tokens only", False: "in both directions"}  # by what is causal
@@ -65,6 +69,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
         known = nearest(recipe.model.attn_implementation, ATTN_IMPLEMENTATIONS)
         yield "model.attn_implementation", f"'{recipe.model.attn_implementation}' is not known; {known}"
     yield from _fsdp(recipe.fsdp_config)
+    yield from _compilation(recipe.compile_config)
     yield from ((f"optimizer.{key}", complaint) for key, complaint in recipe.optimizer.problems())
     if not recipe.data.sources:
         yield "data.sources", "expected at least one source, got none"
@@ -148,9 +153,16 @@ def _blocks(config: StageConfig, stage: str, objective: Objective) -> Iterator[P
 
 
 def _fsdp(config: FSDPConfig) -> Iterator[Problem]:
-    yield from _positive("fsdp_config.", config, "data_parallel_replicate_degree")
+    if config.data_parallel_replicate_degree is not None:
+        yield from _positive("fsdp_config.", config, "data_parallel_replicate_degree")
     if config.data_parallel_shard_degree != -1:
         yield from _positive("fsdp_config.", config, "data_parallel_shard_degree")
+
+
+def _compilation(compile_config: dict[str, Any] | None) -> Iterator[Problem]:
+    for key in compile_config or ():
+        if key not in OF_COMPILE:
+            yield f"compile_config.{key}", f"torch.compile has no such argument; {nearest(key, OF_COMPILE)}"
 
 
 def _cache(data: DataConfig) -> Iterator[Problem]:

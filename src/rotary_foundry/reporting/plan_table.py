@@ -12,6 +12,8 @@ from rich.table import Table
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.recipe.cost import (
+    BESIDES,
+    GPU_MEMORY,
     PEAK_FLOPS,
     Cost,
     Machine,
@@ -96,8 +98,10 @@ def print_plan(
         grid.add_row("memory", line)
     if machine is not None:
         rate = f"{machine.mfu:.1%} of {PEAK_FLOPS[machine.gpu] / 1e12:,.0f} TFLOP/s (bf16, dense)"
-        hours = f"{machine.hours(costs.flops):,.1f} hours"
-        grid.add_row("time", f"{hours} on {machine.gpus} × {machine.gpu}, each at {rate}")
+        said = f"{machine.hours(costs.flops):,.1f} hours on {machine.gpus} × {machine.gpu}, each at {rate}"
+        if not all(machine.holds(use.of_a_gpu(_shards(recipe, machine))) for use in memory(recipe, plan).values()):
+            said = f"none: the recipe does not fit on {machine.gpus} × {machine.gpu}"
+        grid.add_row("time", said)
     grid.add_row("checkpoints", checkpoints_line(costs))
     console.print(grid)
 
@@ -209,11 +213,18 @@ def _memory(recipe: Recipe, plan: Plan, machine: Machine | None) -> Iterator[str
             f"{', '.join(names)}: {use.rows:,} × {use.row_length:,} tokens a microbatch keep {size(use.kept)} on a GPU"
         )
         if machine is not None:
-            _, shards = recipe.fsdp_config.degrees(machine.gpus)
-            line += f"; {size(use.of_a_gpu(shards))} with its share of the model"
+            needed = use.of_a_gpu(_shards(recipe, machine))
+            line += f"; {size(needed)} with its share of the model, of {size(GPU_MEMORY[machine.gpu])}"
+            if not machine.holds(needed):
+                line += f": does not fit, with {size(BESIDES)} for what is not counted; take fewer rows, or recompute"
         yield line
     if stages:
         yield f"{size(use.state)} of weights, gradients and moments, divided over the GPUs that share a copy"
+
+
+def _shards(recipe: Recipe, machine: Machine) -> int:
+    """Return how many GPUs share a copy of the model."""
+    return recipe.fsdp_config.degrees(machine.gpus, machine.nodes)[1]
 
 
 def changing_knobs(plan: Plan) -> list[str]:

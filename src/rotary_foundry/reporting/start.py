@@ -64,7 +64,7 @@ def print_start(
         left = plan.total_tokens - checkpoint.token
         done = f"update {position.update:,} of {plan.total_updates:,}, in {position.stage}; {left:,} tokens are left"
         rows.append(("position", done))
-    rows.append(("model", _model(recipe, attention)))
+    rows.append(("model", _model(recipe, attention, folder)))
     if checkpoint is None and (source := begins_with(recipe)) is not None:
         rows.append(("init_from", source))
     rows += [("devices", _devices(recipe, folder)), ("sharding", _sharding(recipe, folder))]
@@ -152,12 +152,13 @@ def _stage_table(recipe: Recipe, plan: Plan, most: int) -> Table:
     return table
 
 
-def _model(recipe: Recipe, attention: str) -> str:
+def _model(recipe: Recipe, attention: str, folder: RunFolder) -> str:
+    device = "cuda" if "cuda" in json.loads(folder.environment.read_text(encoding="utf-8")) else "cpu"
     said = [
         f"{recipe.model.shape.parameters:,} parameters",
         recipe.precision,
         f"attention by {attention}",
-        "" if recipe.compile_config is None else "compiled",
+        "" if recipe.compiled_with(device).get("disable") else "compiled",
     ]
     return ", ".join(filter(None, said))
 
@@ -175,8 +176,8 @@ def _devices(recipe: Recipe, folder: RunFolder) -> str:
 
 
 def _sharding(recipe: Recipe, folder: RunFolder) -> str:
-    ranks = json.loads(folder.environment.read_text(encoding="utf-8"))["ranks"]
-    replicas, shards = recipe.fsdp_config.degrees(ranks)
+    found = json.loads(folder.environment.read_text(encoding="utf-8"))
+    replicas, shards = recipe.fsdp_config.degrees(found["ranks"], found["nodes"])
     said = f"FSDP2 over {shards}" if replicas == 1 else f"HSDP: {replicas} copies, each over {shards}"
     return said + (", activation checkpointing" if recipe.fsdp_config.activation_checkpointing else "")
 

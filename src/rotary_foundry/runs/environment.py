@@ -35,7 +35,7 @@ def environment() -> dict:
         WORKING_DIRECTORY: os.getcwd(),
         "commit": commit(),
         "ranks": dist.get_world_size(),
-        "nodes": dist.get_world_size() // dist.get_local_world_size(),
+        "nodes": -(-dist.get_world_size() // dist.get_local_world_size()),
         "devices": _devices(),
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -31,7 +31,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from rotary_foundry.recipe.plan import Rollback
 from rotary_foundry.utils.errors import FoundryError
@@ -281,21 +281,32 @@ def remove_checkpoint(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def open_lines(path: Path) -> BinaryIO:
+    """Open a `.jsonl` file to append lines, after cutting off one that a killed process left without its end."""
+    file = open(path, "ab+")  # noqa: SIM115 (the caller's)
+    end = file.seek(0, 2)
+    if end:
+        file.seek(end - 1)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+    return file
+
+
+def write_line(file: BinaryIO, line: dict) -> None:
+    """Append a line to a file of `open_lines`; whoever reads the file sees it."""
+    file.write(json.dumps(line).encode() + b"\n")
+    file.flush()
+
+
 def append_line(path: Path, line: dict, durable: bool = False) -> None:
-    """Append a line to a `.jsonl` file, cutting off one that a killed process left without its end.
+    """Append a line to a `.jsonl` file.
 
     A `durable` line is on the disk when this returns, even if the machine fails.
     """
-    with open(path, "ab+") as file:
-        end = file.seek(0, 2)
-        if end:
-            file.seek(end - 1)
-            if file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(line).encode() + b"\n")
+    with open_lines(path) as file:
+        write_line(file, line)
         if durable:
-            file.flush()
             os.fsync(file.fileno())
 
 

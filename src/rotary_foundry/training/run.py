@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from rotary_foundry.algorithms.gradient_combination import GradientCombination
 from rotary_foundry.algorithms.microbatch_seed import MicrobatchSeed
+from rotary_foundry.algorithms.one_reduction import OneReduction
 from rotary_foundry.algorithms.segment_switch import SegmentSwitch
 from rotary_foundry.callbacks.checkpoint_rollback import CheckpointRollback
 from rotary_foundry.callbacks.checkpoint_saver import NOT_LOADED, CompleteCheckpointSaver
@@ -60,7 +61,7 @@ from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.loggers import loggers
 from rotary_foundry.training.ranks import on_each_node, on_rank_zero, watching
 from rotary_foundry.training.rollback import roll_back
-from rotary_foundry.training.sharding import ShardingConfig, fill, shard
+from rotary_foundry.training.sharding import ShardingConfig, fill, replicas_of, shard
 from rotary_foundry.utils.allocator import keep_freed_memory
 from rotary_foundry.utils.errors import ConfigurationError, StopRequested
 
@@ -222,6 +223,8 @@ def build_trainer(
     model = _build_model(recipe, data, position, initialised=start.checkpoint is None)
     optimizer = build_optimizer(recipe.optimizer, model, position.max_lr)
     combinations = [GradientCombination(recipe.seed)] if data.tasks else []
+    reshards = recipe.fsdp_config.reshards(recipe.model.shape.parameters)
+    reductions = [] if reshards or combinations else [OneReduction()]  # a combination needs each task's own gradient
     watch = LossWatch(recipe.rollback)
     if start.checkpoint is not None:
         watch.load_state_dict(start.checkpoint.watch)
@@ -242,10 +245,11 @@ def build_trainer(
         device_train_microbatch_size=recipe.stages[position.stage].device_train_microbatch_size,
         optimizers=optimizer,
         precision=precision,
-        parallelism_config={"fsdp": ShardingConfig(recipe.fsdp_config.degrees(dist.get_world_size())[0])},
+        parallelism_config={"fsdp": ShardingConfig(replicas_of(recipe))},
         algorithms=[
             SegmentSwitch(recipe, plan, train_loader),
             MicrobatchSeed(recipe.seed),
+            *reductions,
             *combinations,
             *extensions(recipe, "algorithms"),
         ],

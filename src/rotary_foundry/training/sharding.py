@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from composer.utils import ParallelismType
+from composer.utils import ParallelismType, dist
 from composer.utils.parallelism import FSDP2Config
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -48,23 +48,34 @@ class ShardingConfig(FSDP2Config):
         return "ba{batch}"  # only the update: an epoch here is only the end of a loader
 
 
+def replicas_of(recipe: Recipe) -> int:
+    """Return in how many copies a recipe's model is trained here."""
+    nodes = -(-dist.get_world_size() // dist.get_local_world_size())
+    return recipe.fsdp_config.degrees(dist.get_world_size(), nodes)[0]
+
+
 def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
     """Shard a network over all ranks, as a recipe's `fsdp_config` and `compile_config` say, in place."""
-    replicas, _ = recipe.fsdp_config.degrees(distributed.get_world_size())
+    replicas = replicas_of(recipe)
     mesh = data_parallel_mesh(replicas, device, recipe.dist_timeout)
     # Parameters stay float32 and inputs as they come: autocast, on CPU our own, decides what
     # a layer computes in. Gathered in bf16, the norms' gains, which are near 1, would be known to one part in 128.
-    options = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False)}
+    options = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False),
+        "reshard_after_forward": recipe.fsdp_config.reshards(recipe.model.shape.parameters),
+    }
+    compile_arguments = recipe.compiled_with(device.type)
     for layer in network.blocks:
-        if recipe.compile_config is not None:
-            layer.forward = _compiled(layer.forward, recipe.compile_config)
+        if not compile_arguments.get("disable"):
+            layer.forward = _compiled(layer.forward, compile_arguments)
         if recipe.fsdp_config.activation_checkpointing:
             layer.forward = functools.partial(recomputed, layer.forward)
         fully_shard(layer, **options)
     heads = getattr(network, "heads", {})
     for head in heads.values():
         fully_shard(head, **options)
-    fully_shard(network, **options)
+    fully_shard(network, **options | {"reshard_after_forward": None})
     if heads:
         register_fsdp_forward_method(network, "encode")
     if distributed.get_backend() == "gloo":
@@ -111,8 +122,8 @@ def recomputed(forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
         torch.set_autocast_cache_enabled(cached)
 
 
-def _compiled(forward: Callable[..., Tensor], compile_config: dict[str, Any]) -> Callable[..., Tensor]:
+def _compiled(forward: Callable[..., Tensor], arguments: dict[str, Any]) -> Callable[..., Tensor]:
     try:
-        return torch.compile(forward, **compile_config)
+        return torch.compile(forward, **arguments)
     except Exception as error:  # an unknown argument, mode or backend
-        raise ConfigurationError(f"compile_config: torch.compile refuses {compile_config}: {error}") from error
+        raise ConfigurationError(f"compile_config: torch.compile refuses {arguments}: {error}") from error

@@ -61,6 +61,7 @@ class Llama(NetworkWithKnobs):
         cu_seqlens: Tensor,
         max_seqlen: int | None = None,
         labels: Tensor | None = None,
+        predicted: Tensor | None = None,
         weights: Tensor | None = None,
         scored: Tensor | None = None,
     ) -> Tensor | TokenLoss:
@@ -69,6 +70,7 @@ class Llama(NetworkWithKnobs):
         Args:
             input_ids, cu_seqlens, max_seqlen: as for `hidden_states`.
             labels: [tokens] int64, the token after each; IGNORE_INDEX where nothing is to be predicted.
+            predicted: [labels] int64, where it is not. Found if not given, which waits for a GPU.
             weights, scored: [tokens] float32 and bool, of the labels; as for `linear_cross_entropy`.
 
         Returns:
@@ -82,7 +84,8 @@ class Llama(NetworkWithKnobs):
         hidden = self.hidden_states(input_ids, cu_seqlens, max_seqlen)
         if labels is None:
             return self.unembed(hidden)
-        predicted = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
+        if predicted is None:
+            predicted = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
         of_labels = (None if each is None else each[predicted] for each in (labels, weights, scored))
         return linear_cross_entropy(hidden.index_select(0, predicted), self._output, None, *of_labels)
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 
 from rotary_foundry.models.family import FORWARD_AND_BACK
 from rotary_foundry.models.theta_bound import smallest_theta
-from rotary_foundry.models.transformer_shape import TransformerShape
+from rotary_foundry.models.transformer_shape import FLOAT32, TransformerShape
 from rotary_foundry.utils.knob import Knob, Problem
 from rotary_foundry.utils.wording import nearest
 
@@ -24,7 +24,6 @@ KNOBS = {
     "rope_factor": Knob("times that rope_scaling lengthens the context", low=1.0, includes_low=True, of_weights=True),
 }
 NONE, LINEAR, NTK, YARN = SCALINGS = ("none", "linear", "ntk", "yarn")
-FLOAT32 = 4  # bytes
 OUTPUT, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -143,19 +142,12 @@ class Shape(TransformerShape):
         pairs = sum(length * (length + 1) // 2 for length in lengths)
         return self.attention_flops_of_pairs(self.num_hidden_layers * pairs)
 
-    def activation_bytes(self, tokens: int, itemsize: int, recomputed: bool) -> float:
-        """Count what our network keeps when it is not compiled, but for a few numbers a token. No part is quadratic."""
+    def kept_of_layer(self, itemsize: int, compiled: bool) -> int:
         hidden, inner, of_keys = self.hidden_size, self.intermediate_size, self.key_value_size
         # inputs of the norms, and of the products with q, k, v, gate and up, each with its own cast; queries and
-        # attention's output; keys and values; gate and up
+        # attention's output; keys and values; gate and up. Compiled, it is not counted, and no more
         inputs = 2 if itemsize == FLOAT32 else 5
-        products = (inputs + 2) * hidden + 2 * of_keys + 2 * inner
-        layer = 2 * FLOAT32 * hidden + itemsize * products
-        layers = self.num_hidden_layers
-        kept = layers * FLOAT32 * hidden + layer if recomputed else layers * layer
-        last_norm = 2 * FLOAT32 * hidden  # its input, as it is and normalised
-        of_loss = 2 * FLOAT32 * hidden  # hidden states of predicted tokens, and their gradients
-        return tokens * (kept + last_norm + of_loss)
+        return 2 * FLOAT32 * hidden + itemsize * ((inputs + 2) * hidden + 2 * of_keys + 2 * inner)
 
     def describe(self, knobs: Mapping[str, float]) -> str:
         tied = "tied to" if self.tie_word_embeddings else "apart from"

@@ -47,13 +47,19 @@ class ModernBert(nn.Module):
         self.model.set_knob(name, value)
 
     def forward(
-        self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None, labels: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int | None = None,
+        labels: Tensor | None = None,
+        predicted: Tensor | None = None,
     ) -> Tensor | TokenLoss:
         """Compute logits for every token, or, with labels, the loss.
 
         Args:
             input_ids, cu_seqlens, max_seqlen: as the Encoder takes them.
             labels: [tokens] int64, IGNORE_INDEX where nothing is to be predicted.
+            predicted: [labels] int64, where it is not. Found if not given, which waits for a GPU.
 
         Returns:
             logits [tokens, vocabulary], or a TokenLoss
@@ -66,7 +72,8 @@ class ModernBert(nn.Module):
         hidden = self.hidden_states(input_ids, cu_seqlens, max_seqlen)
         if labels is None:
             return self.unembed(hidden)
-        predicted = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
+        if predicted is None:
+            predicted = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
         hidden = self.head(hidden.index_select(0, predicted))
         return linear_cross_entropy(hidden, self._embedding, self.decoder.bias, labels[predicted])
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from rotary_foundry.models.family import FORWARD_AND_BACK
-from rotary_foundry.models.transformer_shape import TransformerShape
+from rotary_foundry.models.transformer_shape import FLOAT32, TransformerShape
 from rotary_foundry.utils.knob import Knob, Problem
 
 KNOBS = {
@@ -88,6 +88,15 @@ class Shape(TransformerShape):
                 local_layers = self.num_hidden_layers - self.num_global_layers
                 pairs += local_layers * _pairs_in_window(length, self.local_attention // 2)
         return self.attention_flops_of_pairs(pairs)
+
+    def kept_of_layer(self, itemsize: int, compiled: bool) -> int:
+        hidden, inner = self.hidden_size, self.intermediate_size
+        # the layer's input, in float32; in the products' type both norms' outputs, q, k and v, attention's output, and
+        # what the feed-forward part multiplies; a byte of dropout. Eager, the sum before the second norm, q and k also
+        # as they were before they turned, and GELU's output; compiled, attention's part of that sum instead
+        if compiled:
+            return FLOAT32 * hidden + itemsize * (7 * hidden + 3 * inner) + hidden
+        return 2 * FLOAT32 * hidden + itemsize * (8 * hidden + 4 * inner) + hidden
 
     def describe(self, knobs: Mapping[str, float]) -> str:
         every = self.global_attn_every_n_layers

@@ -71,6 +71,7 @@ class RoFormerV2(NetworkWithKnobs):
         cu_seqlens: Tensor,
         max_seqlen: int | None = None,
         labels: Tensor | None = None,
+        predicted: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor | TokenLoss:
         """Compute logits for every token, or, with labels, the loss.
@@ -78,6 +79,7 @@ class RoFormerV2(NetworkWithKnobs):
         Args:
             input_ids, cu_seqlens, max_seqlen, token_type_ids: as for `hidden_states`.
             labels: [tokens] int64, IGNORE_INDEX where nothing is to be predicted.
+            predicted: [labels] int64, where it is not. Found if not given, which waits for a GPU.
 
         Returns:
             logits [tokens, vocabulary], or a TokenLoss
@@ -90,7 +92,8 @@ class RoFormerV2(NetworkWithKnobs):
         hidden = self.hidden_states(input_ids, cu_seqlens, max_seqlen, token_type_ids)
         if labels is None:
             return self.unembed(hidden)
-        predicted = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
+        if predicted is None:
+            predicted = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
         hidden = self.out_drop(hidden.index_select(0, predicted))
         return linear_cross_entropy(hidden, self._embedding, None, labels[predicted])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 from rotary_foundry.models.family import FORWARD_AND_BACK
-from rotary_foundry.models.transformer_shape import TransformerShape
+from rotary_foundry.models.transformer_shape import FLOAT32, TransformerShape
 from rotary_foundry.utils.knob import Knob, Problem
 
 KNOBS = {
@@ -64,6 +64,14 @@ class Shape(TransformerShape):
 
     def attention_flops(self, lengths: Iterable[int]) -> float:
         return self.attention_flops_of_pairs(self.num_hidden_layers * sum(length**2 for length in lengths))
+
+    def kept_of_layer(self, itemsize: int, compiled: bool) -> int:
+        hidden, inner = self.hidden_size, self.intermediate_size
+        # the norms' inputs, or compiled one of them and the layer's own, in float32; in the products' type the layer's
+        # input and the second product's, q, k and v, attention's output and the feed-forward part's; two bytes of
+        # dropout. Eager also q and k before they turned; compiled, attention's product
+        others = 7 if compiled else 8
+        return 2 * FLOAT32 * hidden + itemsize * (others * hidden + inner) + 2 * hidden
 
     def describe(self, knobs: Mapping[str, float]) -> str:
         return (
