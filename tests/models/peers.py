@@ -1,7 +1,7 @@
 """Our network and transformers' ModernBERT with the same random weights, and the same documents for both."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,32 @@ def pack(*lengths: int, vocab_size: int = SMALL["vocab_size"], seed: int = 0) ->
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(3, vocab_size, (sum(lengths),), generator=generator)
     return input_ids, torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+
+
+def kept_for_backward(network: nn.Module, forward: Callable, tokens: int, itemsize: int) -> int:
+    """Return the bytes of activations that autograd keeps of a forward pass on one document, without any weights.
+
+    Args:
+        forward: of the network, on input_ids and cu_seqlens.
+        itemsize: 2 for bf16 under autocast, else 4.
+    """
+    kept = {}
+    weights = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
+    sizes = {tuple(weight.shape) for weight in network.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()  # held, so that no later one has its address
+        cast = {tuple(tensor.shape), tuple(tensor.shape[::-1])} & sizes  # a weight in bf16
+        if storage.data_ptr() not in weights and not cast:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=itemsize == 2),
+    ):
+        forward(torch.arange(tokens) % SMALL["vocab_size"], torch.tensor([0, tokens], dtype=torch.int32))
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def masked(input_ids: Tensor) -> Tensor:

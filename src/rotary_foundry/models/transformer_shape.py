@@ -6,7 +6,7 @@ from math import inf
 from typing import ClassVar, Self
 
 from rotary_foundry.models import family
-from rotary_foundry.models.family import FORWARD_AND_BACK
+from rotary_foundry.models.family import FLOAT32, FORWARD_AND_BACK
 from rotary_foundry.utils.knob import Problem
 
 MOST_LAYERS = 10_000  # no model has a tenth of it
@@ -60,6 +60,20 @@ class TransformerShape(family.Shape):
     def attention_flops_of_pairs(self, pairs: int) -> float:
         """Return the operations of training's attention from the pairs of a query and a key in all layers together."""
         return FORWARD_AND_BACK * 2 * 2 * self.hidden_size * pairs  # scores, and the values they weigh
+
+    def encoder_bytes(self, tokens: int, of_products: int, itemsize: int, recomputed: bool) -> float:
+        """Return `activation_bytes` of an encoder without its head, which computes at the tokens to be predicted only.
+
+        A few numbers a token are left out, and the masks of dropout, a byte for each number.
+
+        Args:
+            tokens, itemsize, recomputed: as for `activation_bytes`.
+            of_products: numbers a token that a layer keeps for its products and activations, in their dtype.
+        """
+        hidden, layers = self.hidden_size, self.num_hidden_layers
+        layer = 2 * FLOAT32 * hidden + itemsize * of_products  # with the inputs of both norms
+        kept = layers * FLOAT32 * hidden + layer if recomputed else layers * layer
+        return tokens * (kept + FLOAT32 * hidden)  # and with that of the norm before or after all layers
 
     def megatron_flops(self, tokens: int, row_length: int) -> float:
         hidden = self.hidden_size

@@ -11,7 +11,7 @@ from rotary_foundry.recipe.loading import merged
 from rotary_foundry.recipe.schema import schema_of
 from rotary_foundry.utils.errors import ConfigurationError
 from tests.models.llama.peers import FAMILY, KNOBS, our_network, small_shape
-from tests.models.peers import initialise, pack, tile_all
+from tests.models.peers import initialise, kept_for_backward, pack, tile_all
 
 PUBLISHED = {
     "llama2_7b": 6_738_415_616,
@@ -51,24 +51,9 @@ def test_operations_count_the_causal_half_of_attention():
 
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_the_activations_counted_are_what_autograd_keeps(itemsize):
-    shape, tokens, kept = small_shape(), 512, {}
-    network = our_network()
-    weights = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
-    sizes = {tuple(weight.shape) for weight in network.parameters()}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()  # held, so that no later one has its address
-        cast = {tuple(tensor.shape), tuple(tensor.shape[::-1])} & sizes  # a weight in bf16
-        if storage.data_ptr() not in weights and not cast:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=itemsize == 2),
-    ):
-        network.hidden_states(torch.arange(tokens) % 192, torch.tensor([0, tokens], dtype=torch.int32))
-    measured = sum(storage.nbytes() for storage in kept.values()) + 8 * tokens * shape.hidden_size  # and of the loss
+    shape, tokens, network = small_shape(), 512, our_network()
+    of_loss = 8 * tokens * shape.hidden_size
+    measured = kept_for_backward(network, network.hidden_states, tokens, itemsize) + of_loss
     assert shape.activation_bytes(tokens, itemsize, False) == pytest.approx(measured, rel=0.06)
     assert shape.activation_bytes(tokens, itemsize, True) < 0.6 * measured  # three layers
 
@@ -117,13 +102,14 @@ def test_a_theta_under_the_bound_is_remarked_with_one_that_will_do():
     assert not list(small_shape(hidden_size=512, rope_scaling="ntk").remarks(knobs | {"rope_factor": 4.0}, 4096))
 
 
-def test_rows_longer_than_yarn_reaches_are_remarked_with_the_factor_that_will_do():
+def test_rows_longer_than_yarn_reaches_are_a_problem_with_the_factor_that_will_do():
     shape = small_shape(rope_scaling="yarn", original_max_position_embeddings=4096)
-    knobs = {"rope_theta": 10_000.0, "rope_factor": 4.0}
-    (remark,) = shape.remarks(knobs, 32_768)
-    assert remark.startswith("rope_factor 4 is small for rows of 32,768 tokens: yarn reaches 16,384 from 4,096")
-    assert remark.endswith("they need 8")
-    assert not list(shape.remarks(knobs, 16_384))
+    for factor in (4.0, {"start": 1, "end": 4}):
+        ((key, says),) = shape.knob_problems({"rope_factor": factor}, 32_768)
+        assert key == "rope_factor" and says.endswith("16,384 positions, and row_length is 32,768; give at least 8")
+        assert not list(shape.knob_problems({"rope_factor": factor}, 16_384))
+    assert not list(shape.knob_problems({"rope_factor": 4.0}))  # an evaluation may go beyond
+    assert not list(shape.knob_problems({"rope_factor": "4"}, 32_768))  # told by itself
 
 
 def test_first_weights_follow_the_cut_normal():

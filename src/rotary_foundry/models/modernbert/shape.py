@@ -89,6 +89,12 @@ class Shape(TransformerShape):
                 pairs += local_layers * _pairs_in_window(length, self.local_attention // 2)
         return self.attention_flops_of_pairs(pairs)
 
+    def activation_bytes(self, tokens: int, itemsize: int, recomputed: bool) -> float:
+        # inputs of Wqkv, Wi and Wo of attention; queries, keys and values, and queries and keys as they are rotated;
+        # of the GLU both halves, the activated one, and their product
+        of_products = (3 + 3 + 2) * self.hidden_size + (2 + 1 + 1) * self.intermediate_size
+        return self.encoder_bytes(tokens, of_products, itemsize, recomputed)
+
     def describe(self, knobs: Mapping[str, float]) -> str:
         every = self.global_attn_every_n_layers
         local = (

@@ -65,6 +65,12 @@ class Shape(TransformerShape):
     def attention_flops(self, lengths: Iterable[int]) -> float:
         return self.attention_flops_of_pairs(self.num_hidden_layers * sum(length**2 for length in lengths))
 
+    def activation_bytes(self, tokens: int, itemsize: int, recomputed: bool) -> float:
+        # inputs of Wqkv, Wi and Wo of attention; queries, keys and values, and queries and keys as they are rotated;
+        # what ReLU gives, which is also the input of the last product
+        of_products = (3 + 3 + 2) * self.hidden_size + self.intermediate_size
+        return self.encoder_bytes(tokens, of_products, itemsize, recomputed)
+
     def describe(self, knobs: Mapping[str, float]) -> str:
         return (
             f"A RoFormerV2 encoder: {self.parameters:,} parameters as a masked language model, "
