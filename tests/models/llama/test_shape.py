@@ -110,6 +110,7 @@ def test_rows_longer_than_yarn_reaches_are_a_problem_with_the_factor_that_will_d
         assert not list(shape.knob_problems({"rope_factor": factor}, 16_384))
     assert not list(shape.knob_problems({"rope_factor": 4.0}))  # an evaluation may go beyond
     assert not list(shape.knob_problems({"rope_factor": "4"}, 32_768))  # told by itself
+    assert not list(small_shape(rope_scaling="yarn").knob_problems({"rope_factor": 4.0}, 32_768))  # as is this
 
 
 def test_first_weights_follow_the_cut_normal():

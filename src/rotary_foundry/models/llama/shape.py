@@ -76,7 +76,7 @@ class Shape(TransformerShape):
             yield "rope_factor", f"{given} has no effect with rope_scaling '{NONE}'; choose a method"
         ends = [given.get("start"), given.get("end")] if isinstance(given, Mapping) else [given]
         factor = max((end for end in ends if isinstance(end, int | float)), default=math.inf)
-        if self.rope_scaling == YARN and row_length > factor * original:
+        if self.rope_scaling == YARN and original is not None and row_length > factor * original:
             yield (
                 "rope_factor",
                 f"{factor:g} times original_max_position_embeddings, {original:,}, are {factor * original:,.0f} "
