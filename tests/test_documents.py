@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ CORPORA = {  # of the examples, by the comment that their YAML begins with, and 
     "wiki.yaml": ("my-tokenizer/tokenizer.json",),
     "stage.yaml": ("my_texts/a.jsonl", "runs/mine/export/tokenizer.json"),
     "legal.yaml": ("statutes/a.parquet",),
+    "books.yaml": ("books/a.txt", "my-tokenizer/tokenizer.json"),
     "chat.yaml": ("my_conversations/a.jsonl", "my-chat-tokenizer/tokenizer.json"),
 }
 CHINESE = (  # what yamls/data/chinese.yaml reads
@@ -50,6 +52,20 @@ FILES = {
     "ep0-ba52988-rank0.pt",
     "modernbert-base-pretrain.yaml",
     *(file for files in CORPORA.values() for file in files),
+}
+INLINE = re.compile(r"`((?:rotary-foundry|composer|python|make|sbatch|uv|hf|pytest) [^`]+)`")
+PLACEHOLDERS = {  # in commands within a sentence or a table
+    "RECIPE": "yamls/main/nano.yaml",
+    "CONFIG": "yamls/data/nano.yaml",
+    "CORPUS.yaml": "yamls/data/nano.yaml",
+    "YAML": "yamls/finetune/files.yaml",
+    "MODEL": "runs/nano/export",
+    "SUITES": "masked_lm",
+    "RUN": "runs/nano",
+    "RUN…": "runs/nano",
+    "RESULT…": "runs/nano",
+    "N": "1",
+    "…": "yamls/main/nano.yaml",
 }
 
 
@@ -129,7 +145,12 @@ def check_command(words: list[str]) -> None:
         case ["python", path, *_]:
             assert Path(path).exists()
         case ["make", target]:
-            assert f"\n{target}: " in Path("Makefile").read_text()
+            assert re.search(rf"^{target}:", Path("Makefile").read_text(), re.MULTILINE)
+        case ["pytest", *_, path]:
+            assert (ROOT / path).exists()
+        case ["uv", "pip", "install", *arguments]:
+            named = pairwise(arguments)
+            assert all(Path(file).exists() for option, file in named if option in ("-c", "--override"))
         case ["sbatch", *arguments]:
             script, *rest = [word for word in arguments if not word.startswith("-")]
             assert Path(script).exists()
@@ -142,11 +163,17 @@ def check_command(words: list[str]) -> None:
             pytest.fail(f"no test knows {' '.join(words)}")
 
 
-def check_cli(arguments: list[str]) -> None:
+def resolved(arguments: list[str]) -> tuple:
+    """Return the subcommand that arguments name, what is left of them, and its context."""
     command, context = get_command(app), None
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and arguments:
         context = command.make_context(command.name, list(arguments), parent=context)
         _, command, arguments = command.resolve_command(context, [*context._protected_args, *context.args])
+    return command, arguments, context
+
+
+def check_cli(arguments: list[str]) -> None:
+    command, arguments, context = resolved(arguments)
     parameters = command.make_context(command.name, list(arguments), parent=context).params
     if command.name != "import" and parameters.get("recipe"):  # import's is a YAML of ModernBERT's own repository
         load_recipe(parameters["recipe"], parameters.get("overrides") or ())
@@ -170,6 +197,16 @@ def test_commands_are_parsed_by_what_they_start(text, folder):
         check_command(words)
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_within_sentences_and_tables_are_parsed_by_what_they_start(document, folder):
+    for text in INLINE.findall(document.read_text(encoding="utf-8")):
+        words = [PLACEHOLDERS.get(word, word) for word in shlex.split(text.removesuffix("[key=value …]"))]
+        if words[0] == "rotary-foundry" and resolved(words[1:])[1] == []:
+            continue  # the name of a command alone
+        if words not in (["composer", "launch"], ["python", "predict.py", "房间很干净。"]):
+            check_command(words)
+
+
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_yaml_loads_as_a_corpus_or_a_recipe(text, folder):
     if name := corpus_of(text):
@@ -177,9 +214,11 @@ def test_yaml_loads_as_a_corpus_or_a_recipe(text, folder):
     elif text.startswith("# base.yaml"):
         Path("base.yaml").write_text(text, encoding="utf-8")
         assert load_recipe("base.yaml") == load_recipe("yamls/main/base.yaml")
-    else:  # a part of a recipe
-        Path("part.yaml").write_text(f"extends: [{ROOT}/yamls/main/nano.yaml]\n{text}", encoding="utf-8")
-        assert load_recipe("part.yaml").run_name == "nano"
+    else:
+        named = re.match(r"# part of (\S+)\.yaml\n", text)
+        recipe = named[1] if named else "nano"
+        Path("part.yaml").write_text(f"extends: [{ROOT}/yamls/main/{recipe}.yaml]\n{text}", encoding="utf-8")
+        assert load_recipe("part.yaml").run_name == recipe
 
 
 @pytest.mark.parametrize("text", blocks("python"))

@@ -318,6 +318,39 @@ def test_a_span_outside_its_text_is_refused_by_file_and_row(tokenizer, tmp_path)
         prepare(only(tmp_path, tokenizer, names=task))
 
 
+def test_questions_of_rows_with_columns_by_name_become_rows_and_examples_held_out_are_dropped(tokenizer, tmp_path):
+    pages = [
+        {"asked": f"Which {n}?", "page": f"It was the film {n} of one text", "said": f"film {n}"} for n in range(6)
+    ]
+    quizzes = [
+        {"asked": f"What is {n}?", "options": [f"a {n}", f"b {n}", "none"][: 2 + n % 2], "right": 1} for n in range(6)
+    ]
+    files = {}
+    for name, rows_of_file in (("reading", pages), ("quiz", quizzes)):
+        train, dev = (str(write_lines(tmp_path / f"{name}-{split}.jsonl", part)) for split, part in (
+            ("train", rows_of_file[:5]), ("dev", [rows_of_file[4], rows_of_file[5]]),
+        ))  # fmt: skip
+        files[name] = {"train": train, "validation": [dev]}
+    corpus = only(
+        tmp_path,
+        tokenizer,
+        reading=TaskConfig(
+            "answer", DataConfig(form="answers", text=["asked", "page"], label="said", **files["reading"])
+        ),
+        quiz=TaskConfig(
+            "choice", DataConfig(form="choices", text=["asked", "options"], label="right", **files["quiz"])
+        ),
+    )
+    prepare(corpus)
+    found = documents(corpus, "reading")
+    assert {span(corpus, tokens, *target[0][:2]) for _, target, tokens in found} == {f"film {n}" for n in range(4)}
+    targets = [target for row in rows(corpus, "quiz") for target in row["targets"].reshape(-1, 4)]
+    assert Counter(int(target[1]) for target in targets) == {2: 2, 3: 2}  # choices of a question
+    assert {int(target[2]) for target in targets} == {1}
+    assert [Statistics.read(corpus.out).tasks[name].dropped for name in files] == [1, 1]
+    assert verify(corpus.out).problems == []
+
+
 YAML = """
 sources: {{web: {{reader: text, path: {path}}}}}
 tokenizer: {{train: {{vocab_size: 320}}}}
@@ -345,6 +378,14 @@ tasks:
         ("tasks.mine.data.form=c3", r"'tasks.mine.kind': expected choice, the kind of data.form=c3"),
         ("tasks.mine.data.form=reviews", r"'tasks.mine.data.path': expected the folder .* of reviews is unpacked"),
         ("tasks.mine.data.text=[]", r"'tasks.mine.data.text': expected one or two columns, got 0"),
+        (
+            "tasks.mine.kind=answer & tasks.mine.data.form=answers",
+            r"'tasks.mine.data.text': expected the columns of the question and of the passage, got 1",
+        ),
+        (
+            "tasks.mine.kind=choice & tasks.mine.data.form=choices",
+            r"'tasks.mine.data.text': expected one or two columns of text, then that of choices, got 1",
+        ),
         ("tasks.mine.long_documents=drop", r"'tasks.mine.long_documents': expected truncate or refuse"),
         ("tasks.mine.sources=[web]", r"'tasks.mine.sources': only a task of kind masked_lm has sources"),
         ("tasks.text.sources=[wab]", r"'tasks.text.sources': no source 'wab'; there are web"),

@@ -101,6 +101,24 @@ def test_a_heads_sums_are_those_of_its_examples(heads, task):
     assert (empty.cross_entropy, empty.correct, empty.tokens) == (0, 0, 0)
 
 
+def test_the_entities_counted_are_those_with_a_score_above_0_and_those_of_the_targets(heads):
+    torch.manual_seed(1)
+    hidden, head = torch.randn(sum(LENGTHS), HIDDEN), heads.of("entities")
+    bounds = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    allowed = torch.ones(sum(LENGTHS), dtype=torch.uint8)
+    texts, found = (0, 1, 3, 4), set()
+    with torch.no_grad():
+        for text in texts:
+            tokens = slice(bounds[text], bounds[text + 1])
+            scores = EfficientGlobalPointer.forward(head, hidden[None, tokens], allowed[None, tokens].bool())[0]
+            found |= {(text, *span) for span in (scores > 0).nonzero().tolist()}
+        missed = next((text, 0, 1, 1) for text in texts if (text, 0, 1, 1) not in found)
+        there = {*sorted(found)[:5], missed}
+        targets = torch.tensor([*sorted(there), *((text, -1, 0, 0) for text in texts)], dtype=torch.float64)
+        assert head.spans(hidden, bounds, targets, allowed) == (5, len(found), 6)
+        assert len(found) > 5
+
+
 @pytest.mark.parametrize("name", ["nano", "roformer_v2_nano"])
 def test_heads_stand_on_the_hidden_states_of_every_family_of_encoders(name):
     recipe = load_recipe(f"yamls/main/{name}.yaml")

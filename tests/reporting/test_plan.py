@@ -35,7 +35,7 @@ def test_json_is_the_plan_what_a_token_costs_and_nothing_else():
     assert found == compile_plan(load_recipe(LARGE, ["run_name=mine"])).to_json()
     assert [costs[stage]["row_length"] for stage in ("pretrain", "extend", "decay")] == [1024, 8192, 8192]
     assert costs["extend"]["attention_share"] > costs["pretrain"]["attention_share"] > 0
-    assert memory.keys() == costs.keys()
+    assert {use["state_bytes"] for use in memory.values()} == {16 * 395_881_664} and memory.keys() == costs.keys()
     assert (data, done.returncode, done.stderr) == ({}, 0, "")
 
 
@@ -46,6 +46,8 @@ def test_memory_is_told_at_each_row_length_and_on_each_gpu():
     assert "short: 4 × 4,096 tokens a microbatch keep 12.1 GB on a GPU; 25.6 GB with its share of the model" in told
     assert "long: 1 × 32,768 tokens a microbatch keep 24.3 GB on a GPU; 37.7 GB with its share of the model" in told
     assert "108 GB of weights, gradients and moments, divided over the GPUs that share a copy" in told
+    base = " ".join(plan("yamls/main/base.yaml", *machine).stdout.split())
+    assert "pretrain: 96 × 1,024 tokens a microbatch keep 60.4 GB on a GPU; 60.7 GB with its share of the model" in base
     of_long = json.loads(plan(recipe, "--json").stdout)["memory"]["long"]
     assert of_long == {"microbatch": 1, "kept_bytes": 24_259_854_336, "state_bytes": 16 * 6_738_415_616}
 

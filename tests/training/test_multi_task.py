@@ -232,6 +232,8 @@ def test_the_suite_tasks_measures_what_training_did_on_every_held_out_row(whole)
         assert row.labels["rows"] == ROWS["validation"] and row.labels["examples"] > 0
         assert row.measures["loss"].value == pytest.approx(of_training[f"loss/{task}"], rel=1e-5)
         assert row.measures["right"].value == pytest.approx(of_training[f"examples_right/{task}"], abs=1e-6)
+        assert ("span_f1" in row.measures) == (task == "names")
+    assert found.headlines[-1].name == "names: span_f1"  # the last task's, and compared with another model's
 
 
 def test_the_suite_tasks_refuses_by_file_what_the_data_no_longer_has(recipe, whole, tmp_path):

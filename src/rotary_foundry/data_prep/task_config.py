@@ -12,7 +12,13 @@ from math import isfinite
 
 from rotary_foundry.data.rows import SHORTEST
 from rotary_foundry.data.task_file import COLUMNS, FEWEST_LABELS
-from rotary_foundry.data_prep.labelled.data_config import FORMS, LONG_DOCUMENTS, PACKAGES, DataConfig
+from rotary_foundry.data_prep.labelled.data_config import (
+    FORMS,
+    LONG_DOCUMENTS,
+    PACKAGES,
+    DataConfig,
+    columns_complaint,
+)
 from rotary_foundry.utils.wording import nearest
 
 TEXT = "masked_lm"
@@ -110,8 +116,8 @@ def _data_problems(key: str, task: TaskConfig, shortest: int) -> Iterable[tuple[
         )
     if task.long_documents not in LONG_DOCUMENTS:
         yield f"{key}.long_documents", f"expected {' or '.join(LONG_DOCUMENTS)}, got '{task.long_documents}'"
-    if not 1 <= len(data.text) <= 2:
-        yield f"{key}.data.text", f"expected one or two columns, got {len(data.text)}"
+    if complaint := columns_complaint(data):
+        yield f"{key}.data.text", complaint
     if not data.validation and task.kind == "choice":
         yield f"{key}.data.validation", "expected at least one split, got none: of choices no share can be held out"
     if data.test:

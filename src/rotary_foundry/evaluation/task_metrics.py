@@ -2,7 +2,8 @@
 
 The metrics are those that training records for a task, by the same code (`objectives/multi_task.py`), on the same rows
 and, in tasks of masked LM, under the same masks. They are computed in float32. The unit is what the loss counts: an
-example (a text or a pair, a question of a choice, a window of an answer), or in masked LM a token.
+example (a text or a pair, a question of a choice, a window of an answer), or in masked LM a token. Entities have the F1
+over all spans as well.
 """
 
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 SPLIT = "validation"
 LOSS, RIGHT = "loss", "examples_right"  # names of the objective's metrics
-WITHIN = {RIGHT: (0.0, 1.0)}  # a loss may be anything
+SPAN_F1 = "span_f1"  # of entities; an entity is found if its kind and both of its ends are
+WITHIN = {RIGHT: (0.0, 1.0), SPAN_F1: (0.0, 1.0)}  # a loss may be anything
 
 
 @dataclass
@@ -82,22 +84,24 @@ def run(path: Path, config: Config) -> Result:
     rows, headlines, asked = [], [], []
     for name, trained in opened.tasks.items():
         prepare = HeldOutPrepared(trained.objective, facts, state.recipe.seed)
-        sums: dict[str, dict[str, tuple[float, float]]] = {metric.name: {} for metric in trained.objective.metrics}
+        sums: dict[str, dict[str, tuple[float, float]]] = {}
         for sample in opened.samples(name):
             batch = collate([sample], prepare, trained.row_length, facts.vocab_size, by_task=True)
             asked.append(batch["row_digests"][0].encode())
             for metric, value, units in _measured(network, trained, batch):
-                sums[metric][f"{name}:{sample['row']}"] = value, units
+                sums.setdefault(metric, {})[f"{name}:{sample['row']}"] = value, units
         measures = {
             metric: bootstrap.ratio(of_rows, config.resamples, config.seed, WITHIN.get(metric))
             for metric, of_rows in sums.items()
+            if any(units for _, units in of_rows.values())  # entities may be neither there nor found
         }
         counted = int(sum(units for _, units in sums[LOSS].values()))
         labels = {"task": name, "kind": trained.task.kind, "rows": len(sums[LOSS]), "examples": counted}
-        rows.append(Row(labels, {"loss": measures[LOSS], "right": measures[RIGHT]}))
+        shown = {RIGHT: "right"}  # the others by their own names
+        rows.append(Row(labels, {shown.get(metric, metric): measure for metric, measure in measures.items()}))
         headlines += [
-            Headline(f"{name}: loss", measures[LOSS], True, sums[LOSS]),
-            Headline(f"{name}: right", measures[RIGHT], False, sums[RIGHT], WITHIN[RIGHT]),
+            Headline(f"{name}: {shown.get(metric, metric)}", measure, metric == LOSS, sums[metric], WITHIN.get(metric))
+            for metric, measure in measures.items()
         ]
     return Result(
         suite=config.suite,
@@ -123,6 +127,9 @@ def _measured(network: nn.Module, trained: TrainedTask, batch: dict) -> Iterator
     sums = trained.objective.loss(network, batch)
     for metric in trained.objective.metrics:
         yield metric.name, float(getattr(sums, metric.field)), sums.tokens
+    if trained.task.kind == "entities":
+        hits, found, there = network.heads.spans(network, batch)
+        yield SPAN_F1, 2 * hits, found + there
 
 
 def _open(path: Path, config: Config) -> _Opened:

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from rotary_foundry.data.rows import SHORTEST
-from rotary_foundry.data_prep.labelled.data_config import CONLL, FORMS, LONG_DOCUMENTS, PACKAGES, DataConfig
+from rotary_foundry.data_prep.labelled.data_config import (
+    FORMS,
+    LONG_DOCUMENTS,
+    OF_ROWS,
+    PACKAGES,
+    DataConfig,
+    columns_complaint,
+)
 from rotary_foundry.models.config_json import find_family_of
 from rotary_foundry.recipe.loading import AS_WRITTEN, load_config, refuse
 from rotary_foundry.utils.wording import nearest
@@ -207,9 +214,8 @@ def _task_problems(config: FinetuneConfig, name: str, task: TaskConfig) -> Itera
         yield f"{key}.labels", f"a task of type {task.type} has no labels; remove them"
     if len(set(task.labels)) < len(task.labels):
         yield f"{key}.labels", f"expected different labels, got {task.labels}; remove the duplicates"
-    if not 1 <= len(task.data.text) <= (1 if task.type == "token" else 2):
-        columns = "one column" if task.type == "token" else "one or two columns"
-        yield f"{key}.data.text", f"expected {columns}, got {len(task.data.text)}"
+    if complaint := columns_complaint(task.data, most=1 if task.type == "token" else 2):
+        yield f"{key}.data.text", complaint
     form = task.data.form
     if form is not None and form not in FORMS:
         yield f"{key}.data.form", f"'{form}' is not known; {nearest(form, FORMS)}"
@@ -219,7 +225,7 @@ def _task_problems(config: FinetuneConfig, name: str, task: TaskConfig) -> Itera
         yield f"{key}.data.form", f"type {task.type} needs one of {', '.join(FORMS)}, got none"
     if form in PACKAGES and config.of(name).data.path is None:
         yield f"{key}.data.path", f"expected the folder in which the package of {form} is unpacked, got none"
-    if task.data.test and form in (None, CONLL, *PACKAGES):
+    if task.data.test and form in (None, *OF_ROWS, *PACKAGES):
         yield f"{key}.data.test", "predictions are written only for data in a form of CLUE; remove it"
     for file in task.data.test:
         if not re.fullmatch(NAME, file) or file in ("job", "result"):

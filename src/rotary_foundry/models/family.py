@@ -35,6 +35,7 @@ FAMILIES = {
 }
 
 FORWARD_AND_BACK = 3  # operations of a training step in forward passes: a backward pass counts as two
+FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Shape(ABC):
     def problems(self) -> Iterator[Problem]:
         """Yield (field, complaint) for every invalid value, including wrong types."""
 
-    def knob_problems(self, knobs: Mapping[str, Any]) -> Iterator[Problem]:
-        """Yield (knob, complaint) for values, as a stage sets them, that are valid but do not fit this shape."""
+    def knob_problems(self, knobs: Mapping[str, Any], row_length: int = 0) -> Iterator[Problem]:
+        """Yield (knob, complaint) for values, as a stage sets them, that do not fit this shape or rows of a length."""
         yield from ()
 
     @abstractmethod

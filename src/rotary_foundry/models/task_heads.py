@@ -52,6 +52,12 @@ class TaskHeads(nn.ModuleDict):
         head = self[_key(batch["row_sources"][0])]
         return head(hidden, batch["cu_seqlens"], batch["targets"], batch["allowed"])
 
+    def spans(self, network: nn.Module, batch: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Count the entities of a batch of one task: found where they are, found, and there."""
+        hidden = network.encode(batch["input_ids"], batch["cu_seqlens"], batch["row_length"])
+        head = self[_key(batch["row_sources"][0])]
+        return head.spans(hidden, batch["cu_seqlens"], batch["targets"], batch["allowed"])
+
     def of(self, task: str) -> nn.Module | None:
         """Return a task's head; None for a task of masked LM."""
         return dict(self.items()).get(_key(task))
@@ -157,19 +163,34 @@ class EntityFinder(EfficientGlobalPointer):
     def forward(self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor) -> TokenLoss:
         """As Classifier's."""
         total, correct = hidden.new_zeros((), dtype=torch.float32), targets.new_zeros((), dtype=torch.int64)
+        for scores, right in self._scored(hidden, cu_seqlens, targets, allowed):
+            total = total + many_spans_loss(scores, right) * len(scores)
+            correct = correct + ((scores > 0) == right).flatten(1).all(1).sum()
+        return TokenLoss(total, correct, len(targets[:, 0].unique()))
+
+    def spans(self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor) -> tuple[int, int, int]:
+        """Count entities: found where they are, found, and there. Arguments are Classifier's."""
+        counts = [0, 0, 0]
+        for scores, right in self._scored(hidden, cu_seqlens, targets, allowed):
+            found = scores > 0
+            counts = [count + int(of.sum()) for count, of in zip(counts, (found & right, found, right), strict=True)]
+        return tuple(counts)
+
+    def _scored(
+        self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield texts of about one length: the scores of spans [texts, kinds, tokens, tokens], and which are right."""
         texts, text_of = targets[:, 0].long().unique(return_inverse=True)
         kinds, first, last = targets[:, 1:].long().unbind(1)
         for examples, *inputs in _padded(texts, hidden, cu_seqlens, allowed):
-            scores = super().forward(*inputs).float()  # [examples, kinds, tokens, tokens]
+            scores = super().forward(*inputs).float()
             right = torch.zeros_like(scores, dtype=torch.bool)
             row_of = torch.full_like(texts, -1).index_copy_(
                 0, examples, torch.arange(len(examples), device=texts.device)
             )
             here = (row_of[text_of] >= 0) & (kinds >= 0)
             right[row_of[text_of][here], kinds[here], first[here], last[here]] = True
-            total = total + many_spans_loss(scores, right) * len(examples)
-            correct = correct + ((scores > 0) == right).flatten(1).all(1).sum()
-        return TokenLoss(total, correct, len(texts))
+            yield scores, right
 
 
 KINDS = {

@@ -7,10 +7,9 @@ from math import inf
 from typing import ClassVar, Self
 
 from rotary_foundry.models import family
-from rotary_foundry.models.family import FORWARD_AND_BACK
+from rotary_foundry.models.family import FLOAT32, FORWARD_AND_BACK
 from rotary_foundry.utils.knob import Problem
 
-FLOAT32 = 4  # bytes
 MOST_LAYERS = 10_000  # no model has a tenth of it
 
 

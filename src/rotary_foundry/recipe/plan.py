@@ -221,6 +221,13 @@ class Plan:
         before = self.boundary_before(token)
         return before if before == token else before + self.segment_at(token).tokens_per_update
 
+    def token_after(self, updates: int) -> int:
+        """Return the token at which so many updates from the run's beginning end, as if the last segment went on."""
+        segment = next(
+            (each for each in self.segments if each.start_update + each.updates >= updates), self.segments[-1]
+        )
+        return segment.start_token + (updates - segment.start_update) * segment.tokens_per_update
+
     def between(self, start: int, end: int) -> tuple[Segment, ...]:
         """Return the segments between two update boundaries, cut at the boundaries."""
         cut = (segment.split(start)[1].split(end)[0] for segment in self.segments)

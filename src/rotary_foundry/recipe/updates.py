@@ -4,10 +4,12 @@ import re
 from dataclasses import fields, replace
 from typing import Any
 
-from rotary_foundry.recipe.schema import Recipe, StageConfig
+from rotary_foundry.recipe.plan import Plan
+from rotary_foundry.recipe.schema import Recipe, StageConfig, Trigger
 from rotary_foundry.utils.errors import ConfigurationError
 
-UPDATES = re.compile(r"([0-9][0-9_]*)ba")
+UPDATES = re.compile(r"([0-9](?:_?[0-9]){0,29})ba")  # what int() reads
+ROLLBACK_TIMES = ("token", "to", "window")
 
 
 def in_tokens(recipe: Recipe) -> Recipe:
@@ -17,6 +19,34 @@ def in_tokens(recipe: Recipe) -> Recipe:
         ConfigurationError: a stage with a batch-size ramp has a time in updates; names the key.
     """
     return replace(recipe, stages={name: _stage(name, stage) for name, stage in recipe.stages.items()})
+
+
+def rollback_in_tokens(recipe: Recipe, plan: Plan) -> Recipe:
+    """Return a recipe whose rollback has its times in tokens. `token` and `to` count updates from the run's beginning.
+
+    Args:
+        plan: before any rollback.
+
+    Raises:
+        ConfigurationError: `window` is in updates, and these differ in size; names the key.
+    """
+    triggers = {kind: trigger for kind, trigger in vars(recipe.rollback).items() if isinstance(trigger, Trigger)}
+    changed = {kind: replace(trigger, **_of_trigger(kind, trigger, plan)) for kind, trigger in triggers.items()}
+    return replace(recipe, rollback=replace(recipe.rollback, **changed))
+
+
+def _of_trigger(kind: str, trigger: Trigger, plan: Plan) -> dict[str, str]:
+    found = {}
+    for key in ROLLBACK_TIMES:
+        match = UPDATES.fullmatch(str(getattr(trigger, key, None)).strip())
+        if match and key == "window" and len({segment.tokens_per_update for segment in plan.segments}) > 1:
+            raise ConfigurationError(
+                f"'rollback.{kind}.window': is in updates, which differ in size in this run; give it in tokens, such "
+                "as 1_000_000tok"
+            )
+        if match:
+            found[key] = f"{plan.token_after(int(match[1]))}tok"
+    return found
 
 
 def _stage(name: str, stage: StageConfig) -> StageConfig:

@@ -23,6 +23,7 @@ from rotary_foundry.recipe.schema import (
     Trigger,
     knob_names,
 )
+from rotary_foundry.recipe.updates import ROLLBACK_TIMES, UPDATES
 from rotary_foundry.utils.knob import Problem
 from rotary_foundry.utils.redaction import redacted
 from rotary_foundry.utils.wording import nearest
@@ -122,7 +123,8 @@ def _objective(recipe: Recipe, stage: str) -> Iterator[Problem]:
     tokens = tokens if isinstance(tokens, int) and tokens > 0 else None  # a wrong duration is reported by itself
     given = recipe.knobs_of(stage)
     complaints = [(name, knob_complaint(knobs[name], value, tokens)) for name, value in given.items()]
-    for name, complaint in (*complaints, *recipe.model.shape.knob_problems(given)):
+    row_length = recipe.stages[stage].row_length
+    for name, complaint in (*complaints, *recipe.model.shape.knob_problems(given, row_length)):
         if complaint is None:
             continue
         if getattr(recipe.stages[stage], name) is not None:
@@ -287,8 +289,9 @@ def _trigger(trigger: Trigger) -> Iterator[Problem]:
         yield "weight_decay", f"{trigger.weight_decay} is not in [0, 1)"
     values = {key: value for key, value in vars(trigger).items() if value is not None}
     yield from _positive("", trigger, *({"lr", "min_delta", "z_score", "patience"} & values.keys()))
-    for key in {"to", "token", "window"} & values.keys():
-        tokens = _attempt(parse_tokens, values[key])
+    for key in [key for key in ROLLBACK_TIMES if key in values]:
+        updates = UPDATES.fullmatch(values[key].strip())
+        tokens = int(updates[1]) if updates else _attempt(parse_tokens, values[key])
         if isinstance(tokens, ValueError):
             yield key, str(tokens)
         elif tokens <= 0:

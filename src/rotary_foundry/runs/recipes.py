@@ -22,7 +22,7 @@ from rotary_foundry.recipe.loading import instance, load_keys, merged
 from rotary_foundry.recipe.mixtures import with_mixtures
 from rotary_foundry.recipe.plan import Plan
 from rotary_foundry.recipe.schema import Recipe, schema_of
-from rotary_foundry.recipe.updates import in_tokens
+from rotary_foundry.recipe.updates import in_tokens, rollback_in_tokens
 from rotary_foundry.recipe.validation import problems
 from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints
 from rotary_foundry.runs.trained_state import Source, read_source, recipe_of
@@ -62,6 +62,7 @@ def load_recipe_and_plan(path: str | Path, overrides: Iterable[str] = ()) -> tup
             raise ConfigurationError(f"'{key}': {complaint}")
         recipe = with_mixtures(recipe)
         plan = compile_stages(recipe)
+        recipe = rollback_in_tokens(recipe, plan)
         with_set_rollback(recipe, plan)
     return recipe, plan
 

@@ -1,6 +1,7 @@
 """Labelled examples from each kind of file and data set, and what is wrong with one by file and row."""
 
 import csv
+from dataclasses import replace
 
 import datasets
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 
 from rotary_foundry.data_prep.labelled.data_config import DataConfig
 from rotary_foundry.data_prep.labelled.examples import read_split
-from rotary_foundry.data_prep.labelled.labelled_example import Span
+from rotary_foundry.data_prep.labelled.labelled_example import Choices, Span
 from rotary_foundry.utils.errors import DataError, NeedsNetwork
 from tests.data_prep.tasks import write_lines
 
@@ -165,6 +166,64 @@ def test_words_without_bio_labels_are_refused_by_file_and_row(tmp_path, row, say
     file = write_lines(tmp_path / "a.jsonl", [{"text": ["a"], "label": ["O"]}, row])
     with pytest.raises(DataError, match=rf"a.jsonl:2: {says}"):
         read_split(DataConfig(form="conll"), str(file))
+
+
+ASKED = {"asked": "Where?", "page": "At home. At sea.", "said": "At sea"}
+SQUAD = {**ASKED, "said": {"text": ["At", "sea"], "answer_start": [9, 12]}}  # the second At
+READING = DataConfig(form="answers", text=["asked", "page"], label="said")
+
+
+def test_questions_about_a_passage_come_from_columns_of_any_name_in_every_kind_of_file(tmp_path):
+    (tmp_path / "a.csv").write_text("asked,page,said\nWhere?,At home. At sea.,At sea\n")
+    write_lines(tmp_path / "a.jsonl", [ASKED])
+    pq.write_table(pa.Table.from_pylist([{**ASKED, "said": ["At sea", "home"]}]), tmp_path / "a.parquet")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list([SQUAD])}).save_to_disk(tmp_path / "set")
+    expected = {"a.csv": [(9, 15)], "a.jsonl": [(9, 15)], "a.parquet": [(9, 15), (3, 7)]}
+    for name, spans in expected.items():
+        (example,) = read_split(READING, str(tmp_path / name))
+        assert example.text == ("Where?", "At home. At sea."), name
+        assert example.label == [Span("", *span) for span in spans], name
+    (example,) = read_split(replace(READING, path=str(tmp_path / "set")), "train")
+    assert example.label == [Span("", 9, 11), Span("", 12, 15)]
+
+
+def test_questions_with_choices_come_from_columns_of_any_name(tmp_path):
+    row = {"page": "p", "asked": "q", "options": ["a", "b", "c"], "right": 2}
+    file = write_lines(tmp_path / "a.jsonl", [row, {**row, "right": "b"}])
+    data = DataConfig(form="choices", text=["page", "asked", "options"], label="right")
+    first, second = read_split(data, str(file))
+    assert (first.text, first.label) == (Choices(("p", "q"), ("a", "b", "c")), 2)
+    assert second.label == 1 and first.group != second.group  # each has choices of its own
+    (only,) = read_split(replace(data, text=["asked", "options"]), str(write_lines(tmp_path / "b.jsonl", [row])))
+    assert only.text == Choices(("q",), ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "says"),
+    [
+        ("answers", {"text": "q", "more": "page", "label": "pages"}, "the answer 'pages' is not in the passage"),
+        ("answers", {"text": "q", "more": 5, "label": "p"}, "expected texts as question and passage, found"),
+        ("answers", {"text": "q", "more": "page", "label": ""}, "expected an answer of at least one character"),
+        ("answers", {"text": "q", "more": "page", "label": None}, r"expected texts as answers, found \[None\]|None"),
+        (
+            "answers",
+            {"text": "q", "more": "page", "label": {"text": ["page"], "answer_start": ["0"]}},
+            "expected 1 integers as 'answer_start', one an answer, found",
+        ),
+        ("choices", {"text": "q", "more": ["a", "b"], "label": 2}, "as a number from 0 to 1 or as its text, found 2"),
+        (
+            "choices",
+            {"text": "q", "more": ["a", "b"], "label": "c"},
+            "as a number from 0 to 1 or as its text, found 'c",
+        ),
+        ("choices", {"text": "q", "more": ["a", "a"], "label": 0}, "expected at least two different choices, found"),
+        ("choices", {"text": "q", "more": "a b", "label": 0}, "expected texts as choices, found 'a b'"),
+    ],
+)
+def test_a_question_that_cannot_be_learned_is_refused_by_file_and_row(tmp_path, form, row, says):
+    file = write_lines(tmp_path / "a.jsonl", [row])
+    with pytest.raises(DataError, match=rf"a\.jsonl:1: .*{says}"):
+        read_split(DataConfig(form=form, text=["text", "more"]), str(file))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,10 @@ def test_theta_is_a_stages_and_the_plan_warns_of_a_small_one(recipe):
             ["model.rope_scaling=yarn"],
             "'model.original_max_position_embeddings': null, but 'yarn' needs the row length",
         ),
+        (
+            ["model.rope_scaling=yarn", "model.original_max_position_embeddings=4096", "stages.long.rope_factor=4"],
+            "long.yaml: 'stages.long.rope_factor': 4 times original_max_position_embeddings, 4,096, are 16,384",
+        ),
         (["stages.long.rope_theta=1"], "'stages.long.rope_theta': 1 is not a finite number above 1"),
         (["stages.long.local_rope_theta=10000"], "local_rope_theta"),
     ],

@@ -93,13 +93,15 @@ def test_a_theta_under_the_bound_is_remarked_with_one_that_will_do():
     assert not list(small_shape(hidden_size=512, rope_scaling="ntk").remarks(knobs | {"rope_factor": 4.0}, 4096))
 
 
-def test_rows_longer_than_yarn_reaches_are_remarked_with_the_factor_that_will_do():
+def test_rows_longer_than_yarn_reaches_are_a_problem_with_the_factor_that_will_do():
     shape = small_shape(rope_scaling="yarn", original_max_position_embeddings=4096)
-    knobs = {"rope_theta": 10_000.0, "rope_factor": 4.0}
-    (remark,) = shape.remarks(knobs, 32_768)
-    assert remark.startswith("rope_factor 4 is small for rows of 32,768 tokens: yarn reaches 16,384 from 4,096")
-    assert remark.endswith("they need 8")
-    assert not list(shape.remarks(knobs, 16_384))
+    for factor in (4.0, {"start": 1, "end": 4}):
+        ((key, says),) = shape.knob_problems({"rope_factor": factor}, 32_768)
+        assert key == "rope_factor" and says.endswith("16,384 positions, and row_length is 32,768; give at least 8")
+        assert not list(shape.knob_problems({"rope_factor": factor}, 16_384))
+    assert not list(shape.knob_problems({"rope_factor": 4.0}))  # an evaluation may go beyond
+    assert not list(shape.knob_problems({"rope_factor": "4"}, 32_768))  # told by itself
+    assert not list(small_shape(rope_scaling="yarn").knob_problems({"rope_factor": 4.0}, 32_768))  # as is this
 
 
 def test_first_weights_follow_the_cut_normal():

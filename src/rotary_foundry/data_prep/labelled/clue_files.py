@@ -145,12 +145,16 @@ def _cmrc2018(row: dict, where: str) -> Iterator[Example]:
     if len(starts) != len(texts) or not all(type(start) is int for start in starts):
         raise DataError(f"{there}: expected {len(texts)} integers as 'answer_start', one a 'text', found {starts!r}")
     # a test file has an empty answer at -1
-    spans = [_nearest(passage, text, start, where) for text, start in zip(texts, starts, strict=True) if text]
+    spans = [place_of_answer(passage, text, start, where) for text, start in zip(texts, starts, strict=True) if text]
     yield Example(where, (_field(row, "question", str, where), passage), spans or None, _id(row))
 
 
-def _nearest(passage: str, answer: str, start: int, where: str) -> Span:
-    """Return the place of an answer that is nearest to where it should start; in CMRC2018, some starts are wrong."""
+def place_of_answer(passage: str, answer: str, start: int, where: str) -> Span:
+    """Return the place of an answer that is nearest to where it should start; in CMRC2018, some starts are wrong.
+
+    Raises:
+        DataError: the passage does not have it.
+    """
     places = [match.start() for match in re.finditer(f"(?={re.escape(answer)})", passage)]
     if not places:
         raise DataError(f"{where}: the answer {answer!r} is not in the passage; correct it, or leave the question out")

@@ -18,8 +18,9 @@ from typing import Any
 from rotary_foundry.data_prep.labelled import chinese_packages, clue_files
 from rotary_foundry.data_prep.labelled import offline_tasks as installation
 from rotary_foundry.data_prep.labelled.bio_labels import with_entities
-from rotary_foundry.data_prep.labelled.data_config import CONLL, DataConfig
+from rotary_foundry.data_prep.labelled.data_config import ANSWERS, CHOICES, CONLL, OF_ROWS, DataConfig
 from rotary_foundry.data_prep.labelled.labelled_example import Example, json_lines
+from rotary_foundry.data_prep.labelled.question_columns import with_answers, with_choices
 from rotary_foundry.data_prep.readers.text_columns import twice
 from rotary_foundry.data_prep.readers.unpacking import is_utf_16
 from rotary_foundry.utils.errors import DataError, NeedsNetwork
@@ -28,6 +29,7 @@ from rotary_foundry.utils.wording import one_line
 
 csv.field_size_limit(1 << 30)
 CONLL_SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".txt")
+FROM_ROWS = {CONLL: with_entities, ANSWERS: with_answers, CHOICES: with_choices}
 
 
 def read_split(data: DataConfig, split: str, labelled: bool = True) -> list[Example]:
@@ -83,8 +85,8 @@ def _examples(data: DataConfig, split: str) -> Iterator[Example]:
 
 def _in_form(data: DataConfig, split: str) -> Iterator[Example]:
     """Yield the examples of a split in a published form: of a file, of a folder with such files, or of the hub."""
-    if data.form == CONLL:
-        yield from map(with_entities, _examples(replace(data, form=None), split))
+    if data.form in FROM_ROWS:
+        yield from map(FROM_ROWS[data.form], _examples(replace(data, form=None), split))
         return
     if data.form in chinese_packages.PACKAGES:
         yield from chinese_packages.read_package(data.form, Path(data.path), split)
@@ -278,7 +280,7 @@ def source_files(data: DataConfig) -> list[Path]:
         found = list(Path(data.path).glob(chinese_packages.FILES[data.form]))
     else:
         folder = Path(data.path)
-        if data.form not in (None, CONLL):
+        if data.form not in (None, *OF_ROWS):
             folder = clue_files.find_folder(folder, data.name or data.form)
         elif data.name is not None and (folder / data.name).is_dir():
             folder /= data.name

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from rotary_foundry.models.family import FORWARD_AND_BACK
+from rotary_foundry.models.family import FLOAT32, FORWARD_AND_BACK
 from rotary_foundry.models.theta_bound import smallest_theta
-from rotary_foundry.models.transformer_shape import FLOAT32, TransformerShape
+from rotary_foundry.models.transformer_shape import TransformerShape
 from rotary_foundry.utils.knob import Knob, Problem
 from rotary_foundry.utils.wording import nearest
 
@@ -70,20 +70,22 @@ class Shape(TransformerShape):
         if self.rope_scaling != YARN and original is not None:
             yield "original_max_position_embeddings", f"{original}, but only '{YARN}' uses it; give null"
 
-    def knob_problems(self, knobs: Mapping[str, Any]) -> Iterator[Problem]:
-        if self.rope_scaling == NONE and knobs["rope_factor"] != 1:
-            yield "rope_factor", f"{knobs['rope_factor']} has no effect with rope_scaling '{NONE}'; choose a method"
+    def knob_problems(self, knobs: Mapping[str, Any], row_length: int = 0) -> Iterator[Problem]:
+        given, original = knobs["rope_factor"], self.original_max_position_embeddings
+        if self.rope_scaling == NONE and given != 1:
+            yield "rope_factor", f"{given} has no effect with rope_scaling '{NONE}'; choose a method"
+        ends = [given.get("start"), given.get("end")] if isinstance(given, Mapping) else [given]
+        factor = max((end for end in ends if isinstance(end, int | float)), default=math.inf)
+        if self.rope_scaling == YARN and original is not None and row_length > factor * original:
+            yield (
+                "rope_factor",
+                f"{factor:g} times original_max_position_embeddings, {original:,}, are {factor * original:,.0f} "
+                f"positions, and row_length is {row_length:,}; give at least {row_length / original:g}",
+            )
 
     def remarks(self, knobs: Mapping[str, float], row_length: int) -> Iterator[str]:
-        """Warn of rows longer than yarn reaches, and of a theta under the bound of arXiv 2405.14591 without yarn."""
+        """Warn of a theta under the bound of arXiv 2405.14591, except for yarn."""
         if self.rope_scaling == YARN:
-            factor, original = knobs["rope_factor"], self.original_max_position_embeddings
-            if row_length > factor * original:
-                yield (
-                    f"rope_factor {factor:g} is small for rows of {row_length:,} tokens: yarn reaches "
-                    f"{factor * original:,.0f} from {original:,} (original_max_position_embeddings); they need "
-                    f"{row_length / original:g}"
-                )
             return
         theta, length = self.plain_theta(knobs), row_length
         if self.rope_scaling == LINEAR:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
-from rotary_foundry.models.family import FORWARD_AND_BACK
-from rotary_foundry.models.transformer_shape import FLOAT32, TransformerShape
+from rotary_foundry.models.family import FLOAT32, FORWARD_AND_BACK
+from rotary_foundry.models.transformer_shape import TransformerShape
 from rotary_foundry.utils.knob import Knob, Problem
 
 KNOBS = {
