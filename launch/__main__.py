@@ -123,6 +123,8 @@ def run(recipe: Recipe, plan: Plan, locks: list[RunLock], held: ExitStack) -> No
     quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
 
+    from torch import distributed
+
     from rotary_foundry.reporting.start import print_start
     from rotary_foundry.runs.checkpoint_store import open_store
     from rotary_foundry.training.extensions import check_extensions
@@ -138,6 +140,8 @@ def run(recipe: Recipe, plan: Plan, locks: list[RunLock], held: ExitStack) -> No
     start_logs(recipe)
     with one_reason():
         train(recipe, plan, tokenizer, print_start, locks)
+    if distributed.is_initialized():  # NCCL may linger, and torch would warn
+        distributed.destroy_process_group()
     if recipe.rehearse and is_first():
         report_rehearsal(RunFolder.of(recipe))
 

@@ -105,9 +105,10 @@ def watching(dist_timeout: float) -> Iterator[None]:
     """
     store, rank = default_store(), dist.get_global_rank()
     store.set(f"{PROCESS}{rank}", str(os.getpid()))
-    over = threading.Event()
+    over, watcher = threading.Event(), None
     if is_first_of_node():
-        threading.Thread(target=_watch, args=(over,), daemon=True).start()
+        watcher = threading.Thread(target=_watch, args=(over,), daemon=True)
+        watcher.start()
     try:
         yield
     except RuntimeError as error:
@@ -125,6 +126,8 @@ def watching(dist_timeout: float) -> Iterator[None]:
     finally:
         over.set()
         _ask(lambda: store.set(f"{LEFT}{rank}", ""))
+        if watcher is not None:
+            watcher.join(STORE_ANSWERS)  # it asks the store, which may go with the process group
 
 
 def _first_reason(error: Exception, own: str) -> str:

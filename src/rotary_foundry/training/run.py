@@ -66,6 +66,7 @@ from rotary_foundry.utils.allocator import keep_freed_memory
 from rotary_foundry.utils.errors import ConfigurationError, StopRequested
 
 Announce = Callable[[Recipe, Plan, RunFolder, str, CompleteCheckpoint | None], None]
+MOST_THREADS = 8  # of a rank on a GPU, whose host work is small
 
 
 def train(
@@ -98,8 +99,9 @@ def train(
     dist.initialize_dist("gpu" if on_gpu else "cpu", timeout=recipe.dist_timeout)
     if not on_gpu:
         keep_freed_memory()
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.get_local_world_size()))
+    if "OMP_NUM_THREADS" not in os.environ:
+        threads = len(os.sched_getaffinity(0)) // dist.get_local_world_size()
+        torch.set_num_threads(max(1, min(threads, MOST_THREADS) if on_gpu else threads))
     data = RunData(recipe, tokenizer)
     started = psutil.Process().create_time()
     with watching(recipe.dist_timeout):
