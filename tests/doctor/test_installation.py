@@ -4,6 +4,7 @@ import os
 import re
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -175,3 +176,28 @@ def test_attention_is_compared_by_its_numbers_and_one_that_forgets_the_window_is
 
     monkeypatch.setitem(BACKENDS, "sdpa", forgetful)
     assert attention_error(CPU, "sdpa") > installation.ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "missing"),
+    [
+        ((9, 0), ["sm_75", "sm_80", "sm_90"], None),
+        ((8, 9), ["sm_80", "sm_90"], None),  # code for sm_80 runs on it
+        ((8, 0), ["sm_86", "sm_90"], "sm_80"),
+        ((10, 0), ["sm_80", "sm_90a"], "sm_100"),
+        ((12, 0), ["sm_90", "compute_90"], None),  # compiled by the driver
+    ],
+)
+def test_a_gpu_that_torch_was_not_built_for_is_named(monkeypatch, capability, built_for, missing):
+    """Every kernel would fail with "no kernel image is available for execution on the device"."""
+    major, minor = capability
+    device = SimpleNamespace(name="a GPU", total_memory=80 << 30, major=major, minor=minor)
+    answers = {"is_available": True, "device_count": 1, "get_device_properties": device, "get_arch_list": built_for}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(installation, "_told_by_driver", list)
+    found = only(check_gpus(1, None))
+    assert found.mark == (GOOD if missing is None else BAD)
+    if missing is not None:
+        assert f"has no code for {missing}" in found.said
+        assert found.remedy.endswith(", ".join(built_for))

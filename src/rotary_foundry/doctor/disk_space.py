@@ -23,6 +23,7 @@ from rotary_foundry.data.shard_index import read_index
 from rotary_foundry.doctor.finding import Finding, bad, good
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.cost import cost
+from rotary_foundry.recipe.plan import Segment
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.wording import size
 
@@ -31,13 +32,22 @@ NCCL = 10**9
 AHEAD = 2  # batches a worker: the DataLoader's prefetch_factor
 # input_ids and labels of int64; cu_seqlens of int32, of documents that are nothing but their frame
 BYTES_A_TOKEN = 8 + 8 + 4 / max(1, FRAME.slots)
+BYTES_A_LABEL, BYTES_OF_WEIGHTS = 8, 4 + 1  # its place; weights and what is scored
 
 
 def loaders_need(recipe: Recipe, plan: Plan, nodes: int) -> int:
     """Bytes of /dev/shm that the loaders of one of so many nodes take at most."""
     workers = recipe.data.num_workers
-    most = max(segment.tokens_per_update for segment in (*plan.segments, *plan.abandoned))
-    return round((AHEAD * workers + 1) * most * BYTES_A_TOKEN / nodes) if workers else 0
+    most = max(_batch_bytes(recipe, segment) for segment in (*plan.segments, *plan.abandoned))
+    return round((AHEAD * workers + 1) * most / nodes) if workers else 0
+
+
+def _batch_bytes(recipe: Recipe, segment: Segment) -> float:
+    """Bytes of an update's batches on all ranks together."""
+    objective = recipe.objective_of(segment.stage)
+    labels = objective.predicted_share(segment.knobs_at(segment.start_token))
+    a_token = BYTES_A_TOKEN + BYTES_A_LABEL * labels + BYTES_OF_WEIGHTS * objective.weighted
+    return segment.tokens_per_update * a_token
 
 
 def check_shm(recipe: Recipe, plan: Plan, nodes: int, ranks: int, shm: Path = SHM) -> Iterator[Finding]:

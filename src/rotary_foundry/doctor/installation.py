@@ -11,12 +11,12 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -156,12 +156,34 @@ def check_gpus(ranks: int, recipe: Recipe | None) -> Iterator[Finding]:
     weakest = min(device.major for device in devices)
     if ranks > len(devices):
         yield bad("GPUs", f"{said}: fewer than the {ranks} processes", f"composer -n {len(devices)}")
+    elif (missing := _without_code(devices, torch.cuda.get_arch_list())) is not None:
+        yield bad(
+            "GPUs",
+            f"{said}: torch {torch.__version__} has no code for {missing}",
+            f"a torch that is built for it; this one is for {', '.join(torch.cuda.get_arch_list())}",
+        )
     elif weakest < AMPERE and recipe is not None and recipe.precision == "amp_bf16":
         yield bad("GPUs", f"{said}: without bf16", "precision=fp32, or GPUs from Ampere on")
     elif len({device.name for device in devices}) > 1:
         yield doubtful("GPUs", f"{said}: the slowest sets the pace", "GPUs of one kind")
     else:
         yield good("GPUs", said)
+
+
+def _without_code(devices: Sequence[Any], built_for: Sequence[str]) -> str | None:
+    """Return the first architecture among GPUs that torch was not built for, such as sm_90; None if there is none.
+
+    Code for sm_80 runs on all of generation 8 from 8.0 on, and code for compute_80 can be compiled for any later one.
+    """
+    for device in devices:
+        here = 10 * device.major + device.minor
+        codes = [(name.partition("_")[0], int(re.sub(r"\D", "", name))) for name in built_for]
+        if not any(
+            (kind == "sm" and code // 10 == device.major and code <= here) or (kind == "compute" and code <= here)
+            for kind, code in codes
+        ):
+            return f"sm_{here}"
+    return None
 
 
 def _told_by_driver() -> list[str]:
