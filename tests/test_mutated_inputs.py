@@ -106,11 +106,10 @@ def check(door: str, files: list[Path], call: Callable[[Path], tuple[int, str]])
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            frames = [
-                frame for frame in traceback.extract_tb(error.__traceback__) if "rotary_foundry" in frame.filename
-            ]
-            kind = f"{type(error).__name__} from {frames[-1].filename}:{frames[-1].lineno}: {str(error)[:300]}"
-            key = f"{type(error).__name__} {frames[-1].filename}:{frames[-1].lineno}"
+            frames = traceback.extract_tb(error.__traceback__)  # an assertion of this file has none of ours
+            frame = next((frame for frame in reversed(frames) if "rotary_foundry" in frame.filename), frames[-1])
+            key = f"{type(error).__name__} {frame.filename}:{frame.lineno}"
+            kind = f"{key}: {str(error)[:300]}"
         else:
             outcomes[status] += 1
             if is_right(status, said):
