@@ -136,11 +136,9 @@ def test_readers(tmp_path, kind):
 
     def call(_: Path) -> tuple[int, str]:
         try:
-            texts, listed = read_listing(reader, path)
+            _, listed = read_listing(reader, path)
         except DataError as error:
             return 2, f"error: {error}\n"
-        assert all(text.encode() and "\0" not in text for text in texts)
-        assert not any("\n" in line for line in listed)
         return (2, "error: listed\n") if listed else (0, "")
 
     check(f"reader of {kind}", [file for file in [path, *path.rglob("*")] if file.is_file()], call)
