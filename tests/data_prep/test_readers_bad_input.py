@@ -231,6 +231,19 @@ def test_of_a_folder_of_mds_splits_those_with_an_index_are_named(tmp_path):
         read_listing("mds", tmp_path / "set")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("raw_data", {}), ("zip_data", {"basename": "a", "bytes": 3, "hashes": ["sha1"]}), ("samples", "x")],
+)
+def test_an_index_with_a_value_of_another_type_is_refused_by_name(tmp_path, key, value):
+    reading.write_mds(tmp_path / "set", ROWS)
+    index = json.loads((tmp_path / "set/index.json").read_text())
+    index["shards"][0][key] = value
+    (tmp_path / "set/index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=rf"^{tmp_path}/set/index\.json: not an index of MDS shards"):
+        read_listing("mds", tmp_path / "set")
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", 5])
 def test_an_index_cannot_name_files_outside_of_its_folder(tmp_path, name):
     reading.write_mds(tmp_path / "set", ROWS)
