@@ -128,6 +128,23 @@ def test_what_a_class_of_transformers_5_builds_anew_does_not_replace_tokenizer_j
         assert opened.mask_token is not None  # the class has given the roles
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"model_max_length": "512"}, "model_max_length: expected a number of tokens, got '512'"),
+        ({"model_max_length": [512]}, r"model_max_length: expected a number of tokens, got \[512\]"),
+        ({"model_max_length": float("nan")}, "model_max_length: expected a number of tokens, got nan"),
+        ({"chat_template": 3}, "chat_template: expected Jinja, got 3"),
+        ({"chat_template": {"default": None}}, "chat_template: expected Jinja, got {'default': None}"),
+    ],
+)
+@pytest.mark.parametrize("open_", [open_brought, open_fast])
+def test_a_setting_that_transformers_takes_as_it_is_must_be_of_the_right_type(open_, settings, says, tmp_path):
+    saved(tmp_path, tokenizer(), {"tokenizer_class": "PreTrainedTokenizerFast", **SPECIAL, **settings})
+    with pytest.raises(DataError, match=rf"tokenizer_config\.json: {says}"):
+        open_(tmp_path)
+
+
 def panicking_model(content: dict) -> None:
     vocabulary = content["model"]["vocab"] | {"o": 20, "f": 21}
     content["model"] = {"type": "BPE", "continuing_subword_prefix": "long", "merges": [["o", "f"]], "vocab": vocabulary}

@@ -9,7 +9,6 @@ saved with `add_prefix_space`.
 """
 
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -265,7 +264,9 @@ def _limit(
     config: FinetuneConfig, wanted: int | None, model: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> int:
     """Return the most tokens that a document may have, special ones included."""
-    limit = int(min(most_tokens(model) or math.inf, tokenizer.model_max_length))
+    limit = int(
+        min(most_tokens(model) or 10**30, tokenizer.model_max_length)
+    )  # 10**30: transformers' word for no limit
     if wanted is not None and wanted > limit:
         raise ConfigurationError(
             f"max_seq_len: expected at most {limit:,}, the limit of {config.model}, got {wanted:,}"
