@@ -174,6 +174,16 @@ def test_a_tokenizer_at_which_the_library_panics_is_refused(open_, change, says,
 
 
 @pytest.mark.parametrize("open_", [open_brought, open_fast, CorpusTokenizer])
+def test_a_tokenizer_that_could_not_be_saved_again_is_refused(open_, tmp_path):
+    saved(tmp_path, tokenizer(), {"tokenizer_class": "PreTrainedTokenizerFast"})
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["of"] = content["model"]["vocab"]["the"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"tokenizer\.json: model\.vocab: two tokens have the same id"):
+        open_(tmp_path)
+
+
+@pytest.mark.parametrize("open_", [open_brought, open_fast, CorpusTokenizer])
 def test_a_tokenizer_that_draws_at_random_is_refused(open_, tmp_path):
     made = Tokenizer(models.BPE({word: i for i, word in enumerate("ab")} | {"ab": 2}, [("a", "b")], dropout=0.5))
     saved(tmp_path, made, {"tokenizer_class": "PreTrainedTokenizerFast"})

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from rotary_foundry.compat.tokenizers import panics_as_errors
 from rotary_foundry.data.rows import FRAME, OF_DECODERS
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.json_text import read_object
+from rotary_foundry.utils.panics import panics_as_errors
 from rotary_foundry.utils.wording import one_line
 
 ROLES_FILE = "tokenizer_config.json"
@@ -40,7 +40,8 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
 
     Raises:
         DataError: the file is missing, or is not a tokenizer, or one that draws at random, which only a BPE's dropout
-            does (tokenizer.json has no place for the sampling of a Unigram model); or as `check_any_text`.
+            does (tokenizer.json has no place for the sampling of a Unigram model), or two tokens have the same id; or
+            as `check_any_text`.
     """
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
@@ -52,6 +53,9 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
         raise DataError(f"{path}: cannot be read as a tokenizer: {one_line(error)}") from error
     if dropout := getattr(tokenizer.model, "dropout", None):
         raise DataError(f"{path}: model.dropout is {dropout}, so a text has other tokens each time; set it to null")
+    ids = tokenizer.get_vocab(with_added_tokens=False).values()
+    if len(set(ids)) < len(ids):  # the library reads it, and saves what it cannot read
+        raise DataError(f"{path}: model.vocab: two tokens have the same id; give each its own")
     check_any_text(tokenizer, path)
     return tokenizer
 
