@@ -54,7 +54,7 @@ def changed(tree: Any, generator: random.Random) -> Any:
         inside, key = _place(tree, generator)
         value, action = inside[key], generator.choice(["other", "other", "like", "like", "gone", "renamed", "moved"])
         if action == "other":
-            inside[key] = generator.choice(ODD)
+            inside[key] = copy.deepcopy(generator.choice(ODD))  # the next change may be inside it
         elif action == "like":
             inside[key] = _like(value, generator)
         elif inside is tree:
@@ -89,7 +89,7 @@ def _like(value: Any, generator: random.Random) -> Any:
         return generator.choice([value[1:], value * 2, value[::-1], [value], dict.fromkeys(map(str, value))])
     if isinstance(value, dict):
         return generator.choice([list(value), list(value.values()), {"": value}, dict(reversed(value.items()))])
-    return generator.choice(ODD)
+    return copy.deepcopy(generator.choice(ODD))
 
 
 def _json(content: bytes, generator: random.Random) -> bytes:

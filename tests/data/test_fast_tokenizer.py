@@ -128,6 +128,61 @@ def test_what_a_class_of_transformers_5_builds_anew_does_not_replace_tokenizer_j
         assert opened.mask_token is not None  # the class has given the roles
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"model_max_length": "512"}, "model_max_length: expected a number of tokens, got '512'"),
+        ({"model_max_length": [512]}, r"model_max_length: expected a number of tokens, got \[512\]"),
+        ({"model_max_length": float("nan")}, "model_max_length: expected a number of tokens, got nan"),
+        ({"chat_template": 3}, "chat_template: expected Jinja, got 3"),
+        ({"chat_template": {"default": None}}, "chat_template: expected Jinja, got {'default': None}"),
+    ],
+)
+@pytest.mark.parametrize("open_", [open_brought, open_fast])
+def test_a_setting_that_transformers_takes_as_it_is_must_be_of_the_right_type(open_, settings, says, tmp_path):
+    saved(tmp_path, tokenizer(), {"tokenizer_class": "PreTrainedTokenizerFast", **SPECIAL, **settings})
+    with pytest.raises(DataError, match=rf"tokenizer_config\.json: {says}"):
+        open_(tmp_path)
+
+
+def panicking_model(content: dict) -> None:
+    vocabulary = content["model"]["vocab"] | {"o": 20, "f": 21}
+    content["model"] = {"type": "BPE", "continuing_subword_prefix": "long", "merges": [["o", "f"]], "vocab": vocabulary}
+
+
+def panicking_processor(content: dict) -> None:
+    content["post_processor"]["special_tokens"].pop("[SEP]")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (panicking_model, "cannot be read as a tokenizer"),
+        (panicking_processor, "post_processor: expected one that puts"),
+    ],
+)
+@pytest.mark.parametrize("open_", [open_brought, open_fast, CorpusTokenizer])
+def test_a_tokenizer_at_which_the_library_panics_is_refused(open_, change, says, tmp_path):
+    made = tokenizer()
+    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    saved(tmp_path, made, {"tokenizer_class": "PreTrainedTokenizerFast"})
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    change(content)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"tokenizer\.json: {says}"):
+        open_(tmp_path)
+
+
+@pytest.mark.parametrize("open_", [open_brought, open_fast, CorpusTokenizer])
+def test_a_tokenizer_that_could_not_be_saved_again_is_refused(open_, tmp_path):
+    saved(tmp_path, tokenizer(), {"tokenizer_class": "PreTrainedTokenizerFast"})
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["of"] = content["model"]["vocab"]["the"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"tokenizer\.json: model\.vocab: two tokens have the same id"):
+        open_(tmp_path)
+
+
 @pytest.mark.parametrize("open_", [open_brought, open_fast, CorpusTokenizer])
 def test_a_tokenizer_that_draws_at_random_is_refused(open_, tmp_path):
     made = Tokenizer(models.BPE({word: i for i, word in enumerate("ab")} | {"ab": 2}, [("a", "b")], dropout=0.5))

@@ -34,6 +34,14 @@ def test_readers_are_those_that_streaming_makes_also_of_shards_of_several_kinds(
         _ = reader.nothing
 
 
+@pytest.mark.parametrize("columns", [[["tokens"]], [{"tokens": 1}], 3, None])
+def test_columns_without_names_are_refused(row_folder, columns):
+    content = json.loads((row_folder / f"code/{ROW_LENGTH}/train/index.json").read_text())
+    content["shards"][-1]["column_names"] = columns
+    with pytest.raises(TypeError):
+        ShardIndex.parse(json.dumps(content))
+
+
 def test_a_shard_that_nobody_reads_costs_no_reader(row_folder):
     rows = TrainingStream(list(ROWS), row_folder, None, ROW_LENGTH, 1 << 18, Draw(17, 0, None, 0, 1, 1))
     made = [sum("raw_data" in vars(shard) for shard in rows.shards)]

@@ -210,7 +210,7 @@ def test_the_three_forms_give_the_same_conversation():
 
 def test_a_template_is_the_given_one_or_the_tokenizers_own(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(
-        '{"eos_token": {"content": "</s>"}, "chat_template": [{"name": "tools", "template": "x"},'
+        '{"eos_token": {"content": "</s>"}, "chat_template": [{"name": ["default"], "template": "x"},'
         ' {"name": "default", "template": "{{ eos_token }}"}]}'
     )
     assert open_template(tmp_path, None, {}).text([]) == "</s>"

@@ -67,6 +67,18 @@ def test_the_nano_configuration_loads_and_takes_overrides():
             "regular expression, got",
         ),
         ({"sources": {"c": {"reader": "python_files", "remove": "(a)"}}}, "sources.c.remove", "without groups"),
+        *(
+            ({"sources": {"c": {"reader": "python_files", "remove": remove}}}, "sources.c.remove", "expression, got")
+            for remove in ("a{99999999999999999999}", "(?:" * 5000 + ")" * 5000)
+        ),
+        *(
+            (
+                {"sources": {"mine": {"reader": "jsonl", "path": ".", "encoding": encoding}}},
+                "sources.mine.encoding",
+                "encoding of Python's such as latin-1",
+            )
+            for encoding in ("latin-0", "undefined", "a\0b")
+        ),
         (with_bands([]), "sources.mine.length_bands", "at least one length"),
         (with_bands([0, 512]), "sources.mine.length_bands", "at least 1 token, got 0"),
         (with_bands([512, 512]), "sources.mine.length_bands", r"ascending order, got \[512, 512\]"),

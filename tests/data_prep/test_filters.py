@@ -68,6 +68,7 @@ def test_pages_in_another_language_are_dropped(monkeypatch):
         ("GopherQuality", r"no filter 'GopherQuality'; there are C4BadWordsFilter, C4ParagraphFilter"),
         ({"URLFilter": {}, "C4QualityFilter": {}}, "no filter"),
         ({"URLFilter": {"domains": []}}, "URLFilter: unknown argument 'domains'; it takes"),
+        ({"URLFilter": {"domains": [], 3: []}}, "URLFilter: unknown argument '3'; it takes"),
         ({"URLFilter": ["a"]}, "URLFilter: expected arguments by name"),
         ("RegexFilter", "RegexFilter: .*missing 1 required positional argument: 'regex_exp'"),
         ({"SamplerFilter": {"rate": 0.5}}, "SamplerFilter: seed is missing"),

@@ -25,10 +25,13 @@ ROWS = ["one " * 40, 'two, "quoted" ' * 8, "thrée " * 20, "four " * 10, "five "
 PAGES = ["A token is what a model reads, and a row is what it reads at once, packed. " * 5 + str(n) for n in range(3)]
 
 
-def read_listing(reader: str, path: Path, column: str | None = None) -> tuple[list[str], list[str]]:
-    """(texts, what was listed)"""
+def read_listing(reader: str, path: Path, column: str | None = None, **keys: str) -> tuple[list[str], list[str]]:
+    """(texts, what was listed), of which any text may be written and any complaint is one line."""
     bad = BadInput("mine", limit=100)
-    found = [document.text for document in documents(SourceConfig(reader, str(path), column), bad)]
+    found = [document.text for document in documents(SourceConfig(reader, str(path), column, **keys), bad)]
+    "".join(found).encode()  # half a surrogate pair is an error
+    assert "\0" not in "".join(found)
+    assert "\n" not in "".join(bad.listed)
     return found, bad.listed
 
 
@@ -56,7 +59,17 @@ def test_a_bad_line_of_jsonl_is_listed_and_the_others_are_kept(tmp_path, line, c
     found, (listed,) = read_listing("jsonl", path)
     assert found == ["before", "after"]
     assert listed.startswith(f"{path}:2: {complaint}")
-    assert "\n" not in listed
+
+
+def test_a_list_on_a_line_of_conversations_is_listed_and_the_others_are_kept(tmp_path):
+    turns = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    (tmp_path / "a.jsonl").write_text(f'{turns}\n["messages"]\n[]\n{turns}\n')
+    found, listed = read_listing("jsonl", tmp_path / "a.jsonl", conversations="messages")
+    assert found == 2 * ['[["user", "a"], ["assistant", "b"]]']
+    assert listed == [
+        f"{tmp_path}/a.jsonl:{number}: expected a JSON object on each line, got {line!r}"
+        for number, line in ((2, '["messages"]'), (3, "[]"))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +231,19 @@ def test_of_a_folder_of_mds_splits_those_with_an_index_are_named(tmp_path):
         read_listing("mds", tmp_path / "set")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("raw_data", {}), ("zip_data", {"basename": "a", "bytes": 3, "hashes": ["sha1"]}), ("samples", "x")],
+)
+def test_an_index_with_a_value_of_another_type_is_refused_by_name(tmp_path, key, value):
+    reading.write_mds(tmp_path / "set", ROWS)
+    index = json.loads((tmp_path / "set/index.json").read_text())
+    index["shards"][0][key] = value
+    (tmp_path / "set/index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=rf"^{tmp_path}/set/index\.json: not an index of MDS shards"):
+        read_listing("mds", tmp_path / "set")
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", 5])
 def test_an_index_cannot_name_files_outside_of_its_folder(tmp_path, name):
     reading.write_mds(tmp_path / "set", ROWS)
@@ -350,13 +376,11 @@ def test_of_malformed_input_nothing_but_a_listing_or_a_data_error_comes(tmp_path
         change = repacked if path.suffix == ".gz" and generator.random() < 0.5 else damaged
         path.write_bytes(change(contents[path], generator))
         try:
-            found, listed = read_listing(reader, tmp_path / name)
+            _, listed = read_listing(reader, tmp_path / name)
         except DataError as error:
             assert "\n" not in str(error)
             outcomes["refused"] += 1
         else:
-            assert all(text.encode() and "\0" not in text for text in found)
-            assert not any("\n" in line for line in listed)
             outcomes["listed" if listed else "read"] += 1
         path.write_bytes(contents[path])
     assert outcomes["listed"] + outcomes["refused"] > 3, outcomes

@@ -196,6 +196,11 @@ WRONG = {  # name → data set, lines, and what is said after the file's name
         [{"_id": "1", "context": "a", "input": "b", "answers": [1]}],
         r"line 1: answers: expected a list of texts, found \[1\]",
     ),
+    "a heading of another type": (
+        "qasper",
+        [{"1": {"title": "T", "abstract": "A", "full_text": [{"section_name": [], "paragraphs": ["p"]}], "qas": []}}],
+        r"1: full_text\[0\]: section_name: expected a text, found \[\]",
+    ),
     "an empty answer": (
         "examples",
         [{"question": "Who?", "answers": [" "]}],

@@ -52,6 +52,11 @@ def test_labels_are_the_training_data_s_in_order(prepared, tmp_path):
     assert data["examples"] == {"train": 3, "validation": 1}
 
 
+def test_labels_that_only_look_like_numbers_are_names(prepared):
+    labels = ["10", "9", "²", "1" * 5000]  # Python makes no number of the last two
+    assert prepared(train=list(map(row, labels)), validation=[row("9")])["labels"] == ["9", "10", "1" * 5000, "²"]
+
+
 def test_declared_labels_may_stand_as_their_numbers_as_in_glue(prepared, tmp_path):
     prepared(
         "tasks.mine.labels=[entailment,not_entailment]", train=[row(0), row("not_entailment")], validation=[row(1)]
@@ -82,7 +87,7 @@ def test_a_label_that_is_none_is_refused(prepared, label, complaint):
     assert complaint in refusal(prepared, train=[row("good"), row(label)])
 
 
-@pytest.mark.parametrize("label", ["good", float("nan"), None, "inf"])
+@pytest.mark.parametrize("label", ["good", float("nan"), None, "inf", 10**400, [1]])
 def test_a_regression_wants_numbers(prepared, label):
     assert "train.jsonl:2: " in refusal(prepared, "tasks.mine.type=regression", train=[row(1.5), row(label)])
 
@@ -129,6 +134,22 @@ def test_the_head_that_a_model_comes_with_keeps_its_labels(prepared, make_model)
     assert prepared(model=model)["labels"] == ["good", "bad", "neutral"]
     said = refusal(prepared, model=model, train=[row("good"), row("mixed")])
     assert "train.jsonl:2: label 'mixed' is not among those of the model's head (good, bad, neutral)" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("architectures", 3),
+        ("architectures", [["BertForSequenceClassification"]]),
+        ("architectures", {"BertForSequenceClassification": None}),
+        ("id2label", {"0": "good", "1": {"": None}, "2": 3}),
+    ],
+)
+def test_a_config_whose_names_are_no_text_is_refused_by_key(prepared, make_model, key, value):
+    model = make_model("bert", "SequenceClassification", num_labels=3)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {key: value}))
+    assert f"{model}: config.json: {key}: expected names, got " in refusal(prepared, model=model)
 
 
 def test_a_head_of_another_size_is_refused(prepared, make_model):

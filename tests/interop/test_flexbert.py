@@ -181,6 +181,19 @@ def test_what_differs_in_the_weights_is_named_as_it_is_called_there(tmp_path):
     assert "no matrix state.model.model.bert.embeddings" in message(rename=lambda name: name.removeprefix("model."))
 
 
+def test_a_tokenizer_or_a_yaml_of_something_else_is_refused(saved, tmp_path):
+    content = torch.load(saved[1], weights_only=False)
+    files = content["state"]["integrations"]["huggingface"]["tokenizer"]
+    files["tokenizer.json"]["content"] = torch.zeros(1)
+    torch.save(content, path := tmp_path / "w.pt")
+    with pytest.raises(DataError, match="the content of its tokenizer is not JSON: Object of type Tensor"):
+        open_flexbert(path)
+    for text in ("[" * 2000, "when: 2026-02-31\n", "[a, b]"):
+        (tmp_path / "training.yaml").write_text(text)
+        with pytest.raises(ConfigurationError, match=r"training\.yaml: "):
+            open_flexbert(path, tmp_path / "training.yaml")
+
+
 @pytest.mark.parametrize(
     "content", [3, {}, {"state": 3}, {"state": {"model": None}}, {"state": {"model": {1: 2}}}], ids=str
 )

@@ -176,6 +176,11 @@ def test_a_vocabulary_that_cannot_be_used_is_refused_by_key(key):
             built(**{key: ...})
 
 
+def test_a_chat_template_that_is_no_text_is_refused():
+    with pytest.raises(DataError, match=r"^tokenizer\.chat_template: expected a text, found \['a'\]"):
+        tokenizer_files(VOCABULARY | {"tokenizer.chat_template": ["a"]}, 8)
+
+
 @pytest.mark.parametrize("key", ["precompiled_charsmap", "remove_extra_whitespaces"])
 def test_sentencepiece_that_changes_texts_is_refused_by_key(key):
     with pytest.raises(DataError, match=f"tokenizer.ggml.{key}: expected no change of texts"):

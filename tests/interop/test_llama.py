@@ -139,6 +139,7 @@ YARN = {"rope_type": "yarn", "factor": 2.0}
 ROPES = [
     ({"rope_type": "dynamic", "factor": 2.0}, "rope_type: expected default, linear or yarn, got 'dynamic'"),
     ({"rope_type": "llama3", "factor": 8.0}, "rope_type: expected default, linear or yarn, got 'llama3'"),
+    ({"type": ["linear"]}, "rope_type: expected default, linear or yarn, got ['linear']"),
     ({"type": "linear"}, "factor: None is not a finite number of at least 1"),
     ({"type": "linear", "factor": 0.5}, "factor: 0.5 is not"),
     ({"rope_type": "default", "rope_theta": 1}, "rope_theta: 1 is not a finite number above 1"),

@@ -38,6 +38,17 @@ def test_a_summary_fills_masks_without_running_a_directorys_code(exported, monke
     assert printed.count("in the text: ") == 2
 
 
+@pytest.mark.parametrize("change", [{"auto_map": ["x"]}, {"auto_map": {"AutoModel": 3}}, {"vocab_size": "64"}])
+def test_what_a_config_says_of_classes_is_not_looked_at_and_its_sizes_are_checked(exported, change):
+    config = json.loads((exported / "config.json").read_text())
+    (exported / "config.json").write_text(json.dumps(config | change))
+    if "auto_map" in change:
+        register_own_code(exported)
+    else:
+        with pytest.raises(DataError, match=r"config\.json: vocab_size: '64' is not of type int"):
+            register_own_code(exported)
+
+
 def test_another_program_s_form_is_refused_with_the_command_that_imports_it(tmp_path):
     """transformers would load it as the first RoFormer, which predicts noise."""
     (tmp_path / "config.json").write_text(json.dumps(JUNNYU))

@@ -304,9 +304,28 @@ def test_broken_tensorflow_files_are_named(tensorflow_source, tokenizer_dir, tmp
     data.unlink()
     assert refused(index, tmp_path, tokenizer_dir).startswith(f"{data}: cannot be read")
     content = index.read_bytes()
-    for broken in (b"", content[:-1], bytes(len(content) - 48) + content[-48:]):
+    endless = content[:-48] + b"\xff" * 40 + content[-8:]
+    for broken in (b"", content[:-1], bytes(len(content) - 48) + content[-48:], endless):
         index.write_bytes(broken)
         assert refused(index, tmp_path, tokenizer_dir).startswith(f"{index}: cannot be read as the index")
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        (b"\x0c\x01\x12", "cannot be read as the index of a TensorFlow checkpoint: a field of kind 4, which no entry"),
+        (b"\x08\x01\x10", "bert/embeddings/word_embeddings: expected shape [32, 8], got []"),  # the shape is a number
+    ],
+)
+def test_an_entry_of_tensorflows_with_a_field_of_another_kind_is_refused(
+    tensorflow_source, tokenizer_dir, tmp_path, entry, says
+):
+    content = tensorflow_source.read_bytes()
+    head = b"\x08\x01\x12"  # dtype: float32, shape
+    assert head in content
+    tensorflow_source.write_bytes(content.replace(head, entry))
+    message = refused(tensorflow_source, tmp_path, tokenizer_dir)
+    assert message.startswith(f"{tensorflow_source}: ") and says in message
 
 
 def test_a_tensorflow_checkpoint_of_another_shape_is_refused(tensorflow_source, tokenizer_dir, tmp_path):

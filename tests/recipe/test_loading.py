@@ -80,6 +80,8 @@ NANO = Path("yamls/main/nano.yaml")
         ),
         ("objective.mask_share=0.95", "sum ≤ 1"),
         ("optimizer.betas=[0.9]", "length 1 does not match"),
+        ("optimizer.betas=[[], 0.98]", "'optimizer.betas[0]': expected a plain value, got []"),
+        ("stages.decay.optimizer.betas=[0.9, {a: 1}]", "'stages.decay.optimizer.betas[1]': expected a plain value"),
         ("optimizer.eps=0", "not positive"),
         ("optimizer.betas=[0.9, 1]", "'optimizer.betas': [0.9, 1.0]: both have to be in [0, 1)"),
         ("optimizer.weight_decay=1", "'optimizer.weight_decay': 1.0 is not in [0, 1)"),

@@ -6,10 +6,11 @@ tokenizer.json has. transformers 4, and the rows that are prepared here, follow 
 back, and the class decides only what the file does not have: roles, inputs and the chat template.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rotary_foundry.data.special_tokens import read_tokenizer
+from rotary_foundry.data.special_tokens import ROLES_FILE, read_tokenizer
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import not_opened
 
@@ -17,13 +18,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 STEPS = ("normalizer", "pre_tokenizer", "model", "decoder")
+CHECKED = (  # settings that transformers takes as they are
+    ("model_max_length", lambda value: type(value) in (int, float) and value > 0, "a number of tokens"),
+    ("chat_template", lambda value: value is None or all(isinstance(one, str) for one in _each(value)), "Jinja"),
+)
+
+
+def _each(template: object) -> Iterable[object]:
+    """Return the templates of a tokenizer that may have several by name."""
+    return template.values() if isinstance(template, dict) else [template]
 
 
 def open_fast(path: str | Path) -> "PreTrainedTokenizerFast":
     """Open a Hugging Face fast tokenizer, without a network if `path` is a directory.
 
     Raises:
-        DataError: it cannot be read, needs code of its own, draws at random, or is not a fast tokenizer.
+        DataError: it cannot be read, needs code of its own, draws at random, is not a fast tokenizer, or has a setting
+            of a wrong type.
     """
     from transformers import AutoTokenizer  # seconds
 
@@ -35,6 +46,9 @@ def open_fast(path: str | Path) -> "PreTrainedTokenizerFast":
         raise DataError(f"{path}: transformers cannot open this tokenizer: {not_opened(error)}") from error
     if not fast.is_fast:
         raise DataError(f"{path}: expected a fast tokenizer, with a tokenizer.json, got {type(fast).__name__}")
+    for key, is_right, expected in CHECKED:
+        if not is_right(value := getattr(fast, key)):
+            raise DataError(f"{path}: {ROLES_FILE}: {key}: expected {expected}, got {value!r:.60}")
     if own is not None:
         backend = fast.backend_tokenizer
         for step in STEPS:

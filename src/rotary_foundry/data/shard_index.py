@@ -96,6 +96,9 @@ class ShardIndex:
                 format_of[shard] = number
         if (raw.names == b"").any():
             raise ValueError("lists a shard without a file")
+        for entry in formats:
+            if not all(isinstance(column, str) for column in entry["column_names"]):
+                raise TypeError(f"column_names: expected names, got {entry['column_names']!r:.60}")
         return cls(rows, raw, zipped, formats, format_of)
 
     @property

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from rotary_foundry.data.rows import FRAME, OF_DECODERS
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.json_text import read_object
+from rotary_foundry.utils.panics import panics_as_errors
 from rotary_foundry.utils.wording import one_line
 
 ROLES_FILE = "tokenizer_config.json"
@@ -39,33 +40,50 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
 
     Raises:
         DataError: the file is missing, or is not a tokenizer, or one that draws at random, which only a BPE's dropout
-            does (tokenizer.json has no place for the sampling of a Unigram model); or as `check_any_text`.
+            does (tokenizer.json has no place for the sampling of a Unigram model), or two tokens have the same id; or
+            as `check_any_text`.
     """
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
         raise DataError(f"{path}: no such file; a Hugging Face fast tokenizer has one")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        with panics_as_errors():
+            tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise DataError(f"{path}: cannot be read as a tokenizer: {one_line(error)}") from error
     if dropout := getattr(tokenizer.model, "dropout", None):
         raise DataError(f"{path}: model.dropout is {dropout}, so a text has other tokens each time; set it to null")
+    ids = tokenizer.get_vocab(with_added_tokens=False).values()
+    if len(set(ids)) < len(ids):  # the library reads it, and saves what it cannot read
+        raise DataError(f"{path}: model.vocab: two tokens have the same id; give each its own")
     check_any_text(tokenizer, path)
     return tokenizer
 
 
 def check_any_text(tokenizer: Tokenizer, where: str | Path) -> None:
-    """Refuse a tokenizer that raises an error for a word outside its vocabulary, before it meets one in the data.
+    """Refuse a tokenizer that raises an error for some texts, before it meets one in the data.
 
     Raises:
-        DataError: its model has no token for unknown words, as some of single letters (huggingface/tokenizers#351).
+        DataError: its model has no token for unknown words, as some of single letters (huggingface/tokenizers#351), or
+            it puts special tokens around texts that it does not have.
     """
     try:
-        tokenizer.encode(RARE, add_special_tokens=False)
+        with panics_as_errors():
+            one = tokenizer.encode(RARE, add_special_tokens=False)
     except Exception as error:  # as above
         raise DataError(
             f"{where}: expected a tokenizer that encodes any text, but a word that it does not know is an error "
             f"({error}); add [UNK] to its vocabulary, name it as unk_token of its model, and save it again"
+        ) from error
+    if (processor := tokenizer.post_processor) is None:
+        return
+    try:
+        with panics_as_errors():
+            processor.process(one), processor.process(one, one)
+    except Exception as error:  # as above
+        raise DataError(
+            f"{where}: post_processor: expected one that puts special tokens around a text and around a pair, but it "
+            f"is an error ({error}); list under special_tokens what single and pair name"
         ) from error
 
 

@@ -248,7 +248,7 @@ def _form_problems(key: str, source: SourceConfig, reader: Reader) -> Iterable[t
     elif source.encoding is not None:
         try:
             "".encode(source.encoding)
-        except LookupError:
+        except (LookupError, ValueError):
             yield f"{key}.encoding", f"expected an encoding of Python's such as latin-1, got '{source.encoding}'"
 
 
@@ -320,8 +320,8 @@ def _beside_tasks_problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
 def _check_pattern(pattern: str) -> None:
     try:
         groups = re.compile(pattern).groups
-    except re.error as error:
-        raise ConfigurationError(f"expected a regular expression, got '{pattern}': {error}") from error
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigurationError(f"expected a regular expression, got '{pattern:.60}': {error}") from error
     if groups:
         raise ConfigurationError(f"expected a regular expression without groups, got '{pattern}'; write (?:…) for (…)")
 

@@ -35,7 +35,7 @@ def make_filter(entry: Any) -> BaseFilter:
     if not isinstance(arguments, dict):
         raise ConfigurationError(f"{name}: expected arguments by name, as in {{{name}: {{key: value}}}}")
     known = inspect.signature(FILTERS[name]).parameters.keys() - {"exclusion_writer"}
-    if unknown := sorted(arguments.keys() - known):
+    if unknown := sorted(map(str, arguments.keys() - known)):
         raise ConfigurationError(f"{name}: unknown argument '{unknown[0]}'; it takes {', '.join(sorted(known))}")
     if name == "SamplerFilter" and arguments.get("seed") is None:
         raise ConfigurationError("SamplerFilter: seed is missing; set one, or each run would give different shards")

@@ -187,8 +187,9 @@ def read_qasper(path: Path) -> Iterator[Example]:
         paper = Place(f"{path}: {document}", papers.get(document, dict, "a paper"))
         parts = [paper.text("title"), paper.text("abstract")]
         for section in paper.places("full_text"):
-            heading = section.content.get("section_name") or ""  # null in some papers
-            parts.append("\n".join([*([heading] if heading else []), *section.texts("paragraphs")]))
+            unnamed = section.content.get("section_name") in (None, "")  # null in some papers
+            heading = [] if unnamed else [section.text("section_name")]
+            parts.append("\n".join([*heading, *section.texts("paragraphs")]))
         context = "\n\n".join(parts)
         for asked in paper.places("qas"):
             answers = [

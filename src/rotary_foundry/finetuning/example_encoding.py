@@ -9,7 +9,6 @@ saved with `add_prefix_space`.
 """
 
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,17 +246,27 @@ def _model_config(path: str) -> PretrainedConfig:
 
 
 def _head(model: PretrainedConfig, task: TaskConfig) -> list[str] | None:
-    """The labels of the classifier that the model comes with, if it comes with one of this kind."""
-    if task.type not in HEADS or not any(name.endswith(HEADS[task.type]) for name in model.architectures or ()):
+    """Return the labels of the classifier that the model comes with, if it comes with one of this kind."""
+    classes = _names(model, "architectures", model.architectures or [])
+    if task.type not in HEADS or not any(name.endswith(HEADS[task.type]) for name in classes):
         return None
-    return [model.id2label[number] for number in sorted(model.id2label)]
+    return _names(model, "id2label", [model.id2label[number] for number in sorted(model.id2label)])
+
+
+def _names(model: PretrainedConfig, key: str, values: Any) -> list[str]:
+    """Return names that config.json has; transformers does not check that they are text."""
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise DataError(f"{model.name_or_path}: config.json: {key}: expected names, got {values!r:.60}")
+    return values
 
 
 def _limit(
     config: FinetuneConfig, wanted: int | None, model: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> int:
     """Return the most tokens that a document may have, special ones included."""
-    limit = int(min(most_tokens(model) or math.inf, tokenizer.model_max_length))
+    limit = int(
+        min(most_tokens(model) or 10**30, tokenizer.model_max_length)
+    )  # 10**30: transformers' word for no limit
     if wanted is not None and wanted > limit:
         raise ConfigurationError(
             f"max_seq_len: expected at most {limit:,}, the limit of {config.model}, got {wanted:,}"

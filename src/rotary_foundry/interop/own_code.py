@@ -21,8 +21,8 @@ def register_own_code(path: str | Path) -> None:
     """Make transformers able to load a directory of one of our families; does nothing for any other model.
 
     Raises:
-        DataError: config.json is missing or broken, or is another program's of the same model, which transformers would
-            load as another model.
+        DataError: config.json is missing or broken, or has a setting that our network does not support, or is another
+            program's of the same model, which transformers would load as another model.
     """
     family = _family(path)
     if family is None:
@@ -33,9 +33,10 @@ def register_own_code(path: str | Path) -> None:
             f"{Path(path) / CONFIG}: a {family.title} in another program's form, which transformers would load as "
             f"another model; make a directory of it first: rotary-foundry import {path} DIRECTORY"
         )
+    family.huggingface.read_config(Path(path))  # transformers checks no type of another's configuration
     code = import_module(f"{type(family).__module__}.{family.huggingface.code[0].stem}")
-    for auto, place in written.get("auto_map", {}).items():
-        cls = getattr(code, place.split(".")[-1])
+    for auto, name in family.huggingface.auto_map.items():
+        cls = getattr(code, name)
         if auto == "AutoConfig":
             transformers.AutoConfig.register(family.huggingface.model_type, cls, exist_ok=True)
         else:

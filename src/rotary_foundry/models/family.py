@@ -180,6 +180,8 @@ class HuggingFaceForm(ABC):
     """Settings of config.json with which the class for sequences computes what `with_linear_classifier` says."""
     code: tuple[Path, ...] = ()
     """Python files that an export carries, if transformers does not have the model."""
+    auto_map: Mapping[str, str] = {}
+    """The class in the first of these files for each of transformers' Auto classes, AutoConfig first."""
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Return whether the content of a config.json is of this family."""

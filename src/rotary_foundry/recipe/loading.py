@@ -100,36 +100,47 @@ def _choose(config: DictConfig, field: Field, layers: list[tuple[object, DictCon
     config[field.name] = OmegaConf.structured(among[name])
 
 
-def instance(config: DictConfig, path: str | Path) -> Any:
-    """Make the dataclass instance from a configuration that `merged` returned.
+def instance(config: DictConfig, path: str | Path | None, prefix: str = "") -> Any:
+    """Make the dataclass instance from a configuration that is typed by its class.
+
+    Args:
+        path, prefix: the file and what is put before keys, for errors; as in `reported`.
 
     Raises:
-        ConfigurationError: a key is missing; names the file and the first such key.
+        ConfigurationError: a key is missing, or has a value of another type; names the file and the first such key.
     """
-    with reported(path):
+    begin = "" if path is None else f"{path}: "
+    with reported(path, prefix):
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
-            raise ConfigurationError(f"{path}: '{missing[0]}' is required and not given")
+            raise ConfigurationError(f"{begin}'{prefix}{missing[0]}' is required and not given")
         made = OmegaConf.to_object(config)
-    for key, value in _not_plain(made, type(made)):
-        raise ConfigurationError(f"{path}: '{key}': expected a plain value, got {value!r:.60}")
+    for key, complaint in not_plain(made):
+        raise ConfigurationError(f"{begin}'{prefix}{key}': {complaint}")
     return made
 
 
-def _not_plain(value: Any, kind: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each list or mapping where the schema has a plain value, with its key: OmegaConf lets them into lists."""
+def not_plain(value: Any, kind: Any = None, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (key, complaint) for lists and mappings in place of plain values, which OmegaConf lets into lists.
+
+    Args:
+        value: an instance of a dataclass of the schema, or a value in it, of type `kind` and at `key`.
+    """
     kinds = [one for one in get_args(kind) if one is not type(None)] if get_origin(kind) in (Union, UnionType) else []
     kind = kinds[0] if len(kinds) == 1 else kind
     if is_dataclass(value):
         hints = get_type_hints(type(value))
         for field in fields(value):
-            yield from _not_plain(getattr(value, field.name), hints[field.name], f"{key}.{field.name}".lstrip("."))
+            yield from not_plain(getattr(value, field.name), hints[field.name], f"{key}.{field.name}".lstrip("."))
     elif kind in (bool, int, float, str):
-        if isinstance(value, list | dict):
-            yield key, value
-    elif isinstance(value, list | dict) and (of := get_args(kind)):
-        for place, one in enumerate(value) if isinstance(value, list) else value.items():
-            yield from _not_plain(one, of[-1], f"{key}[{place}]" if isinstance(value, list) else f"{key}.{place}")
+        if isinstance(value, list | tuple | dict):
+            yield key, f"expected a plain value, got {value!r:.60}"
+    elif isinstance(value, dict) and (of := get_args(kind)):
+        for name, one in value.items():
+            yield from not_plain(one, of[-1], f"{key}.{name}")
+    elif isinstance(value, list | tuple) and (of := get_args(kind)):
+        for place, one in enumerate(value):
+            yield from not_plain(one, of[-1], f"{key}[{place}]")
 
 
 def origins(path: str | Path, overrides: Iterable[str] = ()) -> dict[tuple[str, ...], str]:

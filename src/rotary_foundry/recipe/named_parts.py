@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rotary_foundry.recipe.loading import reported
+from rotary_foundry.recipe.loading import instance, reported
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.wording import nearest
 
@@ -30,9 +30,7 @@ def build(table: Mapping[str, str], given: str | Mapping[str, Any] | None, key: 
         raise ConfigurationError(f"'{key}.name': '{name}' is not known; {nearest(name, table)}")
     with reported(None, f"{key}."):
         config = OmegaConf.unsafe_merge(OmegaConf.structured(load(table[name])), arguments)
-        if missing := sorted(OmegaConf.missing_keys(config)):
-            raise ConfigurationError(f"'{key}.{missing[0]}' is required and not given")
-        return OmegaConf.to_object(config)
+    return instance(config, None, f"{key}.")
 
 
 @cache

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rotary_foundry.recipe.loading import not_plain
 from rotary_foundry.utils.wording import nearest
 
 
@@ -63,9 +64,11 @@ class OptimizerConfig:
                 yield key, f"is no argument of {self.name} that a stage may change; {nearest(key, self.per_stage)}"
                 return
             try:
-                self.changed({key: value})
+                wrong = next(not_plain(self.changed({key: value})), None)
             except (OmegaConfBaseException, TypeError) as error:
-                yield key, str(error).splitlines()[0]
+                wrong = key, str(error).splitlines()[0]
+            if wrong:
+                yield wrong
                 return
         found = self.changed(changes).problems()
         yield from ((key, complaint) for key, complaint in found if key in changes)

@@ -92,6 +92,16 @@ def test_columns_that_would_run_code_are_refused(tmp_path):
         ShardFolder(tmp_path / "shards")
 
 
+def test_a_column_that_its_index_calls_by_another_type_is_refused(copied):
+    index = copied / "mine/64/train/index.json"
+    content = json.loads(index.read_text())
+    for shard in content["shards"]:
+        shard["column_encodings"][shard["column_names"].index("documents")] = "bytes"
+    index.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"row 0: expected integers in the column 'documents'"):
+        ShardFolder(copied / "mine/64/train").row(0)
+
+
 def test_looking_changes_nothing_in_the_folder(copied):
     for path in copied.rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)

@@ -146,7 +146,8 @@ def open_template(
                 raise DataError(f"{file}: cannot be read as a chat template: {one_line(error)}") from None
     own = config.get("chat_template")
     if isinstance(own, list):  # several by name
-        own = {each.get("name"): each.get("template") for each in own if isinstance(each, dict)}.get("default")
+        named = (each for each in own if isinstance(each, dict) and each.get("name") == "default")
+        own = next(named, {}).get("template")
     if not isinstance(own, str):
         raise DataError(
             f"{tokenizer or 'tokenizer.train'}: the tokenizer has no chat template; give a file of Jinja with "

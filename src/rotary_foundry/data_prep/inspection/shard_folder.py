@@ -24,7 +24,7 @@ from rotary_foundry.data_prep.inspection.source_folders import INDEX, Folder
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import one_line
 
-NEEDED = ("tokens", "lengths")  # columns
+COLUMNS = {"tokens": None, "lengths": None, "documents": np.empty(0, np.uint32)}  # and what a row may do without
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Shard:
                 sample = self.reader.decode_sample(raw[ends[row] : ends[row + 1]])
             except Exception as error:  # damaged bytes lead to any error of numpy or Streaming
                 raise ValueError(f"row {self.first_row + row} cannot be decoded: {one_line(error)}") from error
-            for column in NEEDED:
-                values = sample.get(column)
+            for column, without in COLUMNS.items():
+                values = sample.get(column, without)
                 if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu" or values.ndim != 1:
                     raise ValueError(f"row {self.first_row + row}: expected integers in the column '{column}'")
             yield sample

@@ -5,11 +5,14 @@ data, sorted. Any other label, in any split, is an error.
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rotary_foundry.data_prep.labelled.labelled_example import Example
 from rotary_foundry.utils.errors import DataError
+
+DIGITS = re.compile("[0-9]{1,300}")  # of thousands, Python makes no number
 
 
 class Labels:
@@ -101,7 +104,7 @@ def _occurring(examples: Iterable[Example]) -> list[str]:
     for example in examples:
         values = example.label if isinstance(example.label, list) else [example.label]
         found.update(_text(value, example.where) for value in values)
-    return sorted(found, key=lambda label: (int(label), "") if label.isdigit() else (math.inf, label))
+    return sorted(found, key=lambda label: (int(label), "") if DIGITS.fullmatch(label) else (math.inf, label))
 
 
 def _text(value: Any, where: str) -> str:
@@ -130,7 +133,7 @@ def as_number(value: Any, where: str) -> float:
     _refuse_missing(value, where)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(
             f"{where}: expected a number for a regression, got label {value!r}; names need a classification"
         ) from None

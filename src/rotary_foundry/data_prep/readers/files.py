@@ -174,12 +174,12 @@ class Jsonl(Files, JsonlReader):
                     continue
                 where = f"{self.path(filepath)}:{number}"
                 try:
-                    row = _json_row(line)
+                    row = _json_row(line, texts=self.conversations is None)
                     several = [column for column in self.columns if _occurs_twice(column, line)]
                 except ValueError as error:
                     self.bad.add(where, str(error))
                     continue
-                if isinstance(row, list) and self.conversations is None:
+                if isinstance(row, list):
                     for place, text in enumerate(row):
                         yield from self.document(text, f"{where}[{place}]")
                     continue
@@ -391,8 +391,8 @@ def _is_fault(error: Exception) -> bool:
     return isinstance(error, object_store.StoreError)
 
 
-def _json_row(line: bytes) -> dict | list[str]:
-    """Parse a line as a JSON object, or as a list of texts.
+def _json_row(line: bytes, texts: bool) -> dict | list[str]:
+    """Parse a line as a JSON object or, if `texts`, as a list of texts.
 
     Raises:
         ValueError: the line is neither.
@@ -403,7 +403,7 @@ def _json_row(line: bytes) -> dict | list[str]:
         row = _lenient_json(line)
     if isinstance(row, list) and row and all(isinstance(one, dict) for one in row):
         raise ValueError("a list of objects on one line; write each on a line of its own")
-    if not isinstance(row, dict) and not (isinstance(row, list) and all(isinstance(text, str) for text in row)):
+    if not isinstance(row, dict) and not (texts and isinstance(row, list) and all(isinstance(one, str) for one in row)):
         raise ValueError(f"expected a JSON object on each line, got {line.strip()[:40].decode(errors='replace')!r}")
     return row
 

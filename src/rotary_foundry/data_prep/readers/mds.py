@@ -80,10 +80,12 @@ def _shards(source: SourceConfig) -> list[dict]:
         shards = parse_json(object_store.read_text(index))["shards"]
         for shard in shards:
             reader = MDSReader.from_json("", None, shard)
-            sizes = [info.bytes for info in (reader.raw_data, reader.zip_data) if info]
-            names = [info.basename for info in (reader.raw_data, reader.zip_data) if info]
+            infos = [info for info in (reader.raw_data, reader.zip_data) if info]
+            sizes, names = [info.bytes for info in infos], [info.basename for info in infos]
             if not all(isinstance(size, int) for size in [*sizes, reader.samples]) or not all(map(lies_inside, names)):
                 raise ValueError("sizes that are not numbers, or file names outside the folder")
+            if reader.raw_data is None or not all(isinstance(info.hashes, dict) for info in infos):
+                raise ValueError("no file, or hashes without algorithms")
             encodings = dict(zip(reader.column_names, reader.column_encodings, strict=True))
             check_columns([column], reader.column_names, index)
             if encodings[column] != "str":

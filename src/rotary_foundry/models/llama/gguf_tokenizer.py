@@ -29,6 +29,7 @@ ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_to
 NEEDED = ("bos_token", "eos_token")  # by rows
 ENDS = ("eos", "eot", "eom")  # of a document, a turn, a message; llama.cpp stops at each
 PREFIX = "tokenizer.ggml."
+TEMPLATE = "tokenizer.chat_template"
 
 PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -71,8 +72,10 @@ def tokenizer_files(metadata: Mapping[str, Any], longest: int) -> dict[str, str]
         "clean_up_tokenization_spaces": False,
         **roles,
     }
-    if "tokenizer.chat_template" in metadata:
-        settings["chat_template"] = metadata["tokenizer.chat_template"]
+    if (template := metadata.get(TEMPLATE)) is not None:
+        if not isinstance(template, str):
+            raise DataError(f"{TEMPLATE}: expected a text, found {template!r:.60}")
+        settings["chat_template"] = template
     return {
         "tokenizer.json": tokenizer.to_str(),
         ROLES_FILE: json.dumps(settings),

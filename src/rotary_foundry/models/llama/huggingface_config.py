@@ -182,7 +182,7 @@ def _scaling(given: Any, written: Mapping[str, Any], where: str) -> tuple[str, f
     if not isinstance(given, Mapping):
         raise DataError(f"{where}: expected a mapping, got {given!r}")
     kind = given.get("rope_type", given.get("type", DEFAULT))
-    if kind not in KNOWN:
+    if not isinstance(kind, str) or kind not in KNOWN:
         advice = f"; set rope_scaling: {NTK} in a recipe for one that does not change" if kind == "dynamic" else ""
         raise DataError(f"{where}: rope_type: expected {DEFAULT}, {LINEAR} or {YARN}, got {kind!r}{advice}")
     for key, value in given.items():

@@ -142,7 +142,7 @@ def open_flexbert(path: Path, recipe: Path | None = None) -> ForeignCheckpoint:
         raise ConfigurationError(f"{recipe}: max_seq_len is {max_seq_len!r}, not a number of tokens")
     clock = {name: _at(saved, "state", "timestamp", "Timestamp", key) for name, key in CLOCK.items()}
     clock = {name: value for name, value in clock.items() if isinstance(value, int)}
-    tokenizer = _tokenizer_files(_at(stored, "tokenizer"))
+    tokenizer = _tokenizer_files(path, _at(stored, "tokenizer"))
     left = LEFT if _at(saved, "state", "optimizers") else None
     return ForeignCheckpoint(shape, knobs, weights, max_seq_len, tokenizer, clock, DESCRIBED, not_taken=left)
 
@@ -208,7 +208,7 @@ def _read_yaml(path: Path) -> tuple[object, int | None]:
         settings = OmegaConf.select(training, "model.model_config")
         settings = OmegaConf.to_container(settings, resolve=True) if isinstance(settings, DictConfig) else None
         return settings, training.get("max_seq_len")
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, YAMLError, OmegaConfBaseException, AssertionError, RecursionError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
@@ -218,6 +218,10 @@ def _at(tree: object, *keys: str) -> Any:
     return tree
 
 
-def _tokenizer_files(stored: object) -> dict[str, str]:
+def _tokenizer_files(path: Path, stored: object) -> dict[str, str]:
     files = stored.items() if isinstance(stored, Mapping) else ()
-    return {name: json.dumps(file["content"]) for name, file in files if _at(file, "file_extension") == ".json"}
+    contents = {name: _at(file, "content") for name, file in files if _at(file, "file_extension") == ".json"}
+    try:
+        return {name: json.dumps(content) for name, content in contents.items()}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: the content of its tokenizer is not JSON: {one_line(error)}") from None

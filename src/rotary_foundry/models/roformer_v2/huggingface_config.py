@@ -48,6 +48,13 @@ class RoFormerV2OnDisk(HuggingFaceForm):
         "token": "RoFormerV2ForTokenClassification",
     }
     code = (CODE,)
+    auto_map: ClassVar = {
+        "AutoConfig": "RoFormerV2Config",
+        "AutoModel": "RoFormerV2Model",
+        "AutoModelForMaskedLM": architecture,
+        "AutoModelForSequenceClassification": classifiers["sequence"],
+        "AutoModelForTokenClassification": classifiers["token"],
+    }
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """JunnYu's checkpoints have the type of the first version, with other settings."""
@@ -65,9 +72,6 @@ class RoFormerV2OnDisk(HuggingFaceForm):
     ) -> "PretrainedConfig":
         from rotary_foundry.models.roformer_v2.modeling_roformer_v2 import RoFormerV2Config
 
-        classes = {"AutoConfig": "RoFormerV2Config", "AutoModel": "RoFormerV2Model"}
-        classes["AutoModelForMaskedLM"] = self.architecture
-        classes |= {f"AutoModelFor{of.title()}Classification": name for of, name in self.classifiers.items()}
         return RoFormerV2Config(
             **{name: getattr(shape, name) for name in SIZES},
             **OURS,
@@ -78,7 +82,7 @@ class RoFormerV2OnDisk(HuggingFaceForm):
             pad_token_id=tokenizer.pad_token_id,
             tie_word_embeddings=True,
             architectures=[self.architecture],
-            auto_map={auto: f"{CODE.stem}.{name}" for auto, name in classes.items()},
+            auto_map={auto: f"{CODE.stem}.{name}" for auto, name in self.auto_map.items()},
             dtype="float32",
         )
 

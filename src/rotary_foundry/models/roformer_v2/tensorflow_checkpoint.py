@@ -7,8 +7,9 @@ tensors in a single data file are read, which is what bert4keras and BERT's code
 """
 
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from rotary_foundry.utils.errors import DataError
 MAGIC = bytes.fromhex("57fb808b247547db")
 FOOTER = 48  # bytes: two handles, padding, the magic number
 FLOAT = 1  # DT_FLOAT
+VARINT, BYTES, WIDTHS = 0, 2, {1: 8, 5: 4}  # kinds of fields of a protocol buffer; those of a fixed width
 
 
 class Entry(NamedTuple):
@@ -54,17 +56,16 @@ class TensorFlowCheckpoint:
             DataError: it has another dtype or is not in the data file.
         """
         entry, data = self.entries[name], self.index.with_suffix(".data-00000-of-00001")
-        count = entry.size // 4
-        if entry.dtype != FLOAT or entry.shard or count != torch.Size(entry.shape).numel():
+        if entry.dtype != FLOAT or entry.shard or entry.size != 4 * prod(entry.shape):
             raise DataError(f"{self.index}: {name}: expected a whole float32 tensor in one data file")
         try:
+            if data.stat().st_size < entry.offset + entry.size:  # before room is made for what a damaged index lists
+                raise DataError(f"{data}: ends within {name}; the file is truncated")
             with open(data, "rb") as file:
                 file.seek(entry.offset)
                 values = bytearray(file.read(entry.size))
         except OSError as error:
             raise DataError(f"{data}: cannot be read: {error.strerror}") from None
-        if len(values) != entry.size:
-            raise DataError(f"{data}: ends within {name}; the file is truncated")
         return torch.frombuffer(values, dtype=torch.float32).view(entry.shape)
 
 
@@ -103,23 +104,25 @@ def _handle(data: bytes, place: int) -> tuple[tuple[int, int], int]:
 
 
 def _entry(message: bytes) -> Entry:
-    fields = dict(_fields(message))
-    sizes = [dict(_fields(dim)).get(1, 0) for number, dim in _fields(fields.get(2, b"")) if number == 2]
-    return Entry(fields.get(1, 0), sizes, fields.get(3, 0), fields.get(4, 0), fields.get(5, 0))
+    numbers, shape = dict(_fields(message, VARINT)), dict(_fields(message, BYTES)).get(2, b"")
+    sizes = [dict(_fields(dim, VARINT)).get(1, 0) for number, dim in _fields(shape, BYTES) if number == 2]
+    return Entry(numbers.get(1, 0), sizes, numbers.get(3, 0), numbers.get(4, 0), numbers.get(5, 0))
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield (number, value) of each field of a protocol buffer message."""
+def _fields(message: bytes, kind: int) -> Iterator[tuple[int, Any]]:
+    """Yield (number, value) of each field of a protocol buffer message that is of a kind: int of VARINT, else bytes."""
     place = 0
     while place < len(message):
         tag, place = _varint(message, place)
-        if tag & 7 == 0:
+        if (found := tag & 7) == VARINT:
             value, place = _varint(message, place)
-            yield tag >> 3, value
+        elif found in (BYTES, *WIDTHS):
+            width, place = _varint(message, place) if found == BYTES else (WIDTHS[found], place)
+            value, place = message[place : place + width], place + width
         else:
-            width, place = _varint(message, place) if tag & 7 == 2 else ({1: 8, 5: 4}[tag & 7], place)
-            yield tag >> 3, message[place : place + width]
-            place += width
+            raise ValueError(f"a field of kind {found}, which no entry has")
+        if found == kind:
+            yield tag >> 3, value
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:
@@ -128,5 +131,7 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
         byte = data[place]
         value |= (byte & 127) << shift
         place, shift = place + 1, shift + 7
+        if value >> 63:
+            raise ValueError("a number of more than 63 bits")
         if byte < 128:
             return value, place
