@@ -54,8 +54,9 @@ assert numpy.array(pipeline("feature-extraction", model=path, device="cpu")(text
 retriever = SentenceTransformer(path, device="cpu", local_files_only=True)
 found["vectors"] = retriever.encode(texts, convert_to_tensor=True)
 retriever.save_pretrained(str(folder / "retriever"))
-again = SentenceTransformer(str(folder / "retriever"), device="cpu").encode(texts, convert_to_tensor=True)
-torch.testing.assert_close(again, found["vectors"], rtol=0, atol=1e-6)
+for name in ("retriever", "saved_by_5_3"):
+    again = SentenceTransformer(str(folder / name), device="cpu").encode(texts, convert_to_tensor=True)
+    torch.testing.assert_close(again, found["vectors"], rtol=0, atol=1e-6)
 
 class Logits(torch.nn.Module):
     def __init__(self, model):
@@ -92,7 +93,7 @@ NETWORKS = {"modernbert": peers, "llama": llama_peers, "roformer_v2": roformer_v
 @pytest.mark.timeout(3000)
 @torch.no_grad()
 def test_the_newest_libraries_compute_what_we_do_and_their_files_come_back(tokenizer_dir, llama_tokenizer, tmp_path):
-    """AnswerDotAI/ModernBERT#221, lightonai/pylate#108, huggingface/transformers#35545, #38870, #41038, #48154."""
+    """AnswerDotAI/ModernBERT#221, huggingface/transformers#35545, #38870, #41038, #48154, vllm-project/vllm#45995."""
     networks = {
         "modernbert": peers.our_network(160_000.0).eval(),
         "llama": llama_peers.our_network(tie_word_embeddings=True).eval(),
@@ -103,6 +104,8 @@ def test_the_newest_libraries_compute_what_we_do_and_their_files_come_back(token
         family, tokenizer = NETWORKS[name].FAMILY, llama_tokenizer if name == "llama" else tokenizer_dir
         knobs = {knob: network.knobs[knob] for knob in family.knobs_of_weights()}
         export_model(network.state_dict(), family, network.shape, knobs, tokenizer, 512, exports / name)
+    here = SentenceTransformer(str(exports / "modernbert"), device="cpu", local_files_only=True)
+    here.save_pretrained(str(exports / "saved_by_5_3"))
     flat = peers.pack(300)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
@@ -121,5 +124,4 @@ def test_the_newest_libraries_compute_what_we_do_and_their_files_come_back(token
     for name in ("modernbert", "llama"):
         import_model(exports / f"{name}_saved", tmp_path / f"{name}_back")
         torch.testing.assert_close(load_model(tmp_path / f"{name}_back")(*flat), networks[name](*flat), rtol=0, atol=0)
-    here = SentenceTransformer(str(exports / "modernbert"), device="cpu", local_files_only=True)
     torch.testing.assert_close(here.encode(TEXTS, convert_to_tensor=True), found["vectors"], rtol=0, atol=1e-5)
