@@ -15,6 +15,7 @@ from sentence_transformers.cross_encoder import (
 from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
 from sentence_transformers.cross_encoder.losses import MultipleNegativesRankingLoss
 from sentence_transformers.training_args import BatchSamplers
+from transformers import set_seed
 
 CANDIDATES = 20
 
@@ -24,6 +25,7 @@ def main() -> None:
         __doc__, epochs=1.0, batch_size=32, in_batch_negatives=4, lr=8e-5, max_seq_length=512, seed=42
     )
     train, held_out = read_pairs(settings.data)
+    set_seed(settings.seed)  # the layer from the encoder's width to a score is new
     model = CrossEncoder(settings.model, num_labels=1, max_length=settings.max_seq_length, local_files_only=True)
     documents = held_out["positive"][:]
     samples = []

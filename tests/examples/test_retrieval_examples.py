@@ -67,13 +67,8 @@ def test_what_is_pooled_is_written_as_old_and_new_readers_know_it(run):
     ]
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "multi_vector_retrieval.py",
-        *(pytest.param(f"{s}.py", marks=pytest.mark.long) for s in ("dense_retrieval", "reranker")),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("script", ["dense_retrieval.py", "multi_vector_retrieval.py", "reranker.py"])
 def test_a_retriever_trains_the_same_function_whatever_attention_is_installed(run, script, monkeypatch):
     """Tokens that are not attended to have states of zero under flash attention (lightonai/pylate#125, #109, #148)."""
     forward, weights = ModernBertModel.forward, {}
@@ -92,7 +87,7 @@ def test_a_retriever_trains_the_same_function_whatever_attention_is_installed(ru
         shutil.rmtree(out)
     for kind in ("eager", "flash"):
         for name, value in weights["sdpa"].items():
-            torch.testing.assert_close(weights[kind][name], value, rtol=0, atol=1e-4)
+            assert (weights[kind][name] - value).norm() <= 1e-3 * value.norm(), (kind, name)
 
 
 @pytest.mark.long
