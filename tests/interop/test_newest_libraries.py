@@ -47,6 +47,8 @@ model, loading = load(folder / "roformer_v2", trust_remote_code=True, output_loa
 assert not any(loading.values()), loading
 with torch.no_grad():
     found["roformer_v2"] = model.eval()(input_ids=ids).logits[0]
+model.save_pretrained(folder / "roformer_v2_saved")
+AutoTokenizer.from_pretrained(folder / "roformer_v2").save_pretrained(folder / "roformer_v2_saved")
 
 path = str(folder / "modernbert")
 assert len(pipeline("fill-mask", model=path, device="cpu")(texts[1])) == 5
@@ -121,7 +123,6 @@ def test_the_newest_libraries_compute_what_we_do_and_their_files_come_back(token
     found = load_file(exports / "found.safetensors")
     for name, network in networks.items():
         torch.testing.assert_close(found[name], network(*flat), rtol=0, atol=1e-4)
-    for name in ("modernbert", "llama"):
         import_model(exports / f"{name}_saved", tmp_path / f"{name}_back")
-        torch.testing.assert_close(load_model(tmp_path / f"{name}_back")(*flat), networks[name](*flat), rtol=0, atol=0)
+        torch.testing.assert_close(load_model(tmp_path / f"{name}_back")(*flat), network(*flat), rtol=0, atol=0)
     torch.testing.assert_close(here.encode(TEXTS, convert_to_tensor=True), found["vectors"], rtol=0, atol=1e-5)
