@@ -6,6 +6,8 @@ A reranker sorts what a retriever found. Each query's own document is held again
 the batch. It is measured by where it puts the right document among twenty.
 """
 
+from pathlib import Path
+
 from retrieval_pairs import read_arguments, read_pairs
 from sentence_transformers.cross_encoder import (
     CrossEncoder,
@@ -16,6 +18,8 @@ from sentence_transformers.cross_encoder.evaluation import CrossEncoderReranking
 from sentence_transformers.cross_encoder.losses import MultipleNegativesRankingLoss
 from sentence_transformers.training_args import BatchSamplers
 from transformers import set_seed
+
+from rotary_foundry.interop.huggingface import add_settings_of_4
 
 CANDIDATES = 20
 
@@ -51,6 +55,7 @@ def main() -> None:
         loss=MultipleNegativesRankingLoss(model, num_negatives=settings.in_batch_negatives),
     ).train()
     model.save_pretrained(settings.out)
+    add_settings_of_4(Path(settings.out))
     print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {evaluator(model)['ndcg@10']:.4f}")
 
 

@@ -61,6 +61,7 @@ def test_what_is_pooled_is_written_as_old_and_new_readers_know_it(run):
     written = json.loads((out / "1_Pooling/config.json").read_text())
     assert [key for key, value in written.items() if value is True] == ["pooling_mode_mean_tokens", "include_prompt"]
     assert written["word_embedding_dimension"] == 32
+    assert json.loads((out / "config.json").read_text())["global_rope_theta"] == 160_000  # for transformers 4
     modules = json.loads((out / "modules.json").read_text())
     assert [module["type"] for module in modules] == [
         f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling")

@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from rotary_foundry.data_prep.tokenizer import save_copy, save_trained, train_tokenizer
 from rotary_foundry.interop import load_model
 from rotary_foundry.interop.heads import Head
-from rotary_foundry.interop.huggingface import export_model
+from rotary_foundry.interop.huggingface import add_settings_of_4, export_model
 from rotary_foundry.interop.importing import import_model
 from tests.models import peers, roformer_v2_peers
 from tests.models.llama import peers as llama_peers
@@ -110,7 +110,7 @@ def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves
     tokenizer_dir, llama_tokenizer, tmp_path
 ):
     """So do sentence-transformers 5.3 and PyLate with it (vllm-project/vllm#45995, lightonai/pylate#108)."""
-    network = peers.our_network(160_000.0).eval()
+    network = peers.our_network(20_000.0).eval()  # not the theta that transformers takes where it finds none
     exports = tmp_path / "exports"
     heads = {
         "MaskedLM": None,
@@ -129,10 +129,12 @@ def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves
         export_network(llama, llama_peers.FAMILY, llama_tokenizer, exports / name)
     dense = SentenceTransformer(str(exports / "MaskedLM"), device="cpu", local_files_only=True)
     dense.save_pretrained(str(exports / "dense"))
+    add_settings_of_4(exports / "dense")
     attended = {"do_query_expansion": True, "attend_to_expansion_tokens": True}
     late = ColBERT(str(exports / "MaskedLM"), device="cpu", local_files_only=True, **attended)
     late.model_card_data.local_files_only = True
     late.save_pretrained(str(exports / "late"))
+    add_settings_of_4(exports / "late")
     save_trained(train_tokenizer(TEXTS, 320), exports / "tokenizers/trained", max_length=512)
     more = AutoTokenizer.from_pretrained(tokenizer_dir)
     more.add_special_tokens({"additional_special_tokens": ["j"]})
