@@ -7,12 +7,16 @@ cached one (GradCache, arXiv 2101.06983), which takes a mini-batch's memory what
 are averaged. The learning rate and warm-up are those of ModernBERT's own script for MS MARCO, whose batch is 512.
 """
 
+from pathlib import Path
+
 from retrieval_pairs import as_retrieval, read_arguments, read_pairs
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.training_args import BatchSamplers
 from sentence_transformers.util import mine_hard_negatives
+
+from rotary_foundry.interop.huggingface import add_settings_of_4
 
 
 def main() -> None:
@@ -46,6 +50,7 @@ def main() -> None:
         loss=CachedMultipleNegativesRankingLoss(model, mini_batch_size=settings.mini_batch_size),
     ).train()
     model.save_pretrained(settings.out)
+    add_settings_of_4(Path(settings.out))
     print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {evaluator(model)['cosine_ndcg@10']:.4f}")
 
 

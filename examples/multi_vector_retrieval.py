@@ -8,6 +8,8 @@ arXiv 2412.13663, take `pylate.losses.Distillation` on rows of `query`, `documen
 batch and warm-up are those of ModernBERT's own script.
 """
 
+from pathlib import Path
+
 from pylate.evaluation import PyLateInformationRetrievalEvaluator
 from pylate.losses import CachedContrastive
 from pylate.models import ColBERT
@@ -16,6 +18,8 @@ from retrieval_pairs import as_retrieval, read_arguments, read_pairs
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.training_args import BatchSamplers
 from transformers import set_seed
+
+from rotary_foundry.interop.huggingface import add_settings_of_4
 
 # Queries are filled up with mask tokens, and these are attended to. By PyLate's default they are not, and then their
 # vectors are zero under flash attention and something else without it (lightonai/pylate#125). The model keeps this.
@@ -51,6 +55,7 @@ def main() -> None:
         data_collator=ColBERTCollator(model.tokenize),
     ).train()
     model.save_pretrained(settings.out)
+    add_settings_of_4(Path(settings.out))
     print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {evaluator(model)['MaxSim_ndcg@10']:.4f}")
 
 

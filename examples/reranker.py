@@ -6,6 +6,8 @@ A reranker sorts what a retriever found. Each query's own document is held again
 the batch. It is measured by where it puts the right document among twenty.
 """
 
+from pathlib import Path
+
 from retrieval_pairs import read_arguments, read_pairs
 from sentence_transformers.cross_encoder import (
     CrossEncoder,
@@ -15,6 +17,9 @@ from sentence_transformers.cross_encoder import (
 from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
 from sentence_transformers.cross_encoder.losses import MultipleNegativesRankingLoss
 from sentence_transformers.training_args import BatchSamplers
+from transformers import set_seed
+
+from rotary_foundry.interop.huggingface import add_settings_of_4
 
 CANDIDATES = 20
 
@@ -24,6 +29,7 @@ def main() -> None:
         __doc__, epochs=1.0, batch_size=32, in_batch_negatives=4, lr=8e-5, max_seq_length=512, seed=42
     )
     train, held_out = read_pairs(settings.data)
+    set_seed(settings.seed)  # the layer from the encoder's width to a score is new
     model = CrossEncoder(settings.model, num_labels=1, max_length=settings.max_seq_length, local_files_only=True)
     documents = held_out["positive"][:]
     samples = []
@@ -49,6 +55,7 @@ def main() -> None:
         loss=MultipleNegativesRankingLoss(model, num_negatives=settings.in_batch_negatives),
     ).train()
     model.save_pretrained(settings.out)
+    add_settings_of_4(Path(settings.out))
     print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {evaluator(model)['ndcg@10']:.4f}")
 
 

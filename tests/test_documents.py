@@ -226,3 +226,12 @@ def test_python_compiles_and_its_names_are_there(text):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
             assert all(hasattr(import_module(node.module), name.name) for name in node.names)
+
+
+def test_tests_that_the_field_reports_name_exist():
+    rows = [row for row in (ROOT / "docs/field_reports.md").read_text().splitlines() if row.startswith("| ")]
+    for row in rows:
+        for path, names in re.findall(r"`(\w[\w/]*\.py)`((?: \w+,?)*)", row):
+            text = (ROOT / "tests" / path).read_text(encoding="utf-8")
+            for name in names.replace(",", "").split():
+                assert f"\ndef test_{name}(" in text, f"{path} {name}"

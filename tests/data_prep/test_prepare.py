@@ -176,6 +176,14 @@ def test_shards_of_another_configuration_are_refused_and_kept(config, change, na
     assert content(Path(config.out)) == before
 
 
+def test_a_changed_filter_of_a_finished_corpus_is_not_passed_over(config):
+    """huggingface/datatrove#291: a stage that was marked as done was not run with its new settings."""
+    prepare(config)
+    filtered = replace(config.sources["mine"], filters=[{"GopherQualityFilter": {"min_doc_words": 5}}])
+    with pytest.raises(DataError, match="other values of sources; delete it, or choose another"):
+        prepare(replace(config, sources=config.sources | {"mine": filtered}))
+
+
 def test_shards_of_another_corpus_are_refused_and_kept(config, tmp_path):
     prepare(config)
     before = content(Path(config.out))

@@ -3,11 +3,14 @@
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import ModernBertModel
 
 from tests.retrieval import DOCUMENTS, QUERIES, no_network, tiny_encoder
 
@@ -50,6 +53,42 @@ def test_a_dense_retriever_learns_its_pairs(run):
     model = SentenceTransformer(str(out), device="cpu")
     scores = model.similarity(model.encode_query(QUERIES), model.encode_document(DOCUMENTS))
     assert (scores.argmax(1) == scores.new_tensor(range(12))).float().mean() > 0.8
+
+
+def test_what_is_pooled_is_written_as_old_and_new_readers_know_it(run):
+    """Servers did not know what sentence-transformers 5.4 writes, and averaged otherwise (vllm#45995, #54533)."""
+    out, *_ = run("dense_retrieval.py", "--epochs", "0.1", "--batch-size", "12")
+    written = json.loads((out / "1_Pooling/config.json").read_text())
+    assert [key for key, value in written.items() if value is True] == ["pooling_mode_mean_tokens", "include_prompt"]
+    assert written["word_embedding_dimension"] == 32
+    assert json.loads((out / "config.json").read_text())["global_rope_theta"] == 160_000  # for transformers 4
+    modules = json.loads((out / "modules.json").read_text())
+    assert [module["type"] for module in modules] == [
+        f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling")
+    ]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("script", ["dense_retrieval.py", "multi_vector_retrieval.py", "reranker.py"])
+def test_a_retriever_trains_the_same_function_whatever_attention_is_installed(run, script, monkeypatch):
+    """Tokens that are not attended to have states of zero under flash attention (lightonai/pylate#125, #109, #148)."""
+    forward, weights = ModernBertModel.forward, {}
+
+    def with_attention(self, *arguments, attention_mask, **named):
+        self.config._attn_implementation = "eager" if kind == "eager" else "sdpa"
+        output = forward(self, *arguments, attention_mask=attention_mask, **named)
+        if kind == "flash":
+            output["last_hidden_state"] = output["last_hidden_state"] * attention_mask[..., None]
+        return output
+
+    monkeypatch.setattr(ModernBertModel, "forward", with_attention)
+    for kind in ("sdpa", "eager", "flash"):
+        out, *_ = run(script, "--epochs", "0.5", "--batch-size", "12", "--lr", "5e-3")
+        weights[kind] = load_file(out / "model.safetensors")
+        shutil.rmtree(out)
+    for kind in ("eager", "flash"):
+        for name, value in weights["sdpa"].items():
+            assert (weights[kind][name] - value).norm() <= 1e-3 * value.norm(), (kind, name)
 
 
 @pytest.mark.long

@@ -14,6 +14,8 @@ from rotary_foundry.finetuning.search import job_settings
 from rotary_foundry.utils.errors import DataError
 from tests.finetuning.conftest import opinions
 
+THETAS = {"full_attention": 20_000.0, "sliding_attention": 3_000.0}
+
 
 @pytest.fixture
 def run(write_yaml, tmp_path):
@@ -43,6 +45,18 @@ def test_any_encoder_learns_a_task_that_a_word_decides(run, make_model, opinion_
     folder, result = run("search.max_duration=[4ep]", "eval_interval=12ba", model=make_model(kind))
     assert result["score"] > 0.9
     assert accuracy(folder / "model", opinion_files[1]) == pytest.approx(result["score"])
+
+
+def test_what_is_saved_is_read_by_transformers_4_as_well(run, make_model):
+    """Which takes its own thetas where it finds none, and knows no TokenizersBackend (mosaicml/streaming#979)."""
+    ropes = {kind: {"rope_theta": theta, "rope_type": "default"} for kind, theta in THETAS.items()}
+    folder, _ = run("search.max_duration=[1ep]", model=make_model(rope_parameters=ropes))
+    config = json.loads((folder / "model/config.json").read_text())
+    assert [config[f"{place}_rope_theta"] for place in ("global", "local")] == list(THETAS.values())
+    assert config["rope_parameters"] == ropes
+    assert json.loads((folder / "model/tokenizer_config.json").read_text())["tokenizer_class"] == (
+        "PreTrainedTokenizerFast"
+    )
 
 
 def test_a_regression_learns_numbers(run):

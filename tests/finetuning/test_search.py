@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rotary_foundry.finetuning.search import finetune
@@ -112,3 +113,22 @@ def test_a_job_that_fails_is_named_with_its_last_words(searched):
     yaml, folder, _ = searched
     with pytest.raises(FoundryError, match=r"seed-1/log\.txt: the job failed: .*Precision; the same command resumes"):
         finetune(yaml, ["task=mine", "precision=fp7", f"out={folder.parent}/failed"])
+
+
+@pytest.mark.timeout(3600)
+def test_a_search_of_twenty_points_leaves_no_process_and_its_memory_does_not_grow(searched):
+    """Workers leaked over a sweep (kkkamur07/indic-modernBERT, learnings, 8)."""
+    yaml, folder, _ = searched
+    out, rates = folder.parent / "twenty", [f"{number}e-4" for number in range(1, 21)]
+    settings = [f"out={out}", f"search.lr=[{', '.join(rates)}]", "search.max_duration=[1ep]", "seeds=[1]", "jobs=2"]
+    run = subprocess.Popen([COMMAND, "finetune", str(yaml), "task=mine", *settings], stdout=subprocess.PIPE, text=True)
+    search, seen = psutil.Process(run.pid), []
+    for line in run.stdout:
+        if LINE.search(line):
+            seen.append((search.memory_info().rss, len(search.children())))
+    assert run.wait() == 0
+    assert len(results(out)) == 20 <= len(seen)
+    sizes, children = zip(*seen, strict=True)
+    assert max(children) <= 2
+    assert max(sizes[3:]) < sizes[2] + 30e6  # bytes
+    assert [process for process in psutil.process_iter(["cmdline"]) if str(out) in str(process.info["cmdline"])] == []

@@ -1,6 +1,7 @@
-"""Exports are opened by transformers 4, and what it saves is imported.
+"""Exports are opened by transformers 4, sentence-transformers and PyLate, and what transformers 4 saves is imported.
 
-The pins have transformers 5, so the test makes an environment of its own, of packages that uv's cache mostly has.
+The pins have transformers 5, which PyLate by itself refuses, so the test makes an environment of its own, of packages
+that uv's cache mostly has.
 """
 
 import json
@@ -9,26 +10,31 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import numpy
 import pytest
 import torch
+from pylate.models import ColBERT
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from rotary_foundry.data_prep.tokenizer import save_copy, save_trained, train_tokenizer
 from rotary_foundry.interop import load_model
 from rotary_foundry.interop.heads import Head
-from rotary_foundry.interop.huggingface import export_model
+from rotary_foundry.interop.huggingface import add_settings_of_4, export_model
 from rotary_foundry.interop.importing import import_model
 from tests.models import peers, roformer_v2_peers
 from tests.models.llama import peers as llama_peers
 
-TRANSFORMERS_4 = "transformers==4.57.6"
+OLDER = ("transformers==4.57.6", "sentence-transformers==5.3.0", "pylate==1.6.0")
 TEXTS = ["a b c", "j [MASK] a b c d e f g h i j"]
 LABELS = ("O", "B-PER", "I-PER")
 SCRIPT = """
-import json, sys, torch, transformers
+import json, sys, numpy, torch, transformers
 from pathlib import Path
+from pylate.models import ColBERT
 from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 
 def check_padding(load, path, **options):
@@ -74,6 +80,10 @@ for path in folder.glob("Llama_*"):
     with torch.no_grad():
         found[path.name] = model.eval()(input_ids=torch.tensor([ids])).logits[0]
     assert AutoTokenizer.from_pretrained(path).eos_token == "</s>"
+found["vectors"] = SentenceTransformer(str(folder / "dense"), device="cpu").encode(texts, convert_to_tensor=True)
+late = ColBERT(str(folder / "late"), device="cpu", local_files_only=True)
+for is_query in (True, False):
+    found[f"late {is_query}"] = torch.from_numpy(numpy.concatenate(late.encode(texts, is_query=is_query)))
 tokens = {}
 for path in (folder / "tokenizers").iterdir():
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -99,7 +109,8 @@ def export_network(network, family, tokenizer_dir, out_dir, head=None):
 def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves_comes_back(
     tokenizer_dir, llama_tokenizer, tmp_path
 ):
-    network = peers.our_network(160_000.0).eval()
+    """So do sentence-transformers 5.3 and PyLate with it (vllm-project/vllm#45995, lightonai/pylate#108)."""
+    network = peers.our_network(20_000.0).eval()  # not the theta that transformers takes where it finds none
     exports = tmp_path / "exports"
     heads = {
         "MaskedLM": None,
@@ -116,6 +127,14 @@ def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves
     }
     for name, llama in llamas.items():
         export_network(llama, llama_peers.FAMILY, llama_tokenizer, exports / name)
+    dense = SentenceTransformer(str(exports / "MaskedLM"), device="cpu", local_files_only=True)
+    dense.save_pretrained(str(exports / "dense"))
+    add_settings_of_4(exports / "dense")
+    attended = {"do_query_expansion": True, "attend_to_expansion_tokens": True}
+    late = ColBERT(str(exports / "MaskedLM"), device="cpu", local_files_only=True, **attended)
+    late.model_card_data.local_files_only = True
+    late.save_pretrained(str(exports / "late"))
+    add_settings_of_4(exports / "late")
     save_trained(train_tokenizer(TEXTS, 320), exports / "tokenizers/trained", max_length=512)
     more = AutoTokenizer.from_pretrained(tokenizer_dir)
     more.add_special_tokens({"additional_special_tokens": ["j"]})
@@ -130,8 +149,9 @@ def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves
 
     python = tmp_path / "venv/bin/python"
     call(sys.executable, "-m", "uv", "venv", "--python", sys.executable, tmp_path / "venv")
-    torch_here = f"torch=={version('torch')}"
-    call(sys.executable, "-m", "uv", "pip", "install", "--python", python, TRANSFORMERS_4, torch_here, "numpy")
+    (tmp_path / "overrides.txt").write_text(f"torch=={version('torch')}\n")  # PyLate's index asks for an older one
+    override = ("--override", tmp_path / "overrides.txt")
+    call(sys.executable, "-m", "uv", "pip", "install", "--python", python, *override, *OLDER)
     call(python, "-c", SCRIPT, exports, json.dumps([TEXTS, flat[0].tolist()]))
 
     by_4 = load_file(exports / "logits.safetensors")
@@ -156,6 +176,10 @@ def test_transformers_4_computes_what_we_and_transformers_5_do_and_what_it_saves
         assert ("j" in encoded[2]) == (folder == "brought")
     for name, alike in ({"RoFormerV2": roformer} | llamas).items():
         torch.testing.assert_close(by_4[name], alike(*flat), rtol=0, atol=1e-4)
+    torch.testing.assert_close(by_4["vectors"], dense.encode(TEXTS, convert_to_tensor=True), rtol=0, atol=1e-5)
+    for is_query in (True, False):
+        vectors = torch.from_numpy(numpy.concatenate(late.encode(TEXTS, is_query=is_query)))
+        torch.testing.assert_close(by_4[f"late {is_query}"], vectors, rtol=0, atol=1e-5)
     import_model(exports / "saved_by_4", tmp_path / "back")
     assert load_model(tmp_path / "back").shape == network.shape
     torch.testing.assert_close(load_model(tmp_path / "back")(*flat), ours(*flat), rtol=0, atol=0)

@@ -41,6 +41,7 @@ from rotary_foundry.finetuning.head_models import POINTERS, AnswerModel, ChoiceM
 from rotary_foundry.finetuning.leaderboard import JOB, MODEL, RESULT, write_json
 from rotary_foundry.finetuning.metrics import make_metric
 from rotary_foundry.finetuning.predictions import write_predictions
+from rotary_foundry.interop.huggingface import add_settings_of_4
 from rotary_foundry.interop.own_code import copy_own_code, register_own_code
 from rotary_foundry.optim.adafactor import AdaFactor
 from rotary_foundry.optim.decay_groups import decay_groups
@@ -113,6 +114,7 @@ def run_job(folder: Path, parent: int | None = None) -> dict:
         model.model.save_pretrained(folder / MODEL)
         copy_own_code(job["model"], folder / MODEL)
         tokenizer.save_pretrained(folder / MODEL)
+        add_settings_of_4(folder / MODEL)
         for split in job["tests"]:
             file = folder / f"{split.removeprefix('test-')}.json"
             write_predictions(file, job["form"], predict(model, loaders[split], trainer.state), job["labels"])

@@ -30,7 +30,7 @@ from rotary_foundry.data.special_tokens import rewrite_config
 from rotary_foundry.interop.generation import generation_settings, read_generation
 from rotary_foundry.interop.heads import Head
 from rotary_foundry.interop.trained_heads import POINTER, PREDICT, TrainedHead
-from rotary_foundry.models.config_json import CONFIG, family_of, read_config
+from rotary_foundry.models.config_json import CONFIG, family_of, find_family_of, read_config
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.models.weights import WRAPPERS, Weights, load_network, unwrapped
 from rotary_foundry.runs.run_folder import GENERATION
@@ -113,6 +113,21 @@ def export_model(
         if out_dir.exists():
             out_dir.rename(Path(work) / "old")
         new.rename(out_dir)
+
+
+def add_settings_of_4(directory: Path) -> None:
+    """Make a model and tokenizer that transformers 5 saved readable by transformers 4.
+
+    Version 4 does not know the class that 5 names for a tokenizer, and takes its default thetas where it finds none.
+    A model that is none of ours has only its tokenizer's files changed.
+    """
+    rewrite_config(directory)
+    family = find_family_of(directory)
+    if family is None:
+        return
+    with suppress(DataError):  # a variant that transformers has, and our network has not
+        config = read_config(directory) | family.huggingface.settings_of_4(*family.huggingface.read_config(directory))
+        (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_directory(path: str | Path) -> nn.Module:

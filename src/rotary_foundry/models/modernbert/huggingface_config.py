@@ -51,7 +51,11 @@ class ModernBertOnDisk(HuggingFaceForm):
     linear_classifier: ClassVar = {"classifier_pooling": "cls", "classifier_activation": "linear"}
 
     def settings_of_4(self, shape: Shape, knobs: Mapping[str, float]) -> dict[str, Any]:
-        return {"reference_compile": False}  # by default 4 compiles on GPUs, which needs a C compiler
+        return {
+            "reference_compile": False,  # by default 4 compiles on GPUs, which needs a C compiler
+            "global_rope_theta": float(knobs["rope_theta"]),  # 5 writes rope_parameters only, and 4 would take
+            "local_rope_theta": float(knobs["local_rope_theta"]),  # its defaults without a word
+        }
 
     def read_config(self, directory: Path) -> tuple[Shape, dict[str, float]]:
         return from_huggingface(directory)
@@ -126,11 +130,7 @@ def to_huggingface(
     """Return the same model in transformers' terms. [CLS] and [SEP] also stand for beginning and end of sequence."""
     from transformers import ModernBertConfig
 
-    thetas = {
-        "global_rope_theta": float(knobs["rope_theta"]),
-        "local_rope_theta": float(knobs["local_rope_theta"]),
-    }
-    theirs = ModernBertConfig(
+    return ModernBertConfig(
         **{name: getattr(shape, name) for name in SIZES},
         norm_eps=shape.norm_eps,
         global_attn_every_n_layers=shape.global_attn_every_n_layers,
@@ -146,11 +146,10 @@ def to_huggingface(
         tie_word_embeddings=True,
         architectures=["ModernBertForMaskedLM"],
         dtype="float32",
+        global_rope_theta=float(knobs["rope_theta"]),
+        local_rope_theta=float(knobs["local_rope_theta"]),
         **OURS,
-        **thetas,
     )
-    theirs.update(thetas)  # version 5 keeps rope_parameters only, which 4 does not read
-    return theirs
 
 
 def _from_version_5(path: Path, written: dict) -> dict:
