@@ -1,7 +1,6 @@
 """Attention by tiles equals softmax under the full mask, and local attention costs the same for every token."""
 
 import itertools
-import time
 
 import pytest
 import torch
@@ -136,21 +135,6 @@ def test_a_batch_without_a_token_gives_an_empty_output_and_gradients(window):
 )
 def test_a_window_lies_half_to_each_side_and_causal_attention_keeps_the_half_before(window, causal, expected):
     assert window_size(window, causal) == expected
-
-
-def test_causal_attention_on_cpu_costs_about_half_of_full_attention():
-    """Forward and back, in CPU time, which other work on the machine hardly changes; the best of three turns.
-
-    The share was 0.77, 0.62 and 0.57 at 1,024, 2,048 and 4,096 tokens (one thread, torch 2.15).
-    """
-    documents = documents_of([4096])
-    inputs, seconds = qkv_grad(documents, (2, 1), head_dim=64), {False: [], True: []}
-    for _ in range(3):
-        for causal, of_kind in seconds.items():
-            start = time.process_time()
-            with_gradients(lambda q, k, v: attention(q, k, v, documents, None, "sdpa", causal), *inputs)  # noqa: B023
-            of_kind.append(time.process_time() - start)
-    assert min(seconds[True]) < 0.7 * min(seconds[False])
 
 
 def test_key_heads_that_do_not_divide_the_query_heads_are_refused():
