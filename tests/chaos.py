@@ -40,7 +40,8 @@ from tests.training.runs import assert_same_run
 REPOSITORY = Path(__file__).parents[1]
 STORE = "s3://chaos"
 SHM = Path("/dev/shm")
-TIMEOUT = 30  # seconds: the recipes' dist_timeout
+TIMEOUT = 60  # seconds: the recipes' dist_timeout
+OUTAGE = 1, 1.5 * TIMEOUT  # seconds, at least and at most
 HANGS = 600  # seconds, after which a start counts as one that hangs
 GONE = 60  # seconds, in which the processes of a start that has ended end
 
@@ -234,12 +235,12 @@ def terminate(machine: Machine, start: Start, draw: random.Random) -> None:
 def cut_network(machine: Machine, start: Start, draw: random.Random) -> None:
     for state in ("down", "up"):
         subprocess.run(["ip", "link", "set", "lo", state], check=True)
-        start.wait(draw.uniform(1, 2 * TIMEOUT) if state == "down" else 0)
+        start.wait(draw.uniform(*OUTAGE) if state == "down" else 0)
 
 
 def stop_store(machine: Machine, start: Start, draw: random.Random) -> None:
     machine.server.close()
-    start.wait(draw.uniform(1, 2 * TIMEOUT))
+    start.wait(draw.uniform(*OUTAGE))
     machine.serve()
 
 
@@ -249,7 +250,7 @@ def fill_disk(machine: Machine, start: Start, draw: random.Random) -> None:
             pass
     room = draw.choice([0, 1 << 14, 1 << 17])  # bytes
     os.truncate(file.name, max(0, os.path.getsize(file.name) - room))
-    start.wait(draw.uniform(1, 2 * TIMEOUT))
+    start.wait(draw.uniform(*OUTAGE))
     os.unlink(file.name)
 
 
@@ -272,7 +273,7 @@ def launch_twice(machine: Machine, start: Start, draw: random.Random) -> None:
 # What a start may end with beside 0: a fault may come too late, or be overcome.
 FAULTS = {
     kill_all: {-signal.SIGKILL},
-    kill_one: {-signal.SIGKILL, FAILED, REFUSED},
+    kill_one: {-signal.SIGKILL, 256 - signal.SIGKILL, FAILED, REFUSED},
     terminate: {-signal.SIGTERM, STOPPED},
     cut_network: {FAILED, REFUSED},
     stop_store: {FAILED, REFUSED},
@@ -322,9 +323,8 @@ class Supervisor:
         """Return the status of a start, after all that must hold at its end has been checked."""
         status, said = start.end(), start.said()
         self.ended[fault and fault.__name__][status] += 1
-        print(f"{work.name}-{self.number[work]}: start {start.number} ended with {status}", flush=True)
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
-        print(errors)
+        print(f"{work.name}-{self.number[work]}: start {start.number} ended with {status}", *errors, flush=True)
         torn = "none of them complete; move" in said  # killed while it wrote its first checkpoint
         refused = torn or (start.beside and "is at work there" in said)
         assert status in {0} | FAULTS.get(fault, set()) | ({REFUSED} if refused else set()), said
