@@ -32,8 +32,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Whole runs first: where several processes test, none is left with them when the others have nothing to do."""
-    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in ("training", "launch"))
+    """What takes an hour first, then whole runs: of several processes that test, none is left alone with them."""
+    whole_runs = ("training", "launch")
+    items.sort(
+        key=lambda item: (item.path.name != "test_chaos.py", item.path.relative_to(TESTS).parts[0] not in whole_runs)
+    )
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):

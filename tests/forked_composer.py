@@ -15,6 +15,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing import get_context, resource_tracker, set_start_method
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 PRELOADED = (
@@ -58,26 +59,42 @@ def composer(arguments: list[str], folder: Path, environment: dict[str, str], ti
         environment: all of it.
         timeout: seconds; then the launcher is killed.
     """
-    return _forked(_run_composer, ["composer", *arguments], folder, environment, timeout)
+    return _forked(["composer", *arguments], folder, environment, timeout)
 
 
 def script(arguments: list[str], folder: Path, environment: dict[str, str], timeout: float):
     """Run `python` with a script and its arguments; otherwise as `composer`."""
-    return _forked(_run_script, arguments, folder, environment, timeout)
+    return _forked(["python", *arguments], folder, environment, timeout)
 
 
-def _forked(run: Callable, arguments: list[str], folder: Path, environment: dict[str, str], timeout: float):
+def start(command: list[str], folder: Path, environment: dict[str, str], output: Path) -> BaseProcess:
+    """Start a command and return its process, which is not waited for.
+
+    Args:
+        command: `composer` or `python`, and its arguments.
+        folder: the working directory.
+        environment: all of it.
+        output: a folder, in which its output goes to the files `stdout` and `stderr`.
+    """
+    run, arguments = (_run_composer, command) if command[0] == "composer" else (_run_script, command[1:])
     context = get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
+    outputs = [output / stream for stream in ("stdout", "stderr")]
+    process = context.Process(target=_in_fork, args=(run, arguments, folder, environment, outputs))
+    process.start()
+    return process
+
+
+def _forked(arguments: list[str], folder: Path, environment: dict[str, str], timeout: float):
     with tempfile.TemporaryDirectory() as of_this_run:
-        output = [Path(of_this_run, stream) for stream in ("stdout", "stderr")]
-        process = context.Process(target=_in_fork, args=(run, arguments, folder, environment, output))
-        process.start()
+        process = start(arguments, folder, environment, Path(of_this_run))
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
             process.join()
-        texts = [path.read_text(encoding="utf-8", errors="replace") for path in output]
+        texts = [
+            Path(of_this_run, stream).read_text(encoding="utf-8", errors="replace") for stream in ("stdout", "stderr")
+        ]
     return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
 
 

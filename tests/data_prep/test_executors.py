@@ -7,11 +7,13 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import dill
+import psutil
 import pytest
 from datatrove.pipeline.base import PipelineStep
 
@@ -184,6 +186,43 @@ def test_a_worker_that_is_killed_ends_the_preparation_with_a_line(tmp_path):
     executor = executors.LocalExecutor([Killed()], tasks=3, workers=2, logging_dir=str(tmp_path))
     with pytest.raises(DataError, match="a worker process was killed, perhaps because memory ran out"):
         executor.run()
+
+
+class Waits(PipelineStep):
+    """Writes the number of its process into a folder and waits."""
+
+    def __init__(self, folder: str):
+        super().__init__()
+        self.folder = folder
+
+    def run(self, data=None, rank=0, world_size=1):
+        Path(self.folder, f"{rank}.process").write_text(str(os.getpid()))
+        time.sleep(200)
+        return iter(())
+
+
+WAIT = """
+import sys
+from rotary_foundry.data_prep.executors import LocalExecutor
+from tests.data_prep.test_executors import Waits
+
+LocalExecutor([Waits(sys.argv[1])], tasks=2, workers=2, logging_dir=sys.argv[1]).run()
+"""
+
+
+def test_the_workers_of_a_killed_preparation_end_with_it(tmp_path):
+    """Otherwise they would go on writing beside those of the next start."""
+    killed = subprocess.Popen([sys.executable, "-c", WAIT, str(tmp_path)])
+    while len(numbers := [path.read_text() for path in tmp_path.glob("*.process")]) < 2 or "" in numbers:
+        assert killed.poll() is None
+        time.sleep(0.1)
+    workers = [psutil.Process(int(number)) for number in numbers]
+    killed.kill()
+    killed.wait()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    for worker in alive:
+        worker.kill()
+    assert not alive
 
 
 @pytest.mark.parametrize(

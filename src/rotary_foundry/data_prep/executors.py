@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from importlib.util import find_spec
+from threading import Thread
 from typing import Any
 
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
@@ -91,6 +92,13 @@ def _threads(workers: int) -> int:
 
 def _start(threads: int) -> None:
     os.environ["RAYON_NUM_THREADS"] = str(threads)
+    Thread(target=_end_with_the_preparation, daemon=True).start()
+
+
+def _end_with_the_preparation() -> None:
+    """End this worker when the process that started it has been killed; else it would write beside the next start."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 EXECUTORS = {"local": LocalExecutor, "slurm": SlurmPipelineExecutor, "ray": RayPipelineExecutor}
