@@ -20,7 +20,14 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ("my-tokenizer", "my-chat-tokenizer", "runs/mine/export")
     tokenizers = (f"{name}/tokenizer.json" for name in names)
-    for file in ("exports/a.csv", "statutes/a.parquet", "my_texts/a.jsonl", "my_conversations/a.jsonl", *tokenizers):
+    for file in (
+        "exports/a.csv",
+        "statutes/a.parquet",
+        "my_texts/a.jsonl",
+        "my_conversations/a.jsonl",
+        "books/a.txt",
+        *tokenizers,
+    ):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     return tmp_path
