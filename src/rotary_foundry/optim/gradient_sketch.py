@@ -48,10 +48,9 @@ class Sketcher:
         for param, of_param in gradient.items():
             (local,) = local_tensors([of_param])
             for window, start in zip(local.flatten().split(WINDOW), self.starts[param], strict=False):
-                signed = window * signs[start : start + len(window)]
-                whole = len(signed) // LENGTH * LENGTH
-                sketch += signed[:whole].view(-1, LENGTH).sum(0)
-                sketch[: len(signed) - whole] += signed[whole:]
+                of_window = signs[start : start + len(window)]
+                for part, of_part in zip(window.split(LENGTH), of_window.split(LENGTH), strict=True):
+                    sketch[: len(part)].addcmul_(part, of_part)  # reads each once, and the sums stay in a cache
         return sketch
 
 
