@@ -8,7 +8,7 @@ OLDEST := .venv-oldest
 # every source compiles: some are templates.
 COMPILED = $(if $(PYTHONDONTWRITEBYTECODE),$(1)/python -m compileall -qq -j 0 $(dir $(1))lib src || true)
 
-.PHONY: nano reference test test-long test-oldest test-gpu status bench lint format constraints clean
+.PHONY: nano reference test test-long test-oldest test-gpu gpu-proof status bench lint format constraints clean
 
 # `make nano RUN=mine OVERRIDES='seed=3 …'` makes another.
 RUN := nano
@@ -43,6 +43,11 @@ test-long: $(INSTALLED)
 # Without a GPU every one of these tests fails and says so; those of a package that is not installed are skipped, with the reason.
 test-gpu: $(INSTALLED)
 	$(call PYTEST,test-gpu) -m gpu tests
+
+# Whether a GPU is right and how fast, beside what was predicted without one: ten minutes. `GPUS=8` for those of a node.
+GPUS := 1
+gpu-proof: $(INSTALLED)
+	$(BIN)/composer -n $(GPUS) benchmarks/gpu_proof.py $(SECTIONS)
 
 # docs/status.md, from the results that the test commands leave.
 status:

@@ -12,8 +12,8 @@ from rotary_foundry.callbacks import throughput
 from rotary_foundry.callbacks.loss_spike import LossSpike
 from rotary_foundry.callbacks.memory import Memory
 from rotary_foundry.callbacks.step_time import StepTime
-from rotary_foundry.callbacks.throughput import Throughput, peak_flops
-from rotary_foundry.recipe.cost import PEAK_FLOPS
+from rotary_foundry.callbacks.throughput import Throughput
+from rotary_foundry.recipe.cost import PEAK_FLOPS, peak_flops
 from tests.ranks import on_ranks
 
 

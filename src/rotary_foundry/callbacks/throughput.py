@@ -9,7 +9,6 @@ records, the loggers and a checkpoint, but no evaluations. Uses FIT_START, BATCH
 BATCH_END.
 """
 
-import re
 import time
 
 import torch
@@ -17,19 +16,8 @@ from composer.core import State
 from composer.loggers import Logger
 
 from rotary_foundry.callbacks.monitor import Monitor, Numbers
-from rotary_foundry.recipe.cost import PEAK_FLOPS
+from rotary_foundry.recipe.cost import peak_flops
 from rotary_foundry.recipe.schema import Recipe
-
-SLOWER = {"pcie", "nvl"}  # Hopper GPUs of these forms have another peak, which the table does not have
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Return the dense bf16 peak of a GPU by torch's name for it; None if `recipe/cost.py` does not have it."""
-    words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
-    known = words & PEAK_FLOPS.keys()
-    if len(known) != 1 or "mig" in words or (known <= {"h100", "h200"} and words & SLOWER):
-        return None
-    return PEAK_FLOPS[known.pop()]
 
 
 class Throughput(Monitor):

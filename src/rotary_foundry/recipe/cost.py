@@ -34,9 +34,19 @@ PEAK_FLOPS = {
     "b200": 2250e12,
     "mi300x": 1307.4e12,
 }
+SLOWER = {"pcie", "nvl"}  # Hopper GPUs of these forms have another peak, which PEAK_FLOPS does not have
 
 GPU_MEMORY = {"h100": 80e9, "h200": 141e9, "a100": 80e9, "l40s": 48e9, "b200": 180e9, "mi300x": 192e9}  # bytes
 BESIDES = 5e9
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the dense bf16 peak of a GPU by torch's name for it; None if it is not in PEAK_FLOPS."""
+    words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
+    known = words & PEAK_FLOPS.keys()
+    if len(known) != 1 or "mig" in words or (known <= {"h100", "h200"} and words & SLOWER):
+        return None
+    return PEAK_FLOPS[known.pop()]
 
 
 @dataclass(frozen=True)
