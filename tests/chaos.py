@@ -270,11 +270,12 @@ def launch_twice(machine: Machine, start: Start, draw: random.Random) -> None:
     assert "is at work there" in ends.get(REFUSED, "is at work there"), ends
 
 
-# What a start may end with beside 0: a fault may come too late, or be overcome.
+# What a start may end with beside 0: a fault may come too late, or be overcome. A rank that gets SIGTERM before it has
+# a handler for it is a killed one; the launcher ends with the signal of the first rank, if that was killed.
 FAULTS = {
     kill_all: {-signal.SIGKILL},
     kill_one: {-signal.SIGKILL, 256 - signal.SIGKILL, FAILED, REFUSED},
-    terminate: {-signal.SIGTERM, STOPPED},
+    terminate: {-signal.SIGTERM, 256 - signal.SIGTERM, FAILED, STOPPED},
     cut_network: {FAILED, REFUSED},
     stop_store: {FAILED, REFUSED},
     fill_disk: {REFUSED},
