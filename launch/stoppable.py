@@ -59,4 +59,4 @@ if __name__ == "__main__":
         # a rank that ended without a word has what it wrote in there; of --help there is no status
         if status not in (REFUSED, FAILED, STOPPED) or "Begin global rank" in said.getvalue():
             sys.stderr.write(said.getvalue())
-    sys.exit(status)
+    sys.exit(FAILED if status is not None and status < 0 else status)  # below 0: a signal ended the first rank

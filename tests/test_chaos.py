@@ -5,12 +5,13 @@ import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from .chaos import REPOSITORY
 from .namespaces import why_not
 
+REPOSITORY = Path(__file__).parents[1]
 SEED = int(os.environ.get("SEED", time.time()))
 MINUTES = float(os.environ.get("MINUTES", 60))
 UNSHARE = ["--map-root-user", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]

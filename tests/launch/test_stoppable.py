@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rotary_foundry.utils.errors import STOPPED
+from rotary_foundry.utils.errors import FAILED, STOPPED
 
 from ..training.conftest import REPOSITORY
 
@@ -29,9 +29,11 @@ print("asked", len(asked), "worker", alive, flush=True)
 sys.exit({STOPPED})
 """
 
-# Ranks of which the second has failed; it is killed once that is told, or ends without a word.
+# Ranks of which the second has failed; it is killed once that is told, or ends without a word. Or the first is killed.
 FAILING = """
 import os, signal, sys, time
+if sys.argv[1] == "killed" and os.environ["RANK"] == "0":
+    os.kill(os.getpid(), signal.SIGKILL)
 if os.environ["RANK"] == "0":
     time.sleep(1)
     print("error: boom", file=sys.stderr, flush=True)
@@ -78,3 +80,13 @@ def test_a_failure_that_a_rank_has_told_stands_last_and_the_launcher_tells_any_o
     else:
         assert run.returncode != 0
         assert "Begin global rank 1" in run.stderr and "never heard" in run.stderr
+
+
+@pytest.mark.long
+def test_a_killed_first_rank_ends_with_the_status_of_a_killed_rank(tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(FAILING)
+    command = [sys.executable, "launch/stoppable.py", "-n", "2", str(script), "killed"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    assert run.returncode == FAILED
+    assert "Rank 0 crashed with exit code -9" in run.stderr
