@@ -47,10 +47,10 @@ def test_two_hundred_malformed_files_make_no_bad_shard(config, tmp_path):
     assert not verify(config.out).problems
     statistics = Statistics.read(config.out)
     listed = (Path(config.out) / "bad_input.txt").read_text(encoding="utf-8").splitlines()
-    for kind in kinds:
-        assert (
-            statistics.sources[kind].left_out["bad input"] == sum(line.startswith(f"{kind}: ") for line in listed) > 0
-        )
+    for kind in kinds:  # a line of a damaged row group, or of a quote that never closes, stands for several rows
+        lines = sum(line.startswith(f"{kind}: ") for line in listed)
+        counted = statistics.sources[kind].left_out["bad input"]
+        assert (counted >= lines if kind in ("parquet", "csv") else counted == lines) and lines > 0, kind
     assert statistics.sources["mine"].left_out == {}
 
 

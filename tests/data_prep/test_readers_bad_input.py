@@ -325,7 +325,8 @@ def test_a_row_group_of_parquet_is_not_in_memory_as_a_whole(tmp_path):
     text = random.Random(0).randbytes(1 << 20).hex()
     rows = pa.table({"text": [text[number % 97 :] for number in range(500)]})
     path = tmp_path / "a.parquet"
-    pq.write_table(rows, path, row_group_size=500, compression=None, use_dictionary=False)
+    pages = {"row_group_size": 500, "write_batch_size": 8}  # of 8 rows: a page is read as a whole
+    pq.write_table(rows, path, compression=None, use_dictionary=False, **pages)
     assert path.stat().st_size > 1_000_000_000
     ran = subprocess.run([sys.executable, "-c", READ_ONE, "parquet", path], capture_output=True, text=True, check=True)
     *sizes, peak_kilobytes = map(int, ran.stdout.split())

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from warcio.recordloader import ArcWarcRecord
 
 LONGEST = 1 << 28  # bytes; a longer document or line is taken for a file of another kind and refused
-BATCH = 100  # rows of Parquet in memory at a time
+BATCH = 32  # rows of Parquet in memory at a time
 EXTRACTION_SECONDS = 60.0  # time limit for one page, only for pages that would never end
 UTF_16 = "UTF-16, expected UTF-8; set the source's `encoding: utf-16`"
 
@@ -254,7 +254,7 @@ class Csv(Files, CsvReader):
 
 
 class Parquet(Files, ParquetReader):
-    """One document a row of a text column. Memory holds one row group's compressed column, and BATCH rows."""
+    """One document a row of a text column. Memory holds a page and BATCH rows."""
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         path = self.path(filepath)
@@ -262,7 +262,8 @@ class Parquet(Files, ParquetReader):
             if not stored.size:
                 return
             try:
-                file = pq.ParquetFile(stored, buffer_size=1 << 20)  # page by page; 0 reads a whole column of a group
+                # page by page; without both, a whole column of a group is read at once
+                file = pq.ParquetFile(stored, buffer_size=1 << 20, pre_buffer=False)
                 columns = self._columns(file.schema_arrow, path)
                 groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
