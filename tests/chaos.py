@@ -308,12 +308,16 @@ class Supervisor:
         assert self.finish(work, start, None) == 0
 
     def disturb(self, work: Training | Preparation, fault: Callable, draw: random.Random) -> None:
-        """Start it, let the fault happen after a share of what remains to be done, and see how it ends."""
-        number, share, more = self.number[work], draw.random(), draw.uniform(0, 3)
+        """Start it, let the fault happen, and see how it ends.
+
+        A third of the faults comes in the first three seconds, the others after a share of what remains to be done.
+        """
+        number, share = self.number[work], draw.uniform(-0.5, 1)
+        more = draw.uniform(0, 3 if share < 0 else 0.5)  # seconds
         start, first = Start(self.machine, work.command(number)), work.done(number)
         while not start.wait(0.1) and work.done(number) < first + share * (self.total[work] - first):
             pass
-        if start.wait(more):  # seconds
+        if start.wait(more):
             fault = None
         else:
             self.hit[fault.__name__][work.name] += 1
