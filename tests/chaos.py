@@ -2,8 +2,8 @@
 
 Trainings of all three families and a data preparation, which keep their results in an object store, are started,
 disturbed, and started again by the same command until they are done. Their results must then be those of undisturbed
-ones, bit for bit; then others begin. A seed draws what is started, what happens to it, and after which share of its
-remaining updates or tasks; the rest depends on the machine.
+ones, bit for bit; then others begin. A seed draws what is started, what happens to it, and after how many updates or
+tasks; the rest depends on the machine.
 
 Every start has to end by itself, with a status that is documented for its fault and, if it fails, with an error in one
 line. It may leave no process behind. One that finishes leaves no temporary file; what others leave, the doctor removes.
@@ -308,12 +308,17 @@ class Supervisor:
         assert self.finish(work, start, None) == 0
 
     def disturb(self, work: Training | Preparation, fault: Callable, draw: random.Random) -> None:
-        """Start it, let the fault happen after a share of what remains to be done, and see how it ends."""
-        number, share, more = self.number[work], draw.random(), draw.uniform(0, 3)
+        """Start it, let the fault happen, and see how it ends.
+
+        A third of the faults comes in the first three seconds, the others after a share of an undisturbed start's
+        updates or tasks, if there are as many left.
+        """
+        number, share = self.number[work], draw.uniform(-0.5, 1)
+        more = draw.uniform(0, 3 if share < 0 else 0.5)  # seconds
         start, first = Start(self.machine, work.command(number)), work.done(number)
-        while not start.wait(0.1) and work.done(number) < first + share * (self.total[work] - first):
+        while not start.wait(0.1) and work.done(number) < first + share * self.total[work]:
             pass
-        if start.wait(more):  # seconds
+        if start.wait(more):
             fault = None
         else:
             self.hit[fault.__name__][work.name] += 1
