@@ -28,7 +28,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -270,8 +271,18 @@ def mark_complete(checkpoint: CompleteCheckpoint) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is there whole, or as it was before."""
     writing = path.parent.parent / f".{path.parent.name}.{path.name}"
-    writing.write_text(text, encoding="utf-8")
-    writing.replace(path)
+    with _named(path):
+        writing.write_text(text, encoding="utf-8")
+        writing.replace(path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in an error of writing to it, as on a full disk; Python names a file that cannot be opened only."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -286,7 +297,7 @@ def append_line(path: Path, line: dict, durable: bool = False) -> None:
 
     A `durable` line is on the disk when this returns, even if the machine fails.
     """
-    with open(path, "ab+") as file:
+    with _named(path), open(path, "ab+") as file:
         end = file.seek(0, 2)
         if end:
             file.seek(end - 1)
