@@ -279,7 +279,7 @@ FAULTS = {
     terminate: {-signal.SIGTERM, 256 - signal.SIGTERM, 128 + signal.SIGTERM, FAILED, STOPPED},
     cut_network: {FAILED, REFUSED},
     stop_store: {FAILED, REFUSED},
-    fill_disk: {REFUSED},
+    fill_disk: {FAILED, REFUSED},
     set_clock: set(),
     launch_twice: {REFUSED},
 }
