@@ -336,6 +336,7 @@ class Supervisor:
         refused = torn or (start.beside and "is at work there" in said)
         assert status in {0} | FAULTS.get(fault, set()) | ({REFUSED} if refused else set()), said
         assert len(errors) == (status in (FAILED, REFUSED)), said
+        assert "error: " not in errors, said
         if fault is not kill_one:
             assert said.count("Traceback") == said.count("SystemExit: 143"), said  # of the launcher, for SIGTERM
             until = time.monotonic() + GONE
