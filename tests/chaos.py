@@ -279,7 +279,7 @@ FAULTS = {
     terminate: {-signal.SIGTERM, 256 - signal.SIGTERM, 128 + signal.SIGTERM, FAILED, STOPPED},
     cut_network: {FAILED, REFUSED},
     stop_store: {FAILED, REFUSED},
-    fill_disk: {REFUSED},
+    fill_disk: {FAILED, REFUSED},
     set_clock: set(),
     launch_twice: {REFUSED},
 }
@@ -336,6 +336,7 @@ class Supervisor:
         refused = torn or (start.beside and "is at work there" in said)
         assert status in {0} | FAULTS.get(fault, set()) | ({REFUSED} if refused else set()), said
         assert len(errors) == (status in (FAILED, REFUSED)), said
+        assert "error: " not in errors, said
         if fault is not kill_one:
             assert said.count("Traceback") == said.count("SystemExit: 143"), said  # of the launcher, for SIGTERM
             until = time.monotonic() + GONE

@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, append_line, mark_complete, remove_checkpoint
+from rotary_foundry.runs.run_folder import (
+    CompleteCheckpoint,
+    RunFolder,
+    append_line,
+    mark_complete,
+    remove_checkpoint,
+    write_whole,
+)
 from rotary_foundry.utils.errors import FoundryError
 
 
@@ -83,3 +90,12 @@ def test_a_run_that_does_not_say_where_it_was_started_has_its_paths_relative_to_
     if content is not None:
         run.environment.write_text(content)
     assert run.located("data/x") == "data/x"
+
+
+def test_a_file_that_a_full_disk_does_not_take_is_named(tmp_path):
+    for name in ("metrics.jsonl", ".run.plan.json"):
+        (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/metrics\.jsonl'"):
+        append_line(tmp_path / "metrics.jsonl", {"batch": 1})
+    with pytest.raises(OSError, match=r"No space left on device: '.*/run/plan\.json'"):
+        write_whole(tmp_path / "run/plan.json", "{}\n")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rotary_foundry.data_prep import finishing
+from rotary_foundry.data_prep import finishing, stages
 from rotary_foundry.data_prep.pipeline import prepare, settings
 from rotary_foundry.data_prep.readers import SourceConfig
+from rotary_foundry.data_prep.work import Work
 from rotary_foundry.utils.errors import DataError
 from tests.data_prep.small_corpus import content
 
@@ -45,3 +46,18 @@ def test_another_split_or_name_of_a_data_set_is_another_source(config, tmp_path)
     configs = [replace(config, sources={"a": source}) for source in (saved, replace(saved, split="test"))]
     train, test = (settings(each)["sources"] for each in configs)
     assert train != test
+
+
+def test_a_disk_that_takes_not_even_the_error_is_named(config, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def keep_error(work, stage, rank, text):
+        (work.folder / "errors").mkdir(exist_ok=True)
+        (work.folder / "errors" / f"{stage}-{rank:05d}.txt").touch()
+        full()
+
+    monkeypatch.setattr(stages, "write_shards", full)
+    monkeypatch.setattr(Work, "keep_error", keep_error)
+    with pytest.raises(DataError, match=r"/\.out-work: cannot be written: No space left on device"):
+        prepare(config)

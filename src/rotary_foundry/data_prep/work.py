@@ -143,8 +143,9 @@ class Work:
         self._error(stage, rank).unlink(missing_ok=True)
 
     def errors(self, stage: str) -> list[str]:
-        """Read the errors of the tasks of a stage, in task order."""
-        return [path.read_text(encoding="utf-8") for path in sorted(self.folder.glob(f"errors/{stage}-*.txt"))]
+        """Read the errors of the tasks of a stage, in task order. A full disk may have taken a file and no text."""
+        texts = [path.read_text(encoding="utf-8") for path in sorted(self.folder.glob(f"errors/{stage}-*.txt"))]
+        return [text for text in texts if text]
 
     def _error(self, stage: str, rank: int) -> Path:
         return self.folder / "errors" / f"{stage}-{rank:05d}.txt"

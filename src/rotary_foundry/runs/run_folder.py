@@ -28,7 +28,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -270,8 +271,18 @@ def mark_complete(checkpoint: CompleteCheckpoint) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is there whole, or as it was before."""
     writing = path.parent.parent / f".{path.parent.name}.{path.name}"
-    writing.write_text(text, encoding="utf-8")
-    writing.replace(path)
+    with _named(path):
+        writing.write_text(text, encoding="utf-8")
+        writing.replace(path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in an error of writing to it, as on a full disk; Python names a file that cannot be opened only."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -295,8 +306,9 @@ def open_lines(path: Path) -> BinaryIO:
 
 def write_line(file: BinaryIO, line: dict) -> None:
     """Append a line to a file of `open_lines`; whoever reads the file sees it."""
-    file.write(json.dumps(line).encode() + b"\n")
-    file.flush()
+    with _named(Path(file.name)):
+        file.write(json.dumps(line).encode() + b"\n")
+        file.flush()
 
 
 def append_line(path: Path, line: dict, durable: bool = False) -> None:
@@ -304,7 +316,7 @@ def append_line(path: Path, line: dict, durable: bool = False) -> None:
 
     A `durable` line is on the disk when this returns, even if the machine fails.
     """
-    with open_lines(path) as file:
+    with _named(path), open_lines(path) as file:
         write_line(file, line)
         if durable:
             os.fsync(file.fileno())
