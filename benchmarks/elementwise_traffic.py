@@ -10,8 +10,8 @@ inputs and writes its outputs once. Where tensors on a CPU do not show what CUDA
   again for their gradients (aten/src/ATen/native/cuda/layer_norm_kernel.cu).
 - Attention is the same on both sides and is left out.
 
-From the bytes, and from the operations of products and attention, a layer's time on an H100 is estimated, with rates
-that such kernels reach there by others' reports. Launches cost nothing in it.
+From the bytes, and from the operations of products and attention, a layer's time on an H100 is estimated, at the rates
+of predicted.py. Launches cost nothing in it.
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import torch
 from models import add_biases_and_gains, roformer_v2_shape
+from predicted import ATTENTION, MEMORY, PRODUCTS
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,7 +28,6 @@ from torch.utils._pytree import tree_leaves
 from rotary_foundry.models.roformer_v2 import network
 
 TOKENS = 64 * 512  # a microbatch of the published recipe
-PRODUCTS, ATTENTION, MEMORY = 550e12, 300e12, 2.6e12  # operations, operations and bytes a second, assumed
 NO_TRAFFIC = {"aten::mm", "aten::addmm", "aten::detach", "aten::empty_like"}
 
 
@@ -138,4 +138,4 @@ def estimated_seconds(traffic: Traffic, length: int) -> float:
     shape = roformer_v2_shape("base")
     products = shape.matmul_flops(TOKENS, 0) / shape.num_hidden_layers
     attention = shape.attention_flops([length] * (TOKENS // length)) / shape.num_hidden_layers
-    return products / PRODUCTS + attention / ATTENTION + traffic.bytes / MEMORY
+    return products / PRODUCTS + attention / ATTENTION["FlashAttention 2"] + traffic.bytes / MEMORY

@@ -1,23 +1,31 @@
 """Count the kernels of inductor's code for an H100, the bytes that they move and keep, on a machine without a GPU.
 
-Nothing is run. A layer of ModernBERT base, in one graph with its attention, and a chunk of the loss are traced on
-tensors without values, as on a GPU in bf16 under autocast, and inductor makes its code for them. gpu_shim.c stands for
-CUDA where torch asks it while it traces, and an H100's properties are given. Inductor itself counts the bytes that each
-kernel reads and writes. Products and attention are not its kernels, and are left out.
+Nothing is run. A layer of ModernBERT, in one graph with its attention, and a chunk of the loss are traced on tensors
+without values, as on a GPU in bf16 under autocast, and inductor makes its code for them. gpu_shim.c stands for CUDA
+where torch asks it while it traces, and an H100's properties are given. Inductor itself counts the bytes that each
+kernel reads and writes. Products and attention are not its kernels, and are left out; so they are of the kernels that
+eager torch would launch, which are counted beside them.
 
     python benchmarks gpu_code
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# Products, attention, what is no kernel, and what touches a few places only.
+NO_TRAFFIC = re.compile(r"prim::|torch_attn::|aten::(mm|addmm|detach|empty|empty_like|gather|scatter_add_)(\.|$)")
 SHIM = Path(__file__).with_name("gpu_shim.c")
-TOKENS, CHUNK = 96 * 1024, 1332  # a microbatch of base, and what fits a chunk of the loss with 50,368 words
+TOKENS = {"base": 96 * 1024, "large": 56 * 1024}  # of a microbatch
+CHUNK = 1332  # tokens of a chunk of the loss with 50,368 words
 H100 = {
     "name": "NVIDIA H100",
     "major": 9,
@@ -36,9 +44,13 @@ H100 = {
 }
 
 
-def counts() -> dict[str, dict]:
-    """Return `kernels`, `bytes` moved and `kept` by what they are of: `layer, forward`, `layer, backward`, and
-    `chunk of the loss`. Kept is what the forward pass leaves for the backward pass.
+def counts(model: str = "base") -> dict[str, dict]:
+    """Count `base` or `large`, in another process.
+
+    Returns:
+        `kernels`, `bytes` moved and `kept` by what they are of: `layer, forward`, `layer, backward`, and `chunk of the
+        loss`. Kept is what the forward pass leaves for the backward pass. The same with `, eager` at the end have
+        kernels and bytes without a compiler.
     """
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "shim.map")
@@ -49,7 +61,7 @@ def counts() -> dict[str, dict]:
         subprocess.run([*build, driver, "-Wl,-soname,libcuda.so.1"], check=True)
         paths = os.pathsep.join(map(str, (Path(__file__).parents[1], *filter(None, sys.path))))
         environment = {"LD_PRELOAD": str(runtime), "LD_LIBRARY_PATH": folder, "PYTHONPATH": paths}
-        command = [sys.executable, __file__]
+        command = [sys.executable, __file__, model]
         said = subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(said.stdout.splitlines()[-1])
 
@@ -57,11 +69,11 @@ def counts() -> dict[str, dict]:
 class Inductor:
     """Makes code of graphs, and keeps the kernels and bytes of each."""
 
-    def __init__(self, mode):
+    def __init__(self, mode, tokens: int):
         from torch._inductor import config, graph
 
         config.compile_threads, config.fx_graph_cache, config.joint_graph_constant_folding = 1, False, False
-        self.mode, self.found = mode, []
+        self.mode, self.tokens, self.found = mode, tokens, []
         graph.GraphLowering.compile_to_module = lambda lowered: self._keep(lowered)
 
     def _keep(self, lowered):
@@ -77,7 +89,7 @@ class Inductor:
         (outputs,) = next(node.args for node in module.graph.nodes if node.op == "output")
         with V.set_fake_mode(self.mode):
             compile_fx_inner(module, inputs, is_backward=is_backward)
-        self.found[-1]["kept"] = sum(_of_tokens(node) for node in outputs[1:])
+        self.found[-1]["kept"] = sum(_of_tokens(node, self.tokens) for node in outputs[1:])
         return module.forward
 
     def partition(self, joint, inputs, **options):
@@ -90,15 +102,31 @@ class Inductor:
         return min_cut_rematerialization_partition(joint, inputs, **options, compiler="inductor")
 
 
-def _of_tokens(node) -> int:
+class EagerKernels(TorchDispatchMode):
+    """Counts eager kernels on a GPU. An operation is one, which reads its inputs and writes its outputs once."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = {"kernels": 0, "bytes": 0}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view and not NO_TRAFFIC.match(function.name()):
+            leaves = [*tree_leaves((args, kwargs)), *tree_leaves(result)]
+            self.found["kernels"] += 1
+            self.found["bytes"] += sum(leaf.nbytes for leaf in leaves if getattr(leaf, "is_cuda", False))
+        return result
+
+
+def _of_tokens(node, tokens: int) -> int:
     """The bytes of what a graph returns, if it belongs to this layer: not of weights, nor of the rotary tables."""
     value = getattr(node, "meta", {}).get("val")
     shape = getattr(value, "shape", ())
     given = node is not None and node.op == "placeholder" and len(shape) != 2
-    return 0 if TOKENS not in shape or given else value.nbytes
+    return 0 if tokens not in shape or given else value.nbytes
 
 
-def _count() -> dict[str, dict]:
+def _count(model: str) -> dict[str, dict]:
     """Count in this process, which the shim is loaded into."""
     _pretend()
     import torch
@@ -116,9 +144,10 @@ def _count() -> dict[str, dict]:
     from rotary_foundry.runs.recipes import load_recipe
     from tests.fake_gpu import move_there
 
-    shape = load_recipe(Path(__file__).parents[1] / "yamls/main/base.yaml").model.shape
+    shape = load_recipe(Path(__file__).parents[1] / f"yamls/main/{model}.yaml").model.shape
+    tokens = TOKENS[model]
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    inductor = Inductor(mode)
+    inductor = Inductor(mode, tokens)
 
     class Layer(nn.Module):
         def __init__(self):
@@ -128,7 +157,7 @@ def _count() -> dict[str, dict]:
             self.layer.attn.out_drop.p = 0.1
 
         def forward(self, hidden, cu_seqlens, *rotary):
-            return self.layer(hidden, Documents(cu_seqlens, 1024, TOKENS), rotary)
+            return self.layer(hidden, Documents(cu_seqlens, 1024, tokens), rotary)
 
     def of_gpu(*size: int, dtype=torch.bfloat16, **options):
         return torch.empty(*size, dtype=dtype, device="cuda", **options)
@@ -143,19 +172,29 @@ def _count() -> dict[str, dict]:
             partition_fn=inductor.partition,
             decompositions=select_decomp_table(),
         )
-        hidden = of_gpu(TOKENS, shape.hidden_size, dtype=torch.float32, requires_grad=True)
-        rotary = [of_gpu(TOKENS, 1, shape.head_dim) for _ in range(2)]
+        hidden = of_gpu(tokens, shape.hidden_size, dtype=torch.float32, requires_grad=True)
+        rotary = [of_gpu(tokens, 1, shape.head_dim) for _ in range(2)]
         with torch.autocast("cuda", torch.bfloat16):
             out = compiled(hidden, of_gpu(385, dtype=torch.int32), *rotary)
         out.backward(torch.empty_like(out))
-        torch.compiler.is_compiling = lambda: True
         chunk = of_gpu(CHUNK, shape.vocab_size), of_gpu(CHUNK, 1, dtype=torch.int64)
+        layer.zero_grad()
+        hidden = hidden.detach().requires_grad_()
+        with EagerKernels() as forward, torch.autocast("cuda", torch.bfloat16):
+            out = layer(hidden, of_gpu(385, dtype=torch.int32), *rotary)
+        with EagerKernels() as backward:
+            out.backward(torch.empty_like(out))
+        with EagerKernels() as of_chunk, torch.no_grad():
+            _of_chunk(*chunk, None, None, True, True)
+        torch.compiler.is_compiling = lambda: True
         functional = torch.func.functionalize(
             lambda products, right: _of_chunk(products, right, None, None, True, True), remove="mutations_and_views"
         )
         with torch.no_grad():
             inductor.compile(make_fx(functional, decomposition_table=select_decomp_table())(*chunk), chunk)
-    return dict(zip(("layer, forward", "layer, backward", "chunk of the loss"), inductor.found, strict=True))
+    compiled, eager = inductor.found, [each.found for each in (forward, backward, of_chunk)]
+    parts = "layer, forward", "layer, backward", "chunk of the loss"
+    return dict(zip((*parts, *(f"{part}, eager" for part in parts)), (*compiled, *eager), strict=True))
 
 
 def _pretend() -> None:
@@ -207,4 +246,4 @@ def _pretend() -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_count()))
+    print(json.dumps(_count(sys.argv[1])))

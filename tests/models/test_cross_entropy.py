@@ -14,7 +14,7 @@ VOCABULARY, HIDDEN = 300, 32
 PEAK = """
 import resource, sys, torch
 from rotary_foundry.models.layers import cross_entropy
-cross_entropy.CHUNK_LOGITS, tokens = 1 << 24, int(sys.argv[1])
+cross_entropy.CHUNK_BYTES, tokens = 1 << 26, int(sys.argv[1])
 hidden, weight = torch.randn(tokens, 8, requires_grad=True), torch.randn(262_144, 8, requires_grad=True)
 targets = torch.arange(tokens)
 cross_entropy.linear_cross_entropy(hidden, weight, None, targets).cross_entropy.backward()
@@ -33,7 +33,7 @@ def inputs(tokens: int) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("tokens_a_chunk", [1, 7, 40, 1000])
 def test_loss_and_gradients_are_those_of_the_whole(monkeypatch, tokens_a_chunk):
-    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", tokens_a_chunk * VOCABULARY)
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * tokens_a_chunk * VOCABULARY)
     hidden, weight, bias, targets = inputs(40)
     found = linear_cross_entropy(hidden, weight, bias, targets)
     logits = F.linear(hidden, weight, bias)
@@ -48,7 +48,7 @@ def test_loss_and_gradients_are_those_of_the_whole(monkeypatch, tokens_a_chunk):
 
 @pytest.mark.parametrize("tokens_a_chunk", [7, 1000])
 def test_weights_of_tokens_are_factors_of_their_losses_and_some_tokens_are_scored(monkeypatch, tokens_a_chunk):
-    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", tokens_a_chunk * VOCABULARY)
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * tokens_a_chunk * VOCABULARY)
     hidden, weight, bias, targets = inputs(40)
     token_weights, scored = torch.linspace(0, 2, 40), torch.arange(40) % 3 == 0
     found = linear_cross_entropy(hidden, weight, bias, targets, token_weights, scored)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from rotary_foundry.models.layers.autocast import compute_dtype
 
-# At a time: 256 MiB in float32. Every chunk adds to the whole embedding's gradient, so few are better.
-CHUNK_LOGITS = 1 << 26
+# The logits of a chunk, in float32 on a CPU. A GPU makes no float32 copy, so there a chunk in bfloat16 has twice the
+# tokens. Every chunk adds to the whole embedding's gradient, so few are better.
+CHUNK_BYTES = 1 << 28
 
 
 class TokenLoss(NamedTuple):
@@ -77,7 +78,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_weight = d_bias = None
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-            chunk = max(1, CHUNK_LOGITS // len(weight))
+            itemsize = dtype.itemsize if hidden.is_cuda else torch.float32.itemsize
+            chunk = max(1, CHUNK_BYTES // (itemsize * len(weight)))
             of_chunk = _compiled(_of_chunk) if hidden.is_cuda else _of_chunk
             for start in range(0, len(hidden), chunk):
                 here = slice(start, start + chunk)
