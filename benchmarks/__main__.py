@@ -394,19 +394,19 @@ def predicted() -> str:
 
 def exchanges() -> str:
     """What a rank exchanges in an update of base and large, by the number of simulated GPUs."""
-    from exchanges import EACH_MICROBATCH, counts
+    from exchanges import counts
 
     rows = []
     for name in ("base", "large"):
         for ranks in (8, 64, 256):
-            ways = {"one shard group, each microbatch": EACH_MICROBATCH, "as shipped": []}
-            for way, overrides in ways.items():
-                found = counts(name, ranks, overrides)
+            for way in ("before", "as shipped"):
+                found = counts(name, ranks, before=way == "before")
                 sizes = [f"{found[key] / 1e9:.2f}" for key in ("bytes", "network")]
                 rows.append([name, f"{ranks}", f"{found['microbatches']}", way, f"{found['collectives']}", *sizes])
                 print(*rows[-1], sep=" | ", flush=True)
     heads = ["", "GPUs", "microbatches", "", "collectives an update", "GB a rank receives", "of them between nodes"]
-    return table(heads, rows)
+    before = "Before: one shard group of all GPUs, exchanges in every microbatch, all parameters in float32."
+    return f"{before}\n\n{table(heads, rows)}"
 
 
 PARTS = {

@@ -18,21 +18,28 @@ from pathlib import Path
 
 OF_A_NODE = 8
 TOKENS = 16
-EACH_MICROBATCH = ["fsdp_config.data_parallel_replicate_degree=1", "fsdp_config.reshard_after_forward=true"]
+BEFORE = ["fsdp_config.data_parallel_replicate_degree=1", "fsdp_config.reshard_after_forward=true"]
 ROOT = Path(__file__).parents[1]
 
 
-def counts(recipe: str, ranks: int, overrides: list[str]) -> dict:
-    """Return `microbatches`, `collectives` an update, and the `bytes` a rank receives, `network` of them."""
+def counts(recipe: str, ranks: int, before: bool) -> dict:
+    """Return `microbatches`, `collectives` an update, and the `bytes` a rank receives, `network` of them.
+
+    Args:
+        recipe: base or large.
+        ranks: GPUs.
+        before: as until 2026-11-29: one shard group, exchanges in every microbatch, all parameters in float32.
+    """
     environment = os.environ | {"LOCAL_WORLD_SIZE": str(OF_A_NODE), "WORLD_SIZE": str(ranks), "RANK": "0"}
-    command = [sys.executable, __file__, recipe, str(ranks), *overrides]
+    command = [sys.executable, __file__, recipe, str(ranks), *(["before"] if before else [])]
     said = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(said.stdout.splitlines()[-1])
 
 
-def _count(recipe_name: str, ranks: int, overrides: list[str]) -> dict:
+def _count(recipe_name: str, ranks: int, before: bool) -> dict:
     import torch
     from torch import distributed
+    from torch.distributed.fsdp import MixedPrecisionPolicy
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -40,7 +47,9 @@ def _count(recipe_name: str, ranks: int, overrides: list[str]) -> dict:
     from rotary_foundry.runs.recipes import load_recipe
     from rotary_foundry.training import sharding
 
-    recipe = load_recipe(ROOT / "yamls/main" / f"{recipe_name}.yaml", ["precision=fp32", *overrides])
+    recipe = load_recipe(ROOT / "yamls/main" / f"{recipe_name}.yaml", BEFORE if before else [])
+    if before:
+        sharding.gather_matrices_in = lambda _: MixedPrecisionPolicy(cast_forward_inputs=False)
     distributed.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
     sharding.set_timeout = lambda *_: None  # which the fake backend has not
     found = {"collectives": 0, "bytes": 0.0, "network": 0.0}
@@ -75,7 +84,7 @@ def _count(recipe_name: str, ranks: int, overrides: list[str]) -> dict:
     network.to_empty(device="cpu")
     input_ids, cu_seqlens = torch.arange(TOKENS), torch.tensor([0, TOKENS], dtype=torch.int32)
     whole = not recipe.fsdp_config.reshards(recipe.model.shape.parameters)
-    with Counted():
+    with Counted(), torch.autocast("cpu", torch.bfloat16):
         for left in reversed(range(microbatches)):
             if whole:
                 mark_last(network, left == 0)
@@ -88,4 +97,4 @@ def _numbers(knobs: dict) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_count(sys.argv[1], int(sys.argv[2]), sys.argv[3:])))
+    print(json.dumps(_count(sys.argv[1], int(sys.argv[2]), sys.argv[3:] == ["before"])))

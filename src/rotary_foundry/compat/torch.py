@@ -8,6 +8,7 @@ from torch.distributed import ProcessGroup, Store, distributed_c10d
 from torch.distributed.checkpoint import state_dict
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 # The kernels behind scaled_dot_product_attention on CPU, without autograd around them. Autograd around slices of a flat
 # sequence gives every slice a gradient as long as the whole sequence, and bfloat16 goes back faster in float32
@@ -45,6 +46,21 @@ def set_timeout(timeout: timedelta, group: ProcessGroup) -> None:
     """
     public = getattr(distributed, "set_timeout", None)
     (public or distributed_c10d._set_pg_timeout)(timeout, group)
+
+
+def gather_matrices_in(dtype: torch.dtype) -> MixedPrecisionPolicy:
+    """Return FSDP2's policy to gather matrices in `dtype`, and all else, and gradients, in its own.
+
+    Until torch 2.14 is no longer supported, which gathers all parameters of a unit in one dtype: their own.
+    """
+    policy = {"cast_forward_inputs": False, "reduce_dtype": torch.float32}
+    if "param_dtype_override_fn" not in MixedPrecisionPolicy.__dataclass_fields__:
+        return MixedPrecisionPolicy(**policy)
+    return MixedPrecisionPolicy(
+        **policy,
+        param_dtype=dtype,
+        param_dtype_override_fn=lambda param: None if param.ndim > 1 else param.dtype,
+    )
 
 
 def default_store() -> Store:

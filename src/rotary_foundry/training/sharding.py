@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from rotary_foundry.compat.composer import keep_from_sharding
-from rotary_foundry.compat.torch import set_timeout
+from rotary_foundry.compat.torch import gather_matrices_in, set_timeout
 from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.training.gloo import sum_then_divide
 from rotary_foundry.utils.errors import ConfigurationError
@@ -58,24 +58,26 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
     """Shard a network over all ranks, as a recipe's `fsdp_config` and `compile_config` say, in place."""
     replicas = replicas_of(recipe)
     mesh = data_parallel_mesh(replicas, device, recipe.dist_timeout)
-    # Parameters stay float32 and inputs as they come: autocast, on CPU our own, decides what
-    # a layer computes in. Gathered in bf16, the norms' gains, which are near 1, would be known to one part in 128.
+    # Shards stay float32 and inputs as they come: autocast, on CPU our own, decides what a layer computes in. It rounds
+    # the matrices of a layer to bf16, so they are gathered in bf16. Norms' gains, which are near 1, would be known to
+    # one part in 128, so they are gathered exactly, and so are embeddings, which are looked up.
+    exact = MixedPrecisionPolicy(cast_forward_inputs=False)
     options = {
         "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False),
         "reshard_after_forward": recipe.fsdp_config.reshards(recipe.model.shape.parameters),
     }
+    of_layer = gather_matrices_in(torch.bfloat16) if recipe.precision == "amp_bf16" else exact
     compile_arguments = recipe.compiled_with(device.type)
     for layer in network.blocks:
         if not compile_arguments.get("disable"):
             layer.forward = _compiled(layer.forward, compile_arguments)
         if recipe.fsdp_config.activation_checkpointing:
             layer.forward = functools.partial(recomputed, layer.forward)
-        fully_shard(layer, **options)
+        fully_shard(layer, **options, mp_policy=of_layer)
     heads = getattr(network, "heads", {})
     for head in heads.values():
-        fully_shard(head, **options)
-    fully_shard(network, **options | {"reshard_after_forward": None})
+        fully_shard(head, **options, mp_policy=exact)
+    fully_shard(network, **options | {"reshard_after_forward": None}, mp_policy=exact)
     if heads:
         register_fsdp_forward_method(network, "encode")
     if distributed.get_backend() == "gloo":
