@@ -175,6 +175,9 @@ def plan(
     as_recipe: Annotated[
         bool, typer.Option("--recipe", help="Print only the merged YAML, with the source of every value.")
     ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Only draw rows, lengths, rates and theta over tokens into this .png or .svg.")
+    ] = None,
 ) -> None:
     """Print the plan of a recipe, segment by segment, its cost, and what it draws from the data, without training."""
     from rotary_foundry.recipe.compilation import with_set_rollback
@@ -185,7 +188,7 @@ def plan(
     from rotary_foundry.utils.wording import nearest
 
     if as_recipe:
-        if (at, gpus, gpu, mfu, flops, as_json) != (None, None, None, None, None, False):
+        if (at, gpus, gpu, mfu, flops, as_json, picture) != (None, None, None, None, None, False, None):
             raise ConfigurationError("--recipe: prints only the recipe; remove the other options")
         print(merged_recipe(recipe, overrides or ()), end="")
         return
@@ -202,7 +205,13 @@ def plan(
     loaded, before_rollbacks = load_recipe_and_plan(recipe, overrides or ())
     compiled = with_set_rollback(loaded, before_rollbacks)
     position = None if at is None else _position(compiled, at)
-    if as_json:
+    if picture is not None:
+        from rotary_foundry.reporting.plan_picture import draw_plan
+
+        if picture.suffix not in (".png", ".svg"):
+            raise ConfigurationError(f"--picture: {picture} has to end in .png or .svg")
+        print(f"{picture}: {draw_plan(compiled, picture)}")
+    elif as_json:
         print(json.dumps(position.to_json() if position else plan_json(loaded, compiled), indent=2))
     elif position is not None:
         print_position(position)
