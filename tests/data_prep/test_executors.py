@@ -280,6 +280,7 @@ def run_jobs(jobs: Path, work: Path, monkeypatch) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_more_parts_than_an_array_of_slurm_takes_are_all_prepared(config, tmp_path, submitted, monkeypatch):
     """huggingface/datatrove#238, #235: of more than 1,001 tasks, those of the first array only were waited for."""
     monkeypatch.setattr(listing, "part_bytes", lambda _: 0)  # a part for each file

@@ -28,3 +28,12 @@ def test_a_secret_of_the_recipe_that_an_error_repeats_is_neither_logged_nor_said
     assert f"input_value='{REDACTED}'" in said and SECRET not in said
     written = (tmp_path / "nano/logs/rank0.log").read_text()
     assert f"{kind.__name__}: extra inputs" in written and SECRET not in written
+
+
+def test_a_full_disk_puts_no_traceback_of_logging_on_the_terminal(capsys):
+    handler = logs._LogFile("/dev/full")
+    for message, arguments in (("lost", ()), ("%d is no number", ("this",))):
+        handler.handle(logging.LogRecord("a name", logging.INFO, __file__, 1, message, arguments, None))
+        said = capsys.readouterr().err
+        assert ("Logging error" in said) == bool(arguments)  # a mistake in our code is still told
+    logging.getLogger().removeHandler(handler)

@@ -2,6 +2,7 @@
 
 import faulthandler
 import logging
+import sys
 from dataclasses import asdict
 from typing import TextIO
 
@@ -25,12 +26,20 @@ def start_logs(recipe: Recipe) -> None:
     _recipe = asdict(recipe)
     folder = RunFolder.of(recipe).logs
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / f"rank{rank()}.log", encoding="utf-8")
+    handler = _LogFile(folder / f"rank{rank()}.log", encoding="utf-8")
     _file = handler.stream
     handler.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.captureWarnings(True)
     faulthandler.enable(_file)
+
+
+class _LogFile(logging.FileHandler):
+    """Says nothing on the terminal where the file cannot be written, as on a full disk; what matters fails by itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
 
 
 class _WithoutSecrets(logging.Formatter):
