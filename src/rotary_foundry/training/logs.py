@@ -35,7 +35,7 @@ def start_logs(recipe: Recipe) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """Says nothing on the terminal where the file cannot be written, as on a full disk; what matters fails by itself."""
+    """Says nothing on the terminal if the file cannot be written, as on a full disk; what matters fails by itself."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exception(), OSError):
