@@ -271,7 +271,7 @@ def launch_twice(machine: Machine, start: Start, draw: random.Random) -> None:
 
 
 # What a start may end with beside 0: a fault may come too late, or be overcome. A rank that gets SIGTERM before it has
-# a handler for it is a killed one. One that gets it while it exits ends with 143, as the launcher does. The launcher ends
+# a handler for it is a killed one. One that gets it while it exits ends with 143, as the launcher does, which ends
 # with the status of the first rank that did not end well.
 FAULTS = {
     kill_all: {-signal.SIGKILL},
