@@ -212,7 +212,7 @@ def test_yaml_loads_as_a_corpus_or_a_recipe(text, folder):
     if name := corpus_of(text):
         assert load_corpus_config(name).sources
     elif text.startswith("# base.yaml"):
-        Path("base.yaml").write_text(text, encoding="utf-8")
+        Path("base.yaml").write_text(f"extends: [{ROOT}/yamls/main/base.yaml]\n{text}", encoding="utf-8")
         assert load_recipe("base.yaml") == load_recipe("yamls/main/base.yaml")
     else:
         named = re.match(r"# part of (\S+)\.yaml\n", text)
