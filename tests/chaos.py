@@ -272,11 +272,12 @@ def launch_twice(machine: Machine, start: Start, draw: random.Random) -> None:
 
 # What a start may end with beside 0: a fault may come too late, or be overcome. A rank that gets SIGTERM before it has
 # a handler for it is a killed one. One that gets it while it exits ends with 143, as the launcher does, which ends
-# with the status of the first rank that did not end well.
+# with the status of the first rank that did not end well. A preparation whose worker gets SIGTERM before it does is
+# refused for lack of that worker.
 FAULTS = {
     kill_all: {-signal.SIGKILL},
     kill_one: {-signal.SIGKILL, 256 - signal.SIGKILL, 128 + signal.SIGTERM, FAILED, REFUSED},
-    terminate: {-signal.SIGTERM, 256 - signal.SIGTERM, 128 + signal.SIGTERM, FAILED, STOPPED},
+    terminate: {-signal.SIGTERM, 256 - signal.SIGTERM, 128 + signal.SIGTERM, FAILED, STOPPED, REFUSED},
     cut_network: {FAILED, REFUSED},
     stop_store: {FAILED, REFUSED},
     fill_disk: {FAILED, REFUSED},
