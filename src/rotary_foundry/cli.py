@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,9 +23,21 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from rotary_foundry.runs.environment import commit
+
+        print(f"rotary-foundry {version('rotary-foundry')}, commit {commit() or 'unknown'}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
-    """Do nothing; without a callback, Typer would make a single command the whole program."""
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", help="Print release and commit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options of the whole program."""
 
 
 @app.command()
