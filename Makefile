@@ -8,7 +8,7 @@ OLDEST := .venv-oldest
 # every source compiles: some are templates.
 COMPILED = $(if $(PYTHONDONTWRITEBYTECODE),$(1)/python -m compileall -qq -j 0 $(dir $(1))lib src || true)
 
-.PHONY: nano reference test test-long test-oldest test-gpu gpu-proof status bench lint format constraints clean
+.PHONY: nano reference test test-long test-oldest test-gpu gpu-proof status bench docs lint format constraints clean
 
 # `make nano RUN=mine OVERRIDES='seed=3 …'` makes another.
 RUN := nano
@@ -57,6 +57,10 @@ status:
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks
 
+# The documentation as a site, in site/index.html. `REPOSITORY=` the address of the repository's page, to publish it.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -q -n -W --keep-going docs site
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -99,4 +103,4 @@ $(OLDEST)/.installed: $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest data runs
+	rm -rf .venv .venv-oldest data runs site
