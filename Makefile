@@ -60,9 +60,10 @@ bench: $(INSTALLED)  ## benchmarks/results.md: ours beside its peers, on CPU; an
 docs: $(INSTALLED)  ## the documentation as a site, in site/index.html
 	$(BIN)/python -m sphinx -q -n -W --keep-going docs site
 
-lint: $(INSTALLED)  ## ruff, import-linter, hadolint
+lint: $(INSTALLED)  ## ruff, pyrefly, import-linter, hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --output-format min-text --summary=none
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
