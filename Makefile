@@ -60,12 +60,13 @@ bench: $(INSTALLED)  ## benchmarks/results.md: ours beside its peers, on CPU; an
 docs: $(INSTALLED)  ## the documentation as a site, in site/index.html
 	$(BIN)/python -m sphinx -q -n -W --keep-going docs site
 
-lint: $(INSTALLED)  ## ruff, pyrefly, import-linter, hadolint
+lint: $(INSTALLED)  ## ruff, pyrefly, import-linter, hadolint, and the schema of GitHub's workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check --output-format min-text --summary=none
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
 
 format: $(INSTALLED)  ## let ruff mend and format the code
 	$(BIN)/ruff check --fix .
