@@ -8,67 +8,71 @@ OLDEST := .venv-oldest
 # every source compiles: some are templates.
 COMPILED = $(if $(PYTHONDONTWRITEBYTECODE),$(1)/python -m compileall -qq -j 0 $(dir $(1))lib src || true)
 
-.PHONY: nano reference test test-long test-oldest test-gpu gpu-proof status bench lint format constraints clean
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: help nano reference test test-long test-oldest test-gpu gpu-proof status bench docs lint format constraints clean
 
 # `make nano RUN=mine OVERRIDES='seed=3 …'` makes another.
 RUN := nano
 # A processor without instructions for bfloat16 computes it some forty times slower than float32.
 PRECISION := $(if $(shell grep -m1 bf16 /proc/cpuinfo),,precision=fp32)
-nano: $(INSTALLED)
+nano: $(INSTALLED)  ## train a small ModernBERT from installed text, on two processes; 7 to 26 minutes
 	$(BIN)/python data_prep yamls/data/nano.yaml
 	$(BIN)/composer -n 2 launch yamls/main/nano.yaml run_name=$(RUN) $(PRECISION) $(OVERRIDES)
 	$(BIN)/rotary-foundry export runs/$(RUN) runs/$(RUN)/export
 	$(BIN)/rotary-foundry summary runs/$(RUN)
 	$(BIN)/rotary-foundry report runs/$(RUN)
 
-# Five seeds of nano, which its report lays behind a run. 30 minutes on two cores.
 SEEDS := 17 18 19 20 21
-reference:
+reference:  ## five seeds of nano, which its report shows behind a run; 30 minutes on two cores
 	for seed in $(SEEDS); do $(MAKE) nano RUN=nano-$$seed OVERRIDES=seed=$$seed || exit; done
 	$(BIN)/rotary-foundry reference $(SEEDS:%=runs/nano-%) --out src/rotary_foundry/reporting/references/nano.json
 
 # One file of tests more at a time than there are cores, because whole runs wait for each other and for clocks.
 PYTEST = $(or $(2),$(BIN))/pytest -rs --durations=30 --result .ci/results/$(1).json
 PARALLEL := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
-test: lint
+test: lint  ## lint, and the tests that take minutes together
 	$(call PYTEST,test) $(PARALLEL) tests
 
-# What training rests on, on the oldest torch.
-test-oldest: $(OLDEST)/.installed
+test-oldest: $(OLDEST)/.installed  ## models, optim and training on the oldest torch that is supported
 	$(call PYTEST,test-oldest,$(OLDEST)/bin) tests/models tests/optim tests/training
 
-test-long: $(INSTALLED)
+test-long: $(INSTALLED)  ## whole runs and downloads; half an hour on two cores
 	$(call PYTEST,test-long) $(PARALLEL) -m long tests
 
 # Without a GPU every one of these tests fails and says so; those of a package that is not installed are skipped, with the reason.
-test-gpu: $(INSTALLED)
+test-gpu: $(INSTALLED)  ## attention and training on a GPU
 	$(call PYTEST,test-gpu) -m gpu tests
 
-# Whether a GPU is right and how fast, beside what was predicted without one: ten minutes. `GPUS=8` for those of a node.
+# `GPUS=8` for those of a node.
 GPUS := 1
-gpu-proof: $(INSTALLED)
+gpu-proof: $(INSTALLED)  ## what a GPU does, beside what was predicted without one; ten minutes
 	$(BIN)/composer -n $(GPUS) benchmarks/gpu_proof.py $(SECTIONS)
 
-# docs/status.md, from the results that the test commands leave.
-status:
+status:  ## docs/status.md, from the results that the test commands leave
 	$(PYTHON) .ci/status.py
 
-# Ours beside its peers, on CPU: an hour and a half on two cores. Writes benchmarks/results.md.
-bench: $(INSTALLED)
+bench: $(INSTALLED)  ## benchmarks/results.md: ours beside its peers, on CPU; an hour and a half on two cores
 	$(BIN)/python benchmarks
 
-lint: $(INSTALLED)
+# `REPOSITORY=`, the address of the repository's page, leads links there that leave docs/.
+docs: $(INSTALLED)  ## the documentation as a site, in site/index.html
+	$(BIN)/python -m sphinx -q -n -W --keep-going docs site
+
+lint: $(INSTALLED)  ## ruff, pyrefly, import-linter, hadolint, and the schema of GitHub's workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --output-format min-text --summary=none
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
 
-format: $(INSTALLED)
+format: $(INSTALLED)  ## let ruff mend and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Resolve all pins afresh, for every extra and all Python versions.
-constraints:
+constraints:  ## resolve all pins afresh, for every extra and all Python versions
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-header \
 		--override overrides.txt --upgrade --output-file constraints.txt
 
@@ -98,5 +102,5 @@ $(OLDEST)/.installed: $(INSTALLED)
 	$(call COMPILED,$(OLDEST)/bin)
 	touch $@
 
-clean:
-	rm -rf .venv .venv-oldest data runs
+clean:  ## remove .venv, .venv-oldest, site, data and runs
+	rm -rf .venv .venv-oldest data runs site

@@ -18,7 +18,7 @@ from rotary_foundry.data_prep.corpus_config import load_corpus_config
 from rotary_foundry.runs.recipes import load_recipe
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("[a-z]*/README.md")})
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("[a-z]*/README.md")})
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 NANO = {"vocab_size": 8192, "hidden_size": 256, "intermediate_size": 240, "num_hidden_layers": 4}
 CORPORA = {  # of the examples, by the comment that their YAML begins with, and the files that they read

@@ -152,7 +152,7 @@ class ReadWritten(PipelineStep):
         super().__init__()
         self.work = work
 
-    def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+    def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         for batch in read_documents(self.work.file(rank)):
             for id_, text, _ in batch:
                 yield Document(text=text, id=id_)

@@ -34,7 +34,7 @@ class Step(PipelineStep):
             FoundryError: a problem that the user can fix.
         """
 
-    def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+    def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         self.work.forget_error(self.name, rank)
         if int(cores := os.environ.get("DATATROVE_CPUS_PER_TASK", "-1")) > 0:  # on Slurm and on Ray
             os.environ["RAYON_NUM_THREADS"] = cores  # otherwise the tokenizer takes all cores of the node
@@ -63,7 +63,7 @@ class After(PipelineStep):
         self.work, self.stage = work, stage
         self.before, self.tasks = before.name, before.tasks
 
-    def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
+    def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> None:
         self.work.forget_error(self.stage, rank)
         done = len(list((self.work.folder / "logs" / self.before / "completions").glob("*")))
         if done < self.tasks:

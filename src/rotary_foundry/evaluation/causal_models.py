@@ -253,6 +253,7 @@ def _positions(path: Path, changed: dict) -> _Positions:
     if (method := changed.get("rope_scaling")) is not None:
         trained = shape.original_max_position_embeddings or source.longest_row
         original = trained if method == "yarn" else None
+        # pyrefly: ignore[unexpected-keyword]: a shape that has been asked for them has them
         shape = replace(shape, rope_scaling=method, original_max_position_embeddings=original)
         knobs["rope_factor"] = float(changed.get("rope_factor", 1.0))
     for key, complaint in [*shape.problems(), *shape.knob_problems(knobs)]:

@@ -13,6 +13,7 @@ from rotary_foundry.evaluation.results import Measure, Result
 from rotary_foundry.reporting.charts import COLOURS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ACROSS = 2  # panels
@@ -78,7 +79,9 @@ def _label(labels: dict[str, str | int]) -> str:
     return f"{first:,}" if isinstance(first, int) else first
 
 
-def _points(axes, rows: Sequence[str], measures: Sequence[Sequence[Measure | None]], names: Sequence[str]) -> None:
+def _points(
+    axes: "Axes", rows: Sequence[str], measures: Sequence[Sequence[Measure | None]], names: Sequence[str]
+) -> None:
     """A point with its interval for each row and model, side by side. No bars: a loss does not begin at zero.
 
     Args:

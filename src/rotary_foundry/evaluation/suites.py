@@ -182,8 +182,8 @@ def _paths(given: str, decoder: bool) -> list[Path]:
 
 
 def _folder() -> Path:
-    """Return the folder of YAMLs: in the working directory if it is there, else beside this code."""
-    return FOLDER if FOLDER.is_dir() else Path(rotary_foundry.__file__).parents[2] / FOLDER
+    """Return the folder of YAMLs: in the working directory if it is there, else the package's copy."""
+    return FOLDER if FOLDER.is_dir() else Path(rotary_foundry.__file__).parent / FOLDER
 
 
 def _module(path: Path) -> ModuleType:

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def load_search(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConf
     config = load_finetune_config(path, overrides)
     chosen = config.chosen()
     for name in chosen:
-        if (start := config.tasks[name].init_from_task) not in (None, *chosen):
+        if (start := config.tasks[name].init_from_task) is not None and start not in chosen:
             _start(config, name, start)
     for name in chosen:
         check_reachable(config.of(name).data)
@@ -253,7 +253,7 @@ def _digest(model: str) -> str | None:
 
 
 @contextmanager
-def _ended(running: dict[subprocess.Popen, object]) -> Iterator[None]:
+def _ended(running: Mapping[subprocess.Popen, object]) -> Iterator[None]:
     """End the running jobs when this process gets a signal to end."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rotary_foundry.data.corpus import TokenizerFacts
     from rotary_foundry.models.layers.cross_entropy import TokenLoss
 
-AT_LEAST = re.compile(r"length>=([1-9][0-9_]*)")
+AT_LEAST = re.compile(r"length>=[1-9][0-9_]*")
 RESPONSES, MEANS = ("all", "last"), ("tokens", "rows")
 
 
@@ -89,7 +89,7 @@ class Instruction(CausalLM):
         """Return the tokens of the shortest conversation whose prompts are predicted; infinite if none are."""
         if self.target_prompts in ("none", "all"):
             return np.inf if self.target_prompts == "none" else 0
-        return int(AT_LEAST.fullmatch(self.target_prompts)[1])
+        return int(self.target_prompts.removeprefix("length>="))
 
     def evaluation_knobs(self) -> dict[str, float]:
         return {"prompt_loss_weight": 0.0}

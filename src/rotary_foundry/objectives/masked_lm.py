@@ -84,7 +84,7 @@ class MaskedLM(Objective):
     task: ClassVar[str] = "fill-mask"
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> tuple[str, ...]:  # pyrefly: ignore[bad-override]: read only, here as there
         return ("word_starts",) if self.whole_words else ()
 
     def problems(self) -> Iterator[Problem]:

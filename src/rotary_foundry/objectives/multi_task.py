@@ -45,8 +45,9 @@ class MultiTask(MaskedLM):
     input_noise: float = 0.0  # share of the tokens of labelled inputs that are corrupted
 
     name: ClassVar[str] = "multi_task"
-    knobs: ClassVar[Mapping[str, Knob]] = MaskedLM.knobs | {
-        "input_noise": Knob("share of the tokens of labelled inputs that are corrupted", high=1.0, includes_low=True)
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        **MaskedLM.knobs,
+        "input_noise": Knob("share of the tokens of labelled inputs that are corrupted", high=1.0, includes_low=True),
     }
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(
@@ -108,7 +109,7 @@ class MultiTask(MaskedLM):
     def loss(self, network: "nn.Module", batch: Mapping[str, Any]) -> "TokenLoss":
         if self.tasks[batch["row_sources"][0]].kind == "masked_lm":
             return super().loss(network, batch)
-        return network.heads.loss(network, batch)
+        return network.heads.loss(network, batch)  # pyrefly: ignore[missing-attribute]
 
 
 def with_noise(

@@ -4,11 +4,15 @@ What each shows in words stands in the file's `Description`, and in `pictures.md
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rotary_foundry.reporting.charts import RED, Chart, show, words
 from rotary_foundry.utils.wording import count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def draw(title: str, charts: list[Chart], folder: Path) -> None:
@@ -29,7 +33,7 @@ def draw(title: str, charts: list[Chart], folder: Path) -> None:
     (folder / "pictures.md").write_text(f"# {title}\n\n{shown}\n", encoding="utf-8")
 
 
-def _draw(axes, chart: Chart) -> None:
+def _draw(axes: "Axes", chart: Chart) -> None:
     labelled = set()
     for series in chart.series:
         named = not (series.abandoned or series.dashed or series.label in labelled)
@@ -62,7 +66,7 @@ def _draw(axes, chart: Chart) -> None:
         axes.legend(frameon=False, fontsize=9)
 
 
-def _without_its_beginning(axes, chart: Chart) -> str:
+def _without_its_beginning(axes: "Axes", chart: Chart) -> str:
     """Let the first hundredth of the tokens reach above the axes, as the page does, and say so.
 
     A loss that starts at 11 would leave what counts a tenth of the height.

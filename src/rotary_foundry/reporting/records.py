@@ -9,11 +9,12 @@ repeat begins inside a bin that was complete, the bin stays as it was, since a r
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -153,7 +154,7 @@ def _lines(path: Path, keys: tuple[str, ...]) -> Iterator[dict]:
             yield line
 
 
-def _parse(path: Path, parse) -> dict:
+def _parse(path: Path, parse: Callable[[str], Any]) -> dict:
     """What a file holds, which is one mapping; nothing if it is not there."""
     if not path.exists():
         return {}

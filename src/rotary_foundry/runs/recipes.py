@@ -52,7 +52,7 @@ def load_recipe_and_plan(path: str | Path, overrides: Iterable[str] = ()) -> tup
         family = _family_name(*named.values())
     config = merged(path, schema_of(family), overrides)
     if named["model.family"] is None:
-        config = OmegaConf.merge(config, {"model": {"family": family}})
+        config.merge_with({"model": {"family": family}})
     with _naming(path):
         fill_from_source(config)
     recipe: Recipe = instance(config, path)

@@ -50,7 +50,7 @@ def with_stand_ins(recipe: Recipe) -> Recipe:
         recipe = replace(
             recipe,
             data=replace(recipe.data, local=stand_in),
-            model=replace(recipe.model, vocab_size=VOCABULARY),
+            model=replace(recipe.model, vocab_size=VOCABULARY),  # pyrefly: ignore[unexpected-keyword]: every family has it
         )
         on_rank_zero(lambda: _make_corpus(recipe))
     if recipe.init_from is not None:

@@ -120,7 +120,7 @@ def _of_source(path: Path, per_source: int, seed: int, at_least: int) -> list[Te
         for number, sample in enumerate(folder.rows(shard), shard.first_row):
             for place, document in enumerate(decode_row(sample)):
                 key = _key(sample, shard.part, number, place, wanted is not None)
-                if wanted is None or key[1] in wanted[shard.part]:
+                if wanted is None or key[1] in wanted[shard.part or ""]:
                     pieces[key].append(document if "responses" in sample else content(document))
     joined = {key: np.concatenate(parts) for key, parts in pieces.items()}
     kept = [(key, tokens) for key, tokens in joined.items() if len(tokens) >= at_least]

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from datatrove.data import Document
@@ -19,6 +20,9 @@ from rotary_foundry.data_prep.readers.listing import digest, part_bytes
 from rotary_foundry.data_prep.readers.messages import Unusable, read_conversation, to_text
 from rotary_foundry.data_prep.readers.text_columns import check_columns, check_type, is_text, not_text, values
 from rotary_foundry.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 BATCH = 100  # rows
 
@@ -45,7 +49,7 @@ def fingerprint(source: SourceConfig) -> str:
     return digest([len(data), data.data.nbytes, sorted((data.info.download_checksums or {}).items())])
 
 
-def _revision(data) -> str | None:
+def _revision(data: "Dataset") -> str | None:
     """Return the commit of a data set from the Hub, from the addresses that `datasets` recorded; None for a folder."""
     found = (re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", url) for url in data.info.download_checksums or {})
     return next((address[1] for address in found if address), None)

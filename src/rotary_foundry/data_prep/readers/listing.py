@@ -44,7 +44,7 @@ def fingerprint(source: SourceConfig) -> str:
     return digest((name, info["size"], info.get("e_tag") or info.get("mtime")) for name, info in files.items())
 
 
-def digest(values) -> str:
+def digest(values: Iterable[object]) -> str:
     """Return a hexadecimal digest of the representations of `values`."""
     hashed = hashlib.sha256()
     for value in values:

@@ -10,6 +10,7 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from datatrove.data import Document
 
@@ -20,6 +21,9 @@ from rotary_foundry.data_prep.readers.text_columns import check_columns, not_tex
 from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.json_text import parse_json
+
+if TYPE_CHECKING:
+    from streaming.base.format.mds import MDSReader
 
 SHARD = "shard.mds"
 
@@ -133,7 +137,7 @@ def _documents(source: SourceConfig, shard: dict, bad: BadInput) -> Iterator[Doc
                 yield Document(text, where, metadata={} if not_text(url) else {"url": url})
 
 
-def _unpacked(path: str, reader) -> bytes:
+def _unpacked(path: str, reader: "MDSReader") -> bytes:
     """Return the decompressed content of a shard.
 
     Raises:

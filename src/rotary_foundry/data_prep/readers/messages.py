@@ -39,7 +39,7 @@ def read_conversation(form: str, row: Mapping[str, Any]) -> list[Message]:
         turns = zip(("user", "assistant"), CONVERSATIONS[form], strict=True)
         found = [{"role": role, "content": row[column]} for role, column in turns]
     else:
-        (column,), (role, content) = CONVERSATIONS[form], KEYS[form]
+        column, (role, content) = CONVERSATIONS[form][0], KEYS[form]
         turns = row[column]
         if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
             raise Unusable(f"column '{column}': expected a list of at least one turn, got {_shown(turns)}")

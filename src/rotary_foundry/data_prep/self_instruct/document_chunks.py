@@ -8,6 +8,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rotary_foundry.data.fast_tokenizer import open_fast
 from rotary_foundry.data_prep.encoding import open_tokenizer
@@ -114,7 +115,7 @@ class Drawer:
         return self._count(self._backend, self._fast.apply_chat_template(messages, tokenize=False))
 
     @staticmethod
-    def _count(tokenizer, text: str) -> int:
+    def _count(tokenizer: Any, text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False))
 
     def _bounds(self, text: str, most: int) -> list[int]:

@@ -22,7 +22,7 @@ so it is excluded under them.
 
 from contextlib import nullcontext
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +122,7 @@ def _bias(tile: Tile, document: Tensor, before: int, after: int, dtype: torch.dt
 
 class _OnCPU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, tiles: list[Tile]) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: list[Tile]) -> Tensor:
         out, logsumexps = torch.empty_like(q), []
         for tile in tiles:
             queries, keys, values = tile.rows(q, tile.queries), tile.rows(k, tile.keys), tile.rows(v, tile.keys)
@@ -134,7 +134,7 @@ class _OnCPU(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out, *logsumexps = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), *_key_gradients(k, ctx.tiles)
         for index, (tile, logsumexp) in enumerate(zip(ctx.tiles, logsumexps, strict=True)):

@@ -130,10 +130,15 @@ def to_huggingface(
     """Return the same model in transformers' terms. [CLS] and [SEP] also stand for beginning and end of sequence."""
     from transformers import ModernBertConfig
 
+    unnamed: dict[str, Any] = {  # by transformers 5's signature, which takes them all the same
+        "global_attn_every_n_layers": shape.global_attn_every_n_layers,
+        "global_rope_theta": float(knobs["rope_theta"]),
+        "local_rope_theta": float(knobs["local_rope_theta"]),
+        "mask_token_id": tokenizer.mask_token_id,
+    }
     return ModernBertConfig(
         **{name: getattr(shape, name) for name in SIZES},
         norm_eps=shape.norm_eps,
-        global_attn_every_n_layers=shape.global_attn_every_n_layers,
         local_attention=shape.local_attention or 128,  # their default, if no layer is local; they want a number
         max_position_embeddings=longest_row,
         pad_token_id=tokenizer.pad_token_id,
@@ -141,14 +146,12 @@ def to_huggingface(
         bos_token_id=tokenizer.cls_token_id,
         sep_token_id=tokenizer.sep_token_id,
         eos_token_id=tokenizer.sep_token_id,
-        mask_token_id=tokenizer.mask_token_id,
         classifier_pooling="mean",
         tie_word_embeddings=True,
         architectures=["ModernBertForMaskedLM"],
         dtype="float32",
-        global_rope_theta=float(knobs["rope_theta"]),
-        local_rope_theta=float(knobs["local_rope_theta"]),
         **OURS,
+        **unnamed,
     )
 
 
