@@ -44,7 +44,7 @@ PREDICTED = {
     "step/base, 12 x 8192, compiled/ms": ("442", f"{MODEL}; {COMPILED}; products 131, attention 214, rest 97"),
     "step/base, 12 x 8192, compiled/mfu": ("0.304", "from the ms"),
     "step/*/peak_gib": ("{plan_gib}", "`rotary-foundry plan`, which leaves out temporary tensors"),
-    "step/*/graphs_later": ("0", "other documents and rows compile nothing anew: counted on CPU"),
+    "step/*/graphs_later": ("0", "other documents compile nothing anew: counted on CPU"),
     "loss_ms/base*/ours_ms": ("21", "products 13, and 22 chunks of 0.54 GB, counted in inductor's code"),
     "loss_ms/base*/products_ms": ("13", MODEL),
     "update/base*/ms": ("1630", "six microbatches of 269 ms, and the optimizer"),
