@@ -1,9 +1,9 @@
 """Where torch.compile and Triton keep the code that they made. Imports no torch.
 
-Both would share one folder among all releases, torch's below TMPDIR and Triton's below the home directory. Code that
-another release left there has failed to load or to run. A home directory is also often on a disk that all nodes share.
-Here each pair of releases has a folder below the node's TMPDIR. The run's folder was left out: this is code that a
-process loads, and a run's folder is also passed on to others.
+By themselves both use one folder for all releases, torch below TMPDIR and Triton in the home directory, which all nodes
+may share. Here each pair of releases has a folder of its own in the node's TMPDIR: another release begins with an empty
+one, and an old one is known by its name. The run's folder is not the place: a process loads this code, and a run's
+folder may come from others.
 """
 
 import getpass
