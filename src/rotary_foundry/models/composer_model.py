@@ -5,8 +5,9 @@ weights it by the microbatch's share of the update's predicted tokens on all ran
 depend on how the update is split. Of weighted tokens, the sum of the weights stands for their number.
 
 Compiled layers get the same number of tokens in every microbatch of a stage: each is filled to whole rows. Only the
-number of documents varies, and it is declared to (recipe/schema.py has the reasons). The loss, the records and the
-token clock are of the batch as it came.
+number of documents varies, which is marked as dynamic, since the attention kernel is all that it goes to. The number of
+predicted tokens varies after the layers, where the loss has a graph for any number (layers/cross_entropy.py). The loss,
+the records and the token clock are of the batch as it came.
 """
 
 import contextlib
