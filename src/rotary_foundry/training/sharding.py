@@ -29,7 +29,7 @@ from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.training.gloo import sum_then_divide
 from rotary_foundry.utils.errors import ConfigurationError
 
-# Of the code of a family's layers: kinds of layers (ModernBERT has three) × training and evaluation × sizes of
+# Of the code of a family's layers: kinds of layers, at most three so far, × training and evaluation × sizes of
 # microbatches.
 MOST_GRAPHS = 64
 REPLICATE, SHARD = ParallelismType.DATA_PARALLEL_REPLICATE.value, ParallelismType.DATA_PARALLEL_SHARD.value
