@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
+from rotary_foundry.compat.torch import vary_in_size
 from rotary_foundry.models.layers.documents import Documents
 from rotary_foundry.objectives.objective import IGNORE_INDEX
 from rotary_foundry.recipe.cost import peak_flops
@@ -87,7 +88,7 @@ class Proof:
 
     def recipe(self, name: str, *overrides: str, eager: bool = False) -> Recipe:
         """Load a recipe, or nano's; compiled as on a GPU, or eager."""
-        kind = "{disable: true}" if eager else "{backend: aot_eager, dynamic: true}" if self.tiny else "null"
+        kind = "{disable: true}" if eager else "{backend: aot_eager, dynamic: false}" if self.tiny else "null"
         file = ROOT / "yamls/main" / f"{'nano' if self.tiny else name}.yaml"
         return load_recipe(file, [f"compile_config={kind}", *overrides])
 
@@ -115,7 +116,9 @@ class Proof:
         labels = ids.where(torch.rand(len(ids), generator=generator) < MASKED, IGNORE_INDEX)
         predicted = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
         ids, labels, predicted = (tensor.to(self.device) for tensor in (ids, labels, predicted))
-        return ids, self.documents(lengths).cu_seqlens, row_length, labels, predicted
+        cu_seqlens = self.documents(lengths).cu_seqlens
+        vary_in_size(cu_seqlens)  # as training does
+        return ids, cu_seqlens, row_length, labels, predicted
 
     def documents(self, lengths: list[int], longest: int | None = None) -> Documents:
         cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=self.device)

@@ -66,7 +66,7 @@ PREDICTED = {
     **dict(_of_steps()),
     **dict(_of_loss_and_update()),
     "step/*/peak_gib": ("{plan_gib}", "`rotary-foundry plan`, which leaves out temporary tensors"),
-    "step/*/graphs_later": ("0", "other documents and rows compile nothing anew: counted on CPU"),
+    "step/*/graphs_later": ("0", "other documents compile nothing anew: counted on CPU"),
     "update/*/difference": ("0", "the same sums, made once; above 0 where attention's backward is not deterministic"),
     "run/nano/loss": ("{low} to {high}", "the held-out loss of five runs on CPU"),
     "determinism/as in training/differing": ("some of {of}", "FlashAttention 2 adds gradients of queries by atomics"),

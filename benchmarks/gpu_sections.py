@@ -207,7 +207,7 @@ def time_of_step(proof: Proof, name: str, stage: str, rows: int, row_length: int
     first, graphs = time.monotonic() - start, counters["stats"]["unique_graphs"]
     ms = proof.ms(both, times=5)
     peak_gib = proof.peak_gib()
-    both(proof.batch(shape.vocab_size, mixed(max(1, rows // 2), row_length, row_length // 3), row_length))
+    both(proof.batch(shape.vocab_size, mixed(rows, row_length, row_length // 3), row_length))
     tokens, predicted = sum(lengths), len(batch[-1])
     operations = shape.matmul_flops(tokens, predicted) + shape.attention_flops(lengths)
     counted = memory(recipe, compile_plan(recipe))[stage].kept  # with whole parameters and gradients

@@ -25,6 +25,7 @@ from rotary_foundry.runs.changes import changes_of_run
 from rotary_foundry.runs.recipes import load_recipe_and_plan
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.runs.run_lock import LockFile, LockObject, RunLock
+from rotary_foundry.utils.compiled_code import separate_compiled_code
 from rotary_foundry.utils.errors import (
     FAILED,
     REFUSED,
@@ -119,6 +120,7 @@ def run(recipe: Recipe, plan: Plan, locks: list[RunLock], held: ExitStack) -> No
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     # And each cuts other blocks out of the GPU's memory, in whose gaps the next one may not fit; these grow instead.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    separate_compiled_code()
     # Shared memory of a process that was ended is tidied up by another one, which would say so after the error.
     quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))

@@ -6,7 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rotary_foundry.data.batches import collate, split
+from rotary_foundry.data.batches import collate, filled, split
 from rotary_foundry.models.layers.cross_entropy import TokenLoss
 from rotary_foundry.objectives.causal_lm import CausalLM
 from rotary_foundry.objectives.instruction import Instruction
@@ -54,7 +54,7 @@ def test_nothing_of_a_forward_pass_on_a_gpu_waits_for_it(family, objective):
     with fake_gpu():
         move_there(network)
         for microbatch in split(batch_there(rows), 2):
-            loss = objective.loss(network, microbatch)
+            loss = objective.loss(network, filled(microbatch, 2))
             assert isinstance(loss, TokenLoss)
             assert (loss.cross_entropy.device.type, loss.tokens) == ("cuda", sum(microbatch["row_predicted"]))
         with pytest.raises(DynamicOutputShapeException):  # without `predicted` it would

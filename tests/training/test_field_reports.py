@@ -109,7 +109,7 @@ def test_ranks_that_start_seconds_apart_train_beside_another_run_on_the_same_cor
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("compile_config", ["{}", "{dynamic: true}"])
-def test_a_compiled_run_compiles_again_after_a_rollback_and_not_for_every_length(tiny, undisturbed, compile_config):
+def test_a_compiled_run_goes_through_a_rollback_and_compiles_not_for_every_length(tiny, undisturbed, compile_config):
     """Compiling twice in a process raised "duplicate template name" (transformers#37116).
 
     Packed rows of other lengths compiled anew without end (torchtitan#2823, Dao-AILab/quack#150).

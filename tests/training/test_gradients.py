@@ -60,7 +60,11 @@ UPDATES = {  # by world size
         "microbatches, deterministic": [microbatch(2), DETERMINISTIC],
     },
     # two ranks have three rows and one has two: no rows for the last microbatch, or one less
-    3: {"ranks that differ by a row": [microbatch(1)], "and in the last microbatch": [microbatch(2)]},
+    3: {
+        "ranks that differ by a row": [microbatch(1)],
+        "and in the last microbatch": [microbatch(2)],
+        "and are filled for compiled layers": [microbatch(2), "compile_config={dynamic: false, backend: eager}"],
+    },
     4: {"shards": [microbatch(2)], "replicas of shards, recomputed": [microbatch(1), TWO_REPLICAS, RECOMPUTED]},
 }
 LONG = (*UPDATES[1], "traced and recomputed")  # tests/models/test_compiled.py compiles layers, too

@@ -7,7 +7,7 @@ The learning rate is set here and not by a Composer scheduler. Composer steps it
 clock (`Trainer._train_loop`), so they are one update late.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from composer.core import Algorithm, Event, State, Time, TimeUnit
 from composer.loggers import Logger
@@ -25,13 +25,20 @@ class SegmentSwitch(Algorithm):
     update, it sets the family's knobs, the learning rate, the stage's peak learning rate, and weight decay.
 
     Args:
-        recipe: gives the microbatch sizes.
+        recipe: gives the family's knobs.
+        microbatch_rows: the most rows of a forward pass on a rank, by stage.
         plan: the plan compiled from the recipe.
         train_loader: makes the loader of the segment at a token.
     """
 
-    def __init__(self, recipe: Recipe, plan: Plan, train_loader: Callable[[int], DataLoader]):
-        self.stages = recipe.stages
+    def __init__(
+        self,
+        recipe: Recipe,
+        microbatch_rows: Mapping[str, int],
+        plan: Plan,
+        train_loader: Callable[[int], DataLoader],
+    ):
+        self.microbatch_rows = microbatch_rows
         self.knobs = list(recipe.family.knobs)
         self.plan = plan
         self.train_loader = train_loader
@@ -55,7 +62,7 @@ class SegmentSwitch(Algorithm):
         dist.barrier()
         left = segment.end_token - token
         set_iteration_length(state, Time(state.timestamp.token_in_iteration.value + left, TimeUnit.TOKEN))
-        state.device_train_microbatch_size = self.stages[segment.stage].device_train_microbatch_size
+        state.device_train_microbatch_size = self.microbatch_rows[segment.stage]
         state.model.stage = segment.stage
 
     def _set_position(self, state: State) -> None:

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.distributed import ProcessGroup, Store, distributed_c10d
 from torch.distributed.checkpoint import state_dict
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -61,6 +61,23 @@ def gather_matrices_in(dtype: torch.dtype) -> MixedPrecisionPolicy:
         param_dtype=dtype,
         param_dtype_override_fn=lambda param: None if param.ndim > 1 else param.dtype,
     )
+
+
+def vary_in_size(tensor: Tensor) -> None:
+    """Let a compiled function take a tensor of any length in its first dimension, even with `dynamic=False`.
+
+    Until torch 2.11 is no longer supported: newer releases have `torch.compile(dynamic_shapes=…)`.
+    """
+    torch._dynamo.mark_dynamic(tensor, 0)
+
+
+def allow_graphs(count: int) -> None:
+    """Let torch.compile make this many graphs of a function, if it would make fewer; its own limit is 8.
+
+    Beyond the limit it goes on without compiling, and only a warning says so. Until torch 2.11 is no longer supported:
+    newer releases have `torch.compile(recompile_limit=…)`.
+    """
+    torch._dynamo.config.recompile_limit = max(count, torch._dynamo.config.recompile_limit)
 
 
 def default_store() -> Store:

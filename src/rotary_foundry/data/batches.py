@@ -16,6 +16,9 @@ A batch with weighted labels also has `weights` float32 [tokens], `scored` bool 
 A batch of a multi-task stage also has `targets` float64 [targets, 4], whose documents are those of the batch, `allowed`
 uint8 [tokens], and `row_targets`. Its rows are sorted by task, and no microbatch has rows of two tasks. Since all ranks
 have the same number of rows of each task, they work at the same task at the same time.
+
+Rows are not quite full, and the last microbatch of an update may have fewer of them. Where layers are compiled, the
+model fills each microbatch as the last thing before its forward pass (`filled`), so that all have one number of tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +27,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from rotary_foundry.data.rows import check_row
@@ -186,6 +190,25 @@ def _of_nothing(batch: Batch) -> Batch:
         "labels": torch.full_like(first["labels"], IGNORE_INDEX),
         "predicted": first["predicted"][:0],
         **{key: [] for key in OF_ROWS if key in first},
+    }
+
+
+def filled(batch: Batch, rows: int) -> Batch:
+    """Fill a microbatch to the slots of `rows` rows with a dummy document, or several where more than a row is missing.
+
+    Nothing of it is predicted, and no other token attends to it. What is counted of the batch stays as it is.
+
+    Raises:
+        RuntimeError: the microbatch has more tokens.
+    """
+    row_length, tokens, slots = batch["row_length"], len(batch["input_ids"]), rows * batch["row_length"]
+    # made where the batch is, from numbers that the host has, so that it does not wait for a GPU
+    ends = torch.arange(tokens + row_length, slots + row_length, row_length, device=batch["cu_seqlens"].device)
+    return {
+        **batch,
+        "input_ids": F.pad(batch["input_ids"], (0, slots - tokens)),
+        "labels": F.pad(batch["labels"], (0, slots - tokens), value=IGNORE_INDEX),
+        "cu_seqlens": torch.cat((batch["cu_seqlens"], ends.clamp_(max=slots).int())),
     }
 
 

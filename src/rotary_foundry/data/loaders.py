@@ -1,7 +1,8 @@
 """The loaders of a run: training rows at the token clock, held-out rows each exactly once."""
 
+import math
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from composer.core import DataSpec
@@ -30,6 +31,26 @@ class RunData:
         self.tasks = {name: task for objective in self.objectives.values() for name, task in objective.tasks.items()}
         self._train_streams: dict[int, stream.TrainingStream] = {}
         self._held_out: dict[int, CheckedShards] = {}
+
+    @cached_property
+    def microbatch_rows(self) -> dict[str, int]:
+        """The most rows of a forward pass on a rank, by stage: `device_train_microbatch_size`.
+
+        Compiled layers get so many each time, the missing ones as filling. So there they are no more than a rank has of
+        an update at the end of the stage's ramp, and in a multi-task stage no more than it has of a block.
+        """
+        rows = {stage: config.device_train_microbatch_size for stage, config in self.recipe.stages.items()}
+        if not self.compiled:
+            return rows
+        for stage, config in self.recipe.stages.items():
+            of_ranks = min(config.global_train_batch_size, self.objectives[stage].block_size or math.inf)
+            rows[stage] = min(rows[stage], -(-of_ranks // dist.get_world_size()))
+        return rows
+
+    @property
+    def compiled(self) -> bool:
+        """Whether layers are compiled here, so that microbatches are filled."""
+        return self.recipe.is_compiled_on("cuda" if torch.cuda.is_available() else "cpu")
 
     def train_loader(self, plan: Plan, token: int) -> DataLoader:
         """Make a loader of the rest of the segment at the token clock."""
@@ -71,7 +92,7 @@ class RunData:
         In a multi-task stage these are the rows of its tasks, one task after the other.
         """
         config = self.recipe.stages[stage]
-        row_length, rows_a_batch = config.row_length, config.device_train_microbatch_size
+        row_length, rows_a_batch = config.row_length, self.microbatch_rows[stage]
         if row_length not in self._held_out:
             data = self.recipe.data
             shards = CheckedShards(

@@ -3,6 +3,11 @@
 The loss is the mean over the predicted tokens of one microbatch. With `accumulate_train_batch_on_tokens`, Composer
 weights it by the microbatch's share of the update's predicted tokens on all ranks. So an update's gradient does not
 depend on how the update is split. Of weighted tokens, the sum of the weights stands for their number.
+
+Compiled layers get the same number of tokens in every microbatch of a stage: each is filled to whole rows. Only the
+number of documents varies, which is marked as dynamic, since the attention kernel is all that it goes to. The number of
+predicted tokens varies after the layers, where the loss has a graph for any number (layers/cross_entropy.py). The loss,
+the records and the token clock are of the batch as it came.
 """
 
 import contextlib
@@ -13,7 +18,8 @@ from composer.models import ComposerModel
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
-from rotary_foundry.data.batches import Batch
+from rotary_foundry.compat.torch import vary_in_size
+from rotary_foundry.data.batches import Batch, filled
 from rotary_foundry.models.layers.cross_entropy import TokenLoss
 from rotary_foundry.objectives.objective import Objective
 
@@ -53,14 +59,23 @@ class FoundryModel(ComposerModel):
         objectives: the objectives by stage.
         stage: the stage whose objective is the loss; may be changed between updates.
         cpu_autocast: compute in bf16 under autocast on CPU, where Composer refuses `amp_bf16`.
+        static_rows: the rows that microbatches are filled to, by stage, if layers are compiled; None: not filled.
     """
 
-    def __init__(self, network: nn.Module, objectives: Mapping[str, Objective], stage: str, cpu_autocast: bool):
+    def __init__(
+        self,
+        network: nn.Module,
+        objectives: Mapping[str, Objective],
+        stage: str,
+        cpu_autocast: bool,
+        static_rows: Mapping[str, int] | None = None,
+    ):
         super().__init__()
         self.network = network
         self.objectives = objectives
         self.stage = stage
         self.cpu_autocast = cpu_autocast
+        self.static_rows = static_rows
 
     @property
     def objective(self) -> Objective:
@@ -68,6 +83,9 @@ class FoundryModel(ComposerModel):
 
     def forward(self, batch: Batch) -> TokenLoss:
         bf16 = torch.autocast("cpu", torch.bfloat16) if self.cpu_autocast else contextlib.nullcontext()
+        if self.static_rows is not None:
+            batch = filled(batch, self.static_rows[self.stage])
+            vary_in_size(batch["cu_seqlens"])
         with bf16:
             return self.objective.loss(self.network, batch)
 

@@ -172,7 +172,7 @@ def memory(recipe: Recipe, plan: Plan) -> dict[str, Memory]:
     """Estimate the memory of each stage of a plan at its end, by name; empty for a family that does not count it."""
     shape, recomputed = recipe.model.shape, recipe.fsdp_config.activation_checkpointing
     itemsize = 4 if recipe.precision == "fp32" else 2
-    compiled = not recipe.compiled_with("cuda").get("disable")
+    compiled = recipe.is_compiled_on("cuda")
     # autograd keeps the weights that autocast has cast, whole; a layer that is recomputed casts anew
     casts = 0 if recomputed or itemsize == 4 else itemsize * shape.parameters
     whole = 0 if recipe.fsdp_config.reshards(shape.parameters) else WHOLE_BYTES_A_PARAMETER * shape.parameters

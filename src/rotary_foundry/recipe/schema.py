@@ -214,9 +214,19 @@ class Recipe:
         return find_family(self.model.family)
 
     def compiled_with(self, device_type: str) -> dict[str, Any]:
-        """Return the arguments of torch.compile on a kind of device: without `compile_config`, it is for GPUs only."""
-        by_device = {"dynamic": True} if device_type == "cuda" else {"disable": True}
+        """Return the arguments of torch.compile on a kind of device: without `compile_config`, it is for GPUs only.
+
+        Sizes are static, since microbatches are filled to the same number of tokens (data/batches.py): kernels are made
+        for that number, and need not work out sizes and bounds as they run. So a graph is made for each row length and
+        microbatch size, in training and in evaluation, and for nothing else. With `dynamic: true` the same graph
+        serves every size.
+        """
+        by_device = {"dynamic": False} if device_type == "cuda" else {"disable": True}
         return by_device if self.compile_config is None else self.compile_config
+
+    def is_compiled_on(self, device_type: str) -> bool:
+        """Return whether layers are compiled on a kind of device."""
+        return not self.compiled_with(device_type).get("disable")
 
     def objective_of(self, stage: str) -> Objective:
         """Build a stage's objective.

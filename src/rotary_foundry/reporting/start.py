@@ -158,7 +158,7 @@ def _model(recipe: Recipe, attention: str, folder: RunFolder) -> str:
         f"{recipe.model.shape.parameters:,} parameters",
         recipe.precision,
         f"attention by {attention}",
-        "" if recipe.compiled_with(device).get("disable") else "compiled",
+        "compiled" if recipe.is_compiled_on(device) else "",
     ]
     return ", ".join(filter(None, said))
 

@@ -244,12 +244,12 @@ def build_trainer(
         train_dataloader_label=position.stage,
         spin_dataloaders=False,  # the loader starts at the token clock
         accumulate_train_batch_on_tokens=True,  # weight microbatches by predicted tokens
-        device_train_microbatch_size=recipe.stages[position.stage].device_train_microbatch_size,
+        device_train_microbatch_size=data.microbatch_rows[position.stage],
         optimizers=optimizer,
         precision=precision,
         parallelism_config={"fsdp": ShardingConfig(replicas_of(recipe))},
         algorithms=[
-            SegmentSwitch(recipe, plan, train_loader),
+            SegmentSwitch(recipe, data.microbatch_rows, plan, train_loader),
             MicrobatchSeed(recipe.seed),
             *reductions,
             *combinations,
@@ -289,7 +289,13 @@ def _build_model(recipe: Recipe, data: RunData, position: Position, initialised:
     network.to_empty(device=device)
     if initialised:
         fill(network, first_weights(recipe, network))
-    return FoundryModel(network, data.objectives, position.stage, recipe.precision == "amp_bf16" and not on_gpu)
+    return FoundryModel(
+        network,
+        data.objectives,
+        position.stage,
+        cpu_autocast=recipe.precision == "amp_bf16" and not on_gpu,
+        static_rows=data.microbatch_rows if data.compiled else None,
+    )
 
 
 def _build_saver(
@@ -329,7 +335,7 @@ def _stage_end_evaluator(plan: Plan, data: RunData, stage: str) -> Evaluator:
         dataloader=data_spec(data.eval_loader(stage)),
         metric_names=[f"^{re.escape(name)}$" for name in evaluation_metrics(data.objectives[stage])],
         eval_interval=at_stage_end,
-        device_eval_microbatch_size=data.recipe.stages[stage].device_train_microbatch_size,
+        device_eval_microbatch_size=data.microbatch_rows[stage],
     )
 
 

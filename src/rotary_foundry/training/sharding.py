@@ -24,11 +24,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from rotary_foundry.compat.composer import keep_from_sharding
-from rotary_foundry.compat.torch import gather_matrices_in, set_timeout
+from rotary_foundry.compat.torch import allow_graphs, gather_matrices_in, set_timeout
 from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.training.gloo import sum_then_divide
 from rotary_foundry.utils.errors import ConfigurationError
 
+# Of the code of a family's layers: kinds of layers, at most three so far, × training and evaluation × sizes of
+# microbatches.
+MOST_GRAPHS = 64
 REPLICATE, SHARD = ParallelismType.DATA_PARALLEL_REPLICATE.value, ParallelismType.DATA_PARALLEL_SHARD.value
 
 
@@ -67,10 +70,12 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
         "reshard_after_forward": recipe.fsdp_config.reshards(recipe.model.shape.parameters),
     }
     of_layer = gather_matrices_in(torch.bfloat16) if recipe.precision == "amp_bf16" else exact
-    compile_arguments = recipe.compiled_with(device.type)
+    compiled = recipe.is_compiled_on(device.type)
+    if compiled:
+        allow_graphs(MOST_GRAPHS)
     for layer in network.blocks:
-        if not compile_arguments.get("disable"):
-            layer.forward = _compiled(layer.forward, compile_arguments)
+        if compiled:
+            layer.forward = _compiled(layer.forward, recipe.compiled_with(device.type))
         if recipe.fsdp_config.activation_checkpointing:
             layer.forward = functools.partial(recomputed, layer.forward)
         fully_shard(layer, **options, mp_policy=of_layer)

@@ -1,0 +1,41 @@
+"""Where torch.compile and Triton keep the code that they made. Imports no torch.
+
+By themselves both use one folder for all releases, torch below TMPDIR and Triton in the home directory, which all nodes
+may share. Here each pair of releases has a folder of its own in the node's TMPDIR: another release begins with an empty
+one, and an old one is known by its name. The run's folder is not the place: a process loads this code, and a run's
+folder may come from others.
+"""
+
+import getpass
+import os
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "", "TRITON_CACHE_DIR": "triton"}
+
+
+def separate_compiled_code() -> None:
+    """Set the folders for this process and those that it starts, before torch is imported; what is set stays.
+
+    The release of torch names that of CUDA, as in 2.15.0+cu132, unless it is the only one of that release on PyPI.
+    """
+    releases = "_".join(f"{package}-{_release(package)}" for package in ("torch", "triton"))
+    folder = Path(tempfile.gettempdir()) / f"torchinductor_{_user()}_{releases}"
+    for variable, below in FOLDERS.items():
+        os.environ.setdefault(variable, str(folder / below))
+
+
+def _release(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # torch for CPU has no Triton
+        return "none"
+
+
+def _user() -> str:
+    """Return the user's name, as torch does; a container may run under a number that has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
