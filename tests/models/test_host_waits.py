@@ -1,11 +1,16 @@
 """Nothing in a microbatch waits for a GPU: the code that runs on one, on tensors that have no values."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import DynamicOutputShapeException
+from composer.core import Event
+from composer.devices import DeviceCPU
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rotary_foundry.algorithms.gradient_combination import GradientCombination
 from rotary_foundry.data.batches import collate, split
 from rotary_foundry.data.corpus import TokenizerFacts
 from rotary_foundry.data.row_preparation import HeldOutPrepared
@@ -110,6 +115,31 @@ def test_nothing_of_a_microbatch_of_a_task_waits_for_the_gpu(task):
         for microbatch in microbatches:
             loss = objective.loss(network, batch_there(microbatch))
             assert (loss.cross_entropy.device.type, loss.tokens) == ("cuda", sum(microbatch["row_predicted"]))
+
+
+@pytest.mark.parametrize("combine", ["mean", "min_norm", "projected"])
+def test_combining_the_gradients_of_tasks_waits_only_at_the_end_of_an_update(combine):
+    network = roformer_v2_peers.our_network(**HEADS)
+    attach_heads(network, TASKS)
+    objective, rows = batch_of_task("topic")
+    objective.combine = combine
+    microbatches = split(rows, 2)
+    model, timestamp = (
+        SimpleNamespace(network=network, objective=objective),
+        SimpleNamespace(token=SimpleNamespace(value=0)),
+    )
+    state = SimpleNamespace(batch=rows, model=model, timestamp=timestamp, device=DeviceCPU())
+    combination = GradientCombination(17)
+    with fake_gpu():
+        move_there(network)
+        combination.apply(Event.BATCH_START, state, None)
+        for state.batch in microbatches:
+            for parameter in network.parameters():
+                parameter.grad = torch.empty_like(parameter)
+            state.outputs = TokenLoss(torch.zeros((), device="cuda"), torch.zeros((), device="cuda"), 1)
+            combination.apply(Event.AFTER_BACKWARD, state, None)
+        with pytest.raises(DataDependentOutputException):
+            combination.apply(Event.AFTER_TRAIN_BATCH, state, None)
 
 
 def test_a_copy_from_the_host_that_waits_is_seen():
