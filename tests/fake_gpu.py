@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 
 from rotary_foundry.models.layers import cross_entropy, rotary
+from rotary_foundry.optim import gradient_sketch
 
 AMPERE = (8, 0)
 
@@ -37,6 +38,7 @@ def fake_gpu() -> Iterator[None]:
             yield
         finally:
             rotary._tables.cache_clear()
+            gradient_sketch._signs.cache_clear()
 
 
 def move_there(network: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -88,8 +89,8 @@ def test_a_heads_sums_are_those_of_its_examples(heads, task):
     bounds = torch.tensor([0, *LENGTHS]).cumsum(0).int()
     allowed = torch.ones(sum(LENGTHS), dtype=torch.uint8)
     allowed[bounds[1:].long() - 1] = 0
-    targets = torch.tensor(TARGETS[task], dtype=torch.float64)
-    found = heads.of(task)(hidden, bounds, targets, allowed)
+    targets = np.array(TARGETS[task], np.float64)
+    found = heads.of(task)(hidden, LENGTHS, targets, allowed)
     documents, may = hidden.split(LENGTHS), allowed.bool().split(LENGTHS)
     with torch.no_grad():
         loss, right, examples = _expected(heads.of(task), task, documents, may)
@@ -97,7 +98,7 @@ def test_a_heads_sums_are_those_of_its_examples(heads, task):
     assert (found.correct.item(), found.tokens) == (right, examples)
     found.cross_entropy.backward()
     assert hidden.grad.isfinite().all() and hidden.grad.abs().sum() > 0
-    empty = heads.of(task)(hidden, bounds, targets[:0], allowed)
+    empty = heads.of(task)(hidden, LENGTHS, targets[:0], allowed)
     assert (empty.cross_entropy, empty.correct, empty.tokens) == (0, 0, 0)
 
 
@@ -114,8 +115,8 @@ def test_the_entities_counted_are_those_with_a_score_above_0_and_those_of_the_ta
             found |= {(text, *span) for span in (scores > 0).nonzero().tolist()}
         missed = next((text, 0, 1, 1) for text in texts if (text, 0, 1, 1) not in found)
         there = {*sorted(found)[:5], missed}
-        targets = torch.tensor([*sorted(there), *((text, -1, 0, 0) for text in texts)], dtype=torch.float64)
-        assert head.spans(hidden, bounds, targets, allowed) == (5, len(found), 6)
+        targets = np.array([*sorted(there), *((text, -1, 0, 0) for text in texts)], np.float64)
+        assert head.spans(hidden, LENGTHS, targets, allowed) == (5, len(found), 6)
         assert len(found) > 5
 
 
@@ -131,10 +132,11 @@ def test_heads_stand_on_the_hidden_states_of_every_family_of_encoders(name):
             parameter.copy_(head_value(parameter_name, tuple(parameter.shape), 17))
     bounds = torch.tensor([0, *LENGTHS]).cumsum(0).int()
     batch = {"input_ids": torch.arange(5, 5 + sum(LENGTHS)), "cu_seqlens": bounds, "row_length": 64}
-    batch |= {"targets": torch.tensor(TARGETS["a.b"]).double(), "allowed": None, "row_sources": ["a.b"]}
+    targets = np.array(TARGETS["a.b"], np.float64)
+    batch |= {"lengths": LENGTHS, "targets": targets, "allowed": None, "row_sources": ["a.b"]}
     found = network.heads.loss(network, batch)
     hidden = network.hidden_states(batch["input_ids"], bounds, 64)
-    assert found == network.heads.of("a.b")(hidden, bounds, batch["targets"], None)
+    assert found == network.heads.of("a.b")(hidden, LENGTHS, targets, None)
     found.cross_entropy.backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in network.blocks[-1].parameters())
 

@@ -11,8 +11,9 @@ the next task, and set to the combination before the optimizer's step.
   weights are known only at the end. The other rules add the gradients up as they come: they take the memory of one
   gradient more, and the cosines with the update are estimated from sketches, of 262 kB a task
   (optim/gradient_sketch.py). min_norm_at_output needs the gradient of the encoder's output only to take its norm.
-- Communication: one all-reduce of the counts an update, one of the loss a task, and one of the norm a task and of the
-  Gram matrix an update (optim/sharded_sums.py).
+- Communication, each once an update: all-reduces of the counts, of the losses, and of the norms or the Gram matrix
+  (optim/sharded_sums.py). normalised, loss_scaled and min_norm_at_output need a task's loss or norm before they add its
+  gradient, so they reduce both once a task, and the host waits for a GPU there.
 
 Composer's loss of an update is the mean over all its tokens and examples, so a task of masked LM would hide all others.
 In its place comes the mean of the tasks' losses by their shares of the blocks, which `mean` descends, and which
@@ -41,6 +42,7 @@ from rotary_foundry.optim.task_weights import cosines, min_norm_weights, project
 
 OF_GRAM = ("min_norm", "projected")
 AT_OUTPUT = "min_norm_at_output"
+OF_ONE_TASK = ("normalised", "loss_scaled", AT_OUTPUT)  # the weight of a task follows from its own loss or norm
 
 
 @dataclass
@@ -57,7 +59,9 @@ class TaskPart:
     weight: float = 0.0
     cosine: float | None = None  # between the gradient and the update's; None: the rule does not keep the gradients
     cosine_estimate: float | None = None  # the same from sketches; None: the rule keeps the gradients
+    output_norm: float = 0.0  # of the gradient at the encoder's output, times the number of ranks; min_norm_at_output
     sums: list[Tensor] = field(default_factory=list)  # of each microbatch: loss, right units, squared norm at output
+    squares: dict[nn.Parameter, Tensor] = field(default_factory=dict)  # of what `.grad` held on this rank, summed
     gradient: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     sketch: Tensor | None = None  # of this rank's shards of the gradient
 
@@ -141,12 +145,8 @@ class GradientCombination(Algorithm):
         gradients = [param.grad for param in params]
         for param in params:
             param.grad = None
-        sums = torch.stack(part.sums).sum(0)
-        dist.all_reduce(sums)
         if part.units == 0:
             return
-        loss, right, output_square = sums.tolist()
-        part.loss, part.right = loss / part.units, right / part.units
         of_head = [] if head is None else [param.grad for param in head.parameters() if param.grad is not None]
         if of_head:
             foreach_mul_(local_tensors(of_head), part.scale)
@@ -154,13 +154,30 @@ class GradientCombination(Algorithm):
         combine = state.model.objective.combine
         if combine in OF_GRAM:
             return
-        squares = torch.stack(foreach_norm(local_tensors(gradients))).square_()[None]
-        sum_over_shards(squares, params)
-        part.norm = part.scale * squares.sum().sqrt().item()
-        at_output = part.scale * output_square**0.5  # times the number of ranks
-        part.weight = single_weight(combine, part.share, part.norm, part.loss, at_output)
+        norms = torch.stack(foreach_norm(local_tensors(gradients)))
+        part.squares = dict(zip(params, norms.square_(), strict=True))
+        if combine in OF_ONE_TASK:
+            self._measure([part])
+        part.weight = single_weight(combine, part.share, part.norm, part.loss, part.output_norm)
         part.sketch = self.sketcher(part.gradient).mul_(part.scale)
         self._add(part)
+
+    def _measure(self, parts: list[TaskPart]) -> None:
+        """Add up the sums and the squared norms of tasks over the ranks; waits for a GPU."""
+        sums = torch.stack([torch.stack(part.sums).sum(0) for part in parts])  # [tasks, 3]
+        dist.all_reduce(sums)
+        squares = [square for part in parts for square in part.squares.values()]
+        norms = [None] * len(parts)
+        if squares:
+            squares = torch.stack(squares)[None]
+            sum_over_shards(squares, [param for part in parts for param in part.squares])
+            of_parts = squares[0].split([len(part.squares) for part in parts])
+            norms = torch.stack([of_part.sum().sqrt() for of_part in of_parts]).tolist()
+        for part, (loss, right, output_square), norm in zip(parts, sums.tolist(), norms, strict=True):
+            part.loss, part.right = loss / part.units, right / part.units
+            part.norm = None if norm is None else part.scale * norm
+            part.output_norm = part.scale * output_square**0.5
+            part.sums, part.squares = [], {}
 
     def _add(self, part: TaskPart) -> None:
         """Add a task's gradient, which is used up, times its weight to the update's."""
@@ -178,6 +195,8 @@ class GradientCombination(Algorithm):
     def _combine(self, state: State) -> None:
         """Set every shared parameter's gradient to the combination."""
         combine = state.model.objective.combine
+        if unmeasured := [part for part in self.parts.values() if part.units and part.sums]:
+            self._measure(unmeasured)
         kept = [part for part in self.parts.values() if part.gradient]
         if kept:
             scales = np.array([part.scale for part in kept])

@@ -14,10 +14,10 @@ A batch with weighted labels also has `weights` float32 [tokens], `scored` bool 
 `row_scored`. What the loss counts of a row is then the sum of its weights.
 
 A batch of a multi-task stage also has `targets` float64 [targets, 4], whose documents are those of the batch, `allowed`
-uint8 [tokens], and `row_targets`. Its rows are sorted by task, and no microbatch has rows of two tasks. Since all ranks
-have the same number of rows of each task, they work at the same task at the same time.
+uint8 [tokens], and `row_targets`. `targets` is an array of NumPy, which stays on the host (models/task_heads.py). The
+rows are sorted by task, and no microbatch has rows of two tasks. Since all ranks have the same number of rows of each
+task, they work at the same task at the same time.
 
-Rows are not quite full, and the last microbatch of an update may have fewer of them. Where layers are compiled, the
 model fills each microbatch as the last thing before its forward pass (`filled`), so that all have one number of tokens.
 """
 
@@ -133,7 +133,7 @@ def _targets(prepared: Sequence[Prepared], row_documents: Sequence[int]) -> Batc
         targets.append(of_row + np.array([documents, 0, 0, 0]))
         allowed.append(may_be_in_span)
     return {
-        "targets": torch.from_numpy(np.concatenate(targets)),
+        "targets": np.concatenate(targets),
         "allowed": torch.from_numpy(np.concatenate(allowed)),
         "row_targets": list(map(len, targets)),
     }
@@ -162,9 +162,8 @@ def split(batch: Batch, microbatch_size: int) -> list[Batch]:
             **{key: batch[key][start:end] for key in OF_ROWS if key in batch},
         }
         if "targets" in batch:
-            targets = batch["targets"][target_ends[start] : target_ends[end]].clone()
-            targets[:, 0] -= document_ends[start]
-            microbatch["targets"] = targets
+            targets = batch["targets"][target_ends[start] : target_ends[end]]
+            microbatch["targets"] = targets - np.array([document_ends[start], 0, 0, 0])
         microbatches.append(microbatch)
     return microbatches
 

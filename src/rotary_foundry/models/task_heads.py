@@ -5,19 +5,23 @@
 - Answer: GlobalPointer with one softmax over all spans of a window. Entities: EfficientGlobalPointer with a multi-label
   loss (layers/span_scores.py).
 
+Targets and the lengths of documents are on the host, where every index is computed. The GPU gets the indices by copies
+that nothing waits for, so no head makes the host wait.
+
 The heads are attached to the network, so that Composer saves and FSDP2 shards them with it, each as a unit of its own.
 `attach_heads` also gives the network the method `encode`. It is `hidden_states` under another name, because FSDP2's
 hooks are put around a method that is called from outside, and `forward` calls `hidden_states` itself. Both call
 `network.on_output_gradient`, if it is set, with the gradient of the hidden states in the backward pass.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from rotary_foundry.data.task_file import Task
 from rotary_foundry.models.layers.cross_entropy import TokenLoss
@@ -50,13 +54,13 @@ class TaskHeads(nn.ModuleDict):
         """Compute the loss of a batch of one task, as sums over its examples."""
         hidden = network.encode(batch["input_ids"], batch["cu_seqlens"], batch["row_length"])
         head = self[_key(batch["row_sources"][0])]
-        return head(hidden, batch["cu_seqlens"], batch["targets"], batch["allowed"])
+        return head(hidden, batch["lengths"], batch["targets"], batch["allowed"])
 
     def spans(self, network: nn.Module, batch: Mapping[str, Any]) -> tuple[int, int, int]:
         """Count the entities of a batch of one task: found where they are, found, and there."""
         hidden = network.encode(batch["input_ids"], batch["cu_seqlens"], batch["row_length"])
         head = self[_key(batch["row_sources"][0])]
-        return head.spans(hidden, batch["cu_seqlens"], batch["targets"], batch["allowed"])
+        return head.spans(hidden, batch["lengths"], batch["targets"], batch["allowed"])
 
     def of(self, task: str) -> nn.Module | None:
         """Return a task's head; None for a task of masked LM."""
@@ -109,10 +113,18 @@ def task_of_head(name: str) -> str:
 class Classifier(nn.Linear):
     """Softmax over labels."""
 
-    def forward(self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor) -> TokenLoss:
-        """hidden [tokens, hidden], cu_seqlens [documents + 1], targets [targets, 4], allowed [tokens] → sums."""
-        documents, labels = targets[:, :2].long().unbind(1)
-        logits = super().forward(hidden[cu_seqlens[documents].long()]).float()  # [examples, labels]
+    def forward(self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor) -> TokenLoss:
+        """Compute the loss as sums over examples.
+
+        Args:
+            hidden: [tokens, hidden].
+            lengths: the tokens of each document.
+            targets: float64 [targets, 4], as in `task_file.py`, with documents counted through `lengths`.
+            allowed: uint8 [tokens], 1 where a span may lie.
+        """
+        documents, labels = targets[:, :2].astype(np.int64).T
+        logits = super().forward(_first_tokens(hidden, lengths, documents)).float()  # [examples, labels]
+        labels = _copied(labels, hidden)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         return TokenLoss(loss, (logits.argmax(1) == labels).sum(), len(targets))
 
@@ -120,23 +132,27 @@ class Classifier(nn.Linear):
 class Regressor(nn.Linear):
     """The squared error; a number counts as right if it is off by less than 0.5."""
 
-    def forward(self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor) -> TokenLoss:
+    def forward(self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor) -> TokenLoss:
         """As Classifier's."""
-        numbers = super().forward(hidden[cu_seqlens[targets[:, 0].long()].long()]).float().squeeze(1)  # [examples]
-        errors = numbers - targets[:, 1].float()
+        documents, right = targets[:, 0].astype(np.int64), targets[:, 1].astype(np.float32)
+        numbers = super().forward(_first_tokens(hidden, lengths, documents)).float().squeeze(1)  # [examples]
+        errors = numbers - _copied(right, hidden)
         return TokenLoss(errors.square().sum(), (errors.abs() < 0.5).sum(), len(targets))
 
 
 class Chooser(nn.Linear):
     """Softmax over the choices of a question."""
 
-    def forward(self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor) -> TokenLoss:
+    def forward(self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor) -> TokenLoss:
         """As Classifier's."""
-        scores = super().forward(hidden[cu_seqlens[:-1].long()]).float().squeeze(1)  # [documents]
-        first, choices, right = targets[:, :3].long().unbind(1)
-        places = torch.arange(int(choices.max()) if len(choices) else 1, device=scores.device)
-        of_question = (first[:, None] + places).clamp(max=len(scores) - 1)
-        scores = scores[of_question].masked_fill(places >= choices[:, None], -torch.inf)  # [questions, most choices]
+        documents = np.arange(len(lengths))
+        scores = super().forward(_first_tokens(hidden, lengths, documents)).float().squeeze(1)  # [documents]
+        first, choices, right = targets[:, :3].astype(np.int64).T
+        places = np.arange(choices.max(initial=1))
+        of_question = np.minimum(first[:, None] + places, len(lengths) - 1)  # [questions, most choices]
+        scores = scores[_copied(of_question, hidden)]
+        scores = scores.masked_fill(_copied(places >= choices[:, None], hidden), -torch.inf)
+        right = _copied(right, hidden)
         loss = F.cross_entropy(scores, right, reduction="sum")
         return TokenLoss(loss, (scores.argmax(1) == right).sum(), len(targets))
 
@@ -144,13 +160,13 @@ class Chooser(nn.Linear):
 class AnswerFinder(GlobalPointer):
     """Softmax over the spans of a window."""
 
-    def forward(self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor) -> TokenLoss:
+    def forward(self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor) -> TokenLoss:
         """As Classifier's."""
-        total, correct = hidden.new_zeros((), dtype=torch.float32), targets.new_zeros((), dtype=torch.int64)
-        spans = targets.long()
-        for examples, *inputs in _padded(spans[:, 0], hidden, cu_seqlens, allowed):
+        total, correct = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros((), dtype=torch.int64)
+        spans = targets.astype(np.int64)
+        for examples, *inputs in _padded(spans[:, 0], hidden, lengths, allowed):
             scores = super().forward(*inputs).float()  # [examples, 1, tokens, tokens]
-            right = spans[examples, 1:3]
+            right = _copied(spans[examples, 1:3], hidden)
             total = total + one_span_loss(scores, right) * len(examples)
             likeliest = scores.flatten(1).argmax(1)
             correct = correct + (likeliest == right[:, 0] * scores.shape[-1] + right[:, 1]).sum()
@@ -160,37 +176,36 @@ class AnswerFinder(GlobalPointer):
 class EntityFinder(EfficientGlobalPointer):
     """A score above 0 for every entity and below 0 for every other span; a text is right if all its scores are."""
 
-    def forward(self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor) -> TokenLoss:
+    def forward(self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor) -> TokenLoss:
         """As Classifier's."""
-        total, correct = hidden.new_zeros((), dtype=torch.float32), targets.new_zeros((), dtype=torch.int64)
-        for scores, right in self._scored(hidden, cu_seqlens, targets, allowed):
+        total, correct = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros((), dtype=torch.int64)
+        for scores, right in self._scored(hidden, lengths, targets, allowed):
             total = total + many_spans_loss(scores, right) * len(scores)
             correct = correct + ((scores > 0) == right).flatten(1).all(1).sum()
-        return TokenLoss(total, correct, len(targets[:, 0].unique()))
+        return TokenLoss(total, correct, len(np.unique(targets[:, 0])))
 
-    def spans(self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor) -> tuple[int, int, int]:
-        """Count entities: found where they are, found, and there. Arguments are Classifier's."""
+    def spans(self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor) -> tuple[int, int, int]:
+        """Count entities: found where they are, found, and there; waits for a GPU. Arguments are Classifier's."""
         counts = [0, 0, 0]
-        for scores, right in self._scored(hidden, cu_seqlens, targets, allowed):
+        for scores, right in self._scored(hidden, lengths, targets, allowed):
             found = scores > 0
             counts = [count + int(of.sum()) for count, of in zip(counts, (found & right, found, right), strict=True)]
         return tuple(counts)
 
     def _scored(
-        self, hidden: Tensor, cu_seqlens: Tensor, targets: Tensor, allowed: Tensor
+        self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield texts of about one length: the scores of spans [texts, kinds, tokens, tokens], and which are right."""
-        texts, text_of = targets[:, 0].long().unique(return_inverse=True)
-        kinds, first, last = targets[:, 1:].long().unbind(1)
-        for examples, *inputs in _padded(texts, hidden, cu_seqlens, allowed):
+        targets = targets.astype(np.int64)
+        texts, text_of = np.unique(targets[:, 0], return_inverse=True)
+        for examples, *inputs in _padded(texts, hidden, lengths, allowed):
             scores = super().forward(*inputs).float()
-            right = torch.zeros_like(scores, dtype=torch.bool)
-            row_of = torch.full_like(texts, -1).index_copy_(
-                0, examples, torch.arange(len(examples), device=texts.device)
-            )
-            here = (row_of[text_of] >= 0) & (kinds >= 0)
-            right[row_of[text_of][here], kinds[here], first[here], last[here]] = True
-            yield scores, right
+            rows = np.full(len(texts), -1)
+            rows[examples] = np.arange(len(examples))
+            here = (rows[text_of] >= 0) & (targets[:, 1] >= 0)
+            places = np.ravel_multi_index((rows[text_of[here]], *targets[here, 1:].T), scores.shape)
+            right = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+            yield scores, right.index_fill_(0, _copied(places, hidden), True).view_as(scores)
 
 
 KINDS = {
@@ -203,21 +218,35 @@ KINDS = {
 
 
 def _padded(
-    documents: Tensor, hidden: Tensor, cu_seqlens: Tensor, allowed: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    documents: NDArray[np.int64], hidden: Tensor, lengths: Sequence[int], allowed: Tensor
+) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
     """Yield documents of about one length: their places among `documents`, hidden states and `allowed`, padded.
 
     The scores of all spans take the square of the longest document, so those of at most 16, 32, 64, … tokens go
-    together.
+    together. They are padded with their last token, which is not allowed there.
     """
-    starts, ends = cu_seqlens[:-1][documents].tolist(), cu_seqlens[1:][documents].tolist()
+    starts, sizes = _starts(lengths)[documents], np.array(lengths)[documents]
     by_length: dict[int, list[int]] = {}
-    for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        by_length.setdefault(max(4, (end - start - 1).bit_length()), []).append(place)
+    for place, size in enumerate(sizes.tolist()):
+        by_length.setdefault(max(4, (size - 1).bit_length()), []).append(place)
     for _, places in sorted(by_length.items()):
-        of_documents = [slice(starts[place], ends[place]) for place in places]
-        yield (
-            torch.tensor(places, device=documents.device),
-            pad_sequence([hidden[tokens] for tokens in of_documents], batch_first=True),
-            pad_sequence([allowed[tokens] for tokens in of_documents], batch_first=True).bool(),
-        )
+        start, size = (_copied(each[places], hidden).unsqueeze(1) for each in (starts, sizes))  # [documents, 1]
+        place = torch.arange(sizes[places].max(), device=hidden.device)
+        tokens = start + place.minimum(size - 1)  # [documents, most tokens]
+        of_tokens = hidden.index_select(0, tokens.flatten()).unflatten(0, tokens.shape)
+        yield np.array(places), of_tokens, allowed[tokens].bool() & (place < size)
+
+
+def _first_tokens(hidden: Tensor, lengths: Sequence[int], documents: NDArray[np.int64]) -> Tensor:
+    """Return the hidden states of the first tokens of documents. [documents, hidden]"""
+    return hidden.index_select(0, _copied(_starts(lengths)[documents], hidden))
+
+
+def _starts(lengths: Sequence[int]) -> NDArray[np.int64]:
+    """Return the first token of each document."""
+    return np.cumsum(lengths, dtype=np.int64) - lengths
+
+
+def _copied(numbers: NDArray, beside: Tensor) -> Tensor:
+    """Copy numbers to the device of another tensor, without waiting for it."""
+    return torch.tensor(numbers).to(beside.device, non_blocking=True)

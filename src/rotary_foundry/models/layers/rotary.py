@@ -25,9 +25,17 @@ def rotary_tables(
     documents: Documents, head_dim: int, theta: float, dtype: torch.dtype, scaling: RopeScaling = PLAIN
 ) -> RotaryTables:
     """Return cosines and signed sines for every token of a packed sequence, for `rotate`: [tokens, 1, head_dim]."""
-    length = 1 << (documents.max_seqlen - 1).bit_length()
-    cos, sin = _tables(length, head_dim, theta, scaling, dtype, documents.cu_seqlens.device)
-    return cos[documents.positions].unsqueeze(1), sin[documents.positions].unsqueeze(1)
+    tables = first_rotary_tables(documents.max_seqlen, head_dim, theta, dtype, documents.cu_seqlens.device, scaling)
+    return tables[0][documents.positions], tables[1][documents.positions]
+
+
+def first_rotary_tables(
+    tokens: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device, scaling: RopeScaling = PLAIN
+) -> RotaryTables:
+    """Return cosines and signed sines for the positions from 0 on, for `rotate`: [tokens, 1, head_dim]."""
+    length = 1 << (tokens - 1).bit_length()
+    cos, sin = _tables(length, head_dim, theta, scaling, dtype, device)
+    return cos[:tokens].unsqueeze(1), sin[:tokens].unsqueeze(1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rotary_foundry.models.layers.documents import Documents
-from rotary_foundry.models.layers.rotary import rotary_tables, rotate
+from rotary_foundry.models.layers.rotary import first_rotary_tables, rotate
 
 HEAD_SIZE = 64
 THETA = 10_000.0
@@ -56,9 +55,7 @@ def _linear(rows: int, columns: int) -> nn.Linear:
 
 def _products(queries: Tensor, keys: Tensor) -> Tensor:
     """[rows, tokens, kinds, HEAD_SIZE] twice → [rows, kinds, tokens, tokens]"""
-    tokens = queries.shape[1]
-    bounds = torch.tensor([0, tokens], dtype=torch.int32, device=queries.device)
-    tables = rotary_tables(Documents(bounds, tokens, tokens), HEAD_SIZE, THETA, queries.dtype)
+    tables = first_rotary_tables(queries.shape[1], HEAD_SIZE, THETA, queries.dtype, queries.device)
     queries, keys = rotate(queries, *tables), rotate(keys, *tables)
     return torch.einsum("rikd,rjkd->rkij", queries, keys) / HEAD_SIZE**0.5
 
