@@ -18,6 +18,7 @@ uint8 [tokens], and `row_targets`. `targets` is an array of NumPy, which stays o
 rows are sorted by task, and no microbatch has rows of two tasks. Since all ranks have the same number of rows of each
 task, they work at the same task at the same time.
 
+Rows are not quite full, and the last microbatch of an update may have fewer of them. Where layers are compiled, the
 model fills each microbatch as the last thing before its forward pass (`filled`), so that all have one number of tokens.
 """
 
