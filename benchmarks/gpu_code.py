@@ -89,7 +89,8 @@ class Inductor:
         (outputs,) = next(node.args for node in module.graph.nodes if node.op == "output")
         with V.set_fake_mode(self.mode):
             compile_fx_inner(module, inputs, is_backward=is_backward)
-        self.found[-1]["kept"] = sum(_of_tokens(node, self.tokens) for node in outputs[1:])
+        storages = (_of_tokens(node, self.tokens) for node in outputs[1:])
+        self.found[-1]["kept"] = sum({storage._cdata: storage.nbytes() for storage in storages if storage}.values())
         return module.forward
 
     def partition(self, joint, inputs, **options):
@@ -118,12 +119,15 @@ class EagerKernels(TorchDispatchMode):
         return result
 
 
-def _of_tokens(node, tokens: int) -> int:
-    """The bytes of what a graph returns, if it belongs to this layer: not of weights, nor of the rotary tables."""
+def _of_tokens(node, tokens: int):
+    """The storage of what a graph returns, if it belongs to this layer: not of weights, nor of the rotary tables.
+
+    A view keeps the whole of what it is a view of: the values keep queries and keys as they were before they turned.
+    """
     value = getattr(node, "meta", {}).get("val")
     shape = getattr(value, "shape", ())
     given = node is not None and node.op == "placeholder" and len(shape) != 2
-    return 0 if tokens not in shape or given else value.nbytes
+    return None if tokens not in shape or given else value.untyped_storage()
 
 
 def _count(model: str) -> dict[str, dict]:

@@ -93,9 +93,10 @@ class Shape(TransformerShape):
         hidden, inner = self.hidden_size, self.intermediate_size
         # the layer's input, in float32; in the products' type both norms' outputs, q, k and v, attention's output, and
         # what the feed-forward part multiplies; a byte of dropout. Eager, the sum before the second norm, q and k also
-        # as they were before they turned, and GELU's output; compiled, attention's part of that sum instead
+        # as they were before they turned, and GELU's output; compiled, too, since v is a view of the whole projection,
+        # and attention's part of that sum instead of the sum
         if compiled:
-            return FLOAT32 * hidden + itemsize * (7 * hidden + 3 * inner) + hidden
+            return FLOAT32 * hidden + itemsize * (9 * hidden + 3 * inner) + hidden
         return 2 * FLOAT32 * hidden + itemsize * (8 * hidden + 4 * inner) + hidden
 
     def describe(self, knobs: Mapping[str, float]) -> str:

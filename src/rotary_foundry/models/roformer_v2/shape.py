@@ -69,8 +69,8 @@ class Shape(TransformerShape):
         hidden, inner = self.hidden_size, self.intermediate_size
         # the norms' inputs, or compiled one of them and the layer's own, in float32; in the products' type the layer's
         # input and the second product's, q, k and v, attention's output and the feed-forward part's; two bytes of
-        # dropout. Eager also q and k before they turned; compiled, attention's product
-        others = 7 if compiled else 8
+        # dropout; q and k before they turned, since v is a view of the whole projection; compiled, attention's product
+        others = 9 if compiled else 8
         return 2 * FLOAT32 * hidden + itemsize * (others * hidden + inner) + 2 * hidden
 
     def describe(self, knobs: Mapping[str, float]) -> str:
