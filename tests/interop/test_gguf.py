@@ -137,6 +137,13 @@ def test_a_setting_of_another_model_is_refused_by_key(tmp_path, key):
     assert refused(path, tmp_path).startswith(f"{key}: {says}")
 
 
+def test_a_whole_number_is_taken_where_others_write_a_fraction(tmp_path):
+    settings = settings_of(ours := our_network(vocab_size=320)) | {"llama.attention.layer_norm_rms_epsilon": 1}
+    path = write_gguf(tmp_path / "model.gguf", tensors_of(ours), settings | VOCABULARY)
+    import_model(path, tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["rms_norm_eps"] == 1
+
+
 TENSORS = {
     "rope_freqs.weight": (np.ones(8, np.float32), "rope_freqs.weight: expected none, as we have no factors of single"),
     "blk.1.attn_q.bias": (np.zeros(64, np.float32), "our model has no part for the tensor blk.1.attn_q.bias"),

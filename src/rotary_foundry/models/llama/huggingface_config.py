@@ -142,7 +142,7 @@ def to_huggingface(
         **ids,
         num_key_value_heads=shape.num_key_value_heads,
         head_dim=shape.head_dim,
-        rms_norm_eps=shape.norm_eps,
+        rms_norm_eps=float(shape.norm_eps),  # JSON and GGUF write 1.0 as 1, too
         rope_parameters={"rope_theta": theta, **(scaling or {"rope_type": DEFAULT})},
         max_position_embeddings=longest_row,
         pad_token_id=tokenizer.pad_token_id,

@@ -138,7 +138,7 @@ def to_huggingface(
     }
     return ModernBertConfig(
         **{name: getattr(shape, name) for name in SIZES},
-        norm_eps=shape.norm_eps,
+        norm_eps=float(shape.norm_eps),
         local_attention=shape.local_attention or 128,  # their default, if no layer is local; they want a number
         max_position_embeddings=longest_row,
         pad_token_id=tokenizer.pad_token_id,

@@ -75,7 +75,7 @@ class RoFormerV2OnDisk(HuggingFaceForm):
         return RoFormerV2Config(
             **{name: getattr(shape, name) for name in SIZES},
             **OURS,
-            layer_norm_eps=shape.norm_eps,
+            layer_norm_eps=float(shape.norm_eps),
             rope_theta=float(knobs["rope_theta"]),
             init_depth_exponent=shape.init_depth_exponent,
             max_position_embeddings=longest_row,
