@@ -26,6 +26,7 @@ from rotary_foundry.callbacks.checkpoint_saver import NOT_LOADED, CompleteCheckp
 from rotary_foundry.callbacks.first_update import FirstUpdate
 from rotary_foundry.callbacks.graceful_stop import GracefulStop
 from rotary_foundry.callbacks.held_locks import HeldLocks
+from rotary_foundry.callbacks.last_progress import LastProgress
 from rotary_foundry.callbacks.loss_spike import LossSpike
 from rotary_foundry.callbacks.loss_watch import LossWatch
 from rotary_foundry.callbacks.memory import Memory
@@ -261,6 +262,7 @@ def build_trainer(
             RunRecords(folder, rollbacks, plan, monitors),
             CheckpointRollback(watch, planned),
             saver,
+            LastProgress(),
             GracefulStop(saver),
             *extensions(recipe, "callbacks"),
         ],
