@@ -232,6 +232,20 @@ def test_a_microbatch_whose_tensors_a_kernel_could_not_count_in_32_bits_is_refus
     load_recipe("yamls/main/base.yaml", [rows[0].replace("144", "72"), rows[1]])  # an update has no more rows
 
 
+def test_a_microbatch_with_a_tensor_of_2_to_the_31_elements_is_refused():
+    rows = {"pretrain": 4, "extend": 3, "decay": 3}
+    most = [f"stages.{name}.device_train_microbatch_size={number}" for name, number in rows.items()]
+    recipe = load_recipe("yamls/main/base.yaml", ["model.intermediate_size=32_768", *most])
+    assert 3 * recipe.stages["extend"].row_length * 2 * recipe.model.shape.intermediate_size < 2**31
+    one_more = "stages.extend.device_train_microbatch_size=4"
+    with pytest.raises(ConfigurationError) as refused:
+        load_recipe("yamls/main/base.yaml", ["model.intermediate_size=32_768", *most, one_more])
+    assert "'stages.extend.device_train_microbatch_size': 4 rows × row_length 8,192 × 65,536 outputs of" in str(
+        refused.value
+    )
+    assert str(refused.value).endswith("a 32-bit index ends before 2,147,483,648: take at most 3 rows")
+
+
 def test_without_local_layers_there_is_no_window():
     assert load_recipe(NANO, ["model.global_attn_every_n_layers=1", "model.local_attention=null"])
 

@@ -153,7 +153,8 @@ class FSDPConfig:
         """Return the number of replicas, and of shards of each.
 
         Raises:
-            ConfigurationError: their product is not the world size.
+            ConfigurationError: their product is not the world size, or a replica would take a part of a node and whole
+            ones, so that its ranks exchange parameters within nodes and between them.
         """
         replicas, shards = self.data_parallel_replicate_degree, self.data_parallel_shard_degree
         if replicas is None:
@@ -164,6 +165,13 @@ class FSDPConfig:
             raise ConfigurationError(
                 f"fsdp_config: data_parallel_replicate_degree {replicas} × data_parallel_shard_degree {shards} "
                 f"is not the number of processes, {world_size}"
+            )
+        of_a_node = world_size // nodes
+        if world_size % nodes == 0 and shards % of_a_node and of_a_node % shards:
+            raise ConfigurationError(
+                f"fsdp_config: data_parallel_replicate_degree {replicas} does not fit the {nodes} nodes: the {shards} "
+                f"processes that share a copy of the model would be neither whole nodes of {of_a_node} nor an equal "
+                f"part of one; leave it out for a copy on each node, or set a divisor or a multiple of {nodes}"
             )
         return replicas, shards
 

@@ -34,6 +34,7 @@ OF_COMPILE = (  # arguments of torch.compile, some of them only in newer release
 )
 LONGEST_TIMEOUT = 604_800  # seconds
 NUMBERS_IN_A_TENSOR = 2**30  # of two bytes each they are 2**31 bytes
+ELEMENTS_IN_A_TENSOR = 2**31
 SEES = {True: "to earlier tokens only", False: "in both directions"}  # by what is causal
 PRECISIONS = ("fp32", "amp_bf16")
 ATTN_IMPLEMENTATIONS = ("auto", "varlen", "flash", "sdpa")
@@ -234,6 +235,17 @@ def _width(stage: StageConfig, shape: Shape) -> Iterator[Problem]:
             f"{rows * of_a_row:,} numbers in a tensor; kernels that count in 32 bits go wrong silently from "
             f"{NUMBERS_IN_A_TENSOR:,} on: take at most {most} rows",
         )
+    elif not any(shape.problems()):  # of which parameter_shapes() may list billions
+        weights = (size for size in shape.parameter_shapes().values() if len(size) == 2)
+        widest = max((outputs for outputs, _ in weights if outputs != shape.vocab_size), default=0)  # of a layer
+        if rows * stage.row_length * widest >= ELEMENTS_IN_A_TENSOR:
+            most = (ELEMENTS_IN_A_TENSOR - 1) // (stage.row_length * widest)
+            yield (
+                "device_train_microbatch_size",
+                f"{rows} rows × row_length {stage.row_length:,} × {widest:,} outputs of a layer's widest product are "
+                f"{rows * stage.row_length * widest:,} elements, and a 32-bit index ends before "
+                f"{ELEMENTS_IN_A_TENSOR:,}: take at most {most} rows",
+            )
 
 
 def _one_schedule(stage: StageConfig) -> Iterator[Problem]:

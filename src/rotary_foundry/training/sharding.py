@@ -28,6 +28,7 @@ from rotary_foundry.compat.torch import set_timeout
 from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.training.gloo import sum_then_divide
 from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.wording import one_line
 
 REPLICATE, SHARD = ParallelismType.DATA_PARALLEL_REPLICATE.value, ParallelismType.DATA_PARALLEL_SHARD.value
 
@@ -83,6 +84,17 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
     keep_from_sharding(network)
 
 
+def check_compile_config(recipe: Recipe, device_type: str) -> None:
+    """Refuse arguments that torch.compile refuses: the installed torch decides on modes, backends and their options.
+
+    Raises:
+        ConfigurationError: with torch's reason.
+    """
+    arguments = recipe.compiled_with(device_type)
+    if not arguments.get("disable"):
+        _compiled(torch.nn.functional.gelu, arguments)  # any function: it is compiled when it is called
+
+
 def data_parallel_mesh(replicas: int, device: torch.device, timeout: float) -> DeviceMesh:
     """Make the mesh: all ranks in one dimension, or, with replicas, replicate × shard.
 
@@ -126,4 +138,4 @@ def _compiled(forward: Callable[..., Tensor], arguments: dict[str, Any]) -> Call
     try:
         return torch.compile(forward, **arguments)
     except Exception as error:  # an unknown argument, mode or backend
-        raise ConfigurationError(f"compile_config: torch.compile refuses {arguments}: {error}") from error
+        raise ConfigurationError(f"'compile_config': torch.compile refuses {arguments}: {one_line(error)}") from error
