@@ -23,6 +23,7 @@ from rotary_foundry.recipe.optimizer_settings import OPTIMIZERS, OptimizerConfig
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.knob import Knob
 
+MOST_HELD_OUT_WORKERS = 2
 LARGEST_GATHERED = 1_000_000_000  # parameters of a model that stays whole on every rank during an update
 
 
@@ -54,6 +55,11 @@ class DataConfig:
     cache_limit: str | None = None  # bytes that the training rows of one length take of `local`, as 100gb; null: all
     shuffle_block_size: int = 1 << 18  # about how many rows are shuffled together: those of some whole shards
     num_workers: int = 1
+
+    @property
+    def held_out_workers(self) -> int:
+        """Loader workers of a rank that evaluates on a GPU; these batches are one microbatch each."""
+        return min(MOST_HELD_OUT_WORKERS, self.num_workers)
 
 
 @dataclass
