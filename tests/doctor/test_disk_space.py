@@ -123,6 +123,14 @@ def test_checkpoints_that_are_there_already_want_no_room_again(recipe_file, tmp_
     assert f"{size(one)} of them here already" in after.said
 
 
+def test_checkpoints_by_the_clock_want_room_for_as_many_as_are_kept(recipe_file, tmp_path):
+    recipe = load_recipe(
+        recipe_file, [f"runs_folder={tmp_path}", "save_num_checkpoints_to_keep=9", "save_interval=30m"]
+    )
+    found = only(check_runs_disk(recipe, compile_plan(recipe)))
+    assert "(10 checkpoints of" in found.said  # the run has fewer updates with one due at a token
+
+
 def test_shards_that_are_decompressed_already_want_no_room_again(recipe, tmp_path):
     local = Path(shutil.copytree(recipe.data.local, tmp_path / "data"))
     recipe = replace(recipe, data=replace(recipe.data, local=str(local)))

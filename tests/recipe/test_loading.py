@@ -114,6 +114,9 @@ NANO = Path("yamls/main/nano.yaml")
         ("stages.decay.optimizer=null", "'stages.decay.optimizer'"),
         ("loggers.tensorbord.x=1", "'tensorbord' is not known"),
         ("save_interval=often", "'save_interval'"),
+        ("save_interval=30min", "'30min' is not a time such as 500ba, 1_000_000tok, 1800sec, 30m or 1h30m"),
+        ("save_interval=24h", "'24h' is not a time such as 500ba"),
+        ("save_interval=0m", "'0m' is not a time such as 500ba"),
         ("stages=[]", "'stages': expected a mapping of keys to values, got a list"),
         ("stages.pretrain.duration=1000000", "such as 1_000_000tok"),
         ("stages.pretrain.duration=0tok", "not positive"),
@@ -182,6 +185,15 @@ def test_a_wrong_value_is_refused_by_key(override, says):
     assert says in str(refused.value)
     assert re.match(rf"(?:{NANO}: .*|argument )'.+'", str(refused.value))  # where, and which key
     assert "\n" not in str(refused.value)
+
+
+def test_checkpoints_by_the_clock_are_refused_where_a_rollback_would_go_back_to_one():
+    at = "rollback.at={token: 500_000tok, to: 400_000tok, lr: 1e-4}"
+    assert load_recipe(NANO, ["save_interval=30m", at]).save_interval == "30m"
+    with pytest.raises(
+        ConfigurationError, match=r"'save_interval': '30m' saves by the clock, and rollback\.non_finite"
+    ):
+        load_recipe(NANO, ["save_interval=30m", "rollback.non_finite={data: advance}"])
 
 
 def test_a_wrong_key_is_reported_with_the_file_it_stands_in(tmp_path):

@@ -86,7 +86,10 @@ def check_runs_disk(recipe: Recipe, plan: Plan) -> Iterator[Finding]:
     """Whether the checkpoints that will stay, and one that is being written, have room beside those that are there."""
     folder = RunFolder.of(recipe)
     costs = cost(recipe, plan)
-    count = min(costs.checkpoints_kept + 1, costs.checkpoints_written)
+    if costs.save_seconds is None:
+        count = min(costs.checkpoints_kept + 1, costs.checkpoints_written)
+    else:  # without a number to keep, those due at a token are the fewest
+        count = (costs.checkpoints_kept or costs.checkpoints_written) + 1
     here = _bytes(folder.path, "*.distcp")
     needed = max(0, count * costs.checkpoint_bytes - here)
     there = f", {size(here)} of them here already" if here else ""

@@ -202,7 +202,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(metadata=chosen_by("name", OPTIMIZERS))
     data: DataConfig
     stages: dict[str, StageConfig]  # by name, in order
-    save_interval: str  # such as 500ba or 1_000_000tok; the end of every stage is saved as well
+    save_interval: str  # such as 500ba, 1_000_000tok, or 30m of training; the end of every stage is saved as well
     init_from: str | None = None  # a run, a checkpoint or a Hugging Face directory to begin with; null: random weights
     rollback: RollbackConfig = field(default_factory=RollbackConfig)
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
