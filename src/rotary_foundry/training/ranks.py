@@ -163,10 +163,10 @@ def _first_reason(error: Exception, own: str) -> str:
 
 def _watch(over: threading.Event, dist_timeout: float) -> None:
     """End this process if another rank has failed and this one does not notice; say it if NCCL may abort it soon."""
-    store, overdue = default_store(), False
+    store, overdue, say_after = default_store(), False, max(dist_timeout - BEFORE, dist_timeout / 2)
     may_abort = torch.distributed.get_backend() != "gloo" and dist.get_world_size() > 1
     while not over.wait(LOOKS):
-        was_overdue, overdue = overdue, may_abort and seconds_without_progress() >= dist_timeout - BEFORE
+        was_overdue, overdue = overdue, may_abort and seconds_without_progress() >= say_after
         if overdue and not was_overdue:
             _say_overdue(dist_timeout)
         try:
