@@ -101,7 +101,7 @@ def print_plan(
         rate = f"{machine.mfu:.1%} of {PEAK_FLOPS[machine.gpu] / 1e12:,.0f} TFLOP/s (bf16, dense)"
         said = f"{hours:,.1f} hours on {machine.gpus} × {machine.gpu}, each at {rate}"
         if not all(machine.holds(use.of_a_gpu(_shards(recipe, machine))) for use in memory(recipe, plan).values()):
-            said = f"none: the recipe does not fit on {machine.gpus} × {machine.gpu}"
+            said, hours = f"none: the recipe does not fit on {machine.gpus} × {machine.gpu}", None
         grid.add_row("time", said)
     grid.add_row("checkpoints", checkpoints_line(costs, hours))
     console.print(grid)
