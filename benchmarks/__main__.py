@@ -2,7 +2,7 @@
 
 Two hours on two cores. With names of parts (shards, speed, roformer, llama, memory, floor, length, recipe, monitors,
 stream, start, combine, update_end,
-gpu_code, predicted, exchanges) only those are measured, and take their places in results.md.
+gpu_code, predicted, exchanges, checkpoint_planning) only those are measured, and take their places in results.md.
 """
 
 import os
@@ -409,6 +409,24 @@ def exchanges() -> str:
     return f"{before}\n\n{table(heads, rows)}"
 
 
+def checkpoint_planning() -> str:
+    """What the ranks do before and after the writing of a checkpoint of base, by the number of simulated GPUs."""
+    from checkpoint_planning import ONE_SHARD_GROUP, planning
+
+    rows = []
+    for ranks in (8, 64, 256):
+        for way, overrides in {"as shipped": [], "one shard group": ONE_SHARD_GROUP}.items():
+            if ranks == 8 and overrides:
+                continue  # one node is one shard group
+            found = planning(ranks, overrides)
+            of_all = [f"{found[key]:,}" for key in ("saving", "items", "written")]
+            seconds = [f"{found[key]:.2f}" for key in ("listing", "planned", "finished")]
+            rows.append([f"{ranks}", way, *of_all, f"{found['bytes'] / 1e6:.1f}", *seconds])
+            print(*rows[-1], sep=" | ", flush=True)
+    heads = ["GPUs", "", "ranks that save", "items listed", "items written", "MB to rank 0"]
+    return table([*heads, "a rank's list, CPU s", "rank 0's plan, CPU s", "its metadata, CPU s"], rows)
+
+
 PARTS = {
     "Text to shards": shards,
     "Speed": speed,
@@ -426,6 +444,7 @@ PARTS = {
     "Code for a GPU": gpu_code,
     "Predicted on an H100": predicted,
     "Exchanges between GPUs": exchanges,
+    "Planning of a checkpoint": checkpoint_planning,
 }
 
 

@@ -38,7 +38,7 @@ from rotary_foundry.utils.errors import (
     print_error,
 )
 from rotary_foundry.utils.installing import check_overrides
-from rotary_foundry.utils.processes import is_first, is_first_of_node, world_size
+from rotary_foundry.utils.processes import is_first, is_first_of_node, local_world_size, world_size
 from rotary_foundry.utils.redaction import redacted
 
 # Seconds. A rank that is still there after them has an error of its own, such as shards that are missing on its node.
@@ -158,7 +158,7 @@ def report_rehearsal(folder: RunFolder) -> None:
 
 def check_world_size(recipe: Recipe, plan: Plan, path: str) -> None:
     world = world_size()
-    recipe.fsdp_config.degrees(world)
+    recipe.fsdp_config.degrees(world, -(-world // local_world_size()))
     for segment in plan.segments:
         if segment.rows < world:
             raise ConfigurationError(

@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -39,7 +40,8 @@ def train(plan, clock, updates, interval="10ba", mfu=None, progress_bar=False):
     progress.fit_start(SimpleNamespace(timestamp=before), None)
     while batch < updates:
         segment = plan.segment_at(token)
-        after = Timestamp(batch=batch + 1, token=token + segment.tokens_per_update)
+        spent = timedelta(seconds=STEP * (batch + 1))
+        after = Timestamp(batch=batch + 1, token=token + segment.tokens_per_update, total_wct=spent)
         elapsed = Time(after.token.value / plan.total_tokens, "dur")
         state = SimpleNamespace(
             timestamp=before,
@@ -73,6 +75,13 @@ def test_a_line_comes_with_the_first_update_with_every_interval_and_with_the_las
     ends = [1, *range(100, plan.total_updates, 100), plan.total_updates]
     at = {position.update: position.token for position in map(plan.at, _boundaries(plan))}
     assert tokens == [f"{short(at[end])}/{short(plan.total_tokens)}" for end in ends]
+
+
+def test_a_line_may_come_every_so_many_seconds_of_training(plan, clock, capsys):
+    train(plan, clock, 20, interval=f"{round(5 * STEP)}sec")
+    tokens = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    at = {position.update: position.token for position in map(plan.at, _boundaries(plan))}
+    assert tokens == [f"{short(at[end])}/{short(plan.total_tokens)}" for end in (1, 5, 10, 15, 20)]
 
 
 def _boundaries(plan):

@@ -6,6 +6,7 @@ import time
 from itertools import islice
 
 import pytest
+import torch
 
 from rotary_foundry import compile_plan, load_recipe
 from rotary_foundry.data import loaders
@@ -55,6 +56,32 @@ def test_every_held_out_row_is_predicted_on_exactly_one_rank(held_out, monkeypat
     ]
     assert sorted(digests) == sorted(alone)
     assert len(set(digests)) == 7
+
+
+def assert_equal_batches(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        same = torch.equal(found[key], value) if isinstance(value, torch.Tensor) else found[key] == value
+        assert same, key
+
+
+def test_on_a_gpu_workers_load_the_held_out_rows_and_the_batches_are_the_same_in_the_same_order(tmp_path, monkeypatch):
+    write_rows(tmp_path, "validation", {"code": 9, "docs": 4})
+    overrides = [f"data.local={tmp_path}", "data.sources=[code, docs]", "stages.decay.mixture=null"]
+    overrides += [f"stages.{stage}.row_length={ROW_LENGTH}" for stage in ("pretrain", "extend", "decay")]
+    overrides += ["stages.pretrain.device_train_microbatch_size=2", "data.num_workers=8", "dist_timeout=60"]
+    data = loaders.RunData(load_recipe(REPOSITORY / "yamls/main/nano.yaml", overrides), TOKENIZER)
+    expected = list(on_cpu := data.eval_loader("pretrain"))
+    assert (on_cpu.num_workers, on_cpu.pin_memory) == (0, False)
+    monkeypatch.setattr(loaders.torch.cuda, "is_available", lambda: True)
+    on_gpu = data.eval_loader("pretrain")
+    monkeypatch.undo()
+    assert (on_gpu.num_workers, on_gpu.pin_memory, on_gpu.timeout) == (2, True, 60)
+    on_gpu.pin_memory = False  # there is no GPU that could
+    found = list(on_gpu)
+    assert len(found) == len(expected) == len(on_gpu) == 7  # which two workers do not divide
+    for batch, other in zip(found, expected, strict=True):
+        assert_equal_batches(batch, other)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

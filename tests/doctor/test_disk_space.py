@@ -94,6 +94,15 @@ def test_a_containers_64_mb_are_too_little_for_base_and_the_remedy_is_enough(mon
     assert only(check_shm(BASE, plan, 1, 8)).mark == GOOD
 
 
+def test_on_gpus_the_workers_of_an_evaluation_want_room_beside_those_that_train(monkeypatch):
+    plan = compile_plan(BASE)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    a_row = loaders_need(BASE, plan, 1) / (2 * BASE.data.num_workers + 1) / 4608
+    found = only(check_shm(BASE, plan, 1, 8))
+    both = loaders_need(BASE, plan, 1) + 8 * (2 * 2 + 1) * 96 * a_row  # ranks, batches of two workers, rows, bytes
+    assert f"needed are {size(both)} for the loaders and 1 GB for NCCL" in found.said
+
+
 def test_loaders_without_workers_want_no_room(recipe_file):
     recipe = load_recipe(recipe_file, ["data.num_workers=0"])
     assert loaders_need(recipe, compile_plan(recipe), 1) == 0
@@ -112,6 +121,14 @@ def test_checkpoints_that_are_there_already_want_no_room_again(recipe_file, tmp_
     after = only(check_runs_disk(recipe, plan))
     assert f"needed are {size(2 * one)}" in after.said
     assert f"{size(one)} of them here already" in after.said
+
+
+def test_checkpoints_by_the_clock_want_room_for_as_many_as_are_kept(recipe_file, tmp_path):
+    recipe = load_recipe(
+        recipe_file, [f"runs_folder={tmp_path}", "save_num_checkpoints_to_keep=9", "save_interval=30m"]
+    )
+    found = only(check_runs_disk(recipe, compile_plan(recipe)))
+    assert "(10 checkpoints of" in found.said  # the run has fewer updates with one due at a token
 
 
 def test_shards_that_are_decompressed_already_want_no_room_again(recipe, tmp_path):

@@ -201,3 +201,35 @@ def test_a_gpu_that_torch_was_not_built_for_is_named(monkeypatch, capability, bu
     if missing is not None:
         assert f"has no code for {missing}" in found.said
         assert found.remedy.endswith(", ".join(built_for))
+
+
+def hopper(monkeypatch, version: str, major: int = 9) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(major=major, minor=0))
+
+
+SDPA_IN_BF16 = ("precision=amp_bf16", "model.attn_implementation=sdpa")
+
+
+@pytest.mark.parametrize("found", ["2.11.0", "2.13.1+cu130"])
+def test_a_torch_whose_kernels_are_known_to_be_at_fault_on_this_gpu_is_named_with_its_source(monkeypatch, found):
+    hopper(monkeypatch, found)
+    told = only(installation.check_known_faults(load_recipe("yamls/main/base.yaml", SDPA_IN_BF16)))
+    assert told.mark == DOUBTFUL
+    assert told.said.startswith(f"torch {found} here: cuDNN") and "pytorch/pytorch#196678" in told.said
+
+
+@pytest.mark.parametrize(
+    ("found", "major", "overrides"),
+    [
+        ("2.14.0", 9, SDPA_IN_BF16),
+        ("2.13.0", 8, SDPA_IN_BF16),
+        ("2.13.0", 9, ("precision=fp32", "model.attn_implementation=sdpa")),
+        ("2.13.0", 9, ("precision=amp_bf16",)),
+    ],
+)
+def test_a_fault_that_a_recipe_does_not_meet_is_not_told(monkeypatch, found, major, overrides):
+    hopper(monkeypatch, found, major)
+    assert not list(installation.check_known_faults(load_recipe("yamls/main/base.yaml", overrides)))

@@ -16,7 +16,9 @@ from rotary_foundry.models.modernbert.network import ModernBert
 from rotary_foundry.models.modernbert.shape import Shape
 from rotary_foundry.optim.stable_adamw import StableAdamW
 from rotary_foundry.recipe.cost import Machine, cost
+from rotary_foundry.reporting.plan_table import checkpoints_line
 from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.wording import size
 from tests.models.peers import KNOBS, SMALL, initialise, masked, pack
 
 
@@ -102,6 +104,24 @@ def test_as_many_checkpoints_are_written_as_composer_finds_due(save_interval):
 def test_intervals_in_rows_count_likewise(save_interval):
     recipe = replace(NANO, save_interval=save_interval)
     assert cost(recipe, PLAN).checkpoints_written == len(saved_tokens(recipe))
+
+
+def test_of_checkpoints_by_the_clock_those_at_tokens_are_counted_and_no_more_kept_than_asked():
+    plain = replace(NANO, save_interval="1h")
+    assert cost(plain, PLAN).checkpoints_written == len(PLAN.stage_ends)
+    assert (cost(plain, PLAN).checkpoints_kept, cost(plain, PLAN).save_seconds) == (None, 3600)
+    overrides = ["save_interval=1h", "save_num_checkpoints_to_keep=4"]
+    assert cost(load_recipe("yamls/main/nano.yaml", overrides), PLAN).checkpoints_kept == 4
+    overrides.append("rollback.at={token: 700_000tok, to: 300_000tok, lr: 1e-4}")
+    back = load_recipe("yamls/main/nano.yaml", overrides)
+    assert cost(back, compile_plan(back)).checkpoints_kept == 2 * (4 + 1)  # in abandoned/ as well
+
+
+def test_a_plan_says_how_many_checkpoints_the_hours_make():
+    costs = cost(replace(NANO, save_interval="30m", save_num_checkpoints_to_keep=4), PLAN)
+    assert checkpoints_line(costs).startswith("3 and one every 30 minutes of training, of ")
+    assert checkpoints_line(costs).endswith(f"at most 4 kept, {size(4 * costs.checkpoint_bytes)}")
+    assert "about 23 in all" in checkpoints_line(costs, hours=10)
 
 
 def test_a_rollback_writes_anew_what_it_abandoned_and_keeps_what_it_names():

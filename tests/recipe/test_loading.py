@@ -114,6 +114,9 @@ NANO = Path("yamls/main/nano.yaml")
         ("stages.decay.optimizer=null", "'stages.decay.optimizer'"),
         ("loggers.tensorbord.x=1", "'tensorbord' is not known"),
         ("save_interval=often", "'save_interval'"),
+        ("save_interval=30min", "'30min' is not a time such as 500ba, 1_000_000tok, 1800sec, 30m or 1h30m"),
+        ("save_interval=24h", "'24h' is not a time such as 500ba"),
+        ("save_interval=0m", "'0m' is not a time such as 500ba"),
         ("stages=[]", "'stages': expected a mapping of keys to values, got a list"),
         ("stages.pretrain.duration=1000000", "such as 1_000_000tok"),
         ("stages.pretrain.duration=0tok", "not positive"),
@@ -184,6 +187,15 @@ def test_a_wrong_value_is_refused_by_key(override, says):
     assert "\n" not in str(refused.value)
 
 
+def test_checkpoints_by_the_clock_are_refused_where_a_rollback_would_go_back_to_one():
+    at = "rollback.at={token: 500_000tok, to: 400_000tok, lr: 1e-4}"
+    assert load_recipe(NANO, ["save_interval=30m", at]).save_interval == "30m"
+    with pytest.raises(
+        ConfigurationError, match=r"'save_interval': '30m' saves by the clock, and rollback\.non_finite"
+    ):
+        load_recipe(NANO, ["save_interval=30m", "rollback.non_finite={data: advance}"])
+
+
 def test_a_wrong_key_is_reported_with_the_file_it_stands_in(tmp_path):
     (tmp_path / "shared.yaml").write_text("optimizer: {epsilon: 1e-6}\n")
     (tmp_path / "mine.yaml").write_text(f"extends: [{NANO.resolve()}, shared.yaml]\nrun_name: mine\n")
@@ -230,6 +242,20 @@ def test_a_microbatch_whose_tensors_a_kernel_could_not_count_in_32_bits_is_refus
     recipe = load_recipe("yamls/main/base.yaml", [*rows, "stages.extend.device_train_microbatch_size=85"])
     assert recipe.stages["extend"].device_train_microbatch_size == 85
     load_recipe("yamls/main/base.yaml", [rows[0].replace("144", "72"), rows[1]])  # an update has no more rows
+
+
+def test_a_microbatch_with_a_tensor_of_2_to_the_31_elements_is_refused():
+    rows = {"pretrain": 4, "extend": 3, "decay": 3}
+    most = [f"stages.{name}.device_train_microbatch_size={number}" for name, number in rows.items()]
+    recipe = load_recipe("yamls/main/base.yaml", ["model.intermediate_size=32_768", *most])
+    assert 3 * recipe.stages["extend"].row_length * 2 * recipe.model.shape.intermediate_size < 2**31
+    one_more = "stages.extend.device_train_microbatch_size=4"
+    with pytest.raises(ConfigurationError) as refused:
+        load_recipe("yamls/main/base.yaml", ["model.intermediate_size=32_768", *most, one_more])
+    assert "'stages.extend.device_train_microbatch_size': 4 rows × row_length 8,192 × 65,536 outputs of" in str(
+        refused.value
+    )
+    assert str(refused.value).endswith("a 32-bit index ends before 2,147,483,648: take at most 3 rows")
 
 
 def test_without_local_layers_there_is_no_window():

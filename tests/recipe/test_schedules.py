@@ -3,10 +3,13 @@
 from math import cos, pi, sqrt
 
 import pytest
+from composer.core import Time, TimeUnit
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rotary_foundry.recipe.knobs import knob_schedule
 from rotary_foundry.recipe.plan import LearningRate
-from rotary_foundry.recipe.schedules import piecewise_linear, warmup_stable_decay
+from rotary_foundry.recipe.schedules import parse_seconds, piecewise_linear, warmup_stable_decay
 
 SHAPES = {
     "one_minus_sqrt": lambda done: 1 - sqrt(done),
@@ -54,3 +57,20 @@ def test_lines_run_from_point_to_point_and_stay_at_the_last(unit):
     for update, factor in middles.items():
         assert curve.at(7 + update * unit) == pytest.approx(1.76e-3 * factor)
     assert piecewise_linear(9, [(0, 0.5)]) == 0.5
+
+
+@given(st.from_regex(r"([0-9]{0,2}h)?([0-9]{0,2}m)?([0-9]{0,2}s)?|[0-9_]{1,5}(sec|ba|tok|min)", fullmatch=True))
+def test_a_time_of_the_clock_is_what_composer_reads(value):
+    seconds = parse_seconds(value)
+    if seconds is not None:
+        assert Time.from_timestring(value) == Time(seconds, TimeUnit.SECOND)
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("1800sec", 1800), ("30m", 1800), ("1h30m", 5400), ("2h5s", 7205)])
+def test_the_forms_of_a_time_of_the_clock(value, seconds):
+    assert parse_seconds(value) == seconds
+
+
+@pytest.mark.parametrize("value", ["", "30", "90m", "24h", "1.5h", "30min", "500ba", "m30"])
+def test_other_times_are_not_of_the_clock(value):
+    assert parse_seconds(value) is None

@@ -67,7 +67,8 @@ def test_it_says_what_is_trained_on_what_and_where_things_go(folder):
     assert "rows of 1,024: web 1,024,000, code 1,024,001, papers 1,024,002 and 3 sources more" in said
     trained = "trained last at rope_theta 160,000, local_rope_theta 10,000, on rows of up to 8,192 tokens"
     assert f"{folder.path}/base, {trained}; this run begins at rope_theta 10,000" in said
-    assert f"{cost(mine, compile_plan(mine)).checkpoints_written} of 4.75 GB" in said
+    at_tokens = cost(mine, compile_plan(mine)).checkpoints_written
+    assert f"{at_tokens} and one every 30 minutes of training, of 4.75 GB" in said
     assert "in checkpoints/, and s3://bucket/runs/mine" in said
     assert "metrics.jsonl, eval.jsonl, logs/ and checkpoints/ in the run's folder" in said
     assert f"rotary-foundry report {folder.path}" in said

@@ -85,6 +85,19 @@ def test_degrees_that_are_not_the_world_are_refused(replicas, shards, world):
         FSDPConfig(shards, replicas).degrees(world)
 
 
+@pytest.mark.parametrize("replicas", [1, 2, 4, 8, 16, 32])
+def test_a_copy_takes_whole_nodes_or_an_equal_part_of_one(replicas):
+    assert FSDPConfig(data_parallel_replicate_degree=replicas).degrees(32, nodes=4) == (replicas, 32 // replicas)
+
+
+@pytest.mark.parametrize(("replicas", "shards", "nodes"), [(2, -1, 3), (6, -1, 4), (None, 8, 4)])
+def test_a_copy_that_would_take_one_node_and_a_half_is_refused(replicas, shards, nodes):
+    with pytest.raises(
+        ConfigurationError, match=rf"data_parallel_replicate_degree {replicas or ''}.* the {nodes} nodes"
+    ):
+        FSDPConfig(shards, replicas).degrees(24 if nodes == 3 else 48, nodes)
+
+
 def test_recomputed_layers_do_not_fill_autocasts_cache():
     """It would keep the weights of all layers in bf16, whole, until the end of the forward pass."""
     layer, copies = nn.Linear(8, 8, bias=False), []

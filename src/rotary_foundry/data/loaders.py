@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
+from itertools import islice
 
 import torch
 from composer.core import DataSpec
 from composer.utils import dist
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from rotary_foundry.data import stream
 from rotary_foundry.data.batches import Batch, collate, num_rows, num_tokens, split
@@ -71,6 +72,8 @@ class RunData:
         return DataLoader(
             rows,
             batch_size=rows.batch_size,
+            # A new segment has new workers: torch's persistent ones keep the batch size, the draw and the knobs that
+            # they were forked with.
             num_workers=workers,
             # a worker that finds no room in /dev/shm prints an error and goes on, and its batch never comes
             timeout=self.recipe.dist_timeout if workers else 0,
@@ -108,7 +111,15 @@ class RunData:
             parts = {task: range(start, end) for task, start, end in bounds if task in objective.tasks}
         prepare = HeldOutPrepared(objective, self.tokenizer, self.recipe.seed)
         rows = HeldOutRows(shards, prepare, row_length, rows_a_batch, parts)
-        return DataLoader(rows, batch_size=None)
+        on_gpu = torch.cuda.is_available()
+        workers = self.recipe.data.held_out_workers if on_gpu else 0  # on CPU they would take the cores of the ranks
+        return DataLoader(
+            rows,
+            batch_size=None,
+            num_workers=workers,
+            timeout=self.recipe.dist_timeout if workers else 0,
+            pin_memory=on_gpu,
+        )
 
     def _train_stream(self, row_length: int, draw: stream.Draw) -> stream.TrainingStream:
         rows = self._train_streams.get(row_length)
@@ -158,20 +169,21 @@ class HeldOutRows(IterableDataset):
         return sum(len(self._turns(rows)) for rows in self.parts.values())
 
     def __iter__(self) -> Iterator[Batch]:
-        rank, world = dist.get_global_rank(), dist.get_world_size()
-        for source, rows in self.parts.items():
-            for turns in self._turns(rows):
-                there = [rows[place] for turn in turns if (place := turn * world + rank) < len(rows)]
-                prepare = self.prepare if there else nothing_to_predict
-                samples = [self.shards[row] | {"row": row, "source": source} for row in there or rows[:1]]
-                yield collate(
-                    samples,
-                    prepare,
-                    self.row_length,
-                    self.prepare.tokenizer.vocab_size,
-                    self.prepare.objective.document_mask,
-                    by_task=source is not None,
-                )
+        rank, world, worker = dist.get_global_rank(), dist.get_world_size(), get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)  # torch's loader asks its workers in turn
+        batches = ((source, rows, turns) for source, rows in self.parts.items() for turns in self._turns(rows))
+        for source, rows, turns in islice(batches, first, None, step):
+            there = [rows[place] for turn in turns if (place := turn * world + rank) < len(rows)]
+            prepare = self.prepare if there else nothing_to_predict
+            samples = [self.shards[row] | {"row": row, "source": source} for row in there or rows[:1]]
+            yield collate(
+                samples,
+                prepare,
+                self.row_length,
+                self.prepare.tokenizer.vocab_size,
+                self.prepare.objective.document_mask,
+                by_task=source is not None,
+            )
 
     def _turns(self, rows: range) -> list[range]:
         """Return, batch by batch, which of its rows in these a rank has."""

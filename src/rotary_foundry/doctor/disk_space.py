@@ -2,10 +2,10 @@
 
 The loaders put into /dev/shm the batches that they have made and the Trainer has not taken: torch's loaders make two a
 worker ahead, and the one that is trained on stays until it is let go of. A rank's batch is its share of an update's
-rows. Without workers batches are made in the ranks themselves. A container has 64 MB unless it is told otherwise, and a
-loader that finds no room dies of a bus error, hours in, when the ramp comes to a batch that is too large. NCCL has its
-rings between the GPUs of one machine there as well, for which NVIDIA's guide recommends 1 GB ("Troubleshooting", shared
-memory).
+rows. On GPUs an evaluation has workers of its own beside them. Without workers batches are made in the ranks
+themselves. A container has 64 MB unless it is told otherwise, and a loader that finds no room dies of a bus error,
+hours in, when the ramp comes to a batch that is too large. NCCL has its rings between the GPUs of one machine there as
+well, for which NVIDIA's guide recommends 1 GB ("Troubleshooting", shared memory).
 
 Disks are asked for what has yet to come: checkpoints beside those that are there, decompressed shards that are not.
 """
@@ -42,6 +42,14 @@ def loaders_need(recipe: Recipe, plan: Plan, nodes: int) -> int:
     return round((AHEAD * workers + 1) * most / nodes) if workers else 0
 
 
+def evaluation_needs(recipe: Recipe, plan: Plan, ranks: int) -> int:
+    """Bytes of /dev/shm that the evaluations of so many ranks take on GPUs, beside those of the training loaders."""
+    workers = recipe.data.held_out_workers
+    rows = {name: stage.device_train_microbatch_size for name, stage in recipe.stages.items()}  # of a batch
+    most = max(_batch_bytes(recipe, segment) / segment.rows * rows[segment.stage] for segment in plan.segments)
+    return round((AHEAD * workers + 1) * most * ranks) if workers else 0
+
+
 def _batch_bytes(recipe: Recipe, segment: Segment) -> float:
     """Bytes of an update's batches on all ranks together."""
     objective = recipe.objective_of(segment.stage)
@@ -56,8 +64,10 @@ def check_shm(recipe: Recipe, plan: Plan, nodes: int, ranks: int, shm: Path = SH
         return
     import torch
 
-    loaders = loaders_need(recipe, plan, nodes)
-    nccl = NCCL if torch.cuda.is_available() and ranks > 1 else 0
+    loaders, nccl = loaders_need(recipe, plan, nodes), 0
+    if torch.cuda.is_available():
+        loaders += evaluation_needs(recipe, plan, ranks)
+        nccl = NCCL if ranks > 1 else 0
     free = shutil.disk_usage(shm).free
     subject, parts = str(shm), f"{size(loaders)} for the loaders" + (f" and {size(nccl)} for NCCL" if nccl else "")
     if free < loaders + nccl:
@@ -76,7 +86,10 @@ def check_runs_disk(recipe: Recipe, plan: Plan) -> Iterator[Finding]:
     """Whether the checkpoints that will stay, and one that is being written, have room beside those that are there."""
     folder = RunFolder.of(recipe)
     costs = cost(recipe, plan)
-    count = min(costs.checkpoints_kept + 1, costs.checkpoints_written)
+    if costs.save_seconds is None:
+        count = min(costs.checkpoints_kept + 1, costs.checkpoints_written)
+    else:  # without a number to keep, those due at a token are the fewest
+        count = (costs.checkpoints_kept or costs.checkpoints_written) + 1
     here = _bytes(folder.path, "*.distcp")
     needed = max(0, count * costs.checkpoint_bytes - here)
     there = f", {size(here)} of them here already" if here else ""

@@ -28,7 +28,8 @@ from rich.text import Text
 
 from rotary_foundry.doctor.disk_space import check_runs_disk, check_shm
 from rotary_foundry.doctor.finding import BAD, DOUBTFUL, GOOD, Finding, bad, doubtful
-from rotary_foundry.doctor.installation import check_attention, check_gpus, check_packages
+from rotary_foundry.doctor.host_memory import check_memory
+from rotary_foundry.doctor.installation import check_attention, check_gpus, check_known_faults, check_packages
 from rotary_foundry.doctor.leftovers import check_leftovers
 from rotary_foundry.doctor.locks import check_locks
 from rotary_foundry.doctor.reach import check_data, check_save_folder, check_wandb
@@ -73,6 +74,7 @@ def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
     world, ranks = world_size(), local_world_size()
     yield from _guarded("GPUs", check_gpus(ranks if world > 1 else 0, recipe))
     yield from _guarded("attention", check_attention(recipe))
+    yield from _guarded("versions", check_known_faults(recipe))
     yield from _guarded("leftovers", check_leftovers(clean))  # before the room is measured that they take
     if is_first():
         yield from _guarded("locks", check_locks(recipe))
@@ -80,6 +82,7 @@ def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
         return
     plan = compile_plan(recipe)
     on_gpus = ranks if world > 1 else torch.cuda.device_count()
+    yield from _guarded("memory", check_memory(recipe, plan, world // ranks, on_gpus or ranks))
     yield from _guarded("/dev/shm", check_shm(recipe, plan, world // ranks, on_gpus))
     yield from _guarded("runs", check_runs_disk(recipe, plan))
     yield from _guarded("data", check_data(recipe))

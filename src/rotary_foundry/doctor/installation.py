@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
@@ -261,6 +262,46 @@ def _compare_on_gpu() -> Iterator[Finding]:
     else:
         kernels = use_newer_kernels("cuda") or f"torch {torch.__version__}'s own kernels"
         yield good("attention", f"{chosen} by {kernels}: within {off:.2g} of sdpa")
+
+
+@dataclass(frozen=True)
+class KnownFault:
+    """Versions that compute something wrong on a generation of GPUs, as others have reported."""
+
+    torch: str  # versions
+    generation: int  # of compute capability
+    attention: str  # what the recipe's backend has to be here
+    what: str
+    source: str
+    remedy: str
+
+
+KNOWN_FAULTS = (
+    KnownFault(
+        torch=">=2.11,<2.14",
+        generation=9,
+        attention="sdpa",
+        what="cuDNN's attention under a mask may give NaN for the gradient of queries in bf16",
+        source="pytorch/pytorch#196678",
+        remedy="model.attn_implementation=auto, or a newer torch",
+    ),
+)
+
+
+def check_known_faults(recipe: Recipe | None) -> Iterator[Finding]:
+    """Look for pairs of torch and a GPU that are known to be at fault in what a recipe uses."""
+    import torch
+
+    if recipe is None or recipe.precision != "amp_bf16" or not torch.cuda.is_available():
+        return
+    generations = {torch.cuda.get_device_properties(index).major for index in range(torch.cuda.device_count())}
+    for fault in KNOWN_FAULTS:
+        if (
+            fault.generation in generations
+            and recipe.model.attn_implementation == fault.attention
+            and _within(torch.__version__, SpecifierSet(fault.torch))
+        ):
+            yield doubtful("versions", f"torch {torch.__version__} here: {fault.what} ({fault.source})", fault.remedy)
 
 
 def attention_error(device: "torch.device", implementation: str) -> float:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from rotary_foundry.recipe.compilation import named_tokens
 from rotary_foundry.recipe.plan import Plan, Segment
+from rotary_foundry.recipe.schedules import parse_seconds
 from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.utils.errors import ConfigurationError
 
@@ -90,8 +91,9 @@ class Cost:
     flops: float
     abandoned_flops: float  # the operations among them that a set rollback abandons
     checkpoint_bytes: int  # of one
-    checkpoints_written: int
-    checkpoints_kept: int  # on disk at the end, including those in `abandoned/`
+    checkpoints_written: int  # with `save_seconds`, only those that are due at a token
+    checkpoints_kept: int | None  # on disk at the end, including those in `abandoned/`; None: the speed decides
+    save_seconds: int | None  # of training between two others; None: the interval is not in time
 
 
 def cost(recipe: Recipe, plan: Plan) -> Cost:
@@ -109,6 +111,7 @@ def cost(recipe: Recipe, plan: Plan) -> Cost:
         checkpoint_bytes=BYTES_A_PARAMETER * recipe.model.shape.parameters,
         checkpoints_written=written,
         checkpoints_kept=kept,
+        save_seconds=parse_seconds(recipe.save_interval),
     )
 
 
@@ -213,7 +216,7 @@ def _row_flops(recipe: Recipe, segment: Segment, row_length: int, token: int) ->
 
 
 def checkpoint_tokens(recipe: Recipe, plan: Plan) -> list[int]:
-    """Return the tokens at which a checkpoint is due, in order."""
+    """Return the tokens at which a checkpoint is due, in order; those that the clock decides are not known."""
     return sorted(_interval_tokens(recipe.save_interval, plan) | _named(recipe, plan) | set(plan.stage_ends.values()))
 
 
@@ -221,12 +224,16 @@ def _named(recipe: Recipe, plan: Plan) -> set[int]:
     return {plan.boundary_before(token) for token in named_tokens(recipe)}
 
 
-def _checkpoints(recipe: Recipe, plan: Plan) -> tuple[int, int]:
-    """Return how many checkpoints are written, and how many are on disk at the end."""
+def _checkpoints(recipe: Recipe, plan: Plan) -> tuple[int, int | None]:
+    """Return how many checkpoints are written, and how many are on disk at the end: by the clock, at most."""
     named, due = _named(recipe, plan), checkpoint_tokens(recipe, plan)
     back, end = (plan.abandoned[0].start_token, plan.abandoned[-1].end_token) if plan.abandoned else (0, 0)
     before = [token for token in due if token < end]  # a rollback is decided before its update is saved
     after = [token for token in due if token > back]
+    if parse_seconds(recipe.save_interval):
+        keep = recipe.save_num_checkpoints_to_keep
+        kept = None if keep < 0 else (keep + len(named)) * (2 if plan.abandoned else 1)
+        return len(before) + len(after), kept
     kept_before = _kept(before, named, recipe.save_num_checkpoints_to_keep)
     kept = _kept([token for token in kept_before if token <= back] + after, named, recipe.save_num_checkpoints_to_keep)
     return len(before) + len(after), len(kept) + sum(token > back for token in kept_before)
@@ -238,7 +245,12 @@ def _kept(tokens: list[int], named: set[int], keep: int) -> list[int]:
 
 
 def _interval_tokens(save_interval: str, plan: Plan) -> set[int]:
-    """Return the ends of the updates at which Composer's CheckpointSaver saves: each reaches or passes a multiple."""
+    """Return the ends of the updates at which Composer's CheckpointSaver saves: each reaches or passes a multiple.
+
+    Empty if the interval is in time.
+    """
+    if parse_seconds(save_interval):
+        return set()
     number, unit = re.fullmatch(r"([0-9_]+)([a-z]+)", save_interval).groups()
     interval, count, tokens = int(number), 0, set()
     rows = sum(segment.updates * segment.rows for segment in plan.segments)

@@ -8,7 +8,8 @@ There are three decisions:
   Instead, each *segment* gets a few updates, and every time inside it is mapped in proportion.
 - Batch sizes keep their ratios within the ramp, at the smallest sizes that are divisible by the processes.
 - It leaves out a plateau, which a short run cannot distinguish from a slow loss; loggers and `save_folder`, which are
-  for the run itself; and HSDP, which needs more processes.
+  for the run itself; HSDP, which needs more processes; and a `save_interval` in time, in place of which it saves every
+  few updates, so that the plan knows which.
 """
 
 from bisect import bisect_right

@@ -4,6 +4,7 @@
 it steps its schedulers one update late (algorithms/segment_switch.py), so the plan computes the learning rate.
 """
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,6 +16,9 @@ DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda x: 1 - x,
     "cosine": lambda x: (1 + cos(pi * x)) / 2,
 }
+
+SECONDS = re.compile(r"([0-9]+(?:_[0-9]+)*)sec")
+CLOCK = re.compile(r"(?:([01]?[0-9]|2[0-3])h)?(?:([0-5]?[0-9])m)?(?:([0-5]?[0-9])s)?")  # Composer's, below a day
 
 
 def warmup_stable_decay(
@@ -58,3 +62,13 @@ def parse_tokens(value: str, duration: int | None = None) -> int:
         if text.endswith("dur") and duration is not None:
             return round(float(text.removesuffix("dur")) * duration)
     raise ValueError(f"'{value}' is not a number of tokens, such as 1_000_000tok" + (" or 0.5dur" if duration else ""))
+
+
+def parse_seconds(value: str) -> int | None:
+    """Parse a time in Composer's forms `1800sec`, `30m`, `1h30m` and `45s`; return seconds, None of another form."""
+    if in_seconds := SECONDS.fullmatch(value):
+        return int(in_seconds[1])
+    if value and (clock := CLOCK.fullmatch(value)):
+        hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        return (hours * 60 + minutes) * 60 + seconds
+    return None

@@ -23,6 +23,7 @@ from rotary_foundry.recipe.optimizer_settings import OPTIMIZERS, OptimizerConfig
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.knob import Knob
 
+MOST_HELD_OUT_WORKERS = 2
 LARGEST_GATHERED = 1_000_000_000  # parameters of a model that stays whole on every rank during an update
 
 
@@ -54,6 +55,11 @@ class DataConfig:
     cache_limit: str | None = None  # bytes that the training rows of one length take of `local`, as 100gb; null: all
     shuffle_block_size: int = 1 << 18  # about how many rows are shuffled together: those of some whole shards
     num_workers: int = 1
+
+    @property
+    def held_out_workers(self) -> int:
+        """Loader workers of a rank that evaluates on a GPU; these batches are one microbatch each."""
+        return min(MOST_HELD_OUT_WORKERS, self.num_workers)
 
 
 @dataclass
@@ -153,7 +159,8 @@ class FSDPConfig:
         """Return the number of replicas, and of shards of each.
 
         Raises:
-            ConfigurationError: their product is not the world size.
+            ConfigurationError: their product is not the world size, or a replica would take a part of a node and whole
+            ones, so that its ranks exchange parameters within nodes and between them.
         """
         replicas, shards = self.data_parallel_replicate_degree, self.data_parallel_shard_degree
         if replicas is None:
@@ -164,6 +171,13 @@ class FSDPConfig:
             raise ConfigurationError(
                 f"fsdp_config: data_parallel_replicate_degree {replicas} × data_parallel_shard_degree {shards} "
                 f"is not the number of processes, {world_size}"
+            )
+        of_a_node = world_size // nodes
+        if world_size % nodes == 0 and shards % of_a_node and of_a_node % shards:
+            raise ConfigurationError(
+                f"fsdp_config: data_parallel_replicate_degree {replicas} does not fit the {nodes} nodes: the {shards} "
+                f"processes that share a copy of the model would be neither whole nodes of {of_a_node} nor an equal "
+                f"part of one; leave it out for a copy on each node, or set a divisor or a multiple of {nodes}"
             )
         return replicas, shards
 
@@ -188,7 +202,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(metadata=chosen_by("name", OPTIMIZERS))
     data: DataConfig
     stages: dict[str, StageConfig]  # by name, in order
-    save_interval: str  # such as 500ba or 1_000_000tok; the end of every stage is saved as well
+    save_interval: str  # such as 500ba, 1_000_000tok, or 30m of training; the end of every stage is saved as well
     init_from: str | None = None  # a run, a checkpoint or a Hugging Face directory to begin with; null: random weights
     rollback: RollbackConfig = field(default_factory=RollbackConfig)
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)

@@ -13,7 +13,7 @@ from rotary_foundry.recipe import extension_names
 from rotary_foundry.recipe.knobs import knob_complaint
 from rotary_foundry.recipe.mixtures import long_share_problems
 from rotary_foundry.recipe.named_parts import load
-from rotary_foundry.recipe.schedules import DECAYS, parse_tokens
+from rotary_foundry.recipe.schedules import DECAYS, parse_seconds, parse_tokens
 from rotary_foundry.recipe.schema import (
     DataConfig,
     FSDPConfig,
@@ -34,6 +34,7 @@ OF_COMPILE = (  # arguments of torch.compile, some of them only in newer release
 )
 LONGEST_TIMEOUT = 604_800  # seconds
 NUMBERS_IN_A_TENSOR = 2**30  # of two bytes each they are 2**31 bytes
+ELEMENTS_IN_A_TENSOR = 2**31
 SEES = {True: "to earlier tokens only", False: "in both directions"}  # by what is causal
 PRECISIONS = ("fp32", "amp_bf16")
 ATTN_IMPLEMENTATIONS = ("auto", "varlen", "flash", "sdpa")
@@ -63,8 +64,9 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.precision not in PRECISIONS:
         yield "precision", f"'{recipe.precision}' is not one of {', '.join(PRECISIONS)}"
     for key in ("save_interval", "console_log_interval"):
-        if not INTERVAL.fullmatch(getattr(recipe, key)):
-            yield key, f"'{getattr(recipe, key)}' is not a time such as 500ba or 1_000_000tok"
+        interval = getattr(recipe, key)
+        if not INTERVAL.fullmatch(interval) and not parse_seconds(interval):
+            yield key, f"'{interval}' is not a time such as 500ba, 1_000_000tok, 1800sec, 30m or 1h30m (below 24h)"
     yield from ((f"model.{key}", complaint) for key, complaint in recipe.model.shape.problems())
     if recipe.model.attn_implementation not in ATTN_IMPLEMENTATIONS:
         known = nearest(recipe.model.attn_implementation, ATTN_IMPLEMENTATIONS)
@@ -94,6 +96,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
         for key, complaint in recipe.optimizer.change_problems(stage.optimizer):
             yield f"stages.{name}.optimizer.{key}", complaint
     yield from ((f"rollback.{key}", complaint) for key, complaint in _rollback(recipe.rollback))
+    yield from _saved_by_the_clock(recipe)
 
 
 def _positive(prefix: str, config: object, *keys: str) -> Iterator[Problem]:
@@ -234,6 +237,17 @@ def _width(stage: StageConfig, shape: Shape) -> Iterator[Problem]:
             f"{rows * of_a_row:,} numbers in a tensor; kernels that count in 32 bits go wrong silently from "
             f"{NUMBERS_IN_A_TENSOR:,} on: take at most {most} rows",
         )
+    elif not any(shape.problems()):  # of which parameter_shapes() may list billions
+        weights = (size for size in shape.parameter_shapes().values() if len(size) == 2)
+        widest = max((outputs for outputs, _ in weights if outputs != shape.vocab_size), default=0)  # of a layer
+        if rows * stage.row_length * widest >= ELEMENTS_IN_A_TENSOR:
+            most = (ELEMENTS_IN_A_TENSOR - 1) // (stage.row_length * widest)
+            yield (
+                "device_train_microbatch_size",
+                f"{rows} rows × row_length {stage.row_length:,} × {widest:,} outputs of a layer's widest product are "
+                f"{rows * stage.row_length * widest:,} elements, and a 32-bit index ends before "
+                f"{ELEMENTS_IN_A_TENSOR:,}: take at most {most} rows",
+            )
 
 
 def _one_schedule(stage: StageConfig) -> Iterator[Problem]:
@@ -280,6 +294,17 @@ def _rollback(rollback: RollbackConfig) -> Iterator[Problem]:
         yield from ((f"{kind}.{key}", complaint) for key, complaint in _trigger(trigger))
         if trigger.data == "replay" and trigger.lr is None and trigger.weight_decay is None:
             yield kind, "would repeat the same trajectory; set lr, weight_decay or data: advance"
+
+
+def _saved_by_the_clock(recipe: Recipe) -> Iterator[Problem]:
+    """Check that no rollback depends on how fast a machine is: it would go back to another token in each run."""
+    for kind, trigger in vars(recipe.rollback).items():
+        if isinstance(trigger, Trigger) and kind != "at" and parse_seconds(recipe.save_interval):
+            yield (
+                "save_interval",
+                f"'{recipe.save_interval}' saves by the clock, and rollback.{kind} goes back to a checkpoint, so that "
+                "a resumed run would not repeat an undisturbed one; set an interval such as 500ba or 1_000_000tok",
+            )
 
 
 def _trigger(trigger: Trigger) -> Iterator[Problem]:

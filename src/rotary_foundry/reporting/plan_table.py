@@ -96,13 +96,14 @@ def print_plan(
         grid.add_row("a token", line)
     for line in _memory(recipe, plan, machine):
         grid.add_row("memory", line)
+    hours = None if machine is None else machine.hours(costs.flops)
     if machine is not None:
         rate = f"{machine.mfu:.1%} of {PEAK_FLOPS[machine.gpu] / 1e12:,.0f} TFLOP/s (bf16, dense)"
-        said = f"{machine.hours(costs.flops):,.1f} hours on {machine.gpus} × {machine.gpu}, each at {rate}"
+        said = f"{hours:,.1f} hours on {machine.gpus} × {machine.gpu}, each at {rate}"
         if not all(machine.holds(use.of_a_gpu(_shards(recipe, machine))) for use in memory(recipe, plan).values()):
-            said = f"none: the recipe does not fit on {machine.gpus} × {machine.gpu}"
+            said, hours = f"none: the recipe does not fit on {machine.gpus} × {machine.gpu}", None
         grid.add_row("time", said)
-    grid.add_row("checkpoints", checkpoints_line(costs))
+    grid.add_row("checkpoints", checkpoints_line(costs, hours))
     console.print(grid)
 
 
@@ -301,9 +302,18 @@ def changed_updates(recipe: Recipe, plan: Plan) -> Iterator[str]:
         before = length, tokens, segment.stage
 
 
-def checkpoints_line(costs: Cost) -> str:
-    """Say how many checkpoints there will be, and how large."""
+def checkpoints_line(costs: Cost, hours: float | None = None) -> str:
+    """Say how many checkpoints there will be, and how large.
+
+    Args:
+        hours: of the training, if they are known, for an interval in time.
+    """
     one, written, kept = costs.checkpoint_bytes, costs.checkpoints_written, costs.checkpoints_kept
+    if costs.save_seconds is not None:
+        in_all = "" if hours is None else f", about {written + hours * 3600 / costs.save_seconds:,.0f} in all"
+        stay = "all kept" if kept is None else f"at most {kept:,} kept, {size(kept * one)}"
+        every = f"one every {costs.save_seconds / 60:,.4g} minutes of training"
+        return f"{written:,} and {every}{in_all}, of {size(one)} (weights and two moments, float32); {stay}"
     stay = "all kept" if kept == written else f"{kept:,} kept, {size(kept * one)}"
     return f"{written:,} of {size(one)} (weights and two moments, float32), {size(written * one)} in all; {stay}"
 

@@ -6,12 +6,18 @@ kept. The first rank of each node prints messages. It reads the store every seco
 has failed and its own main thread does not return from a collective; over NCCL that may never happen. A rank that ends
 without writing a line was killed; the ranks of a node know each other's processes.
 
+Over gloo, a collective that waits longer than `dist_timeout` raises an error. Over NCCL, torch aborts the process, and
+no Python code of it can say why. So the first rank of each node says some seconds before that no update has ended. It
+cannot know that a collective waits, and only says it: an update may take so long.
+
 The store may not answer. Rank 0, which holds it, may have ended, and after a network failure no time-out of the store
 ends a wait. So the store is read in threads, and no caller waits for them longer than a few seconds.
 """
 
+import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +30,7 @@ from composer.utils import dist
 from torch.distributed import DistError
 
 from rotary_foundry.callbacks.graceful_stop import stop_requested
+from rotary_foundry.callbacks.last_progress import seconds_without_progress
 from rotary_foundry.compat.torch import default_store
 from rotary_foundry.loggers.stage_progress import Bars
 from rotary_foundry.runs.run_lock import release_held
@@ -31,14 +38,22 @@ from rotary_foundry.training.logs import log_failure, log_where_it_stands
 from rotary_foundry.utils.errors import FAILED, REFUSED, Fault, FoundryError, StopRequested, print_error
 from rotary_foundry.utils.processes import is_first_of_node
 
+log = logging.getLogger(__name__)
 Outcome = TypeVar("Outcome")
 REASON = "rotary_foundry/reason"  # keys in the store
 PROCESS = "rotary_foundry/process/"
 LEFT = "rotary_foundry/left/"
 STORE_ANSWERS = 6.0  # seconds
 LOOKS = 1.0  # seconds between two reads of the store
+BEFORE = 10.0  # seconds before NCCL may abort this process that it is said
 _seen: set[int] = set()  # ranks whose processes this one has seen alive; a rank in a container of its own sees none
 COMES_BACK = 3.0  # seconds for a rank to notice another's failure itself, and for the other to report it
+
+
+NO_ANSWER = (
+    "no answer from other ranks within dist_timeout={:g} s: a node or the network failed, or a rank hangs; the same "
+    "command resumes from the last checkpoint"
+)
 
 
 class NoAnswer(Fault):
@@ -107,7 +122,7 @@ def watching(dist_timeout: float) -> Iterator[None]:
     store.set(f"{PROCESS}{rank}", str(os.getpid()))
     over, watcher = threading.Event(), None
     if is_first_of_node():
-        watcher = threading.Thread(target=_watch, args=(over,), daemon=True)
+        watcher = threading.Thread(target=_watch, args=(over, dist_timeout), daemon=True)
         watcher.start()
     try:
         yield
@@ -115,10 +130,7 @@ def watching(dist_timeout: float) -> Iterator[None]:
         if not isinstance(error, DistError) and "gloo" not in str(error):
             raise
         if "timed out" in str(error).lower() or "timeout" in str(error).lower():
-            raise NoAnswer(
-                f"no answer from other ranks within dist_timeout={dist_timeout:g} s: a node or the network failed, "
-                "or a rank hangs; the same command resumes from the last checkpoint"
-            ) from error
+            raise NoAnswer(NO_ANSWER.format(dist_timeout)) from error
         raise NoAnswer(
             "the connection to another rank was lost, and that rank reported no reason; "
             "the same command resumes from the last checkpoint"
@@ -149,12 +161,19 @@ def _first_reason(error: Exception, own: str) -> str:
     return reason
 
 
-def _watch(over: threading.Event) -> None:
-    """End this process if another rank has failed and this one does not notice."""
-    store = default_store()
+def _watch(over: threading.Event, dist_timeout: float) -> None:
+    """End this process if another rank has failed and this one does not notice; say it if NCCL may abort it soon."""
+    store, overdue, say_after = default_store(), False, max(dist_timeout - BEFORE, dist_timeout / 2)
+    may_abort = torch.distributed.get_backend() != "gloo" and dist.get_world_size() > 1
     while not over.wait(LOOKS):
+        was_overdue, overdue = overdue, may_abort and seconds_without_progress() >= say_after
+        if overdue and not was_overdue:
+            _say_overdue(dist_timeout)
         try:
-            failed = _killed() or (store.get(REASON).decode() if store.check([REASON]) else None)
+            killed = _killed()
+            if killed and overdue:  # by torch, as this process will be
+                killed = f"{FAILED} {NO_ANSWER.format(dist_timeout)}"
+            failed = killed or (store.get(REASON).decode() if store.check([REASON]) else None)
             reason = failed and store.compare_set(REASON, "", failed).decode()
         except DistError:
             return  # rank 0 has ended: a collective will fail, or the launcher ends this process
@@ -166,6 +185,16 @@ def _watch(over: threading.Event) -> None:
             time.sleep(2 * LOOKS)  # while the other nodes look into the store, which may be ours
             release_held()
             os._exit(int(status))
+
+
+def _say_overdue(dist_timeout: float) -> None:
+    message = (
+        f"no update has ended for {seconds_without_progress():.0f} s; if a rank hangs, or a node or the network "
+        f"failed, this process is aborted when a collective has waited for dist_timeout={dist_timeout:g} s, and the "
+        "same command resumes from the last checkpoint"
+    )
+    log.warning(message)
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _killed() -> str | None:

@@ -26,6 +26,7 @@ from rotary_foundry.callbacks.checkpoint_saver import NOT_LOADED, CompleteCheckp
 from rotary_foundry.callbacks.first_update import FirstUpdate
 from rotary_foundry.callbacks.graceful_stop import GracefulStop
 from rotary_foundry.callbacks.held_locks import HeldLocks
+from rotary_foundry.callbacks.last_progress import LastProgress
 from rotary_foundry.callbacks.loss_spike import LossSpike
 from rotary_foundry.callbacks.loss_watch import LossWatch
 from rotary_foundry.callbacks.memory import Memory
@@ -61,11 +62,12 @@ from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.loggers import loggers
 from rotary_foundry.training.ranks import on_each_node, on_rank_zero, watching
 from rotary_foundry.training.rollback import roll_back
-from rotary_foundry.training.sharding import ShardingConfig, fill, replicas_of, shard
+from rotary_foundry.training.sharding import ShardingConfig, check_compile_config, fill, replicas_of, shard
 from rotary_foundry.utils.allocator import keep_freed_memory
 from rotary_foundry.utils.errors import ConfigurationError, StopRequested
 
 Announce = Callable[[Recipe, Plan, RunFolder, str, CompleteCheckpoint | None], None]
+AMPERE = (8, 0)
 MOST_THREADS = 8  # of a rank on a GPU, whose host work is small
 
 
@@ -95,7 +97,11 @@ def train(
     folder = RunFolder.of(recipe)
     store = open_store(recipe, folder)
     on_gpu = torch.cuda.is_available()
-    attention = check_implementation(recipe.model.attn_implementation, "cuda" if on_gpu else "cpu", recipe.precision)
+    device_type = "cuda" if on_gpu else "cpu"
+    attention = check_implementation(recipe.model.attn_implementation, device_type, recipe.precision)
+    if on_gpu:
+        _check_gpu(attention)
+    check_compile_config(recipe, device_type)
     dist.initialize_dist("gpu" if on_gpu else "cpu", timeout=recipe.dist_timeout)
     if not on_gpu:
         keep_freed_memory()
@@ -115,6 +121,18 @@ def train(
             gc.collect()  # frees the old Trainer, which has reference cycles; the next one needs its memory
             started = time.time()
             on_rank_zero(partial(roll_back, recipe, start.plan, folder, store, due))
+
+
+def _check_gpu(attention: str) -> None:
+    """Refuse an attention backend whose kernels this rank's GPU cannot run."""
+    rank = dist.get_local_rank()
+    capability = torch.cuda.get_device_capability(rank)
+    if attention != "sdpa" and capability < AMPERE:
+        raise ConfigurationError(
+            f"'model.attn_implementation': the kernels of '{attention}' need compute capability 8.0 (Ampere), and "
+            f"{torch.cuda.get_device_name(rank)} has {'.'.join(map(str, capability))}; set precision: fp32, for which "
+            "'auto' takes sdpa, or use newer GPUs"
+        )
 
 
 @dataclass(frozen=True)
@@ -261,6 +279,7 @@ def build_trainer(
             RunRecords(folder, rollbacks, plan, monitors),
             CheckpointRollback(watch, planned),
             saver,
+            LastProgress(),
             GracefulStop(saver),
             *extensions(recipe, "callbacks"),
         ],

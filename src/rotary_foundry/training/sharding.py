@@ -28,6 +28,7 @@ from rotary_foundry.compat.torch import allow_graphs, gather_matrices_in, set_ti
 from rotary_foundry.recipe.schema import Recipe
 from rotary_foundry.training.gloo import sum_then_divide
 from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.wording import one_line
 
 # Of the code of a family's layers: kinds of layers, at most three so far, × training and evaluation × sizes of
 # microbatches.
@@ -90,6 +91,17 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
     keep_from_sharding(network)
 
 
+def check_compile_config(recipe: Recipe, device_type: str) -> None:
+    """Refuse arguments that torch.compile refuses: the installed torch decides on modes, backends and their options.
+
+    Raises:
+        ConfigurationError: with torch's reason.
+    """
+    arguments = recipe.compiled_with(device_type)
+    if not arguments.get("disable"):
+        _compiled(torch.nn.functional.gelu, arguments)  # any function: it is compiled when it is called
+
+
 def data_parallel_mesh(replicas: int, device: torch.device, timeout: float) -> DeviceMesh:
     """Make the mesh: all ranks in one dimension, or, with replicas, replicate × shard.
 
@@ -133,4 +145,4 @@ def _compiled(forward: Callable[..., Tensor], arguments: dict[str, Any]) -> Call
     try:
         return torch.compile(forward, **arguments)
     except Exception as error:  # an unknown argument, mode or backend
-        raise ConfigurationError(f"compile_config: torch.compile refuses {arguments}: {error}") from error
+        raise ConfigurationError(f"'compile_config': torch.compile refuses {arguments}: {one_line(error)}") from error

@@ -1,0 +1,69 @@
+"""Whether a machine's memory holds what a recipe's loaders take.
+
+Each rank knows every shard of the recipe's sources, one stream a row length, and so does each of its loader workers.
+These figures are those of benchmarks/results.md ("The start of a loader"), for 104,000 shards. What the loaders put
+into /dev/shm is memory as well. Weights, activations and the processes themselves are not counted, so this is the least
+that a node needs: too little of it is bad, enough of it proves nothing.
+
+A container has less than its machine: the limit of its control group counts, too (version 2).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from rotary_foundry.data.corpus import shard_folders
+from rotary_foundry.data.shard_index import read_index
+from rotary_foundry.doctor.disk_space import evaluation_needs, loaders_need
+from rotary_foundry.doctor.finding import Finding, bad, good
+from rotary_foundry.recipe import Plan, Recipe
+from rotary_foundry.utils.wording import size
+
+RANK_BYTES_A_SHARD = 129e6 / 104_000
+WORKER_BYTES_A_SHARD = 68e6 / 104_000
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+def check_memory(recipe: Recipe, plan: Plan, nodes: int, ranks: int, group: Path = CONTROL_GROUP) -> Iterator[Finding]:
+    """Compare the free memory with what the loaders of one of so many nodes take, which has so many ranks.
+
+    A corpus whose indexes are not in `data.local` has shards that are not counted.
+    """
+    import torch
+
+    local, shards, largest = Path(recipe.data.local), 0, (0, "")
+    for folder, row_length in shard_folders(recipe):
+        path = local / folder / "index.json"
+        if path.is_file():
+            rows = read_index(path).rows
+            shards += len(rows)
+            largest = max(largest, (int(rows.sum()), f"{folder.split('/')[0]}, in rows of {row_length:,}"))
+    workers = recipe.data.num_workers
+    on_gpus = torch.cuda.is_available()
+    known = ranks * shards * (RANK_BYTES_A_SHARD + workers * WORKER_BYTES_A_SHARD)
+    batches = loaders_need(recipe, plan, nodes) + (evaluation_needs(recipe, plan, ranks) if on_gpus else 0)
+    free, needed = _free(group), known + batches
+    of_shards = (
+        f"{size(known)} for {shards:,} shards (the largest source is {largest[1]}, with {largest[0]:,} rows)"
+        if shards
+        else f"nothing for shards, which are not in {local}"
+    )
+    said = (
+        f"{size(free)} free; the loaders of {ranks} ranks with {workers} workers each take {size(needed)}: "
+        f"{of_shards} and {size(batches)} for batches"
+    )
+    if free < needed:
+        yield bad("memory", said, "a smaller data.num_workers, fewer ranks on this machine, or more memory")
+    else:
+        yield good("memory", said)
+
+
+def _free(group: Path) -> int:
+    """Return the bytes that this machine can still give, and this control group may still take."""
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+    except OSError:  # not in a control group of version 2
+        return free
+    return free if limit == "max" else min(free, int(limit) - int(used))
