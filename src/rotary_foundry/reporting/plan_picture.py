@@ -34,8 +34,8 @@ def draw_plan(plan: Plan, path: Path) -> str:
     from matplotlib.figure import Figure  # slow to import; no pyplot, because no window is opened
 
     panels: dict[str, Callable[[Segment, int], float]] = {
-        "rows an update": lambda segment, _: segment.rows,
-        "tokens a row": lambda segment, _: segment.row_length,
+        "rows per update": lambda segment, _: segment.rows,
+        "tokens per row": lambda segment, _: segment.row_length,
         "learning rate": lambda segment, token: segment.learning_rate.at(token),
     }
     knobs = changing_knobs(plan)
@@ -96,7 +96,7 @@ def _described(plan: Plan, knobs: Sequence[str]) -> str:
     for stage, (start, end) in _stages(plan.segments).items():
         of_stage = [segment for segment in plan.segments if segment.stage == stage]
         rows = sorted({segment.rows for segment in of_stage})
-        parts = [f"{rows[0]:,}" + (f" to {rows[-1]:,}" if len(rows) > 1 else "") + " rows an update"]
+        parts = [f"{rows[0]:,}" + (f" to {rows[-1]:,}" if len(rows) > 1 else "") + " rows per update"]
         parts.append(f"rows of {of_stage[-1].row_length:,} tokens")
         parts.append(f"a learning rate of up to {number(max(segment.learning_rate.peak for segment in of_stage))}")
         parts += [f"{name} {knob(of_stage[-1].knobs[name].at(end))}" for name in knobs]
