@@ -5,9 +5,8 @@ several times the activations of a layer. Here only the logits of one chunk are 
 in the same pass and later only scaled, as in Liger-Kernel. Chunks of the vocabulary instead of tokens would need even
 less memory, but would compute every logit twice: once more for the normaliser.
 
-Liger-Kernel's own would serve a part of the objectives only: it has no weights of tokens (issue 338 there), which
-instruction tuning needs, and no CPU. Of torch's `linear_cross_entropy` (2.13) the same weights are missing, and how many
-tokens are right.
+Liger-Kernel's function runs on no CPU and takes no weights of tokens (its issue 338), which instruction tuning needs.
+torch's `linear_cross_entropy` takes none either, and does not count the right tokens.
 """
 
 from collections.abc import Callable
