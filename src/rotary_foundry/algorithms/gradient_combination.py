@@ -26,6 +26,7 @@ far. Composer clears what is made earlier.
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ from rotary_foundry.optim.sharded_sums import local_tensors, sum_over_shards
 from rotary_foundry.optim.task_weights import cosines, min_norm_weights, projected_weights, single_weight
 
 OF_GRAM = ("min_norm", "projected")
+CHUNK = 1 << 19  # elements of a gradient whose inner products are computed together
 AT_OUTPUT = "min_norm_at_output"
 OF_ONE_TASK = ("normalised", "loss_scaled", AT_OUTPUT)  # the weight of a task follows from its own loss or norm
 
@@ -237,12 +239,14 @@ class GradientCombination(Algorithm):
         columns = []
         for param in self.shared:
             of_tasks = [gradient.get(param) for gradient in gradients]
-            zero = torch.zeros((), device=param.device)
-            flat = [None if one is None else local_tensors([one])[0].flatten().float() for one in of_tasks]
-            products = [
-                zero if flat[first] is None or flat[second] is None else flat[first] @ flat[second]
-                for first, second in pairs
-            ]
+            parts = [[] if one is None else local_tensors([one])[0].flatten().split(CHUNK) for one in of_tasks]
+            products = [torch.zeros((), device=param.device)] * len(pairs)
+            for chunk in zip_longest(*parts):  # of all tasks, so that memory is read once
+                flat = [None if one is None else one.float() for one in chunk]
+                products = [
+                    product if flat[first] is None or flat[second] is None else product + flat[first] @ flat[second]
+                    for product, (first, second) in zip(products, pairs, strict=True)
+                ]
             columns.append(torch.stack(products))
         sums = torch.stack(columns, dim=1)  # [pairs, params]
         sum_over_shards(sums, self.shared)
