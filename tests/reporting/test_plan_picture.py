@@ -27,7 +27,9 @@ def description(picture: Path) -> str | None:
 def test_the_readmes_picture_is_of_the_recipe_as_it_is(tmp_path):
     said = drawn("base", tmp_path / "base.svg")
     assert description(REPOSITORY / "docs/base_plan.svg") == said
-    assert "768 to 4,608 rows per update, rows of 1,024 tokens, a learning rate of up to 8e-4, rope_theta 10,000" in said
+    assert (
+        "768 to 4,608 rows per update, rows of 1,024 tokens, a learning rate of up to 8e-4, rope_theta 10,000" in said
+    )
 
 
 def test_a_picture_has_the_values_of_the_plan_and_what_a_rollback_abandons(tmp_path, monkeypatch):

@@ -116,6 +116,7 @@ class RunData:
         return DataLoader(
             rows,
             batch_size=None,
+            collate_fn=_unchanged,  # torch's own would make tensors of arrays
             num_workers=workers,
             timeout=self.recipe.dist_timeout if workers else 0,
             pin_memory=on_gpu,
@@ -137,6 +138,10 @@ class RunData:
             self._train_streams[row_length] = rows
         rows.draw = draw
         return rows
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch
 
 
 class HeldOutRows(IterableDataset):
