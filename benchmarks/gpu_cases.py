@@ -87,10 +87,11 @@ class Proof:
         return late[0]
 
     def recipe(self, name: str, *overrides: str, eager: bool = False) -> Recipe:
-        """Load a recipe, or nano's; compiled as on a GPU, or eager."""
+        """Load a recipe, or nano's; compiled as on a GPU, or eager. On CPU all of it is float32, as `loss` is there."""
         kind = "{disable: true}" if eager else "{backend: aot_eager, dynamic: false}" if self.tiny else "null"
         file = ROOT / "yamls/main" / f"{'nano' if self.tiny else name}.yaml"
-        return load_recipe(file, [f"compile_config={kind}", *overrides])
+        precision = [] if self.on_gpu else ["precision=fp32"]
+        return load_recipe(file, [f"compile_config={kind}", *precision, *overrides])
 
     def network(self, recipe: Recipe, sharded: bool = False, sharp: bool = False, **knobs: float) -> nn.Module:
         """Build a network with random weights. `sharp`: large enough that a wrong mask moves the logits."""
