@@ -4,7 +4,7 @@ The rehearsal keeps the stages with their row lengths, knobs, learning rates and
 ramp. Events inside a segment keep their relative position: the end of a warm-up, the start of a decay, a set rollback.
 There are three decisions:
 
-- The budgets are not scaled by one factor, because a ramp of 10 B tokens in 1,719 B would shrink to less than an update.
+- The budgets are not scaled by one factor, because a ramp of 10 B tokens in 1,719 B would take less than an update.
   Instead, each *segment* gets a few updates, and every time inside it is mapped in proportion.
 - Batch sizes keep their ratios within the ramp, at the smallest sizes that are divisible by the number of processes.
 - A rehearsal has no plateau trigger, because a short run cannot tell a plateau from a slowly falling loss; no loggers
