@@ -183,7 +183,7 @@ def _cache(data: DataConfig) -> Iterator[Problem]:
     if data.cache_limit is not None and data.remote is None:
         yield (
             "data.cache_limit",
-            "would delete the original shards; set it only with data.remote, of which data.local is then a cache",
+            "would delete the original shards; set it only with data.remote, which data.local then caches",
         )
 
 

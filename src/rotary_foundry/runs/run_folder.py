@@ -192,7 +192,7 @@ class RunFolder:
 
 
 def abandoned_by(token: int, rollbacks_before: int, rollbacks: Sequence[Rollback]) -> int | None:
-    """Return which rollback (from 1) abandoned what was written at `token` after `rollbacks_before`; None if none did."""
+    """Return which rollback (from 1) abandoned what was written at `token` after `rollbacks_before`; None if none."""
     for number, rollback in enumerate(rollbacks[rollbacks_before:], rollbacks_before + 1):
         if token > rollback.to_token:
             return number
