@@ -3,7 +3,7 @@
 Needs wandb-workspaces (`uv pip install -c constraints.txt --override overrides.txt -e '.[dashboard]'`) and W&B's key
 (`wandb login`, or WANDB_API_KEY). Each upload adds a view and leaves the existing ones.
 
-This folder is no package: `composer launch` puts launch/ first on sys.path, where an __init__.py here would hide wandb.
+This folder is not a package: `composer launch` puts launch/ first on sys.path, so an __init__.py here would hide wandb.
 """
 
 import sys

@@ -68,7 +68,7 @@ def long_share_problems(stage: StageConfig, sources: Collection[str]) -> Iterato
     if not 0 < stage.long_share < 1:
         yield (
             "long_share",
-            f"{stage.long_share} is not between 0 and 1; for one kind of rows alone, name it in `mixture`",
+            f"{stage.long_share} is not between 0 and 1; to draw only one kind of rows, set `mixture` instead",
         )
     drawn = stage.mixture or sources
     if len({_is_long(source) for source in drawn}) != 2:

@@ -47,7 +47,7 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Where the shards are, as `python data_prep` wrote them, and how their rows are shuffled."""
+    """The place of the shards that `python data_prep` wrote, and the shuffling of their rows."""
 
     local: str  # the `out` of the data YAML, or the cache for `remote`
     sources: list[str]  # a stage without a mixture draws each row of all these sources once per epoch
@@ -98,7 +98,7 @@ class StageConfig:
 
 @dataclass
 class Trigger:
-    """Where a rollback goes, and what it changes. The subclasses define when it happens."""
+    """The target and the changes of a rollback. The subclasses define when it happens."""
 
     to: str | None = None  # go to the last checkpoint at or before this token; null: the last one before the trouble
     lr: float | None = None  # new peak, from there on, of the stages with abandoned tokens; null: unchanged
@@ -137,7 +137,7 @@ class NonFiniteTrigger(Trigger):
 
 @dataclass
 class RollbackConfig:
-    """When a run goes back to an earlier checkpoint, and what it then changes."""
+    """The triggers of rollbacks to an earlier checkpoint."""
 
     at: AtTrigger | None = None
     plateau: PlateauTrigger | None = None
@@ -148,7 +148,7 @@ class RollbackConfig:
 
 @dataclass
 class FSDPConfig:
-    """How parameters, gradients and optimizer state are distributed over the ranks; the names are Composer's."""
+    """The distribution of parameters, gradients and optimizer state over the ranks. The names are Composer's."""
 
     data_parallel_shard_degree: int = -1  # ranks that share one copy of the model; -1: all ranks of a replica
     data_parallel_replicate_degree: int | None = None  # copies; more than 1 is HSDP; null: one on each node

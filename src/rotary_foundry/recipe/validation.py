@@ -151,7 +151,7 @@ def _blocks(config: StageConfig, stage: str, objective: Objective) -> Iterator[P
         elif rows < objective.least_blocks * rows_per_block and not key.endswith("increment"):
             yield (
                 f"stages.{stage}.{key}",
-                f"{rows} rows are one block, so one task, of rows_per_block, {rows_per_block}; the objective combines "
+                f"{rows} rows are one block (rows_per_block {rows_per_block}), and so one task; the objective combines "
                 f"gradients of different tasks: take at least {objective.least_blocks * rows_per_block} rows, smaller "
                 "blocks, or `combine: mean`",
             )
@@ -348,7 +348,7 @@ def _ramp(stage: StageConfig) -> Iterator[Problem]:
     elif (stage.global_train_batch_size - ramp.initial) % ramp.increment:
         yield (
             "batch_size_ramp.increment",
-            f"steps of {ramp.increment} from {ramp.initial} do not meet {stage.global_train_batch_size}",
+            f"steps of {ramp.increment} from {ramp.initial} do not reach {stage.global_train_batch_size}",
         )
 
 

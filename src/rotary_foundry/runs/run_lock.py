@@ -369,7 +369,7 @@ class RunLock:
         self._lost = (
             f"{lock}: was removed while this process held it, so another may be at work there; this one stops"
             if found is None
-            else f"{lock}: was taken over by {other or 'a process that it does not name'}, since this process did not "
+            else f"{lock}: was taken over by {other or 'a process that it does not name'}, as this process did not "
             f"renew it for {self.gone_after:g} s; this one stops, and leaves the folder to the other"
         )
 
