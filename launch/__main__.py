@@ -1,9 +1,9 @@
 """The script that `composer launch RECIPE [key=value …]` starts, once in every process.
 
-A wrong recipe, an indivisible batch, foreign shards, a run that another launch is at work on or a torch that is too old
-are refused here, before torch is imported and before a process group is made; one rank says so, not all. The first rank
-holds the locks of the run's folder and of its store to the end of the process, through all rollbacks; no other rank
-touches them.
+A wrong recipe, an indivisible batch, shards that do not fit, a run that another launch works on, and a torch that is
+too old are refused here, before torch is imported and before a process group is made. Only one rank prints the error.
+The first rank holds the locks of the run's folder and of its store until the process ends, through all rollbacks. No
+other rank touches them.
 
 Composer's launcher ends all ranks with SIGTERM as soon as one has ended with an error. Then it prints the output of the
 ranks that were not ended by SIGTERM or SIGKILL, except the first rank of each node, which prints to the launcher's own
@@ -41,7 +41,7 @@ from rotary_foundry.utils.installing import check_overrides
 from rotary_foundry.utils.processes import is_first, is_first_of_node, local_world_size, world_size
 from rotary_foundry.utils.redaction import redacted
 
-# Seconds. A rank that is still there after them has an error of its own, such as shards that are missing on its node.
+# Seconds. A rank that is still running after them has an error of its own, such as shards that are missing on its node.
 FIRST_RANK_SPEAKS = 10
 INTERRUPTED = 130
 
@@ -74,10 +74,10 @@ def main(arguments: list[str]) -> int:
 
 
 def let_the_first_speak() -> None:
-    """Wait, on a rank that is not the first of its node, for the end that the launcher gives it after that one's.
+    """Wait for the launcher to end this rank, unless it is the first of its node.
 
-    The first has its say, and ends with its own status: the launcher's signal for another rank's end may come late, and
-    a handler written in Python is gone, or breaks into what is done, while Python takes itself down.
+    The first rank ignores SIGTERM, so that it prints its error and ends with its own status. The launcher's signal for
+    another rank's end may come late, when Python is shutting down and a Python handler is gone or interrupts it.
     """
     if is_first_of_node():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -104,24 +104,24 @@ def launch(path: str, overrides: list[str]) -> None:
 
 
 def run(recipe: Recipe, plan: Plan, locks: list[RunLock], held: ExitStack) -> None:
-    """Train or rehearse. `locks` are the run's, held until `held` closes; the store's is added here."""
+    """Train or rehearse. `locks` are the run's locks, held until `held` closes. The store's lock is added here."""
     if recipe.rehearse:
         from rotary_foundry.training.rehearsal_stand_ins import with_stand_ins
 
         recipe = with_stand_ins(recipe)
-    elif (folder := RunFolder.of(recipe)).recipe.is_file():  # of nodes with disks of their own on the first one only
+    elif (folder := RunFolder.of(recipe)).recipe.is_file():  # if nodes have separate disks, only on the first one
         changes_of_run(folder, recipe, plan)
 
     from rotary_foundry.data.corpus import open_corpus
 
     tokenizer = open_corpus(recipe)
 
-    # Every flat batch has a length of its own, and oneDNN keeps a compiled kernel for each of the last 1024: gigabytes.
+    # Every flat batch has a different length, and oneDNN keeps compiled kernels for the last 1024 lengths: gigabytes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
-    # And each cuts other blocks out of the GPU's memory, in whose gaps the next one may not fit; these grow instead.
+    # They also leave different gaps in the GPU's memory, which the next batch may not fit into. These segments grow.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     separate_compiled_code()
-    # Shared memory of a process that was ended is tidied up by another one, which would say so after the error.
+    # Another process frees the shared memory of a process that was ended, and would warn about it after the error.
     quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
 
@@ -162,7 +162,7 @@ def check_world_size(recipe: Recipe, plan: Plan, path: str) -> None:
     for segment in plan.segments:
         if segment.rows < world:
             raise ConfigurationError(
-                f"{path}: 'stages.{segment.stage}.global_train_batch_size': {segment.rows} rows an update are fewer "
+                f"{path}: 'stages.{segment.stage}.global_train_batch_size': {segment.rows} rows per update are fewer "
                 f"than the {world} processes; set at least {world}, or use fewer processes"
             )
     for stage in recipe.stages:

@@ -1,9 +1,9 @@
-"""`python launch/wandb ENTITY/PROJECT`: upload the dashboard to a W&B project, and print where it is.
+"""`python launch/wandb ENTITY/PROJECT`: upload the dashboard to a W&B project, and print its address.
 
 Needs wandb-workspaces (`uv pip install -c constraints.txt --override overrides.txt -e '.[dashboard]'`) and W&B's key
-(`wandb login`, or WANDB_API_KEY). Each upload is a view of its own beside those that are there.
+(`wandb login`, or WANDB_API_KEY). Each upload adds a view and leaves the existing ones.
 
-This folder is no package: `composer launch` puts launch/ first on sys.path, where an __init__.py here would hide wandb.
+This folder is not a package: `composer launch` puts launch/ first on sys.path, so an __init__.py here would hide wandb.
 """
 
 import sys
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
         import wandb
         from dashboard import dashboard
 
-        dashboard(entity, project).save()  # says where
+        dashboard(entity, project).save()  # prints the address
     except ModuleNotFoundError as error:
         print(f"error: {error.name} is missing: {install_command('dashboard')}", file=sys.stderr)
         return 2

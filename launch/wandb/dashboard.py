@@ -1,8 +1,8 @@
-"""The dashboard of a project's runs, as code: what is in which panel, and nothing that a run does not log.
+"""Define the dashboard of a project's runs as code: which panel shows which keys, and only keys that a run logs.
 
 Every panel is a line plot over the token clock. The names of stages, sources and evaluations are a recipe's own, so
-those panels take all keys of a pattern, and one dashboard serves all recipes of a project. After a rollback the token
-clock goes back: `loss by stage` begins a line of its own for it, and `the token clock` shows where that was.
+those panels take all keys that match a pattern, and one dashboard serves all recipes of a project. At a rollback the
+token clock goes back: `loss by stage` starts a new line, and `the token clock` shows where that was.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import wandb_workspaces.workspaces as ws
 from rotary_foundry.loggers.metric_keys import X_AXIS
 
 NAME = "Rotary Foundry"
-STEP = "Step"  # W&B's own: updates made, abandoned ones included
+STEP = "Step"  # W&B's own: updates made, including abandoned ones
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ SECTIONS = {
         Panel("the token clock", (X_AXIS,), unit="tokens", x=STEP),
     ),
     "Throughput": (
-        Panel("tokens a second", ("throughput/tokens_per_sec",)),
+        Panel("tokens per second", ("throughput/tokens_per_sec",)),
         Panel("MFU", ("throughput/device/mfu",), unit="share of the bf16 peak"),
         Panel("an update, and its wait for data", ("time/step", "time/data"), unit="seconds"),
         Panel("slowest rank", ("throughput/slowest_rank",)),
@@ -74,7 +74,7 @@ SECTIONS = {
     "Data": (
         Panel("drawn", pattern=r"data/drawn/.*", unit="share of the stage's tokens", options=STACKED),
         Panel("asked", pattern=r"data/asked/.*", unit="share", options=STACKED),
-        Panel("real tokens an update", ("data/real_tokens",), unit="tokens"),
+        Panel("real tokens per update", ("data/real_tokens",), unit="tokens"),
     ),
     "Optimizer": (
         Panel("norms", pattern=r"optim/l2_norm/.*/global", options=(("log_y", True),)),
@@ -84,7 +84,7 @@ SECTIONS = {
 
 
 def dashboard(entity: str, project: str) -> ws.Workspace:
-    """The workspace, made without a network; its `save` uploads it."""
+    """Return the workspace. This needs no network; its `save` uploads it."""
     sections = [
         ws.Section(name=name, panels=[panel.plot() for panel in panels], is_open=True)
         for name, panels in SECTIONS.items()

@@ -19,7 +19,7 @@ ASKED_FOR = {
     "batch size": "recipe/rows",
     "row length": "recipe/row_length",
     "theta of the global layers": "recipe/rope_theta",
-    "tokens a second": "throughput/tokens_per_sec",
+    "tokens per second": "throughput/tokens_per_sec",
     "MFU": "throughput/device/mfu",
     "drawn": "data/drawn/wiki",
     "asked": "data/asked/wiki",

@@ -284,7 +284,7 @@ OBJECTIVE = "stages.tasks.objective.{}"
         (OBJECTIVE.format("input_noise=1.0"), r"input_noise.*1.0 is not a number in \[0, 1\)"),
         (
             OBJECTIVE.format("combine=projected") + " & " + OBJECTIVE.format("rows_per_block=24"),
-            "global_train_batch_size.*24 rows are one block, so one task, .* at least 48 rows, smaller blocks, or",
+            "global_train_batch_size.*24 rows are one block .*, and so one task; .* at least 48 rows, smaller blocks,",
         ),
         ("stages.tasks.batch_size_ramp={initial: 6, increment: 6, duration: 4608tok}", "ramp.initial.*6 rows are not"),
         (

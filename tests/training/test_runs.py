@@ -119,7 +119,7 @@ def test_ranks_that_differ_by_a_row_see_the_same_rows_and_masks(tiny, undisturbe
         ("stages.pretrain.row_lenght=3", "did you mean 'row_length'?"),
         (
             "stages.extend.global_train_batch_size=1",
-            "1 rows an update are fewer than the 2 processes; set at least 2",
+            "1 rows per update are fewer than the 2 processes; set at least 2",
         ),
         (
             "objective={name: multi_task, combine: mean, rows_per_block: 1, mlm_probability: 0.3, "

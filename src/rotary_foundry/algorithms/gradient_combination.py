@@ -1,27 +1,27 @@
-"""GradientCombination: make one gradient of the gradients of an update's tasks, by the objective's `combine`.
+"""GradientCombination: combine the gradients of an update's tasks into one, by the objective's `combine`.
 
-All ranks work at the same task at the same time, and a batch's rows are sorted by task. So after a task's last
+All ranks work on the same task at the same time, and a batch's rows are sorted by task. So after a task's last
 microbatch, `.grad` holds its gradient and nothing else. Composer weights a microbatch by its share of the update's
-predicted units on all ranks, so this is (N_task / N_all) · ∇L_task, which is scaled back. Then `.grad` is set aside for
-the next task, and set to the combination before the optimizer's step.
+predicted units on all ranks, so this is (N_task / N_all) · ∇L_task, which is scaled back. It is then moved out of
+`.grad` for the next task. Before the optimizer's step, `.grad` is set to the combination.
 
 - A head keeps the gradient of its own task's mean loss, whatever the rule. A head whose task is not in the update keeps
   its weights and its moments.
 - min_norm and projected keep the gradients of all tasks in the update, sharded as the parameters are, because their
-  weights are known only at the end. The other rules add the gradients up as they come: they take the memory of one
-  gradient more, and the cosines with the update are estimated from sketches, of 262 kB a task
-  (optim/gradient_sketch.py). min_norm_at_output needs the gradient of the encoder's output only to take its norm.
-- Communication, each once an update: all-reduces of the counts, of the losses, and of the norms or the Gram matrix
+  weights are known only at the end. The other rules add each gradient as soon as it is complete. They need the
+  memory of one more gradient, and they estimate the cosines with the update from sketches of 262 kB per task
+  (optim/gradient_sketch.py). min_norm_at_output takes only the norm of the gradient at the encoder's output.
+- Communication, once per update each: all-reduces of the counts, of the losses, and of the norms or the Gram matrix
   (optim/sharded_sums.py). normalised, loss_scaled and min_norm_at_output need a task's loss or norm before they add its
-  gradient, so they reduce both once a task, and the host waits for a GPU there.
+  gradient. So they reduce both once per task, and each time the host waits for the GPU.
 
-Composer's loss of an update is the mean over all its tokens and examples, so a task of masked LM would hide all others.
-In its place comes the mean of the tasks' losses by their shares of the blocks, which `mean` descends, and which
-equals, on average over updates, the mean by the tasks' weights. Records, the spike score and rollbacks have this one.
+Composer's loss of an update is the mean over all its tokens and examples, in which a masked LM task hides all others.
+It is replaced by the mean of the tasks' losses by their shares of the blocks. `mean` minimises this loss. On average
+over updates it equals the mean by the tasks' weights. Records, the spike score and rollbacks use it.
 
-Acts on BATCH_START, AFTER_BACKWARD, AFTER_TRAIN_BATCH and BATCH_END in multi-task stages, and on FIT_START: there the
-optimizer's state of every parameter is made, because a checkpoint must also have that of a head without a gradient so
-far. Composer clears what is made earlier.
+Acts on BATCH_START, AFTER_BACKWARD, AFTER_TRAIN_BATCH and BATCH_END in multi-task stages. On FIT_START it makes the
+optimizer state of every parameter, because a checkpoint must also have the state of a head that had no gradient yet.
+Composer would clear a state that is made earlier.
 """
 
 from collections import Counter
@@ -51,19 +51,19 @@ OF_ONE_TASK = ("normalised", "loss_scaled", AT_OUTPUT)  # the weight of a task f
 class TaskPart:
     """The sums and the gradient of one task in one update."""
 
-    rows: int  # of this rank that are still to come
-    share: float  # of the update's blocks
+    rows: int  # rows of this rank that are still to come
+    share: float  # share of the update's blocks
     units: int = 0  # predicted tokens or examples, on all ranks
-    scale: float = 1.0  # times what `.grad` holds is the gradient of the mean over the units
+    scale: float = 1.0  # `.grad` times this is the gradient of the mean over the units
     loss: float = 0.0  # mean over the units
     right: float = 0.0  # share of the units
-    norm: float | None = None  # of the gradient of the shared parameters
+    norm: float | None = None  # norm of the gradient of the shared parameters
     weight: float = 0.0
     cosine: float | None = None  # between the gradient and the update's; None: the rule does not keep the gradients
     cosine_estimate: float | None = None  # the same from sketches; None: the rule keeps the gradients
     output_norm: float = 0.0  # of the gradient at the encoder's output, times the number of ranks; min_norm_at_output
     sums: list[Tensor] = field(default_factory=list)  # of each microbatch: loss, right units, squared norm at output
-    squares: dict[nn.Parameter, Tensor] = field(default_factory=dict)  # of what `.grad` held on this rank, summed
+    squares: dict[nn.Parameter, Tensor] = field(default_factory=dict)  # squared norms of `.grad` on this rank
     gradient: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     sketch: Tensor | None = None  # of this rank's shards of the gradient
 
@@ -71,10 +71,10 @@ class TaskPart:
 class GradientCombination(Algorithm):
     """Combines the gradients of tasks.
 
-    `parts` holds what each task did in the last update, by name.
+    `parts` holds each task's sums and gradient in the last update, by name.
 
     Args:
-        seed: the run's; the orders of `projected` and the sketches depend on it and on the token clock.
+        seed: the run's seed; the orders of `projected` and the sketches depend on it and on the token clock.
     """
 
     def __init__(self, seed: int):
@@ -106,7 +106,7 @@ class GradientCombination(Algorithm):
         return sum(getattr(part, attribute) * part.share / total for part in parts)
 
     def _begin(self, state: State) -> None:
-        """Count what the update has of each task."""
+        """Count each task's rows and predicted units in the update."""
         batch = state.batch
         rows, units = Counter(batch["row_sources"]), Counter()
         for task, predicted in zip(batch["row_sources"], batch["row_predicted"], strict=True):
@@ -127,7 +127,7 @@ class GradientCombination(Algorithm):
             self.sketcher = Sketcher(self.shared, key)
 
     def _see_output(self, gradient: Tensor) -> None:
-        """Note the squared norm of a microbatch's gradient at the encoder's output [tokens, hidden]."""
+        """Store the squared norm of a microbatch's gradient at the encoder's output [tokens, hidden]."""
         self.output_squares.append(gradient.double().square().sum())
 
     def _add_microbatch(self, state: State) -> None:
@@ -182,7 +182,7 @@ class GradientCombination(Algorithm):
             part.sums, part.squares = [], {}
 
     def _add(self, part: TaskPart) -> None:
-        """Add a task's gradient, which is used up, times its weight to the update's."""
+        """Add a task's gradient, times its weight, to the update's; the task's gradient is dropped."""
         factor = part.weight * part.scale
         known = [param for param in part.gradient if param in self.total]
         new = [param for param in part.gradient if param not in self.total]

@@ -1,4 +1,4 @@
-"""OneReduction: gather parameters and reduce gradients once an update instead of once a microbatch.
+"""OneReduction: gather parameters and reduce gradients once per update instead of once per microbatch.
 
 Composer leaves both to FSDP2, which does them for every microbatch unless it is told which one is the last. The whole
 parameters and gradients then stay on every rank during an update. Acts on BATCH_START and BEFORE_FORWARD.
@@ -15,7 +15,7 @@ class OneReduction(Algorithm):
     """Tells FSDP2 before every training forward pass whether its backward pass is the update's last."""
 
     def __init__(self):
-        self.left = 0  # microbatches of the update
+        self.left = 0  # microbatches left in the update
 
     def match(self, event: Event, state: State) -> bool:
         return event in (Event.BATCH_START, Event.BEFORE_FORWARD)

@@ -1,8 +1,8 @@
-"""HeldLocks: ends a run that has lost its folder or its store to another launch (runs/run_lock.py).
+"""HeldLocks: end a run that has lost its folder or its store to another launch (runs/run_lock.py).
 
-That happens to a run that was suspended for so long that it counted as gone. It stops before the next line of its
-records and before the next checkpoint. Uses BATCH_END, EVAL_END and BATCH_CHECKPOINT, and stands before the callbacks
-that write at these.
+This happens to a run that was suspended for so long that it counted as gone. It ends before it writes the next record
+or checkpoint. Uses BATCH_END, EVAL_END and BATCH_CHECKPOINT, and comes before the callbacks that write on these
+events.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class HeldLocks(Callback):
     """Raises a FoundryError once another process has one of the locks.
 
     Args:
-        locks: that this process holds; none on any rank but the first.
+        locks: the locks that this process holds; only the first rank has any.
     """
 
     def __init__(self, locks: Sequence[RunLock]):

@@ -1,8 +1,8 @@
-"""LastProgress: note when training last went on, for the thread that watches this rank (training/ranks.py).
+"""LastProgress: store when training last made progress, for the thread that watches this rank (training/ranks.py).
 
-That is when an update, a held-out batch or a checkpoint has ended. After each of them the host has waited for the
-device, so a collective that hangs began later. Uses FIT_START, BATCH_END, EVAL_BATCH_END and BATCH_CHECKPOINT, and
-stands behind the callback that saves.
+Progress is the end of an update, a held-out batch or a checkpoint. At each of these the host has waited for the
+device, so a collective that hangs started later. Uses FIT_START, BATCH_END, EVAL_BATCH_END and BATCH_CHECKPOINT, and
+comes after the callback that saves.
 """
 
 import time
@@ -15,12 +15,12 @@ _last = time.monotonic()
 
 
 def seconds_without_progress() -> float:
-    """Return the seconds since training last went on in this process; before any step, since this module's import."""
+    """Return the seconds since training last made progress in this process; before that, since this module's import."""
     return time.monotonic() - _last
 
 
 class LastProgress(Callback):
-    """Notes the moment of each step, in a global variable of the process, since a rollback replaces the Trainer."""
+    """Stores the time of each step in a global variable of the process, because a rollback replaces the Trainer."""
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
         global _last

@@ -1,4 +1,4 @@
-"""Detectors of trouble in the loss: plain arithmetic on one number an update, the same on every rank.
+"""Detectors of trouble in the loss: plain arithmetic on one number per update, the same on every rank.
 
 The state of a detector is a few numbers that are saved with every checkpoint, so that a resumed run fires at the same
 update as an uninterrupted one. All detectors except `non_finite` are reset at each stage, because its loss is not
@@ -50,7 +50,7 @@ class Plateau:
         return Trouble("plateau", why, self.best_token)
 
     def needs_token(self) -> int:
-        """The token before which a rollback would look for a checkpoint, if trouble began with the next update."""
+        """Return the token before which a rollback would need a checkpoint, if trouble began with the next update."""
         return self.best_token
 
     def state_dict(self) -> dict:
@@ -98,7 +98,7 @@ class Spike:
         return Trouble("spike", why, self.since_token)
 
     def needs_token(self) -> int:
-        """The token before which a rollback would look for a checkpoint, if trouble began with the next update."""
+        """Return the token before which a rollback would need a checkpoint, if trouble began with the next update."""
         return self.last_began if self.since_token is None else self.since_token
 
     def state_dict(self) -> dict:

@@ -1,17 +1,17 @@
-"""RunRecords: write `metrics.jsonl`, one line an update, and `eval.jsonl`, one line an evaluation.
+"""RunRecords: write `metrics.jsonl`, one line per update, and `eval.jsonl`, one line per evaluation.
 
 The records are plain files, so that the summary, the report and a user's notebook read them without a service. A
 resumed run appends and continues to count in `batch`, so only the last line for each batch is valid. Uses FIT_START,
 BATCH_START, AFTER_LOSS, AFTER_TRAIN_BATCH, BATCH_END, EVAL_END and CLOSE.
 
 A mixture sets shares of a stage's rows, but training depends on shares of tokens. So each line has both, by source:
-`asked`, and `drawn`, the share of all tokens that the stage has drawn so far. Of many sources the largest have names,
-and the others are one (recipe/mixtures.py). A resumed or rolled-back run continues the counts from the valid lines, so
-that checkpoints need not hold them.
+`asked`, and `drawn`, the share of all tokens that the stage has drawn so far. Of many sources, only the largest are
+named, and the others are summed (recipe/mixtures.py). A resumed or rolled-back run continues the counts from the valid
+lines, so that checkpoints need not hold them.
 
 Each line also has the values of the monitors. The loggers of rank 0 get the numbers of the lines under the names in
-`metric_keys.py`. Every rank sends rank 0 one array an update, between the hosts: no other rank waits for it, and no GPU
-does. The file stays open, since on a shared disk closing it costs more than writing to it.
+`metric_keys.py`. Every rank sends rank 0 one array per update, from host to host, so that no other rank and no GPU
+waits for it. The file stays open, because on a shared disk closing it costs more than writing to it.
 """
 
 from collections import Counter
@@ -172,7 +172,7 @@ class RunRecords(Callback):
         logger.log_metrics({f"eval/{label}/{name}": value for name, value in values.items()})
 
     def _means_of_tasks(self, objective: Objective, stage: str, values: dict[str, float]) -> dict[str, float]:
-        """Average the tasks' metrics by their weights, as an update's loss is by blocks; nothing without tasks."""
+        """Average the tasks' metrics by their weights, like an update's loss by blocks; empty without tasks."""
         if not objective.tasks:
             return {}
         segment = next(segment for segment in self.plan.segments if segment.stage == stage)
@@ -184,7 +184,7 @@ class RunRecords(Callback):
 
 
 def _by_source(rows: NDArray, sources: list[str]) -> tuple[dict[str, int], dict[str, int]]:
-    """Count the rows and the tokens of each source that an update has rows of."""
+    """Count an update's rows and tokens by source, for each source in it."""
     counted, tokens = np.bincount(rows[:, 0], minlength=len(sources)), np.zeros(len(sources), np.int64)
     np.add.at(tokens, rows[:, 0], rows[:, 1])
     there = np.flatnonzero(counted).tolist()

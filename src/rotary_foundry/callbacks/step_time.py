@@ -1,15 +1,15 @@
-"""StepTime: how long an update takes, how much of that is waiting for data, and which rank the others wait for.
+"""StepTime: measure how long an update takes, how long it waits for data, and which rank the others wait for.
 
-All ranks of a synchronous update end it together, so a rank's step time does not tell them apart. Their own work does:
-the wait for data, and the forward passes of the layers, as a sample of the computing. Forward hooks on a layer run
-inside FSDP2's own, after the parameters are gathered, so the time between them holds no communication. On a GPU they
-record CUDA events on the compute stream, read after the update, when Composer has waited for the loss already; on CPU
-they read the clock. The hooks stay outside a compiled `forward`.
+All ranks of a synchronous update end it together, so a rank's step time does not show which one is slow. Its own work
+does: the wait for data, and the forward passes of the layers, as a sample of its computation. Forward hooks on a layer
+run inside FSDP2's own, after the parameters are gathered, so the time between them has no communication. On a GPU they
+record CUDA events on the compute stream, which are read after the update, when Composer has already waited for the
+loss. On CPU they read the clock. The hooks stay outside a compiled `forward`.
 
-Where the rest of a step goes is a question for a profile: Composer's `Profiler`, or PyTorch's.
+To see where the rest of a step goes, use a profiler: Composer's `Profiler`, or PyTorch's.
 
-The step is from asking for a batch to the end of its update. Evaluation, checkpoints and the change of segments are
-no part of it. Uses FIT_START, BEFORE_DATALOADER, AFTER_DATALOADER and BATCH_END.
+A step lasts from the request for a batch to the end of its update. Evaluation, checkpoints and the change of segments
+are not part of it. Uses FIT_START, BEFORE_DATALOADER, AFTER_DATALOADER and BATCH_END.
 """
 
 import statistics
@@ -24,16 +24,16 @@ from rotary_foundry.callbacks.monitor import Monitor, Numbers
 
 
 class StepTime(Monitor):
-    """`step_seconds` of the slowest rank, `data_seconds`, the ranks' mean, `slowest_rank` and `slowest_lag`.
+    """Adds `step_seconds` (of the slowest rank), `data_seconds` (the ranks' mean), `slowest_rank` and `slowest_lag`.
 
-    `slowest_rank` is the rank with the most work of its own, and `slowest_lag` that work over the ranks' median, minus
-    1: 0 where there is one rank.
+    `slowest_rank` is the rank with the most work of its own, and `slowest_lag` is that work divided by the ranks'
+    median, minus 1. With one rank it is 0.
     """
 
     def __init__(self):
         self.on_gpu = torch.cuda.is_available()
         self.began = self.data_seconds = 0.0
-        self.marks: list[Any] = []  # a layer's begin, its end, the next one's begin, …
+        self.marks: list[Any] = []  # a layer's start, its end, the next layer's start, …
 
     def fit_start(self, state: State, logger: Logger) -> None:
         for layer in state.model.network.blocks:

@@ -1,11 +1,11 @@
-"""TaskRecords: adds what each task did in an update to its record, in multi-task stages."""
+"""TaskRecords: add each task's loss and other figures to the record of an update, in multi-task stages."""
 
 from composer.core import State
 
 from rotary_foundry.algorithms.gradient_combination import GradientCombination
 from rotary_foundry.callbacks.monitor import Monitor, Numbers
 
-# in metrics.jsonl, each by task, and the attributes of TaskPart
+# keys in metrics.jsonl, whose values are by task, and the attributes of TaskPart
 COLUMNS = {
     "task_loss": "loss",
     "task_right": "right",
@@ -21,7 +21,7 @@ class TaskRecords(Monitor):
     """Records loss, share of right units, gradient norm, weight, and cosine with the update, by task.
 
     Args:
-        combination: of the run; it has computed them.
+        combination: the run's algorithm, which computes these.
     """
 
     def __init__(self, combination: GradientCombination):
@@ -30,7 +30,7 @@ class TaskRecords(Monitor):
     def measured(self, state: State, ranks: list[Numbers]) -> dict[str, dict[str, float]]:
         if state.model.objective.block_size is None:
             return {}
-        right = {"examples_right": self.combination.mean_of_tasks("right")}  # as the update's loss is
+        right = {"examples_right": self.combination.mean_of_tasks("right")}  # averaged as the update's loss is
         columns = {
             column: {task: getattr(part, attribute) for task, part in self.combination.parts.items()}
             for column, attribute in COLUMNS.items()

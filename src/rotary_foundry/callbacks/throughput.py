@@ -1,4 +1,4 @@
-"""Throughput: real tokens a second, and the share of the devices' peak that the model's operations use (MFU).
+"""Throughput: real tokens per second, and the share of the devices' peak that the model's operations use (MFU).
 
 Tokens are counted without padding. Operations are counted as in `recipe/cost.py`, but from the actual lengths and
 predicted tokens of the update's documents: attention has fewer pairs for documents that share a row than for one that

@@ -18,13 +18,13 @@ class Metric:
 
     name: str
     meaning: str
-    record: str | None = None  # in a line of metrics.jsonl; None: logged by who computes it
+    record: str | None = None  # its key in a line of metrics.jsonl; None: logged by the code that computes it
 
 
 METRICS = (
     Metric(
         "loss/train",
-        "nats a predicted token, mean over the update; in a multi-task stage the mean of its tasks by their blocks",
+        "nats per predicted token, mean over the update; in a multi-task stage the mean of its tasks by their blocks",
         "loss",
     ),
     Metric("loss/stage/<stage>", "the same by stage; after the n-th rollback the stage's name ends in ` (n)`"),
@@ -38,39 +38,39 @@ METRICS = (
     Metric("recipe/lr", "learning rate", "lr"),
     Metric("recipe/weight_decay", "of the matrices", "weight_decay"),
     Metric("recipe/rows", "batch size in rows", "rows"),
-    Metric("recipe/row_length", "tokens a row", "row_length"),
+    Metric("recipe/row_length", "tokens per row", "row_length"),
     *(Metric(f"recipe/{name}", knob.meaning, name) for name, knob in all_knobs().items()),
     Metric("throughput/tokens_per_sec", "real tokens, all devices together", "tokens_per_second"),
-    Metric("throughput/device/mfu", "share of the devices' bf16 peak; not where that is not known", "mfu"),
+    Metric("throughput/device/mfu", "share of the devices' bf16 peak; not logged if that is unknown", "mfu"),
     Metric(
         "throughput/slowest_rank",
         "the rank with the longest data wait and forward passes",
         "slowest_rank",
     ),
-    Metric("throughput/slowest_lag", "that over the ranks' median, minus 1", "slowest_lag"),
-    Metric("time/step", "seconds an update, without evaluation and checkpoints", "step_seconds"),
-    Metric("time/data", "of them, waiting for data", "data_seconds"),
-    Metric(X_AXIS, "the token clock: slots consumed, this update included", "token"),
-    Metric("memory/peak_gb", "of the device, on CPU of the process, in 1e9 bytes, on the rank with most", "memory_gb"),
-    Metric("optim/l2_norm/<kind>/global", "of grad, param, moment and update, over all parameters"),
+    Metric("throughput/slowest_lag", "the time of that rank for them over the ranks' median, minus 1", "slowest_lag"),
+    Metric("time/step", "seconds per update, without evaluation and checkpoints", "step_seconds"),
+    Metric("time/data", "seconds per update of waiting for data", "data_seconds"),
+    Metric(X_AXIS, "the token clock: slots consumed, including this update", "token"),
+    Metric("memory/peak_gb", "of the device (on CPU: the process), in 1e9 bytes, on the rank with most", "memory_gb"),
+    Metric("optim/l2_norm/<kind>/global", "norm of grad, param, moment or update, over all parameters"),
     Metric(
         "optim/clipping/max",
         "the most that clipping divided a learning rate or gradients by; 1: nothing was clipped",
     ),
     # of a multi-task stage
     Metric("task/loss/<task>", "mean over the task's predicted tokens or examples of the update", "task_loss"),
-    Metric("task/right/<task>", "share of them that are right", "task_right"),
-    Metric("task/units/<task>", "how many they are", "task_units"),
-    Metric("task/grad_norm/<task>", "of the gradient of the task's mean loss, heads left out", "task_grad_norm"),
-    Metric("task/weight/<task>", "that the update gives this gradient", "task_weight"),
-    Metric("task/cosine/<task>", "between it and the update's; of min_norm and projected only", "task_cosine"),
+    Metric("task/right/<task>", "share of these that are right", "task_right"),
+    Metric("task/units/<task>", "number of these", "task_units"),
+    Metric("task/grad_norm/<task>", "norm of the gradient of the task's mean loss, without heads", "task_grad_norm"),
+    Metric("task/weight/<task>", "weight of this gradient in the update", "task_weight"),
+    Metric("task/cosine/<task>", "cosine to the update's gradient; only min_norm and projected", "task_cosine"),
     Metric(
         "task/cosine_estimate/<task>",
-        "the same with a standard error of up to 0.004; of the other rules",
+        "the same with a standard error of up to 0.004; only the other rules",
         "task_cosine_estimate",
     ),
     Metric("eval/<stage>/<metric>/<task>", "held-out rows of a task at the end of a multi-task stage"),
-    Metric("data/real_tokens", "of the update, padding left out", "real_tokens"),
+    Metric("data/real_tokens", "tokens of the update, without padding", "real_tokens"),
     Metric("data/asked/<source>", "share that the stage's mixture asks for", "asked"),
     Metric("data/drawn/<source>", "share of the tokens drawn in the stage so far", "drawn"),
     *(
@@ -78,10 +78,10 @@ METRICS = (
         for metric in all_metrics().values()
     ),
     Metric("rollback/count", "rollbacks so far", "rollbacks"),
-    # Composer's own, which it logs whether or not one asks for them
+    # Composer's own keys, which it always logs
     Metric(
         "loss/train/total",
-        "as loss/train, but beside the token clock at the update's start, and in a multi-task stage over all examples",
+        "as loss/train, but at the token clock of the update's start, and in a multi-task stage over all examples",
     ),
     Metric("metrics/<stage>/<metric>", "as eval/<stage>/…, but in a multi-task stage over all examples"),
     Metric("metrics/<stage>/<metric>/<task>", "as eval/<stage>/…"),
@@ -89,7 +89,7 @@ METRICS = (
         Metric(f"time/{name}", "Composer's count")
         for name in ("batch", "epoch", "sample", "batch_in_epoch", "sample_in_epoch", "token_in_epoch")
     ),
-    Metric("trainer/device_train_microbatch_size", "rows a forward pass on one device"),
+    Metric("trainer/device_train_microbatch_size", "rows per forward pass on one device"),
 )
 
 

@@ -3,7 +3,7 @@
 - Composer's ProgressBarLogger and ConsoleLogger are not used. The first also writes bars to files, and the second
   prints a line for every key. Neither shows stages or the remaining time.
 - It is a logger, so it shows the values that RunRecords logs. Loss and learning rate are those of the update in the
-  same line of `metrics.jsonl`. Tokens a second and MFU are over all updates since the previous line, with the update
+  same line of `metrics.jsonl`. Tokens per second and MFU are over all updates since the previous line, with the update
   times of the records (throughput.py).
 - The remaining time is computed from the plan's remaining tokens and the rate of the last updates of this stage,
   including evaluations and checkpoints. Later stages have longer rows and another rate, so it says "at this rate".
@@ -27,14 +27,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rotary_foundry.recipe import Plan
 from rotary_foundry.utils.wording import number
 
-RECENT_UPDATES = 50  # whose rate the time left is told by
+RECENT_UPDATES = 50  # the remaining time is computed from their rate
 AT_THIS_RATE = " at this rate"
 REDRAWN = 0.2  # seconds between two drawings of the bars
 UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 
 class StageProgress(LoggerDestination):
-    """Shows on rank 0 the progress through the plan.
+    """Shows the progress through the plan, on rank 0.
 
     Args:
         plan: the current plan.
@@ -49,8 +49,8 @@ class StageProgress(LoggerDestination):
         )
         self.progress_bar = progress_bar
         self.latest: dict[str, Any] = {}
-        self.since: list[dict[str, Any]] = []  # of each update since the last line
-        self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT_UPDATES)  # moments, and the token clock at them
+        self.since: list[dict[str, Any]] = []  # values of each update since the last line
+        self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT_UPDATES)  # times, and the token clock at each
         self.stage = ""
         self.first = True
 
@@ -106,7 +106,7 @@ class StageProgress(LoggerDestination):
             f"lr {number(last['recipe/lr'])}  {short(sum(tokens) / sum(seconds))} tok/s  {mfu}  ETA {self._left(token)}"
         )
         if Bars.shown is not None and len(line) > Bars.shown.progress.console.width:
-            line = line.removesuffix(AT_THIS_RATE)  # the bar says it
+            line = line.removesuffix(AT_THIS_RATE)  # the bar shows it
         return line
 
     def _left(self, token: int) -> str:

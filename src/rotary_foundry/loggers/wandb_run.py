@@ -49,7 +49,7 @@ class WandBRun(OpenWandBLogger):
 
         if self.enabled and wandb.run is not None:  # after a rollback
             entity_and_project = [wandb.run.entity, wandb.run.project]
-            dist.broadcast_object_list(entity_and_project)  # as Composer's init, where the other ranks are
+            dist.broadcast_object_list(entity_and_project)  # as in Composer's init, which the other ranks are in
             self.entity, self.project = entity_and_project
             return
         command = sys.argv
@@ -84,7 +84,7 @@ class WandBRun(OpenWandBLogger):
     def post_close(self) -> None:
         ended_by = sys.exception()
         if isinstance(ended_by, RollbackDue):
-            return  # the next Trainer goes on in it
+            return  # the next Trainer continues in the same W&B run
         if isinstance(ended_by, StopRequested) and self.enabled:
             import wandb
 

@@ -12,7 +12,7 @@ from rotary_foundry.utils.errors import ConfigurationError
 
 
 def compile_plan(recipe: Recipe) -> Plan:
-    """Compile a recipe to its plan: the trajectory that is kept, with the rollback that the recipe sets (`at`), if any.
+    """Compile a recipe to its plan: the kept trajectory, after the rollback that the recipe sets (`at`), if any.
 
     Raises:
         ConfigurationError: a stage or its ramp is too short for one update, or a rollback is outside the plan.
@@ -39,7 +39,7 @@ def compile_stages(recipe: Recipe) -> Plan:
             start_token=start_token,
             end_token=start_token + tokens,
             warmup=warmup,
-            decay=min(parse_tokens(stage.t_decay, tokens), tokens - warmup),  # a stage is whole updates, maybe less
+            decay=min(parse_tokens(stage.t_decay, tokens), tokens - warmup),  # rounding to updates may shorten a stage
             decay_shape=stage.decay_shape,
             alpha_f=stage.alpha_f,
             schedule=tuple((parse_tokens(time, tokens), factor) for time, factor in stage.lr_schedule or ()),
@@ -72,7 +72,7 @@ def compile_stages(recipe: Recipe) -> Plan:
 
 
 def with_set_rollback(recipe: Recipe, plan: Plan) -> Plan:
-    """Add the rollback that a recipe sets to its plan before any rollback.
+    """Apply the rollback that the recipe sets, if any, to `plan`, which has no rollback yet.
 
     Raises:
         ConfigurationError: a rollback is outside the plan.
@@ -120,7 +120,7 @@ def named_tokens(recipe: Recipe) -> set[int]:
 
 
 def _rungs(name: str, stage: StageConfig) -> list[tuple[int, int]]:
-    """Return (rows, updates) of each batch size of a stage; those of the ramp have equally many updates."""
+    """Return (rows, updates) for each batch size of a stage; every size of the ramp has the same number of updates."""
     tokens = parse_tokens(stage.duration)
     rungs: list[tuple[int, int]] = []
     ramp = stage.batch_size_ramp

@@ -1,12 +1,12 @@
 """The cost of a plan before it is run: parameters, floating-point operations, hours, memory, checkpoints.
 
-Operations are counted as for MFU (PaLM, arXiv 2204.02311, appendix B) by the family's shape: only those of the model. A
-backward pass counts as two forward passes. Recomputation does not count (activation checkpointing, attention's
-backward). A padded slot counts as a token, and a row as one document, which is the upper limit: with shorter documents,
-attention has fewer pairs. The optimizer and evaluation are not counted.
+The family's shape gives the operations of the model, counted as for MFU (PaLM, arXiv 2204.02311, appendix B). A
+backward pass counts as two forward passes. Recomputation is not counted (activation checkpointing, attention's
+backward). A padded slot counts as a token, and a row as one document. This is an upper limit: attention has fewer pairs
+in shorter documents. The optimizer and evaluation are not counted.
 
-Memory is counted, not measured: what the ranks hold of the model, and what a forward pass keeps for the backward pass.
-The temporary tensors of a layer and of the loss, and what CUDA and NCCL take, come on top: BESIDES is room for them.
+Memory is computed, not measured: the ranks' share of the model, and what a forward pass keeps for the backward pass.
+BESIDES is an allowance for the rest: temporary tensors of a layer and of the loss, CUDA and NCCL.
 """
 
 import re
@@ -22,11 +22,11 @@ from rotary_foundry.utils.errors import ConfigurationError
 MOST_CHECKPOINTS = 1_000_000
 BYTES_A_PARAMETER = 12  # of a checkpoint: the weight and StableAdamW's two moments, float32 each
 STATE_BYTES_A_PARAMETER = 16  # these three and the gradient
-WHOLE_BYTES_A_PARAMETER = 8  # the parameter and the gradient, where they stay whole during an update
+WHOLE_BYTES_A_PARAMETER = 8  # the parameter and the gradient, if they stay whole during an update
 GPUS_OF_A_NODE = 8
 
-# Operations a second of one GPU in bf16 on dense matrices, from the makers' data sheets (NVIDIA prints twice as much,
-# with sparsity): H100 SXM5, H200 SXM, A100 40 and 80 GB, L40S, HGX B200, and AMD's Instinct MI300X.
+# Operations per second of one GPU in bf16 on dense matrices, from the makers' data sheets (NVIDIA prints twice as
+# many, with sparsity): H100 SXM5, H200 SXM, A100 40 and 80 GB, L40S, HGX B200, and AMD's Instinct MI300X.
 PEAK_FLOPS = {
     "h100": 989.4e12,
     "h200": 989.4e12,
@@ -35,14 +35,14 @@ PEAK_FLOPS = {
     "b200": 2250e12,
     "mi300x": 1307.4e12,
 }
-SLOWER = {"pcie", "nvl"}  # Hopper GPUs of these forms have another peak, which PEAK_FLOPS does not have
+SLOWER = {"pcie", "nvl"}  # variants of Hopper GPUs with another peak, which PEAK_FLOPS does not list
 
 GPU_MEMORY = {"h100": 80e9, "h200": 141e9, "a100": 80e9, "l40s": 48e9, "b200": 180e9, "mi300x": 192e9}  # bytes
 BESIDES = 5e9
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return the dense bf16 peak of a GPU by torch's name for it; None if it is not in PEAK_FLOPS."""
+    """Return the dense bf16 peak (operations per second) of a GPU by torch's name for it; None if it is unknown."""
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
     known = words & PEAK_FLOPS.keys()
     if len(known) != 1 or "mig" in words or (known <= {"h100", "h200"} and words & SLOWER):
@@ -75,7 +75,7 @@ class Machine:
         return -(-self.gpus // GPUS_OF_A_NODE)
 
     def holds(self, size: float) -> bool:
-        """Return whether a GPU holds so many bytes of a training beside what is not counted."""
+        """Return whether a GPU's memory holds `size` bytes and the allowance BESIDES."""
         return size + BESIDES <= GPU_MEMORY[self.gpu]
 
     def hours(self, flops: float) -> float:
@@ -85,15 +85,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a plan, including what a rollback abandons."""
+    """The cost of a plan, including the work that a rollback abandons."""
 
     parameters: int
     flops: float
     abandoned_flops: float  # the operations among them that a set rollback abandons
     checkpoint_bytes: int  # of one
     checkpoints_written: int  # with `save_seconds`, only those that are due at a token
-    checkpoints_kept: int | None  # on disk at the end, including those in `abandoned/`; None: the speed decides
-    save_seconds: int | None  # of training between two others; None: the interval is not in time
+    checkpoints_kept: int | None  # on disk at the end, including those in `abandoned/`; None: depends on the speed
+    save_seconds: int | None  # of training between two further checkpoints; None: save_interval is not in time
 
 
 def cost(recipe: Recipe, plan: Plan) -> Cost:
@@ -117,12 +117,12 @@ def cost(recipe: Recipe, plan: Plan) -> Cost:
 
 @dataclass(frozen=True)
 class TokenCost:
-    """The operations on a token in rows of one length. Each row counts as one document."""
+    """The operations per token in rows of one length. Each row counts as one document."""
 
     row_length: int
-    flops: float  # a token
+    flops: float  # per token
     attention: float  # the share of them that attention takes
-    megatron: float | None  # operations a token as `megatron_flops` counts them; None: not for this family
+    megatron: float | None  # operations per token as `megatron_flops` counts them; None: not for this family
 
     def to_json(self) -> dict:
         """Return the figures as plain JSON types."""
@@ -130,12 +130,12 @@ class TokenCost:
 
 
 def token_costs(recipe: Recipe, plan: Plan) -> dict[str, TokenCost]:
-    """Compute what a token costs at the end of each stage of a plan, by the stage's name."""
+    """Compute the cost per token at the end of each stage of a plan, by the stage's name."""
     return {segment.stage: token_cost(recipe, segment, segment.row_length) for segment in plan.segments}
 
 
 def token_cost(recipe: Recipe, segment: Segment, row_length: int) -> TokenCost:
-    """Compute what a token costs at the end of a segment, if its rows had `row_length` tokens."""
+    """Compute the cost per token at the end of a segment, as if its rows had `row_length` tokens."""
     matmuls, attention = _row_flops(recipe, segment, row_length, segment.end_token)
     try:
         megatron = recipe.model.shape.megatron_flops(1, row_length)
@@ -146,21 +146,21 @@ def token_cost(recipe: Recipe, segment: Segment, row_length: int) -> TokenCost:
 
 
 def slower(flops: float, than: float) -> float:
-    """Return the share of the tokens a second that is lost where a token takes `flops` operations, and not `than`.
+    """Return the share of the tokens per second that is lost if a token takes `flops` operations instead of `than`.
 
-    The device is taken to do as many operations a second in both cases.
+    The device is assumed to do as many operations per second in both cases.
     """
     return 1 - than / flops
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of a GPU in rows of one length."""
+    """The memory that training takes on a GPU, for rows of one length."""
 
     row_length: int
     rows: int  # of a microbatch
-    kept: float  # bytes that its forward pass keeps for the backward pass; no other GPU shares them
-    state: int  # bytes of weights, gradients and two moments, over all GPUs that share a copy of the model
+    kept: float  # bytes that its forward pass keeps for the backward pass; not sharded over GPUs
+    state: int  # bytes of weights, gradients and two moments, summed over all GPUs that share a copy of the model
 
     def of_a_gpu(self, shards: int) -> float:
         """Return the bytes on each of the GPUs that share a copy of the model."""
@@ -172,11 +172,11 @@ class Memory:
 
 
 def memory(recipe: Recipe, plan: Plan) -> dict[str, Memory]:
-    """Estimate the memory of each stage of a plan at its end, by name; empty for a family that does not count it."""
+    """Estimate the memory at the end of each stage, by name; empty if the family does not count activations."""
     shape, recomputed = recipe.model.shape, recipe.fsdp_config.activation_checkpointing
     itemsize = 4 if recipe.precision == "fp32" else 2
     compiled = recipe.is_compiled_on("cuda")
-    # autograd keeps the weights that autocast has cast, whole; a layer that is recomputed casts anew
+    # autograd keeps the whole weights that autocast has cast; a recomputed layer casts them again
     casts = 0 if recomputed or itemsize == 4 else itemsize * shape.parameters
     whole = 0 if recipe.fsdp_config.reshards(shape.parameters) else WHOLE_BYTES_A_PARAMETER * shape.parameters
     found = {}
@@ -210,13 +210,13 @@ def _flops(recipe: Recipe, segments: Iterable[Segment]) -> float:
 
 
 def _row_flops(recipe: Recipe, segment: Segment, row_length: int, token: int) -> tuple[float, float]:
-    """Return the operations on a row, as one document: matrix products, attention. Knobs are those at `token`."""
+    """Return the operations of matrix products and of attention on a row of one document, with the knobs at `token`."""
     predicted = recipe.objective_of(segment.stage).predicted_share(segment.knobs_at(token)) * row_length
     return recipe.model.shape.matmul_flops(row_length, predicted), recipe.model.shape.attention_flops([row_length])
 
 
 def checkpoint_tokens(recipe: Recipe, plan: Plan) -> list[int]:
-    """Return the tokens at which a checkpoint is due, in order; those that the clock decides are not known."""
+    """Return the tokens at which a checkpoint is due, in order, without those that are saved by the clock."""
     return sorted(_interval_tokens(recipe.save_interval, plan) | _named(recipe, plan) | set(plan.stage_ends.values()))
 
 
@@ -225,7 +225,7 @@ def _named(recipe: Recipe, plan: Plan) -> set[int]:
 
 
 def _checkpoints(recipe: Recipe, plan: Plan) -> tuple[int, int | None]:
-    """Return how many checkpoints are written, and how many are on disk at the end: by the clock, at most."""
+    """Return how many checkpoints are written, and how many are on disk at the end, at most if saved by the clock."""
     named, due = _named(recipe, plan), checkpoint_tokens(recipe, plan)
     back, end = (plan.abandoned[0].start_token, plan.abandoned[-1].end_token) if plan.abandoned else (0, 0)
     before = [token for token in due if token < end]  # a rollback is decided before its update is saved
@@ -240,12 +240,12 @@ def _checkpoints(recipe: Recipe, plan: Plan) -> tuple[int, int | None]:
 
 
 def _kept(tokens: list[int], named: set[int], keep: int) -> list[int]:
-    """Return which checkpoints at these tokens (in order) are kept: the newest, and those that a rollback names."""
+    """Return which of the checkpoints at `tokens` (in order) are kept: the newest, and those that a rollback names."""
     return tokens if keep < 0 else sorted(set(tokens[-keep:]) | named.intersection(tokens))
 
 
 def _interval_tokens(save_interval: str, plan: Plan) -> set[int]:
-    """Return the ends of the updates at which Composer's CheckpointSaver saves: each reaches or passes a multiple.
+    """Return the ends of the updates at which Composer's CheckpointSaver saves: those that reach or pass a multiple.
 
     Empty if the interval is in time.
     """

@@ -1,12 +1,11 @@
 """Check the names under a recipe's `callbacks:`, `algorithms:` and `loggers:`, without importing Composer.
 
-A name is that of a class of Composer's, in snake case; loggers go without the word "logger". A dotted path is that of
-any other class. `training/extensions.py` finds the class before a process group is made. Either has its arguments
-behind it.
+A key is the name of a Composer class in snake case (for loggers, without the word "logger"), or the dotted path of any
+other class. Its value holds the arguments. `training/extensions.py` imports the class before a process group is made.
 
-Classes that would change what the recipe decides are refused, each with a reason. This concerns all of Composer's
-algorithms: they change models and data through the Trainer, but here the recipe sets both, and the model is sharded
-before Composer gets it.
+Classes that would change what the recipe decides are refused, each with a reason. All of Composer's algorithms are:
+they change models and data through the Trainer, but here the recipe sets both, and the model is sharded before
+Composer gets it.
 """
 
 import re
@@ -24,18 +23,18 @@ DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the three keys.
+    """The rules for one of the three keys.
 
     Args:
-        names: of Composer's classes.
-        refused: why, by name.
+        names: Composer's classes.
+        refused: the reason why a class is refused, by its name.
     """
 
     names: tuple[str, ...]
     refused: dict[str, str]
 
     def problems(self, given: dict[str, object]) -> Iterator[tuple[str, str]]:
-        """Yield (name, complaint) for everything given that cannot be used."""
+        """Yield (name, complaint) for every entry that cannot be used."""
         known = set(self.names) - self.refused.keys()
         for name, arguments in given.items():
             if name in self.refused:
@@ -62,7 +61,7 @@ LOGGERS = (
     *("comet_ml", "console", "file", "in_memory", "mlflow", "mosaicml", "neptune", "progress_bar"),
     *("remote_uploader_downloader", "slack", "tensorboard", "wandb"),
 )
-ALGORITHMS = {  # why, of all of them
+ALGORITHMS = {  # names by the reason why they are refused
     "replaces layers of the model, which is sharded by then; 'model' decides them": (
         *("alibi", "factorize", "gated_linear_units", "gyro_dropout", "low_precision_layer_norm", "no_op_model"),
         "stochastic_depth",
@@ -99,7 +98,7 @@ KINDS = {
 
 
 def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
-    """Yield (key, complaint) for every callback, algorithm and logger that a recipe cannot have."""
+    """Yield (key, complaint) for every callback, algorithm and logger that a recipe cannot use."""
     for key, kind in KINDS.items():
         yield from ((f"{key}.{name}", complaint) for name, complaint in kind.problems(getattr(recipe, key)))
     wandb = recipe.loggers.get("wandb")

@@ -1,4 +1,4 @@
-"""Knobs: numbers that a stage sets to a value or moves from one value to another; the plan knows them at every token.
+"""Knobs: numbers that a stage holds constant or moves from one value to another. The plan has them for every token.
 
 Families and objectives declare their knobs (`models/family.py`, `objectives/objective.py`). This module checks the
 values that a recipe gives, and computes a knob's value at a token.
@@ -16,7 +16,7 @@ KEYS = ("start", "end", "shape", "duration")
 
 @dataclass(frozen=True)
 class KnobSchedule:
-    """A knob's values between two tokens; it has the last one after them."""
+    """A knob's value between two tokens; after the second one it stays at `end`."""
 
     start: float
     end: float
@@ -37,8 +37,8 @@ def knob_schedule(given: Any, start_token: int, end_token: int) -> KnobSchedule:
 
     Args:
         given: a number; or a mapping of start, end and optionally shape and duration. The knob moves from the stage's
-            first token over the duration, and over the whole stage if there is none.
-        start_token, end_token: of the stage.
+            first token for the duration, or for the whole stage without one.
+        start_token, end_token: those of the stage.
     """
     if isinstance(given, Mapping):
         shape, tokens = given.get("shape", "linear"), end_token - start_token
@@ -51,7 +51,7 @@ def knob_complaint(knob: Knob, given: Any, tokens: int | None) -> str | None:
     """Return what is wrong with a recipe's value for a knob; None if it is valid.
 
     Args:
-        tokens: the stage's; None if they are unknown.
+        tokens: the length of the stage; None if it is unknown.
     """
     if not isinstance(given, Mapping):
         return knob.complaint(given)

@@ -8,10 +8,10 @@ There are four decisions:
   that contains it, not with the file that was launched.
 - Mappings are merged key by key, except those that are one value: an `executor`; a stage's `mixture`, `objective` and
   knobs; and an `objective` with another name. These replace the earlier mapping.
-- A key of type str gets the text that was written, and so do names that are keys. YAML 1.1 reads `no` as a boolean,
-  007 as 7, 1.10 as 1.1 and 2026_11_28 as a number, and such a run would have another name than the user gave. The value
-  of an override is YAML only if it begins with a bracket, a brace or a quote; any other is a number or text, so that
-  *.csv is a glob and not an alias.
+- A value of type str keeps its text as written, and so does a key that is a name. YAML 1.1 reads `no` as a boolean,
+  007 as 7, 1.10 as 1.1 and 2026_11_28 as a number, so a run with such a name would get a different one. The value of an
+  override is YAML only if it begins with a bracket, a brace or a quote. Otherwise it is a number or text, so that *.csv
+  is a glob and not an alias.
 
 A mapping such as `optimizer` has different keys for each value of one of its keys (`name`). Its field declares this
 with `chosen_by`, and the chosen class types the mapping in every file.
@@ -38,17 +38,17 @@ from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.wording import nearest, one_line
 
 Schema = TypeVar("Schema")
-# What OmegaConf says of a value such as 3, of type int, in the place of a mapping.
+# OmegaConf's message for a value such as 3, of type int, where a mapping is expected.
 NO_MAPPING = re.compile(r"(?:Cannot assign|Invalid type assigned:) (\w+) (?:to Dict|is not a subclass)")
 NO_LIST = re.compile(r"Invalid value assigned: (\w+) is not a (?:ListConfig|TupleConfig)")
-# What PyYAML and OmegaConf raise for values such as the date 2026-02-31, a date in place of a mapping, and [[[[…
+# PyYAML and OmegaConf raise these for values such as 2026-02-31, a date where a mapping is expected, and [[[[…
 OF_VALUES = (ValueError, AssertionError, RecursionError)
 MERGED = ("batch_size_ramp", "optimizer")  # the mappings of a stage that are merged key by key and not replaced
-AS_WRITTEN = {"as_written": True}  # the metadata of a field of type Any that has names, as text
+AS_WRITTEN = {"as_written": True}  # metadata of a field of type Any whose names keep their text as written
 
 
 def chosen_by(key: str, among: Mapping[str, type]) -> dict[str, Any]:
-    """Return the metadata of a field whose mapping is typed by a class in `among`, which the mapping's `key` names."""
+    """Return the metadata of a field whose mapping is typed by the class in `among` that the mapping's `key` names."""
     return {"chosen_by": key, "among": among}
 
 
@@ -67,7 +67,7 @@ def load_config(path: str | Path, schema: type[Schema], overrides: Iterable[str]
 
 
 def merged(path: str | Path, schema: type, overrides: Iterable[str] = ()) -> DictConfig:
-    """Merge a YAML file, the files that it extends and overrides, typed by `schema`; other keys stay missing.
+    """Merge a YAML file, the files that it extends and overrides, typed by `schema`; keys not given stay missing.
 
     Raises:
         ConfigurationError: as `load_config`.
@@ -104,7 +104,7 @@ def instance(config: DictConfig, path: str | Path | None, prefix: str = "") -> A
     """Make the dataclass instance from a configuration that is typed by its class.
 
     Args:
-        path, prefix: the file and what is put before keys, for errors; as in `reported`.
+        path, prefix: the file, and the prefix of keys, for errors; as in `reported`.
 
     Raises:
         ConfigurationError: a key is missing, or has a value of another type; names the file and the first such key.
@@ -121,7 +121,7 @@ def instance(config: DictConfig, path: str | Path | None, prefix: str = "") -> A
 
 
 def not_plain(value: Any, kind: Any = None, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (key, complaint) for lists and mappings in place of plain values, which OmegaConf lets into lists.
+    """Yield (key, complaint) for lists and mappings in place of plain values; OmegaConf accepts these inside lists.
 
     Args:
         value: an instance of a dataclass of the schema, or a value in it, of type `kind` and at `key`.
@@ -144,7 +144,7 @@ def not_plain(value: Any, kind: Any = None, key: str = "") -> Iterator[tuple[str
 
 
 def origins(path: str | Path, overrides: Iterable[str] = ()) -> dict[tuple[str, ...], str]:
-    """Return the origin of each value of a merged configuration: a file, or "argument". The path of keys leads to it.
+    """Return the origin of each value of a merged configuration, by its path of keys: a file, or "argument".
 
     A list counts as one value.
 
@@ -177,7 +177,7 @@ def origins(path: str | Path, overrides: Iterable[str] = ()) -> dict[tuple[str, 
 
 
 def refuse(path: str | Path, problems: Iterable[tuple[str, str]]) -> None:
-    """Refuse a configuration because of its first problem; each is a key and what is wrong and would be right.
+    """Refuse a configuration that has a problem. A problem is a key, and a text that says what is wrong and what to do.
 
     Raises:
         ConfigurationError: there is a problem; names the file and the key.
@@ -187,9 +187,9 @@ def refuse(path: str | Path, problems: Iterable[tuple[str, str]]) -> None:
 
 
 def load_keys(path: str | Path, keys: Iterable[str], overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Return some keys of a YAML file, its extended files or the overrides, each or None, with scalars as text.
+    """Return the values of some keys of a YAML file, the files it extends and the overrides; None for a missing key.
 
-    They may decide on a schema.
+    Scalars are text. The caller may choose the schema by them.
 
     Raises:
         ConfigurationError: the file does not exist, or is not YAML.
@@ -208,7 +208,7 @@ def _layers(path: Path, kind: type, above: tuple[Path, ...] = ()) -> Iterator[tu
     """Yield the files that make up `path`, those it extends first, each without its `extends` key.
 
     Args:
-        kind: the schema; str: every scalar is wanted as text.
+        kind: the schema; str: every scalar becomes text.
     """
     if path.resolve() in above:
         raise ConfigurationError(f"{path}: the file extends itself; remove it from 'extends'")
@@ -236,22 +236,22 @@ def _layers(path: Path, kind: type, above: tuple[Path, ...] = ()) -> Iterator[tu
 
 
 def _with_text(content: DictConfig, text: Any, kind: type) -> DictConfig:
-    """Return a configuration with the text that was written, wherever that is wanted."""
+    """Return a configuration in which values of type str have their text as written."""
     return OmegaConf.create(_as_written(OmegaConf.to_container(content), text, kind))
 
 
 def _as_written(value: Any, text: Any, kind: Any) -> Any:
-    """Return a value as its key has it: as text if the key's type is str, else as YAML reads it.
+    """Return a value as its key's type requires: as text for str, otherwise as YAML reads it.
 
     Args:
         value: as YAML reads it.
-        text: the same with every scalar as text.
+        text: the same value with every scalar as text.
         kind: the key's type.
     """
     if get_origin(kind) in (Union, UnionType):
         kind = next(one for one in get_args(kind) if one is not NoneType)
     inner = get_args(kind)[-1] if get_origin(kind) in (list, dict) else str if kind is str else Any
-    if isinstance(value, dict) and isinstance(text, dict) and len(value) == len(text):  # not so with YAML's <<
+    if isinstance(value, dict) and isinstance(text, dict) and len(value) == len(text):  # they differ with YAML's <<
         pairs = zip(text.items(), value.values(), strict=True)
         return {key: _as_written(of, its, _type_of(key, kind, inner)) for (key, its), of in pairs}
     if isinstance(value, list) and isinstance(text, list):
@@ -298,7 +298,7 @@ def _forget_wholes(config: DictConfig, content: DictConfig) -> None:
 def _override(config: DictConfig, override: str, source: str, content: DictConfig) -> None:
     key, parts = override.partition("=")[0], _parts(override)
     with reported(source):
-        if not any(_is_whole(tuple(parts[:depth])) for depth in range(1, len(parts))):  # not one entry of it
+        if not any(_is_whole(tuple(parts[:depth])) for depth in range(1, len(parts))):  # it sets no entry of a whole
             _forget_wholes(config, content)
         given = content
         for part in parts:
@@ -340,7 +340,7 @@ def _value_and_text(given: str, source: str) -> tuple[Any, Any]:
         raise ConfigurationError(f"{source}: {one_line(error)}{remedy}") from None
     if is_yaml:
         return value, yaml.load(given, yaml.BaseLoader)
-    is_text = isinstance(value, str | dict | list) or not {"#", "&", "!"}.isdisjoint(given)  # as YAML's 5 # comment
+    is_text = isinstance(value, str | dict | list) or not {"#", "&", "!"}.isdisjoint(given)  # such as 5 # comment
     return given if is_text else value, given
 
 

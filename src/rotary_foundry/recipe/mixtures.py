@@ -1,9 +1,9 @@
-"""The share of long documents: `long_share` in a stage, the short form of a mixture over bands of length.
+"""`long_share` of a stage: the share of long documents, as a short form of a mixture over bands of length.
 
-A data YAML divides a source by length (`length_bands`), and names the bands. The last one, `<source>_from_<tokens>`,
-holds the long documents. `long_share: 0.1` draws a tenth of the rows from such sources and the rest from the others;
-within each group the shares are those of `mixture`, or equal without one. The shares are of rows. Rows of packed short
-documents and of one long document have equally many slots, so they are nearly the shares of tokens too.
+`length_bands` in a data YAML divides a source into bands by document length. The last band, `<source>_from_<tokens>`,
+holds the long documents. `long_share: 0.1` draws a tenth of the rows from such sources and the rest from the others.
+Within each group, the shares are those of `mixture`, or equal without one. Shares count rows. A row of packed short
+documents has as many slots as a row of one long document, so the shares of tokens are nearly the same.
 """
 
 import re
@@ -14,11 +14,11 @@ from rotary_foundry.recipe.schema import Recipe, StageConfig
 from rotary_foundry.utils.knob import Problem
 
 LONG = re.compile(r".+_from_[1-9][0-9]*")
-MOST_SOURCES, OTHERS = 24, "(others)"  # in a record, a chart or a line; the second is no name of a source
+MOST_SOURCES, OTHERS = 24, "(others)"  # sources named in a record, chart or line; the rest are OTHERS
 
 
 def grouped(shares: Mapping[str, float], by: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Return the shares of the MOST_SOURCES sources with the largest, and that of all OTHERS together.
+    """Return the MOST_SOURCES largest shares by source, and the sum of the others as OTHERS.
 
     A mixture may have thousands of sources, and a chart, a table or a record of every update cannot name them all.
 
@@ -35,14 +35,14 @@ def grouped(shares: Mapping[str, float], by: Mapping[str, float] | None = None) 
 
 
 def long_share(mixture: Mapping[str, float] | None) -> float | None:
-    """Return the share of a mixture's long sources; None if it has none, or draws each row once an epoch."""
+    """Return the share of a mixture's long sources; None if it has none, or if there is no mixture."""
     if not any(map(LONG.fullmatch, mixture or ())):
         return None
     return sum(share for source, share in mixture.items() if LONG.fullmatch(source)) / sum(mixture.values())
 
 
 def with_mixtures(recipe: Recipe) -> Recipe:
-    """Return a recipe whose stages have a mixture in place of `long_share`."""
+    """Return the recipe with each stage's `long_share` replaced by a mixture."""
     sources = recipe.data.sources
     return replace(recipe, stages={name: _with_mixture(stage, sources) for name, stage in recipe.stages.items()})
 
@@ -62,13 +62,13 @@ def _with_mixture(stage: StageConfig, sources: Collection[str]) -> StageConfig:
 
 
 def long_share_problems(stage: StageConfig, sources: Collection[str]) -> Iterator[Problem]:
-    """Yield (key, complaint) if a stage's `long_share` cannot be drawn."""
+    """Yield (key, complaint) for each reason why a stage's `long_share` cannot be used."""
     if stage.long_share is None:
         return
     if not 0 < stage.long_share < 1:
         yield (
             "long_share",
-            f"{stage.long_share} is not between 0 and 1; for one kind of rows alone, name it in `mixture`",
+            f"{stage.long_share} is not between 0 and 1; to draw only one kind of rows, set `mixture` instead",
         )
     drawn = stage.mixture or sources
     if len({_is_long(source) for source in drawn}) != 2:

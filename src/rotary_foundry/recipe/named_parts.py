@@ -16,7 +16,7 @@ def build(table: Mapping[str, str], given: str | Mapping[str, Any] | None, key: 
     """Build the part that `given` names.
 
     Args:
-        table: module:class by name; the classes are dataclasses whose fields are the arguments.
+        table: `module:class` by name; the classes are dataclasses whose fields are the arguments.
         given: a name, or a mapping of `name` and arguments.
         key: the part's key in the recipe, for errors.
 
@@ -35,6 +35,6 @@ def build(table: Mapping[str, str], given: str | Mapping[str, Any] | None, key: 
 
 @cache
 def load(place: str) -> Any:
-    """Import what "module:name" names."""
+    """Import the object that a "module:name" names."""
     module, name = place.split(":")
     return getattr(import_module(module), name)

@@ -1,9 +1,9 @@
 """The optimizers that a recipe can name, with the arguments that each one takes. Imports no torch.
 
 A recipe's `optimizer:` has a `name` and the arguments of that optimizer. A stage's `optimizer:` may change those that
-are listed under `per_stage`, for that stage alone. `optim/optimizers.py` has the class that each name builds.
+`per_stage` lists, for that stage alone. `optim/optimizers.py` has the class for each name.
 
-To add one: a dataclass here, its line in OPTIMIZERS, and its line in `optim/optimizers.py`.
+To add an optimizer, write a dataclass here, its line in OPTIMIZERS, and its line in `optim/optimizers.py`.
 """
 
 from collections.abc import Iterator

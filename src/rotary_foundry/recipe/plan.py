@@ -20,10 +20,10 @@ from rotary_foundry.recipe.schedules import piecewise_linear, warmup_stable_deca
 
 @dataclass(frozen=True)
 class Rollback:
-    """A rollback that was decided: a line of a run's `rollbacks.jsonl`."""
+    """A decided rollback: one line of a run's `rollbacks.jsonl`."""
 
     trigger: str  # at, plateau, spike or non_finite
-    why: str  # in numbers
+    why: str  # the reason, in numbers
     token: int  # at which it was decided; the tokens from `to_token` to here are abandoned
     to_token: int
     lr: float | None  # new peak, from `to_token` on, of the stages that contain abandoned tokens; None: unchanged
@@ -46,11 +46,11 @@ class LearningRate:
 
     @property
     def turns(self) -> list[int]:
-        """The tokens at which the warm-up ends, or a line of the schedule."""
+        """The token at which the warm-up ends, or the tokens of the points of `schedule`."""
         return [self.start_token + tokens for tokens, _ in self.schedule or ((self.warmup, 1.0),)]
 
     def at(self, token: int) -> float:
-        """The learning rate of an update that starts at `token`."""
+        """Return the learning rate of an update that starts at `token`."""
         elapsed, total = token - self.start_token, self.end_token - self.start_token
         if self.schedule:
             return self.peak * piecewise_linear(elapsed, self.schedule)
@@ -222,7 +222,7 @@ class Plan:
         return before if before == token else before + self.segment_at(token).tokens_per_update
 
     def token_after(self, updates: int) -> int:
-        """Return the token at which so many updates from the run's beginning end, as if the last segment went on."""
+        """Return the token at which the run's first `updates` updates end, as if the last segment had no end."""
         segment = next(
             (each for each in self.segments if each.start_update + each.updates >= updates), self.segments[-1]
         )
@@ -234,7 +234,7 @@ class Plan:
         return tuple(segment for segment in cut if segment.updates)
 
     def after(self, rollbacks: Iterable[Rollback]) -> "Plan":
-        """Apply rollbacks one after the other. A rollback that the recipe sets for later is not included."""
+        """Apply rollbacks one after the other. A rollback that the recipe sets for later is not applied."""
         plan = self
         for rollback in rollbacks:
             plan = plan.rolled_back(rollback)
@@ -280,7 +280,7 @@ def _as_json(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _past_the_rows_of(abandoned: Iterable[Segment], again: Iterable[Segment]) -> Iterator[Segment]:
-    """Yield `again` with rows that follow the last one that `abandoned` drew in each stage, segment after segment."""
+    """Yield the segments of `again`; in each stage, their rows start after the last row that `abandoned` drew."""
     next_row: dict[str, int] = {}
     for segment in abandoned:
         next_row[segment.stage] = max(

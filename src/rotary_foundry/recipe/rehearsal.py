@@ -4,12 +4,12 @@ The rehearsal keeps the stages with their row lengths, knobs, learning rates and
 ramp. Events inside a segment keep their relative position: the end of a warm-up, the start of a decay, a set rollback.
 There are three decisions:
 
-- The budgets are not scaled by one factor, because a ramp of 10 B tokens in 1,719 B would be less than an update.
+- The budgets are not scaled by one factor, because a ramp of 10 B tokens in 1,719 B would take less than an update.
   Instead, each *segment* gets a few updates, and every time inside it is mapped in proportion.
-- Batch sizes keep their ratios within the ramp, at the smallest sizes that are divisible by the processes.
-- It leaves out a plateau, which a short run cannot distinguish from a slow loss; loggers and `save_folder`, which are
-  for the run itself; HSDP, which needs more processes; and a `save_interval` in time, in place of which it saves every
-  few updates, so that the plan knows which.
+- Batch sizes keep their ratios within the ramp, at the smallest sizes that are divisible by the number of processes.
+- A rehearsal has no plateau trigger, because a short run cannot tell a plateau from a slowly falling loss; no loggers
+  and no `save_folder`, which are for the run itself; and no HSDP, which needs more processes. It saves every few
+  updates and never by the clock, so that the plan knows the updates.
 """
 
 from bisect import bisect_right
@@ -99,7 +99,7 @@ class _Clock:
         return small_low + round((small_high - small_low) * (token - low) / (high - low))
 
     def at(self, time: str) -> str:
-        """Map a time that the recipe sets, but not to a token before the first possible checkpoint."""
+        """Map a time that the recipe sets; the earliest result is the first possible checkpoint."""
         return f"{max(self(parse_tokens(time)), self.first)}tok"
 
     def stretch(self, start: int, tokens: int) -> str:
@@ -116,7 +116,7 @@ def _rows(recipe: Recipe, name: str, world_size: int) -> tuple[int, int | None]:
     if ramp is not None:
         unit = gcd(ramp.initial, ramp.increment, stage.global_train_batch_size)
         return stage.global_train_batch_size // unit * world_size, unit
-    # as many tokens an update as in the previous stage, rounded to whole rows on every process
+    # scaled by the same factor as the previous stage, rounded to whole rows per process
     earlier = list(recipe.stages)[: list(recipe.stages).index(name)]
     if not earlier:
         return 2 * world_size, None
@@ -167,7 +167,7 @@ def _knobs(recipe: Recipe, plan: Plan, name: str, clock: _Clock) -> dict[str, di
 
 
 def _schedule(clock: _Clock, plan: Plan, stage: str, points: list[list[Any]]) -> list[list[Any]]:
-    """Map the points of a learning rate's schedule; where two meet at one token, the later is kept."""
+    """Map the points of a learning rate's schedule; if two are mapped to one token, the later is kept."""
     start = _start(plan, stage)
     mapped = {clock.stretch(start, _within(plan, stage, time)): factor for time, factor in points}
     return [[time, factor] for time, factor in mapped.items()]

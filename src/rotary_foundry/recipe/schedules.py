@@ -65,7 +65,7 @@ def parse_tokens(value: str, duration: int | None = None) -> int:
 
 
 def parse_seconds(value: str) -> int | None:
-    """Parse a time in Composer's forms `1800sec`, `30m`, `1h30m` and `45s`; return seconds, None of another form."""
+    """Return the seconds of a time in Composer's forms `1800sec`, `30m`, `1h30m` and `45s`; None for another form."""
     if in_seconds := SECONDS.fullmatch(value):
         return int(in_seconds[1])
     if value and (clock := CLOCK.fullmatch(value)):

@@ -40,31 +40,31 @@ class ModelConfig:
 
     @property
     def shape(self) -> Shape:
-        """The keys that make two models different models."""
+        """The values of the family's shape: two models with different values are different models."""
         shape = find_family(self.family).Shape
         return shape(**{key.name: getattr(self, key.name) for key in fields(shape)})
 
 
 @dataclass
 class DataConfig:
-    """Where the shards are, as `python data_prep` wrote them, and how their rows are shuffled."""
+    """The place of the shards that `python data_prep` wrote, and the shuffling of their rows."""
 
     local: str  # the `out` of the data YAML, or the cache for `remote`
-    sources: list[str]  # the sources of a stage without a mixture, which draws each row once an epoch
+    sources: list[str]  # a stage without a mixture draws each row of all these sources once per epoch
     remote: str | None = None
-    cache_limit: str | None = None  # bytes that the training rows of one length take of `local`, as 100gb; null: all
-    shuffle_block_size: int = 1 << 18  # about how many rows are shuffled together: those of some whole shards
+    cache_limit: str | None = None  # most bytes of `local` for training rows of one length, as 100gb; null: no limit
+    shuffle_block_size: int = 1 << 18  # approximate number of rows shuffled together: some whole shards
     num_workers: int = 1
 
     @property
     def held_out_workers(self) -> int:
-        """Loader workers of a rank that evaluates on a GPU; these batches are one microbatch each."""
+        """The loader workers per rank for evaluation on a GPU, where each batch is one microbatch."""
         return min(MOST_HELD_OUT_WORKERS, self.num_workers)
 
 
 @dataclass
 class BatchSizeRamp:
-    """Batch sizes from `initial` in steps of `increment` to the stage's, each for the same number of updates."""
+    """Batch sizes from `initial` to the stage's in steps of `increment`, each for the same number of updates."""
 
     initial: int
     increment: int
@@ -75,14 +75,14 @@ class BatchSizeRamp:
 class StageConfig:
     """A stretch of training with one row length and one objective.
 
-    Each knob is a key: a number, or `{start, end, shape, duration}`, which changes it over a duration from the stage's
-    beginning, or over the whole stage if there is none.
+    Each knob is a key: a number, or `{start, end, shape, duration}`, which moves it over the duration from the start
+    of the stage, or over the whole stage without one.
     """
 
     duration: str
     row_length: int  # tokens
-    global_train_batch_size: int  # rows an update
-    device_train_microbatch_size: int  # the most rows of a forward pass on one device
+    global_train_batch_size: int  # rows per update
+    device_train_microbatch_size: int  # most rows per forward pass on one device
     lr: float  # the stage's peak
     t_warmup: str = "0tok"  # linear from 0
     t_decay: str = "0tok"  # at the end of the stage
@@ -90,15 +90,15 @@ class StageConfig:
     alpha_f: float = 1.0  # the last learning rate as a multiple of the peak
     lr_schedule: list[Any] | None = None  # instead of the four above: lines between points [time, factor of lr]
     batch_size_ramp: BatchSizeRamp | None = None
-    mixture: dict[str, float] | None = None  # share of the rows by source; null: every row once an epoch
+    mixture: dict[str, float] | None = None  # share of the rows by source; null: every row once per epoch
     long_share: float | None = None  # share of the rows from sources named *_from_<tokens> (recipe/mixtures.py)
-    objective: Any = None  # like the recipe's `objective`, which null stands for
-    optimizer: dict[str, Any] = field(default_factory=dict)  # arguments with another value in this stage
+    objective: Any = None  # in the form of the recipe's `objective`; null: that one
+    optimizer: dict[str, Any] = field(default_factory=dict)  # arguments that this stage changes
 
 
 @dataclass
 class Trigger:
-    """What a rollback changes. The subclasses say when it happens."""
+    """The target and the changes of a rollback. The subclasses define when it happens."""
 
     to: str | None = None  # go to the last checkpoint at or before this token; null: the last one before the trouble
     lr: float | None = None  # new peak, from there on, of the stages with abandoned tokens; null: unchanged
@@ -108,7 +108,7 @@ class Trigger:
 
 @dataclass
 class AtTrigger(Trigger):
-    """Goes back from a set token to an earlier one."""
+    """Roll back from a set token to an earlier one."""
 
     token: str = MISSING
     to: str = MISSING
@@ -116,7 +116,7 @@ class AtTrigger(Trigger):
 
 @dataclass
 class PlateauTrigger(Trigger):
-    """Goes back if the smoothed loss has not fallen by `min_delta` over the last `window` tokens of a stage."""
+    """Roll back if the smoothed loss has not fallen by `min_delta` over the last `window` tokens of a stage."""
 
     window: str = MISSING
     min_delta: float = MISSING  # nats
@@ -124,7 +124,7 @@ class PlateauTrigger(Trigger):
 
 @dataclass
 class SpikeTrigger(Trigger):
-    """Goes back if `patience` losses in a row are `z_score` robust deviations above the median of earlier updates."""
+    """Roll back if `patience` losses in a row are `z_score` robust deviations above the median of earlier updates."""
 
     z_score: float = MISSING
     patience: int = MISSING
@@ -132,12 +132,12 @@ class SpikeTrigger(Trigger):
 
 @dataclass
 class NonFiniteTrigger(Trigger):
-    """Goes back if the loss of an update is infinite or NaN. Without this trigger, such a loss ends the run."""
+    """Roll back if the loss of an update is infinite or NaN. Without this trigger, such a loss ends the run."""
 
 
 @dataclass
 class RollbackConfig:
-    """When a run goes back to an earlier checkpoint, and what it then changes."""
+    """The triggers of rollbacks to an earlier checkpoint."""
 
     at: AtTrigger | None = None
     plateau: PlateauTrigger | None = None
@@ -148,19 +148,19 @@ class RollbackConfig:
 
 @dataclass
 class FSDPConfig:
-    """How parameters, gradients and optimizer state are distributed over the ranks; the names are Composer's."""
+    """The distribution of parameters, gradients and optimizer state over the ranks. The names are Composer's."""
 
-    data_parallel_shard_degree: int = -1  # ranks that share one copy of the model; -1: all of a replica
+    data_parallel_shard_degree: int = -1  # ranks that share one copy of the model; -1: all ranks of a replica
     data_parallel_replicate_degree: int | None = None  # copies; more than 1 is HSDP; null: one on each node
-    reshard_after_forward: bool | None = None  # free whole parameters after a layer; null: of models above 1e9
+    reshard_after_forward: bool | None = None  # free whole parameters after a layer; null: above 1e9 parameters
     activation_checkpointing: bool = False  # recompute a layer in the backward pass instead of storing its activations
 
     def degrees(self, world_size: int, nodes: int = 1) -> tuple[int, int]:
-        """Return the number of replicas, and of shards of each.
+        """Return the number of replicas, and of shards per replica.
 
         Raises:
-            ConfigurationError: their product is not the world size, or a replica would take a part of a node and whole
-            ones, so that its ranks exchange parameters within nodes and between them.
+            ConfigurationError: their product is not the world size, or a replica would be neither whole nodes nor an
+            equal part of one, so that its ranks exchange parameters both within nodes and between them.
         """
         replicas, shards = self.data_parallel_replicate_degree, self.data_parallel_shard_degree
         if replicas is None:
@@ -184,8 +184,8 @@ class FSDPConfig:
     def reshards(self, parameters: int) -> bool:
         """Return whether a rank frees whole parameters after each layer, and gathers them again for every microbatch.
 
-        If not, it holds 8 bytes a parameter more (the parameters, and the gradient of an update), and parameters and
-        gradients cross the network once an update.
+        If not, it holds 8 more bytes per parameter (the parameter, and the gradient of the update), and parameters and
+        gradients cross the network once per update.
         """
         return parameters > LARGEST_GATHERED if self.reshard_after_forward is None else self.reshard_after_forward
 
@@ -207,16 +207,16 @@ class Recipe:
     rollback: RollbackConfig = field(default_factory=RollbackConfig)
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
     deterministic_mode: bool = False  # the Trainer's: the same command gives the same bits on a GPU as well, but slower
-    compile_config: dict[str, Any] | None = None  # arguments of torch.compile, layer by layer; null: by the device
+    compile_config: dict[str, Any] | None = None  # arguments of torch.compile for each layer; null: by the device
     runs_folder: str = "runs"
     save_folder: str | None = (
         None  # s3://bucket/path for a second copy of what a resume needs; null: only the local one
     )
     save_num_checkpoints_to_keep: int = -1
     dist_timeout: float = 600.0  # seconds that a rank waits in a collective, or for a batch of its loader
-    console_log_interval: str = "10ba"  # or such as 1_000_000tok: a line on the terminal
+    console_log_interval: str = "10ba"  # how often a line is printed on the terminal; or such as 1_000_000tok
     progress_bar: bool = True  # on a terminal only
-    # By the name of a Composer class or the dotted path of any class, with its arguments; null: not used.
+    # Keys: the name of a Composer class or the dotted path of any class. Values: its arguments; null: not used.
     callbacks: dict[str, Any] = field(default_factory=dict)
     algorithms: dict[str, Any] = field(default_factory=dict)
     loggers: dict[str, Any] = field(default_factory=dict)
@@ -228,18 +228,17 @@ class Recipe:
         return find_family(self.model.family)
 
     def compiled_with(self, device_type: str) -> dict[str, Any]:
-        """Return the arguments of torch.compile on a kind of device: without `compile_config`, it is for GPUs only.
+        """Return the arguments of torch.compile on a device type. Without `compile_config`, only GPUs compile.
 
-        Sizes are static, since microbatches are filled to the same number of tokens (data/batches.py): kernels are made
-        for that number, and need not work out sizes and bounds as they run. So a graph is made for each row length and
-        microbatch size, in training and in evaluation, and for nothing else. With `dynamic: true` the same graph
-        serves every size.
+        Sizes are static, because microbatches are filled to the same number of tokens (data/batches.py). Kernels for
+        one size do not compute sizes and bounds at run time. One graph is compiled for each row length and microbatch
+        size, in training and in evaluation. With `dynamic: true`, the same graph serves every size.
         """
         by_device = {"dynamic": False} if device_type == "cuda" else {"disable": True}
         return by_device if self.compile_config is None else self.compile_config
 
     def is_compiled_on(self, device_type: str) -> bool:
-        """Return whether layers are compiled on a kind of device."""
+        """Return whether layers are compiled on a device type."""
         return not self.compiled_with(device_type).get("disable")
 
     def objective_of(self, stage: str) -> Objective:

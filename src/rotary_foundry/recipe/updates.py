@@ -1,4 +1,4 @@
-"""Times in updates, such as `2000ba`, as tokens. Papers give warm-up and duration in updates; plans count tokens."""
+"""Convert times in updates (`2000ba`) to tokens. Papers give warm-up and duration in updates; plans count tokens."""
 
 import re
 from dataclasses import fields, replace
@@ -13,7 +13,7 @@ ROLLBACK_TIMES = ("token", "to", "window")
 
 
 def in_tokens(recipe: Recipe) -> Recipe:
-    """Return a recipe whose stages have all their times in tokens or shares.
+    """Return the recipe with all times of its stages in tokens or as shares of the stage.
 
     Raises:
         ConfigurationError: a stage with a batch-size ramp has a time in updates; names the key.
@@ -22,13 +22,13 @@ def in_tokens(recipe: Recipe) -> Recipe:
 
 
 def rollback_in_tokens(recipe: Recipe, plan: Plan) -> Recipe:
-    """Return a recipe whose rollback has its times in tokens. `token` and `to` count updates from the run's beginning.
+    """Return the recipe with its rollback's times in tokens. `token` and `to` count updates from the start of the run.
 
     Args:
-        plan: before any rollback.
+        plan: the plan before any rollback.
 
     Raises:
-        ConfigurationError: `window` is in updates, and these differ in size; names the key.
+        ConfigurationError: `window` is in updates, and updates differ in size; names the key.
     """
     triggers = {kind: trigger for kind, trigger in vars(recipe.rollback).items() if isinstance(trigger, Trigger)}
     changed = {kind: replace(trigger, **_of_trigger(kind, trigger, plan)) for kind, trigger in triggers.items()}
@@ -50,7 +50,7 @@ def _of_trigger(kind: str, trigger: Trigger, plan: Plan) -> dict[str, str]:
 
 
 def _stage(name: str, stage: StageConfig) -> StageConfig:
-    tokens = stage.row_length * stage.global_train_batch_size  # an update
+    tokens = stage.row_length * stage.global_train_batch_size  # per update
     values = {field.name: getattr(stage, field.name) for field in fields(stage)}
     changed = {key: converted for key, value in values.items() if (converted := _converted(value, tokens)) != value}
     if changed and stage.batch_size_ramp is not None:

@@ -33,9 +33,9 @@ OF_COMPILE = (  # arguments of torch.compile, some of them only in newer release
     *("name", "recompile_limit", "isolate_recompiles", "dynamic_shapes"),
 )
 LONGEST_TIMEOUT = 604_800  # seconds
-NUMBERS_IN_A_TENSOR = 2**30  # of two bytes each they are 2**31 bytes
+NUMBERS_IN_A_TENSOR = 2**30  # 2**31 bytes, at two bytes each
 ELEMENTS_IN_A_TENSOR = 2**31
-SEES = {True: "to earlier tokens only", False: "in both directions"}  # by what is causal
+SEES = {True: "to earlier tokens only", False: "in both directions"}  # by `causal`
 PRECISIONS = ("fp32", "amp_bf16")
 ATTN_IMPLEMENTATIONS = ("auto", "varlen", "flash", "sdpa")
 INTERVAL = re.compile(r"[1-9][0-9]*(_[0-9]+)*(ba|tok|sp)")
@@ -123,7 +123,7 @@ def _objective(recipe: Recipe, stage: str) -> Iterator[Problem]:
         if name not in knobs and getattr(recipe.stages[stage], name) is not None:
             yield f"stages.{stage}.{name}", f"neither {family.name} nor {objective.name} has it; {nearest(name, knobs)}"
     tokens = _attempt(parse_tokens, recipe.stages[stage].duration)
-    tokens = tokens if isinstance(tokens, int) and tokens > 0 else None  # a wrong duration is reported by itself
+    tokens = tokens if isinstance(tokens, int) and tokens > 0 else None  # a wrong duration is reported separately
     given = recipe.knobs_of(stage)
     complaints = [(name, knob_complaint(knobs[name], value, tokens)) for name, value in given.items()]
     row_length = recipe.stages[stage].row_length
@@ -137,7 +137,7 @@ def _objective(recipe: Recipe, stage: str) -> Iterator[Problem]:
 
 
 def _blocks(config: StageConfig, stage: str, objective: Objective) -> Iterator[Problem]:
-    """Check that every batch size of a multi-task stage is whole blocks, and enough of them."""
+    """Check that every batch size of a multi-task stage is whole blocks, and not fewer than the objective needs."""
     rows_per_block = objective.block_size
     if rows_per_block is None or rows_per_block < 1:
         return
@@ -151,7 +151,7 @@ def _blocks(config: StageConfig, stage: str, objective: Objective) -> Iterator[P
         elif rows < objective.least_blocks * rows_per_block and not key.endswith("increment"):
             yield (
                 f"stages.{stage}.{key}",
-                f"{rows} rows are one block, so one task, of rows_per_block, {rows_per_block}; the objective combines "
+                f"{rows} rows are one block (rows_per_block {rows_per_block}), and so one task; the objective combines "
                 f"gradients of different tasks: take at least {objective.least_blocks * rows_per_block} rows, smaller "
                 "blocks, or `combine: mean`",
             )
@@ -183,7 +183,7 @@ def _cache(data: DataConfig) -> Iterator[Problem]:
     if data.cache_limit is not None and data.remote is None:
         yield (
             "data.cache_limit",
-            "would delete the original shards; set it only with data.remote, for which local caches",
+            "would delete the original shards; set it only with data.remote, which data.local then caches",
         )
 
 
@@ -214,7 +214,7 @@ def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
             yield key, f"{value:_} tokens do not lie within the stage's {duration:_}"
     if not any(isinstance(within[key], ValueError) for key in ("t_warmup", "t_decay")):
         both = within["t_warmup"] + within["t_decay"]
-        if both > duration + 1:  # 0.5dur of an odd duration is rounded, twice
+        if both > duration + 1:  # 0.5dur of an odd duration is rounded twice
             yield "t_decay", f"warm-up and decay together take {both:_} tokens, the stage has {duration:_}"
     if stage.lr_schedule is not None and (complaint := _schedule_complaint(stage.lr_schedule, duration)):
         yield "lr_schedule", complaint
@@ -223,9 +223,9 @@ def _stage(stage: StageConfig, sources: list[str]) -> Iterator[Problem]:
 
 
 def _width(stage: StageConfig, shape: Shape) -> Iterator[Problem]:
-    """Check that a kernel that counts the numbers of a tensor in 32 bits cannot overflow, which it does silently.
+    """Check that no tensor has more numbers than a kernel can count in 32 bits; such a kernel overflows silently.
 
-    Triton's rotary kernel of FlashAttention did at 144 rows of 8,192 tokens.
+    FlashAttention's rotary kernel in Triton did so at 144 rows of 8,192 tokens.
     """
     rows = min(stage.device_train_microbatch_size, stage.global_train_batch_size)
     of_a_row = stage.row_length * shape.rotary_width
@@ -237,7 +237,7 @@ def _width(stage: StageConfig, shape: Shape) -> Iterator[Problem]:
             f"{rows * of_a_row:,} numbers in a tensor; kernels that count in 32 bits go wrong silently from "
             f"{NUMBERS_IN_A_TENSOR:,} on: take at most {most} rows",
         )
-    elif not any(shape.problems()):  # of which parameter_shapes() may list billions
+    elif not any(shape.problems()):  # parameter_shapes() of a wrong shape may list billions
         weights = (size for size in shape.parameter_shapes().values() if len(size) == 2)
         widest = max((outputs for outputs, _ in weights if outputs != shape.vocab_size), default=0)  # of a layer
         if rows * stage.row_length * widest >= ELEMENTS_IN_A_TENSOR:
@@ -251,7 +251,7 @@ def _width(stage: StageConfig, shape: Shape) -> Iterator[Problem]:
 
 
 def _one_schedule(stage: StageConfig) -> Iterator[Problem]:
-    """Check that the keys of warm-up and decay are not set beside `lr_schedule`."""
+    """Check that the keys of warm-up and decay are not set together with `lr_schedule`."""
     defaults = {field.name: field.default for field in fields(StageConfig)}
     for key in ("t_warmup", "t_decay", "decay_shape", "alpha_f"):
         if stage.lr_schedule is not None and getattr(stage, key) != defaults[key]:
@@ -263,7 +263,7 @@ def _one_schedule(stage: StageConfig) -> Iterator[Problem]:
 
 
 def _schedule_complaint(points: Sequence[Any], duration: int) -> str | None:
-    """Return what is wrong with the points of a stage of `duration` tokens; None if nothing is."""
+    """Return what is wrong with the points of a stage of `duration` tokens; None if they are valid."""
     before = -1
     for point in points:
         if not isinstance(point, Sequence) or isinstance(point, str) or len(point) != 2:
@@ -297,7 +297,7 @@ def _rollback(rollback: RollbackConfig) -> Iterator[Problem]:
 
 
 def _saved_by_the_clock(recipe: Recipe) -> Iterator[Problem]:
-    """Check that no rollback depends on how fast a machine is: it would go back to another token in each run."""
+    """Check that no rollback depends on a machine's speed: each run would go back to a different token."""
     for kind, trigger in vars(recipe.rollback).items():
         if isinstance(trigger, Trigger) and kind != "at" and parse_seconds(recipe.save_interval):
             yield (
@@ -342,13 +342,13 @@ def _ramp(stage: StageConfig) -> Iterator[Problem]:
     if ramp is None:
         return
     if ramp.initial <= 0 or ramp.increment <= 0:
-        yield "batch_size_ramp", "initial and increment are numbers of rows, and positive"
+        yield "batch_size_ramp", "expected positive numbers of rows for initial and increment"
     elif ramp.initial >= stage.global_train_batch_size:
         yield "batch_size_ramp.initial", f"{ramp.initial} is not below global_train_batch_size"
     elif (stage.global_train_batch_size - ramp.initial) % ramp.increment:
         yield (
             "batch_size_ramp.increment",
-            f"steps of {ramp.increment} from {ramp.initial} do not meet {stage.global_train_batch_size}",
+            f"steps of {ramp.increment} from {ramp.initial} do not reach {stage.global_train_batch_size}",
         )
 
 

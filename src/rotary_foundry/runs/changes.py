@@ -13,7 +13,7 @@ from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import ConfigurationError, FoundryError
 from rotary_foundry.utils.redaction import redacted
 
-# What every update depends on, so that a run that has begun keeps it.
+# Every update depends on these keys, so a run that has begun cannot change them.
 FIXED = ("seed", "model", "init_from", "objective", "optimizer", "data.sources")
 FIXED += ("data.shuffle_block_size",)
 FREE = ("model.attn_implementation",)
@@ -71,7 +71,7 @@ def changes_of_run(folder: RunFolder, recipe: Recipe, plan: Plan) -> list[Change
 def check_changes(
     old: tuple[Recipe, Plan], new: tuple[Recipe, Plan], rollbacks: Sequence[Rollback], token: int
 ) -> list[Change]:
-    """List what changed, if a run that is at `token` may continue with it.
+    """List what changed in a recipe, and check that a run at `token` may continue with it.
 
     Args:
         old, new: the recipe, and its plan before any rollback.

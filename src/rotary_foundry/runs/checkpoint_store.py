@@ -73,7 +73,7 @@ class CheckpointStore:
             return self._complete(self.bucket.sizes(CHECKPOINTS))
 
     def bring_newest(self) -> CompleteCheckpoint | None:
-        """Make folder and store agree on the ledger and the newest checkpoint, and return it. Call it on one rank.
+        """Make folder and store agree on the ledger and the newest checkpoint; return the latter. Call on one rank.
 
         If the store has a newer checkpoint, its recipe is downloaded too, and its records if the local ones end
         earlier.

@@ -5,7 +5,7 @@ and a model trained with a theta of 160,000 does not continue with 10,000 becaus
 sets are changes: a larger shape grows the model, another theta switches it, and the plan shows both.
 
 A run that has begun keeps the values in its recipe.yaml, because the source may train further or be deleted. This works
-only if recipe.yaml is on this disk, because a recipe is read before a store.
+only if recipe.yaml is on this disk, because the recipe is read before the store.
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,7 +39,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         overrides: `key=value` arguments, dots for nesting (`optimizer.eps=1e-8`), applied last.
 
     Raises:
-        ConfigurationError: a key is unknown, missing or invalid; names the file, the key and what would be right.
+        ConfigurationError: a key is unknown, missing or invalid; names the file, the key and what to do.
     """
     return load_recipe_and_plan(path, overrides)[0]
 
@@ -74,12 +74,12 @@ def fill_from_source(config: DictConfig) -> None:
         config: typed by `schema_of` the family; changed in place.
 
     Raises:
-        FoundryError: a key is omitted that no source has, or there is no `init_from`, or it has no model.
+        FoundryError: the recipe omits a key that no source has; or there is no `init_from`, or it has no model.
     """
     family = find_family(config.model.family)
     keys = [key.name for key in fields(family.Shape) if OmegaConf.is_missing(config.model, key.name)]
     omitted = {f"model.{key}" for key in keys}
-    if others := sorted(OmegaConf.missing_keys(config) - omitted):  # first, as no source has them
+    if others := sorted(OmegaConf.missing_keys(config) - omitted):  # first, because no source has them
         raise ConfigurationError(f"'{others[0]}' is required and not given")
     knobs = [
         knob

@@ -1,27 +1,27 @@
-"""What lies in `runs/<run_name>/`, and how to read it without torch.
+"""The files in `runs/<run_name>/`, and functions that read them without torch.
 
-    lock.json                 while a launch is at work here: which (run_lock.py)
+    lock.json                 the process that works in the folder, while it does (run_lock.py)
     recipe.yaml plan.json     the recipe with all overrides, and its plan
-    tokenizer/                what the model's ids mean: a copy of the corpus' own
-    rows.json                 a digest of the rows of each source and length, which a resume has to find again
-    metrics.jsonl eval.jsonl  a line an update, a line an evaluation
-    rollbacks.jsonl           a line a rollback
-    environment.json          working directory, packages, devices and commit, as they were at the last start
+    tokenizer/                a copy of the corpus' tokenizer
+    rows.json                 a digest of the rows of each source and length, which must be the same at a resume
+    metrics.jsonl eval.jsonl  one line per update, one line per evaluation
+    rollbacks.jsonl           one line per rollback: the ledger
+    environment.json          working directory, packages, devices and commit at the last start
     checkpoints/ba<update>/   sharded checkpoints, each with a COMPLETE file once it is whole
-    abandoned/<n>/ba<update>/ those that the n-th rollback left behind
+    abandoned/<n>/ba<update>/ the checkpoints that the n-th rollback abandoned
     logs/rank<N>.log          every rank's log
-    wandb_id wandb/           W&B's, and tensorboard/ TensorBoard's, where the recipe has that logger
+    wandb_id wandb/           W&B's files, and tensorboard/ TensorBoard's, if the recipe has that logger
     export/                   the exported model
-    evaluations/<model>/<suite>/  what `rotary-foundry evaluate` found: result.json, picture.png
-    report.html report/       the run's page and its pictures
+    evaluations/<model>/<suite>/  results of `rotary-foundry evaluate`: result.json, picture.png
+    report.html report/       the run's report and its pictures
 
-Composer's `latest` link is not used: it names a checkpoint whether or not all of its parts were written, and while it
-is being made anew there is none, which Composer takes for a fresh start. COMPLETE is written by rename after all ranks
-have written; it lists the parts and their sizes, and is removed before anything in the folder is overwritten.
+Composer's `latest` link is not used. It names a checkpoint whether or not all of its parts were written. While it is
+replaced there is no link, and Composer would start afresh. COMPLETE is written by rename after all ranks have written.
+It lists the parts and their sizes, and is removed before anything in the folder is overwritten.
 
-A rollback happens by its line in `rollbacks.jsonl`. Whatever was written under fewer rollbacks than are in that ledger,
-and lies beyond where one of the later ones went back to, is abandoned: checkpoints and records say under how many they
-were written, so a crash between that line and the tidying up loses nothing.
+A rollback takes effect when its line is in the ledger. Checkpoints and records say how many rollbacks came before them.
+They are abandoned if a later rollback went back to a token before theirs. So a crash after the line is written, but
+before the checkpoints are moved, loses nothing.
 """
 
 import json
@@ -44,20 +44,20 @@ log = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # of a prepared corpus
-GENERATION = "generation_config.json"  # beside them, if the tokenizer came with a decoder
+GENERATION = "generation_config.json"  # next to them, if the tokenizer came with a decoder
 WORKING_DIRECTORY = "working_directory"  # a key of environment.json
 
 
 @dataclass(frozen=True)
 class CompleteCheckpoint:
-    """A checkpoint folder all of whose parts are there."""
+    """A checkpoint folder that has all of its parts."""
 
     folder: Path
     batch: int
     token: int
-    rollbacks: int  # how many the run had had
-    watch: dict  # what the detectors of trouble remembered
-    files: dict[str, int]  # its parts, by whichever rank, and their sizes in bytes
+    rollbacks: int  # how many the run had before it
+    watch: dict  # the state of the detectors of trouble
+    files: dict[str, int]  # the parts that all ranks wrote, and their sizes in bytes
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, recipe: "Recipe") -> "RunFolder":
-        """The folder of a recipe's run, or of what is yet to become a recipe."""
+        """Return the folder of the run of a recipe, or of a configuration that becomes a recipe."""
         return cls(Path(recipe.runs_folder) / recipe.run_name)
 
     @property
@@ -101,7 +101,7 @@ class RunFolder:
 
     @property
     def results(self) -> list[Path]:
-        """A file a model and suite that `rotary-foundry evaluate` measured."""
+        """Return the results of `rotary-foundry evaluate`, one file per model and suite."""
         return sorted(self.path.glob("evaluations/*/*/result.json"))
 
     @property
@@ -129,10 +129,10 @@ class RunFolder:
         return self.path / "rollbacks.jsonl"
 
     def located(self, path: str) -> str:
-        """Return where a path in the run's recipe leads from here.
+        """Return a path in the run's recipe as a path that is valid from here.
 
-        A relative one is relative to the folder in which the run was last started, or to the current one if it leads to
-        something only from there, as when all was moved together.
+        A relative path is relative to the folder in which the run was last started. If it exists only in the current
+        folder, as after everything was moved together, it is relative to that one.
         """
         try:
             started_in = Path(json.loads(self.environment.read_text(encoding="utf-8"))[WORKING_DIRECTORY])
@@ -143,7 +143,7 @@ class RunFolder:
         return path if is_here else str(there)
 
     def rollbacks(self) -> list[Rollback]:
-        """The rollbacks that the run has had, in order."""
+        """Return the rollbacks of the run so far, in order."""
         names = {field.name for field in fields(Rollback)}
         return [
             Rollback(**{name: value for name, value in line.items() if name in names})
@@ -153,12 +153,12 @@ class RunFolder:
     def newest_checkpoint(
         self, at_most: int | None = None, elsewhere: Iterable[CompleteCheckpoint] = ()
     ) -> CompleteCheckpoint | None:
-        """The newest complete checkpoint of the kept trajectory, up to a token if one is given; None if there is none.
+        """Return the newest complete checkpoint of the kept trajectory (up to token `at_most`); None if there is none.
 
-        Those `elsewhere` are chosen from as well; of two at the same token, the one that is here is taken.
+        Checkpoints `elsewhere` are candidates too. If two have the same token, the one in this folder is returned.
 
         Raises:
-            FoundryError: checkpoints are there, but none can be used: that is never taken for a fresh start.
+            FoundryError: there are checkpoints but none is usable. Such a run never starts afresh.
         """
         folders = [path for path in self.checkpoints.glob("*") if path.is_dir()]
         kept = kept_checkpoints([*elsewhere, *complete_checkpoints(folders)], self.rollbacks())
@@ -168,7 +168,7 @@ class RunFolder:
         return fitting[-1] if fitting else None
 
     def tidy_up(self) -> None:
-        """Move the checkpoints that rollbacks left behind to `abandoned/<n>/`, where they are not looked for."""
+        """Move the checkpoints that rollbacks abandoned to `abandoned/<n>/`, where no resume looks for them."""
         rollbacks = self.rollbacks()
         for checkpoint in complete_checkpoints(self.checkpoints.glob("ba*")):
             number = abandoned_by(checkpoint.token, checkpoint.rollbacks, rollbacks)
@@ -178,9 +178,9 @@ class RunFolder:
                 checkpoint.folder.rename(target / checkpoint.folder.name)
 
     def records(self, path: Path, keys: Sequence[str] | None = None) -> list[dict]:
-        """The lines that hold of `metrics` or `evaluations`, by batch: some batches were trained more than once.
+        """Return the lines of `metrics` or `evaluations` that no rollback abandoned, one per batch, in order.
 
-        Of a long run whole lines are gigabytes; with `keys` each has these alone, None for what it lacks.
+        Whole lines of a long run take gigabytes. With `keys`, a line has only these keys; a missing one is None.
         """
         rollbacks = self.rollbacks()
         kept = {
@@ -192,7 +192,7 @@ class RunFolder:
 
 
 def abandoned_by(token: int, rollbacks_before: int, rollbacks: Sequence[Rollback]) -> int | None:
-    """The number, from 1, of the rollback that abandoned what was written at `token` after `rollbacks_before`."""
+    """Return which rollback (from 1) abandoned what was written at `token` after `rollbacks_before`; None if none."""
     for number, rollback in enumerate(rollbacks[rollbacks_before:], rollbacks_before + 1):
         if token > rollback.to_token:
             return number
@@ -202,26 +202,26 @@ def abandoned_by(token: int, rollbacks_before: int, rollbacks: Sequence[Rollback
 def kept_checkpoints(
     checkpoints: Iterable[CompleteCheckpoint], rollbacks: Sequence[Rollback]
 ) -> list[CompleteCheckpoint]:
-    """Those that no rollback abandoned, oldest first."""
+    """Return the checkpoints that no rollback abandoned, oldest first."""
     kept = [found for found in checkpoints if abandoned_by(found.token, found.rollbacks, rollbacks) is None]
     return sorted(kept, key=lambda checkpoint: checkpoint.token)
 
 
 def none_complete(where: object, count: int) -> FoundryError:
-    """The error that takes the place of a fresh start."""
+    """Return the error for a run that has checkpoints but no complete one, and so must not start afresh."""
     return FoundryError(
         f"{where}: {count} checkpoint(s) and none of them complete; move the folder away to start afresh"
     )
 
 
 def complete_checkpoints(folders: Iterable[Path]) -> list[CompleteCheckpoint]:
-    """The complete ones of some checkpoint folders, oldest first."""
+    """Return the complete checkpoints in some folders, oldest first."""
     found = [checkpoint for folder in folders if (checkpoint := read_checkpoint(folder)) is not None]
     return sorted(found, key=lambda checkpoint: checkpoint.token)
 
 
 def read_checkpoint(folder: Path) -> CompleteCheckpoint | None:
-    """The checkpoint in a folder, or None if it is not complete."""
+    """Return the checkpoint in a folder, or None if it is not complete."""
     try:
         content = (folder / COMPLETE).read_bytes()
     except OSError as error:
@@ -233,13 +233,13 @@ def read_checkpoint(folder: Path) -> CompleteCheckpoint | None:
 def check_complete(
     folder: Path, where: object, complete: bytes, size_of: Callable[[str], int]
 ) -> CompleteCheckpoint | None:
-    """The checkpoint that a COMPLETE file tells of, or None if its parts are not what that says.
+    """Return the checkpoint that a COMPLETE file describes, or None if its parts differ from that.
 
     Args:
-        folder: in which it lies, or would lie.
-        where: it is, for the log.
-        complete: what its COMPLETE file holds.
-        size_of: a part by its name, in bytes; an OSError or a KeyError says that it is not there.
+        folder: the folder of the checkpoint, which may still be missing.
+        where: the place of the checkpoint, for the log.
+        complete: the content of its COMPLETE file.
+        size_of: returns the size in bytes of a part by its name; raises OSError or KeyError if the part is missing.
     """
     try:
         content = json.loads(complete)
@@ -262,14 +262,14 @@ def check_complete(
 
 
 def mark_complete(checkpoint: CompleteCheckpoint) -> None:
-    """Write a checkpoint folder's COMPLETE file, whole or not at all."""
+    """Write a checkpoint folder's COMPLETE file atomically."""
     folder = checkpoint.folder
     content = {key: value for key, value in asdict(checkpoint).items() if key != "folder"}
     write_whole(folder / COMPLETE, json.dumps(content) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole, or as it was before."""
+    """Write a file atomically."""
     writing = path.parent.parent / f".{path.parent.name}.{path.name}"
     with _named(path):
         writing.write_text(text, encoding="utf-8")
@@ -278,7 +278,7 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Name the file in an error of writing to it, as on a full disk; Python names a file that cannot be opened only."""
+    """Name the file in an error of writing to it, as on a full disk; Python names it only in an error of opening."""
     try:
         yield
     except OSError as error:
@@ -286,14 +286,14 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint folder, if it is there, so that it never looks whole while it goes."""
+    """Remove a checkpoint folder if it exists; COMPLETE first, so that it never looks complete."""
     (folder / COMPLETE).unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
 
 
 def open_lines(path: Path) -> BinaryIO:
-    """Open a `.jsonl` file to append lines, after cutting off one that a killed process left without its end."""
+    """Open a `.jsonl` file to append lines; an unfinished last line, which a killed process may leave, is removed."""
     file = open(path, "ab+")  # noqa: SIM115 (the caller's)
     end = file.seek(0, 2)
     if end:
@@ -305,7 +305,7 @@ def open_lines(path: Path) -> BinaryIO:
 
 
 def write_line(file: BinaryIO, line: dict) -> None:
-    """Append a line to a file of `open_lines`; whoever reads the file sees it."""
+    """Append a line to a file of `open_lines`, and flush it, so that readers see it."""
     with _named(Path(file.name)):
         file.write(json.dumps(line).encode() + b"\n")
         file.flush()
@@ -323,7 +323,7 @@ def append_line(path: Path, line: dict, durable: bool = False) -> None:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The lines of a `.jsonl` file; none if it is not there. One without its end was never written."""
+    """Return the lines of a `.jsonl` file; none if it does not exist. An unfinished last line is ignored."""
     if not path.exists():
         return []
     *lines, _ = path.read_bytes().split(b"\n")

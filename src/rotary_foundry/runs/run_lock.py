@@ -1,22 +1,22 @@
-"""One process at a time works in a folder: the lock of a run, of `data_prep`, of `finetune` and of `evaluate`.
+"""Lock a folder, so that one process at a time works in it: a run, `data_prep`, `finetune` or `evaluate`.
 
 The lock is a file `lock.json` in the folder, or an object of that name in a run's store. It says which process holds
-it, on which host, and since when. The holder renews it every BEAT seconds and removes it at its end.
+it, on which host, and since when. The holder renews it every BEAT seconds and removes it when it ends.
 
-- A second process is refused as long as the holder is alive. Whether it is, is asked of /proc where both have the same
-  kernel and the same process numbers: the number and the start time have to fit. So a lock that a killed process left
-  is taken over at once.
-- A process on another host, in another container or before a reboot cannot be asked. Then the lock is watched: if it
-  is renewed, the second process is refused; if it is not for GONE_AFTER seconds, it is taken over. No clock of two
-  hosts is compared. A lock that cannot be read is treated in the same way: nobody can say whose it is.
-- A holder that finds another's lock in place of its own was silent for too long, and stops before it writes again.
+- A second process is refused while the holder is alive. If both have the same kernel and the same process numbers,
+  /proc tells: the number and the start time of the process must match those in the lock. So a lock that a killed
+  process left is taken over at once.
+- A process on another host, in another container or before a reboot cannot be checked. Then the lock is watched. If it
+  is renewed, the second process is refused. If it is not renewed for GONE_AFTER seconds, it is taken over. The clocks
+  of two hosts are never compared. A lock that cannot be read is watched too, because its holder is unknown.
+- A holder that finds another's lock in place of its own has not renewed it for too long. It stops before it writes.
 
-A new lock file is created exclusively (O_EXCL), so one of several processes gets it. Taking over replaces a file, which
-no shared disk does conditionally: processes of one host take turns by flock on the folder, and after SETTLE seconds it
-is looked whose lock stands. A store is asked for conditional writes (If-None-Match, If-Match); some do not know them,
-so the same look follows every write there.
+A new lock file is created exclusively (O_EXCL), so one of several processes gets it. A takeover replaces the file, and
+no shared disk can do that conditionally. So processes of one host take turns by flock on the folder, and a process that
+took over checks after SETTLE seconds that the lock is still its own. In a store, writes are conditional (If-None-Match,
+If-Match). Some stores do not support that, so the same check follows every write there.
 
-`filelock` was left out. Its lease does the same for files, but it does not tell since when a lock is held, and a store
+`filelock` is not used. Its lease does the same for files, but it does not tell since when a lock is held, and a store
 would have needed a second protocol.
 """
 
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 
 LOCK = "lock.json"
 BEAT = 10.0  # seconds between two renewals
-# Seconds without a renewal, after which a holder counts as gone. It has to be more than the 60 for which an NFS client
-# may keep what it knows of a file (acregmax), and eight renewals in a row may fail before a live run loses its lock.
+# Seconds without a renewal after which a holder counts as gone. It must be more than the 60 for which an NFS client may
+# cache a file's attributes (acregmax). Eight renewals in a row may fail before a live run loses its lock.
 GONE_AFTER = 90.0
-LOOKS = 90  # at the lock, within GONE_AFTER
-SETTLE = 1.0  # seconds, for a process that takes over at the same moment
-END = 10.0  # seconds that the end of a process waits at most for its lock to be removed
+LOOKS = 90  # number of times that the lock is read within GONE_AFTER
+SETTLE = 1.0  # seconds to wait for a process that takes over at the same moment
+END = 10.0  # most seconds that an ending process waits for its lock to be removed
 
 log = logging.getLogger(__name__)
 _held: "list[RunLock]" = []
@@ -60,21 +60,21 @@ class Holder:
     host: str
     process: int
     since: str  # UTC
-    token: str  # of this lock, and no other
-    boot: str | None  # of the kernel; None: cannot be told
-    numbering: str | None  # the namespace of process numbers; None: cannot be told
-    start: int | None  # of the process, in clock ticks after boot
+    token: str  # unique to this lock
+    boot: str | None  # the kernel's boot id; None: unknown
+    numbering: str | None  # the namespace of process numbers; None: unknown
+    start: int | None  # when the process started, in clock ticks after boot; None: unknown
 
     @classmethod
     def this(cls) -> "Holder":
-        """The process that calls."""
+        """Return the calling process as a holder."""
         since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
         pid = os.getpid()
         return cls(socket.gethostname(), pid, since, uuid4().hex, _boot(), _numbering(), _start(pid))
 
     @classmethod
     def read(cls, content: bytes) -> "Holder | None":
-        """What a lock says; None if it cannot be read."""
+        """Return the holder that a lock names; None if the lock cannot be read."""
         try:
             holder = cls(**json.loads(content))
         except (ValueError, TypeError):
@@ -82,7 +82,7 @@ class Holder:
         return holder if type(holder.process) is int and holder.process > 0 else None
 
     def lives(self) -> bool | None:
-        """Whether the process is alive; None if that cannot be told from here."""
+        """Return whether the process is alive; None if that cannot be checked from here."""
         if None in (self.boot, self.numbering) or (self.boot, self.numbering) != (_boot(), _numbering()):
             return None
         try:
@@ -90,7 +90,7 @@ class Holder:
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # another user's
+            pass  # the process is another user's
         start = _start(self.process)
         return None if None in (start, self.start) else start == self.start
 
@@ -112,7 +112,7 @@ def _numbering() -> str | None:
 
 
 def _start(process: int) -> int | None:
-    """When a process started, in clock ticks after boot; 0 if only its status is left; None if it is not shown."""
+    """Return a process's start in clock ticks after boot; 0 for a zombie; None if /proc does not show it."""
     try:
         state, *numbers = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
@@ -122,7 +122,7 @@ def _start(process: int) -> int | None:
 
 @dataclass(frozen=True)
 class Found:
-    """A lock as it stands: what it says, and a stamp that changes whenever it is renewed."""
+    """The state of a lock: its content, and a stamp that changes at every renewal."""
 
     content: bytes
     stamp: tuple
@@ -130,19 +130,19 @@ class Found:
 
 
 class LockFile:
-    """A lock in a folder, which is made if it is not there, and removed with the lock if it is empty then.
+    """A lock in a folder. A missing folder is made; it is removed with the lock if it is empty then.
 
     Args:
         folder: the folder.
-        key: of the configuration, that chooses it.
-        other: the key by which to choose another one; if it is not that.
+        key: the key of the configuration that sets the folder.
+        other: the key to set for another folder, if it is not `key`.
 
     Raises:
-        ConfigurationError: in every method but the last two, naming the key and the file that cannot be used.
+        ConfigurationError: in every method but `renew` and `remove`: a file cannot be used; names it and the key.
     """
 
-    exclusive = True  # one of several processes that write a new lock gets it, for certain
-    local = True  # a look takes no network's time
+    exclusive = True  # exactly one of several processes that write a new lock gets it
+    local = True  # a look sends no request to a store
 
     def __init__(self, folder: Path, key: str, other: str | None = None):
         self.folder, self.key, self.other = folder, key, other or key
@@ -151,7 +151,7 @@ class LockFile:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Keep other processes of this host from looking and writing meanwhile."""
+        """Keep other processes of this host from reading and writing the lock in this block."""
         with self._reported(self.folder):
             self._made = self._made or [path for path in (self.folder, *self.folder.parents) if not path.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -166,14 +166,14 @@ class LockFile:
     def look(self) -> Found | None:
         with self._reported(self.path):
             try:
-                with open(self.path, "rb") as file:  # to open it is what makes NFS ask its server
+                with open(self.path, "rb") as file:  # opening the file makes an NFS client ask the server
                     status = os.fstat(file.fileno())
                     return Found(file.read(), (status.st_mtime_ns,), status.st_mtime)
             except FileNotFoundError:
                 return None
 
     def write(self, content: bytes, over: Found | None) -> bool:
-        """Put a lock there, over another or where there is none; False if another process was faster."""
+        """Write the lock, over another or where there is none; return False if another process was faster."""
         arriving = self.path if over is None else self.folder / f".{LOCK}.{uuid4().hex}"
         with self._reported(self.path):
             try:
@@ -193,7 +193,7 @@ class LockFile:
         return True
 
     def renew(self, found: Found) -> bool:
-        """Change the stamp; False if it is not there any more."""
+        """Change the stamp; return False if the lock does not exist any more."""
         try:
             os.utime(self.path)
         except FileNotFoundError:
@@ -202,7 +202,7 @@ class LockFile:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-        with suppress(OSError):  # something is in there
+        with suppress(OSError):  # the folder is not empty
             for folder in self._made:
                 folder.rmdir()
 
@@ -213,12 +213,12 @@ class LockFile:
         except OSError as error:
             raise ConfigurationError(
                 f"'{self.key}': {path}: cannot be read or written: {error.strerror or error}; this folder's lock is "
-                f"kept there: put that right, or choose another folder with {self.key}=…"
+                f"kept there: fix this, or choose another folder with {self.key}=…"
             ) from error
 
 
 class LockObject:
-    """A lock in a run's store, as a LockFile in a folder. Every method raises a FoundryError if that cannot be used."""
+    """A lock in a run's store, like a LockFile in a folder. Every method raises a FoundryError if the store fails."""
 
     key, other, exclusive, local = "save_folder", "run_name", False, False
 
@@ -247,15 +247,15 @@ class LockObject:
 
 
 class RunLock:
-    """Holds a place while it is entered. One object is entered once.
+    """Hold a lock while the context is entered. An object can be entered once.
 
     Args:
-        place: that is to be held.
+        place: the lock's file or object.
         beat: seconds between two renewals.
-        gone_after: seconds without a renewal, after which a holder that cannot be asked counts as gone.
+        gone_after: seconds without a renewal, after which a holder that cannot be checked counts as gone.
 
     Raises:
-        ConfigurationError: on entering: another process holds it, or the lock cannot be written.
+        ConfigurationError: on entering: another process holds the lock, or it cannot be written.
         FoundryError: the store cannot be used.
     """
 
@@ -279,10 +279,10 @@ class RunLock:
         self.release()
 
     def check(self) -> None:
-        """See that this process still holds it. Costs nothing unless no renewal has come through for `gone_after`.
+        """Check that this process still holds the lock. It reads the disk only after `gone_after` without a renewal.
 
         Raises:
-            FoundryError: another process has taken it over, or it was removed.
+            FoundryError: another process has taken the lock over, or the lock was removed.
         """
         if self.place.local and _clock() - self._renewed > self.gone_after:  # this process was suspended
             with suppress(FoundryError, OSError):  # a disk that does not answer
@@ -291,7 +291,7 @@ class RunLock:
             raise FoundryError(self._lost)
 
     def release(self) -> None:
-        """Remove the lock, if it is still this process's. A store that does not answer is waited for END seconds."""
+        """Remove the lock if this process still holds it. Wait at most END seconds for a store that does not answer."""
         self._over.set()
         self._thread.join(END)
         if self in _held:
@@ -319,7 +319,7 @@ class RunLock:
                 watched, looks = found, 0
                 self._say_that_it_waits(holder)
             time.sleep(self.gone_after / LOOKS)
-            looks += 1  # and not the time that has passed: one look at a disk that hangs may take minutes
+            looks += 1  # looks are counted, not seconds: one look at a disk that hangs may take minutes
 
     def _refusal(self, holder: Holder | None) -> ConfigurationError:
         lock = f"{self.place.name}/{LOCK}"
@@ -330,7 +330,7 @@ class RunLock:
         )
         if holder is None or not holder.lives():
             text += (
-                f" ({lock} was renewed just now; should that machine go down, the same command goes on after "
+                f" ({lock} was renewed just now; if that machine fails, the same command continues after "
                 f"{self.gone_after:g} s without a renewal)"
             )
         return ConfigurationError(text)
@@ -347,7 +347,7 @@ class RunLock:
         while self._lost is None and not self._over.wait(self.beat):
             try:
                 self._renew()
-            except (FoundryError, OSError) as error:  # a store or a disk that does not answer; it may the next time
+            except (FoundryError, OSError) as error:  # a store or a disk does not answer; the next renewal may succeed
                 log.warning("the lock could not be renewed: %s", error)
         try:
             found = self.place.look()
@@ -369,13 +369,13 @@ class RunLock:
         self._lost = (
             f"{lock}: was removed while this process held it, so another may be at work there; this one stops"
             if found is None
-            else f"{lock}: was taken over by {other or 'a process that it does not name'}, since this process did not "
+            else f"{lock}: was taken over by {other or 'a process that it does not name'}, as this process did not "
             f"renew it for {self.gone_after:g} s; this one stops, and leaves the folder to the other"
         )
 
 
 def _renewed(before: Found | None, now: Found | None) -> bool:
-    """Whether the same holder has renewed its lock."""
+    """Return whether the same holder has renewed its lock."""
     return None not in (before, now) and before.content == now.content and before.stamp != now.stamp
 
 
@@ -386,4 +386,4 @@ def release_held() -> None:
 
 
 def _clock() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)  # goes on while a machine is suspended
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # also counts while the machine is suspended

@@ -76,7 +76,7 @@ def read_metadata(folder: Path) -> Metadata:
     """Read the metadata of a checkpoint, allowing only harmless names.
 
     Raises:
-        DataError: the metadata is broken, or names something else than descriptions of tensors.
+        DataError: the metadata is broken, or names anything other than descriptions of tensors.
     """
     path = folder / METADATA
     try:

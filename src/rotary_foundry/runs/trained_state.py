@@ -107,7 +107,7 @@ def find_trained_state(path: str | Path) -> TrainedState:
 
 
 def recipe_of(run: RunFolder) -> Recipe:
-    """Read a run's recipe, which is complete and was checked when the run began. Its data are located from here.
+    """Read a run's recipe, which is complete and was checked when the run began. `data.local` is valid from here.
 
     Raises:
         ConfigurationError: the recipe is missing, or another version wrote it.

@@ -8,7 +8,7 @@ class Trouble:
     """The reason for a rollback."""
 
     trigger: str  # the key under `rollback`
-    why: str  # in numbers
+    why: str  # the reason, in numbers
     since_token: int  # the trouble began after this token
 
 

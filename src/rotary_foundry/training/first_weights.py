@@ -22,8 +22,8 @@ def first_weights(recipe: Recipe, network: nn.Module | None = None) -> Callable[
     """Return a function from a parameter's name to its initial value: the full tensor, on the CPU, made on demand.
 
     Args:
-        recipe: of the run.
-        network: if it has heads for tasks, whole or sharded. Heads are always new.
+        recipe: the run's recipe.
+        network: the network, whole or sharded, if it has heads for tasks. Heads are always new.
 
     Raises:
         FoundryError: `init_from` has no model that this one can be grown from.

@@ -40,7 +40,7 @@ def _wandb(recipe: Recipe, folder: RunFolder, arguments: dict) -> list[LoggerDes
         init_kwargs["id"] = folder.wandb_id.read_text(encoding="ascii")
         init_kwargs["config"] = {"recipe": redacted(plain), "git_commit": commit()}
     given = arguments.pop("init_kwargs", None) or {}
-    settings = {"settings": given["settings"]} if "settings" in given else {}  # where a key may really be given
+    settings = {"settings": given["settings"]} if "settings" in given else {}  # an API key may be given there
     init_kwargs |= redacted(given, plain) | settings
     abandoned = [line["batch"] - line["to_batch"] + 1 for line in read_lines(folder.ledger)]
     wandb_run = WandBRun(

@@ -35,7 +35,7 @@ def start_logs(recipe: Recipe) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """Says nothing on the terminal if the file cannot be written, as on a full disk; what matters fails by itself."""
+    """Ignores an error of writing the file, as on a full disk; a write that matters raises its own error."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exception(), OSError):

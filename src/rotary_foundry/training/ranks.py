@@ -1,14 +1,14 @@
 """Run work on one rank for all, and report the first failure among the ranks.
 
 When a rank fails, the others fail after it with connection errors of their own, or wait in a collective until it times
-out. So a failing rank writes a line that says what happened to the store of the process group; only the first line is
-kept. The first rank of each node prints messages. It reads the store every second. It ends its process if another rank
-has failed and its own main thread does not return from a collective; over NCCL that may never happen. A rank that ends
+out. So a failing rank writes its reason, one line, to the store of the process group. Only the first line is kept.
+The first rank of each node prints messages. It reads the store every second. It ends its process if another rank has
+failed and its own main thread does not return from a collective; over NCCL it may never return. A rank that ends
 without writing a line was killed; the ranks of a node know each other's processes.
 
 Over gloo, a collective that waits longer than `dist_timeout` raises an error. Over NCCL, torch aborts the process, and
-no Python code of it can say why. So the first rank of each node says some seconds before that no update has ended. It
-cannot know that a collective waits, and only says it: an update may take so long.
+no Python code of it can say why. So the first rank of each node warns some seconds before that no update has ended. It
+only warns, because it cannot know that a collective waits: an update may take that long.
 
 The store may not answer. Rank 0, which holds it, may have ended, and after a network failure no time-out of the store
 ends a wait. So the store is read in threads, and no caller waits for them longer than a few seconds.
@@ -43,9 +43,9 @@ Outcome = TypeVar("Outcome")
 REASON = "rotary_foundry/reason"  # keys in the store
 PROCESS = "rotary_foundry/process/"
 LEFT = "rotary_foundry/left/"
-STORE_ANSWERS = 6.0  # seconds
+STORE_ANSWERS = 6.0  # most seconds to wait for the store
 LOOKS = 1.0  # seconds between two reads of the store
-BEFORE = 10.0  # seconds before NCCL may abort this process that it is said
+BEFORE = 10.0  # seconds from a warning until NCCL may abort this process
 _seen: set[int] = set()  # ranks whose processes this one has seen alive; a rank in a container of its own sees none
 COMES_BACK = 3.0  # seconds for a rank to notice another's failure itself, and for the other to report it
 
@@ -139,7 +139,7 @@ def watching(dist_timeout: float) -> Iterator[None]:
         over.set()
         _ask(lambda: store.set(f"{LEFT}{rank}", ""))
         if watcher is not None:
-            watcher.join(STORE_ANSWERS)  # it asks the store, which may go with the process group
+            watcher.join(STORE_ANSWERS)  # it reads the store, which may end with the process group
 
 
 def _first_reason(error: Exception, own: str) -> str:
@@ -157,12 +157,12 @@ def _first_reason(error: Exception, own: str) -> str:
 
     reason = _ask(ask) or own
     if is_first_of_node() and dist.get_world_size() > dist.get_local_world_size():
-        time.sleep(2 * LOOKS)  # while the other nodes look into the store, which may be this process's
+        time.sleep(2 * LOOKS)  # while the other nodes read the store, which this process may hold
     return reason
 
 
 def _watch(over: threading.Event, dist_timeout: float) -> None:
-    """End this process if another rank has failed and this one does not notice; say it if NCCL may abort it soon."""
+    """End this process if another rank has failed and this one does not notice; warn if NCCL may abort it soon."""
     store, overdue, say_after = default_store(), False, max(dist_timeout - BEFORE, dist_timeout / 2)
     may_abort = torch.distributed.get_backend() != "gloo" and dist.get_world_size() > 1
     while not over.wait(LOOKS):
@@ -171,7 +171,7 @@ def _watch(over: threading.Event, dist_timeout: float) -> None:
             _say_overdue(dist_timeout)
         try:
             killed = _killed()
-            if killed and overdue:  # by torch, as this process will be
+            if killed and overdue:  # torch aborted it, and will abort this process too
                 killed = f"{FAILED} {NO_ANSWER.format(dist_timeout)}"
             failed = killed or (store.get(REASON).decode() if store.check([REASON]) else None)
             reason = failed and store.compare_set(REASON, "", failed).decode()
@@ -182,7 +182,7 @@ def _watch(over: threading.Event, dist_timeout: float) -> None:
             log_where_it_stands(f"another rank failed: {said}")
             Bars.take_off()
             print_error(said)
-            time.sleep(2 * LOOKS)  # while the other nodes look into the store, which may be ours
+            time.sleep(2 * LOOKS)  # while the other nodes read the store, which may be ours
             release_held()
             os._exit(int(status))
 

@@ -1,8 +1,8 @@
 """Make the tasks of a rehearsal whose corpus is missing, so that every kind of head is rehearsed.
 
-A recipe names its tasks, but only their data say what kind each is. So the kinds of KINDS are given to the tasks in
-turn, except to tasks that a stage of text draws as well, which are of masked LM. The labelled examples are made of the
-names of Python's modules. Their texts are up to as long as the longest row, as spans take the most memory there.
+A recipe names its tasks, but only their data say what kind each is. So the tasks get the kinds in KINDS in turn.
+Tasks that a stage of plain text draws as well are masked LM. The labelled examples are made of names of Python's
+modules. Their texts are up to as long as the longest row, where spans take the most memory.
 """
 
 import json
@@ -21,15 +21,15 @@ KINDS = (TEXT, "classification", "regression", "choice", "answer", "entities")
 FORMS = {"choice": "c3", "answer": "cmrc2018", "entities": "cluener"}
 EXAMPLES = {"train": 48, "dev": 12}
 LABELS = ("even", "odd")
-CHOICES = ["a", "b", "c", "d"]  # short, as all of them share a row; C3 fills fewer than four up with a longer one
+CHOICES = ["a", "b", "c", "d"]  # short, because all share a row; C3 fills up fewer than four with a longer one
 
 
 def rehearsal_tasks(recipe: Recipe, folder: Path) -> dict[str, TaskConfig]:
     """Return the tasks of a recipe with multi-task stages, by name, and write the examples of the labelled ones.
 
     Args:
-        recipe: of the rehearsal; its sources are the tasks.
-        folder: for the files of examples, one folder a task.
+        recipe: the rehearsal's recipe; its sources are the tasks.
+        folder: the folder for the files of examples, one subfolder per task.
     """
     texts = set()
     for stage, config in recipe.stages.items():
@@ -47,7 +47,7 @@ def rehearsal_tasks(recipe: Recipe, folder: Path) -> dict[str, TaskConfig]:
 
 
 def text_source(task: str) -> str:
-    """Return the name of the source with the texts of a task of masked LM."""
+    """Return the name of the source that has the texts of a masked LM task."""
     return f"{task}_text"
 
 

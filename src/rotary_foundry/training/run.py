@@ -68,7 +68,7 @@ from rotary_foundry.utils.errors import ConfigurationError, StopRequested
 
 Announce = Callable[[Recipe, Plan, RunFolder, str, CompleteCheckpoint | None], None]
 AMPERE = (8, 0)
-MOST_THREADS = 8  # of a rank on a GPU, whose host work is small
+MOST_THREADS = 8  # per rank on a GPU, which has little work on the host
 
 
 def train(
@@ -84,12 +84,12 @@ def train(
     left unchanged. After a rollback, the Trainer ends and a new start follows in the same processes.
 
     Args:
-        recipe: with all overrides.
-        plan: its own, before any rollback.
-        tokenizer: of its shards.
-        announce: called on rank 0 when it begins, with the recipe, the plan in force, the run's folder, the name of the
-            attention backend, and the checkpoint if there is one.
-        locks: of the run, which this process holds; they stay held.
+        recipe: the recipe with all overrides.
+        plan: the recipe's plan before any rollback.
+        tokenizer: the tokenizer of the shards.
+        announce: called on rank 0 when training begins, with the recipe, the plan in force, the run's folder, the name
+            of the attention backend, and the checkpoint if there is one.
+        locks: the run's locks, which this process holds; they stay held.
 
     Raises:
         StopRequested: the process got SIGTERM, and the checkpoint is written.
@@ -211,7 +211,7 @@ def _fit(
         if start.checkpoint is None and recipe.init_from is not None:
             _evaluate_first_weights(trainer)
         trainer.fit()
-    except (RollbackDue, StopRequested) as outcome:  # on every rank alike
+    except (RollbackDue, StopRequested) as outcome:  # raised on every rank
         trainer.close()
         forget_exit_hook(trainer)
         forget_parameter_names()
@@ -288,7 +288,7 @@ def build_trainer(
             StageProgress(plan, recipe.console_log_interval, recipe.progress_bar),
             *loggers(recipe, folder),
         ],
-        progress_bar=False,  # StageProgress has it
+        progress_bar=False,  # StageProgress draws it
         load_path=str(start.checkpoint.folder) if start.checkpoint else None,
         load_ignore_keys=NOT_LOADED,
         dist_timeout=recipe.dist_timeout,
@@ -297,7 +297,7 @@ def build_trainer(
 
 
 def _build_model(recipe: Recipe, data: RunData, position: Position, initialised: bool) -> FoundryModel:
-    """Build the sharded network with its objectives; if not `initialised`, a checkpoint fills its memory later."""
+    """Build the sharded network with its objectives; if not `initialised`, a checkpoint sets its parameters later."""
     on_gpu = torch.cuda.is_available()
     with torch.device("meta"):
         network = recipe.family.network(recipe.model.shape, position.knobs, recipe.model.attn_implementation)

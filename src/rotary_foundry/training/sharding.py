@@ -30,8 +30,8 @@ from rotary_foundry.training.gloo import sum_then_divide
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.wording import one_line
 
-# Of the code of a family's layers: kinds of layers, at most three so far, × training and evaluation × sizes of
-# microbatches.
+# Most graphs of the layers' code: kinds of layers (at most three so far) × training and evaluation × microbatch
+# sizes.
 MOST_GRAPHS = 64
 REPLICATE, SHARD = ParallelismType.DATA_PARALLEL_REPLICATE.value, ParallelismType.DATA_PARALLEL_SHARD.value
 
@@ -49,22 +49,22 @@ class ShardingConfig(FSDP2Config):
 
     @property
     def sharded_ckpt_prefix_dir(self) -> str:
-        return "ba{batch}"  # only the update: an epoch here is only the end of a loader
+        return "ba{batch}"  # without the epoch, which here is only the end of a loader
 
 
 def replicas_of(recipe: Recipe) -> int:
-    """Return in how many copies a recipe's model is trained here."""
+    """Return the number of replicas of the model on these ranks."""
     nodes = -(-dist.get_world_size() // dist.get_local_world_size())
     return recipe.fsdp_config.degrees(dist.get_world_size(), nodes)[0]
 
 
 def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
-    """Shard a network over all ranks, as a recipe's `fsdp_config` and `compile_config` say, in place."""
+    """Shard a network over all ranks, in place, as the recipe's `fsdp_config` and `compile_config` say."""
     replicas = replicas_of(recipe)
     mesh = data_parallel_mesh(replicas, device, recipe.dist_timeout)
-    # Shards stay float32 and inputs as they come: autocast, on CPU our own, decides what a layer computes in. It rounds
-    # the matrices of a layer to bf16, so they are gathered in bf16. Norms' gains, which are near 1, would be known to
-    # one part in 128, so they are gathered exactly, and so are embeddings, which are looked up.
+    # Shards stay float32, and inputs are not cast. Autocast (on CPU our own) chooses the dtype of a layer's operations.
+    # It rounds a layer's matrices to bf16, so they are gathered in bf16. Norms' gains are near 1, where bf16 is precise
+    # to one part in 128, so they are gathered in float32, and so are embeddings, which are looked up.
     exact = MixedPrecisionPolicy(cast_forward_inputs=False)
     options = {
         "mesh": mesh,
@@ -92,14 +92,14 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
 
 
 def check_compile_config(recipe: Recipe, device_type: str) -> None:
-    """Refuse arguments that torch.compile refuses: the installed torch decides on modes, backends and their options.
+    """Refuse what torch.compile refuses; modes, backends and their options depend on the installed torch.
 
     Raises:
         ConfigurationError: with torch's reason.
     """
     arguments = recipe.compiled_with(device_type)
     if not arguments.get("disable"):
-        _compiled(torch.nn.functional.gelu, arguments)  # any function: it is compiled when it is called
+        _compiled(torch.nn.functional.gelu, arguments)  # any function, which is compiled only when it is called
 
 
 def data_parallel_mesh(replicas: int, device: torch.device, timeout: float) -> DeviceMesh:
@@ -130,7 +130,7 @@ def fill(network: nn.Module, values: Callable[[str], Tensor]) -> None:
 def recomputed(forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Call a layer's forward under activation checkpointing, without autocast's cache.
 
-    A layer casts each weight once. The cache would keep all casts until the end of the forward pass: 138 GB of a model
+    A layer casts each weight once. The cache would keep all casts until the end of the forward pass: 138 GB for a model
     of 70 B parameters, on every GPU.
     """
     cached = torch.is_autocast_cache_enabled()

@@ -1,9 +1,9 @@
-"""Where torch.compile and Triton keep the code that they made. Imports no torch.
+"""Choose the folders where torch.compile and Triton keep compiled code. Imports no torch.
 
-By themselves both use one folder for all releases, torch below TMPDIR and Triton in the home directory, which all nodes
-may share. Here each pair of releases has a folder of its own in the node's TMPDIR: another release begins with an empty
-one, and an old one is known by its name. The run's folder is not the place: a process loads this code, and a run's
-folder may come from others.
+By default both use one folder for all releases: torch below TMPDIR, and Triton in the home directory, which all nodes
+may share. Here each pair of releases has its own folder in the node's TMPDIR. Another release starts with an empty
+folder, and an old folder can be recognised by its name. The run's folder is not used, because a process executes this
+code, and a run's folder may come from others.
 """
 
 import getpass
@@ -16,9 +16,9 @@ FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "", "TRITON_CACHE_DIR": "triton"}
 
 
 def separate_compiled_code() -> None:
-    """Set the folders for this process and those that it starts, before torch is imported; what is set stays.
+    """Set the folders for this process and its children. Call it before torch is imported. Set variables are kept.
 
-    The release of torch names that of CUDA, as in 2.15.0+cu132, unless it is the only one of that release on PyPI.
+    torch's version includes that of CUDA, as in 2.15.0+cu132, unless it is the only build of that release on PyPI.
     """
     releases = "_".join(f"{package}-{_release(package)}" for package in ("torch", "triton"))
     folder = Path(tempfile.gettempdir()) / f"torchinductor_{_user()}_{releases}"

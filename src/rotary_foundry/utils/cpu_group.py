@@ -1,4 +1,4 @@
-"""The group of all ranks for what is on the host."""
+"""The process group of all ranks for data on the host."""
 
 from functools import cache
 
@@ -8,9 +8,9 @@ from torch.distributed import ProcessGroup
 
 @cache
 def cpu_group() -> ProcessGroup:
-    """Return a group of all ranks over gloo, made once in a process: the default group, where that is one.
+    """Return a gloo group of all ranks, made once per process; the default group if that is one.
 
-    A collective over NCCL would wait for all kernels that the GPU has still to run.
+    A collective over NCCL would wait for all kernels that the GPU still has to run.
     """
     if distributed.get_backend() == "gloo":
         return distributed.group.WORLD

@@ -1,4 +1,4 @@
-"""Errors for the user at the terminal: one line that says what is wrong, where, and what would be right.
+"""Errors for the user at the terminal: one line that says what is wrong, where, and what to do.
 
 Every command (`composer launch`, `python data_prep`, `rotary-foundry`) prints a FoundryError as one line and exits with
 status 2, or with status 3 if only a network was missing. It does the same for an OSError, which names its file. Any
@@ -49,19 +49,19 @@ class StopRequested(Exception):
 
 
 def escape_unprintable() -> None:
-    """Have stdout and stderr print a character that their encoding lacks as an escape; otherwise it is an error.
+    """Make stdout and stderr print an escape, and not raise an error, for a character that their encoding lacks.
 
-    Such are a terminal or log that is not UTF-8 (Textualize/rich#826), and file names that are not.
+    This happens on a terminal or log that is not UTF-8 (Textualize/rich#826), and with file names that are not.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not a notebook's, or another program's
+        if isinstance(stream, io.TextIOWrapper):  # not that of a notebook or another program
             stream.reconfigure(errors="backslashreplace")
 
 
 def print_error(message: str) -> None:
     """Print `error: …` on stderr: in red if that is a terminal and NO_COLOR is not set (no-color.org).
 
-    It is one line, though what another library said in it may be several.
+    It is one line, even if a message from another library in it has several.
     """
     text = f"error: {' '.join(message.splitlines())}"
     if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):

@@ -1,4 +1,4 @@
-"""The command that installs this project, and what an installation without its overrides is told.
+"""Return the command that installs this project, and refuse an installation without its overrides.
 
 pip has no overrides (see overrides.txt), so an installer other than uv may leave the old torch and transformers that
 Composer and Streaming ask for.
@@ -33,7 +33,7 @@ def check_overrides(distribution: str = "rotary-foundry") -> None:
     """
     try:
         required = map(Requirement, requires(distribution) or ())
-    except PackageNotFoundError:  # used from its folder; nothing says what it asks for
+    except PackageNotFoundError:  # used from its folder: there are no requirements to read
         return
     for name, specifier in ((each.name, each.specifier) for each in required if each.name in OVERRIDDEN):
         lowest = max(Version(bound.version) for bound in specifier if bound.operator == ">=")

@@ -15,8 +15,8 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
     """Parse JSON; the options are those of `json.loads`.
 
     Raises:
-        ValueError: it is not JSON, or is nested too deeply, for which Python has an error of another kind; or it has
-            half of a surrogate pair, which is no text: nothing can tokenise it or write it again.
+        ValueError: it is not JSON; or is nested too deeply, for which Python raises another error; or has half of a
+            surrogate pair, which is not text: it can be neither tokenised nor written.
     """
     try:
         content = json.loads(text, **options)

@@ -1,4 +1,4 @@
-"""Knob: the declaration, by a family or an objective, of a number that a stage may set."""
+"""Knob: a number that a stage may set, as a family or an objective declares it."""
 
 from dataclasses import dataclass
 from math import inf
@@ -28,7 +28,7 @@ class Knob:
     of_weights: bool = False
 
     def complaint(self, value: object) -> str | None:
-        """Return what is wrong with a value; None if nothing is."""
+        """Return what is wrong with a value; None if it is valid."""
         number = isinstance(value, int | float) and not isinstance(value, bool)
         at_an_end = (self.includes_low and value == self.low) or (self.includes_high and value == self.high)
         if number and (self.low < value < self.high or at_an_end):

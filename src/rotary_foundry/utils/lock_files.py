@@ -1,8 +1,8 @@
 """Remove lock files that nothing holds.
 
-`filelock`, which Streaming uses, leaves the file of a lock in place. Whoever has opened it when it is removed finds, as
-soon as it has the lock, that the file has no name any more, and opens a new one: so says `filelock`. So no other
-process is hurt.
+`filelock`, which Streaming uses, leaves the file of a lock in place. Removing it harms no other process that has opened
+it: according to `filelock`, that process notices, once it has the lock, that the file has no name any more, and opens a
+new one.
 """
 
 import fcntl

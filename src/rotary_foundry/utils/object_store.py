@@ -98,7 +98,7 @@ def filesystem(path: str) -> fsspec.AbstractFileSystem:
 
 def data_folder(path: str) -> "DataFolder":
     """Return the folder `path` as datatrove's DataFolder."""
-    from datatrove.io import DataFolder  # a second's imports, and training needs none of them
+    from datatrove.io import DataFolder  # takes a second to import, and training does not need it
 
     return DataFolder(path or ".", fs=filesystem(path))
 
@@ -217,7 +217,7 @@ class Bucket:
         self.objects.client.put_object(**self._target(name), Body=content)
 
     def look(self, name: str) -> tuple[bytes, tuple] | None:
-        """An object's content, and its ETag and time of writing; None if there is none."""
+        """Return an object's content, and its ETag and time of writing; None if there is none."""
         from botocore.exceptions import ClientError
 
         try:
@@ -229,9 +229,9 @@ class Bucket:
         return found["Body"].read(), (found["ETag"], found["LastModified"])
 
     def write_over(self, name: str, content: bytes, etag: str | None) -> bool:
-        """Write an object over the one with this ETag, or where there is none; False if something else is there.
+        """Write an object over the one with this ETag, or where there is none; return False if another is there.
 
-        A store that does not know conditional writes is asked to write without one.
+        If the store does not support conditional writes, the object is written without a condition.
         """
         from botocore.exceptions import ClientError
 
@@ -274,7 +274,7 @@ class Bucket:
 
 
 def is_fault(error: BaseException | None) -> bool:
-    """Return whether boto3's error means that a store does not answer or has an internal error, no user error."""
+    """Return whether boto3's error means that a store does not answer or has an internal error, not a user error."""
     from boto3.exceptions import RetriesExceededError, S3UploadFailedError
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 

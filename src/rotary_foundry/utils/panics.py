@@ -1,7 +1,7 @@
-"""An exception in place of a panic of the tokenizers library, as some broken tokenizer.json cause.
+"""Turn a panic of the tokenizers library, which some broken tokenizer.json cause, into an exception.
 
-A panic is raised as pyo3's PanicException, which is no Exception and cannot be imported, and so passes every handler.
-Rust writes a line of its own about it on stderr.
+A panic is raised as pyo3's PanicException. It is not an Exception and cannot be imported, so no handler catches it.
+Rust also writes a line about it on stderr.
 """
 
 from collections.abc import Iterator
