@@ -240,7 +240,7 @@ class Csv(Files, CsvReader):
                     check_columns(self.columns, columns or ["(a blank line)"], where)
                     urls = columns.index("url") if columns.count("url") == 1 else None
                 elif row and len(row) != len(columns):
-                    self.bad.add(where, f"expected {len(columns)} fields, one a column, got {len(row)}")
+                    self.bad.add(where, f"expected {len(columns)} fields, one per column, got {len(row)}")
                 elif row:
                     url = None if urls is None else row[urls]
                     yield from self.document(row[columns.index(self.text_key)], where, url)
