@@ -75,8 +75,8 @@ def test_a_list_on_a_line_of_conversations_is_listed_and_the_others_are_kept(tmp
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        (b"only one\n", "expected 2 fields, one a column, got 1"),
-        (b"1,two,three\n", "expected 2 fields, one a column, got 3"),
+        (b"only one\n", "expected 2 fields, one per column, got 1"),
+        (b"1,two,three\n", "expected 2 fields, one per column, got 3"),
         (b'1,"two"2\n', "not valid CSV: ',' expected after '\"'"),
         (b"1,caf\xe9\n", "column 'text' holds half a surrogate pair or a byte that is not UTF-8, at character 3"),
         (b"1,a\0b\n", "column 'text' holds a NUL"),

@@ -52,7 +52,7 @@ def test_ranks_that_do_not_come_back_end_the_doctor_with_status_1_and_a_reason(t
     start = time.monotonic()
     with pytest.raises(ProcessExitedException, match="process 0 terminated with exit code 1"):
         on_ranks(2, tmp_path, _one_rank_never_comes, tmp_path / "said")
-    assert (tmp_path / "said").read_text() == "2 ranks have met, and have not all come back after 1.0 s"
+    assert (tmp_path / "said").read_text() == "2 ranks met, but not all of them returned after 1.0 s"
     assert time.monotonic() - start < 25
 
 

@@ -88,7 +88,7 @@ def test_a_containers_64_mb_are_too_little_for_base_and_the_remedy_is_enough(mon
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 64 * 2**20}))
     found = only(check_shm(BASE, plan, 1, 8))
     assert found.mark == BAD
-    assert found.said.startswith("67.1 MB free; needed are 1.64 GB for the loaders")
+    assert found.said.startswith("67.1 MB free; needed: 1.64 GB for the loaders")
     gib = int(found.remedy.split("--shm-size=")[1].split("g ")[0])
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": gib * 2**30}))
     assert only(check_shm(BASE, plan, 1, 8)).mark == GOOD
@@ -100,7 +100,7 @@ def test_on_gpus_the_workers_of_an_evaluation_want_room_beside_those_that_train(
     a_row = loaders_need(BASE, plan, 1) / (2 * BASE.data.num_workers + 1) / 4608
     found = only(check_shm(BASE, plan, 1, 8))
     both = loaders_need(BASE, plan, 1) + 8 * (2 * 2 + 1) * 96 * a_row  # ranks, batches of two workers, rows, bytes
-    assert f"needed are {size(both)} for the loaders and 1 GB for NCCL" in found.said
+    assert f"needed: {size(both)} for the loaders and 1 GB for NCCL" in found.said
 
 
 def test_loaders_without_workers_want_no_room(recipe_file):
@@ -113,13 +113,13 @@ def test_checkpoints_that_are_there_already_want_no_room_again(recipe_file, tmp_
     plan = compile_plan(recipe)
     one = cost(recipe, plan).checkpoint_bytes
     before = only(check_runs_disk(recipe, plan))
-    assert f"needed are {size(3 * one)} (3 checkpoints of" in before.said
+    assert f"needed: {size(3 * one)} (3 checkpoints of" in before.said
     part = tmp_path / "small/checkpoints/ba2/__0_0.distcp"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"x" * one)
     (part.parent / "__1_0.distcp").symlink_to("nowhere")  # as one that a live run removes when it has just been seen
     after = only(check_runs_disk(recipe, plan))
-    assert f"needed are {size(2 * one)}" in after.said
+    assert f"needed: {size(2 * one)}" in after.said
     assert f"{size(one)} of them here already" in after.said
 
 
@@ -140,10 +140,10 @@ def test_shards_that_are_decompressed_already_want_no_room_again(recipe, tmp_pat
         for shard in json.loads(index.read_text())["shards"]
     }
     needed = sum(shards.values())
-    assert f"needed are {size(needed)}" in only(check_data_disk(recipe, local)).said
+    assert f"needed: {size(needed)}" in only(check_data_disk(recipe, local)).said
     for path in list(shards)[: len(shards) // 2]:
         path.touch()
         needed -= shards[path]
-    assert f"needed are {size(needed)}" in only(check_data_disk(recipe, local)).said
+    assert f"needed: {size(needed)}" in only(check_data_disk(recipe, local)).said
     limited = replace(recipe, data=replace(recipe.data, remote="s3://bucket/data", cache_limit="1tb"))
     assert only(check_data_disk(limited, local)).mark == BAD  # a terabyte for each of two row lengths

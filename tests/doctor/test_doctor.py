@@ -47,8 +47,8 @@ def test_on_a_machine_like_a_bare_container_everything_that_would_fail_is_named_
     expected = ("/dev/shm", "runs", "data", "save_folder", "W&B")
     assert [line.split()[0] for line in marked["✗"]] == list(expected)
     shm, disk, *_ = marked["✗"]
-    assert "67.1 MB free; needed are 1.64 GB for the loaders" in shm
-    assert "1.05 MB free; needed are 19.8 GB (11 checkpoints of 1.8 GB)" in disk
+    assert "67.1 MB free; needed: 1.64 GB for the loaders" in shm
+    assert "1.05 MB free; needed: 19.8 GB (11 checkpoints of 1.8 GB)" in disk
     remedies = run.stdout.count("→")
     assert remedies == len(marked["✗"]) + len(marked["!"])
     assert "docker run --shm-size=2g" in run.stdout

@@ -142,7 +142,7 @@ def test_a_driver_that_fails_or_does_not_answer_is_no_machine_without_gpus(tmp_p
     failed = only(check_gpus(0, None))
     assert failed.mark == BAD
     assert failed.said == f"nvidia-smi fails with status 18: {mismatch} NVML library version: 570.86"
-    assert "start the machine anew" in failed.remedy
+    assert "restart the machine" in failed.remedy
     stand_in_nvidia_smi(tmp_path, monkeypatch, "exec sleep 60")
     monkeypatch.setattr(installation, "SMI_SECONDS", 0.2)
     late = only(check_gpus(0, None))
@@ -156,7 +156,7 @@ def test_a_flash_attn_that_was_built_for_another_torch_is_found_before_a_run_is(
     found = only(check_attention(None))
     assert found.mark == DOUBTFUL  # on CPU nobody wants it
     assert "undefined symbol: _ZN3c10" in found.said
-    assert f"anew for torch {torch.__version__}" in found.remedy
+    assert f"for torch {torch.__version__}" in found.remedy
 
 
 @on_cpu

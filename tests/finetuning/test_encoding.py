@@ -79,7 +79,7 @@ def test_a_label_that_only_the_validation_has_is_refused(prepared):
         (2.5, "train.jsonl:2: expected a class, got the number 2.5; to learn numbers, make the task a regression"),
         (
             [1, 2],
-            "train.jsonl:2: the label is a list; expected one label an example (several labels a text are not",
+            "train.jsonl:2: the label is a list; expected one label per example (several labels per text are not",
         ),
     ],
 )

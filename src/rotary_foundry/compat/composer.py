@@ -13,11 +13,11 @@ from torch import nn
 class OpenCheckpointSaver(CheckpointSaver):
     """Composer's CheckpointSaver, with a public method around every checkpoint that it writes.
 
-    Composer calls a private method whenever a checkpoint is due. Until it has a hook before and after writing.
+    Composer calls a private method whenever a checkpoint is due. Needed until it has hooks before and after writing.
     """
 
     def write(self, state: State, logger: Logger) -> None:
-        """Write a checkpoint; a subclass adds what comes before and after."""
+        """Write a checkpoint; a subclass may do more before and after."""
         super()._save_checkpoint(state, logger)
 
     def _save_checkpoint(self, state: State, logger: Logger) -> None:
@@ -25,7 +25,7 @@ class OpenCheckpointSaver(CheckpointSaver):
 
 
 class OpenWandBLogger(composer.loggers.WandBLogger):
-    """Composer's WandBLogger, which says whether it logs on this rank. Until Composer's does."""
+    """Composer's WandBLogger, which also tells whether it logs on this rank. Needed until Composer's does."""
 
     @property
     def enabled(self) -> bool:
@@ -33,19 +33,19 @@ class OpenWandBLogger(composer.loggers.WandBLogger):
 
 
 def set_iteration_length(state: State, length: Time) -> None:
-    """Set when Composer's present iteration ends, counted from its start.
+    """Set the length of Composer's current iteration, counted from its start.
 
-    Composer calls a stretch of training with one loader an iteration and has no public way to set its length. Until
-    `State.iteration_length` or an argument of `Trainer` sets it.
+    Composer calls a stretch of training with one loader an iteration, and has no public way to set its length. Needed
+    until `State.iteration_length` can be set, or `Trainer` takes it as an argument.
     """
     state._iteration_length = length
 
 
 def keep_from_sharding(network: nn.Module) -> None:
-    """Tell Composer that a network is sharded already.
+    """Tell Composer that a network is already sharded.
 
-    Composer wraps each child of a model that this attribute does not exclude. The attribute is deprecated without a
-    successor. Until Composer recognises a module that `fully_shard` has seen.
+    Composer wraps each child of a model unless this attribute excludes it. The attribute is deprecated without a
+    successor. Needed until Composer recognises modules to which `fully_shard` was applied.
     """
     network._fsdp_wrap = False
 
@@ -53,7 +53,7 @@ def keep_from_sharding(network: nn.Module) -> None:
 def forget_exit_hook(trainer: Trainer) -> None:
     """Remove the exit hook of a closed Trainer, which keeps its model and optimizer in memory.
 
-    Composer registers `Engine._close` with the State as argument, and removes it only when Python ends. Until
+    Composer registers `Engine._close` with the State as argument, and removes it only when Python ends. Needed until
     `Engine.close` removes it.
     """
     atexit.unregister(trainer.engine._close)

@@ -6,10 +6,10 @@ from numpy.typing import DTypeLike
 
 
 class BoundedReader(GGUFReader):
-    """A GGUFReader that raises ValueError where it would read past the end of its file.
+    """A GGUFReader that raises ValueError instead of reading past the end of its file.
 
-    The original returns a short array there. A truncated file then shows as an unrelated error, and an array whose
-    length is damaged as a loop of hours. Until it checks.
+    The original returns a short array then. A truncated file thus causes an unrelated error, and a damaged length of an
+    array a loop of hours. Needed until gguf checks this.
     """
 
     def _get(self, offset: int, dtype: DTypeLike, count: int = 1, **order: str | None) -> np.ndarray:

@@ -19,23 +19,23 @@ from torch import distributed as dist
 
 from rotary_foundry.utils.lock_files import remove_lock
 
-# The states of a shard in the memory that the processes of a node share. Until Streaming has public names for them.
+# The states of a shard in the shared memory of a node's processes. Needed until Streaming has public names for them.
 LOCAL = _ShardState.LOCAL
 PREPARING = _ShardState.PREPARING
 
 
 class OpenStream(Stream):
-    """Streaming's Stream, with public names for what a subclass needs of it. Until Streaming has them."""
+    """Streaming's Stream, with public names for the parts that a subclass needs, until Streaming has such names."""
 
     def close_connection(self) -> None:
-        """Close the connection to the remote; the next download opens one again.
+        """Close the connection to the remote; the next download opens another.
 
-        Loader workers are forks of this process and would all use the one connection.
+        Loader workers are forks of this process and would otherwise all use this connection.
         """
         self._downloader.clean_up()
 
     def download(self, name: str, to_name: str) -> str:
-        """Fetch a file of the remote into the local folder, and return its path."""
+        """Fetch a file from the remote into the local folder, and return its path."""
         return self._download_file(name, to_name)
 
     def decompress(self, zip_info: FileInfo, zip_filename: str, raw_filename: str, compression: str | None) -> None:
@@ -49,10 +49,10 @@ class OpenStream(Stream):
 
 
 class OpenStreamingDataset(StreamingDataset):
-    """Streaming's StreamingDataset, with public names for what a subclass needs of it. Until Streaming has them.
+    """Streaming's StreamingDataset, with public names for the parts that a subclass needs, until Streaming has them.
 
-    A process that ends well removes the lock files, as Streaming's own handlers remove what is in shared memory. Until
-    Streaming does it (mosaicml/streaming#893).
+    A process that ends normally removes the lock files; Streaming's own handlers remove only shared memory. Needed
+    until Streaming removes both (mosaicml/streaming#893).
     """
 
     def __init__(self, **arguments: Any):
@@ -72,21 +72,21 @@ class OpenStreamingDataset(StreamingDataset):
 
     @property
     def shard_access_times(self) -> NDArray:
-        """When each shard was last read, in nanoseconds, shared by the processes of a node."""
+        """The time when each shard was last read, in nanoseconds, shared by the processes of a node."""
         return self._shard_access_times.numpy()
 
     @property
     def rank_world(self) -> World:
-        """The ranks among which rows are dealt."""
+        """The ranks over which rows are distributed."""
         return self._parallel_rank_world
 
     @property
     def worker_world(self) -> World:
-        """The same, seen from this loader worker."""
+        """The same ranks, with the place of this loader worker."""
         return self._parallel_worker_world
 
     def evict_coldest_shard(self) -> None:
-        """Remove the shard that was read longest ago; under the lock."""
+        """Remove the least recently read shard. Call it under the cache lock."""
         self._evict_coldest_shard()
 
     def worker_rows(self, epoch: int, sample_in_epoch: int) -> Sequence[int]:
@@ -102,7 +102,7 @@ class OpenStreamingDataset(StreamingDataset):
     def share(self, name: str, dtype: type) -> SharedArray:
         """Make an array [shards] of zeroes that the processes of a node share; all ranks call it together.
 
-        The node's first process makes it and the others wait: one that finds it half made cannot map it.
+        The node's first process makes it and the others wait, because they could not map an array that is half made.
         """
         place = self.num_shards, dtype, prefix._get_path(self._shm_prefix_int, name)
         if self._unique_rank_world.is_local_leader:
@@ -115,11 +115,11 @@ class OpenStreamingDataset(StreamingDataset):
 
 @contextmanager
 def locked(shared: SharedArray, index: int) -> Iterator[None]:
-    """Keep other processes of the node from what concerns one element of a shared array.
+    """Lock one element of a shared array against the other processes of the node.
 
-    The kernel unlocks it if the process dies. Where the system does not lock shared memory, nothing is kept from them.
-    Streaming's array keeps its file in a private attribute of Python's SharedMemory. Until one of the two has a public
-    name for it.
+    The kernel unlocks it if the process dies. If the system cannot lock shared memory, there is no lock.
+    Streaming's array keeps its file in a private attribute of Python's SharedMemory. Needed until one of the two has a
+    public name for it.
     """
     file = shared.shm.shm._fd
     with suppress(OSError):
@@ -132,9 +132,9 @@ def locked(shared: SharedArray, index: int) -> Iterator[None]:
 
 
 class ShardBounds:
-    """Finds a row's shard by a search in the shards' bounds, in place of Streaming's Spanner.
+    """Finds the shard of a row by a search in the shards' bounds; replaces Streaming's Spanner.
 
-    That one lists the shard of every row when it is made, in every process: 13 GB for 1.7e9 rows.
+    The Spanner lists the shard of every row when it is made, in every process: 13 GB for 1.7e9 rows.
     """
 
     def __init__(self, shard_sizes: NDArray[np.int64]):
@@ -149,13 +149,13 @@ class ShardBounds:
         return shard, int(index - self.starts[shard])
 
 
-dataset.Spanner = ShardBounds  # until Streaming has another one
+dataset.Spanner = ShardBounds  # needed until Streaming replaces its Spanner
 
 
 def number_shared_memory(numbers: Callable[[], Iterator[int]]) -> None:
-    """Set the numbers among which Streaming looks for a free one to name its shared memory by.
+    """Set the numbers from which Streaming chooses a free one to name its shared memory.
 
-    It counts from 0, and two runs that start together on one machine find the same number. Until the prefix of its
-    shared memory can be given.
+    It counts from 0, and two runs that start together on one machine find the same number. Needed until Streaming takes
+    the prefix of its shared memory as an argument.
     """
     prefix._each_prefix_int = numbers

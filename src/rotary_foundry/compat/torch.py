@@ -10,14 +10,14 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-# The kernels behind scaled_dot_product_attention on CPU, without autograd around them. Autograd around slices of a flat
-# sequence gives every slice a gradient as long as the whole sequence, and bfloat16 goes back faster in float32
-# (models/layers/attention_sdpa.py has the figures). They take fewer key/value heads than query heads. Until torch has a
-# public function that attends within documents on CPU, as `varlen_attn` does on CUDA.
+# The kernels behind scaled_dot_product_attention on CPU, without autograd. Autograd around slices of a flat sequence
+# gives every slice a gradient as long as the whole sequence, and a bfloat16 backward pass is faster in float32
+# (models/layers/attention_sdpa.py has the figures). They take fewer key/value heads than query heads. Needed until
+# torch has a public function that attends within documents on CPU, as `varlen_attn` does on CUDA.
 cpu_flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 cpu_flash_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-# The multi-tensor operations that torch.optim itself is made of. Until torch gives them public names.
+# The multi-tensor operations that torch.optim itself uses. Needed until torch gives them public names.
 foreach_add_ = torch._foreach_add_
 foreach_addcmul_ = torch._foreach_addcmul_
 foreach_copy_ = torch._foreach_copy_
@@ -33,8 +33,8 @@ foreach_sqrt = torch._foreach_sqrt
 foreach_sqrt_ = torch._foreach_sqrt_
 foreach_sub_ = torch._foreach_sub_
 
-# Classes whose instances lie pickled in the `.metadata` of a sharded checkpoint; a reader that allows only known names
-# has to know them. Until torch writes this file in a format that cannot hold code.
+# Classes whose instances are pickled in the `.metadata` of a sharded checkpoint; a reader that allows only known names
+# must know them. Needed until torch writes this file in a format that cannot hold code.
 StorageInfo = _StorageInfo
 MemoryFormat = _MEM_FORMAT_ENCODING
 
@@ -42,16 +42,16 @@ MemoryFormat = _MEM_FORMAT_ENCODING
 def set_timeout(timeout: timedelta, group: ProcessGroup) -> None:
     """Set how long a collective of a group may take; `init_device_mesh` takes no time-out for the groups it makes.
 
-    Until torch 2.11 is no longer supported: newer releases have `torch.distributed.set_timeout`.
+    Needed until torch 2.11 is no longer supported: newer releases have `torch.distributed.set_timeout`.
     """
     public = getattr(distributed, "set_timeout", None)
     (public or distributed_c10d._set_pg_timeout)(timeout, group)
 
 
 def gather_matrices_in(dtype: torch.dtype) -> MixedPrecisionPolicy:
-    """Return FSDP2's policy to gather matrices in `dtype`, and all else, and gradients, in its own.
+    """Return FSDP2's policy: gather matrices in `dtype`, other parameters in their own; reduce gradients in float32.
 
-    Until torch 2.14 is no longer supported, which gathers all parameters of a unit in one dtype: their own.
+    Needed until torch 2.14 is no longer supported, which gathers all parameters of a unit in one dtype: their own.
     """
     policy = {"cast_forward_inputs": False, "reduce_dtype": torch.float32}
     if "param_dtype_override_fn" not in MixedPrecisionPolicy.__dataclass_fields__:
@@ -66,7 +66,7 @@ def gather_matrices_in(dtype: torch.dtype) -> MixedPrecisionPolicy:
 def vary_in_size(tensor: Tensor) -> None:
     """Let a compiled function take a tensor of any length in its first dimension, even with `dynamic=False`.
 
-    Until torch 2.11 is no longer supported: newer releases have `torch.compile(dynamic_shapes=…)`.
+    Needed until torch 2.11 is no longer supported: newer releases have `torch.compile(dynamic_shapes=…)`.
     """
     torch._dynamo.mark_dynamic(tensor, 0)
 
@@ -74,17 +74,17 @@ def vary_in_size(tensor: Tensor) -> None:
 def allow_graphs(count: int) -> None:
     """Let torch.compile make this many graphs of a function, if it would make fewer; its own limit is 8.
 
-    Beyond the limit it goes on without compiling, and only a warning says so. Until torch 2.11 is no longer supported:
-    newer releases have `torch.compile(recompile_limit=…)`.
+    Beyond the limit it continues without compiling, and only a warning says so. Needed until torch 2.11 is no longer
+    supported: newer releases have `torch.compile(recompile_limit=…)`.
     """
     torch._dynamo.config.recompile_limit = max(count, torch._dynamo.config.recompile_limit)
 
 
 def default_store() -> Store:
-    """Return the store that the ranks were brought together by.
+    """Return the store through which the ranks met.
 
-    Composer makes the process group, and with it the store. A second store would need a port of its own. Until torch
-    has a public function for it.
+    Composer makes the process group, and with it the store. A second store would need a port of its own. Needed until
+    torch has a public function for it.
     """
     return distributed_c10d._get_default_store()
 
@@ -92,7 +92,7 @@ def default_store() -> Store:
 def forget_parameter_names() -> None:
     """Clear the cache of names that saving and loading a checkpoint fills; it keeps whole models in memory.
 
-    Until torch 2.11 is no longer supported: newer releases have no such cache.
+    Needed until torch 2.11 is no longer supported: newer releases have no such cache.
     """
     if hasattr(state_dict._get_fqns, "cache_clear"):
         state_dict._get_fqns.cache_clear()

@@ -1,25 +1,25 @@
-"""Flat batches: rows collated without padding, split into microbatches, counted for Composer's clock.
+"""Make flat batches: collate rows without padding, split them into microbatches, and count for Composer's clock.
 
 A batch is a dict: `input_ids` and `labels` int64 [tokens], `predicted` int64 [labels], the places of the labels that
-are not IGNORE_INDEX, `cu_seqlens` int32 [documents + 1], `lengths` the tokens of each document as a list,
-`row_length` int, `most_rows` int, and six lists with an entry a row: `row_tokens`, `row_documents` and `row_labels` (so
-that a batch can be split between rows), `row_sources`, `row_digests`, and `row_predicted`, what the loss counts of a
-row. No document is longer than a row, so `row_length` serves as `max_seqlen`, one constant for a compiler. What depends
-on values is found here, on the host, so that no forward pass waits for a GPU.
+are not IGNORE_INDEX, `cu_seqlens` int32 [documents + 1], `lengths` the tokens of each document as a list, `row_length`
+int, `most_rows` int, and six lists with an entry per row: `row_tokens`, `row_documents` and `row_labels` (so that a
+batch can be split between rows), `row_sources`, `row_digests`, and `row_predicted`, the number of predictions that the
+loss counts. No document is longer than a row, so `row_length` serves as `max_seqlen` and is constant for a compiler.
+Everything that depends on values is computed here, on the host, so that no forward pass waits for a GPU.
 
-The batches of two ranks may differ by a row, and `most_rows` is what the larger one has. All ranks make as many
-microbatches as that takes, since they gather parameters together; the last may be one of which nothing is predicted.
+The batches of two ranks may differ by one row, and `most_rows` is the number of the larger one. All ranks make as many
+microbatches as that needs, because they gather parameters together. The last may be one in which nothing is predicted.
 
-A batch with weighted labels also has `weights` float32 [tokens], `scored` bool [tokens], and how many are scored,
-`row_scored`. What the loss counts of a row is then the sum of its weights.
+A batch with weighted labels also has `weights` float32 [tokens], `scored` bool [tokens], and `row_scored`, the number
+of scored tokens per row. `row_predicted` is then the sum of the weights of a row.
 
-A batch of a multi-task stage also has `targets` float64 [targets, 4], whose documents are those of the batch, `allowed`
-uint8 [tokens], and `row_targets`. `targets` is an array of NumPy, which stays on the host (models/task_heads.py). The
-rows are sorted by task, and no microbatch has rows of two tasks. Since all ranks have the same number of rows of each
-task, they work at the same task at the same time.
+A batch of a multi-task stage also has `targets` float64 [targets, 4], whose documents count through the batch,
+`allowed` uint8 [tokens], and `row_targets`. `targets` is a NumPy array, which stays on the host (models/task_heads.py).
+The rows are sorted by task, and no microbatch has rows of two tasks. All ranks have the same number of rows of each
+task, so they work on the same task at the same time.
 
-Rows are not quite full, and the last microbatch of an update may have fewer of them. Where layers are compiled, the
-model fills each microbatch as the last thing before its forward pass (`filled`), so that all have one number of tokens.
+Rows are not quite full, and the last microbatch of an update may have fewer rows. If layers are compiled, the model
+fills each microbatch directly before its forward pass (`filled`), so that all have the same number of tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +36,8 @@ from rotary_foundry.objectives.objective import IGNORE_INDEX, Prepared
 
 Batch = dict
 
-# Composer divides by the predicted tokens of an update on all ranks, which may be none. Added to a whole number, this
-# is lost in rounding.
+# Composer divides by the predicted tokens of an update on all ranks, which may be none. This is added to avoid a
+# division by 0; rounding removes it from any other whole number.
 ALMOST_NOTHING = 1e-30
 OF_ROWS = (
     "row_tokens",
@@ -62,20 +62,20 @@ def collate(
     by_task: bool = False,
     most_rows: int | None = None,
 ) -> Batch:
-    """Prepare rows for an objective and join them to one flat batch.
+    """Prepare rows for an objective and join them into one flat batch.
 
     Args:
         samples: rows, each with `row` (its index in the data set), `tokens` and `lengths` (of its documents) as in MDS,
             and, from the training stream, `source`.
-        prepare: makes input ids and labels of a sample.
-        row_length: the slots that a row counts for, filled or not.
-        vocab_size: of the tokenizer.
-        document_mask: whether `cu_seqlens` are the bounds of documents; if not, they are those of rows.
-        by_task: whether the batch is of a multi-task stage, where a source is a task.
-        most_rows: how many rows the batch of any rank has; None: as many as this one.
+        prepare: makes input ids and labels from a sample.
+        row_length: slots per row, filled or not.
+        vocab_size: the vocabulary size of the tokenizer.
+        document_mask: whether `cu_seqlens` are the bounds of documents; if not, they are the bounds of rows.
+        by_task: whether the batch belongs to a multi-task stage, where a source is a task.
+        most_rows: the most rows that the batch of any rank has; None: as many as this one.
 
     Raises:
-        DataError: naming a row that does not fit `row_length` or the vocabulary.
+        DataError: a row does not fit `row_length` or the vocabulary; the message names the row.
     """
     for sample in samples:
         check_row(sample, row_length, vocab_size)
@@ -106,13 +106,13 @@ def collate(
 
 
 def _counted(_: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, *__: np.ndarray) -> float:
-    """Count the tokens of a row that are to be predicted, or add up their weights."""
+    """Count the predicted tokens of a row, or add up their weights."""
     predicted = labels != IGNORE_INDEX
     return int(predicted.sum()) if weights is None else float(weights[predicted].sum(dtype=np.float64))
 
 
 def _weights(prepared: Sequence[Prepared]) -> Batch:
-    """Join the weights of labels, and which of them the accuracy is of."""
+    """Join the weights of labels, and the marks of the labels that the accuracy counts."""
     weights, scored = ([arrays[place] for arrays in prepared] for place in (2, 3))
     return {
         "weights": torch.from_numpy(np.concatenate(weights)),
@@ -122,12 +122,12 @@ def _weights(prepared: Sequence[Prepared]) -> Batch:
 
 
 def _predicted(input_ids: np.ndarray, labels: np.ndarray, targets: np.ndarray = NO_TARGETS, *_: np.ndarray) -> int:
-    """Count what the loss counts of a row: examples, or tokens to be predicted."""
+    """Count the predictions of a row that the loss counts: examples or predicted tokens."""
     return len(np.unique(targets[:, 0])) + int((labels != IGNORE_INDEX).sum())
 
 
 def _targets(prepared: Sequence[Prepared], row_documents: Sequence[int]) -> Batch:
-    """Join the targets of rows, with documents counted through the batch, and where spans may lie."""
+    """Join the targets of rows, with documents counted through the batch, and the marks of where spans may lie."""
     targets, allowed = [], []
     for (input_ids, _, *of_task), documents in zip(prepared, accumulate([0, *row_documents[:-1]]), strict=True):
         of_row, may_be_in_span = of_task or (NO_TARGETS, np.zeros(len(input_ids), np.uint8))
@@ -141,7 +141,7 @@ def _targets(prepared: Sequence[Prepared], row_documents: Sequence[int]) -> Batc
 
 
 def split(batch: Batch, microbatch_size: int) -> list[Batch]:
-    """Cut a batch into microbatches of at most `microbatch_size` rows, in a multi-task stage all of one task."""
+    """Cut a batch into microbatches of at most `microbatch_size` rows; in a multi-task stage, each of one task."""
     token_ends = [0, *accumulate(batch["row_tokens"])]
     document_ends = [0, *accumulate(batch["row_documents"])]
     label_ends = [0, *accumulate(batch["row_labels"])]
@@ -183,7 +183,7 @@ def _cuts(batch: Batch, microbatch_size: int) -> Iterator[tuple[int, int]]:
 
 
 def _of_nothing(batch: Batch) -> Batch:
-    """Return the first row of a batch as a microbatch in which nothing is predicted, and which counts as no row."""
+    """Return the first row of a batch as a microbatch in which nothing is predicted and which counts as no row."""
     (first, *_) = split({**batch, "most_rows": len(batch["row_tokens"])}, 1)
     return {
         **first,
@@ -194,15 +194,15 @@ def _of_nothing(batch: Batch) -> Batch:
 
 
 def filled(batch: Batch, rows: int) -> Batch:
-    """Fill a microbatch to the slots of `rows` rows with a dummy document, or several where more than a row is missing.
+    """Fill a microbatch to the slots of `rows` rows with a dummy document, or several if more than a row is missing.
 
-    Nothing of it is predicted, and no other token attends to it. What is counted of the batch stays as it is.
+    Its tokens are not predicted, and no other token attends to them. The counts of the batch do not change.
 
     Raises:
         RuntimeError: the microbatch has more tokens.
     """
     row_length, tokens, slots = batch["row_length"], len(batch["input_ids"]), rows * batch["row_length"]
-    # made where the batch is, from numbers that the host has, so that it does not wait for a GPU
+    # made on the device of the batch, from numbers that the host has, so that the host does not wait for a GPU
     ends = torch.arange(tokens + row_length, slots + row_length, row_length, device=batch["cu_seqlens"].device)
     return {
         **batch,
@@ -213,17 +213,17 @@ def filled(batch: Batch, rows: int) -> Batch:
 
 
 def count_microbatches(batch: Batch, microbatch_size: int) -> int:
-    """Return into how many microbatches `split` cuts a batch."""
+    """Return the number of microbatches that `split` cuts a batch into."""
     return sum(1 for _ in _cuts(batch, microbatch_size))
 
 
 def num_rows(batch: Batch) -> int:
-    """Rows: Composer's samples."""
+    """Return the number of rows, which are Composer's samples."""
     return len(batch["row_tokens"])
 
 
 def num_tokens(batch: Batch) -> dict[str, float]:
-    """Return Composer's token counts: `total` are slots (the token clock), `loss_generating` what the loss counts."""
+    """Return Composer's token counts: `total` slots (the token clock), and `loss_generating`, which the loss counts."""
     return {
         "total": num_rows(batch) * batch["row_length"],
         "loss_generating": sum(batch["row_predicted"]) + ALMOST_NOTHING,
@@ -236,7 +236,7 @@ def update_digest(row_digests: Sequence[str]) -> str:
 
 
 def digest_of_numbers(row_digests: NDArray[np.uint64]) -> str:
-    """Return the same of row digests that are read as numbers."""
+    """Return the same hash as `update_digest` from row digests given as numbers."""
     in_order = np.sort(row_digests).astype(">u8").tobytes().hex()
     return blake2b(in_order.encode(), digest_size=8).hexdigest()
 

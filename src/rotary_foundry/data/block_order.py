@@ -1,14 +1,14 @@
 """The order of a multi-task stage: blocks of rows of one task, as a pure function of the index files and the weights.
 
-All ranks take an equal part of every block, so they work at the same task at the same time, and an update has a
+Every rank takes an equal part of every block, so all ranks work on the same task at the same time, and an update has a
 gradient of each of its tasks.
 
-- Blocks are drawn in epochs. An epoch has about as many blocks as the tasks' rows fill once. Each task has its share of
-  them, rounded by largest remainder, and a generator of the epoch's own shuffles them.
+- Blocks are drawn in epochs. An epoch has about as many blocks as the rows of the tasks fill once. Each task has its
+  share of the blocks, rounded by largest remainder. Each epoch has a generator of its own that shuffles its blocks.
 - The n-th block of a task holds rows n·r to (n + 1)·r of the task's own StageOrder, in which passes follow each other.
-  So of a task's rows each is drawn as often as any other, or once more.
+  So each row of a task is drawn as often as any other, or once more.
 
-The tasks of an epoch's blocks are kept whole: 4 bytes a block, 50 MB for 150 million rows in blocks of 12.
+The tasks of an epoch's blocks are kept in memory: 4 bytes per block, 50 MB for 150 million rows in blocks of 12.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rotary_foundry.data.order import Draw, StageOrder, rows_an_epoch
 
-_TASKS = 3  # what a generator is for, beside those of StageOrder
+_TASKS = 3  # the purpose of a generator, in addition to those of StageOrder
 
 
 class BlockOrder:
@@ -27,8 +27,8 @@ class BlockOrder:
 
     Args:
         shard_rows, shuffle_block_size, seed, stage_index: as for StageOrder; a source is a task.
-        weights: by task; the others are not drawn.
-        rows_per_block: rows of a block, which are all of one task.
+        weights: by task; tasks without one are not drawn.
+        rows_per_block: rows per block, all of one task.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class BlockOrder:
         return int(self.stretch(position, 1)[0])
 
     def stretch(self, position: int, rows: int) -> NDArray[np.int64]:
-        """Return the indices of so many rows from a position on, int64 [rows]."""
+        """Return the indices of `rows` rows from a position on, int64 [rows]."""
         parts = [np.empty(0, np.int64)]
         while rows > 0:
             block, offset = divmod(position, self.rows_per_block)
@@ -68,14 +68,14 @@ class BlockOrder:
         return np.concatenate(parts)
 
     def _task(self, block: int) -> tuple[int, int]:
-        """Return the task of a block of the stage, and how many blocks of this task come before it."""
+        """Return the task of a block of the stage, and the number of blocks of this task before it."""
         epoch, place = divmod(block, sum(self.blocks_an_epoch))
         tasks, numbers = self._epoch(epoch)
         task = int(tasks[place])
         return task, epoch * self.blocks_an_epoch[task] + int(numbers[place])
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
-        """Return the task of each block of an epoch, and how many blocks of this task come before it in the epoch."""
+        """Return the task of each block of an epoch, and the number of blocks of this task before it in the epoch."""
         counts = np.array(self.blocks_an_epoch)
         tasks = np.repeat(np.arange(len(counts), dtype=np.int16), counts)
         np.random.default_rng((*self._key, epoch, 0)).shuffle(tasks)  # five numbers, as StageOrder's
@@ -85,13 +85,13 @@ class BlockOrder:
 
 
 def blocks_an_epoch(rows: Mapping[str, int], weights: Mapping[str, float], rows_per_block: int) -> list[int]:
-    """Return how many blocks of each task an epoch has, given the rows that there are of each."""
+    """Return the blocks per epoch of each task, given the number of rows of each."""
     return rows_an_epoch({task: -(-there // rows_per_block) for task, there in rows.items()}, dict(weights))
 
 
 def order_of(
     shard_rows: Mapping[str, NDArray[np.int64]], shuffle_block_size: int, draw: Draw
 ) -> StageOrder | BlockOrder:
-    """Make the order of the stage that a draw is a stretch of; the arguments are those of StageOrder."""
+    """Make the order of the stage of a draw; the arguments are those of StageOrder."""
     arguments = shard_rows, shuffle_block_size, draw.seed, draw.stage_index, draw.mixture
     return StageOrder(*arguments) if draw.rows_per_block is None else BlockOrder(*arguments, draw.rows_per_block)

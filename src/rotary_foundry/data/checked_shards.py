@@ -1,26 +1,26 @@
-"""Shards checked by hash before a row of them is used, and named when they are damaged, missing or slow to come.
+"""Check each shard by its hash before a row of it is used, and name shards that are damaged, missing or slow to arrive.
 
-Streaming compares hashes only of what it has just downloaded or is about to decompress, and only when asked to. What it
-finds decompressed from an earlier run it reads as it is. So here every such file is hashed as well, before its first
-row is read: once a node and run, since the processes of a node share what they have found sound. A decompressed file
-that fails is made anew from its compressed form, and a copy of a remote shard is fetched anew: nothing is lost by that.
-What cannot be had in this way is refused.
+Streaming compares hashes only of files that it has just downloaded or is about to decompress, and only if asked to. It
+reads files that an earlier run decompressed without a check. So this module hashes these files too, before their first
+row is read. That happens once per node and run, because the processes of a node share the results. A decompressed file
+that fails is made again from its compressed form, and a copy of a remote shard is fetched again; this loses nothing. A
+shard that cannot be restored in this way is refused.
 
-Streaming's prefetch threads are no place for an error: it ends the iteration without a word, and leaves the shard
-marked as being prepared, for which the other processes of the node then wait for ever. So these threads leave a shard
-that cannot be had to whoever reads a row of it: there it is tried once more, and the error ends the run as any other.
+An error in one of Streaming's prefetch threads would end the iteration silently. It would also leave the shard marked
+as being prepared, and the other processes of the node would wait for it forever. So these threads only log a failure.
+The process that reads a row of the shard tries once more, and an error there ends the run like any other.
 
-A cache with a limit loses shards again and gets them anew, from any process of the node. What was found sound is
-therefore a file, by its inode, time and size, and not a shard: a file that took its place is hashed as well.
+A cache with a limit evicts shards, and any process of the node may fetch them again. So the result of a check belongs
+to a file, identified by its inode, time and size, and not to a shard: a file that replaces it is hashed as well.
 
-Streaming's lists of a shard, a row or a file each are not made, since their time and memory grow with the corpus
-(benchmarks/README.md): its readers are made when they are needed (shard_index.py), and a row's shard is searched for.
+Streaming's lists with an entry per shard, row or file are not made, because their time and memory grow with the corpus
+(benchmarks/README.md). Readers are made when they are needed (shard_reader.py), and the shard of a row is searched for.
 
-Several runs may read one finished corpus at a time, each of which decompresses what it needs: every process writes
-under a name of its own and renames, and what it replaces has the same content. The cache of a remote is one run's
-alone (`corpus.open_corpus` sees to it).
+Several runs may read one finished corpus at the same time, and each decompresses what it needs. Every process writes to
+a file name of its own and renames it, and the file that it replaces has the same content. The cache of a remote belongs
+to one run only, which `corpus.open_corpus` enforces.
 
-Shards without hashes are refused. `data_prep` has always written them, so only shards of another maker lack them.
+Shards without hashes are refused. `data_prep` has always written hashes, so only shards made elsewhere lack them.
 """
 
 import logging
@@ -60,7 +60,7 @@ from rotary_foundry.utils.errors import DataError, Fault
 from rotary_foundry.utils.object_store import is_fault
 from rotary_foundry.utils.wording import one_line
 
-STALL_SECONDS = 60.0  # after which, and each time again, a shard that is waited for is named
+STALL_SECONDS = 60.0  # how often a warning names a shard that has not arrived yet
 SOUND_SHARDS = "sound_shards"  # the name of their shared memory, behind Streaming's number
 REMEDY = "restore it from a copy, or prepare the data again with `python data_prep CONFIG`"
 
@@ -81,7 +81,7 @@ class CheckedStream(OpenStream):
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[ShardReader]:
         path = Path(self.local, "index.json")
         try:
-            if self.remote and not path.exists():  # ranks fetch side by side
+            if self.remote and not path.exists():  # several ranks may fetch it at the same time
                 os.replace(self.download(path.name, f"{path.name}.{socket.gethostname()}.{os.getpid()}"), path)
             self.close_connection()
             self.index = read_index(path)
@@ -95,7 +95,7 @@ class CheckedStream(OpenStream):
         return readers
 
     def prepare_shard(self, shard: ShardReader) -> int:
-        """Fetch and decompress a shard, hashes compared.
+        """Fetch and decompress a shard, and compare its hashes.
 
         Raises:
             DataError: the shard is missing or damaged, here or at the remote.
@@ -108,7 +108,7 @@ class CheckedStream(OpenStream):
         with _named_if_it_stalls(source):
             try:
                 return self._prepare_copy(shard, source) if copied else super().prepare_shard(shard)
-            except Exception as error:  # each store has errors of its own
+            except Exception as error:  # each store raises its own errors
                 damage = _damage(there, stored) if there.exists() or not copied else None
                 if copied:
                     shard.evict()
@@ -117,7 +117,7 @@ class CheckedStream(OpenStream):
                 raise (Fault if fault else DataError)(f"{source}: {why}") from error
 
     def _prepare_copy(self, shard: ShardReader, source: str) -> int:
-        """Once more from the remote if what is in the cache, or arrives there, is damaged."""
+        """Prepare a shard in the cache; if that fails, fetch it once more. Return the bytes by which the cache grew."""
         before = self._bytes_here(shard)
         try:
             super().prepare_shard(shard)
@@ -132,16 +132,16 @@ class CheckedStream(OpenStream):
         return sum(file.stat().st_size for file in files if file.exists())
 
     def decompress(self, zip_info: FileInfo, zip_filename: str, raw_filename: str, compression: str | None) -> None:
-        """As Streaming's, whose temporary file has one name for all processes."""
+        """Decompress as Streaming does, but to a temporary file of this process; Streaming's has one name for all."""
         arriving = f"{raw_filename}.{socket.gethostname()}.{os.getpid()}"
         super().decompress(zip_info, zip_filename, arriving, compression)
         os.replace(arriving, raw_filename)
 
     def set_up_local(self, shards: list[ShardReader], cache_usage_per_shard: NDArray[np.int64]) -> None:
-        """Count the bytes of each shard in the cache. What a killed process left half fetched there is removed.
+        """Count the bytes of each shard in the cache, and remove files that a killed process left half fetched.
 
-        Of a finished corpus every shard is there; one that is not is refused where a row of it is read. Streaming's own
-        asks every shard's reader.
+        A finished corpus is taken to have every shard; a missing one is refused when a row of it is read. Streaming's
+        method would ask the reader of every shard.
         """
         if self.safe_keep_zip:
             cache_usage_per_shard[:] = self.index.raw.bytes
@@ -151,27 +151,27 @@ class CheckedStream(OpenStream):
         for form in (self.index.raw, self.index.zip):
             cache_usage_per_shard += np.where(np.isin(form.names, files), form.bytes, 0)
         for name in files[~np.isin(files, [*self.index.raw.names, *self.index.zip.names])]:
-            # a thread that is still ending may have finished it
+            # missing_ok: a thread that is still ending may have renamed it
             Path(self.local, name.decode()).unlink(missing_ok=True)
 
 
 class CheckedShards(OpenStreamingDataset):
-    """Streaming's data set on CheckedStreams: no row is read before its shard's hash was compared.
+    """Streaming's data set on CheckedStreams, which reads no row before the hash of its shard was compared.
 
-    Reading a row raises a DataError that names the shard, if it cannot be had; a Fault, if its store does not answer.
+    If a shard is missing or damaged, reading a row raises a DataError; if its store does not answer, a Fault.
     """
 
     def __init__(self, streams: list[CheckedStream], cache_limit: str | None = None, **arguments):
-        self._left_to_reader: set[int] = set()  # shards that a prefetch thread of this process could not have
+        self._left_to_reader: set[int] = set()  # shards that a prefetch thread of this process could not prepare
         _number_from_this_run()
         try:
             super().__init__(streams=streams, **arguments)
         except ValueError as error:  # another data set on the same cache
             raise DataError(f"{streams[0].local}: {one_line(error)}") from error
-        # the decompressed file of each shard that a process of this node has last found sound, by its identity
+        # by shard, the identity of the decompressed file that a process of this node has last found sound
         self._sound = self.share(SOUND_SHARDS, np.uint64)
-        # not Streaming's own, which makes room for a shard and forgets it until it has come, so that all that fetch at
-        # a time go beyond the limit together; `_reserved` is in its place
+        # replaces Streaming's own limit, which makes room for a shard but does not count it until it has arrived, so
+        # processes that fetch at the same time exceed the limit together; see `_reserved`
         self._limit = bytes_to_int(cache_limit) if cache_limit else None
         if self._limit:
             largest = max(int((stream.index.raw.bytes + stream.index.zip.bytes).max()) for stream in streams)
@@ -183,12 +183,12 @@ class CheckedShards(OpenStreamingDataset):
                 )
 
     def _path(self, shard_id: int) -> str:
-        """The decompressed file of a shard."""
+        """Return the path of a shard's decompressed file."""
         shard = self.shards[shard_id]
         return os.path.join(shard.dirname, shard.raw_data.basename)
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """As Streaming's, but a failure is only logged where `blocking` is false: there the prefetch threads call."""
+        """Prepare a shard as Streaming does; but only log a failure if not `blocking`, as the prefetch threads call."""
         if not blocking and shard_id in self._left_to_reader:
             return
         try:
@@ -196,7 +196,7 @@ class CheckedShards(OpenStreamingDataset):
                 if is_to_be_fetched:
                     super().prepare_shard(shard_id, blocking)
         except (DataError, Fault) as error:
-            self.shard_states[shard_id] = LOCAL  # else whoever waits for this process waits for ever
+            self.shard_states[shard_id] = LOCAL  # or processes that wait for this one would wait forever
             if blocking:
                 raise
             self._left_to_reader.add(shard_id)
@@ -204,11 +204,11 @@ class CheckedShards(OpenStreamingDataset):
 
     @contextmanager
     def _reserved(self, shard_id: int, blocking: bool) -> Iterator[bool]:
-        """Keep room within the limit for a shard; those read longest ago make way for it.
+        """Reserve room for a shard within the cache limit, and evict the least recently read shards for it.
 
-        False if it is here, or on its way and not to be waited for. That is found out under the same lock as room is
-        kept: what is here now may make way for another before Streaming looks, which would then fetch it beyond the
-        limit.
+        Yield False if the shard is here, or if it is being prepared and is not waited for. The same lock covers this
+        check and the reservation: otherwise a shard that is here now could be evicted before Streaming looks, and
+        Streaming would then fetch it beyond the limit.
         """
         if not self._limit:
             yield True
@@ -230,7 +230,7 @@ class CheckedShards(OpenStreamingDataset):
                         self.cache_usage += size
                         reserved = size
             if not reserved:
-                time.sleep(TICK)  # another fetches it, or all of the limit is taken by what others are fetching
+                time.sleep(TICK)  # another process fetches it, or shards being fetched take all of the limit
         try:
             yield reserved > 0
         finally:
@@ -242,7 +242,7 @@ class CheckedShards(OpenStreamingDataset):
         shard_id, _ = self.spanner[sample_id]
         if not self._is_sound(shard_id):
             with locked(self._sound, shard_id):
-                if not self._is_sound(shard_id):  # which whoever held the lock may have found
+                if not self._is_sound(shard_id):  # the last holder of the lock may have checked it
                     self._sound[shard_id] = self._check(shard_id, retry)
         return super().get_item(sample_id, retry)
 
@@ -252,17 +252,17 @@ class CheckedShards(OpenStreamingDataset):
         return identity != 0 and self._sound[shard_id] == identity
 
     def _check(self, shard_id: int, retry: int) -> int:
-        """Hash a shard's decompressed file, and return which file that was; a damaged one is removed and made anew."""
+        """Hash a shard's decompressed file and return the file's identity; remove a damaged one and make it again."""
         shard = self.shards[shard_id]
         path = Path(self._path(shard_id))
-        for _ in range(1 + retry):  # another process may be removing it, too
+        for _ in range(1 + retry):  # another process may be removing it at the same time
             self.prepare_shard(shard_id)
             checked = _identity(path)
             damage = _damage(path, shard.raw_data)
             if damage is None:
                 _check_rows(path, shard.samples)
                 return checked
-            finished = self.streams[self.stream_per_shard[shard_id]].safe_keep_zip  # a corpus, and no cache of one
+            finished = self.streams[self.stream_per_shard[shard_id]].safe_keep_zip  # a corpus, not a cache of one
             if finished and not shard.zip_data:
                 raise DataError(f"{path}: {damage}; {REMEDY}")
             if path.exists():
@@ -276,10 +276,10 @@ class CheckedShards(OpenStreamingDataset):
 
 
 def _number_from_this_run() -> None:
-    """Have Streaming number its shared memory from the pid of the node's first process on, in all its processes.
+    """Have Streaming number its shared memory from 1000 × the pid of the node's first process, in all its processes.
 
-    It numbers from 0 to the first that is free, and two runs that start together on one machine find the same one; it
-    also scans past all lock files that killed runs left in TMPDIR.
+    By default it takes the first free number from 0 on, and two runs that start together on one machine find the same
+    one. It also scans past all lock files that killed runs left in TMPDIR.
     """
     world = World.detect()
     places = [(world.node, world.rank, os.getpid())]
@@ -291,7 +291,7 @@ def _number_from_this_run() -> None:
 
 
 def _identity(path: str | Path) -> int:
-    """Return a hash of a file's inode, time and size, one number that is written atomically; 0 if there is no file."""
+    """Return a hash of a file's inode, time and size; 0 if there is no file. One number can be written atomically."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -300,12 +300,12 @@ def _identity(path: str | Path) -> int:
 
 
 def _stored(shard: ShardReader) -> FileInfo:
-    """The file that a shard is kept as."""
+    """Return the entry of the file that a shard is stored as."""
     return shard.zip_data or shard.raw_data
 
 
 def _damage(path: Path, info: FileInfo) -> str | None:
-    """What is wrong with a file, if anything."""
+    """Return what is wrong with a file, or None."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -314,19 +314,19 @@ def _damage(path: Path, info: FileInfo) -> str | None:
 
 
 def _check_rows(path: Path, listed: int) -> None:
-    """Refuse a sound shard that does not hold as many rows as its index lists; an MDS file begins with their number."""
+    """Refuse a sound shard with more or fewer rows than its index lists; an MDS file begins with their number."""
     try:
         with path.open("rb") as file:
             there = int.from_bytes(file.read(4), "little")
     except FileNotFoundError:
-        return  # it has just made way for another shard; what comes in its place is checked again
+        return  # it was just evicted; the file that replaces it is checked again
     if there != listed:
         raise DataError(f"{path}: holds {there:_} rows, and index.json lists {listed:_} (samples); {REMEDY}")
 
 
 @contextmanager
 def _named_if_it_stalls(shard: str) -> Iterator[None]:
-    """Say every STALL_SECONDS that this shard is still waited for, in the log and to the terminal."""
+    """Warn every STALL_SECONDS that this shard has not arrived, in the log and on the terminal."""
     done = threading.Event()
 
     def watch() -> None:

@@ -1,14 +1,14 @@
-"""Finding prepared shards and refusing those that are not the recipe's, before anything is built on them.
+"""Find prepared shards, and refuse shards that do not fit the recipe before anything is built on them.
 
 A prepared corpus is a tree: `tokenizer/` and `<source>/<row_length>/<split>/` with MDS shards and a `manifest.json`.
-With `data.remote` the tree lies there, and what is read here is copied to `data.local` first; the shards themselves
-Streaming fetches as they are needed.
+With `data.remote` the tree is stored there. Files that this module reads are then copied to `data.local` first, and
+Streaming fetches the shards when they are needed.
 
-Any number of runs may train from one finished corpus. The cache of a remote is one run's alone: two would remove and
-decompress each other's files, and Streaming's own check looks past a run whose lock files are in TMPDIR. So the first
-process of a node locks it, by `fcntl.lockf` and not by flock, which the forked loader workers of a killed run would
-hold on to. Each node has a lock file of its own: on a disk that nodes share, locks reach from one to the other, and the
-nodes of one run would refuse each other. Two runs on different machines with one cache are therefore not told apart.
+Any number of runs may train from one finished corpus, but the cache of a remote belongs to one run. Two runs would
+remove and decompress each other's files, and Streaming's own check overlooks a run whose lock files are in TMPDIR. So
+the first process of a node locks the cache. It uses `fcntl.lockf`, because the forked loader workers of a killed run
+would still hold a lock by flock. Each node has a lock file of its own: on a shared disk locks may hold for all nodes,
+and the nodes of one run would refuse each other. So two runs on different machines with one cache are not detected.
 """
 
 import errno
@@ -36,13 +36,13 @@ from rotary_foundry.utils.processes import is_first_of_node
 from rotary_foundry.utils.wording import one_line
 
 CACHE_LOCK = ".in_use"  # and the name of the machine
-MADE_BY = {"responses": "`conversations:` for this source"}  # in a data YAML; another column's key has its own name
+MADE_BY = {"responses": "`conversations:` for this source"}  # in a data YAML; another column is a key there
 _locks: dict[Path, TextIO] = {}  # caches that this process has locked, until it ends
 
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What training needs to know of a tokenizer."""
+    """What training needs to know about a tokenizer."""
 
     vocab_size: int  # one more than the largest id
     special_ids: dict[str, int]  # by role, such as "mask_token"
@@ -50,16 +50,16 @@ class TokenizerFacts:
 
 
 def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
-    """Check that the shards of every stage are there and are the recipe's, and read the tokenizer's facts.
+    """Check that the shards of every stage exist and fit the recipe, and read the facts of the tokenizer.
 
     Args:
-        recipe: whose shards.
-        lock: keep the cache of a remote for this process, as whoever decompresses shards in it must.
+        recipe: the recipe whose shards are checked.
+        lock: whether to lock the cache of a remote for this process; a process that decompresses shards in it must.
 
     Raises:
         DataError: a manifest, an index, the tokenizer or a special token is missing; a row length, tokenizer or
-            vocabulary is not the recipe's; a split is empty; an index lists more or fewer rows than its manifest; a
-            stage has fewer rows than an update takes; the cache is another run's.
+            vocabulary does not fit the recipe; a split is empty; an index lists more or fewer rows than its manifest; a
+            stage has fewer rows than an update takes; another run uses the cache.
         Fault: the remote does not answer.
     """
     if lock and recipe.data.remote is not None and is_first_of_node():
@@ -135,17 +135,17 @@ def open_objective(recipe: Recipe, stage: str) -> Objective:
 
 
 def _columns(objective: Objective, source: str) -> tuple[str, ...]:
-    """Return the columns that an objective needs of the rows of a source, beside those of a text."""
+    """Return the columns that an objective needs in the rows of a source, in addition to those of a text."""
     if not objective.tasks:
         return objective.columns
     task = objective.tasks.get(source)
     if task is None:
-        return ()  # the stage does not draw it
+        return ()  # the stage does not draw this source
     return objective.columns if task.kind == "masked_lm" else task.columns
 
 
 def _check_shares(recipe: Recipe, stage: str, objective: Objective, rows: dict[str, int]) -> None:
-    """Refuse a multi-task stage in which an epoch has no block of some task, so that none would ever be drawn."""
+    """Refuse a multi-task stage if its epochs have no block of some task, which would then never be drawn."""
     if not objective.tasks:
         return
     weights = recipe.stages[stage].mixture or objective.weights
@@ -161,7 +161,7 @@ def _check_shares(recipe: Recipe, stage: str, objective: Objective, rows: dict[s
 
 
 def _check_roles(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
-    """Refuse a tokenizer without a special token that a stage's objective or the export of the model needs."""
+    """Refuse a tokenizer that lacks a special token needed by a stage's objective or by the export of the model."""
     needed = {role: "model.family" for role in recipe.family.huggingface.special_tokens}
     for stage, config in recipe.stages.items():
         key = "objective" if config.objective is None else f"stages.{stage}.objective"
@@ -181,7 +181,7 @@ def _remedy(recipe: Recipe) -> str:
 
 
 def _lock_cache(local: Path) -> None:
-    """Keep the cache from other runs on this machine until this process ends, however it ends."""
+    """Lock the cache against other runs on this machine until this process ends, even if it is killed."""
     lock = local.resolve() / f"{CACHE_LOCK}.{socket.gethostname()}"
     if lock in _locks:
         return
@@ -206,11 +206,11 @@ def _lock_cache(local: Path) -> None:
 
 
 def keep_rows(recipe: Recipe, file: Path, trained_lengths: Collection[int]) -> None:
-    """Write down which rows a run draws from, and refuse others in their place: the order it goes on in is theirs.
+    """Record which rows a run draws from, and refuse other rows in their place, whose order would be another.
 
     Args:
-        file: the run's, in which a digest is kept of each folder of training rows; made if it is not there.
-        trained_lengths: of the rows that the run has drawn from, in tokens.
+        file: the run's file with a digest of each folder of training rows; created if it does not exist.
+        trained_lengths: the row lengths, in tokens, that the run has drawn from.
 
     Raises:
         DataError: a folder has other rows than the run began with.
@@ -227,13 +227,13 @@ def keep_rows(recipe: Recipe, file: Path, trained_lengths: Collection[int]) -> N
 
 
 def check_same_rows(recipe: Recipe, kept: str) -> None:
-    """Refuse this node's shards if they are not the first node's, as in a cache of what the remote held before.
+    """Refuse this node's shards if they differ from the first node's, as an outdated cache of the remote does.
 
     Args:
-        kept: what `keep_rows` wrote there.
+        kept: the text that `keep_rows` wrote on the first node.
 
     Raises:
-        DataError: naming the node and the folder.
+        DataError: they differ; the message names the node and the folder.
     """
     expected = json.loads(kept)
     for folder, _, found in _rows_digests(recipe):
@@ -245,7 +245,7 @@ def check_same_rows(recipe: Recipe, kept: str) -> None:
 
 
 def _rows_digests(recipe: Recipe) -> Iterator[tuple[str, int, str]]:
-    """(folder, row length, digest) of all training rows, in their order, however they are compressed, and of tasks."""
+    """Yield (folder, row length, digest) of all training rows in order, whatever their compression, and of tasks."""
     for folder, row_length in shard_folders(recipe):
         if folder.endswith("/train"):
             yield folder, row_length, read_index(Path(recipe.data.local) / folder / "index.json").digest
@@ -255,7 +255,7 @@ def _rows_digests(recipe: Recipe) -> Iterator[tuple[str, int, str]]:
 
 
 def shard_folders(recipe: Recipe) -> Iterator[tuple[str, int]]:
-    """(folder below the corpus, row length) of everything that the recipe reads."""
+    """Yield (folder below the corpus, row length) of all shards that the recipe reads."""
     for row_length in dict.fromkeys(stage.row_length for stage in recipe.stages.values()):
         for source in recipe.data.sources:
             for split in ("train", "validation"):
@@ -267,7 +267,7 @@ def _read_tokenizer(recipe: Recipe) -> TokenizerFacts:
     for name in TOKENIZER_FILES if recipe.data.remote else ():
         _fetched(recipe, f"tokenizer/{name}")
     if recipe.data.remote:
-        with suppress(DataError):  # few tokenizers have it
+        with suppress(DataError):  # few tokenizers have this file
             _fetched(recipe, f"tokenizer/{GENERATION}")
     if not (folder / "tokenizer.json").is_file():
         raise DataError(f"{folder}: no tokenizer.json there; prepare the data first: python data_prep CONFIG")
@@ -275,19 +275,19 @@ def _read_tokenizer(recipe: Recipe) -> TokenizerFacts:
 
 
 def tokenizer_facts(folder: Path) -> TokenizerFacts:
-    """Read the facts about the tokenizer in a folder, which has its tokenizer.json."""
+    """Read the facts about the tokenizer in a folder with a tokenizer.json."""
     made = fingerprint(folder)
     tokenizer = read_tokenizer(folder)
     return TokenizerFacts(max(tokenizer.get_vocab().values()) + 1, special_ids(folder, tokenizer), made)
 
 
 def _fetched(recipe: Recipe, name: str) -> Path:
-    """The local path of a file of the corpus, copied from the remote if it is not there yet."""
+    """Return the local path of a file of the corpus; copy it from the remote if it is not there yet."""
     local = Path(recipe.data.local) / name
     if recipe.data.remote is None or local.exists():
         return local
     remote = f"{recipe.data.remote.rstrip('/')}/{name}"
-    arriving = local.with_name(f"{local.name}.{socket.gethostname()}.{os.getpid()}")  # ranks fetch side by side
+    arriving = local.with_name(f"{local.name}.{socket.gethostname()}.{os.getpid()}")  # several ranks may fetch it
     fetch(remote, arriving)
     arriving.replace(local)
     return local

@@ -1,4 +1,4 @@
-"""Compare a shard's file with its entry in the index, for training, which refuses damage, and for `data verify`."""
+"""Compare a shard's file with its entry in the index; used by training, which refuses damage, and by `data verify`."""
 
 from streaming.base.format import FileInfo
 from streaming.base.hashing import get_hash

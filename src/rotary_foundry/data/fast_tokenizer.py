@@ -1,9 +1,9 @@
-"""Open a directory's fast tokenizer with transformers, as its tokenizer.json has it, and run no code of the directory.
+"""Open a directory's fast tokenizer with transformers, as tokenizer.json describes it, without running code from there.
 
-transformers 5 builds the tokenizer of some classes anew from the vocabulary. A BertTokenizer is then lower-cased unless
-tokenizer_config.json says otherwise, and the third token of an XLMRobertaTokenizer is its unknown one, whatever
-tokenizer.json has. transformers 4, and the rows that are prepared here, follow tokenizer.json. So its steps are put
-back, and the class decides only what the file does not have: roles, inputs and the chat template.
+For some classes, transformers 5 builds the tokenizer again from the vocabulary. A BertTokenizer then lower-cases unless
+tokenizer_config.json says otherwise, and the third token of an XLMRobertaTokenizer is its unknown token, whatever
+tokenizer.json says. transformers 4, and the rows that are prepared here, follow tokenizer.json. So the steps of this
+file are restored, and the class decides only what the file lacks: roles, inputs and the chat template.
 """
 
 from collections.abc import Iterable
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 STEPS = ("normalizer", "pre_tokenizer", "model", "decoder")
-CHECKED = (  # settings that transformers takes as they are
+CHECKED = (  # settings that transformers does not check
     ("model_max_length", lambda value: type(value) in (int, float) and value > 0, "a number of tokens"),
     ("chat_template", lambda value: value is None or all(isinstance(one, str) for one in _each(value)), "Jinja"),
 )
 
 
 def _each(template: object) -> Iterable[object]:
-    """Return the templates of a tokenizer that may have several by name."""
+    """Return the chat templates of a tokenizer, which may have several with names."""
     return template.values() if isinstance(template, dict) else [template]
 
 
@@ -33,16 +33,16 @@ def open_fast(path: str | Path) -> "PreTrainedTokenizerFast":
     """Open a Hugging Face fast tokenizer, without a network if `path` is a directory.
 
     Raises:
-        DataError: it cannot be read, needs code of its own, draws at random, is not a fast tokenizer, or has a setting
-            of a wrong type.
+        DataError: the tokenizer cannot be read, needs code of its own, draws at random, is not a fast tokenizer, or
+            has a setting of a wrong type.
     """
-    from transformers import AutoTokenizer  # seconds
+    from transformers import AutoTokenizer  # importing it takes seconds
 
     local = Path(path).is_dir()
     own = read_tokenizer(path) if (Path(path) / "tokenizer.json").is_file() else None
     try:
         fast = AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=False)
-    except Exception as error:  # it may raise any error of its parts
+    except Exception as error:  # transformers and its parts may raise any class
         raise DataError(f"{path}: transformers cannot open this tokenizer: {not_opened(error)}") from error
     if not fast.is_fast:
         raise DataError(f"{path}: expected a fast tokenizer, with a tokenizer.json, got {type(fast).__name__}")

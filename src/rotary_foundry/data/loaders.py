@@ -1,4 +1,4 @@
-"""The loaders of a run: training rows at the token clock, held-out rows each exactly once."""
+"""Make the loaders of a run: training rows from the token clock's position on, and each held-out row exactly once."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -21,8 +21,8 @@ from rotary_foundry.recipe import Plan, Recipe
 class RunData:
     """The training and held-out rows of a recipe.
 
-    Streams are built when first wanted and kept, one a row length and split: Streaming refuses a second one on the same
-    local cache.
+    Streams are built when they are first needed and then kept, one per row length and split, because Streaming refuses
+    a second one on the same local cache.
     """
 
     def __init__(self, recipe: Recipe, tokenizer: TokenizerFacts):
@@ -37,8 +37,8 @@ class RunData:
     def microbatch_rows(self) -> dict[str, int]:
         """The most rows of a forward pass on a rank, by stage: `device_train_microbatch_size`.
 
-        Compiled layers get so many each time, the missing ones as filling. So there they are no more than a rank has of
-        an update at the end of the stage's ramp, and in a multi-task stage no more than it has of a block.
+        Compiled layers always get this many; missing rows are filled. So if layers are compiled, the number is at most
+        the rows that a rank has of an update at the end of the stage's ramp, and of a block in a multi-task stage.
         """
         rows = {stage: config.device_train_microbatch_size for stage, config in self.recipe.stages.items()}
         if not self.compiled:
@@ -50,11 +50,11 @@ class RunData:
 
     @property
     def compiled(self) -> bool:
-        """Whether layers are compiled here, so that microbatches are filled."""
+        """Whether layers are compiled on this machine, so that microbatches are filled."""
         return self.recipe.is_compiled_on("cuda" if torch.cuda.is_available() else "cpu")
 
     def train_loader(self, plan: Plan, token: int) -> DataLoader:
-        """Make a loader of the rest of the segment at the token clock."""
+        """Make a loader of the rest of the segment that contains the given token of the token clock."""
         segment = plan.segment_at(token)
         position = plan.at(token)
         objective = self.objectives[segment.stage]
@@ -72,10 +72,10 @@ class RunData:
         return DataLoader(
             rows,
             batch_size=rows.batch_size,
-            # A new segment has new workers: torch's persistent ones keep the batch size, the draw and the knobs that
-            # they were forked with.
+            # Each segment gets new workers: torch's persistent ones would keep the batch size, the draw and the knobs
+            # that they were forked with.
             num_workers=workers,
-            # a worker that finds no room in /dev/shm prints an error and goes on, and its batch never comes
+            # if /dev/shm is full, a worker prints an error and continues, and its batch never arrives
             timeout=self.recipe.dist_timeout if workers else 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=partial(
@@ -90,9 +90,9 @@ class RunData:
         )
 
     def eval_loader(self, stage: str) -> DataLoader:
-        """Make a loader of all held-out rows of a stage's length, each on one rank, for the stage's objective.
+        """Make a loader of all held-out rows of a stage's row length, each on one rank, for the stage's objective.
 
-        In a multi-task stage these are the rows of its tasks, one task after the other.
+        In a multi-task stage these are only the rows of its tasks, one task after the other.
         """
         config = self.recipe.stages[stage]
         row_length, rows_a_batch = config.row_length, self.microbatch_rows[stage]
@@ -112,7 +112,7 @@ class RunData:
         prepare = HeldOutPrepared(objective, self.tokenizer, self.recipe.seed)
         rows = HeldOutRows(shards, prepare, row_length, rows_a_batch, parts)
         on_gpu = torch.cuda.is_available()
-        workers = self.recipe.data.held_out_workers if on_gpu else 0  # on CPU they would take the cores of the ranks
+        workers = self.recipe.data.held_out_workers if on_gpu else 0  # on CPU they would take the ranks' cores
         return DataLoader(
             rows,
             batch_size=None,
@@ -145,15 +145,15 @@ def _unchanged(batch: Batch) -> Batch:
 
 
 class HeldOutRows(IterableDataset):
-    """Batches of held-out rows, row i of a part on rank i mod world.
+    """Yield batches of held-out rows, with row i of a part on rank i mod world size.
 
-    Every rank gets the same number of batches of each part, each for one forward pass, since that takes all ranks under
-    FSDP: where the rows do not go round, a rank gets the part's first row again with nothing to predict in it, which no
-    metric counts.
+    Every rank gets the same number of batches of each part, because under FSDP a forward pass takes all ranks. Each
+    batch is for one forward pass. A rank without a row for a batch gets the part's first row again, with nothing to
+    predict in it, and no metric counts it.
 
     Args:
-        shards, prepare, row_length, rows_a_batch: where the rows are, and what to make of them.
-        parts: the rows of each task, in a multi-task stage; else all rows are one part.
+        shards, prepare, row_length, rows_a_batch: where the rows are, and how to prepare and batch them.
+        parts: the rows of each task in a multi-task stage; otherwise all rows are one part.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class HeldOutRows(IterableDataset):
             )
 
     def _turns(self, rows: range) -> list[range]:
-        """Return, batch by batch, which of its rows in these a rank has."""
+        """Return, for each batch, the range of a rank's rows of a part, counted on that rank."""
         rows_a_rank = -(-len(rows) // dist.get_world_size())
         starts = range(0, rows_a_rank, self.rows_a_batch)
         return [range(start, min(start + self.rows_a_batch, rows_a_rank)) for start in starts]

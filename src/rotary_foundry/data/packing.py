@@ -47,8 +47,8 @@ MANY = 50  # rows; a part with fewer keeps its last row
 
 BITS = 32
 LOW = 2**BITS - 1
-ADVANCE = 2**BITS + 1  # taken from a key: one token shorter, starts one later
-WORD_START = 2**31  # added to a token that begins a word
+ADVANCE = 2**BITS + 1  # subtracted from a key: one token shorter, and starts one token later
+WORD_START = 2**31  # set in a token that begins a word
 
 
 class Packer:
@@ -78,8 +78,8 @@ class Packer:
         self._spare = max(self._special, int((1 - FILL) * row_length))  # slots that a row may leave empty
         self._waiting = 0  # pieces
         self._waiting_slots = 0  # their tokens, the frames included
-        self._tokens: list[np.ndarray] = []  # content tokens of what waits, among others; to be joined
-        self._stored = 0  # how many they are
+        self._tokens: list[np.ndarray] = []  # content tokens of waiting pieces, among others; joined when rows are made
+        self._stored = 0  # number of those tokens
         self._pieces: list[np.ndarray] = []  # int64 [3, pieces]: start in the joined tokens, content tokens, number
         self._word_start = 0  # or WORD_START
 
@@ -94,8 +94,8 @@ class Packer:
             tokens: uint32 `[tokens]`: content ids of all documents, one after the other. Do not change it afterwards.
             lengths: `[documents]`: the content tokens of each; a document of 0 is skipped.
             documents: `[documents]`: the number of each, for `Row.documents`.
-            word_starts: uint8 `[tokens]`: 1 where a token begins a word, for `Row.word_starts`, in which the first
-                token of a piece and special tokens begin a word too. Give it in every call or in none.
+            word_starts: uint8 `[tokens]`: 1 where a token begins a word, for `Row.word_starts`. There the first token
+                of a piece and special tokens begin a word too. Give it in every call or in none.
 
         Raises:
             ValueError: the sum of `lengths` is not the number of `tokens`, or there are more or fewer `word_starts`.
@@ -128,7 +128,7 @@ class Packer:
         yield from self._rows(0, 0, 1)
 
     def _cut(self, tokens: np.ndarray, lengths: np.ndarray, documents: np.ndarray) -> np.ndarray:
-        """int64 `[3, pieces]`: the start in `tokens` of what fits a row, its content tokens, its document's number."""
+        """Return int64 `[3, pieces]`: start in `tokens`, content tokens and document number of each piece."""
         lengths = np.asarray(lengths, dtype=np.int64)
         if lengths.sum() != len(tokens):
             raise ValueError(f"{len(tokens)} tokens, but documents of {lengths.sum()}")
@@ -142,7 +142,7 @@ class Packer:
         return np.stack([start, size, np.asarray(documents, dtype=np.int64)[document]])
 
     def _rows(self, pieces: int, slots: int, at_least: int) -> Iterator[Row]:
-        """Rows until no more than `pieces` and `slots` wait, or less than `at_least` slots."""
+        """Yield rows until at most `pieces` pieces and `slots` slots wait, or fewer than `at_least` slots."""
         if not self._waiting:
             return
         tokens = np.concatenate(self._tokens)
@@ -165,7 +165,7 @@ class Packer:
         """Move the keys of one row from the sorted `keys` to the end of `taken`."""
         space = self.row_length
         place = len(keys)
-        while place := bisect_left(keys, space + 1 << BITS, 0, place):  # the longest that fits, of them the oldest
+        while place := bisect_left(keys, space + 1 << BITS, 0, place):  # the oldest of the longest that fit
             place -= 1
             key = keys.pop(place)
             taken.append(key)
@@ -180,7 +180,7 @@ class Packer:
     def _assemble(
         self, tokens: np.ndarray, taken: np.ndarray, ends: list[int], starts: np.ndarray, numbers: np.ndarray
     ) -> Iterator[Row]:
-        """The rows of the keys `taken`, each of which ends before one of `ends`."""
+        """Yield the rows of the keys `taken`; each row ends before one of `ends`."""
         lengths, begins = taken >> BITS, LOW - (taken & LOW)
         slots = np.cumsum(lengths)
         flat = tokens.take(_ranges(begins - len(self._frame.before), lengths), mode="clip")
@@ -202,7 +202,7 @@ class Packer:
             start, slot = end, slot_end
 
     def _keep(self, tokens: np.ndarray, keys: np.ndarray, starts: np.ndarray, numbers: np.ndarray) -> None:
-        """Let go of all tokens but those of `keys`."""
+        """Drop all tokens except those of `keys`."""
         begins, sizes = LOW - (keys & LOW), (keys >> BITS) - self._special
         order = np.argsort(begins, kind="stable")
         begins, sizes = begins[order], sizes[order]
@@ -214,7 +214,7 @@ class Packer:
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`starts[0]`, `starts[0] + 1`, … `lengths[0]` of them, then the same of `starts[1]`, … No length is 0."""
+    """Return `lengths[0]` integers from `starts[0]` on, then `lengths[1]` from `starts[1]` on, … No length is 0."""
     steps = np.ones(lengths.sum(), dtype=np.int64)
     steps[:1] = starts[:1]
     steps[np.cumsum(lengths)[:-1]] = starts[1:] - starts[:-1] - lengths[:-1] + 1
@@ -238,26 +238,26 @@ def gives_up_last(rows: int, tokens: int, last: int, row_length: int) -> bool:
 
 
 class WholePacker:
-    """Puts things that are not cut, such as labelled examples, into rows, in one pass.
+    """Packs items that must not be cut, such as labelled examples, into rows, in one pass.
 
-    A row takes the longest that waits, then repeatedly the longest that still fits; of equal ones, the oldest. A row is
-    the list of the indices of what is in it, in the order in which it was taken.
+    A row takes the longest waiting item, then repeatedly the longest that still fits; among equal ones, the oldest. A
+    row is a list of the indices of its items, in the order in which they were taken.
 
     Args:
         row_length: the most tokens in a row.
-        buffer: the most things that wait.
-        buffer_tokens: the most tokens that they have together.
+        buffer: the most items that wait.
+        buffer_tokens: the most tokens that the waiting items have together.
     """
 
     def __init__(self, row_length: int, buffer: int = BUFFER, buffer_tokens: float = inf) -> None:
         self.row_length, self.buffer, self.buffer_tokens = row_length, buffer, buffer_tokens
-        self._waiting: list[int] = []  # sorted keys, as the packer's
+        self._waiting: list[int] = []  # sorted keys, as in Packer
         self._tokens = self._added = 0
 
     def add(self, size: int) -> Iterator[list[int]]:
-        """Add a thing of so many tokens, whose index is the number of those before it; yield the rows that are full.
+        """Add an item of `size` tokens; its index is the number of items before it. Yield rows if the buffer is full.
 
-        This is a generator, as `Packer.add`.
+        This is a generator, as `Packer.add` is.
 
         Raises:
             ValueError: it is empty or longer than a row.
@@ -274,7 +274,7 @@ class WholePacker:
                 yield self._row()
 
     def finish(self) -> Iterator[list[int]]:
-        """Yield the rows of all that wait."""
+        """Yield the rows of all waiting items."""
         while self._waiting:
             yield self._row()
 
@@ -290,7 +290,7 @@ class WholePacker:
 
 
 def whole_rows(sizes: Iterable[int], row_length: int, buffer: int = BUFFER) -> Iterator[list[int]]:
-    """Yield the rows that a `WholePacker` makes of things of these sizes. Raises as it."""
+    """Yield the rows that a `WholePacker` makes of items of these sizes. Raises as `WholePacker.add`."""
     packer = WholePacker(row_length, buffer)
     for size in sizes:
         yield from packer.add(size)

@@ -14,17 +14,17 @@ from rotary_foundry.data.corpus import TokenizerFacts
 from rotary_foundry.objectives.objective import IGNORE_INDEX, Objective, Prepared
 from rotary_foundry.recipe.plan import Segment
 
-HELD_OUT = 1 << 31  # in a stage's place when held-out rows are prepared, so that every evaluation prepares them alike
+HELD_OUT = 1 << 31  # replaces the stage when held-out rows are prepared, so that every evaluation prepares them alike
 
 
 def row_generator(seed: int, stage_index: int, position: int) -> np.random.Generator:
-    """Make the generator of the row at `position` (rows drawn before it in the stage) of a stage."""
+    """Make the generator of the row at `position` of a stage, which is the number of rows drawn before it."""
     return np.random.default_rng((seed, stage_index, position))
 
 
 @dataclass(frozen=True)
 class TrainingPrepared:
-    """Prepares the rows of a segment: each by its own generator, with the knobs of the update that it belongs to."""
+    """Prepares the rows of a segment, each with its own generator and with the knobs of its update."""
 
     objective: Objective
     tokenizer: TokenizerFacts
@@ -39,7 +39,7 @@ class TrainingPrepared:
 
 @dataclass(frozen=True)
 class HeldOutPrepared:
-    """Prepares held-out rows, in every evaluation alike."""
+    """Prepares held-out rows, alike in every evaluation."""
 
     objective: Objective
     tokenizer: TokenizerFacts
@@ -51,5 +51,5 @@ class HeldOutPrepared:
 
 
 def nothing_to_predict(sample: dict) -> Prepared:
-    """Prepare a row that no loss and no metric counts."""
+    """Prepare a row without labels, which no loss and no metric counts."""
     return sample["tokens"].astype(np.int64), np.full(len(sample["tokens"]), IGNORE_INDEX, np.int64)

@@ -5,7 +5,7 @@ are the tokens of each document; unlike boundaries, they stay valid when a row i
 numbers in the parquet table of documents that preparation writes for the same part. Training reads only tokens and
 lengths, so it also reads older shards without `documents`.
 
-A corpus may have one column more: `word_starts`, which is 1 where a token begins a word and 0 inside a word. Special
+A corpus may have another column, `word_starts`, which is 1 where a token begins a word and 0 inside a word. Special
 tokens are words of their own, and a document's first content token begins a word, so no word crosses a document's end.
 
 Rows of conversations have a column `responses`, which is 1 for the tokens that the assistant says, and 0 for others. A
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 SHARD_HASH = "xxh64"  # the hash that detects damaged shards
 
-# The special tokens of a tokenizer that is trained here, by the roles that transformers gives them: BERT's.
+# The special tokens of a tokenizer that is trained here, by their roles in transformers; they are BERT's.
 SPECIAL_TOKENS = {
     "unk_token": "[UNK]",
     "cls_token": "[CLS]",
@@ -83,7 +83,7 @@ SHORTEST = FRAME.slots + 1  # tokens of the shortest document: the frame and one
 
 
 def lies_inside(name: object) -> bool:
-    """Return whether a file name in an index stays inside the folder; another could write anywhere on the disk."""
+    """Return whether a file name in an index stays inside the folder; otherwise it could be anywhere on the disk."""
     return isinstance(name, str) and not name.startswith("/") and ".." not in name.split("/")
 
 
@@ -94,7 +94,7 @@ class Row(NamedTuple):
     lengths: np.ndarray  # uint32 [documents]: tokens of each document
     documents: np.ndarray  # uint32 [documents]: number of each document in its part; pieces of one document share it
     word_starts: np.ndarray | None = None  # uint8 [tokens]: 1 where a token begins a word; None: unknown
-    targets: np.ndarray | None = None  # float64 [targets × 4]: what is to be predicted; None: not labelled
+    targets: np.ndarray | None = None  # float64 [targets × 4]: what to predict; None: not labelled
     allowed: np.ndarray | None = None  # uint8 [tokens]: 1 where a span may lie; None: there are no spans
     responses: np.ndarray | None = None  # uint8 [tokens]: 1 for the assistant's tokens; None: no conversations
 
@@ -127,8 +127,8 @@ def encode_row(row: Row, dtype: np.dtype, task: Task | None = None) -> dict[str,
     """Make an MDS sample from a row, with the tokens as `dtype`, and the columns of a task's kind.
 
     Raises:
-        DataError: an id does not fit `dtype`, a document is empty, the arrays do not match, or a target is not the
-            task's.
+        DataError: an id does not fit `dtype`, a document is empty, the arrays do not match, or a target does not fit
+            the task.
     """
     tokens, lengths, documents, word_starts = row[:4]
     if not len(lengths) or not lengths.all():
@@ -176,15 +176,15 @@ def check_row(sample: Mapping[str, np.ndarray], row_length: int, vocab_size: int
     """Check that a run can train on a stored row.
 
     Args:
-        sample: `tokens`, `lengths` and, if there are such columns, `word_starts`, `responses`, `targets` and `allowed`;
-            and `row`, its number for the error.
+        sample: `tokens`, `lengths`, `row` (its number, for the error) and, if there are such columns, `word_starts`,
+            `responses`, `targets` and `allowed`.
         row_length: the most tokens of the row, and so of any of its documents.
         vocab_size: vocabulary size of the tokenizer.
-        task: what the row is of; None: its targets are not looked at.
+        task: the task of the row; None: its targets are not checked.
 
     Raises:
-        DataError: its columns contradict each other, it is too long, an id is outside the vocabulary, or a target is
-            not the task's.
+        DataError: its columns contradict each other, it is too long, an id is outside the vocabulary, or a target does
+            not fit the task.
     """
     if complaint := row_complaint(sample, row_length, vocab_size, task):
         raise DataError(
@@ -214,7 +214,7 @@ def row_complaint(
 
 
 def word_starts_complaint(word_starts: np.ndarray, lengths: np.ndarray) -> str | None:
-    """Return why a column `word_starts` cannot be that of documents of these lengths; None if it can."""
+    """Return why a column `word_starts` does not fit documents of these lengths; None if it fits."""
     total = int(lengths.sum())
     if len(word_starts) != total:
         return f"{len(word_starts)} word_starts for its {total} tokens"
@@ -227,7 +227,7 @@ def word_starts_complaint(word_starts: np.ndarray, lengths: np.ndarray) -> str |
 
 
 def responses_complaint(responses: np.ndarray, lengths: np.ndarray) -> str | None:
-    """Return why a column `responses` cannot be that of documents of these lengths; None if it can."""
+    """Return why a column `responses` does not fit documents of these lengths; None if it fits."""
     total = int(lengths.sum())
     if len(responses) != total:
         return f"{len(responses)} responses for its {total} tokens"
@@ -266,12 +266,12 @@ class Manifest:
     split: str  # "train" or "validation"
     row_length: int  # the most tokens that a row may hold
     rows: int
-    documents: int  # as they stand in rows: a long document counts once for each of its pieces
-    tokens: int  # with those of the frames
+    documents: int  # as in the rows: a long document counts once for each of its pieces
+    tokens: int  # frames included
     fill: float  # tokens / (rows * row_length)
     tokenizer: str  # its fingerprint
-    longer: dict | None = None  # [documents, tokens] above a length, by it (target_context.py); None: unknown
-    responses: dict | None = None  # of conversations: response tokens that see at least so many others, by how many
+    longer: dict | None = None  # by length: [documents, tokens] of longer documents (target_context.py); None: unknown
+    responses: dict | None = None  # in conversations, by number: response tokens that see at least so many others
 
     def write(self, directory: str | Path) -> None:
         """Write `manifest.json` into `directory`."""

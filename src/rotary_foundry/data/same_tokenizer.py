@@ -1,9 +1,9 @@
-"""Check that a tokenizer is the model's: that of the shards for further training, or one given by the user.
+"""Check that a tokenizer is the model's own: the tokenizer of shards for further training, or one given by the user.
 
-A model with the same vocabulary size accepts any ids, but for another tokenizer its embeddings are meaningless. The
+A model with the same vocabulary size accepts any ids, but its embeddings are meaningless for another tokenizer. The
 loss then starts like that of random weights, and training soon hides the mistake. So tokenizers are compared by
 content. Two differences are allowed: ids that only the given tokenizer has (added tokens, for which the embedding has
-rows), and how it adds [CLS] and [SEP], because rows always have them. If a model has no tokenizer beside it, only the
+rows), and how it adds [CLS] and [SEP], because rows always have them. If a model comes without a tokenizer, only the
 vocabulary size can be compared.
 """
 
@@ -26,10 +26,10 @@ def check_same_tokenizer(given: Path, own: Path, remedy: str) -> None:
     """Refuse a tokenizer (a folder) that differs from the model's own (another folder), if the model has one.
 
     Args:
-        remedy: the error's advice.
+        remedy: what the error tells the user to do.
 
     Raises:
-        DataError: naming the first id or the first step in which they differ.
+        DataError: they differ; the message names the first id or the first step that does.
     """
     if not (own / "tokenizer.json").is_file() or fingerprint(given) == fingerprint(own):
         return
@@ -50,7 +50,7 @@ def check_ids(tokenizer: "PreTrainedTokenizerBase", model: str | Path, vocab_siz
     """Refuse a tokenizer with ids for which the model has no embeddings, or that cannot encode every text.
 
     Raises:
-        DataError: naming its largest id; or as `check_any_text`.
+        DataError: an id is too large, and the message names the largest; or as `check_any_text`.
     """
     if tokenizer.is_fast:
         check_any_text(tokenizer.backend_tokenizer, tokenizer.name_or_path)
@@ -65,13 +65,13 @@ def check_ids(tokenizer: "PreTrainedTokenizerBase", model: str | Path, vocab_siz
 def keep_tokenizer(shards: Path, run: Path, begun: bool) -> None:
     """Copy the tokenizer of a run's shards to the run's folder, so that ids keep their meaning to the end of the run.
 
-    Then a checkpoint can be exported and evaluated with only its run's folder, even if the shards are deleted or
+    Then a checkpoint can be exported and evaluated with only the folder of its run, even if the shards are deleted or
     changed.
 
     Args:
         shards: the folder of the shards' tokenizer.
         run: the folder for the copy.
-        begun: whether the run has a checkpoint, so that shards of another tokenizer are refused.
+        begun: whether the run has a checkpoint; if so, shards of another tokenizer are refused.
 
     Raises:
         DataError: the shards have another tokenizer than the run.

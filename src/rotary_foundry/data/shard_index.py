@@ -1,6 +1,6 @@
-"""An index.json, read into arrays: some 150 bytes a shard, where its entries as JSON take 3 kB.
+"""Read an index.json into arrays: about 150 bytes per shard, where its entries parsed from JSON take 3 kB.
 
-Light on purpose (numpy and the standard library), as rows.py is.
+This module imports only numpy, xxhash and the standard library, as rows.py does.
 """
 
 import gc
@@ -21,7 +21,7 @@ from rotary_foundry.utils.json_text import parse_json
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Make many objects without a look for garbage among them after every few, which takes longer than to make them."""
+    """Switch off garbage collection while many objects are made; it would take longer than making them."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -32,13 +32,13 @@ def uncollected() -> Iterator[None]:
 
 
 class Files:
-    """The files of the shards of an index, in one of their two forms.
+    """The files of an index's shards in one of their two forms, decompressed or compressed.
 
     Args:
-        listed: what the index says of each; None where a shard has none.
+        listed: the index's entry for each file; None where a shard has no such file.
 
     Raises:
-        KeyError, TypeError: it does not say what it has to.
+        KeyError, TypeError: an entry lacks a key or has a value of a wrong type.
         ValueError: a file lies outside of the index's folder.
     """
 
@@ -46,7 +46,7 @@ class Files:
         there = [info or {"basename": "", "bytes": 0, "hashes": {}} for info in listed]
         names = [info["basename"] for info in there]
         joined = "\n".join(["", *names])
-        suspects = names if ".." in joined or "\n/" in joined else []  # to look at each name takes long
+        suspects = names if ".." in joined or "\n/" in joined else []  # checking every name is slow
         if outside := [name for name in suspects if not lies_inside(name)]:
             raise ValueError(f"names a shard outside of its folder, {outside[0]!r}")
         self.names = np.array([name.encode() for name in names], np.bytes_)
@@ -59,7 +59,7 @@ class Files:
         return bool(((self.names != b"") & (self.hashes == b"")).any())
 
     def entry(self, shard: int) -> dict | None:
-        """Return what the index says of a shard's file; None if there is none."""
+        """Return the index's entry for a shard's file; None if there is none."""
         if not (name := self.names[shard].decode()):
             return None
         digest = self.hashes[shard].decode()
@@ -68,20 +68,20 @@ class Files:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The entries of an index as arrays, one element a shard, in the index's order."""
+    """The entries of an index as arrays, one element per shard, in the index's order."""
 
     rows: NDArray[np.int64]  # [shards]
     raw: Files
-    zip: Files  # without a name where a shard is not compressed
-    formats: list[dict]  # what else an entry says, such as columns and compression
-    format_of: NDArray[np.uint16]  # [shards]: which of these is each shard's
+    zip: Files  # with an empty name where a shard is not compressed
+    formats: list[dict]  # the other keys of the entries, such as columns and compression, each combination once
+    format_of: NDArray[np.uint16]  # [shards]: the index in `formats` of each shard's
 
     @classmethod
     def parse(cls, content: str | bytes) -> "ShardIndex":
         """Read the content of an index.json.
 
         Raises:
-            Exception: of many kinds, if it is broken or lists a file outside of its folder.
+            Exception: of several classes, if it is broken or lists a file outside of its folder.
         """
         with uncollected():
             entries = parse_json(content)["shards"]
@@ -108,7 +108,7 @@ class ShardIndex:
 
     @property
     def digest(self) -> str:
-        """Of all rows in their order, however they are compressed."""
+        """A digest of all rows in their order, independent of their compression."""
         raw = self.raw
         return xxh3_64_hexdigest(b"".join(part.tobytes() for part in (self.rows, raw.bytes, raw.hashes, raw.names)))
 
@@ -119,7 +119,7 @@ class ShardIndex:
 
 
 def read_index(path: str | Path) -> ShardIndex:
-    """Read an index.json, or return what was read of this file before.
+    """Read an index.json; return the earlier result if the same file was read before.
 
     Raises:
         Exception: as `ShardIndex.parse`.

@@ -1,6 +1,6 @@
-"""Streaming's readers of shards, each made in full only when a row of its shard is read.
+"""Make Streaming's readers of shards, each in full only when a row of its shard is read.
 
-Streaming makes them all when it starts, in every rank: 6.8 s and 161 MB for 52,000 shards (benchmarks/README.md).
+Streaming makes all of them when it starts, in every rank: 6.8 s and 161 MB for 52,000 shards (benchmarks/README.md).
 """
 
 from streaming.base.format.mds import MDSReader
@@ -9,12 +9,12 @@ from rotary_foundry.data.shard_index import ShardIndex, uncollected
 
 
 class ShardReader(MDSReader):
-    """Streaming's reader of a shard, which has nothing but its number of rows until something else is asked for.
+    """Streaming's reader of a shard, which holds only the number of rows until another attribute is read.
 
     Args:
-        index: that lists the shard.
-        shard: which one.
-        folder: in which the index lies.
+        index: the index that lists the shard.
+        shard: its place in the index.
+        folder: the folder of the index.
     """
 
     def __init__(self, index: ShardIndex, shard: int, folder: str):
@@ -34,8 +34,8 @@ def shard_readers(index: ShardIndex, folder: str) -> list[ShardReader]:
     """Make the readers of an index's shards.
 
     Raises:
-        Exception: of several kinds, if the shards are of a format that Streaming does not know.
-        ValueError: they have a column that would be unpickled: a shard must not be able to run code.
+        Exception: of several classes, if the shards have a format that Streaming does not know.
+        ValueError: they have a column that would be unpickled, which could run code from a shard.
     """
     for entry in index.formats:
         MDSReader.from_json(folder, None, entry | {"raw_data": None, "zip_data": None, "samples": 0}).validate(False)

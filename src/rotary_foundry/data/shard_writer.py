@@ -70,7 +70,7 @@ class ShardWriter:
         sample = encode_row(row, self.dtype, self.task)
         data = [_encoded(sample[name]) for name in self._config["column_names"]]
         encoded = b"".join([np.array([len(datum) for datum in data], np.uint32).tobytes(), *data])
-        size = len(encoded) + 4  # with where it ends
+        size = len(encoded) + 4  # 4 bytes for its offset
         if self._size + size > self.size_limit:
             self._flush()
         self._samples.append(encoded)
@@ -88,12 +88,12 @@ class ShardWriter:
         self._size = 8 + len(self._header)
 
     def _flush(self) -> None:
-        """Write a shard: how many samples, where each begins and the last ends, what they are, and they."""
+        """Write a shard: the number of samples, where each begins and the last ends, their columns, and the samples."""
         ends = np.cumsum([0, *map(len, self._samples)], dtype=np.uint32)
         ends += np.uint32(4 + ends.nbytes + len(self._header))
         raw = [np.uint32(len(self._samples)).tobytes(), ends.tobytes(), self._header, *self._samples]
         compressor = zstandard.ZstdCompressor(LEVEL).compressobj(size=sum(map(len, raw)))
-        stored = [*map(compressor.compress, raw), compressor.flush()]  # never joined: a shard is memory enough
+        stored = [*map(compressor.compress, raw), compressor.flush()]  # not joined, to save memory
         name = f"shard.{len(self._shards):05}.mds"
         with open(self.folder / f"{name}.zstd", "wb") as file:
             file.writelines(stored)
@@ -103,7 +103,7 @@ class ShardWriter:
 
 
 def _encoded(array: np.ndarray) -> bytes:
-    """A vector as MDS has it in a column of a known type: the kind of its length, its length, its values."""
+    """Encode a vector as MDS does in a column of a known type: the kind of its length, its length, its values."""
     kind = next(kind for kind in range(4) if len(array) < 1 << (8 << kind))
     return bytes([1 << 2 | kind]) + len(array).to_bytes(1 << kind, "little") + array.tobytes()
 

@@ -1,12 +1,12 @@
 """Read a tokenizer and the ids of its special tokens, which are identified by role and never by spelling.
 
-For example, RoBERTa's mask token is <mask> and BERT's is [MASK]. Rows need a cls_token and a sep_token, or those of a
-decoder's tokenizer, a bos_token and an eos_token. What else is needed depends on the family and the objective. The
-roles are in tokenizer_config.json, which transformers saves with every tokenizer, and the ids are in tokenizer.json.
-Both are read without transformers, which takes seconds to import.
+For example, RoBERTa's mask token is <mask> and BERT's is [MASK]. Rows need a cls_token and a sep_token, or a bos_token
+and an eos_token, as a decoder's tokenizer has. The family and the objective may need other roles. The roles are in
+tokenizer_config.json, which transformers saves with every tokenizer, and the ids are in tokenizer.json. Both are read
+without transformers, which takes seconds to import.
 
 A text may spell a special token, as documentation of a tokenizer does. It stays text, in rows and in evaluations
-(`as_text`), because a mask or an end of a document that nobody put there would be trained on.
+(`as_text`). Otherwise a run would train on masks and document ends that are not meant as such.
 """
 
 import json
@@ -25,7 +25,7 @@ from rotary_foundry.utils.wording import one_line
 ROLES_FILE = "tokenizer_config.json"
 OF_ENCODERS = (*FRAME.before, *FRAME.after, "pad_token", "mask_token")  # used by rows, by the export, and by masking
 ROLES = ("unk_token", *OF_ENCODERS)  # a byte-level tokenizer knows every text and may do without the first
-VOCABULARY_MULTIPLE = 64  # what the matrix units want of a model's vocabulary
+VOCABULARY_MULTIPLE = 64  # a model's vocabulary size is a multiple of it, for the sake of matrix units
 RARE = "\U00010348"  # a Gothic letter, which is in hardly any vocabulary
 UNWRITTEN = "\U0010ffff"  # not a character
 
@@ -39,8 +39,8 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
     """Read a directory's `tokenizer.json`.
 
     Raises:
-        DataError: the file is missing, or is not a tokenizer, or one that draws at random, which only a BPE's dropout
-            does (tokenizer.json has no place for the sampling of a Unigram model), or two tokens have the same id; or
+        DataError: the file is missing or not a tokenizer, two tokens have the same id, or the tokenizer draws at
+            random. Only a BPE's dropout does so: tokenizer.json has no key for the sampling of a Unigram model. Also
             as `check_any_text`.
     """
     path = Path(directory) / "tokenizer.json"
@@ -54,7 +54,7 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
     if dropout := getattr(tokenizer.model, "dropout", None):
         raise DataError(f"{path}: model.dropout is {dropout}, so a text has other tokens each time; set it to null")
     ids = tokenizer.get_vocab(with_added_tokens=False).values()
-    if len(set(ids)) < len(ids):  # the library reads it, and saves what it cannot read
+    if len(set(ids)) < len(ids):  # the library reads this, but cannot read what it then saves
         raise DataError(f"{path}: model.vocab: two tokens have the same id; give each its own")
     check_any_text(tokenizer, path)
     return tokenizer
@@ -64,8 +64,8 @@ def check_any_text(tokenizer: Tokenizer, where: str | Path) -> None:
     """Refuse a tokenizer that raises an error for some texts, before it meets one in the data.
 
     Raises:
-        DataError: its model has no token for unknown words, as some of single letters (huggingface/tokenizers#351), or
-            it puts special tokens around texts that it does not have.
+        DataError: its model has no token for unknown words, as some models of single letters
+            (huggingface/tokenizers#351), or it puts special tokens around texts that its vocabulary does not have.
     """
     try:
         with panics_as_errors():
@@ -88,15 +88,15 @@ def check_any_text(tokenizer: Tokenizer, where: str | Path) -> None:
 
 
 def as_text(tokenizer: Tokenizer, roles: Iterable[str] = ()) -> Tokenizer:
-    """Return a tokenizer with the same ids, to which special tokens that are spelled in a text are text.
+    """Return a tokenizer with the same ids that treats special tokens spelled in a text as text.
 
-    It is not enough that the search for added tokens leaves them out (`encode_special_tokens`). A Unigram model has
-    them as pieces, WordLevel and WordPiece may have them as words, and merges of a BPE may spell one. So they get names
-    that no text has, and such merges are removed. The tokenizer does not truncate or pad.
+    It is not enough that the search for added tokens omits them (`encode_special_tokens`). A Unigram model has them as
+    pieces, WordLevel and WordPiece may have them as words, and merges of a BPE may spell one. So they get names that no
+    text has, and such merges are removed. The tokenizer does not truncate or pad.
 
     Args:
-        tokenizer: stays as it is.
-        roles: tokens that have a role, and are special even if tokenizer.json does not mark them so.
+        tokenizer: not changed.
+        roles: tokens that have a role; they are special even if tokenizer.json does not mark them as special.
     """
     content = json.loads(tokenizer.to_str())
     model, special = content["model"], _special(content, roles)
@@ -129,7 +129,7 @@ def as_text(tokenizer: Tokenizer, roles: Iterable[str] = ()) -> Tokenizer:
 
 
 def spelled(tokenizer: Tokenizer, roles: Iterable[str] = ()) -> re.Pattern:
-    """Return a pattern that finds the special tokens that a text spells; `roles` as in `as_text`."""
+    """Return a pattern that finds special tokens spelled in a text; `roles` as in `as_text`."""
     special = sorted(_special(json.loads(tokenizer.to_str()), roles), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
@@ -141,7 +141,7 @@ def _special(content: dict, roles: Iterable[str]) -> set[str]:
 def special_ids(directory: str | Path, tokenizer: Tokenizer) -> dict[str, int]:
     """Return the ids of the special tokens of the `tokenizer` in `directory`, by role, such as "mask_token".
 
-    "bos_token" is among them only if there is no "cls_token", and "eos_token" only if there is no "sep_token".
+    The result has "bos_token" only if there is no "cls_token", and "eos_token" only if there is no "sep_token".
 
     Raises:
         DataError: a role that rows need is missing, or the token of any role is not in the tokenizer.
@@ -167,7 +167,7 @@ def special_ids(directory: str | Path, tokenizer: Tokenizer) -> dict[str, int]:
 def rewrite_config(directory: Path, **settings: object) -> None:
     """Rewrite a tokenizer_config.json, if there is one, so that transformers 4 and 5 both read it.
 
-    Version 5 saves a class and a list that version 4 cannot read. Both can read version 4's names for them.
+    Version 5 saves a class name and a list that version 4 cannot read. Both versions can read version 4's names.
 
     Args:
         settings: values that replace those in the file.

@@ -1,12 +1,12 @@
-"""The training stream: Streaming's data set with one thing changed, the way it deals rows out.
+"""The training stream: Streaming's data set with one change, the assignment of rows to updates, ranks and workers.
 
-Streaming's own batching pads an epoch's end or gives a short update, which would make the token clock drift, and takes
-its position from a checkpoint. Here each loader worker reads its rows off the canonical order (order.py) from "rows
-drawn in this stage" on, so that every update is one whole slice of it: the same rows for any number of ranks and
-workers. Nothing of that grows with the rows of the segment. Downloads, caching, prefetching and workers stay
-Streaming's.
+Streaming's own batching pads the end of an epoch or gives a short update, either of which would make the token clock
+drift, and it takes its position from a checkpoint. Here each loader worker reads its rows from the canonical order
+(order.py), from "rows drawn in this stage" on. So every update is one whole slice of the order, and has the same rows
+for any number of ranks and workers. This needs no memory that grows with the rows of the segment. Downloads, caching,
+prefetching and workers remain Streaming's.
 
-One data set serves all stages of a row length, since Streaming refuses a second one on the same local cache.
+One data set serves all stages of a row length, because Streaming refuses a second one on the same local cache.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ from rotary_foundry.data.order import Draw, StageOrder, share
 class WorkerRows:
     """The rows that one loader worker of one rank reads, in order: its rank's share of every update that it makes.
 
-    Update u of the draw is made by worker u mod workers of every rank, which is the order in which torch's loader asks
-    its workers. Of each block of a multi-task stage, a rank reads an equal part.
+    Worker u mod workers of every rank makes update u of the draw, because torch's loader asks its workers in turn. In a
+    multi-task stage, every rank reads an equal part of each block.
 
     Args:
-        order: of the stage's rows.
-        draw: the stretch of it, and how many rows an update has.
-        world: this worker's place.
+        order: the order of the stage's rows.
+        draw: the stretch of that order to read, and the rows per update.
+        world: the rank and number of this worker.
     """
 
     def __init__(self, order: StageOrder | BlockOrder, draw: Draw, world: World):
@@ -48,7 +48,7 @@ class WorkerRows:
         return self.order[self.position(index)]
 
     def position(self, index: int) -> int:
-        """Return how many rows of the stage are drawn before a row."""
+        """Return the number of rows that the stage draws before this row."""
         turn, row = divmod(index, self.rows_a_rank)
         block, row = divmod(row, len(self.of_block))
         start = self.draw.start_row + self.updates[turn] * self.draw.global_batch_size
@@ -63,11 +63,11 @@ class TrainingStream(CheckedShards):
     Args:
         sources: names, in a fixed order.
         local: the folder that holds `<source>/<row_length>/train`.
-        remote: the same tree elsewhere, of which `local` is then the cache.
-        row_length: of the shards.
+        remote: where the same tree is stored; `local` is then its cache.
+        row_length: the row length of the shards, in tokens.
         shuffle_block_size: about how many rows are shuffled together.
         draw: what to draw first; `self.draw` may be set again between loaders.
-        cache_limit: as Streaming's, of the rows of this length.
+        cache_limit: Streaming's, for the rows of this length.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class TrainingStream(CheckedShards):
 
     @property
     def rows_by_source(self) -> dict[str, int]:
-        """How many rows there are of each source."""
+        """The number of rows of each source."""
         return dict(zip(self.sources, self.samples_per_stream.tolist(), strict=True))
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict:
@@ -122,17 +122,17 @@ class TrainingStream(CheckedShards):
         return self._rows
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict:
-        """Nothing: the plan and the token clock say where the stream is."""
+        """Return nothing: the plan and the token clock determine the position of the stream."""
         return {}
 
     def load_state_dict(self, obj: dict) -> None:
-        """Nothing to load."""
+        """Do nothing; see `state_dict`."""
 
 
 def row_streams(
     sources: list[str], local: str | Path, remote: str | None, row_length: int, split: str
 ) -> list[CheckedStream]:
-    """One Streaming stream a source."""
+    """Make one Streaming stream per source."""
     folders = [f"{source}/{row_length}/{split}" for source in sources]
     return [
         CheckedStream(f"{local}/{folder}", f"{remote.rstrip('/')}/{folder}" if remote else None) for folder in folders

@@ -1,11 +1,11 @@
 """Count the context that predicted tokens see, and how often a stage draws each source.
 
-Under the document mask a token attends to its own document only, so most tokens of a row of 32,768 may see a few
+Under the document mask a token attends only to its own document, so most tokens of a row of 32,768 may see only a few
 hundred others (EXACT, arXiv 2605.10544, reports this share). The figures are exact sums over all stored rows, cuts of
-the packer included: preparation counts them into each manifest, and nothing else is read. Plain Python, no torch.
+the packer included. Preparation counts them into each manifest, and nothing else is read. Imports no torch.
 
-A causal target at place i of its document, counted from 0, sees i tokens; place 0 is not predicted. So of a document of
-n tokens, n - c targets see at least c > 0. A masked token sees the rest of its document, n - 1 tokens.
+A causal target at place i of its document, counted from 0, sees i tokens; place 0 is not predicted. So n - c targets of
+a document of n tokens see at least c > 0 tokens. A masked token sees the rest of its document, n - 1 tokens.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,11 +14,11 @@ import numpy as np
 
 from rotary_foundry.data.rows import FRAME, Manifest
 
-SHORTEST = 128  # tokens; the other lengths that documents are counted by are its doublings
+SHORTEST = 128  # tokens; the first of the counted lengths, of which each is twice the one before
 
 
 def counted_lengths(row_length: int) -> list[int]:
-    """Return 128, 256, … up to the row length, without it. Documents longer than each of these are counted."""
+    """Return 128, 256, … below the row length: the lengths for which documents that are longer are counted."""
     lengths = [SHORTEST]
     while lengths[-1] * 2 < row_length:
         lengths.append(lengths[-1] * 2)
@@ -59,10 +59,10 @@ def count_responses(responses: np.ndarray, lengths: np.ndarray, row_length: int)
 def targets_with_context(
     manifest: Manifest, at_least: int, causal: bool, document_mask: bool, responses: bool = False
 ) -> float:
-    """Return how many targets in the rows of a manifest see at least so many other tokens.
+    """Return how many targets in the rows of a manifest see at least `at_least` other tokens.
 
     Args:
-        manifest: of the rows, with `longer`.
+        manifest: the manifest of the rows, with `longer`.
         at_least: 0, or one of `counted_lengths`.
         causal: whether a token sees only those before it. If not, every content token counts as a target.
         document_mask: whether a token sees only its own document. If not, rows count as full.
@@ -88,8 +88,8 @@ def context_shares(
     """Return the share of the targets of a mixture that see at least 0, 128, 256, … other tokens.
 
     Args:
-        rows: by source, how many are drawn, or a share of all.
-        manifests: of these sources, for rows of one length.
+        rows: rows drawn of each source, or each source's share of all rows.
+        manifests: the manifests of these sources, for rows of one length.
         causal, document_mask, responses: as for `targets_with_context`.
     """
     (row_length,) = {manifest.row_length for manifest in manifests.values()}
@@ -108,6 +108,6 @@ def context_shares(
 def rows_drawn(
     rows: int, mixture: Mapping[str, float] | None, manifests: Iterable[tuple[str, Manifest]]
 ) -> dict[str, float]:
-    """Divide the rows of a stage over its sources: by the mixture, or without one by the rows that there are."""
+    """Divide the rows of a stage over its sources: by the mixture, or, without one, in proportion to their rows."""
     weights = mixture or {source: manifest.rows for source, manifest in manifests}
     return {source: rows * weight / sum(weights.values()) for source, weight in weights.items()}

@@ -6,7 +6,7 @@ import numpy as np
 
 from rotary_foundry.data.task_file import Task
 
-WIDTH = 4  # numbers of a target
+WIDTH = 4  # numbers per target
 
 
 def targets_complaint(sample: Mapping[str, np.ndarray], task: Task) -> str | None:
@@ -14,7 +14,7 @@ def targets_complaint(sample: Mapping[str, np.ndarray], task: Task) -> str | Non
 
     Args:
         sample: a row with `lengths`, whose sum is that of its tokens, and the columns of the task's kind.
-        task: what the row is of.
+        task: the task of the row.
     """
     for column in task.columns:
         if column not in sample:

@@ -1,12 +1,12 @@
 """The file `task.json` of a task, which preparation writes and a multi-task stage reads.
 
 A task is a source of a corpus: `<task>/task.json` lies beside `<task>/<row_length>/<split>`. Rows of a labelled task
-have the column `targets`, float64, which holds n × 4 numbers, a target each. The first is a document of the row; what
-the others are depends on the kind:
+have the column `targets`, float64, which holds n × 4 numbers, four per target. The first is the index of a document of
+the row; the meaning of the others depends on the kind:
 
 - classification: label, 0, 0
 - regression: the number, 0, 0
-- choice: how many documents from this one on are the choices of the question, the right one of them, 0
+- choice: the number of choices, which are the documents from this one on; the index of the right choice; 0
 - answer: the answer's first and last token, counted from the document's first; 0, 0 if there is no answer; then 0
 - entities: label, first and last token of an entity, one target each; -1, 0, 0 for a text without entities
 
@@ -27,7 +27,7 @@ from rotary_foundry.utils.json_text import parse_json
 from rotary_foundry.utils.wording import nearest
 
 TASK_FILE = "task.json"
-COLUMNS = {  # that the rows of each kind have beside those of a text
+COLUMNS = {  # the columns that the rows of each kind have in addition to those of a text
     "classification": ("targets",),
     "regression": ("targets",),
     "choice": ("targets",),
@@ -43,7 +43,7 @@ class Task:
     """A task of a multi-task stage: its kind, its labels and its weight.
 
     Raises:
-        DataError: a value is wrong; names the key.
+        DataError: a value is wrong; the message names the key.
     """
 
     kind: str  # one of COLUMNS
@@ -65,16 +65,16 @@ class Task:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the task's rows beside those of a text."""
+        """The columns of the task's rows in addition to those of a text."""
         return COLUMNS[self.kind]
 
     @property
     def digest(self) -> str:
-        """A digest of all three, which a run keeps of each of its tasks in `rows.json`."""
+        """A digest of kind, labels and weight, which a run keeps in `rows.json` for each of its tasks."""
         return sha256(repr(self).encode()).hexdigest()[:16]
 
     def write(self, directory: str | Path) -> None:
-        """Write `task.json` into `directory`, which is the task's."""
+        """Write `task.json` into `directory`, the folder of the task."""
         content = json.dumps(asdict(self), ensure_ascii=False, indent=2)
         (Path(directory) / TASK_FILE).write_text(content + "\n", encoding="utf-8")
 
@@ -83,7 +83,7 @@ class Task:
         """Read `task.json` from `directory`.
 
         Raises:
-            DataError: the file is missing or broken, or a value is wrong; names the file and what to do.
+            DataError: the file is missing or broken, or a value is wrong; the message names the file and what to do.
         """
         path = Path(directory) / TASK_FILE
         remedy = "prepare the data again with `python data_prep CONFIG`"

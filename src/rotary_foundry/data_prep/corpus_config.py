@@ -25,7 +25,7 @@ from rotary_foundry.utils.wording import nearest
 SMALLEST = {
     "bpe": (SMALLEST_VOCABULARY, "the special tokens, the bytes and the runs of spaces"),
     "wordpiece": (SMALLEST_WORDPIECE, "the special tokens and some characters"),
-}  # the smallest vocabulary of each kind of tokenizer, and what it has to hold
+}  # the smallest vocabulary of each kind of tokenizer, and what it must contain
 TOO_LONG = "leave_out", "cut_left"
 
 
@@ -34,7 +34,7 @@ class TrainTokenizer:
     """Options of a tokenizer that is trained on the training split."""
 
     vocab_size: int  # rounded up to a multiple of 64
-    kind: str = "bpe"  # byte-level, or "wordpiece": BERT's, lower-cased, with each Chinese character a token
+    kind: str = "bpe"  # byte-level; or "wordpiece": BERT's, lower-cased, where each Chinese character is a token
 
 
 @dataclass
@@ -63,7 +63,7 @@ class CorpusConfig:
     executor: dict[str, Any] = field(default_factory=dict)  # local, slurm or ray, with its options; default: local
     work: str | None = None  # the work folder; default: a hidden folder beside `out`
     tasks: dict[str, TaskConfig] = field(default_factory=dict)  # of a multi-task stage, by name (task_config.py)
-    data_path: str | None = None  # of labelled tasks that have no path of their own
+    data_path: str | None = None  # the data of labelled tasks that have no path of their own
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ class CorpusConfig:
         return any(source.conversations is not None for source in self.sources.values())
 
     def task_of(self, source: str) -> str | None:
-        """Return the name of the masked-LM task that a source is of; None in a corpus without tasks."""
+        """Return the name of the masked-LM task that a source belongs to; None in a corpus without tasks."""
         return next((name for name, task in self.tasks.items() if source in sources_of(task, self.sources)), None)
 
 
@@ -89,7 +89,7 @@ def load_corpus_config(path: str | Path, overrides: Iterable[str] = ()) -> Corpu
     """Read and check a data YAML.
 
     Raises:
-        ConfigurationError: naming the file and the key.
+        ConfigurationError: a key is wrong; the message names the file and the key.
     """
     config = load_config(path, CorpusConfig, overrides)
     refuse(path, _problems(config))

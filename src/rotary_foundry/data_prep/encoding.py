@@ -3,7 +3,7 @@
 The words of a text (words.py) are looked up in a dictionary of earlier words; `tokenizers` encodes only new ones.
 
 `tokenizers` takes 120 bytes of memory for each character of one call. So a text of more than PIECE characters is
-encoded in pieces, and a batch in groups of pieces: a document of 100 MB takes 50 MB beside the text and its ids. A
+encoded in pieces, and a batch in groups of pieces: a document of 100 MB needs 50 MB besides the text and its ids. A
 piece ends before a blank that follows another character. A word of GPT-2's pattern ends there, so a tokenizer that is
 trained here gives the same ids as for the whole text. Some others (SentencePiece's) mark the beginning of a text and
 add a token at each cut. A text without a blank within PIECE characters is cut anyway, which may add a token or two.
@@ -11,7 +11,7 @@ add a token at each cut. A text without a blank within PIECE characters is cut a
 Special tokens that occur in a text are encoded as text, and counted: documentation that mentions [MASK] must not put a
 mask into the training data. The saved tokenizer does recognise them, as fill-mask needs.
 
-`tokenizers` returns ids only as Python lists. `array` converts them in 19 ns a token, half of what `np.fromiter` needs.
+`tokenizers` returns ids only as Python lists. `array` converts them in 19 ns per token, half the time of `np.fromiter`.
 """
 
 import re
@@ -28,9 +28,9 @@ from rotary_foundry.data.special_tokens import as_text, padded, read_tokenizer, 
 from rotary_foundry.data_prep.word_starts import KINDS, WordStarts
 from rotary_foundry.data_prep.words import words_of
 
-PIECE = 2**18  # characters of a text that are encoded at once, or up to twice as many if need be
+PIECE = 2**18  # characters of a text that are encoded at once; up to twice as many if no blank comes earlier
 GROUP = 2**20  # characters after which a batch is passed on
-KEPT = 2**20  # characters in words that are remembered; in a dictionary each word needs some 150 bytes more
+KEPT = 2**20  # characters in cached words; each word needs about 150 bytes more in the dictionary
 SEAM = re.compile(r"(?<=\S)[ \t\r\n]")
 
 
@@ -48,12 +48,12 @@ class CorpusTokenizer:
         self._roles = [self.tokenizer.id_to_token(id_) for id_ in ids.values()]
         self._word_starts = word_starts
         self.frame = FRAME.ids(ids)
-        self.unknown = ids.get("unk_token", -1)  # the id of what the tokenizer does not know; -1: it knows every text
+        self.unknown = ids.get("unk_token", -1)  # the id of unknown text; -1: the tokenizer knows every text
         largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values())
         self.vocab_size = padded(largest + 1)  # the vocabulary size of a model for this tokenizer
 
     @cached_property
-    def _encoder(self) -> "Encoder":  # of a large vocabulary it takes a second, and some only ask for its size
+    def _encoder(self) -> "Encoder":  # a second for a large vocabulary; some only need its size
         text = as_text(self.tokenizer, self._roles)
         return Encoder(text, KINDS[self._word_starts]() if self._word_starts else None)
 
@@ -70,7 +70,7 @@ class CorpusTokenizer:
         return self._encoder.encode(texts)
 
     def count_spelled(self, texts: Sequence[str]) -> int:
-        """Count the special tokens that the texts spell."""
+        """Count the special tokens that are spelled in the texts."""
         return sum(len(self._spelled.findall(text)) for text in texts)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -104,7 +104,7 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Return the ids of all texts, uint32 `[tokens]`, their counts, int64 `[texts]`, and where words begin.
 
-        The last is uint8 `[tokens]`, or None if that is not asked for. There are no special tokens.
+        The last is uint8 `[tokens]`, or None without `word_starts`. There are no special tokens.
         """
         tokens, starts = bytearray(), bytearray()
         lengths = np.zeros(len(texts), dtype=np.int64)

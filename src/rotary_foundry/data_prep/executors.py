@@ -23,8 +23,8 @@ from rotary_foundry.utils.installing import install_command
 class LocalExecutor(LocalPipelineExecutor):
     """datatrove's local executor, with the standard library's process pool in place of datatrove's.
 
-    datatrove's pool waits for ever for a worker that was killed, for example by the kernel for its memory. This class
-    also keeps datatrove's log off the terminal; we raise or print what the user needs.
+    datatrove's pool waits forever for a worker that was killed, for example by the kernel when memory ran out. This
+    class also keeps datatrove's log off the terminal; we raise or print what the user needs.
     """
 
     def run(self) -> None:
@@ -64,7 +64,7 @@ class RayWorker(RankWorker):
     """datatrove's Ray worker, changed to run the tasks of a job one after the other in the worker process itself.
 
     datatrove forks a pool of processes from the worker. If one of the worker's dozens of threads holds a lock at that
-    moment, the child waits for it for ever, and so does the preparation. This happened in continuous integration.
+    moment, the child waits for it forever, and so does the preparation. This happened in continuous integration.
     """
 
     def run_for_rank(
@@ -96,7 +96,7 @@ def _start(threads: int) -> None:
 
 
 def _end_with_the_preparation() -> None:
-    """End this worker when the process that started it has been killed; else it would write beside the next start."""
+    """End this worker when the process that started it was killed; otherwise it would write while the next run does."""
     multiprocessing.parent_process().join()
     os._exit(1)
 

@@ -115,8 +115,8 @@ def _see_that_all_is_there(work: Work) -> None:
 def _of_source(work: Work, source: str) -> Iterator[tuple[str, SourceStatistics]]:
     """Yield the name and counts of a source, or those of each of its bands.
 
-    What was left out has no band, nor have special tokens in texts. They are counted with the first band, which holds
-    the shortest documents.
+    Documents that were left out, and special tokens in texts, belong to no band. They are counted with the first band,
+    which holds the shortest documents.
 
     Raises:
         DataError: a band of the source has no document.
@@ -190,7 +190,7 @@ def _counts(work: Work, of_source: list[dict], split: str) -> Counts:
 
 
 def _write_manifests(work: Work, tokenizer: str) -> None:
-    """Write the index and manifest of every folder of rows, which has the parts of a source, a band or a task."""
+    """Write the index and manifest of every folder of rows, which holds the parts of a source, a band or a task."""
     folders = defaultdict(list)
     written = [part for tasks in work.read_json("written") for part in tasks["bands"]]
     for part in written + [part for task in work.read_json(LABELLED) for part in task["parts"]]:

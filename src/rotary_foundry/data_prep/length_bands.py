@@ -3,8 +3,8 @@
     books: {reader: text, path: books, length_bands: [4096, 32768]}
 
 makes `books_below_4096`, `books_4096_to_32768` and `books_from_32768`. A document of exactly 4,096 tokens is in the
-second one. Lengths are content tokens, as `data stats` counts them, so the tokenizer has to be there first: a document
-is put into its band when it is tokenised. Reading, duplicates and the choice of held-out documents are the source's.
+second one. Lengths are content tokens, as `data stats` counts them, so a document is put into its band when it is
+tokenised. Reading, deduplication and the choice of held-out documents apply to the source as a whole.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,12 +43,12 @@ def check_bands(source: str, bounds: Sequence[int], documents: dict[str, Sequenc
     """Check that every band of a source has documents of each split.
 
     Args:
-        source: its name.
+        source: the name of the source.
         bounds: its `length_bands`.
         documents: by split, the number of documents in each band.
 
     Raises:
-        DataError: a band has none.
+        DataError: a band has no documents.
     """
     for split, counts in documents.items():
         for band, (name, count) in enumerate(zip(band_names(source, bounds), counts, strict=True)):

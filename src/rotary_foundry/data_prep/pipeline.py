@@ -44,14 +44,14 @@ from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.json_text import read_object
 
-# Keys of a source that were added later. Settings have them only if they are given, and so stay those of before.
+# Keys of a source that were added later. Settings contain only those that are given, so older settings stay valid.
 LATER = ("separator", "remove", "length_bands", "depth", "endings", "conversations", "alone_from", "too_long")
 LATER += ("delimiter", "encoding")
 
 FORMAT = 2  # raised whenever the same texts and settings would give different shards
-WORK_FORMAT = 2  # raised whenever a stage reads other files than it did from the stages before it
+WORK_FORMAT = 2  # raised whenever the files change that a stage reads from earlier stages
 
-SETTINGS, ARRIVING = "settings.json", "settings.arriving"  # of a work folder
+SETTINGS, ARRIVING = "settings.json", "settings.arriving"  # files of a work folder
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ def prepare(config: CorpusConfig) -> bool:
         Whether the shards exist now; False on Slurm, where jobs were submitted.
 
     Raises:
-        DataError: a source, a tokenizer or `config.out` that cannot be used; `config.out` is then as it was, and what
-            was done is kept beside it for the next time.
-        ConfigurationError: another preparation is at work in the same work folder, or its lock cannot be written.
+        DataError: a source, a tokenizer or `config.out` cannot be used; `config.out` is then unchanged, and finished
+            work is kept beside it for the next run.
+        ConfigurationError: another preparation uses the same work folder, or the lock of it cannot be written.
     """
     config = replace(config, out=config.out.rstrip("/"))
     made_of = settings(config)
@@ -100,7 +100,7 @@ def prepare(config: CorpusConfig) -> bool:
 
 
 def settings(config: CorpusConfig) -> dict:
-    """Return the settings that determine the shards; of source files, the names, sizes and times, but no full paths."""
+    """Return the settings that determine the shards, with names, sizes and times of source files, but no full paths."""
     tokenizer = config.tokenizer
     trained = asdict(tokenizer.train) if tokenizer.train else {}
     if trained.get("kind") == "bpe":  # the settings of a corpus are the same as before there were kinds
@@ -127,7 +127,7 @@ def settings(config: CorpusConfig) -> dict:
 
 
 def _later(config: CorpusConfig) -> dict:
-    """Return the keys that were added later, as far as they are given, so that settings stay those of before."""
+    """Return those keys added later that are given, so that settings without them are the same as in older versions."""
     tasks = {name: asdict(task) for name, task in config.tasks.items()}
     for task in tasks.values():
         del task["data"]["path"]

@@ -96,7 +96,7 @@ def _submit(stages: list[Stage], work: Work, options: dict) -> None:
             for reason in work.errors(stage.name):
                 log.warning(f"{stage.name}: failed in the last run: {reason}")
             names = {"job_name": f"{work.config.name}-{stage.name}"}
-            # without this, jobs that depend on a failed job would wait for ever
+            # without this, jobs that depend on a failed job would wait forever
             sbatch = {"sbatch_args": {"kill-on-invalid-dep": "yes"} | (options.get("sbatch_args") or {})}
             before = executors[-1] if executors else None
             executors.append(
@@ -133,7 +133,7 @@ def _arguments(stage: Stage, work: Work) -> dict:
 
 
 def _local(stage: Stage, work: Work, options: dict) -> dict:
-    """Set the number of workers: `workers` if given, else one a core, but no more than parts and tasks."""
+    """Set the number of workers: `workers` if given, otherwise one per core; at most the number of parts and tasks."""
     workers = options.get("workers", len(os.sched_getaffinity(0)))
     return options | {"workers": min(workers, stage.tasks, len(work.tasks) + len(work.config.labelled))}
 

@@ -90,7 +90,7 @@ class ReadDocuments(Step):
 
 
 class FirstDropped:
-    """Notes the first document that a filter drops; datatrove gives it those that it would write to a file."""
+    """Records the first document that a filter drops; datatrove uses it as a writer of dropped documents."""
 
     def __init__(self, name: str, first: dict[str, str]) -> None:
         self.name, self.first = name, first
@@ -144,7 +144,7 @@ class FindExactDuplicates(Step):
 
 
 class ReadWritten(PipelineStep):
-    """Pass the documents of one document file a task to datatrove's steps."""
+    """Pass the documents to datatrove's steps, one document file per task."""
 
     type, name = "Rotary Foundry", "read written documents"
 

@@ -45,9 +45,9 @@ class TaskCounts:
 
     examples: int
     documents: int  # texts, windows of passages, or choices
-    tokens: int  # of all documents, with special tokens
+    tokens: int  # of all documents, special tokens included
     lengths: list[int]  # tokens of a document: the least, the median, the 95th percentile, the most
-    labels: dict[str, float]  # how many targets have each; of a regression, its least, mean and largest number
+    labels: dict[str, float]  # number of targets per label; for a regression, the least, mean and largest number
     truncated: int  # examples that were cut to max_seq_len
     first_truncated: str | None  # the place of the first of them
     rows: dict[str, int]  # by row length
@@ -72,7 +72,7 @@ class TaskStatistics:
 class Statistics:
     """Statistics of a prepared corpus, and the settings that it was made with."""
 
-    configuration: dict  # the settings that the shards follow from, as `pipeline.settings` gives them
+    configuration: dict  # the settings that determine the shards, from `pipeline.settings`
     corpus: str  # digest of all texts, before duplicates were dropped
     tokenizer: str  # fingerprint
     vocab_size: int
@@ -142,6 +142,6 @@ def unigram_entropy(counts: np.ndarray) -> float:
 
 
 def rows_and_fill(parts: Sequence[Mapping], row_length: int) -> tuple[int, float]:
-    """Return the rows of parts, as they were counted in writing, and the share of their slots that holds tokens."""
+    """Return the number of rows that were written to the parts, and the share of their slots that holds tokens."""
     rows, tokens = (sum(part["rows"][str(row_length)][key] for part in parts) for key in ("rows", "tokens"))
     return rows, tokens / max(1, rows * row_length)

@@ -1,7 +1,7 @@
 """The keys under `tasks:` of a data YAML, and the checks that need no data.
 
 A YAML with tasks makes the data of a multi-task stage. Its `sources` are the texts of the tasks of kind masked_lm. The
-other tasks have labelled examples, whose places have the same keys as for fine-tuning.
+other tasks have labelled examples; the keys that locate them are those of fine-tuning.
 """
 
 import re
@@ -22,8 +22,8 @@ from rotary_foundry.data_prep.labelled.data_config import (
 from rotary_foundry.utils.wording import nearest
 
 TEXT = "masked_lm"
-TYPES = {"classification": "sequence"}  # what `labelled/` calls a kind, if it has another name for it
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of a folder, and of a head
+TYPES = {"classification": "sequence"}  # a kind's name in `labelled/`, if it is different there
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # names a folder and a head
 
 
 @dataclass
@@ -32,25 +32,25 @@ class TaskConfig:
 
     kind: str  # one of data/task_file.py's
     data: DataConfig = field(default_factory=DataConfig)  # the examples; with `validation: []` some are held out
-    labels: list[str] = field(default_factory=list)  # in the order of their numbers; the training data's if not given
-    max_seq_len: int | None = None  # the most tokens of a text, a window or a choice; a row's if not given
+    labels: list[str] = field(default_factory=list)  # in the order of their numbers; default: from the training data
+    max_seq_len: int | None = None  # the most tokens of a text, a window or a choice; default: the shortest row length
     long_documents: str = "truncate"  # or refuse
     weight: float = 1.0  # the share of the stage's blocks is proportional to it; a stage's mixture replaces it
-    sources: list[str] = field(default_factory=list)  # of masked_lm: its texts; all if not given
+    sources: list[str] = field(default_factory=list)  # of masked_lm: its texts; default: all sources
 
     @property
     def type(self) -> str:
-        """The kind, by the name that `labelled/` has for it."""
+        """The name of the kind in `labelled/`."""
         return TYPES.get(self.kind, self.kind)
 
 
 def located(task: TaskConfig, data_path: str | None) -> TaskConfig:
-    """Return a task whose data are in `data_path` if it names no place of its own."""
+    """Return the task with its data in `data_path`, if the task names no path of its own."""
     return replace(task, data=replace(task.data, path=task.data.path or data_path))
 
 
 def sources_of(task: TaskConfig, sources: Collection[str]) -> list[str]:
-    """Return the sources of a task; those of a labelled task are none."""
+    """Return the sources of a task; a labelled task has none."""
     return (task.sources or list(sources)) if task.kind == TEXT else []
 
 

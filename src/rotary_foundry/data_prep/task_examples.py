@@ -1,8 +1,8 @@
 """Read the examples of a labelled task, and find those that a task holds out.
 
-An example is dropped from training if each of its texts stands in the held-out split of any task, its own included. Of
-a question about a passage, the passage decides; choices do not count. The texts of masked_lm are its documents. Texts
-are compared whole, by a hash that white space does not change: a paragraph of a held-out document is not found.
+An example is dropped from training if each of its texts is in the held-out split of any task, its own included. For a
+question about a passage, only the passage is compared; choices never are. The texts of masked_lm are its documents.
+Whole texts are compared, by a hash that ignores white space, so a single paragraph of a held-out document is not found.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ def read_task(name: str, task: TaskConfig, share: float) -> tuple[dict[str, list
     """Read the examples of a task by split, and number its labels.
 
     Args:
-        name: of the task.
-        task: with the path of its data.
-        share: of the examples, to hold out if the task names no validation split; the hash of their texts decides.
+        name: the name of the task.
+        task: the task, with the path of its data.
+        share: the share of examples to hold out, by the hash of their texts, if the task names no validation split.
 
     Raises:
-        DataError: a split is empty, the data are invalid, or a label is missing or unknown; names the file and row.
+        DataError: a split is empty, the data are invalid, or a label is missing or unknown; it names the file and row.
     """
     data = task.data
     found = {"train": read_split(data, data.train), "validation": []}
@@ -95,7 +95,7 @@ def document_hashes(work: Work, file: int) -> np.ndarray:
 
 
 def held_out_documents(work: Work, file: int, held_out: np.ndarray) -> np.ndarray:
-    """Return the rows of a training document file that a task holds out, and that are no duplicates, sorted."""
+    """Return the sorted rows of a training document file that a task holds out and that are not duplicates."""
     found = np.flatnonzero(_among(document_hashes(work, file), held_out))
     return np.setdiff1d(found, np.concatenate([work.dropped(file, kind) for kind in ("exact", "near")]))
 

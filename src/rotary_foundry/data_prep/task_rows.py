@@ -1,11 +1,11 @@
 """Encode the examples of a labelled task and write them as rows, in which none is cut.
 
 `span_encoding.py` encodes choices, answers and entities, as for fine-tuning. A text, or a pair, is one document with
-[CLS] before it and [SEP] after each part. What has more than max_seq_len tokens loses the last ones of its longest
-part; a passage is divided into windows instead. All choices of a question are in one row, so each of them has at most
-its share of the shortest row.
+[CLS] before it and [SEP] after each part. If it has more than max_seq_len tokens, its longest part loses the last ones;
+a passage is divided into windows instead. All choices of a question are in one row, so each of them has at most its
+share of the shortest row.
 
-Examples come in a random order, which is always the same, because files are often sorted by label.
+Examples are shuffled, always into the same order, because files are often sorted by label.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ from rotary_foundry.utils.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LABELLED = "labelled"  # in the work folder: what was written of each labelled task
+LABELLED = "labelled"  # in the work folder: counts of what each labelled task wrote
 
 
 class Unit(NamedTuple):
@@ -60,7 +60,7 @@ class Encoded(NamedTuple):
     """An example as units."""
 
     units: list[Unit]
-    cut: bool  # whether it was
+    cut: bool  # whether it was cut
     unmatched: int = 0  # entities that begin or end within a token
 
 
@@ -69,9 +69,9 @@ class Encoder:
 
     Args:
         task: its configuration.
-        labels: their numbers.
-        tokenizer: the corpus' own.
-        shortest: tokens of the shortest row.
+        labels: its labels and their numbers.
+        tokenizer: the corpus' own tokenizer.
+        shortest: the shortest row length, in tokens.
     """
 
     def __init__(self, task: TaskConfig, labels: Labels, tokenizer: "PreTrainedTokenizerBase", shortest: int):
@@ -79,10 +79,10 @@ class Encoder:
         self._parts = PartsTokenizer(tokenizer, task.max_seq_len or shortest)
 
     def __call__(self, example: Example, number: int) -> Encoded:
-        """Encode an example, which has a number.
+        """Encode an example; its units keep `number`.
 
         Raises:
-            DataError: a label or a kind is unknown, or nothing is left of a text; names the row.
+            DataError: a label or a kind is unknown, or nothing is left of a text; it names the row.
         """
         unmatched = 0
         match self.task.kind:
@@ -147,8 +147,8 @@ def write_task(work: Work, rank: int) -> None:
     """Encode and write the labelled task `rank`, and write its counts to the work folder.
 
     Raises:
-        DataError: the data are invalid, all training examples are held out, or one is too long and
-            `long_documents: refuse`; names the file and row.
+        DataError: the data are invalid, all training examples are held out, or one is too long with
+            `long_documents: refuse`; it names the file and row.
     """
     name, task = list(work.config.labelled.items())[rank]
     splits, labels = read_task(name, task, work.config.validation)
@@ -195,7 +195,7 @@ def _encoded(name: str, encode: Encoder, examples: Sequence[Example]) -> tuple[l
 
 
 def _write_rows(work: Work, folder: str, task: Task, units: Sequence[Unit], row_length: int) -> dict:
-    """Write the rows of a split, and return their counts, as those of texts have them."""
+    """Write the rows of a split, and return their counts in the same form as for texts."""
     vocab_size = CorpusTokenizer(work.whole / "tokenizer").vocab_size
     writer = StoredShards(work, f"{folder}/{0:05d}", token_dtype(vocab_size), task=task)
     counts = {"rows": 0, "documents": 0, "tokens": 0}
@@ -215,7 +215,7 @@ def _write_rows(work: Work, folder: str, task: Task, units: Sequence[Unit], row_
 def _write_table(
     work: Work, name: str, split: str, task: TaskConfig, examples: Sequence[Example], units: Sequence[Unit]
 ) -> None:
-    """Write the table of examples, whose ids are their places; tokens are those of all windows or choices."""
+    """Write the table of examples: an id is a place in the data, and tokens are those of all windows or choices."""
     tokens = np.zeros(len(examples), np.int64)
     for unit in units:
         tokens[unit.number] += unit.tokens - FRAME.slots * len(unit.documents)
@@ -252,7 +252,7 @@ def _counts(
 
 
 def label_counts(task: Task, targets: np.ndarray) -> dict[str, float]:
-    """Count the targets, float64 `[targets, 4]`, with each label; of a regression, give least, mean and largest."""
+    """Count targets, float64 `[targets, 4]`, per label; for a regression, return the least, mean and largest number."""
     values = targets[:, 1]
     if task.kind == "regression":
         return {"least": float(values.min()), "mean": float(values.mean()), "largest": float(values.max())}

@@ -1,11 +1,11 @@
-"""The stages of a preparation that a corpus with tasks has beside those of its texts.
+"""The stages of a preparation that a corpus with tasks has in addition to those of its texts.
 
     examples  read and check every labelled task; collect the hashes of all held-out texts
-    held-out  leave documents out of training that a task holds out
+    held-out  leave out of training the documents that a task holds out
     labelled  encode and write the labelled tasks, without the examples that a task holds out
 
-A labelled task is read by one process, twice, and its examples are in memory meanwhile: as many tasks are prepared side
-by side as there are workers.
+One process reads a labelled task, twice, and holds its examples in memory. As many tasks are prepared at the same time
+as there are workers.
 """
 
 import numpy as np

@@ -20,9 +20,9 @@ The tokenizer of a decoder (`causal`) is the same BPE with SentencePiece's speci
 continued.
 
 A tokenizer from elsewhere keeps its spelling of the special tokens. Missing ones (GPT-2 has no mask) are added with
-BERT's names, but none to that of a decoder, whose model may exist already. It is saved as transformers' plain
-PreTrainedTokenizerFast, because a model's own class may add its own special tokens when it is opened, against what
-tokenizer.json says.
+BERT's names, except to a decoder's tokenizer, whose model may exist already. It is saved as transformers' plain
+PreTrainedTokenizerFast, because the tokenizer class of a model may add special tokens when it is opened, contrary to
+tokenizer.json.
 
 transformers takes seconds to import, so it is imported only when a tokenizer is saved or opened.
 """
@@ -64,7 +64,7 @@ CAUSAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256 + len(RUNS)  # no merges at all
 SMALLEST_WORDPIECE = 64  # any corpus has more characters
 WORDPIECE_ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")  # ids 0 to 4
-SEEN = 2  # times that a character or a pair of pieces occurs at least, to be in the vocabulary
+SEEN = 2  # a character or a pair of pieces must occur at least so often to enter the vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +73,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, causal: bool = False)
     """Train a byte-level BPE with a vocabulary of `vocab_size`, rounded up to a multiple of 64.
 
     The vocabulary has this size for any corpus. The same texts in the same order give the same tokenizer. Memory grows
-    with the number of different words; what is longer than any word is left out.
+    with the number of different words; runs of characters that are longer than any word (NO_WORD) are left out.
 
     Args:
-        causal: for a decoder, with its special tokens.
+        causal: whether to train it for a decoder, with a decoder's special tokens.
     """
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = Tokenizer(models.BPE())
@@ -106,7 +106,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, causal: bool = False)
 
 
 def _read(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the texts in pieces, for training, without what is longer than any word."""
+    """Yield the texts in pieces, for training, without runs that are longer than any word (NO_WORD)."""
     return (NO_WORD.sub(" ", piece) for text in texts for piece in pieces(text, TRAINING_PIECE))
 
 
@@ -118,8 +118,8 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int) -> Toke
     """Train BERT's lower-cased WordPiece with a vocabulary of `vocab_size`, rounded up to a multiple of 64.
 
     The most frequent characters that fit are in the vocabulary; a word with any other becomes [UNK]. The same texts in
-    the same order give the same tokenizer. For that, characters are counted here: the trainer of `tokenizers` numbers
-    those that continue a word in an order that changes from run to run.
+    the same order give the same tokenizer. To ensure this, characters are counted here: the trainer of `tokenizers`
+    numbers those that continue a word in an order that changes from run to run.
 
     Args:
         texts: called twice, to count characters and to train.
@@ -130,7 +130,7 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int) -> Toke
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=SEEN,
-        special_tokens=special + continuing,  # these keep the order in which they are given
+        special_tokens=special + continuing,  # these keep their order
         initial_alphabet=characters,
         limit_alphabet=len(characters),
         show_progress=False,
@@ -209,8 +209,8 @@ def save_trained(tokenizer: Tokenizer, directory: Path, max_length: int, causal:
 def save_copy(path: Path, directory: Path, max_length: int, causal: bool = False) -> None:
     """Save the Hugging Face tokenizer in `path` for models of `max_length` tokens.
 
-    A tokenizer that lacks nothing keeps its fingerprint; additions to any other are logged. Its chat template is saved
-    with it, and the generation_config.json beside it.
+    A tokenizer that lacks nothing keeps its fingerprint; additions to any other are logged. Its chat template and the
+    generation_config.json in `path` are saved with it.
 
     Raises:
         DataError: as `open_brought`.
@@ -259,11 +259,11 @@ class Brought:
 
 
 def open_brought(path: Path, causal: bool = False) -> Brought:
-    """Open a Hugging Face fast tokenizer, and add the special tokens that it lacks, but not to that of a decoder.
+    """Open a Hugging Face fast tokenizer, and add the special tokens that it lacks, except to a decoder's tokenizer.
 
     Raises:
         DataError: it cannot be read, is not a fast tokenizer, or has a special token without an id or in two roles; or
-            it is to be a decoder's, and has no tokens for the beginning and the end of a document.
+            `causal` is set, and it has no tokens for the beginning and the end of a document.
     """
     tokenizer = open_tokenizer(path)
     fast = open_fast(path)
@@ -271,7 +271,7 @@ def open_brought(path: Path, causal: bool = False) -> Brought:
     if fast.extra_special_tokens:
         roles["extra_special_tokens"] = [str(token) for token in fast.extra_special_tokens]
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    for role, token in roles.items():  # a token named in the configuration only would get an id beyond the vocabulary
+    for role, token in roles.items():  # a token named only in the configuration would get an id beyond the vocabulary
         if isinstance(token, str) and token not in vocabulary:
             raise DataError(
                 f"{path}: the tokenizer's {role} is {token}, which is not in tokenizer.json; "

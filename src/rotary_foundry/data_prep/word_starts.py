@@ -1,19 +1,19 @@
 """Find the tokens that begin a word, for whole-word masking.
 
-What a word is, the data YAML's `word_starts` says:
+`word_starts` in the data YAML decides what a word is:
 
     pre_tokenizer  what the tokenizer splits a text into before it cuts words into tokens. Its ids are cached by words,
                    and so are the starts. BERT's takes each Chinese character for a word
     jieba          what jieba's dictionary and hidden Markov model find in the text. Other scripts are split at blanks
                    and punctuation
 
-jieba's words are found in the text, so characters align them with tokens: a token begins a word if it is the first to
-end behind the place where the word begins. So a word of several tokens begins once, and a token that holds the
-beginnings of several words is one start.
+jieba's words are found in the text, so they are aligned with tokens by characters. A token begins a word if it is the
+first that ends after the place where the word begins. So a word of several tokens begins once, and a token that holds
+the beginnings of several words is one start.
 
 The package is rjieba, which is jieba in Rust. It finds 99.999 % of the boundaries that jieba 0.42.1 finds, thirty times
 as fast (600,000 characters of a novel in 5 and in 159 seconds, on a busy core). It contains its dictionary. jieba
-parses one in every process, or reads a cache of a fixed name in the folder for temporary files, which users share.
+parses one in every process, or reads a cache with a fixed name in the folder for temporary files, which users share.
 rjieba has wheels for Python 3.9 and newer; jieba has none.
 """
 
@@ -45,8 +45,8 @@ class WordStarts(ABC):
         """Return a byte for each token of a text: 1 if the token begins a word.
 
         Args:
-            text: what is encoded at once.
-            words: what it consists of, all of them known.
+            text: a text that is encoded at once.
+            words: the words that it consists of; `learn` has cached all of them.
         """
 
     def clear(self) -> None:
@@ -70,7 +70,7 @@ class OfJieba(WordStarts):
 
     def __init__(self) -> None:
         super().__init__()
-        import rjieba  # an extra; it loads its dictionary once in a process
+        import rjieba  # an extra; it loads its dictionary once per process
 
         self._cut = rjieba.cut
 
@@ -83,7 +83,7 @@ class OfJieba(WordStarts):
         ends = np.maximum.accumulate(np.frombuffer(b"".join(ends), np.uint32) + begins)
         first = np.searchsorted(ends, _begins(self._cut(text)), side="right")
         starts = np.zeros(len(ends), np.uint8)
-        starts[first[first < len(ends)]] = 1  # behind the last token there may be blanks
+        starts[first[first < len(ends)]] = 1  # there may be blanks after the last token
         return starts.tobytes()
 
 

@@ -26,7 +26,7 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 
 
 def words_of(tokenizer: Tokenizer) -> Callable[[str], list[str]]:
-    """Return a function that splits a text into words. Joined they are the text, and their ids are the text's.
+    """Return a function that splits a text into words: joined, they are the text, and their ids are those of the text.
 
     Args:
         tokenizer: from `as_text`; it encodes special tokens as text.

@@ -1,7 +1,7 @@
 """The work folder: the files that a preparation keeps between its stages.
 
-    lock.json                         which process is at work here (runs/run_lock.py)
-    settings.json                     what the work follows from; with other settings it is not gone on with
+    lock.json                         the process that works here (runs/run_lock.py)
+    settings.json                     the settings of this work; resuming with different ones is refused
     parts/<task>.json                 what each task reads
     documents/<split>/<task>.parquet  the documents of a task: id, text, hash
     read/<task>.json                  counts of documents dropped while reading, by reason
@@ -37,8 +37,8 @@ from rotary_foundry.utils.errors import DataError
 
 SPLITS = ("train", "validation")
 BAD_INPUT = "bad_input.txt"
-HELD_OUT = "held-out"  # the kind of the documents that are left out because a task holds them out
-BATCH_BYTES = 1 << 21  # of text in memory at a time; the tokenizers library needs about twenty times as much for it
+HELD_OUT = "held-out"  # the kind of documents that are left out because a task holds them out
+BATCH_BYTES = 1 << 21  # bytes of text in memory at a time; the tokenizers library needs about twenty times as much
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Work:
         return [first + rank for rank, task in enumerate(self.tasks) if task.source == source]
 
     def place(self, source: str, number: int) -> tuple[str, str]:
-        """Return where the rows of a part are: the folder of its source (or band) or task, and its name in there."""
+        """Return where the rows of a part are: the folder of its source (or band) or task, and its name in it."""
         task = self.config.task_of(source)
         return (source, f"{number:05d}") if task is None else (task, f"{source}-{number:05d}")
 
@@ -139,11 +139,11 @@ class Work:
         path.write_text(message, encoding="utf-8")
 
     def forget_error(self, stage: str, rank: int) -> None:
-        """Delete the error of a task that is tried again."""
+        """Delete the error of a task before it is tried again."""
         self._error(stage, rank).unlink(missing_ok=True)
 
     def errors(self, stage: str) -> list[str]:
-        """Read the errors of the tasks of a stage, in task order. A full disk may have taken a file and no text."""
+        """Read the errors of the tasks of a stage, in task order. On a full disk an error's file may be empty."""
         texts = [path.read_text(encoding="utf-8") for path in sorted(self.folder.glob(f"errors/{stage}-*.txt"))]
         return [text for text in texts if text]
 

@@ -50,9 +50,9 @@ def write_shards(work: Work, rank: int, source: str, split: str, number: int, fi
 
 
 class KeptDocuments:
-    """The documents of a part's files that are no duplicates and, of held-out ones, wanted.
+    """The documents of a part's files without duplicates, and without held-out documents beyond `validation`.
 
-    Iterating yields batches of ids and texts, and counts in `left_out` the held-out documents that are not wanted.
+    Iterating yields batches of ids and texts, and counts in `left_out` the held-out documents beyond `validation`.
     """
 
     def __init__(self, work: Work, split: str, files: list[int]) -> None:
@@ -162,7 +162,7 @@ class _Shards:
 
 
 class StoredShards(ShardWriter):
-    """Writes the shards of a folder of `work.whole`; at the end, those of a preparation for a store are moved there."""
+    """Writes the shards of a folder of `work.whole`; at the end, moves them to the object store if `out` is on one."""
 
     def __init__(self, work: Work, folder: str, dtype: np.dtype, **columns: Any):
         shutil.rmtree(work.whole / folder, ignore_errors=True)  # left by an interrupted attempt
@@ -182,8 +182,8 @@ class DocumentTable:
     """Writes the parquet file that lists a part's documents by the numbers used in rows.
 
     Args:
-        path: of the file.
-        responses: whether it has the tokens of responses as well, as for conversations.
+        path: the path of the file.
+        responses: whether it also has the number of response tokens, as for conversations.
     """
 
     def __init__(self, path: Path, responses: bool = False) -> None:

@@ -1,1 +1,1 @@
-"""`rotary-foundry doctor [RECIPE]`: checks of the machine before a run starts. examine.py explains the decisions."""
+"""`rotary-foundry doctor [RECIPE]`: check the machine before a run starts. examine.py explains the decisions."""

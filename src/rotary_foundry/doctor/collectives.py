@@ -2,11 +2,11 @@
 
 FSDP2 uses these two collectives for gradients, over NCCL on GPUs and gloo on CPU. The values are small integers, which
 float32 sums exactly in any order, so results are compared for equality. The bandwidth is the "bus bandwidth" of
-nccl-tests: the rate of a link, independent of the number of ranks. It is printed but not judged, because the doctor
+nccl-tests, the rate of a link, independent of the number of ranks. It is printed but not judged, because the doctor
 does not know the expected speed of the network.
 
 A collective does not fail if a peer is missing or cannot be reached over NCCL's network; it waits. So a thread watches
-it, and if it does not return in time, prints what was found so far and ends the process.
+it. If the collective does not return in time, the thread prints what was found so far and ends the process.
 """
 
 import os
@@ -23,13 +23,13 @@ from torch import Tensor, distributed
 from rotary_foundry.doctor.finding import Finding, bad, good
 
 Told = TypeVar("Told")
-BYTES = 2**26  # of a message: about a layer's gradients of the large model
+BYTES = 2**26  # of a message: about the gradients of a layer of the large model
 REPEATS = 5
 MEETING_SECONDS = 300.0  # time limit for all ranks to join
 DEADLINE_SECONDS = 60.0  # for all collectives together; the first takes NCCL some seconds
 REMEDY = (
-    "every node needs the same --world_size, --master_addr and --master_port, its own --node_rank, and a way to that "
-    "port; NCCL_SOCKET_IFNAME names the network, NCCL_DEBUG=INFO tells what NCCL does"
+    "give every node the same --world_size, --master_addr and --master_port, its own --node_rank, and access to that "
+    "port; NCCL_SOCKET_IFNAME selects the network, and NCCL_DEBUG=INFO logs what NCCL does"
 )
 
 
@@ -70,14 +70,14 @@ def try_out() -> Finding:
         return bad(
             "collectives",
             f"{group}: wrong sums in {' and '.join(wrong)}",
-            "a defect of the network, a GPU or the library: leave out half of the nodes, then the other half",
+            "the network, a GPU or the library is defective; to find it, leave out half of the nodes, then the others",
         )
     rates = ", ".join(f"{name} {rate / 1e9:.3g} GB/s" for name, rate in speeds.items())
     return good("collectives", f"{group}: sums are right; bus bandwidth {rates}")
 
 
 def _measure(world: int, device: str) -> tuple[list[str], dict[str, float]]:
-    """Return the collectives with wrong sums on any rank, and bytes a second of each on the slowest rank."""
+    """Return the collectives with wrong sums on any rank, and the bytes per second of each on the slowest rank."""
     rank = distributed.get_rank()
     length = BYTES // 4 // world * world
     one_to_seven = torch.arange(length, device=device) % 7 + 1
@@ -99,7 +99,7 @@ def _measure(world: int, device: str) -> tuple[list[str], dict[str, float]]:
         ("all-reduce", all_reduce, total, 2),
         ("reduce-scatter", reduce_scatter, own, 1),
     ):
-        right = torch.equal(collective(ours.clone()), expected)  # the first makes the connections, and is not timed
+        right = torch.equal(collective(ours.clone()), expected)  # the first call makes the connections and is not timed
         outcomes = gather((right, min(_seconds(collective, ours.clone()) for _ in range(REPEATS))))
         if not all(right for right, _ in outcomes):
             wrong.append(name)
@@ -124,7 +124,7 @@ def deadline(on_late: Callable[[str], object]) -> Iterator[None]:
     """If the block does not end in time, call `on_late` with the reason and end the process with status 1."""
 
     def end() -> None:
-        on_late(f"{distributed.get_world_size()} ranks have met, and have not all come back after {DEADLINE_SECONDS} s")
+        on_late(f"{distributed.get_world_size()} ranks met, but not all of them returned after {DEADLINE_SECONDS} s")
         os._exit(1)
 
     timer = threading.Timer(DEADLINE_SECONDS, end)

@@ -1,4 +1,4 @@
-"""Count the conversations of stages of instruction tuning, and doubt a `target_prompts` that none of them reaches."""
+"""Count the conversations of instruction-tuning stages, and doubt a `target_prompts` that no conversation reaches."""
 
 from collections.abc import Iterator
 from math import isfinite
@@ -14,7 +14,7 @@ SUBJECT = "conversations"
 
 
 def check_conversations(recipe: Recipe) -> Iterator[Finding]:
-    """Check the conversations of all stages that are trained on some; `recipe.data.local` has valid manifests."""
+    """Check the conversations of all stages that train on some; `recipe.data.local` must have valid manifests."""
     for stage, config in recipe.stages.items():
         objective = open_objective(recipe, stage)
         if not isinstance(objective, Instruction):
@@ -34,11 +34,11 @@ def check_conversations(recipe: Recipe) -> Iterator[Finding]:
             yield doubtful(
                 SUBJECT,
                 f"{stage}: no conversation has {least:,} tokens, so no prompt is predicted",
-                "target_prompts with a smaller length, or longer conversations",
+                "set a smaller length in target_prompts, or add longer conversations",
             )
 
 
 def _may_reach(manifest: Manifest, tokens: float) -> bool:
-    """Return False if a manifest counts no conversation of at least so many tokens."""
+    """Return False if a manifest counts no conversation of at least `tokens` tokens."""
     longer = [documents for length, (documents, _) in (manifest.longer or {}).items() if int(length) < tokens]
     return tokens <= manifest.row_length and min(longer, default=manifest.documents) > 0

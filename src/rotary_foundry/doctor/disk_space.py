@@ -1,13 +1,13 @@
-"""Whether a machine has space for what a recipe puts there: /dev/shm, the runs, the shards.
+"""Check that a machine has space for the files of a recipe: in /dev/shm, for the runs, for the shards.
 
-The loaders put into /dev/shm the batches that they have made and the Trainer has not taken: torch's loaders make two a
-worker ahead, and the one that is trained on stays until it is let go of. A rank's batch is its share of an update's
-rows. On GPUs an evaluation has workers of its own beside them. Without workers batches are made in the ranks
-themselves. A container has 64 MB unless it is told otherwise, and a loader that finds no room dies of a bus error,
-hours in, when the ramp comes to a batch that is too large. NCCL has its rings between the GPUs of one machine there as
-well, for which NVIDIA's guide recommends 1 GB ("Troubleshooting", shared memory).
+Loader workers put batches into /dev/shm until the Trainer takes them. torch's loaders make two per worker ahead, and
+the batch in training stays until it is released. A rank's batch is its share of an update's rows. On GPUs an evaluation
+has workers of its own in addition. Without workers, the ranks make batches themselves. A container has 64 MB unless it
+is configured otherwise. If there is no room, a loader dies of a bus error, perhaps hours into a run, when the ramp
+reaches a batch that is too large. NCCL also has its rings between the GPUs of one machine there; NVIDIA's guide
+recommends 1 GB for them ("Troubleshooting", shared memory).
 
-Disks are asked for what has yet to come: checkpoints beside those that are there, decompressed shards that are not.
+Disks need room only for files that do not exist yet: further checkpoints, and shards not yet decompressed.
 """
 
 import fnmatch
@@ -29,29 +29,29 @@ from rotary_foundry.utils.wording import size
 
 SHM = Path("/dev/shm")
 NCCL = 10**9
-AHEAD = 2  # batches a worker: the DataLoader's prefetch_factor
-# input_ids and labels of int64; cu_seqlens of int32, of documents that are nothing but their frame
+AHEAD = 2  # batches per worker: the DataLoader's prefetch_factor
+# input_ids and labels are int64; cu_seqlens are int32, at most one per FRAME.slots tokens
 BYTES_A_TOKEN = 8 + 8 + 4 / max(1, FRAME.slots)
-BYTES_A_LABEL, BYTES_OF_WEIGHTS = 8, 4 + 1  # its place; weights and what is scored
+BYTES_A_LABEL, BYTES_OF_WEIGHTS = 8, 4 + 1  # its place; its weight and `scored`
 
 
 def loaders_need(recipe: Recipe, plan: Plan, nodes: int) -> int:
-    """Bytes of /dev/shm that the loaders of one of so many nodes take at most."""
+    """Return the most bytes of /dev/shm that the loaders of one of `nodes` nodes take."""
     workers = recipe.data.num_workers
     most = max(_batch_bytes(recipe, segment) for segment in (*plan.segments, *plan.abandoned))
     return round((AHEAD * workers + 1) * most / nodes) if workers else 0
 
 
 def evaluation_needs(recipe: Recipe, plan: Plan, ranks: int) -> int:
-    """Bytes of /dev/shm that the evaluations of so many ranks take on GPUs, beside those of the training loaders."""
+    """Return the bytes of /dev/shm that evaluations of `ranks` ranks take on GPUs, besides the training loaders'."""
     workers = recipe.data.held_out_workers
-    rows = {name: stage.device_train_microbatch_size for name, stage in recipe.stages.items()}  # of a batch
+    rows = {name: stage.device_train_microbatch_size for name, stage in recipe.stages.items()}  # per batch
     most = max(_batch_bytes(recipe, segment) / segment.rows * rows[segment.stage] for segment in plan.segments)
     return round((AHEAD * workers + 1) * most * ranks) if workers else 0
 
 
 def _batch_bytes(recipe: Recipe, segment: Segment) -> float:
-    """Bytes of an update's batches on all ranks together."""
+    """Return the bytes of an update's batches on all ranks together."""
     objective = recipe.objective_of(segment.stage)
     labels = objective.predicted_share(segment.knobs_at(segment.start_token))
     a_token = BYTES_A_TOKEN + BYTES_A_LABEL * labels + BYTES_OF_WEIGHTS * objective.weighted
@@ -59,7 +59,7 @@ def _batch_bytes(recipe: Recipe, segment: Segment) -> float:
 
 
 def check_shm(recipe: Recipe, plan: Plan, nodes: int, ranks: int, shm: Path = SHM) -> Iterator[Finding]:
-    """Whether /dev/shm, if there is one, holds what one of so many nodes puts there, of so many ranks."""
+    """Check that /dev/shm, if it exists, has room for one of `nodes` nodes, with `ranks` ranks."""
     if not shm.is_dir():
         return
     import torch
@@ -74,35 +74,35 @@ def check_shm(recipe: Recipe, plan: Plan, nodes: int, ranks: int, shm: Path = SH
         gib = -(-(loaders + nccl) * 5 // 4 // 2**30)  # a quarter more, in whole GiB
         yield bad(
             subject,
-            f"{size(free)} free; needed are {parts}",
+            f"{size(free)} free; needed: {parts}",
             f"docker run --shm-size={gib}g (Kubernetes: an emptyDir of medium Memory; as root: "
-            f"mount -o remount,size={gib}g {shm}), or a smaller data.num_workers",
+            f"mount -o remount,size={gib}g {shm}), or set a smaller data.num_workers",
         )
     else:
-        yield good(subject, f"{size(free)} free; needed are {parts}")
+        yield good(subject, f"{size(free)} free; needed: {parts}")
 
 
 def check_runs_disk(recipe: Recipe, plan: Plan) -> Iterator[Finding]:
-    """Whether the checkpoints that will stay, and one that is being written, have room beside those that are there."""
+    """Check that there is room for all checkpoints that are kept, and for one more that is being written."""
     folder = RunFolder.of(recipe)
     costs = cost(recipe, plan)
     if costs.save_seconds is None:
         count = min(costs.checkpoints_kept + 1, costs.checkpoints_written)
-    else:  # without a number to keep, those due at a token are the fewest
+    else:  # if all are kept, the checkpoints due at given tokens are a lower bound
         count = (costs.checkpoints_kept or costs.checkpoints_written) + 1
     here = _bytes(folder.path, "*.distcp")
     needed = max(0, count * costs.checkpoint_bytes - here)
     there = f", {size(here)} of them here already" if here else ""
     kept = f"{count} checkpoints of {size(costs.checkpoint_bytes)}{there}"
-    yield from _room("runs", folder.path, needed, kept, "save_num_checkpoints_to_keep=…, or another runs_folder")
+    yield from _room("runs", folder.path, needed, kept, "set save_num_checkpoints_to_keep=…, or another runs_folder")
 
 
 def check_data_disk(recipe: Recipe, indexes: Path) -> Iterator[Finding]:
-    """Whether the shards have room beside `data.local`, those that are fetched and those that are decompressed.
+    """Check that `data.local` has room for shards that will be fetched or decompressed.
 
     Args:
-        recipe: whose shards.
-        indexes: the folder that has their index files: `data.local`, or what was fetched of `data.remote`.
+        recipe: the recipe that uses the shards.
+        indexes: the folder with their index files: `data.local`, or the one to which `data.remote`'s were fetched.
     """
     local, limited, needed = Path(recipe.data.local), recipe.data.remote and recipe.data.cache_limit, 0
     for folder, _ in shard_folders(recipe):
@@ -124,7 +124,7 @@ def check_data_disk(recipe: Recipe, indexes: Path) -> Iterator[Finding]:
 
 
 def _bytes(folder: Path, names: str) -> int:
-    """Of the files of these names in a folder and those in it. What a live run removes meanwhile counts for nothing."""
+    """Return the bytes of files named like `names` in and below a folder; skip those that a run removes meanwhile."""
     total = 0
     for place, _, files in os.walk(folder):
         for name in fnmatch.filter(files, names):
@@ -136,9 +136,9 @@ def _bytes(folder: Path, names: str) -> int:
 def _room(subject: str, path: Path, needed: int, what: str, remedy: str) -> Iterator[Finding]:
     place = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free
-    said = f"{path}: {size(free)} free; needed are {size(needed)} ({what})"
+    said = f"{path}: {size(free)} free; needed: {size(needed)} ({what})"
     if not place.is_dir() or not os.access(place, os.W_OK):
-        yield bad(subject, f"{place} cannot be written to", "its owner and rights, or another folder")
+        yield bad(subject, f"{place} cannot be written to", "change its owner or permissions, or use another folder")
     elif free < needed:
         yield bad(subject, said, remedy)
     else:

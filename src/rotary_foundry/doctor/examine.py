@@ -4,10 +4,10 @@
   the collectives, and rank 0 prints the findings of all nodes, with equal ones only once. `composer -c` starts a
   command instead of a script. So a run's launch line works with `-c rotary-foundry doctor` in place of `launch`, also
   under Slurm and Kubernetes.
-- Without a recipe, checks that need one are left out.
+- Without a recipe, it leaves out the checks that need one.
 - Only rank 0 exits with status 1, or the first rank of each node if the ranks cannot connect. Composer would print a
   report for every other process that fails.
-- A check that raises an error is a finding, too, and the other checks still run.
+- If a check raises an error, this is a finding too, and the other checks still run.
 - Nothing is changed without `--clean`, which removes only stale files (leftovers.py).
 """
 
@@ -75,7 +75,7 @@ def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
     yield from _guarded("GPUs", check_gpus(ranks if world > 1 else 0, recipe))
     yield from _guarded("attention", check_attention(recipe))
     yield from _guarded("versions", check_known_faults(recipe))
-    yield from _guarded("leftovers", check_leftovers(clean))  # before the room is measured that they take
+    yield from _guarded("leftovers", check_leftovers(clean))  # before free space is measured
     if is_first():
         yield from _guarded("locks", check_locks(recipe))
     if recipe is None:
@@ -97,7 +97,7 @@ def _guarded(subject: str, check: Iterator[Finding]) -> Iterator[Finding]:
         yield from check
     except Exception as error:  # after any error, run the remaining checks
         said = f"this check failed: {type(error).__name__}: {one_line(error)}"
-        yield bad(subject, said, "what the error names; if that is nothing here, it is a fault of the doctor's")
+        yield bad(subject, said, "repair what the error names; if it names nothing of yours, the doctor has a bug")
 
 
 def _no_collectives(recipe: Recipe | None) -> Iterator[Finding]:
@@ -111,9 +111,9 @@ def _no_collectives(recipe: Recipe | None) -> Iterator[Finding]:
             command[place] = str(Path(sys.executable).parent / command[place])
     yield doubtful(
         "collectives",
-        "not tried: this is one process",
+        "not tested, because this is only one process",
         f"{shlex.join(command)}; on many nodes, or under Slurm, the run's own composer line with "
-        "`-c rotary-foundry doctor` in the place of `launch`",
+        "`-c rotary-foundry doctor` in place of `launch`",
     )
 
 

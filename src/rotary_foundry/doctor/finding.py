@@ -7,7 +7,7 @@ GOOD, DOUBTFUL, BAD = "✓", "!", "✗"
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding about one subject. `remedy` is empty only if nothing has to be done."""
+    """A finding about one subject. `remedy` is empty only if there is nothing to do."""
 
     mark: str  # GOOD; DOUBTFUL: may be intended; BAD: a run would fail or give wrong results
     subject: str

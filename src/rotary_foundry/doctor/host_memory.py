@@ -1,11 +1,11 @@
-"""Whether a machine's memory holds what a recipe's loaders take.
+"""Check that a machine has enough memory for a recipe's loaders.
 
-Each rank knows every shard of the recipe's sources, one stream a row length, and so does each of its loader workers.
-These figures are those of benchmarks/results.md ("The start of a loader"), for 104,000 shards. What the loaders put
-into /dev/shm is memory as well. Weights, activations and the processes themselves are not counted, so this is the least
-that a node needs: too little of it is bad, enough of it proves nothing.
+Each rank, and each of its loader workers, holds an entry of every shard of the recipe's sources, in one stream per row
+length. The bytes per shard are from benchmarks/results.md ("The start of a loader"), for 104,000 shards. Batches in
+/dev/shm are memory as well. Weights, activations and the processes themselves are not counted, so the sum is a lower
+bound: too little memory is bad, but enough memory proves nothing.
 
-A container has less than its machine: the limit of its control group counts, too (version 2).
+A container may have less memory than its machine, so the limit of its control group (version 2) counts too.
 """
 
 from collections.abc import Iterator
@@ -26,9 +26,9 @@ CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(recipe: Recipe, plan: Plan, nodes: int, ranks: int, group: Path = CONTROL_GROUP) -> Iterator[Finding]:
-    """Compare the free memory with what the loaders of one of so many nodes take, which has so many ranks.
+    """Compare the free memory with the need of the loaders of one of `nodes` nodes, with `ranks` ranks.
 
-    A corpus whose indexes are not in `data.local` has shards that are not counted.
+    Shards whose index is not in `data.local` are not counted.
     """
     import torch
 
@@ -54,13 +54,13 @@ def check_memory(recipe: Recipe, plan: Plan, nodes: int, ranks: int, group: Path
         f"{of_shards} and {size(batches)} for batches"
     )
     if free < needed:
-        yield bad("memory", said, "a smaller data.num_workers, fewer ranks on this machine, or more memory")
+        yield bad("memory", said, "set a smaller data.num_workers, use fewer ranks on this machine, or add memory")
     else:
         yield good("memory", said)
 
 
 def _free(group: Path) -> int:
-    """Return the bytes that this machine can still give, and this control group may still take."""
+    """Return the bytes that are available on this machine and within the limit of this control group."""
     free = psutil.virtual_memory().available
     try:
         limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))

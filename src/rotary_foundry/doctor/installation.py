@@ -2,7 +2,7 @@
 
 The pins are in constraints.txt, in the checkout that an editable installation runs from (`make` and the Dockerfile
 install that way). A package installed from a wheel has no such file, and the finding says so. A version that differs
-from its pin is doubtful, because only the pinned one was tested. A version outside pyproject.toml's ranges is bad.
+from its pin is doubtful, because only the pinned version was tested. A version outside pyproject.toml's ranges is bad.
 torch and its dependencies are compared with the tested range (pyproject.toml's) and not with their pins, because a
 cluster may need another CUDA. Outside that range they are doubtful.
 """
@@ -51,7 +51,7 @@ def check_packages(distribution: str = "rotary-foundry", constraints: Path = CON
     pythons = SpecifierSet(metadata(distribution).get("Requires-Python", ""))
     if not pythons.contains(platform.python_version()):
         yield bad(
-            "packages", f"Python {platform.python_version()} ({pythons} is needed)", "an environment of such a one"
+            "packages", f"Python {platform.python_version()} ({pythons} is needed)", "use such a version of Python"
         )
         return
     required = [requirement for requirement in required if not requirement.marker or requirement.marker.evaluate()]
@@ -71,7 +71,7 @@ def check_packages(distribution: str = "rotary-foundry", constraints: Path = CON
     if not constraints.is_file():
         yield doubtful(
             "pins",
-            f"{constraints.name} is not at hand, so versions were not compared with those that were tested",
+            f"{constraints.name} was not found, so versions were not compared with the tested ones",
             f"install from a checkout: {install_command()}",
         )
         return
@@ -119,8 +119,8 @@ def check_gpus(ranks: int, recipe: Recipe | None) -> Iterator[Finding]:
     """Compare the GPUs that torch sees with those of the driver, and with the needs of the ranks and the recipe.
 
     Args:
-        ranks: ranks on this machine; 0 if unknown.
-        recipe: its precision must be supported.
+        ranks: the number of ranks on this machine; 0 if unknown.
+        recipe: the recipe whose precision the GPUs must support, if any.
     """
     import torch
 
@@ -130,8 +130,8 @@ def check_gpus(ranks: int, recipe: Recipe | None) -> Iterator[Finding]:
         yield bad(
             "GPUs",
             f"nvidia-smi {_failure(error)}",
-            "the driver, until nvidia-smi answers: its kernel module is of another version after an update (start the "
-            "machine anew), or a GPU hangs (dmesg names it)",
+            "repair the driver until nvidia-smi answers: after an update its kernel module has another version "
+            "(restart the machine), or a GPU hangs (dmesg names it)",
         )
         told = []
         if not torch.cuda.is_available():
@@ -141,12 +141,12 @@ def check_gpus(ranks: int, recipe: Recipe | None) -> Iterator[Finding]:
             yield bad(
                 "GPUs",
                 f"the driver has {len(told)} ({told[0]}), but torch {torch.__version__} can use none",
-                "a driver for CUDA "
-                f"{torch.version.cuda or '(this torch is built for CPU: install the CUDA one)'}; in a container, "
-                "NVIDIA_DRIVER_CAPABILITIES=compute,utility; and look at CUDA_VISIBLE_DEVICES",
+                "install a driver for CUDA "
+                f"{torch.version.cuda or '(this torch is built for CPU: install the CUDA one)'}; in a container, set "
+                "NVIDIA_DRIVER_CAPABILITIES=compute,utility; check CUDA_VISIBLE_DEVICES",
             )
         else:
-            yield doubtful("GPUs", "none: it would be trained on CPU", "for GPUs in a container: docker run --gpus all")
+            yield doubtful("GPUs", "none: training would use the CPU", "for GPUs in a container: docker run --gpus all")
         if recipe is not None and recipe.precision == "amp_bf16" and not has_bf16_instructions():
             yield doubtful("processor", "no bf16 instructions: amp_bf16 is far slower than fp32", "precision=fp32")
         return
@@ -161,12 +161,12 @@ def check_gpus(ranks: int, recipe: Recipe | None) -> Iterator[Finding]:
         yield bad(
             "GPUs",
             f"{said}: torch {torch.__version__} has no code for {missing}",
-            f"a torch that is built for it; this one is for {', '.join(torch.cuda.get_arch_list())}",
+            f"install a torch that is built for it; this one is for {', '.join(torch.cuda.get_arch_list())}",
         )
     elif weakest < AMPERE and recipe is not None and recipe.precision == "amp_bf16":
-        yield bad("GPUs", f"{said}: without bf16", "precision=fp32, or GPUs from Ampere on")
+        yield bad("GPUs", f"{said}: without bf16", "set precision=fp32, or use GPUs from Ampere on")
     elif len({device.name for device in devices}) > 1:
-        yield doubtful("GPUs", f"{said}: the slowest sets the pace", "GPUs of one kind")
+        yield doubtful("GPUs", f"{said}: the slowest sets the pace", "use GPUs of one kind")
     else:
         yield good("GPUs", said)
 
@@ -174,7 +174,7 @@ def check_gpus(ranks: int, recipe: Recipe | None) -> Iterator[Finding]:
 def _without_code(devices: Sequence[Any], built_for: Sequence[str]) -> str | None:
     """Return the first architecture among GPUs that torch was not built for, such as sm_90; None if there is none.
 
-    Code for sm_80 runs on all of generation 8 from 8.0 on, and code for compute_80 can be compiled for any later one.
+    Code for sm_80 runs on all GPUs of generation 8 from 8.0 on; code for compute_80 can be compiled for any later GPU.
     """
     for device in devices:
         here = 10 * device.major + device.minor
@@ -188,10 +188,10 @@ def _without_code(devices: Sequence[Any], built_for: Sequence[str]) -> str | Non
 
 
 def _told_by_driver() -> list[str]:
-    """Return the lines of `nvidia-smi`, one a GPU: name, memory, driver version. Empty if there is no driver.
+    """Return the lines of `nvidia-smi`, one per GPU: name, memory, driver version. Empty if there is no driver.
 
     Raises:
-        subprocess.SubprocessError: it fails, or does not end in time.
+        subprocess.SubprocessError: nvidia-smi fails, or does not end in time.
     """
     if shutil.which("nvidia-smi") is None:
         return []
@@ -227,13 +227,13 @@ def check_attention(recipe: Recipe | None) -> Iterator[Finding]:
             continue
         try:
             import_module(package)
-        except Exception as error:  # an undefined symbol is an ImportError, a CUDA that is not there a RuntimeError
+        except Exception as error:  # an undefined symbol raises ImportError, a missing CUDA RuntimeError
             broken = True
             yield (bad if on_gpu else doubtful)(
                 "attention",
                 f"{package} is installed and cannot be used: {one_line(error)}",
-                f"build FlashAttention {generation} anew for torch {torch.__version__}, or uninstall it: "
-                "'varlen' attention does without",
+                f"rebuild FlashAttention {generation} for torch {torch.__version__}, or uninstall it: "
+                "'varlen' attention does not need it",
             )
     if broken:
         return
@@ -251,7 +251,7 @@ def _compare_on_gpu() -> Iterator[Finding]:
 
     device = torch.device("cuda", torch.cuda.current_device())
     chosen = choose("auto", "cuda", torch.bfloat16)
-    remedy = "model.attn_implementation=sdpa does without; or install torch anew for this GPU"
+    remedy = "set model.attn_implementation=sdpa, or install another torch for this GPU"
     try:
         off = attention_error(device, chosen)
     except Exception as error:  # a kernel of another architecture, or a FlashAttention that was built for another torch
@@ -268,9 +268,9 @@ def _compare_on_gpu() -> Iterator[Finding]:
 class KnownFault:
     """Versions that compute something wrong on a generation of GPUs, as others have reported."""
 
-    torch: str  # versions
-    generation: int  # of compute capability
-    attention: str  # what the recipe's backend has to be here
+    torch: str  # the affected versions
+    generation: int  # the affected major compute capability
+    attention: str  # the affected attention backend
     what: str
     source: str
     remedy: str
@@ -283,13 +283,13 @@ KNOWN_FAULTS = (
         attention="sdpa",
         what="cuDNN's attention under a mask may give NaN for the gradient of queries in bf16",
         source="pytorch/pytorch#196678",
-        remedy="model.attn_implementation=auto, or a newer torch",
+        remedy="set model.attn_implementation=auto, or install a newer torch",
     ),
 )
 
 
 def check_known_faults(recipe: Recipe | None) -> Iterator[Finding]:
-    """Look for pairs of torch and a GPU that are known to be at fault in what a recipe uses."""
+    """Look for versions of torch that are known to compute something wrong on these GPUs in what a recipe uses."""
     import torch
 
     if recipe is None or recipe.precision != "amp_bf16" or not torch.cuda.is_available():

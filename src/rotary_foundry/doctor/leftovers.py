@@ -1,19 +1,19 @@
-"""What a run that was killed has left behind of Streaming's: segments in /dev/shm, lock files in TMPDIR.
+"""Find the files of Streaming that killed runs have left: segments in /dev/shm and lock files in TMPDIR.
 
-Both are named by a number, under which a data set keeps all that its processes share. A segment takes memory until the
-machine restarts, and in a container that starts again in the same pod it stands in the way: process numbers, from which
-ours are made, are the same there, and Streaming refuses a cache that a segment says is in use.
+The names of both begin with a number, which a data set uses for everything that its processes share. A segment takes
+memory until the machine restarts. In a container that starts again in the same pod it is also an obstacle: our numbers
+are made from process ids, which are the same again, and Streaming refuses a cache that a segment says is in use.
 
-A number is in use if any process has one of its segments mapped, by /proc/*/maps, and then all its segments and lock
-files are. Processes of another container are not seen there, so where containers share /dev/shm (`--ipc=host`), clean
-on the host. What belongs to other users is left alone.
+If any process has mapped a segment (/proc/*/maps), the segment's number is in use, with all its segments and lock
+files. This does not show processes of other containers, so if containers share /dev/shm (`--ipc=host`), clean on the
+host. Files of other users are left alone.
 
-A lock file is removed unless it is held (utils/lock_files.py). So no run is hurt even where machines share TMPDIR, and
-a run's segments are on another of them.
+A lock file is removed unless it is held (utils/lock_files.py). So no run is harmed even if machines share TMPDIR, and
+the segments of a run are on another machine.
 
-A process that ends well removes both (compat/streaming.py), so what is found was left by one that was killed.
+A process that ends normally removes both (compat/streaming.py), so these files are from processes that were killed.
 
-Streaming's own `clean_stale_shared_memory` was left out: it stops at the first number that is free, and asks nobody.
+Streaming's own `clean_stale_shared_memory` is not used: it stops at the first free number, and does not check for use.
 """
 
 import os
@@ -37,13 +37,13 @@ class Leftovers:
     """Streaming's files on this machine."""
 
     segments: list[Path] = field(default_factory=list)  # stale
-    locks: list[Path] = field(default_factory=list)  # stale, or of a number without segments
-    live: set[str] = field(default_factory=set)  # numbers of which a segment is in use
+    locks: list[Path] = field(default_factory=list)  # stale, or with a number that has no segments
+    live: set[str] = field(default_factory=set)  # numbers with a segment in use
     others: int = 0  # files of other users
 
 
 def find_leftovers(shm: Path = SHM, temporary: Path | None = None) -> Leftovers:
-    """Streaming's segments and lock files, those in use apart from those that are not."""
+    """Return Streaming's segments and lock files that are not in use, and the numbers that are."""
     from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
 
     from rotary_foundry.data.checked_shards import SOUND_SHARDS
@@ -59,7 +59,7 @@ def find_leftovers(shm: Path = SHM, temporary: Path | None = None) -> Leftovers:
 
 
 def check_leftovers(clean: bool, shm: Path = SHM, temporary: Path | None = None) -> Iterator[Finding]:
-    """Tell of what killed runs have left behind, and remove it if asked to. Nothing where there is no /dev/shm."""
+    """Report the files that killed runs have left; with `clean`, remove them. Do nothing without /dev/shm."""
     if not shm.is_dir():
         return
     found = find_leftovers(shm, temporary)
@@ -81,7 +81,7 @@ def check_leftovers(clean: bool, shm: Path = SHM, temporary: Path | None = None)
 
 
 def _named(folder: Path, names: tuple[str, ...], found: Leftovers) -> list[Path]:
-    """Our own files that Streaming has named so; root's are all."""
+    """Return files named by Streaming that belong to this user; for root, those of all users. Count the others."""
     pattern = re.compile(rf"\d{{6,}}_({'|'.join(names)})")
     paths = []
     for path in folder.iterdir():
@@ -107,12 +107,12 @@ def _sizes(paths: list[Path]) -> int:
 
 
 def _mapped(folder: Path) -> set[Path]:
-    """The files of a folder that a process has mapped, as far as this user may know it."""
+    """Return the files of a folder that any process has mapped, as far as this user may see."""
     found = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
             lines = maps.read_text(errors="replace").splitlines()
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # the process has ended, or belongs to another user
             continue
         found |= {folder / line.rpartition("/")[2] for line in lines if f" {folder}/" in line}
     return found

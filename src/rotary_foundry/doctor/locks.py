@@ -1,8 +1,8 @@
-"""Who is at work in the folders of this project, as their locks say it (runs/run_lock.py).
+"""Report which processes work in the folders of this project, by the locks of the folders (runs/run_lock.py).
 
-It looks where a recipe and the defaults lead: at runs, at fine-tunings below `runs_folder`, at evaluations of runs and
-in `evaluations`, and at the hidden work folders of `python data_prep` beside `data.local`. It does not know of locks
-elsewhere (`out=…`, `work=…`); whoever wants such a folder is told of them.
+It looks into the folders given by a recipe and the defaults: runs, fine-tunings below `runs_folder`, evaluations of
+runs and in `evaluations`, and the hidden work folders of `python data_prep` beside `data.local`. It does not know of
+locks elsewhere (`out=…`, `work=…`); a command that needs such a folder reports its lock.
 """
 
 import time
@@ -19,7 +19,7 @@ SUBJECT = "locks"
 
 
 def check_locks(recipe: Recipe | None) -> Iterator[Finding]:
-    """Tell who holds what; bad is only a lock that the recipe's own run would be refused for."""
+    """Report the holder of each lock; only a lock because of which the recipe's run would be refused is bad."""
     runs = Path("runs" if recipe is None else recipe.runs_folder)
     data = Path("data") if recipe is None else Path(recipe.data.local).parent
     own = None if recipe is None else RunFolder.of(recipe).path
@@ -33,7 +33,7 @@ def check_locks(recipe: Recipe | None) -> Iterator[Finding]:
 
 
 def _stored(recipe: Recipe) -> Finding | None:
-    """What the run's store says; nothing of one that cannot be used, which is another check's to tell."""
+    """Return the finding about the lock in the run's store; None if the store cannot be used (another check tells)."""
     from rotary_foundry.runs.checkpoint_store import open_store
 
     try:
@@ -43,13 +43,13 @@ def _stored(recipe: Recipe) -> Finding | None:
 
 
 def _finding(place: LockFile | LockObject, own: bool) -> Finding | None:
-    """What one lock says; `own` if the recipe's run would need it."""
+    """Return the finding about one lock; `own` if the recipe's run would need it."""
     try:
         found = place.look()
     except FoundryError as error:
         if not place.local:
             raise
-        return bad(SUBJECT, str(error), "remove what is in the lock's place")
+        return bad(SUBJECT, str(error), "remove whatever has the name of the lock")
     if found is None:
         return None
     holder = Holder.read(found.content)
@@ -69,4 +69,4 @@ def _finding(place: LockFile | LockObject, own: bool) -> Finding | None:
 
 
 def _what_a_start_does() -> str:
-    return f"nothing: a start there watches it, is refused if it is renewed, and goes on after {GONE_AFTER:g} s if not"
+    return f"nothing: a start there waits {GONE_AFTER:g} s, and is refused if the lock is renewed in that time"

@@ -40,10 +40,10 @@ def check_data(recipe: Recipe) -> Iterator[Finding]:
             yield bad(
                 "data",
                 str(error).replace(fetched, remote or local),
-                "credentials and endpoint are the environment's (AWS_ENDPOINT_URL or S3_ENDPOINT_URL, "
+                "check credentials and endpoint in the environment (AWS_ENDPOINT_URL or S3_ENDPOINT_URL, "
                 "AWS_ACCESS_KEY_ID, …)"
                 if remote
-                else "data.local has to be the `out` of what `python data_prep CONFIG` prepared",
+                else "set data.local to the `out` of a corpus that `python data_prep CONFIG` prepared",
             )
             return
         took = f", asked in {time.monotonic() - start:.1f} s" if remote else ""
@@ -79,7 +79,7 @@ def check_wandb(recipe: Recipe) -> Iterator[Finding]:
     if arguments is None:
         return
     given = arguments.get("init_kwargs") or {}
-    settings = given.get("settings") or {}  # W&B lets them go before the environment
+    settings = given.get("settings") or {}  # in W&B they take precedence over the environment
     mode = given.get("mode") or settings.get("mode") or os.environ.get("WANDB_MODE", "online")
     if mode in ("offline", "dryrun", "disabled"):
         yield good("W&B", f"{mode}: no network is needed")
@@ -90,9 +90,9 @@ def check_wandb(recipe: Recipe) -> Iterator[Finding]:
 
     server = (settings.get("base_url") or wandb.api.settings("base_url")).rstrip("/")
     key = settings.get("api_key") or os.environ.get("WANDB_API_KEY") or read_netrc_auth(host=server)
-    offline = "loggers.wandb.init_kwargs.mode=offline works without"
+    offline = "loggers.wandb.init_kwargs.mode=offline needs no server"
     if not key:
-        yield bad("W&B", f"no key for {server}", f"WANDB_API_KEY in the environment, or `wandb login`; {offline}")
+        yield bad("W&B", f"no key for {server}", f"set WANDB_API_KEY, or run `wandb login`; {offline}")
         return
     try:
         reply = requests.post(f"{server}/graphql", json=ASK, auth=("api", key), timeout=SECONDS)
@@ -113,5 +113,5 @@ def check_wandb(recipe: Recipe) -> Iterator[Finding]:
             yield bad(
                 "W&B",
                 f"{server} does not say whose the key is (status {reply.status_code}): {said}",
-                f"WANDB_BASE_URL, if that is no server of W&B's; otherwise later again; {offline}",
+                f"correct WANDB_BASE_URL if that is not a W&B server; otherwise try again later; {offline}",
             )

@@ -11,7 +11,7 @@ SUBJECT = "tasks"
 
 
 def check_tasks(recipe: Recipe) -> Iterator[Finding]:
-    """Check the tasks; `recipe.data.local` has their files, which are valid."""
+    """Check the tasks; `recipe.data.local` must have their files, and these must be valid."""
     tasks = {name: task for stage in recipe.stages for name, task in open_objective(recipe, stage).tasks.items()}
     if not tasks:
         return
@@ -33,5 +33,5 @@ def check_tasks(recipe: Recipe) -> Iterator[Finding]:
         yield doubtful(
             SUBJECT,
             f"{checkpoint.folder}: has a head for {', '.join(gone)}, which no stage draws any more",
-            "the mixture as it was, if that was not intended; later checkpoints would lose this head",
+            "restore the mixture if this was not intended; later checkpoints would lose this head",
         )

@@ -113,11 +113,11 @@ def test_answers_of_the_hub_are_those_of_the_files(form, row):
 @pytest.mark.parametrize(
     ("form", "row", "complaint"),
     [
-        ("chid", {"candidate_id": [0, 1]}, "answers: expected 3 as 'candidate_id', one a blank, found 2"),
+        ("chid", {"candidate_id": [0, 1]}, "answers: expected 3 'candidate_id', one per blank, found 2"),
         ("chid", {"candidate_id": None}, "answers: expected the key 'candidate_id' with a list, found None"),
         ("chid", {"candidate_id": [0, "1", 3]}, "#idiom000001#: expected an answer from 0 to 9, found '1'"),
-        ("cmrc2018", {"text": ["6397千米"] * 2}, "answers: expected 2 integers as 'answer_start', one a 'text', found"),
-        ("cmrc2018", {"answer_start": ["4"]}, "answers: expected 1 integers as 'answer_start', one a 'text', found"),
+        ("cmrc2018", {"text": ["6397千米"] * 2}, "answers: expected 2 integers as 'answer_start', one per 'text'"),
+        ("cmrc2018", {"answer_start": ["4"]}, "answers: expected 1 integers as 'answer_start', one per 'text'"),
         ("cmrc2018", {"text": "6397千米"}, "answers: expected the key 'text' with a list, found '6397千米'"),
     ],
 )

@@ -208,7 +208,7 @@ def test_questions_with_choices_come_from_columns_of_any_name(tmp_path):
         (
             "answers",
             {"text": "q", "more": "page", "label": {"text": ["page"], "answer_start": ["0"]}},
-            "expected 1 integers as 'answer_start', one an answer, found",
+            "expected 1 integers as 'answer_start', one per answer, got",
         ),
         ("choices", {"text": "q", "more": ["a", "b"], "label": 2}, "as a number from 0 to 1 or as its text, found 2"),
         (
@@ -244,10 +244,10 @@ def test_a_question_that_cannot_be_learned_is_refused_by_file_and_row(tmp_path, 
         (
             "a.jsonl",
             '{"text": "x", "label": 1}\n{"text": \n',
-            "a.jsonl:2: expected one JSON object a line; not valid JSON",
+            "a.jsonl:2: expected one JSON object per line; invalid JSON",
         ),
         ("a.jsonl", '{"text": "x"}\n', "a.jsonl:1: no column 'label'; the columns there are text"),
-        ("a.jsonl", "[1]\n", "a.jsonl:1: expected a JSON object with one key a column, got list"),
+        ("a.jsonl", "[1]\n", "a.jsonl:1: expected a JSON object with one key per column, got list"),
         ("a.parquet", "text", "a.parquet: cannot be read as Parquet"),
         ("a.conll", "Anna B-PER\nslept\n", "a.conll:2: 1 columns, the lines above have 2"),
         ("a.conll", "\n\n", "a.conll: the split is empty"),

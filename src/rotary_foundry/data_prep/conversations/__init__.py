@@ -1,1 +1,1 @@
-"""Conversations for instruction tuning: their forms, chat templates, and the tokens that count in the loss."""
+"""Prepare conversations for instruction tuning: their forms, chat templates, and the tokens that count in the loss."""

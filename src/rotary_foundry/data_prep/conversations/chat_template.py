@@ -1,13 +1,13 @@
-"""Render conversations by a chat template, and find the assistant's turns in the text.
+"""Render conversations with a chat template, and find the assistant's turns in the text.
 
-A template is Jinja, as transformers has it, and runs in its sandbox. Most templates do not mark what the assistant
-says, so its turns are found by rendering: a turn begins where the rendering of all turns before it, with the header
-that asks for an answer, ends; and it ends where the rendering up to and with it ends. The turn is rendered once more
-with a mark in place of its content, so it is known exactly which text the template puts around a content, whether it
-strips it, and whether it has such a header at all. A template with `{% generation %}` tags is taken at its word.
+A template is Jinja, as in transformers, and runs in its sandbox. Most templates do not mark what the assistant says, so
+its turns are found by rendering. A turn begins at the end of the rendering of all turns before it and the header that
+asks for an answer. It ends at the end of the rendering of all turns up to and including it. The turn is rendered once
+more with a mark in place of its content. This shows exactly which text the template puts around the content, whether it
+strips the content, and whether it has such a header. If a template has `{% generation %}` tags, these decide.
 
-A turn's end is the end-of-turn token. Blanks that the template puts after it, as ChatML's newline, are no part of the
-turn, because generation stops before them. A conversation whose turns are not found so is refused, never guessed.
+A turn ends with the end-of-turn token. Blanks that the template puts after it, such as ChatML's newline, do not belong
+to the turn, because generation stops before them. A conversation whose turns are not found in this way is refused.
 """
 
 import re
@@ -24,9 +24,9 @@ from rotary_foundry.utils.json_text import read_object
 from rotary_foundry.utils.wording import one_line
 
 TEMPLATE_FILE = "chat_template.jinja"  # beside tokenizer.json
-OLD_ROLES_FILE = "special_tokens_map.json"  # where the roles are alone in what early versions of transformers 4 saved
+OLD_ROLES_FILE = "special_tokens_map.json"  # early versions of transformers 4 saved the roles only here
 TAGGED = re.compile(r"\{%-?\s*generation\s*-?%\}")
-MARK = "\ue000"  # private use; repeated until no content has it
+MARK = "\ue000"  # private use; repeated until no content contains it
 
 Span = tuple[int, int]  # text[start:end]
 
@@ -43,7 +43,7 @@ class ChatTemplate:
     """A chat template with the special tokens that it may name.
 
     Args:
-        source: Jinja.
+        source: the template, in Jinja.
         special_tokens: by role, such as bos_token.
         where: its file, for errors.
     """
@@ -77,7 +77,7 @@ class ChatTemplate:
         """Find the content of a turn in `text`, the rendering of `messages`.
 
         Raises:
-            Unusable: the template does not write it as it is, up to blanks around it.
+            Unusable: the template changes it, apart from blanks around it.
         """
         mark = MARK
         while mark in text:
@@ -101,7 +101,7 @@ class ChatTemplate:
             begin, end = self.content(messages[: number + 1], number, so_far)
             if begin < len(asked):
                 raise Unusable(f"the template asks for turn {number} (assistant) with a part of it")
-            is_asked = not so_far[len(asked) : begin].strip()  # if not, the template has no header to ask with
+            is_asked = not so_far[len(asked) : begin].strip()  # otherwise the template has no header that asks
             closing = so_far[end:].rstrip() or so_far[end:]
             yield (len(asked) if is_asked else begin), end + len(closing)
 
@@ -126,12 +126,12 @@ def open_template(
     """Open the chat template in `given`, or the tokenizer's own.
 
     Args:
-        tokenizer: its folder; None if it is trained here, when it has no template.
-        given: a file of Jinja.
-        special_tokens: the spelling of a tokenizer that is trained here.
+        tokenizer: the folder of the tokenizer; None if it is trained here, because then it has no template.
+        given: a file with a Jinja template.
+        special_tokens: the spelling of the special tokens of a tokenizer that is trained here.
 
     Raises:
-        DataError: there is none, or it cannot be read; names the file and what to do.
+        DataError: there is no template, or it cannot be read; the message names the file and what to do.
     """
     tokenizer, given = (None if path is None else Path(path) for path in (tokenizer, given))
     files = [] if tokenizer is None else [tokenizer / name for name in (OLD_ROLES_FILE, ROLES_FILE)]
@@ -145,7 +145,7 @@ def open_template(
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{file}: cannot be read as a chat template: {one_line(error)}") from None
     own = config.get("chat_template")
-    if isinstance(own, list):  # several by name
+    if isinstance(own, list):  # several templates with names
         named = (each for each in own if isinstance(each, dict) and each.get("name") == "default")
         own = next(named, {}).get("template")
     if not isinstance(own, str):

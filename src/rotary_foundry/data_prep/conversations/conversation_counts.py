@@ -19,9 +19,9 @@ class ConversationCounts:
     tokens: int
     responses: int  # tokens of the assistant
     lengths: list[int]  # tokens of a conversation: the least, the median, the 95th percentile, the most
-    by_length: dict[str, list[int]]  # [examples, tokens, responses] of 1, 2 to 3, 4 to 7, … tokens, by the least
-    left_out: dict[str, int]  # conversations that rows of a length cannot hold, by that length
-    cut: dict[str, int]  # conversations that were cut from the left for rows of a length, by that length
+    by_length: dict[str, list[int]]  # [examples, tokens, responses] of 1, 2 to 3, 4 to 7, … tokens; keys are the least
+    left_out: dict[str, int]  # conversations that do not fit a row, by row length
+    cut: dict[str, int]  # conversations that were cut from the left to fit a row, by row length
 
     @classmethod
     def of(cls, tokens: np.ndarray, responses: np.ndarray, left_out: dict[str, int], cut: dict[str, int]) -> Self:
@@ -44,7 +44,7 @@ class ConversationStatistics:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Make them from plain JSON types."""
+        """Make the statistics from plain JSON types."""
         return cls(**{split: ConversationCounts(**counts) for split, counts in content.items()})
 
 
@@ -52,12 +52,12 @@ def check_conversations(source: str, documents: Mapping[str, int], left_out: Seq
     """Check that each split of a source has conversations.
 
     Args:
-        source: its name.
+        source: the name of the source.
         documents: the number of its conversations by split.
-        left_out: those that were left out when they were encoded, and why.
+        left_out: the conversations that were left out when they were encoded, and why.
 
     Raises:
-        DataError: a split has none.
+        DataError: a split has no conversations.
     """
     for split, count in documents.items():
         if not count:
@@ -69,7 +69,7 @@ def check_conversations(source: str, documents: Mapping[str, int], left_out: Seq
 
 
 def loss_table(counts: Mapping[str, ConversationCounts], split: str) -> Table:
-    """Make the table of what share of the loss each source has, and each length; those of all tokens count prompts."""
+    """Make the table of the share of the loss by source and by length; shares of all tokens include prompts."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(f"conversations ({split})")
     for heading in ("examples", "tokens", "responses", "of the loss", "with prompts"):

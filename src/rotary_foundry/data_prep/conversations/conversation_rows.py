@@ -1,8 +1,8 @@
-"""Write conversations as rows in which none is cut: short ones packed, those from `alone_from` on in rows of their own.
+"""Write conversations as rows without cutting them: pack short ones, and give those from `alone_from` on their own row.
 
 A conversation that no row can hold is left out, and named in bad_input.txt. With `too_long: cut_left` it loses the
-first tokens of the first user's turn instead; the headers of turns and all answers stay. Of several row lengths, the
-longest decides whether a conversation is in the corpus, and shorter rows lack the conversations that do not fit them.
+first tokens of the first user's turn instead; the headers of turns and all answers stay. The longest row length decides
+whether a conversation is in the corpus, and rows of shorter lengths lack conversations that do not fit them.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ from rotary_foundry.data_prep.tokenizer import CAUSAL_TOKENS
 from rotary_foundry.data_prep.work import Work
 from rotary_foundry.data_prep.writing import DocumentTable, KeptDocuments, StoredShards
 
-NO_OFFSETS = np.empty((0, 2), np.int64)  # of a conversation that waits
+NO_OFFSETS = np.empty((0, 2), np.int64)  # offsets of a waiting conversation
 
 
 def template_of(config: CorpusConfig) -> ChatTemplate:
@@ -35,7 +35,7 @@ def template_of(config: CorpusConfig) -> ChatTemplate:
 
 
 def renderable(documents: Iterator[Document], template: ChatTemplate, bad: BadInput) -> Iterator[Document]:
-    """Yield the conversations that the chat template can render with its turns found, and list the others as bad."""
+    """Yield the conversations that the chat template renders so that turns are found, and list the others as bad."""
     for document in documents:
         try:
             template.render(from_text(document.text))
@@ -61,7 +61,7 @@ def write_conversations(work: Work, rank: int, source: str, split: str, number: 
         for name in band_names(source, bounds)
     ]
     documents, bad = KeptDocuments(work, split, files), BadInput(source, config.max_bad_documents)
-    frequencies = np.zeros(vocab_size, np.int64)  # of what is to be predicted
+    frequencies = np.zeros(vocab_size, np.int64)  # of predicted tokens
     too_long = []
     for ids, texts in documents:
         for id_, text in zip(ids, texts, strict=True):
@@ -107,7 +107,7 @@ class _Part:
         self._missing: dict[str, Counter] = {"left_out": Counter(), "cut": Counter()}  # by row length
 
     def add(self, id_: str, messages: Sequence[Message], conversation: EncodedConversation) -> str | None:
-        """Add a conversation; return why it cannot be, if no row can hold it."""
+        """Add a conversation; if no row can hold it, return the reason."""
         number = len(self._lines)
         for rows in self._rows:
             over, fitting = len(conversation.tokens) - rows.row_length, conversation
@@ -175,7 +175,7 @@ class _Rows:
         self._write(self._packer.add(len(conversation.tokens)))
 
     def close(self) -> dict:
-        """Write what waits, and return the counts."""
+        """Write the waiting conversations, and return the counts."""
         self._write(self._packer.finish())
         self._writer.finish()
         responses = np.broadcast_to(self._responses, len(self._longer) + 1)

@@ -1,8 +1,8 @@
 """Encode conversations, and tell which of their tokens the assistant says.
 
-The template writes the special tokens, so nothing is put around a conversation. A special token in what somebody says
-would end a turn or begin one: such a conversation is refused. So is one with a token across the bound of a turn, which
-a model that answers would never see.
+The template writes the special tokens, so nothing is put around a conversation. A special token in the content of a
+turn would end the turn or begin another, so such a conversation is refused. A token across the bound of a turn is
+refused too, because a model that answers would never see it.
 """
 
 import json
@@ -23,20 +23,20 @@ class EncodedConversation(NamedTuple):
 
     tokens: np.ndarray  # uint32 [tokens]
     responses: np.ndarray  # uint8 [tokens]: 1 for the tokens of the assistant's turns
-    offsets: np.ndarray  # int64 [tokens, 2]: the characters of each
+    offsets: np.ndarray  # int64 [tokens, 2]: the first character of each token, and its end
 
 
 class ConversationEncoder:
-    """Encodes conversations by a tokenizer and a chat template.
+    """Encodes conversations with a tokenizer and a chat template.
 
     Args:
-        directory: the tokenizer's.
+        directory: the folder of the tokenizer.
         template: the chat template.
     """
 
     def __init__(self, directory: Path, template: ChatTemplate):
         content = json.loads(read_tokenizer(directory).to_str())
-        # no special tokens around a text, and no offsets that leave blanks out
+        # without the post-processor there are no special tokens around a text, and offsets include blanks
         self._tokenizer = Tokenizer.from_str(json.dumps(content | {"post_processor": None}))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -56,7 +56,7 @@ class ConversationEncoder:
         return self.encode(self.template.render(messages))
 
     def encode(self, rendered: Rendered) -> EncodedConversation:
-        """Encode a rendered conversation. Raises Unusable, if a token lies across the bound of a turn."""
+        """Encode a rendered conversation. Raises Unusable if a token lies across the bound of a turn."""
         encoding = self._tokenizer.encode(rendered.text, add_special_tokens=False)
         offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         responses = np.zeros(len(offsets), np.uint8)
@@ -69,15 +69,15 @@ class ConversationEncoder:
     def without_first(
         self, messages: Sequence[Message], conversation: EncodedConversation, tokens: int
     ) -> EncodedConversation:
-        """Leave out the first tokens of the first user's turn, of its content only, so that headers and answers stay.
+        """Leave out the first tokens of the first user turn's content, so that headers and answers stay.
 
         Args:
             messages: the turns.
             conversation: `self(messages)`.
-            tokens: how many to leave out.
+            tokens: the number of tokens to leave out.
 
         Raises:
-            Unusable: the turn has too few.
+            Unusable: the turn has too few tokens.
         """
         first = next(number for number, message in enumerate(messages) if message["role"] == "user")
         text = self.template.text(messages)
@@ -96,7 +96,7 @@ def _inside(offsets: np.ndarray, span: Span, exact: bool = True) -> np.ndarray:
     """Return a uint8 `[tokens]` with 1 for the tokens inside a span of characters.
 
     Raises:
-        Unusable: a token lies across the span's bound, and it should be `exact`.
+        Unusable: `exact` is set, and a token lies across the bound of the span.
     """
     start, end = span
     begin, finish = offsets.T

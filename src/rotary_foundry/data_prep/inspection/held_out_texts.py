@@ -1,8 +1,8 @@
-"""Held-out documents as text, so that any tokenizer can encode them.
+"""Read held-out documents as text, so that any tokenizer can encode them.
 
 The documents are decoded from the longest rows. A document that is longer than a row is stored in pieces, in order;
 they are joined again. With a `stride`, pieces repeat text, so each piece is taken as a document instead. Labelled
-tasks of a multi-task stage are left out: their documents are windows, choices and joined parts, and not whole texts.
+tasks of a multi-task stage are left out, because their documents are windows, choices and joined parts, not texts.
 
 The held-out data of a corpus may be large, and it is stored by parts of the input. So this module draws parts at
 random, and documents in them, and reads only those parts of each source. It cannot take the first documents, because
@@ -44,13 +44,13 @@ def check_held_out(data: str | Path) -> None:
 
 
 def held_out(data: str | Path, per_source: int, seed: int, at_least: int = 1) -> list[Text]:
-    """Read some held-out documents of each source of a prepared corpus; the same ones for every model.
+    """Read some held-out documents of each source of a prepared corpus, the same ones for every model.
 
     Args:
         data: a folder that `python data_prep` wrote.
         per_source: the most documents from each source.
-        seed: seed of the draw, if a source has more.
-        at_least: the least content tokens of a document, by the corpus' own tokenizer.
+        seed: the seed of the draw, if a source has more.
+        at_least: the fewest content tokens of a document, by the corpus' own tokenizer.
 
     Raises:
         DataError: the folder is missing, has no held-out rows or no document of this length, or a file is damaged.
@@ -65,7 +65,7 @@ def held_out(data: str | Path, per_source: int, seed: int, at_least: int = 1) ->
 
 
 def describe(data: str | Path, texts: list[Text]) -> dict:
-    """Describe the data of a result: the corpus' digest, and how much of it was used."""
+    """Describe the data of a result: the digest of the corpus, and how much of it was used."""
     data = local_folder(data)
     corpus = Statistics.read(data).corpus if (data / FILE).is_file() else None
     return {
@@ -107,7 +107,7 @@ def _is_labelled(source: Path) -> bool:
 
 
 def _of_source(path: Path, per_source: int, seed: int, at_least: int) -> list[Text]:
-    from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder  # and Streaming: seconds
+    from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder  # imports Streaming, which takes seconds
 
     source = Manifest.read(path).source
     generator = np.random.default_rng(seed)
@@ -124,7 +124,7 @@ def _of_source(path: Path, per_source: int, seed: int, at_least: int) -> list[Te
                     pieces[key].append(document if "responses" in sample else content(document))
     joined = {key: np.concatenate(parts) for key, parts in pieces.items()}
     kept = [(key, tokens) for key, tokens in joined.items() if len(tokens) >= at_least]
-    if len(kept) > per_source:  # without tables all were read
+    if len(kept) > per_source:  # without tables, all documents were read
         kept = [kept[index] for index in sorted(generator.choice(len(kept), per_source, replace=False))]
     texts = Texts(folder.tokenizer_folder).decode([np.concatenate([[0], tokens, [0]]) for _, tokens in kept])
     return [
@@ -155,7 +155,7 @@ def _drawn(
 
 
 def _stride(folder: Folder) -> int:
-    """Return how many tokens neighbouring pieces of a document share."""
+    """Return the number of tokens that neighbouring pieces of a document share."""
     corpus = folder.path.parents[2]
     return Statistics.read(corpus).configuration.get("stride", 0) if (corpus / FILE).is_file() else 0
 

@@ -3,7 +3,7 @@
 A StreamingDataset would decompress shards into the folder and take shared memory and locks. Inspection must do neither:
 the folder may be read-only, or a running training may be reading from it. So a shard is read into memory, checked by
 its hash and decompressed there (Streaming writes 64 MB at most by default). Streaming's own reader decodes its rows.
-Columns that would be unpickled are refused: a shard must not be able to run code.
+Columns that would be unpickled are refused, because a shard must not be able to run code.
 """
 
 import os
@@ -24,7 +24,7 @@ from rotary_foundry.data_prep.inspection.source_folders import INDEX, Folder
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import one_line
 
-COLUMNS = {"tokens": None, "lengths": None, "documents": np.empty(0, np.uint32)}  # and what a row may do without
+COLUMNS = {"tokens": None, "lengths": None, "documents": np.empty(0, np.uint32)}  # with defaults of optional columns
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Shard:
     """A shard, as listed in the index."""
 
     reader: ShardReader
-    first_row: int  # of the folder's rows
+    first_row: int  # number in the folder of its first row
 
     @property
     def name(self) -> str:
@@ -40,7 +40,7 @@ class Shard:
 
     @property
     def stored(self) -> FileInfo:
-        """The shard's file as it was written: compressed, if it was."""
+        """The entry of the shard's file as it was written, compressed or not."""
         return self.reader.zip_data or self.reader.raw_data
 
     @property
@@ -59,7 +59,7 @@ class Shard:
         for row in range(start, self.reader.samples):
             try:
                 sample = self.reader.decode_sample(raw[ends[row] : ends[row + 1]])
-            except Exception as error:  # damaged bytes lead to any error of numpy or Streaming
+            except Exception as error:  # damaged bytes may cause any error in numpy or Streaming
                 raise ValueError(f"row {self.first_row + row} cannot be decoded: {one_line(error)}") from error
             for column, without in COLUMNS.items():
                 values = sample.get(column, without)
@@ -86,7 +86,7 @@ class ShardFolder(Folder):
             readers = shard_readers(index, str(self.path))
         except DataError:
             raise
-        except Exception as error:  # a broken file, any part of it missing
+        except Exception as error:  # the file is broken, or any part of it is missing
             raise DataError(f"{path}/{INDEX}: cannot be read: {one_line(error)}") from error
         self.columns, self.shard_rows = index.columns, index.rows
         self._first_rows = self.shard_rows.cumsum() - self.shard_rows
@@ -148,7 +148,7 @@ class ShardFolder(Folder):
             return content
         try:
             content = decompress(shard.reader.compression, content)
-        except Exception as error:  # each compression library has errors of its own
+        except Exception as error:  # each compression library raises its own errors
             raise DataError(f"{where}: cannot be decompressed: {one_line(error)}") from error
         if damage := damage_of(content, raw):
             raise DataError(f"{where}: damaged after decompression: {damage}")

@@ -1,4 +1,4 @@
-"""`data show` and `data search`: the text of rows, decoded from the shards and not read from the source files.
+"""`data show` and `data search`: show the text of rows, decoded from the shards and not read from the source files.
 
 A document is decoded from its piece in the row. Pieces of one document have the same number and id.
 """
@@ -18,7 +18,7 @@ from rotary_foundry.data_prep.inspection.source_folders import INDEX, Texts, fin
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 SHORTENED = 400, 100  # characters shown of a long document's beginning and end
-AROUND = 40  # characters shown on each side of what was searched for
+AROUND = 40  # characters shown on each side of the searched text
 ROWS_AT_A_TIME = 64  # decoded: some megabytes of text
 
 
@@ -30,7 +30,7 @@ class ShownDocument:
     id: str | None  # origin as "path:line"; None if unknown
     tokens: int  # in this row, [CLS] and [SEP] included
     text: str
-    targets: tuple[str, ...] = ()  # what a task predicts of it, in words
+    targets: tuple[str, ...] = ()  # its targets in a task, in words
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The targets of a labelled row in words."""
+"""Describe the targets of a labelled row in words."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ def targets_in_words(folder: ShardFolder, sample: dict) -> list[tuple[str, ...]]
     """Return the targets of each document of a row, such as "label positive" or "person 叶老桂, tokens 10 to 12".
 
     Args:
-        folder: of the row; `task.json` lies two levels above it.
+        folder: the folder of the row; `task.json` lies two levels above it.
         sample: the row, with the column `targets`.
 
     Raises:
-        DataError: the task's file is missing or broken, or the targets are not the task's.
+        DataError: the task's file is missing or broken, or the targets do not fit the task.
     """
     task = Task.read(folder.path.parents[1])
     if complaint := targets_complaint(sample, task):
@@ -34,7 +34,7 @@ def targets_in_words(folder: ShardFolder, sample: dict) -> list[tuple[str, ...]]
 
 
 def _words(task: Task, target: np.ndarray, documents: Sequence[np.ndarray], texts: Texts) -> list[tuple[int, str]]:
-    """Return places of documents in the row, and what a target says of each."""
+    """Return places of documents in the row, and what a target says about each."""
     place, (a, b, c) = int(target[0]), target[1:].tolist()
 
     def span(first: float, last: float) -> str:

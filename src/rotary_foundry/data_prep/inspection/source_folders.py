@@ -1,8 +1,8 @@
 """The files of a prepared corpus: folders of shards, tables of documents, the tokenizer.
 
 Each part of a source has its own folder inside the folder of shards. The table
-`<source>/documents/<split>/<part>.parquet` lists its documents, one a line. The column `documents` of a row holds line
-numbers of this table.
+`<source>/documents/<split>/<part>.parquet` lists its documents, one per line. The column `documents` of a row holds
+line numbers of this table.
 
 If a run trains from a remote, its local folder is a cache, and missing files are fetched to a temporary folder.
 
@@ -63,7 +63,7 @@ class Folder:
         return f"../../documents/{self.split}/{part}.parquet"
 
     def documents(self, part: str, columns: Sequence[str]) -> pa.Table:
-        """Read some of the columns `id`, `bytes` and `tokens` of a part's table of documents, one document a line.
+        """Read some of the columns `id`, `bytes` and `tokens` of a part's table of documents, one document per line.
 
         Raises:
             DataError: the table is missing or broken.
@@ -147,7 +147,7 @@ class Texts:
         self.frame = FRAME.ids(special_ids(folder, self._tokenizer))
 
     def decode(self, documents: Sequence[NDArray[np.integer]], framed: bool = True) -> list[str]:
-        """Decode documents, each `[tokens]`, without their frame if they are `framed`, as all but conversations are.
+        """Decode documents, each `[tokens]`. Leave out their frame if they are `framed`; only conversations are not.
 
         A piece may begin inside a character.
         """

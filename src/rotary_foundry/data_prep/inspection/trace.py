@@ -53,7 +53,7 @@ class TracedUpdate:
     update: int
     stage: str
     row_length: int
-    token: int  # at which it starts
+    token: int  # the token at which it starts
     rows: list[TracedRow]
 
 
@@ -64,7 +64,7 @@ def trace(run: str | Path, update: int, before_rollback: int | None = None, data
         run: a run folder.
         update: number of the update, from 1, as in metrics.jsonl.
         before_rollback: n to trace the run before its n-th rollback, counted from 1.
-        data: the folder with the run's data; None: where its recipe has it.
+        data: the folder with the run's data; None: the folder that its recipe names.
 
     Raises:
         ConfigurationError: `run` is not a run folder, or it has no such update or rollback.

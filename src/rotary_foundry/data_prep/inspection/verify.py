@@ -7,7 +7,7 @@ of its shards could be read.
 A training part leaves out its last row if it could not fill it. So up to one row of its documents' tokens may be
 missing. Held-out documents must be complete.
 
-Rows of conversations may lack those that do not fit them, and hold cut ones.
+Rows of conversations may lack conversations that do not fit, and may hold cut ones.
 
 statistics.json, which preparation writes last, names the folders that a corpus should have. A folder that is missing
 entirely leaves no trace elsewhere.
@@ -156,7 +156,7 @@ def _against_manifest(
         there |= {"documents": totals.documents, "tokens": totals.tokens}
     if texts is not None:
         there["tokenizer"] = texts.fingerprint
-    if folder.path.parent.name.isdigit():  # it is where preparation wrote it
+    if folder.path.parent.name.isdigit():  # it lies where preparation wrote it
         there |= {"split": folder.split, "row_length": int(folder.path.parent.name)}
         there["source"] = folder.path.parents[1].name
     for key, value in there.items():
@@ -219,7 +219,7 @@ class _Rows:
 
     Args:
         lengths: content tokens of each document of the part, int64 [documents]; None if unknown.
-        task: what the rows are of; None if of no task.
+        task: the task of the rows; None if they belong to no task.
     """
 
     def __init__(
@@ -288,7 +288,7 @@ class _Rows:
 
 
 def _in_frames(frame: Frame, tokens: NDArray, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
-    """Whether each document of a row begins and ends with the special tokens of its frame."""
+    """Return whether each document of a row begins and ends with the special tokens of its frame."""
     before = [tokens[starts + place] == token for place, token in enumerate(frame.before)]
     after = [tokens[ends + place] == token for place, token in enumerate(frame.after, -len(frame.after))]
     return bool(np.all([*before, *after]))

@@ -1,1 +1,1 @@
-"""Labelled examples: where they are, how they are read, and how they become tokens and numbers of labels."""
+"""Labelled examples: locate them, read them, and turn them into tokens and label numbers."""

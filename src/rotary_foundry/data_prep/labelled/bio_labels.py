@@ -1,8 +1,8 @@
 """Turn words with BIO labels, as CoNLL files have them, into a text with entities.
 
-A label is O, or a prefix, '-' and a kind: B begins an entity, I continues one, E ends one and S is one word. Files with
-I alone, as of CoNLL-2003, are read too: an I without an entity of its kind before it begins one. Two words have a blank
-between them, unless one of them is Chinese or Japanese at that side.
+A label is O, or a prefix, '-' and a kind. The prefix B begins an entity, I continues one, E ends one, and S marks an
+entity of one word. Files with only I, such as CoNLL-2003's, are read too: an I that follows no entity of its kind
+begins one. Two words have a blank between them, unless one of them is Chinese or Japanese at that side.
 """
 
 import unicodedata
@@ -14,10 +14,10 @@ PREFIXES = "BIES"
 
 
 def with_entities(example: Example) -> Example:
-    """Return the example of a text with entities for one of words with BIO labels.
+    """Turn an example of words with BIO labels into one of a text with entities.
 
     Raises:
-        DataError: words and labels are no lists of equally many texts, or a label is none of BIO's; names the example.
+        DataError: words and labels are not lists of equally many texts, or a label is not BIO; it names the example.
     """
     words, labels, where = example.text, example.label, example.where
     for name, column in (("words", words), ("labels", labels)):
@@ -25,7 +25,7 @@ def with_entities(example: Example) -> Example:
             raise DataError(f"{where}: expected a list of texts as {name}, found {column!r}")
     if len(words) != len(labels):
         raise DataError(f"{where}: {len(words)} words have {len(labels)} labels; give each word one")
-    text, spans, opened = "", [], None  # opened: the kind of the last entity, as long as it may go on
+    text, spans, opened = "", [], None  # opened: the kind of the last entity while it may continue
     for word, label in zip(words, labels, strict=True):
         text += " " if text and word and not (_has_no_blanks(text[-1]) or _has_no_blanks(word[0])) else ""
         start, text = len(text), text + word
@@ -46,5 +46,5 @@ def with_entities(example: Example) -> Example:
 
 
 def _has_no_blanks(char: str) -> bool:
-    """Return whether a character is of a script that has no blanks between words."""
+    """Return whether a character belongs to a script without blanks between words."""
     return unicodedata.east_asian_width(char) in "WF" and not unicodedata.name(char, "").startswith("HANGUL")

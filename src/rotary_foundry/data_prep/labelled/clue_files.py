@@ -1,17 +1,17 @@
 """Read the tasks of CLUE (arXiv 2004.05986, cluebenchmarks.com) in the forms in which they are published.
 
-Most are files with a JSON object a line. Reading tasks are one nested JSON document a file, which is first turned into
-rows as the hub's data set `clue` has them, so that files and hub need only one function a task. A test file has the
-same form without labels.
+Most files have one JSON object per line. A file of a reading task is one nested JSON document, which is first turned
+into rows like those of the hub's data set `clue`, so that files and hub need only one function per task. A test file
+has the same form without labels.
 
-What every task becomes is what the published fine-tuning code in roformer-v2 (clue/) makes of it:
+Every task is converted as in the published fine-tuning code of roformer-v2 (clue/):
 
 - WSC: both spans are put in brackets, and the text is classified.
 - CSL: the keywords, joined by ；, and the abstract are a pair.
 - C3: passages are joined by ||; the choices are filled up to four.
-- CHID: a blank is an example. Its candidates are put between the text before and the text after it. Other blanks become
-  underscores.
-- A pair on whose class the annotators did not agree ("-") is left out.
+- CHID: each blank is an example. Its candidates are put between the text before and the text after it. Other blanks
+  become underscores.
+- A pair is left out if the annotators did not agree on its class ("-").
 """
 
 import re
@@ -46,14 +46,14 @@ def read_file(form: str, file: Path) -> Iterator[Example]:
     """Yield the examples of a file in the form of a CLUE task.
 
     Raises:
-        DataError: a row has not the task's form, or a span does not lie in its text; names file and row.
+        DataError: a row does not have the task's form, or a span is outside its text; the message names file and row.
         OSError, UnicodeDecodeError: the file cannot be read.
     """
     yield from read_rows(form, NESTED.get(form, json_lines)(file))
 
 
 def read_rows(form: str, rows: Iterable[tuple[str, dict]]) -> Iterator[Example]:
-    """Yield the examples of rows, each with its location; rows are as the hub's data set `clue` has them.
+    """Yield the examples of rows, each with its location; rows have the form of the hub's data set `clue`.
 
     Raises:
         DataError: as `read_file`.
@@ -123,10 +123,10 @@ def _wsc(row: dict, where: str) -> Iterator[Example]:
 
 
 def _check(text: str, span: Span, words: str, where: str) -> Span:
-    """Return a span.
+    """Return a span after checking it.
 
     Raises:
-        DataError: it is not in the text, or other words are there.
+        DataError: the span is outside the text, or the text has other words there.
     """
     found = text[span.start : span.end] if 0 <= span.start < span.end <= len(text) else None
     if found != words or not words:
@@ -143,17 +143,17 @@ def _cmrc2018(row: dict, where: str) -> Iterator[Example]:
     there = f"{where}: answers"
     texts, starts = _texts(answers, "text", there), _field(answers, "answer_start", list, there)
     if len(starts) != len(texts) or not all(type(start) is int for start in starts):
-        raise DataError(f"{there}: expected {len(texts)} integers as 'answer_start', one a 'text', found {starts!r}")
+        raise DataError(f"{there}: expected {len(texts)} integers as 'answer_start', one per 'text', found {starts!r}")
     # a test file has an empty answer at -1
     spans = [place_of_answer(passage, text, start, where) for text, start in zip(texts, starts, strict=True) if text]
     yield Example(where, (_field(row, "question", str, where), passage), spans or None, _id(row))
 
 
 def place_of_answer(passage: str, answer: str, start: int, where: str) -> Span:
-    """Return the place of an answer that is nearest to where it should start; in CMRC2018, some starts are wrong.
+    """Return the occurrence of an answer that is nearest to its stated start; some starts in CMRC2018 are wrong.
 
     Raises:
-        DataError: the passage does not have it.
+        DataError: the passage does not contain the answer.
     """
     places = [match.start() for match in re.finditer(f"(?={re.escape(answer)})", passage)]
     if not places:
@@ -201,7 +201,7 @@ def _c3_rows(file: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _chid(row: dict, where: str) -> Iterator[Example]:
-    """Yield an example for each blank; `answers` has the right candidates in the order of the blanks."""
+    """Yield an example for each blank; `answers` holds the right candidates in the order of the blanks."""
     candidates, passages = _texts(row, "candidates", where), _texts(row, "content", where)
     blanks = [(passage, blank) for passage in passages for blank in BLANK.finditer(passage)]
     if len(blanks) > len(candidates):
@@ -209,7 +209,7 @@ def _chid(row: dict, where: str) -> Iterator[Example]:
     answers = _field(row, "answers", dict, where) if row.get("answers") is not None else {}
     right = _field(answers, "candidate_id", list, f"{where}: answers") if answers else []
     if right and len(right) != len(blanks):
-        raise DataError(f"{where}: answers: expected {len(blanks)} as 'candidate_id', one a blank, found {len(right)}")
+        raise DataError(f"{where}: answers: expected {len(blanks)} 'candidate_id', one per blank, found {len(right)}")
     for (passage, blank), index in zip(blanks, right or [None] * len(blanks), strict=True):
         name = blank.group()
         if right and (type(index) is not int or index not in range(len(candidates))):

@@ -6,8 +6,8 @@ LONG_DOCUMENTS = "truncate", "refuse"
 PACKAGES = "reviews", "help_pages", "terms", "newspaper"  # forms that `chinese_packages.py` reads
 CONLL = "conll"  # words with BIO labels (bio_labels.py), in files of columns or in columns of lists
 ANSWERS, CHOICES = "answers", "choices"  # rows with columns of any name (question_columns.py)
-OF_ROWS = CONLL, ANSWERS, CHOICES  # forms of rows that every reader of rows gives
-FORMS = {  # forms of data, and their types of task
+OF_ROWS = CONLL, ANSWERS, CHOICES  # forms of rows, which any reader of rows can read
+FORMS = {  # the type of task of each form of data
     **dict.fromkeys(("afqmc", "tnews", "iflytek", "cmnli", "ocnli", "wsc", "csl"), "sequence"),
     **{"c3": "choice", "chid": "choice", "cmrc2018": "answer", "cluener": "entities"},
     **dict.fromkeys(PACKAGES[:-1], "sequence"),
@@ -22,13 +22,13 @@ FORMS = {  # forms of data, and their types of task
 class DataConfig:
     """The location of examples: a data set with splits, or files."""
 
-    path: str | None = None  # a data set: a folder, or its name on the Hugging Face hub; `data_path` if not given
-    name: str | None = None  # of a configuration of it, such as rte of nyu-mll/glue
-    form: str | None = None  # one of FORMS; of a published one, splits are names of files in `path`/`name`
-    train: str = "train"  # the split, or, without any path, the file: .csv .tsv .jsonl .parquet .conll
+    path: str | None = None  # a data set: a folder, or its name on the Hugging Face hub; default: `data_path`
+    name: str | None = None  # the name of a configuration of it, such as rte of nyu-mll/glue
+    form: str | None = None  # one of FORMS; in a published form, splits are names of files in `path`/`name`
+    train: str = "train"  # the split, or, without a path, the file: .csv .tsv .jsonl .parquet .conll
     validation: list[str] = field(default_factory=lambda: ["validation"])  # the first decides which model is best
     text: list[str] = field(default_factory=lambda: ["text"])  # a column, or the two of a pair; see question_columns.py
-    label: str = "label"  # the column; CoNLL files have none: words are their first column, labels their last
+    label: str = "label"  # the column; in CoNLL files, the first column has the words and the last the labels
     test: dict[str, str] = field(default_factory=dict)  # predictions to write: their file's name → the unlabelled split
 
 
@@ -36,8 +36,8 @@ def columns_complaint(data: DataConfig, most: int = 2) -> str | None:
     """Return what is wrong with the number of columns in `text`; None if nothing is.
 
     Args:
-        data: whose columns.
-        most: columns of a text without a form.
+        data: the data, with their columns.
+        most: the most columns of data without a form.
     """
     found = len(data.text)
     if data.form == ANSWERS:

@@ -3,8 +3,8 @@
 Files are not read by `datasets`, because its CSV reader takes texts such as "None" and "NA" as missing, and its errors
 do not name the row. TSV, such as GLUE's own, has no quotes: the text is everything between two tabs. `datasets` reads
 only data sets: a folder of its `save_to_disk`, or a name on the hub. A folder may also have one file for each split,
-`train.csv` or `train-00000-of-00001.parquet`, as in a clone of a hub's data set. Data in a published form of its own
-(`form`) are read by that form's reader.
+`train.csv` or `train-00000-of-00001.parquet`, as in a clone of a data set of the hub. Data in a published form (`form`)
+are read by the reader of that form.
 """
 
 import csv
@@ -36,11 +36,11 @@ def read_split(data: DataConfig, split: str, labelled: bool = True) -> list[Exam
     """Read the examples of a split or of a file.
 
     Args:
-        data, split: where they are.
-        labelled: whether examples in a published form must have labels; those of a test file do not.
+        data, split: where the examples are.
+        labelled: whether examples in a published form must have labels; those of a test file have none.
 
     Raises:
-        DataError: the data is missing or invalid; names the file and row, and what would be right.
+        DataError: the data is missing or invalid; the message names the file and row, and what would be right.
         NeedsNetwork: the data is on the hub, which cannot be reached.
     """
     found = list(_examples(data, split))
@@ -84,7 +84,7 @@ def _examples(data: DataConfig, split: str) -> Iterator[Example]:
 
 
 def _in_form(data: DataConfig, split: str) -> Iterator[Example]:
-    """Yield the examples of a split in a published form: of a file, of a folder with such files, or of the hub."""
+    """Yield the examples of a split in a published form: from a file, from a folder of such files, or from the hub."""
     if data.form in FROM_ROWS:
         yield from map(FROM_ROWS[data.form], _examples(replace(data, form=None), split))
         return
@@ -228,7 +228,7 @@ READERS = {
 
 
 def _data_set(data: DataConfig, split: Any, where: str) -> Iterator[Example]:
-    """Yield the rows of a `datasets.Dataset`; class numbers are replaced by the class names that it has for them."""
+    """Yield the rows of a `datasets.Dataset`; class numbers are replaced by its class names."""
     _check_columns(data, split.column_names, where)
     split = split.select_columns([*data.text, data.label])
     feature = split.features[data.label]
@@ -255,13 +255,13 @@ def _row(data: DataConfig, row: dict, where: str) -> Example:
 
 
 def texts_of(data: DataConfig, example: Example) -> tuple[str, ...]:
-    """Return the text of an example, or the two of a pair.
+    """Return the text of an example, or both texts of a pair.
 
     Raises:
-        DataError: one of them is not text; names the row and the column.
+        DataError: one of them is not text; the message names the row and the column.
     """
     texts = example.text if isinstance(example.text, tuple) else (example.text,)
-    if data.form is not None:  # its reader has checked them
+    if data.form is not None:  # the reader of the form has checked them
         return texts
     for column, text in zip(data.text, texts, strict=True):
         if not isinstance(text, str):
@@ -270,7 +270,7 @@ def texts_of(data: DataConfig, example: Example) -> tuple[str, ...]:
 
 
 def source_files(data: DataConfig) -> list[Path]:
-    """Return the files that examples are read from, as far as there are any; none for a data set of the hub."""
+    """Return the files that examples are read from; none for a data set of the hub."""
     if data.path is None:
         files = [data.train, *data.validation]
         found = [of for file in files for of in (clue_files.find_files(Path(file)) if data.form else [Path(file)])]
@@ -302,7 +302,7 @@ def _from_disk(folder: Path) -> Any:
 
     try:
         return datasets.load_from_disk(folder)
-    except Exception as error:  # of arrow, of JSON and of the file system
+    except Exception as error:  # from arrow, JSON or the file system
         raise DataError(f"{folder}: datasets cannot load it: {one_line(error)}") from None
 
 
@@ -316,7 +316,7 @@ def _from_hub(data: DataConfig, split: str) -> Any:
         raise NeedsNetwork(
             f"{data.path}: not a local folder, and cannot be downloaded from the hub: {one_line(error)}"
         ) from None
-    except Exception as error:  # of the hub and of each of the builders
+    except Exception as error:  # from the hub or any builder
         raise DataError(f"{data.path}: datasets cannot load it: {one_line(error)}") from None
 
 

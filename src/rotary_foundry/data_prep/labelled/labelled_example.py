@@ -1,4 +1,4 @@
-"""The labelled example that readers return and encoders take, and JSON files row by row."""
+"""Define the labelled example, which readers return and encoders take, and read JSON files row by row."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ class Span(NamedTuple):
 class Example:
     """A labelled example, as stored in the data.
 
-    By the task's type, `text` and `label` are
+    `text` and `label` depend on the type of the task:
 
         sequence, regression  a text or a pair of texts, and a class or a number
         token                 a list of words, and a list of equally many classes
         choice                Choices, and the index of the right one
-        answer                (question, passage), and the answers as Spans of the passage, the first to be learned
+        answer                (question, passage), and the answers as Spans of the passage; the first is learned
         entities              a text, and its entities as Spans
 
     `label` is None if the example has none, as in CLUE's test files.
@@ -48,7 +48,7 @@ class Example:
 
 
 def json_lines(file: Path) -> Iterator[tuple[str, dict]]:
-    """Yield (file:line, object) of a file with a JSON object a line; blank lines are skipped.
+    """Yield (file:line, object) of a file with one JSON object per line; blank lines are skipped.
 
     Raises:
         DataError: a line is not a JSON object.
@@ -60,16 +60,16 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict]]:
             try:
                 row = parse_json(line, object_pairs_hook=_once)
             except ValueError as error:
-                raise DataError(f"{file}:{number}: expected one JSON object a line; not valid JSON: {error}") from None
+                raise DataError(f"{file}:{number}: expected one JSON object per line; invalid JSON: {error}") from None
             if not isinstance(row, dict):
                 raise DataError(
-                    f"{file}:{number}: expected a JSON object with one key a column, got {type(row).__name__}"
+                    f"{file}:{number}: expected a JSON object with one key per column, got {type(row).__name__}"
                 )
             yield f"{file}:{number}", row
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of JSON whose keys occur once; Python takes the last of two without a word."""
+    """Make a JSON object, and refuse a key that occurs twice; Python would silently take the last one."""
     keys = [key for key, _ in pairs]
     if several := [key for key in keys if keys.count(key) > 1]:
         raise ValueError(f"the key '{several[0]}' occurs twice")

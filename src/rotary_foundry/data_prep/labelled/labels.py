@@ -1,7 +1,7 @@
 """Number the labels of a task.
 
-They are numbered in this order: as in the model's head if it has one; else as in the YAML; else as in the training
-data, sorted. Any other label, in any split, is an error.
+Their order is that of the model's head if it has one, otherwise that of the YAML, otherwise the sorted labels of the
+training data. Any other label, in any split, is an error.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 from rotary_foundry.data_prep.labelled.labelled_example import Example
 from rotary_foundry.utils.errors import DataError
 
-DIGITS = re.compile("[0-9]{1,300}")  # of thousands, Python makes no number
+DIGITS = re.compile("[0-9]{1,300}")  # Python converts no text of thousands of digits to a number
 
 
 class Labels:
@@ -38,14 +38,14 @@ class Labels:
         """Determine the labels of a task.
 
         Args:
-            name: of the task, for messages.
-            type: as `Example` has it.
+            name: the name of the task, for messages.
+            type: the type of the task, as in `Example`.
             given: the YAML's `labels`; empty if it has none.
             train: the training examples.
             head: the labels of a model's head, if it has one.
 
         Raises:
-            DataError: the head's labels are not the task's, or all examples have the same label.
+            DataError: the head has other labels than the task, or all examples have the same label.
         """
         if type == "regression":
             if head is not None and len(head) != 1:
@@ -90,7 +90,7 @@ class Labels:
         """
         text = _text(value, where)
         if text not in self.numbers and isinstance(value, bool):
-            text = str(value)  # as a head may have it that was trained with Python's spelling
+            text = str(value)  # a head may have Python's spelling of it
         if text not in self.numbers:
             raise DataError(
                 f"{where}: label '{text}' is not among those of {self.source} ({listed(self.names)}); correct it, or "
@@ -116,8 +116,8 @@ def _text(value: Any, where: str) -> str:
         )
     if isinstance(value, list | dict):
         raise DataError(
-            f"{where}: the label is a {type(value).__name__}; expected one label an example (several labels a text are "
-            "not supported), unless its type is token"
+            f"{where}: the label is a {type(value).__name__}; expected one label per example (several labels per text "
+            "are not supported), unless its type is token"
         )
     if isinstance(value, bool):
         return str(value).lower()

@@ -1,11 +1,11 @@
-"""Tasks from what every Python installation holds, so that fine-tuning can be tried, and models compared, offline.
+"""Make tasks from files of the Python installation, so that users can try fine-tuning and compare models offline.
 
-- `package`: of which package is this docstring? The standard library or one of seven scientific packages.
-- `belongs`: does this docstring belong to this function? Of every second function it is another one's docstring, of
-  the same module, so that words of the module give nothing away; the function's own name is there for both.
+- `package`: which package does this docstring come from, the standard library or one of seven scientific packages?
+- `belongs`: does this docstring belong to this function? Every second function gets the docstring of another function
+  in the same module, so that the module's vocabulary gives nothing away; the function's own name is always shown.
 
-Labels are facts and made by no one. Modules are held out whole, by the hash of their name, so that no function of a
-validation module was seen. What of it a nano model was pretrained on, it has seen without labels.
+The labels are facts, so nobody had to annotate them. Whole modules are held out, by the hash of their name, so training
+sees no function of a validation module. A nano model may have been pretrained on such modules, but without labels.
 """
 
 import ast
@@ -19,15 +19,15 @@ from pathlib import Path
 from rotary_foundry.data_prep.readers.installed_packages import SCIENTIFIC_PACKAGES, installed_files
 from rotary_foundry.utils.errors import DataError
 
-PATH = "python-installation"  # in the place of a data set's name
-EXAMPLES = 1000  # of a task, both splits together
-HELD_OUT = 5  # of so many modules one
-PER_MODULE = 2  # examples at most, that large modules do not prevail
+PATH = "python-installation"  # replaces the name of a data set
+EXAMPLES = 1000  # per task, both splits together
+HELD_OUT = 5  # one in five modules
+PER_MODULE = 2  # the most examples per module, so that large modules do not dominate
 SHORTEST, LONGEST = 60, 1500  # characters of a docstring, and of a function without it
 
 
 def rows(task: str, split: str) -> list[tuple[str, dict]]:
-    """The examples of a task's split, each with the module that it is from.
+    """Return the examples of a task's split, each with the name of its module.
 
     Args:
         task: package or belongs.
@@ -44,7 +44,7 @@ def rows(task: str, split: str) -> list[tuple[str, dict]]:
 
 
 def source_files() -> list[Path]:
-    """Return the files that the tasks may be made of."""
+    """Return the files from which the tasks may be made."""
     return [file for _, file in installed_files(SCIENTIFIC_PACKAGES)]
 
 
@@ -73,7 +73,7 @@ def _held_out(name: str) -> bool:
 
 
 def _documented(content: bytes) -> Iterable[tuple[str, str]]:
-    """(docstring, source without it) of each function of a module."""
+    """Yield (docstring, source without it) of each function of a module."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
@@ -89,4 +89,4 @@ def _documented(content: bytes) -> Iterable[tuple[str, str]]:
 
 
 def _cut(text: str) -> str:
-    return text[:LONGEST].encode("utf-8", "replace").decode()  # half a surrogate pair, of a literal, is none in UTF-8
+    return text[:LONGEST].encode("utf-8", "replace").decode()  # UTF-8 cannot encode half a surrogate pair

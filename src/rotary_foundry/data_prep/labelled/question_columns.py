@@ -1,7 +1,7 @@
 """Turn rows with columns of any name into questions about a passage, and into questions with choices.
 
-- answers: `text` names the columns of the question and of the passage. The label is a text of the passage, a list of
-  such texts of which the first is learned, or SQuAD's mapping of the lists `text` and `answer_start`.
+- answers: `text` names the columns of the question and of the passage. The label is a text in the passage, a list of
+  such texts (the first is learned), or SQuAD's mapping with the lists `text` and `answer_start`.
 - choices: `text` names one or two columns of text, then the column with the list of choices. The label is the number of
   the right choice, from 0, or its text.
 """
@@ -15,10 +15,10 @@ from rotary_foundry.utils.errors import DataError
 
 
 def with_answers(example: Example) -> Example:
-    """Return the example of a question, a passage and its answers for one of a row's columns.
+    """Turn an example of a row's columns into one of a question, a passage and its answers.
 
     Raises:
-        DataError: a column is of another kind, or an answer is not in the passage; names the row.
+        DataError: a column has another type, or an answer is not in the passage; the message names the row.
     """
     where, label = example.where, example.label
     question, passage = _texts(example.text, "question and passage", where)
@@ -26,7 +26,7 @@ def with_answers(example: Example) -> Example:
     answers = _texts(given.get("text"), "answers", where)
     starts = given.get("answer_start") or [0] * len(answers)
     if not _is_list(starts) or len(starts) != len(answers) or not all(type(start) is int for start in starts):
-        raise DataError(f"{where}: expected {len(answers)} integers as 'answer_start', one an answer, found {starts!r}")
+        raise DataError(f"{where}: expected {len(answers)} integers as 'answer_start', one per answer, got {starts!r}")
     if not answers or not all(answers):
         raise DataError(f"{where}: expected an answer of at least one character, found {label!r}")
     spans = [place_of_answer(passage, answer, start, where) for answer, start in zip(answers, starts, strict=True)]
@@ -34,10 +34,10 @@ def with_answers(example: Example) -> Example:
 
 
 def with_choices(example: Example) -> Example:
-    """Return the example of a question with choices for one of a row's columns.
+    """Turn an example of a row's columns into one of a question with choices.
 
     Raises:
-        DataError: a column is of another kind, or the label is none of the choices; names the row.
+        DataError: a column has another type, or the label is not among the choices; the message names the row.
     """
     where, label = example.where, example.label
     before = _texts(example.text[:-1], "text before the choices", where)

@@ -1,13 +1,13 @@
-"""Encode choices, questions with passages, and texts with entities, as the heads of `head_models.py` take them.
+"""Encode choices, questions with passages, and texts with entities for the heads of `head_models.py`.
 
 All parts of a text are joined by the separator, as in `[CLS] question [SEP] passage [SEP]`, and all tokens have the
-segment 0, as in the fine-tuning code of roformer-v2. Positions of characters become positions of tokens here:
+segment 0, as in the fine-tuning code of roformer-v2. Positions of characters are turned into positions of tokens:
 
 - A passage that is too long is divided into windows, which begin STRIDE tokens apart. A window without the whole answer
   has the answer (0, 0), which is [CLS]. The answer's first and last token are those that hold its first and last
   character.
-- An entity's first token must begin where it begins, and its last token end where it ends. Any other entity, and one
-  in the part that is cut off, cannot be learned, but counts as missed in the evaluation.
+- An entity's first token must begin where it begins, and its last token must end where it ends. Any other entity, and
+  any entity in the part that is cut off, cannot be learned, but counts as missed in the evaluation.
 """
 
 import json
@@ -29,7 +29,7 @@ Offsets = list[tuple[int, int]]
 
 
 class PartsTokenizer:
-    """Tokenises parts of texts without special tokens; those that a text spells are text.
+    """Tokenises parts of texts without adding special tokens; those spelled in a text are text.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -59,7 +59,7 @@ class PartsTokenizer:
         return other
 
     def content(self, parts: int) -> int:
-        """Return the most tokens that so many parts may have together."""
+        """Return the most tokens that `parts` parts may have together."""
         return self.limit - len(FRAME.before) - parts * len(FRAME.after)
 
     def join(self, *parts: list[int]) -> list[int]:
@@ -68,10 +68,10 @@ class PartsTokenizer:
 
 
 def encode_choices(examples: Sequence[Example], parts: PartsTokenizer) -> tuple[dict[str, list], list[str]]:
-    """Return `input_ids` [choices, tokens] of every example, its label, group and id, and the places of those cut.
+    """Return `input_ids` [choices, tokens] of every example, its label, group and id, and the places of cut examples.
 
-    A text that is too long loses tokens of its longest part, never of the choice: the first ones of a part that stands
-    directly before the choice's place within a text, the last ones of any other.
+    A text that is too long loses tokens of its longest part, never of the choice. A part directly before the choice
+    within a text loses its first tokens; any other part loses its last ones.
     """
     columns: dict[str, list] = {"input_ids": [], "labels": [], "group": [], "id": []}
     long = []
@@ -103,9 +103,9 @@ def encode_answers(
 ) -> tuple[dict[str, list], list[str]]:
     """Return the windows of every example, and the places of examples whose question is cut.
 
-    A window has `input_ids` and `allowed`, 1 for the tokens that an answer may have and for [CLS]. For training it has
-    `labels`, the answer's first and last token; else the example's number, id, passage and answers, and `offsets`, the
-    characters of every token.
+    A window has `input_ids`, and `allowed`, which is 1 for [CLS] and for tokens that an answer may contain. In training
+    it also has `labels`, the answer's first and last token. Otherwise it has the example's number, id, passage and
+    answers, and `offsets`, the characters of every token.
     """
     columns: dict[str, list] = {}
     long = []
@@ -153,10 +153,10 @@ def _covering(example: Example, offsets: Offsets, passage: str) -> tuple[int, in
 def encode_entities(
     examples: Sequence[Example], kinds: Sequence[str], parts: PartsTokenizer
 ) -> tuple[dict[str, list], list[str]]:
-    """Return a row for every example, and the places of those cut.
+    """Return a row for every example, and the places of cut examples.
 
-    A row has `input_ids`, `allowed`, `offsets`, its id and text; `labels`, the entities to be learned, each as [number
-    of the kind, first token, last token]; `entities`, all of them as [number of the kind, start, end] in characters.
+    A row has `input_ids`, `allowed`, `offsets`, its id and text; `labels`, the entities to learn, each as [number of
+    the kind, first token, last token]; and `entities`, all of them as [number of the kind, start, end] in characters.
 
     Raises:
         DataError: an entity's kind is not among `kinds`.

@@ -63,7 +63,7 @@ class SourceConfig:
     reader: str  # a key of READERS
     path: str | None = None  # what to read; READERS says which readers take or need a path
     text_column: str | None = None  # the column of the text, in files with columns; default: "text"
-    delimiter: str | None = None  # of csv: between columns; default: a comma, and in .tsv files a tab, without quotes
+    delimiter: str | None = None  # between the columns of csv; default: a comma, or in .tsv files a tab, without quotes
     encoding: str | None = None  # of csv, jsonl and text, as Python names it, such as latin-1 or utf-16; default: utf-8
     name: str | None = None  # the configuration of a Hugging Face data set
     split: str | None = None  # the split of a Hugging Face data set; default: "train"
@@ -74,7 +74,7 @@ class SourceConfig:
     install: str | None = None  # the command that provides `path`, for the error if nothing is there
     length_bands: list[int] | None = None  # in tokens; makes a source of each band of lengths (length_bands.py)
     conversations: str | None = None  # a form of CONVERSATIONS: documents are conversations for instruction tuning
-    alone_from: int | None = None  # of conversations, in tokens: as long a one has a row to itself
+    alone_from: int | None = None  # in tokens; a conversation of at least this length gets a row to itself
     too_long: str | None = None  # of conversations that no row can hold: leave_out (the default) or cut_left
     filters: list[Any] = field(default_factory=list)  # datatrove's by name, with or without arguments; see `filters.py`
 
@@ -83,7 +83,7 @@ class SourceConfig:
 class Reader:
     """The options that a reader takes, and the module of its code."""
 
-    module: str  # of this package
+    module: str  # a module of this package
     path: str  # "required", "optional" or "none"
     text_column: bool = False
     encoding: bool = False
@@ -126,7 +126,7 @@ READERS = {
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """Divide a source into parts, one a task, of about PART_BYTES; parts grow if there would be more than MOST_PARTS.
+    """Divide a source into parts of about PART_BYTES, one per task; parts grow if there would be more than MOST_PARTS.
 
     Raises:
         DataError: the source has nothing to read, or cannot be listed.
@@ -151,7 +151,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 
     A document's id is its origin: "file:line", counted from 1, or "file:row", counted from 0. If the source has a
     `separator`, "#" and the number of the piece follow, counted from 0. Its metadata hold only `url`, if there is one.
-    The text of a conversation is its turns, as `messages.to_text` writes them.
+    The text of a conversation holds its turns, as `messages.to_text` writes them.
 
     Raises:
         DataError: a file cannot be read or has no text column, or there are more bad documents than `bad` allows.

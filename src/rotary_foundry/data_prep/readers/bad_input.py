@@ -10,17 +10,17 @@ class BadInput:
 
     Args:
         source: the source's name.
-        limit: the number of bad documents that is allowed.
+        limit: the number of bad documents that are allowed.
     """
 
     def __init__(self, source: str, limit: int = 100):
         self.source = source
         self.limit = limit
         self.listed: list[str] = []  # "file:line: what is wrong"
-        self.count = 0  # of the documents, or of the lines where they cannot be told apart
+        self.count = 0  # number of bad documents, or of bad lines if documents cannot be told apart
 
     def add(self, where: str, why: str, documents: int = 1) -> None:
-        """Record that the document at `where` is skipped, or several from there on, and why.
+        """Record that the document at `where`, or several documents from there on, are skipped, and why.
 
         Raises:
             DataError: there are now more than `limit`.

@@ -1,10 +1,10 @@
 """Read pages of documentation: HTML files and manual pages, plain or compressed, local or in a store.
 
 An HTML page gives all text outside of navigation. Trafilatura, which extracts the text of WARC files here, looks for
-the main text of a web page. Of LibreOffice's help pages it found two thirds of the Chinese characters and no headings.
+the main text of a web page. In LibreOffice's help pages it found two thirds of the Chinese characters and no headings.
 
-A manual page is troff. The few requests and escapes that carry text are followed, and all others are left out. Nothing
-is formatted, because groff would break and indent lines. A line's end between two Chinese characters is not a blank.
+A manual page is troff. The few requests and escapes that carry text are followed, and all others are left out. groff is
+not used, because it would break and indent lines. A line's end between two Chinese characters does not become a blank.
 """
 
 import re
@@ -32,7 +32,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 
 
 class Html(Text):
-    """One document a file: its text, a line for each block."""
+    """Reads one document per file: its text, with a line for each block."""
 
     def document(self, text: object, where: str, url: object = None) -> Iterator[Document]:
         if text := html_text(text):
@@ -40,7 +40,7 @@ class Html(Text):
 
 
 class Man(Text):
-    """One document a manual page; a page that only names another (`.so`) gives none."""
+    """Reads one document per manual page; a page that only names another (`.so`) gives none."""
 
     def document(self, text: object, where: str, url: object = None) -> Iterator[Document]:
         if text := man_text(text):
@@ -59,8 +59,8 @@ class _Blocks(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.text: list[str] = []
-        self._left_out = 0  # elements around this place that are left out
-        self._formatted = 0  # <pre> elements around this place
+        self._left_out = 0  # number of left-out elements around this place
+        self._formatted = 0  # number of <pre> elements around this place
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
         self._left_out += tag in LEFT_OUT
@@ -84,12 +84,12 @@ class _Blocks(HTMLParser):
 
 
 # Requests of man(7) and mdoc(7): those that begin a line, headings, those whose arguments are text, and those whose
-# arguments alternate between two fonts and are not separated.
+# arguments alternate between two fonts and are joined without blanks.
 BEGIN = frozenset(
     ("PP", "LP", "P", "TP", "TQ", "IP", "HP", "Pp", "br", "sp", "It", "nf", "fi", "EX", "EE", "RS", "RE", "TS", "TE")
 )
 HEADINGS = frozenset(("SH", "SS", "Sh", "Ss"))
-MDOC = frozenset(  # these may also stand among the arguments of others
+MDOC = frozenset(  # these may also occur among the arguments of others
     ("Ar", "Fl", "Op", "Nm", "Xr", "Pa", "Ns", "Oo", "Oc", "Dq", "Sq", "Ql", "Em", "Sy", "Cm", "Ev", "Li", "Va", "No")
 )
 TEXT = MDOC | {"B", "I", "R", "SM", "SB", "IP", "Nd", "It"}

@@ -2,9 +2,9 @@
 
 The classes extend those of datatrove 0.9.0 and override `read_file`, because datatrove mishandles bad input. Its JSONL
 reader logs a broken line and continues, and ends a file at the first byte that is not UTF-8. Its CSV reader fills up
-rows that are too short. Its Parquet and WARC readers raise and lose the file. All of them skip documents without text,
-and do not count these rows. We use datatrove's handling of folders, its recognition of HTML and encodings in WARC
-files, and its extraction of a page's main text by Trafilatura in a separate process.
+rows that are too short. Its Parquet and WARC readers raise and lose the file. All of them skip documents without text
+and do not count them. We use datatrove's handling of folders, its recognition of HTML and encodings in WARC files, and
+its extraction of a page's main text by Trafilatura in a separate process.
 
 Two settings of Trafilatura differ from its defaults: its memory of earlier pages is off, and its time limit is long. By
 default, the text kept of a page would depend on the pages that this worker read before and on the machine's load.
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 LONGEST = 1 << 28  # bytes; a longer document or line is taken for a file of another kind and refused
 BATCH = 32  # rows of Parquet in memory at a time
-EXTRACTION_SECONDS = 60.0  # time limit for one page, only for pages that would never end
+EXTRACTION_SECONDS = 60.0  # time limit per page; only pages that would never end reach it
 UTF_16 = "UTF-16, expected UTF-8; set the source's `encoding: utf-16`"
 
 
@@ -144,7 +144,7 @@ class Files(BaseDiskReader):
             self.bad.add(f"{self.path(name)}:{number + 1}", why)
 
     def row_document(self, row: Mapping, where: str, url: object = None) -> Iterator[Document]:
-        """Yield the document of a row with all `columns`; list it as bad input instead if it is none."""
+        """Yield the document of a row with all `columns`; if it has no document, list it as bad input instead."""
         if self.conversations is None:
             yield from self.document(row[self.text_key], where, url)
             return
@@ -164,7 +164,7 @@ class Files(BaseDiskReader):
 
 
 class Jsonl(Files, JsonlReader):
-    """One document a line; blank lines are skipped. A line may also be a list of texts."""
+    """Reads one document per line and skips blank lines. A line may also be a list of texts."""
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         first = True
@@ -196,11 +196,11 @@ class Jsonl(Files, JsonlReader):
 
 
 class Csv(Files, CsvReader):
-    """One document a row. The first row has the column names. A row's number is that of its first line.
+    """Reads one document per row. The first row has the column names. A row's number is that of its first line.
 
-    A row with a fault of its quotes ends where a sound one would: at the first line at which its quotes are even in
-    number. So no part of it is taken for a row of its own, and a quote that is never closed loses the rest of the file.
-    What is lost is counted in lines.
+    A row with misplaced quotes ends where a sound one would: at the first line at which the number of its quotes is
+    even. So no part of it is taken for another row, and a quote that is never closed loses the rest of the file. The
+    loss is counted in lines.
 
     A .tsv file has no quotes, unless the source names a delimiter: the text is everything between two tabs.
     """
@@ -240,7 +240,7 @@ class Csv(Files, CsvReader):
                     check_columns(self.columns, columns or ["(a blank line)"], where)
                     urls = columns.index("url") if columns.count("url") == 1 else None
                 elif row and len(row) != len(columns):
-                    self.bad.add(where, f"expected {len(columns)} fields, one a column, got {len(row)}")
+                    self.bad.add(where, f"expected {len(columns)} fields, one per column, got {len(row)}")
                 elif row:
                     url = None if urls is None else row[urls]
                     yield from self.document(row[columns.index(self.text_key)], where, url)
@@ -254,7 +254,7 @@ class Csv(Files, CsvReader):
 
 
 class Parquet(Files, ParquetReader):
-    """One document a row of a text column. Memory holds a page and BATCH rows."""
+    """Reads one document per row of a text column. Memory holds a page and BATCH rows."""
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         path = self.path(filepath)
@@ -298,7 +298,7 @@ class Parquet(Files, ParquetReader):
 
 
 class Text(Files):
-    """One document a file, in UTF-8."""
+    """Reads one document per file, in UTF-8."""
 
     has_columns = False
 
@@ -328,7 +328,7 @@ class Text(Files):
 
 
 class Warc(Files, WarcReader):
-    """One document a page: the main text of the HTML in a WARC file, or the plain text in a WET file.
+    """Reads one document per page: the main text of the HTML in a WARC file, or the plain text in a WET file.
 
     Other records, pages without a main text, and pages of unknown encoding give no document.
     """
@@ -353,7 +353,7 @@ class Warc(Files, WarcReader):
                     record = next(records)
                 except StopIteration:
                     return
-                except Exception as error:  # warcio has no common error
+                except Exception as error:  # warcio's errors have no common class
                     if _is_fault(error):
                         raise
                     why = f"the file is cut off or damaged here: {error or type(error).__name__}"
@@ -365,7 +365,7 @@ class Warc(Files, WarcReader):
                         raise Damaged("the file ends within it")
                     if page and record.rec_type != "conversion":
                         page["text"] = sandbox.process_document(page["text"], extract)
-                except Exception as error:  # datatrove and Trafilatura have no common error either
+                except Exception as error:  # nor have those of datatrove and Trafilatura
                     if _is_fault(error):
                         raise
                     ends = isinstance(error, Damaged)
@@ -410,9 +410,9 @@ def _json_row(line: bytes, texts: bool) -> dict | list[str]:
 
 
 def _occurs_twice(column: str, line: bytes) -> bool:
-    """Return whether the object of a line has a key twice, of which orjson takes the last.
+    """Return whether the object of a line has a key twice; orjson would take the last.
 
-    A key inside a text is behind backslashes, so few lines have the key in quotes twice and are parsed again.
+    The quotes of a key inside a text are escaped, so few lines have the key in quotes twice and are parsed again.
     """
     if line.count(json.dumps(column, ensure_ascii=False).encode()) < 2:
         return False

@@ -1,8 +1,8 @@
 """Read Hugging Face data sets: from the Hub by name, or from a folder that has a data set's files or was written by
 `save_to_disk`.
 
-datatrove 0.9.0's reader distributes single rows over the workers in turn, so that parts and the order of documents
-change with the number of workers. Here a part is a range of rows that depends only on the size of the data. The data
+datatrove 0.9.0's reader distributes single rows over the workers in turn, so parts and the order of documents change
+with the number of workers. Here a part is a range of rows that depends only on the size of the data. The data
 set is memory-mapped, and reading a part holds BATCH rows in memory.
 """
 
@@ -28,7 +28,7 @@ BATCH = 100  # rows
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """Divide the rows into ranges of about a part's size; for a data set on the Hub, record its current commit."""
+    """Divide the rows into ranges of about the size of a part; for a data set on the Hub, record its current commit."""
     data = _load(source)
     rows = len(data)
     row_bytes = max(1, data.data.nbytes / max(1, data.data.num_rows))
@@ -88,7 +88,7 @@ def _columns(source: SourceConfig) -> tuple[str, ...]:
 
 
 def _text(source: SourceConfig, columns: Sequence[str], of_row: Sequence[object]) -> str:
-    """Return the text of a document, or of a conversation. Raises Unusable if it is none."""
+    """Return the text of a document or a conversation. Raises Unusable if the row has none."""
     if source.conversations:
         return to_text(read_conversation(source.conversations, dict(zip(columns, of_row, strict=True))))
     if problem := not_text(of_row[0]):

@@ -1,10 +1,10 @@
 """Read the sources, docstrings and READMEs of the Python installation.
 
-These readers need no network and no download, so that a whole recipe can run on real text anywhere. Sources are parsed
-and never imported, because importing runs code. Files are taken in the order of the hashes of their names, up to
+These readers need no network and no download, so a whole recipe can run on real text anywhere. Sources are parsed and
+never imported, because importing runs code. Files are taken in the order of the hashes of their names, up to
 `BYTE_BUDGET`. So the choice is spread over all packages, is the same every time, and changes little when a package is
-added. READMEs are those of the packages that this project requires; other installed packages do not count. With a path,
-a reader takes all Python files there, as the readers of files do.
+added. READMEs are those of the packages that this project requires, not of other installed packages. With a path, a
+reader takes all Python files there, as the readers of files do.
 """
 
 import ast
@@ -29,7 +29,7 @@ BYTE_BUDGET = 6_000_000  # of UTF-8 text, for each reader of the installation
 OURS = "rotary-foundry"
 SCIENTIFIC_PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "sympy", "torch", "transformers")
 
-# Folders of an installation whose files are tests, copies of other packages, or not what anyone writes today.
+# Folders of an installation whose files are tests, copies of other packages, or code that nobody writes today.
 LEFT_OUT = {
     *("test", "tests", "testing", "idle_test"),
     *("_bundled", "_vendor", "dist-packages", "site-packages"),
@@ -62,7 +62,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 
 
 class PythonFiles(Text):
-    """One document a file, in the encoding that the file declares."""
+    """Reads one document per file, in the encoding that the file declares."""
 
     def documents(self, content: bytes, path: str) -> Iterator[Document]:
         try:
@@ -75,7 +75,7 @@ class PythonFiles(Text):
 
 
 class PythonDocstrings(Text):
-    """One document for each file with docstrings: all of its docstrings, each after its qualified name.
+    """Reads one document per file with docstrings: all of its docstrings, each after its qualified name.
 
     A file that this Python cannot parse (a template, or the syntax of another version) gives no document.
     """
@@ -86,14 +86,14 @@ class PythonDocstrings(Text):
 
 
 FORMATS = {"python_docstrings": PythonDocstrings, "python_files": PythonFiles}
-PACKAGES = {"python_docstrings": SCIENTIFIC_PACKAGES, "python_files": ()}  # beside the standard library
+PACKAGES = {"python_docstrings": SCIENTIFIC_PACKAGES, "python_files": ()}  # in addition to the standard library
 
 
 def _readmes() -> dict[str, str]:
     """Return the long description of each distribution that this project requires, ordered by the hash of its name.
 
-    This project's own is left out, so that the corpus does not change with its README. The extras' are left out, so
-    that it does not change when the packages for tests or evaluation are installed.
+    The description of this project is left out, so that the corpus does not change with its README. Those of its extras
+    are left out, so that the corpus does not change when the packages for tests or evaluation are installed.
     """
     texts = {}
     for distribution in required_distributions(OURS):
@@ -105,7 +105,7 @@ def _readmes() -> dict[str, str]:
 def required_distributions(by: str) -> Iterator[importlib.metadata.Distribution]:
     """Yield a distribution and all installed distributions that it requires, directly or indirectly."""
     wanted = [(by, "")]
-    for name, extra in wanted:  # which grows
+    for name, extra in wanted:  # the loop appends to it
         try:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
@@ -126,7 +126,7 @@ def installed_files(packages: Iterable[str]) -> Iterator[tuple[str, Path]]:
     for package, root in roots.items():
         for file in root.rglob("*.py"):
             inside = file.relative_to(root)
-            # _sysconfigdata holds the paths of the machine that Python was built on.
+            # _sysconfigdata holds paths of the machine on which Python was built
             if LEFT_OUT.isdisjoint(inside.parts) and not inside.name.startswith("_sysconfigdata"):
                 files[f"{package}/{inside.as_posix()}"] = file
     return ((name, files[name]) for name in by_hash(files))
@@ -137,7 +137,7 @@ def by_hash(names: Iterable[str]) -> list[str]:
 
 
 def within_budget(documents: Iterable[Document]) -> Iterator[Document]:
-    """Yield the first documents, as long as their text has at most BYTE_BUDGET bytes together."""
+    """Yield the first documents whose texts have at most BYTE_BUDGET bytes together."""
     left = BYTE_BUDGET
     for document in documents:
         left -= len(document.text.encode())

@@ -15,13 +15,13 @@ SHOWN = 8  # endings that an error names
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """Group files, in the order of their names, into parts of about one size; files are not divided."""
+    """Group files, in the order of their names, into parts of about equal size; files are not divided."""
     folder, files = listing(source)
     return [{"folder": folder, "files": group} for group in groups({name: files[name]["size"] for name in files})]
 
 
 def groups(sizes: dict[str, int]) -> list[list[str]]:
-    """Group names, in their order, so that the sizes of each group are together about those of a part."""
+    """Group names, in their order, so that the sizes of each group add up to about that of a part."""
     size = part_bytes(sum(sizes.values()))
     found: list[list[str]] = []
     room = 0
@@ -83,7 +83,7 @@ def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
             raise DataError(f"{path}: nothing is there")
     for name, info in found.items():
         if info.get("islink") and inside.isfile(name):  # a Hugging Face cache consists of links
-            found[name] = inside.info(name)  # of the file itself
+            found[name] = inside.info(name)  # of the link's target
     there = {
         name: info
         for name, info in found.items()
@@ -99,7 +99,7 @@ def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
 
 
 def _check_name(path: str) -> None:
-    """Refuse a file whose name is not UTF-8: a document is named by its file, in tables that hold only text."""
+    """Refuse a file whose name is not UTF-8, because names of files are ids in tables that hold only UTF-8 text."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -107,7 +107,7 @@ def _check_name(path: str) -> None:
 
 
 def _endings(names: Iterable[str]) -> str:
-    """Describe the files that were passed over by their endings, the most frequent first."""
+    """Describe the skipped files by their endings, the most frequent first."""
     counts = Counter(sorted(posixpath.splitext(name)[1] or "no ending" for name in names)).most_common()
     shown = ", ".join(f"{ending} ({count:,})" for ending, count in counts[:SHOWN])
     more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""

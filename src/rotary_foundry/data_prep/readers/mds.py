@@ -1,4 +1,4 @@
-"""Read existing MDS shards with a text column, by Streaming's own shard reader.
+"""Read existing MDS shards with a text column, using Streaming's own shard reader.
 
 A shard is copied to a temporary folder, decompressed and read there. So nothing is written beside the user's shards,
 and local folders and stores are handled alike. Only the needed columns are decoded. Still, a data set with any pickled
@@ -29,7 +29,7 @@ SHARD = "shard.mds"
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """Group shards, in the order of the index, into parts of about one size."""
+    """Group shards, in the order of the index, into parts of about equal size."""
     groups: list[list[int]] = []
     room = 0
     sizes = [(shard["zip_data"] or shard["raw_data"])["bytes"] for shard in _shards(source)]
@@ -59,7 +59,7 @@ def _index(source: SourceConfig) -> str:
 
 
 def _check_exists(index: str) -> None:
-    """Refuse a folder without an index, as one of splits, by naming the folders in it that have one."""
+    """Refuse a folder without an index, such as a folder of splits, and name the folders in it that have one."""
     if not object_store.exists(index):
         folder = posixpath.dirname(index) or "."
         with object_store.named(folder):
@@ -98,7 +98,7 @@ def _shards(source: SourceConfig) -> list[dict]:
                 raise DataError(f"{index}: column '{unsafe[0]}' is pickled, and reading a pickle can run any code")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{index}: not an index of MDS shards: {error!r}") from error
-    if not any(shard["samples"] for shard in shards):  # as a filter may leave one (mosaicml/streaming#242)
+    if not any(shard["samples"] for shard in shards):  # a filter may leave such a data set (mosaicml/streaming#242)
         raise DataError(f"{index}: no samples there; expected at least one; leave the source out, or give another path")
     return shards
 
@@ -142,7 +142,7 @@ def _unpacked(path: str, reader: "MDSReader") -> bytes:
 
     Raises:
         DataError: the shard cannot be read or fetched.
-        ValueError: its content is not what was written.
+        ValueError: its content differs from what was written.
     """
     from streaming.base.compression import decompress
     from streaming.base.hashing import get_hash
@@ -155,7 +155,7 @@ def _unpacked(path: str, reader: "MDSReader") -> bytes:
         if not stored and reader.zip_data:
             try:
                 content = decompress(reader.compression, content)
-            except Exception as error:  # each compression has errors of its own
+            except Exception as error:  # each compression raises its own errors
                 raise ValueError(f"{reader.compression}: {error}") from error
         if len(content) != info.bytes:
             raise ValueError(f"expected {info.bytes:_} bytes, got {len(content):_}")

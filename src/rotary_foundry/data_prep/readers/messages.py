@@ -77,12 +77,12 @@ def _shown(value: Any) -> str:
 
 
 def to_text(messages: Sequence[Message]) -> str:
-    """Return turns as one line of JSON, which stands for the conversation between the stages of a preparation."""
+    """Return turns as one line of JSON, which represents the conversation between the stages of a preparation."""
     return json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
 
 
 def spoken(text: str) -> str:
-    """Return what is said in the text that `to_text` made, a paragraph a turn."""
+    """Return the contents of the turns in the text that `to_text` made, one paragraph per turn."""
     return "\n\n".join(message["content"] for message in from_text(text))
 
 

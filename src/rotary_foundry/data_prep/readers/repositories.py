@@ -1,9 +1,9 @@
 """Read whole repositories: all files of a folder one after the other as one long document.
 
 ProLong (arXiv 2410.02660, section 3.1) found repositories the most plentiful source of long documents. As there, files
-are not ordered by what they import: that would put what belongs together close together. Their order is that of their
-paths, folder by folder, so it is always the same. Before each file is a comment with its path, as in DeepSeek-Coder's
-training data (arXiv 2401.14196, section 2.2), and between files an empty line:
+are not ordered by what they import, because that would put related files close together. They are ordered by their
+paths, folder by folder, so the order is always the same. Before each file is a comment with its path, as in
+DeepSeek-Coder's training data (arXiv 2401.14196, section 2.2), and between files an empty line:
 
     # requests/api.py
     …
@@ -14,8 +14,8 @@ repository is read.
 
 Without `path`, the repositories are installed Python packages, and their files those ending in .py (or in `endings`).
 Whole packages thus serve as long documents without a download. Packages that this project requires are taken, if they
-have SMALLEST to LARGEST bytes, in the order of the hashes of their names and up to `BYTE_BUDGET`. The limits leave out
-packages that are not long, and those that would be most of the corpus alone.
+have SMALLEST to LARGEST bytes, in the order of the hashes of their names and up to `BYTE_BUDGET`. The limits exclude
+packages that are not long, and packages that would make up most of the corpus.
 """
 
 import importlib.metadata
@@ -38,11 +38,11 @@ from rotary_foundry.data_prep.readers.installed_packages import (
 from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import DataError
 
-SMALLEST, LARGEST = 2**14, 2**18  # bytes of a package that is a document: from some 4,000 to some 70,000 tokens
+SMALLEST, LARGEST = 2**14, 2**18  # bytes of a package that is a document: about 4,000 to 70,000 tokens
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """Group repositories, in the order of their paths, into parts of about one size; a repository is not divided."""
+    """Group repositories, in the order of their paths, into parts of about equal size; none of them is divided."""
     if not source.path:
         return [{}]
     folder, sizes = listing.listing(source)
@@ -81,9 +81,9 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 
 @cache
 def packages(endings: tuple[str, ...]) -> dict[str, dict[str, int]]:
-    """Return the packages that are documents: by name, their files and the bytes of each, in order.
+    """Return the packages that serve as documents: by name, their files and the bytes of each, in order.
 
-    Tests, copies of other packages and the like (LEFT_OUT) are no part of a package.
+    Tests, copies of other packages and other folders in LEFT_OUT do not belong to a package.
     """
     found: dict[str, dict[str, int]] = {}
     for distribution in required_distributions(OURS):

@@ -41,7 +41,7 @@ def check_columns(columns: Iterable[str], there: Iterable[str], where: str) -> N
     """Check that columns exist, each once.
 
     Raises:
-        DataError: one does not exist, or there are two of its name.
+        DataError: a column does not exist, or its name occurs twice.
     """
     there = list(there)
     for column in columns:
@@ -69,9 +69,9 @@ def check_type(kind: pa.DataType, column: str, where: str) -> None:
 
 
 def values(column: pa.Array) -> list[str | bytes | None]:
-    """Return the values of a column; in one of text, values that are not UTF-8 stay bytes.
+    """Return the values of a column. In a text column, values that are not UTF-8 stay bytes.
 
-    In a list of turns, a value that holds text that is not UTF-8 is None.
+    In a column of turns, a value with text that is not UTF-8 becomes None.
     """
     try:
         return column.to_pylist()

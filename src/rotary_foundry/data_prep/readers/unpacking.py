@@ -50,7 +50,7 @@ def gzip_content(stored: io.IOBase) -> Iterator[bytes]:
 
 
 def utf_8_content(stored: io.IOBase, encoding: str) -> Iterator[bytes]:
-    """Yield the content of a file in another encoding as UTF-8; bytes that are not of its encoding stay as they are."""
+    """Yield the content of a file in another encoding as UTF-8; bytes that are invalid in that encoding stay as is."""
     decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
     while content := stored.read(1 << 17):
         if text := decoder.decode(content):
@@ -59,7 +59,7 @@ def utf_8_content(stored: io.IOBase, encoding: str) -> Iterator[bytes]:
 
 
 def is_utf_16(start: bytes) -> bool:
-    """Return whether a file with these first four bytes is UTF-16: by its mark, or by Latin letters of two bytes."""
+    """Return whether a file with these first four bytes is UTF-16: by its byte order mark, or by two-byte letters."""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return True
     even, odd = start[::2], start[1::2]

@@ -1,8 +1,8 @@
 """Ask a model of an OpenAI-compatible server (vLLM, TGI, …) by POST /chat/completions.
 
-What may pass is repeated: no connection, a time-out, 408, 429, 5xx, or a reply that is not the JSON of the interface.
-The wait doubles from a second, unless the server gives Retry-After. What would be the same for every request (no
-server there at all, a wrong key, an unknown model) ends the run at once. Any other error is of one request.
+Temporary failures are retried: no connection, a time-out, 408, 425, 429, 5xx, or a reply that is not the interface's
+JSON. The wait doubles from one second on, unless the server gives Retry-After. A failure that every request would have
+(no server at the first request, a wrong key, an unknown model) ends the run at once. Any other error fails one request.
 """
 
 import os
@@ -22,15 +22,15 @@ from rotary_foundry.utils.wording import one_line
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds, without Retry-After
 LONGEST_RETRY_AFTER = 86_400.0  # seconds
-FOR_ALL = {401, 403, 404, 405}  # statuses that every request would get
+FOR_ALL = {401, 403, 404, 405}  # the statuses that every request would get
 SHOWN = 200  # characters of a server's error
 
 
 class ChatServer:
-    """A model of the server at OPENAI_BASE_URL; many threads may ask at once.
+    """A model of the server at OPENAI_BASE_URL; many threads may ask at the same time.
 
     Raises:
-        ConfigurationError: OPENAI_BASE_URL is not set, or not an address.
+        ConfigurationError: OPENAI_BASE_URL is not set or not an address.
     """
 
     def __init__(self, config: SelfInstructConfig) -> None:
@@ -41,7 +41,7 @@ class ChatServer:
                 f"{f'no address: {url}' if url else 'not set'}; set it to a server's, such as http://localhost:8000/v1"
             )
         self.url, self.concurrency = url, config.concurrency
-        self.repeated = 0  # requests
+        self.repeated = 0  # number of repeated requests
         self._attempts = config.retries + 1
         self._reached = False
         self._lock = threading.Lock()
@@ -54,11 +54,11 @@ class ChatServer:
         )
 
     def ask(self, body: dict) -> Reply:
-        """Send one request, and repeat it while that may help.
+        """Send one request, and retry it after temporary failures.
 
         Raises:
             NoReply: this request gets no reply.
-            Fault: no request would get one now.
+            Fault: at present no request would get a reply.
         """
         for attempt in range(1, self._attempts + 1):
             wait, overall = None, False
@@ -93,7 +93,7 @@ class ChatServer:
         raise NoReply(problem)
 
     def close(self) -> None:
-        """Let requests that wait for their next attempt give up."""
+        """Make requests give up that wait for their next attempt."""
         self._stopped.set()
 
     def _wait(self, seconds: float) -> None:
@@ -101,7 +101,7 @@ class ChatServer:
             raise NoReply("stopped")
 
     def _refused(self, response: httpx.Response) -> str:
-        """Return what may pass; raise what will not."""
+        """Return the problem if it may be temporary; raise any other."""
         status = response.status_code
         if status in FOR_ALL or status < 400:
             raise Fault(

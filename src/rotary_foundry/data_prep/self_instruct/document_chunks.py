@@ -1,7 +1,7 @@
-"""From a document to what is asked about it, and from a question and its answer to an example.
+"""Draw from a document the chunk to ask about, and make an example from a question and its answer.
 
 Everything random depends only on the seed and the hash of the document's text, so that files can be moved and renamed.
-Only `random()` of Python's generator is used, whose sequence is the same in every version.
+Only `random()` of Python's generator is used, because its sequence is the same in every version.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from rotary_foundry.data_prep.self_instruct.self_instruct_config import SelfInst
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.wording import one_line
 
-CHARACTERS = 8  # of a text for each token that is needed, read at first
+CHARACTERS = 8  # characters of a text that are encoded at first, per token that is needed
 TEMPLATE_ROOM = 64  # tokens for the chat template of a tokenizer that has none yet
 
 
@@ -27,9 +27,9 @@ class Task:
 
     source: str
     document: str  # its id: file and line or row
-    text: str  # the document, without what no example can hold
-    bounds: list[int]  # character at which each token of `text` begins, and its end
-    first: int  # token of `text`
+    text: str  # the document, without the end that no example can hold
+    bounds: list[int]  # the character at which each token of `text` begins, and the end of the last one
+    first: int  # first token of the chunk in `text`
     last: int  # token after the chunk
     kind: str
     seed: int
@@ -44,7 +44,7 @@ class Drawer:
     """Draws tasks from documents and makes examples, with lengths in tokens of the model that will be trained.
 
     Raises:
-        DataError: the tokenizer cannot be read, or its chat template refuses a user's turn and an answer.
+        DataError: the tokenizer cannot be read, or its chat template refuses a user's turn with an answer.
         ConfigurationError: an example has no room for a document.
     """
 
@@ -60,7 +60,7 @@ class Drawer:
             frame = self._length(self._messages("", NORMAL, "a", "a"))
         except Exception as error:  # a template may raise anything
             raise DataError(f"{folder}: the chat template cannot be applied: {one_line(error)}") from error
-        self.room = config.max_tokens - frame - config.reply_tokens  # tokens of a document that fit in any case
+        self.room = config.max_tokens - frame - config.reply_tokens  # tokens of a document that always fit
         if self.room < 1:
             raise ConfigurationError(
                 f"'max_tokens': {config.max_tokens} leave no room for a document: the template and the question take "
@@ -84,10 +84,10 @@ class Drawer:
         return Task(source, document, text[: bounds[-1]], bounds, first, last, kind, seed)
 
     def example(self, task: Task, question: str, answer: str) -> dict:
-        """Make the example: the document, cut so that all of it has at most `max_tokens`, the question, the answer.
+        """Make the example: document, question and answer; the document is cut so that all have at most `max_tokens`.
 
         Raises:
-            Rejected: the document would have to be cut before the chunk's end.
+            Rejected: the document would have to be cut before the end of the chunk.
         """
         tokens = len(task.bounds) - 1
         while tokens >= task.last:
@@ -119,7 +119,7 @@ class Drawer:
         return len(tokenizer.encode(text, add_special_tokens=False))
 
     def _bounds(self, text: str, most: int) -> list[int]:
-        """Return the characters at which the first `most` tokens begin, and the end of the last one of them."""
+        """Return the characters at which the first `most` tokens begin, and the end of the last of them."""
         size = CHARACTERS * most
         while True:
             encoding = self._tokenizer.encode(text[:size], add_special_tokens=False)

@@ -1,6 +1,6 @@
 """Run self-instruct: read documents, ask about them, write the examples, and count what happened.
 
-OUT/examples.jsonl     the examples, in the order of the documents; appears when all are there
+OUT/examples.jsonl     the examples, in the order of the documents; it appears when all are made
 OUT/left_out.txt       documents that could not be read or gave no example: file, line, reason
 OUT/requests.log       every reply of the generator; it is kept, and the same command asks only what is not in it
 """
@@ -25,7 +25,7 @@ from rotary_foundry.data_prep.self_instruct.self_instruct_config import SelfInst
 from rotary_foundry.utils.errors import ConfigurationError, DataError, Fault
 
 EXAMPLES, LEFT_OUT, REQUESTS = "examples.jsonl", "left_out.txt", "requests.log"
-WINDOW = 4  # tasks that are begun, for each request at a time, so that one slow reply does not hold up the others
+WINDOW = 4  # tasks that are begun per concurrent request, so that one slow reply does not hold up the others
 PATIENCE = 5  # documents in a row without any reply, after which the generator counts as broken
 PROGRESS = 100  # documents
 
@@ -59,16 +59,16 @@ class Report:
     documents: int = 0  # that were read
     short: int = 0
     bad: int = 0
-    finished: Counter = field(default_factory=Counter)  # requests, by whether they were made in this run
+    finished: Counter = field(default_factory=Counter)  # requests, by whether this run made them
     tokens: Counter = field(default_factory=Counter)  # by ("read" or "written", whether in this run)
-    without_usage: int = 0  # replies
-    repeated: int = 0  # requests
+    without_usage: int = 0  # replies without counts of tokens
+    repeated: int = 0  # requests that were repeated
     rejected: Counter = field(default_factory=Counter)  # documents, by reason
     kept: Counter = field(default_factory=Counter)  # examples, by kind
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, reply: Reply, new: bool) -> None:
-        """Count a reply, which was asked for in this run or before; several threads may call it."""
+        """Count a reply of this run (`new`) or of an earlier one; several threads may call this."""
         with self._lock:
             self.finished[new] += 1
             self.without_usage += None in (reply.prompt_tokens, reply.completion_tokens)
@@ -97,17 +97,17 @@ class Report:
 
 
 def self_instruct(config: SelfInstructConfig, out: Path) -> None:
-    """Make examples from the documents of `config`, and print what was counted, also when it ends early.
+    """Make examples from the documents of `config`, and print the counts, even if it ends early.
 
     Args:
         config: the documents and the generator.
         out: the folder to write.
 
     Raises:
-        ConfigurationError: a setting that cannot be used, or another process that writes `out`.
+        ConfigurationError: a setting cannot be used, or another process writes `out`.
         DataError: a source, the tokenizer or a local generator cannot be read, `out` cannot be written, or there is no
             example at all.
-        Fault: the server is not there or has stopped answering; replies until then are kept.
+        Fault: the server cannot be reached or has stopped answering; replies until then are kept.
     """
     if ":/" in str(out):
         raise ConfigurationError(f"{out}: expected a local folder; copy the examples to a store when they are done")
@@ -191,7 +191,7 @@ def _tasks(drawer: Drawer, report: Report, write: Callable[[str], object]) -> It
 
 
 def _in_order(tasks: Iterator[Task], work: Callable[[Task], Outcome], generator: Generator) -> Iterator[Outcome]:
-    """Yield the outcomes of tasks in their order, while several are worked at."""
+    """Yield the outcomes of tasks in their order; several tasks run at the same time."""
     waiting: deque[Future[Outcome]] = deque()
     pool = ThreadPoolExecutor(generator.concurrency)
     try:
@@ -203,11 +203,11 @@ def _in_order(tasks: Iterator[Task], work: Callable[[Task], Outcome], generator:
             yield waiting.popleft().result()
     finally:
         generator.close()
-        pool.shutdown(cancel_futures=True)  # requests under way end and are kept
+        pool.shutdown(cancel_futures=True)  # requests in progress finish, and their replies are kept
 
 
 class Asker:
-    """Makes the requests of a task, or finds their replies in the log."""
+    """Sends the requests of a task, or finds their replies in the log."""
 
     def __init__(self, config: SelfInstructConfig, generator: Generator, log: RequestLog, report: Report) -> None:
         self.config, self.generator, self.log, self.report = config, generator, log, report
@@ -244,7 +244,7 @@ class Asker:
 
 
 def _read(reply: Reply, read: Callable, *arguments: str):
-    """Read a reply by `read`; if it was cut off, that is part of the reason for rejecting it."""
+    """Read a reply with `read`; if it is rejected and was cut off, add that to the reason."""
     try:
         return read(reply.text, *arguments)
     except Rejected as rejected:

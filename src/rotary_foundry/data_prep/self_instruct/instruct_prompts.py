@@ -1,8 +1,8 @@
 """The prompts of self-instruct, and how replies to them are read.
 
-The prompts ask for what the paper's Appendix D does, in our own words. The two kinds of question differ only in the
-length of the answer. Tags are read strictly: a reply without both pairs, once each, is rejected, because what a broken
-pair would give is often half an answer.
+The prompts ask for the same as the paper's Appendix D, in our own words. The two kinds of question differ only in the
+length of the answer. Tags are read strictly: a reply is rejected unless it has both pairs exactly once, because the
+text in a broken pair is often half an answer.
 """
 
 import re
@@ -76,7 +76,7 @@ def fill(template: str, **values: str) -> str:
 
 
 def missing_fields(name: str, text: str) -> list[str]:
-    """Return the fields that the prompt `name` has and `text` lacks, such as "{chunk}"."""
+    """Return the fields, such as "{chunk}", that the prompt `name` has and `text` lacks."""
     needed = dict.fromkeys(found[0] for found in FIELD.finditer(PROMPTS[name]))
     return [field for field in needed if field not in text]
 
@@ -85,7 +85,7 @@ def tagged(reply: str, tag: str) -> str:
     """Return the text between a pair of tags in a reply, without white space around it.
 
     Raises:
-        Rejected: the pair is missing, incomplete, empty or there more than once, or what is in it is not text.
+        Rejected: the pair is missing, incomplete, empty or repeated, or its content is not text.
     """
     reply = REASONING.sub("", reply, count=1)
     before, opened, rest = reply.partition(f"<{tag}>")

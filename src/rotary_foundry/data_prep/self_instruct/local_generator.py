@@ -1,6 +1,6 @@
-"""A Hugging Face causal model in a folder as generator: one request at a time, on a GPU if there is one.
+"""Use a Hugging Face causal model in a folder as generator: one request at a time, on a GPU if there is one.
 
-It is the simple way, for small models. For many documents, serve the model with vLLM, which batches requests.
+This is the simple way, for small models. For many documents, serve the model with vLLM, which batches requests.
 """
 
 import threading
@@ -34,7 +34,7 @@ class LocalGenerator:
             )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         logging.disable_progress_bar()
-        logging.set_verbosity_error()  # each request would be told about the model's own sampling settings
+        logging.set_verbosity_error()  # it would log the model's own sampling settings at each request
         try:
             self.model = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -42,7 +42,7 @@ class LocalGenerator:
                 local_files_only=True,
                 trust_remote_code=False,
             )
-        except Exception as error:  # it may raise any error of its parts
+        except Exception as error:  # transformers and its parts may raise any class
             raise DataError(f"{folder}: transformers cannot open it as a causal model: {not_opened(error)}") from error
         self.model.eval().to(device)
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""The replies of a generator: a file to which each is appended as soon as it is there.
+"""Keep the replies of a generator in a file; each is appended as soon as it arrives.
 
 A line is the hash of a request and its reply, as JSON. Replies cost money or hours, so nothing in the file is ever
 removed, except a last line that a killed process left half-written.
@@ -26,13 +26,13 @@ class Reply:
 
 
 class RequestLog:
-    """Finds and keeps replies; one process at a time has the file, and its threads share the object.
+    """Finds and keeps replies; one process at a time may use the file, and its threads share the object.
 
     Args:
-        path: the file; it is made if it is not there.
+        path: the file; it is created if it does not exist.
 
     Raises:
-        ConfigurationError: another process has the file, or it cannot be written.
+        ConfigurationError: another process uses the file, or it cannot be written.
         DataError: a line is damaged.
     """
 
@@ -93,7 +93,7 @@ class RequestLog:
             self._replies[_digest(body)] = reply
 
     def close(self) -> None:
-        """Give the file free."""
+        """Release the file."""
         self._file.close()
 
 

@@ -18,25 +18,25 @@ class SelfInstructConfig:
     """The documents, the generator, and the lengths. Paths are relative to the working directory."""
 
     sources: dict[str, SourceConfig]  # as in the YAML of a corpus, without filters and length_bands
-    generator: str  # a folder with a Hugging Face causal model, or the name of a model that a server has
+    generator: str  # a folder with a Hugging Face causal model, or the name of a model on a server
     tokenizer: str  # the folder of the tokenizer of the model to train; all lengths in documents are in its tokens
-    min_tokens: int = 4096  # a shorter document is passed over
+    min_tokens: int = 4096  # a shorter document is skipped
     max_tokens: int = 16384  # of an example with its chat template; longer documents are cut at their end
     chunk_tokens: int = 3072  # of the chunk that the generator reads; with the reply it fits a context of 4,096
     reply_tokens: int = 512  # the most that the generator writes at once, in its own tokens
-    temperature: float = 0.7  # when a question is written; the critique takes the likeliest tokens
-    seed: int = 0  # of chunks, prompts and sampling; they depend on it and on the document's text only
+    temperature: float = 0.7  # for writing questions; the critique takes the likeliest tokens
+    seed: int = 0  # of chunks, prompts and sampling, which depend only on it and on the document's text
     documents: int | None = None  # the most documents to ask about, such as 20 to try a generator
     concurrency: int = 16  # requests at a time; a local model gets one at a time
     timeout: float = 300.0  # seconds without a byte from the server, after which a request is repeated
-    retries: int = 6  # of a request, after 1, 2, 4 … seconds or when the server says
+    retries: int = 6  # of a request, after 1, 2, 4 … seconds or when the server asks for it
     max_bad_documents: int = 100  # more unreadable documents than this in one part of a source are an error
     prompts: dict[str, str] = field(default_factory=dict)  # replaces some of PROMPTS, by name
     request: dict[str, Any] = field(default_factory=dict)  # further keys of a request to a server; null removes one
 
     @property
     def is_local(self) -> bool:
-        """True if the generator is a folder; false if it is a model of a server."""
+        """True if the generator is a folder, False if it is a model on a server."""
         return Path(self.generator).is_dir()
 
     def prompt(self, name: str) -> str:
@@ -48,7 +48,7 @@ def load_self_instruct_config(path: str | Path, overrides: Iterable[str] = ()) -
     """Read and check the YAML.
 
     Raises:
-        ConfigurationError: naming the file and the key.
+        ConfigurationError: a key is wrong; the message names the file and the key.
     """
     config = load_config(path, SelfInstructConfig, overrides)
     refuse(path, _problems(config))
