@@ -145,7 +145,7 @@ def _load(path: Path, kind: type[SentenceTransformer]) -> SentenceTransformer:
         raise DataError(f"{path}: cannot be loaded as an encoder: {not_opened(error)}") from error
     model.model_card_data.local_files_only = True  # ColBERT does not pass it on
     if not hasattr(model[0], "auto_model"):
-        raise DataError(f"{path}: begins with a {type(model[0]).__name__}, where a transformer is wanted")
+        raise DataError(f"{path}: expected a transformer as first module, found a {type(model[0]).__name__}")
     check_ids(model.tokenizer, "the model", model[0].auto_model.get_input_embeddings().num_embeddings)
     with check_runs(path, model[0].auto_model):
         model.encode(["a", "a b"], show_progress_bar=False)
