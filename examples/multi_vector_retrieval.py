@@ -1,10 +1,10 @@
-"""Train a multi-vector retriever (ColBERT, late interaction), a small vector a token, with PyLate.
+"""Train a multi-vector retriever (ColBERT, late interaction), with a small vector per token, with PyLate.
 
     python examples/multi_vector_retrieval.py runs/nano/export runs/colbert [--data pairs.jsonl]
 
 A query's score for a document is the sum over the query's tokens of the best match among the document's (MaxSim). Each
-query is held against the documents of all rows of its batch. To distil a teacher's scores instead, as in
-arXiv 2412.13663, take `pylate.losses.Distillation` on rows of `query`, `documents` and `scores`. The learning rate,
+query is compared with the documents of all rows of its batch. To distil a teacher's scores instead, as in
+arXiv 2412.13663, use `pylate.losses.Distillation` on rows of `query`, `documents` and `scores`. The learning rate,
 batch and warm-up are those of ModernBERT's own script.
 """
 
@@ -21,8 +21,8 @@ from transformers import set_seed
 
 from rotary_foundry.interop.huggingface import add_settings_of_4
 
-# Queries are filled up with mask tokens, and these are attended to. By PyLate's default they are not, and then their
-# vectors are zero under flash attention and something else without it (lightonai/pylate#125). The model keeps this.
+# Queries are padded with mask tokens, which take part in attention. By PyLate's default they do not, and then their
+# vectors are zero under flash attention, but not without it (lightonai/pylate#125). The saved model keeps this.
 EXPANSION = {"do_query_expansion": True, "attend_to_expansion_tokens": True}
 
 

@@ -2,8 +2,8 @@
 
     python examples/reranker.py runs/nano/export runs/reranker [--data pairs.jsonl]
 
-A reranker sorts what a retriever found. Each query's own document is held against the documents of a few other rows of
-the batch. It is measured by where it puts the right document among twenty.
+A reranker sorts the documents that a retriever found. In training, each query's own document is compared with the
+documents of a few other rows of the batch. The measure is the rank of the right document among twenty.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training and held-out pairs for the retrieval examples: code search in the standard library, or one's own JSONL."""
+"""Training and held-out pairs for the retrieval examples: code search in the standard library, or the user's JSONL."""
 
 import argparse
 
@@ -13,11 +13,11 @@ def read_arguments(description: str, **defaults: float) -> argparse.Namespace:
     """Parse the arguments that the examples share: MODEL OUT [--data] [--epochs] [--batch-size] [--lr] …
 
     Args:
-        defaults: the default of every option but `data`, by name; each is converted to its default's type.
+        defaults: the default of every option except `data`, by name; a given value is converted to its type.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a directory that `rotary-foundry export` wrote, or any encoder's")
-    parser.add_argument("out", help="where the trained model goes")
+    parser.add_argument("out", help="the folder for the trained model")
     parser.add_argument("--data", help="JSONL with query, positive and, if you have them, negatives; else code search")
     for name, default in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"({default})")
@@ -25,10 +25,10 @@ def read_arguments(description: str, **defaults: float) -> argparse.Namespace:
 
 
 def read_pairs(data: str | None) -> tuple[Dataset, Dataset]:
-    """Read the pairs to train on, and those to measure with.
+    """Read the pairs to train on, and the pairs to measure with.
 
     Args:
-        data: a JSONL file; its last tenth is held out. Without it, code search, with whole modules held out.
+        data: a JSONL file, of which the last tenth is held out; None: code search, with whole modules held out.
 
     Returns:
         Two sets with the columns `query` and `positive`, and the file's further columns, such as `negative`.
@@ -47,7 +47,7 @@ def read_pairs(data: str | None) -> tuple[Dataset, Dataset]:
 
 
 def as_retrieval(pairs: Dataset) -> tuple[dict[str, str], dict[str, str], dict[str, set[str]]]:
-    """Queries, documents and the right documents of each query, by their numbers, as the evaluators take them."""
+    """Return queries, documents and each query's right documents, by their numbers, as the evaluators take them."""
     numbers = [str(number) for number in range(len(pairs))]
     queries, documents = (dict(zip(numbers, pairs[column], strict=True)) for column in ("query", "positive"))
     return queries, documents, {number: {number} for number in numbers}

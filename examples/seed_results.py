@@ -1,4 +1,4 @@
-"""What the scripts share that train with several seeds: results that outlast a stop, and intervals over seeds."""
+"""Shared by the scripts that train with several seeds: results that survive a stop, and intervals over seeds."""
 
 import json
 import math
@@ -16,7 +16,7 @@ def record(file: Path, result: dict) -> None:
 
 
 def interval(values: Sequence[float], form: str) -> str:
-    """Write the mean over seeds and half of its 95 % interval, by Student's t; the mean alone of a single seed."""
+    """Format the mean over seeds and half of its 95 % interval, by Student's t; for a single seed only the mean."""
     mean = f"{statistics.mean(values):{form}}"
     if len(values) < 2:
         return mean
@@ -24,7 +24,7 @@ def interval(values: Sequence[float], form: str) -> str:
 
 
 def difference(values: Sequence[float], others: Sequence[float]) -> str:
-    """Write how much larger the first values are, seed by seed, as `interval`."""
+    """Format the difference of the first values from the others, seed by seed, as `interval` does."""
     return interval([one - other for one, other in zip(values, others, strict=True)], "+.3f")
 
 

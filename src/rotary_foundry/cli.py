@@ -37,7 +37,7 @@ def _root(
         bool, typer.Option("--version", help="Print release and commit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Take the options of the whole program."""
+    """Handle the options of the whole program."""
 
 
 @app.command()
@@ -45,14 +45,14 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run folder for its newest one.")],
     out_dir: Annotated[Path, typer.Argument(help="The folder for the model.")],
     sequence_labels: Annotated[
-        str | None, typer.Option(help="For fine-tuning: a new classifier of whole texts, such as negative,positive.")
+        str | None, typer.Option(help="For fine-tuning: labels of a new text classifier, such as negative,positive.")
     ] = None,
     token_labels: Annotated[
-        str | None, typer.Option(help="For fine-tuning: a new classifier of every token, such as O,B-PER,I-PER.")
+        str | None, typer.Option(help="For fine-tuning: labels of a new token classifier, such as O,B-PER,I-PER.")
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="A task of a multi-task stage: its trained head, and predict.py that computes it."),
+        typer.Option(help="A task of a multi-task stage: also write its trained head, and predict.py to use it."),
     ] = None,
 ) -> None:
     """Write a checkpoint as a model that plain transformers loads: safetensors, config, tokenizer and model card."""
@@ -73,7 +73,7 @@ def export(
 
 
 def _labels(given: str) -> tuple[str, ...]:
-    """Return the labels that commas separate, without blanks around them."""
+    """Split labels at commas, and remove blanks around them."""
     return tuple(label.strip() for label in given.split(","))
 
 
@@ -146,7 +146,7 @@ def evaluate(
     suites: Annotated[
         str,
         typer.Argument(
-            help="Such as masked_lm, a YAML, several joined by commas, all for such a model, or tasks for a task run."
+            help="A suite such as masked_lm, a YAML, several joined by commas, all, or tasks (for a multi-task run)."
         ),
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as data=data/mine.")] = None,
@@ -154,7 +154,7 @@ def evaluate(
         list[str] | None, typer.Option(help="A further model to evaluate and compare; may be repeated.")
     ] = None,
 ) -> None:
-    """Evaluate a model: print tables, and write JSON and pictures to a folder. Status 3: it needs a network."""
+    """Evaluate a model: print tables, and write JSON and pictures to a folder. Exit status 3: it needs a network."""
     from rotary_foundry.evaluation.evaluate import evaluate
 
     evaluate([model, *(beside or ())], suites.split(","), overrides or ())
@@ -189,7 +189,7 @@ def plan(
         bool, typer.Option("--recipe", help="Print only the merged YAML, with the source of every value.")
     ] = False,
     picture: Annotated[
-        Path | None, typer.Option(help="Only draw rows, lengths, rates and theta over tokens into this .png or .svg.")
+        Path | None, typer.Option(help="Only draw batch size, row length, rate and theta into this .png or .svg.")
     ] = None,
 ) -> None:
     """Print the plan of a recipe, segment by segment, its cost, and what it draws from the data, without training."""
@@ -234,13 +234,13 @@ def plan(
 
 @app.command()
 def doctor(
-    recipe: Annotated[Path | None, typer.Argument(help="The recipe to check for; without it, fewer checks.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help="The recipe to check for; fewer checks without it.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as `composer launch` takes them.")] = None,
     clean: Annotated[
-        bool, typer.Option("--clean", help="Remove what killed runs left in /dev/shm and TMPDIR, and nothing in use.")
+        bool, typer.Option("--clean", help="Remove what killed runs left in /dev/shm and TMPDIR; keep what is in use.")
     ] = False,
 ) -> None:
-    """Check the machine before a run: each problem has a remedy; status 1 means that a run would fail.
+    """Check the machine before a run, with a remedy for each problem. Exit status 1: a run would fail.
 
     `composer -n 8 -c rotary-foundry doctor RECIPE` also tests the collectives of 8 ranks.
     """
@@ -252,10 +252,10 @@ def doctor(
 
 @app.command()
 def finetune(
-    config: Annotated[Path, typer.Argument(help="Such as yamls/finetune/glue.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in model=runs/nano/export.")] = None,
+    config: Annotated[Path, typer.Argument(help="A YAML such as yamls/finetune/glue.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as model=runs/nano/export.")] = None,
 ) -> None:
-    """Fine-tune a model on labelled texts, over a grid and several seeds; the same command goes on where it ended."""
+    """Fine-tune a model on labelled texts, over a grid and several seeds. The same command resumes a stopped search."""
     from rotary_foundry.finetuning.leaderboard import print_results
     from rotary_foundry.finetuning.search import finetune
 
@@ -291,7 +291,7 @@ DataFolder = Annotated[Path, typer.Argument(help="A folder that `python data_pre
 
 @data.command()
 def stats(directory: DataFolder) -> None:
-    """Print how much there is of each source, and how long the documents are."""
+    """Print the size of each source, and the lengths of its documents."""
     from rotary_foundry.data_prep.inspection.stats import gather, print_stats
 
     print_stats(gather(directory))
@@ -311,7 +311,7 @@ def show(
 
 @data.command()
 def verify(directory: DataFolder) -> None:
-    """Check every hash, every row and every count; name each bad shard, and exit with status 1 if there is one."""
+    """Check every hash, row and count; name each bad shard. Exit status 1: there is one."""
     from rotary_foundry.data_prep.inspection.verify import verify
 
     report = verify(directory)
@@ -326,9 +326,9 @@ def verify(directory: DataFolder) -> None:
 def search(
     directory: DataFolder,
     text: Annotated[str, typer.Argument(help="The exact text to search for.")],
-    limit: Annotated[int, typer.Option(min=1, help="The most places to print.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="The most hits to print.")] = 20,
 ) -> None:
-    """Print the rows that have a document with this text in it."""
+    """Print the rows with a document that contains this text."""
     from rotary_foundry.data_prep.inspection.show import print_hits
 
     print_hits(directory, text, limit)
@@ -341,10 +341,10 @@ def trace(
     before_rollback: Annotated[
         int | None, typer.Option(help="Trace the run before this rollback, counted from 1.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="The run's data; default: where its recipe has it.")] = None,
+    data: Annotated[str | None, typer.Option(help="The run's data; default: the recipe's folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON.")] = False,
 ) -> None:
-    """Print the rows and documents that an update was trained on. It only reads files; the run may be running."""
+    """Print the rows and documents of an update. It only reads files; the run may still be running."""
     from rotary_foundry.data_prep.inspection.trace import print_trace, trace
 
     print_trace(trace(run, update, before_rollback, data), as_json)
@@ -359,7 +359,7 @@ def self_instruct(
     out: Annotated[Path, typer.Argument(help="The folder for the examples and the generator's replies.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as documents=20.")] = None,
 ) -> None:
-    """Make long questions and answers from long documents with a generator; the same command goes on where it ended.
+    """Make questions and answers from long documents with a generator; the same command resumes after a stop.
 
     The generator is a folder with a Hugging Face causal model, or a model of the OpenAI-compatible server at
     OPENAI_BASE_URL (OPENAI_API_KEY is its key).
@@ -371,9 +371,9 @@ def self_instruct(
 
 
 def main() -> None:
-    """Run a subcommand. A FoundryError is one line on stderr and status 2, or 3 if only a network is missing.
+    """Run a subcommand. A FoundryError prints one line on stderr and exits with 2, or 3 if only a network is missing.
 
-    So is an OSError, which names the file that cannot be read or written.
+    An OSError, which names the file that cannot be read or written, prints one line and exits with 2.
     """
     escape_unprintable()
     try:

@@ -196,7 +196,7 @@ def test_texts_are_cut_where_roberta_has_no_more_positions(code_encoder, config,
 def test_what_is_no_transformer_is_refused_by_its_name(code_encoder, config, tmp_path):
     tokenizer = Tokenizer.from_file(str(code_encoder / "tokenizer.json"))
     SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu").save(str(tmp_path))
-    with pytest.raises(DataError, match="begins with a StaticEmbedding, where a transformer is wanted"):
+    with pytest.raises(DataError, match="expected a transformer as first module, found a StaticEmbedding"):
         retrieval.run(tmp_path, config)
 
 

@@ -272,7 +272,7 @@ def test_names_are_read_without_what_other_programs_put_around_them(exported, wr
     loaded = load_directory(model).state_dict()
     assert loaded.keys() == network.state_dict().keys()
     assert all(torch.equal(loaded[name], value) for name, value in network.state_dict().items())
-    assert "names are read without what stands around them: " in caplog.text
+    assert "tensor names are read without wrappers and prefixes: " in caplog.text
     import_model(model, tmp_path / "imported")
     assert load_file(tmp_path / "imported/model.safetensors").keys() == load_file(path / "model.safetensors").keys()
 

@@ -139,11 +139,11 @@ def test_a_loss_that_is_no_number_leaves_a_gap(nano):
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
-        ("metrics.jsonl", lambda text: text.replace('"loss"', "loss", 1), "metrics.jsonl, line 1: no JSON"),
-        ("metrics.jsonl", lambda text: text.replace('"token"', '"tok"', 1), "line 1: it has no 'token'"),
-        ("eval.jsonl", lambda text: "7\n" + text, "eval.jsonl, line 1: it has no 'batch'"),
+        ("metrics.jsonl", lambda text: text.replace('"loss"', "loss", 1), "metrics.jsonl, line 1: expected JSON"),
+        ("metrics.jsonl", lambda text: text.replace('"token"', '"tok"', 1), "line 1: expected the key 'token'"),
+        ("eval.jsonl", lambda text: "7\n" + text, "eval.jsonl, line 1: expected the key 'batch'"),
         ("plan.json", lambda text: text[:-20], "plan.json: it cannot be read"),
-        ("recipe.yaml", lambda text: "- one\n- two\n", "recipe.yaml: it should hold a mapping, not a list"),
+        ("recipe.yaml", lambda text: "- one\n- two\n", "recipe.yaml: expected a mapping, found a list"),
         ("recipe.yaml", lambda text: "a: [1\n", "recipe.yaml: it cannot be read"),
     ],
 )

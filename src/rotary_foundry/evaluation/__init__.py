@@ -1,1 +1,1 @@
-"""Evaluation suites for any masked language model, one of ours or any other."""
+"""Evaluation suites for encoders and decoders, ours or any others."""

@@ -1,12 +1,12 @@
 """Score generated answers, each score from 0 to 1: exact match, F1 of tokens, and ROUGE.
 
-- Exact match and F1 are those of SQuAD 1.1 (arXiv 1606.05250), which the scorers of Qasper, LongBench and SCROLLS
-  (NarrativeQA, QuALITY) use, too: in lower case, without punctuation, articles and repeated blanks.
+- Exact match and F1 are those of SQuAD 1.1 (arXiv 1606.05250): in lower case, without punctuation, articles and
+  repeated blanks. The scorers of Qasper, LongBench and SCROLLS (NarrativeQA, QuALITY) use them too.
 - ROUGE is the F1 of the package rouge_score without its stemmer, as the package `evaluate` and SCROLLS call it. Its
-  words are of the letters a to z and digits, so a text in another script has none.
-- The best of several right answers counts, for each score by itself.
-- ROUGE's geometric mean is that of the means over all examples, as in SCROLLS (arXiv 2201.03533). A mean over single
-  examples would be 0 for every answer without a common pair of words.
+  words consist of the letters a to z and digits, so a text in another script has none.
+- If there are several right answers, each score counts the best of them.
+- ROUGE's geometric mean is taken over the means of all examples, as in SCROLLS (arXiv 2201.03533). For single examples
+  it would be 0 for every answer without a common pair of words.
 """
 
 import re
@@ -47,7 +47,7 @@ def normalised(answer: str) -> str:
 
 
 def f1(answer: str, right: str) -> float:
-    """Return the F1 of the words of an answer, which count as often as they occur; 0 if none is right."""
+    """Return the F1 of an answer's words, each counted as often as it occurs; 0 if no word is right."""
     ours, theirs = (normalised(text).split() for text in (answer, right))
     common = (Counter(ours) & Counter(theirs)).total()
     return 2 * common / (len(ours) + len(theirs)) if common else 0.0

@@ -5,11 +5,10 @@ tokens would be far too narrow. Every measure here is a ratio of two sums over d
 intervals; with few documents (under about ten) they are too narrow, as any method's are.
 
 If nothing was found in any document, or everything in all, all resamples are equal and the bootstrap interval would
-have width zero. Then the interval ends at Clopper and Pearson's bound for 0 of n, where n is the number of documents,
-for the reason above. For example, after 40 documents without a find, up to 8.8 % of all documents may have one, and at
-most that share of the questions may be found (if documents weigh the same). With names or tokens as n, of which a
-document has many, the bound would be a small fraction of that, and correct only if those of a document were
-independent.
+have width zero. Then the interval ends at Clopper and Pearson's bound for 0 of n. n is the number of documents, for the
+reason above. For example, after 40 documents without a find, up to 8.8 % of all documents may have one, and at most
+that share of the questions may be found (if documents have equal weights). A document has many names or tokens. With
+their number as n, the bound would be far smaller, and correct only if those of one document were independent.
 """
 
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from scipy.special import betaincinv
 from rotary_foundry.evaluation.results import Measure
 
 INTERVAL = 2.5, 97.5  # percentiles
-Range = tuple[float, float]  # what a document's ratio lies within: 0 and 1, if its numerator is a part of the other
+Range = tuple[float, float]  # bounds of a document's ratio: 0 and 1 if the numerator is a part of the denominator
 
 
 def draws(units: int, resamples: int, seed: int | tuple[int, ...]) -> NDArray[np.int64]:
@@ -61,7 +60,7 @@ def difference(
     """Compute our ratio minus theirs over the documents that both have; None if they have none in common.
 
     Args:
-        within: as in `ratio`, of each of the two.
+        within: as in `ratio`, for each of the two ratios.
     """
     common = [unit for unit in ours if unit in theirs]
     of_ours, of_theirs = (np.array([sums[unit] for unit in common], dtype=np.float64) for sums in (ours, theirs))
@@ -77,7 +76,7 @@ def difference(
 
 def unanimous(value: float, count: int, within: Range) -> Measure:
     """Return the interval of a value that all `count` documents have: how far unseen documents could move it."""
-    others = float(betaincinv(1, count, INTERVAL[1] / 100))  # Clopper and Pearson's upper end of none among `count`
+    others = float(betaincinv(1, count, INTERVAL[1] / 100))  # Clopper and Pearson's upper end for 0 of `count`
     return Measure(value, value - others * (value - within[0]), value + others * (within[1] - value))
 
 
@@ -94,7 +93,7 @@ def interval(value: float, resampled: NDArray[np.float64]) -> Measure:
 
 
 def _ratios(sums: NDArray[np.float64], counts: NDArray) -> NDArray[np.float64]:
-    """sums [units, 2] and counts [resamples, units] → [resamples], not a number where there is nothing to divide by."""
+    """Return ratios [resamples] of sums [units, 2] with counts [resamples, units]; NaN if the denominator is 0."""
     numerators, denominators = (counts @ sums).T
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(denominators > 0, numerators / denominators, np.nan)

@@ -1,11 +1,11 @@
-"""The suite `causal_context`: a decoder's loss by position in a row, and at the same tokens given ever more context.
+"""The suite `causal_context`: a decoder's loss by position in a row, and at the same tokens with growing context.
 
 - Windows of `longest` tokens are cut out of long documents, the same for every model with the same tokenizer.
 - By position: each token of a window is predicted from all before it, and the mean loss is taken over bands of
-  positions, each twice as wide as the one before. `longest` may be more than the model was trained at; a loss that
-  rises there shows that its positions do not reach so far.
-- By context: the last `target_tokens` of a window are predicted from its last c tokens, for c from `shortest`, doubled
-  up to the whole window. c includes the targets and what the tokenizer puts before a text.
+  positions, each twice as wide as the one before. `longest` may exceed the model's training length; if the loss rises
+  there, its positions do not extend so far.
+- By context: the last `target_tokens` of a window are predicted from its last c tokens. c begins at `shortest` and is
+  doubled up to the whole window. It includes the targets and the tokens that the tokenizer puts before a text.
 - The law L(c) = (α / c)^β + γ (arXiv 2309.16039, figure 1) is fitted to the mean losses. Intervals are over documents.
 """
 
@@ -119,7 +119,7 @@ def _by_position(
     """Yield a row with the mean loss of each band of positions.
 
     Args:
-        whole: losses [windows, longest - 1]; the first is that of position 1, as position 0 is not predicted.
+        whole: losses [windows, longest - 1], from position 1 on; position 0 is not predicted.
     """
     for start, end in zip([1, *lengths], lengths, strict=False):
         band = whole[:, start - 1 : end - 1]

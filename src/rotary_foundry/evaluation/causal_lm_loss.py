@@ -1,8 +1,8 @@
 """The suite `causal_lm`: a decoder's loss at short context on held-out text, by source and by length of document.
 
-It is the guard of a training at long context: measured before and after, on the same documents, it shows what short
-texts lose. Every token but the first of a document is predicted from those before it. As in `masked_lm`, the loss per
-byte compares models with different tokenizers, and lengths are in tokens of the corpus' tokenizer.
+It checks training at long context: measured before and after, on the same documents, it shows the loss on short texts.
+Every token but a document's first is predicted from those before it. As in `masked_lm`, the loss per byte compares
+models with different tokenizers, and lengths are in tokens of the corpus' tokenizer.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from rotary_foundry.utils.errors import DataError
 class Config(DecoderSuiteConfig):
     """The keys of `yamls/eval/causal_lm.yaml`."""
 
-    longest: int  # tokens of a document that the model gets; the rest is left out
+    longest: int  # tokens of a document that are given to the model; the rest is left out
 
 
 check = check_texts
@@ -47,7 +47,7 @@ def run(path: Path, config: Config) -> Result:
             continue
         scores = model.score(rows[-1])
         ends = encoded.ends[len(rows[-1]) - len(model.before) - 1]
-        size = ends if len(model.before) else ends - encoded.ends[0]  # the first token is none of the targets
+        size = ends if len(model.before) else ends - encoded.ends[0]  # the first token is not a target
         loss, found = float(scores.loss.sum()), int(scores.found.sum())
         measured.append(DocumentLoss(text, len(scores.loss), int(size), loss, found))
     if not measured:

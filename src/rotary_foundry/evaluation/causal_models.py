@@ -1,12 +1,12 @@
 """One interface to any decoder: the loss of each token of a row, and greedy continuations of a prompt.
 
-- Every model runs in transformers, a run or a checkpoint of ours too: its weights are put into transformers' class in
-  memory. So a run, its export and a download take one path, and generation with a key/value cache is transformers'
-  `generate`. Our own network, which has no cache, computes the same logits, by test.
-- A row is computed in chunks with the cache, so that only the logits of a chunk are in memory. A row of 16,384 tokens
-  and a vocabulary of 49,152 words would have logits of 3.2 GB.
+- Every model runs in transformers. The weights of our own runs and checkpoints are put into transformers' class in
+  memory. So runs, exports and downloads use the same code, and transformers' `generate` generates with its key/value
+  cache. Our own network, which has no cache, computes the same logits; a test checks that.
+- A row is computed in chunks with the cache, so only the logits of a chunk are in memory. A row of 16,384 tokens and a
+  vocabulary of 49,152 words would have logits of 3.2 GB.
 - The positions of a model of our families may be changed: theta, or the method and factor that lengthen the context.
-- Prompts begin with the tokens that the tokenizer puts before a text. What it puts after one is left out.
+- Prompts begin with the tokens that the tokenizer puts before a text. The tokens that it puts after one are left out.
 """
 
 from dataclasses import dataclass, replace
@@ -53,7 +53,7 @@ class CausalModel:
     """A decoder in transformers and its tokenizer.
 
     Args:
-        path: where the model is, for errors.
+        path: the location of the model, for errors.
         facts: further facts about the model, for the result.
 
     Raises:
@@ -74,12 +74,12 @@ class CausalModel:
         stop = model.generation_config.eos_token_id
         stop = tokenizer.eos_token_id if stop is None else stop
         stops = stop_ids(tokenizer, stop, read_generation(Path(tokenizer.name_or_path)).get(STOPS))
-        model.generation_config = GenerationConfig(  # nothing else of the directory's, such as sampling
+        model.generation_config = GenerationConfig(  # no other settings of the directory, such as sampling
             do_sample=False, eos_token_id=stops or None, pad_token_id=0
         )
 
     def encode(self, text: str) -> Encoded:
-        """A text as ids, without the tokens before it."""
+        """Encode a text, without the tokens before it."""
         return encode(self.backend, text)
 
     def row(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -87,9 +87,9 @@ class CausalModel:
         return np.concatenate([self.before, ids])
 
     def chat(self, message: str) -> NDArray[np.int64]:
-        """A user's message as the chat template puts it, with what begins the answer, as ids [tokens].
+        """Return ids [tokens] of a user's message in the chat template, including what begins the answer.
 
-        Special tokens that the message contains are special, as in transformers' own pipeline.
+        Special tokens in the message are encoded as special tokens, as in transformers' own pipeline.
 
         Raises:
             DataError: the template raises an error, or the tokenizer has none.
@@ -102,13 +102,13 @@ class CausalModel:
         return self._special(text).ids
 
     def answered(self, message: str, answer: str) -> tuple[NDArray[np.int64], int]:
-        """A user's message and the assistant's answer in the chat template, as ids, and how many are the answer's.
+        """Return ids of a user's message and the answer in the chat template, and the number of the answer's tokens.
 
         The row ends with the answer's end of turn. The counted tokens are those that the objective `instruction`
         predicts.
 
         Raises:
-            DataError: the template does not write the answer as it is.
+            DataError: the template changes the answer.
         """
         template = ChatTemplate(self.tokenizer.get_chat_template(), self.tokenizer.special_tokens_map, str(self.path))
         turns = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
@@ -121,14 +121,14 @@ class CausalModel:
         return encoded.ids, int((encoded.spans[:, 1] > start).sum())
 
     def _special(self, text: str) -> Encoded:
-        """Encode what a chat template wrote."""
+        """Encode the output of a chat template."""
         return encode(self.tokenizer.backend_tokenizer, text)
 
     def check_length(self, key: str, length: int) -> None:
-        """Refuse rows that a model with a table of positions cannot take.
+        """Refuse rows that are longer than the model's table of positions.
 
         Raises:
-            ConfigurationError: naming the key and the most tokens.
+            ConfigurationError: names the key and the most tokens.
         """
         if self.limit is not None and length > self.limit:
             raise ConfigurationError(
@@ -136,7 +136,7 @@ class CausalModel:
             )
 
     def beyond(self, longest: int) -> list[str]:
-        """Note that rows are longer than the model's own length."""
+        """Return a note if rows are longer than the model's training length."""
         trained = self.facts.get("trained_length")
         return [f"beyond {trained:,} tokens: longer than it was made for"] if trained and longest > trained else []
 
@@ -146,7 +146,7 @@ class CausalModel:
 
         Args:
             ids: [tokens].
-            last: how many tokens at the end are scored; None: all but the first, which has nothing before it.
+            last: the number of tokens at the end to score; None: all but the first, which has nothing before it.
 
         Raises:
             DataError: a loss is not a number.
@@ -178,7 +178,7 @@ class CausalModel:
 
     @torch.inference_mode()
     def generate(self, ids: NDArray[np.int64], tokens: int) -> str:
-        """Continue a prompt, ids [tokens], by at most so many tokens, each the likeliest."""
+        """Continue a prompt, ids [tokens], greedily by at most `tokens` tokens."""
         prompt = torch.from_numpy(ids)[None].to(self.model.device)
         made = self.model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens)
         return self.tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -202,8 +202,8 @@ def open_causal_model(path: Path, config: DecoderConfig) -> CausalModel:
         config: names a tokenizer, if it is not in `path`, and positions other than the model's own.
 
     Raises:
-        FoundryError: the model does not exist or is no decoder, its tokenizer does not belong to it, or its positions
-            cannot be changed so.
+        FoundryError: the model does not exist or is not a decoder, its tokenizer does not belong to it, or its
+            positions cannot be changed in this way.
     """
     transformers.utils.logging.set_verbosity_error()  # missing tensors are refused below, in one line
     transformers.utils.logging.disable_progress_bar()
@@ -253,7 +253,7 @@ def _positions(path: Path, changed: dict) -> _Positions:
     if (method := changed.get("rope_scaling")) is not None:
         trained = shape.original_max_position_embeddings or source.longest_row
         original = trained if method == "yarn" else None
-        # pyrefly: ignore[unexpected-keyword]: a shape that has been asked for them has them
+        # pyrefly: ignore[unexpected-keyword]: the check above has found these fields in the shape
         shape = replace(shape, rope_scaling=method, original_max_position_embeddings=original)
         knobs["rope_factor"] = float(changed.get("rope_factor", 1.0))
     for key, complaint in [*shape.problems(), *shape.knob_problems(knobs)]:
@@ -263,7 +263,7 @@ def _positions(path: Path, changed: dict) -> _Positions:
 
 
 def _config(positions: _Positions, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
-    """Return transformers' configuration of a model of ours."""
+    """Return transformers' configuration of one of our models."""
     longest = positions.source.longest_row
     form = positions.source.family.huggingface
     return form.write_config(positions.shape, positions.knobs, tokenizer, longest)
@@ -284,6 +284,6 @@ def _from_checkpoint(path: Path, positions: _Positions, tokenizer: PreTrainedTok
 
 
 def _longest_row(config: PretrainedConfig) -> int | None:
-    """Return the most tokens of a row; None for rotary positions, which go on beyond the length trained at."""
+    """Return the most tokens per row; None for rotary positions, which extend beyond the training length."""
     rotary = getattr(config, "rope_parameters", None) or hasattr(config, "rope_theta")
     return None if rotary else most_tokens(config)

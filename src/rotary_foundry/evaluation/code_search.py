@@ -1,13 +1,13 @@
-"""Code search without a download: from a function's docstring to its body, in the standard library.
+"""Code search without a download: find a function's body from its docstring, in the standard library.
 
-The query is the docstring's first paragraph; the document is the function's source without the docstring. What is left
-out follows CodeSearchNet (arXiv 1909.09436): queries of less than three words, functions of less than three lines,
-special methods, and names with `test` in them. Where CodeSearchNet drops near-duplicates, this drops every pair whose
-query, document or name occurs a second time: for "Emit a record." none of eleven functions is the right one.
+The query is the docstring's first paragraph; the document is the function's source without the docstring. The filters
+follow CodeSearchNet (arXiv 1909.09436): no queries of less than three words, no functions of less than three lines, no
+special methods, no names with `test` in them. CodeSearchNet drops near-duplicates; this drops every pair whose query,
+document or name occurs twice: eleven functions have the docstring "Emit a record.", and none is the right answer.
 
-The test pairs come from whole top-level modules of which no function is in the training pairs (`email`, not
-`email.message`), chosen by the hash of their name. They are held out of this fine-tuning; an encoder pretrained on the
-standard library, as `make nano` does, has read them all, as text. The order within a split is by hash, too, so that the
+The test pairs come from whole top-level modules (`email`, not `email.message`), chosen by the hash of their name. No
+function of these modules is in the training pairs. So they are held out of this fine-tuning. But an encoder pretrained
+on the standard library, as by `make nano`, has read them all as text. The order within a split is also by hash, so the
 first hundred are a sample of all modules. For one version of Python the set is always the same.
 """
 
@@ -51,12 +51,12 @@ class Pair:
 
 
 def code_search_pairs(split: Literal["train", "test"]) -> list[Pair]:
-    """All pairs of a split, in an order that is the same every time. Takes some seconds at the first call."""
+    """Return all pairs of a split, always in the same order. The first call takes some seconds."""
     return [pair for pair in _pairs() if is_held_out(pair.module) == (split == "test")]
 
 
 def is_held_out(module: str) -> bool:
-    """Whether a top-level module's functions are test pairs."""
+    """Return whether a top-level module's functions are test pairs."""
     return _hash(module) < HELD_OUT
 
 
@@ -102,5 +102,5 @@ def _pair(function: Function, name: str, lines: list[str]) -> Pair | None:
 
 
 def _hash(text: str) -> float:
-    """From 0 to 1, the same on every machine."""
+    """Return a hash from 0 to 1, the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64

@@ -1,7 +1,7 @@
 """The command `compare`: results of `evaluate` in one table, and one picture for each suite with all models.
 
-The table has a line for each headline of a suite and a column for each model. If two models were asked the same
-questions, down to the token, a second line shows the difference from the first model, computed document by document.
+The table has a line for each headline of a suite and a column for each model. If two models were asked exactly the same
+questions (token by token), a second line shows the difference from the first model, computed document by document.
 The interval of this difference may exclude zero even if the intervals of both models overlap. If the questions differ,
 a note says so.
 """

@@ -2,9 +2,9 @@
 
 - Windows of `longest` tokens are cut out of long documents. They are the same for every length of context and, with the
   same tokenizer, for every model. Each window has evenly spaced spans, and some masked tokens in them are the targets.
-- A context of c tokens is a stretch of the window with a span in its middle, or as near to its middle as the window's
+- A context of c tokens is a section of the window with a span in its middle, or as near to its middle as the window's
   ends allow. So each context contains all shorter ones. The targets of other spans stay masked at every length.
-- Spans with the same stretch as context share one forward pass; the longest context is the same for all spans.
+- Spans with the same section as context share one forward pass; the longest context is the same for all spans.
 - The law L(c) = (α / c)^β + γ is fitted to the mean losses. Intervals are over documents, as in all suites.
 """
 
@@ -76,7 +76,7 @@ def run(path: Path, config: Config) -> Result:
     """
     from rotary_foundry.evaluation.models import (
         open_model,
-    )  # imports torch, which takes seconds; a wrong key is refused before
+    )  # imports torch, which takes seconds; wrong keys are refused earlier
 
     model = open_model(path, config.tokenizer, config.rope_theta)
     texts = held_out(config.data, config.documents, config.seed, at_least=config.longest - model.frame.slots)
@@ -116,12 +116,12 @@ def _question(model: "MaskedModel", window: Window) -> "Masked":
 
 
 def shortfall(drawn: int, measured: int) -> list[str]:
-    """Note the documents that were long enough by the corpus' tokenizer but are too short by the model's."""
+    """Return a note on documents that are long enough by the corpus' tokenizer but too short by the model's."""
     return [f"{drawn - measured} of {drawn} documents have fewer tokens by this tokenizer"] if measured < drawn else []
 
 
 def _lengths(model: "MaskedModel", config: Config) -> list[int]:
-    """Return the lengths of context, each twice the one before, that the model can take; special tokens included.
+    """Return the lengths of context that the model can take, each twice the one before; they include special tokens.
 
     Raises:
         DataError: the model can take fewer than FEWEST lengths.
@@ -174,7 +174,7 @@ def _losses(model: "MaskedModel", windows: Sequence[Window], length: int) -> NDA
 
 
 def stretches(window: Window, content: int) -> list[int]:
-    """Return where in a window the context of each span begins, for a context of `content` tokens."""
+    """Return the position in a window at which each span's context of `content` tokens begins."""
     return [int(min(max(0, middle - content // 2), len(window.ids) - content)) for middle in window.middles]
 
 
@@ -191,7 +191,7 @@ class ByContext(NamedTuple):
 def by_context(
     lengths: Sequence[int], loss: NDArray[np.float64], of_target: Sequence[str], config: ResampledConfig
 ) -> ByContext:
-    """Sum up losses by length of context, and fit the law to them.
+    """Sum losses by length of context, and fit the law to them.
 
     Args:
         lengths: tokens of context, at least three.
@@ -251,7 +251,7 @@ def _told(measure: Measure) -> str:
 
 
 def _units(documents: Sequence[str], sums: NDArray[np.float64], counts: NDArray[np.int64]) -> dict:
-    """Return the sum over its targets and their number, by document."""
+    """Return, by document, the sum over its targets and their number."""
     return {name: (float(of), float(count)) for name, of, count in zip(documents, sums, counts, strict=True)}
 
 
@@ -263,7 +263,7 @@ def _headlines(
     counts: NDArray[np.int64],
     config: ResampledConfig,
 ) -> list[Headline]:
-    """Return the loss with the shortest, a middle and the longest context, and its fall from middle to longest."""
+    """Return the losses with the shortest, a middle and the longest context, and the fall from middle to longest."""
     middle = len(lengths) // 2
     found = [
         Headline(

@@ -22,10 +22,10 @@ BETWEEN = "\n\n"  # documents
 
 
 def check_texts(_: Path, config: DecoderSuiteConfig) -> None:
-    """Raise an error if the data have no text. It is the `check` of suites, which is called before the first one runs.
+    """Check that the data have text. This is the `check` of suites, which is called before the first one runs.
 
     Raises:
-        DataError: there is none.
+        DataError: the data have no text.
     """
     if Path(config.data).is_file():
         read_texts(config)
@@ -37,7 +37,7 @@ def read_texts(config: DecoderSuiteConfig, at_least: int = 1) -> list[Text]:
     """Read held-out documents of each source, or a text file as one document.
 
     Args:
-        at_least: the least content tokens of a document, by the corpus' own tokenizer; a file has none.
+        at_least: the least content tokens per document, by the corpus' own tokenizer; not applied to a file.
 
     Raises:
         DataError: the data is missing, damaged, not text or too short.
@@ -63,11 +63,11 @@ def describe_texts(config: DecoderSuiteConfig, texts: list[Text]) -> dict:
 
 @dataclass(frozen=True)
 class Filler:
-    """Text in pieces, and how many tokens each has in the whole. It is read in a circle, from any piece on."""
+    """Text in pieces, with each piece's number of tokens within the text. It is read in a circle, from any piece on."""
 
     pieces: list[str]
     sizes: NDArray[np.int64]  # [pieces], tokens
-    begins: list[int]  # the pieces that documents and paragraphs begin with
+    begins: list[int]  # the first pieces of documents and paragraphs
 
     @classmethod
     def of(cls, encode: Callable[[str], "Encoded"], texts: Sequence[str]) -> "Filler":
@@ -84,7 +84,7 @@ class Filler:
         return cls(pieces, np.array(sizes, np.int64), begins)
 
     def stretch(self, start: int, tokens: int) -> tuple[list[str], NDArray[np.int64]]:
-        """Return as many pieces from `start` on as fit into so many tokens, and their sizes.
+        """Return as many pieces from `start` on as fit into `tokens` tokens, and their sizes.
 
         Raises:
             ValueError: all pieces together have fewer tokens.

@@ -39,9 +39,9 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
         overrides: `key=value`, each applied to the suites that have the key.
 
     Raises:
-        ConfigurationError: no such suite, key or model, or another `evaluate` is at work in the same folder; before
+        ConfigurationError: no such suite, key or model, or another `evaluate` uses the same folder; raised before
             anything is measured.
-        NeedsNetwork: a suite would have to fetch something; before anything is measured, too.
+        NeedsNetwork: a suite has to download something; raised before anything is measured.
         FoundryError: a suite cannot be measured on a model.
     """
     paths = [Path(model) for model in models]
@@ -76,7 +76,7 @@ def is_decoder(path: Path) -> bool | None:
     Raises:
         FoundryError: the path has no model.
     """
-    if (path / "modules.json").is_file():  # vectors by sentence-transformers, whatever network makes them
+    if (path / "modules.json").is_file():  # sentence-transformers makes vectors, with any network
         return False
     if not (path / CONFIG).is_file():
         return read_source(path).family.causal
@@ -89,7 +89,7 @@ def is_decoder(path: Path) -> bool | None:
 
 
 def _written(models: list[Path], suites: list[Suite]) -> list[Path]:
-    """The folders that are written to, in one order, so that of two commands one is refused and goes no further."""
+    """Return the folders to write to, in a fixed order, so that of two commands one is refused at its first lock."""
     folders = [
         results_folder(model, suite.config.out, _variant(suite.config), models[0]) / suite.name
         for model in models
@@ -137,7 +137,7 @@ def _measured(suite: Suite, model: Path) -> Result:
 
 
 def _environment() -> dict:
-    import torch  # and Composer, by what is below: seconds, which a refusal must not wait for
+    import torch  # and Composer below: this takes seconds, so refusals come before it
 
     from rotary_foundry.runs.environment import commit
 

@@ -2,8 +2,8 @@
 
 Offline, the tasks are made from the Python installation; with a network, they are GLUE's. Any YAML for classifiers in
 `yamls/finetune/` can be used. The search has a folder beside the result, so the same command resumes it. Intervals are
-Student's t over the seeds: they show what another seed would give, not what other texts would. The interval of the mean
-over tasks is over each seed's mean; if a seed diverged in only some tasks, there is no interval.
+Student's t over the seeds: they show the effect of another seed, not of other texts. The interval of the mean over
+tasks is computed from each seed's mean; if a seed diverged in only some tasks, there is no interval.
 """
 
 import json
@@ -26,14 +26,14 @@ class Config(SuiteConfig):
     """The keys of `yamls/eval/glue.yaml`."""
 
     finetune: str  # a YAML for classifiers, with its grid and its seeds
-    task: Any = None  # one or several of its tasks; null: those that the YAML chooses, by default all
+    task: Any = None  # one or several of its tasks; null: as in the YAML, by default all
 
 
 def check(model: Path, config: Config) -> None:
-    """Check the fine-tuning's own YAML.
+    """Check the YAML of the fine-tuning.
 
     Raises:
-        ConfigurationError: naming the file and the key.
+        ConfigurationError: names the file and the key.
         NeedsNetwork: a task's data has to be downloaded, and the hub cannot be reached.
     """
     from rotary_foundry.finetuning.search import load_search
@@ -45,7 +45,7 @@ def run(model: Path, config: Config) -> Result:
     """Fine-tune a model directory, a run or a checkpoint on each task.
 
     Raises:
-        FoundryError: as `finetune`.
+        FoundryError: as for `finetune`.
     """
     from rotary_foundry.finetuning.search import finetune
     from rotary_foundry.interop.export import export_checkpoint
@@ -87,7 +87,7 @@ def _directory(model: Path, config: Config) -> Path:
 
 
 def _overrides(model: Path, config: Config) -> list[str]:
-    """Return the overrides of the fine-tuning's YAML."""
+    """Return the overrides for the YAML of the fine-tuning."""
     task = [] if config.task is None else [f"task={json.dumps(config.task)}"]
     return [f"model={_directory(model, config)}", f"out={_folder(model, config) / 'finetune'}", *task]
 
@@ -116,7 +116,7 @@ def _mean(results: Sequence[dict]) -> Measure:
 
 
 def _measure(mean: float, deviation: float | None, seeds: int) -> Measure:
-    """Return a mean with Student's interval; without one for a single seed, or if all seeds have the same score."""
+    """Return a mean with Student's interval; no interval for a single seed or if all seeds have the same score."""
     if not deviation:
         return Measure(mean)
     reach = float(stdtrit(seeds - 1, (1 + CONFIDENCE) / 2)) * deviation / seeds**0.5

@@ -2,9 +2,9 @@
 
 The text is decoded, and encoded again by the model's own tokenizer. Losses per token cannot be compared between
 tokenizers, because longer tokens are harder and fewer. So there is also the loss per byte: the loss of the masked
-tokens divided by their bytes of text. Lengths are in tokens of the corpus' tokenizer, so that a document is in the same
-line of the table for every model. Masks depend only on the seed and the document, so models with the same tokenizer get
-the same questions.
+tokens divided by their bytes of text. Lengths are in tokens of the corpus' tokenizer, so a document is in the same line
+of the table for every model. Masks depend only on the seed and the document, so models with the same tokenizer get the
+same questions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import power
 
 LOSS, ACCURACY, BYTE = "loss", "accuracy", "loss a byte"
-WITHIN = {ACCURACY: (0.0, 1.0)}  # a loss may be anything
+WITHIN = {ACCURACY: (0.0, 1.0)}  # a loss has no bounds
 
 
 @dataclass(kw_only=True)
@@ -75,7 +75,7 @@ def run(path: Path, config: Config) -> Result:
     """
     from rotary_foundry.evaluation.models import (
         open_model,
-    )  # imports torch, which takes seconds; a wrong key is refused before
+    )  # imports torch, which takes seconds; wrong keys are refused earlier
 
     texts = held_out(config.data, config.documents, config.seed)
     model = open_model(path, config.tokenizer, config.rope_theta)
@@ -123,11 +123,11 @@ def loss_result(
     cut: Sequence[int],
     asked: str,
 ) -> Result:
-    """Sum up the losses of documents. At least one document must have targets.
+    """Sum the losses of documents. At least one document must have targets.
 
     Args:
         title, model, data, asked: as in Result.
-        longest: the tokens that documents were cut to.
+        longest: the length in tokens at which documents were cut.
         cut: the tokens left out of each document that was cut.
     """
     rows = [_row(label, of, config) for label, of in _groups(measured)]

@@ -57,7 +57,7 @@ class Scores(NamedTuple):
     """A model's scores at the targets of a document."""
 
     loss: NDArray[np.float64]  # [targets], nats
-    found: NDArray[np.bool_]  # [targets], whether its likeliest word is the right one
+    found: NDArray[np.bool_]  # [targets], whether the likeliest word is right
 
 
 class Encoded(NamedTuple):
@@ -65,16 +65,16 @@ class Encoded(NamedTuple):
 
     ids: NDArray[np.int64]  # [tokens], without special tokens
     ends: NDArray[np.int64]  # [tokens], the byte offset of each token's end in the text
-    spans: NDArray[np.int64]  # [tokens, 2], the first character of each token in the text, and the one after its last
+    spans: NDArray[np.int64]  # [tokens, 2], each token's first character in the text, and the one after its last
 
     @property
     def bytes(self) -> NDArray[np.int64]:
-        """The bytes of text of each token, with the blanks before it, so that they add up to the whole text."""
+        """The number of bytes of each token, including blanks before it, so that they add up to the whole text."""
         return np.diff(self.ends, prepend=0)
 
 
 def encode(tokenizer: Tokenizer, text: str) -> Encoded:
-    """A text as ids, without special tokens around it."""
+    """Encode a text, without special tokens around it."""
     encoding = tokenizer.encode(text, add_special_tokens=False)
     offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
@@ -88,7 +88,7 @@ class MaskedModel(ABC):
     """A model and its tokenizer.
 
     Args:
-        path: where the model is, for errors.
+        path: the location of the model, for errors.
         tokenizer: the model's tokenizer.
         vocab_size: number of ids with an embedding.
         limit: the most tokens that the model takes at once, special tokens included; None if there is no limit.
@@ -119,7 +119,7 @@ class MaskedModel(ABC):
         return min(wanted, wanted if self.limit is None else self.limit) - self.frame.slots
 
     def encode(self, text: str) -> Encoded:
-        """A text as ids."""
+        """Encode a text."""
         return encode(self.backend, text)
 
     def masking(self, probability: float, mask_share: float, random_share: float) -> Masking:
@@ -185,7 +185,7 @@ class Theirs(MaskedModel):
     """Any other model, run in transformers.
 
     Raises:
-        DataError: as `MaskedModel`; or as `check_runs`.
+        DataError: as for `MaskedModel` or `check_runs`.
     """
 
     def __init__(self, path: Path, tokenizer: PreTrainedTokenizerFast, model: nn.Module, facts: dict):
@@ -229,7 +229,7 @@ def open_model(path: Path, tokenizer: str | None = None, rope_theta: float | Non
     Args:
         path: a run, a checkpoint, an export, or any Hugging Face directory of a masked language model.
         tokenizer: the folder of the model's tokenizer, if it is not in `path`.
-        rope_theta: replaces the value that the model was trained with; only for our families with rotary positions.
+        rope_theta: replaces the value of the model's training; only for our families with rotary positions.
 
     Raises:
         FoundryError: the model does not exist or has no masked-LM head, or the tokenizer does not belong to it.
@@ -268,7 +268,7 @@ def load_theirs(auto: type, path: Path, kind: str, needed: str, rope_parameters:
 
     Args:
         kind, needed: words for errors.
-        rope_parameters: instead of those of the directory's configuration.
+        rope_parameters: replaces those of the directory's configuration.
 
     Raises:
         DataError: transformers cannot load it, or tensors are missing; names the directory.
@@ -295,10 +295,10 @@ def load_theirs(auto: type, path: Path, kind: str, needed: str, rope_parameters:
 def check_runs(path: Path, model: nn.Module) -> Iterator[None]:
     """Refuse a model whose first forward pass, which the caller makes in this context, raises an error.
 
-    Some have no attention mask (huggingface/transformers#22308), and others cannot do without further inputs.
+    Some models have no attention mask (huggingface/transformers#22308), and others need further inputs.
 
     Raises:
-        DataError: naming the class of the model, and the error.
+        DataError: names the class of the model and the error.
     """
     try:
         with torch.inference_mode():
@@ -334,7 +334,7 @@ def told(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def counted(model: nn.Module) -> dict:
-    """Return the number of parameters, as facts of a result."""
+    """Return the number of parameters, as a fact for a result."""
     return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 

@@ -1,11 +1,11 @@
 """The suite `needle`: a name occurs twice in a window, far apart; the second is masked, and the model has to find it.
 
-- Needles are names and words of the corpus itself. A needle occurs exactly twice in a window, also counting parts of
-  other words, as the same tokens both times, with at least `nearest` tokens between. All of its tokens are masked, and
-  all must be predicted correctly.
+- Needles are names and words of the corpus itself. A needle occurs exactly twice in a window, counting also parts of
+  other words. It has the same tokens both times, with at least `nearest` tokens between them. All of its tokens are
+  masked, and all must be predicted correctly.
 - A name can be guessed from the text around it. So each is asked twice: in the original document, and with its first
-  occurrence replaced by another name of the document with as many tokens, so that nothing else moves. The difference
-  between the two is due only to the first, distant occurrence.
+  occurrence replaced by another name of the document with the same number of tokens, so that no token moves. So the
+  difference between the two is due only to the first, distant occurrence.
 - The needles of a window are asked together: a few masked tokens among thousands. They are chosen evenly over distances
   where possible.
 """
@@ -34,8 +34,8 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,}")
 MOST_TOKENS = 4  # of a name
 QUARTERS = ("0–25 %", "25–50 %", "50–75 %", "75–100 %")
 FOUND, REPLACED, SAVED = "found", "found if replaced", "loss saved"
-WITHIN = {FOUND: (0.0, 1.0), REPLACED: (0.0, 1.0)}  # a loss may be anything
-OF_GAIN = -1.0, 1.0  # found, less found if replaced
+WITHIN = {FOUND: (0.0, 1.0), REPLACED: (0.0, 1.0)}  # a loss has no bounds
+OF_GAIN = -1.0, 1.0  # bounds of FOUND minus REPLACED
 
 
 @dataclass(kw_only=True)
@@ -55,7 +55,7 @@ class Needle:
     first: int  # the token of the window where it stays visible
     second: int  # the token of the window where it is masked
     tokens: tuple[int, ...]  # its ids
-    other: tuple[int, ...]  # those of another name, which takes the first place for comparison
+    other: tuple[int, ...]  # the ids of another name, which replaces the first occurrence for comparison
 
     @property
     def distance(self) -> int:
@@ -64,7 +64,7 @@ class Needle:
 
     @property
     def places(self) -> NDArray[np.int64]:
-        """The places of the masked tokens."""
+        """The positions of the masked tokens."""
         return self.second + np.arange(len(self.tokens))
 
 
@@ -74,10 +74,10 @@ class Asked:
 
     document: str
     needle: Needle
-    depth: float  # of the first place, as a share of the window
+    depth: float  # of the first occurrence, as a share of the window
     found: bool
     found_replaced: bool
-    loss: float  # of all of its tokens
+    loss: float  # the sum over its tokens
     loss_replaced: float
 
     def sums(self, measure: str) -> tuple[float, float]:
@@ -97,7 +97,7 @@ def run(path: Path, config: Config) -> Result:
     """
     from rotary_foundry.evaluation.models import (
         open_model,
-    )  # imports torch, which takes seconds; a wrong key is refused before
+    )  # imports torch, which takes seconds; wrong keys are refused earlier
 
     texts = held_out(config.data, config.documents, config.seed, at_least=config.at_least)
     model = open_model(path, config.tokenizer, config.rope_theta)
@@ -153,7 +153,7 @@ def run(path: Path, config: Config) -> Result:
 def find_needles(
     text: str, encoded: "Encoded", start: int, end: int, config: Config, generator: np.random.Generator
 ) -> list[Needle]:
-    """Choose needles among tokens `start` to `end` of a document, evenly over distances, as places in that window."""
+    """Choose needles among tokens `start` to `end` of a document, evenly over distances; return window positions."""
     spans = encoded.spans[start:end]
     ids = encoded.ids[start:end].tolist()
     window = text[: spans[-1, 1]]

@@ -2,7 +2,7 @@
 
 For a given β the law is linear in its other parameters: L(c) = drop · (c / first)^-β + γ, where the drop is the loss
 above γ at the first, shortest context. So drop and γ solve a small least-squares problem with non-negative values
-(scipy's nnls). Only β is searched for, which needs no start value and cannot diverge. α follows from the drop. If a
+(scipy's nnls). The search is over β alone; it needs no start value and cannot diverge. α follows from the drop. If a
 loss does not fall, the drop is zero and the law has no meaning: α is then zero, and β is NaN.
 """
 
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
-BETAS = 0.02, 4.0  # flatter or steeper cannot be told from a line in log c, or from a single step
-ROUNDING = 1e-6  # of a loss in float32: less is no fall
+BETAS = 0.02, 4.0  # a smaller β is indistinguishable from a line in log c, a larger one from a single step
+ROUNDING = 1e-6  # the rounding error of a loss in float32: a smaller fall does not count
 
 
 class Law(NamedTuple):

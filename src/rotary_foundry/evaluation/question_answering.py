@@ -1,14 +1,14 @@
 """The suite `question_answering`: a decoder's answers to questions about long texts, and its loss at the right ones.
 
-- The prompts are those of arXiv 2309.16039, section 3.1: the text, "Q:" with the question, "A:". Before it are as many
-  answered examples as the paper has for the data set. A prompt that is too long, with room for the answer, is cut from
-  the left. A question is never cut: a length without room for one is refused.
-- Examples in a prompt are drawn for each question, from other documents. The paper does not say where its own are from.
+- The prompts are those of arXiv 2309.16039, section 3.1: the text, "Q:" with the question, "A:". Before these are as
+  many answered examples as the paper has for the data set. A prompt that is too long, with room for the answer, is cut
+  from the left. A question is never cut: a length without room for it is refused.
+- Examples in a prompt are drawn for each question from other documents. The paper does not say where its own are from.
 - If the tokenizer has a chat template, the prompt is a user's message in it, and only the message is cut.
-- Answers are greedy, and end at the model's own ends. Where no template marks an end, an answer scored by ROUGE ends
-  before an empty line or the next "Q:", and any other after its first line.
-- After the same prompt stands the first right answer, for its loss and accuracy by token, each given all before it. In
-  a chat the end of turn counts as a token of it. A small model, whose own answers all score 0, is measured by these.
+- Answers are greedy and end at the model's own end tokens. Without a chat template, an answer scored by ROUGE also ends
+  before an empty line or the next "Q:", and any other answer after its first line.
+- The loss and accuracy per token are those of the first right answer after the same prompt, each token given all before
+  it. In a chat the answer includes the end of turn. They measure small models, whose own answers all score 0.
 - The examples of a file and their prompts are the same for every model with the same tokenizer. Intervals are over
   questions.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SHOTS = {"qasper": 2, "quality": 2, "qmsum": 1}  # of the paper; 0 for narrativeqa, and here for the rest
 METRIC = {"narrativeqa": "f1", "qasper": "f1", "quality": "exact_match", "qmsum": ROUGE_GEO, "examples": "f1"}
-METRIC_OF_TASK = {  # as published, but LongBench's ROUGE-L is another package's; other tasks have one that is not here
+METRIC_OF_TASK = {  # as published, but LongBench uses another package's ROUGE-L; the metrics of other tasks are missing
     "zeroscrolls": {
         **dict.fromkeys(("gov_report", "summ_screen_fd", "qmsum", "squality"), ROUGE_GEO),
         **dict.fromkeys(("qasper", "narrative_qa", "musique"), "f1"),
@@ -48,7 +48,7 @@ METRIC_OF_TASK = {  # as published, but LongBench's ROUGE-L is another package's
     },
 }
 ROOM, ROOM_OF_SUMMARY = 128, 512  # tokens of an answer, as LongBench has for most of these sets
-LOSS, ACCURACY = "answer_loss", "answer_accuracy"  # nats a token of the right answer, and the share that is likeliest
+LOSS, ACCURACY = "answer_loss", "answer_accuracy"  # nats per token of the right answer, share of likeliest tokens
 WITHIN = 0.0, 1.0
 Units = dict[str, dict[str, tuple[float, float]]]  # by metric and question: numerator and denominator
 
@@ -61,15 +61,15 @@ class Config(DecoderConfig):
     data: str  # a file; for narrativeqa a folder
     examples: int | None = None  # at most, drawn by the seed; null: all
     longest: int  # tokens of a prompt and its answer
-    metric: str | None = None  # that models are compared by; null: as published
+    metric: str | None = None  # the metric for comparing models; null: as published
     shots: int | None = None  # answered examples before the question; null: as in the paper
-    shots_data: str | None = None  # where they are from, in the form of `data`; null: from `data`
+    shots_data: str | None = None  # the file or folder of these examples, in the form of `data`; null: `data`
     answer_tokens: int | None = None  # room for the answer; null: 128, or 512 if the metric is ROUGE
     chat: bool | None = None  # whether the chat template is used; null: if the tokenizer has one
 
     @property
     def task(self) -> str:
-        """The task that the file is of, for data sets that have several."""
+        """The task of the file, if the data set has several tasks."""
         path = Path(self.data)
         return {"zeroscrolls": path.parent.name, "longbench": path.stem}.get(self.dataset, self.dataset)
 
@@ -80,7 +80,7 @@ class Config(DecoderConfig):
 
     @property
     def room(self) -> int:
-        """Tokens of an answer."""
+        """The number of tokens reserved for an answer."""
         return self.answer_tokens or (ROOM_OF_SUMMARY if _summary(self) else ROOM)
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -114,7 +114,7 @@ def check(_: Path, config: Config) -> None:
     """Read the data, before any suite runs.
 
     Raises:
-        FoundryError: they are damaged or of another form, or there are fewer examples than shots.
+        FoundryError: the data is damaged or of another form, or has fewer examples than shots.
     """
     list(_with_shots(config))
 
@@ -181,7 +181,7 @@ def run(path: Path, config: Config) -> Result:
 
 
 def _with_shots(config: Config) -> Iterator[tuple[Example, list[Example]]]:
-    """Yield the examples that are asked, in the file's order, each with those before it in its prompt."""
+    """Yield the examples to ask, in the file's order, each with the answered examples for its prompt."""
     shots = SHOTS.get(config.dataset, 0) if config.shots is None else config.shots
     every = read_examples(config.dataset, Path(config.data))
     pool = every if config.shots_data is None or not shots else read_examples(config.dataset, Path(config.shots_data))
@@ -234,7 +234,7 @@ def _ask(model: "CausalModel", example: Example, shots: Sequence[Example], chat:
 
 
 def _ended(answer: str, summary: bool) -> str:
-    """Cut what a model without a chat template writes after its answer."""
+    """Remove the text that a model without a chat template writes after its answer."""
     answer = answer.strip()
     for end in ("\n\n", "\nQ:") if summary else ("\n",):
         answer = answer.split(end)[0]
@@ -254,9 +254,9 @@ def _mean(metric: str, units: Units, config: Config) -> Measure:
 
 
 def _headlines(units: Units, config: Config) -> Iterator[Headline]:
-    """Yield the metric, and what tells small models apart.
+    """Yield the metric, then the loss and accuracy of the right answers, which distinguish small models.
 
-    The geometric mean is no mean of single questions, so ROUGE's three are compared with it.
+    The geometric mean is not a mean over questions, so ROUGE's three scores are yielded with it for comparison.
     """
     for metric in (config.measured, *(ROUGE if config.measured == ROUGE_GEO else ()), LOSS, ACCURACY):
         within = None if metric in (ROUGE_GEO, LOSS) else WITHIN

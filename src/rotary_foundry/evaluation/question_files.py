@@ -2,19 +2,19 @@
 
 Each reader takes one path and yields `Example`s, in the file's order:
 
-- narrativeqa: a clone of google-deepmind/narrativeqa in which `download_stories.sh` has run: `qaps.csv`,
-  `documents.csv` and `tmp/<document_id>.content`. The questions of the set `valid` about whole stories. A story is cut
-  to what lies between its `story_start` and its `story_end`.
+- narrativeqa: a clone of google-deepmind/narrativeqa in which `download_stories.sh` was run: `qaps.csv`,
+  `documents.csv` and `tmp/<document_id>.content`. Questions of the set `valid` about whole stories. A story is cut to
+  the text between its `story_start` and its `story_end`.
 - qasper: `qasper-{train,dev,test}-v0.3.json` of AllenAI's release. The paper is its title, abstract and sections. An
   answer is written as in Qasper's own scorer: Unanswerable, the spans with commas, the free form, Yes or No.
-- quality: `QuALITY.v1.0.1.htmlstripped.{train,dev}` of nyu-mll/quality, JSONL. The question has the four options after
-  it, and the right answer is the text of one, as in SCROLLS.
+- quality: `QuALITY.v1.0.1.htmlstripped.{train,dev}` of nyu-mll/quality, JSONL. The four options follow the question,
+  and the right answer is the text of one of them, as in SCROLLS.
 - qmsum: `data/ALL/jsonl/{train,val,test}.jsonl` of Yale-LILY/QMSum. General and specific queries about a meeting.
-- zeroscrolls: `<task>/validation.jsonl` of tau/zero_scrolls. The test sets are without answers. Rows with one `id` are
-  one question with several right answers.
+- zeroscrolls: `<task>/validation.jsonl` of tau/zero_scrolls. The test sets have no answers. Rows with the same `id`
+  are one question with several right answers.
 - longbench: `data/<task>.jsonl` of THUDM/LongBench, with all 21 tasks; its texts are the prompts' contexts.
-- examples: JSONL of one's own, either with `context` (optional), `question` and `answers`, or with `messages`, one of a
-  user, which is the question, and one of an assistant. Other keys are ignored.
+- examples: the user's own JSONL, either with `context` (optional), `question` and `answers`, or with `messages`: one of
+  a user, which is the question, and one of an assistant. Other keys are ignored.
 """
 
 import csv
@@ -28,9 +28,9 @@ from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.json_text import parse_json
 
 TEXT = "a text"
-LONGEST_FIELD = 2**30  # characters of a CSV file's field; Python's own limit is less than a story
+LONGEST_FIELD = 2**30  # characters of a CSV file's field; Python's default is shorter than a story
 HEADER = re.compile(r"\s*(Question|Query|Question and Possible Answers):\s*")  # of a query of ZeroSCROLLS
-SUMMARY = "Summarize the text above."  # the question of a set that asks for a summary and words no question
+SUMMARY = "Summarize the text above."  # the question for data that ask for a summary and have no question
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Example:
     """A question about a text, and its right answers."""
 
     name: str  # unique in its file
-    document: str  # a name; examples of one document are never each other's demonstrations
+    document: str  # a name; examples of one document are never shots for each other
     context: str  # may be empty
     question: str
     answers: tuple[str, ...]
@@ -86,10 +86,10 @@ class Place(NamedTuple):
             yield Place(f"{self.where}: {key}[{index}]", value)
 
     def example(self, name: str, document: str, context: str, question: str, answers: Iterable[str]) -> Example:
-        """Make an example of texts of this mapping.
+        """Make an example from texts of this mapping.
 
         Raises:
-            DataError: there is no question or no answer.
+            DataError: the question or the answers are missing.
         """
         answers = tuple(dict.fromkeys(stripped for answer in answers if (stripped := answer.strip())))
         if not answers or not question.strip():
@@ -174,7 +174,7 @@ def read_narrativeqa(path: Path) -> Iterator[Example]:
 
 
 def _between(story: str, start: str, end: str) -> str:
-    """Cut a story to what lies between two passages, if it has them; the passages, of words, belong to it."""
+    """Cut a story to the text from passage `start` to passage `end`, both included, if it has these passages."""
     first, last = story.find(start), story.rfind(end)
     last = -1 if last < 0 else last + len(end)
     return story[max(first, 0) : last if last > first else len(story)].strip()
@@ -264,7 +264,7 @@ def read_longbench(path: Path) -> Iterator[Example]:
 
 
 def read_own(path: Path) -> Iterator[Example]:
-    """Read examples or conversations of one's own, in JSONL."""
+    """Read the user's own examples or conversations, in JSONL."""
     for number, line in enumerate(_lines(path), 1):
         if "messages" in line.content:
             turns = list(line.places("messages"))

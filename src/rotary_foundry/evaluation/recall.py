@@ -1,8 +1,8 @@
-"""The suite `recall`: what a decoder finds again in long prompts, by task, length and depth.
+"""The suite `recall`: what a decoder retrieves from long prompts, by task, length and depth.
 
 The tasks are in recall_tasks.py. Each prompt is answered greedily. The prompts of a length are the same for every model
-with the same tokenizer; lengths may be more than a model was trained at. A task without a depth has as many prompts of
-a length as the others. Intervals are over prompts.
+with the same tokenizer. Lengths may exceed a model's training length. A task without a depth has as many prompts per
+length as the others. Intervals are over prompts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,7 +51,7 @@ class Config(DecoderSuiteConfig):
 
 
 def check(model: Path, config: Config) -> None:
-    """Raise a DataError if a task needs text and there is none."""
+    """Raise a DataError if a task needs text and the data have none."""
     if set(config.tasks) & set(FROM_DATA):
         check_texts(model, config)
 
@@ -60,7 +60,7 @@ def run(path: Path, config: Config) -> Result:
     """Ask a decoder every prompt.
 
     Raises:
-        FoundryError: the model, the tokenizer or the data is missing or does not fit; a length does not fit, either.
+        FoundryError: the model, the tokenizer or the data is missing or does not fit, or a length does not fit.
     """
     from rotary_foundry.evaluation.causal_models import open_causal_model  # imports torch, which takes seconds
 
@@ -94,7 +94,7 @@ def run(path: Path, config: Config) -> Result:
 
 
 def make_prompts(model: "CausalModel", texts: Sequence[str], config: Config) -> Iterator[Prompt]:
-    """Make every prompt of a suite, all of them before the model answers the first.
+    """Make every prompt of a suite; the model answers the first only after all are made.
 
     Args:
         texts: held-out documents, for the tasks that need them.

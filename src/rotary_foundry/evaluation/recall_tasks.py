@@ -1,15 +1,15 @@
-"""The prompts of the suite `recall`: what they ask, and how an answer is scored.
+"""The prompts of the suite `recall`: their questions, and the scores of answers.
 
-- A prompt is a beginning, a long text with the needles in it, and an end that asks. The text is made as long as the
-  length allows, with room for the answer: nothing is ever cut off, so no needle is. A length counts the tokens that the
-  tokenizer puts before a text, the prompt and the room.
-- A needle stands between two sentences or lines of the text, as near as possible to its depth: 0 % is the beginning.
-- Prompts depend on the seed, the task, the length, the depth and a number, and on the model's tokenizer only in how
-  much text fits.
+- A prompt is a beginning, a long text with the needles in it, and a question at the end. The text is as long as the
+  length allows, with room for the answer. Nothing is cut off, so no needle is lost. A length counts the tokens that the
+  tokenizer puts before a text, the prompt and the room for the answer.
+- A needle is between two sentences or lines of the text, as near as possible to its depth: 0 % is the beginning.
+- Prompts depend on the seed, the task, the length, the depth and a number. The model's tokenizer decides only how much
+  text fits.
 - The tasks: a pass key between repeated sentences (after arXiv 2305.16300); a code in held-out text (a needle in a
   haystack); the value of a key in a JSON object of UUIDs (after arXiv 2307.03172); the first sentence of the input
-  (arXiv 2309.16039, section 4.1), scored by ROUGE-L; and the variables that have a value, by one of two chains of
-  assignments (after RULER, arXiv 2404.06654). Wordings are ours.
+  (arXiv 2309.16039, section 4.1), scored by ROUGE-L; and all variables with a given value, where there are two chains
+  of assignments (after RULER, arXiv 2404.06654). The wordings are ours.
 """
 
 import re
@@ -36,7 +36,7 @@ FROM_DATA = ("needle", "first_sentence", "variables")  # tasks whose text is hel
 COLOURS = ("amber", "azure", "black", "brown", "coral", "green", "ivory", "olive", "pearl", "silver", "white")
 THINGS = ("anchor", "basket", "candle", "garden", "hammer", "ladder", "mirror", "needle", "pocket", "ribbon", "saddle")
 HOPS, CHAINS = 4, 2  # assignments after a chain's first
-SPARE = 12  # tokens of an answer beyond those of the right one
+SPARE = 12  # tokens of room beyond those of the right answer
 PAIR = 16  # tokens of two UUIDs, at least
 WORDS = 4  # of a first sentence, at least
 
@@ -61,17 +61,17 @@ class Prompt:
     length: int  # the most tokens that prompt and answer may have
     depth: int | None  # of the needle, in percent of the text; None for tasks without one
     number: int
-    ids: NDArray[np.int64]  # [tokens], with those before a text
+    ids: NDArray[np.int64]  # [tokens], with the tokenizer's tokens before a text
     room: int  # tokens for the answer
     answers: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """The prompt's name among all of the suite."""
+        """The prompt's name, unique in the suite."""
         return f"{self.task}:{self.length}:{self.depth}:{self.number}"
 
     def score(self, answer: str) -> float:
-        """Return the share of an answer that is right: of the values that it names, or ROUGE-L of a sentence."""
+        """Return the share of an answer that is right: the share of right values in it, or ROUGE-L of a sentence."""
         if self.task == "first_sentence":
             return rouge_l(answer, self.answers[0])
         return float(np.mean([bool(re.search(rf"(?<!\w){re.escape(one)}(?!\w)", answer)) for one in self.answers]))
@@ -79,7 +79,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class _Question:
-    """A prompt but for its long text."""
+    """A prompt without its long text."""
 
     head: str
     needles: list[tuple[float, str]]  # depths from 0 to 1, and sentences
@@ -98,7 +98,7 @@ def make_prompt(
         held_out: the text around the needles, for the tasks FROM_DATA.
 
     Raises:
-        ConfigurationError: `length` has no room for more than the question.
+        ConfigurationError: `length` has no room for text beside the question.
         DataError: there is less text than `length`, or no document begins with a sentence.
     """
     generator = np.random.default_rng((seed, length, depth or 0, number, *task.encode()))
@@ -223,7 +223,7 @@ def _filled(
         raise DataError(
             f"data: {what} needs {budget - fixed:,} tokens of text, and there are {error}; give more documents"
         ) from None
-    for left in range(len(pieces), 0, -1):  # sizes are of other surroundings, so the last pieces may not fit
+    for left in range(len(pieces), 0, -1):  # sizes were counted in other surroundings, so the last pieces may not fit
         text = question.head + _inserted(pieces[:left], sizes[:left], question.needles).rstrip() + question.tail
         ids = np.concatenate([tokens.before, tokens.encode(text).ids])
         if len(ids) <= budget:
@@ -235,7 +235,7 @@ def _filled(
 
 
 def _inserted(pieces: Sequence[str], sizes: NDArray[np.int64], needles: Sequence[tuple[float, str]]) -> str:
-    """Put each needle between the two pieces that are nearest to its depth."""
+    """Put each needle between two pieces, as near as possible to its depth."""
     bounds = np.concatenate([[0], np.cumsum(sizes)])
     places = sorted(
         (int(np.abs(bounds - depth * bounds[-1]).argmin()), order) for order, (depth, _) in enumerate(needles)

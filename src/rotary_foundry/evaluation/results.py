@@ -1,8 +1,8 @@
 """The results of a suite: one JSON file, from which tables, pictures and comparisons are made.
 
-A number that is the ratio of two sums over documents (a loss, an accuracy) keeps these sums by document in its
-headline. So two models that were measured on the same documents, on different days, can be compared document by
-document. The interval of the difference is then much narrower than the intervals of the two numbers.
+If a number is the ratio of two sums over documents (a loss, an accuracy), its headline keeps these sums by document. So
+two models that were measured on the same documents, even on different days, can be compared document by document. The
+interval of the difference is then much narrower than the intervals of the two numbers.
 """
 
 import json
@@ -26,7 +26,7 @@ FEW = 10  # with fewer documents, bootstrap intervals are clearly too narrow
 
 @dataclass(frozen=True)
 class Measure:
-    """A number, and the ends of its 95 % interval, which are None if its uncertainty is unknown."""
+    """A number and the ends of its 95 % interval; the ends are None if its uncertainty is unknown."""
 
     value: float
     low: float | None = None
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Headline:
-    """A number of a suite that models are compared by."""
+    """A number of a suite by which models are compared."""
 
     name: str  # with its unit
     measure: Measure
@@ -61,13 +61,13 @@ class Headline:
 
 @dataclass
 class Result:
-    """One suite's findings on one model."""
+    """One suite's result for one model."""
 
     suite: str
     title: str  # of the table, such as "masked-LM at 15 % of the tokens"
     model: dict  # `name` (used in tables), `path`, and further facts
     config: dict  # the suite's settings, with its seed
-    data: dict  # what it was measured on
+    data: dict  # a description of the data measured on
     rows: list[Row]
     headlines: list[Headline]
     notes: list[str] = field(default_factory=list)  # printed below the table: what was cut or left out
@@ -89,7 +89,7 @@ class Result:
         """Read a result from its file.
 
         Raises:
-            DataError: the file is missing, or not a result.
+            DataError: the file is missing or is not a result.
         """
         try:
             content = parse_json(path.read_text(encoding="utf-8"))
@@ -150,9 +150,9 @@ def results_folder(model: Path, out: str | None = None, variant: str | None = No
     """Return the folder of a model's results: in `<run>/evaluations` if it belongs to a run, else in `evaluations`.
 
     Args:
-        out: the folder for all results, if it is given.
+        out: the folder for all results; None: as above.
         variant: as in `name_of`.
-        beside: the model that it is compared with; nothing is written into another run than that one's.
+        beside: the model that it is compared with; results are written into no other run than this model's.
     """
     if out is not None:
         return Path(out) / name_of(model, variant)
@@ -169,7 +169,7 @@ def _run_of(model: Path) -> Path | None:
 
 
 def name_of(model: Path, variant: str | None = None) -> str:
-    """Return a model's name in tables: its folder's name; for a checkpoint or an export, after the name of its run.
+    """Return a model's name in tables: its folder's name, with its run's name before it for checkpoints and exports.
 
     A `variant` names the settings that differ from the model's own.
     """
@@ -181,7 +181,7 @@ def name_of(model: Path, variant: str | None = None) -> str:
 def positions_variant(
     rope_theta: float | None = None, rope_scaling: str | None = None, rope_factor: float | None = None
 ) -> str | None:
-    """The variant of a model whose positions are not its own, such as yarn-4 or theta-10000; None: its own."""
+    """Return the variant of a model with changed positions, such as yarn-4 or theta-10000; None: not changed."""
     scaling = [] if rope_scaling is None else [rope_scaling]
     factor = [] if rope_factor is None else [f"{rope_factor:g}"]
     theta = [] if rope_theta is None else [f"theta-{rope_theta:g}"]
@@ -193,7 +193,7 @@ def _with(name: str, variant: str | None) -> str:
 
 
 def print_whole(console: Console, table: Table) -> None:
-    """Print a table in its full width. A narrower terminal wraps the lines, and no figure is cut off."""
+    """Print a table in its full width; a narrower terminal wraps lines instead of cutting figures off."""
     console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
     console.print(table)
 
@@ -203,4 +203,4 @@ def _measures(content: dict) -> dict[str, Measure]:
 
 
 def _number(value: float, decimals: int) -> str:
-    return f"{round(value, decimals) + 0.0:,.{decimals}f}" if math.isfinite(value) else "–"  # + 0.0: no minus zero
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}" if math.isfinite(value) else "–"  # + 0.0 turns -0.0 into 0.0

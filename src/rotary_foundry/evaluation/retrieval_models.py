@@ -1,10 +1,10 @@
 """Open any model directory as a retriever for mteb.
 
-A directory from sentence-transformers, or a plain encoder with averaged tokens, gives one vector a text. A directory
-from PyLate gives one vector a token and is scored by MaxSim against every document of the corpus. mteb's own wrapper
-for PyLate uses an index (PLAID), which is approximate and random. This module searches the corpus exhaustively in
-chunks instead, by mteb's search for the late-interaction models of newer sentence-transformers, so that only the model
-determines the score.
+A directory from sentence-transformers, or a plain encoder with averaged tokens, gives one vector per text. A directory
+from PyLate gives one vector per token and is scored by MaxSim against every document of the corpus. mteb's own wrapper
+for PyLate uses an index (PLAID), which is approximate and random. Instead, this module searches the corpus exhaustively
+in chunks, by mteb's search for the late-interaction models of newer sentence-transformers. So only the model determines
+the score.
 """
 
 import logging
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 
 MODULES = "modules.json"  # of sentence-transformers
-LIBRARIES = ("sentence_transformers.", "pylate.")  # whose modules are taken
+LIBRARIES = ("sentence_transformers.", "pylate.")  # only their modules are accepted
 MARKS = 1  # tokens that PyLate puts into a text, to mark it as a query or a document
 
 
 @dataclass(frozen=True)
 class Retriever:
-    """A model in the form that mteb takes.
+    """A model in the form that mteb expects.
 
     Attributes:
         model: the argument for `mteb.evaluate`.
@@ -51,7 +51,7 @@ class Retriever:
         kind: a description of how it makes vectors.
         query_length, document_length: the length in tokens at which texts are cut, special tokens included; None: no
             cut.
-        marks: how many of these tokens the tokenizer does not add itself.
+        marks: the number of these tokens that the tokenizer does not add.
     """
 
     model: Any
@@ -66,7 +66,7 @@ def open_retriever(path: Path, max_seq_len: int | None) -> Retriever:
     """Open a model directory, a run or a checkpoint.
 
     Args:
-        max_seq_len: the length at which documents are cut, and queries of single-vector models; None: the model's.
+        max_seq_len: the length at which documents, and queries of single-vector models, are cut; None: the model's.
 
     Raises:
         DataError: `path` has no model.
@@ -86,7 +86,7 @@ def open_retriever(path: Path, max_seq_len: int | None) -> Retriever:
 
 
 def is_multi_vector(path: Path) -> bool:
-    """Return whether PyLate saved a directory, judged by its modules."""
+    """Return whether PyLate saved a directory, according to its modules."""
     return any(module.startswith("pylate.") for module in _modules(path))
 
 
@@ -94,7 +94,7 @@ def _modules(path: Path) -> list[str]:
     """Return the class of each module that a directory lists; none if it has no modules.json."""
     try:
         return [str(module["type"]) for module in parse_json((path / MODULES).read_text(encoding="utf-8"))]
-    except (FileNotFoundError, NotADirectoryError):  # if the path is a file, opening it as a model is refused later
+    except (FileNotFoundError, NotADirectoryError):  # opening the path as a model refuses a file later
         return []
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -124,11 +124,11 @@ def _multi_vector(path: Path, max_seq_len: int | None) -> Retriever:
 
 
 def _load(path: Path, kind: type[SentenceTransformer]) -> SentenceTransformer:
-    """A directory as a SentenceTransformer or ColBERT, without a look at the network.
+    """Load a directory as a SentenceTransformer or ColBERT, without network access.
 
     Raises:
-        DataError: it cannot be loaded, or does not begin with a transformer, or its tokenizer is another model's, or a
-            module is code of its own, which sentence-transformers would run without asking.
+        DataError: it cannot be loaded, does not begin with a transformer, has another model's tokenizer, or has a
+            module with its own code, which sentence-transformers would run without asking.
     """
     if foreign := [module for module in _modules(path) if not module.startswith(LIBRARIES)]:
         raise DataError(
@@ -139,13 +139,13 @@ def _load(path: Path, kind: type[SentenceTransformer]) -> SentenceTransformer:
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     check_stored(path)
     try:
-        # With an absolute path, nothing is looked for on the hub, where `runs/dense` could be somebody's repository.
+        # An absolute path is not looked up on the hub, where `runs/dense` could be somebody's repository.
         model = kind(str(path.resolve()), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own
         raise DataError(f"{path}: cannot be loaded as an encoder: {not_opened(error)}") from error
-    model.model_card_data.local_files_only = True  # which ColBERT does not pass on
+    model.model_card_data.local_files_only = True  # ColBERT does not pass it on
     if not hasattr(model[0], "auto_model"):
-        raise DataError(f"{path}: begins with a {type(model[0]).__name__}, where a transformer is wanted")
+        raise DataError(f"{path}: expected a transformer as first module, found a {type(model[0]).__name__}")
     check_ids(model.tokenizer, "the model", model[0].auto_model.get_input_embeddings().num_embeddings)
     with check_runs(path, model[0].auto_model):
         model.encode(["a", "a b"], show_progress_bar=False)
@@ -153,9 +153,9 @@ def _load(path: Path, kind: type[SentenceTransformer]) -> SentenceTransformer:
 
 
 def _longest_text(model: SentenceTransformer) -> int | None:
-    """The most tokens of a text that a retriever takes, special ones included; None if there is no limit.
+    """Return the most tokens per text that a retriever takes, special ones included; None if there is no limit.
 
-    PyLate sets ColBERT's `max_seq_length` to suit the texts at hand, and saves that, so it is no limit.
+    PyLate sets ColBERT's `max_seq_length` for the current texts and saves that, so it is not a limit of the model.
     """
     saved = None if hasattr(model, "document_length") else model.max_seq_length
     limits = (saved, most_tokens(model[0].auto_model.config))
@@ -180,9 +180,9 @@ class LateInteraction(MultiVectorSearchEncoderWrapper):
         )
 
     def similarity(self, queries: "list[Tensor]", documents: "list[Tensor]") -> "Tensor":
-        """Lists of [tokens, width], each of length 1 → [queries, documents]
+        """Return MaxSim scores [queries, documents] for lists of [tokens, width] with vectors of length 1.
 
-        max_sim pads documents with zeros, and a zero is more than a negative similarity. Raised by 1, none is negative.
+        max_sim pads documents with zeros, and 0 exceeds negative similarities. So 1 is added to all similarities first.
         """
         raised = max_sim([_with_one(query) for query in queries], [_with_one(document) for document in documents])
         return raised - raised.new_tensor([len(query) for query in queries])[:, None]
@@ -201,5 +201,5 @@ class LateInteraction(MultiVectorSearchEncoderWrapper):
 
 
 def _with_one(vectors: "Tensor") -> "Tensor":
-    """[tokens, width] → [tokens, width + 1]"""
+    """Append a component of 1 to each vector: [tokens, width] → [tokens, width + 1]."""
     return torch.nn.functional.pad(vectors, (0, 1), value=1.0)

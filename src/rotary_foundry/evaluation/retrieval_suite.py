@@ -1,9 +1,9 @@
-"""The suite `retrieval`: nDCG@10 by mteb, for models with one vector a text or one a token.
+"""The suite `retrieval`: nDCG@10 by mteb, for models with one vector per text or one per token.
 
-`code_search` needs nothing but Python: from a docstring's first paragraph to its function, in modules of the standard
-library that no training pair of code_search.py comes from, which are what the scripts in examples/ train on. Any other
-name is a benchmark or a task of mteb, whose data comes from the Hugging Face hub: BEIR, MLDR, CodeSearchNet.
-The intervals are over queries, each of which is drawn by itself; corpora are as they are.
+`code_search` needs only Python: find a function from its docstring's first paragraph, in standard-library modules from
+which code_search.py takes no training pair; the scripts in examples/ train on those pairs. Any other name is a
+benchmark or a task of mteb, whose data comes from the Hugging Face hub: BEIR, MLDR, CodeSearchNet.
+The intervals are over queries, each of which is drawn by itself; the corpora are fixed.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 METRIC = "nDCG@10"
 WITHIN = 0.0, 1.0
 OFFLINE = "code_search"
-SHORTEST_MARKED = SHORTEST + 1  # PyLate marks a text as a query or a document with one more token
+SHORTEST_MARKED = SHORTEST + 1  # PyLate adds one token that marks a text as a query or a document
 CHUNK = 1000  # texts that are tokenised at a time
 
 
@@ -73,7 +73,7 @@ def check(_: Path, config: Config) -> None:
         if find_spec(package) is None:
             raise ConfigurationError(f"{package} is not installed; all that retrieval needs: {install_command('eval')}")
     if online:
-        from rotary_foundry.evaluation.retrieval_tasks import find_tasks  # and mteb: seconds
+        from rotary_foundry.evaluation.retrieval_tasks import find_tasks  # imports mteb, which takes seconds
 
         for name in online:
             find_tasks(name)
@@ -144,7 +144,7 @@ def _evaluated(task: object, retriever: "Retriever", config: Config, notes: list
 def _loaded(watch: "type[Watched]", task: object) -> "Watched":
     try:
         return watch(task)
-    except (OSError, ValueError) as error:  # what datasets and the hub's client raise without a network or a cache
+    except (OSError, ValueError) as error:  # datasets and the hub's client raise these without a network or a cache
         raise NeedsNetwork(f"{task.metadata.name}: its data cannot be downloaded: {one_line(error)}") from error
 
 
@@ -167,7 +167,7 @@ def _too_long(watched: "Watched", retriever: "Retriever", config: Config) -> lis
 
 
 def _count_too_long(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], length: int) -> tuple[int, int]:
-    """(texts of more than `length` tokens with the special ones, all texts)"""
+    """Return the number of texts with more than `length` tokens, special ones included, and that of all texts."""
     over = count = 0
     texts = iter(texts)
     while chunk := list(islice(texts, CHUNK)):
@@ -190,7 +190,7 @@ def _measure(tasks: "Sequence[Sequence[Part]]", config: Config) -> Measure:
         drawn = [_resampled(of_part, config, (len(resampled), part)) for part, of_part in enumerate(scores)]
         resampled.append(np.mean(drawn, axis=0))
     value = float(np.mean(values))
-    if value in WITHIN:  # all queries alike
+    if value in WITHIN:  # all queries have the same score
         return bootstrap.unanimous(value, fewest, WITHIN)
     return bootstrap.interval(value, np.mean(resampled, axis=0))
 

@@ -1,6 +1,6 @@
 """The tasks of the suite `retrieval`: mteb's tasks and benchmarks by name, and code search in the standard library.
 
-Importing this module takes seconds, since it imports mteb.
+Importing this module takes seconds, because it imports mteb.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class StandardLibrary(AbsTaskRetrieval):
     metadata = TaskMetadata(
         name="code_search",
         description="From the first paragraph of a docstring to its function, in Python's standard library.",
-        dataset={"path": "rotary-foundry/none", "revision": "none"},  # never asked for: load_data is ours
+        dataset={"path": "rotary-foundry/none", "revision": "none"},  # never used: load_data is ours
         reference=None,
         type="Retrieval",
         category="t2t",

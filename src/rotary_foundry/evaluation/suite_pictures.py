@@ -1,8 +1,8 @@
-"""A suite's results as a PNG: a panel for each measure, a point with its interval for each row and model.
+"""Draw a suite's results as a PNG: a panel for each measure, a point with its interval for each row and model.
 
-Results by task, length and depth are heat maps instead, a panel for each model and task.
+Results by task, length and depth are heat maps instead, with a panel for each model and task.
 
-The words that describe the picture are in the file's `Description`.
+The PNG's `Description` describes the picture in words.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ACROSS = 2  # panels
+ACROSS = 2  # panels per row
 
 
 def draw(results: Sequence[Result], path: Path) -> str:
@@ -27,7 +27,7 @@ def draw(results: Sequence[Result], path: Path) -> str:
     names = [result.model["name"] for result in results]
     headlines = ("; ".join(f"{one.name} {one.measure}" for one in result.headlines) for result in results)
     words = ". ".join([results[0].title, *(f"{name}: {said}" for name, said in zip(names, headlines, strict=True))])
-    with rc_context({"text.parse_math": False}):  # a name with a $ in it is a name
+    with rc_context({"text.parse_math": False}):  # a $ in a name is not math
         figure = Figure(layout="constrained")
         (_draw_grids if results[0].grid else _draw_points)(figure, results, names)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def _draw_points(figure: "Figure", results: Sequence[Result], names: Sequence[st
 
 
 def _draw_grids(figure: "Figure", results: Sequence[Result], names: Sequence[str]) -> None:
-    """A heat map for each model (down) and task (across): depths down, lengths across, shares from 0 to 1."""
+    """Draw a heat map for each model (down) and task (across): depths down, lengths across, shares from 0 to 1."""
     tasks = list(dict.fromkeys(row.labels["task"] for result in results for row in result.rows))
     figure.set_size_inches(3.2 * len(tasks) + 0.8, 2.6 * len(results) + 0.6)
     panels = figure.subplots(len(results), len(tasks), squeeze=False)
@@ -82,12 +82,12 @@ def _label(labels: dict[str, str | int]) -> str:
 def _points(
     axes: "Axes", rows: Sequence[str], measures: Sequence[Sequence[Measure | None]], names: Sequence[str]
 ) -> None:
-    """A point with its interval for each row and model, side by side. No bars: a loss does not begin at zero.
+    """Draw a point with its interval for each row and model. There are no bars, because a loss does not begin at zero.
 
     Args:
         rows: from left to right.
-        measures: for each model a measure for each row; None where there is none.
-        names: of the models, each of which has a colour.
+        measures: for each model a measure for each row; None: no measure.
+        names: the models' names; each model has a colour.
     """
     for index, (name, of_model) in enumerate(zip(names, measures, strict=True)):
         there = [(row, measure) for row, measure in enumerate(of_model) if measure is not None]

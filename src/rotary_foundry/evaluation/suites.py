@@ -2,14 +2,14 @@
 
 A suite is a module with two names in it:
 
-- `Config`, a dataclass that builds on `SuiteConfig` or one of those below it: the keys of its YAML;
+- `Config`, a dataclass derived from `SuiteConfig` or from one of its subclasses below: the keys of its YAML;
 - `run(model: Path, config: Config) -> Result`: measures; it neither prints nor writes.
 
-It may have a third, `check(model: Path, config: Config)`, called for every model and suite before the first of them is
-measured: it raises `NeedsNetwork` if something has to be fetched and cannot be, and refuses what another file says.
-What is wrong with the values of its own keys its `Config` knows, and is asked here, before anything is loaded; no suite
-looks at them again. `yamls/eval/<suite>.yaml` is a suite with its defaults; any other YAML names its suite under the
-key `suite`.
+It may have a third, `check(model: Path, config: Config)`. It is called for every model and suite before the first is
+measured. It raises `NeedsNetwork` if necessary data cannot be downloaded, and checks other files. The values of the
+suite's own keys are checked by its `Config.problems`, which is called here before anything is loaded; no suite checks
+them again. `yamls/eval/<suite>.yaml` is a suite with its defaults; any other YAML names its suite under the key
+`suite`.
 """
 
 import math
@@ -43,10 +43,10 @@ DECODERS = {
     "recall": "rotary_foundry.evaluation.recall",
     "question_answering": "rotary_foundry.evaluation.question_answering",
 }
-OF_RUNS = {"tasks": "rotary_foundry.evaluation.task_metrics"}  # of multi-task runs only
+OF_RUNS = {"tasks": "rotary_foundry.evaluation.task_metrics"}  # only for multi-task runs
 MODULES = ENCODERS | DECODERS | OF_RUNS
-ALL = "all"  # suites for the kind of model, with the settings of their YAMLs, which need no network
-ONLY_BY_NAME = ("question_answering",)  # not among `all`: its data have to be named
+ALL = "all"  # the suites for the kind of model, with the settings of their YAMLs; they need no network
+ONLY_BY_NAME = ("question_answering",)  # not part of `all`: the user has to name its data
 FOLDER = Path("yamls/eval")
 
 
@@ -58,7 +58,7 @@ class SuiteConfig:
     out: str | None = None  # the folder for results; null: the run's `evaluations`, or `evaluations` here
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, what is wrong and what would be right). The caller reports only the first.
+        """Yield (key, what was expected and what was found). The caller reports only the first.
 
         Every integer key is a count that must be at least 1, except the seed and the number of shots.
         """
@@ -93,12 +93,12 @@ class TextSuiteConfig(ResampledConfig):
 
 @dataclass(kw_only=True)
 class DecoderConfig(ResampledConfig):
-    """The keys of a suite for decoders. The positions of one of our families can be other than in training."""
+    """The keys of a suite for decoders. Models of our families can have other positions than in training."""
 
     tokenizer: str | None = None  # a folder; null: the model's own
-    rope_theta: float | None = None  # null: as it was trained, as for the next two
-    rope_scaling: str | None = None  # none, linear, ntk or yarn; yarn's original length is the one trained at
-    rope_factor: float | None = None  # times that rope_scaling lengthens the context
+    rope_theta: float | None = None  # null: as in training, also for the next two keys
+    rope_scaling: str | None = None  # none, linear, ntk or yarn; yarn's original length is the training length
+    rope_factor: float | None = None  # the factor by which rope_scaling lengthens the context
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
@@ -121,10 +121,10 @@ def _theta_problems(rope_theta: float | None) -> Iterator[tuple[str, str]]:
 
 
 def check_data(_: Path, config: TextSuiteConfig) -> None:
-    """Check that the data has held-out rows, before any suite runs: a suite's `check`.
+    """Check that the data has held-out rows. This is a suite's `check`, which runs before any suite.
 
     Raises:
-        DataError: it has none.
+        DataError: the data has no held-out rows.
     """
     check_held_out(config.data)
 
@@ -140,7 +140,7 @@ class Suite:
 
 
 def find_suites(given: Sequence[str], overrides: Iterable[str] = (), decoder: bool = False) -> list[Suite]:
-    """Return the suites of some names or YAML files, each with its configuration.
+    """Return the suites for names or YAML files, each with its configuration.
 
     Args:
         given: names such as `context`, paths of YAML files, or `all`.
@@ -182,12 +182,12 @@ def _paths(given: str, decoder: bool) -> list[Path]:
 
 
 def _folder() -> Path:
-    """Return the folder of YAMLs: in the working directory if it is there, else the package's copy."""
+    """Return the folder of YAMLs: the working directory's if it exists, else the package's copy."""
     return FOLDER if FOLDER.is_dir() else Path(rotary_foundry.__file__).parent / FOLDER
 
 
 def _module(path: Path) -> ModuleType:
-    """Return the module of the suite that a YAML is for."""
+    """Return the module of a YAML's suite."""
     name = load_keys(path, ["suite"])["suite"]
     if not isinstance(name, str) or name not in MODULES:
         raise ConfigurationError(f"{path}: suite: no suite '{name}'; there are {', '.join(MODULES)}")

@@ -1,9 +1,9 @@
 """The suite `tasks`: every task of a multi-task run, on all of its held-out rows.
 
 The metrics are those that training records for a task, by the same code (`objectives/multi_task.py`), on the same rows
-and, in tasks of masked LM, under the same masks. They are computed in float32. The unit is what the loss counts: an
-example (a text or a pair, a question of a choice, a window of an answer), or in masked LM a token. Entities have the F1
-over all spans as well.
+and, in masked-LM tasks, with the same masks. They are computed in float32. They count in the loss's units: examples (a
+text or a pair, a multiple-choice question, a window of an answer), or tokens in masked LM. Entities also have the F1
+over all spans.
 """
 
 from collections.abc import Iterator
@@ -32,15 +32,15 @@ from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 SPLIT = "validation"
 LOSS, RIGHT = "loss", "examples_right"  # names of the objective's metrics
-SPAN_F1 = "span_f1"  # of entities; an entity is found if its kind and both of its ends are
-WITHIN = {RIGHT: (0.0, 1.0), SPAN_F1: (0.0, 1.0)}  # a loss may be anything
+SPAN_F1 = "span_f1"  # of entities; an entity is found if its kind and both ends are right
+WITHIN = {RIGHT: (0.0, 1.0), SPAN_F1: (0.0, 1.0)}  # a loss has no bounds
 
 
 @dataclass
 class Config(ResampledConfig):
     """The keys of `yamls/eval/tasks.yaml`."""
 
-    data: str | None = None  # the folder with the run's data; null: where its recipe has it
+    data: str | None = None  # the folder with the run's data; null: the recipe's folder
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Opened:
     rows: dict[int, dict[str, ShardFolder]]  # by row length, then by source in the recipe's order
 
     def samples(self, name: str) -> Iterator[dict]:
-        """Yield the rows of a task, each with the number and the source that training's evaluation gives it."""
+        """Yield the rows of a task, each with its number and source as in the evaluations of training."""
         folders = self.rows[self.tasks[name].row_length]
         before = list(folders).index(name)
         number = sum(folder.size for folder in list(folders.values())[:before])
@@ -64,10 +64,10 @@ class _Opened:
 
 
 def check(path: Path, config: Config) -> None:
-    """Check that a model is of a multi-task run whose tasks are still in the data.
+    """Check that a model comes from a multi-task run whose tasks are still in the data.
 
     Raises:
-        FoundryError: naming the file and the key of what is missing.
+        FoundryError: names the file and the key of what is missing.
     """
     _open(path, config)
 
@@ -76,7 +76,7 @@ def run(path: Path, config: Config) -> Result:
     """Measure every task.
 
     Raises:
-        FoundryError: as `check`; or a shard is damaged.
+        FoundryError: as for `check`, or a shard is damaged.
     """
     opened = _open(path, config)
     state, facts = opened.state, tokenizer_facts(opened.local / "tokenizer")
@@ -97,7 +97,7 @@ def run(path: Path, config: Config) -> Result:
         }
         counted = int(sum(units for _, units in sums[LOSS].values()))
         labels = {"task": name, "kind": trained.task.kind, "rows": len(sums[LOSS]), "examples": counted}
-        shown = {RIGHT: "right"}  # the others by their own names
+        shown = {RIGHT: "right"}  # other metrics are shown by their own names
         rows.append(Row(labels, {shown.get(metric, metric): measure for metric, measure in measures.items()}))
         headlines += [
             Headline(f"{name}: {shown.get(metric, metric)}", measure, metric == LOSS, sums[metric], WITHIN.get(metric))
@@ -121,7 +121,7 @@ def run(path: Path, config: Config) -> Result:
 
 @torch.inference_mode()
 def _measured(network: nn.Module, trained: TrainedTask, batch: dict) -> Iterator[tuple[str, float, int]]:
-    """Yield for each metric its name, its sum over the row, and what it is a mean over."""
+    """Yield for each metric its name, its sum over the row, and its divisor for the mean."""
     device = next(network.parameters()).device
     batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
     sums = trained.objective.loss(network, batch)
@@ -154,7 +154,7 @@ def _held_out(folder: Path) -> ShardFolder:
     """Open the held-out rows of a source.
 
     Raises:
-        DataError: there are none.
+        DataError: it has none.
     """
     found = ShardFolder(folder) if (folder / INDEX).is_file() else None
     if found is None or not found.size:

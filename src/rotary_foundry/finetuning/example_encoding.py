@@ -2,10 +2,10 @@
 
 Problems with data, labels or tokenizer are found here, before a job starts.
 
-A sentence of words is joined by blanks and tokenised as one text. Tokens are assigned to words by their positions in
-it. The first token of each word has the word's label, the others have none. So a byte-level tokenizer sees words with
-the blank before them, as in pretraining. With transformers' `is_split_into_words` it would see the blank only if it was
-saved with `add_prefix_space`.
+The words of a sentence are joined by blanks and tokenised as one text. Tokens are assigned to words by their positions
+in it. The first token of each word has the word's label, the others have none. So a byte-level tokenizer sees words
+with the blank before them, as in pretraining. With transformers' `is_split_into_words` it would see the blank only if
+it was saved with `add_prefix_space`.
 """
 
 import json
@@ -51,15 +51,15 @@ OF_SEVERAL = ("mcc", "pearson", "spearman")  # metrics that need examples of mor
 
 
 def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
-    """Tokenise a task's splits into `folder`, as one data set each, and describe them.
+    """Tokenise a task's splits into one data set each in `folder`, and describe them.
 
     Returns:
-        `labels`, the names of classes or of kinds of entities, empty if there are none; `splits`, the names of the
-        validation splits, whose first decides; `tests`, those without labels; `examples` and `truncated`, counts by
-        split; `undefined`, what is to be said of metrics; `max_seq_len`; `digest`, of all data.
+        `labels`, the names of classes or of entity kinds, empty if there are none; `splits`, the names of the
+        validation splits, of which the first selects the best model; `tests`, the splits without labels; `examples` and
+        `truncated`, counts by split; `undefined`, notes on metrics; `max_seq_len`; `digest`, of all data.
 
     Raises:
-        FoundryError: naming the file and row of what is wrong.
+        FoundryError: names the file and row of the error.
     """
     task = config.of(name)
     check_stored(Path(config.model))
@@ -118,7 +118,7 @@ def _check_metrics(name: str, task: TaskConfig, labels: list[str]) -> None:
 
 
 def _undefined(task: TaskConfig, labels: Labels, examples: list[Example]) -> Iterator[str]:
-    """Yield a sentence for each metric that no prediction can define on these examples, so that it counts as 0."""
+    """Yield a sentence for each metric that is undefined on these examples for any prediction and so counts as 0."""
     if task.type not in ("sequence", "regression"):
         return
     first = examples[0]
@@ -140,7 +140,7 @@ def _encoded(
     tokenizer: PreTrainedTokenizerBase,
     limit: int,
 ) -> tuple[dict[str, list], list[str]]:
-    """Return the columns of a split, and the places of what was cut to `limit` tokens."""
+    """Return the columns of a split, and the locations of the examples that were cut to `limit` tokens."""
     if task.type == "choice":
         return encode_choices(examples, PartsTokenizer(tokenizer, limit))
     if task.type == "answer":
@@ -153,7 +153,7 @@ def _encoded(
 def _encode(
     examples: list[Example], task: TaskConfig, labels: Labels, tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> tuple[dict[str, list], list[str]]:
-    """Return the model's inputs and labels, and the places of the documents that were cut to `limit` tokens."""
+    """Return the model's inputs and labels, and the locations of the documents that were cut to `limit` tokens."""
     columns: dict[str, list] = {}
     long = []
     words = task.type == "token"
@@ -246,7 +246,7 @@ def _model_config(path: str) -> PretrainedConfig:
 
 
 def _head(model: PretrainedConfig, task: TaskConfig) -> list[str] | None:
-    """Return the labels of the classifier that the model comes with, if it comes with one of this kind."""
+    """Return the labels of the model's own classifier, if it has one of this kind."""
     classes = _names(model, "architectures", model.architectures or [])
     if task.type not in HEADS or not any(name.endswith(HEADS[task.type]) for name in classes):
         return None
@@ -254,7 +254,7 @@ def _head(model: PretrainedConfig, task: TaskConfig) -> list[str] | None:
 
 
 def _names(model: PretrainedConfig, key: str, values: Any) -> list[str]:
-    """Return names that config.json has; transformers does not check that they are text."""
+    """Return names from config.json, checked to be text, which transformers does not check."""
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise DataError(f"{model.name_or_path}: config.json: {key}: expected names, got {values!r:.60}")
     return values
@@ -266,7 +266,7 @@ def _limit(
     """Return the most tokens that a document may have, special ones included."""
     limit = int(
         min(most_tokens(model) or 10**30, tokenizer.model_max_length)
-    )  # 10**30: transformers' word for no limit
+    )  # 10**30: transformers' value for no limit
     if wanted is not None and wanted > limit:
         raise ConfigurationError(
             f"max_seq_len: expected at most {limit:,}, the limit of {config.model}, got {wanted:,}"

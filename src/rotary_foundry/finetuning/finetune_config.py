@@ -1,8 +1,8 @@
 """The keys of a `yamls/finetune/*.yaml` for classifiers, and the checks that need no data and no torch.
 
-A file has any number of tasks by name. A task has its data and the settings that differ from the shared ones, which are
-beside the tasks. So GLUE is one file with nine short entries, and a user's own task is a file with one entry. Keys that
-exist in Composer's Trainer, optimizers and schedulers have the same names here.
+A file has any number of tasks by name. A task has its data and the settings that differ from the shared ones; those are
+keys of the file itself. So GLUE is one file with nine short entries, and a user's own task is a file with one entry.
+Keys that exist in Composer's Trainer, optimizers and schedulers have the same names here.
 """
 
 import re
@@ -35,14 +35,14 @@ METRICS = {  # by type of task; the first is the default
     "entities": ("span_f1",),
 }
 TIME = re.compile(r"[1-9]\d*(ep|ba)")
-PART = re.compile(r"(0|0?\.\d+)dur")  # of the whole training
+PART = re.compile(r"(0|0?\.\d+)dur")  # a part of the whole training
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # of a file or folder
 MAX_SEED = 2**32 - 1  # numpy's and Composer's
 
 
 @dataclass
 class SearchConfig:
-    """The grid: every combination is tried."""
+    """The grid, of which every combination is tried."""
 
     lr: list[float] = field(default_factory=list)  # the peak
     weight_decay: list[float] = field(default_factory=list)  # decoupled: not multiplied by the learning rate
@@ -52,12 +52,12 @@ class SearchConfig:
 
 @dataclass
 class TaskConfig:
-    """A task; settings that it omits are those of the file."""
+    """A task; settings that it omits are taken from the file."""
 
     data: DataConfig = field(default_factory=DataConfig)
     type: str = "sequence"  # or one of METRICS; see docs/finetuning.md
-    labels: list[str] = field(default_factory=list)  # in the order of their numbers; the training data's if not given
-    metrics: list[str] = field(default_factory=list)  # the first decides what is best
+    labels: list[str] = field(default_factory=list)  # in the order of their numbers; the training data's if empty
+    metrics: list[str] = field(default_factory=list)  # the first selects the best model
     search: SearchConfig = field(default_factory=SearchConfig)
     eval_interval: str | None = None
     max_seq_len: int | None = None  # in tokens
@@ -72,7 +72,7 @@ class FinetuneConfig:
     tasks: dict[str, TaskConfig]
     search: SearchConfig
     task: Any = field(default=None, metadata=AS_WRITTEN)  # one of the tasks, or several; all if not given
-    data_path: str | None = None  # of tasks that have no path of their own
+    data_path: str | None = None  # for tasks without their own path
     tokenizer: str | None = None  # a directory; the model's if not given
     out: str | None = None  # the folder of results; runs/finetune/<the model's name> if not given
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
@@ -80,23 +80,23 @@ class FinetuneConfig:
     max_seq_len: int | None = None  # in tokens; the model's own limit if not given
     long_documents: str = "truncate"  # or refuse
     optimizer: str = "decoupled_adamw"  # or adafactor, whose lr is a fraction of each parameter's size
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])  # adafactor takes the first
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])  # adafactor uses only the first
     eps: float = 1e-6
     t_warmup: str = "0.06dur"
     alpha_f: float = 0.0  # the last learning rate as a fraction of the peak
     eval_interval: str = "1ep"
-    patience: str | None = None  # EarlyStopper's: training ends when nothing was better for longer
+    patience: str | None = None  # EarlyStopper's: training ends after this time without a better score
     precision: str | None = None  # Composer's; amp_bf16 on a GPU and fp32 elsewhere if not given
     device_train_microbatch_size: Any = None  # a number or, on GPUs, auto; the whole batch if not given
     device_eval_batch_size: int = 64
-    jobs: int | None = None  # side by side: one a GPU, as many as there are; on a CPU 1 if not given
+    jobs: int | None = None  # in parallel; null: one per GPU, or one on a CPU
 
     @property
     def folder(self) -> Path:
         return Path(self.out or f"runs/finetune/{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.model.strip('/'))}")
 
     def chosen(self) -> list[str]:
-        """The tasks to run, each after the one that it starts from, if that is among them."""
+        """Return the tasks to run; a task that starts from another one of them comes after it."""
         wanted = [self.task] if isinstance(self.task, str) else list(self.task or self.tasks)
         ordered: list[str] = []
         while wanted:
@@ -126,7 +126,7 @@ def load_finetune_config(path: str | Path, overrides: Iterable[str] = ()) -> Fin
     """Read and check a fine-tuning YAML.
 
     Raises:
-        ConfigurationError: naming the file and the key.
+        ConfigurationError: names the file and the key.
     """
     config = load_config(path, FinetuneConfig, overrides)
     refuse(path, _problems(config))
@@ -134,7 +134,7 @@ def load_finetune_config(path: str | Path, overrides: Iterable[str] = ()) -> Fin
 
 
 def _problems(config: FinetuneConfig) -> Iterable[tuple[str, str]]:
-    """Yield (key, what is wrong and what would be right). The caller reports only the first."""
+    """Yield (key, what was expected and what was found). The caller reports only the first."""
     chosen = [config.task] if isinstance(config.task, str) else config.task
     if not config.tasks:
         yield "tasks", "expected at least one task, got none"

@@ -1,4 +1,4 @@
-"""Batches of the rows that `span_encoding.py` makes, for the models of `head_models.py`."""
+"""Make batches of the rows from `span_encoding.py` for the models of `head_models.py`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rotary_foundry.data_prep.labelled.span_encoding import NOWHERE
 
 @dataclass(frozen=True)
 class HeadCollate:
-    """Pads the rows of a task to the longest, and makes tensors of all numbers.
+    """Pads the rows of a task to the longest, and converts all numbers to tensors.
 
     Args:
         type: the task's type: choice, answer or entities.
@@ -47,7 +47,7 @@ class HeadCollate:
         return batch
 
     def _spans(self, labels: Sequence[Sequence[Sequence[int]]], tokens: int) -> Tensor:
-        """Return where entities are: [rows, kinds, tokens, tokens] bool."""
+        """Return a mask of the entities' spans: [rows, kinds, tokens, tokens] bool."""
         spans = torch.zeros(len(labels), self.kinds, tokens, tokens, dtype=torch.bool)
         for row, entities in enumerate(labels):
             for kind, first, last in entities:

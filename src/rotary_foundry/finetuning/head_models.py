@@ -1,12 +1,12 @@
-"""Models for choices, answers and entities: an encoder, a head, its loss, and what it predicts for a row.
+"""Models for choices, answers and entities: an encoder, a head, its loss, and its predictions for a row.
 
-- A choice is scored by a classifier with one label, of transformers' class for it. So the best model is a directory
-  that `AutoModelForSequenceClassification` loads. Composer sees a row as one example, whatever its number of choices.
+- A choice is scored by transformers' classifier with one label. So the best model is a directory that
+  `AutoModelForSequenceClassification` loads. Composer counts a row as one example for any number of choices.
 - Answers and entities have a head of ours on `AutoModel`. The best model is a directory that `AutoModel` loads, with
   the head in POINTER beside it; `load_span_model` loads both.
 
-A prediction keeps what belongs to its row (the right answer, the id), because the score of a question or of a group of
-blanks depends on several rows, which may be in different batches.
+A prediction keeps the right answer and the id of its row, because the score of a question or of a group of blanks
+depends on several rows, which may be in different batches.
 """
 
 from abc import abstractmethod
@@ -62,7 +62,7 @@ class TextEntities(NamedTuple):
 
 
 class HeadModel(ComposerModel):
-    """A model whose metrics are given predictions for rows.
+    """A model whose metrics take predictions for rows.
 
     Args:
         model: the module that Composer trains.
@@ -89,10 +89,10 @@ class HeadModel(ComposerModel):
 
 
 class ChoiceModel(HeadModel):
-    """Scores every choice of a row by one number; softmax over the choices."""
+    """Scores every choice of a row by one number; the loss is softmax over the choices."""
 
     def forward(self, batch: dict) -> Tensor:
-        """input_ids, attention_mask: [rows, choices, tokens] → float32 scores [rows, choices]"""
+        """Map input_ids and attention_mask, [rows, choices, tokens], to float32 scores [rows, choices]."""
         rows = batch["input_ids"].shape[:2]
         inputs = {key: batch[key].flatten(0, 1) for key in ("input_ids", "attention_mask")}
         return self.model(**inputs).logits.float().view(rows)
@@ -114,7 +114,7 @@ class SpanModel(nn.Module):
         self.pointer = POINTERS[type_](encoder.config.hidden_size, kinds)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, allowed: Tensor) -> Tensor:
-        """[rows, tokens] thrice → float32 scores [rows, kinds, first token, last token]"""
+        """Map the inputs, each [rows, tokens], to float32 scores [rows, kinds, first token, last token]."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return self.pointer(hidden, allowed).float()
 

@@ -5,9 +5,9 @@ Face directory with its head. It writes `result.json` last, atomically: a job wi
 starts from the beginning.
 
 The optimizer is Composer's DecoupledAdamW or AdaFactor, with weight decay on matrices only, as in pretraining. The
-published search spaces are for DecoupledAdamW's weight decay; multiplied by the learning rate, as in AdamW, 1e-6 would
-have no effect. The schedule is Composer's linear one with a warm-up. A job uses one device and shards nothing; more
-devices run more jobs.
+published search spaces are for DecoupledAdamW's weight decay; AdamW multiplies it by the learning rate, so that 1e-6
+would have no effect. The schedule is Composer's linear one with a warm-up. A job uses one device and shards nothing;
+more devices run more jobs.
 """
 
 import json
@@ -66,8 +66,8 @@ def run_job(folder: Path, parent: int | None = None) -> dict:
         parent: the id of the process that started the job; the job ends if that process ends.
 
     Returns:
-        The content of `result.json`: `score`, of the best evaluation by the first metric on the first validation split,
-        or None if the loss became NaN; `metrics` of that evaluation; `evaluations`; versions and seconds.
+        The content of `result.json`: `score`, the best value of the first metric on the first validation split, or None
+        if the loss became NaN; `metrics` of that evaluation; `evaluations`; versions and seconds.
     """
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     began = time.monotonic()
@@ -142,7 +142,7 @@ def _optimizer(job: dict, model: torch.nn.Module) -> Optimizer:
 
 @torch.inference_mode()
 def predict(model: "HeadModel | Classifier", loader: DataLoader, state: State) -> list:
-    """Return what `write_predictions` takes, for every row of a split without labels."""
+    """Return predictions, as `write_predictions` takes them, for every row of a split without labels."""
     model.eval()
     found: list = []
     for batch in loader:
@@ -166,7 +166,7 @@ def load_with_head(job: dict) -> PreTrainedModel | SpanModel:
     }
     config = AutoConfig.from_pretrained(job["model"], trust_remote_code=False, **settings)
     if hasattr(config, "reference_compile"):
-        config.reference_compile = False  # it would compile anew for every length of a batch
+        config.reference_compile = False  # it would recompile for every length of a batch
     if job["type"] in POINTERS:
         return SpanModel(_loaded(AutoModel, job["model"], config), job["type"], len(labels))
     if not job["new_head"]:
@@ -178,7 +178,7 @@ def load_with_head(job: dict) -> PreTrainedModel | SpanModel:
 
 
 def _loaded(auto: type, path: str, config: PretrainedConfig) -> PreTrainedModel:
-    """Load a model; parts of the encoder that its files lack are refused, where transformers gives them random values.
+    """Load a model; refuse one whose files lack parts of the encoder, to which transformers gives random values.
 
     Raises:
         DataError: names the first such tensor.
@@ -193,23 +193,23 @@ def _loaded(auto: type, path: str, config: PretrainedConfig) -> PreTrainedModel:
 
 
 class Classifier(HuggingFaceModel):
-    """A HuggingFaceModel that gives metrics float32 logits; torchmetrics' correlations are wrong in bfloat16."""
+    """A HuggingFaceModel that passes float32 logits to metrics; torchmetrics' correlations are wrong in bfloat16."""
 
     def eval_forward(self, batch: Any, outputs: Any = None) -> Tensor:
         return super().eval_forward(batch, outputs).float()
 
 
 class BestModel(Callback):
-    """Keeps all evaluations and, on the CPU, the weights of the best by the first metric on the first split.
+    """Keeps all evaluations and, on the CPU, the weights of the best: by the first metric, on the first split.
 
-    Ends the training if the loss is NaN: this job is lost, but the other points of the grid are not.
+    It ends the training if the loss is NaN. This job is lost then, but not the other points of the grid.
     """
 
     def __init__(self, splits: list[str], names: dict[str, str]):
         self.splits = splits
         self.names = names
         self.evaluations: list[dict] = []
-        self.best: int | None = None  # of `evaluations`
+        self.best: int | None = None  # index in `evaluations`
         self.weights: dict[str, Tensor] | None = None
         self.diverged = False
 
@@ -276,7 +276,7 @@ def _collate(job: dict, tokenizer: Any) -> Callable[[list[dict]], dict]:
 
 
 class _PlainDict:
-    """Composer moves plain dictionaries to a device, and transformers' BatchEncoding is none. Ids stay as they are."""
+    """Converts batches to plain dictionaries; Composer does not move BatchEncodings to a device. Ids stay unchanged."""
 
     def __init__(self, collate: Callable):
         self.collate = collate

@@ -1,7 +1,7 @@
-"""The results of fine-tuning: the best point of each task's grid, and a table over models.
+"""The results of fine-tuning: the best point of each task's grid, and a table of models.
 
 `results.json` in a search's folder has one entry for each task. A leaderboard reads only these files, so it can be made
-from any number of searches, of any models, at any time.
+from any number of searches, for any models, at any time.
 """
 
 import json
@@ -19,18 +19,18 @@ from rotary_foundry.utils.json_text import parse_json
 from rotary_foundry.utils.wording import number, one_line
 
 RESULTS = "results.json"
-JOB, RESULT, MODEL = "job.json", "result.json", "model"  # of a job: what was asked, what came out, its best model
+JOB, RESULT, MODEL = "job.json", "result.json", "model"  # of a job: its settings, its result, its best model
 POINT = ("lr", "weight_decay", "max_duration", "global_train_batch_size")
 
 
 def point_name(point: dict) -> str:
-    """The folder of a point of the grid."""
+    """Return the folder name of a point of the grid."""
     lr, decay = number(point["lr"]), number(point["weight_decay"])
     return f"lr={lr},wd={decay},{point['max_duration']},bs={point['global_train_batch_size']}"
 
 
 def jobs(folder: Path) -> Iterator[dict]:
-    """Yield the finished jobs of a task's folder: their settings, results and `folder`."""
+    """Yield the finished jobs in a task's folder: their settings, results and `folder`."""
     for path in sorted(folder.glob(f"*/seed-*/{RESULT}")):
         job = parse_json((path.parent / JOB).read_text(encoding="utf-8"))
         yield job | parse_json(path.read_text(encoding="utf-8")) | {"folder": path.parent}
@@ -53,7 +53,7 @@ def best_point(folder: Path, points: Sequence[dict], seeds: Sequence[int]) -> di
 def summarise(folder: Path, point: dict, tried: int, seeds: Sequence[int]) -> dict:
     """Make a task's entry of `results.json`: mean and deviation over the seeds of its best point.
 
-    A diverged seed has the score None and is not counted in them.
+    A diverged seed has the score None and is not part of mean and deviation.
     """
     found = [job for job in jobs(folder) if job["folder"].parent.name == point_name(point) and job["seed"] in seeds]
     reached = [job for job in found if job["score"] is not None]
@@ -104,7 +104,7 @@ def read_results(folder: Path) -> list[dict]:
 
 
 def print_results(results: Iterable[dict], console: Console | None = None) -> None:
-    """Print a row a task: what was reached, at which point of the grid, and where the model is."""
+    """Print a row per task: its scores, the best point of the grid, and the folder of the model."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("task", "reached", "of seeds", "at", "of points"):
         table.add_column(name, justify="right" if name.startswith("of ") else "left", overflow="fold")
@@ -119,13 +119,12 @@ def print_results(results: Iterable[dict], console: Console | None = None) -> No
 
 
 def print_leaderboard(folders: Sequence[Path], console: Console | None = None) -> None:
-    """Print a row a model, best first, and a column a task, from the results in these folders and below them.
+    """Print a row per model, best first, and a column per task, from the results in these folders and below them.
 
-    A task whose models were chosen by different metrics has a column for each. The mean is over all columns, for models
-    that have all.
+    A task has one column for each metric by which models were selected. Models that have all columns have their mean.
 
     Raises:
-        ConfigurationError: there are none.
+        ConfigurationError: the folders have no results.
         DataError: a file of results is broken.
     """
     found = sorted({path.parent for folder in folders for path in folder.rglob(RESULTS)})

@@ -1,4 +1,4 @@
-"""The metrics of fine-tuned models, as torchmetrics; Composer names each by its class."""
+"""The metrics of fine-tuned models, as torchmetrics classes; Composer uses the class's name."""
 
 import re
 import warnings
@@ -21,7 +21,7 @@ PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》…·、�
 
 
 class _ZeroForNone:
-    """Returns 0 if a metric is undefined, as for equal predictions; after NaN, no score would compare as better."""
+    """Returns 0 if a metric is undefined, as for equal predictions: no score would compare as better than NaN."""
 
     def compute(self) -> Tensor:
         return super().compute().nan_to_num(0.0)
@@ -42,7 +42,7 @@ class Spearman(_ZeroForNone, SpearmanCorrCoef):
 class WordAccuracy(Metric):
     """The share of words that have the right label.
 
-    `update` takes logits [sentences, tokens, labels] and label numbers [sentences, tokens], NO_LABEL where none is.
+    `update` takes logits [sentences, tokens, labels] and label numbers [sentences, tokens], NO_LABEL for no label.
     """
 
     full_state_update = False
@@ -50,7 +50,7 @@ class WordAccuracy(Metric):
     def __init__(self, labels: list[str]):
         super().__init__()
         self.labels = labels
-        self.add_state("predicted", default=[], dist_reduce_fx=None)  # a tensor [words] a sentence
+        self.add_state("predicted", default=[], dist_reduce_fx=None)  # a tensor [words] per sentence
         self.add_state("true", default=[], dist_reduce_fx=None)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -71,12 +71,12 @@ class EntityF1(WordAccuracy):
             for sentences in (self.true, self.predicted)
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # there is none of a kind, or none is predicted: 0
+            warnings.simplefilter("ignore")  # seqeval warns if a kind has no entity or no prediction; it counts as 0
             return torch.tensor(seqeval.metrics.f1_score(true, predicted, zero_division=0))
 
 
 class _OfPredictions(Metric):
-    """A metric of the predictions of `head_models.py`, which are no tensors."""
+    """A metric of the predictions of `head_models.py`, which are not tensors."""
 
     full_state_update = False
 
@@ -100,7 +100,7 @@ class ChoiceAccuracy(_OfPredictions):
 
 
 class ExactMatch(_OfPredictions):
-    """The share of questions whose answer is one of the right ones, without punctuation, blanks and case."""
+    """The share of questions whose answer equals a right one, ignoring punctuation, blanks and case."""
 
     def compute(self) -> Tensor:
         best = best_answers(self.found)
@@ -108,7 +108,7 @@ class ExactMatch(_OfPredictions):
 
 
 class AnswerF1(_OfPredictions):
-    """The mean F1 of answers: of the longest run of characters that a right answer has, too (CMRC2018's)."""
+    """CMRC2018's mean F1 of answers, computed from the longest run of characters in common with a right answer."""
 
     def compute(self) -> Tensor:
         best = best_answers(self.found)
@@ -132,11 +132,11 @@ def choose(rows: list[ChoiceScores]) -> list[int]:
     """Return the choice of every row: the assignment with the highest sum of scores within each group.
 
     Args:
-        rows: those of a group follow each other, and are at most as many as there are choices.
+        rows: the rows of a group are adjacent, and not more than there are choices.
     """
     chosen: list[int] = []
     for _, group in groupby(rows, key=lambda row: row.group):
-        scores = np.nan_to_num([row.scores for row in group])  # NaN: of a diverged model
+        scores = np.nan_to_num([row.scores for row in group])  # a diverged model gives NaN
         chosen += linear_sum_assignment(scores, maximize=True)[1].tolist()
     return chosen
 
@@ -166,7 +166,7 @@ def overlap_f1(predicted: str, right: str) -> float:
 
 
 def make_metric(name: str, labels: list[str]) -> Metric:
-    """A metric by its name in a YAML, for a model with these labels."""
+    """Make the metric with this name in a YAML, for a model with these labels."""
     makers = {
         "accuracy": lambda: MulticlassAccuracy(len(labels), average="micro"),
         "f1": F1,

@@ -1,6 +1,6 @@
-"""Write predictions for unlabelled examples in the form that cluebenchmarks.com takes.
+"""Write predictions for unlabelled examples in the form that cluebenchmarks.com accepts.
 
-classes, C3   a line for each example: {"id": "0", "label": "102"}; of C3 the number of the choice
+classes, C3   a line for each example: {"id": "0", "label": "102"}; for C3 the number of the choice
 CHID          one object: {"#idiom000000#": 3, …}
 CMRC2018      one object: {"TRIAL_800_QUERY_0": "answer", …}
 CLUENER       a line for each example: {"id": 0, "text": …, "label": {kind: {entity: [[first, last], …]}}}
@@ -21,7 +21,7 @@ def write_predictions(file: Path, form: str, predictions: list[Any], labels: lis
     Args:
         file: the file to write, atomically.
         form: the published form of the data.
-        predictions: those of `head_models.py`; for classes (id as JSON, number of the class).
+        predictions: as `head_models.py` makes them; for classes: (id as JSON, number of the class).
         labels: the names of classes or kinds.
     """
     new = file.with_name(f"{file.name}.new")
@@ -61,7 +61,7 @@ def _cluener(predictions: list[TextEntities], labels: list[str]) -> str:
     for text in predictions:
         found: dict[str, dict[str, list]] = {}
         for kind, start, end in sorted(text.predicted):
-            if 0 <= start < end:  # not of a special token
+            if 0 <= start < end:  # not at a special token
                 of_kind = found.setdefault(labels[kind], {})
                 of_kind.setdefault(text.text[start:end], []).append([start, end - 1])
         rows.append({"id": json.loads(text.id), "text": text.text, "label": found})

@@ -1,20 +1,20 @@
 """Run a search: a job for each point of a task's grid and each seed, in parallel, each a process on its own device.
 
     runs/finetune/<model>/
-      lock.json                        which process is at work here (runs/run_lock.py)
+      lock.json                        the process that uses the folder (runs/run_lock.py)
       results.json                     every task's best point, its mean and deviation over the seeds
       <task>/data/                     its examples as tokens
       <task>/<point>/seed-<n>/         a job: job.json, log.txt, result.json
       <task>/<point>/seed-<n>/model/   its best model, for the best point only
       <task>/<point>/seed-<n>/*.json   predictions for unlabelled examples, named by the task's data.test
 
-Each point is run with the first `search_seeds` seeds, and then the best one, by the mean, with all seeds. So the
+Each point is run with the first `search_seeds` seeds, and then the point with the best mean with all seeds. So the
 published grids of 48 points cost 52 jobs for five seeds and not 240. The scores of the first seeds influence the
 choice; with `search_seeds` equal to the number of seeds, every point is run with every seed.
 
 Each job is a process, because a GPU's memory is certainly free only after its process has ended. A job with a result is
-finished and not run again, except if its model is needed and was removed when another point was the best. A result with
-other settings than the current ones is an error.
+finished and not run again, unless its model is needed and was removed when another point was the best. A result with
+settings other than the current ones is an error.
 """
 
 import itertools
@@ -59,7 +59,7 @@ def finetune(path: str | Path, overrides: Iterable[str] = ()) -> list[dict]:
         One result for each chosen task, as in `results.json`, in the order in which they were run.
 
     Raises:
-        FoundryError: bad configuration or input, before any job; or a failed job, after the running ones have ended.
+        FoundryError: configuration or input is wrong (before any job), or a job failed (after the others have ended).
     """
     config = load_search(path, overrides)
     found = []
@@ -75,7 +75,7 @@ def load_search(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConf
     """Read and check a search's YAML, and check in seconds that its data can be downloaded.
 
     Raises:
-        ConfigurationError: naming the file and the key.
+        ConfigurationError: names the file and the key.
         DataError: earlier results are damaged.
         NeedsNetwork: a task's data is on the hub, which cannot be reached.
     """
@@ -90,7 +90,7 @@ def load_search(path: str | Path, overrides: Iterable[str] = ()) -> FinetuneConf
 
 
 def _search(config: FinetuneConfig, name: str, lock: RunLock) -> dict:
-    """Run what is left of a task's jobs; returns its entry of `results.json`."""
+    """Run the unfinished jobs of a task; return its entry of `results.json`."""
     from rotary_foundry.finetuning.example_encoding import prepare
 
     folder = config.folder / name
@@ -142,11 +142,11 @@ def job_settings(config: FinetuneConfig, name: str, data: dict) -> tuple[dict, l
 
 
 def _run(config: FinetuneConfig, folder: Path, jobs: list[dict], lock: RunLock, with_models: bool = False) -> None:
-    """Run the jobs that have no result yet, or, if models are wanted, a score and no model.
+    """Run the jobs without a result; `with_models`: also those with a score but without a model.
 
     Raises:
-        ConfigurationError: a result there is of other settings.
-        FoundryError: a job failed, and those beside it have been waited for; or the lock is lost, and they are ended.
+        ConfigurationError: an existing result has other settings.
+        FoundryError: a job failed, after the jobs beside it have ended; or the lock was lost, and all jobs are stopped.
     """
     waiting: deque[Path] = deque()
     for job in jobs:
@@ -232,7 +232,7 @@ def _check_same(path: Path, job: dict) -> None:
 
 
 def _start(config: FinetuneConfig, name: str, other: str) -> Path:
-    """Return the best model of the task that this one starts from."""
+    """Return the folder of the best model of the task that this one starts from."""
     for result in read_results(config.folder):
         if result["task"] == other:
             return Path(result["model"])
@@ -254,7 +254,7 @@ def _digest(model: str) -> str | None:
 
 @contextmanager
 def _ended(running: Mapping[subprocess.Popen, object]) -> Iterator[None]:
-    """End the running jobs when this process gets a signal to end."""
+    """End the running jobs if this process gets a signal to end."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

@@ -36,7 +36,7 @@ def load_model(path: str | Path) -> "nn.Module":
 
 
 def open_weights(path: str | Path) -> "tuple[Family, Shape, Mapping[str, Tensor]]":
-    """Open the model at a path (as for `load_model`): its family, shape and parameters, which are read on access.
+    """Return the family, shape and parameters of the model at a path (as for `load_model`); values are read on access.
 
     Raises:
         FoundryError: the path has no model that can be read.

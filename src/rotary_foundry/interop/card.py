@@ -1,7 +1,7 @@
 """The model card, README.md of an exported directory. All of its content is computed from the run.
 
 Facts that only a person knows (license, language, intended use) are not in a recipe, so they are not in the card;
-Hugging Face's editor asks for them. Evaluations are in the front matter only if they were made at the exported
+Hugging Face's editor asks for them. The front matter has evaluations only if they were made at the exported
 checkpoint. The card is meant to be published, so it has no local folders, loggers or device names.
 """
 
@@ -105,7 +105,7 @@ def import_card(
     Args:
         name: the name of the directory.
         source: a sentence about the origin.
-        facts: further facts, one a line.
+        facts: further facts, one per line.
     """
     lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     return _text(
@@ -273,7 +273,7 @@ def _data(state: TrainedState) -> Iterator[str]:
 
 
 def _drawn(state: TrainedState) -> dict[str, dict[str, float]]:
-    """Return the shares by source at each stage's last update. Reads line by line: a long run has a million records."""
+    """Return the shares by source at each stage's last update. Reads line by line: long runs have a million lines."""
     rollbacks, last = state.run.rollbacks(), {}
     if not state.run.metrics.exists():
         return {}

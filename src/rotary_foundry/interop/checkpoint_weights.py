@@ -1,7 +1,7 @@
 """Read the weights of a sharded checkpoint in one process, written by any number of ranks.
 
 A parameter is assembled from its shards when it is accessed. Nothing else is read, in particular not the optimizer's
-state, which has twice the size of the weights. The heads of a multi-task stage are apart from the network.
+state, which is twice as large as the weights. The heads of a multi-task stage are read separately from the network.
 """
 
 import warnings
@@ -24,10 +24,10 @@ WEIGHTS = "state.model.network."  # the prefix that Composer and our ComposerMod
 
 
 class CheckpointWeights(Weights):
-    """The network's parameters in a checkpoint, without the heads of tasks; or only those of the heads.
+    """The network's parameters in a checkpoint without the heads of tasks, or only the parameters of the heads.
 
     Raises:
-        DataError: as `refuse_code`.
+        DataError: as for `refuse_code`.
     """
 
     def __init__(self, folder: Path, family: Family, heads: bool = False):
@@ -60,7 +60,7 @@ def tasks_with_heads(folder: Path) -> set[str]:
     """Return the tasks of multi-task stages that have a head in a checkpoint.
 
     Raises:
-        DataError: as `read_metadata`.
+        DataError: as for `read_metadata`.
     """
     stored = read_metadata(folder).state_dict_metadata
     return {task_of_head(key.removeprefix(WEIGHTS)) for key in stored if key.startswith(WEIGHTS + HEADS)}
@@ -70,7 +70,7 @@ def open_checkpoint(state: TrainedState) -> CheckpointWeights:
     """Open the weights of a checkpoint, after checking that they fit its recipe's model.
 
     Raises:
-        DataError: they do not; names the first difference.
+        DataError: they do not fit; names the first difference.
     """
     weights = CheckpointWeights(state.checkpoint.folder, state.family)
     weights.check(state.shape)

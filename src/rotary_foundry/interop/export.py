@@ -1,4 +1,4 @@
-"""Export a checkpoint to a directory that transformers loads without code of ours."""
+"""Export a checkpoint to a directory that transformers loads without this package."""
 
 from pathlib import Path
 
@@ -18,11 +18,10 @@ def export_checkpoint(path: str | Path, out_dir: str | Path, head: Head | None =
         path: a run folder, or a checkpoint in one, from any number of ranks.
         out_dir: the folder to write; created if necessary. An earlier export in it is replaced.
         head: a new classifier instead of the pretraining output.
-        task: a task of a multi-task stage, whose trained head is exported, too. A task of masked LM has none.
+        task: a task of a multi-task stage, whose trained head is exported too. A masked-LM task has no head.
 
     Raises:
-        FoundryError: `path` has no complete checkpoint or no such task, or `out_dir` holds something else than an
-            export.
+        FoundryError: `path` has no complete checkpoint or no such task, or `out_dir` contains anything but an export.
     """
     state = find_trained_state(path)
     if head is not None and head.of not in state.family.huggingface.classifiers:

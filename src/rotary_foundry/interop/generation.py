@@ -1,10 +1,10 @@
 """Read and write a decoder's `generation_config.json`: the tokens that end an answer, and its author's settings.
 
-- `generation_config.json` belongs to the tokenizer, because its ids do. Preparation copies it with the tokenizer, the
-  run keeps it, and the export writes it. So settings such as a temperature go from an imported model to the export of
-  its further training.
-- Several tokens may end an answer: that of the end of a document, those of the imported model, and the special token
-  that the chat template puts after an assistant's turn. transformers and vLLM stop at any id of a list.
+- `generation_config.json` belongs to the tokenizer, because its ids are the tokenizer's. Preparation copies it with the
+  tokenizer, the run keeps it, and the export writes it. So settings such as a temperature are passed from an imported
+  model to the export of its further training.
+- Several tokens may end an answer: the end of a document, those of the imported model, and the special token that the
+  chat template puts after an assistant's turn. transformers and vLLM stop at any id of a list.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ def read_generation(directory: Path) -> dict[str, Any]:
 
 
 def check_stops(settings: Mapping[str, Any], where: Path) -> None:
-    """Raise a DataError that names the file if its eos_token_id is neither an id nor a list of ids."""
+    """Raise a DataError that names the file if eos_token_id is neither an id nor a list of ids."""
     if not all(type(token) is int and token >= 0 for token in _listed(settings.get(STOPS))):
         raise DataError(f"{where}: {STOPS}: expected an id or a list of ids, found {settings[STOPS]!r}")
 
@@ -57,7 +57,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, *given: int | list[int] | None) -> list[int]:
-    """Return every token that ends an answer: those given, in their order, and the end of a turn in a chat."""
+    """Return the ids of all tokens that end an answer: those given, in order, then the chat template's end of turn."""
     return list(dict.fromkeys(token for one in (*given, end_of_turn(tokenizer)) for token in _listed(one)))
 
 
@@ -67,7 +67,7 @@ def generation_settings(
     """Return the content of generation_config.json.
 
     Args:
-        config: the model's, with the ids of the special tokens and the size of the vocabulary.
+        config: the model's configuration, with the ids of the special tokens and the vocabulary size.
         brought: the settings that came with the tokenizer or the imported model.
 
     Raises:

@@ -1,7 +1,7 @@
 """Classification heads, for exports that transformers' classification models load completely.
 
-The classifier is always new and knows nothing about the task. Such a directory loads without a warning about new
-weights, fixes the names of the labels, and makes the first training step reproducible. It cannot fill masks.
+The classifier is always new and untrained. Such a directory loads without a warning about new weights, fixes the names
+of the labels, and makes the first training step reproducible. It cannot fill masks.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Head:
     """
 
     of: str  # sequence or token
-    labels: tuple[str, ...]  # transformers takes a single label as a regression
+    labels: tuple[str, ...]  # transformers treats a single label as a regression
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@
 - Directories of transformers 4 and 5 can be read. Written directories can be read by both: config.json and
   tokenizer_config.json have the settings under the names of both versions.
 - An export is atomic: it is written to a folder beside its destination and then moved. It replaces only an earlier
-  export, recognised by its card, because a downloaded model has another card.
+  export, which is recognised by its card; a downloaded model has another card.
 """
 
 import json
@@ -41,7 +41,7 @@ WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "REA
 TAG = "rotary-foundry"  # in a card's front matter; identifies our directories
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKENIZER_FILES += ("chat_template.jinja",)  # of transformers 5; 4 has it in tokenizer_config.json
-LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers"}  # what configurations call their number
+LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers"}  # config keys for the number of layers
 MORE_TEMPLATES = "additional_chat_templates"  # the folder of all but the default, in transformers 5
 
 
@@ -65,13 +65,13 @@ def export_model(
         network_state: the parameters of a network; written in float32.
         family, shape: the network's family and shape.
         knobs: the knobs that belong to its weights, with the values of the last training.
-        tokenizer_dir: a Hugging Face fast tokenizer; its files are copied, its chat template with them.
+        tokenizer_dir: a Hugging Face fast tokenizer; its files are copied, including the chat template.
         max_position_embeddings: the longest row trained on, in tokens.
         out_dir: the folder to write; created if necessary. An earlier export in it is replaced.
         card: the text of README.md.
-        head: a classifier that replaces the decoder, and the directory is then for that class of transformers; or the
-            head of a task.
-        generation: settings for generation_config.json, which only a decoder has; None: those in `tokenizer_dir`.
+        head: a classifier that replaces the decoder, so that the directory is for transformers' class of it; or the
+            trained head of a task.
+        generation: settings for generation_config.json, which only decoders have; None: those in `tokenizer_dir`.
 
     Raises:
         ConfigurationError: `out_dir` holds anything but an export.
@@ -118,14 +118,14 @@ def export_model(
 def add_settings_of_4(directory: Path) -> None:
     """Make a model and tokenizer that transformers 5 saved readable by transformers 4.
 
-    Version 4 does not know the class that 5 names for a tokenizer, and takes its default thetas where it finds none.
-    A model that is none of ours has only its tokenizer's files changed.
+    Version 4 does not know the tokenizer class that 5 names, and uses its default thetas if it finds none. If the model
+    is not of one of our families, only its tokenizer's files are changed.
     """
     rewrite_config(directory)
     family = find_family_of(directory)
     if family is None:
         return
-    with suppress(DataError):  # a variant that transformers has, and our network has not
+    with suppress(DataError):  # a variant that transformers supports and our network does not
         config = read_config(directory) | family.huggingface.settings_of_4(*family.huggingface.read_config(directory))
         (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -143,7 +143,7 @@ def load_directory(path: str | Path) -> nn.Module:
 
 
 def open_directory(path: Path) -> tuple[Shape, dict[str, float], Weights]:
-    """Open a directory; return its model's shape, the knobs of its weights, and the weights, which are read on access.
+    """Return the shape of a directory's model, the knobs of its weights, and the weights, which are read on access.
 
     Args:
         path: a directory with config.json and model.safetensors, or shards of it with their index.
@@ -168,7 +168,7 @@ class SafetensorsWeights(Weights):
     Args:
         path: the directory.
         family: of the model.
-        expected: names of the model's tensors, by which foreign prefixes are told from its own.
+        expected: names of the model's tensors, which distinguish foreign prefixes from its own.
     """
 
     def __init__(self, path: Path, family: Family, expected: Collection[str]):
@@ -202,7 +202,7 @@ class SafetensorsWeights(Weights):
 
 
 def check_stored(directory: Path) -> None:
-    """Refuse a directory of which transformers would make another model than is stored there, and only warn.
+    """Refuse a directory that transformers would load as another model than is stored there, with only a warning.
 
     Raises:
         DataError: tensors have names that transformers does not know, or config.json has more layers than there are
@@ -210,7 +210,7 @@ def check_stored(directory: Path) -> None:
     """
     names: list[str] = []
     for file in sorted(directory.glob("*.safetensors")):
-        with suppress(OSError, SafetensorError), safe_open(file, "pt") as opened:  # they say so when they are loaded
+        with suppress(OSError, SafetensorError), safe_open(file, "pt") as opened:  # loading reports these errors
             names += opened.keys()
         if wrapped := next(filter(WRAPPERS.search, names), None):
             raise DataError(

@@ -1,8 +1,8 @@
 """Import a model from elsewhere as a directory in the form of our own exports.
 
-`init_from`, `load_model` and transformers take such a directory. It is complete, with its tokenizer, in float32, in one
-safetensors file, and has only settings that our encoder supports. So problems of a model are found at the import and
-not when training begins.
+`init_from`, `load_model` and transformers take such a directory. It is complete: float32 weights in one safetensors
+file, the tokenizer, and only settings that our network supports. So problems of a model are found at the import and not
+when training begins.
 """
 
 import tempfile
@@ -35,10 +35,10 @@ def import_model(
             from those of the source's own.
 
     Returns:
-        What `source` has that is not imported, if there is anything.
+        A description of what `source` has that is not imported; None if there is nothing.
 
     Raises:
-        FoundryError: `source` has no such model, or our encoder does not support it; names the first key that differs.
+        FoundryError: `source` has no such model, or our network does not support it; names the first key that differs.
     """
     source, out_dir = Path(source), Path(out_dir)
     if not source.exists():
@@ -98,7 +98,7 @@ def _import_file(source: Path, out_dir: Path, recipe: Path | None, tokenizer: st
 
 
 def _open_file(source: Path, recipe: Path | None) -> ForeignCheckpoint:
-    """Open a checkpoint file with the first family that accepts it; the error is that of the last family."""
+    """Open a checkpoint file with the first family that accepts it; raises the last family's error if none does."""
     refused = ConfigurationError(f"{source}: no family here reads files; give a transformers directory")
     for family in families():
         try:

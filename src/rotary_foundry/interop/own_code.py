@@ -1,9 +1,8 @@
-"""Load an export of a model that transformers does not have by the code of this package, not by the export's.
+"""Load an export of a model that transformers does not have with this package's code, not with the export's.
 
-An export of such a family carries its code for `trust_remote_code=True`, which runs whatever the file in the directory
-says. Where this package is installed that is not needed: its own copy of the same file is registered with transformers'
-Auto classes, under the model type of the family. Then `from_pretrained` finds the classes and runs no code of the
-directory.
+An export of such a family carries its code for `trust_remote_code=True`, which runs any code in the directory's file.
+If this package is installed, that is not needed: its own copy of the same file is registered with transformers' Auto
+classes, under the model type of the family. Then `from_pretrained` finds the classes and runs no code of the directory.
 """
 
 import shutil
@@ -21,8 +20,8 @@ def register_own_code(path: str | Path) -> None:
     """Make transformers able to load a directory of one of our families; does nothing for any other model.
 
     Raises:
-        DataError: config.json is missing or broken, or has a setting that our network does not support, or is another
-            program's of the same model, which transformers would load as another model.
+        DataError: config.json is missing or broken, or has a setting that our network does not support, or has another
+            program's form of the model, which transformers would load as a different model.
     """
     family = _family(path)
     if family is None:
@@ -33,7 +32,7 @@ def register_own_code(path: str | Path) -> None:
             f"{Path(path) / CONFIG}: a {family.title} in another program's form, which transformers would load as "
             f"another model; make a directory of it first: rotary-foundry import {path} DIRECTORY"
         )
-    family.huggingface.read_config(Path(path))  # transformers checks no type of another's configuration
+    family.huggingface.read_config(Path(path))  # transformers does not check the types of its values
     code = import_module(f"{type(family).__module__}.{family.huggingface.code[0].stem}")
     for auto, name in family.huggingface.auto_map.items():
         cls = getattr(code, name)
@@ -44,7 +43,7 @@ def register_own_code(path: str | Path) -> None:
 
 
 def copy_own_code(path: str | Path, directory: Path) -> None:
-    """Copy the code that an export of the model at `path` carries into `directory`, which has a model made from it."""
+    """Copy the code of the export at `path`, if it carries any, into `directory`, which has a model made from it."""
     family = _family(path)
     for file in () if family is None else family.huggingface.code:
         shutil.copyfile(file, directory / file.name)

@@ -1,6 +1,6 @@
-"""Return how many tokens a model of another library can take, from its config.json only.
+"""Find out how many tokens any library's model can take, from its config.json only.
 
-The type of the model decides, not its table of positions: fine-tuning needs the number before it loads the model, which
+The model type decides, not the table of positions: fine-tuning needs the number before it loads the model, and loading
 takes seconds.
 """
 
@@ -15,10 +15,10 @@ AFTER_PADDING = (  # RoBERTa and similar models: positions start after the id of
 
 
 def most_tokens(model: PretrainedConfig) -> int | None:
-    """Return the most tokens that a model takes at once, special ones included; None if there is no limit.
+    """Return the most tokens that a model takes at once, special tokens included; None if there is no limit.
 
     Raises:
-        DataError: its configuration has something else than a number where one is needed; names the key.
+        DataError: a value in its configuration is not a number; names the key.
     """
     positions, begins_after = getattr(model, "max_position_embeddings", None) or 0, model.model_type in AFTER_PADDING
     padding = model.pad_token_id if begins_after else 0

@@ -9,10 +9,10 @@ It needs torch, transformers and safetensors. In Python:
     predict("A question?", "A passage.")                # answer; or classification of a pair
     predict("A question?", choices=["one", "another"])  # choice
 
-Or `python predict.py "A text."`, which prints what is predicted; choices follow `--choices`.
+Or `python predict.py "A text."`, which prints the prediction; choices follow `--choices`.
 
-Texts are encoded as in training: [CLS] part [SEP] part [SEP], and all tokens are of segment 0. What is too long loses
-tokens of its longest part, and never of a choice. A passage is divided into windows instead.
+Texts are encoded as in training: [CLS] part [SEP] part [SEP], and all tokens are of segment 0. An example that is too
+long loses tokens of its longest part, but never of a choice. A passage is divided into windows instead.
 """
 
 import json
@@ -25,9 +25,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 SPANS = ("answer", "entities")  # kinds whose head is in pointer.safetensors
-HEAD_SIZE, THETA = 64, 10_000.0  # of a head of spans
+HEAD_SIZE, THETA = 64, 10_000.0  # of a span head
 STRIDE = 128  # tokens from one window of a passage to the next
-WINDOWS = 8  # that are computed at a time
+WINDOWS = 8  # computed at a time
 
 
 class Predictor:
@@ -48,13 +48,13 @@ class Predictor:
         """Predict for one example.
 
         Args:
-            texts: its parts: a text, a pair, a question and its passage, or what stands before a choice.
-            choices: of the kind choice: the choices.
-            after: of the kind choice: the parts that stand after a choice.
+            texts: its parts: a text, a pair, a question and its passage, or the parts before a choice.
+            choices: for the kind choice: the choices.
+            after: for the kind choice: the parts after a choice.
 
         Returns:
             classification: {label: probability}. regression: a number. choice: a probability for each choice.
-            answer: {text, start, end} in characters of the passage, or None if there is no answer in it.
+            answer: {text, start, end} in characters of the passage, or None if it has no answer.
             entities: a list of {label, text, start, end}.
         """
         parts = 2 if self.kind == "answer" else 1
@@ -71,14 +71,14 @@ class Predictor:
 
     @torch.no_grad()
     def scores(self, rows, allowed=None):
-        """Compute what the head gives for encoded texts.
+        """Compute the head's output for encoded texts.
 
         Args:
             rows: lists of token ids, with [CLS] and [SEP].
-            allowed: of a head of spans: a list for each row, with 1 for each token that a span may touch.
+            allowed: for a span head: a list for each row, with 1 for each token where a span may begin or end.
 
         Returns:
-            logits [rows, labels]; of a head of spans scores [rows, kinds, first token, last token], -inf where none is.
+            logits [rows, labels]; for a span head: scores [rows, kinds, first token, last token], -inf for no span.
         """
         input_ids = padded(rows, self.tokenizer.pad_token_id)
         attention_mask = padded([[1] * len(row) for row in rows], 0)
@@ -104,14 +104,14 @@ class Predictor:
             raise ValueError(f"the choices alone are over the {self.limit:,} tokens that the model takes")
         while sum(map(len, before + after)) > room:
             longest = max(before + after, key=len)
-            longest.pop(0 if after and longest is before[-1] else -1)  # what is far from the choice's place in a text
+            longest.pop(0 if after and longest is before[-1] else -1)  # inside a text: the end far from the choice
         scores = self.scores([self._join(*before, choice, *after) for choice in choices])
         return scores[:, 0].softmax(0).tolist()
 
     def _answer(self, question, passage):
         question = self._tokens(question)[0][: self.limit // 2]
         tokens, places = self._tokens(passage)
-        first, room = len(question) + 2, self.limit - 3 - len(question)  # of a window's passage
+        first, room = len(question) + 2, self.limit - 3 - len(question)  # of the passage in a window
         step = min(STRIDE, max(room // 2, 1))
         starts = range(0, max(len(tokens) - room, 0) + step, step)
         windows = [tokens[start : start + room] for start in starts]
@@ -146,7 +146,7 @@ class Predictor:
         return {"text": text[start:end], "start": start, "end": end}
 
     def _tokens(self, text):
-        """A text's token ids without special tokens, and the characters of each token."""
+        """Return a text's token ids without special tokens, and the characters of each token."""
         encoding = self.text.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
@@ -194,7 +194,7 @@ def padded(rows, value):
 
 
 def span_scores(hidden, allowed, weights):
-    """GlobalPointer, or EfficientGlobalPointer if its weights have `kinds`.
+    """Score spans by GlobalPointer, or by EfficientGlobalPointer if the weights have `kinds`.
 
     hidden: [rows, tokens, hidden], allowed: [rows, tokens] → [rows, kinds, first token, last token]
     """
@@ -209,7 +209,7 @@ def span_scores(hidden, allowed, weights):
 
 
 def rotated(x):
-    """x: [rows, tokens, kinds, HEAD_SIZE], dimension i rotated with i + HEAD_SIZE / 2 by the token's position."""
+    """Rotate x [rows, tokens, kinds, HEAD_SIZE] by position: dimension i together with i + HEAD_SIZE / 2."""
     frequencies = THETA ** -(torch.arange(0, HEAD_SIZE, 2, dtype=torch.float32) / HEAD_SIZE)
     angles = (torch.arange(x.shape[1], dtype=torch.float32)[:, None] * frequencies)[:, None]  # [tokens, 1, 32]
     first, second = x.chunk(2, dim=-1)

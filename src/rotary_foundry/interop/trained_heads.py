@@ -1,11 +1,11 @@
 """The trained head of a task, for an export that predicts.
 
-The directory is the one that fine-tuning writes for such a task. A head of classification, regression or choice is a
-linear map of the first token's last hidden state. It becomes the classifier of the family's class for sequences, where
-a choice has one label: the score of one choice. Heads of answers and entities score spans, which no class of
-transformers does. The directory then is the language model's, with the head in POINTER beside it.
+The directory has the form that fine-tuning writes for such a task. A head of classification, regression or choice is a
+linear map of the first token's last hidden state. It becomes the classifier of the family's class for sequences; for a
+choice it has one label, the score of one choice. Heads of answers and entities score spans, which no class of
+transformers does. Then the directory has the language model, with the head in POINTER beside it.
 
-In both cases PREDICT is in the directory. It encodes texts as in training, and computes the head in plain Python.
+In both cases the directory has PREDICT. It encodes texts as in training, and computes the head in plain Python.
 """
 
 import shutil
@@ -42,7 +42,7 @@ USAGE = """from predict import Predictor  # predict.py of this directory
 predict = Predictor("the path of this directory")
 {call}
 """
-OTHERWISE = {  # transformers' classes for a task of this kind, which compute another function
+OTHERWISE = {  # transformers' classes for such tasks; they compute another function
     "answer": "`AutoModelForQuestionAnswering`",
     "entities": "`AutoModelForTokenClassification`",
 }
@@ -55,7 +55,7 @@ class TrainedHead:
     name: str
     task: Task
     weights: Mapping[str, Tensor]  # of the head, by their names in it
-    row_length: int  # of the stage that trained it, in tokens: the longest text it has seen
+    row_length: int  # of the stage that trained it, in tokens: the longest text in its training
 
     @property
     def pipeline_tag(self) -> str:
@@ -92,7 +92,7 @@ class TrainedHead:
         return family.huggingface.with_linear_classifier(state, weight, bias)
 
     def write_files(self, directory: Path) -> None:
-        """Write predict.py, and a head of spans."""
+        """Write predict.py, and the weights of a span head."""
         shutil.copyfile(PREDICT, directory / PREDICT.name)
         if self._of_spans:
             save_file(dict(self.weights), directory / POINTER, metadata={"format": "pt"})

@@ -1,7 +1,7 @@
 """The tasks that a checkpoint was trained on in multi-task stages, and their heads.
 
-What a task is, its kind and its labels, is read from `task.json` in the run's data. The run's `rows.json` has a digest
-of it, so that heads are never given the labels of other data.
+A task's kind and labels are read from `task.json` in the run's data. The run's `rows.json` has a digest of that file,
+so heads never get the labels of other data.
 """
 
 import json
@@ -37,11 +37,11 @@ def trained_tasks(state: TrainedState, data: str | None = None) -> dict[str, Tra
 
     Args:
         state: of the checkpoint.
-        data: the folder with the run's data; None: where the recipe has it.
+        data: the folder with the run's data; None: the recipe's folder.
 
     Raises:
-        ConfigurationError: the checkpoint was trained in no multi-task stage.
-        DataError: a task is no longer in the data, or is another one; names the file.
+        ConfigurationError: the checkpoint was not trained in a multi-task stage.
+        DataError: a task is no longer in the data, or was replaced by another one; names the file.
     """
     recipe = state.recipe
     stages = [
@@ -89,11 +89,11 @@ def head_weights(state: TrainedState, name: str, task: Task) -> dict[str, Tensor
 
 
 def trained_head(state: TrainedState, name: str) -> TrainedHead | None:
-    """Read the head of a task; None for a task of masked LM, whose head is the network's own output.
+    """Read the head of a task; None for a masked-LM task, whose head is the network's own output.
 
     Raises:
         ConfigurationError: the checkpoint was not trained on this task; names its tasks.
-        DataError: as `trained_tasks` and `head_weights`.
+        DataError: as for `trained_tasks` and `head_weights`.
     """
     tasks = trained_tasks(state)
     if name not in tasks:

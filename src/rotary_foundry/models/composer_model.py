@@ -2,12 +2,12 @@
 
 The loss is the mean over the predicted tokens of one microbatch. With `accumulate_train_batch_on_tokens`, Composer
 weights it by the microbatch's share of the update's predicted tokens on all ranks. So an update's gradient does not
-depend on how the update is split. Of weighted tokens, the sum of the weights stands for their number.
+depend on how the update is split. If tokens have weights, the sum of the weights takes the place of their number.
 
-Compiled layers get the same number of tokens in every microbatch of a stage: each is filled to whole rows. Only the
-number of documents varies, which is marked as dynamic, since the attention kernel is all that it goes to. The number of
-predicted tokens varies after the layers, where the loss has a graph for any number (layers/cross_entropy.py). The loss,
-the records and the token clock are of the batch as it came.
+Compiled layers get the same number of tokens in every microbatch of a stage: each is padded to whole rows. Only the
+number of documents varies. It is marked as dynamic, because only the attention kernel uses it. The number of predicted
+tokens also varies, but only after the layers; the loss has a graph for any number (layers/cross_entropy.py). The loss,
+the records and the token clock count the batch without this padding.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ from rotary_foundry.objectives.objective import Objective
 
 
 class PerPredictedToken(MeanMetric):
-    """Mean over all predicted tokens of all batches and ranks, of one of the sums in TokenLoss.
+    """The mean of one sum in TokenLoss over the predicted tokens of all batches and ranks.
 
     Args:
-        field: of TokenLoss.
+        field: the field of TokenLoss that has the sum.
         task: count only the batches of this task; None: all.
     """
 
@@ -52,7 +52,7 @@ def evaluation_metrics(objective: Objective) -> dict[str, PerPredictedToken]:
 
 
 class FoundryModel(ComposerModel):
-    """Training of a network, stage by stage.
+    """Trains a network, stage by stage.
 
     Args:
         network: a network of any family.

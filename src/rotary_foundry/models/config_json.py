@@ -19,15 +19,15 @@ def read_config(directory: Path) -> dict:
 
 
 def longest_row(written: dict, path: Path, otherwise: int | None = None) -> int:
-    """Return how many tokens a document may have, by a config.json.
+    """Return how many tokens a document may have according to a config.json.
 
     Args:
         written: the content of the file.
         path: the file.
-        otherwise: what holds if the file does not say it.
+        otherwise: the value if the file has none.
 
     Raises:
-        DataError: it is not a number of tokens, or not said and there is no `otherwise`.
+        DataError: the value is not a positive integer, or it is missing and `otherwise` is None.
     """
     longest = written.get("max_position_embeddings", otherwise)
     if type(longest) is not int or longest < 1:
@@ -36,7 +36,7 @@ def longest_row(written: dict, path: Path, otherwise: int | None = None) -> int:
 
 
 def find_family_of(directory: Path) -> Family | None:
-    """Return the family of the model in a directory, by its config.json; None if it is not one of our families.
+    """Return the family of a directory's model according to its config.json; None if it is not one of our families.
 
     Raises:
         DataError: config.json is missing or broken.
@@ -46,7 +46,7 @@ def find_family_of(directory: Path) -> Family | None:
 
 
 def family_of(directory: Path) -> Family:
-    """Return the family of the model in a directory, by its config.json.
+    """Return the family of a directory's model according to its config.json.
 
     Raises:
         DataError: config.json is missing or broken, or the model is not of one of our families.

@@ -34,13 +34,13 @@ FAMILIES = {
     "llama": "rotary_foundry.models.llama:LlamaFamily",
 }
 
-FORWARD_AND_BACK = 3  # operations of a training step in forward passes: a backward pass counts as two
+FORWARD_AND_BACK = 3  # cost of a training step in forward passes: a backward pass costs two
 FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True)
 class Shape(ABC):
-    """The values that make two models of a family different models. Its fields are keys under `model:` in a recipe.
+    """The values that distinguish two models of a family. Its fields are keys under `model:` in a recipe.
 
     Attention backends, dropout and compilation are settings of a run and do not belong to the shape.
     """
@@ -60,16 +60,16 @@ class Shape(ABC):
         """Yield (field, complaint) for every invalid value, including wrong types."""
 
     def knob_problems(self, knobs: Mapping[str, Any], row_length: int = 0) -> Iterator[Problem]:
-        """Yield (knob, complaint) for values, as a stage sets them, that do not fit this shape or rows of a length."""
+        """Yield (knob, complaint) for each value of a stage that does not fit this shape or this row length."""
         yield from ()
 
     @abstractmethod
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every trained parameter by its name in the network's state dict, in its order."""
+        """Return the shape of every trained parameter by its name, in the order of the network's state dict."""
 
     @abstractmethod
     def matmul_flops(self, tokens: float, predicted: float) -> float:
-        """Return the operations of training's matrix products, without attention's.
+        """Return the operations of the matrix products in training, without those of attention.
 
         Args:
             tokens: number of tokens that pass through the layers.
@@ -78,29 +78,29 @@ class Shape(ABC):
 
     @abstractmethod
     def attention_flops(self, lengths: Iterable[int]) -> float:
-        """Return the operations of training's attention over documents of these lengths in tokens."""
+        """Return the operations of attention in training, over documents of these lengths in tokens."""
 
     def activation_bytes(self, tokens: int, itemsize: int, recomputed: bool, compiled: bool) -> float | None:
         """Return the bytes of activations that a forward pass keeps for the backward pass; None: not counted.
 
         Args:
-            tokens: of a microbatch.
-            itemsize: bytes of a number in matrix products: 2 under autocast in bf16, else 4.
-            recomputed: whether only a layer's input is kept (activation checkpointing); one whole layer counts as well.
-            compiled: whether each layer is compiled, to one graph with its attention.
+            tokens: number of tokens in a microbatch.
+            itemsize: bytes per number in matrix products: 2 under autocast in bf16, else 4.
+            recomputed: whether only a layer's input is kept (activation checkpointing); one whole layer is added.
+            compiled: whether each layer is compiled into one graph that includes its attention.
         """
         return None
 
     @property
     def rotary_width(self) -> int:
-        """Numbers of a token in the tensor of queries and keys that a rotary kernel turns, at most; 0: not counted."""
+        """The most numbers per token that one rotary kernel rotates (queries and keys together); 0: not counted."""
         return 0
 
     def megatron_flops(self, tokens: int, row_length: int) -> float:
         """Count the operations of training on tokens by Megatron-LM's formula (arXiv 2104.04473, section 5.1).
 
-        A layer has 12 · hidden_size² parameters whatever its kind, and attention computes the whole matrix. Vocabulary
-        and recomputation are left out.
+        The formula counts 12 · hidden_size² parameters for a layer of any kind, and the whole attention matrix. It is
+        used here without the vocabulary and without recomputation.
         """
         raise ConfigurationError("--flops: megatron counts layers of one width, which this family does not have")
 
@@ -109,11 +109,11 @@ class Shape(ABC):
         """Return a sentence for a model card: kind, size, attention and positions."""
 
     def remarks(self, knobs: Mapping[str, float], row_length: int) -> Iterator[str]:
-        """Yield a warning for each value that can be trained with but is probably wrong for rows of so many tokens."""
+        """Yield a warning for each value that is allowed but probably wrong for rows of `row_length` tokens."""
         yield from ()
 
     def growth_problems(self, source: Self) -> Iterator[Problem]:
-        """Yield (field, complaint) for fields of a family's own that a model grown from `source` cannot have."""
+        """Yield (field, complaint) for each field of this family that a model grown from `source` cannot have."""
         yield from ()
 
     @abstractmethod

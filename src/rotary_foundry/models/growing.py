@@ -4,8 +4,8 @@ and Tiling"): the source is in the centre of the target, and the rest is filled 
 - If a dimension grows from size s to t, index i of the target takes index (i - (t - s) // 2) modulo s of the source. So
   one complete copy of the source is in the middle, and further copies continue on both sides.
 - A family declares what a dimension counts (`Growth`): heads in each of Q, K and V for attention, rows in each half of
-  a GLU's input. So a head of the target is a head of the source, with its queries, keys, values and columns of the
-  output projection, and rotary pairs stay pairs. Tiling a fused projection as one matrix would cut all of these.
+  a GLU's input. So a head of the target is a whole head of the source: its queries, keys, values and columns of the
+  output projection. Rotary pairs stay pairs. Tiling a fused projection as one matrix would break all of these.
 - Layers are spread as in Gopher (arXiv 2112.11446): some are repeated directly after themselves.
 - One parameter is grown at a time, from one parameter of the source. So a rank can keep its shard of each, and no rank
   holds the whole target.
@@ -25,7 +25,7 @@ from rotary_foundry.utils.errors import ConfigurationError, DataError
 class Dimension(NamedTuple):
     """A dimension of a parameter: `parts` of equal length one after another, each a row of units."""
 
-    units: str  # the field of the shape that counts them in one part
+    units: str  # the field of the shape that counts the units of one part
     parts: int = 1
     width: str | None = None  # the field of the shape for the indices of a unit; None: head_dim for heads, else 1
 
@@ -61,10 +61,10 @@ class Growth:
 def tile_parameter(
     name: str, source_state: Mapping[str, Tensor], family: Family, source: Shape, target: Shape
 ) -> Tensor:
-    """Grow one parameter of a model; only the source's parameter that it comes from is read.
+    """Grow one parameter of a model; of the source, only the parameter that it comes from is read.
 
     Args:
-        name: of the target's parameter.
+        name: the name of the target's parameter.
         source_state: the state dict of a network of the shape `source`.
         family: the family of both models.
         source, target: the shapes. Fields outside `Shape.sizes` may differ, except the vocabulary.
@@ -73,8 +73,8 @@ def tile_parameter(
         The parameter, in the source's dtype and sharing no memory with it.
 
     Raises:
-        ConfigurationError: `target` is smaller somewhere, or its vocabulary or head size is another.
-        DataError: `source_state` is not of `source`.
+        ConfigurationError: `target` is smaller in a dimension, or its vocabulary or head size differs.
+        DataError: `source_state` does not fit the shape `source`.
     """
     check_growth(source, target)
     growth = family.growth
@@ -120,9 +120,9 @@ def check_growth(source: Shape, target: Shape) -> None:
 
 
 def source_layer(layer: int, source_layers: int, target_layers: int) -> int:
-    """Return the source's layer for a layer of the target; a tie goes to the even one.
+    """Return the source's layer for a layer of the target; a tie is rounded to the even layer.
 
-    The cap matters only if the target has at least twice the layers; the last ones would then round beyond the end.
+    The cap matters only if the target has at least twice the layers: then the last ones would round beyond the end.
     """
     return min(round(layer * source_layers / target_layers), source_layers - 1)
 

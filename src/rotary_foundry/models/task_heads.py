@@ -1,16 +1,16 @@
 """The heads of a multi-task stage: one for each labelled task, on the last hidden states of any encoder.
 
 - Classification, regression and choice: a linear layer on a document's first token, as in the published code
-  (roformer-v2, multi-task/), with softmax over the labels or over a question's choices, or the squared error.
+  (roformer-v2, multi-task/). The loss is softmax over labels, the squared error, or softmax over a question's choices.
 - Answer: GlobalPointer with one softmax over all spans of a window. Entities: EfficientGlobalPointer with a multi-label
   loss (layers/span_scores.py).
 
-Targets and the lengths of documents are on the host, where every index is computed. The GPU gets the indices by copies
-that nothing waits for, so no head makes the host wait.
+Targets and the lengths of documents are on the host, where every index is computed. The indices are copied to the GPU
+asynchronously, so no head makes the host wait.
 
-The heads are attached to the network, so that Composer saves and FSDP2 shards them with it, each as a unit of its own.
-`attach_heads` also gives the network the method `encode`. It is `hidden_states` under another name, because FSDP2's
-hooks are put around a method that is called from outside, and `forward` calls `hidden_states` itself. Both call
+The heads are attached to the network, so Composer saves them with it, and FSDP2 shards each as a unit of its own.
+`attach_heads` also gives the network the method `encode`. It is `hidden_states` under another name: FSDP2's hooks wrap
+a method that is called from outside, and `forward` calls `hidden_states` itself. Both call
 `network.on_output_gradient`, if it is set, with the gradient of the hidden states in the backward pass.
 """
 
@@ -33,15 +33,15 @@ from rotary_foundry.models.layers.span_scores import (
 )
 from rotary_foundry.models.truncated_normal import parameter_generator, truncated_normal
 
-HEADS = "heads."  # how the names of their parameters begin in the network's state dict
+HEADS = "heads."  # the prefix of their parameters' names in the network's state dict
 
 
 class TaskHeads(nn.ModuleDict):
     """The heads of the labelled tasks.
 
     Args:
-        tasks: by name; those of masked LM have no head.
-        hidden_size: of the network.
+        tasks: the tasks by name; masked-LM tasks have no head.
+        hidden_size: the network's.
     """
 
     def __init__(self, tasks: Mapping[str, Task], hidden_size: int):
@@ -57,18 +57,18 @@ class TaskHeads(nn.ModuleDict):
         return head(hidden, batch["lengths"], batch["targets"], batch["allowed"])
 
     def spans(self, network: nn.Module, batch: Mapping[str, Any]) -> tuple[int, int, int]:
-        """Count the entities of a batch of one task: found where they are, found, and there."""
+        """Count the entities in a batch of one task: correctly predicted, predicted, and labelled."""
         hidden = network.encode(batch["input_ids"], batch["cu_seqlens"], batch["row_length"])
         head = self[_key(batch["row_sources"][0])]
         return head.spans(hidden, batch["lengths"], batch["targets"], batch["allowed"])
 
     def of(self, task: str) -> nn.Module | None:
-        """Return a task's head; None for a task of masked LM."""
+        """Return a task's head; None for a masked-LM task."""
         return dict(self.items()).get(_key(task))
 
 
 def attach_heads(network: nn.Module, tasks: Mapping[str, Task]) -> None:
-    """Give a network heads for tasks, before it is sharded; `head_value` has their initial values."""
+    """Attach heads for tasks to a network before it is sharded; `head_value` returns their initial values."""
     network.heads = TaskHeads(tasks, network.shape.hidden_size)
     network.on_output_gradient = None
     hidden_states = network.hidden_states
@@ -83,12 +83,12 @@ def attach_heads(network: nn.Module, tasks: Mapping[str, Task]) -> None:
 
 
 def head_value(name: str, size: tuple[int, ...], seed: int) -> Tensor:
-    """Return the initial value of a head's parameter: biases 0, matrices normal with the deviation fan_in ** -0.5.
+    """Return the initial value of a head's parameter: 0 for biases, normal with std fan_in ** -0.5 for matrices.
 
     Args:
-        name: in the network's state dict.
-        size: of the whole tensor.
-        seed: the run's.
+        name: the parameter's name in the network's state dict.
+        size: the shape of the whole tensor.
+        seed: the run's seed.
     """
     if len(size) == 1:
         return torch.zeros(size)
@@ -96,17 +96,17 @@ def head_value(name: str, size: tuple[int, ...], seed: int) -> Tensor:
 
 
 def head_prefix(task: str) -> str:
-    """Return how the names of a task's parameters begin in the network's state dict."""
+    """Return the prefix of a task's parameter names in the network's state dict."""
     return f"{HEADS}{_key(task)}."
 
 
 def _key(task: str) -> str:
-    """The name of a task's head; a module's name has no '.', and must not be that of a method of ModuleDict."""
+    """Return the name of a task's head. A module's name must not have a '.' or equal a method's name of ModuleDict."""
     return f"of_{task.replace('.', ':')}"
 
 
 def task_of_head(name: str) -> str:
-    """Return the task whose head a parameter is of, by its name in the network's state dict."""
+    """Return the task to whose head a parameter belongs, from its name in the network's state dict."""
     return name.removeprefix(HEADS).partition(".")[0].removeprefix("of_").replace(":", ".")
 
 
@@ -130,7 +130,7 @@ class Classifier(nn.Linear):
 
 
 class Regressor(nn.Linear):
-    """The squared error; a number counts as right if it is off by less than 0.5."""
+    """The squared error; a prediction counts as right if its error is below 0.5."""
 
     def forward(self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor) -> TokenLoss:
         """As Classifier's."""
@@ -185,7 +185,7 @@ class EntityFinder(EfficientGlobalPointer):
         return TokenLoss(total, correct, len(np.unique(targets[:, 0])))
 
     def spans(self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor) -> tuple[int, int, int]:
-        """Count entities: found where they are, found, and there; waits for a GPU. Arguments are Classifier's."""
+        """Count correct, predicted and labelled entities; waits for a GPU. Arguments are as in Classifier.forward."""
         counts = [0, 0, 0]
         for scores, right in self._scored(hidden, lengths, targets, allowed):
             found = scores > 0
@@ -195,7 +195,7 @@ class EntityFinder(EfficientGlobalPointer):
     def _scored(
         self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield texts of about one length: the scores of spans [texts, kinds, tokens, tokens], and which are right."""
+        """Yield the scores of spans [texts, kinds, tokens, tokens] and which are right, by groups of similar length."""
         targets = targets.astype(np.int64)
         texts, text_of = np.unique(targets[:, 0], return_inverse=True)
         for examples, *inputs in _padded(texts, hidden, lengths, allowed):
@@ -220,10 +220,10 @@ KINDS = {
 def _padded(
     documents: NDArray[np.int64], hidden: Tensor, lengths: Sequence[int], allowed: Tensor
 ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
-    """Yield documents of about one length: their places among `documents`, hidden states and `allowed`, padded.
+    """Yield documents in groups of similar length: their indices in `documents`, hidden states and `allowed`, padded.
 
-    The scores of all spans take the square of the longest document, so those of at most 16, 32, 64, … tokens go
-    together. They are padded with their last token, which is not allowed there.
+    The scores of all spans need memory quadratic in the longest document. So documents of at most 16, 32, 64, … tokens
+    form groups. The padding repeats the last token; in the padding, `allowed` is 0.
     """
     starts, sizes = _starts(lengths)[documents], np.array(lengths)[documents]
     by_length: dict[int, list[int]] = {}
@@ -238,12 +238,12 @@ def _padded(
 
 
 def _first_tokens(hidden: Tensor, lengths: Sequence[int], documents: NDArray[np.int64]) -> Tensor:
-    """Return the hidden states of the first tokens of documents. [documents, hidden]"""
+    """Return the hidden states of the documents' first tokens. [documents, hidden]"""
     return hidden.index_select(0, _copied(_starts(lengths)[documents], hidden))
 
 
 def _starts(lengths: Sequence[int]) -> NDArray[np.int64]:
-    """Return the first token of each document."""
+    """Return the index of each document's first token."""
     return np.cumsum(lengths, dtype=np.int64) - lengths
 
 

@@ -1,12 +1,12 @@
 """The smallest rotary theta for a row length, by "Base of RoPE Bounds Context Length" (arXiv 2405.14591).
 
-A token attends to similar tokens more than to random ones, on average, at a distance of m if Σ_j cos(m · theta^(-2j/d))
-over the pairs of a head of d dimensions is not negative. The bound is the smallest theta for which that holds at every
-distance within the row. Below it, the loss may stay low while retrieval fails.
+On average, a token attends more to similar than to random tokens at distance m if Σ_j cos(m · theta^(-2j/d)) is not
+negative; the sum is over the rotary pairs j of a head of d dimensions. The bound is the smallest theta for which this
+holds at every distance within the row. Below it, the loss may stay low while retrieval fails.
 
-The sum swings with theta: above the bound it may be negative again somewhere. So the bound is searched upwards, over
-thetas of two digits. The paper's table 2, for d = 128, has 2.7e4 at 4,096 tokens, 8.4e4 at 8,192, 3.1e5 at 16,384,
-6.4e5 at 32,768 and 2.1e6 at 65,536; this finds 2.9e4, 8.4e4, 3.5e5, 6.3e5 and 2.1e6, in a second.
+The sum oscillates with theta, so it may be negative again above the bound. So the search goes upwards, over thetas of
+two digits. The paper's table 2, for d = 128, has 2.7e4 at 4,096 tokens, 8.4e4 at 8,192, 3.1e5 at 16,384, 6.4e5 at
+32,768 and 2.1e6 at 65,536; this module finds 2.9e4, 8.4e4, 3.5e5, 6.3e5 and 2.1e6, in a second.
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK = 2048  # distances at a time
+CHUNK = 2048  # distances computed at a time
 NEXT = 1.15  # the first negative distance moves a little further from one theta to the next
 
 
 @cache
 def smallest_theta(row_length: int, head_dim: int) -> float:
-    """Return the smallest theta for rows of so many tokens and heads of so many dimensions; inf if none will do."""
+    """Return the smallest theta for a row length in tokens and a head dimension; inf if no theta is large enough."""
     before = 0
     for theta in _of_two_digits():
         frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)

@@ -10,7 +10,7 @@ from rotary_foundry.models import family
 from rotary_foundry.models.family import FLOAT32, FORWARD_AND_BACK
 from rotary_foundry.utils.knob import Problem
 
-MOST_LAYERS = 10_000  # no model has a tenth of it
+MOST_LAYERS = 10_000  # no model has a tenth of this number
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class TransformerShape(family.Shape):
         return 2 * self.hidden_size
 
     def problems(self) -> Iterator[Problem]:
-        """Yield (field, complaint) for every invalid value; with a wrong type or sign, nothing beyond those."""
+        """Yield (field, complaint) for every invalid value; a wrong type or sign hides the checks that need it."""
         if wrong := next(self.type_problems(), None):
             yield wrong
             return
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.not_sizes}
         bad = {name: value for name, value in values.items() if value is not None and not 0 < value < inf}
         yield from ((name, f"{value} is not positive and finite") for name, value in bad.items())
-        if not bad and self.num_hidden_layers > MOST_LAYERS:  # before names are made for billions of them
+        if not bad and self.num_hidden_layers > MOST_LAYERS:  # refused before names are made for billions of layers
             bad["num_hidden_layers"] = self.num_hidden_layers
             yield "num_hidden_layers", f"expected at most {MOST_LAYERS:,} layers, got {self.num_hidden_layers:,}"
         if bad:
@@ -55,19 +55,19 @@ class TransformerShape(family.Shape):
         yield from self.further_problems()
 
     def further_problems(self) -> Iterator[Problem]:
-        """Yield (field, complaint) for what is invalid in a family's own fields, all of the right type and sign."""
+        """Yield (field, complaint) for invalid values of a family's own fields; types and signs are already checked."""
         yield from ()
 
     def attention_flops_of_pairs(self, pairs: int) -> float:
-        """Return the operations of training's attention from the pairs of a query and a key in all layers together."""
-        return FORWARD_AND_BACK * 2 * 2 * self.hidden_size * pairs  # scores, and the values they weigh
+        """Return the operations of attention in training from the number of query-key pairs, summed over all layers."""
+        return FORWARD_AND_BACK * 2 * 2 * self.hidden_size * pairs  # scores, and the weighted sum of values
 
     def megatron_flops(self, tokens: int, row_length: int) -> float:
         hidden = self.hidden_size
         return tokens * 72 * self.num_hidden_layers * hidden**2 * (1 + row_length / (6 * hidden))
 
     def activation_bytes(self, tokens: int, itemsize: int, recomputed: bool, compiled: bool) -> float:
-        """Count what autograd keeps, but for a few numbers a token. No part is quadratic in a document's length."""
+        """Count what autograd keeps, except a few numbers per token. No part is quadratic in a document's length."""
         hidden, layers = FLOAT32 * self.hidden_size, self.num_hidden_layers
         layer = self.kept_of_layer(itemsize, compiled)
         kept = layers * hidden + layer if recomputed else layers * layer
@@ -76,10 +76,10 @@ class TransformerShape(family.Shape):
 
     @abstractmethod
     def kept_of_layer(self, itemsize: int, compiled: bool) -> int:
-        """Return the bytes a token that a layer keeps for the backward pass; arguments as for `activation_bytes`."""
+        """Return the bytes per token that a layer keeps for the backward pass; arguments as for `activation_bytes`."""
 
     def smaller(self) -> Self:
-        """Return the shape with a head and a layer less."""
+        """Return the shape with one head and one layer less."""
         return replace(
             self,
             hidden_size=self.head_dim * (self.num_attention_heads - 1),

@@ -5,8 +5,8 @@
 - Values are returned in float32. NaN and infinite values are refused when they are read; otherwise training would fail
   hours later, or every logit of a converted model would be NaN.
 - A separately stored tied tensor is accepted if it is identical to the parameter that it is tied to, and then left out.
-- Names that torch.compile, DistributedDataParallel or a program's own class have put something before are read without
-  it, where no other reading is possible, and a warning says so.
+- torch.compile, DistributedDataParallel or a program's own class may have added prefixes to names. They are removed if
+  no other reading is possible, with a warning.
 """
 
 import logging
@@ -22,21 +22,21 @@ from torch import Tensor, nn
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.utils.errors import DataError
 
-# Of torch.compile, FSDP1 and activation checkpointing (pytorch/pytorch#101107). No parameter of a model is called so.
+# The wrappers of torch.compile, FSDP1 and activation checkpointing (pytorch/pytorch#101107). No parameter is named so.
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-PREFIXES = ("module.", "model.")  # of DistributedDataParallel, and of a class around the model
+PREFIXES = ("module.", "model.")  # DistributedDataParallel's, and that of a class around the model
 
 log = logging.getLogger(__name__)
 
 
 def unwrapped(names: Iterable[str], expected: Collection[str], where: Path) -> dict[str, str]:
-    """Return stored names by the names without what other programs have put around the model's.
+    """Return the stored name for each name without the wrappers and prefixes that other programs added.
 
-    A prefix goes only if every name begins with it, and some are the model's own without it and none with it.
+    A prefix is removed only if every name begins with it, no name with it is the model's, and some are without it.
 
     Args:
-        names: of the stored tensors.
-        expected: names of the model's own tensors; without any, a prefix goes if every name begins with it.
+        names: the names of the stored tensors.
+        expected: the names of the model's tensors; if empty, a prefix is removed whenever every name begins with it.
         where: the location of the weights.
 
     Raises:
@@ -55,7 +55,7 @@ def unwrapped(names: Iterable[str], expected: Collection[str], where: Path) -> d
         plain = bare
     changed = next(((name, stored) for name, stored in plain.items() if name != stored), None)
     if changed is not None:
-        log.warning("%s: names are read without what stands around them: %s as %s", where, *reversed(changed))
+        log.warning("%s: tensor names are read without wrappers and prefixes: %s as %s", where, *reversed(changed))
     return plain
 
 
@@ -78,7 +78,7 @@ class Weights(Mapping[str, Tensor]):
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """Read a tensor as it is stored."""
+        """Read a tensor in its stored dtype and shape."""
 
     def called(self, name: str) -> str:
         """Return the stored name of a parameter."""
@@ -88,7 +88,7 @@ class Weights(Mapping[str, Tensor]):
         """Check names and shapes against a model's shape.
 
         Raises:
-            DataError: a tensor is missing, has another shape or does not belong to our model; names the first.
+            DataError: a tensor is missing, has another shape or does not belong to our model; names the first one.
         """
         expected = {name: list(size) for name, size in shape.parameter_shapes().items()}
         for name, size in expected.items():
@@ -169,14 +169,14 @@ class ForeignCheckpoint:
     weights: Weights
     longest_row: int | None  # the longest row of its training, in tokens; None if unknown
     tokenizer: dict[str, str]  # the content of the tokenizer's files, by name; empty if there are none
-    facts: dict[str, int]  # how far it was trained, if known
+    facts: dict[str, int]  # the updates and tokens that it was trained for, if known
     described: str  # the kind of checkpoint
     no_tokenizer: str = "has no tokenizer"  # why there is none
-    not_taken: str | None = None  # what the file has beside the model, as optimizer states
+    not_taken: str | None = None  # what the file has in addition to the model, such as optimizer states
 
 
 def load_network(shape: Shape, knobs: Mapping[str, float], weights: Weights) -> nn.Module:
-    """Build a network with these weights, in float32 on the CPU, in evaluation mode, without a second copy of them.
+    """Build a network from weights without copying them: float32, on the CPU, in evaluation mode.
 
     Args:
         knobs: the knobs that belong to trained weights; every other knob gets its lowest value.

@@ -1,8 +1,8 @@
 """Causal language modelling: predict each token of a document from the tokens before it.
 
-The last token of a document has no label, so the first token of no document is predicted. This also holds without the
+The last token of a document has no label, so a document's first token is never predicted. This also holds without the
 document mask, as in ProLong (arXiv 2410.02660): with and without it, a model is measured on the same tokens. The first
-token is the same for every document, so to predict it would only lower the mean loss.
+token is the same for every document, so predicting it would only lower the mean loss.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,13 +1,13 @@
-"""Instruction tuning: predict what the assistant says, and on request what it is told (arXiv 2309.16039, section 2.2).
+"""Instruction tuning: predict the assistant's turns, and optionally the prompts (arXiv 2309.16039, section 2.2).
 
 Rows have the column `responses`, which is 1 for the tokens of the assistant's turns and 0 for those of prompts. In the
-paper the loss on long prompts was worth more than any other choice of its instruction tuning (table 9); ProLong (arXiv
-2410.02660) and arXiv 2407.21783 went without it. So `target_prompts` and its weight are keys. The names are LLM
+paper, the loss on long prompts helped more than any other choice in its instruction tuning (table 9). ProLong (arXiv
+2410.02660) and arXiv 2407.21783 did not use it. So `target_prompts` and its weight are keys. The names are LLM
 Foundry's.
 
-The loss is Σ weight · cross entropy / Σ weight over all tokens of an update. A mean over each row, and then over rows,
-gives a token of a short answer more weight than one of a long answer; `mean: rows` is that. Accuracy and the held-out
-loss are of responses only.
+The loss is Σ weight · cross entropy / Σ weight over all tokens of an update. With `mean: rows`, the loss is a mean over
+each row's tokens and then over rows, so a token of a short answer has more weight than one of a long answer. Accuracy
+and the held-out loss count only responses.
 """
 
 import re
@@ -38,7 +38,7 @@ class Instruction(CausalLM):
 
     target_responses: str = "all"  # or last: only the last turn of each conversation
     target_prompts: str = "none"  # or all, or length>=N: the prompts of conversations of at least N tokens
-    prompt_loss_weight: float = 1.0  # of a prompt's token, where a response's is 1
+    prompt_loss_weight: float = 1.0  # of a prompt's token; a response's token has 1
     mean: str = "tokens"  # or rows: every row has the same weight
 
     name: ClassVar[str] = "instruction"
@@ -86,7 +86,7 @@ class Instruction(CausalLM):
 
     @property
     def shortest_prompt(self) -> float:
-        """Return the tokens of the shortest conversation whose prompts are predicted; infinite if none are."""
+        """Return the shortest length, in tokens, at which a conversation's prompts are predicted; inf: never."""
         if self.target_prompts in ("none", "all"):
             return np.inf if self.target_prompts == "none" else 0
         return int(self.target_prompts.removeprefix("length>="))
@@ -114,7 +114,7 @@ class Instruction(CausalLM):
 
 
 def last_responses(responses: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return which tokens, bool `[tokens]`, are of the last response of their document, from those of all responses."""
+    """Return which of the response tokens belong to their document's last response. bool [tokens] → bool [tokens]"""
     last = np.zeros_like(responses)
     for start, end in zip(np.cumsum(lengths) - lengths, np.cumsum(lengths), strict=True):
         places = np.flatnonzero(responses[start:end])

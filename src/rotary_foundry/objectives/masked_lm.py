@@ -4,11 +4,10 @@ Most of the chosen tokens are replaced by the mask token, some by a random token
 are never chosen. Each row has its own generator, so masks do not depend on how rows are distributed over processes,
 workers or microbatches, and a row that is drawn again gets a new mask.
 
-With `whole_words`, the unit of choice is a word (column `word_starts` of a row) and not a token: all tokens of a chosen
-word become the mask, or each becomes a random token of its own, or all are kept, and all are predicted. It is
-the masking of `train_mlm.py` in ZhuiyiTechnology/roformer-v2, with two differences: a word that holds a special token,
-such as [UNK], is never chosen, and a random token is any of the vocabulary (there, id 0 is left out), as without
-`whole_words`.
+With `whole_words`, words (a row's column `word_starts`) are chosen instead of tokens. All tokens of a chosen word are
+masked, or each becomes its own random token, or all are kept; in each case all are predicted. It is the masking of
+`train_mlm.py` in ZhuiyiTechnology/roformer-v2, with two differences. A word that has a special token, such as [UNK], is
+never chosen. And a random token is any token of the vocabulary, as without `whole_words`; there, id 0 is left out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 class Masking:
     """How to corrupt rows.
 
-    `probability` is the share of tokens, or of words, to predict, `mask_share` and `random_share` are shares of those;
+    `probability` is the share of tokens, or of words, to predict. `mask_share` and `random_share` are shares of these.
     `special_ids` are never chosen.
     """
 
@@ -46,14 +45,14 @@ class Masking:
         """Return (input ids, labels), each int64 [tokens]; labels are IGNORE_INDEX where nothing is to be predicted.
 
         Args:
-            tokens: a row's.
-            generator: the row's own.
-            word_starts: [tokens]: 1 where a token begins a word; None: each token is a word.
+            tokens: the row's tokens.
+            generator: the row's own generator.
+            word_starts: [tokens], 1 where a token begins a word; None: each token is a word.
         """
         spared, word = np.isin(tokens, self.special_ids), slice(None)
         if word_starts is not None:
             spared = np.logical_or.reduceat(spared, np.flatnonzero(word_starts))  # [words]
-            word = np.cumsum(word_starts, dtype=np.int64) - 1  # [tokens]: the word that each is of
+            word = np.cumsum(word_starts, dtype=np.int64) - 1  # [tokens], the word that each token belongs to
         chosen = ((generator.random(len(spared)) < self.probability) & ~spared)[word]
         fate = generator.random(len(spared))[word]
         masked = chosen & (fate < self.mask_share)
@@ -65,13 +64,13 @@ class Masking:
 
 @dataclass
 class MaskedLM(Objective):
-    """Predict the tokens behind masks."""
+    """Predict masked tokens."""
 
-    mlm_probability: float  # of the tokens, or of the words, those to be predicted
+    mlm_probability: float  # share of the tokens, or of the words, to be predicted
     eval_mlm_probability: float
-    mask_share: float  # of the chosen tokens, those replaced by the mask token
+    mask_share: float  # share of the chosen tokens that are replaced by the mask token
     random_share: float  # … by a random token; the rest is kept as it is
-    whole_words: bool = False  # choose words, and not tokens; rows need the column word_starts
+    whole_words: bool = False  # choose words instead of tokens; rows need the column word_starts
 
     name: ClassVar[str] = "masked_lm"
     causal: ClassVar[bool] = False

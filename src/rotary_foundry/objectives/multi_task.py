@@ -1,14 +1,14 @@
 """Multi-task training: labelled tasks, and masked language modelling that goes on beside them.
 
-It is the second half of the training in kexue.fm/archives/8998, which has 92 tasks of 77 labelled data sets. Each
-microbatch is of one task. A task is a source of the corpus, and `<task>/task.json` says what it is. The order of rows
-is by blocks of one task (data/block_order.py), so an update has a gradient of each of its tasks, and `combine` says how
-they become one (algorithms/gradient_combination.py).
+It is the second half of the training in kexue.fm/archives/8998, which has 92 tasks from 77 labelled data sets. Each
+microbatch has rows of one task. A task is a source of the corpus; its `<task>/task.json` has its kind and labels. Rows
+are ordered in blocks of one task (data/block_order.py). So an update has one gradient for each of its tasks, and
+`combine` says how to combine them (algorithms/gradient_combination.py).
 
-The loss of a labelled task is a mean over its examples: a text, a pair, a question of a choice, a window of an answer.
+The loss of a labelled task is a mean over its examples: texts, pairs, multiple-choice questions, windows of an answer.
 With `input_noise`, a share of the tokens of labelled inputs is corrupted in pairs of neighbours, as in `masked_encode`
 of ZhuiyiTechnology/roformer-v2 (multi-task/snippets.py): 80 % of the pairs become masks, 18 % random tokens, and 2 %
-are kept. A pair never holds a special token, so the two parts of an example are treated apart. Held-out rows have none.
+are kept. A pair never contains a special token, so it lies in one part of an example. Held-out rows have no noise.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 COMBINE = ("mean", "normalised", "loss_scaled", "min_norm", "min_norm_at_output", "projected")
 COMPARES = COMBINE[3:]  # gradients of different tasks
-MASKED_PAIRS, RANDOM_PAIRS = 0.8, 0.18  # of the corrupted pairs; the rest is kept
+MASKED_PAIRS, RANDOM_PAIRS = 0.8, 0.18  # shares of the chosen pairs; the rest is kept
 
 
 @dataclass(kw_only=True)
 class MultiTask(MaskedLM):
-    """Learn several tasks at once; the keys of masked LM are for tasks of this kind."""
+    """Learn several tasks at once; the keys of masked LM apply to its masked-LM tasks."""
 
     combine: str  # how the gradients of an update's tasks become one
-    rows_per_block: int  # rows of one task that follow each other; a number that the processes divide
+    rows_per_block: int  # consecutive rows of one task; a multiple of the number of processes
     input_noise: float = 0.0  # share of the tokens of labelled inputs that are corrupted
 
     name: ClassVar[str] = "multi_task"
@@ -115,7 +115,7 @@ class MultiTask(MaskedLM):
 def with_noise(
     tokens: NDArray[np.int64], share: float, tokenizer: "TokenizerFacts", generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Corrupt about this share of the tokens, two neighbours at a time. Special tokens are never corrupted."""
+    """Corrupt about this share of the tokens, in pairs of neighbours; special tokens are never corrupted."""
     ordinary = ~np.isin(tokens, list(tokenizer.special_ids.values()))
     chosen = np.flatnonzero(ordinary & (generator.random(len(tokens)) < share))[::2]
     chosen = chosen[ordinary[np.minimum(chosen + 1, len(tokens) - 1)] & (chosen + 1 < len(tokens))]

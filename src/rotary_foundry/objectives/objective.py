@@ -2,7 +2,7 @@
 
 An objective is one file. A recipe names it under `objective:`, and a stage may name another. To add one, write the file
 and add a line to OBJECTIVES. The loader prepares rows in numpy, with a generator that depends only on the row's
-position in the run. The digests in `metrics.jsonl` are of prepared rows. No objective imports torch.
+position in the run. The digests in `metrics.jsonl` are those of prepared rows. No objective imports torch.
 """
 
 from abc import ABC, abstractmethod
@@ -30,9 +30,9 @@ OBJECTIVES = {
 }
 
 IGNORE_INDEX = -100  # torch's label of a position that is not to be predicted
-# Input ids and labels, each [tokens]. For a row of a labelled task two arrays more: `targets` [targets, 4] as in
-# data/task_file.py, and `allowed` [tokens], 1 where a span may lie. Of an objective with weighted labels two others:
-# weights [tokens] float32, and which labels the accuracy is of, [tokens] bool.
+# Input ids and labels, each [tokens]. A row of a labelled task has two more arrays: `targets` [targets, 4] as in
+# data/task_file.py, and `allowed` [tokens], 1 where a span may lie. With weighted labels there are two others instead:
+# the weights, [tokens] float32, and the labels that the accuracy counts, [tokens] bool.
 Prepared = tuple[NDArray, ...]
 
 
@@ -41,13 +41,13 @@ class Metric:
     """A mean over predicted tokens."""
 
     name: str  # in records, charts and cards
-    field: str  # the sum of TokenLoss that it is the mean of
+    field: str  # the sum in TokenLoss from which the mean is computed
     title: str
     meaning: str
 
 
 class Objective(ABC):
-    """How a row becomes inputs and labels, and what a network's loss on them is.
+    """How a row becomes inputs and labels, and how a network's loss on them is computed.
 
     A subclass is a dataclass whose fields are the keys under `objective:` in a recipe. A knob is a field too: its value
     holds in every stage that does not set it.
@@ -55,16 +55,16 @@ class Objective(ABC):
 
     name: ClassVar[str]
     causal: ClassVar[bool]
-    """True if the objective needs a network that attends to earlier tokens only, false if one that attends to all."""
+    """True if the objective needs a network that attends only to earlier tokens; false: one that attends to all."""
     knobs: ClassVar[Mapping[str, Knob]] = {}
     columns: ClassVar[tuple[str, ...]] = ()
-    """The columns that a row needs beside `tokens` and `lengths`. A key of a data YAML adds them."""
+    """The columns that a row needs in addition to `tokens` and `lengths`. A key of a data YAML adds them."""
     special_tokens: ClassVar[tuple[str, ...]] = ()
-    """The roles that the tokenizer must have beside those of every document, such as "mask_token"."""
+    """The roles that the tokenizer must have in addition to those of every document, such as "mask_token"."""
     document_mask: bool = True
     """True: a token attends to its own document only. False: to all documents of its row."""
     tasks: ClassVar[Mapping[str, Task]] = {}
-    """The tasks of a multi-task stage, by source; `open_objective` sets them. Of other objectives: none."""
+    """The tasks of a multi-task stage, by source; `open_objective` sets them. Other objectives have none."""
     weighted: ClassVar[bool] = False
     """True if `prepare` gives each label a weight in the loss."""
     metrics: ClassVar[tuple[Metric, ...]]
@@ -73,7 +73,7 @@ class Objective(ABC):
 
     @abstractmethod
     def problems(self) -> Iterator[Problem]:
-        """Yield (key, complaint) for every value that cannot be trained with; knobs are checked by their own bounds."""
+        """Yield (key, complaint) for every unsupported value; knobs are checked by their own bounds."""
 
     @abstractmethod
     def prepare(
@@ -87,9 +87,9 @@ class Objective(ABC):
 
         Args:
             row: `tokens` [tokens], `lengths` [documents], and `columns`.
-            tokenizer: of the rows.
-            generator: the row's own.
-            knobs: the values at the row's place in the run.
+            tokenizer: the tokenizer of the rows.
+            generator: the row's own generator.
+            knobs: the values at the row's position in the run.
         """
 
     @abstractmethod
@@ -106,17 +106,17 @@ class Objective(ABC):
 
     @property
     def block_size(self) -> int | None:
-        """Rows of a block, which all are of one task; None if the objective is not multi-task."""
+        """The rows per block, all of one task; None if the objective is not multi-task."""
         return None
 
     @property
     def least_blocks(self) -> int:
-        """Blocks that an update must have at least."""
+        """The least number of blocks per update."""
         return 1
 
     @property
     def weights(self) -> dict[str, float] | None:
-        """The weight of each task, by source, where a stage has no mixture; None if the objective is not multi-task."""
+        """The weight of each task, by source, in a stage without a mixture; None if the objective is not multi-task."""
         return {name: task.weight for name, task in self.tasks.items()} or None
 
     def predicted_share(self, knobs: Mapping[str, float]) -> float:

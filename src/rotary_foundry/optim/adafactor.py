@@ -1,8 +1,8 @@
-"""AdaFactor (arXiv 1804.04235) as bert4keras has it: unfactored, with momentum, relative steps.
+"""AdaFactor (arXiv 1804.04235) as in bert4keras: unfactored, with momentum and relative steps.
 
 Neither torch's nor transformers' class can do this. torch's always factors matrices and has no momentum. transformers'
-factors, too, and averages steps that are already multiplied by the parameter's size. In bert4keras, whose class the
-published code uses, the average is over the clipped updates, and it is then multiplied by the size of today.
+factors too, and averages steps that are already multiplied by the parameter's size. bert4keras, whose class the
+published code uses, averages the clipped updates and then multiplies by the parameter's current size.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 DECAY = 0.8  # the second moment's β is 1 - step^-DECAY
 TINY = 1e-30  # added to squares
-SMALLEST = 1e-3  # the size that a parameter of zeros is taken to have
+SMALLEST = 1e-3  # the least size of a parameter, so that zeros can change
 CLIP = 1.0  # the largest root mean square of an update
 
 
@@ -24,7 +24,7 @@ class AdaFactor(Optimizer):
     Args:
         params: parameters or groups of them.
         lr: a step's root mean square as a fraction of the parameter's.
-        beta1: of the first moment.
+        beta1: decay rate of the first moment.
         weight_decay: decoupled, multiplied by lr.
     """
 

@@ -2,13 +2,13 @@
 
 torch's own kernel updates the local shards. Everything else in this module computes norms:
 
-- Clipping is `torch.nn.utils.clip_grad_norm_` of the whole tensors. A whole tensor's sum of squares is the sum of its
-  shards', so one all-reduce (SUM) over the sharded mesh dimension gives the norm. torch's own function refuses
-  whole parameters beside sharded ones, as its fused optimizer does.
-- It clips inside `step`, between the closure and the update: Composer runs the forward and backward passes in the
-  closure, so an algorithm on AFTER_TRAIN_BATCH would be as good, but `StepMetrics` needs the norm before clipping.
-- With `record_metrics`, a copy of the parameters is made at each step and taken from the new ones, since the kernel
-  does not hand out its update. The norms travel in one more all-reduce.
+- Clipping does what `torch.nn.utils.clip_grad_norm_` does for whole tensors. A whole tensor's sum of squares is the sum
+  of its shards' sums, so one all-reduce (SUM) over the sharded mesh dimension gives the norm. torch's own function,
+  like its fused optimizer, refuses a mixture of whole and sharded parameters.
+- It clips inside `step`, between the closure and the update. Composer runs the forward and backward passes in the
+  closure, so an algorithm on AFTER_TRAIN_BATCH would do as well, but `StepMetrics` needs the norm before clipping.
+- With `record_metrics`, each step copies the parameters and subtracts the copy from the new ones, because the kernel
+  does not return its update. The norms need one more all-reduce.
 
 Weight decay is torch's: a step multiplies a weight by 1 - lr · weight_decay.
 """
@@ -35,14 +35,14 @@ class AdamW(ShardedOptimizer):
 
     Args:
         params: parameters or parameter groups; a group may set its own `weight_decay`.
-        lr: learning rate; may be set anew at every step.
+        lr: learning rate; may change at every step.
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         weight_decay: multiplied by `lr`.
         max_grad_norm: gradients are scaled down, in place, to this norm over all parameters; None: never.
 
     Raises:
-        ValueError: for a setting out of its range; from `step`, for parameters sharded over more than one dimension.
+        ValueError: a setting is out of range; from `step`: parameters are sharded over more than one dimension.
     """
 
     step_on_device = True
@@ -91,7 +91,7 @@ class AdamW(ShardedOptimizer):
             local_tensors(param.grad for param in params),
             local_tensors(state["exp_avg"] for state in states),
             local_tensors(state["exp_avg_sq"] for state in states),
-            [],  # amsgrad's
+            [],  # amsgrad's state
             [state["step"] for state in states],
             fused=True,
             amsgrad=False,

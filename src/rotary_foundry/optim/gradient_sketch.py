@@ -2,15 +2,15 @@
 
 Some rules add up the gradients of an update's tasks and keep none of them, so their exact cosines with the sum are
 lost. They are estimated from a count sketch (Charikar, Chen and Farach-Colton, 2002) of each gradient: every element
-gets a random sign and is added to one of a few places. Sketches are linear, so that of the sum is the sum of theirs. A
-cosine c between two sketches has a standard error of about (1 - c²) / sqrt(LENGTH), at most 0.004, whatever the size of
-the gradients.
+gets a random sign and is added to one of LENGTH places. Sketches are linear, so the sum's sketch is the sum of the
+sketches. A cosine c between two sketches has a standard error of about (1 - c²) / sqrt(LENGTH), at most 0.004, for
+gradients of any size.
 
-- The place is the element's position modulo LENGTH. That is a prime number, so the elements of a matrix's column are
+- The place is the element's position modulo LENGTH. LENGTH is a prime number, so the elements of a matrix's column are
   spread over all places.
-- The signs are windows of one random vector. Every window begins anywhere in it, and anew in each update, so the errors
-  of different updates are independent. Drawing a sign for each element would take ten times as long as the rest.
-- A rank makes a sketch of its shards. Inner products are added over the ranks, so no sketch is sent.
+- The signs are windows of one random vector. Each window begins at a random place, newly drawn in each update, so the
+  errors of different updates are independent. Drawing a sign for each element would take ten times as long as the rest.
+- A rank makes a sketch of its shards. Only inner products are summed over the ranks, so no sketch is sent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,11 @@ WINDOW = 16 * LENGTH  # elements that take their signs from neighbouring places
 
 
 class Sketcher:
-    """Makes sketches that can be compared with each other: those of one update.
+    """Makes the sketches of one update, which can be compared with each other.
 
     Args:
-        params: whose gradients are sketched.
-        key: decides about the signs; another one for each update and rank.
+        params: the parameters whose gradients are sketched.
+        key: determines the signs; it must differ between updates and between ranks.
     """
 
     def __init__(self, params: Sequence[Tensor], key: Sequence[int]):
@@ -42,7 +42,7 @@ class Sketcher:
         }
 
     def __call__(self, gradient: Mapping[Tensor, Tensor]) -> Tensor:
-        """Return the sketch, float32 [LENGTH], of this rank's shards of a gradient; a missing part is 0."""
+        """Return the sketch, float32 [LENGTH], of this rank's shards of a gradient; a missing part counts as 0."""
         device = next(iter(gradient.values())).device
         sketch, signs = torch.zeros(LENGTH, device=device), _signs(device)
         for param, of_param in gradient.items():

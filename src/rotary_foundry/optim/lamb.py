@@ -1,18 +1,18 @@
-"""LAMB: Adam whose step on each tensor is as long as the tensor, times the learning rate (arXiv 1904.00962).
+"""LAMB: Adam with steps whose norm is the learning rate times the tensor's norm (arXiv 1904.00962).
 
 u = m / (sqrt(v) + eps) + weight_decay · w, and a step adds -lr · (‖w‖ / ‖u‖) · u, with the norms of the *whole* tensor.
-This is the form of bert4keras (`optimizers.py`). There are four decisions in it:
+This is the form of bert4keras (`optimizers.py`). It contains four decisions:
 
 - The moments are not debiased.
-- Weight decay is part of u, so the ratio covers it, and every tensor decays, those of one dimension too.
+- Weight decay is part of u, so the ratio scales it too. Every tensor decays, also those of one dimension.
 - The ratio is not bounded. It is 1 where a norm is 0: a tensor of zeros can leave zero.
 - Gradients are not clipped. The ratio cancels the scale of u, so a large gradient cannot lengthen a step.
 
-A tensor that has never had a gradient other than 0 shrinks by the share lr at each step, unless weight_decay is 0:
-the ratio cancels the factor weight_decay too.
+A tensor whose gradients have all been 0 shrinks by the share lr at each step, unless weight_decay is 0: the ratio also
+cancels the factor weight_decay.
 
-As in StableAdamW, the operations are on local shards, all norms travel in one all-reduce (SUM), and the host never
-waits for a ratio.
+As in StableAdamW, the operations are on local shards, one all-reduce (SUM) sums all norms, and the host never waits for
+a ratio.
 """
 
 from collections.abc import Iterable
@@ -43,13 +43,13 @@ class LAMB(ShardedOptimizer):
 
     Args:
         params: parameters or parameter groups; a group may set its own `weight_decay`.
-        lr: learning rate: the length of a step as a share of the tensor's; may be set anew at every step.
+        lr: learning rate: a step's norm as a share of the tensor's norm; may change at every step.
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
-        weight_decay: of the parameter in the update, before the ratio.
+        weight_decay: the parameter's factor in the update, before the ratio.
 
     Raises:
-        ValueError: for a setting out of its range; from `step`, for parameters sharded over more than one dimension.
+        ValueError: a setting is out of range; from `step`: parameters are sharded over more than one dimension.
     """
 
     def __init__(self, params: Iterable, lr: float, betas: tuple[float, float], eps: float, weight_decay: float):
@@ -76,7 +76,7 @@ class LAMB(ShardedOptimizer):
             self.metrics = StepMetrics(params, l2_norms, torch.ones_like(ratios))
 
     def _advance(self, group: dict, params: list[Tensor]) -> list[Tensor]:
-        """Move the moments on, and return the updates, yet to be multiplied by the ratio and the learning rate."""
+        """Update the moments; return the updates, not yet multiplied by the ratio and the learning rate."""
         states = [self._state(param) for param in params]
         foreach_add_([state["step"] for state in states], 1)
         grads = local_tensors(param.grad for param in params)

@@ -1,4 +1,4 @@
-"""The class for each optimizer name in a recipe; `recipe/optimizer_settings.py` has their arguments."""
+"""The class for each optimizer name in a recipe; `recipe/optimizer_settings.py` has the arguments."""
 
 from typing import Protocol
 

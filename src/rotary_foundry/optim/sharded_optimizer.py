@@ -1,4 +1,4 @@
-"""The base of our optimizers: settings that all have, their state, and the frame of a step.
+"""The base of our optimizers: the settings common to all, their state, and the frame of a step.
 
 `step` is defined here and nowhere else: torch wraps the `step` of an optimizer's class to call hooks, so a subclass
 that called `super().step()` would call them twice. Subclasses define `_update` instead.
@@ -20,20 +20,20 @@ class ShardedOptimizer(torch.optim.Optimizer, ABC):
 
     Args:
         params: parameters or parameter groups; a group may set its own `weight_decay`.
-        lr: learning rate; may be set anew at every step.
+        lr: learning rate; may change at every step.
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         weight_decay: as the subclass defines it.
         own: the subclass's settings: name, value and whether the value is valid.
 
     Raises:
-        ValueError: for a setting out of its range; from `step`, for parameters sharded over more than one dimension.
+        ValueError: a setting is out of range; from `step`: parameters are sharded over more than one dimension.
     """
 
     record_metrics: bool = False
     metrics: StepMetrics | None = None
     step_on_device: bool = False
-    """Whether the count of steps lies on the parameter's device, where torch's fused kernels read it, or on the CPU."""
+    """True: the step count is on the parameter's device, where torch's fused kernels read it. False: on the CPU."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class ShardedOptimizer(torch.optim.Optimizer, ABC):
         """Update `params`, those of the groups in `stepping`, all of which have gradients."""
 
     def initialise_state(self) -> None:
-        """Make the state of every parameter now, so that checkpoints also have that of those without a gradient yet."""
+        """Create every parameter's state now, so that checkpoints also have it for parameters without a gradient."""
         for group in self.param_groups:
             for param in group["params"]:
                 self._state(param)

@@ -1,21 +1,21 @@
-"""StableAdamW: AdamW that divides the learning rate of each tensor if its gradient is large compared with its history.
+"""StableAdamW: AdamW that lowers a tensor's learning rate if its gradient is large compared with its history.
 
-The divisor is max(1, RMS(g / sqrt(max(v, eps²)))), Adafactor's update clipping instead of gradient clipping (arXiv
-2304.13013). It is computed over the *whole* parameter. optimi's implementation is the reference on whole tensors, but
-it does not work under FSDP2: its foreach path raises on DTensors, and its plain path needs a mean over ranks, which
-gloo does not have and which uneven shards make wrong.
+The rate is divided by max(1, RMS(g / sqrt(max(v, eps²)))): Adafactor's update clipping instead of gradient clipping
+(arXiv 2304.13013). It is computed over the *whole* parameter. optimi's implementation is the reference on whole
+tensors, but it does not work under FSDP2: its foreach path raises on DTensors, and its plain path needs a mean over
+ranks, which gloo does not have and which is wrong for uneven shards.
 
 Weight decay is fully decoupled, as optimi's `decouple_lr=True`: a step multiplies a weight by
-1 - (lr / max_lr) · weight_decay, lr being the clipped one.
+1 - (lr / max_lr) · weight_decay, where lr is the clipped rate.
 
-How a step goes:
+How a step works:
 
-- Foreach operations on the local shards, in one buffer of the parameters' size, first for the ratios above, then for
-  the update: fresh memory is what a step on a CPU waits for.
-- A whole tensor's sum of squares is the sum of its shards', so one all-reduce (SUM) a step serves all groups.
-- The host never waits for the divisors: they stay on the device and multiply the update there. On a GPU that makes the
-  last operation a kernel a parameter.
-- The norms of `StepMetrics` are taken from the same buffers before that all-reduce, and travel in it as more rows.
+- Foreach operations work on the local shards. One buffer of the parameters' size first holds the ratios above and then
+  the update, because on a CPU the time of a step is mainly that of fetching fresh memory.
+- A whole tensor's sum of squares is the sum of its shards' sums, so one all-reduce (SUM) per step serves all groups.
+- The host never waits for the divisors: they stay on the device and scale the update there. So on a GPU the last
+  operation is one kernel per parameter.
+- The norms of `StepMetrics` are taken from the same buffers, and are further rows of that all-reduce.
 """
 
 import math
@@ -52,14 +52,14 @@ class StableAdamW(ShardedOptimizer):
 
     Args:
         params: parameters or parameter groups; a group may set its own `weight_decay`.
-        lr: learning rate; may be set anew at every step.
+        lr: learning rate; may change at every step.
         betas: decay rates of the two moments, debiased at every step.
         eps: added to the root of the second moment.
         weight_decay: fully decoupled; relative to `lr / max_lr`.
-        max_lr: the highest learning rate of the schedule; `lr` if it is not given.
+        max_lr: the highest learning rate of the schedule; None: `lr`.
 
     Raises:
-        ValueError: for a setting out of its range; from `step`, for parameters sharded over more than one dimension.
+        ValueError: a setting is out of range; from `step`: parameters are sharded over more than one dimension.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class StableAdamW(ShardedOptimizer):
             self.metrics = StepMetrics(params, l2_norms, clipping)
 
     def _advance(self, group: dict, params: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Move the moments on.
+        """Update the moments.
 
-        Returns the updates, yet to be multiplied by the clipped learning rate, and the shards' sums [kinds, params]:
-        of the ratios' squares, divided by the parameter's size, and, if they are recorded, of those of `StepMetrics`.
+        Returns the updates, not yet multiplied by the clipped learning rate, and the shards' sums [kinds, params]. The
+        sums are of the ratios' squares, divided by the parameter's size, and of the squares that `StepMetrics` needs.
         """
         states = [self._state(param) for param in params]
         foreach_add_([state["step"] for state in states], 1)

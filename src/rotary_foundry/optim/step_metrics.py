@@ -17,12 +17,12 @@ class StepMetrics:
     """[params] each: `grad`; `param`, before the step; `moment`, the first, after it; `update`, the step taken,
     learning rate, clipping and weight decay included."""
     clipping: Tensor
-    """[params]: what clipping divided the learning rate (StableAdamW) or the gradient (AdamW) by, 1 or more; with LAMB,
-    which does not clip, 1."""
+    """[params]: the divisor that clipping applied to the learning rate (StableAdamW) or the gradient (AdamW), at least
+    1; always 1 with LAMB, which does not clip."""
 
     @cached_property
     def totals(self) -> dict[str, float]:
-        """Return the norms over all parameters, by kind, and `clipping`, the largest; synchronises once with a GPU."""
+        """Return each kind's norm over all parameters, and the largest `clipping`; synchronises once with a GPU."""
         values = torch.stack([*self.l2_norms.values(), self.clipping]).cpu()  # [kinds, params]
         norms = values[:-1].norm(dim=1).tolist()
         return dict(zip(self.l2_norms, norms, strict=True)) | {"clipping": values[-1].max().item()}

@@ -5,13 +5,13 @@
 - `loss_scaled`: 1/L, the gradient of log L. It does not depend on how a loss is scaled.
 - `min_norm`: the weights of the shortest vector in the hull of the gradients (kexue.fm/archives/8896; MGDA). A small
   step against it raises no task's loss.
-- `min_norm_at_output`: the same minimum, of a bound on it that needs no gradient of parameters (MGDA-UB, arXiv
+- `min_norm_at_output`: minimises an upper bound of that norm, which needs no gradient of parameters (MGDA-UB, arXiv
   1810.04650). With the encoder's output Z, ‖Σ αᵢ·∂Lᵢ/∂θ‖ ≤ ‖∂Z/∂θ‖·‖Σ αᵢ·∂Lᵢ/∂Z‖, and the last factor is minimised.
   The paper's tasks share their inputs. Ours do not: Z is the hidden states of all tokens in the update, each token
   belongs to one task, and so the gradients ∂Lᵢ/∂Z are orthogonal. The minimum then has the weights 1/‖∂Lᵢ/∂Z‖², divided
   by their sum. So this rule balances the tasks, but unlike `min_norm` it cannot see whether they contradict each other.
-- `projected`: each gradient loses its part along every other one that it contradicts, in a random order (PCGrad, arXiv
-  2001.06782), and the results are added.
+- `projected`: from each gradient, its component along every other gradient that it contradicts is removed, in random
+  order (PCGrad, arXiv 2001.06782). The results are added.
 
 `min_norm` and `projected` need only the Gram matrix.
 """
@@ -26,14 +26,14 @@ PRECISION = 1e-12  # of inner products, as a share of the largest squared norm
 
 
 def single_weight(combine: str, share: float, norm: float, loss: float, at_output: float = 0.0) -> float:
-    """Return the weight that depends on the task alone; 0 if what it is divided by is 0.
+    """Return the weight of one task, which does not depend on other tasks; 0 if its divisor is 0.
 
     Args:
-        combine: mean, normalised, loss_scaled; or min_norm_at_output, whose weights are still to be divided by their
+        combine: mean, normalised, loss_scaled; or min_norm_at_output, whose weights the caller must divide by their
             sum.
-        share: of the update's blocks.
-        norm: of the gradient of the shared parameters.
-        loss: the task's, in the update.
+        share: the task's share of the update's blocks.
+        norm: the norm of the shared parameters' gradient.
+        loss: the task's loss in the update.
         at_output: norm of the gradient at the encoder's output, up to a factor that all tasks of the update share.
     """
     if combine == "mean":
@@ -45,9 +45,9 @@ def single_weight(combine: str, share: float, norm: float, loss: float, at_outpu
 def min_norm_weights(gram: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the weights, not negative and with the sum 1, of the shortest convex combination of vectors.
 
-    It is Frank–Wolfe with pairwise steps (arXiv 1511.05932): weight moves from the vector that lies furthest along the
-    present combination to the one that lies least along it. It reaches the minimum also on the border of the hull, near
-    which plain Frank–Wolfe hardly moves.
+    It is Frank–Wolfe with pairwise steps (arXiv 1511.05932): weight moves from the vector whose inner product with the
+    current combination is largest to the one for which it is smallest. It also reaches a minimum on the border of the
+    hull, where plain Frank–Wolfe converges slowly.
 
     Args:
         gram: [tasks, tasks], the inner products.

@@ -1,1 +1,1 @@
-"""What people read of a run."""
+"""The reports on a run that people read: its plan, start, report page and summary."""

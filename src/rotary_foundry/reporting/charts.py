@@ -1,6 +1,6 @@
 """The report's charts as one list: figures.py draws them for the page, pictures.py as PNG.
 
-A chart knows its title, unit and scale, and has series of points over tokens. `words` says what it shows.
+A chart has a title, a unit, a scale, and series of points over tokens. `words` describes it in words.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,10 +13,10 @@ from rotary_foundry.recipe.schema import all_knobs, all_metrics
 from rotary_foundry.reporting.records import BY_TASK, SHARES, Bin, Run
 from rotary_foundry.utils.wording import count
 
-# Each has a contrast of at least 3 to white and to the page's dark background.
+# Each colour has a contrast of at least 3 to white and to the page's dark background.
 COLOURS = ("#2f80d0", "#d07a00", "#1f9d6b", "#b8579a", "#1f9fb0", "#7b6ee0", "#8f8220")
 GREY = "#82868f"  # a reference
-RED = "#e0435e"  # what a rollback abandoned
+RED = "#e0435e"  # stretches that a rollback abandoned
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Series:
 class Chart:
     """What is drawn over tokens, and how."""
 
-    key: str  # in metrics.jsonl; of one run, <key>-<run>
+    key: str  # in metrics.jsonl; for a chart of one run, <key>-<run>
     title: str
     unit: str = ""
     about: str = ""
@@ -52,12 +52,12 @@ class Chart:
     zero: bool = False  # the axis begins at 0
     steps: bool = False  # a setting of the update, constant over its tokens
     wide: bool = False
-    of_one_run: bool = False  # colours are its parts; elsewhere each run has a colour
+    of_one_run: bool = False  # colours distinguish its parts; in other charts, each run has a colour
     series: tuple[Series, ...] = ()
 
 
 LOSS = Chart(
-    "loss", "Loss", "nats a predicted token", "Line: training. Diamonds: held-out, at the ends of stages.",
+    "loss", "Loss", "nats per predicted token", "Line: training. Diamonds: held-out, at the ends of stages.",
     log=True, wide=True,
 )  # fmt: skip
 CHARTS = (
@@ -74,21 +74,21 @@ CHARTS = (
         Chart(name, name, knob.meaning, numbers="exact" if knob.high > 1 else "number", zero=True, steps=True)
         for name, knob in all_knobs().items()
     ),
-    Chart("tokens_per_second", "Throughput", "tokens a second", "Real tokens, all devices.", "large", zero=True),
+    Chart("tokens_per_second", "Throughput", "tokens per second", "Real tokens, all devices.", "large", zero=True),
     Chart("mfu", "MFU", "", "Share of the devices' peak, for the model's own operations.", "percent", zero=True),
     Chart("step_seconds", "Step time", "seconds", "The slowest rank's, without evaluation and checkpoints.", zero=True),
-    Chart("data_seconds", "Waiting for data", "seconds", "Of a step, the ranks' mean.", zero=True),
+    Chart("data_seconds", "Waiting for data", "seconds", "Per step, the ranks' mean.", zero=True),
     Chart("memory_gb", "Memory", "GB", "Peak of the device; on CPU, of the process.", zero=True),
     Chart("grad_norm", "Gradient norm", log=True),
     Chart("update_norm", "Update norm", log=True),
     Chart("loss_spike_score", "Loss-spike score", "robust deviations"),
-    Chart("slowest_lag", "Slowest rank", "", "Its own work over the median's, less one.", "percent", zero=True),
+    Chart("slowest_lag", "Slowest rank", "", "Time of its own work over the median's, minus 1.", "percent", zero=True),
 )
 TASK_CHARTS = (
     Chart("task_loss", "Loss by task", "", "Line: training. Diamonds: held-out, at the ends of stages.", log=True),
     Chart("task_right", "Right by task", "", "Share of predicted tokens or examples. Diamonds: held-out.", "percent"),
     Chart("task_grad_norm", "Gradient norm by task", "", "Of the shared parameters.", log=True),
-    Chart("task_weight", "Weight by task", "", "That the update gives each task's gradient.", zero=True),
+    Chart("task_weight", "Weight by task", "", "The weight of each task's gradient in the update.", zero=True),
     Chart("task_cosine", "Cosine by task", "", "Between a task's gradient and the update's."),
     Chart(
         "task_cosine_estimate", "Cosine by task, estimated", "",
@@ -99,11 +99,11 @@ HELD_OUT = {"task_loss": "loss", "task_right": "examples_right"}  # keys of eval
 
 
 def make_charts(runs: list[Run], reference: dict | None = None) -> list[Chart]:
-    """Make the charts of some runs; what none of them recorded has no chart.
+    """Make the charts of some runs; metrics that no run recorded have no chart.
 
     Args:
-        runs: laid over each other.
-        reference: of `find_reference`, drawn behind the runs.
+        runs: the runs, overlaid in each chart.
+        reference: from `find_reference`, drawn behind the runs.
     """
     names = run_names(runs)
     charts = []
@@ -124,7 +124,7 @@ def make_charts(runs: list[Run], reference: dict | None = None) -> list[Chart]:
 
 
 def run_names(runs: list[Run]) -> list[str]:
-    """Return the runs' names, with their folders where two runs have the same name."""
+    """Return the runs' names, with their folders if two runs have the same name."""
     names = [run.name for run in runs]
     return [
         name if names.count(name) == 1 else f"{name} ({run.folder.path.resolve().name}, {number})"
@@ -166,7 +166,7 @@ def show(chart: Chart, value: float) -> str:
 
 
 def _reference_series(reference: dict, key: str) -> Iterator[Series]:
-    """The band of a chart that the reference knows, and its held-out numbers, each from lowest to highest."""
+    """Yield the reference's band for a chart, and its held-out numbers, each from lowest to highest."""
     if key not in reference:
         return
     label = f"reference, {len(reference['seeds'])} seeds"
@@ -188,7 +188,7 @@ def _held_out(run: Run, key: str, label: str, index: int, colour: str) -> Iterat
 
 
 def _lines(run: Run, key: str, label: str, index: int, colour: str, dashed: bool = False) -> Iterator[Series]:
-    """The line of what was kept, and one for each stretch that was abandoned."""
+    """Yield the line of the kept updates, and one for each abandoned stretch."""
     parts: list[tuple[bool, Iterable[Bin]]] = [(False, [one for one in run.bins if one.kept])]
     abandoned = [one for one in run.bins if not one.kept]
     parts += [(True, list(part)) for _, part in groupby(abandoned, lambda one: one.rollbacks)]
@@ -200,7 +200,7 @@ def _lines(run: Run, key: str, label: str, index: int, colour: str, dashed: bool
 
 
 def _by_task(run: Run, index: int, of_run: str) -> Iterator[Chart]:
-    """The charts of a run's tasks, with a line a task that joins the updates that have the task."""
+    """Yield the charts of a run's tasks, with one line per task through the updates that have the task."""
     colours = _colours_of_sources(run)
     for chart in TASK_CHARTS:
         series: list[Series] = []
@@ -217,14 +217,14 @@ def _by_task(run: Run, index: int, of_run: str) -> Iterator[Chart]:
 
 
 def _colours_of_sources(run: Run) -> dict[str, str]:
-    """A colour for each source or task that a run has numbers of, the same in all charts."""
+    """Return a colour for each source or task for which a run has numbers, the same in all charts."""
     names = (name.partition("/") for one in run.bins for name in one.values)
     sources = {source for kind, _, source in names if kind in (*SHARES, *BY_TASK)}
     return {source: COLOURS[number % len(COLOURS)] for number, source in enumerate(sorted(sources))}
 
 
 def _mixture(run: Run, index: int, of_run: str) -> Chart:
-    about = "Solid: the share of the stage's tokens drawn so far. Dashed: what the recipe asks for."
+    about = "Solid: the share of the stage's tokens drawn so far. Dashed: the share in the recipe."
     series = [
         line
         for source, colour in _colours_of_sources(run).items()

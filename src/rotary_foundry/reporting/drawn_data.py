@@ -1,4 +1,4 @@
-"""For each stage of a plan: the epochs of each source, what it draws of tasks, and the context that its targets see."""
+"""For each stage of a plan: the epochs of each source, the rows drawn of each task, and the context of its targets."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ SHOWN = (128, 512)  # of the counted lengths, and all doublings after the second
 
 @dataclass(frozen=True)
 class DrawnTask:
-    """What a multi-task stage draws of a task."""
+    """The rows that a multi-task stage draws of a task."""
 
     kind: str
-    rows: int  # that there are
+    rows: int  # in the data
     share: float  # of the blocks
-    blocks: float  # an update, on average over the stage
+    blocks: float  # per update, on average over the stage
     epochs: float
 
 
@@ -30,9 +30,9 @@ class DrawnData:
     stage: str
     row_length: int
     tasks: dict[str, DrawnTask]  # of a multi-task stage
-    epochs: dict[str, float]  # by source: rows drawn / rows that there are
-    context: dict[int, float] | None  # share of the targets that see at least so many tokens; None: not counted
-    conversations: float | None = None  # drawn; None: the sources are not of conversations
+    epochs: dict[str, float]  # by source: rows drawn / rows in the data
+    context: dict[int, float] | None  # by a number of tokens: share of targets that see at least so many; None: unknown
+    conversations: float | None = None  # drawn; None: the sources have no conversations
     responses: dict[str, float] | None = None  # by source: share of the response tokens drawn
     response_share: float | None = None  # of the tokens drawn
 
@@ -49,18 +49,18 @@ class DrawnData:
 
     @property
     def shown(self) -> dict[int, float]:
-        """The shares that a table has: at 128, 512, 1,024 and on."""
+        """The shares for a table: at 128, 512, 1,024 and so on."""
         return {length: share for length, share in (self.context or {}).items() if length in SHOWN or length > SHOWN[1]}
 
 
 def drawn_data(recipe: Recipe, plan: Plan) -> list[DrawnData]:
-    """Compute what each stage draws, without what a rollback abandons. Reads manifests only.
+    """Compute what each stage draws, without stretches that a rollback abandons. Reads only manifests.
 
     Returns:
         An entry for each stage; none if the corpus is not at `data.local`.
 
     Raises:
-        DataError: a manifest is missing from a corpus that is there, or broken.
+        DataError: a manifest of an existing corpus is missing or broken.
     """
     if not (Path(recipe.data.local) / "tokenizer").is_dir():
         return []
@@ -115,7 +115,7 @@ def _of_stage(recipe: Recipe, segments: list[Segment]) -> DrawnData:
 
 
 def not_counted(recipe: Recipe, stages: list[DrawnData]) -> str | None:
-    """Say why epochs or contexts of targets are not known; None if they are."""
+    """Return why epochs or contexts of targets are not known; None if they are known."""
     if not stages:
         return f"{recipe.data.local}: no corpus there yet, so epochs and the context of targets are not known"
     if any(stage.context is None for stage in stages):

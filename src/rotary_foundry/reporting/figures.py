@@ -1,4 +1,4 @@
-"""The report's charts as plotly figures, without colours of the page: page.js sets those for light or dark."""
+"""The report's charts as plotly figures, without the page's colours: page.js sets them for light or dark mode."""
 
 from collections.abc import Iterator
 from html import escape
@@ -15,13 +15,13 @@ HOVER = {"number": ".4~g", "percent": ".4~%", "exact": ",d", "large": ".4~s"}
 STAGE_EDGE = "rgba(128,132,144,0.45)"
 ABANDONED = "abandoned by a rollback"
 BAND = 0.2  # opacity
-NAME_WIDTH = 36  # characters in a line of a legend, which has to fit on a telephone
+NAME_WIDTH = 36  # characters per line of a legend, which has to fit on a phone
 
 
 def figure(chart: Chart, runs: list[Run]) -> go.Figure:
     """Make the figure of a chart, with the first run's stages and all runs' rollbacks behind the lines."""
     traces = [trace for series in chart.series for trace in _traces(chart, series)]
-    in_toolbar = range(len(runs)) if len(runs) > 1 and not chart.of_one_run else ()  # there each run has its colour
+    in_toolbar = range(len(runs)) if len(runs) > 1 and not chart.of_one_run else ()  # it shows each run's colour
     named: set[str] = set()
     for trace in traces:  # one entry of the legend for each name
         known = trace.name in named or (trace.meta["run"] in in_toolbar and trace.name != ABANDONED)
@@ -140,7 +140,7 @@ def _tokens(tokens: np.ndarray) -> list[int]:
 
 
 def _values(values: np.ndarray) -> list[float | None]:
-    """Five digits of each, and None for what is no number."""
+    """Return five digits of each value, and None for NaN and infinity."""
     return [float(f"{value:.5g}") if value == value else None for value in values.tolist()]
 
 

@@ -1,6 +1,6 @@
-"""A recipe with everything merged into it, as YAML, and where each value comes from as a comment behind it.
+"""Print the merged recipe as YAML, with the source of each value in a comment after it.
 
-What is printed is itself a recipe: without `extends`, and with every key. Secrets are redacted. Imports no torch.
+The output is itself a recipe, without `extends` and with every key. Secrets are redacted. Imports no torch.
 """
 
 import json
@@ -17,15 +17,15 @@ from rotary_foundry.recipe.schema import schema_of
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.utils.redaction import redacted
 
-FARTHEST = 60  # column of a comment behind a long value
+FARTHEST = 60  # column of a comment after a long value
 INDENT = "  "
 
 
 def merged_recipe(path: str | Path, overrides: Iterable[str] = ()) -> str:
-    """A recipe as YAML text, each value with its source: a file, `argument`, `default`, or what `init_from` filled in.
+    """Return a recipe as YAML text, each value with its source: a file, `argument`, `default`, or `init_from`.
 
     Raises:
-        ConfigurationError: the recipe is wrong.
+        ConfigurationError: the recipe is invalid.
     """
     overrides = list(overrides)
     recipe = load_recipe(path, overrides)
@@ -35,7 +35,7 @@ def merged_recipe(path: str | Path, overrides: Iterable[str] = ()) -> str:
     def source(keys: tuple[str, ...]) -> str:
         if keys in sources:
             return sources[keys]
-        if _value(given, keys[:-1]) is None:  # a mixture that nobody gives
+        if _value(given, keys[:-1]) is None:  # a mixture that no file or argument gives
             return "from long_share"
         is_default = _value(given, keys) == _value(filled, keys)
         return "default" if is_default else f"init_from: {redacted(recipe.init_from)}"
@@ -47,7 +47,7 @@ def merged_recipe(path: str | Path, overrides: Iterable[str] = ()) -> str:
 
 
 def _lines(content: dict[str, Any], keys: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...] | None]]:
-    """Yield a line a value with the keys that lead to it, and a line without for each mapping around some."""
+    """Yield a line for each value with its keys, and a line without keys for each mapping around values."""
     for key, value in content.items():
         start = f"{INDENT * len(keys)}{_flow(key)}:"
         if isinstance(value, dict) and value:
@@ -58,7 +58,7 @@ def _lines(content: dict[str, Any], keys: tuple[str, ...]) -> Iterator[tuple[str
 
 
 def _flow(value: Any) -> str:
-    """A value in one line."""
+    """Format a value on one line."""
     if isinstance(value, str) and "\n" in value:
         return json.dumps(value)
     value = list(value) if isinstance(value, tuple) else value
@@ -67,7 +67,7 @@ def _flow(value: Any) -> str:
 
 
 def _value(config: Any, keys: tuple[str, ...]) -> Any:
-    """The value at some keys; None if there is none."""
+    """Return the value at nested keys; None if there is none."""
     for key in keys:
         if config is None or OmegaConf.is_missing(config, key):
             return None

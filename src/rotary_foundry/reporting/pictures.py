@@ -1,6 +1,6 @@
-"""The report's charts as PNG, by matplotlib, which needs no browser.
+"""Draw the report's charts as PNG, with matplotlib, which needs no browser.
 
-What each shows in words stands in the file's `Description`, and in `pictures.md` beside it, which shows all of them.
+The PNG's `Description` describes each chart in words. So does `pictures.md` beside them, which shows all charts.
 """
 
 from pathlib import Path
@@ -19,12 +19,12 @@ def draw(title: str, charts: list[Chart], folder: Path) -> None:
     """Write a PNG for each chart, named by its key, and `pictures.md`.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: a file cannot be written.
     """
     from matplotlib import rc_context
-    from matplotlib.figure import Figure  # slow to import; and no pyplot: nothing is to be shown in a window
+    from matplotlib.figure import Figure  # slow to import; no pyplot, because no window is opened
 
-    with rc_context({"text.parse_math": False}):  # a name with a $ in it is a name
+    with rc_context({"text.parse_math": False}):  # a $ in a name is not math
         for chart in charts:
             figure = Figure(figsize=(10, 4.2) if chart.wide else (7, 3.4), layout="constrained")
             _draw(figure.subplots(), chart)
@@ -67,9 +67,9 @@ def _draw(axes: "Axes", chart: Chart) -> None:
 
 
 def _without_its_beginning(axes: "Axes", chart: Chart) -> str:
-    """Let the first hundredth of the tokens reach above the axes, as the page does, and say so.
+    """Let the first hundredth of the tokens exceed the axis, as the page does; return a note on it.
 
-    A loss that starts at 11 would leave what counts a tenth of the height.
+    Otherwise a loss that starts at 11 would leave only a tenth of the height for the rest.
     """
     begin = 0.01 * max(series.token[-1] for series in chart.series)
     top = max(np.nanmax(series.high[series.token >= begin], initial=0) for series in chart.series)

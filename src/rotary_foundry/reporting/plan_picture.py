@@ -1,6 +1,6 @@
-"""A plan as a picture, PNG or SVG: rows, row length, learning rate and knobs over tokens, with the stages behind them.
+"""Draw a plan as PNG or SVG: rows, row length, learning rate and knobs over tokens, with the stages behind them.
 
-What a set rollback abandons is red and dotted. What it shows in words is the file's `Description`.
+The stretch that a set rollback abandons is red and dotted. The file's `Description` describes the picture in words.
 """
 
 from collections import Counter
@@ -19,16 +19,16 @@ from rotary_foundry.utils.wording import count, knob, number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POINTS = 200  # of a line in a segment
-TICKS, APART = 3, 0.2  # labels of an axis, and the share of its height between them
+POINTS = 200  # per line in a segment
+TICKS, APART = 3, 0.2  # labels per axis, and the least share of its height between them
 
 
 def draw_plan(plan: Plan, path: Path) -> str:
-    """Write the picture, in the format of the path's ending; return its description.
+    """Write the picture in the format of the path's suffix; return its description.
 
     Raises:
-        ValueError: matplotlib does not know the ending.
-        OSError: it cannot be written.
+        ValueError: matplotlib does not know the suffix.
+        OSError: the file cannot be written.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # slow to import; no pyplot, because no window is opened
@@ -41,7 +41,7 @@ def draw_plan(plan: Plan, path: Path) -> str:
     knobs = changing_knobs(plan)
     panels |= {name: lambda segment, token, name=name: segment.knobs[name].at(token) for name in knobs}
     words = _described(plan, knobs)
-    with rc_context({"text.parse_math": False, "svg.hashsalt": plan.name}):  # a $ is a $; the same file each time
+    with rc_context({"text.parse_math": False, "svg.hashsalt": plan.name}):  # a $ is not math; files are reproducible
         figure = Figure(figsize=(9, 1.1 * len(panels) + 0.6), layout="constrained")
         all_axes = figure.subplots(len(panels), sharex=True)
         for axes, (name, value) in zip(all_axes, panels.items(), strict=True):

@@ -1,4 +1,4 @@
-"""The plan as a table, and what it costs: what one reads before paying for it. Imports no torch."""
+"""Print the plan as a table with its cost, to be read before paying for it. Imports no torch."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -33,7 +33,7 @@ from rotary_foundry.runs.trained_state import Source, read_source
 from rotary_foundry.utils.errors import FoundryError
 from rotary_foundry.utils.wording import WIDTH, knob, number, size
 
-CONVENTIONS = {"megatron": megatron_flops}  # of counting operations, beside our own
+CONVENTIONS = {"megatron": megatron_flops}  # ways to count operations in addition to our own
 
 
 def print_plan(
@@ -46,8 +46,8 @@ def print_plan(
     """Print a plan and its cost.
 
     Args:
-        machine: what to compute hours for.
-        flops: a key of CONVENTIONS, to count the operations by that as well.
+        machine: the machine for which hours are computed.
+        flops: a key of CONVENTIONS, to count the operations in that way too.
     """
     console = console or _console()
     costs, data = cost(recipe, plan), drawn_data(recipe, plan)
@@ -76,7 +76,7 @@ def print_plan(
     for stage in data:
         if stage.responses is not None:
             grid.add_row("responses", f"{stage.stage}: {_responses(stage)}")
-        if not stage.tasks:  # they have a table of their own
+        if not stage.tasks:  # tasks have their own table
             grid.add_row("epochs", f"{stage.stage}: {_epochs(stage.epochs)}")
     if (why := not_counted(recipe, data)) is not None:
         grid.add_row("data", why)
@@ -108,7 +108,7 @@ def print_plan(
 
 
 def plan_table(plan: Plan) -> Table:
-    """A row a segment, in the order in which they are trained; the abandoned ones where they are abandoned."""
+    """Make a table with a row per segment, in the order of training; abandoned segments are where they are trained."""
     table = Table(title=plan.name, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_footer=True)
     table.add_column("stage", "kept" if plan.abandoned else "total", no_wrap=True)
     for heading, total in (
@@ -118,7 +118,7 @@ def plan_table(plan: Plan) -> Table:
         ("tokens", f"{plan.total_tokens:,}"),
     ):
         table.add_column(heading, total, justify="right", no_wrap=True)
-    table.add_column("lr")  # wraps: a schedule of many points is long
+    table.add_column("lr")  # it wraps, because a schedule of many points is long
     knobs = changing_knobs(plan)
     for name in knobs:
         table.add_column(name, justify="right", no_wrap=True)
@@ -149,7 +149,7 @@ def plan_table(plan: Plan) -> Table:
 
 
 def plan_json(recipe: Recipe, plan: Plan) -> dict:
-    """Return a plan, what a token costs and what the stages draw from the corpus, as plain JSON types."""
+    """Return a plan, the cost of a token and what the stages draw from the corpus, as plain JSON types."""
     return plan.to_json() | {
         "costs": {stage: costs.to_json() for stage, costs in token_costs(recipe, plan).items()},
         "memory": {stage: use.to_json() for stage, use in memory(recipe, plan).items()},
@@ -158,7 +158,7 @@ def plan_json(recipe: Recipe, plan: Plan) -> dict:
 
 
 def context_table(stages: list[DrawnData]) -> Table:
-    """A row a stage: the share of its targets that see at least so many other tokens."""
+    """Make a table with a row per stage: the shares of its targets that see at least so many other tokens."""
     lengths = list(dict.fromkeys(length for stage in stages for length in stage.shown))
     title = "share of targets that see so many tokens"
     if any(stage.responses is not None for stage in stages):
@@ -174,7 +174,7 @@ def context_table(stages: list[DrawnData]) -> Table:
 
 
 def task_table(stage: DrawnData) -> Table:
-    """A row a task of a multi-task stage: its rows, its share of the blocks, and how often its rows are drawn."""
+    """Make a table with a row per task of a stage: its rows, its share of the blocks, and how often rows are drawn."""
     table = Table(title=f"tasks of {stage.stage}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("task", "kind", "rows", "share of blocks", "blocks an update", "epochs"):
         table.add_column(heading, justify="left" if heading in ("task", "kind") else "right")
@@ -186,7 +186,7 @@ def task_table(stage: DrawnData) -> Table:
 
 
 def _token_costs(recipe: Recipe, plan: Plan, flops: str | None) -> Iterator[str]:
-    """Say what a token costs at each row length, and how much slower that is than in shorter rows before."""
+    """Yield what a token costs at each row length, and how much slower that is than in the shorter rows before."""
     stages: dict[TokenCost, list[str]] = {}
     for stage, costs in token_costs(recipe, plan).items():
         stages.setdefault(costs, []).append(stage)
@@ -205,7 +205,7 @@ def _token_costs(recipe: Recipe, plan: Plan, flops: str | None) -> Iterator[str]
 
 
 def _memory(recipe: Recipe, plan: Plan, machine: Machine | None) -> Iterator[str]:
-    """Say what a GPU needs at each row length, and what of it the GPUs share."""
+    """Yield the memory that a GPU needs at each row length, and the part that is divided among the GPUs."""
     stages: dict[Memory, list[str]] = {}
     for stage, use in memory(recipe, plan).items():
         stages.setdefault(use, []).append(stage)
@@ -229,7 +229,7 @@ def _shards(recipe: Recipe, machine: Machine) -> int:
 
 
 def changing_knobs(plan: Plan) -> list[str]:
-    """The knobs whose value changes in a plan."""
+    """Return the knobs whose values change in a plan."""
     values: dict[str, set[float]] = {}
     for segment in plan.segments:
         for name, schedule in segment.knobs.items():
@@ -238,7 +238,7 @@ def changing_knobs(plan: Plan) -> list[str]:
 
 
 def knob_range(name: str, first: Segment, last: Segment) -> str:
-    """A knob's value from one segment to another: the first and the last, if they differ; nothing if neither has it."""
+    """Format a knob's first and last value in a range of segments; one if they are equal, none if neither has it."""
     there = [segment for segment in (first, last) if name in segment.knobs]
     tokens = (first.start_token, last.end_token)
     ends = [segment.knobs[name].at(token) for segment, token in zip(there, tokens, strict=False)]
@@ -256,7 +256,7 @@ def _setting(value: Any) -> str:
 
 
 def print_position(position: Position, console: Console | None = None) -> None:
-    """Print what a token decides."""
+    """Print the values at a token."""
     grid = _grid()
     for key, value in position.to_json().items():
         if key == "lr" or key in position.optimizer:
@@ -274,12 +274,12 @@ def _console() -> Console:
 def _grid() -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column()
-    grid.add_column(overflow="fold")  # else a long path would lose its end
+    grid.add_column(overflow="fold")  # otherwise a long path would lose its end
     return grid
 
 
 def remarks(recipe: Recipe, plan: Plan) -> Iterator[str]:
-    """Warn of values that are probably wrong for a stage's rows, as they are at the stage's end."""
+    """Yield warnings of values at a stage's end that are probably wrong for the stage's rows."""
     yield from changed_updates(recipe, plan)
     for segment in {segment.stage: segment for segment in plan.segments}.values():
         knobs = segment.knobs_at(segment.end_token)
@@ -287,7 +287,7 @@ def remarks(recipe: Recipe, plan: Plan) -> Iterator[str]:
 
 
 def changed_updates(recipe: Recipe, plan: Plan) -> Iterator[str]:
-    """Warn of another number of tokens an update after a switch of row length; `init_from` may be before the switch."""
+    """Warn if a switch of row length changes the tokens per update; `init_from` counts as the part before the run."""
     source = _source(recipe)
     before = (source.longest_row, source.tokens_per_update, recipe.init_from) if isinstance(source, Source) else None
     for segment in plan.segments:
@@ -303,10 +303,10 @@ def changed_updates(recipe: Recipe, plan: Plan) -> Iterator[str]:
 
 
 def checkpoints_line(costs: Cost, hours: float | None = None) -> str:
-    """Say how many checkpoints there will be, and how large.
+    """Return a sentence on the number and size of checkpoints.
 
     Args:
-        hours: of the training, if they are known, for an interval in time.
+        hours: the duration of the training, if known; used for an interval in time.
     """
     one, written, kept = costs.checkpoint_bytes, costs.checkpoints_written, costs.checkpoints_kept
     if costs.save_seconds is not None:
@@ -319,7 +319,7 @@ def checkpoints_line(costs: Cost, hours: float | None = None) -> str:
 
 
 def _mixtures(recipe: Recipe, plan: Plan) -> dict[str, str]:
-    """By stage, since all segments of one share it."""
+    """Return the mixture by stage, because all segments of a stage share it."""
     shares = {segment.stage: segment.mixture or {} for segment in plan.segments}
     without = {
         stage: "every row once an epoch" if recipe.objective_of(stage).block_size is None else "the tasks' weights"
@@ -333,7 +333,7 @@ def _mixtures(recipe: Recipe, plan: Plan) -> dict[str, str]:
 
 
 def _epochs(epochs: dict[str, float]) -> str:
-    """Say how often each source's rows are drawn; of many sources, the least and the most."""
+    """Return how often each source's rows are drawn; for many sources, the least and the most."""
     if len(epochs) > MOST_SOURCES:
         least, most = min(epochs, key=epochs.get), max(epochs, key=epochs.get)
         return f"{len(epochs):,} sources, from {epochs[least]:.3g} ({least}) to {epochs[most]:.3g} ({most})"
@@ -341,7 +341,7 @@ def _epochs(epochs: dict[str, float]) -> str:
 
 
 def _responses(stage: DrawnData) -> str:
-    """Say how many conversations are drawn, what share of their tokens are the assistant's, and of which sources."""
+    """Return how many conversations are drawn, the assistant's share of their tokens, and its parts by source."""
     of_sources = [f"{source} {share:.1%}" for source, share in stage.responses.items()]
     among = f"; of them {', '.join(of_sources)}" if len(of_sources) > 1 else ""
     return f"{stage.response_share:.1%} of the tokens of {stage.conversations:,.0f} conversations{among}"
@@ -357,7 +357,7 @@ def _tokens(segments: list[Segment] | tuple[Segment, ...]) -> int:
 
 
 def rates(first: Segment, last: Segment) -> str:
-    """The learning rates from one segment to another: the first, those at turns of the schedule between, the last."""
+    """Format the learning rates in a range of segments: the first, those at turns of the schedule, and the last."""
     start, end, learning_rate = first.start_token, last.end_token, first.learning_rate
     between = [learning_rate.at(token) for token in learning_rate.turns if start < token < end]
     values = [number(rate) for rate in (learning_rate.at(start), *between, last.learning_rate.at(end))]
@@ -365,9 +365,9 @@ def rates(first: Segment, last: Segment) -> str:
 
 
 def begins_with(recipe: Recipe) -> str | None:
-    """What is to be known of `init_from` before a run goes on from it; None if there is none here.
+    """Describe `init_from` before a run continues from it; None if there is none on this machine.
 
-    Theta and length stand here because nothing else would tell that a run goes on with others than its source had.
+    Theta and length are included, because nothing else would show that a run begins with other values than its source.
     """
     source = _source(recipe)
     if not isinstance(source, Source):
@@ -386,7 +386,7 @@ def begins_with(recipe: Recipe) -> str | None:
 
 
 def _source(recipe: Recipe) -> Source | str | None:
-    """Return the model that a run begins with, why it cannot be read, or None if there is none here."""
+    """Return the model that a run begins with, or why it cannot be read, or None if there is none on this machine."""
     if recipe.init_from is None or not Path(recipe.init_from).exists():
         return None
     try:

@@ -1,11 +1,11 @@
-"""What the report reads of a run's folder: the small files as they are, and `metrics.jsonl` in bins.
+"""Read a run's folder for the report: the small files unchanged, and `metrics.jsonl` in bins.
 
-A long run has a million updates of 1 kB each. They are read once, line by line, and at most BINS points of each stage
-are kept: the mean, lowest and highest of neighbouring updates. A stage with no more than BINS updates keeps every one.
-A bin ends where rows or row length change, so that these changes stay exact.
+A long run has a million updates of 1 kB each. They are read once, line by line, and at most BINS points per stage are
+kept: the mean, lowest and highest of neighbouring updates. A stage with no more than BINS updates keeps every one.
+A bin ends where rows or row length change, so these changes stay exact.
 
-A killed run that goes on repeats updates since its last checkpoint: the later line of a batch holds. Where such a
-repeat begins inside a bin that was complete, the bin stays as it was, since a resumed run repeats the same numbers.
+A resumed run repeats the updates since its last checkpoint: the later line of a batch counts. If such a repetition
+begins inside a complete bin, the bin is kept, because a resumed run repeats the same numbers.
 """
 
 import json
@@ -24,14 +24,14 @@ from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.redaction import redacted
 
-BINS = 500  # of a stage
+BINS = 500  # per stage
 NUMBERS = (
     *all_metrics(), *all_knobs(), "lr", "weight_decay", "rows", "row_length", "real_tokens",
     "tokens_per_second", "mfu", "step_seconds", "data_seconds", "memory_gb", "grad_norm", "update_norm",
     "loss_spike_score", "slowest_lag",
 )  # fmt: skip
 SHARES = ("asked", "drawn")  # each a mapping from a source to its share; its numbers are named asked/<source>
-# mappings likewise, of the tasks of an update; a line has the tasks that its update had
+# also mappings, by the tasks of an update; a line has the tasks of its own update
 BY_TASK = ("task_loss", "task_right", "task_grad_norm", "task_weight", "task_cosine", "task_cosine_estimate")
 
 
@@ -39,17 +39,17 @@ BY_TASK = ("task_loss", "task_right", "task_grad_norm", "task_weight", "task_cos
 class Bin:
     """Neighbouring updates, from batch `first` to `last`, that are drawn as one point at the last one's end."""
 
-    rollbacks: int  # that the run had had
+    rollbacks: int  # in the run before these updates
     kept: bool  # False: a later rollback abandoned them
     stage: str
     first: int
     last: int
     token: int
-    values: dict[str, tuple[float, float, float]]  # mean, lowest, highest; a name without a number is left out
+    values: dict[str, tuple[float, float, float]]  # mean, lowest, highest; names without a number are left out
 
 
 class Run:
-    """What is known of a run, by its folder.
+    """The content of a run's folder.
 
     Raises:
         ConfigurationError: there is no run in the folder.
@@ -137,7 +137,7 @@ def _bin(rollbacks: int, kept: bool, stage: str, group: Iterable[dict]) -> Bin:
 
 
 def _lines(path: Path, keys: tuple[str, ...]) -> Iterator[dict]:
-    """What each line holds. A line without its end is being written, and is left out."""
+    """Yield the content of each line. A line without its end is still being written, and is left out."""
     if not path.exists():
         return
     with open(path, "rb") as file:
@@ -147,15 +147,15 @@ def _lines(path: Path, keys: tuple[str, ...]) -> Iterator[dict]:
             try:
                 line = json.loads(text)
             except ValueError as error:
-                raise DataError(f"{path}, line {number}: no JSON ({error}); without that line the run reads") from None
+                raise DataError(f"{path}, line {number}: expected JSON, found {error}; remove the line") from None
             for key in keys:
                 if not isinstance(line, dict) or key not in line:
-                    raise DataError(f"{path}, line {number}: it has no '{key}'; without that line the run reads")
+                    raise DataError(f"{path}, line {number}: expected the key '{key}', found none; remove the line")
             yield line
 
 
 def _parse(path: Path, parse: Callable[[str], Any]) -> dict:
-    """What a file holds, which is one mapping; nothing if it is not there."""
+    """Return the mapping in a file; empty if the file does not exist."""
     if not path.exists():
         return {}
     try:
@@ -163,12 +163,12 @@ def _parse(path: Path, parse: Callable[[str], Any]) -> dict:
     except (ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path}: it cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path}: it should hold a mapping, not a {type(content).__name__}")
+        raise DataError(f"{path}: expected a mapping, found a {type(content).__name__}")
     return content
 
 
 def _headlines(path: Path) -> list[dict]:
-    """The numbers of a suite that models are compared by, from its file as evaluation/results.py writes it."""
+    """Return the headline numbers of a suite, from a file as evaluation/results.py writes it."""
     try:
         return [
             {"model": path.parts[-3], "suite": path.parts[-2], "name": one["name"]}

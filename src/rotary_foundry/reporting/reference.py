@@ -1,12 +1,12 @@
-"""What a run of a recipe usually looks like: several seeds of it as one small file, which the page lays behind a run.
+"""The usual range of a recipe's runs: several seeds in one small file, which the page draws behind a run.
 
-`references/nano.json`, which `make reference` writes, is of five runs of `make nano`. A run is held against it if it
-follows the same recipe; name, seed and folders may differ, and so may the text, since the nano corpus is what happens
-to be installed. Another recipe's reference is made by `rotary-foundry reference` and given by name.
+`references/nano.json`, which `make reference` writes, comes from five runs of `make nano`. A run is compared with it if
+it follows the same recipe. Name, seed and folders may differ, and so may the text, because the nano corpus depends on
+the installed packages. `rotary-foundry reference` makes the references of other recipes, which are given by name.
 
-The loss of one update is noisy, and seeds have a third of all new runs outside of five. So for each update the band is
-the lowest and highest of all seeds' updates up to WINDOW before and after it in the same stage: what is clearly outside
-for long is not chance. Held-out numbers are few, and stand there as they are.
+The loss of one update is noisy, and for a single update a third of all new runs lie outside the range of five seeds. So
+for each update, the band is the lowest and highest of all seeds' updates up to WINDOW before and after it in the same
+stage. A run that is clearly outside for long is not chance. Held-out numbers are few, and are shown unchanged.
 """
 
 import hashlib
@@ -21,27 +21,27 @@ from rotary_foundry.reporting.records import Run
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.json_text import parse_json
 
-WINDOW = 4  # updates to either side; in a stage of more than records.BINS updates, bins of them
+WINDOW = 4  # updates to either side; bins of updates in a stage of more than records.BINS updates
 KEYS = ("loss", *(name for name in all_metrics() if name != "loss"))
 DIGITS = 4  # of a number in the file
 FOLDER = "references"
 
 
 def write_reference(paths: list[Path], out: Path) -> None:
-    """Write what finished runs of one recipe have in common.
+    """Write the range of finished runs of one recipe.
 
     Args:
-        paths: of the runs' folders; they differ in their seeds.
-        out: the file, JSON.
+        paths: the runs' folders; the runs have different seeds.
+        out: the file to write, JSON.
 
     Raises:
-        ConfigurationError: fewer than two runs, of different recipes, of the same seed, unfinished or rolled back; or
-            the file cannot be written.
+        ConfigurationError: there are fewer than two runs, or they have different recipes or equal seeds, or one is
+            unfinished or was rolled back; or the file cannot be written.
         DataError: a file of a run is broken.
     """
     runs = [Run(path) for path in paths]
     _check(runs)
-    bins = [run.bins for run in runs]  # of the same updates, since all follow one plan
+    bins = [run.bins for run in runs]  # for the same updates, because all runs follow one plan
     stage = np.array([one.stage for one in bins[0]])
     content = {
         "recipe": recipe_digest(runs[0]),
@@ -66,15 +66,15 @@ def write_reference(paths: list[Path], out: Path) -> None:
 
 
 def find_reference(runs: list[Run], given: Path | None = None) -> dict | None:
-    """The reference of the recipe that runs follow, as `write_reference` wrote it.
+    """Return the reference of the runs' recipe, as `write_reference` wrote it.
 
     Args:
-        runs: to be shown together.
-        given: a file; without one, what is known here of the first run's recipe, if anything.
+        runs: the runs to show together.
+        given: a file; None: the built-in reference of the first run's recipe, if there is one.
 
     Raises:
-        ConfigurationError: what is given is of another recipe than all of the runs.
-        DataError: it cannot be read.
+        ConfigurationError: the file is for a recipe that none of the runs follows.
+        DataError: the file cannot be read.
     """
     digests = [recipe_digest(run) for run in runs]
     if given is not None:
@@ -90,7 +90,7 @@ def find_reference(runs: list[Run], given: Path | None = None) -> dict | None:
 
 
 def recipe_digest(run: Run) -> str:
-    """Hexadecimal digits of what a run sets out to do: model, objective, optimizer and plan, without its seed."""
+    """Return a digest, in hexadecimal digits, of a run's model, objective, optimizer and plan, without its seed."""
     config = run.config
     model = {key: value for key, value in config.get("model", {}).items() if key != "attn_implementation"}
     what = [model, *(config.get(key) for key in ("objective", "optimizer", "init_from")), run.plan.get("segments")]
@@ -114,7 +114,7 @@ def _check(runs: list[Run]) -> None:
 
 
 def _band(values: np.ndarray, stage: np.ndarray) -> dict[str, list[float]]:
-    """Mean, lowest and highest around each bin; `values` are [runs, bins, 3] of these, `stage` [bins]."""
+    """Return mean, lowest and highest around each bin; `values` has them as [runs, bins, 3], `stage` is [bins]."""
     found = []
     for index in range(values.shape[1]):
         around = slice(max(0, index - WINDOW), index + WINDOW + 1)
@@ -125,7 +125,7 @@ def _band(values: np.ndarray, stage: np.ndarray) -> dict[str, list[float]]:
 
 
 def _held_out(lines: tuple[dict, ...]) -> dict:
-    """One evaluation of all runs."""
+    """Combine one evaluation of all runs."""
     place = {key: lines[0][key] for key in ("stage", "token")}
     return place | {key: _rounded([line[key] for line in lines]) for key in KEYS if key in lines[0]}
 

@@ -1,8 +1,8 @@
 """`rotary-foundry report`: one HTML file that needs no network, and its charts as PNG.
 
-plotly draws the charts, and its script (4.8 MB) is in the page. Titles, tables and each chart's description are plain
-HTML, so they wrap on a telephone and a screen reader reads them. The page's content policy forbids every address: the
-page can neither load anything nor send what it shows.
+plotly draws the charts; its script (4.8 MB) is in the page. Titles, tables and each chart's description are plain HTML,
+so they wrap on a phone, and screen readers can read them. The page's content policy forbids every address, so the page
+can neither load anything nor send what it shows.
 """
 
 import json
@@ -29,19 +29,19 @@ from rotary_foundry.utils.wording import count, number
 PAGE = "report.html"
 PICTURES = "report"  # folder
 SWATCH = '<span class="swatch"></span>'
-RECENT = 50  # updates that the numbers at the top are the median of
+RECENT = 50  # updates whose median is shown at the top
 
 
 def write_report(paths: list[Path], out: Path | None = None, reference: Path | None = None) -> Path:
-    """Write the page, and the pictures into a folder beside it; return where the page is.
+    """Write the page, and the pictures into a folder beside it; return the page's path.
 
     Args:
-        paths: of the runs' folders.
+        paths: the runs' folders.
         out: the folder for the page; by default a single run's own, else the current one.
-        reference: a file of `write_reference`; by default the one that is known here for the runs' recipe, if any.
+        reference: a file of `write_reference`; by default the built-in one of the runs' recipe, if there is one.
 
     Raises:
-        ConfigurationError: there is no run in a folder, the page cannot be written, or the reference is another's.
+        ConfigurationError: a folder has no run, the page cannot be written, or the reference is for another recipe.
         DataError: a file of a run is broken.
     """
     runs = [Run(path) for path in paths]
@@ -225,12 +225,12 @@ def _evaluations(runs: list[tuple[Run, str]]) -> str:
 
 
 def _tasks_of(evaluation: dict) -> list[str]:
-    """The tasks of a multi-task stage, by a line of eval.jsonl; none of another stage."""
+    """Return the tasks of a multi-task stage, from a line of eval.jsonl; empty for other stages."""
     return [key.removeprefix("loss/") for key in evaluation if key.startswith("loss/")]
 
 
 def _interval(value: float, low: float | None, high: float | None) -> tuple[str, str | None]:
-    """A value and its interval, with as many decimals as the tables of `evaluate` have."""
+    """Format a value and its interval, with as many decimals as in the tables of `evaluate`."""
     decimals = 3 if max(abs(one or 0) for one in (value, low, high)) >= 0.1 else 4
     shown = ["–" if one is None or not math.isfinite(one) else f"{one:.{decimals}f}" for one in (value, low, high)]
     return shown[0], None if low is None and high is None else f"{shown[1]} to {shown[2]}"
@@ -271,7 +271,7 @@ def differences(runs: list[Run]) -> dict[str, list[str | None]]:
 
 
 def _flat(config: object, above: str = "") -> dict[str, object]:
-    """A nested configuration with dotted keys; stages that stand in a list by their names."""
+    """Flatten a nested configuration to dotted keys; stages in a list are keyed by their names."""
     if isinstance(config, list) and config and all(isinstance(item, dict) and "name" in item for item in config):
         config = {item["name"]: item for item in config}
     if not isinstance(config, dict):
@@ -283,13 +283,13 @@ def _flat(config: object, above: str = "") -> dict[str, object]:
 
 
 def _position(run: Run) -> tuple[int, int]:
-    """Token and update that the run has reached."""
+    """Return the token and the update that the run has reached."""
     last = next((one for one in reversed(run.bins) if one.kept), None)
     return (last.token, last.last) if last else (0, 0)
 
 
 def _recent(run: Run, key: str) -> float | None:
-    """The median of about the last RECENT updates that have a number."""
+    """Return the median of about the last RECENT updates that have a number."""
     values: list[float] = []
     updates = 0
     for one in reversed([one for one in run.bins if one.kept and key in one.values]):
@@ -301,7 +301,7 @@ def _recent(run: Run, key: str) -> float | None:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str | None]], kind: str = "", skip: bool = False) -> str:
-    """A table as HTML; `skip` leaves out its first column, the run's name where there is one run."""
+    """Return a table as HTML; `skip` leaves out the first column, the run's name, for a single run."""
     first = 1 if skip else 0
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads[first:])
     cells = [["–" if cell is None else str(cell) for cell in row[first:]] for row in rows]

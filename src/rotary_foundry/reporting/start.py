@@ -1,10 +1,10 @@
-"""What a run says when it starts: the recipe, what it runs on, and where things go, in at most 25 lines.
+"""What a run prints when it starts: the recipe, the hardware, and the folders, in at most 25 lines.
 
-One looks at it to see a mistake before hours have gone into it: the wrong shards, one process in place of eight, a
-slow attention, a disk too small. The plan segment by segment is `rotary-foundry plan`'s. A run that goes on says less.
+It shows mistakes before hours are spent on them: the wrong shards, one process instead of eight, slow attention, a disk
+that is too small. `rotary-foundry plan` prints the plan by segment. A resumed run prints less.
 
-Long paths and narrow terminals are what makes it longer. The stages come first, so what gives way is the rest: the
-longest of its values lose their last lines, and an ellipsis says so.
+Long paths and narrow terminals need more lines. The stages have priority; then the longest of the other values are cut,
+and end with an ellipsis.
 """
 
 import json
@@ -35,8 +35,8 @@ from rotary_foundry.utils.wording import WIDTH
 
 GAP = 2  # columns between a key and its value
 MOST_LINES = 25
-MOST_NAMED = 3  # sources or stages in a line, and row lengths
-FEWEST_STAGES = 6  # that are shown, if there are so many, however long the rest is
+MOST_NAMED = 3  # sources or stages per line, and row lengths
+FEWEST_STAGES = 6  # always shown, if there are so many
 
 
 def print_start(
@@ -50,12 +50,12 @@ def print_start(
     """Print how a run starts.
 
     Args:
-        recipe: with all overrides.
-        plan: in force.
-        folder: of the run, with its environment.json.
-        attention: the backend that computes it here.
-        checkpoint: from which it goes on; None: from the beginning.
-        console: other than stdout.
+        recipe: the recipe with all overrides.
+        plan: the plan in force.
+        folder: the run's folder, with its environment.json.
+        attention: the attention backend on this machine.
+        checkpoint: the one to resume from; None: the run starts from the beginning.
+        console: where to print; None: stdout.
     """
     console = console or _console()
     rows: list[tuple[str, str]] = []
@@ -92,9 +92,9 @@ def print_start(
 
 
 def _wrapped(rows: list[tuple[str, str]], console: Console, most: int | None = None) -> list[tuple[str, list[Text]]]:
-    """Keys, and the lines of their values; with `most`, so many in all, but one each at least.
+    """Return keys with the lines of their values; `most` limits all lines together, but each value keeps at least one.
 
-    The last row, which says where the run's folder is, gives way last.
+    The last row, which has the run's folder, is shortened last.
     """
     width = console.width - max(len(key) for key, _ in rows) - GAP
     wrapped = [(key, list(Text(value).wrap(console, width, overflow="fold"))) for key, value in rows]
@@ -183,7 +183,7 @@ def _sharding(recipe: Recipe, folder: RunFolder) -> str:
 
 
 def _data(recipe: Recipe) -> list[str]:
-    """Where it is, and for each row length the rows of every source."""
+    """Return the place of the data, and for each row length the rows of every source."""
     data = recipe.data
     lines = [data.local if data.remote is None else f"{data.remote}, cached in {data.local}"]
     lengths = list(dict.fromkeys(stage.row_length for stage in recipe.stages.values()))

@@ -1,4 +1,4 @@
-"""The summary that ends a run: its stages, what its loss is to be judged by, and what the exported model fills in."""
+"""The summary at the end of a run: its stages, a comparison for its loss, and masks that the exported model fills."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
             f"Held-out loss before the first update, with the weights of {recipe.init_from}: {before['loss']:.3f}."
         )
     last = recipe.objective_of(list(recipe.stages)[-1])
-    of_tasks = last.block_size is not None  # whose loss is not of text alone
+    of_tasks = last.block_size is not None  # their loss is not of text alone
     if at_stage_ends and entropy is not None and not of_tasks:
         loss = at_stage_ends[-1]["loss"]
         side = "below" if loss < entropy else "above"
@@ -52,7 +52,7 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
     if (folder.export / "config.json").is_file() and last.task == "fill-mask":
         try:
             texts = held_out(recipe.data.local, EXAMPLES, recipe.seed)
-        except DataError as error:  # such as shards that are in a remote only
+        except DataError as error:  # for example if the shards are only in a remote
             console.print(f"No masks are filled: {error}", markup=False, highlight=False)
             return
         spread = texts[:: len(texts) // EXAMPLES or 1][:EXAMPLES]  # over the sources
@@ -60,7 +60,7 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
 
 
 def _unigram_entropy(data: str, console: Console) -> float | None:
-    """Read the entropy from a corpus, and say what is missing if it is not there or is a cache."""
+    """Read the entropy from a corpus; if there is no corpus or only a cache, print what is missing."""
     try:
         return Statistics.read(data).unigram_entropy
     except DataError as error:
@@ -69,14 +69,14 @@ def _unigram_entropy(data: str, console: Console) -> float | None:
 
 
 def _evaluations(folder: RunFolder) -> tuple[dict | None, list[dict]]:
-    """The one before the first update, which a grown run has, and those at the ends of stages."""
+    """Return the evaluation before the first update, which a grown run has, and those at the ends of stages."""
     evaluations = folder.records(folder.evaluations)
     before = next((record for record in evaluations if record["batch"] == 0), None)
     return before, [record for record in evaluations if record["batch"] > 0]
 
 
 def stage_table(folder: RunFolder) -> Table:
-    """A row a stage: what it was, and the held-out loss and masked accuracy at its end."""
+    """Make a table with a row per stage: its settings, and the held-out loss and masked accuracy at its end."""
     plan = json.loads(folder.plan.read_text(encoding="utf-8"))
     evaluations = {record["stage"]: record for record in _evaluations(folder)[1]}
     table = Table(title=f"{plan['name']}: {plan['total_tokens']:,} tokens", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -99,7 +99,7 @@ def stage_table(folder: RunFolder) -> Table:
 
 
 def task_table(folder: RunFolder) -> Table:
-    """A row a task of multi-task stages: the numbers of the last update that had it, and its last held-out metrics."""
+    """Make a table with a row per task: the numbers of the last update that had it, and its last held-out metrics."""
     columns = {"task_loss": "loss", "task_right": "right", "task_grad_norm": "gradient norm", "task_weight": "weight"}
     columns |= {"task_cosine": "cosine", "task_cosine_estimate": "cosine, estimated"}
     last: dict[str, dict[str, float]] = {}
@@ -129,12 +129,12 @@ def _number(key: str, value: float | None) -> str:
 
 
 def _shares(done: dict) -> str:
-    """The metrics of an evaluation that are shares: all but the loss."""
+    """Format the metrics of an evaluation that are shares: all but the loss."""
     return ", ".join(f"{done[name]:.1%}" for name in all_metrics() if name in done and name != "loss")
 
 
 def _knob(segments: list[dict], name: str) -> str:
-    """The values that a knob has in some segments, the first and the last."""
+    """Format the first and the last value of a knob in some segments."""
     values = [segment["knobs"].get(name) for segment in segments]
     ends = [value for given in (values[0], values[-1]) for value in (given if isinstance(given, list) else [given])]
     shown = dict.fromkeys("–" if value is None else f"{value:,.0f}" for value in (ends[0], ends[-1]))
@@ -142,7 +142,7 @@ def _knob(segments: list[dict], name: str) -> str:
 
 
 def print_fill_mask(export: Path, texts: list[str], console: Console) -> None:
-    """Print what transformers' fill-mask pipeline puts into the beginning of each text, and what stands there."""
+    """Print what transformers' fill-mask pipeline predicts near the beginning of each text, and the text's own word."""
     from transformers import pipeline
     from transformers.utils import logging
 

@@ -1,6 +1,6 @@
-"""Every transition of a run, where its plan had it and where its records say that it happened.
+"""Every transition of a run: the update in its plan, and the update in its records.
 
-The updates are followed in the order in which they were trained, the stretch that a set rollback abandons included.
+The updates are taken in the order in which they were trained, including the stretch that a set rollback abandons.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from rotary_foundry.utils.wording import knob
 
 @dataclass(frozen=True)
 class Transition:
-    """Something that changes at the start of an update, or is done at its end."""
+    """A change at the start of an update, or an action at its end."""
 
     what: str
     planned: str  # at which update
@@ -37,7 +37,7 @@ class Transition:
 
 @dataclass(frozen=True)
 class Update:
-    """An update of the plan: of the trajectory after so many rollbacks."""
+    """An update of the plan, on the trajectory after a number of rollbacks."""
 
     rollbacks: int
     number: int  # from 1
@@ -50,7 +50,7 @@ class Update:
 
 
 def transitions(folder: RunFolder) -> list[Transition]:
-    """The transitions of a finished run: those at the start of an update in order, then what was written."""
+    """Return a finished run's transitions: those at the start of an update, in order, then the files written."""
     recipe = load_recipe(folder.recipe)
     updates = list(_updates(recipe))
     trained = {(line["rollbacks"], line["batch"]): line for line in read_lines(folder.metrics)}
@@ -78,7 +78,7 @@ def print_transitions(folder: RunFolder) -> None:
 
 
 def table(found: list[Transition]) -> Table:
-    """The list, for a terminal."""
+    """Make the list's table for a terminal."""
     shown = Table("transition", "planned: update", "happened", "", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for transition in found:
         mark = "✓" if transition.as_planned else "✗"
@@ -87,7 +87,7 @@ def table(found: list[Transition]) -> Table:
 
 
 def _updates(recipe: Recipe) -> Iterator[Update]:
-    """All updates in the order in which they are trained."""
+    """Yield all updates in the order of training."""
     first = compile_stages(recipe)
     rollback = set_rollback(recipe, first)
     if rollback is None:
@@ -109,7 +109,7 @@ def _records(before: Update, after: Update, trained: dict[tuple[int, int], dict]
 
 
 def _where(key: str, old: object, new: object, planned: tuple[Update, Update], pairs: list) -> str:
-    """The update at which the records change so; the planned one if they do there."""
+    """Return the update at which the records have this change; the planned one if they have it there."""
     for updates, (was, now) in sorted(pairs, key=lambda pair: pair[0] != planned):
         if (was.get(key), now.get(key)) == (old, new):
             return str(updates[1])
@@ -117,10 +117,10 @@ def _where(key: str, old: object, new: object, planned: tuple[Update, Update], p
 
 
 def _changes(before: Update, after: Update) -> Iterator[tuple[str, str, object, object, Callable]]:
-    """What changes from one update to the next: its name, its key in the records, both values, and how to show them."""
+    """Yield each change from one update to the next: name, key in the records, both values, and how to show them."""
     was, now = before.start, after.start
     mixtures = [update.plan.segments[update.start.segment].mixture for update in (before, after)]
-    mixtures = [mixture and grouped(mixture) for mixture in mixtures]  # as the records have them
+    mixtures = [mixture and grouped(mixture) for mixture in mixtures]  # as in the records
     if was.max_lr != now.max_lr or (was.lr != now.lr and (was.stage, before.rollbacks) != (now.stage, after.rollbacks)):
         lr = "learning rate"
     elif was.lr < was.max_lr == now.lr:

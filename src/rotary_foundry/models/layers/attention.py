@@ -6,7 +6,7 @@
   is moved to another device or dtype uses the right backend. Training calls the same function before it builds a model,
   so an unsupported setting is refused at once.
 - FlexAttention was removed. It needed a compiled kernel and block masks for what `varlen` computes without either, and
-  copied the sequence in and out: an estimated 10 to 15 % behind FlashAttention 2, never measured on a GPU.
+  copied the sequence in and out: by estimate 10 to 15 % slower than FlashAttention 2, never measured on a GPU.
 
 Softmax attention has no parameters, so nothing here is a Module.
 """
@@ -44,7 +44,7 @@ def attention(
         k, v: [tokens, kv_heads, head_dim], k rotated as well. kv_heads divides heads; query head h reads key head
             h // (heads // kv_heads).
         documents: the bounds of the documents, `cu_seqlens` and `max_seqlen`; caches what a backend derives from them.
-        window: None for attention to the whole document, else only to the tokens at most window // 2 away.
+        window: None: attend to the whole document; else only to the tokens at most window // 2 away.
         implementation: auto, varlen, flash or sdpa.
         causal: hide the tokens after the query. A window then has only the half before the query: a Mistral-like window
             of the last n tokens is `window=2 * (n - 1)`.
@@ -73,7 +73,7 @@ def choose(implementation: str, device_type: str, dtype: torch.dtype) -> str:
     """Choose the backend for an `attn_implementation` on a type of device.
 
     Raises:
-        ConfigurationError: the setting is unknown or not supported here; says what would be right.
+        ConfigurationError: the setting is unknown or not supported here; names the supported ones.
     """
     if implementation == "auto":
         return "varlen" if device_type == "cuda" and dtype in HALF else "sdpa"

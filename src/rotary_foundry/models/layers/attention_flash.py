@@ -1,14 +1,14 @@
-"""Attention by the flash-attn package, where it is installed. bf16 and fp16 only; `varlen` computes the same without.
+"""Attention by the flash-attn package, if it is installed; only in bf16 and fp16. `varlen` does the same without it.
 
-- Global layers go to FlashAttention 3 on a Hopper GPU that has it: a package of its own (`flash_attn_interface`), built
-  from the `hopper` folder of flash-attention. Local layers, and all layers elsewhere, go to FlashAttention 2
-  (`flash_attn`), which is ModernBERT's own division of work.
-- Everything but q, k and v is passed by keyword: the two have different orders of arguments.
-- FlashAttention 3 calls itself 3.0.0b1 through several interfaces. As of the sources with flash-attn 2.8.0 it returns
-  the output and the logsumexp, as of those with 2.8.3 the output; both are taken. Older ones are not.
-- Neither is imported before it is called, so that the package works without.
+- On a Hopper GPU, global layers use FlashAttention 3 if it is installed: a separate package (`flash_attn_interface`),
+  built from the `hopper` folder of flash-attention. All other layers use FlashAttention 2 (`flash_attn`). ModernBERT
+  divides the work in the same way.
+- Everything but q, k and v is passed by keyword, because the two packages have different orders of arguments.
+- Several interfaces of FlashAttention 3 have the same version, 3.0.0b1. In the sources of flash-attn 2.8.0 it returns
+  the output and the logsumexp, in those of 2.8.3 only the output. Both are supported; older ones are not.
+- Neither package is imported before it is called, so ours works without them.
 
-There was no GPU where this was written. Tests hold the calls against recorded signatures, and the recorded against the
+No GPU was available when this was written. Tests compare the calls with recorded signatures, and these with the
 published sources (tests/models/flash_stand_in.py).
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from rotary_foundry.models.layers.documents import Documents
 
 
-@torch.compiler.disable  # its kernels are fused already; a compiled layer goes around them
+@torch.compiler.disable  # its kernels are already fused, so a compiled layer breaks its graph here
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window_size: tuple[int, int]) -> Tensor:
     """Compute `attention` (attention.py) for q, k and v in bf16 or fp16. window_size: as attention.py's, inclusive."""
     whole = window_size[0] < 0
@@ -50,7 +50,7 @@ def flash_attn_is_installed() -> bool:
 
 @cache
 def has_flash_attention_3(device: torch.device) -> bool:
-    """Whether a GPU is of the Hopper generation (for which FlashAttention 3 is made) and the package there."""
+    """Return whether the GPU is a Hopper (for which FlashAttention 3 is made) and the package is installed."""
     return find_spec("flash_attn_interface") is not None and torch.cuda.get_device_capability(device)[0] == 9
 
 

@@ -1,23 +1,23 @@
 """Attention by torch's SDPA: the backend for CPU, and for float32 on any device.
 
-SDPA attends within rectangles, queries × keys, of one size. So the flat sequence is cut into tiles. A tile is a number
-of equal rectangles at equal distances, and one SDPA call on views, without a copy.
+One SDPA call attends within rectangles (queries × keys) of one size. So the flat sequence is cut into tiles. A tile is
+a number of equal rectangles at equal distances; it is one SDPA call on views, without a copy.
 
-- Global layers: a tile is a run of neighbouring documents of one length, so mostly a document. No padding, no mask;
-  causal attention is the kernel's own, which skips the keys after a query. Padding documents to shared lengths would
-  save calls, but documents of 60 tokens train no slower than those of 200.
-- Local layers: blocks of 128 queries against the 256 keys around them, under a mask of document and distance, so the
-  cost is linear in length however the documents lie. Neighbouring blocks share keys, every other block does not: the
-  even blocks are one tile and the odd ones another, and the gradients of their keys are added in place. Causal windows
-  are blocks against the keys before them and their own.
-- Fewer key/value heads than query heads go to the kernels as they are; nothing is repeated.
+- Global layers: a tile is a run of neighbouring documents of equal length, so usually one document. It needs neither
+  padding nor a mask: the kernel's own causal attention skips the keys after a query. Padding documents to shared
+  lengths would save calls, but documents of 60 tokens train no slower than those of 200.
+- Local layers: blocks of 128 queries attend to the 256 keys around them, under a mask of document and distance. So the
+  cost is linear in length for any documents. Neighbouring blocks share keys, but every second block does not: the even
+  blocks are one tile, the odd ones another, and the gradients of shared keys are added in place. In causal windows, a
+  block attends to its own keys and those before it.
+- If there are fewer key/value heads than query heads, the kernels share them; nothing is repeated in memory.
 
-On CPU the kernels are called without autograd around them, for two reasons: slices of the whole sequence would each
-have a backward as long as the sequence; and the bfloat16 backward takes two to four times as long as the float32 one
-on short sides (torch 2.7 on a processor with AMX), so there bfloat16 goes forward and float32 back.
+On CPU the kernels are called outside autograd, for two reasons. The gradient of each slice would be as long as the
+whole sequence. And for short sides the bfloat16 backward takes two to four times as long as the float32 one (torch 2.7
+on a processor with AMX); there the forward pass is in bfloat16 and the backward pass in float32.
 
-On a GPU, for float32, it is SDPA under autograd. cuDNN's backward does not follow `torch.use_deterministic_algorithms`,
-so it is excluded under them.
+On a GPU this serves float32, by SDPA under autograd. cuDNN's backward ignores `torch.use_deterministic_algorithms`, so
+cuDNN is excluded under that setting.
 """
 
 from contextlib import nullcontext
@@ -32,20 +32,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rotary_foundry.compat.torch import cpu_flash_attention, cpu_flash_attention_backward
 from rotary_foundry.models.layers.documents import Documents
 
-BLOCK = 128  # queries of a local block, if the window is no wider
-FLOAT32_BACKWARD_KEYS = 384  # at 256 keys float32 takes 0.6 to 0.8 of bfloat16's time, at 512 about 1.15
+BLOCK = 128  # queries of a local block, unless the window is wider
+FLOAT32_BACKWARD_KEYS = 384  # at 256 keys float32 takes 0.6 to 0.8 times bfloat16's time, at 512 about 1.15 times
 DETERMINISTIC = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Span(NamedTuple):
-    """`size` tokens from `start` on, and again every `step` tokens."""
+    """Pieces of `size` tokens, the first at `start` and one more every `step` tokens."""
 
     start: int
     size: int
     step: int
 
     def of(self, x: Tensor, count: int) -> Tensor:
-        """A view of the first `count` pieces. x: [tokens, …] → [count, …, size]"""
+        """Return a view of the first `count` pieces. x: [tokens, …] → [count, …, size]"""
         end = self.start + (count - 1) * self.step + self.size
         return x[self.start : end].unfold(0, self.size, self.step)
 
@@ -60,13 +60,13 @@ class Tile(NamedTuple):
     causal: bool = False  # without a bias: each query sees the keys up to its own place
 
     def rows(self, x: Tensor, span: Span) -> Tensor:
-        """x: [tokens, heads, head_dim] → [count, heads, size, head_dim], a view"""
+        """Return a view of the tile's pieces. x: [tokens, heads, head_dim] → [count, heads, size, head_dim]"""
         return span.of(x, self.count).mT
 
 
-@torch.compiler.disable  # the number of calls changes with every batch; a compiled layer goes around them
+@torch.compiler.disable  # the number of calls changes with every batch, so a compiled layer breaks its graph here
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window_size: tuple[int, int]) -> Tensor:
-    """Compute `attention` (attention.py) on any device. window_size: as attention.py's."""
+    """Compute `attention` (attention.py) on any device. window_size: as in attention.py."""
     before, after = window_size
 
     def cut() -> list[Tile]:
@@ -79,7 +79,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window
 
 
 def global_tiles(documents: Documents, causal: bool = False) -> list[Tile]:
-    """Every document against itself."""
+    """Return the tiles in which every document attends to itself."""
     tiles, start = [], 0
     for length, run in groupby(length for length in documents.lengths if length > 0):
         span, count = Span(start, length, length), len(list(run))
@@ -89,8 +89,8 @@ def global_tiles(documents: Documents, causal: bool = False) -> list[Tile]:
 
 
 def local_tiles(documents: Documents, before: int, after: int, dtype: torch.dtype) -> list[Tile]:
-    """Blocks of queries against every token that is at most `before` tokens before or `after` tokens after them."""
-    # with narrower blocks, every other one would share keys
+    """Return tiles in which blocks of queries attend to the tokens up to `before` before and `after` after them."""
+    # with narrower blocks, even every second block would share keys
     tokens, block = documents.tokens, max(BLOCK, before + after)
     starts = range(0, tokens, block)
     whole = [start for start in starts if start >= before and start + block + after <= tokens]
@@ -162,10 +162,10 @@ class _OnCPU(torch.autograd.Function):
 
 
 def _key_gradients(k: Tensor, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
-    """Memory for the gradients of keys and values, zero where the first tile does not write.
+    """Allocate the gradients of keys and values, zero where the first tile does not write.
 
-    Without a bias the tiles have keys of their own. With one they share them, so the others add, in float32 or
-    float64; the first leaves no gap where windows are as wide as blocks.
+    Without a bias, tiles share no keys. With a bias they do, so all tiles after the first add to the gradients, in
+    float32 or float64. The first tile leaves no gap if windows are as wide as blocks.
     """
     if not tiles or tiles[0].bias is None:
         return torch.empty_like(k), torch.empty_like(k)
@@ -181,7 +181,7 @@ def _key_gradients(k: Tensor, tiles: list[Tile]) -> tuple[Tensor, Tensor]:
 
 
 def elsewhere(q: Tensor, k: Tensor, v: Tensor, tiles: list[Tile]) -> Tensor:
-    """The same by SDPA and autograd, on any device."""
+    """Compute the same by SDPA and autograd, on any device."""
     outs, order = [], []
     with sdpa_kernel(DETERMINISTIC) if torch.are_deterministic_algorithms_enabled() else nullcontext():
         for tile in tiles:

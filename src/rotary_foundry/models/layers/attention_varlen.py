@@ -1,13 +1,13 @@
 """Attention by torch's `varlen_attn`: the default on CUDA in bf16 and fp16.
 
 - It is part of torch, unpadded, and a custom op, so a compiled layer traces through it.
-- FlashAttention 3 (Hopper) or 4 (Blackwell) computes it where that is installed, through torch's own registry.
+- FlashAttention 3 (Hopper) or 4 (Blackwell) computes it if that is installed, through torch's own registry.
 - Otherwise torch chooses between its own FlashAttention 2 and, from 2.14 on, cuDNN. cuDNN's backward does not follow
-  `torch.use_deterministic_algorithms`, the three FlashAttentions do. So cuDNN is excluded under deterministic
-  algorithms, and where a FlashAttention was installed to be used.
+  `torch.use_deterministic_algorithms`; the three FlashAttentions do. So cuDNN is excluded under deterministic
+  algorithms, and if FlashAttention 3 or 4 is in use.
 
-There was no GPU where this was written. Tests run the real `varlen_attn`, its autograd and its tracing on CPU, with
-exact kernels in the place of torch's (tests/models/flash_stand_in.py).
+No GPU was available when this was written. Tests run the real `varlen_attn`, its autograd and its tracing on CPU, with
+exact kernels in place of torch's (tests/models/flash_stand_in.py).
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -24,19 +24,19 @@ from rotary_foundry.models.layers.documents import Documents
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.wording import one_line
 
-HEAD_DIM_MULTIPLE = 8  # which the kernels need
+HEAD_DIM_MULTIPLE = 8  # the kernels need it
 # torch 2.11 has no such argument, and leaves the number of key/value heads to the kernel.
 HAS_ENABLE_GQA = "enable_gqa" in signature(varlen_attn).parameters
-# By compute capability: torch's name for the kernels, the package that has them, and the torch that can use them here.
-# FlashAttention 4 came to torch 2.11 without windows, and `varlen_attn` always passes one.
+# By compute capability: torch's name for the kernels, the package that has them, and the first torch that can use them.
+# torch 2.11 has FlashAttention 4 without windows, and `varlen_attn` always passes a window.
 NEWER_KERNELS = {9: ("FA3", "flash_attn_interface", (2, 11)), 10: ("FA4", "flash_attn.cute", (2, 13))}
 
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window_size: tuple[int, int]) -> Tensor:
-    """Compute `attention` (attention.py) for q, k and v in bf16 or fp16. window_size: as attention.py's.
+    """Compute `attention` (attention.py) for q, k and v in bf16 or fp16. window_size: as in attention.py.
 
     Raises:
-        ConfigurationError: head_dim is not a multiple of 8, or a newer FlashAttention is installed and cannot be used.
+        ConfigurationError: head_dim is not a multiple of 8, or torch cannot load the newer FlashAttention installed.
     """
     if q.shape[2] % HEAD_DIM_MULTIPLE:
         raise ConfigurationError(
@@ -60,15 +60,15 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, wind
 
 
 def _flash_only(newer: bool) -> AbstractContextManager:
-    """Exclude cuDNN where it may not compute."""
+    """Exclude cuDNN under deterministic algorithms and if a newer FlashAttention is in use."""
     if newer or torch.are_deterministic_algorithms_enabled():
         return sdpa_kernel(SDPBackend.FLASH_ATTENTION)
     return nullcontext()
 
 
-@torch.compiler.assume_constant_result  # called while a layer is traced, and its answer kept
+@torch.compiler.assume_constant_result  # called while a layer is traced; the graph keeps its answer
 def use_newer_kernels(device_type: str) -> str | None:
-    """Make torch use the FlashAttention that is made for this GPU, once in a process.
+    """Make torch use the FlashAttention made for this GPU; runs once per process.
 
     Args:
         device_type: only a GPU has newer kernels.
@@ -77,7 +77,7 @@ def use_newer_kernels(device_type: str) -> str | None:
         FA3 or FA4; None if none is installed, and torch's own kernels stay in use.
 
     Raises:
-        ConfigurationError: one is installed, and torch cannot load it.
+        ConfigurationError: one is installed, but torch cannot load it.
     """
     return _activated() if device_type == "cuda" else None
 
@@ -100,5 +100,5 @@ def _activated() -> str | None:
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ModuleNotFoundError:  # nor is the package that it would lie in
+    except ModuleNotFoundError:  # its parent package is not installed either
         return False

@@ -1,12 +1,12 @@
-"""The product with the vocabulary and its cross entropy in one function, one chunk of tokens at a time.
+"""Compute the logits and their cross entropy in one function, one chunk of tokens at a time.
 
 With 50,368 words, the logits of a microbatch and the copies that softmax makes would be the largest tensors of a step,
 several times the activations of a layer. Here only the logits of one chunk are in memory. Their gradients are computed
 in the same pass and later only scaled, as in Liger-Kernel. Chunks of the vocabulary instead of tokens would need even
 less memory, but would compute every logit twice: once more for the normaliser.
 
-Liger-Kernel's function runs on no CPU and takes no weights of tokens (its issue 338), which instruction tuning needs.
-torch's `linear_cross_entropy` takes none either, and does not count the right tokens.
+Liger-Kernel's function does not run on CPU and takes no token weights (its issue 338), which instruction tuning needs.
+torch's `linear_cross_entropy` takes no weights either, and does not count the correctly predicted tokens.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,21 @@ from torch import Tensor
 
 from rotary_foundry.models.layers.autocast import compute_dtype
 
-# The logits of a chunk, in float32 on a CPU. A GPU makes no float32 copy, so there a chunk in bfloat16 has twice the
-# tokens. Every chunk adds to the whole embedding's gradient, so few are better.
+# The size of a chunk's logits, in float32 on a CPU. A GPU makes no float32 copy, so a bfloat16 chunk has twice the
+# tokens there. Every chunk adds to the gradient of the whole embedding, so fewer chunks are better.
 CHUNK_BYTES = 1 << 28
 
 
 class TokenLoss(NamedTuple):
     """Sums over predicted tokens, which add up over microbatches and ranks."""
 
-    cross_entropy: Tensor  # [] float32, nats; of weighted tokens, the sum of weight × cross entropy
+    cross_entropy: Tensor  # [] float32, nats; with token weights, the sum of weight × cross entropy
     correct: Tensor  # [] int64, the tokens whose likeliest word is the right one
-    tokens: float  # how many there are, or the sum of their weights
+    tokens: float  # the number of predicted tokens, or the sum of their weights
     scored: int | None = None  # the tokens that `correct` counts; None: all
 
     def count(self, field: str) -> float:
-        """Return what a sum is to be divided by for its mean."""
+        """Return the divisor that turns a field's sum into its mean."""
         return self.tokens if self.scored is None or field == "cross_entropy" else self.scored
 
 
@@ -44,17 +44,17 @@ def linear_cross_entropy(
     token_weights: Tensor | None = None,
     scored: Tensor | None = None,
 ) -> TokenLoss:
-    """Cross entropy of `softmax(hidden @ weight.T + bias)`, summed; under autocast the products are in its dtype.
+    """Sum the cross entropy of `softmax(hidden @ weight.T + bias)`; under autocast the products are in its dtype.
 
     Args:
         hidden: [predicted, hidden]
         weight: [vocabulary, hidden]
         bias: [vocabulary], or None for an output without one
         targets: [predicted] int64
-        token_weights: [predicted] float32, the weight of each in the sum; None: 1. `tokens` is still their number.
-        scored: [predicted] bool, those that `correct` counts; None: all
+        token_weights: [predicted] float32, each token's weight in the sum; None: 1. `tokens` is still their number.
+        scored: [predicted] bool, the tokens that `correct` counts; None: all
     """
-    # within the function, autograd has it off, and needs_input_grad is that of the tensors alone
+    # read here: inside the function, grad mode is off, and needs_input_grad depends on the tensors alone
     differentiate = torch.is_grad_enabled()
     dtype = compute_dtype(hidden)
     sums = _LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype, differentiate, token_weights, scored)
@@ -124,10 +124,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _of_chunk(
     products: Tensor, right: Tensor, weights: Tensor | None, scored: Tensor | None, differentiate: bool, has_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Compute everything about a chunk but its products.
+    """Compute a chunk's loss, hits and gradients from its logits.
 
-    On a GPU it is compiled: the kernels read the logits and write their gradients without a copy in float32. Counted in
-    inductor's code, they move 0.54 GB for 1,332 tokens and 50,368 words (benchmarks/gpu_code.py); never run.
+    On a GPU it is compiled: the kernels read the logits and write their gradients without a copy in float32. According
+    to inductor's code, they move 0.54 GB for 1,332 tokens and 50,368 words (benchmarks/gpu_code.py); never run.
 
     Args:
         products: [chunk, vocabulary], the logits.
@@ -142,7 +142,7 @@ def _of_chunk(
     probabilities = logits.sub_(highest).exp_()
     normaliser = probabilities.sum(dim=1, keepdim=True)
     losses = normaliser.log() + highest - of_right
-    hits = likeliest == right  # not of_right == highest: in bf16 several words are the highest
+    hits = likeliest == right  # not of_right == highest: in bf16 several words may share the highest logit
     if weights is not None:
         losses *= weights
     if scored is not None:
@@ -150,7 +150,7 @@ def _of_chunk(
     d_logits = d_bias = None
     if differentiate:
         d_logits = probabilities.div_(normaliser)
-        if torch.compiler.is_compiling():  # adding at places would be a kernel of its own
+        if torch.compiler.is_compiling():  # an indexed add would be a separate kernel
             d_logits = d_logits - (torch.arange(d_logits.shape[1], device=right.device) == right).float()
         else:
             d_logits.scatter_add_(1, right, torch.full_like(of_right, -1.0))
@@ -164,10 +164,10 @@ def _of_chunk(
 
 @cache
 def _compiled(function: Callable) -> Callable:
-    """Compile a function once in a process, for any number of tokens."""
+    """Compile a function once per process, for any number of tokens."""
     return torch.compile(function, dynamic=True)
 
 
 def _added(total: Tensor | None, part: Tensor) -> Tensor:
-    """`total`, in float32, with `part` added to it in place."""
+    """Add `part` in place to `total`, which is in float32, and return it."""
     return part.float() if total is None else total.add_(part)

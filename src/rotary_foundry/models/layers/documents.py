@@ -21,14 +21,14 @@ from rotary_foundry.utils.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    cu_seqlens: Tensor  # [documents + 1] int32: the first token of each document, and last the number of tokens
+    cu_seqlens: Tensor  # [documents + 1] int32: the index of each document's first token, then the number of tokens
     max_seqlen: int  # tokens of the longest document, or more
     tokens: int
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def lengths(self) -> list[int]:
-        """The tokens of each document, on the host; synchronises with a GPU."""
+        """The number of tokens of each document, on the host; synchronises with a GPU."""
         return self.cu_seqlens.diff().tolist()
 
     @cached_property
@@ -43,7 +43,7 @@ class Documents:
         return torch.arange(self.tokens, device=self.cu_seqlens.device) - self.cu_seqlens[self.index]
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return the result of `make`, which is called only the first time for each `key`."""
+        """Return the result of `make`, which is called only once for each `key`."""
         if key not in self._derived:
             self._derived[key] = make()
         return self._derived[key]
@@ -55,11 +55,11 @@ def checked_documents(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | N
     Args:
         input_ids: [tokens] int64.
         cu_seqlens: [documents + 1] int32.
-        max_seqlen: at least the tokens of the longest document. Computed if not given, which waits for a GPU.
-        vocab_size: of the model.
+        max_seqlen: at least the tokens of the longest document. If None it is computed, which waits for a GPU.
+        vocab_size: the model's.
 
     Raises:
-        DataError: as `check_documents`.
+        DataError: as for `check_documents`.
     """
     check_documents(input_ids, cu_seqlens, max_seqlen, vocab_size)
     if max_seqlen is None:
@@ -67,15 +67,15 @@ def checked_documents(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | N
     return Documents(cu_seqlens, max_seqlen, tokens=len(input_ids))
 
 
-@torch.compiler.disable  # it branches on values, and is for the host
+@torch.compiler.disable  # it branches on values, so it must run on the host
 def check_documents(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None, vocab_size: int) -> None:
-    """Check that the arguments of a forward pass fit each other; this costs little compared with a layer.
+    """Check that the arguments of a forward pass fit each other; cheap compared with a layer.
 
     On a GPU it checks only shapes and dtypes. Checking values would make the host wait for the GPU at every forward
     pass; training checks them when it collates a batch.
 
     Raises:
-        DataError: naming the argument, the first value that is wrong and its place.
+        DataError: names the argument, the first wrong value and its index.
     """
     _check_flat("input_ids", input_ids, torch.int64)
     _check_flat("cu_seqlens", cu_seqlens, torch.int32)

@@ -1,4 +1,4 @@
-"""Networks with knobs: numbers that may change between updates."""
+"""The base of networks with knobs: numbers that may change between updates."""
 
 from collections.abc import Mapping
 from typing import ClassVar

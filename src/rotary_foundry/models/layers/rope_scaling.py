@@ -4,15 +4,15 @@ With the plain frequencies w_j = theta^(-2j / head_dim) of pair j and a factor s
 
 - none: w_j. A larger theta (ABF, arXiv 2309.16039) needs nothing else.
 - linear: w_j / s, position interpolation (arXiv 2306.15595).
-- ntk: those of a theta larger by s^(d / (d - 2)) for heads of d dimensions, so that the slowest pair is interpolated by
-  s and the fastest stays ("NTK-aware"). It is static, the same for every length: transformers' "dynamic" changes theta
-  with the longest text of a batch, which would train another model at each length.
-- yarn: pairs that turn more than 32 times within the original length keep their frequency, those that turn less than
-  once are interpolated, and between is a ramp over the pairs (arXiv 2309.00071). Cosines and sines are multiplied by
-  0.1 ln(s) + 1. As in transformers, the ends of the ramp are rounded outwards to whole pairs.
+- ntk: those of a theta multiplied by s^(d / (d - 2)) for heads of d dimensions ("NTK-aware"). So the slowest pair is
+  interpolated by s, and the fastest is unchanged. It is static, the same for every length: transformers' "dynamic"
+  changes theta with the longest text of a batch, which would train another model at each length.
+- yarn: pairs that turn more than 32 times within the original length keep their frequency, and those that turn less
+  than once are interpolated. Between them is a ramp over the pairs (arXiv 2309.00071). Cosines and sines are multiplied
+  by 0.1 ln(s) + 1. As in transformers, the ends of the ramp are rounded outwards to whole pairs.
 
-Frequencies are computed in float32, by the same operations as in transformers' modeling_rope_utils, so that tables are
-equal to the bit: at position 32,768 a last bit of the fastest frequency is an angle of 0.002.
+Frequencies are computed in float32, by the same operations as in transformers' modeling_rope_utils, so the tables are
+bit-identical: at position 32,768, the last bit of the fastest frequency changes the angle by 0.002.
 """
 
 import math
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 KEPT_TURNS, INTERPOLATED_TURNS = 32, 1  # yarn's beta_fast and beta_slow
-MAGNITUDE = 0.1  # yarn's: of ln(s)
+MAGNITUDE = 0.1  # yarn's factor of ln(s)
 
 
 class RopeScaling(NamedTuple):
-    """A method, and how far it lengthens the context."""
+    """A method, and the factor by which it lengthens the context."""
 
     method: str = "none"
     factor: float = 1.0
@@ -54,12 +54,12 @@ def scaled_frequencies(
 
 
 def yarn_magnitude(factor: float) -> float:
-    """Return yarn's factor of cosines and sines, whose square multiplies the scores of attention."""
+    """Return yarn's factor of cosines and sines; its square multiplies the attention scores."""
     return MAGNITUDE * math.log(factor) + 1.0
 
 
 def _kept_share(head_dim: int, theta: float, original_length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return by how much each pair keeps its frequency, from 1 for the fastest to 0: yarn's ramp. [head_dim / 2]"""
+    """Return yarn's ramp: the share of its frequency that each pair keeps, from 1 (fastest) to 0. [head_dim / 2]"""
 
     def pair(turns: float) -> float:
         return head_dim * math.log(original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))

@@ -1,10 +1,10 @@
 """Rotary positions in transformers' rotate-half convention: dimension i is rotated together with i + head_dim / 2.
 
-- Tables are computed in float32 and then cast to the dtype of the queries, as transformers does: bfloat16 angles would
-  be useless at 8,192 positions, bfloat16 cosines cost no more than their own rounding. For float64 queries, which only
-  comparisons of implementations have, they are computed in float64.
-- They are cached by (length, theta, scaling, dtype, device), with the length rounded up to a power of two, so that the
-  many lengths of packed batches share a few tables.
+- Tables are computed in float32 and then cast to the dtype of the queries, as in transformers. bfloat16 angles would be
+  useless at 8,192 positions; bfloat16 cosines lose only their own rounding. For float64 queries, which occur only in
+  comparisons of implementations, tables are computed in float64.
+- They are cached by (length, theta, scaling, dtype, device), with the length rounded up to a power of two. So the many
+  lengths of packed batches share a few tables.
 - `rotate` has its own backward, the transpose of the rotation. It stores neither its input nor any product, and in
   bfloat16 on CPU it takes half the time of four products of halves.
 """
@@ -32,7 +32,7 @@ def rotary_tables(
 def first_rotary_tables(
     tokens: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device, scaling: RopeScaling = PLAIN
 ) -> RotaryTables:
-    """Return cosines and signed sines for the positions from 0 on, for `rotate`: [tokens, 1, head_dim]."""
+    """Return cosines and signed sines for the first positions, 0 to tokens - 1, for `rotate`: [tokens, 1, head_dim]."""
     length = 1 << (tokens - 1).bit_length()
     cos, sin = _tables(length, head_dim, theta, scaling, dtype, device)
     return cos[:tokens].unsqueeze(1), sin[:tokens].unsqueeze(1)

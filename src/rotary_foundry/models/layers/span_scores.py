@@ -1,12 +1,12 @@
 """Scores of all spans of a text, and their losses: GlobalPointer and EfficientGlobalPointer.
 
-Both score the span from token i to token j by a product of a query of i and a key of j with rotary positions
+Both score the span from token i to token j by the product of i's query and j's key, with rotary positions
 (kexue.fm/archives/8373). GlobalPointer has a query and a key for each kind of span. EfficientGlobalPointer has one pair
-for all kinds, and for each kind a sum of a start's and an end's score (kexue.fm/archives/8877). As in the published
-fine-tuning code (roformer-v2, clue/), there are 64 dimensions and no biases.
+for all kinds, and for each kind adds a score of the start and one of the end (kexue.fm/archives/8877). As in the
+published fine-tuning code (roformer-v2, clue/), there are 64 dimensions and no biases.
 
-Spans that end before they start, or that touch a token outside of `allowed`, have the score -inf. Both losses take it
-without NaN: an excluded span has the probability 0 and the gradient 0.
+Spans that end before they start, or whose first or last token is not in `allowed`, have the score -inf. Neither loss
+becomes NaN: an excluded span has probability 0 and gradient 0.
 """
 
 import torch
@@ -33,7 +33,7 @@ class GlobalPointer(nn.Module):
 
 
 class EfficientGlobalPointer(nn.Module):
-    """As GlobalPointer, with parameters that hardly grow with the number of kinds."""
+    """Like GlobalPointer, but with few parameters for each further kind."""
 
     def __init__(self, hidden_size: int, kinds: int):
         super().__init__()
@@ -54,7 +54,7 @@ def _linear(rows: int, columns: int) -> nn.Linear:
 
 
 def _products(queries: Tensor, keys: Tensor) -> Tensor:
-    """[rows, tokens, kinds, HEAD_SIZE] twice → [rows, kinds, tokens, tokens]"""
+    """Multiply queries and keys, each [rows, tokens, kinds, HEAD_SIZE], to scores [rows, kinds, tokens, tokens]."""
     tables = first_rotary_tables(queries.shape[1], HEAD_SIZE, THETA, queries.dtype, queries.device)
     queries, keys = rotate(queries, *tables), rotate(keys, *tables)
     return torch.einsum("rikd,rjkd->rkij", queries, keys) / HEAD_SIZE**0.5
@@ -66,7 +66,7 @@ def _only(scores: Tensor, allowed: Tensor) -> Tensor:
 
 
 def one_span_loss(scores: Tensor, span: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the right span among all spans of its row.
+    """Return the mean cross entropy of the right span among all spans of its row.
 
     Args:
         scores: [rows, 1, tokens, tokens].
@@ -76,10 +76,10 @@ def one_span_loss(scores: Tensor, span: Tensor) -> Tensor:
 
 
 def many_spans_loss(scores: Tensor, right: Tensor) -> Tensor:
-    """Return the multi-label cross-entropy (kexue.fm/archives/7359), the mean over rows and kinds.
+    """Return the multi-label cross entropy (kexue.fm/archives/7359), the mean over rows and kinds.
 
-    For one row and kind it is log(1 + Σ exp(s)) over the wrong spans + log(1 + Σ exp(-s)) over the right ones, so that
-    right spans are driven above 0 and all others below. The 1 is a score of 0 in a log-sum-exp that cannot overflow.
+    For one row and kind it is log(1 + Σ exp(s)) over the wrong spans + log(1 + Σ exp(-s)) over the right ones. This
+    pushes right spans above 0 and all others below. The 1 is a score of 0 in a log-sum-exp that cannot overflow.
 
     Args:
         scores: [rows, kinds, tokens, tokens].

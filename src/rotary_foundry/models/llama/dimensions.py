@@ -1,7 +1,7 @@
 """Name the dimensions of Llama's parameters, for growing a model from a smaller one (models/growing.py).
 
-Heads of queries grow together with the key/value head that serves them, so a head reads the keys that it was trained
-with. An output of its own comes from a source's tied embedding, if the source has no other.
+Query heads grow together with the key/value head that serves them, so a head reads the keys that it was trained with.
+If the target's output is not tied but the source's is, the output grows from the source's embedding.
 """
 
 from rotary_foundry.models.growing import Dimension, Growth, source_layer
@@ -11,7 +11,7 @@ VOCABULARY, HIDDEN, INTERMEDIATE = Dimension("vocab_size"), Dimension("hidden_si
 QUERIES = Dimension("num_key_value_heads", width="group_size")
 KEYS = Dimension("num_key_value_heads", width="head_dim")
 
-DIMENSIONS = {  # by how a parameter's name ends
+DIMENSIONS = {  # by the end of a parameter's name
     "embed_tokens.weight": (VOCABULARY, HIDDEN),
     "lm_head.weight": (VOCABULARY, HIDDEN),
     "norm.weight": (HIDDEN,),

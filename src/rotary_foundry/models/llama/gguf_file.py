@@ -1,13 +1,13 @@
 """Read GGUF files of llama.cpp's `llama` architecture: settings, tensors and vocabulary in one file.
 
 - Values are dequantised by the gguf package, to float32. A type that it cannot dequantise is refused.
-- A head's rotary pairs are dimensions 2i and 2i + 1 to llama.cpp, i and i + head_dim / 2 to us and transformers, so
-  its converter reordered the rows of queries and keys. Here they are put back. Blocks of a quantisation lie within a
-  row, so the order of rows changes no value.
-- Keys of the architecture are read by a list. A key that is not in it is refused: it may change what the model
+- A head's rotary pairs are dimensions 2i and 2i + 1 in llama.cpp, but i and i + head_dim / 2 here and in transformers.
+  So llama.cpp's converter reorders the rows of queries and keys, and this module restores their order. A quantisation
+  block lies within one row, so reordering rows changes no value.
+- Only listed keys of the architecture are read. Any other key is refused, because it may change what the model
   computes. Defaults are llama.cpp's.
-- Factors of single rotary frequencies, in the tensor `rope_freqs.weight` (Llama 3.1 and later), are refused: we have no
-  such positions.
+- Factors of single rotary frequencies, in the tensor `rope_freqs.weight` (Llama 3.1 and later), are refused, because
+  our network does not support them.
 """
 
 import re
@@ -83,7 +83,7 @@ def open_gguf(path: Path, recipe: Path | None) -> ForeignCheckpoint | None:
     """Open a GGUF file; None if the file is of another kind.
 
     Raises:
-        DataError: the file is damaged, or has a model that our network does not compute; names the file and the key.
+        DataError: the file is damaged, or our network does not support its model; names the file and the key.
         ConfigurationError: `recipe` is given.
     """
     with open(path, "rb") as file:
@@ -112,7 +112,7 @@ def open_gguf(path: Path, recipe: Path | None) -> ForeignCheckpoint | None:
 
 
 def _read(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
-    """Return the opened file, and its keys with their values."""
+    """Return the opened file, and the values by their keys."""
     try:
         reader = BoundedReader(path)
         return reader, {key: _value(field) for key, field in reader.fields.items()}
@@ -195,7 +195,7 @@ def _shape(settings: Mapping[str, Any], tied: bool, where: str) -> tuple[Shape, 
 
 
 def _scaling(settings: Mapping[str, Any], where: str) -> tuple[str, float]:
-    """Return the method and the factor. llama.cpp takes a file without a method as linear, a factor of 0 as 1."""
+    """Return the method and the factor. As in llama.cpp, a missing method means linear, and a factor of 0 means 1."""
     method, factor = settings.get(METHOD, LINEAR), settings.get(FACTOR, settings.get(OLD_FACTOR, 0)) or 1.0
     if method not in (NONE, LINEAR, YARN):
         raise DataError(f"{where}{METHOD}: expected {NONE}, {LINEAR} or {YARN}, found {method!r}")

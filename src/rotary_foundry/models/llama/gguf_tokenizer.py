@@ -1,12 +1,12 @@
 """Build a tokenizer from the vocabulary in a GGUF file, as files that transformers 4 and 5 and `tokenizers` read.
 
-- `gpt2` is byte-level BPE with merges. How a text is split into words before is not in the file; it has only the name
-  of a rule of llama.cpp. Three names are read, and others are refused, because another rule gives other ids for the
-  same text. transformers' own reader takes names that it does not know for GPT-2's rule, among them `smollm`, which
-  also splits numbers into digits.
+- `gpt2` is byte-level BPE with merges. The file does not say how to split a text into words; it has only the name of
+  llama.cpp's rule for that. Three names are supported. Others are refused, because another rule gives other ids for
+  the same text. transformers' own reader uses GPT-2's rule for names that it does not know. `smollm` is one of these,
+  although its rule also splits numbers into digits.
 - `llama` is SentencePiece's BPE, which has scores. transformers derives the merges from them.
 - Tokens of type control are special tokens. Those of type user-defined are also found before a text is split.
-- The file's chat template is kept, and the tokens that end an answer: the end of a document, of a turn, of a message.
+- The file's chat template is kept, and so are the tokens that end an answer: end of document, of turn, of message.
 """
 
 import json
@@ -26,8 +26,8 @@ from rotary_foundry.utils.wording import one_line
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 LLAMA_3, SPACE = "llama-bpe", "▁"
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-NEEDED = ("bos_token", "eos_token")  # by rows
-ENDS = ("eos", "eot", "eom")  # of a document, a turn, a message; llama.cpp stops at each
+NEEDED = ("bos_token", "eos_token")  # our rows need them
+ENDS = ("eos", "eot", "eom")  # end of a document, a turn, a message; llama.cpp stops at each
 PREFIX = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
 
@@ -134,7 +134,7 @@ def _byte_level(keys: Mapping[str, Any], vocabulary: dict[str, int], roles: Mapp
 
 
 def _sentencepiece(keys: Mapping[str, Any], vocabulary: dict[str, int], roles: Mapping[str, str]) -> Tokenizer:
-    """Build what Llama 2's own tokenizer.json has."""
+    """Build the same tokenizer as Llama 2's own tokenizer.json."""
     for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
         if keys.get(key):
             raise DataError(f"{PREFIX}{key}: expected no change of texts before they are split, found one")
@@ -152,7 +152,7 @@ def _sentencepiece(keys: Mapping[str, Any], vocabulary: dict[str, int], roles: M
 
 
 def _add_ends(tokenizer: Tokenizer, keys: Mapping[str, Any], roles: Mapping[str, str], add_bos: bool) -> None:
-    """Have bos and eos added to texts as the file has it; `add_bos` is llama.cpp's default."""
+    """Make the tokenizer add bos and eos to texts as the file says; `add_bos` is llama.cpp's default."""
     before = [roles["bos_token"]] if keys.get("add_bos_token", add_bos) else []
     after = [roles["eos_token"]] if keys.get("add_eos_token", False) else []
     if before or after:

@@ -6,8 +6,8 @@
   is ignored, because the recipe sets it.
 - transformers 5 writes the positions as `rope_parameters`, 4 as `rope_theta` and `rope_scaling`. Both are read and
   written. A file in which they differ is refused, because the two versions would load different models.
-- Of the scaled positions, `linear` and `yarn` are written by their names. `ntk` is written as the larger theta that it
-  is, and so read as that. transformers' `dynamic` is refused: its theta depends on the longest text of a batch.
+- `linear` and `yarn` positions are written by their names. `ntk` is written, and read back, as the larger theta that it
+  is equal to. transformers' `dynamic` is refused: its theta depends on the longest text of a batch.
 """
 
 import json
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 NEEDED = (*SIZES, "rms_norm_eps")
-OURS = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}  # what transformers lets one choose
-THETA = 10_000.0  # transformers' default, and of the published Llama 2
+OURS = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}  # the only values supported here
+THETA = 10_000.0  # transformers' default, and that of the published Llama 2
 DEFAULT = "default"  # transformers' name of positions that are not scaled
 YARN_DEFAULTS = {
     "beta_fast": 32,
@@ -118,9 +118,9 @@ def from_huggingface(written: Mapping[str, Any], where: Path) -> tuple[Shape, di
 def to_huggingface(
     shape: Shape, knobs: Mapping[str, float], tokenizer: "PreTrainedTokenizerBase", longest_row: int
 ) -> "LlamaConfig":
-    """Return the same model in transformers' terms.
+    """Return transformers' configuration of the same model.
 
-    The beginning and the end of a document are as in our rows: [CLS] and [SEP], or else the tokenizer's bos and eos.
+    A document's first and last tokens are those of our rows: [CLS] and [SEP], or else the tokenizer's bos and eos.
 
     Raises:
         DataError: the tokenizer has neither.

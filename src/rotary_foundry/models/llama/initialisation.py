@@ -15,5 +15,5 @@ STD = 0.02
 
 
 def initial_value(name: str, shape: Shape, seed: int) -> Tensor:
-    """Draw the first value of a parameter, as `Family.initial_value` asks."""
+    """Draw the initial value of a parameter, as specified by `Family.initial_value`."""
     return megatron_value(name, shape, seed, STD, to_residual=("o_proj.weight", "down_proj.weight"))

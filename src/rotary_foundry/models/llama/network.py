@@ -5,7 +5,7 @@
 - A token attends to itself and to the tokens before it in its document. With fewer heads of keys and values than of
   queries, several heads of queries read the same keys (GQA); nothing is repeated in memory.
 - Modules and parameters have the names of transformers' LlamaForCausalLM, so our checkpoints, exports and downloads
-  have the same state dict. Queries, keys and values in one matrix would need names of their own, for no measured gain.
+  have the same state dict. One matrix for queries, keys and values would need other names and had no measured gain.
 - All layers work on one flat sequence of tokens, and shared values are passed to a layer as arguments, so FSDP can
   shard the model layer by layer. With labels, the loss is computed inside `forward`, where FSDP holds the whole output.
 """
@@ -70,14 +70,14 @@ class Llama(NetworkWithKnobs):
         Args:
             input_ids, cu_seqlens, max_seqlen: as for `hidden_states`.
             labels: [tokens] int64, the token after each; IGNORE_INDEX where nothing is to be predicted.
-            predicted: [labels] int64, where it is not. Found if not given, which waits for a GPU.
-            weights, scored: [tokens] float32 and bool, of the labels; as for `linear_cross_entropy`.
+            predicted: [labels] int64, the positions of all other labels. If None they are found; this waits for a GPU.
+            weights, scored: [tokens] float32 and bool, by label; as for `linear_cross_entropy`.
 
         Returns:
             logits [tokens, vocabulary], or a TokenLoss
 
         Raises:
-            DataError: as `hidden_states`, and for labels that do not fit.
+            DataError: as for `hidden_states`, or the labels do not fit.
         """
         if labels is not None:
             check_labels(labels, input_ids, self.shape.vocab_size)
@@ -94,8 +94,8 @@ class Llama(NetworkWithKnobs):
 
         Args:
             input_ids: [tokens] int64.
-            cu_seqlens: [documents + 1] int32, the index of each document's first token, and last the number of tokens.
-            max_seqlen: at least the tokens of the longest document. Computed if not given, which waits for a GPU.
+            cu_seqlens: [documents + 1] int32, the index of each document's first token, then the number of tokens.
+            max_seqlen: at least the tokens of the longest document. If None it is computed, which waits for a GPU.
 
         Returns:
             hidden states [tokens, hidden]
@@ -122,7 +122,7 @@ class Llama(NetworkWithKnobs):
 
 
 class Decoder(nn.Module):
-    """The parameters of all but the output; `Llama.hidden_states` computes with them."""
+    """The parameters of all parts except the output; `Llama.hidden_states` uses them."""
 
     def __init__(self, shape: Shape, attn_implementation: str):
         super().__init__()
@@ -147,7 +147,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention to the tokens of the document up to the query."""
+    """Attention to the document's tokens up to the query's own."""
 
     def __init__(self, shape: Shape, implementation: str):
         super().__init__()
@@ -180,8 +180,8 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
-# The elementwise operations that lead to a product are computed again in the backward pass; the product is not. So a
-# layer keeps 12 times its input for the backward pass, instead of 19 times.
+# The backward pass recomputes the elementwise operations before a product, but not the product. So a layer keeps 12
+# times its input for the backward pass, instead of 19 times.
 recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 

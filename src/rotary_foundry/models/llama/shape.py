@@ -1,8 +1,8 @@
 """Llama's shape (arXiv 2307.09288, section 2.2): sizes, parameters and operations, in plain Python.
 
 Operations are counted as for MFU (PaLM, arXiv 2204.02311, appendix B): a multiplication and an addition are two. Matrix
-products of the layers count at every token, that of the output only at predicted tokens. Attention counts the pairs of
-a query and the keys up to its own place. Norms, activations, rotary positions and the softmax are not counted.
+products of the layers count at every token, the product of the output only at predicted tokens. Attention counts the
+pairs of a query and a key up to its own position. Norms, activations, rotary positions and the softmax are not counted.
 
 A context is extended by a larger `rope_theta`, or by a `rope_scaling` with a `rope_factor`. The method is a key of the
 model. The factor is a knob, so a stage may begin the extension: at a factor of 1, every method is the plain rotation.
@@ -29,7 +29,7 @@ OUTPUT, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class Shape(TransformerShape):
-    """The sizes of a Llama, and how its positions are scaled."""
+    """The sizes of a Llama, and the scaling of its positions."""
 
     num_key_value_heads: int  # each serves num_attention_heads / num_key_value_heads heads of queries
     tie_word_embeddings: bool  # whether the output is the embedding
@@ -84,7 +84,7 @@ class Shape(TransformerShape):
             )
 
     def remarks(self, knobs: Mapping[str, float], row_length: int) -> Iterator[str]:
-        """Warn of a theta under the bound of arXiv 2405.14591, except for yarn."""
+        """Warn if theta is below the bound of arXiv 2405.14591, except for yarn."""
         if self.rope_scaling == YARN:
             return
         theta, length = self.plain_theta(knobs), row_length
@@ -98,7 +98,7 @@ class Shape(TransformerShape):
             )
 
     def plain_theta(self, knobs: Mapping[str, float]) -> float:
-        """Return the theta with which ntk's positions are those of a model without scaling."""
+        """Return the theta at which an unscaled model has ntk's positions; with other scalings, rope_theta itself."""
         power = self.head_dim / (self.head_dim - 2) if self.rope_scaling == NTK else 0
         return float(knobs["rope_theta"]) * float(knobs["rope_factor"]) ** power
 
@@ -147,7 +147,7 @@ class Shape(TransformerShape):
     def kept_of_layer(self, itemsize: int, compiled: bool) -> int:
         hidden, inner, of_keys = self.hidden_size, self.intermediate_size, self.key_value_size
         # inputs of the norms, and of the products with q, k, v, gate and up, each with its own cast; queries and
-        # attention's output; keys and values; gate and up. Compiled, it is not counted, and no more
+        # attention's output; keys and values; gate and up. A compiled layer keeps no more, and is counted the same
         inputs = 2 if itemsize == FLOAT32 else 5
         return 2 * FLOAT32 * hidden + itemsize * ((inputs + 2) * hidden + 2 * of_keys + 2 * inner)
 
@@ -172,7 +172,7 @@ class Shape(TransformerShape):
         )
 
     def smaller(self) -> Self:
-        """Return the shape with a key/value head, the heads that it serves, and a layer less."""
+        """Return the shape without one key/value head, the query heads that it serves, and one layer."""
         heads = self.num_attention_heads - self.num_attention_heads // self.num_key_value_heads
         return replace(
             self,

@@ -1,6 +1,6 @@
 """Name the dimensions of ModernBERT's parameters, for growing a model from a smaller one (models/growing.py).
 
-The larger model decides which of its layers attend globally, so a layer may have another window than its source.
+The target's shape decides which layers attend globally, so a layer's window may differ from that of its source.
 """
 
 from rotary_foundry.models.growing import Dimension, Growth, source_layer
@@ -10,7 +10,7 @@ VOCABULARY, HIDDEN = Dimension("vocab_size"), Dimension("hidden_size")
 INTERMEDIATE, GLU = Dimension("intermediate_size"), Dimension("intermediate_size", parts=2)
 HEADS, QKV = Dimension("num_attention_heads"), Dimension("num_attention_heads", parts=3)
 
-DIMENSIONS = {  # by how a parameter's name ends
+DIMENSIONS = {  # by the end of a parameter's name
     "tok_embeddings.weight": (VOCABULARY, HIDDEN),
     "norm.weight": (HIDDEN,),
     "attn.Wqkv.weight": (QKV, HIDDEN),
@@ -28,7 +28,7 @@ def source_name(name: str, source: Shape, target: Shape) -> str:
         return name
     layer, parameter = name.removeprefix("model.layers.").split(".", 1)
     found = source_layer(int(layer), source.num_hidden_layers, target.num_hidden_layers)
-    if found == 0 and parameter == "attn_norm.weight":  # layer 0 has none: its input came through the embedding's
+    if found == 0 and parameter == "attn_norm.weight":  # layer 0 has none: the embedding's norm is before it
         return "model.embeddings.norm.weight"
     return f"model.layers.{found}.{parameter}"
 

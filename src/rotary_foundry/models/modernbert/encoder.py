@@ -59,8 +59,8 @@ class Encoder(NetworkWithKnobs):
 
         Args:
             input_ids: [tokens] int64.
-            cu_seqlens: [documents + 1] int32, the index of each document's first token, and last the number of tokens.
-            max_seqlen: at least the tokens of the longest document. Computed if not given, which waits for a GPU.
+            cu_seqlens: [documents + 1] int32, the index of each document's first token, then the number of tokens.
+            max_seqlen: at least the tokens of the longest document. If None it is computed, which waits for a GPU.
 
         Returns:
             hidden states [tokens, hidden]
@@ -93,13 +93,13 @@ class Embeddings(nn.Module):
 class EncoderLayer(nn.Module):
     def __init__(self, shape: Shape, layer: int, attn_implementation: str):
         super().__init__()
-        self.attn_norm = norm(shape) if layer > 0 else nn.Identity()  # the embedding comes normed
+        self.attn_norm = norm(shape) if layer > 0 else nn.Identity()  # the embedding is already normed
         self.attn = Attention(shape, shape.window(layer), attn_implementation)
         self.mlp_norm = norm(shape)
         self.mlp = GeGLU(shape)
 
     def forward(self, hidden: Tensor, documents: Documents, rotary: RotaryTables) -> Tensor:
-        # cast by hand: inductor (torch 2.7) would fuse product and sum to an addmm of two dtypes, which there is not
+        # explicit casts: inductor (torch 2.7) would fuse product and sum to an addmm of two dtypes, which torch lacks
         hidden = hidden + self.attn(self.attn_norm(hidden), documents, rotary).to(hidden.dtype)
         return hidden + self.mlp(self.mlp_norm(hidden)).to(hidden.dtype)
 
@@ -119,7 +119,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, documents: Documents, rotary: RotaryTables) -> Tensor:
         qkv = self.Wqkv(x).unflatten(1, (3 * self.heads, self.head_dim))
-        qk, v = qkv.split((2 * self.heads, self.heads), dim=1)  # queries and keys turn in one go
+        qk, v = qkv.split((2 * self.heads, self.heads), dim=1)  # queries and keys are rotated in one call
         q, k = rotate(qk, *rotary).chunk(2, dim=1)
         # q, k, v and out: [tokens, heads, head_dim]
         out = attention(q, k, v, documents, self.window, self.implementation)

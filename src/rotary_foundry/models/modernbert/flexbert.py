@@ -1,13 +1,13 @@
-"""Read checkpoints of the ModernBERT authors' training code: `.pt` files of Composer with a model called FlexBERT.
+"""Read checkpoints of the ModernBERT authors' training code: Composer's `.pt` files with a model called FlexBERT.
 
 - The weights are at `state.model`, with prefixes of Composer and BERT in their names. Each has a counterpart in ours.
 - The weights do not determine the shape: the number of heads, the local layers and the thetas are not visible in them.
-  Composer saves the model's configuration in the file, and the training YAML has it, too. If the YAML is given, it is
-  used. Without either, the file is refused.
+  Composer saves the model's configuration in the file, and the training YAML also has it. The YAML is used if it is
+  given. Without either, the file is refused.
 - `local_attn_rotary_emb_base: -1` means "as the other layers". The authors' converter copied it to config.json, where
   transformers takes it as a theta and computes NaN (AnswerDotAI/ModernBERT, issues 209, 215 and 234).
-- FlexBERT has many options, and ModernBERT is one choice of them. Each setting of a file, or its default, is compared
-  with that choice. `padding` and the kernels change no number.
+- FlexBERT has many options; ModernBERT is one combination of them. Each setting of a file, or its default, is compared
+  with that combination. `padding` and the kernels change no number, so they are not compared.
 - Everything else in the file (optimizer, generators, datasets) is not read: tensors are memory-mapped, not loaded.
 """
 
@@ -38,7 +38,7 @@ NAMES = (  # theirs, ours
 )
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 LAYER_NORM, PRENORM = ("triton_layernorm", "layernorm"), ("compile_prenorm", "prenorm")  # the same in other kernels
-PARTS = {  # of the kit: what FlexBertConfig has if nothing is said, and what of it our encoder is
+PARTS = {  # FlexBertConfig's options: the default, and the values that our encoder computes
     "attention_layer": ("base", ("rope",)),
     "bert_layer": ("prenorm", PRENORM),
     "embedding_layer": ("absolute_pos", ("sans_pos",)),
@@ -66,14 +66,14 @@ EMBEDDING, THEIR_EMBEDDING = (f"model.{bert}embeddings.tok_embeddings.weight" fo
 DESCRIBED = "a checkpoint of ModernBERT's training code (FlexBERT, by Composer)"
 LEFT = "the optimizer's moments and the clock; a run that begins from this model makes its own moments, from token 0 on"
 CLOCK = {"updates": "batch", "tokens": "token"}  # ours, and Composer's timestamp's
-NORM = {"eps": 1e-5, "bias": True}  # torch's defaults, which norm_kwargs leaves standing
+NORM = {"eps": 1e-5, "bias": True}  # torch's defaults, for keys that norm_kwargs does not set
 
 
 class FlexBertWeights(Weights):
     """The model's parameters in such a file.
 
     Raises:
-        DataError: there are none.
+        DataError: the file has none.
     """
 
     def __init__(self, path: Path, saved: object):
@@ -113,15 +113,15 @@ def _our_name(theirs: str) -> str:
 
 
 def open_flexbert(path: Path, recipe: Path | None = None) -> ForeignCheckpoint:
-    """Open a checkpoint of ModernBERT's training code; nothing that it holds is run.
+    """Open a checkpoint of ModernBERT's training code; no code in it is run.
 
     Args:
         path: a `.pt` file that Composer wrote.
-        recipe: the YAML that it was trained by. Needed where the file does not say what the model is.
+        recipe: the YAML that it was trained with; needed if the file has no configuration of the model.
 
     Raises:
-        DataError: it is no such file, is broken or hostile, or holds what our encoder has no part for.
-        ConfigurationError: nothing says what the model is, or the YAML cannot be read.
+        DataError: the file is of another kind, broken or hostile, or our encoder does not support its model.
+        ConfigurationError: neither file nor YAML has the model's configuration, or the YAML cannot be read.
     """
     saved = read_saved(path)
     weights = FlexBertWeights(path, saved)
@@ -161,7 +161,7 @@ def _shape(settings: Mapping[str, Any], weights: FlexBertWeights, where: str) ->
     vocabulary, hidden = weights.shapes[EMBEDDING]
     layers = [int(found[1]) + 1 for name in weights.shapes if (found := LAYER.match(name))]
     glu = weights.shapes.get("model.layers.0.mlp.Wi.weight") or [0]
-    seen = {  # the vocabulary is not held against what is said: its rows may have been padded
+    seen = {  # without the vocabulary, whose rows may have been padded
         "hidden_size": hidden,
         "intermediate_size": glu[0] // 2,
         "num_hidden_layers": max(layers, default=0),
@@ -200,7 +200,7 @@ def _unsaid(key: str, settings: Mapping[str, Any]) -> str:
 
 
 def _read_yaml(path: Path) -> tuple[object, int | None]:
-    """Its model.model_config and max_seq_len; the rest of it need not resolve."""
+    """Return a YAML's model.model_config and max_seq_len; interpolations elsewhere in it need not resolve."""
     try:
         training = OmegaConf.load(path)
         if not isinstance(training, DictConfig):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import ModernBertConfig, PreTrainedTokenizerBase
 
-OURS = {  # what transformers lets one choose and our encoder does not
+OURS = {  # settings that transformers offers and our encoder fixes
     "hidden_activation": "gelu",
     "classifier_activation": "gelu",
     "norm_bias": False,
@@ -34,7 +34,7 @@ OURS = {  # what transformers lets one choose and our encoder does not
 }
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 NEEDED = (*SIZES, "global_attn_every_n_layers", "local_attention", "global_rope_theta", "local_rope_theta", "norm_eps")
-FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, to transformers 5
+FULL, SLIDING = "full_attention", "sliding_attention"  # the kinds of layers in transformers 5
 
 
 class ModernBertOnDisk(HuggingFaceForm):
@@ -52,9 +52,9 @@ class ModernBertOnDisk(HuggingFaceForm):
 
     def settings_of_4(self, shape: Shape, knobs: Mapping[str, float]) -> dict[str, Any]:
         return {
-            "reference_compile": False,  # by default 4 compiles on GPUs, which needs a C compiler
-            "global_rope_theta": float(knobs["rope_theta"]),  # 5 writes rope_parameters only, and 4 would take
-            "local_rope_theta": float(knobs["local_rope_theta"]),  # its defaults without a word
+            "reference_compile": False,  # by default, version 4 compiles on GPUs, which needs a C compiler
+            "global_rope_theta": float(knobs["rope_theta"]),  # version 5 writes only rope_parameters; then 4
+            "local_rope_theta": float(knobs["local_rope_theta"]),  # would silently use its defaults
         }
 
     def read_config(self, directory: Path) -> tuple[Shape, dict[str, float]]:
@@ -89,7 +89,7 @@ def from_huggingface(path: Path) -> tuple[Shape, dict[str, float]]:
         raise DataError(f"{path / CONFIG}: rope_scaling is not supported; global_rope_theta and local_rope_theta are")
     written = written | _from_version_5(path, written)
     for key, ours in OURS.items():
-        if written.get(key, ours) != ours:  # what is not written is theirs by default, and theirs are ours
+        if written.get(key, ours) != ours:  # a missing key has transformers' default, which is ours
             raise DataError(
                 f"{path / CONFIG}: {key}: expected {ours!r}, as our encoder has no other, got {written[key]!r}"
             )
@@ -108,7 +108,7 @@ def from_huggingface(path: Path) -> tuple[Shape, dict[str, float]]:
         )
     local_attention = None if written["global_attn_every_n_layers"] == 1 else written["local_attention"]
     if isinstance(local_attention, int) and local_attention > 1:
-        local_attention -= local_attention % 2  # to them as to us, an odd window reaches no further
+        local_attention -= local_attention % 2  # an odd window reaches no further, in transformers and here
     shape = Shape(
         **{name: written[name] for name in SIZES},
         global_attn_every_n_layers=written["global_attn_every_n_layers"],
@@ -127,10 +127,10 @@ def from_huggingface(path: Path) -> tuple[Shape, dict[str, float]]:
 def to_huggingface(
     shape: Shape, knobs: Mapping[str, float], tokenizer: "PreTrainedTokenizerBase", longest_row: int
 ) -> "ModernBertConfig":
-    """Return the same model in transformers' terms. [CLS] and [SEP] also stand for beginning and end of sequence."""
+    """Return transformers' configuration of the same model. [CLS] and [SEP] also serve as bos and eos."""
     from transformers import ModernBertConfig
 
-    unnamed: dict[str, Any] = {  # by transformers 5's signature, which takes them all the same
+    unnamed: dict[str, Any] = {  # not in transformers 5's signature, but accepted
         "global_attn_every_n_layers": shape.global_attn_every_n_layers,
         "global_rope_theta": float(knobs["rope_theta"]),
         "local_rope_theta": float(knobs["local_rope_theta"]),
@@ -139,7 +139,7 @@ def to_huggingface(
     return ModernBertConfig(
         **{name: getattr(shape, name) for name in SIZES},
         norm_eps=float(shape.norm_eps),
-        local_attention=shape.local_attention or 128,  # their default, if no layer is local; they want a number
+        local_attention=shape.local_attention or 128,  # transformers' default if no layer is local; it needs a number
         max_position_embeddings=longest_row,
         pad_token_id=tokenizer.pad_token_id,
         cls_token_id=tokenizer.cls_token_id,
@@ -156,10 +156,10 @@ def to_huggingface(
 
 
 def _from_version_5(path: Path, written: dict) -> dict:
-    """Read the settings that transformers 5 names otherwise, under the names of 4.
+    """Return the settings that have other names in transformers 5, by their names in version 4.
 
     Raises:
-        DataError: our encoder has no part for them, or the file gives one under the names of 4 with another value.
+        DataError: our encoder does not support them, or the file has a different value under the name of version 4.
     """
     found: dict = {}
     kinds, ropes = written.get("layer_types"), written.get("rope_parameters")
@@ -168,7 +168,7 @@ def _from_version_5(path: Path, written: dict) -> dict:
         every = next((index for index in layers[1:] if kinds[index] == FULL), max(len(layers), 1))
         given = written.get("global_attn_every_n_layers")
         if every == len(layers) and isinstance(given, int) and given > every:
-            every = given  # only the first layer is global, with both numbers
+            every = given  # with either number, only the first layer is global
         if not layers or kinds != [SLIDING if index % every else FULL for index in layers]:
             raise DataError(
                 f"{path / CONFIG}: layer_types: ours is {FULL} in the first of every n layers, {kinds} is not"

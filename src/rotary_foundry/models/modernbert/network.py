@@ -2,9 +2,9 @@
 
 - The decoder is tied to the embedding and has only its own bias, so that no state dict has a tensor twice. Parameter
   names are exactly those that transformers' ModernBertForMaskedLM saves.
-- With labels, `forward` computes the loss, only at the labelled positions, with the logits of one chunk of them in
-  memory at a time (layers/cross_entropy.py). The loss must be computed inside `forward`, because only there does FSDP
-  hold the whole tied embedding.
+- With labels, `forward` computes the loss at the labelled positions only, and only the logits of one chunk of them are
+  in memory at a time (layers/cross_entropy.py). The loss must be computed inside `forward`, because only there does
+  FSDP hold the whole tied embedding.
 """
 
 from collections.abc import Iterable, Mapping
@@ -59,13 +59,13 @@ class ModernBert(nn.Module):
         Args:
             input_ids, cu_seqlens, max_seqlen: as the Encoder takes them.
             labels: [tokens] int64, IGNORE_INDEX where nothing is to be predicted.
-            predicted: [labels] int64, where it is not. Found if not given, which waits for a GPU.
+            predicted: [labels] int64, the positions of all other labels. If None they are found; this waits for a GPU.
 
         Returns:
             logits [tokens, vocabulary], or a TokenLoss
 
         Raises:
-            DataError: as the Encoder, and for labels that do not fit.
+            DataError: as for the Encoder, or the labels do not fit.
         """
         if labels is not None:
             check_labels(labels, input_ids, self.shape.vocab_size)

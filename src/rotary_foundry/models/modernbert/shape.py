@@ -66,7 +66,7 @@ class Shape(TransformerShape):
                 "mlp.Wo.weight": (hidden, inner),
             }
             if layer == 0:
-                del of_layer["attn_norm.weight"]  # the embedding comes normed
+                del of_layer["attn_norm.weight"]  # the embedding is already normed
             shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in of_layer.items()}
         return shapes | {
             "model.final_norm.weight": (hidden,),
@@ -91,10 +91,10 @@ class Shape(TransformerShape):
 
     def kept_of_layer(self, itemsize: int, compiled: bool) -> int:
         hidden, inner = self.hidden_size, self.intermediate_size
-        # the layer's input, in float32; in the products' type both norms' outputs, q, k and v, attention's output, and
-        # what the feed-forward part multiplies; a byte of dropout. Eager, the sum before the second norm, q and k also
-        # as they were before they turned, and GELU's output; compiled, too, since v is a view of the whole projection,
-        # and attention's part of that sum instead of the sum
+        # In float32 the layer's input; in the products' type both norms' outputs, q, k and v, q and k before rotation
+        # (v is a view of the whole projection), attention's output, and what the feed-forward part multiplies; a byte
+        # of dropout. Eager layers also keep the sum before the second norm, in float32, and GELU's output; compiled
+        # layers keep only attention's part of that sum, in the products' type.
         if compiled:
             return FLOAT32 * hidden + itemsize * (9 * hidden + 3 * inner) + hidden
         return 2 * FLOAT32 * hidden + itemsize * (8 * hidden + 4 * inner) + hidden

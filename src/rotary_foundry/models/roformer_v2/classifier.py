@@ -12,7 +12,7 @@ from rotary_foundry.models.truncated_normal import truncated_normal
 
 
 def with_classifier(state: Mapping[str, Tensor], labels: int, seed: int) -> dict[str, Tensor]:
-    """Return the network's parameters with a classifier of so many labels; the output has no parameters to drop."""
+    """Return the network's parameters with a classifier for `labels` labels; the output has no parameters to drop."""
     hidden = state["embeddings.token_type_embeddings.weight"].shape[1]
     weight = truncated_normal((labels, hidden), hidden**-0.5, torch.Generator().manual_seed(seed))
     return {name: state[name] for name in state} | {

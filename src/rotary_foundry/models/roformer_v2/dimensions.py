@@ -5,7 +5,7 @@ from rotary_foundry.models.roformer_v2.shape import Shape
 
 HIDDEN, INTERMEDIATE = Dimension("hidden_size"), Dimension("intermediate_size")
 
-DIMENSIONS = {  # by how a parameter's name ends
+DIMENSIONS = {  # by the end of a parameter's name
     "word_embeddings.weight": (Dimension("vocab_size"), HIDDEN),
     "token_type_embeddings.weight": (Dimension("token_types"), HIDDEN),
     "attn.Wqkv.weight": (Dimension("num_attention_heads", parts=3), HIDDEN),

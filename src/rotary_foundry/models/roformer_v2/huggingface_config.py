@@ -1,9 +1,9 @@
-"""RoFormerV2 on disk: read config.json of our exports, of JunnYu's checkpoints and of bert4keras, and write ours.
+"""Read the configurations of our exports, of JunnYu's checkpoints and of bert4keras, and write those of exports.
 
-transformers has no RoFormerV2. Its RoFormer would load such weights, leave its biases and gains at their first values
-and predict noise (JunnYu/RoFormer_pytorch#48). So an export has a model type of its own and carries its code,
-modeling_roformer_v2.py, for `trust_remote_code=True`. `hidden_act` is null in it, because a class that is asked for by
-name does not look at the model type: RoFormer refuses a null, or fails in its first forward pass.
+transformers has no RoFormerV2. Its RoFormer would load such weights, leave its biases and gains at their initial values
+and predict noise (JunnYu/RoFormer_pytorch#48). So an export has its own model type and carries its code,
+modeling_roformer_v2.py, for `trust_remote_code=True`. A class called by name ignores the model type. So `hidden_act` is
+null in the configuration: RoFormer then refuses it, or fails in its first forward pass.
 """
 
 import json
@@ -57,7 +57,7 @@ class RoFormerV2OnDisk(HuggingFaceForm):
     }
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
-        """JunnYu's checkpoints have the type of the first version, with other settings."""
+        """Recognise JunnYu's checkpoints too: they have the first version's model type, with other settings."""
         return config.get("model_type") == self.model_type or (
             config.get("model_type") == "roformer" and config.get("norm_type") == JUNNYU["norm_type"]
         )
@@ -110,10 +110,10 @@ def read_settings(
     """Return the shape and the knobs that a configuration describes.
 
     Args:
-        written: its keys.
-        needed: settings that our network supports with one value only, with that value.
-        where: its file.
-        eps: of the norms, if the file does not have it.
+        written: the keys of the configuration.
+        needed: settings of which our network supports only one value, with that value.
+        where: the configuration's file.
+        eps: the eps of the norms if the file does not have it.
 
     Raises:
         DataError: a setting is missing, invalid, or not supported by our network; names the first.
@@ -142,7 +142,7 @@ def read_settings(
     shape = Shape(
         **{name: settings[name] for name in SIZES},
         norm_eps=settings["layer_norm_eps"],
-        init_depth_exponent=settings.get("init_depth_exponent", 0.5),  # weights that exist do not need it
+        init_depth_exponent=settings.get("init_depth_exponent", 0.5),  # only initialisation uses it
     )
     for key, complaint in shape.problems():
         raise DataError(f"{where}: {'layer_norm_eps' if key == 'norm_eps' else key}: {complaint}")

@@ -50,7 +50,7 @@ def linear(rows, columns):
 
 
 class Dense(nn.Module):
-    """A linear map under the name `dense`, as it is called in checkpoints."""
+    """A linear map under the name `dense`, as in checkpoints."""
 
     def __init__(self, rows, columns):
         super().__init__()
@@ -101,7 +101,7 @@ def norm(x, eps):
 
 
 def rotary_tables(tokens, head_size, theta, like):
-    """Cosines and sines for dimensions in pairs of neighbours, [tokens, head size] each."""
+    """Return cosines and sines for pairs of neighbouring dimensions, each [tokens, head size]."""
     computed = torch.promote_types(like.dtype, torch.float32)
     frequencies = theta ** -(torch.arange(0, head_size, 2, dtype=computed, device=like.device) / head_size)
     angles = torch.arange(tokens, dtype=computed, device=like.device)[:, None] * frequencies

@@ -5,11 +5,11 @@
   embeddings.
 - α (`residual_scale`) is 1 in the finished model. In training it may rise from 0 (kexue.fm/archives/8998). At 0 the
   encoder's output is the normed embedding. It is passed to a layer as a tensor, because a compiled layer would be
-  compiled anew for each number.
+  recompiled for each new number.
 - Queries and keys are rotated by halves, as in layers/rotary.py. Published weights have pairs side by side; their rows
-  are reordered when they are read and written (tensor_names.py). Scores do not change by that.
+  are reordered when they are read and written (tensor_names.py). This does not change the scores.
 - Dropout acts where bert4keras has it: on the embeddings before their norm, on both sub-layers, and before the output.
-  The attention weights have none, because unpadded attention kernels offer none; bert4keras has 0.1 there.
+  Attention weights have no dropout, because unpadded attention kernels do not support it; bert4keras has 0.1 there.
 - All layers work on one flat sequence of tokens, and shared values are passed to a layer as arguments, so FSDP can
   shard the model layer by layer. With labels, the loss is computed inside `forward`, where FSDP holds the whole
   embedding.
@@ -79,13 +79,13 @@ class RoFormerV2(NetworkWithKnobs):
         Args:
             input_ids, cu_seqlens, max_seqlen, token_type_ids: as for `hidden_states`.
             labels: [tokens] int64, IGNORE_INDEX where nothing is to be predicted.
-            predicted: [labels] int64, where it is not. Found if not given, which waits for a GPU.
+            predicted: [labels] int64, the positions of all other labels. If None they are found; this waits for a GPU.
 
         Returns:
             logits [tokens, vocabulary], or a TokenLoss
 
         Raises:
-            DataError: as `hidden_states`, and for labels that do not fit.
+            DataError: as for `hidden_states`, or the labels do not fit.
         """
         if labels is not None:
             check_labels(labels, input_ids, self.shape.vocab_size)
@@ -108,8 +108,8 @@ class RoFormerV2(NetworkWithKnobs):
 
         Args:
             input_ids: [tokens] int64.
-            cu_seqlens: [documents + 1] int32, the index of each document's first token, and last the number of tokens.
-            max_seqlen: at least the tokens of the longest document. Computed if not given, which waits for a GPU.
+            cu_seqlens: [documents + 1] int32, the index of each document's first token, then the number of tokens.
+            max_seqlen: at least the tokens of the longest document. If None it is computed, which waits for a GPU.
             token_type_ids: [tokens] int64, 0 or 1; None for zeros, as in pretraining and in the published fine-tuning.
 
         Returns:
@@ -142,7 +142,7 @@ class Embeddings(nn.Module):
         super().__init__()
         self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.token_type_embeddings = nn.Embedding(shape.token_types, shape.hidden_size)
-        self.drop = nn.Dropout()  # its probability is a knob, as that of the others
+        self.drop = nn.Dropout()  # its probability is a knob, as for all dropouts here
         self.norm = norm(shape)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:

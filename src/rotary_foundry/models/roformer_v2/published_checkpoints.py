@@ -1,10 +1,10 @@
 """Read published checkpoints of RoFormerV2: JunnYu's `pytorch_model.bin` and bert4keras's TensorFlow files.
 
-- Beside the file lies its configuration, `config.json` or `bert_config.json`. Weights alone do not tell the number of
-  heads.
-- A `vocab.txt` beside it becomes the tokenizer: characters and word pieces, in lower case, as the models were trained
-  (`do_lower_case=True` in roformer-v2's scripts).
-- TensorFlow's kernels are [in, out] and are transposed; its names differ from JunnYu's by spelling only.
+- The configuration, `config.json` or `bert_config.json`, must be in the same folder: weights alone do not show the
+  number of heads.
+- A `vocab.txt` in the folder becomes the tokenizer: characters and word pieces, in lower case, as in the models'
+  training (`do_lower_case=True` in roformer-v2's scripts).
+- TensorFlow's kernels are [in, out] and are transposed. Its names differ from JunnYu's only in spelling.
 """
 
 import json
@@ -31,7 +31,7 @@ SPECIAL = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls"
 
 
 class StoredTensors(Weights):
-    """The tensors of a file of torch.save, by the names in it."""
+    """The tensors of a torch.save file, by the names in it."""
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor]):
         self.tensors = tensors
@@ -42,7 +42,7 @@ class StoredTensors(Weights):
 
 
 class TensorFlowTensors(Weights):
-    """The model's tensors of a TensorFlow checkpoint by JunnYu's names, matrices as [out, in]."""
+    """The model's tensors in a TensorFlow checkpoint, by JunnYu's names; matrices are [out, in]."""
 
     def __init__(self, path: Path):
         self.checkpoint = TensorFlowCheckpoint(path)
@@ -67,7 +67,7 @@ class TensorFlowTensors(Weights):
 
 
 def _junnyu(theirs: str) -> str:
-    """bert/encoder/layer_0/output/dense/kernel → roformer.encoder.layer.0.output.dense.weight"""
+    """Translate bert/encoder/layer_0/output/dense/kernel to roformer.encoder.layer.0.output.dense.weight."""
     name = re.sub(r"^bert/", "roformer/", re.sub(r"/layer_(\d+)/", r"/layer/\1/", theirs))
     name = name.removesuffix("/kernel") + "/weight" if name.endswith(("/kernel", "_embeddings")) else name
     return name.replace("/", ".")
@@ -82,10 +82,10 @@ def open_published(path: Path) -> ForeignCheckpoint | None:
     """Open a published checkpoint of RoFormerV2; None if the file is of another kind.
 
     Args:
-        path: a file of torch.save with JunnYu's names, or the `.index` of a TensorFlow checkpoint.
+        path: a torch.save file with JunnYu's names, or the `.index` of a TensorFlow checkpoint.
 
     Raises:
-        DataError: it is broken, hostile, or of a model that our network does not compute; names the file and the key.
+        DataError: it is broken or hostile, or our network does not support its model; names the file and the key.
         ConfigurationError: its configuration is missing.
     """
     if path.suffix == ".index":
@@ -121,10 +121,10 @@ def _beside(path: Path, *names: str) -> Path:
 
 
 def _tokenizer(vocabulary: Path, vocab_size: int, config: Path) -> dict[str, str]:
-    """Return a tokenizer's files for a vocab.txt, by name; none if it does not exist.
+    """Return a tokenizer's files for a vocab.txt, by name; no files if there is no vocab.txt.
 
     Raises:
-        DataError: the vocabulary has more tokens than the model, or none for one of the special roles.
+        DataError: the vocabulary has more tokens than the model, or lacks a token for a special role.
     """
     if not vocabulary.is_file():
         return {}

@@ -1,8 +1,8 @@
 """RoFormerV2's shape (ZhuiyiTechnology/roformer-v2): sizes, parameters and operations, in plain Python.
 
 Operations are counted as for MFU (PaLM, arXiv 2204.02311, appendix B): a multiplication and an addition are two. Matrix
-products of the layers count at every token, that of the output only at predicted tokens. Norms, activations, rotary
-positions and the softmax are not counted.
+products of the layers count at every token, the product of the output only at predicted tokens. Norms, activations,
+rotary positions and the softmax are not counted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,12 +31,12 @@ class Shape(TransformerShape):
     """The sizes of a RoFormerV2, and the two numbers in which the release and the published code differ."""
 
     norm_eps: float
-    # How a run begins and no difference between models: matrices have a standard deviation of
+    # It affects only the initialisation: matrices have a standard deviation of
     # num_hidden_layers**-init_depth_exponent / sqrt(fan-in).
     init_depth_exponent: float = field(compare=False)
 
     not_sizes: ClassVar = ("init_depth_exponent",)
-    token_types: ClassVar[int] = 2  # of every published model; pretraining uses type 0 only
+    token_types: ClassVar[int] = 2  # as in every published model; pretraining uses only type 0
 
     def further_problems(self) -> Iterator[Problem]:
         if not 0 <= self.init_depth_exponent <= 1:
@@ -67,9 +67,9 @@ class Shape(TransformerShape):
 
     def kept_of_layer(self, itemsize: int, compiled: bool) -> int:
         hidden, inner = self.hidden_size, self.intermediate_size
-        # the norms' inputs, or compiled one of them and the layer's own, in float32; in the products' type the layer's
-        # input and the second product's, q, k and v, attention's output and the feed-forward part's; two bytes of
-        # dropout; q and k before they turned, since v is a view of the whole projection; compiled, attention's product
+        # In float32 the inputs of both norms (compiled: of one norm and the layer). In the products' type: the inputs
+        # of the layer and of the second product, q, k and v, q and k before rotation (v is a view of the projection),
+        # the outputs of attention and of the feed-forward part; compiled, attention's product. Two bytes of dropout.
         others = 9 if compiled else 8
         return 2 * FLOAT32 * hidden + itemsize * (others * hidden + inner) + 2 * hidden
 

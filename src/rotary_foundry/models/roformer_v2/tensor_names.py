@@ -1,11 +1,11 @@
-"""The tensors of a RoFormerV2 on disk: JunnYu's names (RoFormer_pytorch), which our exports have as well.
+"""The tensors of a RoFormerV2 on disk: they have JunnYu's names (RoFormer_pytorch), also in our exports.
 
-- Ours are one matrix for queries, keys and values, where theirs are three.
-- A head's rotary pairs are dimensions 2i and 2i + 1 to them, i and i + head_dim / 2 to us. Rows of queries and keys are
-  reordered, which changes no score.
+- Our network has one matrix for queries, keys and values; JunnYu's has three.
+- A head's rotary pairs are dimensions 2i and 2i + 1 in JunnYu's model, i and i + head_dim / 2 in ours. Rows of queries
+  and keys are reordered, which changes no score.
 - Tables of sines, the pooler and buffers are ignored: no masked language model of this family uses them. A checkpoint
   of RoFormer, the first version, has biases and is refused.
-- A `residual_scale` below 1 is folded into the two output projections of each layer, as no other program knows it.
+- A `residual_scale` below 1 is folded into the two output projections of each layer, because other programs lack it.
 """
 
 import re
@@ -32,7 +32,7 @@ DECODER = "cls.predictions.decoder.weight"  # theirs, tied
 
 
 def their_names(ours: str) -> tuple[str, ...]:
-    """Return the names on disk of a parameter, or of the three that it is made of."""
+    """Return the names on disk of a parameter: one, or three if it joins queries, keys and values."""
     if ours.startswith("embeddings."):
         return (f"roformer.{ours}",)
     if ours.startswith("layers."):
@@ -42,7 +42,7 @@ def their_names(ours: str) -> tuple[str, ...]:
 
 
 def plain_names(stored: Iterable[str], where: Path) -> dict[str, str]:
-    """Return stored names by those without what other programs, or a bare encoder, change in them."""
+    """Return the stored name for each of JunnYu's names, undoing changes by other programs or a bare encoder."""
     return {
         f"roformer.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name: theirs
         for name, theirs in unwrapped(stored, (), where).items()
@@ -50,10 +50,10 @@ def plain_names(stored: Iterable[str], where: Path) -> dict[str, str]:
 
 
 def to_disk(state: Mapping[str, Tensor], shape: Shape, residual_scale: float) -> dict[str, Tensor]:
-    """Return a network's parameters by JunnYu's names; other names, as a classifier's, stay.
+    """Return a network's parameters by JunnYu's names; other names, such as a classifier's, are kept.
 
     Args:
-        residual_scale: of the training; 1 leaves the output projections as they are.
+        residual_scale: the value in training; 1 leaves the output projections unchanged.
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -66,7 +66,7 @@ def to_disk(state: Mapping[str, Tensor], shape: Shape, residual_scale: float) ->
 
 
 def pairs_of_halves(shape: Shape) -> Tensor:
-    """For every row of a head in pairs, the row of the head in halves. [head_dim] int64"""
+    """Return, for every row of a head ordered in pairs, its row in the order of halves. [head_dim] int64"""
     return torch.arange(shape.head_dim).view(2, -1).T.flatten()
 
 
@@ -81,11 +81,11 @@ def _reordered(weight: Tensor, shape: Shape, order: Tensor) -> Tensor:
 
 
 class WeightsByTheirNames(Weights):
-    """A RoFormerV2's parameters in tensors that are stored by JunnYu's names.
+    """A RoFormerV2's parameters, read from tensors that are stored by JunnYu's names.
 
     Args:
         stored: the tensors; matrices are [out, in].
-        shape: of the model.
+        shape: the model's shape.
     """
 
     def __init__(self, stored: Weights, shape: Shape):

@@ -1,9 +1,9 @@
 """Read a TensorFlow checkpoint (`NAME.index` and `NAME.data-00000-of-00001`) without TensorFlow.
 
-The index is a table of sorted strings as in LevelDB, uncompressed: a footer points to a block of handles, those to
-blocks of entries, whose keys share prefixes. A key is a tensor's name, its value a BundleEntryProto: dtype, shape, and
-the place in the data file (tensorflow/core/util/tensor_bundle, core/protobuf/tensor_bundle.proto). Only whole float32
-tensors in a single data file are read, which is what bert4keras and BERT's code write.
+The index is an uncompressed table of sorted strings, as in LevelDB. A footer points to a block of handles, and these
+point to blocks of entries, whose keys share prefixes. A key is a tensor's name; its value is a BundleEntryProto: dtype,
+shape, and the place in the data file (tensorflow/core/util/tensor_bundle, core/protobuf/tensor_bundle.proto). Only
+whole float32 tensors in a single data file are read; bert4keras and BERT's code write no others.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from rotary_foundry.utils.errors import DataError
 MAGIC = bytes.fromhex("57fb808b247547db")
 FOOTER = 48  # bytes: two handles, padding, the magic number
 FLOAT = 1  # DT_FLOAT
-VARINT, BYTES, WIDTHS = 0, 2, {1: 8, 5: 4}  # kinds of fields of a protocol buffer; those of a fixed width
+VARINT, BYTES, WIDTHS = 0, 2, {1: 8, 5: 4}  # field kinds of a protocol buffer; bytes of those with a fixed width
 
 
 class Entry(NamedTuple):
@@ -59,7 +59,7 @@ class TensorFlowCheckpoint:
         if entry.dtype != FLOAT or entry.shard or entry.size != 4 * prod(entry.shape):
             raise DataError(f"{self.index}: {name}: expected a whole float32 tensor in one data file")
         try:
-            if data.stat().st_size < entry.offset + entry.size:  # before room is made for what a damaged index lists
+            if data.stat().st_size < entry.offset + entry.size:  # checked before allocating what a damaged index lists
                 raise DataError(f"{data}: ends within {name}; the file is truncated")
             with open(data, "rb") as file:
                 file.seek(entry.offset)
@@ -82,7 +82,7 @@ def _entries(table: bytes) -> Iterator[tuple[str, Entry]]:
 
 
 def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """Yield (key, value) of a block, which is followed by a byte that says whether it is compressed."""
+    """Yield (key, value) of a block; the byte after it says whether it is compressed."""
     if table[offset + size]:
         raise ValueError("it is compressed")
     block = table[offset : offset + size]
@@ -110,7 +110,7 @@ def _entry(message: bytes) -> Entry:
 
 
 def _fields(message: bytes, kind: int) -> Iterator[tuple[int, Any]]:
-    """Yield (number, value) of each field of a protocol buffer message that is of a kind: int of VARINT, else bytes."""
+    """Yield (number, value) of each field of `kind` in a protocol buffer message: an int for VARINT, else bytes."""
     place = 0
     while place < len(message):
         tag, place = _varint(message, place)

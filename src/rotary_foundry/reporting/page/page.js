@@ -1,6 +1,6 @@
 "use strict";
 // Draws the page's figures in the reader's light or dark colours. All share one zoom over tokens, and each fits its
-// values to what is in view.
+// y axis to the values in view.
 
 const content = JSON.parse(document.getElementById("content").textContent);
 const plots = [...document.querySelectorAll(".plot")];
@@ -18,8 +18,8 @@ function template() {
   return { layout: { font: { ...font, color: soft }, xaxis: axis, yaxis: axis, legend, hoverlabel } };
 }
 
-// The range of the y axis for what is in view, and the highest value if that is left out: a loss that starts at 11
-// would leave what counts a tenth of the height, so the first hundredth of the view may reach above the axis.
+// Returns the range of the y axis for the values in view, and the highest value if that is outside. The first hundredth
+// of the view may exceed the axis; otherwise a loss that starts at 11 would leave a tenth of the height for the rest.
 function fit({ data, layout }) {
   const log = layout.yaxis.type === "log";
   const late = view[0] + 0.01 * (view[1] - view[0]);
@@ -27,7 +27,7 @@ function fit({ data, layout }) {
   for (const { x, y, error_y, visible } of data) {
     if (visible === false || visible === "legendonly") continue;
     x.forEach((token, index) => {
-      // a point is the end of its updates: one at the left edge belongs to what is before
+      // a point is at the end of its updates: one at the left edge belongs to updates before the view
       if (token <= view[0] || token > view[1] || y[index] === null || (log && y[index] <= 0)) return;
       low = Math.min(low, y[index] - (error_y?.arrayminus?.[index] ?? 0));
       high = Math.max(high, y[index] + (error_y?.array?.[index] ?? 0));
@@ -43,7 +43,7 @@ function fit({ data, layout }) {
   return { range: [layout.meta.zero && low === 0 ? 0 : low - room, high + room], above };
 }
 
-// Names of stages where there is room for them, and a note of what is above the axis.
+// Adds the names of stages that have enough room, and a note on values above the axis.
 function notes(plot, above) {
   const note = { xref: "paper", yref: "paper", x: 0, y: 1, yanchor: "top", xanchor: "left", showarrow: false };
   const found = above ? [{ ...note, x: 0.03, text: `↑ begins above, up to ${Number(above.toPrecision(4))}` }] : [];
@@ -103,7 +103,7 @@ hint.textContent = "Drag across a chart to zoom all of them; double-click for th
 document.querySelector(".toolbar").prepend(...buttons.map(([button]) => button));
 document.querySelector(".toolbar").append(hint);
 for (const button of document.querySelectorAll("[data-run]")) button.addEventListener("click", () => toggleRun(button));
-// The charts follow one by one, so that the page can be read and scrolled before the last is drawn.
+// The charts are drawn one by one, so that the page can be read and scrolled before the last is drawn.
 const all = plots.reduce(async (before, plot, index) => {
   await before;
   if (index > 0) await new Promise((next) => setTimeout(next));
