@@ -49,7 +49,7 @@ ROUNDS, BATCHES = 5, 8
 
 @dataclass
 class Costs:
-    """The measurements. The keys are the rules; PLAIN stands for training without a rule."""
+    """Holds the measurements. The keys are the rules; PLAIN stands for training without a rule."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)  # of whole updates
     combining: dict[str, list[float]] = field(default_factory=dict)  # seconds of combining in these updates
@@ -184,7 +184,7 @@ def _memory() -> dict[str, float]:
         peaks: dict[str, list[float]] = {}
         for _ in range(3):
             for rule in (PLAIN, *COMBINE):
-                Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+                Path("/proc/self/clear_refs").write_text("5")  # resets the peak
                 before = memory_of_this_process("VmRSS")
                 updates.make(rule)
                 peaks.setdefault(rule, []).append(memory_of_this_process("VmHWM") - before)

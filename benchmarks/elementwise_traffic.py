@@ -44,7 +44,7 @@ class Count:
 
 @dataclass
 class Traffic:
-    """Kernels and bytes of a layer's forward and backward pass over TOKENS tokens."""
+    """Holds kernels and bytes of a layer's forward and backward pass over TOKENS tokens."""
 
     forward: Count = field(default_factory=Count)
     backward: Count = field(default_factory=Count)

@@ -235,7 +235,7 @@ def _pretend() -> None:
         owner.current_device = staticmethod(lambda: 0)
         owner.get_device_properties = staticmethod(lambda *_, **__: properties)
     interface.CudaInterface.get_compute_capability = staticmethod(lambda *_, **__: 90)
-    joint_graph.lazy_init = post_grad.lazy_init = lambda *_, **__: None  # patterns that are traced on a GPU
+    joint_graph.lazy_init = post_grad.lazy_init = lambda *_, **__: None  # skips patterns that are traced on a GPU
     fake_tensor.init_gpu_context = utils.assert_no_fake_params_or_buffers = lambda *_, **__: None
     target = GPUTarget("cuda", 90, 32)
     of_triton = {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32}

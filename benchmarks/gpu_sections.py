@@ -342,7 +342,7 @@ def determinism(proof: Proof) -> None:
 def differing(proof: Proof, deterministic: bool) -> dict:
     """Count the parameters whose gradient differs when the same step is repeated."""
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses products
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses matrix products
     rows, row_length = (1, 256) if proof.tiny else (8, 1024)
     torch.use_deterministic_algorithms(deterministic)
     try:

@@ -21,10 +21,10 @@ from packaging.utils import canonicalize_name
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 PRESENT, NEEDED = ("torch", "triton", "transformers"), ("omegaconf", "mosaicml")
-ALSO = ("rich",)  # which only some versions of transformers bring
+ALSO = ("rich",)  # only some versions of transformers depend on it
 MOST_MIB = 64
 TARGET = {"python_version": "3.12", "python_full_version": "3.12.0", "sys_platform": "linux"}
-GLIBC = (5, 12, 17, 24, 26, 27, 28, 31, 34)  # pip takes a platform literally, and wheels differ in theirs
+GLIBC = (5, 12, 17, 24, 26, 27, 28, 31, 34)  # pip compares platforms literally, and wheels name different ones
 
 
 def needs(packages: tuple[str, ...]) -> set[str]:

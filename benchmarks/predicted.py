@@ -78,7 +78,7 @@ def optimizer_seconds(shape: Shape) -> float:
 def _loss_bytes(shape: Shape, predicted: float, way: str) -> float:
     """Count the bytes that the loss moves besides its products. Each chunk's gradient is added to the embedding's."""
     chunks = predicted * shape.vocab_size * torch.bfloat16.itemsize / CHUNK_BYTES
-    adding = torch.bfloat16.itemsize + 2 * torch.float32.itemsize  # read one, read and write the other
+    adding = torch.bfloat16.itemsize + 2 * torch.float32.itemsize  # read the chunk's, read and write the embedding's
     return predicted / CHUNK_TOKENS * CHUNK[way] + chunks * adding * shape.vocab_size * shape.hidden_size
 
 
