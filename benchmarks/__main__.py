@@ -1,8 +1,8 @@
-"""`python benchmarks` (or `make bench`): ours beside its peers, printed, and written to benchmarks/results.md.
+"""`python benchmarks` (or `make bench`): compare ours with its peers, and write the results to benchmarks/results.md.
 
-Two hours on two cores. With names of parts (shards, speed, roformer, llama, memory, floor, length, recipe, monitors,
-stream, start, combine, update_end,
-gpu_code, predicted, exchanges, checkpoint_planning) only those are measured, and take their places in results.md.
+It takes two hours on two cores. Given names of parts (shards, speed, roformer, llama, memory, floor, length, recipe,
+monitors, stream, start, combine, update_end, gpu_code, predicted, exchanges, checkpoint_planning), it measures only
+these and replaces their sections of results.md.
 """
 
 import os
@@ -32,7 +32,7 @@ OURS = ("ours", "ours, compiled")
 ROFORMER = ("RoFormerV2", "RoFormerV2, compiled")
 LLAMA = ("Llama", "Llama, compiled")
 
-# for each kind of work the peers, and how many times their tokens a second ours are to be; None: shown without a target
+# for each kind of work the peers, and the target ratio of our tokens per second to theirs; None: shown without a target
 TARGETS = {
     "training": {
         "transformers": {"uniform 512": 1.3, "mixed": 2.5, "one of 8192": 2.5},
@@ -60,7 +60,7 @@ LLAMA_TARGETS = {
         },
     },
 }
-# for each kind of work the length of one document, the peer, and the share of its memory that ours is to stay under
+# kind of work, length of the one document, peer, and the most of the peer's memory that ours may take; None: no target
 MEMORY = [
     ("training", 8192, "transformers", 0.6),
     ("encoding", 4096, "transformers", None),
@@ -70,12 +70,12 @@ MEMORY = [
 
 
 def speed() -> str:
-    """Tokens a second of ModernBERT, and their ratio to the peers'."""
+    """Measure ModernBERT's tokens per second, and their ratio to the peers'."""
     return raced(OURS, TARGETS, WORKLOADS)
 
 
 def roformer() -> str:
-    """The same of RoFormerV2; and what it is worth to a GPU that it has no biases and gains, by counting."""
+    """Measure the same for RoFormerV2, and count what the absence of biases and gains saves on a GPU."""
     from elementwise_traffic import TOKENS, estimated_seconds, of_a_layer
 
     targets = {"training": ROFORMER_PEERS, "encoding": ROFORMER_PEERS}
@@ -98,7 +98,7 @@ def roformer() -> str:
 
 
 def llama() -> str:
-    """The same of Llama, whose documents lie in one row on both sides; and its memory at the longest."""
+    """Measure the same for Llama, whose documents are in one row on both sides, and its memory at the longest row."""
     measured = raced(LLAMA, LLAMA_TARGETS, LLAMA_WORKLOADS, vocab_size=49_152, long=3000)
     (ours, _), (theirs, fits) = (
         peak_memory(name, "training", packed(8192), vocab_size=49_152) for name in ("Llama", "transformers' Llama")
@@ -117,9 +117,9 @@ def raced(
     vocab_size: int = 50_000,
     long: int = 5000,
 ) -> str:
-    """A table of races of contenders of ours with their peers, for each kind of work and each load.
+    """Return a table that compares our contenders with their peers, for each kind of work and each load.
 
-    With more than `long` tokens a turn takes minutes: one turn counts, and nobody is compiled.
+    With more than `long` tokens a turn takes minutes: one turn counts, and no contender is compiled.
     """
     rows = []
     for kind, peers in targets.items():
@@ -145,7 +145,7 @@ def raced(
 
 
 def memory() -> str:
-    """Peak memory of a step above the weights."""
+    """Measure the peak memory of a step above that of the weights."""
     rows = []
     for kind, length, peer, target in MEMORY:
         (ours, _), (theirs, _) = (peak_memory(name, kind, [length]) for name in ("ours", peer))
@@ -157,7 +157,7 @@ def memory() -> str:
 
 
 def floor() -> str:
-    """The floor's share in a training step, and where the rest of the step goes."""
+    """Measure the floor's share of a training step, and profile the step."""
     from floor import product_rate, sdpa_rate
     from models import base_shape
 
@@ -180,7 +180,7 @@ def floor() -> str:
 
 
 def profile(step) -> str:
-    """The operations that take the most of a step."""
+    """Return a table of the operations that take the most time of a step."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         step()
     operations = sorted(recorded.key_averages(), key=lambda operation: -operation.self_cpu_time_total)
@@ -190,7 +190,7 @@ def profile(step) -> str:
 
 
 def length() -> str:
-    """Cost against length, and its fit."""
+    """Measure the cost by document length, and fit a line to it."""
     import cost_by_length
 
     seconds = cost_by_length.times()
@@ -206,7 +206,7 @@ def length() -> str:
 
 
 def recipe() -> str:
-    """What the clock, the plan, the masking and the checkpoints of a nano run cost; and a checkpoint of base."""
+    """Measure the cost of clock, plan, masking and checkpoints in a nano run, and of a checkpoint of base."""
     from models import base_shape
     from recipe_cost import of_a_checkpoint, of_a_nano_run
 
@@ -227,7 +227,7 @@ def recipe() -> str:
 
 
 def monitors() -> str:
-    """What the monitors of a run cost."""
+    """Measure the cost of a run's monitors."""
     from monitor_cost import of_a_nano_run
 
     by_pairs, by_timers, pairs = in_new_process(of_a_nano_run)
@@ -237,7 +237,7 @@ def monitors() -> str:
 
 
 def shards() -> str:
-    """Text to shards in megabytes a second, and the memory that it takes."""
+    """Measure the speed from text to shards in megabytes per second, and the memory that it takes."""
     import data_speed as way
 
     with TemporaryDirectory() as folder:
@@ -277,7 +277,7 @@ def shards() -> str:
 
 
 def stream() -> str:
-    """What the training stream delivers, and what nano consumes."""
+    """Measure the tokens per second that the training stream delivers and that nano consumes."""
     from stream_rate import rates
 
     rows = []
@@ -291,7 +291,7 @@ def stream() -> str:
 
 
 def start() -> str:
-    """Measure the start of a loader on a corpus of 1.7e9 rows: time, and memory beyond that of a tiny corpus."""
+    """Measure the start of a loader on a corpus of 1.7e9 rows: time, and memory above that with a tiny corpus."""
     from loader_start import STEPS, starts
 
     rows = []
@@ -304,7 +304,7 @@ def start() -> str:
 
 
 def combine() -> str:
-    """Measure what the combination of eight tasks' gradients costs an update of nano, by rule."""
+    """Measure the cost of combining eight tasks' gradients in an update of nano, by rule."""
     from combine_cost import PLAIN, costs
 
     measured, rows = costs(), []
@@ -329,7 +329,7 @@ def combine() -> str:
 
 
 def update_end() -> str:
-    """The host's work for the records of an update of base, by the number of simulated ranks."""
+    """Measure the host's work for the records of an update of base, by the number of simulated ranks."""
     from update_end import milliseconds
 
     rows = [
@@ -340,7 +340,7 @@ def update_end() -> str:
 
 
 def gpu_code() -> str:
-    """What kernels move on an H100, counted from inductor's code and from eager operations, and not run."""
+    """Count the bytes that kernels move on an H100, from inductor's code and eager operations; nothing is run."""
     from gpu_code import CHUNK, TOKENS, counts
     from predicted import shape_of
 
@@ -368,7 +368,7 @@ def gpu_code() -> str:
 
 
 def predicted() -> str:
-    """Predict the speed on H100 GPUs from what was counted."""
+    """Predict the speed on H100 GPUs from the counts."""
     from predicted import ATTENTION, predict
 
     older, newer = ATTENTION
@@ -393,7 +393,7 @@ def predicted() -> str:
 
 
 def exchanges() -> str:
-    """What a rank exchanges in an update of base and large, by the number of simulated GPUs."""
+    """Count what a rank exchanges in an update of base and large, by the number of simulated GPUs."""
     from exchanges import counts
 
     rows = []
@@ -410,7 +410,7 @@ def exchanges() -> str:
 
 
 def checkpoint_planning() -> str:
-    """What the ranks do before and after the writing of a checkpoint of base, by the number of simulated GPUs."""
+    """Measure the ranks' work before and after writing a checkpoint of base, by the number of simulated GPUs."""
     from checkpoint_planning import ONE_SHARD_GROUP, planning
 
     rows = []
@@ -454,7 +454,7 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def processor() -> str:
-    """As the operating system names it, with the threads used and whether it has AMX."""
+    """Return the processor's name from the operating system, its family, whether it has AMX, and the threads used."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     facts = dict(line.split(":", 1) for line in lines if ":" in line)
     facts = {key.strip(): value.strip() for key, value in facts.items()}
@@ -476,7 +476,7 @@ def main(wanted: list[str]) -> None:
 
 
 def written() -> dict[str, str]:
-    """The sections of results.md as they stand, by title."""
+    """Return the current sections of results.md, by title."""
     if not RESULTS.exists():
         return {}
     _, *sections = RESULTS.read_text(encoding="utf-8").split("\n## ")

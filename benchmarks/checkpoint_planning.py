@@ -1,13 +1,13 @@
-"""Count and time the planning of one checkpoint of base at so many ranks, on one simulated machine after the other.
+"""Count and time the planning of one checkpoint of base on a given number of simulated ranks.
 
-Before a checkpoint is written, each rank lists what it would write, rank 0 gets all lists, takes out what several have,
-checks that nothing is missing or twice, and gives each rank its own back. After the writing it gets what each has
-written where, and writes that into one file. The code is torch's own, with Composer's settings.
+Before a checkpoint is written, each rank lists what it would write. Rank 0 gets all lists, removes duplicates, checks
+that nothing is missing or listed twice, and returns to each rank its own list. After the writing, each rank reports to
+rank 0 what it wrote where, and rank 0 writes that into one file. The code is torch's own, with Composer's settings.
 
-This process is each rank in turn, on torch's `fake` backend: the sharded tensors have places and no memory. In place of
-the network stands pickling, as torch does it. So the network's time is not in it, and neither is that of the disk.
+This process is each rank in turn, on torch's `fake` backend: the sharded tensors have placements and no memory. Lists
+are pickled, as torch does, but not sent. So the times of the network and of the disk are not included.
 
-Composer saves the generators of all ranks with a checkpoint, so each rank lists four entries of every rank.
+Composer saves the generators of all ranks with a checkpoint, so each rank lists four entries for every rank.
 
     python benchmarks checkpoint_planning
 """
@@ -26,14 +26,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def planning(ranks: int, overrides: list[str]) -> dict:
-    """Return figures of base on so many GPUs, from a process of its own: see `_planning`."""
+    """Return the figures of `_planning` for base on `ranks` GPUs, from a separate process."""
     command = [sys.executable, __file__, str(ranks), *overrides]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(said.stdout.splitlines()[-1])
 
 
 def _planning(ranks: int, overrides: list[str]) -> dict:
-    """Return `saving` ranks, `items` in their plans, `bytes` that rank 0 gets, and the seconds of the three parts."""
+    """Return the ranks `saving`, `items` in their plans, items `written`, `bytes` to rank 0, CPU seconds by part."""
     from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
     from torch.distributed.checkpoint.storage import WriteResult
 
@@ -82,7 +82,7 @@ def _planning(ranks: int, overrides: list[str]) -> dict:
 
 
 def _state(recipe, ranks: int, rank: int, replicas: int) -> dict:
-    """Make a rank's state dict as Composer's `get_model_state_dict` and its kin do, of tensors without memory."""
+    """Make a rank's state dict, of tensors without memory, as Composer's `get_model_state_dict` and the like do."""
     import torch
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh

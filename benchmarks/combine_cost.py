@@ -1,16 +1,16 @@
-"""Measure what each rule for combining the gradients of eight tasks costs, beside plain training on the same rows.
+"""Measure the cost of each rule for combining the gradients of eight tasks, beside plain training on the same rows.
 
 The model is `yamls/main/roformer_v2_nano.yaml`'s, sharded over one process as in a run. The rows are those of
-`python data_prep yamls/tasks/nano.yaml`, whose five tasks become eight: three are there twice. An update has a
+`python data_prep yamls/tasks/nano.yaml`, whose five tasks become eight: three of them are used twice. An update has a
 microbatch of two rows of each task. The updates are made here and not by Composer, so that all have the same rows, and
 the rules take turns in one process.
 
-- time: an update's over that of its neighbour without a rule, and over that of its neighbour with `mean`; medians.
-- combining: what GradientCombination takes of an update. Without a rule, autograd adds the gradients up instead, so the
-  two figures differ.
+- time: the ratio of an update's time to that of its neighbour without a rule, and of that with `mean`; medians.
+- combining: the time that GradientCombination takes in an update. Without a rule, autograd adds the gradients instead,
+  so the two figures differ.
 - dealing: the time to find an update's rows in the order and to split its batch by task.
-- memory: the peak of an update above that of one without a rule, of documents so short that activations hide nothing;
-  in a process in which every large tensor has pages of its own (measure.py has the method).
+- memory: the peak of an update above that of one without a rule, on documents so short that activations hide nothing;
+  in a process in which every large tensor has its own pages (measure.py has the method).
 """
 
 import os
@@ -49,21 +49,21 @@ ROUNDS, BATCHES = 5, 8
 
 @dataclass
 class Costs:
-    """The measurements. The keys are the rules; PLAIN stands for training without a rule."""
+    """Holds the measurements. The keys are the rules; PLAIN stands for training without a rule."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)  # of whole updates
-    combining: dict[str, list[float]] = field(default_factory=dict)  # of them
+    combining: dict[str, list[float]] = field(default_factory=dict)  # seconds of combining in these updates
     memory: dict[str, float] = field(default_factory=dict)  # peak above PLAIN's, in gradients of the shared parameters
-    dealing: float = 0.0  # seconds an update
-    delivered: float = 0.0  # tokens a second of the loader
-    consumed: float = 0.0  # of an update without a rule
+    dealing: float = 0.0  # seconds per update
+    delivered: float = 0.0  # tokens per second, by the loader
+    consumed: float = 0.0  # tokens per second, in updates without a rule
 
 
 class Updates:
     """Makes updates of the same rows of eight tasks, under any rule.
 
     Args:
-        folder: an empty one, for the data and the run.
+        folder: an empty folder, for the data and the run.
     """
 
     def __init__(self, folder: Path):
@@ -135,7 +135,7 @@ class Updates:
 
 
 def costs() -> Costs:
-    """Measure all of it, each in a process of its own."""
+    """Measure times and memory, each in a separate process."""
     measured = in_new_process(_times)
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)  # glibc reads it when a process starts
     try:
@@ -163,7 +163,7 @@ def _times() -> Costs:
 
 
 def _dealing(updates: Updates) -> tuple[float, float]:
-    """Return the seconds of dealing an update of eight blocks, and the tokens a second that the loader delivers."""
+    """Return the seconds to deal an update of eight blocks, and the tokens per second that the loader delivers."""
     loader = updates.data.train_loader(updates.plan, 0)
     start = time.perf_counter()
     batches = list(islice(loader, BATCHES))
@@ -180,11 +180,11 @@ def _memory() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         updates = Updates(Path(folder))
         updates.microbatches = [_shortest_document(batch) for batch in updates.microbatches]
-        updates.make("mean")  # the first makes what all keep
+        updates.make("mean")  # the first update allocates what all later ones keep
         peaks: dict[str, list[float]] = {}
         for _ in range(3):
             for rule in (PLAIN, *COMBINE):
-                Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+                Path("/proc/self/clear_refs").write_text("5")  # resets the peak
                 before = memory_of_this_process("VmRSS")
                 updates.make(rule)
                 peaks.setdefault(rule, []).append(memory_of_this_process("VmHWM") - before)
@@ -203,7 +203,7 @@ def _shortest_document(microbatch: Batch) -> Batch:
         tokens, here = slice(starts[place], starts[place + 1]), targets[:, 0] == place
         predicted = int(here.any()) + int((labels[tokens] != IGNORE_INDEX).sum())
         if predicted:
-            of_document = targets[here] * [0, 1, 1, 1]  # which is document 0 then
+            of_document = targets[here] * [0, 1, 1, 1]  # the document's number becomes 0
             return microbatch | {
                 "input_ids": microbatch["input_ids"][tokens],
                 "labels": labels[tokens],

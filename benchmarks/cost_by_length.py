@@ -1,7 +1,7 @@
-"""Time of the encoder's forward pass over one number of tokens, cut into documents of 512 to 16,384.
+"""Time the encoder's forward pass over a fixed number of tokens, cut into documents of 512 to 16,384.
 
-Local attention should cost the same however the tokens are cut; global attention a part that grows with the length.
-So each model's times are fitted by a + b · length, least squares.
+Local attention should cost the same however the tokens are cut; a part of global attention's cost grows with the
+length. So each model's times are fitted by a + b · length, by least squares.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ PICTURE = Path(__file__).parent / "cost_by_length.png"
 
 
 def times() -> dict[str, list[float]]:
-    """Seconds by length, for each model, after a pass that does not count."""
+    """Return seconds by length, for each model, after a warm-up pass."""
     alternating = Ours(compiled=False)
     global_only = Ours(compiled=False, shape=replace(base_shape(), global_attn_every_n_layers=1, local_attention=None))
     local_only = Ours(compiled=False)
@@ -38,7 +38,7 @@ def times() -> dict[str, list[float]]:
 
 
 def fit(seconds: list[float]) -> tuple[float, float, float]:
-    """a, b and R² of seconds = a + b · length."""
+    """Return a, b and R² of seconds = a + b · length."""
     slope, intercept = np.polyfit(LENGTHS, seconds, 1)
     residuals = np.array(seconds) - (intercept + slope * np.array(LENGTHS))
     return intercept, slope, 1 - residuals.var() / np.var(seconds)

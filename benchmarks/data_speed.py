@@ -1,10 +1,10 @@
-"""Text to shards: ours beside the tokenizer alone and beside LLM Foundry's way, on the same real text.
+"""Compare our way from text to shards with the tokenizer alone and with LLM Foundry's method, on the same real text.
 
-The text is Python source out of this environment's packages, in JSONL files. Each contender is a process of its own and
-has both cores, and all have the same tokenizer. Ours is the whole command `python data_prep`, from its start to its
+The text is Python source from this environment's packages, in JSONL files. Each contender is a separate process and
+has both cores, and all use the same tokenizer. Ours is the whole command `python data_prep`, from its start to its
 end: reading, hashing, splitting, finding duplicates, tokenising, packing for two row lengths, compressing, hashing.
-LLM Foundry's way is one `datasets` map that tokenises and concatenates, then `MDSWriter`, for one row length, as its
-`convert_dataset_hf.py` and `ConcatTokensDataset` go about it; it neither splits nor looks for duplicates.
+LLM Foundry's method is one `datasets` map that tokenises and concatenates, then `MDSWriter`, for one row length, as in
+its `convert_dataset_hf.py` and `ConcatTokensDataset`; it neither splits the data nor looks for duplicates.
 """
 
 import json
@@ -23,8 +23,8 @@ ROW_LENGTHS = (1024, 8192)
 
 
 def write_corpus(folder: Path, megabytes: int) -> Path:
-    """JSONL files with that much Python source; from the beginning again where there is not enough, told apart by a
-    first line, so that nothing is a duplicate."""
+    """Write JSONL files with `megabytes` MB of Python source, and return their folder. If there is not enough source,
+    start again from the beginning and add a first line to each text, so that nothing is a duplicate."""
     folder.mkdir(parents=True, exist_ok=True)
     sources = _sources()
     for number in range(megabytes * 1_000_000 // FILE_BYTES):
@@ -49,7 +49,7 @@ def _sources() -> Iterator[str]:
 
 
 def make_tokenizer(corpus: Path, directory: Path) -> Path:
-    """A tokenizer of 50,368 ids, trained on the first file of a corpus."""
+    """Train a tokenizer of 50,368 ids on the first file of a corpus; return its directory."""
     from rotary_foundry.data_prep.tokenizer import save_trained, train_tokenizer
 
     lines = min(corpus.glob("*.jsonl")).read_text(encoding="utf-8").splitlines()
@@ -58,7 +58,7 @@ def make_tokenizer(corpus: Path, directory: Path) -> Path:
 
 
 def prepare(corpus: Path, out: Path, tokenizer: Path) -> list[str]:
-    """Our command."""
+    """Write the corpus's YAML, and return the command that prepares it."""
     shutil.rmtree(out, ignore_errors=True)
     config = out.with_suffix(".yaml")
     config.write_text(
@@ -75,26 +75,26 @@ def prepare(corpus: Path, out: Path, tokenizer: Path) -> list[str]:
 
 
 def tokenise_alone(corpus: Path, tokenizer: Path) -> float:
-    """Seconds that `encode_batch_fast` takes for the texts, reading not counted."""
+    """Return the seconds that `encode_batch_fast` takes for the texts, without reading them."""
     command = [sys.executable, __file__, "alone", str(corpus), str(tokenizer)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()[-1])
 
 
 def foundrys_way(corpus: Path, out: Path, tokenizer: Path) -> list[str]:
-    """The command that `datasets` and `MDSWriter` are."""
+    """Return the command that runs `datasets` and `MDSWriter`."""
     shutil.rmtree(out, ignore_errors=True)
     return [sys.executable, __file__, "foundry", str(corpus), str(tokenizer), str(out)]
 
 
 def seconds_of(command: list[str]) -> float:
-    """How long a command takes."""
+    """Return the seconds that a command takes."""
     start = time.perf_counter()
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
 def memory_of(command: list[str]) -> float:
-    """The most MiB that a command's process and all below it hold together, what they share counted once."""
+    """Return the peak MiB of a command's process and its descendants together, with shared memory counted once."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     most = 0.0
     while process.poll() is None:
@@ -114,7 +114,7 @@ def _tree(pid: int) -> list[int]:
 
 
 def _memory(pid: int) -> float:
-    """MiB of a process, what it shares with others divided among them."""
+    """Return the MiB of a process, with shared memory divided among the processes that share it."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     except (FileNotFoundError, ProcessLookupError):

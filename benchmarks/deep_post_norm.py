@@ -1,16 +1,16 @@
 """Compare three starts of a deep post-norm model: a RoFormerV2 of 24 narrow layers, plain and in both published ways.
 
-    python data_prep yamls/data/chinese.yaml            # its head says how to get the text
+    python data_prep yamls/data/chinese.yaml            # the comment at its top says how to get the text
     python benchmarks/deep_post_norm.py                 # three runs on two processes; writes deep_post_norm.png
 
-The three runs have the recipe beside this file, so the same rows, masks and seed. They differ as follows:
+The three runs use the recipe beside this file, so they have the same rows, masks and seed. They differ as follows:
 
-- neither: x ← norm(x + F(x)), first weights with a standard deviation of 1/√fan-in.
+- neither: x ← norm(x + F(x)), initial weights with a standard deviation of 1/√fan-in.
 - with α: x ← norm(x + α·F(x)), where α rises from 0 to 1 over the first 0.3 of the run (kexue.fm/archives/8998).
-- with N^(-1/2): the first weights are divided by √24 (bert4keras ff75758).
+- with N^(-1/2): the initial weights are divided by √24 (bert4keras ff75758).
 
-Arguments are overrides for all three, as `composer launch` takes them. A run that is complete is not repeated, so the
-same command draws the figure anew.
+Arguments are overrides for all three runs, as for `composer launch`. A complete run is not repeated, so the
+same command draws the figure again.
 """
 
 import subprocess
@@ -82,7 +82,7 @@ def draw_picture(runs: list[Run], recipe: Recipe) -> None:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Return the mean of each update and those before it, SMOOTHED in all."""
+    """Return for each update the mean of the last SMOOTHED values."""
     return np.convolve(values, np.ones(SMOOTHED) / SMOOTHED, mode="valid")
 
 

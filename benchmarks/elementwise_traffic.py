@@ -1,17 +1,17 @@
-"""Count what the elementwise kernels of a RoFormerV2 layer move on a GPU, with and without biases and gains.
+"""Count the bytes that elementwise kernels of a RoFormerV2 layer move on a GPU, with and without biases and gains.
 
-Nothing is run: a layer of base size goes forward and back in eager mode, in bf16 under autocast, without dropout, on
-tensors without data. Each operation that is neither a matrix product nor attention is one kernel, which reads its
-inputs and writes its outputs once. Where tensors on a CPU do not show what CUDA does, three rules stand for it:
+Nothing is computed: a layer of base size goes forward and backward in eager mode, in bf16 under autocast, without
+dropout, on tensors without data. Each operation that is neither a matrix product nor attention is one kernel, which
+reads its inputs and writes its outputs once. Where CPU tensors do not show what CUDA does, three rules replace them:
 
-- The bias of a linear layer is added inside the product, as cuBLASLt does it for torch, and costs nothing forward. Its
-  gradient is a sum over the tokens: one kernel.
-- A norm is one kernel forward and one back. Gain and offset have one kernel more, which reads the inputs of the other
-  again for their gradients (aten/src/ATen/native/cuda/layer_norm_kernel.cu).
+- The bias of a linear layer is added inside the product, as cuBLASLt does for torch, and costs nothing in the forward
+  pass. Its gradient is a sum over the tokens: one kernel.
+- A norm is one kernel forward and one backward. Gain and offset need one more kernel, which reads the inputs of the
+  other one again for their gradients (aten/src/ATen/native/cuda/layer_norm_kernel.cu).
 - Attention is the same on both sides and is left out.
 
-From the bytes, and from the operations of products and attention, a layer's time on an H100 is estimated, at the rates
-of predicted.py. Launches cost nothing in it.
+A layer's time on an H100 is estimated from the bytes and from the operations of products and attention, at the rates
+of predicted.py. Kernel launches are counted as free.
 """
 
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ class Count:
 
 @dataclass
 class Traffic:
-    """Kernels and bytes of a layer's forward and backward pass over TOKENS tokens."""
+    """Holds kernels and bytes of a layer's forward and backward pass over TOKENS tokens."""
 
     forward: Count = field(default_factory=Count)
     backward: Count = field(default_factory=Count)
@@ -71,7 +71,7 @@ class Counter(TorchDispatchMode):
 
 
 class CountedNorm(nn.Module):
-    """A norm as CUDA's kernels compute it, instead of the several operations that it is on a CPU."""
+    """Counts a norm as CUDA's kernels compute it, instead of the several operations of a CPU."""
 
     def __init__(self, has_gain: bool, traffic: Traffic):
         super().__init__()
@@ -134,7 +134,7 @@ def of_a_layer(biases_and_gains: bool) -> Traffic:
 
 
 def estimated_seconds(traffic: Traffic, length: int) -> float:
-    """Estimate an H100's time for a layer, forward and back over TOKENS tokens in documents of one length."""
+    """Estimate an H100's time for a layer, forward and backward over TOKENS tokens in documents of one length."""
     shape = roformer_v2_shape("base")
     products = shape.matmul_flops(TOKENS, 0) / shape.num_hidden_layers
     attention = shape.attention_flops([length] * (TOKENS // length)) / shape.num_hidden_layers

@@ -1,11 +1,11 @@
 """Count what a rank exchanges with the others in an update, on simulated nodes of eight GPUs.
 
-This process is rank 0 of so many ranks: torch's `fake` backend takes every collective and does nothing, so nothing is
-computed right, but everything is asked for as in a run. The network is sharded by training's own code, and its blocks
-see a few tokens. The microbatches of an update are those of the recipe's first stage on so many GPUs.
+This process is rank 0 of all ranks. torch's `fake` backend accepts every collective and does nothing, so the values are
+wrong, but the requests are those of a run. The network is sharded by training's own code, and its blocks
+see a few tokens. The microbatches of an update are those of the recipe's first stage on that number of GPUs.
 
-A ring is assumed: of an all-gather or a reduce-scatter over n ranks, each rank receives (n - 1) / n of the whole, and
-of an all-reduce twice that. A group that is not within a node is on the network.
+A ring is assumed: in an all-gather or a reduce-scatter over n ranks, each rank receives (n - 1) / n of the whole, and
+in an all-reduce twice that. A group that spans more than one node counts as network traffic.
 
     python benchmarks exchanges
 """
@@ -23,12 +23,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def counts(recipe: str, ranks: int, before: bool) -> dict:
-    """Return `microbatches`, `collectives` an update, and the `bytes` a rank receives, `network` of them.
+    """Return `microbatches` and `collectives` per update, and the `bytes` that a rank gets, `network` between nodes.
 
     Args:
         recipe: base or large.
-        ranks: GPUs.
-        before: as until 2026-11-29: one shard group, exchanges in every microbatch, all parameters in float32.
+        ranks: number of GPUs.
+        before: use the settings until 2026-11-29: one shard group, exchanges in every microbatch, all in float32.
     """
     environment = os.environ | {"LOCAL_WORLD_SIZE": str(OF_A_NODE), "WORLD_SIZE": str(ranks), "RANK": "0"}
     command = [sys.executable, __file__, recipe, str(ranks), *(["before"] if before else [])]
@@ -51,7 +51,7 @@ def _count(recipe_name: str, ranks: int, before: bool) -> dict:
     if before:
         sharding.gather_matrices_in = lambda _: MixedPrecisionPolicy(cast_forward_inputs=False)
     distributed.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
-    sharding.set_timeout = lambda *_: None  # which the fake backend has not
+    sharding.set_timeout = lambda *_: None  # the fake backend has no timeout
     found = {"collectives": 0, "bytes": 0.0, "network": 0.0}
 
     class Counted(TorchDispatchMode):

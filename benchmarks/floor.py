@@ -1,9 +1,9 @@
-"""How near a step comes to what its arithmetic alone would take on this machine.
+"""Compare a step's time with its floor, the time that its arithmetic alone would take on this machine.
 
-The floor is the step's matrix products at the rate of a large product, plus its attention at the rate of torch's own
-SDPA on documents of that length, both measured in the same run and in the precision of the step. Local layers count the
-keys that their window holds, and not those that a block of them computes. What is counted, for both, is said in
-models/modernbert/shape.py.
+The floor is the time of the step's matrix products at the rate of a large product, plus that of its attention at the
+rate of torch's own SDPA on documents of that length. Both rates are measured in the same run and in the precision of
+the step. Local layers count the keys in their window, not those that a block computes. models/modernbert/shape.py says
+what is counted for both.
 """
 
 import statistics
@@ -19,13 +19,13 @@ LARGE = 4096  # rows and columns of the large product
 
 
 def product_rate() -> float:
-    """Operations a second of a large product."""
+    """Return the operations per second of a large product."""
     left, right = torch.randn(2, LARGE, LARGE).to(DTYPE)
     return 2 * LARGE**3 / statistics.median([timed(lambda: left @ right) for _ in range(7)])
 
 
 def sdpa_rate(shape: Shape, length: int, documents: int) -> float:
-    """Operations a second of SDPA forward and back on documents of one length."""
+    """Return the operations per second of SDPA, forward and backward, on documents of one length."""
     heads = shape.num_attention_heads
     q, k, v, grad = torch.randn(4, documents, heads, length, shape.hidden_size // heads).to(DTYPE)
     for x in (q, k, v):

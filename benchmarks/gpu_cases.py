@@ -1,4 +1,4 @@
-"""Cases of gpu_proof.py: each is run alone, and keeps its error; and what their networks and batches are made of."""
+"""Run the cases of gpu_proof.py, each by itself so that an error ends only one, and make their networks and batches."""
 
 import gc
 import importlib.util
@@ -33,7 +33,7 @@ class Skipped(Exception):
 
 
 class Proof:
-    """The device and sizes of a proof, and what it has found."""
+    """Holds the device and sizes of a proof, and its findings."""
 
     def __init__(self, tiny: bool, seconds: float):
         self.tiny, self.end = tiny, time.monotonic() + seconds
@@ -51,7 +51,7 @@ class Proof:
         self.findings: list[dict] = []
 
     def case(self, section: str, name: str, work: Callable[..., dict], *arguments) -> None:
-        """Call `work(self, *arguments)` and keep the metrics that it returns, its error, or why it was not run."""
+        """Call `work(self, *arguments)` and record the metrics that it returns, its error, or why it was skipped."""
         start = time.monotonic()
         try:
             if self._is_late():
@@ -73,7 +73,7 @@ class Proof:
             print(json.dumps(finding), flush=True)
 
     def free(self) -> None:
-        """Free what nothing refers to, networks and compiled code included."""
+        """Free all memory without references, networks and compiled code included."""
         torch._dynamo.reset()
         gc.collect()
         if self.on_gpu:
@@ -82,12 +82,12 @@ class Proof:
 
     def _is_late(self) -> bool:
         late = [time.monotonic() > self.end]
-        if self.ranks > 1:  # rank 0 decides, since all ranks have to come to the same collectives
+        if self.ranks > 1:  # rank 0 decides, since all ranks have to call the same collectives
             distributed.broadcast_object_list(late)
         return late[0]
 
     def recipe(self, name: str, *overrides: str, eager: bool = False) -> Recipe:
-        """Load a recipe, or nano's; compiled as on a GPU, or eager. On CPU all of it is float32, as `loss` is there."""
+        """Load a recipe (nano's with --tiny), compiled as on a GPU, or eager; in float32 on CPU."""
         kind = "{disable: true}" if eager else "{backend: aot_eager, dynamic: false}" if self.tiny else "null"
         file = ROOT / "yamls/main" / f"{'nano' if self.tiny else name}.yaml"
         precision = [] if self.on_gpu else ["precision=fp32"]
@@ -131,7 +131,7 @@ class Proof:
         return out.cross_entropy / out.tokens
 
     def ms(self, work: Callable[[], object], warm: int = 2, times: int = 5) -> float:
-        """Return the median of the milliseconds that some work takes."""
+        """Return the median milliseconds that `work` takes."""
         taken = []
         for _ in range(warm + (1 if self.tiny else times)):
             self.wait()
@@ -150,7 +150,7 @@ class Proof:
 
 
 def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
-    """Shard a network as training does, over this process alone if it is the only one."""
+    """Shard a network as training does, over this process alone if there is no other."""
     if importlib.util.find_spec("composer") is None:
         raise Skipped("Composer is not installed, which FSDP is set up with: gpu_wheels.py makes its wheels")
     from rotary_foundry.training import sharding
@@ -163,7 +163,7 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
 
 
 def mixed(rows: int, row_length: int, mean: int, seed: int = 0) -> list[int]:
-    """Draw log-normal lengths of documents that fill rows; a document of a mean of the whole row fills it."""
+    """Draw log-normal lengths of documents that fill rows; if the mean is the row length, one document fills a row."""
     if mean == row_length:
         return [row_length] * rows
     draw, lengths = random.Random(seed), []
@@ -181,7 +181,7 @@ def off(found: Tensor, exact: Tensor) -> float:
 
 
 def masked_softmax(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, causal: bool) -> Tensor:
-    """The definition of `attention`; arguments and result as its."""
+    """Compute attention by its definition; arguments and result are those of `attention`."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     place = torch.arange(documents.tokens, device=q.device)
     ahead = place[:, None] - place

@@ -1,10 +1,10 @@
-"""Count the kernels of inductor's code for an H100, the bytes that they move and keep, on a machine without a GPU.
+"""Count the kernels of inductor's code for an H100, and the bytes that they move and keep, on a machine without a GPU.
 
 Nothing is run. A layer of ModernBERT, in one graph with its attention, and a chunk of the loss are traced on tensors
-without values, as on a GPU in bf16 under autocast, and inductor makes its code for them. gpu_shim.c stands for CUDA
-where torch asks it while it traces, and an H100's properties are given. Inductor itself counts the bytes that each
-kernel reads and writes. Products and attention are not its kernels, and are left out; so they are of the kernels that
-eager torch would launch, which are counted beside them.
+without values, as on a GPU in bf16 under autocast, and inductor generates code for them. gpu_shim.c replaces CUDA
+where torch calls it during tracing, and the properties of an H100 are given. Inductor itself counts the bytes that each
+kernel reads and writes. Products and attention are not its kernels and are left out. They are also left out of the
+kernels that eager torch would launch, which are counted for comparison.
 
     python benchmarks gpu_code
 """
@@ -21,10 +21,10 @@ from types import SimpleNamespace
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# Products, attention, what is no kernel, and what touches a few places only.
+# Products, attention, operations without a kernel, and operations on a few elements only.
 NO_TRAFFIC = re.compile(r"prim::|torch_attn::|aten::(mm|addmm|detach|empty|empty_like|gather|scatter_add_)(\.|$)")
 SHIM = Path(__file__).with_name("gpu_shim.c")
-TOKENS = {"base": 96 * 1024, "large": 56 * 1024}  # of a microbatch
+TOKENS = {"base": 96 * 1024, "large": 56 * 1024}  # per microbatch
 CHUNK = 1332  # tokens of a chunk of the loss with 50,368 words
 H100 = {
     "name": "NVIDIA H100",
@@ -48,9 +48,9 @@ def counts(model: str = "base") -> dict[str, dict]:
     """Count `base` or `large`, in another process.
 
     Returns:
-        `kernels`, `bytes` moved and `kept` by what they are of: `layer, forward`, `layer, backward`, and `chunk of the
-        loss`. Kept is what the forward pass leaves for the backward pass. The same with `, eager` at the end have
-        kernels and bytes without a compiler.
+        `kernels`, `bytes` moved and bytes `kept` of `layer, forward`, `layer, backward`, and `chunk of the loss`. Kept
+        is what the forward pass leaves for the backward pass. The same names with `, eager` at the end give kernels
+        and bytes without a compiler.
     """
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "shim.map")
@@ -67,7 +67,7 @@ def counts(model: str = "base") -> dict[str, dict]:
 
 
 class Inductor:
-    """Makes code of graphs, and keeps the kernels and bytes of each."""
+    """Generates code for graphs, and records the kernels and bytes of each."""
 
     def __init__(self, mode, tokens: int):
         from torch._inductor import config, graph
@@ -79,8 +79,8 @@ class Inductor:
     def _keep(self, lowered):
         lowered.codegen()
         kernels = [quarter for node, quarter in lowered.count_bytes()[1] if not node.is_extern() and int(quarter)]
-        self.found.append({"kernels": len(kernels), "bytes": 4 * sum(map(int, kernels))})  # it divides them by four
-        return SimpleNamespace(call=print, __file__="", __name__="")  # is never called
+        self.found.append({"kernels": len(kernels), "bytes": 4 * sum(map(int, kernels))})  # inductor divides by four
+        return SimpleNamespace(call=print, __file__="", __name__="")  # never called
 
     def compile(self, module, inputs, is_backward: bool = False):
         from torch._inductor.compile_fx import compile_fx_inner
@@ -104,7 +104,7 @@ class Inductor:
 
 
 class EagerKernels(TorchDispatchMode):
-    """Counts eager kernels on a GPU. An operation is one, which reads its inputs and writes its outputs once."""
+    """Counts eager kernels on a GPU. An operation is one kernel, which reads its inputs and writes its outputs once."""
 
     def __init__(self):
         super().__init__()
@@ -120,9 +120,9 @@ class EagerKernels(TorchDispatchMode):
 
 
 def _of_tokens(node, tokens: int):
-    """The storage of what a graph returns, if it belongs to this layer: not of weights, nor of the rotary tables.
+    """Return the storage of a graph's output if it belongs to this layer, and not to weights or rotary tables.
 
-    A view keeps the whole of what it is a view of: the values keep queries and keys as they were before they turned.
+    A view keeps its whole base tensor: the values keep queries and keys as they were before the rotation.
     """
     value = getattr(node, "meta", {}).get("val")
     shape = getattr(value, "shape", ())
@@ -131,7 +131,7 @@ def _of_tokens(node, tokens: int):
 
 
 def _count(model: str) -> dict[str, dict]:
-    """Count in this process, which the shim is loaded into."""
+    """Count in this process, into which the shim is loaded."""
     _pretend()
     import torch
     from functorch.compile import aot_module, make_boxed_func
@@ -202,7 +202,7 @@ def _count(model: str) -> dict[str, dict]:
 
 
 def _pretend() -> None:
-    """Let torch, inductor and Triton find an H100."""
+    """Make torch, inductor and Triton find an H100."""
     import torch
     import triton
     from torch._dynamo import device_interface as interface
@@ -235,7 +235,7 @@ def _pretend() -> None:
         owner.current_device = staticmethod(lambda: 0)
         owner.get_device_properties = staticmethod(lambda *_, **__: properties)
     interface.CudaInterface.get_compute_capability = staticmethod(lambda *_, **__: 90)
-    joint_graph.lazy_init = post_grad.lazy_init = lambda *_, **__: None  # patterns that are traced on a GPU
+    joint_graph.lazy_init = post_grad.lazy_init = lambda *_, **__: None  # skips patterns that are traced on a GPU
     fake_tensor.init_gpu_context = utils.assert_no_fake_params_or_buffers = lambda *_, **__: None
     target = GPUTarget("cuda", 90, 32)
     of_triton = {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32}

@@ -1,14 +1,14 @@
-"""Run on a GPU what was only counted without one: whether it is right, and what it costs. Ten minutes on one H100.
+"""Check and measure on a GPU what was only counted without one. It takes ten minutes on one H100.
 
     python benchmarks/gpu_proof.py [--tiny] [--seconds 600] [SECTION …]
     torchrun --nproc-per-node 8 benchmarks/gpu_proof.py    # or composer -n 8 …: `step` and `update` under FSDP
 
-Every finding is one JSON line on stdout. The table at the end has each beside PREDICTED, which is for one H100.
+Every finding is one JSON line on stdout. The table at the end shows each beside PREDICTED, which is for one H100.
 
-- An error ends only its case, and is a finding: `failed`. A case that would begin after `--seconds` is `skipped`.
-- It needs torch, triton, transformers and OmegaConf. What needs more (`update`, `run`, several GPUs) is skipped, with
-  the reason, where that is not installed. gpu_wheels.py makes a folder of wheels for a machine without network.
-- `--tiny` takes nano's shape on CPU, and aot_eager instead of inductor. It shows that the program works, no more.
+- An error ends only its case, and is the finding `failed`. A case that would begin after `--seconds` is `skipped`.
+- It needs torch, triton, transformers and OmegaConf. Sections that need more (`update`, `run`, several GPUs) are
+  skipped, with the reason, if that is missing. gpu_wheels.py makes a folder of wheels for a machine without network.
+- `--tiny` uses nano's shape on CPU, and aot_eager instead of inductor. It only shows that the program works.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def _of_loss_and_update() -> Iterator[tuple[str, tuple[str, str]]]:
     yield "update/base*/ms", (f"{1000 * update:.0f}", f"six microbatches and the optimizer; {BY}")
 
 
-# What is expected of one H100, by "section/case/metric" (fnmatch), and from where. {name}: that metric of the finding.
+# Predictions for one H100 and their sources, by "section/case/metric" (fnmatch). {name}: that metric of the finding.
 PREDICTED = {
     "environment/*[0-9][0-9][0-9] x */tflops": (f"{predicted.PRODUCTS / 1e12:.0f}", "assumed by predicted.py"),
     "correctness/*bfloat16*/error_*": ("< 0.01", "the tolerance of `make test-gpu`"),
@@ -77,7 +77,7 @@ PREDICTED = {
 
 
 def table(findings: Iterable[dict]) -> str:
-    """Lay findings beside PREDICTED: a row for each metric that has a prediction, and one for the others together."""
+    """Return a table of findings and PREDICTED: one row per metric with a prediction, and one for all other metrics."""
     rows = [("", "found", "predicted", "by")]
     for finding in findings:
         label, others = f"{finding['section']}: {finding['case']}", []
@@ -93,7 +93,7 @@ def table(findings: Iterable[dict]) -> str:
 
 
 def prediction(finding: dict, metric: str) -> tuple[str, str] | None:
-    """Return what was predicted of a metric, and by what; None: nothing."""
+    """Return the prediction of a metric and its source, or None if there is none."""
     name = f"{finding['section']}/{finding['case']}/{metric}"
     values = {key: shown(value) for key, value in finding.items()}
     return next(

@@ -1,4 +1,4 @@
-"""Sections of gpu_proof.py: what each measures, and at which sizes."""
+"""Define the sections of gpu_proof.py: what each measures, and at which sizes."""
 
 import importlib.util
 import json
@@ -71,7 +71,7 @@ def correctness(proof: Proof) -> None:
 
 
 def attention_off(proof: Proof, implementation: str, dtype: torch.dtype, causal: bool, grouped: bool) -> dict:
-    """How far output and gradients are from masked softmax in float32, at most; all layers' kinds of window."""
+    """Return the largest distance of output and gradients from masked softmax in float32, for both kinds of layer."""
     if implementation == "flash" and not flash_attn_is_installed():
         raise Skipped("flash-attn is not installed")
     found = {}
@@ -93,7 +93,7 @@ def attention_off(proof: Proof, implementation: str, dtype: torch.dtype, causal:
 
 
 def chunk_off(proof: Proof) -> dict:
-    """How far the compiled chunk of the loss is from the eager one."""
+    """Return the distance of the compiled chunk of the loss from the eager one."""
     tokens, words = (8, 64) if proof.tiny else (1332, 50_368)
     products = torch.randn(tokens, words, device=proof.device).to(BF16)
     right = torch.randint(words, (tokens, 1), device=proof.device)
@@ -106,7 +106,7 @@ def chunk_off(proof: Proof) -> dict:
 
 
 def step_off(proof: Proof) -> dict:
-    """How far losses and gradients of a step in bfloat16, eager and compiled, are from eager float32."""
+    """Return losses, and the distance of gradients of a bfloat16 step, eager and compiled, from eager float32."""
     if proof.ranks > 1:
         raise Skipped("on one GPU only")
     rows, row_length = (2, 128) if proof.tiny else (8, 1024)
@@ -130,7 +130,7 @@ def syncs(proof: Proof) -> None:
 
 
 def host_waits(proof: Proof) -> dict:
-    """How often the host waits for the GPU in a microbatch, and where."""
+    """Return how often the host waits for the GPU in a microbatch, and where."""
     if not proof.on_gpu:
         raise Skipped("a CPU is not waited for")
     recipe = proof.recipe("base")
@@ -160,7 +160,7 @@ def attention_ms(proof: Proof) -> None:
 
 
 def time_of_attention(proof: Proof, implementation: str, lengths: list[int], row_length: int, window: int) -> dict:
-    """Milliseconds of a layer of base; with the true longest document instead of a row's length as well."""
+    """Return milliseconds of a layer of base, and those with the longest document's length instead of the row's."""
     if implementation == "flash" and not flash_attn_is_installed():
         raise Skipped("flash-attn is not installed")
     heads = 2 if proof.tiny else 12
@@ -192,7 +192,7 @@ def step(proof: Proof) -> None:
 
 
 def time_of_step(proof: Proof, name: str, stage: str, rows: int, row_length: int, eager: bool) -> dict:
-    """What a microbatch costs forward and back, with one document a row; tokens are those of a GPU."""
+    """Measure a microbatch forward and backward, with one document per row; tokens are counted per GPU."""
     recipe = proof.recipe(name, eager=eager)
     shape, lengths = recipe.model.shape, [row_length] * rows
     network, batch = proof.network(recipe), proof.batch(recipe.model.shape.vocab_size, lengths, row_length)
@@ -261,7 +261,7 @@ def update(proof: Proof) -> None:
 
 
 def time_of_update(proof: Proof, rows: int, row_length: int, count: int) -> dict:
-    """An update under FSDP, which gathers and reduces once, or for every microbatch."""
+    """Measure an update under FSDP that gathers and reduces once, and one that does so in every microbatch."""
     once = updates(proof, rows, row_length, count, reshard=False)
     proof.free()
     each = updates(proof, rows, row_length, count, reshard=True)
@@ -312,7 +312,7 @@ def run(proof: Proof) -> None:
 
 
 def whole_run(proof: Proof) -> dict:
-    """Run nano as a user does, and return its held-out loss beside that of runs on CPU."""
+    """Run nano as a user does, and return its held-out loss and the range of that of runs on CPU."""
     missing = [name for name in ("composer", "streaming") if importlib.util.find_spec(name) is None]
     if proof.tiny or proof.ranks > 1:
         raise Skipped("minutes on a CPU: `make nano`" if proof.tiny else "on one GPU only")
@@ -322,7 +322,7 @@ def whole_run(proof: Proof) -> dict:
         )
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["launch", "yamls/main/nano.yaml", "run_name=proof", f"runs_folder={folder}"]
-        left = str(round(max(1.0, proof.end - time.monotonic())))  # then a SIGTERM, upon which a run saves and ends
+        left = str(round(max(1.0, proof.end - time.monotonic())))  # then a SIGTERM makes the run save and end
         command = ["timeout", "-k", "60", left, sys.executable, "-m", "composer.cli", "-n", "1", *arguments]
         environment = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -340,9 +340,9 @@ def determinism(proof: Proof) -> None:
 
 
 def differing(proof: Proof, deterministic: bool) -> dict:
-    """How many parameters get another gradient when the same step is done again."""
+    """Count the parameters whose gradient differs when the same step is repeated."""
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses products
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses matrix products
     rows, row_length = (1, 256) if proof.tiny else (8, 1024)
     torch.use_deterministic_algorithms(deterministic)
     try:
@@ -369,7 +369,7 @@ def transformers(proof: Proof) -> None:
 
 @torch.no_grad()
 def beside_transformers(proof: Proof, documents: int, length: int) -> dict:
-    """How far our logits are from those of transformers' ModernBERT in float32, with the same weights; ms of both."""
+    """Return the distance of our logits from those of transformers' ModernBERT in float32, and milliseconds of both."""
     from transformers import ModernBertForMaskedLM
 
     if proof.ranks > 1:

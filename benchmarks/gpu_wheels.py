@@ -1,12 +1,12 @@
-"""Make the folder of wheels that gpu_proof.py needs on a machine without network, and say how to use it.
+"""Make the folder of wheels that gpu_proof.py needs on a machine without network, and print how to use it.
 
     python benchmarks/gpu_wheels.py FOLDER [PIN …]
 
-Such a machine has Python 3.12 on Linux, torch, triton and transformers, each with its own needs. What OmegaConf and
-Composer need besides is read from the packages installed here, and pip downloads it in the versions of constraints.txt.
-A PIN takes the place of one there. torchvision has to be that of the machine's torch: of torch 2.11
-`torchvision==0.26.*`. Streaming is left out, because its clients of object stores would not fit; so the proof's
-section `run` is skipped there.
+Such a machine has Python 3.12 on Linux, and torch, triton and transformers with their dependencies. The packages that
+OmegaConf and Composer need in addition are found from those installed here, and pip downloads them in the versions of
+constraints.txt. A PIN replaces one there. torchvision has to match the machine's torch: for torch 2.11 give
+`torchvision==0.26.*`. Streaming is left out, because its object store clients are too large; so the proof's section
+`run` is skipped there.
 """
 
 import argparse
@@ -21,17 +21,17 @@ from packaging.utils import canonicalize_name
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 PRESENT, NEEDED = ("torch", "triton", "transformers"), ("omegaconf", "mosaicml")
-ALSO = ("rich",)  # which only some versions of transformers bring
+ALSO = ("rich",)  # only some versions of transformers depend on it
 MOST_MIB = 64
 TARGET = {"python_version": "3.12", "python_full_version": "3.12.0", "sys_platform": "linux"}
-GLIBC = (5, 12, 17, 24, 26, 27, 28, 31, 34)  # pip takes a platform literally, and wheels differ in theirs
+GLIBC = (5, 12, 17, 24, 26, 27, 28, 31, 34)  # pip compares platforms literally, and wheels name different ones
 
 
 def needs(packages: tuple[str, ...]) -> set[str]:
-    """Return packages and all that they need on the target, by their canonical names.
+    """Return the canonical names of packages and of all their dependencies on the target.
 
     Raises:
-        PackageNotFoundError: one is not installed here; `make test` installs all.
+        PackageNotFoundError: one of them is not installed here; `make test` installs all.
     """
     found, left = set(), [Requirement(package) for package in packages]
     while left:
@@ -63,7 +63,7 @@ def download(packages: list[str], folder: Path) -> None:
     """Download wheels for the target.
 
     Raises:
-        CalledProcessError: pip has said why. Where uv made .venv, `python -m ensurepip` brings pip.
+        CalledProcessError: pip failed and printed why. If uv made .venv, `python -m ensurepip` installs pip.
     """
     platforms = [f"--platform=manylinux_2_{glibc}_x86_64" for glibc in GLIBC]
     platforms += [f"--platform=manylinux{year}_x86_64" for year in (1, 2010, 2014)]

@@ -1,12 +1,12 @@
-"""Measure a loader's start on a corpus of 1.7e9 rows: seconds, and memory beyond that of a tiny corpus.
+"""Measure a loader's start on a corpus of 1.7e9 rows: seconds, and memory above that with a tiny corpus.
 
-The corpus is made: 52,000 shards of 2^15 rows for each of two row lengths, in three sources. The index lists every
-shard under a name of its own, and all names lead to one file of 2^15 rows of one token, so that rows can be read. The
-empty one has that file alone, once a source.
+The corpus is synthetic: 52,000 shards of 2^15 rows for each of two row lengths, in three sources. The index lists every
+shard under its own name, and all names lead to one file of 2^15 rows of one token, so that rows can be read. The
+tiny corpus has that file alone, once per source.
 
 Every rank is a process with a loader worker, as in a run. It reads the indexes of both lengths, as a run does once
-when it checks its corpus; makes the first loader of each length; and another one from the middle of an epoch on. A
-start is over when the first batch is there. The ranks start together, and the slowest counts.
+when it checks its corpus. Then for each length it makes a first loader, and another one that starts in the middle of an
+epoch. A start ends when the first batch is there. The ranks start together, and the slowest counts.
 """
 
 import json
@@ -33,7 +33,7 @@ from rotary_foundry.data.stream import TrainingStream
 
 SHARDS = {"web": 40_000, "code": 9_000, "papers": 3_000}
 LENGTHS = (1024, 8192)
-ROWS = 1 << 15  # a shard
+ROWS = 1 << 15  # per shard
 MIXTURE = {"web": 0.6, "code": 0.2, "papers": 0.2}
 ROWS_A_RANK, UPDATES = 128, 1_000_000
 IN_A_FOLDER = 100
@@ -41,7 +41,7 @@ STEPS = ("the indexes", "1024, first", "1024, next", "8192, first", "8192, next"
 
 
 def starts() -> list[tuple[int, bool, list[tuple[float, float]], float, float]]:
-    """(ranks, whether with a mixture, (seconds, CPU seconds) of each step, MB of a rank and of its worker)"""
+    """Return (ranks, whether with a mixture, (seconds, CPU seconds) of each step, MB of a rank, MB of its worker)."""
     found = []
     with TemporaryDirectory() as folder:
         small, large = Path(folder, "small"), Path(folder, "large")
@@ -60,7 +60,7 @@ def starts() -> list[tuple[int, bool, list[tuple[float, float]], float, float]]:
 
 
 def _make_shard(folder: Path) -> tuple[Path, dict]:
-    """The folder of the one shard, under many names, and its entry of an index."""
+    """Write the one shard under many names; return its folder and its index entry."""
     dtype, one = np.dtype(np.uint16), np.ones(1, np.uint32)
     with MDSWriter(out=str(folder), columns=columns(dtype), hashes=[SHARD_HASH], size_limit=None) as out:
         for _ in range(ROWS):
@@ -100,7 +100,7 @@ def _rank(
     os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{ranks}", "LOCAL_WORLD_SIZE": f"{ranks}"}
     os.environ |= {"NODE_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": f"{port}"}
     dist.init_process_group("gloo", timeout=timedelta(minutes=5))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     streams, times, peaks = {}, [], [0]
 
     def indexes() -> float:
@@ -133,6 +133,6 @@ def _of_worker(samples: list) -> tuple[int, float]:
 
 
 def _peak() -> int:
-    """The most bytes that this process held, with what it shares with others."""
+    """Return the peak bytes of this process, shared memory included."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

@@ -1,8 +1,8 @@
-"""Time and memory of a training step or a forward pass.
+"""Measure time and memory of a training step or a forward pass.
 
-Times on a shared machine are noisy, so contenders take turns in one process and what counts is the median of the
-ratios of their turns. Memory is measured in a process of its own for each: the peak of its resident set, and of what is
-swapped, during one step, above what it held before it with the weights loaded.
+Times on a shared machine are noisy, so contenders take turns in one process, and the result is the median of the
+ratios of their turns. Memory is measured in a separate process for each contender: the peak of its resident set and
+swapped memory during one step, above the amount before the step, with the weights loaded.
 """
 
 import multiprocessing
@@ -26,21 +26,21 @@ MASKED = 0.3
 
 
 def draw(lengths: list[int], vocab_size: int = 50_000) -> Documents:
-    """Random documents of given lengths, with labels at 30 % of the positions."""
+    """Make random documents of given lengths, with labels at 30 % of the positions."""
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(5, vocab_size, (length,), generator=generator) for length in lengths]
     return Documents(ids, [_labels(document, generator) for document in ids])
 
 
 def mixed_lengths(documents: int = 12) -> list[int]:
-    """Lengths of a log-normal with a mean near 300, one from the middle of each of its quantiles, at most 1024."""
+    """Return lengths of a log-normal with a mean near 300, one from the middle of each quantile, at most 1024."""
     quantiles = (torch.arange(documents) + 0.5) / documents
     lengths = torch.exp(5.4 + 0.75 * torch.special.ndtri(quantiles)).clamp(max=1024).int()
     return lengths[torch.randperm(documents, generator=torch.Generator().manual_seed(0))].tolist()
 
 
 def packed(tokens: int) -> list[int]:
-    """Lengths of documents that fill a row: those of `mixed_lengths`, again and again, and the last one cut."""
+    """Return lengths of documents that fill a row: those of `mixed_lengths`, repeated, with the last one cut."""
     lengths = []
     for length in cycle(mixed_lengths()):
         if tokens <= length:
@@ -50,10 +50,10 @@ def packed(tokens: int) -> list[int]:
 
 
 def workload(name: str, kind: str, documents: Documents) -> Callable[[], None]:
-    """What a contender does with some documents.
+    """Return a function that runs one kind of work of a contender on some documents.
 
-    `training` is a forward and a backward pass (the optimizer's part is nobody's own), `encoding` the encoder's hidden
-    states, `predicting` the logits of every token.
+    `training` is a forward and a backward pass (the optimizer is not part of a contender), `encoding` computes the
+    encoder's hidden states, `predicting` the logits of every token.
     """
     return {"training": training, "encoding": encoding, "predicting": predicting}[kind](CONTENDERS[name](), documents)
 
@@ -80,7 +80,7 @@ def predicting(contender: Contender, documents: Documents) -> Callable[[], None]
 
 
 def take_turns(workloads: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round, by contender, after one that does not count; of one that memory cannot hold, none."""
+    """Return each contender's seconds per round, after a warm-up round; none for a contender that exceeds memory."""
     fitting = [name for name, run in workloads.items() if _fits(run)]
     seconds: dict[str, list[float]] = {name: [] for name in workloads}
     for _ in range(rounds):
@@ -90,7 +90,7 @@ def take_turns(workloads: dict[str, Callable[[], None]], rounds: int) -> dict[st
 
 
 def _limit_memory(size: int) -> None:
-    """Have torch refuse what goes beyond `size` bytes, where the system would kill some process."""
+    """Make torch raise an error above `size` bytes, before the system kills a process."""
     resource.setrlimit(resource.RLIMIT_DATA, (size, resource.RLIM_INFINITY))
 
 
@@ -111,7 +111,7 @@ def timed(run: Callable[[], None]) -> float:
 
 
 def race(names: list[str], kind: str, documents: Documents, rounds: int) -> dict[str, list[float]]:
-    """`take_turns` of contenders at one kind of work, in a process of its own, which takes its memory along."""
+    """Run `take_turns` of contenders at one kind of work in a separate process, which frees its memory at its end."""
     return in_new_process(_race, names, kind, documents, rounds)
 
 
@@ -122,7 +122,7 @@ def _race(names: list[str], kind: str, documents: Documents, rounds: int) -> dic
 
 
 def in_new_process(function: Callable, *arguments):
-    """What a function returns; an error, and not a hang, if the process is killed, as for its memory."""
+    """Call a function in a new process and return its result. If the process is killed, raise an error, do not hang."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -132,7 +132,7 @@ def median_ratio(numerators: list[float], denominators: list[float]) -> float:
 
 
 def peak_memory(name: str, kind: str, lengths: list[int], vocab_size: int = 50_000) -> tuple[float, bool]:
-    """MiB, swapped or not, that one step adds to a process that holds the weights, and whether they were enough."""
+    """Return the MiB, swapped included, that a step adds to a process with the weights, and whether memory sufficed."""
     return in_new_process(_peak_memory, name, kind, lengths, vocab_size)
 
 
@@ -145,7 +145,7 @@ def _without_gradients(contender: Contender, compute: Callable, documents: Docum
     batch = contender.batch(documents)
 
     def step() -> None:
-        # every weight is used once, so there is nothing to gain from keeping all of them in bf16 until the end
+        # every weight is used once, so a cache of their bf16 copies would not help
         with torch.no_grad(), autocast(cache_enabled=False):
             compute(*batch)
 
@@ -154,7 +154,7 @@ def _without_gradients(contender: Contender, compute: Callable, documents: Docum
 
 def _peak_memory(name: str, kind: str, lengths: list[int], vocab_size: int) -> tuple[float, bool]:
     run = workload(name, kind, draw(lengths, vocab_size))
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: making the weights had one of its own
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which is that of making the weights
     before = peak = _in_memory_or_swap()
     done = threading.Event()
 
@@ -176,7 +176,7 @@ def _in_memory_or_swap() -> float:
 
 
 def memory_of_this_process(kind: str) -> float:
-    """MiB: VmRSS, what it has in memory, or VmHWM, the most that it had. Linux only."""
+    """Return this process's MiB in memory now (VmRSS), its peak (VmHWM) or swapped (VmSwap). Linux only."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
 

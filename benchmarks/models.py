@@ -1,14 +1,14 @@
-"""The contenders: our three families, and models of transformers that they are compared with.
+"""Define the contenders: our three families, and the transformers models that they are compared with.
 
-- Our ModernBERT, transformers' of the same shape, and DeBERTa-v2 of the same vocabulary: of base size.
-- Our RoFormerV2, the same with biases and gains, and transformers' RoFormer of the same sizes: small, because base has
-  eight times the operations.
-- Our Llama and transformers', of the shape of SmolLM2-135M.
+- Base size: our ModernBERT, transformers' of the same shape, and DeBERTa-v2 with the same vocabulary.
+- Small size, because base has eight times the operations: our RoFormerV2, the same with biases and gains, and
+  transformers' RoFormer of the same sizes.
+- The shape of SmolLM2-135M: our Llama and transformers'.
 
-All have random weights and no dropout (transformers knows ModernBERT's 0.1 at another place). All compute in bf16 under
-autocast, or in float32 where the processor has no instructions for bf16. A contender takes documents as lists of token
-ids and brings them into the form that its model wants. Ours are flat, and theirs are padded to the longest, but
-transformers' Llama gets them packed into one row, under a mask of documents.
+All have random weights and no dropout (transformers applies ModernBERT's 0.1 at another place). All compute in bf16
+under autocast, or in float32 if the processor has no bf16 instructions. A contender takes documents as lists of token
+ids and converts them to its model's input: flat for ours, and padded to the longest for transformers', except that
+transformers' Llama gets them packed into one row, with a document mask.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ PAD = 0
 
 @dataclass(frozen=True)
 class Documents:
-    """`ids` and `labels`, each a list of int64 [tokens of the document]."""
+    """Holds `ids` and `labels`, each a list of int64 [tokens of the document]."""
 
     ids: list[Tensor]
     labels: list[Tensor]
@@ -66,7 +66,7 @@ def roformer_v2_shape(size: str = "small") -> Shape:
 
 
 class Ours:
-    """Our network, on a flat sequence; optionally with compiled layers, as a recipe's `compile_config` makes them."""
+    """Runs our network on a flat sequence, optionally with compiled layers as by a recipe's `compile_config`."""
 
     def __init__(self, compiled: bool, shape: Shape | None = None, family: str = "modernbert"):
         ours = find_family(family)
@@ -93,7 +93,7 @@ class Ours:
 
 
 class OursCausal(Ours):
-    """The same of a decoder, which predicts the next token of every document."""
+    """Does the same for a decoder, which predicts the next tokens of every document."""
 
     def batch(self, documents: Documents) -> tuple[Tensor, ...]:
         ids, ends, _ = super().batch(documents)
@@ -101,7 +101,7 @@ class OursCausal(Ours):
 
 
 class PackedCausal:
-    """A transformers decoder on documents in one row; it makes their mask of positions that begin anew."""
+    """Runs a transformers decoder on documents in one row; it derives their mask from positions that restart."""
 
     def __init__(self, network: nn.Module):
         self.network = network
@@ -128,7 +128,7 @@ def next_tokens(ids: Tensor) -> Tensor:
 
 
 class Padded:
-    """A transformers model for masked LM, on a padded batch."""
+    """Runs a transformers model for masked LM on a padded batch."""
 
     def __init__(self, network: nn.Module):
         self.network = network
@@ -162,7 +162,7 @@ def transformers_modernbert(sparse_prediction: bool = False) -> Padded:
 
 
 def deberta() -> Padded:
-    """DeBERTa-v3-base's shape, with our vocabulary."""
+    """Build a DeBERTa-v2 in DeBERTa-v3-base's shape, with our vocabulary size."""
     config = DebertaV2Config(
         vocab_size=base_shape().vocab_size,
         hidden_size=768,
@@ -197,7 +197,7 @@ def roformer_v2_with_biases_and_gains() -> Ours:
 def add_biases_and_gains(network: nn.Module) -> None:
     """Give RoFormerV2, or a layer of it, the biases and the layer norms of RoFormer, the first version.
 
-    A layer's two norms share a gain and an offset, which takes as long as two of each. The output keeps no bias.
+    A layer's two norms share a gain and an offset, which takes as long as two of each. The output has no bias.
     """
     for module in list(network.modules()):
         if isinstance(module, nn.Linear):
@@ -208,7 +208,7 @@ def add_biases_and_gains(network: nn.Module) -> None:
 
 
 def transformers_roformer() -> Padded:
-    """RoFormer, the first version, as transformers has it, in RoFormerV2's sizes."""
+    """Build transformers' RoFormer, the first version, in RoFormerV2's sizes."""
     ours = roformer_v2_shape()
     config = RoFormerConfig(
         vocab_size=ours.vocab_size,
@@ -225,7 +225,7 @@ def transformers_roformer() -> Padded:
 
 
 def llama_shape() -> Shape:
-    """SmolLM2-135M's."""
+    """Return the shape of SmolLM2-135M."""
     return find_family("llama").Shape(
         vocab_size=49_152,
         hidden_size=576,

@@ -1,11 +1,11 @@
-"""What the monitors cost of a nano run, in which every other update goes without them.
+"""Measure the cost of the monitors in a nano run in which every other update runs without them.
 
-The run is `yamls/main/nano.yaml`, in this process, on the shards that `make nano` leaves. Two figures:
+The run is `yamls/main/nano.yaml`, in this process, on the shards that `make nano` leaves. It gives two figures:
 
-- by pairs: an update with monitors over the mean of its two neighbours without, if they have as many rows, and the
-  median of that. It is what a user would see. What else the machine does makes single pairs vary by many times 1 %.
-- by timers: the seconds spent in the monitors' own code, the timers included, and how much longer the optimizer's step
-  took for its norms than in the neighbours (the median again), over the seconds of the updates that had monitors.
+- by pairs: the median ratio of an update with monitors to the mean of its two neighbours without, if they have as many
+  rows. A user would see this cost. Other work on the machine makes single pairs vary by many times 1 %.
+- by timers: the seconds in the monitors' own code, timers included, plus the median time by which the optimizer's step
+  with its norms exceeds its neighbours', as a share of the seconds of the updates with monitors.
 """
 
 import statistics
@@ -29,13 +29,13 @@ from rotary_foundry.training import run
 
 @dataclass
 class Update:
-    rows: tuple[str, int]  # stage and rows: neighbours are compared if they are alike
-    seconds: float  # from asking for the batch to the end of the records
-    step: float  # of them, in the part of the optimizer's step that takes the norms
+    rows: tuple[str, int]  # stage and rows: neighbours are compared if these are equal
+    seconds: float  # from the request for the batch to the end of the records
+    step: float  # seconds of these in the part of the optimizer's step that computes the norms
 
 
 def of_a_nano_run() -> tuple[float, float, int]:
-    """(share by pairs, share by timers, updates compared)."""
+    """Return (share by pairs, share by timers, updates compared)."""
     updates: list[Update] = []  # the first without monitors, the second with them, and so on
     stepped, code = Spent(), Spent()
     stepped.on(StableAdamW, "_advance")
@@ -70,7 +70,7 @@ def of_a_nano_run() -> tuple[float, float, int]:
         alike = state.dataloader_label, len(self.batch["row_tokens"])
         updates.append(Update(alike, time.perf_counter() - began[0], stepped.seconds - began[1]))
 
-    StageProgress.batch_end = lambda self, state, logger: None  # its lines are of what the monitors measure
+    StageProgress.batch_end = lambda self, state, logger: None  # it prints what the monitors measure
     for owner, patch in ((StepTime, before_dataloader), (RunRecords, batch_end)):
         setattr(owner, patch.__name__, _with(patch, getattr(owner, patch.__name__)))
     with tempfile.TemporaryDirectory() as folder:

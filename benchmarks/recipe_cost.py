@@ -1,7 +1,7 @@
-"""What the recipe itself costs: clock, plan and masking in a whole nano run, and the saving of a checkpoint.
+"""Measure the cost of the recipe itself: clock, plan and masking in a whole nano run, and saving a checkpoint.
 
-The run is `yamls/main/nano.yaml`, in this process, on the shards that `make nano` leaves, with a timer around all that
-asks the plan or masks a row. `SegmentSwitch` is counted whole, with the loaders that it makes.
+The run is `yamls/main/nano.yaml`, in this process, on the shards that `make nano` leaves, with a timer around all code
+that uses the plan or masks a row. The time of `SegmentSwitch` includes the loaders that it makes.
 """
 
 import functools
@@ -49,7 +49,7 @@ class Spent:
 
 
 def of_a_nano_run() -> dict[str, Spent]:
-    """Seconds and calls of each, in a run of one process; "the run" is all of its updates."""
+    """Return seconds and calls of each part, in a run of one process; "the run" is all of its updates."""
     spent = {name: Spent() for name in ("clock and plan", "masking", "checkpoints", "the run")}
     spent["clock and plan"].on(SegmentSwitch, "apply")
     spent["masking"].on(MaskedLM, "prepare")
@@ -63,7 +63,7 @@ def of_a_nano_run() -> dict[str, Spent]:
 
 
 def of_a_checkpoint(shape: Shape) -> tuple[float, float, float]:
-    """(GB, seconds to copy it in memory, seconds to write it) of a model's weights and moments, by one process."""
+    """Return (GB, seconds to copy in memory, seconds to write) of a model's weights and moments, in one process."""
     state = {
         f"{kind}.{name}": torch.randn(size)
         for kind in ("weights", "exp_avg", "exp_avg_sq")

@@ -1,7 +1,7 @@
-"""How fast the training stream delivers batches (shards read and hashed, rows masked and collated), beside the model.
+"""Compare the speed of the training stream (shards read and hashed, rows masked and collated) with the model's.
 
 The rows are those that `make nano` leaves; nano's stages are made longer, so that a loader's start is a small part. The
-model is nano in a process with all threads, forward and backward, without its optimizer: faster than any real run.
+model is nano in one process with all threads, forward and backward, without its optimizer: faster than any real run.
 """
 
 import time
@@ -20,7 +20,7 @@ LONGER = ["batch_size_ramp=null", "duration=4_194_304tok"]
 
 
 def rates(stage: str, num_workers: int) -> tuple[float, float]:
-    """Tokens a second that a stage's stream delivers, and that the model consumes of the same batches."""
+    """Return the tokens per second that a stage's stream delivers, and that the model consumes of its batches."""
     overrides = [f"stages.{stage}.{override}" for override in LONGER]
     recipe = load_recipe(NANO, [*overrides, f"data.num_workers={num_workers}"])
     plan = compile_plan(recipe)

@@ -1,7 +1,7 @@
-"""What a rank's host does for the records at the end of an update of `yamls/main/base.yaml`, on so many ranks.
+"""Time the work of a rank's host for the records at the end of an update of `yamls/main/base.yaml`.
 
-The code is RunRecords' own, of a run with its four monitors that need no optimizer. In place of the network stands its
-exact result: rank 0 gets every rank's array. So the network's time is not in it, but all work of this project's is.
+The code is RunRecords' own, in a run with its four monitors that need no optimizer. The network is replaced by its
+exact result: rank 0 gets every rank's array. So the network's time is not included, but all work of this project is.
 """
 
 import statistics
@@ -29,7 +29,7 @@ UPDATES = 200
 
 
 def milliseconds(ranks: int, rank: int) -> float:
-    """The median of updates of all rows, on one rank of so many."""
+    """Return the median milliseconds of updates with full rows, on rank `rank` of `ranks`."""
     recipe, plan = load_recipe_and_plan(RECIPE, [])
     stage, name = recipe.stages["pretrain"], "pretrain"
     rows, length = stage.global_train_batch_size // ranks, stage.row_length

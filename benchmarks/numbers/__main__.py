@@ -1,9 +1,9 @@
-"""`python benchmarks/numbers BEFORE [AFTER]`: compare the numbers of two commits, to the bit.
+"""`python benchmarks/numbers BEFORE [AFTER]`: compare the numbers of two commits bit by bit.
 
-A refactoring changes no number. This command shows it: at each commit it prepares a small corpus and trains the
-recipe beside this file on two ranks, kills the run with SIGKILL in its second stage, and resumes it. Then every
-update's rows and masks (`rows_digest`), loss, learning rate and gradient norm, every evaluation and every rollback are
-compared. AFTER is the working tree when it is not given.
+A refactoring changes no number. To check that, this command prepares a small corpus at each commit, trains the
+recipe beside this file on two ranks, kills the run with SIGKILL in its second stage, and resumes it. Then it compares
+every update's rows and masks (`rows_digest`), loss, learning rate and gradient norm, every evaluation and every
+rollback. AFTER is the working tree by default.
 
 Each commit brings its own `corpus.yaml` and `recipe.yaml`, because the keys of a recipe may change between the two.
 Both run in this interpreter's environment, so on one torch. Exit status: 0 equal, 1 different, 2 could not be run.
@@ -124,7 +124,7 @@ def make_texts(folder: Path) -> None:
 
 
 def read_records(run: Path) -> dict[tuple, dict]:
-    """Return what a run wrote down of every update, evaluation and rollback.
+    """Return a run's records of every update, evaluation and rollback.
 
     Raises:
         RuntimeError: an update that was trained twice, before the kill and after it, has two different records.
@@ -142,7 +142,7 @@ def read_records(run: Path) -> dict[tuple, dict]:
 
 
 def differences(before: dict[tuple, dict], after: dict[tuple, dict]) -> Iterator[str]:
-    """Yield a line for every number that is not the same, to the bit."""
+    """Yield a line for every number that is not bit-identical."""
     for place in sorted(before.keys() | after.keys()):
         name = "{} (rollbacks {}, update {})".format(*place)
         if place not in before or place not in after:
