@@ -1,6 +1,6 @@
 """`python benchmarks` (or `make bench`): compare ours with its peers, and write the results to benchmarks/results.md.
 
-It takes two hours on two cores. Given names of parts (shards, speed, roformer, llama, memory, floor, length, recipe,
+It takes an hour and a half on two cores. Given names of parts (shards, speed, roformer, llama, memory, floor, length, recipe,
 monitors, stream, start, combine, update_end, gpu_code, predicted, exchanges, checkpoint_planning), it measures only
 these and replaces their sections of results.md.
 """

@@ -1,6 +1,6 @@
 """Time the work of a rank's host for the records at the end of an update of `yamls/main/base.yaml`.
 
-The code is RunRecords' own, in a run with its four monitors that need no optimizer. The network is replaced by its
+The code is RunRecords' own, in a run with its three monitors that need no optimizer. The network is replaced by its
 exact result: rank 0 gets every rank's array. So the network's time is not included, but all work of this project is.
 """
 
