@@ -1,8 +1,8 @@
 """`python benchmarks` (or `make bench`): compare ours with its peers, and write the results to benchmarks/results.md.
 
-It takes an hour and a half on two cores. Given names of parts (shards, speed, roformer, llama, memory, floor, length, recipe,
-monitors, stream, start, combine, update_end, gpu_code, predicted, exchanges, checkpoint_planning), it measures only
-these and replaces their sections of results.md.
+It takes an hour and a half on two cores. Given names of parts (shards, speed, roformer, llama, memory, floor, length,
+recipe, monitors, stream, start, combine, update_end, gpu_code, predicted, exchanges, checkpoint_planning), it measures
+only these and replaces their sections of results.md.
 """
 
 import os
