@@ -5,9 +5,9 @@ resumed run appends and continues to count in `batch`, so only the last line for
 BATCH_START, AFTER_LOSS, AFTER_TRAIN_BATCH, BATCH_END, EVAL_END and CLOSE.
 
 A mixture sets shares of a stage's rows, but training depends on shares of tokens. So each line has both, by source:
-`asked`, and `drawn`, the share of all tokens that the stage has drawn so far. Of many sources, only the largest are
-named, and the others are summed (recipe/mixtures.py). A resumed or rolled-back run continues the counts from the valid
-lines, so that checkpoints need not hold them.
+`asked`, and `drawn`, the share of all tokens that the stage has drawn so far. If there are many sources, only the
+largest are named, and the others are summed (recipe/mixtures.py). A resumed or rolled-back run continues the counts
+from the valid lines, so that checkpoints need not hold them.
 
 Each line also has the values of the monitors. The loggers of rank 0 get the numbers of the lines under the names in
 `metric_keys.py`. Every rank sends rank 0 one array per update, from host to host, so that no other rank and no GPU

@@ -20,7 +20,7 @@ replaced there is no link, and Composer would start afresh. COMPLETE is written 
 It lists the parts and their sizes, and is removed before anything in the folder is overwritten.
 
 A rollback takes effect when its line is in the ledger. Checkpoints and records say how many rollbacks came before them.
-They are abandoned if a later rollback went back to a token before theirs. So a crash after the line is written, but
+They are abandoned if a rollback after them went back to an earlier token. So a crash after the line is written, but
 before the checkpoints are moved, loses nothing.
 """
 

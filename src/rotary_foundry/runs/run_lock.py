@@ -11,7 +11,7 @@ it, on which host, and since when. The holder renews it every BEAT seconds and r
   of two hosts are never compared. A lock that cannot be read is watched too, because its holder is unknown.
 - A holder that finds another's lock in place of its own has not renewed it for too long. It stops before it writes.
 
-A new lock file is created exclusively (O_EXCL), so one of several processes gets it. A takeover replaces the file, and
+A new lock file is created exclusively (O_EXCL), so exactly one process gets it. A takeover replaces the file, and
 no shared disk can do that conditionally. So processes of one host take turns by flock on the folder, and a process that
 took over checks after SETTLE seconds that the lock is still its own. In a store, writes are conditional (If-None-Match,
 If-Match). Some stores do not support that, so the same check follows every write there.
@@ -151,7 +151,7 @@ class LockFile:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Keep other processes of this host from reading and writing the lock in this block."""
+        """Keep other processes of this host from reading and writing the lock during this block."""
         with self._reported(self.folder):
             self._made = self._made or [path for path in (self.folder, *self.folder.parents) if not path.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)

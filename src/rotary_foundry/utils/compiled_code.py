@@ -16,7 +16,7 @@ FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "", "TRITON_CACHE_DIR": "triton"}
 
 
 def separate_compiled_code() -> None:
-    """Set the folders for this process and its children. Call it before torch is imported. Set variables are kept.
+    """Set the folders for this process and its children, before torch is imported; variables that are set are kept.
 
     torch's version includes that of CUDA, as in 2.15.0+cu132, unless it is the only build of that release on PyPI.
     """

@@ -1,4 +1,4 @@
-"""Check whether the Hugging Face hub can be reached; its own client takes more than half a minute to fail."""
+"""Check whether the Hugging Face hub can be reached; its own client takes half a minute or more to fail."""
 
 from rotary_foundry.utils.errors import NeedsNetwork
 
