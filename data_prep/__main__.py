@@ -17,7 +17,7 @@ from rotary_foundry.data_prep.statistics_table import first_bad_input, table
 from rotary_foundry.utils.errors import FoundryError, escape_unprintable, print_error
 from rotary_foundry.utils.redaction import redacted
 
-# transformers saves and opens tokenizers; without this it would import torch for it, six seconds each time
+# transformers saves and opens tokenizers; without this setting it would import torch, which takes six seconds each time
 os.environ.setdefault("USE_TORCH", "0")
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
@@ -26,7 +26,7 @@ def main() -> int:
     """Run the command line; the exit status is 2 for a problem that the user can fix."""
     escape_unprintable()
     parser = argparse.ArgumentParser(prog="python data_prep", description="Make packed MDS shards of a corpus.")
-    parser.add_argument("config", help="a data YAML, as yamls/data/nano.yaml")
+    parser.add_argument("config", help="a data YAML, such as yamls/data/nano.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides a key, as in out=data/other")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
@@ -46,5 +46,5 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":  # a worker process imports this file, too
+if __name__ == "__main__":  # worker processes import this file too
     sys.exit(main())

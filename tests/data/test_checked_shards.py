@@ -135,7 +135,7 @@ def test_a_damaged_copy_of_a_remote_shard_is_fetched_again(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"), [(flip_a_byte, f"{FAULTS[0][1]}; {REMEDY}"), (Path.unlink, "cannot be had: .*No such file.*")]
+    ("spoil", "says"), [(flip_a_byte, f"{FAULTS[0][1]}; {REMEDY}"), (Path.unlink, "cannot be loaded: .*No such file.*")]
 )
 def test_a_shard_that_the_remote_has_damaged_is_refused_until_it_is_put_right(
     corpus, row_folder, tmp_path, spoil, says
@@ -218,7 +218,7 @@ def test_what_another_process_found_sound_is_hashed_again_once_it_is_another_fil
     for file in corpus.rglob("*.mds"):
         flip_a_byte(file)
     assert rows[250]["tokens"].tolist() == undisturbed
-    assert "making it anew" in caplog.text
+    assert "making it again" in caplog.text
 
 
 def test_a_process_that_dies_while_it_hashes_does_not_stop_the_others(corpus, monkeypatch):

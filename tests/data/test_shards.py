@@ -74,7 +74,7 @@ def test_a_remote_that_cannot_be_read_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"row_length": 512}, "rows of 512 tokens, the recipe wants 1024"),
+        ({"row_length": 512}, "the recipe expects rows of 1024 tokens, found 512"),
         ({"tokenizer": "0123456789abcdef"}, "made with tokenizer 0123456789abcdef, but .* prepare the data again"),
         ({"rows": 0}, "holds no rows"),
     ],
@@ -100,7 +100,7 @@ def test_an_index_that_is_not_its_manifests_is_refused(corpus, tmp_path_factory,
     with pytest.raises(DataError, match=rf"docs/1024/validation/index\.json: {says}.*; restore .* or prepare the data"):
         open_corpus(recipe(f"data.local={corpus}"))
     cache = tmp_path_factory.mktemp("cache")
-    with pytest.raises(DataError, match=rf"{says}.*; {cache} is a cache of {corpus}: remove it if that one is sound"):
+    with pytest.raises(DataError, match=rf"{says}.*; {cache} is a cache of {corpus}: remove it if the remote is sound"):
         open_corpus(recipe(f"data.local={cache}", f"data.remote={corpus}"))
 
 

@@ -339,7 +339,7 @@ def test_text_that_a_tokenizer_does_not_know_is_told(config, kind, tmp_path, cap
         assert [int(count.replace(",", "")) for count in told] == [expected] and expected > 0
     else:
         assert told == []
-    says = "brought: the tokenizer leaves out what it does not know, and has no token in its place"
+    says = "brought: the tokenizer has no unknown token, so it leaves out text that it does not know"
     assert (says in caplog.text) == (kind == "without a token for it")
 
 

@@ -112,7 +112,7 @@ class CheckedStream(OpenStream):
                 damage = _damage(there, stored) if there.exists() or not copied else None
                 if copied:
                     shard.evict()
-                why = f"{damage}; {REMEDY}" if damage else f"cannot be had: {one_line(error)}"
+                why = f"{damage}; {REMEDY}" if damage else f"cannot be loaded: {one_line(error)}"
                 fault = damage is None and is_fault(error)
                 raise (Fault if fault else DataError)(f"{source}: {why}") from error
 
@@ -266,7 +266,7 @@ class CheckedShards(OpenStreamingDataset):
             if finished and not shard.zip_data:
                 raise DataError(f"{path}: {damage}; {REMEDY}")
             if path.exists():
-                log.warning(f"{path}: {damage}; making it anew")
+                log.warning(f"{path}: {damage}; making it again")
                 if finished:
                     path.unlink(missing_ok=True)
                 else:

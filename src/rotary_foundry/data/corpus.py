@@ -77,7 +77,7 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
         manifest = Manifest.read(_fetched(recipe, f"{folder}/{MANIFEST}").parent)
         where = f"{recipe.data.local}/{folder}/{MANIFEST}"
         if manifest.row_length != row_length:
-            raise DataError(f"{where}: rows of {manifest.row_length} tokens, the recipe wants {row_length}")
+            raise DataError(f"{where}: the recipe expects rows of {row_length} tokens, found {manifest.row_length}")
         if manifest.tokenizer != tokenizer.fingerprint:
             raise DataError(
                 f"{where}: made with tokenizer {manifest.tokenizer}, but {recipe.data.local}/tokenizer is "
@@ -176,7 +176,7 @@ def _check_roles(recipe: Recipe, tokenizer: TokenizerFacts) -> None:
 
 def _remedy(recipe: Recipe) -> str:
     if recipe.data.remote is not None:
-        return f"{recipe.data.local} is a cache of {recipe.data.remote}: remove it if that one is sound"
+        return f"{recipe.data.local} is a cache of {recipe.data.remote}: remove it if the remote is sound"
     return "restore both from a copy, or prepare the data again with `python data_prep CONFIG`"
 
 

@@ -54,7 +54,7 @@ class RunData:
         return self.recipe.is_compiled_on("cuda" if torch.cuda.is_available() else "cpu")
 
     def train_loader(self, plan: Plan, token: int) -> DataLoader:
-        """Make a loader of the rest of the segment that contains the given token of the token clock."""
+        """Make a loader of the rest of the segment at `token` of the token clock."""
         segment = plan.segment_at(token)
         position = plan.at(token)
         objective = self.objectives[segment.stage]

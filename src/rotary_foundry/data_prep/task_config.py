@@ -102,7 +102,7 @@ def _text_problems(key: str, task: TaskConfig, sources: Collection[str]) -> Iter
         if source not in sources:
             yield f"{key}.sources", f"no source '{source}'; there are {', '.join(sources) or 'none'}"
     if not sources:
-        yield key, "there are no `sources`, whose texts it would be of"
+        yield key, "there are no `sources` to take its texts from"
 
 
 def _data_problems(key: str, task: TaskConfig, shortest: int) -> Iterable[tuple[str, str]]:
@@ -119,7 +119,7 @@ def _data_problems(key: str, task: TaskConfig, shortest: int) -> Iterable[tuple[
     if complaint := columns_complaint(data):
         yield f"{key}.data.text", complaint
     if not data.validation and task.kind == "choice":
-        yield f"{key}.data.validation", "expected at least one split, got none: of choices no share can be held out"
+        yield f"{key}.data.validation", "expected at least one split, got none; no share of choices can be held out"
     if data.test:
         yield f"{key}.data.test", "a stage predicts nothing; remove it"
     if form is not None and form not in FORMS:

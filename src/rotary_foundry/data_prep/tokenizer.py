@@ -220,7 +220,7 @@ def save_copy(path: Path, directory: Path, max_length: int, causal: bool = False
     for change in brought.changes:
         log.info(f"{path}: the tokenizer was given {change}")
     if not brought.tokenizer.encode(RARE, add_special_tokens=False).ids:
-        log.info(f"{path}: the tokenizer leaves out what it does not know, and has no token in its place")
+        log.info(f"{path}: the tokenizer has no unknown token, so it leaves out text that it does not know")
     if not brought.changes:
         shutil.copy(path / "tokenizer.json", directory)
     if (path / GENERATION).is_file():
@@ -244,7 +244,7 @@ def _save(
         chat_template=chat_template,
         **roles,
     )
-    fast.save_pretrained(directory, save_jinja_files=False)  # the template in tokenizer_config.json, for every version
+    fast.save_pretrained(directory, save_jinja_files=False)  # puts the template into tokenizer_config.json
     rewrite_config(directory)
 
 

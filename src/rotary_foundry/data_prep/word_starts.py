@@ -2,10 +2,10 @@
 
 `word_starts` in the data YAML decides what a word is:
 
-    pre_tokenizer  what the tokenizer splits a text into before it cuts words into tokens. Its ids are cached by words,
-                   and so are the starts. BERT's takes each Chinese character for a word
-    jieba          what jieba's dictionary and hidden Markov model find in the text. Other scripts are split at blanks
-                   and punctuation
+    pre_tokenizer  a piece into which the tokenizer splits a text before it cuts words into tokens. Ids are cached by
+                   these words, and so are the starts. For BERT's, each Chinese character is a word
+    jieba          a word that jieba's dictionary and hidden Markov model find in the text. Other scripts are split at
+                   blanks and punctuation
 
 jieba's words are found in the text, so they are aligned with tokens by characters. A token begins a word if it is the
 first that ends after the place where the word begins. So a word of several tokens begins once, and a token that holds
@@ -31,14 +31,14 @@ from rotary_foundry.utils.installing import install_command
 
 
 class WordStarts(ABC):
-    """Finds the tokens that begin a word. What is needed of the words that the tokenizer encodes is cached."""
+    """Finds the tokens that begin a word, and caches what it needs about the words that the tokenizer encodes."""
 
     def __init__(self) -> None:
         self._known: dict[str, bytes] = {}
 
     @abstractmethod
     def learn(self, word: str, encoding: Encoding) -> None:
-        """Cache what is needed of a word of the tokenizer (see words.py)."""
+        """Cache what `of` needs to know about a word of the tokenizer (see words.py)."""
 
     @abstractmethod
     def of(self, text: str, words: Sequence[str]) -> bytes:
@@ -55,7 +55,7 @@ class WordStarts(ABC):
 
 
 class OfPreTokenizer(WordStarts):
-    """Words are what the tokenizer's pre-tokenizer splits a text into."""
+    """Takes as words the pieces into which the tokenizer's pre-tokenizer splits a text."""
 
     def learn(self, word: str, encoding: Encoding) -> None:
         of = [None, *encoding.word_ids]
@@ -66,7 +66,7 @@ class OfPreTokenizer(WordStarts):
 
 
 class OfJieba(WordStarts):
-    """Words are jieba's."""
+    """Takes as words those that jieba finds."""
 
     def __init__(self) -> None:
         super().__init__()

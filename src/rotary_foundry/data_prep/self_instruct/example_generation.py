@@ -158,8 +158,8 @@ def _run(drawer: Drawer, generator: Generator, log: RequestLog, report: Report, 
                 silent = silent + 1 if isinstance(outcome.rejected, NoReply) else 0
                 if silent == PATIENCE:
                     raise Fault(
-                        f"{PATIENCE} documents in a row got no reply, the last one: {outcome.rejected}; put the "
-                        "generator right, and the same command goes on"
+                        f"{PATIENCE} documents in a row got no reply, the last one: {outcome.rejected}; repair "
+                        "the generator, and the same command goes on"
                     )
                 if (done := report.kept.total() + report.rejected.total()) % PROGRESS == 0:
                     print(f"{done:,} documents asked about, {report.kept.total():,} examples", flush=True)
