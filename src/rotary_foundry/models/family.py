@@ -237,9 +237,9 @@ class Family(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    """As its authors write it."""
+    """The name as its authors write it."""
     causal: ClassVar[bool]
-    """Whether a token sees only itself and those before it."""
+    """True if a token sees only itself and the tokens before it."""
     Shape: ClassVar[type[Shape]]
     knobs: ClassVar[Mapping[str, Knob]]
     tied: ClassVar[Mapping[str, str]] = {}
