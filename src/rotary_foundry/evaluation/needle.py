@@ -223,7 +223,7 @@ def ask(
 
 
 def questions(model: "MaskedModel", ids: NDArray[np.int64], needles: Sequence[Needle]) -> "tuple[Masked, Masked]":
-    """Mask the needles of a window, ids [tokens]: once as it is, and once with other names at the first occurrences."""
+    """Mask the needles of a window, ids [tokens], twice: unchanged, and with other names at the first occurrences."""
     places = np.concatenate([needle.places for needle in needles])
     masked = ids.copy()
     masked[places] = model.tokenizer.mask_token_id
