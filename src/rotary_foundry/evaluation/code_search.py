@@ -84,7 +84,7 @@ def _functions_in(node: ast.AST, name: str, lines: list[str]) -> Iterator[Pair]:
         inside = f"{name}.{child.name}" if isinstance(child, (ast.ClassDef, Function)) else name
         if isinstance(child, Function) and (pair := _pair(child, inside, lines)):
             yield pair
-        if isinstance(child, (ast.stmt, ast.ExceptHandler)):  # an `if` or a `try` may hold definitions, too
+        if isinstance(child, (ast.stmt, ast.ExceptHandler)):  # an `if` or a `try` may also contain definitions
             yield from _functions_in(child, inside, lines)
 
 

@@ -38,7 +38,7 @@ from rotary_foundry.runs.trained_state import read_source
 from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
 from rotary_foundry.utils.wording import not_opened, one_line
 
-BATCH_TOKENS = 8192  # of the documents in a batch; a longer document is a batch of its own
+BATCH_TOKENS = 8192  # of the documents in a batch; a longer document is its own batch
 
 
 class Masked(NamedTuple):

@@ -124,7 +124,7 @@ def run(path: Path, config: Config) -> Result:
     gain = {name: (found - units[REPLACED][name][0], count) for name, (found, count) in units[FOUND].items()}
     return Result(
         suite=config.suite,
-        title="masked names that stand once elsewhere",
+        title="masked names that occur once more elsewhere",
         model=model.facts,
         config={},
         data=describe(config.data, [text for text in texts if text.id in documents])
@@ -145,7 +145,7 @@ def run(path: Path, config: Config) -> Result:
         notes=[
             f"{len(asked):,} needles in {len(windows)} windows of up to {size:,} tokens; "
             f"documents: {len(set(documents))}",
-            "found: all of a name's tokens; if replaced: with another name in the far place, whose depth is told",
+            "found: all of a name's tokens; if replaced: with another name at the first occurrence; depth: of that one",
         ],
     )
 
@@ -223,7 +223,7 @@ def ask(
 
 
 def questions(model: "MaskedModel", ids: NDArray[np.int64], needles: Sequence[Needle]) -> "tuple[Masked, Masked]":
-    """Mask the needles of a window, ids [tokens]: once as it is, and once with other names at the first occurrences."""
+    """Mask the needles of a window, ids [tokens], twice: unchanged, and with other names at the first occurrences."""
     places = np.concatenate([needle.places for needle in needles])
     masked = ids.copy()
     masked[places] = model.tokenizer.mask_token_id

@@ -43,7 +43,7 @@ WORDS = 4  # of a first sentence, at least
 
 @dataclass(frozen=True)
 class Tokens:
-    """A model's tokenizer as prompts use it: a function that encodes text, and the ids that stand before every text."""
+    """A model's tokenizer for prompts: a function that encodes text, and the ids that it puts before every text."""
 
     encode: Callable[[str], "Encoded"]
     before: NDArray[np.int64]

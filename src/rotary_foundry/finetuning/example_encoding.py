@@ -112,7 +112,7 @@ def _check_metrics(name: str, task: TaskConfig, labels: list[str]) -> None:
         raise ConfigurationError(f"tasks.{name}.metrics: f1 needs two labels, got {len(labels)}; use macro_f1")
     if "entity_f1" in task.metrics and not all(label == "O" or label[:2] in ("B-", "I-") for label in labels):
         raise ConfigurationError(
-            f"tasks.{name}.metrics: entity_f1 is of labels such as O, B-PER, I-PER, here are {listed(labels)}; take "
+            f"tasks.{name}.metrics: entity_f1 needs labels such as O, B-PER, I-PER, found {listed(labels)}; use "
             "word_accuracy"
         )
 

@@ -167,7 +167,7 @@ class SafetensorsWeights(Weights):
 
     Args:
         path: the directory.
-        family: of the model.
+        family: the model's family.
         expected: names of the model's tensors, which distinguish foreign prefixes from its own.
     """
 

@@ -36,7 +36,7 @@ def trained_tasks(state: TrainedState, data: str | None = None) -> dict[str, Tra
     """Return the tasks that a checkpoint was trained on, by name.
 
     Args:
-        state: of the checkpoint.
+        state: the state of the checkpoint.
         data: the folder with the run's data; None: the recipe's folder.
 
     Raises:

@@ -177,7 +177,7 @@ class HuggingFaceForm(ABC):
     special_tokens: tuple[str, ...] = ("pad_token", "cls_token", "sep_token", "mask_token")
     """The roles that the tokenizer of an export must have."""
     linear_classifier: Mapping[str, Any] = {}
-    """Settings of config.json with which the class for sequences computes what `with_linear_classifier` says."""
+    """Settings of config.json with which the sequence class computes the result of `with_linear_classifier`."""
     code: tuple[Path, ...] = ()
     """Python files that an export carries, if transformers does not have the model."""
     auto_map: Mapping[str, str] = {}
@@ -208,7 +208,7 @@ class HuggingFaceForm(ABC):
     def stored_tensors(
         self, state: "Mapping[str, Tensor]", shape: Shape, knobs: Mapping[str, float]
     ) -> "dict[str, Tensor]":
-        """Return the parameters of a network with these knobs as transformers' model has them."""
+        """Return the parameters of a network with these knobs in the form of transformers' model."""
         return dict(state)
 
     def our_weights(self, stored: "Weights", shape: Shape) -> "Weights":
@@ -225,7 +225,7 @@ class HuggingFaceForm(ABC):
         """Return the parameters with a trained linear map of the first token's last hidden state as the classifier.
 
         Args:
-            state: of the network.
+            state: the network's parameters.
             weight: [labels, hidden].
             bias: [labels].
         """
@@ -237,9 +237,9 @@ class Family(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    """As its authors write it."""
+    """The name as its authors write it."""
     causal: ClassVar[bool]
-    """Whether a token sees only itself and those before it."""
+    """True if a token sees only itself and the tokens before it."""
     Shape: ClassVar[type[Shape]]
     knobs: ClassVar[Mapping[str, Knob]]
     tied: ClassVar[Mapping[str, str]] = {}
@@ -255,9 +255,9 @@ class Family(ABC):
         """Return the initial value of a whole parameter, in float32 on the CPU; the same for the same arguments.
 
         Args:
-            name: as in the network's state dict.
-            shape: of the model.
-            seed: the run's.
+            name: the parameter's name in the network's state dict.
+            shape: the model's shape.
+            seed: the run's seed.
         """
 
     @property

@@ -133,7 +133,7 @@ class Regressor(nn.Linear):
     """The squared error; a prediction counts as right if its error is below 0.5."""
 
     def forward(self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor) -> TokenLoss:
-        """As Classifier's."""
+        """Compute the loss; arguments as in Classifier.forward."""
         documents, right = targets[:, 0].astype(np.int64), targets[:, 1].astype(np.float32)
         numbers = super().forward(_first_tokens(hidden, lengths, documents)).float().squeeze(1)  # [examples]
         errors = numbers - _copied(right, hidden)
@@ -144,7 +144,7 @@ class Chooser(nn.Linear):
     """Softmax over the choices of a question."""
 
     def forward(self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor) -> TokenLoss:
-        """As Classifier's."""
+        """Compute the loss; arguments as in Classifier.forward."""
         documents = np.arange(len(lengths))
         scores = super().forward(_first_tokens(hidden, lengths, documents)).float().squeeze(1)  # [documents]
         first, choices, right = targets[:, :3].astype(np.int64).T
@@ -161,7 +161,7 @@ class AnswerFinder(GlobalPointer):
     """Softmax over the spans of a window."""
 
     def forward(self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor) -> TokenLoss:
-        """As Classifier's."""
+        """Compute the loss; arguments as in Classifier.forward."""
         total, correct = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros((), dtype=torch.int64)
         spans = targets.astype(np.int64)
         for examples, *inputs in _padded(spans[:, 0], hidden, lengths, allowed):
@@ -177,7 +177,7 @@ class EntityFinder(EfficientGlobalPointer):
     """A score above 0 for every entity and below 0 for every other span; a text is right if all its scores are."""
 
     def forward(self, hidden: Tensor, lengths: Sequence[int], targets: NDArray, allowed: Tensor) -> TokenLoss:
-        """As Classifier's."""
+        """Compute the loss; arguments as in Classifier.forward."""
         total, correct = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros((), dtype=torch.int64)
         for scores, right in self._scored(hidden, lengths, targets, allowed):
             total = total + many_spans_loss(scores, right) * len(scores)

@@ -71,7 +71,7 @@ class TransformerShape(family.Shape):
         hidden, layers = FLOAT32 * self.hidden_size, self.num_hidden_layers
         layer = self.kept_of_layer(itemsize, compiled)
         kept = layers * hidden + layer if recomputed else layers * layer
-        last_norm, of_loss = 2 * hidden, 2 * hidden  # as it is and normalised; what is predicted, and its gradient
+        last_norm, of_loss = 2 * hidden, 2 * hidden  # before and after the norm; predicted states and their gradient
         return tokens * (kept + last_norm + of_loss)
 
     @abstractmethod

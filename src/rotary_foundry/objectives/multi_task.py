@@ -1,4 +1,4 @@
-"""Multi-task training: labelled tasks, and masked language modelling that goes on beside them.
+"""Multi-task training: labelled tasks, with masked language modelling continued beside them.
 
 It is the second half of the training in kexue.fm/archives/8998, which has 92 tasks from 77 labelled data sets. Each
 microbatch has rows of one task. A task is a source of the corpus; its `<task>/task.json` has its kind and labels. Rows

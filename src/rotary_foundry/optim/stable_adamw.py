@@ -11,7 +11,7 @@ Weight decay is fully decoupled, as optimi's `decouple_lr=True`: a step multipli
 How a step works:
 
 - Foreach operations work on the local shards. One buffer of the parameters' size first holds the ratios above and then
-  the update, because on a CPU the time of a step is mainly that of fetching fresh memory.
+  the update, because a step on a CPU mainly waits for fresh memory.
 - A whole tensor's sum of squares is the sum of its shards' sums, so one all-reduce (SUM) per step serves all groups.
 - The host never waits for the divisors: they stay on the device and scale the update there. So on a GPU the last
   operation is one kernel per parameter.

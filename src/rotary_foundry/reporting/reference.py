@@ -99,18 +99,18 @@ def recipe_digest(run: Run) -> str:
 
 def _check(runs: list[Run]) -> None:
     if len(runs) < 2:
-        raise ConfigurationError("a reference takes several runs of one recipe, each with a seed of its own")
+        raise ConfigurationError("expected several runs of one recipe, each with its own seed")
     seeds = [run.config.get("seed") for run in runs]
     for run, seed in zip(runs, seeds, strict=True):
         where = run.folder.path
         if recipe_digest(run) != recipe_digest(runs[0]):
             raise ConfigurationError(f"{where}: follows another recipe than {runs[0].folder.path}")
         if seeds.count(seed) > 1:
-            raise ConfigurationError(f"{where}: seed {seed} occurs twice; each run needs one of its own")
+            raise ConfigurationError(f"{where}: seed {seed} occurs twice; each run needs its own")
         if run.rollbacks:
-            raise ConfigurationError(f"{where}: was rolled back; a reference is of runs that went through")
+            raise ConfigurationError(f"{where}: was rolled back; a reference needs runs without rollbacks")
         if not run.bins or run.bins[-1].token < run.plan["total_tokens"]:
-            raise ConfigurationError(f"{where}: is not finished; the same command of it goes on")
+            raise ConfigurationError(f"{where}: is not finished; resume it with its own command")
 
 
 def _band(values: np.ndarray, stage: np.ndarray) -> dict[str, list[float]]:

@@ -36,7 +36,7 @@ from rotary_foundry.utils.wording import WIDTH
 GAP = 2  # columns between a key and its value
 MOST_LINES = 25
 MOST_NAMED = 3  # sources or stages per line, and row lengths
-FEWEST_STAGES = 6  # always shown, if there are so many
+FEWEST_STAGES = 6  # shown even if other lines must be cut
 
 
 def print_start(

@@ -1,4 +1,4 @@
-"""The dtype that products are computed in."""
+"""The dtype of matrix products."""
 
 import torch
 from torch import Tensor

@@ -169,7 +169,7 @@ def _add_special_tokens(
 ) -> None:
     kinds = _needed(keys, "token_type")
     if len(kinds) != len(tokens):
-        raise DataError(f"{PREFIX}token_type: expected {len(tokens):,} types, one a token, found {len(kinds):,}")
+        raise DataError(f"{PREFIX}token_type: expected {len(tokens):,} types, one per token, found {len(kinds):,}")
     special = {
         *roles.values(),
         *(token for token, kind in zip(tokens, kinds, strict=True) if kind == TokenType.CONTROL),

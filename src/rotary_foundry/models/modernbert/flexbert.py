@@ -191,12 +191,12 @@ def _shape(settings: Mapping[str, Any], weights: FlexBertWeights, where: str) ->
         raise DataError(f"{where}: {key}: {complaint}")
     for key in ("rotary_emb_dim", "local_attn_rotary_emb_dim"):
         if settings.get(key) not in (None, hidden // heads):
-            raise DataError(f"{where}: {key} is {settings[key]!r}, of heads of {hidden // heads}; ours turn whole")
+            raise DataError(f"{where}: {key}: expected {hidden // heads}, the head dimension, found {settings[key]!r}")
     return shape, {name: float(value) for name, value in knobs.items()}
 
 
 def _unsaid(key: str, settings: Mapping[str, Any]) -> str:
-    return "" if key in settings else " (FlexBERT's default, as it is not said)"
+    return "" if key in settings else " (FlexBERT's default for a missing key)"
 
 
 def _read_yaml(path: Path) -> tuple[object, int | None]:

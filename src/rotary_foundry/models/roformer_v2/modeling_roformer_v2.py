@@ -1,7 +1,7 @@
 """RoFormerV2 for transformers 4 and 5, in one file: a directory that has it is loaded with `trust_remote_code=True`.
 
-Post-norm layers, root-mean-square norms without gains, no biases, ReLU, an output tied to the embeddings. Rotary
-positions turn queries and keys in pairs of neighbouring dimensions. Tensors have the names
+It has post-norm layers, root-mean-square norms without gains, no biases, ReLU, and an output tied to the embeddings.
+Rotary positions rotate queries and keys in pairs of neighbouring dimensions. Tensors have the names
 of JunnYu's RoFormer_pytorch.
 """
 
@@ -163,7 +163,7 @@ class RoFormerV2Model(RoFormerV2PreTrainedModel):
         self.embeddings.word_embeddings = value
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, **kwargs):
-        """input_ids, attention_mask, token_type_ids: [rows, tokens] → last_hidden_state [rows, tokens, hidden]"""
+        """Map the inputs, each [rows, tokens], to last_hidden_state [rows, tokens, hidden]."""
         config = self.config
         x = self.embeddings(input_ids, token_type_ids)
         mask = None if attention_mask is None else attention_mask[:, None, None].bool()
