@@ -1,8 +1,7 @@
 """Attention by the flash-attn package, if it is installed; only in bf16 and fp16. `varlen` does the same without it.
 
 - On a Hopper GPU, global layers use FlashAttention 3 if it is installed: a separate package (`flash_attn_interface`),
-  built from the `hopper` folder of flash-attention. All other layers use FlashAttention 2 (`flash_attn`). ModernBERT
-  divides the work in the same way.
+  built from the `hopper` folder of flash-attention. All other layers use FlashAttention 2 (`flash_attn`).
 - Everything but q, k and v is passed by keyword, because the two packages have different orders of arguments.
 - Several interfaces of FlashAttention 3 have the same version, 3.0.0b1. In the sources of flash-attn 2.8.0 it returns
   the output and the logsumexp, in those of 2.8.3 only the output. Both are supported; older ones are not.
