@@ -8,7 +8,6 @@ SRC = Path(__file__).parents[2] / "src/rotary_foundry"
 ALLOWED = {  # by file, what a line that names one says
     "models/family.py": '": "rotary_foundry.models.',
     "models/growing.py": "as ModernBERT-large began from base (arXiv 2412.13663",
-    "models/layers/attention_flash.py": "which is ModernBERT's own division of work",
     "recipe/schedules.py": "# arXiv 2405.18392, and ModernBERT",
 }
 
