@@ -158,28 +158,31 @@ class GradientCombination(Algorithm):
             return
         norms = torch.stack(foreach_norm(local_tensors(gradients)))
         part.squares = dict(zip(params, norms.square_(), strict=True))
-        if combine in OF_ONE_TASK:
-            self._measure([part])
+        if combine == "normalised":
+            self._measure_norms([part])
+        elif combine in OF_ONE_TASK:
+            self._measure_sums([part])
         part.weight = single_weight(combine, part.share, part.norm, part.loss, part.output_norm)
         part.sketch = self.sketcher(part.gradient).mul_(part.scale)
         self._add(part)
 
-    def _measure(self, parts: list[TaskPart]) -> None:
-        """Add up the sums and the squared norms of tasks over the ranks; waits for a GPU."""
+    def _measure_sums(self, parts: list[TaskPart]) -> None:
+        """Add up the sums of tasks over the ranks; waits for a GPU."""
         sums = torch.stack([torch.stack(part.sums).sum(0) for part in parts])  # [tasks, 3]
         dist.all_reduce(sums)
-        squares = [square for part in parts for square in part.squares.values()]
-        norms = [None] * len(parts)
-        if squares:
-            squares = torch.stack(squares)[None]
-            sum_over_shards(squares, [param for part in parts for param in part.squares])
-            of_parts = squares[0].split([len(part.squares) for part in parts])
-            norms = torch.stack([of_part.sum().sqrt() for of_part in of_parts]).tolist()
-        for part, (loss, right, output_square), norm in zip(parts, sums.tolist(), norms, strict=True):
+        for part, (loss, right, output_square) in zip(parts, sums.tolist(), strict=True):
             part.loss, part.right = loss / part.units, right / part.units
-            part.norm = None if norm is None else part.scale * norm
             part.output_norm = part.scale * output_square**0.5
-            part.sums, part.squares = [], {}
+            part.sums = []
+
+    def _measure_norms(self, parts: list[TaskPart]) -> None:
+        """Add up the squared norms of tasks over the shards; waits for a GPU."""
+        squares = torch.stack([square for part in parts for square in part.squares.values()])[None]
+        sum_over_shards(squares, [param for part in parts for param in part.squares])
+        of_parts = squares[0].split([len(part.squares) for part in parts])
+        norms = torch.stack([of_part.sum().sqrt() for of_part in of_parts]).tolist()
+        for part, norm in zip(parts, norms, strict=True):
+            part.norm, part.squares = part.scale * norm, {}
 
     def _add(self, part: TaskPart) -> None:
         """Add a task's gradient, times its weight, to the update's; the task's gradient is dropped."""
@@ -198,7 +201,9 @@ class GradientCombination(Algorithm):
         """Set every shared parameter's gradient to the combination."""
         combine = state.model.objective.combine
         if unmeasured := [part for part in self.parts.values() if part.units and part.sums]:
-            self._measure(unmeasured)
+            self._measure_sums(unmeasured)
+        if unmeasured := [part for part in self.parts.values() if part.squares]:
+            self._measure_norms(unmeasured)
         kept = [part for part in self.parts.values() if part.gradient]
         if kept:
             scales = np.array([part.scale for part in kept])

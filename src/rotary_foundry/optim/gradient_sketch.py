@@ -35,22 +35,21 @@ class Sketcher:
     """
 
     def __init__(self, params: Sequence[Tensor], key: Sequence[int]):
-        generator = np.random.default_rng(key)
-        self.starts = {
-            param: generator.integers(WINDOW, size=-(-local.numel() // WINDOW)).tolist()
-            for param, local in zip(params, local_tensors(params), strict=True)
-        }
+        generator, self.signs = np.random.default_rng(key), {}  # by parameter, in pieces of LENGTH
+        for param, local in zip(params, local_tensors(params), strict=True):
+            signs, elements = _signs(local.device), local.numel()
+            starts = generator.integers(WINDOW, size=-(-elements // WINDOW)).tolist()
+            windows = [signs[start : start + elements - i * WINDOW][:WINDOW] for i, start in enumerate(starts)]
+            self.signs[param] = [piece for window in windows for piece in window.split(LENGTH)]
 
     def __call__(self, gradient: Mapping[Tensor, Tensor]) -> Tensor:
         """Return the sketch, float32 [LENGTH], of this rank's shards of a gradient; a missing part counts as 0."""
-        device = next(iter(gradient.values())).device
-        sketch, signs = torch.zeros(LENGTH, device=device), _signs(device)
+        sketch = torch.zeros(LENGTH, device=next(iter(gradient.values())).device)
         for param, of_param in gradient.items():
             (local,) = local_tensors([of_param])
-            for window, start in zip(local.flatten().split(WINDOW), self.starts[param], strict=False):
-                of_window = signs[start : start + len(window)]
-                for part, of_part in zip(window.split(LENGTH), of_window.split(LENGTH), strict=True):
-                    sketch[: len(part)].addcmul_(part, of_part)  # reads each once, and the sums stay in a cache
+            for part, signs in zip(local.flatten().split(LENGTH), self.signs[param], strict=False):
+                # each is read once, and the sums stay in a cache; only a parameter's last piece is shorter
+                (sketch if part.numel() == LENGTH else sketch[: part.numel()]).addcmul_(part, signs)
         return sketch
 
 
