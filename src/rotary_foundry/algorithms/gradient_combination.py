@@ -118,8 +118,9 @@ class GradientCombination(Algorithm):
             part.units, part.scale = count, counts.sum().item() / max(1, count)
         parameters = state.model.network.named_parameters()
         self.shared = [parameter for name, parameter in parameters if not name.startswith(HEADS)]
-        self.total: dict[nn.Parameter, Tensor] = {}
+        self.total: dict[nn.Parameter, Tensor] = {}  # in units of `unit`
         combine = state.model.objective.combine
+        self.unit, self.divided = 1.0, combine == AT_OUTPUT
         state.model.network.on_output_gradient = self._see_output if combine == AT_OUTPUT else None
         self.sketcher = None
         if combine not in OF_GRAM:
@@ -186,14 +187,17 @@ class GradientCombination(Algorithm):
 
     def _add(self, part: TaskPart) -> None:
         """Add a task's gradient, times its weight, to the update's; the task's gradient is dropped."""
-        factor = part.weight * part.scale
+        factor = part.weight * part.scale / self.unit
+        if self.divided and not self.total and factor:
+            self.unit, factor = factor, 1.0  # the division by the sum of the weights includes it
         known = [param for param in part.gradient if param in self.total]
         new = [param for param in part.gradient if param not in self.total]
         if known:
             sums = local_tensors(self.total[param] for param in known)
             foreach_add_(sums, local_tensors(part.gradient[param] for param in known), alpha=factor)
         if new:
-            foreach_mul_(local_tensors(part.gradient[param] for param in new), factor)
+            if factor != 1:
+                foreach_mul_(local_tensors(part.gradient[param] for param in new), factor)
             self.total |= {param: part.gradient[param] for param in new}
         part.gradient = {}
 
@@ -219,7 +223,7 @@ class GradientCombination(Algorithm):
                 self._add(part)
         if combine == AT_OUTPUT and self.total:
             total_weight = sum(part.weight for part in self.parts.values())
-            foreach_mul_(local_tensors(self.total.values()), 1 / total_weight if total_weight else 0.0)
+            foreach_mul_(local_tensors(self.total.values()), self.unit / total_weight if total_weight else 0.0)
             for part in self.parts.values():
                 part.weight /= total_weight or 1.0
         state.model.network.on_output_gradient = None
