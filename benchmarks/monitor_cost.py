@@ -4,8 +4,8 @@ The run is `yamls/main/nano.yaml`, in this process, on the shards that `make nan
 
 - by pairs: the median ratio of an update with monitors to the mean of its two neighbours without, if they have as many
   rows. A user would see this cost. Other work on the machine makes single pairs vary by many times 1 %.
-- by timers: the seconds in the monitors' own code, timers included, plus the median time by which the optimizer's step
-  with its norms exceeds its neighbours', as a share of the seconds of the updates with monitors.
+- by timers: the seconds in the monitors' own code, timers included, plus what the optimizer's step with norms takes
+  longer than its neighbours (the median). The sum is given as a share of the seconds of the updates with monitors.
 """
 
 import statistics

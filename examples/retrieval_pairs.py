@@ -28,7 +28,7 @@ def read_pairs(data: str | None) -> tuple[Dataset, Dataset]:
     """Read the pairs to train on, and the pairs to measure with.
 
     Args:
-        data: a JSONL file, of which the last tenth is held out; None: code search, with whole modules held out.
+        data: a JSONL file, whose last tenth is held out; None: code search, with whole modules held out.
 
     Returns:
         Two sets with the columns `query` and `positive`, and the file's further columns, such as `negative`.

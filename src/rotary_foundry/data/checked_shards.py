@@ -117,7 +117,7 @@ class CheckedStream(OpenStream):
                 raise (Fault if fault else DataError)(f"{source}: {why}") from error
 
     def _prepare_copy(self, shard: ShardReader, source: str) -> int:
-        """Prepare a shard in the cache; if that fails, fetch it once more. Return the bytes by which the cache grew."""
+        """Prepare a shard in the cache; if that fails, fetch it once more. Return by how many bytes the cache grew."""
         before = self._bytes_here(shard)
         try:
             super().prepare_shard(shard)

@@ -42,7 +42,7 @@ _locks: dict[Path, TextIO] = {}  # caches that this process has locked, until it
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What training needs to know about a tokenizer."""
+    """Hold the facts about a tokenizer that training needs."""
 
     vocab_size: int  # one more than the largest id
     special_ids: dict[str, int]  # by role, such as "mask_token"

@@ -50,7 +50,7 @@ class RunData:
 
     @property
     def compiled(self) -> bool:
-        """Whether layers are compiled on this machine, so that microbatches are filled."""
+        """Return whether layers are compiled on this machine. If so, microbatches are filled."""
         return self.recipe.is_compiled_on("cuda" if torch.cuda.is_available() else "cpu")
 
     def train_loader(self, plan: Plan, token: int) -> DataLoader:

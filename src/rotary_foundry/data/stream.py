@@ -1,7 +1,7 @@
 """The training stream: Streaming's data set with one change, the assignment of rows to updates, ranks and workers.
 
-Streaming's own batching pads the end of an epoch or gives a short update, either of which would make the token clock
-drift, and it takes its position from a checkpoint. Here each loader worker reads its rows from the canonical order
+Streaming's own batching pads the end of an epoch or gives a short update. Either would make the token clock drift. And
+it takes its position from a checkpoint. Here each loader worker reads its rows from the canonical order
 (order.py), from "rows drawn in this stage" on. So every update is one whole slice of the order, and has the same rows
 for any number of ranks and workers. This needs no memory that grows with the rows of the segment. Downloads, caching,
 prefetching and workers remain Streaming's.

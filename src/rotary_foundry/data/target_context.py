@@ -14,7 +14,7 @@ import numpy as np
 
 from rotary_foundry.data.rows import FRAME, Manifest
 
-SHORTEST = 128  # tokens; the first of the counted lengths, of which each is twice the one before
+SHORTEST = 128  # tokens; the first of the counted lengths. Each next one is twice as long
 
 
 def counted_lengths(row_length: int) -> list[int]:

@@ -83,7 +83,7 @@ def check_shm(recipe: Recipe, plan: Plan, nodes: int, ranks: int, shm: Path = SH
 
 
 def check_runs_disk(recipe: Recipe, plan: Plan) -> Iterator[Finding]:
-    """Check that there is room for all checkpoints that are kept, and for one more that is being written."""
+    """Check that all kept checkpoints fit, and one more while it is written."""
     folder = RunFolder.of(recipe)
     costs = cost(recipe, plan)
     if costs.save_seconds is None:

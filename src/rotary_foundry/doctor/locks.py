@@ -19,7 +19,7 @@ SUBJECT = "locks"
 
 
 def check_locks(recipe: Recipe | None) -> Iterator[Finding]:
-    """Report the holder of each lock; only a lock because of which the recipe's run would be refused is bad."""
+    """Report the holder of each lock. A lock is bad only if the recipe's run would be refused because of it."""
     runs = Path("runs" if recipe is None else recipe.runs_folder)
     data = Path("data") if recipe is None else Path(recipe.data.local).parent
     own = None if recipe is None else RunFolder.of(recipe).path

@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Headline:
-    """A number of a suite by which models are compared."""
+    """Hold one number of a suite, used to compare models."""
 
     name: str  # with its unit
     measure: Measure
