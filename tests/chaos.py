@@ -275,12 +275,11 @@ def launch_twice(machine: Machine, start: Start, draw: random.Random) -> None:
 
 # What a start may end with beside 0: a fault may come too late, or be overcome. A rank that gets SIGTERM before it has
 # a handler for it is a killed one. One that gets it while it exits ends with 143, as the launcher does, which ends
-# with the status of the first rank that did not end well. A preparation whose worker gets SIGTERM before it does is
-# refused for lack of that worker.
+# with the status of the first rank that did not end well.
 FAULTS = {
     kill_all: {-signal.SIGKILL},
     kill_one: {-signal.SIGKILL, 256 - signal.SIGKILL, 128 + signal.SIGTERM, FAILED, REFUSED, LAUNCHER_KILLED},
-    terminate: {-signal.SIGTERM, 256 - signal.SIGTERM, 128 + signal.SIGTERM, FAILED, STOPPED, REFUSED},
+    terminate: {-signal.SIGTERM, 256 - signal.SIGTERM, 128 + signal.SIGTERM, FAILED, STOPPED},
     cut_network: {FAILED, REFUSED, LAUNCHER_KILLED},
     stop_store: {FAILED, REFUSED},
     fill_disk: {FAILED, REFUSED},
@@ -337,7 +336,8 @@ class Supervisor:
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
         print(f"{work.name}-{self.number[work]}: start {start.number} ended with {status}", *errors, flush=True)
         torn = "none of them complete; move" in said  # killed while it wrote its first checkpoint
-        refused = torn or (start.beside and "is at work there" in said)
+        without_worker = fault is terminate and isinstance(work, Preparation)
+        refused = torn or without_worker or (start.beside and "is at work there" in said)
         assert status in {0} | FAULTS.get(fault, set()) | ({REFUSED} if refused else set()), said
         assert bool(errors) == (status in (FAILED, REFUSED)) or status == LAUNCHER_KILLED, said
         assert len(errors) <= (2 if fault is cut_network else 1), said  # two ranks that cannot agree on one reason
