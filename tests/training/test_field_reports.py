@@ -23,19 +23,18 @@ from .conftest import ONE_THREAD, REPOSITORY
 from .runs import digests, train_recipe
 
 SOURCES = [f"s{number:04}" for number in range(2000)]
-LONGEST_START = 300  # CPU seconds of a rank
+LONGEST_START = 300  # seconds, on two cores that do other things as well
 
 
 class Watch(Callback):
-    """Writes at the end of the first update what a rank has open, and the CPU seconds that it took."""
+    """Writes at the end of the first update what a rank has open, and when that was."""
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
 
     def batch_end(self, state, logger):
         if state.timestamp.batch.value == 1:
-            files, shared = (len(os.listdir(folder)) for folder in ("/proc/self/fd", "/dev/shm"))
-            seen = {"files": files, "shared": shared, "seconds": time.process_time()}
+            seen = {"files": len(os.listdir("/proc/self/fd")), "shared": len(os.listdir("/dev/shm")), "at": time.time()}
             (self.folder / f"watched-{dist.get_global_rank()}.json").write_text(json.dumps(seen))
 
 
@@ -69,11 +68,11 @@ def test_a_recipe_of_two_thousand_sources_starts_in_time_and_its_records_can_be_
     planned = output_of("plan", recipe)
     assert "2,000 sources, from " in planned and f"{OTHERS} " in planned
     assert len(planned.splitlines()) < 120
-    shared = len(os.listdir("/dev/shm"))
+    began, shared = time.time(), len(os.listdir("/dev/shm"))
     watch = f"callbacks={json.dumps({f'{Watch.__module__}.{Watch.__name__}': {'folder': str(tmp_path)}})}"
     on_ranks(2, tmp_path, train_recipe, recipe, [watch])
     seen = [json.loads((tmp_path / f"watched-{rank}.json").read_text()) for rank in range(2)]
-    assert max(one["seconds"] for one in seen) < LONGEST_START
+    assert max(one["at"] for one in seen) - began < LONGEST_START
     assert max(one["files"] for one in seen) < 256
     assert max(one["shared"] for one in seen) - shared < 100
     run = RunFolder(tmp_path / "runs/many")
