@@ -53,7 +53,7 @@ def write_many_sources(tiny, folder: Path) -> Path:
         "run_name": "many",
         "runs_folder": str(folder / "runs"),
         "data": {"local": str(folder / "data"), "sources": SOURCES, "num_workers": 1},
-        "rollback": None,
+        "rollback": {"at": None},
         "stages": {"decay": {"mixture": shares}},
     }
     (folder / "many.yaml").write_text(yaml.safe_dump(recipe))
