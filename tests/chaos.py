@@ -280,7 +280,7 @@ FAULTS = {
     kill_all: {-signal.SIGKILL},
     kill_one: {-signal.SIGKILL, 256 - signal.SIGKILL, 128 + signal.SIGTERM, FAILED, REFUSED, LAUNCHER_KILLED},
     terminate: {-signal.SIGTERM, 256 - signal.SIGTERM, 128 + signal.SIGTERM, FAILED, STOPPED},
-    cut_network: {FAILED, REFUSED, LAUNCHER_KILLED},
+    cut_network: {128 + signal.SIGTERM, FAILED, REFUSED, LAUNCHER_KILLED},
     stop_store: {FAILED, REFUSED},
     fill_disk: {FAILED, REFUSED},
     set_clock: set(),
@@ -339,7 +339,8 @@ class Supervisor:
         without_worker = fault is terminate and isinstance(work, Preparation)
         refused = torn or without_worker or (start.beside and "is at work there" in said)
         assert status in {0} | FAULTS.get(fault, set()) | ({REFUSED} if refused else set()), said
-        assert bool(errors) == (status in (FAILED, REFUSED)) or status == LAUNCHER_KILLED, said
+        of_launcher = status in (LAUNCHER_KILLED, 128 + signal.SIGTERM)  # with or without an error of another rank
+        assert bool(errors) == (status in (FAILED, REFUSED)) or of_launcher, said
         assert len(errors) <= (2 if fault is cut_network else 1), said  # two ranks that cannot agree on one reason
         assert "error: " not in errors, said
         if fault is not kill_one:
