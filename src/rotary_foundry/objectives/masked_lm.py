@@ -99,7 +99,12 @@ class MaskedLM(Objective):
         generator: np.random.Generator,
         knobs: Mapping[str, float],
     ) -> Prepared:
-        masking = Masking(
+        word_starts = row["word_starts"] if self.whole_words else None
+        return self.masking(tokenizer, knobs).apply(row["tokens"].astype(np.int64), generator, word_starts)
+
+    def masking(self, tokenizer: "TokenizerFacts", knobs: Mapping[str, float]) -> Masking:
+        """Return how rows are corrupted under these knobs."""
+        return Masking(
             probability=knobs["mlm_probability"],
             mask_share=self.mask_share,
             random_share=self.random_share,
@@ -107,8 +112,6 @@ class MaskedLM(Objective):
             special_ids=tuple(sorted(tokenizer.special_ids.values())),
             vocab_size=tokenizer.vocab_size,
         )
-        word_starts = row["word_starts"] if self.whole_words else None
-        return masking.apply(row["tokens"].astype(np.int64), generator, word_starts)
 
     def evaluation_knobs(self) -> dict[str, float]:
         return {"mlm_probability": self.eval_mlm_probability}
@@ -119,13 +122,14 @@ class MaskedLM(Objective):
     def describe(self, knobs: Mapping[str, float]) -> str:
         kept = 1 - self.mask_share - self.random_share
         return (
-            f"Masked-LM on {knobs['mlm_probability']:.0%} of the {self._units}: {self.mask_share:.0%} of those become "
+            f"Masked-LM on {knobs['mlm_probability']:.0%} of the {self.units}: {self.mask_share:.0%} of those become "
             f"the mask, {self.random_share:.0%} a random token, {kept:.0%} stay."
         )
 
     def describe_evaluation(self) -> str:
-        return f"with {self.eval_mlm_probability:.0%} of the {self._units} masked"
+        return f"with {self.eval_mlm_probability:.0%} of the {self.units} masked"
 
     @property
-    def _units(self) -> str:
+    def units(self) -> str:
+        """What is masked as a whole, for sentences."""
         return "words" if self.whole_words else "tokens"
