@@ -3,6 +3,7 @@
 `--remote-debugging-pipe` reads commands from file 3 and writes answers and events to file 4, each ended by a zero byte.
 """
 
+import base64
 import fcntl
 import json
 import os
@@ -99,6 +100,12 @@ class Browser:
         if "exceptionDetails" in answer:
             raise AssertionError(answer["exceptionDetails"]["exception"]["description"])
         return answer["result"].get("value")
+
+    def picture(self, scale: float) -> bytes:
+        """Return a PNG of what the tab shows, with `scale` pixels for each of CSS."""
+        _, width, height, _ = self.shows
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": scale}
+        return base64.b64decode(self._ask("Page.captureScreenshot", format="png", clip=clip)["data"])
 
     def drag(self, selector: str, start: float, end: float) -> None:
         """Drag the mouse over an element, from one share of its width to another."""

@@ -57,7 +57,8 @@ class Chart:
 
 
 LOSS = Chart(
-    "loss", "Loss", "nats per predicted token", "Line: training. Diamonds: held-out, at the ends of stages.",
+    "loss", "Loss", "nats per predicted token; in a multi-task stage the mean of its tasks",
+    "Line: training. Diamonds: held-out, at the ends of stages.",
     log=True, wide=True,
 )  # fmt: skip
 CHARTS = (
@@ -161,7 +162,7 @@ def show(chart: Chart, value: float) -> str:
     if chart.numbers == "percent":
         return f"{100 * value:.4g} %"
     if chart.numbers == "large":
-        return count(value)
+        return count(float(f"{value:.4g}"))
     return f"{value:,.10g}" if chart.numbers == "exact" else f"{value:.4g}"
 
 
