@@ -279,7 +279,7 @@ def launch_twice(machine: Machine, start: Start, draw: random.Random) -> None:
 FAULTS = {
     kill_all: {-signal.SIGKILL},
     kill_one: {-signal.SIGKILL, 256 - signal.SIGKILL, 128 + signal.SIGTERM, FAILED, REFUSED, LAUNCHER_KILLED},
-    terminate: {-signal.SIGTERM, 256 - signal.SIGTERM, 128 + signal.SIGTERM, FAILED, STOPPED},
+    terminate: {-signal.SIGTERM, 256 - signal.SIGTERM, 128 + signal.SIGTERM, FAILED, STOPPED, LAUNCHER_KILLED},
     cut_network: {128 + signal.SIGTERM, FAILED, REFUSED, LAUNCHER_KILLED},
     stop_store: {FAILED, REFUSED},
     fill_disk: {FAILED, REFUSED},

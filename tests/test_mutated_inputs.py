@@ -144,7 +144,8 @@ def test_readers(tmp_path, kind):
     check(f"reader of {kind}", [file for file in [path, *path.rglob("*")] if file.is_file()], call)
 
 
-DATA_PREP = runpy.run_path(str(Path(__file__).parents[1] / "data_prep/__main__.py"))["main"]
+with mock.patch.dict(os.environ):  # the script sets variables that would reach other tests
+    DATA_PREP = runpy.run_path(str(Path(__file__).parents[1] / "data_prep/__main__.py"))["main"]
 
 
 def data_prep(folder: Path) -> tuple[int, str]:

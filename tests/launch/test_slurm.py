@@ -18,6 +18,7 @@ from ..training.runs import assert_same_run, records
 from .cluster import Cluster, one_machine_cluster, why_not
 
 SCRIPT = REPOSITORY / "launch/slurm/train.sbatch"
+AS_ON_ONE_NODE = "fsdp_config.data_parallel_replicate_degree=1"  # two copies add gradients up in another order
 LONGER = "stages.pretrain.duration=98_304tok"  # some 140 updates: on an idle machine, too, more than interruptions take
 MORE = 8  # updates, from one interruption to the next
 
@@ -120,8 +121,7 @@ def test_a_recipe_that_cannot_be_run_is_not_requeued(cluster):
 @pytest.mark.timeout(900)
 def test_a_run_that_is_preempted_is_requeued_and_ends_in_the_undisturbed_runs_weights(cluster, tiny, undisturbed):
     run = tiny.folder / "runs/preempted"
-    as_on_one_node = "fsdp_config.data_parallel_replicate_degree=1"  # two copies add gradients up in another order
-    job = train(cluster, ["--nodes=2"], str(tiny.recipe), "run_name=preempted", LONGER, as_on_one_node)
+    job = train(cluster, ["--nodes=2"], str(tiny.recipe), "run_name=preempted", LONGER, AS_ON_ONE_NODE)
     cluster.wait(job, "RUNNING")
     wait_for_more_updates(run, job, cluster)
     urgent = cluster.submit("--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
@@ -138,7 +138,7 @@ def test_a_run_that_is_warned_and_then_requeued_ends_in_the_undisturbed_runs_wei
 
     # Less than the five minutes at which the script asks to be warned: the signal comes at Slurm's next look, which is
     # in the start, or in the first updates.
-    job = train(cluster, ["--time=3"], str(tiny.recipe), "run_name=warned", LONGER)
+    job = train(cluster, ["--time=3"], str(tiny.recipe), "run_name=warned", LONGER, AS_ON_ONE_NODE)
     cluster.wait(job, "RUNNING")
     wait_for_restart(cluster, job, restarts=1)
     assert "which is saved; the same command goes on from there" in cluster.log(job)

@@ -1,10 +1,13 @@
 """A rank that fails says to the others whether the same command may go on, and all end with the status of the first."""
 
 import os
+import signal
 import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from socket import socket
 
 import pytest
 from composer.core import Event
@@ -49,6 +52,36 @@ def test_a_rank_that_does_not_come_back_ends_with_the_status_of_the_first_that_f
     with pytest.raises(ProcessExitedException) as ended:
         on_ranks(2, tmp_path, _elsewhere, error)
     assert ended.value.exit_code == status
+
+
+WAITS = """
+import signal
+from composer.utils import dist
+from rotary_foundry.training.ranks import ended_by_sigterm
+handler = signal.getsignal(signal.SIGTERM)
+with ended_by_sigterm():
+    pass
+assert signal.getsignal(signal.SIGTERM) is handler is not signal.SIG_DFL
+with ended_by_sigterm():
+    print("waits", flush=True)
+    dist.initialize_dist("cpu", timeout=300)
+"""
+
+
+def test_a_rank_that_waits_for_one_that_does_not_come_ends_at_a_sigterm():
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "NODE_RANK": 0, "MASTER_PORT": port}
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in place.items()}
+    with subprocess.Popen([sys.executable, "-c", WAITS], env=environment, stdout=subprocess.PIPE, text=True) as rank:
+        assert rank.stdout.readline() == "waits\n"
+        time.sleep(1)  # from Python into torch, which then waits
+        rank.terminate()
+        try:
+            assert rank.wait(30) == -signal.SIGTERM
+        finally:
+            rank.kill()
 
 
 class Clock:

@@ -80,7 +80,7 @@ def test_the_first_ranks_error_comes_last_in_red_and_every_traceback_is_in_the_l
     )
     assert status == FAILED
     log = tiny.folder / f"runs/{name}/logs/rank{rank}.log"
-    assert failure(printed) == f"rank {rank}: ValueError: boom\ntraceback: {log}"
+    assert failure(printed) == f"rank {rank}: ValueError: boom (traceback: {log})"
     written = logs(tiny, name)
     assert "Traceback (most recent call last)" in written[rank]
     assert "ValueError: boom" in written[rank]

@@ -8,13 +8,13 @@ vocabulary size can be compared.
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rotary_foundry.data.rows import fingerprint
 from rotary_foundry.data.special_tokens import check_any_text, read_tokenizer
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.object_store import copy_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ def keep_tokenizer(shards: Path, run: Path, begun: bool) -> None:
     if begun:
         remedy = f"prepare the data again with tokenizer.path={run}, or give another run_name"
         check_same_tokenizer(shards, run, remedy)
-    shutil.copytree(shards, run, dirs_exist_ok=True)
+    copy_folder(shards, run)
 
 
 def _other(given: Path, difference: str, remedy: str) -> DataError:

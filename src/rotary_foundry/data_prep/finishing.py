@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import os
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from hashlib import sha256
@@ -90,7 +89,7 @@ def _move(folder: Path, out: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         arriving = out.with_name(f".{out.name}-arriving")
-        shutil.copytree(folder, arriving, dirs_exist_ok=True)
+        object_store.copy_folder(folder, arriving)
         os.rename(arriving, out)
 
 

@@ -36,6 +36,7 @@ from rotary_foundry.models.weights import WRAPPERS, Weights, load_network, unwra
 from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.json_text import read_object
+from rotary_foundry.utils.object_store import copy_folder
 
 WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "README.md"
 TAG = "rotary-foundry"  # in a card's front matter; identifies our directories
@@ -108,7 +109,7 @@ def export_model(
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, new / name)
         if (tokenizer_dir / MORE_TEMPLATES).is_dir():
-            shutil.copytree(tokenizer_dir / MORE_TEMPLATES, new / MORE_TEMPLATES)
+            copy_folder(tokenizer_dir / MORE_TEMPLATES, new / MORE_TEMPLATES)
         rewrite_config(new, model_input_names=["input_ids", "attention_mask"])  # the model takes no token_type_ids
         if out_dir.exists():
             out_dir.rename(Path(work) / "old")

@@ -59,7 +59,7 @@ def log_failure(error: Exception) -> str:
     # the message of an exception from a loader's worker process is its whole traceback
     said = [line for line in str(error).splitlines() if line.strip()] or [""]
     line = said[-1].strip() if "Traceback" in str(error) else f"{type(error).__name__}: {said[0]}"
-    return f"rank {rank()}: {redacted(line, _recipe)}\ntraceback: {_file.name if _file else 'not kept'}"
+    return f"rank {rank()}: {redacted(line, _recipe)} (traceback: {_file.name if _file else 'not kept'})"
 
 
 def log_where_it_stands(why: str) -> None:

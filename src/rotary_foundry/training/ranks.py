@@ -88,6 +88,19 @@ def on_each_node(work: Callable[[], object]) -> None:
 
 
 @contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process at once, as it does without a handler, while the block waits for other ranks.
+
+    Composer's handler is Python code, which runs only after torch has stopped waiting for a rank that does not come.
+    """
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
 def one_reason() -> Iterator[None]:
     """Turn any error that ends this rank into a FoundryError with the terminal message of the first failure.
 

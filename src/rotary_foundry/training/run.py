@@ -60,7 +60,7 @@ from rotary_foundry.runs.trouble import RollbackDue
 from rotary_foundry.training.extensions import extensions
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.loggers import loggers
-from rotary_foundry.training.ranks import on_each_node, on_rank_zero, watching
+from rotary_foundry.training.ranks import ended_by_sigterm, on_each_node, on_rank_zero, watching
 from rotary_foundry.training.rollback import roll_back
 from rotary_foundry.training.sharding import ShardingConfig, check_compile_config, fill, replicas_of, shard
 from rotary_foundry.utils.allocator import keep_freed_memory
@@ -102,7 +102,8 @@ def train(
     if on_gpu:
         _check_gpu(attention)
     check_compile_config(recipe, device_type)
-    dist.initialize_dist("gpu" if on_gpu else "cpu", timeout=recipe.dist_timeout)
+    with ended_by_sigterm():
+        dist.initialize_dist("gpu" if on_gpu else "cpu", timeout=recipe.dist_timeout)
     if not on_gpu:
         keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:

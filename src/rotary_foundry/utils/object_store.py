@@ -166,7 +166,19 @@ def upload(folder: str | Path, destination: str) -> None:
             store = filesystem(destination)
             store.put(f"{folder}/", f"{destination.rstrip('/')}/", recursive=True, batch_size=UPLOADS)
         else:
-            shutil.copytree(folder, destination, dirs_exist_ok=True)
+            copy_folder(folder, destination)
+
+
+def copy_folder(folder: str | Path, destination: str | Path) -> None:
+    """Copy all files in the local `folder` into the local folder `destination`, which need not exist.
+
+    Raises:
+        OSError: a file cannot be copied; that of the first one, because shutil's own lists all of them in one line.
+    """
+    try:
+        shutil.copytree(folder, destination, dirs_exist_ok=True)
+    except shutil.Error as error:
+        raise OSError(error.args[0][0][2]) from error
 
 
 def fetch(remote: str, local: Path) -> None:
