@@ -29,6 +29,7 @@ def _on_rank(
 ) -> None:
     world = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
     os.environ |= environment | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)}  # for Composer
+    mp.set_start_method("fork", force=True)  # of a loader's workers, as in a rank that a launcher has started
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     try:
         function(*arguments)
