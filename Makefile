@@ -4,8 +4,8 @@ UV_VERSION := $(shell sed -n 's/^uv==//p' constraints.txt)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 OLDEST := .venv-oldest
-# Where Python may write no bytecode itself, every process would compile the sources of torch and Composer anew. Not
-# every source compiles: some are templates.
+# If Python may not write bytecode, every process would compile the sources of torch and Composer again, so it is written
+# here. Errors are ignored, because some sources are templates.
 COMPILED = $(if $(PYTHONDONTWRITEBYTECODE),$(1)/python -m compileall -qq -j 0 $(dir $(1))lib src || true)
 
 help:  ## this list
@@ -13,9 +13,9 @@ help:  ## this list
 
 .PHONY: help nano reference test test-long test-oldest test-gpu gpu-proof status bench docs lint format constraints clean
 
-# `make nano RUN=mine OVERRIDES='seed=3 …'` makes another.
+# `make nano RUN=mine OVERRIDES='seed=3 …'` trains another run.
 RUN := nano
-# A processor without instructions for bfloat16 computes it some forty times slower than float32.
+# A processor without bfloat16 instructions multiplies bfloat16 some fifty times slower than float32 (docs/recipe.md).
 PRECISION := $(if $(shell grep -m1 bf16 /proc/cpuinfo),,precision=fp32)
 nano: $(INSTALLED)  ## train a small ModernBERT from installed text, on two processes; 7 to 26 minutes
 	$(BIN)/python data_prep yamls/data/nano.yaml
@@ -29,7 +29,7 @@ reference:  ## five seeds of nano, which its report shows behind a run; 30 minut
 	for seed in $(SEEDS); do $(MAKE) nano RUN=nano-$$seed OVERRIDES=seed=$$seed || exit; done
 	$(BIN)/rotary-foundry reference $(SEEDS:%=runs/nano-%) --out src/rotary_foundry/reporting/references/nano.json
 
-# One file of tests more at a time than there are cores, because whole runs wait for each other and for clocks.
+# One test process more than there are cores, because whole runs wait for each other and for clocks.
 PYTEST = $(or $(2),$(BIN))/pytest -rs --durations=30 --result .ci/results/$(1).json
 PARALLEL := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 test: lint  ## lint, and the tests that take minutes together
@@ -41,11 +41,11 @@ test-oldest: $(OLDEST)/.installed  ## models, optim and training on the oldest t
 test-long: $(INSTALLED)  ## whole runs and downloads; half an hour on two cores
 	$(call PYTEST,test-long) $(PARALLEL) -m long tests
 
-# Without a GPU every one of these tests fails and says so; those of a package that is not installed are skipped, with the reason.
+# Without a GPU each of these tests fails and says so. Tests that need a missing package are skipped, with the reason.
 test-gpu: $(INSTALLED)  ## attention and training on a GPU
 	$(call PYTEST,test-gpu) -m gpu tests
 
-# `GPUS=8` for those of a node.
+# `GPUS=8` uses all GPUs of a node.
 GPUS := 1
 gpu-proof: $(INSTALLED)  ## what a GPU does, beside what was predicted without one; ten minutes
 	$(BIN)/composer -n $(GPUS) benchmarks/gpu_proof.py $(SECTIONS)
@@ -56,7 +56,7 @@ status:  ## docs/status.md, from the results that the test commands leave
 bench: $(INSTALLED)  ## benchmarks/results.md: ours beside its peers, on CPU; an hour and a half on two cores
 	$(BIN)/python benchmarks
 
-# `REPOSITORY=`, the address of the repository's page, leads links there that leave docs/.
+# `REPOSITORY=` gives the address of the repository's page, to which links out of docs/ then lead.
 docs: $(INSTALLED)  ## the documentation as a site, in site/index.html
 	$(BIN)/python -m sphinx -q -n -W --keep-going docs site
 
@@ -76,10 +76,10 @@ constraints:  ## resolve all pins afresh, for every extra and all Python version
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-header \
 		--override overrides.txt --upgrade --output-file constraints.txt
 
-# Without overrides Composer's and Streaming's bounds would keep torch and transformers back, and pip has none.
+# Without overrides, the bounds of Composer and Streaming would force old releases of torch and transformers; pip has none.
 INSTALL = $(BIN)/uv pip install --override overrides.txt
 
-# uv is PATH's until the pinned one is in .venv. Where PATH has none, pip fetches it; ensurepip, if uv made .venv.
+# The uv on PATH installs the pinned uv into .venv. If there is none, pip does, and ensurepip adds a missing pip.
 $(INSTALLED): pyproject.toml constraints.txt overrides.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, found " + sys.version)'
 	test -x $(BIN)/python || if command -v uv; then uv venv --python $(PYTHON) .venv; else $(PYTHON) -m venv .venv; fi
@@ -91,8 +91,8 @@ $(INSTALLED): pyproject.toml constraints.txt overrides.txt
 	$(call COMPILED,$(BIN))
 	touch $@
 
-# The oldest torch that is supported. The other pins stay, but for what torch brings and setuptools, of which torch 2.11
-# needs one below 82.
+# The oldest supported torch. The other pins stay, except those of the packages that torch brings, and setuptools, which
+# torch 2.11 needs below 82.
 $(OLDEST)/.installed: $(INSTALLED)
 	$(BIN)/uv venv --clear --python $(BIN)/python $(OLDEST)
 	grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==' constraints.txt \

@@ -12,7 +12,7 @@ In the paper (arXiv 2309.16039, table 9) it helped more than any other choice. T
 
 All answer the questions of held_out.jsonl by the suite question_answering, in the recipe's chat template. These are
 about modules that are not in the tuning data. Long questions have the whole module before them, short ones only one
-function. So small a model answers none, so loss and accuracy of the right answers show more than exact match and F1.
+function. A model this small answers none, so loss and accuracy of the right answers show more than exact match and F1.
 
 Both tunings with one seed see the same rows in the same order. A cell has the mean over seeds, and the last column that
 of the differences, seed by seed. ± is half of a 95 % interval over the seeds, by Student's t. It covers the choice and
@@ -53,8 +53,8 @@ Found = dict[str, dict[str, float]]  # by kind and measure
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--processes", type=int, default=2, help="of a tuning")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--processes", type=int, default=2, help="processes per tuning")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     settings, overrides = parser.parse_known_args()
     settings.out.mkdir(parents=True, exist_ok=True)
     file = settings.out / "results.jsonl"

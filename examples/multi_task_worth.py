@@ -1,6 +1,6 @@
 """Measure how much a multi-task stage helps on tasks that it leaves out, fine-tuned with few labels.
 
-    python data_prep yamls/tasks/nano.yaml                       # its head says how to get the text
+    python data_prep yamls/tasks/nano.yaml                       # the comment at its top says how to get the text
     composer -n 2 launch yamls/main/roformer_v2_nano.yaml
     python examples/multi_task_worth.py runs/multi_task_worth
 
@@ -58,8 +58,8 @@ UPDATES = {100: 60, 1000: 100}  # of 16 examples, by the number of labels: 10 ep
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--processes", type=int, default=2, help="of the stage")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--processes", type=int, default=2, help="processes per stage")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     settings, overrides = parser.parse_known_args()
     settings.out.mkdir(parents=True, exist_ok=True)
     file = settings.out / "results.jsonl"

@@ -1,9 +1,9 @@
 """The script that `composer launch RECIPE [key=value …]` starts, once in every process.
 
-A wrong recipe, an indivisible batch, shards that do not fit, a run that another launch works on, and a torch that is
-too old are refused here, before torch is imported and before a process group is made. Only one rank prints the error.
-The first rank holds the locks of the run's folder and of its store until the process ends, through all rollbacks. No
-other rank touches them.
+A wrong recipe, a number of processes that does not fit it, shards that do not fit, a run that another launch works on,
+and a torch that is too old are refused here, before torch is imported and before a process group is made. Only one rank
+prints the error. The first rank holds the locks of the run's folder and of its store until the process ends, through
+all rollbacks. No other rank touches them.
 
 Composer's launcher ends all ranks with SIGTERM as soon as one has ended with an error. Then it prints the output of the
 ranks that were not ended by SIGTERM or SIGKILL, except the first rank of each node, which prints to the launcher's own

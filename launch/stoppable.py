@@ -26,7 +26,7 @@ from threading import Thread
 
 import psutil
 
-REFUSED, FAILED = 2, 70  # rotary_foundry/utils/errors.py: both with a line that says why
+REFUSED, FAILED = 2, 70  # rotary_foundry/utils/errors.py; the run has already printed why
 REQUESTS = {signal.SIGTERM, signal.SIGUSR1}
 
 
