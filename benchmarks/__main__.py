@@ -469,7 +469,7 @@ def main(wanted: list[str]) -> None:
     for title, part in PARTS.items():
         if not wanted or part.__name__ in wanted:
             sections[title] = f"{processor()}, torch {torch.__version__}\n\n{part()}"
-            head = "Written by `python benchmarks`, each part on the machine it names; README.md explains them."
+            head = "Written by `python benchmarks`, each part on the machine it names; README.md explains the parts."
             parts = [f"## {title}\n\n{sections[title]}" for title in PARTS if title in sections]
             RESULTS.write_text("\n\n".join(["# Benchmarks", head, *parts]) + "\n", encoding="utf-8")
     print(f"written to {RESULTS}")

@@ -125,7 +125,7 @@ SECTIONS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "sections", nargs="*", metavar="SECTION", help=f"one of {', '.join(SECTIONS)}; all if none is given"
+        "sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(SECTIONS)}; all if none is given"
     )
     parser.add_argument("--tiny", action="store_true", help="on CPU, in nano's shape")
     parser.add_argument("--seconds", type=float, default=600, help="no case begins later than this")

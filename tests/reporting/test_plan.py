@@ -48,7 +48,8 @@ def test_memory_is_told_at_each_row_length_and_on_each_gpu():
     assert "108 GB of weights, gradients and moments, divided over the GPUs that share a copy" in told
     base = " ".join(plan("yamls/main/base.yaml", *machine).stdout.split())
     assert (
-        "pretrain: a microbatch of 96 × 1,024 tokens keeps 55.9 GB on a GPU; 56.2 GB with its share of the model" in base
+        "pretrain: a microbatch of 96 × 1,024 tokens keeps 55.9 GB on a GPU; 56.2 GB with its share of the model"
+        in base
     )
     of_long = json.loads(plan(recipe, "--json").stdout)["memory"]["long"]
     assert of_long == {"microbatch": 1, "kept_bytes": 24_259_854_336, "state_bytes": 16 * 6_738_415_616}
