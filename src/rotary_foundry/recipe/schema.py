@@ -1,8 +1,8 @@
 """The typed keys of a recipe.
 
 Keys that exist in Composer's Trainer or in Streaming have the same names here. A YAML must set each field that has no
-default; the numbers of the published recipes are only in the YAMLs. Times are Composer's time strings in tokens
-(`3_000_000_000tok`), or, inside a stage, shares of the stage (`1dur`).
+default; the numbers of the published recipes are only in the YAMLs. Times are Composer's time strings: tokens
+(`3_000_000_000tok`), updates (`2000ba`, see updates.py), or, inside a stage, shares of the stage (`1dur`).
 
 `model` and `stages` have more keys than this file: those of the family's shape, and the knobs. `schema_of` adds them,
 so that OmegaConf checks every key of every file, and a family adds keys without a change to this file.
