@@ -1,8 +1,8 @@
 """The suite `needle`: a name occurs twice in a window, far apart; the second is masked, and the model has to find it.
 
 - Needles are names and words of the corpus itself. A needle occurs exactly twice in a window, counting also parts of
-  other words. It has the same tokens both times, and starts at least `nearest` tokens apart. All of its tokens are
-  masked, and all must be predicted correctly.
+  other words. It has the same tokens both times, and the two start at least `nearest` tokens apart. All tokens of the
+  second are masked, and all must be predicted correctly.
 - A name can be guessed from the text around it. So each is asked twice: in the original document, and with its first
   occurrence replaced by another name of the document with the same number of tokens, so that no token moves. So the
   difference between the two is due only to the first, distant occurrence.

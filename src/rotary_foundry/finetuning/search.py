@@ -108,7 +108,7 @@ def _search(config: FinetuneConfig, name: str, lock: RunLock) -> dict:
     _run(config, folder, [shared | point | {"seed": seed} for point in grid for seed in searched], lock)
     best = best_point(folder, grid, searched)
     if best is None:
-        raise FoundryError(f"{folder}: the loss became NaN or infinite at every point of the grid; set smaller learning rates")
+        raise FoundryError(f"{folder}: the loss became NaN or infinite at every point; set smaller learning rates")
     _run(config, folder, [shared | best | {"seed": seed} for seed in config.seeds], lock, with_models=True)
     for job in folder.glob("*/seed-*"):
         if job.parent.name != point_name(best):
