@@ -87,12 +87,12 @@ def roformer() -> str:
         moved = [f"{count.bytes / TOKENS / 1000:.0f}" for count in (each.forward, each.backward)]
         slower = [f"{estimated_seconds(each, n) / estimated_seconds(ours, n):.2f}×" for n in (128, 512)]
         rows.append([name, *kernels, *moved, f"{each.bytes / ours.bytes:.2f}×", *slower])
-    heads = ["a layer of base", "kernels forward", "back", "kB a token forward", "back", "bytes"]
+    heads = ["a layer of base", "kernels forward", "back", "kB per token forward", "back", "bytes"]
     counted = table(heads + [f"time at {n} tokens, estimated" for n in (128, 512)], rows)
     explained = (
-        "Measured above, of small. Counted below and not measured: the elementwise kernels of one layer of base, in "
-        "eager bf16 on a GPU. The time is estimated for an H100, from their bytes and from the operations of products "
-        "and attention."
+        "The table above is measured, with small. The next is counted and not measured: the elementwise kernels of one "
+        "layer of base, in eager bf16 on a GPU. The time is estimated for an H100, from their bytes and from the "
+        "operations of products and attention."
     )
     return "\n\n".join([measured, explained, counted])
 
@@ -141,7 +141,7 @@ def raced(
                 rows.append([kind, load, name, rate, *ratios, f"≥ {target}×" if target else ""])
                 print(*rows[-1], sep=" | ", flush=True)
     faster = [f"{name}{',' * (',' in name)} is" for name in ours]
-    return f"In {PRECISION}:\n\n" + table(["", "documents", "", "tokens a second", *faster, "target"], rows)
+    return f"In {PRECISION}:\n\n" + table(["", "documents", "", "tokens per second", *faster, "target"], rows)
 
 
 def memory() -> str:
@@ -264,7 +264,7 @@ def shards() -> str:
             theirs, ours = (list(seconds) for seconds in zip(*taken, strict=True))
             rates = [f"{megabytes / statistics.median(seconds):.2f}" for seconds in (theirs, ours)]
             rows.append([name, str(megabytes), *rates, f"{median_ratio(theirs, ours):.2f}", target])
-        heads = ["text to shards beside", "MB of text", "theirs, MB a second", "ours", "ours ÷ theirs", "target"]
+        heads = ["text to shards beside", "MB of text", "theirs, MB per second", "ours", "ours ÷ theirs", "target"]
         speeds = table(heads, rows)
         growth = []
         for megabytes in (256, 1024, 10_240):
@@ -287,7 +287,7 @@ def stream() -> str:
             ratio = f"{delivered / consumed:.0f}×"
             rows.append([stage, str(num_workers), f"{delivered:,.0f}", f"{consumed:,.0f}", ratio, "≥ 20×"])
             print(*rows[-1], sep=" | ", flush=True)
-    return table(["stage", "loader workers", "delivered, tokens a second", "consumed by nano", "ratio", "target"], rows)
+    return table(["stage", "loader workers", "delivered, tokens/s", "consumed by nano", "ratio", "target"], rows)
 
 
 def start() -> str:
@@ -298,7 +298,7 @@ def start() -> str:
     for ranks, mixed, steps, of_rank, of_worker in in_new_process(starts):
         taken = [f"{seconds:.2f} ({cpu:.2f})" for seconds, cpu in steps]
         rows.append([str(ranks), "yes" if mixed else "no", *taken, f"{of_rank:.0f}", f"{of_worker:.0f}"])
-    heads = ["ranks", "mixture", *(f"{step}, s (CPU s)" for step in STEPS), "MB, a rank", "MB, its worker"]
+    heads = ["ranks", "mixture", *(f"{step}, s (CPU s)" for step in STEPS), "MB per rank", "MB per worker"]
     shared = f"Eight ranks and their workers shared {len(os.sched_getaffinity(0))} cores: there CPU seconds count."
     return f"{table(heads, rows)}\n\nTargets: a loader's start < 2 s; a rank and its worker < 500 MB. {shared}"
 
@@ -322,8 +322,8 @@ def combine() -> str:
     return "\n\n".join(
         [
             table([*heads, "peak memory above without, in gradients"], rows),
-            f"Of these shares, dealing is {1000 * measured.dealing:.2f} ms an update.",
-            table(["the loader delivers, tokens a second", "consumed without a rule", "ratio", "target"], loader),
+            f"Of these shares, dealing is {1000 * measured.dealing:.2f} ms per update.",
+            table(["the loader delivers, tokens per second", "consumed without a rule", "ratio", "target"], loader),
         ]
     )
 
@@ -336,7 +336,7 @@ def update_end() -> str:
         [f"{ranks}", *(f"{milliseconds(ranks, rank):.2f}" for rank in (0, 1)), "≤ 3" if ranks == 256 else ""]
         for ranks in (8, 64, 256)
     ]
-    return table(["ranks", "rank 0, ms an update", "another rank, ms", "target"], rows)
+    return table(["ranks", "rank 0, ms per update", "another rank, ms", "target"], rows)
 
 
 def gpu_code() -> str:
@@ -387,8 +387,8 @@ def predicted() -> str:
                         f"{found.mfu:.1%}",
                     ]
                 )
-    heads = ["microbatch", "", "products, ms", "attention", "elementwise", "loss", "in all", "tokens/s a GPU", "MFU"]
-    aim = "The aim: base's 96 × 1,024, compiled, in at most 265 ms. ModernBERT's authors: 307k tokens/s a GPU, 25.6 %."
+    heads = ["microbatch", "", "products, ms", "attention", "elementwise", "loss", "in all", "tokens/s per GPU", "MFU"]
+    aim = "Aim: base's 96 × 1,024, compiled, in at most 265 ms. ModernBERT's authors: 307k tokens/s per GPU, 25.6 %."
     return f"Predicted, and not run.\n\n{table(heads, rows)}\n\n{aim}"
 
 
@@ -404,7 +404,7 @@ def exchanges() -> str:
                 sizes = [f"{found[key] / 1e9:.2f}" for key in ("bytes", "network")]
                 rows.append([name, f"{ranks}", f"{found['microbatches']}", way, f"{found['collectives']}", *sizes])
                 print(*rows[-1], sep=" | ", flush=True)
-    heads = ["", "GPUs", "microbatches", "", "collectives an update", "GB a rank receives", "of them between nodes"]
+    heads = ["", "GPUs", "microbatches", "", "collectives per update", "GB a rank receives", "of them between nodes"]
     before = "Before: one shard group of all GPUs, exchanges in every microbatch, all parameters in float32."
     return f"{before}\n\n{table(heads, rows)}"
 
@@ -469,7 +469,7 @@ def main(wanted: list[str]) -> None:
     for title, part in PARTS.items():
         if not wanted or part.__name__ in wanted:
             sections[title] = f"{processor()}, torch {torch.__version__}\n\n{part()}"
-            head = "Written by `python benchmarks`, each part on the machine it names; README.md says what is what."
+            head = "Written by `python benchmarks`, each part on the machine it names; README.md explains the parts."
             parts = [f"## {title}\n\n{sections[title]}" for title in PARTS if title in sections]
             RESULTS.write_text("\n\n".join(["# Benchmarks", head, *parts]) + "\n", encoding="utf-8")
     print(f"written to {RESULTS}")

@@ -5,7 +5,7 @@ The model is `yamls/main/roformer_v2_nano.yaml`'s, sharded over one process as i
 microbatch of two rows of each task. The updates are made here and not by Composer, so that all have the same rows, and
 the rules take turns in one process.
 
-- time: the ratio of an update's time to that of its neighbour without a rule, and of that with `mean`; medians.
+- time: an update's time over that of its neighbour without a rule, and over that of the one with `mean`; medians.
 - combining: the time that GradientCombination takes in an update. Without a rule, autograd adds the gradients instead,
   so the two figures differ.
 - dealing: the time to find an update's rows in the order and to split its batch by task.

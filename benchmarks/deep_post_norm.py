@@ -65,7 +65,7 @@ def draw_picture(runs: list[Run], recipe: Recipe) -> None:
         losses.plot(held_out["token"], held_out["loss"], "D", color=color, markerfacecolor="white")
     entropy = Statistics.read(Path(recipe.data.local)).unigram_entropy
     losses.axhline(entropy, color="grey", linestyle=":", linewidth=1, label="unigram entropy, held-out")
-    losses.set_title("Loss in nats a masked token; ◇ held-out", fontsize=9)
+    losses.set_title("Loss in nats per masked token; ◇ held-out", fontsize=9)
     norms.set_title("Norm of the gradient", fontsize=9)
     norms.set_yscale("log")
     norms.yaxis.set_major_formatter("{x:g}")

@@ -1,8 +1,8 @@
 """Count what a rank exchanges with the others in an update, on simulated nodes of eight GPUs.
 
 This process is rank 0 of all ranks. torch's `fake` backend accepts every collective and does nothing, so the values are
-wrong, but the requests are those of a run. The network is sharded by training's own code, and its blocks
-see a few tokens. The microbatches of an update are those of the recipe's first stage on that number of GPUs.
+wrong, but the requests are those of a run. The model is sharded by training's own code, and its blocks see a few
+tokens. The microbatches of an update are those of the recipe's first stage on that number of GPUs.
 
 A ring is assumed: in an all-gather or a reduce-scatter over n ranks, each rank receives (n - 1) / n of the whole, and
 in an all-reduce twice that. A group that spans more than one node counts as network traffic.

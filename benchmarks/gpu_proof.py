@@ -125,10 +125,10 @@ SECTIONS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all if none is given"
+        "sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(SECTIONS)}; all if none is given"
     )
     parser.add_argument("--tiny", action="store_true", help="on CPU, in nano's shape")
-    parser.add_argument("--seconds", type=float, default=600, help="after which no case begins")
+    parser.add_argument("--seconds", type=float, default=600, help="no case begins later than this")
     given = parser.parse_args()
     if unknown := set(given.sections) - SECTIONS.keys():
         parser.error(f"{', '.join(sorted(unknown))}: not a section; there are {', '.join(SECTIONS)}")

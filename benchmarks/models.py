@@ -66,7 +66,7 @@ def roformer_v2_shape(size: str = "small") -> Shape:
 
 
 class Ours:
-    """Runs our network on a flat sequence, optionally with compiled layers as by a recipe's `compile_config`."""
+    """Runs our network on a flat sequence, optionally with layers compiled as by `compile_config: {dynamic: true}`."""
 
     def __init__(self, compiled: bool, shape: Shape | None = None, family: str = "modernbert"):
         ours = find_family(family)
@@ -93,7 +93,7 @@ class Ours:
 
 
 class OursCausal(Ours):
-    """Does the same for a decoder, which predicts the next tokens of every document."""
+    """Runs our decoder on a flat sequence; the labels are the next tokens of every document."""
 
     def batch(self, documents: Documents) -> tuple[Tensor, ...]:
         ids, ends, _ = super().batch(documents)

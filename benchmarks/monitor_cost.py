@@ -3,7 +3,7 @@
 The run is `yamls/main/nano.yaml`, in this process, on the shards that `make nano` leaves. It gives two figures:
 
 - by pairs: the median ratio of an update with monitors to the mean of its two neighbours without, if they have as many
-  rows. A user would see this cost. Other work on the machine makes single pairs vary by many times 1 %.
+  rows. A user would see this cost. Other work on the machine makes single pairs vary by much more than 1 %.
 - by timers: the seconds in the monitors' own code, timers included, plus what the optimizer's step with norms takes
   longer than its neighbours (the median). The sum is given as a share of the seconds of the updates with monitors.
 """

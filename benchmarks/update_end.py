@@ -1,7 +1,7 @@
 """Time the work of a rank's host for the records at the end of an update of `yamls/main/base.yaml`.
 
-The code is RunRecords' own, in a run with its three monitors that need no optimizer. The network is replaced by its
-exact result: rank 0 gets every rank's array. So the network's time is not included, but all work of this project is.
+The code is RunRecords' own, in a run with its three monitors that need no optimizer. Communication is replaced by its
+result: rank 0 gets an array for every rank. So its time is not included, but all work of this project is.
 """
 
 import statistics

@@ -1,9 +1,9 @@
 """The script that `composer launch RECIPE [key=value …]` starts, once in every process.
 
-A wrong recipe, a number of processes that does not fit it, shards that do not fit, a run that another launch works on,
-and a torch that is too old are refused here, before torch is imported and before a process group is made. Only one rank
-prints the error. The first rank holds the locks of the run's folder and of its store until the process ends, through
-all rollbacks. No other rank touches them.
+A wrong recipe, fewer rows than processes, shards that do not fit, a run that another launch works on, and a torch that
+is too old are refused here, before torch is imported and a process group is made. Only one rank prints the error.
+The first rank holds the locks of the run's folder and of its store until the process ends, through all rollbacks. No
+other rank touches them.
 
 Composer's launcher ends all ranks with SIGTERM as soon as one has ended with an error. Then it prints the output of the
 ranks that were not ended by SIGTERM or SIGKILL, except the first rank of each node, which prints to the launcher's own
@@ -118,7 +118,7 @@ def run(recipe: Recipe, plan: Plan, locks: list[RunLock], held: ExitStack) -> No
 
     # Every flat batch has a different length, and oneDNN keeps compiled kernels for the last 1024 lengths: gigabytes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
-    # They also leave different gaps in the GPU's memory, which the next batch may not fit into. These segments grow.
+    # Such batches also leave gaps in a GPU's memory that the next one may not fit into. Expandable segments grow.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     separate_compiled_code()
     # Another process frees the shared memory of a process that was ended, and would warn about it after the error.

@@ -189,7 +189,7 @@ def plan(
         bool, typer.Option("--recipe", help="Print only the merged YAML, with the source of every value.")
     ] = False,
     picture: Annotated[
-        Path | None, typer.Option(help="Only draw batch size, row length, rate and theta into this .png or .svg.")
+        Path | None, typer.Option(help="Only draw rows, row length, learning rate and knobs into this .png or .svg.")
     ] = None,
 ) -> None:
     """Print the plan of a recipe, segment by segment, its cost, and what it draws from the data, without training."""

@@ -78,7 +78,7 @@ def test_a_plain_encoder_is_averaged_and_its_ndcg_is_that_of_its_vectors(code_en
     pairs = code_search_pairs("test")[:PAIRS]
     queries, documents = (model.encode([getattr(pair, of) for pair in pairs]) for of in ("query", "document"))
     assert found(result) == pytest.approx(by_hand(model.similarity(queries, documents)))
-    assert result.notes[0] == "one vector a text, the mean of its tokens: a plain encoder, not trained for retrieval"
+    assert result.notes[0] == "one vector per text, the mean of its tokens: a plain encoder, not trained for retrieval"
     long = sum(len(model.tokenizer(pair.document)["input_ids"]) > 256 for pair in pairs)
     assert long
     assert result.notes[-1] == f"code_search: {long} of {PAIRS} documents are longer than 256 tokens, and cut there"
@@ -102,7 +102,7 @@ def test_vectors_of_tokens_are_scored_by_maxsim_over_all_documents(code_encoder,
     documents = model.encode([pair.document for pair in pairs], is_query=False, convert_to_tensor=True)
     scores = torch.tensor([[(query @ document.T).amax(1).sum() for document in documents] for query in queries])
     assert found(result) == pytest.approx(by_hand(scores))
-    assert result.notes[0] == "a vector a token, MaxSim over all documents"
+    assert result.notes[0] == "one vector per token, MaxSim over all documents"
     assert not no_network
 
 

@@ -43,11 +43,14 @@ def test_memory_is_told_at_each_row_length_and_on_each_gpu():
     recipe = "yamls/main/llama2_long_curriculum_20.yaml"
     machine = ("--gpus", "8", "--gpu", "h100", "--mfu", "0.4")
     told = " ".join(plan(recipe, *machine, "stages.short.device_train_microbatch_size=4").stdout.split())
-    assert "short: 4 × 4,096 tokens a microbatch keep 12.1 GB on a GPU; 25.6 GB with its share of the model" in told
-    assert "long: 1 × 32,768 tokens a microbatch keep 24.3 GB on a GPU; 37.7 GB with its share of the model" in told
+    assert "short: a microbatch of 4 × 4,096 tokens keeps 12.1 GB on a GPU; 25.6 GB with its share of the model" in told
+    assert "long: a microbatch of 1 × 32,768 tokens keeps 24.3 GB on a GPU; 37.7 GB with its share of the model" in told
     assert "108 GB of weights, gradients and moments, divided over the GPUs that share a copy" in told
     base = " ".join(plan("yamls/main/base.yaml", *machine).stdout.split())
-    assert "pretrain: 96 × 1,024 tokens a microbatch keep 55.9 GB on a GPU; 56.2 GB with its share of the model" in base
+    assert (
+        "pretrain: a microbatch of 96 × 1,024 tokens keeps 55.9 GB on a GPU; 56.2 GB with its share of the model"
+        in base
+    )
     of_long = json.loads(plan(recipe, "--json").stdout)["memory"]["long"]
     assert of_long == {"microbatch": 1, "kept_bytes": 24_259_854_336, "state_bytes": 16 * 6_738_415_616}
 

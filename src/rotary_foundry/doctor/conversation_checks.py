@@ -1,4 +1,4 @@
-"""Count the conversations of instruction-tuning stages, and doubt a `target_prompts` that no conversation reaches."""
+"""Count the conversations of instruction-tuning stages, and warn if none has the length that `target_prompts` needs."""
 
 from collections.abc import Iterator
 from math import isfinite

@@ -2,9 +2,9 @@
 
 Loader workers put batches into /dev/shm until the Trainer takes them. torch's loaders make two per worker ahead, and
 the batch in training stays until it is released. A rank's batch is its share of an update's rows. On GPUs an evaluation
-has workers of its own in addition. Without workers, the ranks make batches themselves. A container has 64 MB unless it
-is configured otherwise. If there is no room, a loader dies of a bus error, perhaps hours into a run, when the ramp
-reaches a batch that is too large. NCCL also has its rings between the GPUs of one machine there; NVIDIA's guide
+has workers of its own in addition. Without workers, the ranks make batches themselves. In a container, /dev/shm has
+64 MB unless configured otherwise. If there is no room, a loader dies of a bus error, perhaps hours into a run, when the
+ramp reaches a batch that is too large. NCCL also has its rings between the GPUs of one machine there; NVIDIA's guide
 recommends 1 GB for them ("Troubleshooting", shared memory).
 
 Disks need room only for files that do not exist yet: further checkpoints, and shards not yet decompressed.
@@ -32,7 +32,7 @@ NCCL = 10**9
 AHEAD = 2  # batches per worker: the DataLoader's prefetch_factor
 # input_ids and labels are int64; cu_seqlens are int32, at most one per FRAME.slots tokens
 BYTES_A_TOKEN = 8 + 8 + 4 / max(1, FRAME.slots)
-BYTES_A_LABEL, BYTES_OF_WEIGHTS = 8, 4 + 1  # its place; its weight and `scored`
+BYTES_A_LABEL, BYTES_OF_WEIGHTS = 8, 4 + 1  # in `predicted`; `weights` and `scored` of a token
 
 
 def loaders_need(recipe: Recipe, plan: Plan, nodes: int) -> int:

@@ -8,8 +8,8 @@ If any process has mapped a segment (/proc/*/maps), the segment's number is in u
 files. This does not show processes of other containers, so if containers share /dev/shm (`--ipc=host`), clean on the
 host. Files of other users are left alone.
 
-A lock file is removed unless it is held (utils/lock_files.py). So no run is harmed even if machines share TMPDIR, and
-the segments of a run are on another machine.
+A lock file is removed unless it is held (utils/lock_files.py). So a run on another machine that shares TMPDIR is not
+harmed, although its segments are not visible here.
 
 A process that ends normally removes both (compat/streaming.py), so these files are from processes that were killed.
 

@@ -27,7 +27,7 @@ def check_tasks(recipe: Recipe) -> Iterator[Finding]:
         yield bad(
             SUBJECT,
             f"{checkpoint.folder}: has no head for {', '.join(new)}",
-            "train the multi-task stage in a run of its own, with init_from: and this run's folder",
+            "train the multi-task stage in a run of its own, with init_from set to this run's folder",
         )
     if gone := sorted(stored - with_head):
         yield doubtful(

@@ -3,7 +3,7 @@
 - Windows of `longest` tokens are cut out of long documents, the same for every model with the same tokenizer.
 - By position: each token of a window is predicted from all before it, and the mean loss is taken over bands of
   positions, each twice as wide as the one before. `longest` may exceed the model's training length; if the loss rises
-  there, its positions do not extend so far.
+  there, the model cannot use such positions.
 - By context: the last `target_tokens` of a window are predicted from its last c tokens. c begins at `shortest` and is
   doubled up to the whole window. It includes the targets and the tokens that the tokenizer puts before a text.
 - The law L(c) = (α / c)^β + γ (arXiv 2309.16039, figure 1) is fitted to the mean losses. Intervals are over documents.

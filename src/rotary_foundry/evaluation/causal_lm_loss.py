@@ -1,6 +1,6 @@
 """The suite `causal_lm`: a decoder's loss at short context on held-out text, by source and by length of document.
 
-It checks training at long context: measured before and after, on the same documents, it shows the loss on short texts.
+Measured before and after training at long context, on the same documents, it shows if the loss on short texts rose.
 Every token but a document's first is predicted from those before it. As in `masked_lm`, the loss per byte compares
 models with different tokenizers, and lengths are in tokens of the corpus' tokenizer.
 """

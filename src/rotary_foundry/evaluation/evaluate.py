@@ -89,7 +89,7 @@ def is_decoder(path: Path) -> bool | None:
 
 
 def _written(models: list[Path], suites: list[Suite]) -> list[Path]:
-    """Return the folders to write to, in a fixed order, so that of two commands only one is refused."""
+    """Return the folders to write to, in a fixed order; if two commands share some, only one is refused."""
     folders = [
         results_folder(model, suite.config.out, _variant(suite.config), models[0]) / suite.name
         for model in models

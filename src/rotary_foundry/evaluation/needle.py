@@ -1,8 +1,8 @@
 """The suite `needle`: a name occurs twice in a window, far apart; the second is masked, and the model has to find it.
 
 - Needles are names and words of the corpus itself. A needle occurs exactly twice in a window, counting also parts of
-  other words. It has the same tokens both times, with at least `nearest` tokens between them. All of its tokens are
-  masked, and all must be predicted correctly.
+  other words. It has the same tokens both times, and the two start at least `nearest` tokens apart. All tokens of the
+  second are masked, and all must be predicted correctly.
 - A name can be guessed from the text around it. So each is asked twice: in the original document, and with its first
   occurrence replaced by another name of the document with the same number of tokens, so that no token moves. So the
   difference between the two is due only to the first, distant occurrence.
@@ -59,12 +59,12 @@ class Needle:
 
     @property
     def distance(self) -> int:
-        """Tokens between the two occurrences."""
+        """Return the tokens from the start of the first occurrence to that of the second."""
         return self.second - self.first
 
     @property
     def places(self) -> NDArray[np.int64]:
-        """The positions of the masked tokens."""
+        """Return the positions of the masked tokens."""
         return self.second + np.arange(len(self.tokens))
 
 

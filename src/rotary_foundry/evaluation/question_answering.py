@@ -8,7 +8,7 @@
 - Answers are greedy and end at the model's own end tokens. Without a chat template, an answer scored by ROUGE also ends
   before an empty line or the next "Q:", and any other answer after its first line.
 - The loss and accuracy per token are those of the first right answer after the same prompt, each token given all before
-  it. In a chat the answer includes the end of turn. They measure small models, whose own answers all score 0.
+  it. In a chat the answer includes the end of turn. These two measure small models, whose own answers all score 0.
 - The examples of a file and their prompts are the same for every model with the same tokenizer. Intervals are over
   questions.
 """
@@ -32,9 +32,9 @@ from rotary_foundry.utils.wording import nearest
 if TYPE_CHECKING:
     from rotary_foundry.evaluation.causal_models import CausalModel
 
-SHOTS = {"qasper": 2, "quality": 2, "qmsum": 1}  # of the paper; 0 for narrativeqa, and here for the rest
+SHOTS = {"qasper": 2, "quality": 2, "qmsum": 1}  # as in the paper; 0 for narrativeqa there, and for all others here
 METRIC = {"narrativeqa": "f1", "qasper": "f1", "quality": "exact_match", "qmsum": ROUGE_GEO, "examples": "f1"}
-METRIC_OF_TASK = {  # as published, but LongBench uses another package's ROUGE-L; the metrics of other tasks are missing
+METRIC_OF_TASK = {  # as published (LongBench: with another package's ROUGE-L); tasks with other metrics are left out
     "zeroscrolls": {
         **dict.fromkeys(("gov_report", "summ_screen_fd", "qmsum", "squality"), ROUGE_GEO),
         **dict.fromkeys(("qasper", "narrative_qa", "musique"), "f1"),
@@ -148,7 +148,7 @@ def run(path: Path, config: Config) -> Result:
     how = "in the tokenizer's chat template" if chat else "without a chat template"
     return Result(
         suite=config.suite,
-        title=f"answers to {config.task}, scores from 0 to 1, {LOSS} in nats a token",
+        title=f"answers to {config.task}, scores from 0 to 1, {LOSS} in nats per token",
         model=model.facts,
         config={},
         data={"dataset": config.dataset, "file": config.data, "examples": len(asked)},

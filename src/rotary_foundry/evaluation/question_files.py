@@ -12,7 +12,7 @@ Each reader takes one path and yields `Example`s, in the file's order:
 - qmsum: `data/ALL/jsonl/{train,val,test}.jsonl` of Yale-LILY/QMSum. General and specific queries about a meeting.
 - zeroscrolls: `<task>/validation.jsonl` of tau/zero_scrolls. The test sets have no answers. Rows with the same `id`
   are one question with several right answers.
-- longbench: `data/<task>.jsonl` of THUDM/LongBench, with all 21 tasks; its texts are the prompts' contexts.
+- longbench: `data/<task>.jsonl` of THUDM/LongBench, for any of its 21 tasks.
 - examples: the user's own JSONL, either with `context` (optional), `question` and `answers`, or with `messages`: one of
   a user, which is the question, and one of an assistant. Other keys are ignored.
 """

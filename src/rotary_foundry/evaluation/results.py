@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Headline:
-    """Hold one number of a suite, used to compare models."""
+    """One number of a suite, used to compare models."""
 
     name: str  # with its unit
     measure: Measure
@@ -152,7 +152,7 @@ def results_folder(model: Path, out: str | None = None, variant: str | None = No
     Args:
         out: the folder for all results; None: as above.
         variant: as in `name_of`.
-        beside: the model that it is compared with; results are written into no other run than this model's.
+        beside: the model that it is compared with; if they share no run, the folder is in `evaluations`.
     """
     if out is not None:
         return Path(out) / name_of(model, variant)

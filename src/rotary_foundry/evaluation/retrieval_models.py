@@ -51,7 +51,7 @@ class Retriever:
         kind: a description of how it makes vectors.
         query_length, document_length: the length in tokens at which texts are cut, special tokens included; None: no
             cut.
-        marks: the number of these tokens that the tokenizer does not add.
+        marks: the number of special tokens that the tokenizer itself does not add.
     """
 
     model: Any
@@ -79,7 +79,7 @@ def open_retriever(path: Path, max_seq_len: int | None) -> Retriever:
     if max_seq_len is not None:
         _check_length(max_seq_len, model)
     model.max_seq_length = max_seq_len or _longest_text(model)
-    kind = "one vector a text" + (
+    kind = "one vector per text" + (
         ", the mean of its tokens: a plain encoder, not trained for retrieval" if plain else ""
     )
     return Retriever(model, model, kind, model.max_seq_length, model.max_seq_length)
@@ -119,7 +119,7 @@ def _multi_vector(path: Path, max_seq_len: int | None) -> Retriever:
     if max_seq_len is not None:
         _check_length(max_seq_len, model)
         model.document_length = max_seq_len
-    kind = "a vector a token, MaxSim over all documents"
+    kind = "one vector per token, MaxSim over all documents"
     return Retriever(LateInteraction(model), model, kind, model.query_length, model.document_length, marks=MARKS)
 
 

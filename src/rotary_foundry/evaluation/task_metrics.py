@@ -112,8 +112,8 @@ def run(path: Path, config: Config) -> Result:
         rows=rows,
         headlines=headlines,
         notes=[
-            "loss: nats an example, or a token of masked_lm; of a regression the squared error",
-            "right: share of the examples; of a regression those off by less than 0.5; intervals are over rows",
+            "loss: nats per example, or per token of masked_lm; for a regression the squared error",
+            "right: share of the examples (for a regression, those off by less than 0.5); intervals are over rows",
         ],
         asked=digest(asked),
     )

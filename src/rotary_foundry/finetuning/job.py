@@ -67,7 +67,7 @@ def run_job(folder: Path, parent: int | None = None) -> dict:
 
     Returns:
         The content of `result.json`: `score`, the best value of the first metric on the first validation split, or None
-        if the loss became NaN; `metrics` of that evaluation; `evaluations`; versions and seconds.
+        if the loss became NaN or infinite; `metrics` of that evaluation; `evaluations`; versions and seconds.
     """
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     began = time.monotonic()
@@ -202,7 +202,7 @@ class Classifier(HuggingFaceModel):
 class BestModel(Callback):
     """Keeps all evaluations and, on the CPU, the weights of the best: by the first metric, on the first split.
 
-    It ends the training if the loss is NaN. This job is lost then, but not the other points of the grid.
+    It ends the training if the loss is NaN or infinite. Then only this job is lost, not the other points of the grid.
     """
 
     def __init__(self, splits: list[str], names: dict[str, str]):

@@ -56,7 +56,7 @@ def _cmrc2018(predictions: list[WindowAnswer], _: list[str]) -> str:
 
 
 def _cluener(predictions: list[TextEntities], labels: list[str]) -> str:
-    """CLUENER's spans end with their last character."""
+    """Write a line per text; CLUENER's spans include their last character."""
     rows = []
     for text in predictions:
         found: dict[str, dict[str, list]] = {}

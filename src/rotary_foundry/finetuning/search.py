@@ -108,7 +108,7 @@ def _search(config: FinetuneConfig, name: str, lock: RunLock) -> dict:
     _run(config, folder, [shared | point | {"seed": seed} for point in grid for seed in searched], lock)
     best = best_point(folder, grid, searched)
     if best is None:
-        raise FoundryError(f"{folder}: the loss became NaN at every point of the grid; set smaller learning rates")
+        raise FoundryError(f"{folder}: the loss became NaN or infinite at every point; set smaller learning rates")
     _run(config, folder, [shared | best | {"seed": seed} for seed in config.seeds], lock, with_models=True)
     for job in folder.glob("*/seed-*"):
         if job.parent.name != point_name(best):
@@ -191,7 +191,7 @@ def _result(path: Path) -> dict:
 
 def _line(path: Path) -> str:
     result = _result(path)
-    reached = "the loss became NaN"
+    reached = "the loss became NaN or infinite"
     if result["score"] is not None:
         reached = " ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     return f"{path.parents[1].name} {path.parent.name} {path.name}: {reached}"

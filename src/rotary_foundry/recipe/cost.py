@@ -2,8 +2,8 @@
 
 The family's shape gives the operations of the model, counted as for MFU (PaLM, arXiv 2204.02311, appendix B). A
 backward pass counts as two forward passes. Recomputation is not counted (activation checkpointing, attention's
-backward). A padded slot counts as a token, and a row as one document. This is an upper limit: attention has fewer pairs
-in shorter documents. The optimizer and evaluation are not counted.
+backward), nor are the optimizer and evaluation. A padded slot counts as a token. A row counts as one document, which is
+an upper limit: shorter documents have fewer pairs in attention.
 
 Memory is computed, not measured: the ranks' share of the model, and what a forward pass keeps for the backward pass.
 BESIDES is an allowance for the rest: temporary tensors of a layer and of the loss, CUDA and NCCL.
@@ -225,7 +225,7 @@ def _named(recipe: Recipe, plan: Plan) -> set[int]:
 
 
 def _checkpoints(recipe: Recipe, plan: Plan) -> tuple[int, int | None]:
-    """Return how many checkpoints are written, and how many are on disk at the end, at most if saved by the clock."""
+    """Return how many checkpoints are written, and how many are on disk at the end (at most, if saved by the clock)."""
     named, due = _named(recipe, plan), checkpoint_tokens(recipe, plan)
     back, end = (plan.abandoned[0].start_token, plan.abandoned[-1].end_token) if plan.abandoned else (0, 0)
     before = [token for token in due if token < end]  # a rollback is decided before its update is saved

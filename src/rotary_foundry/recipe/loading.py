@@ -298,7 +298,7 @@ def _forget_wholes(config: DictConfig, content: DictConfig) -> None:
 def _override(config: DictConfig, override: str, source: str, content: DictConfig) -> None:
     key, parts = override.partition("=")[0], _parts(override)
     with reported(source):
-        if not any(_is_whole(tuple(parts[:depth])) for depth in range(1, len(parts))):  # it sets no entry of a whole
+        if not any(_is_whole(tuple(parts[:depth])) for depth in range(1, len(parts))):  # else a key inside a whole
             _forget_wholes(config, content)
         given = content
         for part in parts:

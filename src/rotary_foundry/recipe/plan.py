@@ -46,7 +46,7 @@ class LearningRate:
 
     @property
     def turns(self) -> list[int]:
-        """The token at which the warm-up ends, or the tokens of the points of `schedule`."""
+        """Return the token at which the warm-up ends, or the tokens of the points of `schedule`."""
         return [self.start_token + tokens for tokens, _ in self.schedule or ((self.warmup, 1.0),)]
 
     def at(self, token: int) -> float:
@@ -234,7 +234,7 @@ class Plan:
         return tuple(segment for segment in cut if segment.updates)
 
     def after(self, rollbacks: Iterable[Rollback]) -> "Plan":
-        """Apply rollbacks one after the other. A rollback that the recipe sets for later is not applied."""
+        """Apply these rollbacks one after the other. A set one (`at`) is applied only if it is among them."""
         plan = self
         for rollback in rollbacks:
             plan = plan.rolled_back(rollback)

@@ -99,7 +99,7 @@ class _Clock:
         return small_low + round((small_high - small_low) * (token - low) / (high - low))
 
     def at(self, time: str) -> str:
-        """Map a time that the recipe sets; the earliest result is the first possible checkpoint."""
+        """Map a time that the recipe sets, to no earlier than the first possible checkpoint."""
         return f"{max(self(parse_tokens(time)), self.first)}tok"
 
     def stretch(self, start: int, tokens: int) -> str:
@@ -110,7 +110,7 @@ class _Clock:
 
 
 def _rows(recipe: Recipe, name: str, world_size: int) -> tuple[int, int | None]:
-    """Return the batch size of a stage, and the step of its ramp if it has one."""
+    """Return a stage's batch size in the rehearsal, and the common divisor of the sizes of its ramp, if it has one."""
     stage = recipe.stages[name]
     ramp = stage.batch_size_ramp
     if ramp is not None:

@@ -1,8 +1,8 @@
 """The typed keys of a recipe.
 
 Keys that exist in Composer's Trainer or in Streaming have the same names here. A YAML must set each field that has no
-default; the numbers of the published recipes are only in the YAMLs. Times are Composer's time strings in tokens
-(`3_000_000_000tok`), or, inside a stage, shares of the stage (`1dur`).
+default; the numbers of the published recipes are only in the YAMLs. Times are Composer's time strings: tokens
+(`3_000_000_000tok`), updates (`2000ba`, see updates.py), or, inside a stage, shares of the stage (`1dur`).
 
 `model` and `stages` have more keys than this file: those of the family's shape, and the knobs. `schema_of` adds them,
 so that OmegaConf checks every key of every file, and a family adds keys without a change to this file.
@@ -40,7 +40,7 @@ class ModelConfig:
 
     @property
     def shape(self) -> Shape:
-        """The values of the family's shape: two models with different values are different models."""
+        """Return the values of the family's shape: two models with different values are different models."""
         shape = find_family(self.family).Shape
         return shape(**{key.name: getattr(self, key.name) for key in fields(shape)})
 
@@ -52,13 +52,13 @@ class DataConfig:
     local: str  # the `out` of the data YAML, or the cache for `remote`
     sources: list[str]  # a stage without a mixture draws each row of all these sources once per epoch
     remote: str | None = None
-    cache_limit: str | None = None  # most bytes of `local` for training rows of one length, as 100gb; null: no limit
+    cache_limit: str | None = None  # most bytes of `local` for training rows of one length, e.g. 100gb; null: no limit
     shuffle_block_size: int = 1 << 18  # approximate number of rows shuffled together: some whole shards
     num_workers: int = 1
 
     @property
     def held_out_workers(self) -> int:
-        """The loader workers per rank for evaluation on a GPU, where each batch is one microbatch."""
+        """Return the loader workers per rank for evaluation on a GPU, where each batch is one microbatch."""
         return min(MOST_HELD_OUT_WORKERS, self.num_workers)
 
 
@@ -224,7 +224,7 @@ class Recipe:
 
     @property
     def family(self) -> Family:
-        """The model's family."""
+        """Return the model's family."""
         return find_family(self.model.family)
 
     def compiled_with(self, device_type: str) -> dict[str, Any]:

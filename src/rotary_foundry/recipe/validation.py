@@ -174,7 +174,7 @@ def _cache(data: DataConfig) -> Iterator[Problem]:
     if data.remote is not None and redacted(data.remote) != data.remote:
         yield (
             "data.remote",
-            "contains a user or a signature, which would be written to files; give credentials by the environment",
+            "contains a user or a signature, which would be written to files; give credentials in the environment",
         )
     if data.remote is not None and abspath(data.remote) == abspath(data.local):
         yield "data.remote", f"'{data.remote}' is also data.local; for a local corpus, set only data.local"

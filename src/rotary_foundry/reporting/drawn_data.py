@@ -9,7 +9,7 @@ from rotary_foundry.data.target_context import context_shares, rows_drawn
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.plan import Segment
 
-SHOWN = (128, 512)  # of the counted lengths, and all doublings after the second
+SHOWN = (128, 512)  # counted lengths in a table: these, and all above the second
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class DrawnData:
 
     @property
     def shown(self) -> dict[int, float]:
-        """The shares for a table: at 128, 512, 1,024 and so on."""
+        """Return the shares for a table: at 128, 512, 1,024 and so on."""
         return {length: share for length, share in (self.context or {}).items() if length in SHOWN or length > SHOWN[1]}
 
 

@@ -93,7 +93,7 @@ def print_plan(
     if flops is not None:
         grid.add_row("", f"{number(CONVENTIONS[flops](recipe, plan))} FLOPs as {flops} counts")
     for line in _token_costs(recipe, plan, flops):
-        grid.add_row("a token", line)
+        grid.add_row("per token", line)
     for line in _memory(recipe, plan, machine):
         grid.add_row("memory", line)
     hours = None if machine is None else machine.hours(costs.flops)
@@ -158,7 +158,7 @@ def plan_json(recipe: Recipe, plan: Plan) -> dict:
 
 
 def context_table(stages: list[DrawnData]) -> Table:
-    """Make a table with a row per stage: the shares of its targets that see at least so many other tokens."""
+    """Make a table with a row per stage: the shares of its targets that see at least 128, 512, … other tokens."""
     lengths = list(dict.fromkeys(length for stage in stages for length in stage.shown))
     title = "share of targets that see so many tokens"
     if any(stage.responses is not None for stage in stages):
@@ -176,7 +176,7 @@ def context_table(stages: list[DrawnData]) -> Table:
 def task_table(stage: DrawnData) -> Table:
     """Make a table with a row per task of a stage: its rows, its share of the blocks, and how often rows are drawn."""
     table = Table(title=f"tasks of {stage.stage}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("task", "kind", "rows", "share of blocks", "blocks an update", "epochs"):
+    for heading in ("task", "kind", "rows", "share of blocks", "blocks per update", "epochs"):
         table.add_column(heading, justify="left" if heading in ("task", "kind") else "right")
     for name, task in stage.tasks.items():
         table.add_row(
@@ -201,7 +201,7 @@ def _token_costs(recipe: Recipe, plan: Plan, flops: str | None) -> Iterator[str]
             lost = f"{slower(costs.flops, shortest.flops):.1%}"
             if flops is not None:
                 lost += f" ({slower(costs.megatron, shortest.megatron):.1%} as {flops} counts)"
-            yield f"{lost} fewer tokens a second than in rows of {shortest.row_length:,}, at equal FLOP/s"
+            yield f"{lost} fewer tokens per second than in rows of {shortest.row_length:,}, at equal FLOP/s"
 
 
 def _memory(recipe: Recipe, plan: Plan, machine: Machine | None) -> Iterator[str]:
@@ -211,7 +211,8 @@ def _memory(recipe: Recipe, plan: Plan, machine: Machine | None) -> Iterator[str
         stages.setdefault(use, []).append(stage)
     for use, names in stages.items():
         line = (
-            f"{', '.join(names)}: {use.rows:,} × {use.row_length:,} tokens a microbatch keep {size(use.kept)} on a GPU"
+            f"{', '.join(names)}: a microbatch of {use.rows:,} × {use.row_length:,} tokens keeps "
+            f"{size(use.kept)} on a GPU"
         )
         if machine is not None:
             needed = use.of_a_gpu(_shards(recipe, machine))
@@ -279,7 +280,7 @@ def _grid() -> Table:
 
 
 def remarks(recipe: Recipe, plan: Plan) -> Iterator[str]:
-    """Yield warnings of values at a stage's end that are probably wrong for the stage's rows."""
+    """Yield warnings of changed tokens per update, and of values at a stage's end that probably do not fit its rows."""
     yield from changed_updates(recipe, plan)
     for segment in {segment.stage: segment for segment in plan.segments}.values():
         knobs = segment.knobs_at(segment.end_token)
@@ -322,7 +323,7 @@ def _mixtures(recipe: Recipe, plan: Plan) -> dict[str, str]:
     """Return the mixture by stage, because all segments of a stage share it."""
     shares = {segment.stage: segment.mixture or {} for segment in plan.segments}
     without = {
-        stage: "every row once an epoch" if recipe.objective_of(stage).block_size is None else "the tasks' weights"
+        stage: "every row once per epoch" if recipe.objective_of(stage).block_size is None else "the tasks' weights"
         for stage in shares
     }
     return {
@@ -381,7 +382,7 @@ def begins_with(recipe: Recipe) -> str | None:
     if others:
         said += f"; this run begins at {', '.join(others)}"
     if not (source.tokenizer / "tokenizer.json").is_file():
-        said += f"; without a tokenizer in {source.tokenizer}, so that of the shards is not compared with it"
+        said += f"; without a tokenizer in {source.tokenizer}, so the shards' tokenizer is not compared with it"
     return said
 
 

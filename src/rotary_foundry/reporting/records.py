@@ -83,7 +83,7 @@ class Run:
 
     @property
     def stages(self) -> dict[str, list[dict]]:
-        """The plan's segments by stage."""
+        """Return the plan's segments by stage."""
         segments = self.plan.get("segments", [])
         return {name: list(group) for name, group in groupby(segments, lambda segment: segment["stage"])}
 

@@ -80,7 +80,7 @@ def find_reference(runs: list[Run], given: Path | None = None) -> dict | None:
     if given is not None:
         content = _read(given)
         if content["recipe"] not in digests:
-            raise ConfigurationError(f"{given}: is of another recipe ({content['name']}) than {runs[0].folder.path}")
+            raise ConfigurationError(f"{given}: is for another recipe ({content['name']}) than {runs[0].folder.path}")
         return content
     for file in sorted((files(__package__) / FOLDER).iterdir(), key=lambda file: file.name):
         content = parse_json(file.read_text(encoding="utf-8"))

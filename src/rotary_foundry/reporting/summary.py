@@ -69,7 +69,7 @@ def _unigram_entropy(data: str, console: Console) -> float | None:
 
 
 def _evaluations(folder: RunFolder) -> tuple[dict | None, list[dict]]:
-    """Return the evaluation before the first update, which a grown run has, and those at the ends of stages."""
+    """Return the evaluation before the first update (only with `init_from`), and those at the ends of stages."""
     evaluations = folder.records(folder.evaluations)
     before = next((record for record in evaluations if record["batch"] == 0), None)
     return before, [record for record in evaluations if record["batch"] > 0]

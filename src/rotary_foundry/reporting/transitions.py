@@ -1,4 +1,4 @@
-"""Every transition of a run: the update in its plan, and the update in its records.
+"""List every transition of a run: the update at which it was planned, and the one at which the records have it.
 
 The updates are taken in the order in which they were trained, including the stretch that a set rollback abandons.
 """
@@ -64,7 +64,7 @@ def transitions(folder: RunFolder) -> list[Transition]:
 
 
 def print_transitions(folder: RunFolder) -> None:
-    """Print the list.
+    """Print a run's transitions.
 
     Raises:
         FoundryError: something did not happen where it was planned.
@@ -78,7 +78,7 @@ def print_transitions(folder: RunFolder) -> None:
 
 
 def table(found: list[Transition]) -> Table:
-    """Make the list's table for a terminal."""
+    """Make a table of transitions for a terminal."""
     shown = Table("transition", "planned: update", "happened", "", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for transition in found:
         mark = "✓" if transition.as_planned else "✗"
@@ -109,7 +109,7 @@ def _records(before: Update, after: Update, trained: dict[tuple[int, int], dict]
 
 
 def _where(key: str, old: object, new: object, planned: tuple[Update, Update], pairs: list) -> str:
-    """Return the update at which the records have this change; the planned one if they have it there."""
+    """Return the first update at which the records have this change, but the planned one if they have it there too."""
     for updates, (was, now) in sorted(pairs, key=lambda pair: pair[0] != planned):
         if (was.get(key), now.get(key)) == (old, new):
             return str(updates[1])
