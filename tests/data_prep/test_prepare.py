@@ -144,6 +144,19 @@ def test_a_number_of_documents_is_held_out_and_none_of_the_others_that_could_be_
         assert counts.left_out["held out and not wanted"] == len(texts_of(config, source, "validation")) - 5
 
 
+def test_a_number_of_documents_is_held_out_though_some_parts_of_a_source_have_none(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("rotary_foundry.data_prep.readers.listing.PART_BYTES", 1)  # each file is a part
+    (tmp_path / "many").mkdir()
+    for number in range(10):
+        write_jsonl(tmp_path / f"many/{number}.jsonl", sentences(number, 1))  # a fifth of them can be held out
+    write_jsonl(tmp_path / "many/whole.jsonl", sentences(10, 40))
+    monkeypatch.setattr(stages, "RESERVED", 0.2)
+    prepare(replace(config, sources={"mine": SourceConfig("jsonl", str(tmp_path / "many"))}, validation=3))
+    counts = Statistics.read(config.out).sources["mine"]
+    assert counts.validation.documents == 3
+    assert counts.train.documents + counts.validation.documents + counts.left_out["held out and not wanted"] == 50
+
+
 def test_the_same_input_gives_the_same_bytes(config, tmp_path):
     prepare(config)
     prepare(replace(config, out=str(tmp_path / "again")))

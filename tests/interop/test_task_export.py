@@ -163,7 +163,9 @@ def test_what_is_predicted_lies_in_the_text(made, monkeypatch):
     monkeypatch.setattr(code.Predictor, "scores", fixed)
     text = "words of a text"
     predict = code.Predictor(folder / "names")
-    _, second, third, *_ = predict._tokens(text)[1]
+    places = predict._tokens(text)[1]
+    assert [text[start:end] for start, end in places if text[start].isspace()] == []
+    _, second, third, *_ = places
     span = {"text": text[second[0] : third[1]], "start": second[0], "end": third[1]}
     assert predict(text) == [{"label": "b", **span}]
     assert code.Predictor(folder / "find")("a question?", text) == span

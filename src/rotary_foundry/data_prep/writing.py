@@ -78,8 +78,9 @@ def _opened(directory: Path, word_starts: str | None, _as_of: int) -> CorpusToke
 
 def _smallest_hashes(work: Work, files: list[int]) -> set[bytes]:
     """Return the smallest hashes of held-out documents, as many as `validation` says."""
+    none = np.empty((0, 2), np.uint64)  # a part may have no held-out document
     hashes = np.concatenate(
-        [np.delete(np.concatenate(list(read_hashes(work.file(file)))), work.dropped(file), axis=0) for file in files]
+        [np.delete(np.concatenate([none, *read_hashes(work.file(file))]), work.dropped(file), axis=0) for file in files]
     )
     smallest = np.lexsort((hashes[:, 1], hashes[:, 0]))[: int(work.config.validation)]
     return {row.astype(">u8").tobytes() for row in hashes[smallest]}

@@ -146,9 +146,9 @@ class Predictor:
         return {"text": text[start:end], "start": start, "end": end}
 
     def _tokens(self, text):
-        """Return a text's token ids without special tokens, and the characters of each token."""
+        """Return a text's token ids without special tokens, and each token's characters without blanks before them."""
         encoding = self.text.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+        return encoding.ids, [(end - len(text[start:end].lstrip()), end) for start, end in encoding.offsets]
 
     def _join(self, *parts):
         sep = self.tokenizer.sep_token_id

@@ -103,7 +103,8 @@ class Weights(Mapping[str, Tensor]):
         unknown = sorted(self.shapes.keys() - expected.keys() - self.family.tied.keys())
         if unknown:
             biases = [name for name in expected if name.endswith("bias")]
-            reason = f"; of biases it has only {', '.join(biases)}" if unknown[0].endswith("bias") else ""
+            of_biases = f"only {', '.join(biases)}" if biases else "none"
+            reason = f"; of biases it has {of_biases}" if unknown[0].endswith("bias") else ""
             raise DataError(f"{self.where}: our model has no part for the tensor {self.called(unknown[0])}{reason}")
         for name, parameter in self.family.tied.items():
             if name in self.shapes and not torch.equal(self._finite(name), self[parameter]):

@@ -145,7 +145,7 @@ def as_number(value: Any, where: str) -> float:
 def _refuse_missing(value: Any, where: str) -> None:
     missing = value is None or value != value or (isinstance(value, str) and value.strip().lower() in ("", "nan"))
     if missing:
-        what = "NaN" if value and value is not None else "empty"
+        what = "empty" if value is None or not str(value).strip() else "NaN"
         raise DataError(f"{where}: the label is {what}; give it a value, or leave the row out")
 
 
