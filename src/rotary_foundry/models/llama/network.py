@@ -7,7 +7,7 @@
 - Modules and parameters have the names of transformers' LlamaForCausalLM, so our checkpoints, exports and downloads
   have the same state dict. One matrix for queries, keys and values would need other names and had no measured gain.
 - All layers work on one flat sequence of tokens, and shared values are passed to a layer as arguments, so FSDP can
-  shard the model layer by layer. With labels, the loss is computed inside `forward`, where FSDP holds the matrix whole.
+  shard the model layer by layer. With labels, the loss is computed inside `forward`, where FSDP holds the whole output.
 """
 
 from collections.abc import Iterable, Mapping
