@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def unwrapped(names: Iterable[str], expected: Collection[str], where: Path) -> dict[str, str]:
     """Return the stored name for each name without the wrappers and prefixes that other programs added.
 
-    A prefix is removed only if every name begins with it, none is the model's name, and some are once it is removed.
+    A prefix is removed only if every name begins with it, no name is the model's, and some name is without it.
 
     Args:
         names: the names of the stored tensors.

@@ -37,7 +37,7 @@ NAMES = (  # theirs, ours
     ("model.decoder.", "decoder."),
 )
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
-LAYER_NORM, PRENORM = ("triton_layernorm", "layernorm"), ("compile_prenorm", "prenorm")  # the kernels differ
+LAYER_NORM, PRENORM = ("triton_layernorm", "layernorm"), ("compile_prenorm", "prenorm")  # the same, by two kernels
 PARTS = {  # FlexBertConfig's options: the default, and the values that our encoder computes
     "attention_layer": ("base", ("rope",)),
     "bert_layer": ("prenorm", PRENORM),
