@@ -213,7 +213,7 @@ def test_biases_that_the_config_does_not_tell_are_named_by_their_tensor(source, 
     shard = sorted(source.glob("*.safetensors"))[0]
     save_file(load_file(shard) | {"model.layers.1.attn.Wqkv.bias": torch.zeros(192)}, shard)
     message = refused(source, tmp_path)
-    assert "no part for the tensor model.layers.1.attn.Wqkv.bias; of biases it has only decoder.bias" in message
+    assert "no part for the tensor model.layers.1.attn.Wqkv.bias; its only biases: decoder.bias" in message
 
 
 def test_what_is_no_modernbert_is_refused(tmp_path, tokenizer_dir):

@@ -242,7 +242,7 @@ def test_a_target_that_cannot_hold_the_source_is_refused(change, complaint):
     "change, complaint",
     [
         ({"num_hidden_layers": 3}, "they have no model.layers.3.attn_norm.weight"),
-        ({"intermediate_size": 95}, r"model.layers.0.mlp.Wi.weight is \[190, 64\], it makes it \[192, 64\]"),
+        ({"intermediate_size": 95}, r"model.layers.0.mlp.Wi.weight: expected shape \[192, 64\], got \[190, 64\]"),
     ],
     ids=str,
 )

@@ -16,8 +16,8 @@ predicted units on all ranks, so this is (N_task / N_all) · ∇L_task, which is
   gradient. So they reduce both once per task, and each time the host waits for the GPU.
 
 Composer's loss of an update is the mean over all its tokens and examples, in which a masked LM task hides all others.
-It is replaced by the mean of the tasks' losses by their shares of the blocks. `mean` minimises this loss. On average
-over updates it equals the mean by the tasks' weights. Records, the spike score and rollbacks use it.
+It is replaced by the tasks' losses, averaged by their shares of the blocks. `mean` minimises this loss. Over many
+updates it is on average the mean weighted by the tasks' weights. Records, the spike score and rollbacks use it.
 
 Acts on BATCH_START, AFTER_BACKWARD, AFTER_TRAIN_BATCH and BATCH_END in multi-task stages. On FIT_START it makes the
 optimizer state of every parameter, because a checkpoint must also have the state of a head that had no gradient yet.
@@ -100,7 +100,7 @@ class GradientCombination(Algorithm):
             state.total_loss_dict = {"loss/train/total": self.mean_of_tasks("loss")}
 
     def mean_of_tasks(self, attribute: str) -> float:
-        """Return the mean of an attribute of `parts` in the last update, by the tasks' shares of its blocks."""
+        """Return the mean of an attribute of `parts`, weighted by the tasks' shares of the last update's blocks."""
         parts = [part for part in self.parts.values() if part.units]
         total = sum(part.share for part in parts)
         return sum(getattr(part, attribute) * part.share / total for part in parts)
@@ -186,7 +186,7 @@ class GradientCombination(Algorithm):
             part.norm, part.squares = part.scale * norm, {}
 
     def _add(self, part: TaskPart) -> None:
-        """Add a task's gradient, times its weight, to the update's; the task's gradient is dropped."""
+        """Add a task's gradient, times its weight, to the update's, and drop it."""
         factor = part.weight * part.scale / self.unit
         if self.divided and not self.total and factor:
             self.unit, factor = factor, 1.0  # the division by the sum of the weights includes it

@@ -1,4 +1,4 @@
-"""SegmentSwitch: set every value that the token clock decides when it changes.
+"""SegmentSwitch: set each value that depends on the token clock, whenever it changes.
 
 Acts on FIT_START (a resumed run starts inside a segment, where Composer fires no ITERATION_START), on EPOCH_START
 (fired whenever a loader begins, and so at each segment) and on BATCH_START.

@@ -26,4 +26,4 @@ class Monitor(Callback, ABC):
         """Compute values for the record, by key, from the numbers of all ranks, in rank order; None: unknown here."""
 
     def resume(self, records: list[dict]) -> None:
-        """Called on rank 0 when training starts, with the run's valid lines so far, the oldest first."""
+        """Use the run's valid lines so far, oldest first; called on rank 0 when training starts."""

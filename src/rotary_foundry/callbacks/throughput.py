@@ -34,7 +34,7 @@ class Throughput(Monitor):
         self.peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        self.since = time.perf_counter()  # without the evaluations since then
+        self.since = time.perf_counter()  # `eval_end` adds the time of evaluations
 
     def eval_start(self, state: State, logger: Logger) -> None:
         self.evaluation = time.perf_counter()

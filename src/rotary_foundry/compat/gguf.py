@@ -8,8 +8,8 @@ from numpy.typing import DTypeLike
 class BoundedReader(GGUFReader):
     """A GGUFReader that raises ValueError instead of reading past the end of its file.
 
-    The original returns a short array then. A truncated file thus causes an unrelated error, and a damaged length of an
-    array a loop of hours. Needed until gguf checks this.
+    The original returns a short array then. So a truncated file causes an unrelated error, and a damaged array length
+    causes a loop of hours. Needed until gguf checks this.
     """
 
     def _get(self, offset: int, dtype: DTypeLike, count: int = 1, **order: str | None) -> np.ndarray:

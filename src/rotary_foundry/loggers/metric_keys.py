@@ -33,7 +33,7 @@ METRICS = (
         for metric in all_metrics().values()
         if metric.name != "loss"
     ),
-    Metric("loss/spike_score", "robust deviations above the median of up to 128 updates before", "loss_spike_score"),
+    Metric("loss/spike_score", "robust deviations above the median of up to 128 earlier updates", "loss_spike_score"),
     Metric("recipe/stage", "the stage's number, from 1"),
     Metric("recipe/lr", "learning rate", "lr"),
     Metric("recipe/weight_decay", "of the matrices", "weight_decay"),
@@ -47,7 +47,7 @@ METRICS = (
         "the rank with the longest data wait and forward passes",
         "slowest_rank",
     ),
-    Metric("throughput/slowest_lag", "the time of that rank for them over the ranks' median, minus 1", "slowest_lag"),
+    Metric("throughput/slowest_lag", "that rank's time for them, divided by the ranks' median, minus 1", "slowest_lag"),
     Metric("time/step", "seconds per update, without evaluation and checkpoints", "step_seconds"),
     Metric("time/data", "seconds per update of waiting for data", "data_seconds"),
     Metric(X_AXIS, "the token clock: slots consumed, including this update", "token"),
@@ -55,7 +55,7 @@ METRICS = (
     Metric("optim/l2_norm/<kind>/global", "norm of grad, param, moment or update, over all parameters"),
     Metric(
         "optim/clipping/max",
-        "the most that clipping divided a learning rate or gradients by; 1: nothing was clipped",
+        "the largest divisor that clipping applied to a learning rate or gradients; 1: nothing was clipped",
     ),
     # of a multi-task stage
     Metric("task/loss/<task>", "mean over the task's predicted tokens or examples of the update", "task_loss"),

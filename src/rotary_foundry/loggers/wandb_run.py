@@ -7,7 +7,7 @@
 - The x axis is the token clock, by `define_metric`; steps only order W&B's rows.
 - The config is the recipe with its overrides, and the commit of this code. Secrets are removed from it and from the
   command line, which W&B records by itself.
-- After SIGTERM the run is marked as preempted, not as failed. Composer would mark every exception as a failure.
+- After a stop signal the run is marked as preempted, not as failed. Composer would mark every exception as a failure.
 - If configured, a checkpoint is recorded as a reference to its location, so W&B stores its name and not its content.
 
 wandb takes seconds to import, so it is imported where it is used, as Composer does. Uses INIT and POST_CLOSE.

@@ -102,7 +102,7 @@ class Shape(ABC):
         The formula counts 12 · hidden_size² parameters for a layer of any kind, and the whole attention matrix. It is
         used here without the vocabulary and without recomputation.
         """
-        raise ConfigurationError("--flops: megatron counts layers of one width, which this family does not have")
+        raise ConfigurationError("--flops: megatron needs layers of one width, which this family does not have")
 
     @abstractmethod
     def describe(self, knobs: Mapping[str, float]) -> str:

@@ -61,7 +61,7 @@ class Growth:
 def tile_parameter(
     name: str, source_state: Mapping[str, Tensor], family: Family, source: Shape, target: Shape
 ) -> Tensor:
-    """Grow one parameter of a model; of the source, only the parameter that it comes from is read.
+    """Grow one parameter of a model. Only the parameter of the source that it comes from is read.
 
     Args:
         name: the name of the target's parameter.
@@ -85,7 +85,7 @@ def tile_parameter(
     tensor = source_state[source_name]
     shape = [dimension.places(source).numel() for dimension in dimensions]
     if list(tensor.shape) != shape:
-        raise _misfit(f"{source_name} is {list(tensor.shape)}, it makes it {shape}")
+        raise _misfit(f"{source_name}: expected shape {shape}, got {list(tensor.shape)}")
     for axis, dimension in enumerate(dimensions):
         tensor = tensor.index_select(axis, dimension.index(source, target).to(tensor.device))
     return tensor

@@ -83,7 +83,7 @@ def attach_heads(network: nn.Module, tasks: Mapping[str, Task]) -> None:
 
 
 def head_value(name: str, size: tuple[int, ...], seed: int) -> Tensor:
-    """Return the initial value of a head's parameter: 0 for biases, normal with std fan_in ** -0.5 for matrices.
+    """Return a head parameter's initial value: 0 for biases, `truncated_normal` with std fan_in ** -0.5 for matrices.
 
     Args:
         name: the parameter's name in the network's state dict.
@@ -119,7 +119,7 @@ class Classifier(nn.Linear):
         Args:
             hidden: [tokens, hidden].
             lengths: the tokens of each document.
-            targets: float64 [targets, 4], as in `task_file.py`, with documents counted through `lengths`.
+            targets: float64 [targets, 4], as in `task_file.py`; documents are indices into `lengths`.
             allowed: uint8 [tokens], 1 where a span may lie.
         """
         documents, labels = targets[:, :2].astype(np.int64).T

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def unwrapped(names: Iterable[str], expected: Collection[str], where: Path) -> dict[str, str]:
     """Return the stored name for each name without the wrappers and prefixes that other programs added.
 
-    A prefix is removed only if every name begins with it, no name with it is the model's, and some are without it.
+    A prefix is removed only if every name begins with it, no name is the model's, and some name is without it.
 
     Args:
         names: the names of the stored tensors.
@@ -103,8 +103,8 @@ class Weights(Mapping[str, Tensor]):
         unknown = sorted(self.shapes.keys() - expected.keys() - self.family.tied.keys())
         if unknown:
             biases = [name for name in expected if name.endswith("bias")]
-            of_biases = f"only {', '.join(biases)}" if biases else "none"
-            reason = f"; of biases it has {of_biases}" if unknown[0].endswith("bias") else ""
+            known = f"its only biases: {', '.join(biases)}" if biases else "it has no biases"
+            reason = f"; {known}" if unknown[0].endswith("bias") else ""
             raise DataError(f"{self.where}: our model has no part for the tensor {self.called(unknown[0])}{reason}")
         for name, parameter in self.family.tied.items():
             if name in self.shapes and not torch.equal(self._finite(name), self[parameter]):

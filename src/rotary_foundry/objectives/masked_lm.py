@@ -7,7 +7,7 @@ workers or microbatches, and a row that is drawn again gets a new mask.
 With `whole_words`, words (a row's column `word_starts`) are chosen instead of tokens. All tokens of a chosen word are
 masked, or each becomes its own random token, or all are kept; in each case all are predicted. It is the masking of
 `train_mlm.py` in ZhuiyiTechnology/roformer-v2, with two differences. A word that has a special token, such as [UNK], is
-never chosen. And a random token is any token of the vocabulary, as without `whole_words`; there, id 0 is left out.
+never chosen. A random token is any of the vocabulary, as without `whole_words`; `train_mlm.py` leaves out id 0.
 """
 
 from collections.abc import Iterator, Mapping
@@ -131,5 +131,5 @@ class MaskedLM(Objective):
 
     @property
     def units(self) -> str:
-        """What is masked as a whole, for sentences."""
+        """The noun for what is masked as a whole: words or tokens."""
         return "words" if self.whole_words else "tokens"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rotary_foundry.models.layers.cross_entropy import TokenLoss
 
 COMBINE = ("mean", "normalised", "loss_scaled", "min_norm", "min_norm_at_output", "projected")
-COMPARES = COMBINE[3:]  # gradients of different tasks
+COMPARES = COMBINE[3:]  # the rules that compare gradients of different tasks
 MASKED_PAIRS, RANDOM_PAIRS = 0.8, 0.18  # shares of the chosen pairs; the rest is kept
 
 

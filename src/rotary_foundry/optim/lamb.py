@@ -5,7 +5,7 @@ This is the form of bert4keras (`optimizers.py`). It contains four decisions:
 
 - The moments are not debiased.
 - Weight decay is part of u, so the ratio scales it too. Every tensor decays, also those of one dimension.
-- The ratio is not bounded. It is 1 where a norm is 0: a tensor of zeros can leave zero.
+- The ratio is not bounded. It is 1 where a norm is 0, so that a tensor of zeros can change.
 - Gradients are not clipped. The ratio cancels the scale of u, so a large gradient cannot lengthen a step.
 
 A tensor whose gradients have all been 0 shrinks by the share lr at each step, unless weight_decay is 0: the ratio also

@@ -40,7 +40,7 @@ def without_secrets(recipe: Recipe) -> Recipe:
 
 
 def _redacted_arguments(named: dict[str, Any], whole: dict) -> dict[str, Any]:
-    """Redact arguments by their names, but never the name of a class, which may be CountToken."""
+    """Redact arguments by their names, but never the name of a class, which may look secret (CountToken)."""
     return {name: redacted(arguments, whole) for name, arguments in named.items()}
 
 

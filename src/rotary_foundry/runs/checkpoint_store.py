@@ -131,7 +131,7 @@ class CheckpointStore:
     ) -> bool:
         """Upload a checkpoint that is complete in the run's folder. Call it on every rank.
 
-        A failure prints a warning and returns False.
+        If the upload fails, print a warning and return False.
 
         Args:
             checkpoint: the checkpoint; the same on every rank.

@@ -68,7 +68,7 @@ def load_recipe_and_plan(path: str | Path, overrides: Iterable[str] = ()) -> tup
 
 
 def fill_from_source(config: DictConfig) -> None:
-    """Fill the keys of the model's shape and the weights' knobs that a recipe omits from `init_from`.
+    """Take from `init_from` the keys of the model's shape and the weights' knobs that a recipe omits.
 
     Args:
         config: typed by `schema_of` the family; changed in place.

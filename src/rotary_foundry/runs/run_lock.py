@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 LOCK = "lock.json"
 BEAT = 10.0  # seconds between two renewals
-# Seconds without a renewal after which a holder counts as gone. It must be more than the 60 for which an NFS client may
+# Seconds without a renewal after which a holder counts as gone. It must be more than the 60 s that an NFS client may
 # cache a file's attributes (acregmax). Eight renewals in a row may fail before a live run loses its lock.
 GONE_AFTER = 90.0
 LOOKS = 90  # number of times that the lock is read within GONE_AFTER
@@ -336,7 +336,7 @@ class RunLock:
         return ConfigurationError(text)
 
     def _say_that_it_waits(self, holder: Holder | None) -> None:
-        whose = f"{holder}, holds it and cannot be asked from here" if holder else "cannot be read as a lock"
+        whose = f"{holder}, holds it and cannot be checked from here" if holder else "cannot be read as a lock"
         print(
             f"{self.place.name}/{LOCK}: {whose}; this process takes it over if it is not renewed for "
             f"{self.gone_after:g} s",

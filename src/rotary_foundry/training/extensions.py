@@ -33,7 +33,7 @@ def check_extensions(recipe: Recipe) -> None:
     """Import every class that a recipe names, and check the given arguments against it.
 
     Raises:
-        ConfigurationError: naming the key.
+        ConfigurationError: a class or an argument is refused; names the key.
     """
     for key in KINDS:
         for name, arguments in _given(recipe, key).items():

@@ -35,7 +35,7 @@ def start_logs(recipe: Recipe) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """Ignores an error of writing the file, as on a full disk; a write that matters raises its own error."""
+    """Ignores errors in writing the log, as on a full disk; a write that matters raises its own error."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exception(), OSError):
@@ -50,8 +50,8 @@ class _WithoutSecrets(logging.Formatter):
 def log_failure(error: Exception) -> str:
     """Log the traceback of the exception that ends this rank, and return the message for the terminal.
 
-    For a FoundryError and an OSError (which names the file) it is their own message. For any other exception it has the
-    exception's last line, the rank and the path of the traceback.
+    For a FoundryError and an OSError (which names the file) it is their own message. For any other exception it has one
+    line of the exception's message, the rank and the path of the traceback.
     """
     log.critical("this rank ends", exc_info=error)
     if isinstance(error, (FoundryError, OSError)):

@@ -4,11 +4,11 @@ When a rank fails, the others fail after it with connection errors of their own,
 out. So a failing rank writes its reason, one line, to the store of the process group. Only the first line is kept.
 The first rank of each node prints messages. It reads the store every second. It ends its process if another rank has
 failed and its own main thread does not return from a collective; over NCCL it may never return. A rank that ends
-without writing a line was killed; the ranks of a node know each other's processes.
+without writing a line was killed, or crashed; the ranks of a node know each other's processes.
 
 Over gloo, a collective that waits longer than `dist_timeout` raises an error. Over NCCL, torch aborts the process, and
-no Python code of it can say why. So the first rank of each node warns some seconds before that no update has ended. It
-only warns, because it cannot know that a collective waits: an update may take that long.
+no Python code of it can say why. So the first rank of each node warns, some seconds before, that no update has ended.
+It only warns, because it cannot know that a collective waits: an update may take that long.
 
 The store may not answer. Rank 0, which holds it, may have ended, and after a network failure no time-out of the store
 ends a wait. So the store is read in threads, and no caller waits for them longer than a few seconds.

@@ -21,7 +21,7 @@ KINDS = (TEXT, "classification", "regression", "choice", "answer", "entities")
 FORMS = {"choice": "c3", "answer": "cmrc2018", "entities": "cluener"}
 EXAMPLES = {"train": 48, "dev": 12}
 LABELS = ("even", "odd")
-CHOICES = ["a", "b", "c", "d"]  # short, because all share a row; C3 fills up fewer than four with a longer one
+CHOICES = ["a", "b", "c", "d"]  # short, as all share a row; four, as the reader of C3 adds longer ones to fewer
 
 
 def rehearsal_tasks(recipe: Recipe, folder: Path) -> dict[str, TaskConfig]:

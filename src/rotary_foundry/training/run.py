@@ -81,7 +81,7 @@ def train(
     """Train a recipe to its end, from its newest complete checkpoint if there is one.
 
     The run writes to `<runs_folder>/<run_name>/`, and copies what a resume needs to `save_folder`. A finished run is
-    left unchanged. After a rollback, the Trainer ends and a new start follows in the same processes.
+    left unchanged. For a rollback, the Trainer ends, and a new start follows in the same processes.
 
     Args:
         recipe: the recipe with all overrides.
@@ -92,7 +92,7 @@ def train(
         locks: the run's locks, which this process holds; they stay held.
 
     Raises:
-        StopRequested: the process got SIGTERM, and the checkpoint is written.
+        StopRequested: a rank got SIGTERM or SIGUSR1, and the checkpoint is written.
     """
     folder = RunFolder.of(recipe)
     store = open_store(recipe, folder)

@@ -95,7 +95,7 @@ def check_compile_config(recipe: Recipe, device_type: str) -> None:
     """Refuse what torch.compile refuses; modes, backends and their options depend on the installed torch.
 
     Raises:
-        ConfigurationError: with torch's reason.
+        ConfigurationError: torch refuses the settings; has torch's reason.
     """
     arguments = recipe.compiled_with(device_type)
     if not arguments.get("disable"):

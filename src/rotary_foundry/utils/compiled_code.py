@@ -18,7 +18,7 @@ FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "", "TRITON_CACHE_DIR": "triton"}
 def separate_compiled_code() -> None:
     """Set the folders for this process and its children, before torch is imported; variables that are set are kept.
 
-    torch's version includes that of CUDA, as in 2.15.0+cu132, unless it is the only build of that release on PyPI.
+    torch's version includes that of CUDA, as in 2.15.0+cu132, except in PyPI's build, the only one there per release.
     """
     releases = "_".join(f"{package}-{_release(package)}" for package in ("torch", "triton"))
     folder = Path(tempfile.gettempdir()) / f"torchinductor_{_user()}_{releases}"

@@ -173,7 +173,7 @@ def copy_folder(folder: str | Path, destination: str | Path) -> None:
     """Copy all files in the local `folder` into the local folder `destination`, which need not exist.
 
     Raises:
-        OSError: a file cannot be copied; that of the first one, because shutil's own lists all of them in one line.
+        OSError: a file cannot be copied; has the first such file's message, as shutil's has those of all in one line.
     """
     try:
         shutil.copytree(folder, destination, dirs_exist_ok=True)

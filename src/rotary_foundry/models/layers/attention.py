@@ -87,7 +87,7 @@ def choose(implementation: str, device_type: str, dtype: torch.dtype) -> str:
         raise ConfigurationError(f"{asked} computes in bf16 only; set 'precision: amp_bf16', or 'sdpa', or 'auto'")
     if implementation == "flash" and not flash_attn_is_installed():
         raise ConfigurationError(
-            f"{asked} needs flash-attn: {install_command('gpu', '--no-build-isolation')}; 'varlen' does without"
+            f"{asked} needs flash-attn: {install_command('gpu', '--no-build-isolation')}; 'varlen' does not need it"
         )
     return implementation
 

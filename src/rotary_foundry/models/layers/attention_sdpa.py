@@ -6,10 +6,10 @@ a number of equal rectangles at equal distances; it is one SDPA call on views, w
 - Global layers: a tile is a run of neighbouring documents of equal length, so usually one document. It needs neither
   padding nor a mask: the kernel's own causal attention skips the keys after a query. Padding documents to shared
   lengths would save calls, but documents of 60 tokens train no slower than those of 200.
-- Local layers: blocks of 128 queries attend to the 256 keys around them, under a mask of document and distance. So the
-  cost is linear in length for any documents. Neighbouring blocks share keys, but every second block does not: the even
-  blocks are one tile, the odd ones another, and the gradients of shared keys are added in place. In causal windows, a
-  block attends to its own keys and those before it.
+- Local layers: blocks of 128 queries attend to the 256 keys around them (for a window of 128), under a mask of document
+  and distance. So the cost is linear in length for any documents. Neighbouring blocks share keys, but every second
+  block does not: the even blocks are one tile, the odd ones another, and the gradients of shared keys are added in
+  place. In causal windows, a block attends to its own keys and those before it.
 - If there are fewer key/value heads than query heads, the kernels share them; nothing is repeated in memory.
 
 On CPU the kernels are called outside autograd, for two reasons. The gradient of each slice would be as long as the

@@ -36,7 +36,7 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, wind
     """Compute `attention` (attention.py) for q, k and v in bf16 or fp16. window_size: as in attention.py.
 
     Raises:
-        ConfigurationError: head_dim is not a multiple of 8, or torch cannot load the newer FlashAttention installed.
+        ConfigurationError: head_dim is not a multiple of 8, or torch cannot load an installed newer FlashAttention.
     """
     if q.shape[2] % HEAD_DIM_MULTIPLE:
         raise ConfigurationError(

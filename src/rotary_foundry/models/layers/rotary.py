@@ -3,8 +3,8 @@
 - Tables are computed in float32 and then cast to the dtype of the queries, as in transformers. bfloat16 angles would be
   useless at 8,192 positions; bfloat16 cosines have only their own rounding error. For float64 queries, which occur only
   in comparisons of implementations, tables are computed in float64.
-- They are cached by (length, theta, scaling, dtype, device), with the length rounded up to a power of two. So the many
-  lengths of packed batches share a few tables.
+- They are cached by (length, head_dim, theta, scaling, dtype, device), with the length rounded up to a power of two.
+  So the many lengths of packed batches share a few tables.
 - `rotate` has its own backward, the transpose of the rotation. It stores neither its input nor any product, and in
   bfloat16 on CPU it takes half the time of four products of halves.
 """

@@ -20,7 +20,7 @@ THETA = 10_000.0
 
 
 class GlobalPointer(nn.Module):
-    """Hidden states [rows, tokens, hidden] and allowed tokens [rows, tokens] → scores [rows, kinds, first, last]."""
+    """Map hidden [rows, tokens, hidden] and allowed [rows, tokens] (bool) to scores [rows, kinds, first, last]."""
 
     def __init__(self, hidden_size: int, kinds: int):
         super().__init__()

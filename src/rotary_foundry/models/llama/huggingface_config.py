@@ -30,7 +30,7 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 NEEDED = (*SIZES, "rms_norm_eps")
 OURS = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}  # the only values supported here
 THETA = 10_000.0  # transformers' default, and that of the published Llama 2
-DEFAULT = "default"  # transformers' name of positions that are not scaled
+DEFAULT = "default"  # transformers' name for positions that are not scaled
 YARN_DEFAULTS = {
     "beta_fast": 32,
     "beta_slow": 1,
@@ -142,7 +142,7 @@ def to_huggingface(
         **ids,
         num_key_value_heads=shape.num_key_value_heads,
         head_dim=shape.head_dim,
-        rms_norm_eps=float(shape.norm_eps),  # JSON and GGUF write 1.0 as 1, too
+        rms_norm_eps=float(shape.norm_eps),  # JSON or GGUF may have 1 for 1.0
         rope_parameters={"rope_theta": theta, **(scaling or {"rope_type": DEFAULT})},
         max_position_embeddings=longest_row,
         pad_token_id=tokenizer.pad_token_id,
@@ -183,7 +183,7 @@ def _scaling(given: Any, written: Mapping[str, Any], where: str) -> tuple[str, f
         raise DataError(f"{where}: expected a mapping, got {given!r}")
     kind = given.get("rope_type", given.get("type", DEFAULT))
     if not isinstance(kind, str) or kind not in KNOWN:
-        advice = f"; set rope_scaling: {NTK} in a recipe for one that does not change" if kind == "dynamic" else ""
+        advice = f"; for a constant theta, set rope_scaling: {NTK} in a recipe" if kind == "dynamic" else ""
         raise DataError(f"{where}: rope_type: expected {DEFAULT}, {LINEAR} or {YARN}, got {kind!r}{advice}")
     for key, value in given.items():
         if key not in KNOWN[kind]:

@@ -29,7 +29,7 @@ from rotary_foundry.objectives.objective import IGNORE_INDEX
 
 
 class Llama(NetworkWithKnobs):
-    """Token ids to logits over the vocabulary, or to a loss.
+    """Map token ids to logits over the vocabulary, or to a loss.
 
     Args:
         shape: sizes of the model.

@@ -24,7 +24,7 @@ from rotary_foundry.models.modernbert.shape import KNOBS, Shape
 
 
 class Encoder(NetworkWithKnobs):
-    """Token ids to hidden states.
+    """Map token ids to hidden states.
 
     Args:
         shape: sizes of the model.

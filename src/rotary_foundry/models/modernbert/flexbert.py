@@ -37,7 +37,7 @@ NAMES = (  # theirs, ours
     ("model.decoder.", "decoder."),
 )
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
-LAYER_NORM, PRENORM = ("triton_layernorm", "layernorm"), ("compile_prenorm", "prenorm")  # the same in other kernels
+LAYER_NORM, PRENORM = ("triton_layernorm", "layernorm"), ("compile_prenorm", "prenorm")  # the same, by two kernels
 PARTS = {  # FlexBertConfig's options: the default, and the values that our encoder computes
     "attention_layer": ("base", ("rope",)),
     "bert_layer": ("prenorm", PRENORM),
@@ -87,7 +87,7 @@ class FlexBertWeights(Weights):
         if embedding is None or embedding.dim() != 2:
             raise DataError(
                 f"{path}: no matrix state.model.{THEIR_EMBEDDING}, so this is not a "
-                "checkpoint of ModernBERT's training code (of a whole model: shards of several files are not read)"
+                "checkpoint of ModernBERT's training code (of a whole model: one split over several files is not read)"
             )
         self.theirs = {_our_name(name): name for name in tensors}
         self.tensors = {ours: tensors[theirs] for ours, theirs in self.theirs.items()}
@@ -152,7 +152,9 @@ def _shape(settings: Mapping[str, Any], weights: FlexBertWeights, where: str) ->
         value = settings.get(key, default)
         plain = re.sub("^(un)?padded_", "", value) if isinstance(value, str) else value
         if plain not in ours:
-            raise DataError(f"{where}: {key} is {value!r}{_unsaid(key, settings)}, our encoder is {ours[-1]!r}")
+            raise DataError(
+                f"{where}: {key}: expected {ours[-1]!r}, as our encoder has it, got {value!r}{_unsaid(key, settings)}"
+            )
     given = settings.get("norm_kwargs") or {}
     norm = NORM | (given if isinstance(given, dict) else {})
     if norm["bias"]:

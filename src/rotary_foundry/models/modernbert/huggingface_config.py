@@ -53,8 +53,8 @@ class ModernBertOnDisk(HuggingFaceForm):
     def settings_of_4(self, shape: Shape, knobs: Mapping[str, float]) -> dict[str, Any]:
         return {
             "reference_compile": False,  # by default, version 4 compiles on GPUs, which needs a C compiler
-            "global_rope_theta": float(knobs["rope_theta"]),  # version 5 writes only rope_parameters; then 4
-            "local_rope_theta": float(knobs["local_rope_theta"]),  # would silently use its defaults
+            "global_rope_theta": float(knobs["rope_theta"]),  # version 5 writes only rope_parameters,
+            "local_rope_theta": float(knobs["local_rope_theta"]),  # and 4 would silently use its default thetas
         }
 
     def read_config(self, directory: Path) -> tuple[Shape, dict[str, float]]:
@@ -171,7 +171,7 @@ def _from_version_5(path: Path, written: dict) -> dict:
             every = given  # with either number, only the first layer is global
         if not layers or kinds != [SLIDING if index % every else FULL for index in layers]:
             raise DataError(
-                f"{path / CONFIG}: layer_types: ours is {FULL} in the first of every n layers, {kinds} is not"
+                f"{path / CONFIG}: layer_types: expected {FULL} in the first of every n layers only, got {kinds}"
             )
         if len(layers) != written.get("num_hidden_layers"):
             raise DataError(f"{path / CONFIG}: layer_types has {len(layers)} layers, num_hidden_layers says otherwise")
@@ -181,7 +181,7 @@ def _from_version_5(path: Path, written: dict) -> dict:
             rope = ropes.get(kind) if isinstance(ropes, dict) else None
             if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default" or "rope_theta" not in rope:
                 raise DataError(
-                    f"{path / CONFIG}: rope_parameters: {kind} is {rope!r}; plain rotation by a rope_theta is ours"
+                    f"{path / CONFIG}: rope_parameters: {kind}: expected a rope_theta without scaling, got {rope!r}"
                 )
             found[key] = rope["rope_theta"]
     for key, value in found.items():

@@ -21,7 +21,7 @@ from rotary_foundry.objectives.objective import IGNORE_INDEX
 
 
 class ModernBert(nn.Module):
-    """Token ids to logits over the vocabulary, or to a loss.
+    """Map token ids to logits over the vocabulary, or to a loss.
 
     Args:
         shape, knobs, attn_implementation: as the Encoder takes them.

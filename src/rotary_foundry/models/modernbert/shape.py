@@ -91,10 +91,10 @@ class Shape(TransformerShape):
 
     def kept_of_layer(self, itemsize: int, compiled: bool) -> int:
         hidden, inner = self.hidden_size, self.intermediate_size
-        # In float32 the layer's input; in the products' type both norms' outputs, q, k and v, q and k before rotation
-        # (v is a view of the whole projection), attention's output, and what the feed-forward part multiplies; a byte
-        # of dropout. Eager layers also keep the sum before the second norm, in float32, and GELU's output; compiled
-        # layers keep only attention's part of that sum, in the products' type.
+        # All layers keep the layer's input in float32, dropout's mask in bytes, and in the products' type: both
+        # norms' outputs, q, k and v, q and k before rotation (v is a view of the whole projection), attention's output,
+        # and the factors of the feed-forward products. Eager layers also keep the sum before the second norm (float32)
+        # and GELU's output. Compiled layers keep only attention's part of that sum, in the products' type.
         if compiled:
             return FLOAT32 * hidden + itemsize * (9 * hidden + 3 * inner) + hidden
         return 2 * FLOAT32 * hidden + itemsize * (8 * hidden + 4 * inner) + hidden

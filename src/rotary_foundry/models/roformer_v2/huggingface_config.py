@@ -2,8 +2,8 @@
 
 transformers has no RoFormerV2. Its RoFormer would load such weights, leave its biases and gains at their initial values
 and predict noise (JunnYu/RoFormer_pytorch#48). So an export has its own model type and carries its code,
-modeling_roformer_v2.py, for `trust_remote_code=True`. A class called by name ignores the model type. So `hidden_act` is
-null in the configuration: RoFormer then refuses it, or fails in its first forward pass.
+modeling_roformer_v2.py, for `trust_remote_code=True`. RoFormer's own classes ignore the model type. So `hidden_act` is
+null in the configuration: they then refuse it, or fail in their first forward pass.
 """
 
 import json

@@ -1,8 +1,8 @@
 """RoFormerV2 for transformers 4 and 5, in one file: a directory that has it is loaded with `trust_remote_code=True`.
 
 It has post-norm layers, root-mean-square norms without gains, no biases, ReLU, and an output tied to the embeddings.
-Rotary positions rotate queries and keys in pairs of neighbouring dimensions. Tensors have the names
-of JunnYu's RoFormer_pytorch.
+Rotary positions rotate queries and keys in pairs of neighbouring dimensions. Tensors have the names of
+JunnYu's RoFormer_pytorch.
 """
 
 import torch
@@ -148,7 +148,7 @@ class RoFormerV2PreTrainedModel(PreTrainedModel):
 
 
 class RoFormerV2Model(RoFormerV2PreTrainedModel):
-    """Token ids to hidden states."""
+    """Map token ids to hidden states."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -174,7 +174,7 @@ class RoFormerV2Model(RoFormerV2PreTrainedModel):
 
 
 class RoFormerV2ForMaskedLM(RoFormerV2PreTrainedModel):
-    """Token ids to logits; the output has no parameters of its own."""
+    """Map token ids to logits; the output has no parameters of its own."""
 
     def __init__(self, config):
         super().__init__(config)

@@ -67,9 +67,9 @@ class Shape(TransformerShape):
 
     def kept_of_layer(self, itemsize: int, compiled: bool) -> int:
         hidden, inner = self.hidden_size, self.intermediate_size
-        # In float32 the inputs of both norms (compiled: of one norm and the layer). In the products' type: the inputs
-        # of the layer and of the second product, q, k and v, q and k before rotation (v is a view of the projection),
-        # the outputs of attention and of the feed-forward part; compiled, attention's product. Two bytes of dropout.
+        # A layer keeps in float32 the inputs of both norms (compiled: of one norm and the layer), and in the products'
+        # type those of the layer and of the second product, q, k and v, q and k before rotation (v is a view of the
+        # projection), outputs of attention and feed-forward part; compiled, attention's product. Dropout: two bytes.
         others = 9 if compiled else 8
         return 2 * FLOAT32 * hidden + itemsize * (others * hidden + inner) + 2 * hidden
 

@@ -71,7 +71,7 @@ class TensorFlowCheckpoint:
 
 def _entries(table: bytes) -> Iterator[tuple[str, Entry]]:
     if len(table) < FOOTER or table[-len(MAGIC) :] != MAGIC:
-        raise ValueError("it does not end as one")
+        raise ValueError("its last bytes are not those of one")
     footer = table[-FOOTER:]
     _, place = _handle(footer, 0)
     handle, _ = _handle(footer, place)
