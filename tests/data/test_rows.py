@@ -102,8 +102,8 @@ def test_word_starts_are_stored_if_they_are_known():
     [
         ([5, 6, 7], [2, 2], "3 tokens, but documents of 4"),
         ([5, 6, 7], [4, -1], "3 tokens, but documents of 3, the shortest of -1"),
-        ([5] * 9, [9], "9 tokens, 9 of them in one document, and the recipe's rows 8"),
-        ([5] * 9, [3, 6], "9 tokens, 6 of them in one document, and the recipe's rows 8"),
+        ([5] * 9, [9], "9 tokens, 9 of them in one document, but the recipe's rows hold 8"),
+        ([5] * 9, [3, 6], "9 tokens, 6 of them in one document, but the recipe's rows hold 8"),
         ([5, 512, 600], [3], r"token id 512, but the tokenizer's ids are in \[0, 512\)"),
         ([5, -1], [2], "token id -1"),
     ],

@@ -75,7 +75,7 @@ def test_the_same_vocabulary_that_cuts_texts_otherwise_is_refused(tmp_path, mode
     def lowercase(tokenizer: Tokenizer) -> None:
         tokenizer.normalizer = normalizers.Lowercase()
 
-    with pytest.raises(DataError, match="its normalizer, which changes texts, is another"):
+    with pytest.raises(DataError, match="its normalizer, which changes texts, differs"):
         check_same_tokenizer(write(tmp_path / "shards", TEXTS["model"], lowercase), model, "")
 
 

@@ -51,7 +51,7 @@ def test_sound_targets_are_stored_as_they_are(kind):
         ("regression", [], "targets of 0 numbers"),
         ("choice", [(0, 3, 3, 0)], "whose right one is not among them"),
         ("choice", [(0, 2, 1, 0)], "questions whose choices are not all of its documents"),
-        ("choice", [(0, 2, 1, 0), (1, 2, 1, 0)], "each in one question"),
+        ("choice", [(0, 2, 1, 0), (1, 2, 1, 0)], "each document once"),
         ("answer", [(0, 1, 4, 0), (1, 0, 0, 0), (2, 0, 0, 0)], "token 1 to 4, outside of its document of 4 tokens"),
         ("answer", [(0, 2, 1, 0), (1, 0, 0, 0), (2, 0, 0, 0)], "token 2 to 1, outside of its document"),
         ("entities", [(0, 2, 1, 1), (1, -1, 0, 0), (2, -1, 0, 0)], "label 2, and the task's are -1 to 1"),

@@ -1,20 +1,20 @@
 """Make flat batches: collate rows without padding, split them into microbatches, and count for Composer's clock.
 
-A batch is a dict: `input_ids` and `labels` int64 [tokens], `predicted` int64 [labels], the places of the labels that
-are not IGNORE_INDEX, `cu_seqlens` int32 [documents + 1], `lengths` the tokens of each document as a list, `row_length`
-int, `most_rows` int, and six lists with an entry per row: `row_tokens`, `row_documents` and `row_labels` (so that a
-batch can be split between rows), `row_sources`, `row_digests`, and `row_predicted`, the number of predictions that the
-loss counts. No document is longer than a row, so `row_length` serves as `max_seqlen` and is constant for a compiler.
-Everything that depends on values is computed here, on the host, so that no forward pass waits for a GPU.
+A batch is a dict: `input_ids` and `labels` int64 [tokens], `predicted` int64 [predicted tokens] (the places of labels
+other than IGNORE_INDEX), `cu_seqlens` int32 [documents + 1], `lengths` (a list: the tokens of each document),
+`row_length` int, `most_rows` int, and six lists with an entry per row: `row_tokens`, `row_documents`, `row_labels` (a
+batch is split between rows by these three), `row_sources`, `row_digests`, and `row_predicted`, the number of
+predictions that the loss counts. No document is longer than a row, so `row_length` serves as `max_seqlen` and is
+constant for a compiler. What depends on values is computed here, on the host, so no forward pass waits for a GPU.
 
 The batches of two ranks may differ by one row, and `most_rows` is the number of the larger one. All ranks make as many
-microbatches as that needs, because they gather parameters together. The last may be one in which nothing is predicted.
+microbatches as that needs, because they gather parameters together. The last one may predict nothing.
 
 A batch with weighted labels also has `weights` float32 [tokens], `scored` bool [tokens], and `row_scored`, the number
 of scored tokens per row. `row_predicted` is then the sum of the weights of a row.
 
-A batch of a multi-task stage also has `targets` float64 [targets, 4], whose documents count through the batch,
-`allowed` uint8 [tokens], and `row_targets`. `targets` is a NumPy array, which stays on the host (models/task_heads.py).
+A batch of a multi-task stage also has `targets` float64 [targets, 4], in which documents are numbered over the whole
+batch, `allowed` uint8 [tokens], and `row_targets`. `targets` is a NumPy array on the host (models/task_heads.py).
 The rows are sorted by task, and no microbatch has rows of two tasks. All ranks have the same number of rows of each
 task, so they work on the same task at the same time.
 
@@ -127,7 +127,7 @@ def _predicted(input_ids: np.ndarray, labels: np.ndarray, targets: np.ndarray = 
 
 
 def _targets(prepared: Sequence[Prepared], row_documents: Sequence[int]) -> Batch:
-    """Join the targets of rows, with documents counted through the batch, and the marks of where spans may lie."""
+    """Join the targets of rows, with documents numbered over the batch, and the marks of where spans may lie."""
     targets, allowed = [], []
     for (input_ids, _, *of_task), documents in zip(prepared, accumulate([0, *row_documents[:-1]]), strict=True):
         of_row, may_be_in_span = of_task or (NO_TARGETS, np.zeros(len(input_ids), np.uint8))

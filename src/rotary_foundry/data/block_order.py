@@ -8,7 +8,7 @@ gradient of each of its tasks.
 - The n-th block of a task holds rows n·r to (n + 1)·r of the task's own StageOrder, in which passes follow each other.
   So each row of a task is drawn as often as any other, or once more.
 
-The tasks of an epoch's blocks are kept in memory: 4 bytes per block, 50 MB for 150 million rows in blocks of 12.
+The blocks of two epochs are kept in memory: 6 bytes per block, 75 MB per epoch of 150 million rows in blocks of 12.
 """
 
 from collections.abc import Mapping

@@ -61,7 +61,7 @@ from rotary_foundry.utils.object_store import is_fault
 from rotary_foundry.utils.wording import one_line
 
 STALL_SECONDS = 60.0  # how often a warning names a shard that has not arrived yet
-SOUND_SHARDS = "sound_shards"  # the name of their shared memory, behind Streaming's number
+SOUND_SHARDS = "sound_shards"  # the end of the name of their shared memory; it begins with Streaming's number
 REMEDY = "restore it from a copy, or prepare the data again with `python data_prep CONFIG`"
 
 log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ class CheckedShards(OpenStreamingDataset):
         return os.path.join(shard.dirname, shard.raw_data.basename)
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Prepare a shard as Streaming does; but only log a failure if not `blocking`, as the prefetch threads call."""
+        """Prepare a shard as Streaming does. Without `blocking`, as prefetch threads call this, only log a failure."""
         if not blocking and shard_id in self._left_to_reader:
             return
         try:
@@ -291,7 +291,7 @@ def _number_from_this_run() -> None:
 
 
 def _identity(path: str | Path) -> int:
-    """Return a hash of a file's inode, time and size; 0 if there is no file. One number can be written atomically."""
+    """Hash a file's inode, time and size into one number, which can be written atomically; 0 if there is no file."""
     try:
         status = os.stat(path)
     except FileNotFoundError:

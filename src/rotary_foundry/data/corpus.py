@@ -35,8 +35,8 @@ from rotary_foundry.utils.object_store import fetch
 from rotary_foundry.utils.processes import is_first_of_node
 from rotary_foundry.utils.wording import one_line
 
-CACHE_LOCK = ".in_use"  # and the name of the machine
-MADE_BY = {"responses": "`conversations:` for this source"}  # in a data YAML; another column is a key there
+CACHE_LOCK = ".in_use"  # followed by a dot and the machine's name
+MADE_BY = {"responses": "`conversations:` for this source"}  # what makes a column, if not a YAML key of its name
 _locks: dict[Path, TextIO] = {}  # caches that this process has locked, until it ends
 
 
@@ -206,7 +206,7 @@ def _lock_cache(local: Path) -> None:
 
 
 def keep_rows(recipe: Recipe, file: Path, trained_lengths: Collection[int]) -> None:
-    """Record which rows a run draws from, and refuse other rows in their place, whose order would be another.
+    """Record a digest of each folder of rows that a run draws from, and refuse a folder that has changed since.
 
     Args:
         file: the run's file with a digest of each folder of training rows; created if it does not exist.
@@ -245,7 +245,7 @@ def check_same_rows(recipe: Recipe, kept: str) -> None:
 
 
 def _rows_digests(recipe: Recipe) -> Iterator[tuple[str, int, str]]:
-    """Yield (folder, row length, digest) of all training rows in order, whatever their compression, and of tasks."""
+    """Yield (folder, row length, digest) of all folders of training rows, then (task file, row length, digest)."""
     for folder, row_length in shard_folders(recipe):
         if folder.endswith("/train"):
             yield folder, row_length, read_index(Path(recipe.data.local) / folder / "index.json").digest

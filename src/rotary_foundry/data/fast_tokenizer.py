@@ -2,8 +2,8 @@
 
 For some classes, transformers 5 builds the tokenizer again from the vocabulary. A BertTokenizer then lower-cases unless
 tokenizer_config.json says otherwise, and the third token of an XLMRobertaTokenizer is its unknown token, whatever
-tokenizer.json says. transformers 4, and the rows that are prepared here, follow tokenizer.json. So the steps of this
-file are restored, and the class decides only what the file lacks: roles, inputs and the chat template.
+tokenizer.json says. transformers 4, and the rows that are prepared here, follow tokenizer.json. So the steps of
+tokenizer.json are restored, and the class decides only what it lacks: roles, inputs and the chat template.
 """
 
 from collections.abc import Iterable

@@ -38,7 +38,7 @@ class RunData:
         """The most rows of a forward pass on a rank, by stage: `device_train_microbatch_size`.
 
         Compiled layers always get this many; missing rows are filled. So if layers are compiled, the number is at most
-        the rows that a rank has of an update at the end of the stage's ramp, and of a block in a multi-task stage.
+        a rank's share of the stage's largest update and, in a multi-task stage, of a block.
         """
         rows = {stage: config.device_train_microbatch_size for stage, config in self.recipe.stages.items()}
         if not self.compiled:

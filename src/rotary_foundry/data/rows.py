@@ -136,7 +136,7 @@ def encode_row(row: Row, dtype: np.dtype, task: Task | None = None) -> dict[str,
     if lengths.sum() != len(tokens) or len(documents) != len(lengths):
         raise DataError(
             f"a row of {len(tokens)} tokens has {len(documents)} document numbers and {len(lengths)} lengths, "
-            f"whose sum is {lengths.sum()}; numbers and lengths must be equally many, and the sum that of the tokens"
+            f"whose sum is {lengths.sum()}; expected equally many of both, and lengths that add up to the tokens"
         )
     if not np.can_cast(tokens.dtype, dtype):
         smallest, largest = int(tokens.min()), int(tokens.max())
@@ -202,7 +202,7 @@ def row_complaint(
     if total != len(tokens) or shortest < 1:
         return f"{len(tokens)} tokens, but documents of {total}, the shortest of {shortest}"
     if len(tokens) > row_length:
-        return f"{len(tokens)} tokens, {lengths.max()} of them in one document, and the recipe's rows {row_length}"
+        return f"{len(tokens)} tokens, {lengths.max()} of them in one document, but the recipe's rows hold {row_length}"
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
         wrong = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
         return f"token id {wrong}, but the tokenizer's ids are in [0, {vocab_size})"
@@ -271,7 +271,7 @@ class Manifest:
     fill: float  # tokens / (rows * row_length)
     tokenizer: str  # its fingerprint
     longer: dict | None = None  # by length: [documents, tokens] of longer documents (target_context.py); None: unknown
-    responses: dict | None = None  # in conversations, by number: response tokens that see at least so many others
+    responses: dict | None = None  # for conversations, by number n: response tokens after at least n others
 
     def write(self, directory: str | Path) -> None:
         """Write `manifest.json` into `directory`."""

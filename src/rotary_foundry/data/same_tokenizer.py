@@ -43,7 +43,7 @@ def check_same_tokenizer(given: Path, own: Path, remedy: str) -> None:
     steps, model_steps = json.loads(ours.to_str()), json.loads(theirs.to_str())
     for step, does in CUTTING.items():
         if steps[step] != model_steps[step]:
-            raise _other(given, f"its {step}, which {does}, is another", remedy)
+            raise _other(given, f"its {step}, which {does}, differs", remedy)
 
 
 def check_ids(tokenizer: "PreTrainedTokenizerBase", model: str | Path, vocab_size: int) -> None:

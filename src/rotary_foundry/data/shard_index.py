@@ -1,4 +1,4 @@
-"""Read an index.json into arrays: about 150 bytes per shard, where its entries parsed from JSON take 3 kB.
+"""Read an index.json into arrays of about 150 bytes per shard; entries parsed from JSON would take 3 kB each.
 
 This module imports only numpy, xxhash and the standard library, as rows.py does.
 """

@@ -18,7 +18,7 @@ from rotary_foundry.data.rows import SHARD_HASH, Row, columns, encode_row
 from rotary_foundry.data.task_file import Task
 
 SHARD_BYTES = 1 << 25  # before compression; a shard is held in memory until it is full
-LEVEL = 3  # of compression, Streaming's
+LEVEL = 3  # of compression; Streaming's default
 
 
 class ShardWriter:
@@ -27,7 +27,7 @@ class ShardWriter:
     Args:
         folder: the folder to create; it must not exist.
         dtype: the type of the tokens.
-        size_limit: bytes of a shard before compression.
+        size_limit: the most bytes of a shard before compression.
         word_starts, responses: whether the rows have this column.
         task: the task whose labelled examples the rows hold.
     """

@@ -83,7 +83,7 @@ def check_any_text(tokenizer: Tokenizer, where: str | Path) -> None:
     except Exception as error:  # as above
         raise DataError(
             f"{where}: post_processor: expected one that puts special tokens around a text and around a pair, but it "
-            f"is an error ({error}); list under special_tokens what single and pair name"
+            f"raises an error ({error}); list under special_tokens what single and pair name"
         ) from error
 
 

@@ -18,7 +18,7 @@ SHORTEST = 128  # tokens; the first of the counted lengths. Each next one is twi
 
 
 def counted_lengths(row_length: int) -> list[int]:
-    """Return 128, 256, … below the row length: the lengths for which documents that are longer are counted."""
+    """Return 128, 256, … below the row length. For each of these lengths, the longer documents are counted."""
     lengths = [SHORTEST]
     while lengths[-1] * 2 < row_length:
         lengths.append(lengths[-1] * 2)

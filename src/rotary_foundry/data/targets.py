@@ -53,7 +53,7 @@ def _choices(targets: np.ndarray, sample: Mapping[str, np.ndarray], _: Task) -> 
     if number.min() < 2 or (right < 0).any() or (right >= number).any():
         return "a question with fewer than two choices, or whose right one is not among them"
     if first[0] != 0 or (first[1:] != ends[:-1]).any() or ends[-1] != len(sample["lengths"]):
-        return "questions whose choices are not all of its documents, each in one question"
+        return "questions whose choices are not all of its documents, each document once"
     return None
 
 

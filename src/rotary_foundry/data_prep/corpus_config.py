@@ -43,7 +43,7 @@ class TokenizerConfig:
 
     train: TrainTokenizer | None = None
     path: str | None = None  # a directory with a Hugging Face fast tokenizer
-    causal: bool = False  # for a decoder: its begin and end tokens are around documents, and it needs no others
+    causal: bool = False  # for a decoder: puts only its begin and end tokens around documents, and needs no others
     chat_template: str | None = None  # a file of Jinja for conversations; default: the tokenizer's own
 
 
@@ -309,12 +309,12 @@ def _beside_tasks_problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
         if not task.data.validation and config.validation >= 1:
             yield (
                 f"tasks.{name}.data.validation",
-                "expected at least one split, got none: `validation` is not a share; set it below 1",
+                "expected at least one split, got none, and `validation` is not a share to hold out; set it below 1",
             )
     if config.tokenizer.causal:
         yield "tokenizer.causal", "heads of tasks are for encoders; remove it"
     if config.tokenizer.train is not None and not config.sources:
-        yield "tokenizer.train", "there are no `sources` to train it on; give `path`, that of the model's tokenizer"
+        yield "tokenizer.train", "there are no `sources` to train it on; give `path`, the model's tokenizer folder"
 
 
 def _check_pattern(pattern: str) -> None:

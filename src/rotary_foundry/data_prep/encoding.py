@@ -4,7 +4,7 @@ The words of a text (words.py) are looked up in a dictionary of earlier words; `
 
 `tokenizers` takes 120 bytes of memory for each character of one call. So a text of more than PIECE characters is
 encoded in pieces, and a batch in groups of pieces: a document of 100 MB needs 50 MB besides the text and its ids. A
-piece ends before a blank that follows another character. A word of GPT-2's pattern ends there, so a tokenizer that is
+piece ends before a blank that follows a non-blank. A word of GPT-2's pattern ends there, so a tokenizer that is
 trained here gives the same ids as for the whole text. Some others (SentencePiece's) mark the beginning of a text and
 add a token at each cut. A text without a blank within PIECE characters is cut anyway, which may add a token or two.
 
@@ -74,7 +74,7 @@ class CorpusTokenizer:
         return sum(len(self._spelled.findall(text)) for text in texts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of content ids; it is exact for a tokenizer that was trained here."""
+        """Return the text of content ids; it is exact for a byte-level tokenizer that was trained here."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
 

@@ -49,7 +49,7 @@ LATER = ("separator", "remove", "length_bands", "depth", "endings", "conversatio
 LATER += ("delimiter", "encoding")
 
 FORMAT = 2  # raised whenever the same texts and settings would give different shards
-WORK_FORMAT = 2  # raised whenever the files change that a stage reads from earlier stages
+WORK_FORMAT = 2  # raised whenever the files that a stage reads from earlier stages change
 
 SETTINGS, ARRIVING = "settings.json", "settings.arriving"  # files of a work folder
 
@@ -65,7 +65,7 @@ def prepare(config: CorpusConfig) -> bool:
     Raises:
         DataError: a source, a tokenizer or `config.out` cannot be used; `config.out` is then unchanged, and finished
             work is kept beside it for the next run.
-        ConfigurationError: another preparation uses the same work folder, or the lock of it cannot be written.
+        ConfigurationError: another preparation uses the same work folder, or its lock cannot be written.
     """
     config = replace(config, out=config.out.rstrip("/"))
     made_of = settings(config)

@@ -47,7 +47,7 @@ class Unit(NamedTuple):
     """Documents that are put into the same row: a text, a window, or the choices of a question."""
 
     documents: list[np.ndarray]  # the tokens of each, uint32 [tokens]
-    targets: np.ndarray  # float64 [targets, 4]; documents count from the first of these
+    targets: np.ndarray  # float64 [targets, 4]; document 0 is the first of `documents`
     allowed: np.ndarray | None  # uint8 [tokens], of the only document
     number: int  # of the example
 

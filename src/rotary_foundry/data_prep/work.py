@@ -6,9 +6,9 @@
     documents/<split>/<task>.parquet  the documents of a task: id, text, hash
     read/<task>.json                  counts of documents dropped while reading, by reason
     duplicates/*.npy                  the documents to leave out, as (file, row)
-    examples/<task>.json              the labels of a labelled task
+    minhash/                          datatrove's files for finding near-duplicates
     held_out/<task>.npy               hashes of the held-out texts of labelled tasks, and then of sources
-    labelled/<task>.json              counts of what a labelled task wrote
+    labelled/<task>.json              the labels of a labelled task, and counts of what it wrote
     written/<task>.json               counts of what a task wrote
     whole/                            the prepared folder, until it is complete
     logs/<stage>/                     datatrove's: completions, statistics, logs
@@ -96,7 +96,7 @@ class Work:
         return (source, f"{number:05d}") if task is None else (task, f"{source}-{number:05d}")
 
     def dropped(self, file: int, kind: str = "") -> np.ndarray:
-        """Return the sorted rows of a document file that are duplicates (of `kind`, if given), int64 `[documents]`."""
+        """Return the sorted rows of a document file to leave out (of `kind`, if given), int64 `[documents]`."""
         found = []
         for path in sorted((self.folder / "duplicates").glob(f"{kind}*.npy")):
             pairs = np.load(path, mmap_mode="r")  # sorted

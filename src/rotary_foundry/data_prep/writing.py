@@ -198,6 +198,7 @@ class DocumentTable:
         self.documents = self.bytes = self.tokens = 0
 
     def add(self, ids: list[str], sizes: np.ndarray, tokens: np.ndarray, *responses: np.ndarray) -> None:
+        """Add documents: ids, bytes, content tokens and, for conversations, response tokens, int64 `[documents]`."""
         import pyarrow as pa
 
         self._writer.write_table(pa.table([ids, sizes, tokens, *responses], schema=self._schema))

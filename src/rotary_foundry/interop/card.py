@@ -46,7 +46,7 @@ OWN_CODE = (
 
 
 def run_card(state: TrainedState, head: Head | TrainedHead | None = None) -> str:
-    """Write the card of a checkpoint.
+    """Return the card of a checkpoint, as Markdown.
 
     Raises:
         DataError: a record of the run is broken.
@@ -100,10 +100,12 @@ def import_card(
     source: str,
     facts: Mapping[str, object],
 ) -> str:
-    """Write the card of an imported model: its shape and its origin.
+    """Return the card of an imported model, as Markdown: its shape and its origin.
 
     Args:
         name: the name of the directory.
+        family, shape, knobs: the model's; `knobs` are those of its weights.
+        longest_row: the most tokens of a document.
         source: a sentence about the origin.
         facts: further facts, one per line.
     """

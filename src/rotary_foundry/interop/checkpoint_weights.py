@@ -1,4 +1,4 @@
-"""Read the weights of a sharded checkpoint in one process, written by any number of ranks.
+"""Read in one process the weights of a sharded checkpoint that any number of ranks wrote.
 
 A parameter is assembled from its shards when it is accessed. Nothing else is read, in particular not the optimizer's
 state, which is twice as large as the weights. The heads of a multi-task stage are read separately from the network.
@@ -24,7 +24,7 @@ WEIGHTS = "state.model.network."  # the prefix that Composer and our ComposerMod
 
 
 class CheckpointWeights(Weights):
-    """The network's parameters in a checkpoint without the heads of tasks, or only the parameters of the heads.
+    """A checkpoint's parameters of the network without the heads of tasks; with `heads`, only those of the heads.
 
     Raises:
         DataError: as for `refuse_code`.

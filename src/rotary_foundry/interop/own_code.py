@@ -1,4 +1,4 @@
-"""Load an export of a model that transformers does not have with this package's code, not with the export's.
+"""Load an export of a model that transformers lacks, running this package's code and not the export's.
 
 An export of such a family carries its code for `trust_remote_code=True`, which runs any code in the directory's file.
 If this package is installed, that is not needed: its own copy of the same file is registered with transformers' Auto
@@ -17,7 +17,7 @@ from rotary_foundry.utils.errors import DataError
 
 
 def register_own_code(path: str | Path) -> None:
-    """Make transformers able to load a directory of one of our families; does nothing for any other model.
+    """Make transformers able to load a directory of one of our families; do nothing for any other model.
 
     Raises:
         DataError: config.json is missing or broken, or has a setting that our network does not support, or has another

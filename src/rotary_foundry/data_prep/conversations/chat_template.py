@@ -97,10 +97,10 @@ class ChatTemplate:
             asked = self.text(messages[:number], ask=True)
             so_far = text if number == len(messages) - 1 else self.text(messages[: number + 1])
             if not text.startswith(so_far) or not so_far.startswith(asked):
-                raise Unusable(f"the template renders turn {number} (assistant) otherwise when it is the last")
+                raise Unusable(f"the template renders turn {number} (assistant) differently when it is the last")
             begin, end = self.content(messages[: number + 1], number, so_far)
             if begin < len(asked):
-                raise Unusable(f"the template asks for turn {number} (assistant) with a part of it")
+                raise Unusable(f"the template's header for turn {number} (assistant) already has a part of its content")
             is_asked = not so_far[len(asked) : begin].strip()  # otherwise the template has no header that asks
             closing = so_far[end:].rstrip() or so_far[end:]
             yield (len(asked) if is_asked else begin), end + len(closing)

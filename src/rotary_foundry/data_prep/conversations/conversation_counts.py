@@ -19,7 +19,7 @@ class ConversationCounts:
     tokens: int
     responses: int  # tokens of the assistant
     lengths: list[int]  # tokens of a conversation: the least, the median, the 95th percentile, the most
-    by_length: dict[str, list[int]]  # [examples, tokens, responses] of 1, 2 to 3, 4 to 7, … tokens; keys are the least
+    by_length: dict[str, list[int]]  # [examples, tokens, responses]; the key 4 is for 4 to 7 tokens, 8 for 8 to 15, …
     left_out: dict[str, int]  # conversations that do not fit a row, by row length
     cut: dict[str, int]  # conversations that were cut from the left to fit a row, by row length
 
@@ -69,7 +69,7 @@ def check_conversations(source: str, documents: Mapping[str, int], left_out: Seq
 
 
 def loss_table(counts: Mapping[str, ConversationCounts], split: str) -> Table:
-    """Make the table of the share of the loss by source and by length; shares of all tokens include prompts."""
+    """Make a table by source and by length: counts, the share of the loss, and of all tokens, prompts included."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(f"conversations ({split})")
     for heading in ("examples", "tokens", "responses", "of the loss", "with prompts"):

@@ -1,4 +1,4 @@
-"""Write conversations as rows without cutting them: pack short ones, and give those from `alone_from` on their own row.
+"""Write each conversation into one row: pack short ones; those of `alone_from` tokens or more get a row of their own.
 
 A conversation that no row can hold is left out, and named in bad_input.txt. With `too_long: cut_left` it loses the
 first tokens of the first user's turn instead; the headers of turns and all answers stay. The longest row length decides

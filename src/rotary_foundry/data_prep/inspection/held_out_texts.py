@@ -161,7 +161,7 @@ def _stride(folder: Folder) -> int:
 
 
 def _key(sample: dict, part: str | None, row: int, place: int, whole: bool) -> tuple[str, int]:
-    """Return the key of a piece's document: its number, or the place in the row if each piece is a document."""
+    """Return (part, number) of a piece's document, or (part and row, place) if each piece counts as a document."""
     if whole:
         return part or "", int(sample["documents"][place])
     return f"{part or ''}row{row}", place

@@ -63,7 +63,7 @@ class Folder:
         return f"../../documents/{self.split}/{part}.parquet"
 
     def documents(self, part: str, columns: Sequence[str]) -> pa.Table:
-        """Read some of the columns `id`, `bytes` and `tokens` of a part's table of documents, one document per line.
+        """Read columns of a part's table of documents: `id`, `bytes`, `tokens` or, for conversations, `responses`.
 
         Raises:
             DataError: the table is missing or broken.
@@ -76,7 +76,11 @@ class Folder:
             raise DataError(f"{os.path.normpath(self.path / name)}: cannot be read: {one_line(error)}") from error
 
     def read(self, name: str) -> bytes:
-        """Read a file of the folder, or one elsewhere in the corpus by a relative path out of the folder."""
+        """Read a file of the folder, or one elsewhere in the corpus by a relative path out of the folder.
+
+        Raises:
+            DataError: the file is missing, or cannot be read or fetched.
+        """
         path = Path(os.path.normpath(self.path / name))
         try:
             return path.read_bytes()

@@ -121,7 +121,7 @@ def _from_rows(path: Path) -> Documents:
 
 
 def print_stats(stats: CorpusStats, console: Console | None = None) -> None:
-    """Print the table of sources and splits, the lengths of the training documents, and their share of the loss."""
+    """Print tables: sources and splits, lengths of the training documents, and conversations' shares of the loss."""
     console = console or Console(highlight=False, width=max(WIDTH, Console().width))
     console.print(_sources_table(stats))
     console.print(_lengths_table(stats))

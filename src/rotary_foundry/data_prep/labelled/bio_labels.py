@@ -2,7 +2,7 @@
 
 A label is O, or a prefix, '-' and a kind. The prefix B begins an entity, I continues one, E ends one, and S marks an
 entity of one word. Files with only I, such as CoNLL-2003's, are read too: an I that follows no entity of its kind
-begins one. Two words have a blank between them, unless one of them is Chinese or Japanese at that side.
+begins one. Words are joined by a blank, unless the character on either side of it is Chinese or Japanese.
 """
 
 import unicodedata

@@ -70,8 +70,11 @@ class PartsTokenizer:
 def encode_choices(examples: Sequence[Example], parts: PartsTokenizer) -> tuple[dict[str, list], list[str]]:
     """Return `input_ids` [choices, tokens] of every example, its label, group and id, and the places of cut examples.
 
-    A text that is too long loses tokens of its longest part, never of the choice. A part directly before the choice
-    within a text loses its first tokens; any other part loses its last ones.
+    A text that is too long loses tokens of its longest part, never of the choice. If a text follows the choice, the
+    part directly before the choice loses its first tokens. Any other part loses its last ones.
+
+    Raises:
+        DataError: an example has no room for its choices, or another number of them than the examples before it.
     """
     columns: dict[str, list] = {"input_ids": [], "labels": [], "group": [], "id": []}
     long = []
@@ -106,6 +109,9 @@ def encode_answers(
     A window has `input_ids`, and `allowed`, which is 1 for [CLS] and for tokens that an answer may contain. In training
     it also has `labels`, the answer's first and last token. Otherwise it has the example's number, id, passage and
     answers, and `offsets`, the characters of every token.
+
+    Raises:
+        DataError: an example has no room for a passage, or the tokenizer drops its answer entirely.
     """
     columns: dict[str, list] = {}
     long = []

@@ -69,7 +69,7 @@ class SourceConfig:
     split: str | None = None  # the split of a Hugging Face data set; default: "train"
     separator: str | None = None  # a regular expression that divides a document into several
     remove: str | None = None  # a regular expression whose matches are removed from documents
-    depth: int | None = None  # of repositories: folders from `path` down to one; default: 1
+    depth: int | None = None  # of repositories: levels of folders from `path` down to a repository; default: 1
     endings: list[str] | None = None  # of repositories: the files to read; default: READERS says which
     install: str | None = None  # the command that provides `path`, for the error if nothing is there
     length_bands: list[int] | None = None  # in tokens; makes a source of each band of lengths (length_bands.py)

@@ -38,7 +38,7 @@ LEFT_OUT = {
 
 
 def parts(source: SourceConfig) -> list[Part]:
-    """Return one part: the files of the installation."""
+    """Return one part, the files of the installation; with a path, the parts of its files."""
     return listing.parts(source) if source.path else [{}]
 
 

@@ -1,4 +1,4 @@
-"""Read compressed files as byte streams. Damage and disk failures raise different errors, after all data before them.
+"""Read compressed files as byte streams. All data before an error is returned; damage raises `Damaged`, a disk OSError.
 
 fsspec's reader of .zst is not used: it stops silently after the first of several frames, and at a truncation.
 """

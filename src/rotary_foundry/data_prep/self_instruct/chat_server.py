@@ -93,7 +93,7 @@ class ChatServer:
         raise NoReply(problem)
 
     def close(self) -> None:
-        """Make requests give up that wait for their next attempt."""
+        """Make all requests that wait for their next attempt give up."""
         self._stopped.set()
 
     def _wait(self, seconds: float) -> None:

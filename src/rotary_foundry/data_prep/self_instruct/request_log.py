@@ -1,7 +1,7 @@
 """Keep the replies of a generator in a file; each is appended as soon as it arrives.
 
-A line is the hash of a request and its reply, as JSON. Replies cost money or hours, so nothing in the file is ever
-removed, except a last line that a killed process left half-written.
+A line is JSON: the id of a document, the hash of a request, and its reply. Replies cost money or hours, so nothing in
+the file is ever removed, except a last line that a killed process left half-written.
 """
 
 import fcntl
