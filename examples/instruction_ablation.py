@@ -42,7 +42,7 @@ UNTUNED, ANSWERS, PROMPTS = "untuned", "answers only", "prompts too"
 TUNED = {ANSWERS: ["objective.target_prompts=none"], PROMPTS: []}
 KINDS = "long", "short"  # of questions
 MEASURES = {
-    "answer_loss": "loss of the right answer, nats a token",
+    "answer_loss": "loss of the right answer, nats per token",
     "answer_accuracy": "its tokens that are the likeliest",
     "f1": "F1",
     "exact_match": "exact match",

@@ -396,7 +396,7 @@ tasks:
         ("sources.web.length_bands=[99]", r"'sources.web.length_bands': the rows of a task have no bands"),
         (
             "tasks.mine.data.validation=[] & validation=5",
-            r"'tasks.mine.data.validation': .*: `validation` is not a share",
+            r"'tasks.mine.data.validation': .*`validation` is not a share",
         ),
         ("tokenizer.causal=true", r"'tokenizer.causal': heads of tasks are for encoders"),
     ],

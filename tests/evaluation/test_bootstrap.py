@@ -9,7 +9,7 @@ from rotary_foundry.evaluation.results import Measure
 
 
 def _documents(generator: np.random.Generator, count: int) -> dict[str, tuple[float, float]]:
-    """A loss of 5 nats a token, on documents that differ in length and in how hard they are."""
+    """A loss of 5 nats per token, on documents that differ in length and in how hard they are."""
     tokens = generator.integers(10, 200, size=count)
     hardness = generator.normal(5, 0.7, size=count)
     return {str(n): (float(tokens[n] * hardness[n]), float(tokens[n])) for n in range(count)}

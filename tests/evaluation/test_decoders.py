@@ -121,7 +121,7 @@ def test_loss_at_short_context_is_over_all_tokens_but_the_first(decoder, corpus)
     assert every.labels == {"documents of": "all", "documents": 10, "targets": len(losses)}
     assert every.measures["loss"].value == pytest.approx(losses.mean(), abs=1e-4)
     sizes = sum(len(model.tokenizer.decode(row[1:])) for row in rows)  # characters, of which a few have several bytes
-    assert 0.8 < losses.sum() / every.measures["loss a byte"].value / sizes < 1.5
+    assert 0.8 < losses.sum() / every.measures["loss per byte"].value / sizes < 1.5
     assert {row.labels["documents of"] for row in result.rows} >= {"short", "long"}
 
 

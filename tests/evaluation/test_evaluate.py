@@ -67,7 +67,7 @@ def test_results_that_are_there_make_one_table_and_a_picture_of_each_suite(evalu
     assert done.exit_code == 0, done.output
     text = (tmp_path / "comparison.md").read_text()
     loss = Result.read(out / "bert/masked_lm/result.json").headlines[0].measure
-    assert f"| masked_lm | loss (nats a token) | {loss} |" in text
+    assert f"| masked_lm | loss (nats per token) | {loss} |" in text
     assert "| … less bert's |" in text
     assert {path.name for path in tmp_path.iterdir()} == {"comparison.md", "masked_lm.png", "context.png"}
 

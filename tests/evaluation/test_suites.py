@@ -45,7 +45,7 @@ def test_a_model_that_knows_nothing_has_the_logarithm_of_its_vocabulary_for_a_lo
 def test_a_loss_a_byte_is_that_a_token_over_the_bytes_of_a_token(model_of, corpus):
     result = measured("masked_lm", model_of("bert", **UNIFORM), corpus, "longest=100")
     for row in result.rows:
-        tokens = row.measures["loss"].value / row.measures["loss a byte"].value  # bytes to a masked token
+        tokens = row.measures["loss"].value / row.measures["loss per byte"].value  # bytes to a masked token
         assert 1.5 < tokens < 8
 
 

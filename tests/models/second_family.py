@@ -178,7 +178,7 @@ class NextToken(Objective):
 
     name: ClassVar[str] = "next_token"
     causal: ClassVar[bool] = True
-    metrics: ClassVar = (Metric("loss", "cross_entropy", "Loss", "nats a token"),)
+    metrics: ClassVar = (Metric("loss", "cross_entropy", "Loss", "nats per token"),)
     task: ClassVar[str] = "text-generation"
 
     def problems(self):

@@ -63,7 +63,7 @@ def mean(rows: list[tuple[float, int]]) -> float:
 
 
 def gain(before: list[tuple[float, int]], after: list[tuple[float, int]]) -> tuple[float, float]:
-    """By how many nats a token the loss fell, and the standard error of that over rows, each with the same masks."""
+    """By how many nats per token the loss fell, and the standard error of that over rows, each with the same masks."""
     fell = mean(before) - mean(after)
     apart = [first - last - fell * tokens for (first, tokens), (last, _) in zip(before, after, strict=True)]
     return fell, stdev(apart) * len(apart) ** 0.5 / sum(tokens for _, tokens in before)

@@ -24,7 +24,7 @@ def table(title: str, statistics: Statistics) -> Group:
     row_lengths = statistics.configuration["row_lengths"]
     caption = f"{statistics.vocab_size:,} tokens in the vocabulary"
     if statistics.unigram_entropy is not None:
-        caption += f"; held-out unigram entropy {statistics.unigram_entropy:.3f} nats a token"
+        caption += f"; held-out unigram entropy {statistics.unigram_entropy:.3f} nats per token"
     result = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("source", "split"):
         result.add_column(heading)

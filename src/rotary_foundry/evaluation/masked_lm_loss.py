@@ -22,7 +22,7 @@ from rotary_foundry.objectives.masked_lm import IGNORE_INDEX
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import power
 
-LOSS, ACCURACY, BYTE = "loss", "accuracy", "loss a byte"
+LOSS, ACCURACY, BYTE = "loss", "accuracy", "loss per byte"
 WITHIN = {ACCURACY: (0.0, 1.0)}  # a loss has no bounds
 
 
@@ -141,8 +141,8 @@ def loss_result(
         data=data,
         rows=rows,
         headlines=[
-            Headline("loss (nats a token)", every[LOSS], True, units[LOSS]),
-            Headline("loss (nats a byte)", every[BYTE], True, units[BYTE]),
+            Headline("loss (nats per token)", every[LOSS], True, units[LOSS]),
+            Headline("loss (nats per byte)", every[BYTE], True, units[BYTE]),
             Headline("accuracy", every[ACCURACY], False, units[ACCURACY], WITHIN[ACCURACY]),
         ],
         notes=[f"documents cut to {longest:,} tokens: {len(cut):,}; tokens left out: {sum(cut):,}"] if cut else [],

@@ -139,7 +139,7 @@ def run(path: Path, config: Config) -> Result:
                 gain,
                 OF_GAIN,
             ),
-            Headline("loss saved by it (nats a token)", every[SAVED], False, units[SAVED]),
+            Headline("loss saved by it (nats per token)", every[SAVED], False, units[SAVED]),
         ],
         asked=same,
         notes=[

@@ -188,7 +188,7 @@ def _stages(trained: tuple[Segment, ...], knobs: list[str]) -> Iterator[list[str
             f"{max(segment.learning_rate.peak for segment in parts):g}, {last.learning_rate.at(last.end_token):.3g}",
             *(knob(last.knobs_at(last.end_token)[name]) for name in knobs),
             _between(*(f"{segment.weight_decay:g}" for segment in (first, last))),
-            mixture or "every row once an epoch",
+            mixture or "every row once per epoch",
         ]
 
 
@@ -312,7 +312,7 @@ def _evaluations(state: TrainedState) -> list[dict]:
 
 def _evaluation_rows(evaluations: list[dict], objective: Objective, knobs: Mapping[str, float]) -> Iterator[list[str]]:
     _, *others = objective.metrics
-    yield ["token", "stage", "row length", *knobs, "loss (nats a token)", *(metric.title for metric in others)]
+    yield ["token", "stage", "row length", *knobs, "loss (nats per token)", *(metric.title for metric in others)]
     for line in evaluations:
         yield [
             f"{line['token']:,}",

@@ -27,7 +27,7 @@ class CausalLM(Objective):
     name: ClassVar[str] = "causal_lm"
     causal: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("loss", "cross_entropy", "Loss", "nats a token"),
+        Metric("loss", "cross_entropy", "Loss", "nats per token"),
         Metric("accuracy", "correct", "Accuracy", "share of tokens that were the likeliest"),
     )
     task: ClassVar[str] = "text-generation"

@@ -48,7 +48,7 @@ class Instruction(CausalLM):
         "prompt_loss_weight": Knob("weight of a prompt's token in the loss", includes_low=True)
     }
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("loss", "cross_entropy", "Loss", "nats a token"),
+        Metric("loss", "cross_entropy", "Loss", "nats per token"),
         Metric("response_accuracy", "correct", "Response accuracy", "share of response tokens that were the likeliest"),
     )
 

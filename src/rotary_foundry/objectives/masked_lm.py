@@ -77,7 +77,7 @@ class MaskedLM(Objective):
     special_tokens: ClassVar[tuple[str, ...]] = ("mask_token",)
     knobs: ClassVar[Mapping[str, Knob]] = {"mlm_probability": Knob("share of the tokens to be predicted", high=1.0)}
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("loss", "cross_entropy", "Loss", "nats a masked token"),
+        Metric("loss", "cross_entropy", "Loss", "nats per masked token"),
         Metric("masked_accuracy", "correct", "Masked accuracy", "share of masked tokens whose likeliest word is right"),
     )
     task: ClassVar[str] = "fill-mask"

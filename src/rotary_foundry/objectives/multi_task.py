@@ -54,7 +54,7 @@ class MultiTask(MaskedLM):
             "loss",
             "cross_entropy",
             "Loss",
-            "nats a predicted token, in a multi-task stage the mean of its tasks",
+            "nats per predicted token, in a multi-task stage the mean of its tasks",
         ),
         Metric("examples_right", "correct", "Right", "share of predicted tokens or examples, mean of the tasks"),
     )

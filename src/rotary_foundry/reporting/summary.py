@@ -46,7 +46,7 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
         side = "below" if loss < entropy else "above"
         what = "responses" if "responses" in last.columns else "text"
         console.print(
-            f"Unigram entropy of the held-out {what}: {entropy:.3f} nats a token. "
+            f"Unigram entropy of the held-out {what}: {entropy:.3f} nats per token. "
             f"The last held-out loss, {loss:.3f}, is {abs(entropy - loss):.3f} {side} it."
         )
     if (folder.export / "config.json").is_file() and last.task == "fill-mask":
