@@ -165,7 +165,7 @@ def test_what_differs_in_the_weights_is_named_as_it_is_called_there(tmp_path):
         return str(refused.value)
 
     bias = {"model.layers.2.attn.Wqkv.bias": torch.zeros(192)}
-    assert "state.model.model.bert.encoder.layers.2.attn.Wqkv.bias; of biases" in message(**bias)
+    assert "state.model.model.bert.encoder.layers.2.attn.Wqkv.bias; its only biases" in message(**bias)
     first_norm = {"model.layers.0.attn_norm.weight": torch.ones(64)}
     assert "no part for the tensor state.model.model.bert.encoder.layers.0.attn_norm" in message(**first_norm)
     assert "no tensor state.model.model.decoder.bias" in message(**{"decoder.bias": None})
