@@ -172,7 +172,7 @@ def test_what_cannot_be_asked_is_refused_while_it_renews_its_lock_and_gone_when_
             assert Holder.read((run / LOCK).read_bytes()).process == os.getpid()
     assert capsys.readouterr().out == (
         f"{run}/lock.json: process {holder.process} on {holder.host}, since {holder.since}, holds it and cannot be "
-        f"asked from here; this process takes it over if it is not renewed for {GONE_AFTER:g} s\n"
+        f"checked from here; this process takes it over if it is not renewed for {GONE_AFTER:g} s\n"
     )
     if where != "a container":
         assert holder.host == "elsewhere"
