@@ -276,11 +276,13 @@ def launch_twice(machine: Machine, start: Start, draw: random.Random) -> None:
 # What a start may end with beside 0: a fault may come too late, or be overcome. A rank that gets SIGTERM before it has
 # a handler for it is a killed one. One that gets it while it exits ends with 143, as the launcher does, which ends
 # with the status of the first rank that did not end well.
+# Composer's launcher, when its SIGTERM ended a rank that was just starting or ending.
+LAUNCHER_ENDED = {256 - signal.SIGTERM, 128 + signal.SIGTERM}
 FAULTS = {
     kill_all: {-signal.SIGKILL},
-    kill_one: {-signal.SIGKILL, 256 - signal.SIGKILL, 128 + signal.SIGTERM, FAILED, REFUSED, LAUNCHER_KILLED},
-    terminate: {-signal.SIGTERM, 256 - signal.SIGTERM, 128 + signal.SIGTERM, FAILED, STOPPED, LAUNCHER_KILLED},
-    cut_network: {128 + signal.SIGTERM, FAILED, REFUSED, LAUNCHER_KILLED},
+    kill_one: {-signal.SIGKILL, 256 - signal.SIGKILL, FAILED, REFUSED, LAUNCHER_KILLED} | LAUNCHER_ENDED,
+    terminate: {-signal.SIGTERM, FAILED, STOPPED, LAUNCHER_KILLED} | LAUNCHER_ENDED,
+    cut_network: {FAILED, REFUSED, LAUNCHER_KILLED} | LAUNCHER_ENDED,
     stop_store: {FAILED, REFUSED},
     fill_disk: {FAILED, REFUSED},
     set_clock: set(),
@@ -339,7 +341,7 @@ class Supervisor:
         without_worker = fault is terminate and isinstance(work, Preparation)
         refused = torn or without_worker or (start.beside and "is at work there" in said)
         assert status in {0} | FAULTS.get(fault, set()) | ({REFUSED} if refused else set()), said
-        of_launcher = status in (LAUNCHER_KILLED, 128 + signal.SIGTERM)  # with or without an error of another rank
+        of_launcher = status in {LAUNCHER_KILLED} | LAUNCHER_ENDED  # with or without an error of another rank
         assert bool(errors) == (status in (FAILED, REFUSED)) or of_launcher, said
         assert len(errors) <= (2 if fault is cut_network else 1), said  # two ranks that cannot agree on one reason
         assert "error: " not in errors, said
