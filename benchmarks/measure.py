@@ -117,7 +117,7 @@ def race(names: list[str], kind: str, documents: Documents, rounds: int) -> dict
 
 def _race(names: list[str], kind: str, documents: Documents, rounds: int) -> dict[str, list[float]]:
     keep_freed_memory()
-    _limit_memory(psutil.virtual_memory().available)
+    _limit_memory(psutil.virtual_memory().available + psutil.swap_memory().free)  # it counts freed memory that is kept
     return take_turns({name: workload(name, kind, documents) for name in names}, rounds)
 
 
