@@ -5,7 +5,7 @@ of workers. So the same input gives the same shards everywhere.
 
 A source without its text column is refused at once, because all of its documents would be lost. A single document that
 cannot be read is listed (`BadInput`) and skipped. datatrove's own readers only log such documents, so that a corpus
-shrinks unnoticed; `files` says which parts of them are used.
+shrinks unnoticed; `files` and `warc` say which of their parts are used.
 
 Each reader is a module of this package with `parts`, `fingerprint` and `read`. It is imported when a source needs it,
 so that a configuration is checked without importing pyarrow, datasets or Streaming (and so torch).
@@ -121,7 +121,7 @@ READERS = {
     "python_files": Reader("installed_packages", path="optional", extensions=(".py",)),
     "repositories": Reader("repositories", path="optional", extensions=SOURCE_ENDINGS, repositories=True),
     "text": Reader("files", path="required", encoding=True, extensions=_packed(".txt", ".md", ".rst")),
-    "warc": Reader("files", path="required", extensions=_packed(".warc", ".wet")),
+    "warc": Reader("warc", path="required", extensions=_packed(".warc", ".wet")),
 }
 
 

@@ -1,37 +1,25 @@
-"""Read JSONL, CSV, Parquet, plain text and WARC files: plain or compressed by gzip or Zstandard, local or in a store.
+"""Read JSONL, CSV, Parquet and plain text: plain or compressed by gzip or Zstandard, local or in a store.
 
 The classes extend those of datatrove 0.9.0 and override `read_file`, because datatrove mishandles bad input. Its JSONL
 reader logs a broken line and continues, and ends a file at the first byte that is not UTF-8. Its CSV reader fills up
-rows that are too short. Its Parquet and WARC readers raise and lose the file. All of them skip documents without text
-and do not count them. We use datatrove's handling of folders, its recognition of HTML and encodings in WARC files, and
-its extraction of a page's main text by Trafilatura in a separate process.
-
-Two settings of Trafilatura differ from its defaults: its memory of earlier pages is off, and its time limit is long. By
-default, the text kept of a page would depend on the pages that this worker read before and on the machine's load.
+rows that are too short. Its Parquet reader raises and loses the file. All of them skip documents without text and do
+not count them. We use datatrove's handling of folders.
 """
 
 import csv
 import io
 import json
-import logging
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from importlib import import_module
-from typing import TYPE_CHECKING
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datatrove.data import Document
-from datatrove.pipeline.extractors import Trafilatura
-from datatrove.pipeline.extractors.base import ExtractorSandbox
-from datatrove.pipeline.readers import JsonlReader, ParquetReader, WarcReader
+from datatrove.pipeline.readers import JsonlReader, ParquetReader
 from datatrove.pipeline.readers.base import BaseDiskReader
 from datatrove.pipeline.readers.csv import CsvReader
-from datatrove.pipeline.readers.warc import process_record
-from datatrove.utils.logging import logger
 
 from rotary_foundry.data_prep.readers import CONVERSATIONS, BadInput, Part, SourceConfig
 from rotary_foundry.data_prep.readers.listing import fingerprint, parts
@@ -58,12 +46,8 @@ from rotary_foundry.utils.errors import DataError
 
 __all__ = ["fingerprint", "parts", "read"]
 
-if TYPE_CHECKING:
-    from warcio.recordloader import ArcWarcRecord
-
 LONGEST = 1 << 28  # bytes; a longer document or line is taken for a file of another kind and refused
 BATCH = 32  # rows of Parquet in memory at a time
-EXTRACTION_SECONDS = 60.0  # time limit per page; only pages that would never end reach it
 UTF_16 = "UTF-16, expected UTF-8; set the source's `encoding: utf-16`"
 
 
@@ -267,7 +251,7 @@ class Parquet(Files, ParquetReader):
                 columns = self._columns(file.schema_arrow, path)
                 groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                if _is_fault(error):
+                if is_fault(error):
                     raise
                 self.bad.add(path, f"cut off or damaged: {error}; the whole file is lost")
                 return
@@ -279,7 +263,7 @@ class Parquet(Files, ParquetReader):
                         yield from self._documents(batch, path, start)
                         start += batch.num_rows
                 except (pa.ArrowException, OSError) as error:
-                    if _is_fault(error):
+                    if is_fault(error):
                         raise
                     self.bad.add(f"{path}:{start}", f"damaged: {error}; rows up to {row - 1} are lost", row - start)
 
@@ -327,65 +311,14 @@ class Text(Files):
         yield from self.document(text, path)
 
 
-class Warc(Files, WarcReader):
-    """Reads one document per page: the main text of the HTML in a WARC file, or the plain text in a WET file.
-
-    Other records, pages without a main text, and pages of unknown encoding give no document.
-    """
-
-    has_columns = False
-
-    def read_file(self, filepath: str) -> Iterator[Document]:
-        import_module("trafilatura")  # import now, so that forked processes need not
-        from warcio.archiveiterator import ArchiveIterator
-
-        path = self.path(filepath)
-        number = -1
-        extract = partial(_main_text, Trafilatura(deduplicate=False))
-        logger.disable("datatrove.pipeline.extractors.base")  # it logs its process count at the end of each file
-        logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it logs a message for each page without a text
-        with self.unpacked(filepath) as stream, ExtractorSandbox(EXTRACTION_SECONDS) as sandbox:
-            records = iter(ArchiveIterator(stream.raw))  # raw, to yield the records before damage
-            while True:
-                number += 1
-                where = f"{path}:{number}"
-                try:
-                    record = next(records)
-                except StopIteration:
-                    return
-                except Exception as error:  # warcio's errors have no common class
-                    if _is_fault(error):
-                        raise
-                    why = f"the file is cut off or damaged here: {error or type(error).__name__}"
-                    self.bad.add(where, f"{why}; this record and all after it are lost")
-                    return
-                try:
-                    page = process_record(record)
-                    if page and _is_cut_off(record):
-                        raise Damaged("the file ends within it")
-                    if page and record.rec_type != "conversion":
-                        page["text"] = sandbox.process_document(page["text"], extract)
-                except Exception as error:  # nor have those of datatrove and Trafilatura
-                    if _is_fault(error):
-                        raise
-                    ends = isinstance(error, Damaged)
-                    lost = "; it and all after it are lost" if ends else ""
-                    self.bad.add(where, f"a record that cannot be read: {error or type(error).__name__}{lost}")
-                    if ends:
-                        return
-                    continue
-                if page and page["text"]:
-                    yield from self.document(page["text"], where, page["url"])
+FORMATS = {"csv": Csv, "jsonl": Jsonl, "parquet": Parquet, "text": Text}
 
 
-FORMATS = {"csv": Csv, "jsonl": Jsonl, "parquet": Parquet, "text": Text, "warc": Warc}
-
-
-def _is_fault(error: Exception) -> bool:
+def is_fault(error: Exception) -> bool:
     """Return whether a disk or a store failed, perhaps temporarily; False if the file's content is bad.
 
-    Errors of content have no errno. The pipe to the sandbox raises one with errno when a page breaks it; that is not a
-    failure of the disk or the store.
+    Errors of content have no errno. The pipe to the sandbox of a web page (warc.py) raises one with errno when the page
+    breaks it; that is not a failure of the disk or the store.
     """
     if isinstance(error, OSError):
         return error.errno is not None and not isinstance(error, ConnectionError)
@@ -435,18 +368,3 @@ def _lenient_json(line: bytes, object_pairs_hook: Callable | None = None) -> obj
         raise ValueError("not valid JSON: nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"not valid JSON: {error}") from None
-
-
-def _is_cut_off(record: "ArcWarcRecord") -> bool:
-    """Return whether a record, after reading, is shorter than its header says; warcio does not report that."""
-    while record.raw_stream.read(1 << 16):
-        pass
-    return getattr(record.raw_stream, "limit", 0) > 0
-
-
-def _main_text(extractor: Trafilatura, html: str) -> str | Exception | None:
-    """Extract a page's text in the sandbox; return exceptions, because raising one would kill the sandbox process."""
-    try:
-        return extractor.extract(html)
-    except Exception as error:
-        return RuntimeError(f"{type(error).__name__}: {error}")
