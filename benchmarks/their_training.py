@@ -20,6 +20,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -88,6 +89,19 @@ class Clock:
         self.paused += time.perf_counter() - now
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is to be trained: `recipe` is ours, and `stage` the last segment of its first stage, after the ramp."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    examples: list[dict]
+    recipe: Recipe
+    stage: Segment
+    out: Path
+    seed: int
+
+
 def main(way: str, out: Path, seed: int) -> None:
     recipe = load_recipe(RECIPES[way], [])
     stage = [segment for segment in compile_plan(recipe).segments if segment.stage == "pretrain"][-1]  # after the ramp
@@ -100,28 +114,20 @@ def main(way: str, out: Path, seed: int) -> None:
     else:
         examples = blocks(documents(recipe, longest(recipe)), stage.row_length)
     train = with_composer if way == "concatenated" else with_transformers
-    train(config, tokenizer, [{"input_ids": ids} for ids in examples], recipe, stage, out, seed)
+    train(Task(config, tokenizer, [{"input_ids": ids} for ids in examples], recipe, stage, out, seed))
 
 
-def with_transformers(
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: list[dict],
-    recipe: Recipe,
-    stage: Segment,
-    out: Path,
-    seed: int,
-) -> None:
-    rate, tokens = stage.learning_rate, stage.learning_rate.end_token
-    updates = tokens // (stage.rows * mean_length(examples))
+def with_transformers(task: Task) -> None:
+    stage, rate, tokens = task.stage, task.stage.learning_rate, task.stage.learning_rate.end_token
+    updates = tokens // (stage.rows * mean_length(task.examples))
     arguments = TrainingArguments(
-        output_dir=str(out),
+        output_dir=str(task.out),
         max_steps=math.ceil(updates),
         per_device_train_batch_size=stage.rows // dist.get_world_size(),
         learning_rate=rate.peak,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=round(updates * rate.warmup / tokens),
-        seed=seed,
+        seed=task.seed,
         bf16=BF16,
         use_cpu=True,
         save_strategy="no",
@@ -129,8 +135,8 @@ def with_transformers(
         disable_tqdm=True,
         report_to=[],
     )
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=recipe.objective["mlm_probability"])
-    clock = Clock(out, tokens / SAVES)
+    collator = DataCollatorForLanguageModeling(task.tokenizer, mlm_probability=task.recipe.objective["mlm_probability"])
+    clock = Clock(task.out, tokens / SAVES)
 
     class Saving(TrainerCallback):
         def on_train_begin(self, *_: object, **__: object) -> None:
@@ -145,7 +151,7 @@ def with_transformers(
         counted.append(sum(len(one["input_ids"]) for one in batch))
         return collator(batch)
 
-    Trainer(ModernBertForMaskedLM(config), arguments, collate, examples, callbacks=[Saving()]).train()
+    Trainer(ModernBertForMaskedLM(task.config), arguments, collate, task.examples, callbacks=[Saving()]).train()
 
 
 class Autocast(HuggingFaceModel):
@@ -156,18 +162,10 @@ class Autocast(HuggingFaceModel):
             return super().forward(batch)
 
 
-def with_composer(
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: list[dict],
-    recipe: Recipe,
-    stage: Segment,
-    out: Path,
-    seed: int,
-) -> None:
-    rate, tokens = stage.learning_rate, stage.learning_rate.end_token
-    model = Autocast(LlamaForCausalLM(config), tokenizer)
-    clock = Clock(out, tokens / SAVES)
+def with_composer(task: Task) -> None:
+    stage, rate, tokens = task.stage, task.stage.learning_rate, task.stage.learning_rate.end_token
+    model = Autocast(LlamaForCausalLM(task.config), task.tokenizer)
+    clock = Clock(task.out, tokens / SAVES)
 
     class Saving(Callback):
         def fit_start(self, state: State, logger: Logger) -> None:
@@ -177,12 +175,15 @@ def with_composer(
             clock.end_update(state.batch["input_ids"].numel(), model.model)
 
     rows = stage.rows // dist.get_world_size()
-    given = recipe.optimizer
+    given = task.recipe.optimizer
     optimizer = DecoupledAdamW(model.parameters(), rate.peak, given.betas, given.eps, rate.peak * given.weight_decay)
     ComposerTrainer(
         model=model,
         train_dataloader=DataLoader(
-            examples, rows, sampler=dist.get_sampler(examples, shuffle=True, drop_last=True), collate_fn=as_labelled
+            task.examples,
+            rows,
+            sampler=dist.get_sampler(task.examples, shuffle=True, drop_last=True),
+            collate_fn=as_labelled,
         ),
         max_duration=f"{tokens // (stage.rows * stage.row_length)}ba",
         optimizers=optimizer,
@@ -193,7 +194,7 @@ def with_composer(
         device="cpu",
         device_train_microbatch_size=rows,
         progress_bar=False,
-        seed=seed,
+        seed=task.seed,
     ).fit()
 
 
