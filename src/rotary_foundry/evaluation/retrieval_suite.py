@@ -3,7 +3,7 @@
 `code_search` needs only Python: find a function from its docstring's first paragraph, in standard-library modules from
 which code_search.py takes no training pair; the scripts in examples/ train on those pairs. Any other name is a
 benchmark or a task of mteb, whose data comes from the Hugging Face hub: BEIR, MLDR, CodeSearchNet.
-The intervals are over queries, each of which is drawn by itself; the corpora are fixed.
+Intervals are bootstrapped over single queries. The texts to search stay the same.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -98,7 +98,7 @@ class DecoderConfig(ResampledConfig):
     tokenizer: str | None = None  # a folder; null: the model's own
     rope_theta: float | None = None  # null: as in training, also for the next two keys
     rope_scaling: str | None = None  # none, linear, ntk or yarn; yarn's original length is the training length
-    rope_factor: float | None = None  # the factor by which rope_scaling lengthens the context
+    rope_factor: float | None = None  # new context length over the old, for rope_scaling
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()

@@ -55,8 +55,9 @@ def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
 
     Returns:
         `labels`, the names of classes or of entity kinds, empty if there are none; `splits`, the names of the
-        validation splits, of which the first selects the best model; `tests`, the splits without labels; `examples` and
-        `truncated`, counts by split; `undefined`, notes on metrics; `max_seq_len`; `digest`, of all data.
+        validation splits (the first selects the best model); `tests`, the names of the splits without labels;
+        `examples` and `truncated`, counts by split; `undefined`, notes on metrics; `max_seq_len`; and `digest`, of all
+        data.
 
     Raises:
         FoundryError: names the file and row of the error.

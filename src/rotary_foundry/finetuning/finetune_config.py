@@ -42,7 +42,7 @@ MAX_SEED = 2**32 - 1  # numpy's and Composer's
 
 @dataclass
 class SearchConfig:
-    """The grid, of which every combination is tried."""
+    """The grid. Every combination of its values is tried."""
 
     lr: list[float] = field(default_factory=list)  # the peak
     weight_decay: list[float] = field(default_factory=list)  # decoupled: not multiplied by the learning rate

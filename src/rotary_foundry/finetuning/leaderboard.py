@@ -121,7 +121,7 @@ def print_results(results: Iterable[dict], console: Console | None = None) -> No
 def print_leaderboard(folders: Sequence[Path], console: Console | None = None) -> None:
     """Print a row per model, best first, and a column per task, from the results in these folders and below them.
 
-    A task has one column for each metric by which models were selected. Only models with all columns have a mean.
+    A task has a column for each metric that selected its models. Only models with a value in every column have a mean.
 
     Raises:
         ConfigurationError: the folders have no results.

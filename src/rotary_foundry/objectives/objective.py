@@ -47,7 +47,7 @@ class Metric:
 
 
 class Objective(ABC):
-    """How a row becomes inputs and labels, and how a network's loss on them is computed.
+    """Defines a training objective: it makes inputs and labels of a row, and computes a network's loss on them.
 
     A subclass is a dataclass whose fields are the keys under `objective:` in a recipe. A knob is a field too: its value
     holds in every stage that does not set it.

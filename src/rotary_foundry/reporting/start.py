@@ -1,4 +1,4 @@
-"""What a run prints when it starts: the recipe, the hardware, and the folders, in at most 25 lines.
+"""Print the recipe, the hardware and the folders when a run starts, in at most 25 lines.
 
 It shows mistakes before hours are spent on them: the wrong shards, one process instead of eight, slow attention, a disk
 that is too small. `rotary-foundry plan` prints the plan by segment. A resumed run prints less.

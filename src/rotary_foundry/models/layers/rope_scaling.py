@@ -26,7 +26,7 @@ MAGNITUDE = 0.1  # yarn's factor of ln(s)
 
 
 class RopeScaling(NamedTuple):
-    """A method, and the factor by which it lengthens the context."""
+    """A method, and the ratio of the new context length to the old one."""
 
     method: str = "none"
     factor: float = 1.0

@@ -21,7 +21,9 @@ from rotary_foundry.utils.wording import nearest
 
 KNOBS = {
     "rope_theta": Knob("theta of the global layers", low=1.0, of_weights=True),  # all layers are global
-    "rope_factor": Knob("factor by which rope_scaling extends a context", low=1.0, includes_low=True, of_weights=True),
+    "rope_factor": Knob(
+        "new context length over the old, for rope_scaling", low=1.0, includes_low=True, of_weights=True
+    ),
 }
 NONE, LINEAR, NTK, YARN = SCALINGS = ("none", "linear", "ntk", "yarn")
 OUTPUT, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

@@ -111,7 +111,7 @@ def read_settings(
 
     Args:
         written: the keys of the configuration.
-        needed: settings of which our network supports only one value, with that value.
+        needed: the settings for which our network supports one value only, and that value.
         where: the configuration's file.
         eps: the eps of the norms if the file does not have it.
 
