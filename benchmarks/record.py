@@ -1,7 +1,7 @@
-"""Make an entry of docs/records.md: train nano with five seeds, and print its line of the table.
+"""Measure how long nano trains, and how much it learns: train it with five seeds, and print a line of a table.
 
     make nano                                       # the corpus
-    python benchmarks/record.py [key=value …]       # with the changes that the entry is about
+    python benchmarks/record.py [key=value …]       # with changes of the recipe
 
 The seconds are those of training: the sum of the updates' times, without start, evaluations and checkpoints. The runs
 are on two processes with one thread each, in runs/record-<seed>. A run that is complete is not repeated.

@@ -1,4 +1,4 @@
-"""Take the pictures of report pages that docs/runs.md shows.
+"""Take pictures of the report pages of each family's small run, for the documentation.
 
 make nano
 … and the commands of the README for RoFormerV2 and Llama
