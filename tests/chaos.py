@@ -47,7 +47,6 @@ GONE = 60  # seconds, in which the processes of a start that has ended end
 # Composer's launcher, when a rank has not ended 30 s after SIGTERM: it waits for a network, or Python has lost the
 # SystemExit that Composer's handler raised within a `__del__`.
 LAUNCHER_KILLED = 1
-TORN = "none of them complete; move"  # of a run that was killed while it wrote its first checkpoint
 
 
 class Machine:
@@ -266,12 +265,12 @@ def set_clock(machine: Machine, start: Start, draw: random.Random) -> None:
 
 
 def launch_twice(machine: Machine, start: Start, draw: random.Random) -> None:
-    """One of both is refused, or finds nothing to do; both, if the run has only a torn checkpoint."""
+    """One of both is refused, or finds nothing to do."""
     second = Start(machine, start.command)
     ends = [(one.end(), one.said()) for one in (second, start)]
     for status, said in ends:
-        assert status == 0 or (status == REFUSED and ("is at work there" in said or TORN in said)), ends
-    assert start.beside or any(status == 0 or TORN in said for status, said in ends), ends
+        assert status == 0 or (status == REFUSED and "is at work there" in said), ends
+    assert start.beside or any(status == 0 for status, _ in ends), ends
 
 
 # What a start may end with beside 0: a fault may come too late, or be overcome. A rank that gets SIGTERM before it has
@@ -338,9 +337,8 @@ class Supervisor:
         self.ended[fault and fault.__name__][status] += 1
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
         print(f"{work.name}-{self.number[work]}: start {start.number} ended with {status}", *errors, flush=True)
-        torn = TORN in said
         without_worker = fault is terminate and isinstance(work, Preparation)
-        refused = torn or without_worker or (start.beside and "is at work there" in said)
+        refused = without_worker or (start.beside and "is at work there" in said)
         assert status in {0} | FAULTS.get(fault, set()) | ({REFUSED} if refused else set()), said
         of_launcher = status in {LAUNCHER_KILLED} | LAUNCHER_ENDED  # with or without an error of another rank
         assert bool(errors) == (status in (FAILED, REFUSED)) or of_launcher, said
@@ -354,8 +352,6 @@ class Supervisor:
                 time.sleep(0.1)
             assert status != 0 or start.beside or not self.machine.left(), self.machine.left()
         self.machine.tidy_up()
-        if torn:
-            work.remove(self.number[work])
         if status == 0:
             if self.number[work] > 0:
                 work.check(self.number[work])

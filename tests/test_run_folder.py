@@ -62,6 +62,27 @@ def test_a_run_without_checkpoints_is_fresh(run):
     assert run.newest_checkpoint() is None
 
 
+def test_a_run_is_fresh_until_its_first_checkpoint_is_complete(run):
+    first = run.checkpoints / "ba1"
+    first.mkdir(parents=True)
+    (first / "FIRST").touch()
+    (first / "__0_0.distcp").touch()
+    assert run.newest_checkpoint() is None
+    checkpoint(run, 2)
+    assert run.newest_checkpoint().batch == 2
+    (run.checkpoints / "ba2/COMPLETE").unlink()
+    with pytest.raises(FoundryError, match="none of them complete; move the folder away"):
+        run.newest_checkpoint()
+
+
+def test_a_damaged_first_checkpoint_is_no_fresh_start(run):
+    (checkpoint(run, 1) / "FIRST").touch()
+    assert run.newest_checkpoint().batch == 1
+    (run.checkpoints / "ba1/__0_0.distcp").unlink()
+    with pytest.raises(FoundryError, match="none of them complete; move the folder away"):
+        run.newest_checkpoint()
+
+
 def test_a_line_that_a_killed_process_left_torn_is_cut_off_and_the_last_line_of_a_batch_holds(run):
     append_line(run.metrics, {"batch": 1, "token": 1, "loss": 3.0})
     append_line(run.metrics, {"batch": 2, "token": 2, "loss": 2.0})

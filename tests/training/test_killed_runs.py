@@ -17,6 +17,7 @@ from .runs import assert_same_run, column, digests, records
 # update 11 it goes back to the end of 7; stage 1 ends with 12, the decay begins with 17.
 KILLS = (
     "update:1",  # before the first checkpoint
+    "saving:2",  # while the first is written
     "update:3",  # inside the warm-up
     "update:4",  # on a rung's last update
     "saving:6",  # while a checkpoint is written
@@ -33,7 +34,7 @@ KILLS = (
     "saving:16",  # while the checkpoint after the last is written
     "again:18",  # in the decay
 )
-FEW = ("saving:6", "ledger:1", "stopped:17")  # the last in the decay, where the mask rate moves
+FEW = ("saving:2", "saving:6", "ledger:1", "stopped:17")  # the last in the decay, where the mask rate moves
 WITH_WANDB = "loggers.wandb={project: tiny, init_kwargs: {mode: offline}}"
 
 

@@ -126,6 +126,18 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over_for_the_one_before(tmp
         machine(tmp_path / "third", save_folder).bring_newest()
 
 
+def test_a_first_upload_that_was_cut_off_is_a_fresh_start_without_the_disk_and_repeated_with_it(tmp_path, save_folder):
+    first = machine(tmp_path / "first", save_folder)
+    checkpoint = write(first, 9)
+    (checkpoint.folder / "FIRST").touch()
+    first.save(checkpoint, list(PARTS), None)
+    bucket = boto3.resource("s3").Bucket(first.bucket.objects.bucket)
+    bucket.Object(f"{first.bucket.objects.prefix}checkpoints/ba9/COMPLETE").delete()
+    assert machine(tmp_path / "second", save_folder).bring_newest() is None
+    assert first.bring_newest() == checkpoint
+    assert machine(tmp_path / "third", save_folder).bring_newest().batch == 9
+
+
 def test_what_a_disk_holds_under_the_same_name_is_not_taken_for_the_checkpoint(tmp_path, save_folder):
     first, second = machine(tmp_path / "first", save_folder), machine(tmp_path / "second", save_folder)
     write(second, 10)

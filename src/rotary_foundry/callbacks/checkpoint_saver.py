@@ -6,6 +6,7 @@ loaders may change between a run and its continuation. Uses BATCH_CHECKPOINT.
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from composer.core import Event, State
@@ -19,6 +20,7 @@ from rotary_foundry.compat.composer import OpenCheckpointSaver
 from rotary_foundry.loggers.wandb_run import WandBRun
 from rotary_foundry.runs.checkpoint_store import CHECKPOINTS, CheckpointStore
 from rotary_foundry.runs.run_folder import (
+    FIRST,
     CompleteCheckpoint,
     RunFolder,
     complete_checkpoints,
@@ -41,6 +43,7 @@ class CompleteCheckpointSaver(OpenCheckpointSaver):
         due_tokens: further tokens to save at: the ends of stages, and the tokens that a rollback names.
         num_checkpoints_to_keep: -1 to keep all.
         rollbacks: the number of rollbacks that the run has had.
+        begun: whether the run starts at a checkpoint.
         watch: the detectors of trouble, whose state is saved.
         needed_tokens: the last checkpoint at or before each of these is kept.
         store: gets a copy of every checkpoint after it is complete in the folder.
@@ -53,6 +56,7 @@ class CompleteCheckpointSaver(OpenCheckpointSaver):
         due_tokens: set[int],
         num_checkpoints_to_keep: int,
         rollbacks: int,
+        begun: bool,
         watch: LossWatch,
         needed_tokens: set[int],
         store: CheckpointStore | None,
@@ -74,6 +78,7 @@ class CompleteCheckpointSaver(OpenCheckpointSaver):
         self.checkpoints = folder.checkpoints
         self.keep = num_checkpoints_to_keep
         self.rollbacks = rollbacks
+        self.begun = begun
         self.watch = watch
         self.needed_tokens = needed_tokens
         self.store = store
@@ -86,6 +91,10 @@ class CompleteCheckpointSaver(OpenCheckpointSaver):
     def write(self, state: State, logger: Logger) -> None:
         target = Path(get_save_filename(state, self.filename.format(state, keep_placeholders=True))).parent
         _remove_everywhere(target)  # left by a killed run, perhaps with another number of ranks
+        if not self.begun and dist.get_global_rank() == 0:
+            with suppress(OSError):  # a full disk is reported below, on every rank
+                target.mkdir(parents=True)
+                (target / FIRST).touch()
         try:
             super().write(state, logger)  # ends with a barrier
         except CheckpointException as error:  # most likely the disk is full; torch raises this on every rank
@@ -106,6 +115,7 @@ class CompleteCheckpointSaver(OpenCheckpointSaver):
             mark_complete(checkpoint)
             for old in self._outdated(complete_checkpoints(self.checkpoints.glob("ba*"))):
                 remove_checkpoint(old.folder)
+        self.begun = True
         dist.barrier()
         place = target.absolute().as_uri()
         if self.store is not None:

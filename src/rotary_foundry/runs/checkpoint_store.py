@@ -22,6 +22,7 @@ import os
 import re
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -30,14 +31,15 @@ from composer.utils import dist
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import (
     COMPLETE,
+    FIRST,
     GENERATION,
     TOKENIZER_FILES,
     CompleteCheckpoint,
     RunFolder,
     check_complete,
+    check_never_complete,
     kept_checkpoints,
     mark_complete,
-    none_complete,
     read_checkpoint,
     remove_checkpoint,
 )
@@ -88,9 +90,11 @@ class CheckpointStore:
             complete = self._complete(stored)
             newest = self.folder.newest_checkpoint(elsewhere=complete)
             if newest is None:
-                torn = {name.split("/")[1] for name in stored if name.startswith(CHECKPOINTS)}
-                if torn:
-                    raise none_complete(f"{self.url}/{CHECKPOINTS}", len(torn))
+                torn = defaultdict(list)
+                for name in stored:
+                    if name.startswith(CHECKPOINTS):
+                        torn[name.split("/")[1]].append(name.rsplit("/")[-1])
+                check_never_complete(f"{self.url}/{CHECKPOINTS}", torn.values())
             elif read_checkpoint(newest.folder) != newest:
                 for path in self._records():
                     size = path.stat().st_size if path.suffix == ".jsonl" and path.exists() else -1
@@ -169,6 +173,8 @@ class CheckpointStore:
         if self.folder.ledger.exists():
             self._upload(self.folder.ledger)
         self._remove(checkpoint)
+        if (first := checkpoint.folder / FIRST).exists():
+            self._upload(first)
 
     def _put(self, checkpoint: CompleteCheckpoint, names: Iterable[str]) -> None:
         for name in names:

@@ -17,7 +17,8 @@
 
 Composer's `latest` link is not used. It names a checkpoint whether or not all of its parts were written. While it is
 replaced there is no link, and Composer would start afresh. COMPLETE is written by rename after all ranks have written.
-It lists the parts and their sizes, and is removed before anything in the folder is overwritten.
+It lists the parts and their sizes, and is removed before anything in the folder is overwritten. The first checkpoint of
+a run also has the file FIRST, from before its parts are written: if it never became complete, the run starts afresh.
 
 A rollback takes effect when its line is in the ledger. Checkpoints and records say how many rollbacks came before them.
 They are abandoned if a rollback after them went back to an earlier token. So a crash after the line is written, but
@@ -28,7 +29,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"
+FIRST = "FIRST"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # of a prepared corpus
 GENERATION = "generation_config.json"  # next to them, if the tokenizer came with a decoder
 WORKING_DIRECTORY = "working_directory"  # a key of environment.json
@@ -158,12 +160,13 @@ class RunFolder:
         Checkpoints `elsewhere` are candidates too. If two have the same token, the one in this folder is returned.
 
         Raises:
-            FoundryError: there are checkpoints but none is usable. Such a run never starts afresh.
+            FoundryError: there are checkpoints but none is usable. Such a run never starts afresh, unless it was killed
+                while it wrote its first checkpoint.
         """
         folders = [path for path in self.checkpoints.glob("*") if path.is_dir()]
         kept = kept_checkpoints([*elsewhere, *complete_checkpoints(folders)], self.rollbacks())
-        if folders and not kept:
-            raise none_complete(self.checkpoints, len(folders))
+        if not kept:
+            check_never_complete(self.checkpoints, ([file.name for file in folder.iterdir()] for folder in folders))
         fitting = [checkpoint for checkpoint in kept if at_most is None or checkpoint.token <= at_most]
         return fitting[-1] if fitting else None
 
@@ -207,11 +210,21 @@ def kept_checkpoints(
     return sorted(kept, key=lambda checkpoint: checkpoint.token)
 
 
-def none_complete(where: object, count: int) -> FoundryError:
-    """Return the error for a run that has checkpoints but no complete one, and so must not start afresh."""
-    return FoundryError(
-        f"{where}: {count} checkpoint(s) and none of them complete; move the folder away to start afresh"
-    )
+def check_never_complete(where: object, checkpoints: Iterable[Collection[str]]) -> None:
+    """Check that checkpoints, none of them usable, are what killed runs left of their first one.
+
+    Args:
+        where: the place of the checkpoints, for the error.
+        checkpoints: the names of each one's files.
+
+    Raises:
+        FoundryError: another checkpoint is among them, so the run must not start afresh.
+    """
+    checkpoints = list(checkpoints)
+    if any(FIRST not in names or COMPLETE in names for names in checkpoints):
+        raise FoundryError(
+            f"{where}: {len(checkpoints)} checkpoint(s) and none of them complete; move the folder away to start afresh"
+        )
 
 
 def complete_checkpoints(folders: Iterable[Path]) -> list[CompleteCheckpoint]:

@@ -328,6 +328,7 @@ def _build_saver(
         due_tokens=named | set(start.plan.stage_ends.values()),
         num_checkpoints_to_keep=recipe.save_num_checkpoints_to_keep,
         rollbacks=len(start.rollbacks),
+        begun=start.checkpoint is not None,
         watch=watch,
         needed_tokens=named,
         store=store,
