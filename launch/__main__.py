@@ -16,7 +16,8 @@ import os
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.compilation import compile_stages
@@ -89,6 +90,22 @@ def let_the_first_speak() -> None:
         time.sleep(0.1)
 
 
+@contextmanager
+def sigterm_held_back() -> Iterator[None]:
+    """Hold SIGTERM back while modules are imported; then it ends this process.
+
+    Composer sets a handler for it when it is imported, and what that raises within a `__del__` is lost.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+        from rotary_foundry.compat.composer import exit_at_sigterm
+
+        signal.signal(signal.SIGTERM, exit_at_sigterm)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def launch(path: str, overrides: list[str]) -> None:
     check_overrides()
     recipe, plan = load_recipe_and_plan(path, overrides)
@@ -106,7 +123,8 @@ def launch(path: str, overrides: list[str]) -> None:
 def run(recipe: Recipe, plan: Plan, locks: list[RunLock], held: ExitStack) -> None:
     """Train or rehearse. `locks` are the run's locks, held until `held` closes. The store's lock is added here."""
     if recipe.rehearse:
-        from rotary_foundry.training.rehearsal_stand_ins import with_stand_ins
+        with sigterm_held_back():
+            from rotary_foundry.training.rehearsal_stand_ins import with_stand_ins
 
         recipe = with_stand_ins(recipe)
     elif (folder := RunFolder.of(recipe)).recipe.is_file():  # if nodes have separate disks, only on the first one
@@ -125,15 +143,16 @@ def run(recipe: Recipe, plan: Plan, locks: list[RunLock], held: ExitStack) -> No
     quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
 
-    from torch import distributed
+    with sigterm_held_back():
+        from torch import distributed
 
-    from rotary_foundry.reporting.start import print_start
-    from rotary_foundry.runs.checkpoint_store import open_store
-    from rotary_foundry.training.extensions import check_extensions
-    from rotary_foundry.training.first_weights import check_init_from
-    from rotary_foundry.training.logs import start_logs
-    from rotary_foundry.training.ranks import one_reason
-    from rotary_foundry.training.run import train
+        from rotary_foundry.reporting.start import print_start
+        from rotary_foundry.runs.checkpoint_store import open_store
+        from rotary_foundry.training.extensions import check_extensions
+        from rotary_foundry.training.first_weights import check_init_from
+        from rotary_foundry.training.logs import start_logs
+        from rotary_foundry.training.ranks import one_reason
+        from rotary_foundry.training.run import train
 
     check_extensions(recipe)
     if is_first() and (store := open_store(recipe, RunFolder.of(recipe))) is not None:

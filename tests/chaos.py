@@ -44,8 +44,7 @@ TIMEOUT = 60  # seconds: the recipes' dist_timeout
 OUTAGE = 1, 1.5 * TIMEOUT  # seconds, at least and at most
 HANGS = 600  # seconds, after which a start counts as one that hangs
 GONE = 60  # seconds, in which the processes of a start that has ended end
-# Composer's launcher, when a rank has not ended 30 s after SIGTERM: it waits for a network, or Python has lost the
-# SystemExit that Composer's handler raised within a `__del__`.
+# Composer's launcher, when a rank has not ended 30 s after SIGTERM, because it waits for a network.
 LAUNCHER_KILLED = 1
 
 

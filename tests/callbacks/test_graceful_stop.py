@@ -3,15 +3,16 @@
 import os
 import signal
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 from composer.core import Timestamp
-from composer.core.engine import sigterm_handler
 from composer.devices import DeviceCPU
 
 from rotary_foundry.callbacks import graceful_stop
 from rotary_foundry.callbacks.graceful_stop import GracefulStop
+from rotary_foundry.compat.composer import exit_at_sigterm
 from rotary_foundry.utils.errors import StopRequested
 
 
@@ -49,10 +50,24 @@ def test_a_second_signal_exits_at_once():
     stop, saved = stopping()
     stop.fit_start(at_update(0), None)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is sigterm_handler
+    assert signal.getsignal(signal.SIGTERM) is exit_at_sigterm
     with pytest.raises(SystemExit):
         os.kill(os.getpid(), signal.SIGTERM)
     assert saved == []
+
+
+def test_a_signal_that_comes_within_a_finalizer_exits_a_moment_later():
+    """Python drops an exception there."""
+
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, exit_at_sigterm)
+    with pytest.raises(SystemExit) as ended:
+        Dying()
+        time.sleep(30)
+    assert ended.value.code == 128 + signal.SIGTERM
 
 
 def test_sigusr1_may_come_early_and_often():

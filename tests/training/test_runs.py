@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -14,7 +17,7 @@ from rotary_foundry import compile_plan, load_model, load_recipe
 from rotary_foundry.runs.run_folder import RunFolder
 from tests.command import output_of, rotary_foundry
 
-from .conftest import WORDS
+from .conftest import ONE_THREAD, REPOSITORY, WORDS
 from .runs import assert_same_run, digests
 
 
@@ -155,6 +158,36 @@ def test_composer_passes_a_refusal_on(tiny):
     assert run.returncode != 0
     assert sum(line.startswith("error: ") for line in run.stderr.splitlines()) == 1
     assert "Traceback" not in run.stdout + run.stderr
+
+
+DIES_AMID_IMPORTS = """
+import os, runpy, signal, sys
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("signalled", flush=True)
+
+class Finder:
+    def find_spec(self, name, *_):
+        if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+            sys.meta_path.remove(self)
+            Dying()
+
+sys.meta_path.insert(0, Finder())
+runpy.run_path("launch", run_name="__main__")
+"""
+
+
+def test_a_sigterm_amid_the_imports_ends_a_rank_that_holds_the_lock(tiny):
+    """Composer's handler raises SystemExit, which Python drops within a `__del__`: the rank trained on."""
+    environment = os.environ | ONE_THREAD | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    command = [sys.executable, "-c", DIES_AMID_IMPORTS, str(tiny.recipe), "run_name=signalled"]
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=280)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert ended.stdout == "signalled\n"
+    assert "Traceback" not in ended.stderr
+    assert not (tiny.folder / "runs/signalled/lock.json").exists()
 
 
 def test_checkpoints_of_which_none_is_complete_are_never_taken_for_a_fresh_start(tiny):

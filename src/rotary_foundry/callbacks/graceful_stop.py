@@ -15,11 +15,11 @@ import threading
 
 import torch
 from composer.core import Callback, State
-from composer.core.engine import sigterm_handler
 from composer.loggers import Logger
 from composer.utils import dist
 
 from rotary_foundry.callbacks.checkpoint_saver import CompleteCheckpointSaver
+from rotary_foundry.compat.composer import exit_at_sigterm
 from rotary_foundry.utils.errors import StopRequested
 
 _requested = threading.Event()
@@ -27,7 +27,7 @@ _requested = threading.Event()
 
 def _request(*_: object) -> None:
     _requested.set()
-    signal.signal(signal.SIGTERM, sigterm_handler)
+    signal.signal(signal.SIGTERM, exit_at_sigterm)
 
 
 def _request_again(*_: object) -> None:

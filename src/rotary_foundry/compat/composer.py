@@ -1,6 +1,10 @@
 """Private parts of Composer 0.32."""
 
 import atexit
+import os
+import sys
+from threading import Timer
+from types import FrameType
 
 import composer.loggers
 from composer import Trainer
@@ -57,3 +61,19 @@ def forget_exit_hook(trainer: Trainer) -> None:
     `Engine.close` removes it.
     """
     atexit.unregister(trainer.engine._close)
+
+
+def exit_at_sigterm(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM as Composer does, by an exit with status 143, but not within a `__del__`.
+
+    Python drops a SystemExit that is raised there, and the process would go on until Composer's launcher kills it. So
+    the signal is sent again a moment later. Needed until Composer's handler does this.
+    """
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            again = Timer(0.1, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        frame = frame.f_back
+    sys.exit(128 + number)

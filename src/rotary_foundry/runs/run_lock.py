@@ -24,6 +24,7 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -344,6 +345,7 @@ class RunLock:
         )
 
     def _keep(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the main thread may hold it back
         while self._lost is None and not self._over.wait(self.beat):
             try:
                 self._renew()
