@@ -20,6 +20,7 @@ from .cluster import Cluster, one_machine_cluster, why_not
 SCRIPT = REPOSITORY / "launch/slurm/train.sbatch"
 AS_ON_ONE_NODE = "fsdp_config.data_parallel_replicate_degree=1"  # two copies add gradients up in another order
 LONGER = "stages.pretrain.duration=98_304tok"  # some 140 updates: on an idle machine, too, more than interruptions take
+SLOW = "callbacks={tests.training.runs.Slow: {seconds: 0.3}}"
 MORE = 8  # updates, from one interruption to the next
 
 
@@ -42,7 +43,9 @@ def undisturbed(tiny) -> Path:
 def train(cluster: Cluster, options: list[str], *arguments: str) -> str:
     """Submit the real script for nodes of one GPU each; the job's number."""
     options = [f"--chdir={REPOSITORY}", "--gpus-per-node=1", *options]
-    return cluster.submit(*options, str(SCRIPT), *arguments, PYTHON=sys.executable, OMP_NUM_THREADS="1")
+    return cluster.submit(
+        *options, str(SCRIPT), *arguments, PYTHON=sys.executable, OMP_NUM_THREADS="1", PYTHONPATH=str(REPOSITORY)
+    )
 
 
 def updates(run: Path) -> int:
@@ -137,8 +140,8 @@ def test_a_run_that_is_warned_and_then_requeued_ends_in_the_undisturbed_runs_wei
     run = tiny.folder / "runs/warned"
 
     # Less than the five minutes at which the script asks to be warned: the signal comes at Slurm's next look, which is
-    # in the start, or in the first updates.
-    job = train(cluster, ["--time=3"], str(tiny.recipe), "run_name=warned", LONGER, AS_ON_ONE_NODE)
+    # within half a minute. The updates take longer.
+    job = train(cluster, ["--time=3"], str(tiny.recipe), "run_name=warned", LONGER, AS_ON_ONE_NODE, SLOW)
     cluster.wait(job, "RUNNING")
     wait_for_restart(cluster, job, restarts=1)
     assert "which is saved; the same command goes on from there" in cluster.log(job)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,16 @@ class Kill(Callback):
     def batch_end(self, state, logger):
         if state.timestamp.batch.value == self.update:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Slow(Callback):
+    """Makes every update take longer."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def batch_end(self, state, logger):
+        time.sleep(self.seconds)
 
 
 def train_recipe(path: Path, overrides: list[str]) -> None:
