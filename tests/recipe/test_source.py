@@ -178,3 +178,8 @@ def test_the_plan_tells_what_it_begins_with_its_peak_and_another_theta(published
     said = " ".join(plan(f"init_from={published}", "stages.continue.rope_theta=10_000").split())
     assert "rope_theta 160,000, local_rope_theta 10,000, on rows of up to 8,192 tokens" in said
     assert "; this run begins at rope_theta 10,000" in said
+
+
+def test_the_plan_tells_that_a_model_of_another_shape_will_be_refused(published):
+    said = " ".join(plan(f"init_from={published}", "model.num_hidden_layers=4").split())
+    assert "a start will be refused: model.num_hidden_layers: expected at least 22" in said

@@ -116,6 +116,33 @@ class Shape(ABC):
         """Yield (field, complaint) for each field of this family that a model grown from `source` cannot have."""
         yield from ()
 
+    def check_growth(self, source: "Shape") -> None:
+        """Check that a model of this shape can be grown from one of the shape `source`.
+
+        Raises:
+            ConfigurationError: this shape is smaller in a dimension, or of another family, vocabulary or head size.
+        """
+        if type(source) is not type(self):
+            raise ConfigurationError("model.family: the model to grow from is of another family; set the same one")
+        for key in self.sizes:
+            ours, theirs = getattr(self, key), getattr(source, key)
+            if ours < theirs:
+                raise ConfigurationError(
+                    f"model.{key}: expected at least {theirs}, that of the model to grow from, got {ours}"
+                )
+        if self.vocab_size != source.vocab_size:
+            raise ConfigurationError(
+                f"model.vocab_size: expected {source.vocab_size}, that of the model to grow from, got "
+                f"{self.vocab_size}; both models need the same tokenizer and vocab_size"
+            )
+        if self.head_dim != source.head_dim:
+            raise ConfigurationError(
+                f"model.num_attention_heads: {self.num_attention_heads} heads have size {self.head_dim}, expected "
+                f"{source.head_dim}, that of the model to grow from; set hidden_size / {source.head_dim} heads"
+            )
+        for key, complaint in self.growth_problems(source):
+            raise ConfigurationError(f"model.{key}: {complaint}")
+
     @abstractmethod
     def rehearsal(self) -> Self:
         """Return a small shape with every part of this one, for a rehearsal."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rotary_foundry.models.family import Family, Shape
-from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.errors import DataError
 
 
 class Dimension(NamedTuple):
@@ -76,7 +76,7 @@ def tile_parameter(
         ConfigurationError: `target` is smaller in a dimension, or its vocabulary or head size differs.
         DataError: `source_state` does not fit the shape `source`.
     """
-    check_growth(source, target)
+    target.check_growth(source)
     growth = family.growth
     dimensions = next(dimensions for ending, dimensions in growth.dimensions.items() if name.endswith(ending))
     source_name = growth.source_name(name, source, target)
@@ -89,34 +89,6 @@ def tile_parameter(
     for axis, dimension in enumerate(dimensions):
         tensor = tensor.index_select(axis, dimension.index(source, target).to(tensor.device))
     return tensor
-
-
-def check_growth(source: Shape, target: Shape) -> None:
-    """Check that a model of one shape can be grown from the other; needs no weights.
-
-    Raises:
-        ConfigurationError: `target` is smaller in a dimension, or its vocabulary or head size differs.
-    """
-    if type(source) is not type(target):
-        raise ConfigurationError("model.family: the model to grow from is of another family; set the same one")
-    for key in target.sizes:
-        ours, theirs = getattr(target, key), getattr(source, key)
-        if ours < theirs:
-            raise ConfigurationError(
-                f"model.{key}: expected at least {theirs}, that of the model to grow from, got {ours}"
-            )
-    if target.vocab_size != source.vocab_size:
-        raise ConfigurationError(
-            f"model.vocab_size: expected {source.vocab_size}, that of the model to grow from, got {target.vocab_size}; "
-            "both models need the same tokenizer and vocab_size"
-        )
-    if target.head_dim != source.head_dim:
-        raise ConfigurationError(
-            f"model.num_attention_heads: {target.num_attention_heads} heads have size {target.head_dim}, expected "
-            f"{source.head_dim}, that of the model to grow from; set hidden_size / {source.head_dim} heads"
-        )
-    for key, complaint in target.growth_problems(source):
-        raise ConfigurationError(f"model.{key}: {complaint}")
 
 
 def source_layer(layer: int, source_layers: int, target_layers: int) -> int:

@@ -391,6 +391,8 @@ def _source(recipe: Recipe) -> Source | str | None:
     if recipe.init_from is None or not Path(recipe.init_from).exists():
         return None
     try:
-        return read_source(recipe.init_from)
+        source = read_source(recipe.init_from)
+        recipe.model.shape.check_growth(source.shape)
+        return source
     except FoundryError as error:
-        return str(error)
+        return f"{recipe.init_from}: a start will be refused: {error}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rotary_foundry.data.same_tokenizer import check_same_tokenizer
 from rotary_foundry.interop import open_weights
 from rotary_foundry.models.family import Family, Shape
-from rotary_foundry.models.growing import check_growth, tile_parameter
+from rotary_foundry.models.growing import tile_parameter
 from rotary_foundry.models.task_heads import HEADS, head_value
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.checkpoint_store import open_store
@@ -67,7 +67,7 @@ def _open_source(recipe: Recipe, path: str) -> tuple[Family, Shape, Mapping[str,
     except FoundryError as error:  # it names the path
         raise type(error)(f"'init_from': {error}") from error
     try:
-        check_growth(source, recipe.model.shape)
+        recipe.model.shape.check_growth(source)
     except ConfigurationError as error:
         raise ConfigurationError(f"'init_from': {path}: {error}") from error
     return family, source, weights

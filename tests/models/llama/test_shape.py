@@ -5,7 +5,6 @@ from dataclasses import fields
 import pytest
 import torch
 
-from rotary_foundry.models.growing import check_growth
 from rotary_foundry.models.llama.network import Llama
 from rotary_foundry.recipe.loading import merged
 from rotary_foundry.recipe.schema import schema_of
@@ -148,7 +147,7 @@ def test_a_grown_model_has_the_heads_of_its_source_with_their_keys():
 )
 def test_what_cannot_be_grown_is_refused_by_key(change, says):
     with pytest.raises(ConfigurationError, match=rf"^model\.{says}"):
-        check_growth(small_shape(), small_shape(**change))
+        small_shape(**change).check_growth(small_shape())
 
 
 def test_the_shapes_of_a_rehearsal_grow_from_one_another():
@@ -156,4 +155,4 @@ def test_the_shapes_of_a_rehearsal_grow_from_one_another():
         shape = published_shape(size).rehearsal()
         shape.check()
         shape.smaller().check()
-        check_growth(shape.smaller(), shape)
+        shape.check_growth(shape.smaller())
