@@ -37,6 +37,7 @@ def milliseconds(ranks: int, rank: int) -> float:
     documents = length // TOKENS_OF_A_DOCUMENT
     batch = {
         "row_length": length,
+        "most_rows": rows,
         "row_tokens": [length] * rows,
         "row_labels": [length // 3] * rows,
         "row_sources": generator.choice(recipe.data.sources, rows).tolist(),
@@ -71,10 +72,10 @@ def milliseconds(ranks: int, rank: int) -> float:
         tempfile.TemporaryDirectory() as folder,
         mock.patch.multiple(run_records.dist, get_world_size=lambda: ranks, get_global_rank=lambda: rank),
         mock.patch.object(run_records.distributed, "gather", gather),
-        mock.patch.object(run_records, "cpu_group", lambda: None),
+        mock.patch.object(run_records, "cpu_group", lambda timeout: None),
     ):
         monitors = [Throughput(recipe), Memory(), LossSpike()]
-        records = RunRecords(RunFolder(Path(folder)), 0, plan, monitors)
+        records = RunRecords(RunFolder(Path(folder)), 0, plan, monitors, recipe.dist_timeout)
         records.fit_start(state, logger)
         monitors[0].fit_start(state, logger)
         for _ in range(UPDATES):

@@ -133,7 +133,7 @@ def test_a_rollback_gives_the_memory_of_the_old_model_back_before_it_makes_the_n
 )
 def test_the_checkpoint_before_a_trouble_that_is_only_beginning_is_kept(tmp_path, config, losses, kept):
     watch, folder = LossWatch(config), RunFolder(tmp_path)
-    saver = CompleteCheckpointSaver(folder, "1ba", set(), 1, 0, False, watch, set(), None)
+    saver = CompleteCheckpointSaver(folder, "1ba", set(), 1, 0, False, watch, set(), None, None)
     for update, loss in enumerate(losses, 1):
         assert watch.observe("pretrain", update * 100, 100, loss) is None
     there = [

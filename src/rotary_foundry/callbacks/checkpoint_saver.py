@@ -16,6 +16,7 @@ from composer.utils.checkpoint import get_save_filename
 from torch.distributed.checkpoint.api import CheckpointException
 
 from rotary_foundry.callbacks.loss_watch import LossWatch
+from rotary_foundry.callbacks.run_records import RunRecords
 from rotary_foundry.compat.composer import OpenCheckpointSaver
 from rotary_foundry.loggers.wandb_run import WandBRun
 from rotary_foundry.runs.checkpoint_store import CHECKPOINTS, CheckpointStore
@@ -46,6 +47,7 @@ class CompleteCheckpointSaver(OpenCheckpointSaver):
         begun: whether the run starts at a checkpoint.
         watch: the detectors of trouble, whose state is saved.
         needed_tokens: the last checkpoint at or before each of these is kept.
+        records: its lines are written before a checkpoint.
         store: gets a copy of every checkpoint after it is complete in the folder.
     """
 
@@ -59,6 +61,7 @@ class CompleteCheckpointSaver(OpenCheckpointSaver):
         begun: bool,
         watch: LossWatch,
         needed_tokens: set[int],
+        records: RunRecords,
         store: CheckpointStore | None,
     ):
         due = create_interval_scheduler(save_interval, include_end_of_training=False)
@@ -81,6 +84,7 @@ class CompleteCheckpointSaver(OpenCheckpointSaver):
         self.begun = begun
         self.watch = watch
         self.needed_tokens = needed_tokens
+        self.records = records
         self.store = store
 
     def save(self, state: State, logger: Logger) -> None:
@@ -89,6 +93,7 @@ class CompleteCheckpointSaver(OpenCheckpointSaver):
             self.write(state, logger)
 
     def write(self, state: State, logger: Logger) -> None:
+        self.records.wait()
         target = Path(get_save_filename(state, self.filename.format(state, keep_placeholders=True))).parent
         _remove_everywhere(target)  # left by a killed run, perhaps with another number of ranks
         if not self.begun and dist.get_global_rank() == 0:

@@ -11,11 +11,13 @@ from the valid lines, so that checkpoints need not hold them.
 
 Each line also has the values of the monitors. The loggers of rank 0 get the numbers of the lines under the names in
 `metric_keys.py`. Every rank sends rank 0 one array per update, from host to host, so that no other rank and no GPU
-waits for it. The file stays open, because on a shared disk closing it costs more than writing to it.
+waits for it. A thread writes the lines, so that no update waits for a shared disk; a checkpoint waits for its lines.
+The file stays open, because on such a disk closing it costs more than writing to it.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 
 import numpy as np
@@ -46,18 +48,32 @@ class RunRecords(Callback):
         rollbacks: the number of rollbacks that the run has had.
         plan: the current plan.
         monitors: called at every update, in this order.
+        dist_timeout: seconds that a collective may take.
     """
 
-    def __init__(self, folder: RunFolder, rollbacks: int, plan: Plan, monitors: Sequence[Monitor]):
+    def __init__(self, folder: RunFolder, rollbacks: int, plan: Plan, monitors: Sequence[Monitor], dist_timeout: float):
         self.folder = folder
         self.rollbacks = rollbacks
         self.plan = plan
         self.stages = list(plan.stage_ends)
         self.monitors = monitors
+        self.dist_timeout = dist_timeout
         self.file = None
+        self.writer = ThreadPoolExecutor(1)
+        self.written: Future | None = None
+
+    def wait(self) -> None:
+        """Wait until all lines are written.
+
+        Raises:
+            OSError: a line could not be written.
+        """
+        written, self.written = self.written, None
+        if written is not None:
+            written.result()
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        self.group = cpu_group()
+        self.group = cpu_group(self.dist_timeout)
         self.drawn: dict[str, Counter] = {}  # tokens by source, of each stage
         if dist.get_global_rank() == 0:
             lines = self.folder.records(self.folder.metrics, ("batch", "stage", "loss", "tokens_by_source"))
@@ -69,6 +85,7 @@ class RunRecords(Callback):
             self.file = open_lines(self.folder.metrics)
 
     def close(self, state: State, logger: Logger) -> None:
+        self.writer.shutdown()
         if self.file is not None:
             self.file.close()
 
@@ -127,7 +144,8 @@ class RunRecords(Callback):
         for monitor, keys, of_ranks in zip(self.monitors, local, np.split(values, places, axis=1), strict=True):
             ranks = [dict(zip(keys, of_rank, strict=True)) for of_rank in of_ranks.tolist()]
             record |= monitor.measured(state, ranks)
-        write_line(self.file, record)
+        self.wait()
+        self.written = self.writer.submit(write_line, self.file, record)
         number = self.stages.index(record["stage"]) + 1
         again = f" ({self.rollbacks})" if self.rollbacks else ""
         by_stage = {"recipe/stage": number, f"loss/stage/{record['stage']}{again}": record["loss"]}

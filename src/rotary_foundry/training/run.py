@@ -252,8 +252,9 @@ def build_trainer(
     planned = set_rollback(recipe, plan)
     if any(rollback.trigger == planned.trigger for rollback in start.rollbacks if planned):
         planned = None
-    saver = _build_saver(recipe, folder, start, watch, store)
     monitors = [*_monitors(recipe), *map(TaskRecords, combinations)]
+    records = RunRecords(folder, rollbacks, plan, monitors, recipe.dist_timeout)
+    saver = _build_saver(recipe, folder, start, watch, records, store)
     return Trainer(
         model=model,
         run_name=recipe.run_name,
@@ -277,7 +278,7 @@ def build_trainer(
         callbacks=[
             HeldLocks(locks),
             *monitors,
-            RunRecords(folder, rollbacks, plan, monitors),
+            records,
             CheckpointRollback(watch, planned),
             saver,
             LastProgress(),
@@ -319,7 +320,12 @@ def _build_model(recipe: Recipe, data: RunData, position: Position, initialised:
 
 
 def _build_saver(
-    recipe: Recipe, folder: RunFolder, start: Start, watch: LossWatch, store: CheckpointStore | None
+    recipe: Recipe,
+    folder: RunFolder,
+    start: Start,
+    watch: LossWatch,
+    records: RunRecords,
+    store: CheckpointStore | None,
 ) -> CompleteCheckpointSaver:
     named = {start.plan.boundary_before(token) for token in named_tokens(recipe)}
     return CompleteCheckpointSaver(
@@ -331,6 +337,7 @@ def _build_saver(
         begun=start.checkpoint is not None,
         watch=watch,
         needed_tokens=named,
+        records=records,
         store=store,
     )
 

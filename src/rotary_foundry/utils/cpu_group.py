@@ -1,5 +1,6 @@
 """The process group of all ranks for data on the host."""
 
+from datetime import timedelta
 from functools import cache
 
 from torch import distributed
@@ -7,11 +8,11 @@ from torch.distributed import ProcessGroup
 
 
 @cache
-def cpu_group() -> ProcessGroup:
+def cpu_group(dist_timeout: float) -> ProcessGroup:
     """Return a gloo group of all ranks, made once per process; the default group if that is one.
 
-    A collective over NCCL would wait for all kernels that the GPU still has to run.
+    A collective over NCCL would wait for all kernels that the GPU still has to run. `dist_timeout` is in seconds.
     """
     if distributed.get_backend() == "gloo":
         return distributed.group.WORLD
-    return distributed.new_group(backend="gloo")
+    return distributed.new_group(backend="gloo", timeout=timedelta(seconds=dist_timeout))
