@@ -178,11 +178,11 @@ def plan(
     at: Annotated[
         str | None, typer.Option(help="Print only the values at this token, such as 900_000_000_000.")
     ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(help="Also print the hours on this many GPUs (with --gpu and --mfu).")
+    gpu: Annotated[str | None, typer.Option(help="Also print the memory needed on GPUs of this kind: h100, …")] = None,
+    gpus: Annotated[int | None, typer.Option(help="How many; default: one node's.")] = None,
+    mfu: Annotated[
+        float | None, typer.Option(help="Also print the hours, at this share of the peak of each GPU; no default.")
     ] = None,
-    gpu: Annotated[str | None, typer.Option(help="The kind of the GPUs, such as h100.")] = None,
-    mfu: Annotated[float | None, typer.Option(help="The share of its peak that each GPU reaches.")] = None,
     flops: Annotated[str | None, typer.Option(help="Also count operations by another convention: megatron.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON: the plan, or the position.")] = False,
     as_recipe: Annotated[
@@ -194,7 +194,7 @@ def plan(
 ) -> None:
     """Print the plan of a recipe, segment by segment, its cost, and what it draws from the data, without training."""
     from rotary_foundry.recipe.compilation import with_set_rollback
-    from rotary_foundry.recipe.cost import PEAK_FLOPS, Machine
+    from rotary_foundry.recipe.cost import GPUS_OF_A_NODE, PEAK_FLOPS, Machine
     from rotary_foundry.reporting.merged_recipe import merged_recipe
     from rotary_foundry.reporting.plan_table import CONVENTIONS, plan_json, print_plan, print_position
     from rotary_foundry.runs.recipes import load_recipe_and_plan
@@ -206,13 +206,10 @@ def plan(
         print(merged_recipe(recipe, overrides or ()), end="")
         return
     machine = None
-    if gpus is not None and gpu is not None and mfu is not None:
-        machine = Machine(gpus, gpu, mfu)
-    elif (gpus, gpu, mfu) != (None, None, None):
-        raise ConfigurationError(
-            f"hours need --gpus (how many), --gpu (one of {', '.join(PEAK_FLOPS)}) and --mfu (the measured share of "
-            "its peak that each reaches, without a default); give all three or none"
-        )
+    if gpu is not None:
+        machine = Machine(GPUS_OF_A_NODE if gpus is None else gpus, gpu, mfu)
+    elif (gpus, mfu) != (None, None):
+        raise ConfigurationError(f"--gpus and --mfu need --gpu, one of {', '.join(PEAK_FLOPS)}")
     if flops is not None and flops not in CONVENTIONS:
         raise ConfigurationError(f"--flops: '{flops}' is not known; {nearest(flops, CONVENTIONS)}")
     loaded, before_rollbacks = load_recipe_and_plan(recipe, overrides or ())

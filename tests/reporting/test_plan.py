@@ -43,14 +43,13 @@ def test_memory_is_told_at_each_row_length_and_on_each_gpu():
     recipe = "yamls/main/llama2_long_curriculum_20.yaml"
     machine = ("--gpus", "8", "--gpu", "h100", "--mfu", "0.4")
     told = " ".join(plan(recipe, *machine, "stages.short.device_train_microbatch_size=4").stdout.split())
-    assert "short: a microbatch of 4 × 4,096 tokens keeps 12.1 GB on a GPU; 25.6 GB with its share of the model" in told
-    assert "long: a microbatch of 1 × 32,768 tokens keeps 24.3 GB on a GPU; 37.7 GB with its share of the model" in told
+    of_a_gpu = "on a GPU; with its share of the model and 5 GB for what is not counted,"
+    assert f"short: a microbatch of 4 × 4,096 tokens keeps 12.1 GB {of_a_gpu} 30.6 GB of 80 GB" in told
+    assert f"long: a microbatch of 1 × 32,768 tokens keeps 24.3 GB {of_a_gpu} 42.7 GB of 80 GB" in told
     assert "108 GB of weights, gradients and moments, divided over the GPUs that share a copy" in told
-    base = " ".join(plan("yamls/main/base.yaml", *machine).stdout.split())
-    assert (
-        "pretrain: a microbatch of 96 × 1,024 tokens keeps 55.9 GB on a GPU; 56.2 GB with its share of the model"
-        in base
-    )
+    base = " ".join(plan("yamls/main/base.yaml", "--gpu", "h100").stdout.split())  # of a node
+    assert f"pretrain: a microbatch of 96 × 1,024 tokens keeps 55.9 GB {of_a_gpu} 61.2 GB of 80 GB" in base
+    assert "hours" not in base
     of_long = json.loads(plan(recipe, "--json").stdout)["memory"]["long"]
     assert of_long == {"microbatch": 1, "kept_bytes": 24_259_854_336, "state_bytes": 16 * 6_738_415_616}
 
@@ -60,7 +59,7 @@ def test_hours_are_not_promised_for_what_does_not_fit():
     machine = ("--gpus", "8", "--gpu", "h100", "--mfu", "0.33")
     assert "hours on 8 × h100" in plan(LARGE, *machine).stdout
     told = " ".join(plan(LARGE, *machine, "compile_config={disable: true}").stdout.split())
-    assert "of 80 GB: does not fit, with 5 GB for what is not counted; take fewer rows, or recompute" in told
+    assert "of 80 GB: does not fit; take fewer rows, or recompute" in told
     assert "time none: the recipe does not fit on 8 × h100" in told
     assert "hours" not in told
 
@@ -173,7 +172,7 @@ def test_hours_come_with_the_gpus_that_take_them():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((NANO, "--gpus", "8", "--gpu", "h100"), "without a default"),
+        ((NANO, "--gpus", "8", "--mfu", "0.4"), "--gpus and --mfu need --gpu, one of h100, h200"),
         ((NANO, "--gpus", "8", "--gpu", "h1000", "--mfu", "0.4"), "known are h100, h200, a100, l40s, b200, mi300x"),
         ((NANO, "--gpus", "8", "--gpu", "h100", "--mfu", "40"), "not a share of a GPU's peak"),
         ((NANO, "--gpus", "0", "--gpu", "h100", "--mfu", "0.4"), "--gpus: 0 is not positive"),

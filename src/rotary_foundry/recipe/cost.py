@@ -60,14 +60,14 @@ class Machine:
 
     gpus: int
     gpu: str
-    mfu: float  # the share of its peak that each GPU reaches
+    mfu: float | None = None  # the share of its peak that each GPU reaches; None: unknown, and so are the hours
 
     def __post_init__(self):
         if self.gpu not in PEAK_FLOPS:
             raise ConfigurationError(f"--gpu: '{self.gpu}' is not known; known are {', '.join(PEAK_FLOPS)}")
         if self.gpus < 1:
             raise ConfigurationError(f"--gpus: {self.gpus} is not positive")
-        if not 0 < self.mfu <= 1:
+        if self.mfu is not None and not 0 < self.mfu <= 1:
             raise ConfigurationError(f"--mfu: {self.mfu} is not a share of a GPU's peak, above 0 and at most 1")
 
     @property
@@ -78,9 +78,9 @@ class Machine:
         """Return whether a GPU's memory holds `size` bytes and the allowance BESIDES."""
         return size + BESIDES <= GPU_MEMORY[self.gpu]
 
-    def hours(self, flops: float) -> float:
-        """Return the hours that the GPUs take for `flops` operations."""
-        return flops / (self.gpus * PEAK_FLOPS[self.gpu] * self.mfu) / 3600
+    def hours(self, flops: float) -> float | None:
+        """Return the hours that the GPUs take for `flops` operations; None if their MFU is not known."""
+        return None if self.mfu is None else flops / (self.gpus * PEAK_FLOPS[self.gpu] * self.mfu) / 3600
 
 
 @dataclass(frozen=True)

@@ -97,12 +97,12 @@ def print_plan(
     for line in _memory(recipe, plan, machine):
         grid.add_row("memory", line)
     hours = None if machine is None else machine.hours(costs.flops)
-    if machine is not None:
+    if machine is not None and not fits(recipe, plan, machine):
+        grid.add_row("time", f"none: the recipe does not fit on {machine.gpus} × {machine.gpu}")
+        hours = None
+    elif hours is not None:
         rate = f"{machine.mfu:.1%} of {PEAK_FLOPS[machine.gpu] / 1e12:,.0f} TFLOP/s (bf16, dense)"
-        said = f"{hours:,.1f} hours on {machine.gpus} × {machine.gpu}, each at {rate}"
-        if not all(machine.holds(use.of_a_gpu(_shards(recipe, machine))) for use in memory(recipe, plan).values()):
-            said, hours = f"none: the recipe does not fit on {machine.gpus} × {machine.gpu}", None
-        grid.add_row("time", said)
+        grid.add_row("time", f"{hours:,.1f} hours on {machine.gpus} × {machine.gpu}, each at {rate}")
     grid.add_row("checkpoints", checkpoints_line(costs, hours))
     console.print(grid)
 
@@ -216,12 +216,20 @@ def _memory(recipe: Recipe, plan: Plan, machine: Machine | None) -> Iterator[str
         )
         if machine is not None:
             needed = use.of_a_gpu(_shards(recipe, machine))
-            line += f"; {size(needed)} with its share of the model, of {size(GPU_MEMORY[machine.gpu])}"
+            line += (
+                f"; with its share of the model and {size(BESIDES)} for what is not counted, {size(needed + BESIDES)} "
+                f"of {size(GPU_MEMORY[machine.gpu])}"
+            )
             if not machine.holds(needed):
-                line += f": does not fit, with {size(BESIDES)} for what is not counted; take fewer rows, or recompute"
+                line += ": does not fit; take fewer rows, or recompute"
         yield line
     if stages:
         yield f"{size(use.state)} of weights, gradients and moments, divided over the GPUs that share a copy"
+
+
+def fits(recipe: Recipe, plan: Plan, machine: Machine) -> bool:
+    """Return whether every row length of a plan fits the memory of a machine's GPUs."""
+    return all(machine.holds(use.of_a_gpu(_shards(recipe, machine))) for use in memory(recipe, plan).values())
 
 
 def _shards(recipe: Recipe, machine: Machine) -> int:
