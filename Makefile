@@ -35,8 +35,8 @@ PARALLEL := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorde
 test: lint  ## lint, and the tests that take minutes together
 	$(call PYTEST,test) $(PARALLEL) tests
 
-test-oldest: $(OLDEST)/.installed  ## models, optim and training on the oldest torch that is supported
-	$(call PYTEST,test-oldest,$(OLDEST)/bin) tests/models tests/optim tests/training
+test-oldest: $(OLDEST)/.installed  ## models, optim, training and the GPU proof on the oldest torch that is supported
+	$(call PYTEST,test-oldest,$(OLDEST)/bin) tests/models tests/optim tests/training tests/test_gpu_proof.py
 
 test-long: $(INSTALLED)  ## whole runs and downloads; half an hour on two cores
 	$(call PYTEST,test-long) $(PARALLEL) -m long tests
@@ -47,7 +47,7 @@ test-gpu: $(INSTALLED)  ## attention and training on a GPU
 
 # `GPUS=8` uses all GPUs of a node.
 GPUS := 1
-gpu-proof: $(INSTALLED)  ## what a GPU does, beside what was predicted without one; ten minutes
+gpu-proof: $(INSTALLED)  ## what a GPU does, beside what was predicted without one; no case begins after ten minutes
 	$(BIN)/composer -n $(GPUS) benchmarks/gpu_proof.py $(SECTIONS)
 
 status:  ## docs/status.md, from the results that the test commands leave

@@ -1,4 +1,4 @@
-"""Check and measure on a GPU what was only counted without one. It takes ten minutes on one H100.
+"""Check and measure on a GPU what was only counted without one. It begins no case after ten minutes.
 
     python benchmarks/gpu_proof.py [--tiny] [--seconds 600] [SECTION …]
     torchrun --nproc-per-node 8 benchmarks/gpu_proof.py    # or composer -n 8 …: `step` and `update` under FSDP

@@ -24,7 +24,7 @@ NANO = {"vocab_size": 8192, "hidden_size": 256, "intermediate_size": 240, "num_h
 CORPORA = {  # of the examples, by the comment that their YAML begins with, and the files that they read
     "mine.yaml": ("exports/a.csv", "my_texts/a.jsonl"),
     "wiki.yaml": ("my-tokenizer/tokenizer.json",),
-    "stage.yaml": ("my_texts/a.jsonl", "runs/mine/export/tokenizer.json"),
+    "stage.yaml": ("my_texts/a.jsonl", "my_model/tokenizer.json"),
     "legal.yaml": ("statutes/a.parquet",),
     "books.yaml": ("books/a.txt", "my-tokenizer/tokenizer.json"),
     "chat.yaml": ("my_conversations/a.jsonl", "my-chat-tokenizer/tokenizer.json"),
