@@ -39,12 +39,14 @@ def test_nothing_takes_the_first_rank_its_word_or_its_status_while_python_takes_
 
 @pytest.mark.parametrize(
     ("recipe", "processes"),
-    [("base", 8), ("base", 16), ("base", 24), ("base", 32), ("base", 64), ("large", 8)],
+    [("base", ranks) for ranks in (8, 16, 24, 32, 64, 128, 256)]
+    + [("large", ranks) for ranks in (8, 16, 32, 64, 128, 256)],
 )
 def test_the_published_recipes_run_on_as_many_processes_as_clusters_have(recipe, processes, monkeypatch):
     """Two nodes of 8 are what launch/kubernetes and launch/skypilot ask for, four the README's sbatch."""
     script = runpy.run_path(str(REPOSITORY / "launch/__main__.py"))
     monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     path = REPOSITORY / f"yamls/main/{recipe}.yaml"
     loaded = load_recipe(path, ["init_from=null"])
     script["check_world_size"](loaded, compile_plan(loaded), str(path))

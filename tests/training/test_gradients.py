@@ -66,6 +66,7 @@ UPDATES = {  # by world size
         "and are filled for compiled layers": [microbatch(2), "compile_config={dynamic: false, backend: eager}"],
     },
     4: {"shards": [microbatch(2)], "replicas of shards, recomputed": [microbatch(1), TWO_REPLICAS, RECOMPUTED]},
+    **{ranks: {"ranks that differ by a row": [microbatch(1)]} for ranks in (5, 7)},
 }
 LONG = (*UPDATES[1], "traced and recomputed")  # tests/models/test_compiled.py compiles layers, too
 

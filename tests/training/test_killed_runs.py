@@ -106,7 +106,7 @@ def test_old_checkpoints_go_but_not_the_one_that_a_rollback_will_go_back_to(tiny
     assert [checkpoint.batch for checkpoint in complete_checkpoints(folders)] == kept
 
 
-EVEN = [  # batches that 1, 2, 3 and 4 ranks divide
+EVEN = [  # batches that 1, 2, 3 and 4 ranks divide; 5 and 7 do not, and their ranks differ by a row
     "model.attn_out_dropout=0",
     "rollback.at=null",
     "stages.pretrain.device_train_microbatch_size=4",
@@ -135,6 +135,8 @@ def even(tiny):
         (1, []),
         pytest.param(3, [], marks=pytest.mark.long),
         pytest.param(4, [], marks=pytest.mark.long),
+        pytest.param(5, [], marks=pytest.mark.long),
+        pytest.param(7, [], marks=pytest.mark.long),
         pytest.param(
             2,
             [
@@ -146,7 +148,7 @@ def even(tiny):
             marks=pytest.mark.long,
         ),
     ],
-    ids=["1 rank", "3 ranks", "4 ranks", "other workers and microbatches"],
+    ids=["1 rank", "3 ranks", "4 ranks", "5 ranks", "7 ranks", "other workers and microbatches"],
 )
 def test_a_run_goes_on_with_other_processes_on_the_same_rows_to_the_same_losses(tiny, even, ranks, overrides):
     name = f"even-{ranks}"

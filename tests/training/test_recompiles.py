@@ -1,10 +1,11 @@
-"""A compiled run makes a graph for each size of a stage, and for nothing else: counted with a GPU's guards, on CPU.
+"""A compiled run makes a graph for each size of a stage, and a few for the loss: counted with a GPU's guards, on CPU.
 
 The layers are one graph each, as on a GPU: torch's own `varlen_attn` is traced, on exact kernels in the place of
 torch's (tests/models/flash_stand_in.py). What makes a graph anew is dynamo's, so the backend need not generate code.
 """
 
 import json
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
@@ -13,13 +14,14 @@ import pytest
 import torch
 from composer.core import Callback
 
-from rotary_foundry.models.layers import attention
+from rotary_foundry.models.layers import attention, cross_entropy
 from rotary_foundry.runs.run_folder import RunFolder, read_lines
 from tests.models.flash_stand_in import torch_kernels
 from tests.ranks import on_ranks
 
 from .runs import column, digests, train_recipe
 
+VOCABULARY, CHUNK = 300, 16  # of the loss; a chunk in tokens
 KINDS = 2  # of layers: the first, whose input comes normed, and local ones
 
 
@@ -86,3 +88,43 @@ def test_filling_is_neither_drawn_nor_counted(counted, tiny, undisturbed):
     assert column(run, "loss") == pytest.approx(column(undisturbed, "loss"), rel=0.02)  # bfloat16
     ours, others = (read_lines(RunFolder(folder).evaluations) for folder in (run, undisturbed))
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in others], rel=0.02)
+
+
+@pytest.fixture
+def graphs_of_loss(monkeypatch) -> list:
+    """The graphs of the loss's chunk, compiled as on a GPU except that no code is generated; one is added when made."""
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * VOCABULARY * CHUNK)
+    with mock.patch.object(torch, "compile", partial(torch.compile, backend=count)):
+        compiled = cross_entropy._compiled.__wrapped__(cross_entropy._of_chunk)
+    monkeypatch.setattr(cross_entropy, "_of_chunk", compiled)
+    return graphs
+
+
+def test_the_loss_makes_a_graph_with_and_without_gradients_and_one_each_for_a_chunk_of_one_token(graphs_of_loss):
+    """However many tokens a microbatch predicts; the compiler takes a size of one for a constant."""
+
+    def graphs_after(differentiate: bool, *predicted: int) -> int:
+        hidden, weight, bias = (
+            torch.randn(shape, requires_grad=True) for shape in ((max(predicted), 8), (VOCABULARY, 8), (VOCABULARY,))
+        )
+        for tokens in predicted:
+            targets = torch.arange(tokens)
+            with torch.set_grad_enabled(differentiate), torch.autocast("cpu", torch.bfloat16):
+                loss = cross_entropy.linear_cross_entropy(hidden[:tokens], weight, bias, targets).cross_entropy
+            if differentiate:
+                loss.backward()
+        return len(graphs_of_loss)
+
+    assert graphs_after(True, 2 * CHUNK, 2 * CHUNK + 7) == 1
+    assert graphs_after(True, 2 * CHUNK + 1) == 2
+    assert graphs_after(False, 2 * CHUNK + 7) == 3
+    assert graphs_after(False, 2 * CHUNK + 1) == 4
+    for differentiate in (True, False):
+        assert graphs_after(differentiate, 3 * CHUNK, 5 * CHUNK + 2, CHUNK - 1, CHUNK + 1, 4 * CHUNK + 1) == 4

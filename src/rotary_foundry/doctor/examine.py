@@ -33,6 +33,7 @@ from rotary_foundry.doctor.installation import check_attention, check_gpus, chec
 from rotary_foundry.doctor.leftovers import check_leftovers
 from rotary_foundry.doctor.locks import check_locks
 from rotary_foundry.doctor.reach import check_data, check_save_folder, check_wandb
+from rotary_foundry.doctor.stale_code import check_compiled_code
 from rotary_foundry.recipe import Recipe, compile_plan
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.utils.errors import FoundryError
@@ -76,6 +77,7 @@ def _machine(recipe: Recipe | None, clean: bool) -> Iterator[Finding]:
     yield from _guarded("attention", check_attention(recipe))
     yield from _guarded("versions", check_known_faults(recipe))
     yield from _guarded("leftovers", check_leftovers(clean))  # before free space is measured
+    yield from _guarded("compiled code", check_compiled_code())
     if is_first():
         yield from _guarded("locks", check_locks(recipe))
     if recipe is None:

@@ -44,7 +44,7 @@ from rotary_foundry.data.same_tokenizer import keep_tokenizer
 from rotary_foundry.interop.checkpoint_weights import tasks_with_heads
 from rotary_foundry.loggers.stage_progress import StageProgress
 from rotary_foundry.models.composer_model import FoundryModel, evaluation_metrics
-from rotary_foundry.models.layers.attention import check_implementation
+from rotary_foundry.models.layers.attention import check_implementation, check_kernels
 from rotary_foundry.models.task_heads import attach_heads
 from rotary_foundry.optim.optimizers import build_optimizer
 from rotary_foundry.recipe import Plan, Recipe
@@ -100,7 +100,7 @@ def train(
     device_type = "cuda" if on_gpu else "cpu"
     attention = check_implementation(recipe.model.attn_implementation, device_type, recipe.precision)
     if on_gpu:
-        _check_gpu(attention)
+        _check_gpu(attention, recipe.model.shape.head_dim)
     check_compile_config(recipe, device_type)
     with ended_by_sigterm():
         dist.initialize_dist("gpu" if on_gpu else "cpu", timeout=recipe.dist_timeout)
@@ -124,9 +124,10 @@ def train(
             on_rank_zero(partial(roll_back, recipe, start.plan, folder, store, due))
 
 
-def _check_gpu(attention: str) -> None:
-    """Refuse an attention backend whose kernels this rank's GPU cannot run."""
+def _check_gpu(attention: str, head_dim: int) -> None:
+    """Refuse an attention backend whose kernels this rank's GPU cannot run, or not for heads of this size."""
     rank = dist.get_local_rank()
+    torch.cuda.set_device(rank)  # as Composer does later; newer kernels are chosen for the current device
     capability = torch.cuda.get_device_capability(rank)
     if attention != "sdpa" and capability < AMPERE:
         raise ConfigurationError(
@@ -134,6 +135,7 @@ def _check_gpu(attention: str) -> None:
             f"{torch.cuda.get_device_name(rank)} has {'.'.join(map(str, capability))}; set precision: fp32, for which "
             "'auto' takes sdpa, or use newer GPUs"
         )
+    check_kernels(attention, head_dim, torch.device("cuda", rank))
 
 
 @dataclass(frozen=True)

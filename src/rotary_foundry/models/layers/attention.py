@@ -14,9 +14,13 @@ Softmax attention has no parameters, so nothing here is a Module.
 import torch
 from torch import Tensor
 
-from rotary_foundry.models.layers.attention_flash import flash_attention, flash_attn_is_installed
+from rotary_foundry.models.layers.attention_flash import (
+    flash_attention,
+    flash_attn_is_installed,
+    has_flash_attention_3,
+)
 from rotary_foundry.models.layers.attention_sdpa import sdpa_attention
-from rotary_foundry.models.layers.attention_varlen import varlen_attention
+from rotary_foundry.models.layers.attention_varlen import HEAD_DIM_MULTIPLE, use_newer_kernels, varlen_attention
 from rotary_foundry.models.layers.documents import Documents
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.installing import install_command
@@ -24,6 +28,7 @@ from rotary_foundry.utils.wording import nearest
 
 BACKENDS = {"varlen": varlen_attention, "flash": flash_attention, "sdpa": sdpa_attention}
 HALF = (torch.bfloat16, torch.float16)
+MOST_HEAD_DIM = 256
 
 
 def attention(
@@ -95,3 +100,27 @@ def choose(implementation: str, device_type: str, dtype: torch.dtype) -> str:
 def check_implementation(implementation: str, device_type: str, precision: str) -> str:
     """Return the backend for training on a type of device, in fp32 or amp_bf16; raises as `attention` would."""
     return choose(implementation, device_type, torch.bfloat16 if precision == "amp_bf16" else torch.float32)
+
+
+def check_kernels(chosen: str, head_dim: int, device: torch.device) -> None:
+    """Refuse what the kernels of a backend would refuse in the first forward pass on a GPU, the current device.
+
+    FlashAttention takes head sizes that are multiples of 8, up to 256. torch's kernels say so in their errors (torch
+    2.15's libtorch_cuda), and so do FlashAttention 2 (csrc/flash_attn/flash_api.cpp of flash-attn 2.8.3) and 3
+    (hopper/flash_api.cpp). The package of FlashAttention 2 pads other sizes (its flash_attn_interface.py). sdpa takes
+    any. FlashAttention 4 takes fewer sizes on Blackwell, which depend on its version and are not checked here.
+
+    Raises:
+        ConfigurationError: the head size, or a newer FlashAttention that is installed and that torch cannot load.
+    """
+    if chosen == "sdpa":
+        return
+    if chosen == "varlen":
+        use_newer_kernels(device.type)
+    pads = chosen == "flash" and not has_flash_attention_3(device)
+    if head_dim > MOST_HEAD_DIM or (head_dim % HEAD_DIM_MULTIPLE and not pads):
+        raise ConfigurationError(
+            f"'model.num_attention_heads': the kernels of '{chosen}' take heads of "
+            f"{'' if pads else f'a multiple of {HEAD_DIM_MULTIPLE}, '}at most {MOST_HEAD_DIM}, got {head_dim} "
+            "(hidden_size / num_attention_heads); set another number of heads, or model.attn_implementation: sdpa"
+        )

@@ -91,7 +91,7 @@ def _activated() -> str | None:
         activate_flash_attention_impl(name)
     except Exception as error:  # an undefined symbol is an ImportError, a package without kernels a RuntimeError
         raise ConfigurationError(
-            f"attn_implementation 'varlen': torch {torch.__version__} cannot load {package} ({name}): "
+            f"'model.attn_implementation: varlen': torch {torch.__version__} cannot load {package} ({name}): "
             f"{one_line(error)}; build it for this torch, or uninstall it"
         ) from error
     return name

