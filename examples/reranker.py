@@ -8,7 +8,7 @@ documents of a few other rows of the batch. The measure is the rank of the right
 
 from pathlib import Path
 
-from retrieval_pairs import read_arguments, read_pairs
+from retrieval_pairs import read_arguments, read_pairs, run
 from sentence_transformers.cross_encoder import (
     CrossEncoder,
     CrossEncoderTrainer,
@@ -20,6 +20,7 @@ from sentence_transformers.training_args import BatchSamplers
 from transformers import set_seed
 
 from rotary_foundry.interop.huggingface import add_settings_of_4
+from rotary_foundry.interop.sentence_models import load_sentence_model
 
 CANDIDATES = 20
 
@@ -30,7 +31,7 @@ def main() -> None:
     )
     train, held_out = read_pairs(settings.data)
     set_seed(settings.seed)  # the layer from the encoder's width to a score is new
-    model = CrossEncoder(settings.model, num_labels=1, max_length=settings.max_seq_length, local_files_only=True)
+    model = load_sentence_model(Path(settings.model), CrossEncoder, num_labels=1, max_length=settings.max_seq_length)
     documents = held_out["positive"][:]
     samples = []
     for at, (query, own) in enumerate(zip(held_out["query"], documents, strict=True)):
@@ -60,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

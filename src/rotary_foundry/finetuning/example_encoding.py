@@ -33,9 +33,9 @@ from rotary_foundry.data_prep.labelled.span_encoding import (
     encode_entities,
 )
 from rotary_foundry.finetuning.finetune_config import FinetuneConfig, TaskConfig
-from rotary_foundry.interop.huggingface import check_stored
 from rotary_foundry.interop.own_code import register_own_code
 from rotary_foundry.interop.positions import most_tokens
+from rotary_foundry.models.in_transformers import check_stored
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.hub import check_hub
 from rotary_foundry.utils.wording import not_opened

@@ -43,9 +43,10 @@ from rotary_foundry.finetuning.metrics import make_metric
 from rotary_foundry.finetuning.predictions import write_predictions
 from rotary_foundry.interop.huggingface import add_settings_of_4
 from rotary_foundry.interop.own_code import copy_own_code, register_own_code
+from rotary_foundry.models.in_transformers import check_loaded, plain_names
 from rotary_foundry.optim.adafactor import AdaFactor
 from rotary_foundry.optim.decay_groups import decay_groups
-from rotary_foundry.utils.errors import DataError, FoundryError, print_error
+from rotary_foundry.utils.errors import FoundryError, print_error
 
 PACKAGES = ("rotary-foundry", "mosaicml", "torch", "transformers", "datasets", "torchmetrics", "seqeval")
 CLASSES = {
@@ -178,17 +179,10 @@ def load_with_head(job: dict) -> PreTrainedModel | SpanModel:
 
 
 def _loaded(auto: type, path: str, config: PretrainedConfig) -> PreTrainedModel:
-    """Load a model; refuse one whose files lack parts of the encoder, to which transformers gives random values.
-
-    Raises:
-        DataError: names the first such tensor.
-    """
-    model, loading = auto.from_pretrained(path, config=config, trust_remote_code=False, output_loading_info=True)
-    encoder = "" if auto is AutoModel else f"{model.base_model_prefix}."
-    missing = sorted(name for name in loading["missing_keys"] if name.startswith(encoder) and "pooler" not in name)
-    if missing:
-        there = f"; it has, for example, {min(loading['unexpected_keys'])}" if loading["unexpected_keys"] else ""
-        raise DataError(f"{path}: no tensor {missing[0]}, which would begin with random values{there}")
+    """Load a model; refuse one whose files lack parts of the encoder."""
+    with plain_names(Path(path)) as plain:
+        model, loading = auto.from_pretrained(plain, config=config, trust_remote_code=False, output_loading_info=True)
+    check_loaded(Path(path), model, loading)
     return model
 
 
