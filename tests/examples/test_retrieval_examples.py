@@ -72,6 +72,17 @@ def test_what_is_pooled_is_written_as_old_and_new_readers_know_it(run):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_a_module_that_is_code_of_its_own_is_not_run(run, script, tiny_encoder, tmp_path, capsys):
+    shutil.copytree(tiny_encoder, tmp_path / "model")
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "own.OwnModule"}]
+    (tmp_path / "model/modules.json").write_text(json.dumps(modules))
+    (tmp_path / "model/own.py").write_text("raise ValueError('this was run')")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(script, model=tmp_path / "model")
+    assert "own.OwnModule is code of its own, which is never run here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_model_of_which_transformers_would_draw_the_weights_is_refused_in_one_line(
     run, script, tiny_encoder, tmp_path, capsys
 ):
