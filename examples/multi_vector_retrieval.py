@@ -19,6 +19,7 @@ from sentence_transformers import SentenceTransformerTrainer, SentenceTransforme
 from sentence_transformers.training_args import BatchSamplers
 from transformers import set_seed
 
+from rotary_foundry.data.fast_tokenizer import special_tokens_as_text
 from rotary_foundry.interop.huggingface import add_settings_of_4
 from rotary_foundry.interop.sentence_models import load_sentence_model
 
@@ -36,6 +37,7 @@ def main() -> None:
     lengths = {"query_length": settings.query_length, "document_length": settings.document_length}
     model = load_sentence_model(Path(settings.model), ColBERT, **lengths, **EXPANSION)
     evaluator = PyLateInformationRetrievalEvaluator(*as_retrieval(held_out), write_csv=False)
+    undo = special_tokens_as_text(model.tokenizer)
     before = evaluator(model)["MaxSim_ndcg@10"]
     SentenceTransformerTrainer(
         model=model,
@@ -54,9 +56,11 @@ def main() -> None:
         loss=CachedContrastive(model, mini_batch_size=settings.mini_batch_size),
         data_collator=ColBERTCollator(model.tokenize),
     ).train()
+    after = evaluator(model)["MaxSim_ndcg@10"]
+    undo()
     model.save_pretrained(settings.out)
     add_settings_of_4(Path(settings.out))
-    print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {evaluator(model)['MaxSim_ndcg@10']:.4f}")
+    print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {after:.4f}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from sentence_transformers.cross_encoder.losses import MultipleNegativesRankingL
 from sentence_transformers.training_args import BatchSamplers
 from transformers import set_seed
 
+from rotary_foundry.data.fast_tokenizer import special_tokens_as_text
 from rotary_foundry.interop.huggingface import add_settings_of_4
 from rotary_foundry.interop.sentence_models import load_sentence_model
 
@@ -38,6 +39,7 @@ def main() -> None:
         others = (documents * 2)[at + 1 : at + CANDIDATES]
         samples.append({"query": query, "positive": [own], "negative": [text for text in others if text != own]})
     evaluator = CrossEncoderRerankingEvaluator(samples, write_csv=False)
+    undo = special_tokens_as_text(model.tokenizer)
     before = evaluator(model)["ndcg@10"]
     CrossEncoderTrainer(
         model=model,
@@ -55,9 +57,11 @@ def main() -> None:
         train_dataset=train,
         loss=MultipleNegativesRankingLoss(model, num_negatives=settings.in_batch_negatives),
     ).train()
+    after = evaluator(model)["ndcg@10"]
+    undo()
     model.save_pretrained(settings.out)
     add_settings_of_4(Path(settings.out))
-    print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {evaluator(model)['ndcg@10']:.4f}")
+    print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {after:.4f}")
 
 
 if __name__ == "__main__":

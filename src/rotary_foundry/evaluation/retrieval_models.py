@@ -20,6 +20,7 @@ from mteb.similarity_functions import max_sim
 from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
+from rotary_foundry.data.fast_tokenizer import special_tokens_as_text
 from rotary_foundry.evaluation.models import check_runs
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.interop.sentence_models import MODULES, load_sentence_model, modules_of
@@ -105,12 +106,13 @@ def _multi_vector(path: Path, max_seq_len: int | None) -> Retriever:
 
 
 def _load(path: Path, kind: type[SentenceTransformer]) -> SentenceTransformer:
-    """Load a directory as a SentenceTransformer or ColBERT.
+    """Load a directory as a SentenceTransformer or ColBERT; special tokens that a text spells stay text.
 
     Raises:
         FoundryError: as `load_sentence_model`, or the model needs other inputs.
     """
     model = load_sentence_model(path, kind)
+    special_tokens_as_text(model.tokenizer)
     with check_runs(path, model[0].auto_model):
         model.encode(["a", "a b"], show_progress_bar=False)
     return model

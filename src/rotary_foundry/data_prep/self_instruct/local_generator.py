@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rotary_foundry.data.fast_tokenizer import open_fast
+from rotary_foundry.data_prep.conversations.plain_contents import PlainContents
 from rotary_foundry.data_prep.self_instruct.instruct_prompts import NoReply
 from rotary_foundry.data_prep.self_instruct.request_log import Reply
 from rotary_foundry.models.in_transformers import load_theirs
@@ -37,17 +38,21 @@ class LocalGenerator:
             AutoModelForCausalLM, folder, "a causal model", "a decoder with its output", dtype=dtype
         )
         self.model.eval().to(device)
+        self._contents = PlainContents(self.tokenizer.backend_tokenizer, self.tokenizer.all_special_tokens)
         self._lock = threading.Lock()
 
     @torch.inference_mode()
     def ask(self, body: dict) -> Reply:
         """Answer a request: `messages`, `max_tokens`, `temperature` and `seed` of its body.
 
+        Special tokens that a message spells, as a document may, stay text.
+
         Raises:
             NoReply: prompt and reply do not fit in the model's context.
         """
-        text = self.tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True, tokenize=False)
-        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(self.model.device)
+        messages = self._contents.hide(body["messages"])
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids = torch.tensor([self._contents.encode(self._contents.named(text)).ids], device=self.model.device)
         prompt, most = ids.shape[1], body["max_tokens"]
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is not None and prompt + most > limit:
