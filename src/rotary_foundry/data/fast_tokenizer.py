@@ -64,7 +64,7 @@ def special_tokens_as_text(tokenizer: "PreTrainedTokenizerBase") -> Callable[[],
     Of a tokenizer that is not a fast one, only the search for special tokens is switched off.
 
     Returns:
-        A function that undoes it, to be called before the tokenizer is saved. Tokens with a role stay marked as special.
+        A function that undoes it, to be called before the tokenizer is saved; tokens with a role stay marked special.
     """
     backend, splits = getattr(tokenizer, "backend_tokenizer", None), tokenizer.split_special_tokens
     model = getattr(backend, "model", None)

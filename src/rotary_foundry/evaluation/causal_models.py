@@ -29,7 +29,6 @@ from rotary_foundry.data_prep.readers.messages import Unusable
 from rotary_foundry.evaluation.models import (
     Encoded,
     Scores,
-    check_runs,
     counted,
     encode,
     open_tokenizer,
@@ -42,7 +41,7 @@ from rotary_foundry.interop.generation import STOPS, read_generation, stop_ids
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.models.config_json import CONFIG, find_family_of
 from rotary_foundry.models.family import Shape
-from rotary_foundry.models.in_transformers import load_theirs
+from rotary_foundry.models.in_transformers import check_runs, load_theirs
 from rotary_foundry.runs.trained_state import Source, read_source
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.wording import one_line

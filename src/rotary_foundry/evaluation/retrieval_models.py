@@ -21,9 +21,9 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from rotary_foundry.data.fast_tokenizer import special_tokens_as_text
-from rotary_foundry.evaluation.models import check_runs
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.interop.sentence_models import MODULES, load_sentence_model, modules_of
+from rotary_foundry.models.in_transformers import check_runs
 from rotary_foundry.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _load(path: Path, kind: type[SentenceTransformer]) -> SentenceTransformer:
     """Load a directory as a SentenceTransformer or ColBERT; special tokens that a text spells stay text.
 
     Raises:
-        FoundryError: as `load_sentence_model`, or the model needs other inputs.
+        FoundryError: as `load_sentence_model`.
     """
     model = load_sentence_model(path, kind)
     special_tokens_as_text(model.tokenizer)

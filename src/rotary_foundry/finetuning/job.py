@@ -43,7 +43,7 @@ from rotary_foundry.finetuning.metrics import make_metric
 from rotary_foundry.finetuning.predictions import write_predictions
 from rotary_foundry.interop.huggingface import add_settings_of_4
 from rotary_foundry.interop.own_code import copy_own_code, register_own_code
-from rotary_foundry.models.in_transformers import check_loaded, plain_names
+from rotary_foundry.models.in_transformers import check_attention_mask, check_loaded, plain_names
 from rotary_foundry.optim.adafactor import AdaFactor
 from rotary_foundry.optim.decay_groups import decay_groups
 from rotary_foundry.utils.errors import FoundryError, print_error
@@ -76,12 +76,14 @@ def run_job(folder: Path, parent: int | None = None) -> dict:
     for path in (job["model"], job["tokenizer"]):
         register_own_code(path)
     tokenizer = open_fast(job["tokenizer"])
+    loaded = load_with_head(job)
+    check_attention_mask(Path(job["model"]), loaded.encoder if isinstance(loaded, SpanModel) else loaded, tokenizer)
     metrics = {name: make_metric(name, job["labels"]) for name in job["metrics"]}
     model: HeadModel | Classifier
     if job["type"] in HEADS:
-        model = HEADS[job["type"]](load_with_head(job), list(metrics.values()))
+        model = HEADS[job["type"]](loaded, list(metrics.values()))
     else:
-        model = Classifier(load_with_head(job), tokenizer, use_logits=True, eval_metrics=list(metrics.values()))
+        model = Classifier(loaded, tokenizer, use_logits=True, eval_metrics=list(metrics.values()))
     loaders = {
         split: _loader(job, split, load_from_disk(str(folder.parents[1] / "data" / split)), tokenizer)
         for split in ("train", *job["splits"], *job["tests"])

@@ -12,7 +12,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
 from rotary_foundry.data.same_tokenizer import check_ids
-from rotary_foundry.models.in_transformers import check_loaded, plain_names
+from rotary_foundry.models.in_transformers import check_attention_mask, check_loaded, plain_names
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.json_text import parse_json
 from rotary_foundry.utils.wording import not_opened
@@ -45,7 +45,8 @@ def load_sentence_model(path: Path, kind: type[Model], **settings: Any) -> Model
     Raises:
         ConfigurationError: there is no such folder.
         DataError: it cannot be loaded, does not begin with a transformer, lacks tensors of the encoder, has another
-            model's tokenizer, or has a module with its own code, which sentence-transformers would run without asking.
+            model's tokenizer, needs other inputs, has no attention mask, or has a module with its own code, which
+            sentence-transformers would run without asking.
     """
     if not path.is_dir():
         raise ConfigurationError(f"{path}: no such folder; expected the directory of a model")
@@ -75,6 +76,7 @@ def load_sentence_model(path: Path, kind: type[Model], **settings: Any) -> Model
     model.model_card_data.local_files_only = True  # ColBERT does not pass it on
     check_loaded(path, again, loading)
     check_ids(model.tokenizer, "the model", encoder.get_input_embeddings().num_embeddings)
+    check_attention_mask(path, encoder, model.tokenizer)
     return model
 
 

@@ -15,16 +15,18 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rotary_foundry.models.config_json import CONFIG, read_config
 from rotary_foundry.models.weights import unwrapped
-from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.errors import DataError, FoundryError
 from rotary_foundry.utils.json_text import read_object
-from rotary_foundry.utils.wording import not_opened
+from rotary_foundry.utils.wording import not_opened, one_line
 
 LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers"}  # config keys for the number of layers
 PREFIXES = ("module.",)  # transformers itself reads names with or without the prefix of its own class
+NO_MASK = "padding changes what it computes, so it has no attention mask"
 
 
 def check_stored(directory: Path) -> dict[str, str]:
@@ -126,3 +128,60 @@ def load_theirs(
             raise DataError(f"{path}: transformers cannot load {kind} from it: {not_opened(error)}") from None
     check_loaded(path, model, loading, needed)
     return model
+
+
+@contextmanager
+def check_runs(path: Path, model: nn.Module) -> Iterator[None]:
+    """Refuse a model whose first forward pass, which the caller makes in this context, raises an error.
+
+    Some models have no attention mask (huggingface/transformers#22308), and others need further inputs.
+
+    Raises:
+        DataError: names the class of the model and the error.
+    """
+    try:
+        with torch.inference_mode():
+            yield
+    except FoundryError:  # weights that are not numbers
+        raise
+    except Exception as error:  # of the model's own code
+        raise DataError(
+            f"{path}: expected a model that needs only tokens and, if it is an encoder, an attention mask; "
+            f"{type(model).__name__} is none: {one_line(error)}"
+        ) from error
+
+
+def check_attention_mask(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a model, with any head, that has no attention mask although padding changes what it computes.
+
+    A mask that only does not undo all effects of padding, as beside convolutions, is one.
+
+    Raises:
+        DataError: as `check_runs`.
+    """
+    was_training = model.training
+    model.eval()
+    with check_runs(path, model):
+        short, both = (
+            tokenizer(texts, padding=True, return_tensors="pt").to(model.device) for texts in (["a"], ["a", "a b " * 9])
+        )
+        ids, mask = both["input_ids"], both["attention_mask"]
+        (alone, *_), (padded, *_), (unmasked, *_) = (
+            model(input_ids=input_ids, attention_mask=attention_mask)[0]
+            for input_ids, attention_mask in (
+                (short["input_ids"], short["attention_mask"]),
+                (ids, mask),
+                (ids, torch.ones_like(mask)),
+            )
+        )
+        ignored = torch.equal(padded, unmasked)
+        kept = padded if padded.shape == alone.shape else padded[mask[0].bool()]
+        if ignored and differ(alone, kept):
+            raise ValueError(NO_MASK)
+    model.train(was_training)
+
+
+def differ(alone: Tensor, padded: Tensor) -> bool:
+    """Return whether what a model computes for a text differs with padding by more than rounding."""
+    tolerance = max(0.01, 16 * torch.finfo(alone.dtype).eps)
+    return bool((alone - padded).abs().max() > tolerance * alone.abs().max())
