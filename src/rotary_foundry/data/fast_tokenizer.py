@@ -30,18 +30,21 @@ def _each(template: object) -> Iterable[object]:
 
 
 def open_fast(path: str | Path) -> "PreTrainedTokenizerFast":
-    """Open a Hugging Face fast tokenizer, without a network if `path` is a directory.
+    """Open the Hugging Face fast tokenizer of a directory, without a network.
 
     Raises:
-        DataError: the tokenizer cannot be read, needs code of its own, draws at random, is not a fast tokenizer, or
-            has a setting of a wrong type.
+        DataError: there is no such directory, or the tokenizer cannot be read, needs code of its own, draws at random,
+            is not a fast tokenizer, or has a setting of a wrong type.
     """
     from transformers import AutoTokenizer  # importing it takes seconds
 
-    local = Path(path).is_dir()
+    if not Path(path).is_dir():  # transformers would look it up on the hub, for a minute if there is no network
+        raise DataError(
+            f"{path}: no such folder; expected one with a tokenizer; a tokenizer of the hub has to be downloaded"
+        )
     own = read_tokenizer(path) if (Path(path) / "tokenizer.json").is_file() else None
     try:
-        fast = AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=False)
+        fast = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and its parts may raise any class
         raise DataError(f"{path}: transformers cannot open this tokenizer: {not_opened(error)}") from error
     if not fast.is_fast:

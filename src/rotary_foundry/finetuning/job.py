@@ -167,7 +167,7 @@ def load_with_head(job: dict) -> PreTrainedModel | SpanModel:
         "label2id": {label: number for number, label in enumerate(labels)},
         "problem_type": PROBLEMS.get(job["type"]),
     }
-    config = AutoConfig.from_pretrained(job["model"], trust_remote_code=False, **settings)
+    config = AutoConfig.from_pretrained(job["model"], local_files_only=True, trust_remote_code=False, **settings)
     if hasattr(config, "reference_compile"):
         config.reference_compile = False  # it would recompile for every length of a batch
     if job["type"] in POINTERS:
@@ -183,7 +183,9 @@ def load_with_head(job: dict) -> PreTrainedModel | SpanModel:
 def _loaded(auto: type, path: str, config: PretrainedConfig) -> PreTrainedModel:
     """Load a model; refuse one whose files lack parts of the encoder."""
     with plain_names(Path(path)) as plain:
-        model, loading = auto.from_pretrained(plain, config=config, trust_remote_code=False, output_loading_info=True)
+        model, loading = auto.from_pretrained(
+            plain, config=config, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
     check_loaded(Path(path), model, loading)
     return model
 

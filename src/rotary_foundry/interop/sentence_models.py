@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from rotary_foundry.data.same_tokenizer import check_ids
 from rotary_foundry.models.in_transformers import check_attention_mask, check_loaded, plain_names
-from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.json_text import parse_json
 from rotary_foundry.utils.wording import not_opened
 
@@ -48,8 +48,6 @@ def load_sentence_model(path: Path, kind: type[Model], **settings: Any) -> Model
             model's tokenizer, needs other inputs, has no attention mask, or has a module with its own code, which
             sentence-transformers would run without asking.
     """
-    if not path.is_dir():
-        raise ConfigurationError(f"{path}: no such folder; expected the directory of a model")
     modules = modules_of(path)
     if foreign := [module for module, _ in modules if not module.startswith(LIBRARIES)]:
         raise DataError(

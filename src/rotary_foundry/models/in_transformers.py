@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rotary_foundry.models.config_json import CONFIG, read_config
 from rotary_foundry.models.weights import unwrapped
-from rotary_foundry.utils.errors import DataError, FoundryError
+from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
 from rotary_foundry.utils.json_text import read_object
 from rotary_foundry.utils.wording import not_opened, one_line
 
@@ -33,8 +33,11 @@ def check_stored(directory: Path) -> dict[str, str]:
     """Return the stored name of each tensor of a directory by its name without what other programs put before it.
 
     Raises:
+        ConfigurationError: there is no such directory.
         DataError: two tensors would have one name, or config.json has more layers than there are tensors.
     """
+    if not directory.is_dir():  # transformers would look it up on the hub
+        raise ConfigurationError(f"{directory}: no such folder; expected the directory of a model")
     names: list[str] = []
     for file in sorted(directory.glob("*.safetensors")):
         with suppress(OSError, SafetensorError), safe_open(file, "pt") as opened:  # loading reports these errors
@@ -54,7 +57,7 @@ def plain_names(directory: Path) -> Iterator[Path]:
     """Yield a directory for transformers: this one, or a temporary copy whose tensors have the names that it knows.
 
     Raises:
-        DataError: as `check_stored`, or a file of the copy cannot be read.
+        FoundryError: as `check_stored`, or a file of the copy cannot be read.
     """
     plain = {stored: name for name, stored in check_stored(directory).items()}
     if all(stored == name for stored, name in plain.items()):
@@ -113,7 +116,7 @@ def load_theirs(
         dtype: of the weights; "auto": as stored.
 
     Raises:
-        DataError: transformers cannot load it, or tensors are missing; names the directory.
+        FoundryError: there is no such directory, transformers cannot load it, or tensors are missing; names it.
     """
     transformers.utils.logging.set_verbosity_error()  # missing tensors are refused below, in one line
     transformers.utils.logging.disable_progress_bar()
