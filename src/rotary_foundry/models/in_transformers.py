@@ -157,7 +157,7 @@ def check_runs(path: Path, model: nn.Module) -> Iterator[None]:
 def check_attention_mask(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a model, with any head, that has no attention mask although padding changes what it computes.
 
-    A mask that only does not undo all effects of padding, as beside convolutions, is one.
+    A model whose mask does not undo all effects of padding, because it has convolutions, is accepted.
 
     Raises:
         DataError: as `check_runs`.
