@@ -9,14 +9,16 @@ tokens are averaged. Learning rate and warm-up are those of ModernBERT's own scr
 
 from pathlib import Path
 
-from retrieval_pairs import as_retrieval, read_arguments, read_pairs
+from retrieval_pairs import as_retrieval, read_arguments, read_pairs, run
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.training_args import BatchSamplers
 from sentence_transformers.util import mine_hard_negatives
 
+from rotary_foundry.data.fast_tokenizer import special_tokens_as_text
 from rotary_foundry.interop.huggingface import add_settings_of_4
+from rotary_foundry.interop.sentence_models import load_sentence_model
 
 
 def main() -> None:
@@ -24,9 +26,10 @@ def main() -> None:
         __doc__, epochs=1.0, batch_size=64, mini_batch_size=16, lr=8e-5, max_seq_length=256, hard_negatives=0, seed=42
     )
     train, held_out = read_pairs(settings.data)
-    model = SentenceTransformer(settings.model, local_files_only=True)
+    model = load_sentence_model(Path(settings.model), SentenceTransformer)
     model.max_seq_length = settings.max_seq_length
     evaluator = InformationRetrievalEvaluator(*as_retrieval(held_out), write_csv=False)
+    undo = special_tokens_as_text(model.tokenizer)
     before = evaluator(model)["cosine_ndcg@10"]
     if settings.hard_negatives:  # the nearest documents that are not the query's own
         count = settings.hard_negatives
@@ -49,10 +52,12 @@ def main() -> None:
         train_dataset=train,
         loss=CachedMultipleNegativesRankingLoss(model, mini_batch_size=settings.mini_batch_size),
     ).train()
+    after = evaluator(model)["cosine_ndcg@10"]
+    undo()
     model.save_pretrained(settings.out)
     add_settings_of_4(Path(settings.out))
-    print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {evaluator(model)['cosine_ndcg@10']:.4f}")
+    print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {after:.4f}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,12 +14,14 @@ from pylate.evaluation import PyLateInformationRetrievalEvaluator
 from pylate.losses import CachedContrastive
 from pylate.models import ColBERT
 from pylate.utils import ColBERTCollator
-from retrieval_pairs import as_retrieval, read_arguments, read_pairs
+from retrieval_pairs import as_retrieval, read_arguments, read_pairs, run
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.training_args import BatchSamplers
 from transformers import set_seed
 
+from rotary_foundry.data.fast_tokenizer import special_tokens_as_text
 from rotary_foundry.interop.huggingface import add_settings_of_4
+from rotary_foundry.interop.sentence_models import load_sentence_model
 
 # Queries are padded with mask tokens, which take part in attention. By PyLate's default they do not, and then their
 # vectors are zero under flash attention, but not without it (lightonai/pylate#125). The saved model keeps this.
@@ -33,9 +35,9 @@ def main() -> None:
     train, held_out = read_pairs(settings.data)
     set_seed(settings.seed)  # the layer from the encoder's width to a token's vector is new
     lengths = {"query_length": settings.query_length, "document_length": settings.document_length}
-    model = ColBERT(settings.model, local_files_only=True, **lengths, **EXPANSION)
-    model.model_card_data.local_files_only = True  # PyLate does not pass it on
+    model = load_sentence_model(Path(settings.model), ColBERT, **lengths, **EXPANSION)
     evaluator = PyLateInformationRetrievalEvaluator(*as_retrieval(held_out), write_csv=False)
+    undo = special_tokens_as_text(model.tokenizer)
     before = evaluator(model)["MaxSim_ndcg@10"]
     SentenceTransformerTrainer(
         model=model,
@@ -54,10 +56,12 @@ def main() -> None:
         loss=CachedContrastive(model, mini_batch_size=settings.mini_batch_size),
         data_collator=ColBERTCollator(model.tokenize),
     ).train()
+    after = evaluator(model)["MaxSim_ndcg@10"]
+    undo()
     model.save_pretrained(settings.out)
     add_settings_of_4(Path(settings.out))
-    print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {evaluator(model)['MaxSim_ndcg@10']:.4f}")
+    print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {after:.4f}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

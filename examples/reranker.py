@@ -8,7 +8,7 @@ documents of a few other rows of the batch. The measure is the rank of the right
 
 from pathlib import Path
 
-from retrieval_pairs import read_arguments, read_pairs
+from retrieval_pairs import read_arguments, read_pairs, run
 from sentence_transformers.cross_encoder import (
     CrossEncoder,
     CrossEncoderTrainer,
@@ -19,7 +19,9 @@ from sentence_transformers.cross_encoder.losses import MultipleNegativesRankingL
 from sentence_transformers.training_args import BatchSamplers
 from transformers import set_seed
 
+from rotary_foundry.data.fast_tokenizer import special_tokens_as_text
 from rotary_foundry.interop.huggingface import add_settings_of_4
+from rotary_foundry.interop.sentence_models import load_sentence_model
 
 CANDIDATES = 20
 
@@ -30,13 +32,14 @@ def main() -> None:
     )
     train, held_out = read_pairs(settings.data)
     set_seed(settings.seed)  # the layer from the encoder's width to a score is new
-    model = CrossEncoder(settings.model, num_labels=1, max_length=settings.max_seq_length, local_files_only=True)
+    model = load_sentence_model(Path(settings.model), CrossEncoder, num_labels=1, max_length=settings.max_seq_length)
     documents = held_out["positive"][:]
     samples = []
     for at, (query, own) in enumerate(zip(held_out["query"], documents, strict=True)):
         others = (documents * 2)[at + 1 : at + CANDIDATES]
         samples.append({"query": query, "positive": [own], "negative": [text for text in others if text != own]})
     evaluator = CrossEncoderRerankingEvaluator(samples, write_csv=False)
+    undo = special_tokens_as_text(model.tokenizer)
     before = evaluator(model)["ndcg@10"]
     CrossEncoderTrainer(
         model=model,
@@ -54,10 +57,12 @@ def main() -> None:
         train_dataset=train,
         loss=MultipleNegativesRankingLoss(model, num_negatives=settings.in_batch_negatives),
     ).train()
+    after = evaluator(model)["ndcg@10"]
+    undo()
     model.save_pretrained(settings.out)
     add_settings_of_4(Path(settings.out))
-    print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {evaluator(model)['ndcg@10']:.4f}")
+    print(f"nDCG@10 of {len(held_out)} held-out queries: {before:.4f} before, {after:.4f}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

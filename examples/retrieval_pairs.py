@@ -1,10 +1,13 @@
 """Training and held-out pairs for the retrieval examples: code search in the standard library, or the user's JSONL."""
 
 import argparse
+import sys
+from collections.abc import Callable
 
 from datasets import Dataset
 
 from rotary_foundry.evaluation.code_search import code_search_pairs
+from rotary_foundry.utils.errors import REFUSED, FoundryError, print_error
 
 HELD_OUT = 200  # pairs at most
 
@@ -22,6 +25,15 @@ def read_arguments(description: str, **defaults: float) -> argparse.Namespace:
     for name, default in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"({default})")
     return parser.parse_args()
+
+
+def run(example: Callable[[], None]) -> None:
+    """Run an example; print an error that the user can fix in one line and exit with status 2, as the commands do."""
+    try:
+        example()
+    except FoundryError as error:
+        print_error(str(error))
+        sys.exit(REFUSED)
 
 
 def read_pairs(data: str | None) -> tuple[Dataset, Dataset]:

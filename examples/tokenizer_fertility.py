@@ -9,8 +9,7 @@ separated by blanks: in a script without blanks, such as Chinese, only the token
 
 import argparse
 
-from transformers import AutoTokenizer
-
+from rotary_foundry.data.fast_tokenizer import open_fast, special_tokens_as_text
 from rotary_foundry.data_prep.inspection.held_out_texts import held_out
 
 
@@ -20,7 +19,8 @@ def main() -> None:
     parser.add_argument("against", help="a folder with a Hugging Face tokenizer")
     parser.add_argument("--documents", type=int, default=1000, help="per source, at most (1000)")
     settings = parser.parse_args()
-    other = AutoTokenizer.from_pretrained(settings.against, trust_remote_code=False)
+    other = open_fast(settings.against)
+    special_tokens_as_text(other)
     sums: dict[str, list[int]] = {}  # words, bytes, tokens by ours and by the other
     for text in held_out(settings.data, settings.documents, seed=0):
         theirs = len(other(text.text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -12,11 +12,14 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
+from rotary_foundry.data.fast_tokenizer import special_tokens_as_text
 from rotary_foundry.data.special_tokens import as_text
+from rotary_foundry.data_prep.conversations.plain_contents import PlainContents
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
 from rotary_foundry.data_prep.labelled.span_encoding import PartsTokenizer
 from rotary_foundry.data_prep.tokenizer import save_copy
 from rotary_foundry.evaluation.models import open_model
+from rotary_foundry.evaluation.retrieval_models import open_retriever
 from rotary_foundry.interop import predict
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -87,6 +90,46 @@ def test_letters_of_a_spelled_token_are_kept_where_the_vocabulary_has_them():
     assert text.encode("<s>strike</s>", add_special_tokens=False).tokens == [*"▁<s>strike</s>"]
 
 
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_of_another_library_gives_the_same_and_is_saved_as_it_was(kind, marked, tmp_path):
+    fast = PreTrainedTokenizerFast(tokenizer_object=finished(KINDS[kind](), marked), **ROLES)
+    before, text = fast.backend_tokenizer.to_str(), as_text(fast.backend_tokenizer, fast.all_special_tokens)
+    undo = special_tokens_as_text(fast)
+    for written in TEXTS:
+        assert fast(written)["input_ids"] == text.encode(written).ids
+        assert fast(written, TEXTS[0])["input_ids"] == text.encode(written, TEXTS[0]).ids
+    assert fast.convert_tokens_to_ids(list(ROLES.values())) == [0, 2, 1, 3, fast.mask_token_id]
+    undo()
+    if not marked:
+        before = before.replace('"special":false', '"special":true', len(ROLES))
+    assert (fast.backend_tokenizer.to_str(), fast.split_special_tokens) == (before, False)
+    assert fast("<s>")["input_ids"] == [0, 0, 2]
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_special_tokens_of_a_chat_template_are_special(kind, marked):
+    fast = PreTrainedTokenizerFast(tokenizer_object=finished(KINDS[kind](), marked), **ROLES)
+    template = "{% for message in messages %}<s>{{ message['content'] | trim }}</s>{% endfor %}"
+    contents = PlainContents(fast.backend_tokenizer, fast.all_special_tokens)
+
+    def encoded(*texts: str) -> list[int]:
+        messages = contents.hide([{"role": "user", "content": text} for text in texts])
+        rendered = fast.apply_chat_template(messages, chat_template=template, tokenize=False)
+        return contents.encode(contents.named(rendered)).ids
+
+    turns = [{"role": "user", "content": text} for text in ("the price", "old [extra]", "text")]
+    assert encoded(*(turn["content"] for turn in turns)) == (
+        fast.apply_chat_template(turns, chat_template=template, return_dict=False)
+    )
+    ids = encoded(*TEXTS)
+    assert [ids.count(special) for special in (0, 1, 2, fast.mask_token_id)] == [len(TEXTS), 0, len(TEXTS), 0]
+    text = as_text(fast.backend_tokenizer, fast.all_special_tokens)
+    first = text.encode(TEXTS[0], add_special_tokens=False).ids
+    assert ids[1 : len(first) + 1] == first
+
+
 @pytest.fixture
 def directory(tmp_path) -> Path:
     fast = PreTrainedTokenizerFast(tokenizer_object=finished(unigram()), model_max_length=64, **ROLES)
@@ -98,7 +141,9 @@ def directory(tmp_path) -> Path:
     return tmp_path / "model"
 
 
-def test_rows_evaluations_labelled_parts_and_predictions_have_the_same_ids_without_special_tokens(directory, tmp_path):
+def test_rows_evaluations_retrievers_labelled_parts_and_predictions_have_the_same_ids_without_special_tokens(
+    directory, tmp_path
+):
     save_copy(directory, tmp_path / "ours", max_length=64)
     corpus, model = CorpusTokenizer(tmp_path / "ours"), open_model(directory)
     fast = PreTrainedTokenizerFast.from_pretrained(directory)
@@ -109,6 +154,10 @@ def test_rows_evaluations_labelled_parts_and_predictions_have_the_same_ids_witho
         assert model.encode(written).ids.tolist() == ids
         assert parts(written)[0] == ids
         assert predicting.encode(written, add_special_tokens=False).ids == ids
+    retriever = open_retriever(directory, None).library
+    for written in TEXTS:
+        (ids,) = retriever.tokenize([written])["input_ids"].tolist()
+        assert ids == [0, *corpus.encode([written])[0].tolist(), 2]
     assert model.framed(*map(torch.tensor, ([7], [0], [7]))).input_ids.tolist() == [0, 7, 2]
     assert corpus.count_spelled(TEXTS) == 7
 

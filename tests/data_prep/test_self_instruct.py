@@ -395,6 +395,17 @@ def test_a_real_model_on_loopback_and_in_a_folder_is_asked_counted_and_rejected(
     assert long.returncode == 2 and "reply_tokens 900" in long.stderr
 
 
+def test_special_tokens_that_a_document_spells_stay_text_for_the_generator(model, monkeypatch):
+    seen = []
+    generator = LocalGenerator(model)
+    monkeypatch.setattr(generator.model, "generate", lambda ids, **_: seen.append(ids) or ids)
+    body = {"messages": [{"role": "user", "content": "a </s> and <s>"}], "max_tokens": 8, "temperature": 0, "seed": 1}
+    generator.ask(body)
+    (ids,) = seen[0].tolist()
+    assert [ids.count(generator.tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")] == [2, 1]
+    assert generator.tokenizer.decode(ids) == "<s>user\na </s> and <s></s>\n<s>assistant\n"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -109,6 +109,16 @@ def test_without_a_text_a_chats_message_is_the_question(decoder, chatter, tmp_pa
     assert prompts(decoder, path) == ["<s>Q: which window?\nA:"]
 
 
+def test_special_tokens_that_a_message_or_an_answer_spells_stay_text(chatter):
+    opened = open_causal_model(chatter, suite_of(Path("unread")).config)
+    message, answer = "the <s>window</s>", "window </s> 1"
+    ids = opened.chat(message)
+    assert [ids.tolist().count(special) for special in (0, 1)] == [2, 1]  # the template's
+    answered, targets = opened.answered(message, answer)
+    assert answered[:-targets].tolist() == ids.tolist() and answered.tolist().count(1) == 2 and answered[-1] == 1
+    assert answered[-targets:-1].tolist() == opened.encode(answer).ids.tolist()
+
+
 def test_the_right_answer_is_scored_after_the_same_prompt_at_the_tokens_that_training_predicts(
     decoder, chatter, questions
 ):

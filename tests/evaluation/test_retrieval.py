@@ -12,7 +12,16 @@ from scipy.stats import binomtest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import StaticEmbedding
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaConfig, RobertaModel, T5Config, T5EncoderModel
+from transformers import (
+    AutoTokenizer,
+    FNetConfig,
+    FNetModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from rotary_foundry.evaluation import retrieval_suite as retrieval
 from rotary_foundry.evaluation.code_search import code_search_pairs
@@ -191,6 +200,14 @@ def test_texts_are_cut_where_roberta_has_no_more_positions(code_encoder, config,
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     RobertaModel(RobertaConfig(vocab_size=2048, max_position_embeddings=66, **size)).save_pretrained(tmp_path)
     assert retrieval.run(tmp_path, config).model["document_length"] == 64
+
+
+def test_a_model_that_has_no_attention_mask_is_refused(code_encoder, config, tmp_path):
+    AutoTokenizer.from_pretrained(code_encoder).save_pretrained(tmp_path)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+    FNetModel(FNetConfig(vocab_size=2048, max_position_embeddings=256, **size)).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="FNetModel is none: padding changes what it computes, so it has no attention"):
+        retrieval.run(tmp_path, config)
 
 
 def test_what_is_no_transformer_is_refused_by_its_name(code_encoder, config, tmp_path):

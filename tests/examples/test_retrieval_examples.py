@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import ModernBertModel
 
 from tests.retrieval import DOCUMENTS, QUERIES, no_network, tiny_encoder
@@ -17,6 +17,7 @@ from tests.retrieval import DOCUMENTS, QUERIES, no_network, tiny_encoder
 __all__ = ["no_network", "tiny_encoder"]  # fixtures, here too
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPTS = ("dense_retrieval.py", "multi_vector_retrieval.py", "reranker.py")
 
 
 @pytest.fixture
@@ -31,9 +32,11 @@ def run(tiny_encoder, tmp_path, monkeypatch, capsys, no_network):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
-    def go(script: str, *more: str, data: str | None = str(pairs)) -> tuple[Path, float, float, str]:
+    def go(
+        script: str, *more: str, data: str | None = str(pairs), model: Path = tiny_encoder
+    ) -> tuple[Path, float, float, str]:
         out = tmp_path / script.removesuffix(".py")
-        given = [script, str(tiny_encoder), str(out), *(["--data", data] if data else []), *more]
+        given = [script, str(model), str(out), *(["--data", data] if data else []), *more]
         monkeypatch.setattr(sys, "argv", given)
         runpy.run_path(str(EXAMPLES / script), run_name="__main__")
         said = capsys.readouterr().out
@@ -68,8 +71,31 @@ def test_what_is_pooled_is_written_as_old_and_new_readers_know_it(run):
     ]
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_module_that_is_code_of_its_own_is_not_run(run, script, tiny_encoder, tmp_path, capsys):
+    shutil.copytree(tiny_encoder, tmp_path / "model")
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "own.OwnModule"}]
+    (tmp_path / "model/modules.json").write_text(json.dumps(modules))
+    (tmp_path / "model/own.py").write_text("raise ValueError('this was run')")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(script, model=tmp_path / "model")
+    assert "own.OwnModule is code of its own, which is never run here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_model_of_which_transformers_would_draw_the_weights_is_refused_in_one_line(
+    run, script, tiny_encoder, tmp_path, capsys
+):
+    shutil.copytree(tiny_encoder, tmp_path / "model")
+    tensors = load_file(tiny_encoder / "model.safetensors")
+    save_file({f"net.{name}": value for name, value in tensors.items()}, tmp_path / "model/model.safetensors")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(script, model=tmp_path / "model")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path}/model: no tensor ")
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("script", ["dense_retrieval.py", "multi_vector_retrieval.py", "reranker.py"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_retriever_trains_the_same_function_whatever_attention_is_installed(run, script, monkeypatch):
     """Tokens that are not attended to have states of zero under flash attention (lightonai/pylate#125, #109, #148)."""
     forward, weights = ModernBertModel.forward, {}

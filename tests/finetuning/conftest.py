@@ -19,6 +19,8 @@ CONFIGS = {
     "bert": (transformers.BertConfig, {}),
     "roberta": (transformers.RobertaConfig, {"max_position_embeddings": 130}),
     "deberta": (transformers.DebertaV2Config, {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
+    "convbert": (transformers.ConvBertConfig, {"embedding_size": 32}),
+    "fnet": (transformers.FNetConfig, {}),
 }
 
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from rotary_foundry.finetuning.example_encoding import prepare
 from rotary_foundry.finetuning.finetune_config import load_finetune_config
-from rotary_foundry.finetuning.job import run_job
+from rotary_foundry.finetuning.job import load_with_head, run_job
 from rotary_foundry.finetuning.search import job_settings
+from rotary_foundry.models.in_transformers import check_attention_mask
 from rotary_foundry.utils.errors import DataError
 from tests.finetuning.conftest import opinions
 
@@ -134,6 +135,28 @@ def test_an_encoder_of_which_a_tensor_is_missing_is_refused(run, make_model):
     says = r"no tensor bert\.encoder\.layer\.1\.output\.dense\.weight, which would begin with random values; it has"
     with pytest.raises(DataError, match=says):
         run(model=model)
+
+
+@pytest.mark.parametrize("type_", ["sequence", "entities"])
+def test_a_model_that_has_no_attention_mask_is_refused(make_model, type_):
+    """huggingface/transformers#22308: FNet has none, and its results depend on the longest text of a batch."""
+    for kind in ("fnet", "convbert", "deberta"):
+        path = make_model(kind)
+        job = {"model": str(path), "labels": ["a", "b"], "type": type_, "new_head": False}
+        loaded, tokenizer = load_with_head(job), transformers.AutoTokenizer.from_pretrained(path)
+        checked = loaded.encoder if type_ == "entities" else loaded
+        if kind != "fnet":
+            check_attention_mask(path, checked.train(), tokenizer)
+            assert checked.training
+            continue
+        says = r"an attention mask; FNet\w+ is none: padding changes what it computes, so it has no attention mask"
+        with pytest.raises(DataError, match=says):
+            check_attention_mask(path, checked, tokenizer)
+
+
+def test_a_job_refuses_a_model_that_has_no_attention_mask(run, make_model):
+    with pytest.raises(DataError, match="FNetForSequenceClassification is none: padding changes what it computes"):
+        run(model=make_model("fnet"))
 
 
 def test_a_job_whose_search_is_gone_ends_at_its_next_batch(run):

@@ -19,8 +19,9 @@ from transformers import (
     pipeline,
 )
 
-from rotary_foundry.interop.huggingface import check_stored, export_model, load_directory
+from rotary_foundry.interop.huggingface import export_model, load_directory
 from rotary_foundry.interop.importing import import_model
+from rotary_foundry.models.in_transformers import check_stored
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.models.peers import (
     FAMILY,
@@ -290,20 +291,16 @@ def test_names_that_are_not_understood_are_named(exported, tmp_path):
         load_directory(other)
 
 
-def test_transformers_is_not_given_names_that_it_would_replace_by_random_values(exported, tmp_path):
-    """It only warns, and so fine-tuning and retrieval would begin with a random model."""
+def test_a_config_with_more_layers_than_tensors_is_refused_before_transformers_makes_them(exported, tmp_path):
     _, path = exported
-    check_stored(path)
-    compiled = renamed(path, tmp_path / "compiled", "^(.*)$", r"_orig_mod.\1")
-    with pytest.raises(DataError, match=r"model\.safetensors: _orig_mod\.\S+: expected the name without .* as in"):
-        check_stored(compiled)
+    assert all(name == stored for name, stored in check_stored(path).items())
+    shutil.copytree(path, tmp_path / "deep")
     config = json.loads((path / "config.json").read_text())
-    (compiled / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
-    shutil.copy(path / "model.safetensors", compiled)
+    (tmp_path / "deep/config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
     with pytest.raises(
         DataError, match=r"num_hidden_layers: expected at most \d+, the number of tensors there, got 1,"
     ):
-        check_stored(compiled)
+        check_stored(tmp_path / "deep")
 
 
 def test_an_export_replaces_an_earlier_one_and_nothing_else(exported, tokenizer_dir, tmp_path):

@@ -3,7 +3,10 @@
 import ast
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -49,6 +52,10 @@ def carried_code(directory: Path) -> ModuleType:
     return module
 
 
+def predictor_of(directory: Path, code: ModuleType):
+    return code.Predictor(directory, trust_remote_code=(directory / "modeling_roformer_v2.py").is_file())
+
+
 def in_training(network: torch.nn.Module, task: str, document: np.ndarray, allowed: np.ndarray) -> torch.Tensor:
     """Compute the logits of a document with the head that training has, whose own `forward` makes a loss of them."""
     cu_seqlens = torch.tensor([0, len(document)], dtype=torch.int32)
@@ -65,7 +72,7 @@ def in_training(network: torch.nn.Module, task: str, document: np.ndarray, allow
 @pytest.mark.parametrize("task", LABELLED)
 def test_the_logits_are_those_of_training(made, task):
     _, network, folder = made
-    predictor = carried_code(folder / task).Predictor(folder / task)
+    predictor = predictor_of(folder / task, carried_code(folder / task))
     row = make_row(TASKS[task], np.random.default_rng(1))
     ends = row["lengths"].cumsum()[:-1].astype(int)
     documents, allowed = (np.split(row[column], ends) for column in ("tokens", "allowed"))
@@ -83,6 +90,35 @@ def test_the_logits_are_those_of_training(made, task):
     else:
         assert type(predictor.model).__name__.endswith("ForSequenceClassification")
         assert "`AutoModelForSequenceClassification` computes" in (folder / task / "README.md").read_text("utf-8")
+
+
+def test_predict_py_runs_the_modeling_file_only_if_it_is_told_to(made, tmp_path):
+    _, _, folder = made
+    shutil.copytree(folder / "topic", tmp_path / "topic")
+    own = tmp_path / "topic/modeling_roformer_v2.py"
+    carries = own.is_file()
+    own.write_text("raise SystemExit('this was run')")
+    config = json.loads((tmp_path / "topic/config.json").read_text())
+    auto_map = {
+        name: f"modeling_roformer_v2.Any{name}" for name in ("AutoConfig", "AutoModelForSequenceClassification")
+    }
+    (tmp_path / "topic/config.json").write_text(json.dumps({"auto_map": auto_map} | config))
+
+    def predict(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, tmp_path / "topic/predict.py", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | alone, check=False)
+
+    alone = {"PYTHONPATH": "", "HF_HOME": str(tmp_path / "cache")}
+    plain, trusting = predict("a text"), predict("--trust-remote-code", "a text")
+    assert "this was run" in trusting.stderr
+    assert "this was run" not in plain.stderr
+    if carries:
+        assert "trust_remote_code=True" in plain.stderr.splitlines()[-1]
+        assert 'Predictor("the path of this directory", trust_remote_code=True)' in (
+            (folder / "topic/README.md").read_text("utf-8")
+        )
+    else:
+        assert plain.stdout.startswith("{")
 
 
 @torch.no_grad()
@@ -130,7 +166,7 @@ def test_texts_are_encoded_as_for_training(made, monkeypatch):
             patch.setattr(code.Predictor, "scores", keep)
             patch.setattr(code, "WINDOWS", 1000)
             with pytest.raises(Encoded):
-                code.Predictor(folder / task)(*texts, **more)
+                predictor_of(folder / task, code)(*texts, **more)
         return seen
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "data/tokenizer", split_special_tokens=True)
@@ -162,13 +198,13 @@ def test_what_is_predicted_lies_in_the_text(made, monkeypatch):
 
     monkeypatch.setattr(code.Predictor, "scores", fixed)
     text = "words of a text"
-    predict = code.Predictor(folder / "names")
+    predict = predictor_of(folder / "names", code)
     places = predict._tokens(text)[1]
     assert [text[start:end] for start, end in places if text[start].isspace()] == []
     _, second, third, *_ = places
     span = {"text": text[second[0] : third[1]], "start": second[0], "end": third[1]}
     assert predict(text) == [{"label": "b", **span}]
-    assert code.Predictor(folder / "find")("a question?", text) == span
+    assert predictor_of(folder / "find", code)("a question?", text) == span
 
 
 def test_a_task_of_masked_lm_is_exported_as_the_language_model(made, tmp_path):

@@ -6,16 +6,16 @@ tokenizer.json says. transformers 4, and the rows that are prepared here, follow
 tokenizer.json are restored, and the class decides only what it lacks: roles, inputs and the chat template.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rotary_foundry.data.special_tokens import ROLES_FILE, read_tokenizer
+from rotary_foundry.data.special_tokens import ROLES_FILE, as_text, read_tokenizer
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.wording import not_opened
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 STEPS = ("normalizer", "pre_tokenizer", "model", "decoder")
 CHECKED = (  # settings that transformers does not check
@@ -30,18 +30,21 @@ def _each(template: object) -> Iterable[object]:
 
 
 def open_fast(path: str | Path) -> "PreTrainedTokenizerFast":
-    """Open a Hugging Face fast tokenizer, without a network if `path` is a directory.
+    """Open the Hugging Face fast tokenizer of a directory, without a network.
 
     Raises:
-        DataError: the tokenizer cannot be read, needs code of its own, draws at random, is not a fast tokenizer, or
-            has a setting of a wrong type.
+        DataError: there is no such directory, or the tokenizer cannot be read, needs code of its own, draws at random,
+            is not a fast tokenizer, or has a setting of a wrong type.
     """
     from transformers import AutoTokenizer  # importing it takes seconds
 
-    local = Path(path).is_dir()
+    if not Path(path).is_dir():  # transformers would look it up on the hub, for a minute if there is no network
+        raise DataError(
+            f"{path}: no such folder; expected one with a tokenizer; a tokenizer of the hub has to be downloaded"
+        )
     own = read_tokenizer(path) if (Path(path) / "tokenizer.json").is_file() else None
     try:
-        fast = AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=False)
+        fast = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and its parts may raise any class
         raise DataError(f"{path}: transformers cannot open this tokenizer: {not_opened(error)}") from error
     if not fast.is_fast:
@@ -56,3 +59,29 @@ def open_fast(path: str | Path) -> "PreTrainedTokenizerFast":
         if own.post_processor is not None:
             backend.post_processor = own.post_processor
     return fast
+
+
+def special_tokens_as_text(tokenizer: "PreTrainedTokenizerBase") -> Callable[[], None]:
+    """Make a tokenizer, which another library calls, treat special tokens spelled in a text as text, as in `as_text`.
+
+    Of a tokenizer that is not a fast one, only the search for special tokens is switched off.
+
+    Returns:
+        A function that undoes it, to be called before the tokenizer is saved; tokens with a role stay marked special.
+    """
+    backend, splits = getattr(tokenizer, "backend_tokenizer", None), tokenizer.split_special_tokens
+    model = getattr(backend, "model", None)
+    tokenizer.split_special_tokens = True
+    if backend is not None:
+        backend.model = as_text(backend, tokenizer.all_special_tokens).model
+        for token in tokenizer.added_tokens_decoder.values():
+            if token.content in tokenizer.all_special_tokens and not token.special:
+                token.special = True
+                backend.add_special_tokens([token])
+
+    def undo() -> None:
+        tokenizer.split_special_tokens = splits
+        if backend is not None:
+            backend.model = model
+
+    return undo

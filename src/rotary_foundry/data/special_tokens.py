@@ -87,7 +87,7 @@ def check_any_text(tokenizer: Tokenizer, where: str | Path) -> None:
         ) from error
 
 
-def as_text(tokenizer: Tokenizer, roles: Iterable[str] = ()) -> Tokenizer:
+def as_text(tokenizer: Tokenizer, roles: Iterable[str] = (), kept: bool = False) -> Tokenizer:
     """Return a tokenizer with the same ids that treats special tokens spelled in a text as text.
 
     It is not enough that the search for added tokens omits them (`encode_special_tokens`). A Unigram model has them as
@@ -97,6 +97,7 @@ def as_text(tokenizer: Tokenizer, roles: Iterable[str] = ()) -> Tokenizer:
     Args:
         tokenizer: not changed.
         roles: tokens that have a role; they are special even if tokenizer.json does not mark them as special.
+        kept: whether a special token whose name follows UNWRITTEN is one.
     """
     content = json.loads(tokenizer.to_str())
     model, special = content["model"], _special(content, roles)
@@ -116,15 +117,22 @@ def as_text(tokenizer: Tokenizer, roles: Iterable[str] = ()) -> Tokenizer:
         prefix = model.get("continuing_subword_prefix") or ""
         merges = [(first, second, first + second.removeprefix(prefix)) for first, second in model["merges"]]
         model["merges"] = [merge[:2] for merge in merges if special.isdisjoint(merge)]
-    content["added_tokens"] = [
-        token | {"special": token["content"] in special}
-        for token in content["added_tokens"]
-        if token["content"] not in special & known
-    ]
+    if kept:
+        content["added_tokens"] = [
+            token
+            | ({"content": UNWRITTEN + token["content"], "normalized": False} if token["content"] in special else {})
+            for token in content["added_tokens"]
+        ]
+    else:
+        content["added_tokens"] = [
+            token | {"special": token["content"] in special}
+            for token in content["added_tokens"]
+            if token["content"] not in special & known
+        ]
     text = Tokenizer.from_str(json.dumps(content))
     text.no_truncation()
     text.no_padding()
-    text.encode_special_tokens = True
+    text.encode_special_tokens = not kept
     return text
 
 

@@ -24,14 +24,13 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 from rotary_foundry.data.same_tokenizer import check_ids
 from rotary_foundry.data.special_tokens import as_text
 from rotary_foundry.data_prep.conversations.chat_template import ChatTemplate
+from rotary_foundry.data_prep.conversations.plain_contents import PlainContents
 from rotary_foundry.data_prep.readers.messages import Unusable
 from rotary_foundry.evaluation.models import (
     Encoded,
     Scores,
-    check_runs,
     counted,
     encode,
-    load_theirs,
     open_tokenizer,
     told,
 )
@@ -42,6 +41,7 @@ from rotary_foundry.interop.generation import STOPS, read_generation, stop_ids
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.models.config_json import CONFIG, find_family_of
 from rotary_foundry.models.family import Shape
+from rotary_foundry.models.in_transformers import check_runs, load_theirs
 from rotary_foundry.runs.trained_state import Source, read_source
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.wording import one_line
@@ -67,7 +67,8 @@ class CausalModel:
         chat = tokenizer.backend_tokenizer
         chat.no_truncation()
         chat.no_padding()
-        self.backend = as_text(chat, tokenizer.all_special_tokens)  # only a chat template's tokens are special
+        self.backend = as_text(chat, tokenizer.all_special_tokens)
+        self.contents = PlainContents(chat, tokenizer.all_special_tokens)
         encoding = self.backend.encode("a")
         special = takewhile(lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True))
         self.before = np.array([token for token, _ in special], np.int64)
@@ -89,17 +90,17 @@ class CausalModel:
     def chat(self, message: str) -> NDArray[np.int64]:
         """Return ids [tokens] of a user's message in the chat template, including what begins the answer.
 
-        Special tokens in the message are encoded as special tokens, as in transformers' own pipeline.
+        Special tokens in the message stay text, unlike in transformers' own pipeline.
 
         Raises:
             DataError: the template raises an error, or the tokenizer has none.
         """
-        messages = [{"role": "user", "content": message}]
+        messages = self.contents.hide([{"role": "user", "content": message}])
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template may raise anything
             raise DataError(f"{self.path}: the chat template raises: {one_line(error)}; give chat=false") from None
-        return self._special(text).ids
+        return np.array(self.contents.encode(self.contents.named(text)).ids, np.int64)
 
     def answered(self, message: str, answer: str) -> tuple[NDArray[np.int64], int]:
         """Return ids of a user's message and the answer in the chat template, and the number of the answer's tokens.
@@ -113,16 +114,13 @@ class CausalModel:
         template = ChatTemplate(self.tokenizer.get_chat_template(), self.tokenizer.special_tokens_map, str(self.path))
         turns = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
         try:
-            rendered = template.render(turns)
+            rendered = template.render(self.contents.hide(turns))
         except Unusable as error:
             raise DataError(f"{self.path}: {error}; give chat=false") from None
         ((start, end),) = rendered.turns
-        encoded = self._special(rendered.text[:end])
-        return encoded.ids, int((encoded.spans[:, 1] > start).sum())
-
-    def _special(self, text: str) -> Encoded:
-        """Encode the output of a chat template."""
-        return encode(self.tokenizer.backend_tokenizer, text)
+        encoding = self.contents.encode(self.contents.named(rendered.text[:end]))
+        begins = len(self.contents.named(rendered.text[:start]))
+        return np.array(encoding.ids, np.int64), sum(last > begins for _, last in encoding.offsets)
 
     def check_length(self, key: str, length: int) -> None:
         """Refuse rows that are longer than the model's table of positions.

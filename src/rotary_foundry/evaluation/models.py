@@ -10,18 +10,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import ModelOutput
 
 from rotary_foundry.data.fast_tokenizer import open_fast
@@ -30,13 +28,12 @@ from rotary_foundry.data.same_tokenizer import check_ids, check_same_tokenizer
 from rotary_foundry.data.special_tokens import as_text
 from rotary_foundry.evaluation.results import positions_variant
 from rotary_foundry.interop import load_model
-from rotary_foundry.interop.huggingface import check_stored
 from rotary_foundry.interop.positions import most_tokens
 from rotary_foundry.models.config_json import CONFIG, find_family_of
+from rotary_foundry.models.in_transformers import NO_MASK, check_runs, differ, load_theirs
 from rotary_foundry.objectives.masked_lm import Masking
 from rotary_foundry.runs.trained_state import read_source
-from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
-from rotary_foundry.utils.wording import not_opened, one_line
+from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 BATCH_TOKENS = 8192  # of the documents in a batch; a longer document is its own batch
 
@@ -197,9 +194,8 @@ class Theirs(MaskedModel):
         model.base_model.register_forward_hook(self._pick)
         short, long = (self.framed(np.zeros(size, np.int64), *np.zeros((2, 1), np.int64)) for size in (1, 9))
         with check_runs(path, model):
-            alone, padded = self.logits([short])[0], self.logits([short, long])[0]
-            if (alone - padded).abs().max() > 0.01 * alone.std():
-                raise ValueError("padding changes what it computes, so it has no attention mask")
+            if differ(self.logits([short])[0], self.logits([short, long])[0]):
+                raise ValueError(NO_MASK)
 
     def _pick(self, _: nn.Module, __: tuple, output: ModelOutput | tuple) -> ModelOutput | tuple:
         """Select the encoder's hidden states at the targets, as one document: [1, targets, hidden]."""
@@ -261,55 +257,6 @@ def _open_theirs(path: Path, tokenizer: str | None, device: str) -> Theirs:
     opened = open_tokenizer(path, tokenizer)
     facts = {"kind": model.config.model_type, **counted(model), "tokenizer": told(opened)}
     return Theirs(path, opened, model.eval().to(device), facts)
-
-
-def load_theirs(auto: type, path: Path, kind: str, needed: str, rope_parameters: dict | None = None) -> nn.Module:
-    """Load a Hugging Face directory in float32 by one of transformers' Auto classes, without a network or its code.
-
-    Args:
-        kind, needed: words for errors.
-        rope_parameters: replaces those of the directory's configuration.
-
-    Raises:
-        DataError: transformers cannot load it, or tensors are missing; names the directory.
-    """
-    transformers.utils.logging.set_verbosity_error()  # missing tensors are refused below, in one line
-    transformers.utils.logging.disable_progress_bar()
-    check_stored(path)
-    given = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(path, **given)
-        if rope_parameters is not None:
-            config.rope_parameters = rope_parameters
-        model, loading = auto.from_pretrained(
-            path, config=config, output_loading_info=True, dtype=torch.float32, **given
-        )
-    except Exception as error:  # transformers raises many types; each is about the content of the directory
-        raise DataError(f"{path}: transformers cannot load {kind} from it: {not_opened(error)}") from None
-    if loading["missing_keys"]:
-        raise DataError(f"{path}: this suite needs {needed}; tensor {sorted(loading['missing_keys'])[0]} is missing")
-    return model
-
-
-@contextmanager
-def check_runs(path: Path, model: nn.Module) -> Iterator[None]:
-    """Refuse a model whose first forward pass, which the caller makes in this context, raises an error.
-
-    Some models have no attention mask (huggingface/transformers#22308), and others need further inputs.
-
-    Raises:
-        DataError: names the class of the model and the error.
-    """
-    try:
-        with torch.inference_mode():
-            yield
-    except FoundryError:  # weights that are not numbers
-        raise
-    except Exception as error:  # of the model's own code
-        raise DataError(
-            f"{path}: expected a model that needs only tokens and, if it is an encoder, an attention mask; "
-            f"{type(model).__name__} is none: {one_line(error)}"
-        ) from error
 
 
 def open_tokenizer(own: Path, given: str | None) -> PreTrainedTokenizerFast:

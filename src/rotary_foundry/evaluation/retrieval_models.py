@@ -7,7 +7,6 @@ in chunks, by mteb's search for the late-interaction models of newer sentence-tr
 the score.
 """
 
-import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +19,12 @@ from mteb.models.sentence_transformer_wrapper import MultiVectorSearchEncoderWra
 from mteb.similarity_functions import max_sim
 from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
-from transformers.utils import logging as transformers_logging
 
-from rotary_foundry.data.same_tokenizer import check_ids
-from rotary_foundry.evaluation.models import check_runs
-from rotary_foundry.interop.huggingface import check_stored
+from rotary_foundry.data.fast_tokenizer import special_tokens_as_text
 from rotary_foundry.interop.positions import most_tokens
-from rotary_foundry.utils.errors import ConfigurationError, DataError
-from rotary_foundry.utils.json_text import parse_json
-from rotary_foundry.utils.wording import not_opened
+from rotary_foundry.interop.sentence_models import MODULES, load_sentence_model, modules_of
+from rotary_foundry.models.in_transformers import check_runs
+from rotary_foundry.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pylate.models import ColBERT
@@ -36,8 +32,6 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 
-MODULES = "modules.json"  # of sentence-transformers
-LIBRARIES = ("sentence_transformers.", "pylate.")  # only their modules are accepted
 MARKS = 1  # tokens that PyLate puts into a text, to mark it as a query or a document
 
 
@@ -87,19 +81,7 @@ def open_retriever(path: Path, max_seq_len: int | None) -> Retriever:
 
 def is_multi_vector(path: Path) -> bool:
     """Return whether PyLate saved a directory, according to its modules."""
-    return any(module.startswith("pylate.") for module in _modules(path))
-
-
-def _modules(path: Path) -> list[str]:
-    """Return the class of each module that a directory lists; none if it has no modules.json."""
-    try:
-        return [str(module["type"]) for module in parse_json((path / MODULES).read_text(encoding="utf-8"))]
-    except (FileNotFoundError, NotADirectoryError):  # opening the path as a model refuses a file later
-        return []
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path / MODULES}: expected a list of modules as sentence-transformers writes it: {error!r}"
-        ) from None
+    return any(module.startswith("pylate.") for module, _ in modules_of(path))
 
 
 def _single_vector(path: Path) -> SentenceTransformer:
@@ -124,29 +106,13 @@ def _multi_vector(path: Path, max_seq_len: int | None) -> Retriever:
 
 
 def _load(path: Path, kind: type[SentenceTransformer]) -> SentenceTransformer:
-    """Load a directory as a SentenceTransformer or ColBERT, without network access.
+    """Load a directory as a SentenceTransformer or ColBERT; special tokens that a text spells stay text.
 
     Raises:
-        DataError: it cannot be loaded, does not begin with a transformer, has another model's tokenizer, or has a
-            module with its own code, which sentence-transformers would run without asking.
+        FoundryError: as `load_sentence_model`.
     """
-    if foreign := [module for module in _modules(path) if not module.startswith(LIBRARIES)]:
-        raise DataError(
-            f"{path / MODULES}: {foreign[0]} is code of its own, which is never run here; choose a model whose modules "
-            "are those of sentence-transformers or PyLate"
-        )
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    check_stored(path)
-    try:
-        # An absolute path is not looked up on the hub, where `runs/dense` could be somebody's repository.
-        model = kind(str(path.resolve()), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers, safetensors and tokenizers each raise their own
-        raise DataError(f"{path}: cannot be loaded as an encoder: {not_opened(error)}") from error
-    model.model_card_data.local_files_only = True  # ColBERT does not pass it on
-    if not hasattr(model[0], "auto_model"):
-        raise DataError(f"{path}: expected a transformer as first module, found a {type(model[0]).__name__}")
-    check_ids(model.tokenizer, "the model", model[0].auto_model.get_input_embeddings().num_embeddings)
+    model = load_sentence_model(path, kind)
+    special_tokens_as_text(model.tokenizer)
     with check_runs(path, model[0].auto_model):
         model.encode(["a", "a b"], show_progress_bar=False)
     return model

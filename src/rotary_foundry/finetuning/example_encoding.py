@@ -33,11 +33,10 @@ from rotary_foundry.data_prep.labelled.span_encoding import (
     encode_entities,
 )
 from rotary_foundry.finetuning.finetune_config import FinetuneConfig, TaskConfig
-from rotary_foundry.interop.huggingface import check_stored
 from rotary_foundry.interop.own_code import register_own_code
 from rotary_foundry.interop.positions import most_tokens
+from rotary_foundry.models.in_transformers import check_stored
 from rotary_foundry.utils.errors import ConfigurationError, DataError
-from rotary_foundry.utils.hub import check_hub
 from rotary_foundry.utils.wording import not_opened
 
 NO_LABEL = -100  # the label of tokens that losses and metrics ignore
@@ -63,8 +62,8 @@ def prepare(config: FinetuneConfig, name: str, folder: Path) -> dict:
         FoundryError: names the file and row of the error.
     """
     task = config.of(name)
-    check_stored(Path(config.model))
     model = _model_config(config.model)
+    check_stored(Path(config.model))
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.model, model)
     limit = _limit(config, task.max_seq_len, model, tokenizer)
     paths = {"train": task.data.train} | {Path(split).stem: split for split in task.data.validation}
@@ -238,11 +237,13 @@ def load_tokenizer(path: str, model_path: str, model: PretrainedConfig) -> PreTr
 
 def _model_config(path: str) -> PretrainedConfig:
     if not Path(path).is_dir():
-        check_hub(f"model: {path} is not a directory; a model of the Hugging Face hub has to be downloaded")
+        raise ConfigurationError(
+            f"model: {path}: no such folder; a model of the Hugging Face Hub has to be downloaded to a folder first"
+        )
     register_own_code(path)
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # an unknown type, broken JSON, or an error of the hub
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # an unknown type or broken JSON
         raise DataError(f"{path}: transformers cannot load a model: {not_opened(error)}") from None
 
 

@@ -68,7 +68,7 @@ class TaskConfig:
 class FinetuneConfig:
     """A search over grids and seeds. Paths are relative to the working directory."""
 
-    model: str  # a Hugging Face directory, such as runs/nano/export; or a name on the hub
+    model: str  # a Hugging Face directory, such as runs/nano/export
     tasks: dict[str, TaskConfig]
     search: SearchConfig
     task: Any = field(default=None, metadata=AS_WRITTEN)  # one of the tasks, or several; all if not given

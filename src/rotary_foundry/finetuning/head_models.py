@@ -22,6 +22,7 @@ from torchmetrics import Metric
 from transformers import AutoModel, PreTrainedModel
 
 from rotary_foundry.interop.trained_heads import POINTER
+from rotary_foundry.models.in_transformers import load_theirs
 from rotary_foundry.models.layers.span_scores import (
     EfficientGlobalPointer,
     GlobalPointer,
@@ -129,11 +130,11 @@ def load_span_model(directory: Path, type_: str) -> SpanModel:
     The names of its kinds are the encoder's `config.id2label`.
 
     Raises:
-        DataError: the directory has no such head.
+        DataError: the directory has no such head, or its encoder cannot be loaded.
     """
     if not (directory / POINTER).is_file():
         raise DataError(f"{directory}: no {POINTER}; expected the directory of a fine-tuned model of type {type_}")
-    encoder = AutoModel.from_pretrained(directory, trust_remote_code=False)
+    encoder = load_theirs(AutoModel, directory, "an encoder", None)
     model = SpanModel(encoder, type_, 1 if type_ == "answer" else encoder.config.num_labels)
     model.pointer.load_state_dict(load_file(directory / POINTER))
     return model.eval()

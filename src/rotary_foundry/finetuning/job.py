@@ -43,9 +43,10 @@ from rotary_foundry.finetuning.metrics import make_metric
 from rotary_foundry.finetuning.predictions import write_predictions
 from rotary_foundry.interop.huggingface import add_settings_of_4
 from rotary_foundry.interop.own_code import copy_own_code, register_own_code
+from rotary_foundry.models.in_transformers import check_attention_mask, check_loaded, plain_names
 from rotary_foundry.optim.adafactor import AdaFactor
 from rotary_foundry.optim.decay_groups import decay_groups
-from rotary_foundry.utils.errors import DataError, FoundryError, print_error
+from rotary_foundry.utils.errors import FoundryError, print_error
 
 PACKAGES = ("rotary-foundry", "mosaicml", "torch", "transformers", "datasets", "torchmetrics", "seqeval")
 CLASSES = {
@@ -75,12 +76,14 @@ def run_job(folder: Path, parent: int | None = None) -> dict:
     for path in (job["model"], job["tokenizer"]):
         register_own_code(path)
     tokenizer = open_fast(job["tokenizer"])
+    loaded = load_with_head(job)
+    check_attention_mask(Path(job["model"]), loaded.encoder if isinstance(loaded, SpanModel) else loaded, tokenizer)
     metrics = {name: make_metric(name, job["labels"]) for name in job["metrics"]}
     model: HeadModel | Classifier
     if job["type"] in HEADS:
-        model = HEADS[job["type"]](load_with_head(job), list(metrics.values()))
+        model = HEADS[job["type"]](loaded, list(metrics.values()))
     else:
-        model = Classifier(load_with_head(job), tokenizer, use_logits=True, eval_metrics=list(metrics.values()))
+        model = Classifier(loaded, tokenizer, use_logits=True, eval_metrics=list(metrics.values()))
     loaders = {
         split: _loader(job, split, load_from_disk(str(folder.parents[1] / "data" / split)), tokenizer)
         for split in ("train", *job["splits"], *job["tests"])
@@ -164,7 +167,7 @@ def load_with_head(job: dict) -> PreTrainedModel | SpanModel:
         "label2id": {label: number for number, label in enumerate(labels)},
         "problem_type": PROBLEMS.get(job["type"]),
     }
-    config = AutoConfig.from_pretrained(job["model"], trust_remote_code=False, **settings)
+    config = AutoConfig.from_pretrained(job["model"], local_files_only=True, trust_remote_code=False, **settings)
     if hasattr(config, "reference_compile"):
         config.reference_compile = False  # it would recompile for every length of a batch
     if job["type"] in POINTERS:
@@ -178,17 +181,12 @@ def load_with_head(job: dict) -> PreTrainedModel | SpanModel:
 
 
 def _loaded(auto: type, path: str, config: PretrainedConfig) -> PreTrainedModel:
-    """Load a model; refuse one whose files lack parts of the encoder, to which transformers gives random values.
-
-    Raises:
-        DataError: names the first such tensor.
-    """
-    model, loading = auto.from_pretrained(path, config=config, trust_remote_code=False, output_loading_info=True)
-    encoder = "" if auto is AutoModel else f"{model.base_model_prefix}."
-    missing = sorted(name for name in loading["missing_keys"] if name.startswith(encoder) and "pooler" not in name)
-    if missing:
-        there = f"; it has, for example, {min(loading['unexpected_keys'])}" if loading["unexpected_keys"] else ""
-        raise DataError(f"{path}: no tensor {missing[0]}, which would begin with random values{there}")
+    """Load a model; refuse one whose files lack parts of the encoder."""
+    with plain_names(Path(path)) as plain:
+        model, loading = auto.from_pretrained(
+            plain, config=config, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    check_loaded(Path(path), model, loading)
     return model
 
 

@@ -32,7 +32,7 @@ from rotary_foundry.interop.heads import Head
 from rotary_foundry.interop.trained_heads import POINTER, PREDICT, TrainedHead
 from rotary_foundry.models.config_json import CONFIG, family_of, find_family_of, read_config
 from rotary_foundry.models.family import Family, Shape
-from rotary_foundry.models.weights import WRAPPERS, Weights, load_network, unwrapped
+from rotary_foundry.models.weights import Weights, load_network, unwrapped
 from rotary_foundry.runs.run_folder import GENERATION
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from rotary_foundry.utils.json_text import read_object
@@ -42,7 +42,6 @@ WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "REA
 TAG = "rotary-foundry"  # in a card's front matter; identifies our directories
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKENIZER_FILES += ("chat_template.jinja",)  # of transformers 5; 4 has it in tokenizer_config.json
-LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers"}  # config keys for the number of layers
 MORE_TEMPLATES = "additional_chat_templates"  # the folder of all but the default, in transformers 5
 
 
@@ -200,31 +199,6 @@ class SafetensorsWeights(Weights):
         stored = self.theirs[name]
         with safe_open(self.files[stored], "pt") as opened:
             return opened.get_tensor(stored)
-
-
-def check_stored(directory: Path) -> None:
-    """Refuse a directory that transformers would load as another model than is stored there, with only a warning.
-
-    Raises:
-        DataError: tensors have names that transformers does not know, or config.json has more layers than there are
-            tensors.
-    """
-    names: list[str] = []
-    for file in sorted(directory.glob("*.safetensors")):
-        with suppress(OSError, SafetensorError), safe_open(file, "pt") as opened:  # loading reports these errors
-            names += opened.keys()
-        if wrapped := next(filter(WRAPPERS.search, names), None):
-            raise DataError(
-                f"{file}: {wrapped}: expected the name without what torch.compile or FSDP put into it, as in "
-                f"{WRAPPERS.sub('', wrapped)}; save the model inside the compiled one, model._orig_mod"
-            )
-    written = read_config(directory) if names and (directory / CONFIG).is_file() else {}
-    for key in LAYERS & written.keys():
-        if isinstance(written[key], int) and written[key] > len(names):
-            raise DataError(
-                f"{directory / CONFIG}: {key}: expected at most {len(names):,}, the number of tensors there, got "
-                f"{written[key]:,}"
-            )
 
 
 def _load_tokenizer(path: Path, family: Family, shape: Shape) -> PreTrainedTokenizerFast:

@@ -11,6 +11,9 @@ It needs torch, transformers and safetensors. In Python:
 
 Or `python predict.py "A text."`, which prints the prediction; choices follow `--choices`.
 
+A model that transformers does not have needs the modeling file of this directory. transformers runs it only with
+`Predictor(…, trust_remote_code=True)`, or with `--trust-remote-code` as the first argument.
+
 Texts are encoded as in training: [CLS] part [SEP] part [SEP], and all tokens are of segment 0. An example that is too
 long loses tokens of its longest part, but never of a choice. A passage is divided into windows instead.
 """
@@ -31,17 +34,21 @@ WINDOWS = 8  # computed at a time
 
 
 class Predictor:
-    """The network, the head and the tokenizer of a directory, on the CPU."""
+    """The network, the head and the tokenizer of a directory, on the CPU.
 
-    def __init__(self, directory):
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=True)
+    trust_remote_code: whether transformers may run the modeling file of the directory.
+    """
+
+    def __init__(self, directory, trust_remote_code=False):
+        given = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+        config = AutoConfig.from_pretrained(directory, **given)
         self.kind = config.task_kind
         self.labels = [config.id2label[number] for number in range(config.num_labels)]
         self.limit = config.max_position_embeddings
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
         self.text = as_text(self.tokenizer)
         model_class = AutoModel if self.kind in SPANS else AutoModelForSequenceClassification
-        self.model = model_class.from_pretrained(directory, config=config, trust_remote_code=True).eval()
+        self.model = model_class.from_pretrained(directory, config=config, **given).eval()
         self.pointer = load_file(Path(directory) / "pointer.safetensors") if self.kind in SPANS else None
 
     def __call__(self, *texts, choices=(), after=()):
@@ -218,6 +225,7 @@ def rotated(x):
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
+    trusted = sys.argv[1:2] == ["--trust-remote-code"]
+    arguments = sys.argv[1 + trusted :]
     place = arguments.index("--choices") if "--choices" in arguments else len(arguments)
-    print(Predictor(Path(__file__).parent)(*arguments[:place], choices=arguments[place + 1 :]))
+    print(Predictor(Path(__file__).parent, trusted)(*arguments[:place], choices=arguments[place + 1 :]))

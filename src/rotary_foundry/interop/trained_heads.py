@@ -39,7 +39,7 @@ CALLS = {
 }
 USAGE = """from predict import Predictor  # predict.py of this directory
 
-predict = Predictor("the path of this directory")
+predict = Predictor("the path of this directory"{trust})
 {call}
 """
 OTHERWISE = {  # transformers' classes for such tasks; they compute another function
@@ -104,7 +104,8 @@ class TrainedHead:
         of_labels = f", with the labels {', '.join(labels)}" if labels else ""
         yield f"With the trained head of the task `{self.name}` (`{kind}`{of_labels})."
         call, returns = CALLS[kind]
-        yield f"```python\n{USAGE.format(call=call)}```"
+        trust = ", trust_remote_code=True" if family.huggingface.code else ""
+        yield f"```python\n{USAGE.format(call=call, trust=trust)}```"
         yield f"This returns {returns}. It needs torch, transformers and safetensors only."
         if self._of_spans:
             yield (

@@ -29,7 +29,9 @@ PREFIXES = ("module.", "model.")  # DistributedDataParallel's, and that of a cla
 log = logging.getLogger(__name__)
 
 
-def unwrapped(names: Iterable[str], expected: Collection[str], where: Path) -> dict[str, str]:
+def unwrapped(
+    names: Iterable[str], expected: Collection[str], where: Path, prefixes: Collection[str] = PREFIXES
+) -> dict[str, str]:
     """Return the stored name for each name without the wrappers and prefixes that other programs added.
 
     A prefix is removed only if every name begins with it, no name is the model's, and some name is without it.
@@ -38,6 +40,7 @@ def unwrapped(names: Iterable[str], expected: Collection[str], where: Path) -> d
         names: the names of the stored tensors.
         expected: the names of the model's tensors; if empty, a prefix is removed whenever every name begins with it.
         where: the location of the weights.
+        prefixes: those that other programs may have added.
 
     Raises:
         DataError: two tensors would have one name.
@@ -48,7 +51,7 @@ def unwrapped(names: Iterable[str], expected: Collection[str], where: Path) -> d
             raise DataError(f"{where}: {other} and {name} are one tensor of the model; remove one of them")
     bare = dict(plain)
     while bare.keys().isdisjoint(expected) and (
-        found := [prefix for prefix in PREFIXES if bare and all(name.startswith(prefix) for name in bare)]
+        found := [prefix for prefix in prefixes if bare and all(name.startswith(prefix) for name in bare)]
     ):
         bare = {name.removeprefix(found[0]): stored for name, stored in bare.items()}
     if not expected or not bare.keys().isdisjoint(expected):

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
 from rotary_foundry.data.fast_tokenizer import open_fast
+from rotary_foundry.data_prep.conversations.plain_contents import PlainContents
 from rotary_foundry.data_prep.self_instruct.instruct_prompts import NoReply
 from rotary_foundry.data_prep.self_instruct.request_log import Reply
+from rotary_foundry.models.in_transformers import load_theirs
 from rotary_foundry.utils.errors import DataError
-from rotary_foundry.utils.wording import not_opened
 
 
 class LocalGenerator:
     """A causal model that answers the body of a chat completion.
 
     Raises:
-        DataError: the folder has no causal model, or its tokenizer has no chat template.
+        DataError: the folder has no causal model, tensors of it are missing, or its tokenizer has no chat template.
     """
 
     concurrency, repeated = 1, 0
@@ -33,29 +33,26 @@ class LocalGenerator:
                 f"{folder}: the tokenizer has no chat template; give a model that was tuned to instructions"
             )
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()  # it would log the model's own sampling settings at each request
-        try:
-            self.model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype="auto" if device == "cuda" else torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-            )
-        except Exception as error:  # transformers and its parts may raise any class
-            raise DataError(f"{folder}: transformers cannot open it as a causal model: {not_opened(error)}") from error
+        dtype = "auto" if device == "cuda" else torch.float32
+        self.model = load_theirs(
+            AutoModelForCausalLM, folder, "a causal model", "a decoder with its output", dtype=dtype
+        )
         self.model.eval().to(device)
+        self._contents = PlainContents(self.tokenizer.backend_tokenizer, self.tokenizer.all_special_tokens)
         self._lock = threading.Lock()
 
     @torch.inference_mode()
     def ask(self, body: dict) -> Reply:
         """Answer a request: `messages`, `max_tokens`, `temperature` and `seed` of its body.
 
+        Special tokens that a message spells, as a document may, stay text.
+
         Raises:
             NoReply: prompt and reply do not fit in the model's context.
         """
-        text = self.tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True, tokenize=False)
-        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(self.model.device)
+        messages = self._contents.hide(body["messages"])
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids = torch.tensor([self._contents.encode(self._contents.named(text)).ids], device=self.model.device)
         prompt, most = ids.shape[1], body["max_tokens"]
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is not None and prompt + most > limit:
