@@ -5,13 +5,17 @@ short, with a count and no reason.
 """
 
 import json
+import re
 import runpy
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
 
 from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer, load_corpus_config
 from rotary_foundry.data_prep.pipeline import prepare, work_folder
@@ -85,7 +89,7 @@ def test_what_was_lost_of_a_corpus_is_printed_with_it(corpus, tmp_path, monkeypa
     assert "  mine: left out 4 bad input\n" in printed
     assert f"    mine: {tmp_path}/a.csv:62: column 'text' holds a NUL at character 4, which is not text\n" in printed
     assert f"    mine: {tmp_path}/a.csv:63: not valid CSV: ',' expected after '\"'\n" in printed
-    assert f"    … all 4 are in {tmp_path}/out/bad_input.txt\n" in printed
+    assert f"    … 4 lines are in {tmp_path}/out/bad_input.txt\n" in printed
 
 
 def read_listing(path: Path, limit: int = 100, **keys) -> tuple[list[str], BadInput]:
@@ -136,6 +140,88 @@ def test_rows_of_a_damaged_row_group_or_shard_are_counted_one_by_one(tmp_path):
     left = documents(SourceConfig("mds", str(tmp_path / "set")), bad)
     assert (len(bad.listed), bad.count) == (1, 30 - len(left))
     assert bad.count > 1
+
+
+EMPTY = "<html><head><title>x</title></head><body><script>var x = 1</script><nav>menu</nav></body></html>"
+
+
+def write_pages(path: Path, kind: str, pages: list[str | bytes]) -> None:
+    """A WARC file, each of whose records holds a page."""
+    with open(path, "wb") as file:
+        writer = WARCWriter(file, gzip=False)
+        for number, page in enumerate(pages):
+            http = StatusAndHeaders("200 OK", [("Content-Type", "text/html")], protocol="HTTP/1.1")
+            content = BytesIO(page.encode() if isinstance(page, str) else page)
+            url = f"http://example.org/{number}"
+            headers = {"http_headers": http} if kind == "response" else {"warc_content_type": "text/plain"}
+            writer.write_record(writer.create_warc_record(url, kind, payload=content, **headers))
+
+
+def write_without_text(kind: str, folder: Path) -> Path:
+    """Two pages, files or repositories of a reader's, each without text."""
+    if kind == "warc":
+        write_pages(
+            folder / "a.warc", "response", [EMPTY.replace("menu", ""), b"<html><p>" + bytes(range(128, 256)) * 20]
+        )
+    elif kind == "wet":
+        write_pages(folder / "a.wet", "conversion", [b"", b"%PDF-1.4 " + bytes(range(128, 256))])
+    else:
+        name, content = WITHOUT_TEXT[kind]
+        for number in range(2):
+            path = folder / name.format(number)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content)
+    return folder
+
+
+WITHOUT_TEXT = {
+    "html": ("{}.html", EMPTY),
+    "man": ("{}.1", ".so man1/other.1\n"),
+    "text": ("{}.txt", ""),
+    "csv": ("{}.csv", "id,text\n"),
+    "jsonl": ("{}.jsonl", "\n[]\n"),
+    "python_docstrings": ("{}.py", "def f(:\n"),
+    "python_files": ("{}.py", ""),
+    "repositories": ("r{}/a.py", "\n"),
+}
+
+
+@pytest.mark.parametrize("kind", [*WITHOUT_TEXT, "warc", "wet"])
+def test_pages_and_files_without_text_are_counted_and_named_and_are_no_bad_input(kind, tmp_path):
+    reader, bad = kind.replace("wet", "warc"), BadInput("mine", limit=0)
+    assert documents(SourceConfig(reader, str(write_without_text(kind, tmp_path))), bad) == []
+    assert (bad.count, bad.without_text) == (0, 2)
+    assert all(re.fullmatch(rf"{tmp_path}/\S+: \w.+", line) for line in bad.listed_without_text)
+
+
+def test_an_empty_parquet_file_is_counted_as_without_text(tmp_path):
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    bad = BadInput("mine", limit=0)
+    assert documents(SourceConfig("parquet", str(tmp_path)), bad) == []
+    assert bad.listed_without_text == [f"{tmp_path}/a.parquet: no rows"]
+
+
+def test_a_source_of_pages_without_text_names_the_first_and_why(corpus, tmp_path):
+    (tmp_path / "pages").mkdir()
+    config = corpus("html", write_without_text("html", tmp_path / "pages"))
+    said = r"no documents \(left out: 2 without text\); .*pages/0\.html: no text outside of head.*; all bad input is "
+    with pytest.raises(DataError, match=said):
+        prepare(config)
+
+
+def test_of_many_pages_without_text_all_are_counted_and_the_first_listed(corpus, tmp_path):
+    (tmp_path / "pages").mkdir()
+    for number, text in enumerate(sentences(1, 60)):
+        (tmp_path / f"pages/{number}.html").write_text(f"<p>{text}</p>")
+    for number in range(130):
+        (tmp_path / f"pages/e{number:03d}.html").write_text(EMPTY)
+    config = replace(corpus("html", tmp_path / "pages"), max_bad_documents=0)
+    prepare(config)
+    assert Statistics.read(config.out).sources["mine"].left_out == {"without text": 130}
+    listed = (tmp_path / "out/bad_input.txt").read_text().splitlines()
+    assert len(listed) == 101
+    assert listed[0].startswith(f"mine: {tmp_path}/pages/e000.html: no text outside of")
+    assert listed[-1] == "mine: 30 more without text in the same part"
 
 
 def test_a_folder_whose_files_are_all_passed_over_names_their_endings(tmp_path):

@@ -37,14 +37,18 @@ class Html(Text):
     def document(self, text: object, where: str, url: object = None) -> Iterator[Document]:
         if text := html_text(text):
             yield from super().document(text, where, url)
+        else:
+            self.bad.add_without_text(where, "no text outside of head, navigation, scripts and the like")
 
 
 class Man(Text):
-    """Reads one document per manual page; a page that only names another (`.so`) gives none."""
+    """Reads one document per manual page; a page that only names another (`.so`) is without text."""
 
     def document(self, text: object, where: str, url: object = None) -> Iterator[Document]:
         if text := man_text(text):
             yield from super().document(text, where, url)
+        else:
+            self.bad.add_without_text(where, "no text besides commands of troff")
 
 
 def html_text(html: str) -> str:

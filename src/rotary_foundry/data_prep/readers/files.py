@@ -56,7 +56,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 
 
 def read_files(reader: type["Files"], source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
-    """Yield the documents of a part's files.
+    """Yield the documents of a part's files. A file that gives neither a document nor bad input is without text.
 
     Raises:
         DataError: a file cannot be opened or fetched.
@@ -64,8 +64,13 @@ def read_files(reader: type["Files"], source: SourceConfig, part: Part, bad: Bad
     opened = reader(part["folder"], source.text_column or "text", bad, source.conversations)
     opened.encoding, opened.delimiter = source.encoding, source.delimiter
     for name in part["files"]:
+        left_out, found = (bad.count, bad.without_text), False
         with object_store.named(opened.path(name)):
-            yield from opened.read_file(name)
+            for document in opened.read_file(name):
+                found = True
+                yield document
+        if not found and left_out == (bad.count, bad.without_text):
+            bad.add_without_text(opened.path(name), opened.nothing)
 
 
 class Files(BaseDiskReader):
@@ -79,6 +84,7 @@ class Files(BaseDiskReader):
     """
 
     has_columns = True
+    nothing = "an empty file"  # why a file without text and without bad input gives no document
     encoding: str | None = None  # of the files; None: UTF-8
     delimiter: str | None = None  # of CSV; None: by the file's ending
 
@@ -150,6 +156,8 @@ class Files(BaseDiskReader):
 class Jsonl(Files, JsonlReader):
     """Reads one document per line and skips blank lines. A line may also be a list of texts."""
 
+    nothing = "no line with a text"
+
     def read_file(self, filepath: str) -> Iterator[Document]:
         first = True
         with self.unpacked(filepath) as stream:
@@ -188,6 +196,8 @@ class Csv(Files, CsvReader):
 
     A .tsv file has no quotes, unless the source names a delimiter: the text is everything between two tabs.
     """
+
+    nothing = "no row below the names of the columns"
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         csv.field_size_limit(LONGEST)  # the default is 128 KiB; this setting is global to the process
@@ -239,6 +249,8 @@ class Csv(Files, CsvReader):
 
 class Parquet(Files, ParquetReader):
     """Reads one document per row of a text column. Memory holds a page and BATCH rows."""
+
+    nothing = "no rows"
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         path = self.path(filepath)

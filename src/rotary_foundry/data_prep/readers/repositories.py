@@ -117,6 +117,8 @@ def _documents(folder: str, repositories: dict[str, dict[str, int]], bad: BadInp
         texts = [f"# {name}\n{text.rstrip()}\n" for name in files for text in _texts(reader, name) if text.strip()]
         if texts:
             yield Document(encodable("\n".join(texts)), reader.path(repository))
+        else:
+            bad.add_without_text(reader.path(repository), "no file with text")
 
 
 def _texts(reader: Text, name: str) -> Iterator[str]:
