@@ -11,6 +11,7 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -155,6 +156,43 @@ def write_pages(path: Path, kind: str, pages: list[str | bytes]) -> None:
             url = f"http://example.org/{number}"
             headers = {"http_headers": http} if kind == "response" else {"warc_content_type": "text/plain"}
             writer.write_record(writer.create_warc_record(url, kind, payload=content, **headers))
+
+
+def test_rows_of_a_damaged_hugging_face_data_set_are_counted_one_by_one(tmp_path):
+    reading.write_dataset(tmp_path / "set", [f"text number {n:04}" for n in range(250)])
+    (file,) = (tmp_path / "set").glob("*.arrow")
+    content = bytearray(file.read_bytes())
+    offsets = b"".join((16 * n).to_bytes(4, "little") for n in range(10, 60))
+    place = content.index(offsets)
+    content[place : place + len(offsets)] = b"\xff" * len(offsets)
+    file.write_bytes(content)
+    source, bad = SourceConfig("huggingface", str(tmp_path / "set")), BadInput("mine", limit=100)
+    left = documents(source, bad)
+    assert len(left) < 250
+    assert (len(left) + bad.count, len(bad.listed)) == (250, 1)
+    with pytest.raises(DataError, match=r"100 documents cannot be read, 'max_bad_documents' allows 2: "):
+        documents(source, BadInput("mine", limit=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("train.csv", "text,text\none,two\n", "set: the column 'text' occurs twice; .* datasets calls the second"),
+        (
+            "train.jsonl",
+            '{"text": "one", "text": "two"}\n',
+            "set: datasets cannot load it: .*text.* was specified twice",
+        ),
+    ],
+)
+def test_a_column_named_twice_in_a_file_of_a_hugging_face_data_set_is_refused(
+    name, content, says, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / name).write_text(content)
+    with pytest.raises(DataError, match=says):
+        texts("huggingface", tmp_path / "set")
 
 
 def write_without_text(kind: str, folder: Path) -> Path:

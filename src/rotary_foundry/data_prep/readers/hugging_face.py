@@ -18,7 +18,7 @@ from datatrove.data import Document
 from rotary_foundry.data_prep.readers import CONVERSATIONS, BadInput, Part, SourceConfig
 from rotary_foundry.data_prep.readers.listing import digest, part_bytes
 from rotary_foundry.data_prep.readers.messages import Unusable, read_conversation, to_text
-from rotary_foundry.data_prep.readers.text_columns import check_columns, check_type, is_text, not_text, values
+from rotary_foundry.data_prep.readers.text_columns import check_columns, check_type, is_text, not_text, twice, values
 from rotary_foundry.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
             rows = zip(*(_checked(batch.column(column)) for column in columns), strict=True)
             urls = _checked(batch.column("url")) if _has_url(batch.schema) else [None] * batch.num_rows
         except (pa.ArrowException, OSError, ValueError) as error:
-            bad.add(f"{source.path}:{row}", f"damaged: {error}; rows up to {until - 1} are lost")
+            bad.add(f"{source.path}:{row}", f"damaged: {error}; rows up to {until - 1} are lost", until - row)
             continue
         for number, (of_row, url) in enumerate(zip(rows, urls, strict=True), row):
             where = f"{source.path}:{number}"
@@ -116,11 +116,15 @@ def _load(source: SourceConfig, revision: str | None = None):
         else:
             data = datasets.load_dataset(source.path, source.name, split=split, revision=revision)
     except Exception as error:  # errors of the Hub, the network, the file system or any builder
-        raise DataError(f"{source.path}: datasets cannot load it: {_first_line(error)}") from error
+        cause = f": {_first_line(error.__cause__)}" if error.__cause__ else ""
+        raise DataError(f"{source.path}: datasets cannot load it: {_first_line(error)}{cause}") from error
     if isinstance(data, datasets.DatasetDict):
         raise DataError(f"{source.path}: no split '{split}'; the splits there are {', '.join(map(repr, data))}")
     columns = _columns(source)
     check_columns(columns, data.column_names, source.path)
+    for column in columns:
+        if data.info.builder_name == "csv" and f"{column}.1" in data.column_names:  # pandas renames the second
+            raise DataError(f"{source.path}: {twice(column)}; datasets calls the second '{column}.1'")
     if not source.conversations:
         check_type(data.data.schema.field(columns[0]).type, columns[0], source.path)
     return data
@@ -148,5 +152,5 @@ def _checked(column: pa.ChunkedArray) -> list[str | bytes | None]:
     return found
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
