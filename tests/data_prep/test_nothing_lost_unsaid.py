@@ -278,6 +278,19 @@ def test_a_delimiter_can_be_named_and_a_tsv_has_tabs_and_no_quotes(tmp_path):
     assert texts("csv", tmp_path / "c.tsv", delimiter="\t") == ["one\n1"]
 
 
+@pytest.mark.parametrize("delimiter", ["\t", " ", "\u3000"])
+def test_an_override_whose_value_is_a_blank_or_a_tab_is_kept(delimiter, tmp_path):
+    (tmp_path / "a.tsv").write_text(f'n{delimiter}text\n1{delimiter}"one\n1"\n')
+    (tmp_path / "mine.yaml").write_text(
+        f"sources: {{mine: {{reader: csv, path: {tmp_path}/a.tsv}}}}\ntokenizer: {{train: {{vocab_size: 320}}}}\n"
+        "row_lengths: [64]\nout: out\n"
+    )
+    config = load_corpus_config(tmp_path / "mine.yaml", [f"sources.mine.delimiter={delimiter}"])
+    assert [document.text for document in documents(config.sources["mine"])] == ["one\n1"]
+    with pytest.raises(ConfigurationError, match="validation"):
+        load_corpus_config(tmp_path / "mine.yaml", [f"validation={delimiter}"])
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-16-le", "shift_jis"])
 @pytest.mark.parametrize("reader", ["csv", "jsonl", "text"])
 def test_an_encoding_can_be_named(reader, encoding, tmp_path):
