@@ -269,6 +269,45 @@ def test_a_folder_whose_files_are_all_passed_over_names_their_endings(tmp_path):
         texts("csv", tmp_path)
 
 
+def test_linked_folders_are_read_once_and_links_to_nothing_are_named(tmp_path):
+    for folder, name in (("set/real", "a"), ("elsewhere", "b"), ("elsewhere/deeper", "c")):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        reading.write_jsonl(tmp_path / folder / f"{name}.jsonl", [name])
+    links = {"set/sub": "../elsewhere", "set/again": "../elsewhere", "set/real/loop": "..", "elsewhere/up": "../set"}
+    links |= {"set/gone.jsonl": "nowhere", "set/gone": "nowhere", "set/gone.png": "nowhere"}
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(target)
+    for path in ("set", "set/**/*.jsonl"):
+        bad = BadInput("mine")
+        found = documents(SourceConfig("jsonl", str(tmp_path / path)), bad)
+        assert [document.text for document in found] == ["b", "c", "a"]
+        assert f"{tmp_path}/set/gone.jsonl: a link to a file or folder that does not exist" in bad.listed
+        assert bad.count == (2 if path == "set" else 1)
+    assert texts("jsonl", tmp_path / "set/s*/*.jsonl") == ["b"]
+
+
+def test_a_linked_repository_is_read_and_one_that_is_gone_is_named(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.py").write_text("x = 1")
+    (tmp_path / "elsewhere/b.py").symlink_to("nowhere")
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all/one").symlink_to("../elsewhere")
+    (tmp_path / "all/two").symlink_to("../nowhere")
+    bad = BadInput("mine")
+    assert len(documents(SourceConfig("repositories", str(tmp_path / "all")), bad)) == 1
+    assert [line.split(":")[0] for line in bad.listed] == [f"{tmp_path}/all/{name}" for name in ("one/b.py", "two")]
+
+
+@pytest.mark.parametrize(("target", "what"), [("../elsewhere", "a folder"), ("nowhere", "nothing")])
+def test_a_link_that_datasets_passes_over_is_refused(target, what, tmp_path):
+    for name in ("set", "elsewhere"):
+        (tmp_path / name).mkdir()
+        reading.write_jsonl(tmp_path / name / "train.jsonl", ["one"])
+    (tmp_path / "set/more").symlink_to(target)
+    with pytest.raises(DataError, match=f"set/more: a link to {what}, which datasets passes over; remove it"):
+        texts("huggingface", tmp_path / "set")
+
+
 def test_a_delimiter_can_be_named_and_a_tsv_has_tabs_and_no_quotes(tmp_path):
     (tmp_path / "a.csv").write_text('text;n\n"one; 1";2\n')
     assert texts("csv", tmp_path / "a.csv", delimiter=";") == ["one; 1"]

@@ -64,6 +64,8 @@ def read_files(reader: type["Files"], source: SourceConfig, part: Part, bad: Bad
     opened = reader(part["folder"], source.text_column or "text", bad, source.conversations)
     opened.encoding, opened.delimiter = source.encoding, source.delimiter
     for name in part["files"]:
+        if opened.is_dangling(name):
+            continue
         left_out, found = (bad.count, bad.without_text), False
         with object_store.named(opened.path(name)):
             for document in opened.read_file(name):
@@ -98,6 +100,12 @@ class Files(BaseDiskReader):
 
     def path(self, name: str) -> str:
         return posixpath.join(self.folder, name)
+
+    def is_dangling(self, name: str) -> bool:
+        """Return whether a file is a link to nothing; if so, list it as bad input."""
+        if found := object_store.is_dangling(self.path(name)):
+            self.bad.add(self.path(name), "a link to a file or folder that does not exist")
+        return found
 
     @contextmanager
     def unpacked(self, name: str) -> Iterator[io.BufferedIOBase]:

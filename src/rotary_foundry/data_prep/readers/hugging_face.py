@@ -114,7 +114,10 @@ def _load(source: SourceConfig, revision: str | None = None):
             if isinstance(data, datasets.DatasetDict) and split in data:
                 data = data[split]
         else:
+            _check_links(Path(source.path))
             data = datasets.load_dataset(source.path, source.name, split=split, revision=revision)
+    except DataError:
+        raise
     except Exception as error:  # errors of the Hub, the network, the file system or any builder
         cause = f": {_first_line(error.__cause__)}" if error.__cause__ else ""
         raise DataError(f"{source.path}: datasets cannot load it: {_first_line(error)}{cause}") from error
@@ -128,6 +131,22 @@ def _load(source: SourceConfig, revision: str | None = None):
     if not source.conversations:
         check_type(data.data.schema.field(columns[0]).type, columns[0], source.path)
     return data
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links to folders and to nothing, which `datasets` passes over.
+
+    Raises:
+        DataError: there is such a link.
+    """
+    for path in sorted(folder.rglob("*")):
+        if (
+            path.is_symlink()
+            and not path.is_file()
+            and not any(part[0] == "." for part in path.relative_to(folder).parts)
+        ):
+            what = "a link to a folder" if path.is_dir() else "a link to nothing"
+            raise DataError(f"{path}: {what}, which datasets passes over; remove it, or put the files there")
 
 
 def _has_url(schema: pa.Schema) -> bool:

@@ -51,6 +51,8 @@ def parts(source: SourceConfig) -> list[Part]:
         pieces = name.split("/")
         if len(pieces) > _depth(source):
             repositories.setdefault("/".join(pieces[: _depth(source)]), {})[name] = info["size"]
+        elif listing.has_no_ending(name) and object_store.is_dangling(f"{folder}/{name}"):
+            repositories[name] = {}
     if not repositories:
         raise DataError(
             f"{source.path}: no folders at depth {_depth(source)} with files for the reader repositories; change "
@@ -111,6 +113,8 @@ def _documents(folder: str, repositories: dict[str, dict[str, int]], bad: BadInp
     """
     reader = Text(folder, "text", bad)
     for repository, files in repositories.items():
+        if not files and reader.is_dangling(repository):
+            continue
         if sum(files.values()) > LONGEST:
             bad.add(reader.path(repository), f"files of more than {LONGEST >> 20} MiB together; choose a larger depth")
             continue
@@ -123,6 +127,8 @@ def _documents(folder: str, repositories: dict[str, dict[str, int]], bad: BadInp
 
 def _texts(reader: Text, name: str) -> Iterator[str]:
     """Yield the text of a file, or nothing if it is empty or cannot be read."""
+    if reader.is_dangling(name):
+        return
     with object_store.named(reader.path(name)):
         yield from (document.text for document in reader.read_file(name))
 
