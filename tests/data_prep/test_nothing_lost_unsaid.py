@@ -4,6 +4,7 @@ A CSV file in Latin-1, one JSON array, a quote that is never closed: reports of 
 short, with a count and no reason.
 """
 
+import gzip
 import json
 import re
 import runpy
@@ -20,7 +21,7 @@ from warcio.warcwriter import WARCWriter
 
 from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig, TrainTokenizer, load_corpus_config
 from rotary_foundry.data_prep.pipeline import prepare, work_folder
-from rotary_foundry.data_prep.readers import BadInput, SourceConfig
+from rotary_foundry.data_prep.readers import BadInput, SourceConfig, files
 from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.data_prep import reading
@@ -306,6 +307,48 @@ def test_a_link_that_datasets_passes_over_is_refused(target, what, tmp_path):
     (tmp_path / "set/more").symlink_to(target)
     with pytest.raises(DataError, match=f"set/more: a link to {what}, which datasets passes over; remove it"):
         texts("huggingface", tmp_path / "set")
+
+
+CR_FILES = {
+    "csv": 'text,n\r"one\rand a line",1\rtwo,2\r\rthree,3',
+    "tsv": "text\tn\rone\rand a line\t1\rtwo\t2\r",
+    "jsonl": '{"text": "one"}\r\r{"text": "two"}\r{"text": "three"}',
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_whose_lines_end_in_cr_are_read(packed, tmp_path):
+    for ending, content in CR_FILES.items():
+        path = tmp_path / (f"a.{ending}.gz" if packed else f"a.{ending}")
+        path.write_bytes(gzip.compress(content.encode()) if packed else content.encode())
+    suffix = ".gz" if packed else ""
+    found, bad = read_listing(tmp_path / f"a.csv{suffix}")
+    assert (found, bad.count) == (["one\rand a line", "two", "three"], 0)
+    assert documents(SourceConfig("csv", str(tmp_path / f"a.csv{suffix}")))[2].id.endswith(":6")
+    found, bad = read_listing(tmp_path / f"a.tsv{suffix}")
+    assert (found, bad.count) == (["and a line", "two"], 1)
+    assert texts("jsonl", tmp_path / f"a.jsonl{suffix}") == ["one", "two", "three"]
+
+
+def test_a_large_file_whose_lines_end_in_cr_is_read_line_by_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LONGEST", 5000)
+    rows = [f"row {number} {'x' * 100}" for number in range(30_000)]
+    (tmp_path / "a.csv").write_bytes("\r".join(["text", *rows[:100], "y" * 6000, *rows[100:]]).encode())
+    found, bad = read_listing(tmp_path / "a.csv")
+    assert found == rows
+    assert (bad.count, bad.listed[0].startswith(f"{tmp_path}/a.csv:102: a line of more than")) == (1, True)
+
+
+def test_rows_that_end_in_cr_within_a_file_of_lf_are_counted_one_by_one(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"text\r\nbefore\n" + b"lost\r" * 50 + b"\nafter\r\n")
+    found, bad = read_listing(tmp_path / "a.csv")
+    assert (found, bad.count) == (["before", "after"], 50)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "before"}\n' + b'{"text": "lost"}\r' * 50 + b"\n")
+    bad = BadInput("mine")
+    assert [document.text for document in documents(SourceConfig("jsonl", str(tmp_path / "a.jsonl")), bad)] == [
+        "before"
+    ]
+    assert bad.count == 50
 
 
 def test_a_delimiter_can_be_named_and_a_tsv_has_tabs_and_no_quotes(tmp_path):

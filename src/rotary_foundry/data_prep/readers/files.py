@@ -36,6 +36,7 @@ from rotary_foundry.data_prep.readers.text_columns import (
 from rotary_foundry.data_prep.readers.unpacking import (
     Damaged,
     Unpacked,
+    ends_in_cr,
     gzip_content,
     is_utf_16,
     utf_8_content,
@@ -120,14 +121,17 @@ class Files(BaseDiskReader):
             yield io.BufferedReader(stored, 1 << 20)
 
     def lines(self, name: str, stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
-        """Yield (number, line) of each line that can be read.
+        """Yield (number, line) of each line that can be read. Lines end as the first one does: in a CR, or in an LF.
 
         Raises:
             DataError: the file is UTF-16.
         """
-        number = 0
+        number, readline = 0, stream.readline
         try:
-            while line := stream.readline(LONGEST + 1):
+            if ends_in_cr(stream.peek()):
+                text = io.TextIOWrapper(stream, "latin-1", newline="")  # it splits lines at any of CR, LF and CR LF
+                readline = lambda size: text.readline(size).encode("latin-1")  # noqa: E731
+            while line := readline(LONGEST + 1):
                 number += 1
                 if number == 1 and is_utf_16(line[:4]):
                     raise DataError(f"{self.path(name)}: {UTF_16}")
@@ -135,8 +139,8 @@ class Files(BaseDiskReader):
                     yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                     continue
                 self.bad.add(f"{self.path(name)}:{number}", f"a line of more than {LONGEST >> 20} MiB")
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(1 << 20)
+                while line and not line.endswith((b"\n", b"\r")):
+                    line = readline(1 << 20)
         except Damaged as error:
             why = f"the file is cut off or damaged here: {error}; this line and all after it are lost"
             self.bad.add(f"{self.path(name)}:{number + 1}", why)
@@ -177,7 +181,7 @@ class Jsonl(Files, JsonlReader):
                     row = _json_row(line, texts=self.conversations is None)
                     several = [column for column in self.columns if _occurs_twice(column, line)]
                 except ValueError as error:
-                    self.bad.add(where, str(error))
+                    self.bad.add(where, str(error), 1 + line.rstrip().count(b"\r"))
                     continue
                 if isinstance(row, list):
                     for place, text in enumerate(row):
@@ -200,7 +204,7 @@ class Csv(Files, CsvReader):
 
     A row with misplaced quotes ends where a sound one would: at the first line at which the number of its quotes is
     even. So no part of it is taken for another row, and a quote that is never closed loses the rest of the file. The
-    loss is counted in lines.
+    loss is counted in lines, and those that end in a CR among lines that end in an LF count, too.
 
     A .tsv file has no quotes, unless the source names a delimiter: the text is everything between two tabs.
     """
@@ -210,13 +214,14 @@ class Csv(Files, CsvReader):
     def read_file(self, filepath: str) -> Iterator[Document]:
         csv.field_size_limit(LONGEST)  # the default is 128 KiB; this setting is global to the process
         path = self.path(filepath)
-        last, quotes = 0, 0
+        last, quotes, returns = 0, 0, 0
 
         def decoded() -> Iterator[str]:
-            nonlocal last, quotes
+            nonlocal last, quotes, returns
             for number, line in self.lines(filepath, stream):
                 last = number
                 quotes += line.count(b'"')
+                returns += line.rstrip(b"\r\n").count(b"\r")
                 yield line.decode(errors="surrogateescape")  # a later check finds the column of the bad bytes
 
         with self.unpacked(filepath) as stream:
@@ -224,7 +229,7 @@ class Csv(Files, CsvReader):
             rows = csv.reader(lines, strict=True, **self._form(filepath))
             columns: list[str] = []
             while True:
-                before, quotes = last, 0
+                before, quotes, returns = last, 0, 0
                 where = f"{path}:{before + 1}"
                 try:
                     row = next(rows)
@@ -235,7 +240,7 @@ class Csv(Files, CsvReader):
                         pass
                     lost = last - before
                     more = f"; this line and the {lost - 1:,} after it are lost" if lost > 1 else ""
-                    self.bad.add(where, f"not valid CSV: {error}{more}", lost)
+                    self.bad.add(where, f"not valid CSV: {error}{more}", lost + returns)
                     continue
                 if not columns:
                     columns = row

@@ -6,10 +6,13 @@ fsspec's reader of .zst is not used: it stops silently after the first of severa
 import codecs
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 
 import zstandard
+
+FIRST_LINE = re.compile(rb'(?:[^"\r\n]++|"[^"]*+")*+(\r\n|\r(?=.)|\n)', re.DOTALL)
 
 
 class Damaged(Exception):
@@ -64,6 +67,12 @@ def is_utf_16(start: bytes) -> bool:
         return True
     even, odd = start[::2], start[1::2]
     return len(start) == 4 and ((all(even) and not any(odd)) or (all(odd) and not any(even)))
+
+
+def ends_in_cr(start: bytes) -> bool:
+    """Return whether the first line of a file that begins so ends in a CR alone; not one in quotes, as in CSV."""
+    end = FIRST_LINE.match(start)
+    return end is not None and end[1] == b"\r"
 
 
 def zstandard_content(stored: io.IOBase) -> Iterator[bytes]:
