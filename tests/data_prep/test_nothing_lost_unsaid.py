@@ -299,6 +299,27 @@ def test_a_linked_repository_is_read_and_one_that_is_gone_is_named(tmp_path):
     assert [line.split(":")[0] for line in bad.listed] == [f"{tmp_path}/all/{name}" for name in ("one/b.py", "two")]
 
 
+@pytest.mark.parametrize(
+    ("listed", "says"),
+    [
+        (3, r"set/shard\.00000\.mds\S*: holds 5 samples, and .*set/index\.json lists 3; correct the index, or restore"),
+        (9, r"set/shard\.00000\.mds\S*: holds 5 samples, and .*set/index\.json lists 9; "),
+        (-1, r"set/index\.json: not an index of MDS shards: .*expected sizes of at least 0, got samples=-1"),
+    ],
+)
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_an_index_that_lists_another_number_of_samples_than_its_shard_has_is_refused(
+    listed, says, compression, tmp_path
+):
+    reading.write_mds(tmp_path / "set", [f"text {n}" for n in range(5)], compression=compression)
+    index = json.loads((tmp_path / "set/index.json").read_text())
+    assert [shard["samples"] for shard in index["shards"]] == [5]
+    index["shards"][0]["samples"] = listed
+    (tmp_path / "set/index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=says):
+        documents(SourceConfig("mds", str(tmp_path / "set")), BadInput("mine"))
+
+
 @pytest.mark.parametrize(("target", "what"), [("../elsewhere", "a folder"), ("nowhere", "nothing")])
 def test_a_link_that_datasets_passes_over_is_refused(target, what, tmp_path):
     for name in ("set", "elsewhere"):
