@@ -403,14 +403,58 @@ def test_an_encoding_can_be_named(reader, encoding, tmp_path):
     assert texts(reader, tmp_path / "a", encoding=encoding) == [text]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+CJK = "日本語のテキスト、二つ目の文"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("reader", ["csv", "jsonl", "text"])
-def test_utf_16_is_named_as_such(reader, encoding, tmp_path):
+def test_utf_16_and_utf_32_are_named_as_such(reader, encoding, tmp_path):
     written = {"csv": "id,text\n1,a\n", "jsonl": '{"text": "a"}\n', "text": "some text"}[reader]
     (tmp_path / "a").write_text(written, encoding=encoding)
-    said = r"a: UTF-16, expected UTF-8; set the source's `encoding: utf-16`"
+    said = rf"a: {encoding[:6].upper()}, expected UTF-8; set the source's `encoding: {encoding}`"
     with pytest.raises(DataError, match=said):
         texts(reader, tmp_path / "a")  # of a text it is bad input, and no bad input is allowed here
+    assert len(texts(reader, tmp_path / "a", encoding=encoding)) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", [CJK, "Приветствую вас, друзья", "안녕하세요 여러분 모두", f"{CJK}\n" * 3000])
+def test_utf_16_of_other_scripts_without_a_mark_is_named(text, encoding, tmp_path):
+    (tmp_path / "a.txt").write_text(text, encoding=encoding)
+    with pytest.raises(DataError, match=rf"a\.txt: UTF-16, expected UTF-8; set the source's `encoding: {encoding}`"):
+        texts("text", tmp_path / "a.txt")
+    (tmp_path / "a.csv").write_text(f"見出し,text\n1,{text}\n", encoding=encoding)
+    with pytest.raises(DataError, match=rf"a\.csv: UTF-16, expected UTF-8; set the source's `encoding: {encoding}`"):
+        texts("csv", tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (CJK, "shift_jis"),
+        (CJK, "euc_jp"),
+        ("这是一个句子，还有一个", "gbk"),
+        ("30,20,10,00 €", "cp1252"),
+        ("été 0000", "latin-1"),
+    ],
+)
+def test_of_another_encoding_it_is_said_what_was_tried(text, encoding, tmp_path):
+    (tmp_path / "a.txt").write_text(text * 50, encoding=encoding)
+    said = r"a\.txt: not UTF-8, and neither UTF-16 nor UTF-32: .* at byte \d+; set the source's `encoding`$"
+    with pytest.raises(DataError, match=said):
+        texts("text", tmp_path / "a.txt")
+
+
+def test_a_few_nuls_do_not_make_a_file_utf_16(tmp_path):
+    (tmp_path / "a.csv").write_text("text\n" + "1000 2000 3000\n" * 50 + "a\0b\n\0\n" * 20)
+    found, bad = read_listing(tmp_path / "a.csv")
+    assert (len(found), bad.count) == (50, 40)
+
+
+def test_a_reader_that_takes_no_encoding_does_not_advise_one(tmp_path):
+    (tmp_path / "a.html").write_text("<p>text</p>", encoding="utf-16")
+    with pytest.raises(DataError, match=r"a\.html: UTF-16, expected UTF-8; convert the file$"):
+        texts("html", tmp_path / "a.html")
 
 
 def test_bytes_that_are_not_of_the_encoding_are_listed_by_line(tmp_path):

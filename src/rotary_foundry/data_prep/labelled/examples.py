@@ -22,7 +22,7 @@ from rotary_foundry.data_prep.labelled.data_config import ANSWERS, CHOICES, CONL
 from rotary_foundry.data_prep.labelled.labelled_example import Example, json_lines
 from rotary_foundry.data_prep.labelled.question_columns import with_answers, with_choices
 from rotary_foundry.data_prep.readers.text_columns import twice
-from rotary_foundry.data_prep.readers.unpacking import is_utf_16
+from rotary_foundry.data_prep.readers.unpacking import wide_encoding
 from rotary_foundry.utils.errors import DataError, NeedsNetwork
 from rotary_foundry.utils.hub import check_hub
 from rotary_foundry.utils.wording import one_line
@@ -153,7 +153,8 @@ def _readable(file: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        said = "it is UTF-16" if is_utf_16(error.object[:4]) else one_line(error)
+        encoding = wide_encoding(error.object)
+        said = f"it is {encoding[:6].upper()}" if encoding else one_line(error)
         raise DataError(f"{file}: not UTF-8: {said}; convert the file") from None
 
 

@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 from datatrove.data import Document
 
 from rotary_foundry.data_prep.readers import BadInput, Part, SourceConfig
-from rotary_foundry.data_prep.readers.files import Text, read_files
+from rotary_foundry.data_prep.readers.files import CONVERT, Text, read_files
 from rotary_foundry.data_prep.readers.listing import fingerprint, parts
 
 __all__ = ["fingerprint", "parts", "read"]
@@ -34,6 +34,8 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 class Html(Text):
     """Reads one document per file: its text, with a line for each block."""
 
+    advice = CONVERT
+
     def document(self, text: object, where: str, url: object = None) -> Iterator[Document]:
         if text := html_text(text):
             yield from super().document(text, where, url)
@@ -43,6 +45,8 @@ class Html(Text):
 
 class Man(Text):
     """Reads one document per manual page; a page that only names another (`.so`) is without text."""
+
+    advice = CONVERT
 
     def document(self, text: object, where: str, url: object = None) -> Iterator[Document]:
         if text := man_text(text):

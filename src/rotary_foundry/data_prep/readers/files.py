@@ -38,8 +38,8 @@ from rotary_foundry.data_prep.readers.unpacking import (
     Unpacked,
     ends_in_cr,
     gzip_content,
-    is_utf_16,
     utf_8_content,
+    wide_encoding,
     zstandard_content,
 )
 from rotary_foundry.utils import object_store
@@ -48,8 +48,8 @@ from rotary_foundry.utils.errors import DataError
 __all__ = ["fingerprint", "parts", "read"]
 
 LONGEST = 1 << 28  # bytes; a longer document or line is taken for a file of another kind and refused
+CONVERT = "convert the file"  # the advice of readers that take no `encoding`
 BATCH = 32  # rows of Parquet in memory at a time
-UTF_16 = "UTF-16, expected UTF-8; set the source's `encoding: utf-16`"
 
 
 def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
@@ -89,6 +89,7 @@ class Files(BaseDiskReader):
     has_columns = True
     nothing = "an empty file"  # why a file without text and without bad input gives no document
     encoding: str | None = None  # of the files; None: UTF-8
+    advice = "set the source's `encoding{}`"  # if they are in another
     delimiter: str | None = None  # of CSV; None: by the file's ending
 
     def __init__(self, folder: str, column: str, bad: BadInput, conversations: str | None = None):
@@ -101,6 +102,10 @@ class Files(BaseDiskReader):
 
     def path(self, name: str) -> str:
         return posixpath.join(self.folder, name)
+
+    def in_wide(self, encoding: str) -> str:
+        """Return what is wrong with a file in UTF-16 or UTF-32."""
+        return f"{encoding[:6].upper()}, expected UTF-8; {self.advice.format(f': {encoding}')}"
 
     def is_dangling(self, name: str) -> bool:
         """Return whether a file is a link to nothing; if so, list it as bad input."""
@@ -124,17 +129,18 @@ class Files(BaseDiskReader):
         """Yield (number, line) of each line that can be read. Lines end as the first one does: in a CR, or in an LF.
 
         Raises:
-            DataError: the file is UTF-16.
+            DataError: the file is UTF-16 or UTF-32.
         """
         number, readline = 0, stream.readline
         try:
-            if ends_in_cr(stream.peek()):
+            start = stream.peek()
+            if encoding := wide_encoding(start):
+                raise DataError(f"{self.path(name)}: {self.in_wide(encoding)}")
+            if ends_in_cr(start):
                 text = io.TextIOWrapper(stream, "latin-1", newline="")  # it splits lines at any of CR, LF and CR LF
                 readline = lambda size: text.readline(size).encode("latin-1")  # noqa: E731
             while line := readline(LONGEST + 1):
                 number += 1
-                if number == 1 and is_utf_16(line[:4]):
-                    raise DataError(f"{self.path(name)}: {UTF_16}")
                 if len(line) <= LONGEST:
                     yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                     continue
@@ -325,13 +331,14 @@ class Text(Files):
             yield from self.documents(content, path)
 
     def documents(self, content: bytes, path: str) -> Iterator[Document]:
-        if is_utf_16(content[:4]):
-            self.bad.add(path, UTF_16)
+        if encoding := wide_encoding(content):
+            self.bad.add(path, self.in_wide(encoding))
             return
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            self.bad.add(path, f"not UTF-8: {error.reason} at byte {error.start}")
+            why = f"not UTF-8, and neither UTF-16 nor UTF-32: {error.reason} at byte {error.start}"
+            self.bad.add(path, f"{why}; {self.advice.format('')}")
             return
         yield from self.document(text, path)
 

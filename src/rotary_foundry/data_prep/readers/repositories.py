@@ -26,7 +26,7 @@ from datatrove.data import Document
 from packaging.utils import canonicalize_name
 
 from rotary_foundry.data_prep.readers import BadInput, Part, SourceConfig, listing
-from rotary_foundry.data_prep.readers.files import LONGEST, Text
+from rotary_foundry.data_prep.readers.files import CONVERT, LONGEST, Text
 from rotary_foundry.data_prep.readers.installed_packages import (
     LEFT_OUT,
     OURS,
@@ -112,6 +112,7 @@ def _documents(folder: str, repositories: dict[str, dict[str, int]], bad: BadInp
         bad: collects the files that cannot be read, and repositories that are too large.
     """
     reader = Text(folder, "text", bad)
+    reader.advice = CONVERT
     for repository, files in repositories.items():
         if not files and reader.is_dangling(repository):
             continue
