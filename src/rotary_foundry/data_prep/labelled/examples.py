@@ -252,7 +252,19 @@ def _named(value: Any, names: list[str] | None) -> Any:
 def _row(data: DataConfig, row: dict, where: str) -> Example:
     _check_columns(data, row, where)
     texts = [row[column] for column in data.text]
-    return Example(where, texts[0] if len(texts) == 1 else tuple(texts), row[data.label])
+    label = row[data.label]
+    label = [_as_text(data, one, where) for one in label] if isinstance(label, list) else _as_text(data, label, where)
+    return Example(where, texts[0] if len(texts) == 1 else tuple(texts), label)
+
+
+def _as_text(data: DataConfig, label: Any, where: str) -> Any:
+    """Return a label, decoded if it is bytes, as in a binary column of Parquet."""
+    if not isinstance(label, bytes):
+        return label
+    try:
+        return label.decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: column '{data.label}': expected text, got {label!r}, which is not UTF-8") from None
 
 
 def texts_of(data: DataConfig, example: Example) -> tuple[str, ...]:
