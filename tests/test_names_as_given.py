@@ -22,6 +22,7 @@ from rotary_foundry.finetuning.finetune_config import load_finetune_config
 from rotary_foundry.recipe.loading import load_config, load_keys
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from tests.command import rotary_foundry
 from tests.data_prep.reading import documents, texts, write_csv, write_gzip, write_parquet
 
 NANO = "yamls/main/nano.yaml"
@@ -159,5 +160,27 @@ def test_a_file_name_that_is_not_utf_8_is_refused_by_name(tmp_path):
     with open(path, "w") as file:
         file.write("a text")
     for source in (tmp_path, tmp_path / "*.txt"):
-        with pytest.raises(DataError, match=r"caf\\xe9\.txt': the name of this file is not UTF-8; rename it"):
+        with pytest.raises(DataError, match=r"caf\\xe9\.txt': the name of this file or folder is not UTF-8; rename it"):
             texts("text", source)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("import", "{bad}", "out"),
+        ("import", "model", "{bad}"),
+        ("import", "model", "out", "--tokenizer", "{bad}"),
+        ("export", "{bad}", "out"),
+        ("export", "run", "{bad}"),
+        ("evaluate", "{bad}", "masked_lm"),
+        ("evaluate", "model", "masked_lm", "--beside", "{bad}"),
+    ],
+)
+def test_a_folder_of_a_model_whose_name_is_not_utf_8_is_refused_in_one_sentence(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bad = os.fsdecode(b"caf\xe9")
+    for folder in ("model", "run", bad):
+        Path(folder).mkdir()
+    ended = rotary_foundry(*(word.format(bad=bad) for word in command))
+    said = "error: b'caf\\xe9': the name of this file or folder is not UTF-8; rename it\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", said)

@@ -13,7 +13,7 @@ from fsspec.utils import glob_translate
 
 from rotary_foundry.data_prep.readers import MOST_PARTS, PART_BYTES, READERS, Part, SourceConfig
 from rotary_foundry.utils import object_store
-from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.errors import DataError, check_utf_8
 
 if TYPE_CHECKING:
     from datatrove.io import DataFolder
@@ -74,7 +74,7 @@ def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
         store = object_store.filesystem(path)
         if store.isfile(path):
             folder, name = posixpath.split(path)
-            _check_name(path)
+            check_utf_8(path)
             return folder, {name: object_store.data_folder(folder).info(name)}
         if store.isdir(path):
             folder = path
@@ -106,7 +106,7 @@ def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
         what = f"ending in {', '.join(extensions)}" if extensions != ("",) else "of that name"
         raise DataError(f"{path}: no files {what} for the reader {source.reader}{_endings(there)}")
     for name in files:
-        _check_name(posixpath.join(folder, name))
+        check_utf_8(posixpath.join(folder, name))  # names of files are ids in tables
     return folder, dict(sorted(files.items(), key=lambda file: file[0].split("/")))
 
 
@@ -146,14 +146,6 @@ def _is_hidden(name: str) -> bool:
 
 def has_no_ending(name: str) -> bool:
     return not posixpath.splitext(name)[1]
-
-
-def _check_name(path: str) -> None:
-    """Refuse a file whose name is not UTF-8, because names of files are ids in tables that hold only UTF-8 text."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{os.fsencode(path)!r}: the name of this file is not UTF-8; rename it") from None
 
 
 def _endings(names: Iterable[str]) -> str:
