@@ -449,6 +449,9 @@ def test_a_few_nuls_do_not_make_a_file_utf_16(tmp_path):
     (tmp_path / "a.csv").write_text("text\n" + "1000 2000 3000\n" * 50 + "a\0b\n\0\n" * 20)
     found, bad = read_listing(tmp_path / "a.csv")
     assert (len(found), bad.count) == (50, 40)
+    (tmp_path / "b.csv").write_text("te\0xt\nx\n")
+    with pytest.raises(DataError, match=r"b\.csv:1: no column 'text'; the columns there are 'te\\x00xt'"):
+        read_listing(tmp_path / "b.csv")
 
 
 def test_a_reader_that_takes_no_encoding_does_not_advise_one(tmp_path):
@@ -471,6 +474,7 @@ def test_bytes_that_are_not_of_the_encoding_are_listed_by_line(tmp_path):
         ("reader: csv, delimiter: ab", r"sources\.mine\.delimiter': expected one character such as ';', got 'ab'"),
         ("reader: parquet, encoding: latin-1", r"encoding': the reader parquet takes none; it is for csv, jsonl, text"),
         ("reader: csv, encoding: hex", r"encoding': expected an encoding of Python's such as latin-1, got 'hex'"),
+        ("reader: csv, encoding: punycode", r"encoding': expected an encoding of Python's such as latin-1, got 'puny"),
     ],
 )
 def test_wrong_keys_of_how_files_are_written_are_refused(keys, says, tmp_path):

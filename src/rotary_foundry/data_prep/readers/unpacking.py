@@ -16,6 +16,7 @@ import zstandard
 FIRST_LINE = re.compile(rb'(?:[^"\r\n]++|"[^"]*+")*+(\r\n|\r(?=.)|\n)', re.DOTALL)
 
 SAMPLE = 1 << 14  # bytes from which an encoding is told
+CONTROLS = bytes(byte for byte in range(32) if byte not in b"\t\r\n")
 MARKS = {  # those of UTF-32 first, because one of them begins with one of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -79,9 +80,9 @@ def utf_8_content(stored: io.IOBase, encoding: str) -> Iterator[bytes]:
 def wide_encoding(start: bytes) -> str | None:
     """Return Python's name for the encoding of a file that begins so, if it is UTF-16 or UTF-32; None if it is another.
 
-    A byte order mark says it, or zeros in the first two or four letters. Else it is UTF-16 if the start is not text in
-    UTF-8, is sound UTF-16, and has enough characters that bytes of one-byte encodings, or of Chinese and Japanese ones,
-    do not give: those of ASCII, and kana and punctuation between Chinese characters.
+    A byte order mark says it, or zeros in the first two or four letters. Else it is UTF-16 if it is not UTF-8, or if a
+    quarter of it are control characters, as in Cyrillic text; if it is sound UTF-16; and if it has enough characters
+    that the bytes of other encodings do not give: those of ASCII, kana, and punctuation between Chinese characters.
     """
     for mark, name in MARKS.items():
         if start.startswith(mark):
@@ -89,11 +90,10 @@ def wide_encoding(start: bytes) -> str | None:
     if name := ZEROS.get(bytes(map(bool, start[:4]))):
         return name
     start = start[:SAMPLE]
-    is_utf_8 = _decoded(start, "utf-8") is not None
-    if is_utf_8 and b"\0" not in start:
+    controls = len(start) - len(start.translate(None, CONTROLS))
+    if _decoded(start, "utf-8") is not None and 4 * controls < len(start):
         return None
-    names = ("utf-16-le", "utf-16-be")
-    return next((name for name in names if _is_plausible(_decoded(start, name), only_ascii=is_utf_8)), None)
+    return next((name for name in ("utf-16-le", "utf-16-be") if _is_plausible(_decoded(start, name))), None)
 
 
 def _decoded(start: bytes, encoding: str) -> str | None:
@@ -104,12 +104,12 @@ def _decoded(start: bytes, encoding: str) -> str | None:
         return None
 
 
-def _is_plausible(text: str | None, only_ascii: bool) -> bool:
+def _is_plausible(text: str | None) -> bool:
     if not text:
         return False
     ascii_ = sum(" " <= char <= "~" or char in "\t\r\n" for char in text)
     kana = sum("\u3000" <= char <= "\u30ff" for char in text)
-    if 10 * (ascii_ if only_ascii else ascii_ + kana) < len(text):
+    if 10 * (ascii_ + kana) < len(text):
         return False
     if not ascii_:
         return re.fullmatch("[\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]+", text) is not None
