@@ -136,6 +136,14 @@ def test_a_column_that_is_there_twice_is_refused_and_another_that_is_does_no_har
     assert texts(kind, other) == ['a "text" of text']
 
 
+def test_a_key_that_is_there_twice_in_other_spellings_is_refused(tmp_path):
+    rows = [r'{"text": "one", "te\u0078t": "two"}', r'{"text": "\u0078, \u00e9", "\u00e9t\u00e9": 1}']
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    bad = BadInput("mine")
+    assert [document.text for document in documents(SourceConfig("jsonl", str(tmp_path / "a.jsonl")), bad)] == ["x, é"]
+    assert bad.listed == [f"{tmp_path}/a.jsonl:1: the column 'text' occurs twice; rename or remove one of the two"]
+
+
 def test_a_key_that_a_text_quotes_is_not_taken_for_a_second_one(tmp_path):
     row = {"kind": "text", "inner": {"text": "x"}, "text": '"text": "text"'}
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -49,6 +50,7 @@ __all__ = ["fingerprint", "parts", "read"]
 
 LONGEST = 1 << 28  # bytes; a longer document or line is taken for a file of another kind and refused
 CONVERT = "convert the file"  # the advice of readers that take no `encoding`
+ESCAPED_KEY = re.compile(rb'[{,]\s*"[^"\\]*\\u[^"]*"\s*:')  # in a line of JSON
 BATCH = 32  # rows of Parquet in memory at a time
 
 
@@ -377,9 +379,10 @@ def _json_row(line: bytes, texts: bool) -> dict | list[str]:
 def _occurs_twice(column: str, line: bytes) -> bool:
     """Return whether the object of a line has a key twice; orjson would take the last.
 
-    The quotes of a key inside a text are escaped, so few lines have the key in quotes twice and are parsed again.
+    The quotes of a key inside a text are escaped, so few lines have the key in quotes twice, or a key with an escape,
+    and are parsed again.
     """
-    if line.count(json.dumps(column, ensure_ascii=False).encode()) < 2:
+    if line.count(json.dumps(column, ensure_ascii=False).encode()) < 2 and not ESCAPED_KEY.search(line):
         return False
     names: list[str] = []
 
