@@ -22,6 +22,7 @@ from rotary_foundry.finetuning.finetune_config import load_finetune_config
 from rotary_foundry.recipe.loading import load_config, load_keys
 from rotary_foundry.runs.recipes import load_recipe
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from tests.command import rotary_foundry
 from tests.data_prep.reading import documents, texts, write_csv, write_gzip, write_parquet
 
 NANO = "yamls/main/nano.yaml"
@@ -135,6 +136,14 @@ def test_a_column_that_is_there_twice_is_refused_and_another_that_is_does_no_har
     assert texts(kind, other) == ['a "text" of text']
 
 
+def test_a_key_that_is_there_twice_in_other_spellings_is_refused(tmp_path):
+    rows = [r'{"text": "one", "te\u0078t": "two"}', r'{"text": "\u0078, \u00e9", "\u00e9t\u00e9": 1}']
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    bad = BadInput("mine")
+    assert [document.text for document in documents(SourceConfig("jsonl", str(tmp_path / "a.jsonl")), bad)] == ["x, é"]
+    assert bad.listed == [f"{tmp_path}/a.jsonl:1: the column 'text' occurs twice; rename or remove one of the two"]
+
+
 def test_a_key_that_a_text_quotes_is_not_taken_for_a_second_one(tmp_path):
     row = {"kind": "text", "inner": {"text": "x"}, "text": '"text": "text"'}
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
@@ -159,5 +168,27 @@ def test_a_file_name_that_is_not_utf_8_is_refused_by_name(tmp_path):
     with open(path, "w") as file:
         file.write("a text")
     for source in (tmp_path, tmp_path / "*.txt"):
-        with pytest.raises(DataError, match=r"caf\\xe9\.txt': the name of this file is not UTF-8; rename it"):
+        with pytest.raises(DataError, match=r"caf\\xe9\.txt': the name of this file or folder is not UTF-8; rename it"):
             texts("text", source)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("import", "{bad}", "out"),
+        ("import", "model", "{bad}"),
+        ("import", "model", "out", "--tokenizer", "{bad}"),
+        ("export", "{bad}", "out"),
+        ("export", "run", "{bad}"),
+        ("evaluate", "{bad}", "masked_lm"),
+        ("evaluate", "model", "masked_lm", "--beside", "{bad}"),
+    ],
+)
+def test_a_folder_of_a_model_whose_name_is_not_utf_8_is_refused_in_one_sentence(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bad = os.fsdecode(b"caf\xe9")
+    for folder in ("model", "run", bad):
+        Path(folder).mkdir()
+    ended = rotary_foundry(*(word.format(bad=bad) for word in command))
+    said = "error: b'caf\\xe9': the name of this file or folder is not UTF-8; rename it\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", said)

@@ -173,7 +173,8 @@ def test_a_text_file_that_is_none_is_listed_and_the_others_are_kept(tmp_path):
     (tmp_path / "c.txt").write_text("fine")
     found, (latin, binary) = read_listing("text", tmp_path)
     assert found == ["fine"]
-    assert latin == f"{tmp_path}/a.txt: not UTF-8: unexpected end of data at byte 3"
+    why = "unexpected end of data at byte 3; set the source's `encoding`"
+    assert latin == f"{tmp_path}/a.txt: not UTF-8, and neither UTF-16 nor UTF-32: {why}"
     assert binary == f"{tmp_path}/b.txt: the text holds a NUL at character 4, which is not text"
 
 

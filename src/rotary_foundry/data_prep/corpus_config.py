@@ -3,6 +3,7 @@
 A wrong file is refused in a fraction of a second, before a document is read and before torch is imported.
 """
 
+import codecs
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -247,7 +248,8 @@ def _form_problems(key: str, source: SourceConfig, reader: Reader) -> Iterable[t
         yield f"{key}.encoding", f"the reader {source.reader} takes none; it is for {takers}"
     elif source.encoding is not None:
         try:
-            "".encode(source.encoding)
+            "".encode(source.encoding)  # other codecs of Python's are of no text
+            codecs.getincrementaldecoder(source.encoding)("surrogateescape").decode(b"a")  # as the readers do
         except (LookupError, ValueError):
             yield f"{key}.encoding", f"expected an encoding of Python's such as latin-1, got '{source.encoding}'"
 

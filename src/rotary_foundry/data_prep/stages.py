@@ -23,7 +23,7 @@ from rotary_foundry.data_prep.stage_runs import Stage
 from rotary_foundry.data_prep.step import After, Step
 from rotary_foundry.data_prep.task_stages import CollectHeldOut, DropHeldOut, WriteLabelled
 from rotary_foundry.data_prep.tokenizer import save_copy, save_trained, train_tokenizer, train_wordpiece
-from rotary_foundry.data_prep.work import BAD_INPUT, SPLITS, DocumentWriter, Work, read_documents
+from rotary_foundry.data_prep.work import BAD_INPUT, SPLITS, WITHOUT_TEXT, DocumentWriter, Work, read_documents
 from rotary_foundry.data_prep.writing import write_shards
 from rotary_foundry.utils.errors import DataError, FoundryError
 from rotary_foundry.utils.wording import one_line
@@ -71,7 +71,7 @@ class ReadDocuments(Step):
             writers[side(text_hash, config.validation)].add(document.id, document.text, len(text), text_hash)
         for writer in writers.values():
             writer.close()
-        dropped = Counter({"near-empty": near_empty, "bad input": bad.count})
+        dropped = Counter({"near-empty": near_empty, "bad input": bad.count, WITHOUT_TEXT: bad.without_text})
         for step in filters:
             dropped[type(step).__name__] += int(step.stats["dropped"].total)
         self.work.write_json(
@@ -82,6 +82,7 @@ class ReadDocuments(Step):
                 "dropped": dropped,
                 "first": first,
                 "bad": bad.listed,
+                WITHOUT_TEXT: bad.listed_without_text,
                 "bytes": {split: writer.bytes for split, writer in writers.items()},
                 "documents": {split: writer.documents for split, writer in writers.items()},
                 "digest": digest.hexdigest(),
@@ -208,7 +209,7 @@ class MakeTokenizer(Step):
             why = ", ".join(f"{documents:,} {reason}" for reason, documents in left_out.items())
             said = [f"source '{source}' has no documents{f' (left out: {why})' if why else ''}"]
             said += self.work.first_left_out(source)
-            if left_out["bad input"]:
+            if left_out["bad input"] or left_out[WITHOUT_TEXT]:
                 self.work.write_bad_input(self.work.folder)
                 said.append(f"all bad input is listed in {self.work.folder / BAD_INPUT}")
                 said.append("correct the files, or the source's reader, text_column, encoding or delimiter")

@@ -57,7 +57,7 @@ def _left_out(statistics: Statistics) -> list[str]:
 def first_bad_input(out: str) -> list[str]:
     """Return lines on the first documents of a prepared folder that could not be read; none if all could."""
     listed = object_store.read_text(f"{out}/{BAD_INPUT}").splitlines()
-    more = [f"    … all {len(listed):,} are in {out}/{BAD_INPUT}"] if len(listed) > NAMED else []
+    more = [f"    … {len(listed):,} lines are in {out}/{BAD_INPUT}"] if len(listed) > NAMED else []
     return [f"    {line}" for line in listed[:NAMED]] + more
 
 

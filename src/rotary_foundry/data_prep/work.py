@@ -37,6 +37,7 @@ from rotary_foundry.utils.errors import DataError
 
 SPLITS = ("train", "validation")
 BAD_INPUT = "bad_input.txt"
+WITHOUT_TEXT = "without text"  # the kind of pages and files that are left out because they give no text
 HELD_OUT = "held-out"  # the kind of documents that are left out because a task holds them out
 BATCH_BYTES = 1 << 21  # bytes of text in memory at a time; the tokenizers library needs about twenty times as much
 
@@ -121,15 +122,22 @@ class Work:
         """Return where the first documents of a source were left out while reading, and why."""
         parts = [part for part in self.read_json("read") if part["source"] == source]
         first = {reason: where for part in reversed(parts) for reason, where in part.get("first", {}).items()}
-        return [line for part in parts for line in part["bad"]][:NAMED] + list(first.values())
+        listed = [[line for part in parts for line in part.get(kind, ())] for kind in ("bad", WITHOUT_TEXT)]
+        return [*listed[0][:NAMED], *listed[1][:NAMED], *first.values()]
 
     def write_bad_input(self, folder: Path) -> None:
-        """Write the list of what could not be read or encoded into a folder."""
-        bad = [f"{part['source']}: {line}\n" for part in self.read_json("read") for line in part["bad"]]
+        """Write the list of what could not be read or encoded, and of what has no text, into a folder."""
+        read = self.read_json("read")
+        bad = [f"{part['source']}: {line}\n" for part in read for line in part["bad"]]
         names = [task.source for task in self.tasks] + list(self.config.sources)
         for rank, written in self.numbered_json("written"):
             left_out = [*written.get("bad", ()), *written.get("too_long", ())]
             bad += [f"{names[rank]}: {line}\n" for line in left_out]
+        for part in read:
+            listed = part.get(WITHOUT_TEXT, [])
+            bad += [f"{part['source']}: {line}\n" for line in listed]
+            if more := part["dropped"].get(WITHOUT_TEXT, 0) - len(listed):
+                bad.append(f"{part['source']}: {more:,} more without text in the same part\n")
         (folder / BAD_INPUT).write_text("".join(bad), encoding="utf-8", errors="backslashreplace")
 
     def keep_error(self, stage: str, rank: int, message: str) -> None:

@@ -22,7 +22,7 @@ from rotary_foundry.evaluation.suites import DECODERS, ENCODERS, Suite, SuiteCon
 from rotary_foundry.models.config_json import CONFIG, find_family_of, read_config
 from rotary_foundry.runs.run_lock import LockFile, RunLock
 from rotary_foundry.runs.trained_state import read_source
-from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.errors import ConfigurationError, check_utf_8
 
 PACKAGES = (
     *("rotary-foundry", "torch", "transformers", "tokenizers", "numpy", "scipy"),
@@ -44,6 +44,7 @@ def evaluate(models: Sequence[str], suites: Sequence[str], overrides: Iterable[s
         NeedsNetwork: a suite has to download something; raised before anything is measured.
         FoundryError: a suite cannot be measured on a model.
     """
+    check_utf_8(*models)
     paths = [Path(model) for model in models]
     for path in paths:
         if not path.exists():

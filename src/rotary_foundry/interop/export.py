@@ -8,7 +8,7 @@ from rotary_foundry.interop.heads import Head
 from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.interop.trained_heads import TrainedHead
 from rotary_foundry.interop.trained_tasks import trained_head
-from rotary_foundry.utils.errors import ConfigurationError
+from rotary_foundry.utils.errors import ConfigurationError, check_utf_8
 
 
 def export_checkpoint(path: str | Path, out_dir: str | Path, head: Head | None = None, task: str | None = None) -> None:
@@ -23,6 +23,7 @@ def export_checkpoint(path: str | Path, out_dir: str | Path, head: Head | None =
     Raises:
         FoundryError: `path` has no complete checkpoint or no such task, or `out_dir` contains anything but an export.
     """
+    check_utf_8(path, out_dir)
     state = find_trained_state(path)
     if head is not None and head.of not in state.family.huggingface.classifiers:
         raise ConfigurationError(f"a {state.family.title} with a {head.of} classifier is not supported; give no labels")

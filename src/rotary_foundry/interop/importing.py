@@ -17,7 +17,7 @@ from rotary_foundry.models.config_json import CONFIG, longest_row, read_config
 from rotary_foundry.models.family import families
 from rotary_foundry.models.weights import ForeignCheckpoint
 from rotary_foundry.runs.run_folder import GENERATION
-from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.errors import ConfigurationError, DataError, check_utf_8
 from rotary_foundry.utils.json_text import read_object
 
 
@@ -40,6 +40,7 @@ def import_model(
     Raises:
         FoundryError: `source` has no such model, or our network does not support it; names the first key that differs.
     """
+    check_utf_8(source, out_dir, tokenizer)
     source, out_dir = Path(source), Path(out_dir)
     if not source.exists():
         raise ConfigurationError(f"{source}: no such file or folder")

@@ -322,7 +322,7 @@ def _as_layer(override: str, kind: type) -> tuple[str, DictConfig]:
     except UnicodeEncodeError:
         raise ConfigurationError(f"argument {os.fsencode(override)!r}: expected UTF-8; rename what it names") from None
     with reported(source):
-        value, text = _value_and_text(given.strip(), source)
+        value, text = _value_and_text(given.strip(), source) if given.strip() else (given or None, given)
         for part in reversed(_parts(override)):
             value, text = {part: value}, {part: text}
         return source, _with_text(OmegaConf.create(value), text, kind)

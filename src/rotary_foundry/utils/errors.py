@@ -39,6 +39,20 @@ class Fault(FoundryError):
     """A machine, a network or another process failed. The user need not fix anything; the same command may succeed."""
 
 
+def check_utf_8(*paths: str | os.PathLike[str] | None) -> None:
+    """Check that paths are UTF-8: libraries for models and tokenizers open no others, and tables hold no other names.
+
+    Raises:
+        DataError: a path is not UTF-8.
+    """
+    for path in paths:
+        try:
+            os.fspath(path or "").encode()
+        except UnicodeEncodeError:
+            shown = repr(os.fsencode(path))
+            raise DataError(f"{shown}: the name of this file or folder is not UTF-8; rename it") from None
+
+
 REFUSED = 2
 FAILED = 70  # EX_SOFTWARE of sysexits.h: a crash, or a Fault
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the run was stopped, and the same command resumes it

@@ -115,6 +115,11 @@ def named(path: str) -> Iterator[None]:
         ) from error
 
 
+def is_dangling(path: str) -> bool:
+    """Return whether a local path is a link to nothing."""
+    return not is_remote(path) and os.path.islink(path) and not os.path.exists(path)
+
+
 def exists(path: str) -> bool:
     """Return whether a file or folder exists.
 

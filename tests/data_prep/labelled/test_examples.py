@@ -32,6 +32,24 @@ def test_csv_jsonl_and_parquet_have_the_same_examples(tmp_path):
         assert found(DataConfig(), tmp_path / name) == ROWS, name
 
 
+@pytest.mark.parametrize("labels", [["é", "b"], [["é", "b"], ["b"]]])
+def test_labels_in_a_column_of_bytes_are_decoded_and_refused_by_column_if_they_are_not_utf_8(labels, tmp_path):
+    kind = pa.list_(pa.binary()) if isinstance(labels[0], list) else pa.binary()
+    encoded = [[one.encode() for one in label] if isinstance(label, list) else label.encode() for label in labels]
+    for saved in (tmp_path / "a.parquet", tmp_path / "saved"):
+        table = pa.table({"text": ["one", "two"], "label": pa.array(encoded, kind)})
+        if saved.suffix:
+            pq.write_table(table, saved)
+        else:
+            datasets.DatasetDict({"train": datasets.Dataset(table)}).save_to_disk(saved)
+        data, split = (DataConfig(), saved) if saved.suffix else (DataConfig(path=str(saved)), "train")
+        assert [row["label"] for row in found(data, split)] == labels
+    pq.write_table(pa.table({"text": ["one"], "label": [b"caf\xe9"]}), tmp_path / "b.parquet")
+    said = r"b\.parquet: row 1: column 'label': expected text, got b'caf\\xe9', which is not UTF-8"
+    with pytest.raises(DataError, match=said):
+        found(DataConfig(), tmp_path / "b.parquet")
+
+
 def test_a_tsv_has_an_example_a_line_whatever_quotes_are_in_it(tmp_path):
     (tmp_path / "a.tsv").write_text('text\tlabel\n"Stop\tbad\nGo"\tgood\n"so"\tgood\n')
     rows = [('"Stop', "bad"), ('Go"', "good"), ('"so"', "good")]

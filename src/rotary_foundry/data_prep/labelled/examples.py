@@ -22,7 +22,7 @@ from rotary_foundry.data_prep.labelled.data_config import ANSWERS, CHOICES, CONL
 from rotary_foundry.data_prep.labelled.labelled_example import Example, json_lines
 from rotary_foundry.data_prep.labelled.question_columns import with_answers, with_choices
 from rotary_foundry.data_prep.readers.text_columns import twice
-from rotary_foundry.data_prep.readers.unpacking import is_utf_16
+from rotary_foundry.data_prep.readers.unpacking import wide_encoding
 from rotary_foundry.utils.errors import DataError, NeedsNetwork
 from rotary_foundry.utils.hub import check_hub
 from rotary_foundry.utils.wording import one_line
@@ -153,7 +153,8 @@ def _readable(file: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        said = "it is UTF-16" if is_utf_16(error.object[:4]) else one_line(error)
+        encoding = wide_encoding(error.object)
+        said = f"it is {encoding[:6].upper()}" if encoding else one_line(error)
         raise DataError(f"{file}: not UTF-8: {said}; convert the file") from None
 
 
@@ -251,7 +252,19 @@ def _named(value: Any, names: list[str] | None) -> Any:
 def _row(data: DataConfig, row: dict, where: str) -> Example:
     _check_columns(data, row, where)
     texts = [row[column] for column in data.text]
-    return Example(where, texts[0] if len(texts) == 1 else tuple(texts), row[data.label])
+    label = row[data.label]
+    label = [_as_text(data, one, where) for one in label] if isinstance(label, list) else _as_text(data, label, where)
+    return Example(where, texts[0] if len(texts) == 1 else tuple(texts), label)
+
+
+def _as_text(data: DataConfig, label: Any, where: str) -> Any:
+    """Return a label, decoded if it is bytes, as in a binary column of Parquet."""
+    if not isinstance(label, bytes):
+        return label
+    try:
+        return label.decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: column '{data.label}': expected text, got {label!r}, which is not UTF-8") from None
 
 
 def texts_of(data: DataConfig, example: Example) -> tuple[str, ...]:

@@ -1,8 +1,12 @@
-"""Collect the documents that cannot be read. They are listed and skipped; more than a limit of them is an error."""
+"""Collect the documents that cannot be read. They are listed and skipped; more than a limit of them is an error.
+
+A page or file that can be read and has no text is counted apart and without a limit, because a crawl has many.
+"""
 
 from rotary_foundry.utils.errors import DataError
 
 NAMED = 3  # the number of bad documents that the error lists
+MOST_WITHOUT_TEXT = 100  # the number of those without text that are listed for each part; all are counted
 
 
 class BadInput:
@@ -18,6 +22,8 @@ class BadInput:
         self.limit = limit
         self.listed: list[str] = []  # "file:line: what is wrong"
         self.count = 0  # number of bad documents, or of bad lines if documents cannot be told apart
+        self.listed_without_text: list[str] = []  # "file: why"
+        self.without_text = 0  # number of pages and files that give no text
 
     def add(self, where: str, why: str, documents: int = 1) -> None:
         """Record that the document at `where`, or several documents from there on, are skipped, and why.
@@ -34,3 +40,9 @@ class BadInput:
                 f"source '{self.source}': {self.count:,} documents cannot be read, 'max_bad_documents' allows "
                 f"{self.limit:,}: {first}{more}"
             )
+
+    def add_without_text(self, where: str, why: str) -> None:
+        """Record that the page or file at `where` gives no text, and why."""
+        self.without_text += 1
+        if self.without_text <= MOST_WITHOUT_TEXT:
+            self.listed_without_text.append(f"{where}: {' '.join(why.split())}")

@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 from datatrove.data import Document
 
 from rotary_foundry.data_prep.readers import BadInput, Part, SourceConfig
-from rotary_foundry.data_prep.readers.files import Text, read_files
+from rotary_foundry.data_prep.readers.files import CONVERT, Text, read_files
 from rotary_foundry.data_prep.readers.listing import fingerprint, parts
 
 __all__ = ["fingerprint", "parts", "read"]
@@ -34,17 +34,25 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 class Html(Text):
     """Reads one document per file: its text, with a line for each block."""
 
+    advice = CONVERT
+
     def document(self, text: object, where: str, url: object = None) -> Iterator[Document]:
         if text := html_text(text):
             yield from super().document(text, where, url)
+        else:
+            self.bad.add_without_text(where, "no text outside of head, navigation, scripts and the like")
 
 
 class Man(Text):
-    """Reads one document per manual page; a page that only names another (`.so`) gives none."""
+    """Reads one document per manual page; a page that only names another (`.so`) is without text."""
+
+    advice = CONVERT
 
     def document(self, text: object, where: str, url: object = None) -> Iterator[Document]:
         if text := man_text(text):
             yield from super().document(text, where, url)
+        else:
+            self.bad.add_without_text(where, "no text besides commands of troff")
 
 
 def html_text(html: str) -> str:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -36,9 +37,10 @@ from rotary_foundry.data_prep.readers.text_columns import (
 from rotary_foundry.data_prep.readers.unpacking import (
     Damaged,
     Unpacked,
+    ends_in_cr,
     gzip_content,
-    is_utf_16,
     utf_8_content,
+    wide_encoding,
     zstandard_content,
 )
 from rotary_foundry.utils import object_store
@@ -47,8 +49,9 @@ from rotary_foundry.utils.errors import DataError
 __all__ = ["fingerprint", "parts", "read"]
 
 LONGEST = 1 << 28  # bytes; a longer document or line is taken for a file of another kind and refused
+CONVERT = "convert the file"  # the advice of readers that take no `encoding`
+ESCAPED_KEY = re.compile(rb'[{,]\s*"[^"\\]*\\u[^"]*"\s*:')  # in a line of JSON
 BATCH = 32  # rows of Parquet in memory at a time
-UTF_16 = "UTF-16, expected UTF-8; set the source's `encoding: utf-16`"
 
 
 def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
@@ -56,7 +59,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 
 
 def read_files(reader: type["Files"], source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
-    """Yield the documents of a part's files.
+    """Yield the documents of a part's files. A file that gives neither a document nor bad input is without text.
 
     Raises:
         DataError: a file cannot be opened or fetched.
@@ -64,8 +67,15 @@ def read_files(reader: type["Files"], source: SourceConfig, part: Part, bad: Bad
     opened = reader(part["folder"], source.text_column or "text", bad, source.conversations)
     opened.encoding, opened.delimiter = source.encoding, source.delimiter
     for name in part["files"]:
+        if opened.is_dangling(name):
+            continue
+        left_out, found = (bad.count, bad.without_text), False
         with object_store.named(opened.path(name)):
-            yield from opened.read_file(name)
+            for document in opened.read_file(name):
+                found = True
+                yield document
+        if not found and left_out == (bad.count, bad.without_text):
+            bad.add_without_text(opened.path(name), opened.nothing)
 
 
 class Files(BaseDiskReader):
@@ -79,7 +89,9 @@ class Files(BaseDiskReader):
     """
 
     has_columns = True
+    nothing = "an empty file"  # why a file without text and without bad input gives no document
     encoding: str | None = None  # of the files; None: UTF-8
+    advice = "set the source's `encoding{}`"  # if they are in another
     delimiter: str | None = None  # of CSV; None: by the file's ending
 
     def __init__(self, folder: str, column: str, bad: BadInput, conversations: str | None = None):
@@ -92,6 +104,16 @@ class Files(BaseDiskReader):
 
     def path(self, name: str) -> str:
         return posixpath.join(self.folder, name)
+
+    def in_wide(self, encoding: str) -> str:
+        """Return what is wrong with a file in UTF-16 or UTF-32."""
+        return f"{encoding[:6].upper()}, expected UTF-8; {self.advice.format(f': {encoding}')}"
+
+    def is_dangling(self, name: str) -> bool:
+        """Return whether a file is a link to nothing; if so, list it as bad input."""
+        if found := object_store.is_dangling(self.path(name)):
+            self.bad.add(self.path(name), "a link to a file or folder that does not exist")
+        return found
 
     @contextmanager
     def unpacked(self, name: str) -> Iterator[io.BufferedIOBase]:
@@ -106,23 +128,27 @@ class Files(BaseDiskReader):
             yield io.BufferedReader(stored, 1 << 20)
 
     def lines(self, name: str, stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
-        """Yield (number, line) of each line that can be read.
+        """Yield (number, line) of each line that can be read. Lines end as the first one does: in a CR, or in an LF.
 
         Raises:
-            DataError: the file is UTF-16.
+            DataError: the file is UTF-16 or UTF-32.
         """
-        number = 0
+        number, readline = 0, stream.readline
         try:
-            while line := stream.readline(LONGEST + 1):
+            start = stream.peek()
+            if encoding := wide_encoding(start):
+                raise DataError(f"{self.path(name)}: {self.in_wide(encoding)}")
+            if ends_in_cr(start):
+                text = io.TextIOWrapper(stream, "latin-1", newline="")  # it splits lines at any of CR, LF and CR LF
+                readline = lambda size: text.readline(size).encode("latin-1")  # noqa: E731
+            while line := readline(LONGEST + 1):
                 number += 1
-                if number == 1 and is_utf_16(line[:4]):
-                    raise DataError(f"{self.path(name)}: {UTF_16}")
                 if len(line) <= LONGEST:
                     yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                     continue
                 self.bad.add(f"{self.path(name)}:{number}", f"a line of more than {LONGEST >> 20} MiB")
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(1 << 20)
+                while line and not line.endswith((b"\n", b"\r")):
+                    line = readline(1 << 20)
         except Damaged as error:
             why = f"the file is cut off or damaged here: {error}; this line and all after it are lost"
             self.bad.add(f"{self.path(name)}:{number + 1}", why)
@@ -150,6 +176,8 @@ class Files(BaseDiskReader):
 class Jsonl(Files, JsonlReader):
     """Reads one document per line and skips blank lines. A line may also be a list of texts."""
 
+    nothing = "no line with a text"
+
     def read_file(self, filepath: str) -> Iterator[Document]:
         first = True
         with self.unpacked(filepath) as stream:
@@ -161,7 +189,7 @@ class Jsonl(Files, JsonlReader):
                     row = _json_row(line, texts=self.conversations is None)
                     several = [column for column in self.columns if _occurs_twice(column, line)]
                 except ValueError as error:
-                    self.bad.add(where, str(error))
+                    self.bad.add(where, str(error), 1 + line.rstrip().count(b"\r"))
                     continue
                 if isinstance(row, list):
                     for place, text in enumerate(row):
@@ -184,21 +212,24 @@ class Csv(Files, CsvReader):
 
     A row with misplaced quotes ends where a sound one would: at the first line at which the number of its quotes is
     even. So no part of it is taken for another row, and a quote that is never closed loses the rest of the file. The
-    loss is counted in lines.
+    loss is counted in lines, and those that end in a CR among lines that end in an LF count, too.
 
     A .tsv file has no quotes, unless the source names a delimiter: the text is everything between two tabs.
     """
 
+    nothing = "no row below the names of the columns"
+
     def read_file(self, filepath: str) -> Iterator[Document]:
         csv.field_size_limit(LONGEST)  # the default is 128 KiB; this setting is global to the process
         path = self.path(filepath)
-        last, quotes = 0, 0
+        last, quotes, returns = 0, 0, 0
 
         def decoded() -> Iterator[str]:
-            nonlocal last, quotes
+            nonlocal last, quotes, returns
             for number, line in self.lines(filepath, stream):
                 last = number
                 quotes += line.count(b'"')
+                returns += line.rstrip(b"\r\n").count(b"\r")
                 yield line.decode(errors="surrogateescape")  # a later check finds the column of the bad bytes
 
         with self.unpacked(filepath) as stream:
@@ -206,7 +237,7 @@ class Csv(Files, CsvReader):
             rows = csv.reader(lines, strict=True, **self._form(filepath))
             columns: list[str] = []
             while True:
-                before, quotes = last, 0
+                before, quotes, returns = last, 0, 0
                 where = f"{path}:{before + 1}"
                 try:
                     row = next(rows)
@@ -217,7 +248,7 @@ class Csv(Files, CsvReader):
                         pass
                     lost = last - before
                     more = f"; this line and the {lost - 1:,} after it are lost" if lost > 1 else ""
-                    self.bad.add(where, f"not valid CSV: {error}{more}", lost)
+                    self.bad.add(where, f"not valid CSV: {error}{more}", lost + returns)
                     continue
                 if not columns:
                     columns = row
@@ -239,6 +270,8 @@ class Csv(Files, CsvReader):
 
 class Parquet(Files, ParquetReader):
     """Reads one document per row of a text column. Memory holds a page and BATCH rows."""
+
+    nothing = "no rows"
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         path = self.path(filepath)
@@ -300,13 +333,14 @@ class Text(Files):
             yield from self.documents(content, path)
 
     def documents(self, content: bytes, path: str) -> Iterator[Document]:
-        if is_utf_16(content[:4]):
-            self.bad.add(path, UTF_16)
+        if encoding := wide_encoding(content):
+            self.bad.add(path, self.in_wide(encoding))
             return
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            self.bad.add(path, f"not UTF-8: {error.reason} at byte {error.start}")
+            why = f"not UTF-8, and neither UTF-16 nor UTF-32: {error.reason} at byte {error.start}"
+            self.bad.add(path, f"{why}; {self.advice.format('')}")
             return
         yield from self.document(text, path)
 
@@ -345,9 +379,10 @@ def _json_row(line: bytes, texts: bool) -> dict | list[str]:
 def _occurs_twice(column: str, line: bytes) -> bool:
     """Return whether the object of a line has a key twice; orjson would take the last.
 
-    The quotes of a key inside a text are escaped, so few lines have the key in quotes twice and are parsed again.
+    The quotes of a key inside a text are escaped, so few lines have the key in quotes twice, or a key with an escape,
+    and are parsed again.
     """
-    if line.count(json.dumps(column, ensure_ascii=False).encode()) < 2:
+    if line.count(json.dumps(column, ensure_ascii=False).encode()) < 2 and not ESCAPED_KEY.search(line):
         return False
     names: list[str] = []
 

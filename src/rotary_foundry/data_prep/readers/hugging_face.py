@@ -18,7 +18,7 @@ from datatrove.data import Document
 from rotary_foundry.data_prep.readers import CONVERSATIONS, BadInput, Part, SourceConfig
 from rotary_foundry.data_prep.readers.listing import digest, part_bytes
 from rotary_foundry.data_prep.readers.messages import Unusable, read_conversation, to_text
-from rotary_foundry.data_prep.readers.text_columns import check_columns, check_type, is_text, not_text, values
+from rotary_foundry.data_prep.readers.text_columns import check_columns, check_type, is_text, not_text, twice, values
 from rotary_foundry.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
             rows = zip(*(_checked(batch.column(column)) for column in columns), strict=True)
             urls = _checked(batch.column("url")) if _has_url(batch.schema) else [None] * batch.num_rows
         except (pa.ArrowException, OSError, ValueError) as error:
-            bad.add(f"{source.path}:{row}", f"damaged: {error}; rows up to {until - 1} are lost")
+            bad.add(f"{source.path}:{row}", f"damaged: {error}; rows up to {until - 1} are lost", until - row)
             continue
         for number, (of_row, url) in enumerate(zip(rows, urls, strict=True), row):
             where = f"{source.path}:{number}"
@@ -114,16 +114,39 @@ def _load(source: SourceConfig, revision: str | None = None):
             if isinstance(data, datasets.DatasetDict) and split in data:
                 data = data[split]
         else:
+            _check_links(Path(source.path))
             data = datasets.load_dataset(source.path, source.name, split=split, revision=revision)
+    except DataError:
+        raise
     except Exception as error:  # errors of the Hub, the network, the file system or any builder
-        raise DataError(f"{source.path}: datasets cannot load it: {_first_line(error)}") from error
+        cause = f": {_first_line(error.__cause__)}" if error.__cause__ else ""
+        raise DataError(f"{source.path}: datasets cannot load it: {_first_line(error)}{cause}") from error
     if isinstance(data, datasets.DatasetDict):
         raise DataError(f"{source.path}: no split '{split}'; the splits there are {', '.join(map(repr, data))}")
     columns = _columns(source)
     check_columns(columns, data.column_names, source.path)
+    for column in columns:
+        if data.info.builder_name == "csv" and f"{column}.1" in data.column_names:  # pandas renames the second
+            raise DataError(f"{source.path}: {twice(column)}; datasets calls the second '{column}.1'")
     if not source.conversations:
         check_type(data.data.schema.field(columns[0]).type, columns[0], source.path)
     return data
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links to folders and to nothing, which `datasets` passes over.
+
+    Raises:
+        DataError: there is such a link.
+    """
+    for path in sorted(folder.rglob("*")):
+        if (
+            path.is_symlink()
+            and not path.is_file()
+            and not any(part[0] == "." for part in path.relative_to(folder).parts)
+        ):
+            what = "a link to a folder" if path.is_dir() else "a link to nothing"
+            raise DataError(f"{path}: {what}, which datasets passes over; remove it, or put the files there")
 
 
 def _has_url(schema: pa.Schema) -> bool:
@@ -148,5 +171,5 @@ def _checked(column: pa.ChunkedArray) -> list[str | bytes | None]:
     return found
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

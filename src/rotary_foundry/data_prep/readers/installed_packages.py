@@ -77,8 +77,10 @@ class PythonFiles(Text):
 class PythonDocstrings(Text):
     """Reads one document per file with docstrings: all of its docstrings, each after its qualified name.
 
-    A file that this Python cannot parse (a template, or the syntax of another version) gives no document.
+    A file that this Python cannot parse (a template, or the syntax of another version) is without text.
     """
+
+    nothing = "no docstring that this Python can parse"
 
     def documents(self, content: bytes, path: str) -> Iterator[Document]:
         if text := _docstrings(path, content):

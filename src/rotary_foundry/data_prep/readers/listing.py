@@ -3,13 +3,20 @@
 import hashlib
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable
 from glob import has_magic
+from typing import TYPE_CHECKING
+
+from fsspec.utils import glob_translate
 
 from rotary_foundry.data_prep.readers import MOST_PARTS, PART_BYTES, READERS, Part, SourceConfig
 from rotary_foundry.utils import object_store
-from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.errors import DataError, check_utf_8
+
+if TYPE_CHECKING:
+    from datatrove.io import DataFolder
 
 SHOWN = 8  # endings that an error names
 
@@ -57,7 +64,7 @@ def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
 
     A folder gives the files with the source's `endings`, or else the reader's extensions, in any case and at any depth.
     A path or a glob gives all files that it names, with any extension. Hidden files are not read, because systems and
-    editors write them, not the user.
+    editors write them, not the user. Links to folders are followed. Links to nothing are listed as files of no bytes.
 
     Raises:
         DataError: there are no such files, one has a name that is not UTF-8, or they cannot be listed.
@@ -67,43 +74,78 @@ def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
         store = object_store.filesystem(path)
         if store.isfile(path):
             folder, name = posixpath.split(path)
-            _check_name(path)
+            check_utf_8(path)
             return folder, {name: object_store.data_folder(folder).info(name)}
         if store.isdir(path):
             folder = path
             extensions = tuple(map(str.lower, source.endings or READERS[source.reader].extensions))
             inside = object_store.data_folder(folder)
-            found = inside.find("", detail=True)
+            found = inside.find("", detail=True) if object_store.is_remote(path) else _with_linked(inside, folder)
         elif has_magic(path):
             folder, pattern = _before_magic(path)
             extensions = ("",)
             inside = object_store.data_folder(folder)
-            found = inside.glob(pattern, detail=True)
+            if object_store.is_remote(path):
+                found = inside.glob(pattern, detail=True)
+            else:
+                found = _with_linked(inside, folder, pattern)
         else:
             raise DataError(f"{path}: nothing is there")
+    dangling = set()
     for name, info in found.items():
-        if info.get("islink") and inside.isfile(name):  # a Hugging Face cache consists of links
+        if not info.get("islink"):
+            continue
+        if inside.isfile(name):  # a Hugging Face cache consists of links
             found[name] = inside.info(name)  # of the link's target
-    there = {
-        name: info
-        for name, info in found.items()
-        if info["type"] == "file" and not any(part[0] == "." for part in name.split("/"))
-    }
-    files = {name: info for name, info in there.items() if name.lower().endswith(extensions)}
+        elif not inside.exists(name):
+            found[name] = info | {"type": "file", "size": 0}
+            dangling |= {name} if has_no_ending(name) else set()  # perhaps one to a folder
+    there = {name: info for name, info in found.items() if info["type"] == "file" and not _is_hidden(name)}
+    files = {name: info for name, info in there.items() if name in dangling or name.lower().endswith(extensions)}
     if not files:
         what = f"ending in {', '.join(extensions)}" if extensions != ("",) else "of that name"
         raise DataError(f"{path}: no files {what} for the reader {source.reader}{_endings(there)}")
     for name in files:
-        _check_name(posixpath.join(folder, name))
+        check_utf_8(posixpath.join(folder, name))  # names of files are ids in tables
     return folder, dict(sorted(files.items(), key=lambda file: file[0].split("/")))
 
 
-def _check_name(path: str) -> None:
-    """Refuse a file whose name is not UTF-8, because names of files are ids in tables that hold only UTF-8 text."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{os.fsencode(path)!r}: the name of this file is not UTF-8; rename it") from None
+def _with_linked(inside: "DataFolder", folder: str, pattern: str = "**") -> dict[str, dict]:
+    """List the files of a local folder that match `pattern`, and those in folders that it links to, each folder once.
+
+    A link to a folder that holds the link is not followed, because it leads round in a circle.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    depth = None if "**" in pattern else pattern.count("/") + 1
+    matches = re.compile(glob_translate(pattern)).match
+    found: dict[str, dict] = {}
+    read: set[str] = set()
+    folders = [("", (os.path.realpath(folder or "."),))]  # to list, with the folders on the way, links resolved
+    for name, way in folders:  # the loop appends to it
+        left = None if depth is None else depth - name.count("/") - bool(name)
+        if left == 0:
+            continue
+        there = inside.find(name, maxdepth=left, detail=True, on_error="raise")
+        real = {each: os.path.realpath(posixpath.join(folder, posixpath.dirname(each))) for each in there}
+        new = {each: info for each, info in there.items() if matches(each) and real[each] not in read}
+        read |= {real[each] for each in new}
+        found |= new
+        for link in sorted(each for each in there if there[each]["islink"] and inside.isdir(each)):
+            target = os.path.realpath(posixpath.join(folder, link))
+            circular = any(f"{one}/".startswith(f"{target}/") for one in (*way, real[link]))
+            if not circular and not _is_hidden(link):
+                folders.append((link, (*way, target)))
+    return found
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part[0] == "." for part in name.split("/"))
+
+
+def has_no_ending(name: str) -> bool:
+    return not posixpath.splitext(name)[1]
 
 
 def _endings(names: Iterable[str]) -> str:

@@ -88,6 +88,8 @@ def _shards(source: SourceConfig) -> list[dict]:
             sizes, names = [info.bytes for info in infos], [info.basename for info in infos]
             if not all(isinstance(size, int) for size in [*sizes, reader.samples]) or not all(map(lies_inside, names)):
                 raise ValueError("sizes that are not numbers, or file names outside the folder")
+            if any(size < 0 for size in [*sizes, reader.samples]):
+                raise ValueError(f"expected sizes of at least 0, got samples={reader.samples} and bytes={sizes}")
             if reader.raw_data is None or not all(isinstance(info.hashes, dict) for info in infos):
                 raise ValueError("no file, or hashes without algorithms")
             encodings = dict(zip(reader.column_names, reader.column_encodings, strict=True))
@@ -112,10 +114,17 @@ def _documents(source: SourceConfig, shard: dict, bad: BadInput) -> Iterator[Doc
     with TemporaryDirectory(prefix="mds-") as temporary:
         reader = MDSReader.from_json(temporary, None, shard)
         try:
-            Path(temporary, SHARD).write_bytes(_unpacked(path, reader))
+            content = _unpacked(path, reader)
         except ValueError as error:
             bad.add(path, f"damaged: {error}; the whole shard, {reader.samples} rows, is lost", reader.samples)
             return
+        there = int.from_bytes(content[:4], "little")
+        if there != reader.samples:
+            raise DataError(
+                f"{path}: holds {there:_} samples, and {_index(source)} lists {reader.samples:_}; correct the "
+                "index, or restore the shard"
+            )
+        Path(temporary, SHARD).write_bytes(content)
         reader.raw_data.basename = SHARD
         names, encodings = reader.column_names, reader.column_encodings
         reader.column_encodings = [

@@ -26,7 +26,7 @@ from datatrove.data import Document
 from packaging.utils import canonicalize_name
 
 from rotary_foundry.data_prep.readers import BadInput, Part, SourceConfig, listing
-from rotary_foundry.data_prep.readers.files import LONGEST, Text
+from rotary_foundry.data_prep.readers.files import CONVERT, LONGEST, Text
 from rotary_foundry.data_prep.readers.installed_packages import (
     LEFT_OUT,
     OURS,
@@ -51,6 +51,8 @@ def parts(source: SourceConfig) -> list[Part]:
         pieces = name.split("/")
         if len(pieces) > _depth(source):
             repositories.setdefault("/".join(pieces[: _depth(source)]), {})[name] = info["size"]
+        elif listing.has_no_ending(name) and object_store.is_dangling(f"{folder}/{name}"):
+            repositories[name] = {}
     if not repositories:
         raise DataError(
             f"{source.path}: no folders at depth {_depth(source)} with files for the reader repositories; change "
@@ -110,17 +112,24 @@ def _documents(folder: str, repositories: dict[str, dict[str, int]], bad: BadInp
         bad: collects the files that cannot be read, and repositories that are too large.
     """
     reader = Text(folder, "text", bad)
+    reader.advice = CONVERT
     for repository, files in repositories.items():
+        if not files and reader.is_dangling(repository):
+            continue
         if sum(files.values()) > LONGEST:
             bad.add(reader.path(repository), f"files of more than {LONGEST >> 20} MiB together; choose a larger depth")
             continue
         texts = [f"# {name}\n{text.rstrip()}\n" for name in files for text in _texts(reader, name) if text.strip()]
         if texts:
             yield Document(encodable("\n".join(texts)), reader.path(repository))
+        else:
+            bad.add_without_text(reader.path(repository), "no file with text")
 
 
 def _texts(reader: Text, name: str) -> Iterator[str]:
     """Yield the text of a file, or nothing if it is empty or cannot be read."""
+    if reader.is_dangling(name):
+        return
     with object_store.named(reader.path(name)):
         yield from (document.text for document in reader.read_file(name))
 

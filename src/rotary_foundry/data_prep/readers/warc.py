@@ -40,10 +40,11 @@ def read(source: SourceConfig, part: Part, bad: BadInput) -> Iterator[Document]:
 class Warc(Files, WarcReader):
     """Reads one document per page: the main text of the HTML in a WARC file, or the plain text in a WET file.
 
-    Other records, pages without a main text, and pages of unknown encoding give no document.
+    Other records give no document. Pages without a main text, and pages of unknown encoding, are without text.
     """
 
     has_columns = False
+    nothing = "no page in it"
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         import_module("trafilatura")  # import now, so that forked processes need not
@@ -86,6 +87,18 @@ class Warc(Files, WarcReader):
                     continue
                 if page and page["text"]:
                     yield from self.document(page["text"], where, page["url"])
+                elif page:
+                    self.bad.add_without_text(where, f"no main text in the page {page['url']}")
+                elif _is_page(record):
+                    self.bad.add_without_text(where, "a page that is empty, of unknown encoding or not text")
+
+
+def _is_page(record: "ArcWarcRecord") -> bool:
+    """Return whether the headers of a record call it an HTML page or the text of one."""
+    kind = record.rec_headers.get_header("WARC-Identified-Payload-Type") or ""
+    if record.rec_type == "response" and not kind and record.http_headers is not None:
+        kind = record.http_headers.get_header("Content-Type") or ""
+    return record.rec_type == "conversion" or (record.rec_type == "response" and "html" in kind.lower())
 
 
 def _is_cut_off(record: "ArcWarcRecord") -> bool:

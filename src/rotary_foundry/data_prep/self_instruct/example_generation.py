@@ -184,8 +184,10 @@ def _tasks(drawer: Drawer, report: Report, write: Callable[[str], object]) -> It
                 drawn += 1
                 if drawn == config.documents:
                     break
-            report.bad += len(bad.listed)
-            write("".join(f"{line}\n" for line in bad.listed))
+            report.bad += bad.count
+            report.short += bad.without_text
+            report.documents += bad.without_text
+            write("".join(f"{line}\n" for line in [*bad.listed, *bad.listed_without_text]))
             if drawn == config.documents:
                 return
 
