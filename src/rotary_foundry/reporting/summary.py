@@ -7,15 +7,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rotary_foundry.data.rows import Frame
+from rotary_foundry.data.special_tokens import as_text
 from rotary_foundry.data_prep.inspection.held_out_texts import held_out
 from rotary_foundry.data_prep.statistics import Statistics
-from rotary_foundry.interop.own_code import register_own_code
+from rotary_foundry.models.config_json import family_of
 from rotary_foundry.recipe.schema import all_metrics
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.runs.trained_state import recipe_of
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
-EXAMPLES, EXAMPLE_TOKENS = 3, 24
+EXAMPLES, EXAMPLE_TOKENS, GUESSES = 3, 24, 3
 
 
 def print_summary(run: str | Path, console: Console | None = None) -> None:
@@ -52,11 +54,10 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
     if (folder.export / "config.json").is_file() and last.task == "fill-mask":
         try:
             texts = held_out(recipe.data.local, EXAMPLES, recipe.seed)
-        except DataError as error:  # for example if the shards are only in a remote
-            console.print(f"No masks are filled: {error}", markup=False, highlight=False)
-            return
-        spread = texts[:: len(texts) // EXAMPLES or 1][:EXAMPLES]  # over the sources
-        print_fill_mask(folder.export, [text.text for text in spread], console)
+            spread = texts[:: len(texts) // EXAMPLES or 1][:EXAMPLES]  # over the sources
+            print_fill_mask(folder.export, [text.text for text in spread], console)
+        except DataError as error:  # for example if the shards are only in a remote, or an export is damaged
+            console.print(f"No masks are filled: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _unigram_entropy(data: str, console: Console) -> float | None:
@@ -142,17 +143,30 @@ def _knob(segments: list[dict], name: str) -> str:
 
 
 def print_fill_mask(export: Path, texts: list[str], console: Console) -> None:
-    """Print what transformers' fill-mask pipeline predicts near the beginning of each text, and the text's own word."""
-    from transformers import pipeline
-    from transformers.utils import logging
+    """Print what an exported model predicts near the beginning of each text, and the text's own word.
 
-    logging.set_verbosity_error()
-    register_own_code(export)
-    fill = pipeline("fill-mask", model=str(export), device="cpu", top_k=3, trust_remote_code=False)
+    Special tokens spelled in a text stay text, as in the rows that the model was trained on.
+
+    Raises:
+        DataError: the export has no model or tokenizer that can be read.
+    """
+    import torch  # and below transformers: this takes seconds
+
+    from rotary_foundry.interop.huggingface import load_directory, load_tokenizer
+
+    network = load_directory(export)
+    fast = load_tokenizer(export, family_of(export), network.shape)
+    tokenizer = as_text(fast.backend_tokenizer, fast.all_special_tokens)
+    frame = Frame.of(tokenizer)
     for text in texts:
-        ids = fill.tokenizer(text, add_special_tokens=False)["input_ids"][:EXAMPLE_TOKENS]
+        ids = tokenizer.encode(text, add_special_tokens=False).ids[:EXAMPLE_TOKENS]
         middle = len(ids) // 2
-        masked = fill.tokenizer.decode([*ids[:middle], fill.tokenizer.mask_token_id, *ids[middle + 1 :]])
-        guesses = ", ".join(f"{guess['token_str']!r} {guess['score']:.0%}" for guess in fill(masked))
-        there = fill.tokenizer.decode(ids[middle])
-        console.print(f"{masked!r}\n    {guesses}; in the text: {there!r}", markup=False, highlight=False)
+        masked = [*ids[:middle], fast.mask_token_id, *ids[middle + 1 :]]
+        document = torch.tensor([*frame.before, *masked, *frame.after])
+        with torch.inference_mode():
+            logits = network(document, torch.tensor([0, len(document)], dtype=torch.int32))
+        best = logits[len(frame.before) + middle].softmax(0).topk(GUESSES)
+        guesses = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        shown = ", ".join(f"{fast.decode([guess])!r} {share:.0%}" for guess, share in guesses)
+        there = fast.decode(ids[middle : middle + 1])
+        console.print(f"{fast.decode(masked)!r}\n    {shown}; in the text: {there!r}", markup=False, highlight=False)

@@ -85,7 +85,7 @@ def trace(run: str | Path, update: int, before_rollback: int | None = None, data
     plan = compile_stages(recipe).after(rollbacks)
     recorded = _recorded_digest(folder, plan, rollbacks, update)
     token = _start(plan, update)
-    traced, digest = _rows(recipe, plan, token)
+    traced, digest = rows_of(recipe, plan, token)
     if digest != recorded:
         raise DataError(
             f"{recipe.data.local}: not the shards that update {update} was trained on: its rows and masks now have the "
@@ -118,7 +118,7 @@ def _start(plan: Plan, update: int) -> int:
     return segment.start_token + (update - 1 - segment.start_update) * segment.tokens_per_update
 
 
-def _rows(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]:
+def rows_of(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]:
     """Return the rows of the update that starts at a token, and their digest."""
     segment, start_row = plan.segment_at(token), plan.at(token).rows_drawn_in_stage
     data = recipe.data
