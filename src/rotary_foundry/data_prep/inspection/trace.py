@@ -30,7 +30,7 @@ from rotary_foundry.data_prep.inspection.source_folders import local_folder, pri
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.recipe.plan import Plan, Rollback
-from rotary_foundry.runs.run_folder import RunFolder, abandoned_by, read_lines
+from rotary_foundry.runs.run_folder import RunFolder, abandoned_by, each_line
 from rotary_foundry.runs.trained_state import recipe_of, with_data
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
@@ -101,7 +101,7 @@ def _recorded_digest(folder: RunFolder, plan: Plan, rollbacks: Sequence[Rollback
         raise ConfigurationError(f"{folder.path}: no update {update}; its plan has updates 1 to {plan.total_updates}")
     lines = {
         line["batch"]: line["rows_digest"]
-        for line in read_lines(folder.metrics)
+        for line in each_line(folder.metrics, ["rows_digest"])
         if line.get("rollbacks", 0) <= len(rollbacks)
         and abandoned_by(line["token"], line.get("rollbacks", 0), rollbacks) is None
     }
