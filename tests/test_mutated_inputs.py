@@ -17,9 +17,10 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 from unittest import mock
 
 import pytest
@@ -29,8 +30,9 @@ import yaml
 
 from rotary_foundry.data_prep.tokenizer import save_trained, train_tokenizer
 from rotary_foundry.evaluation import evaluate
-from rotary_foundry.finetuning import search
+from rotary_foundry.finetuning import job, search
 from rotary_foundry.interop.huggingface import export_model
+from rotary_foundry.reporting import report_page
 from rotary_foundry.utils.errors import DataError
 from tests.command import captured, rotary_foundry
 from tests.data_prep import reading
@@ -42,6 +44,7 @@ from tests.data_prep.test_readers_bad_input import FUZZED, PAGES, ROWS, read_lis
 from tests.evaluation.conftest import made
 from tests.evaluation.corpus import write_corpus
 from tests.evaluation.decoders import save_decoder
+from tests.finished_run import write_finished_run
 from tests.interop.flexbert import save_with_composer, settings_of
 from tests.interop.gguf_files import VOCABULARY, tensors_of, write_gguf
 from tests.interop.gguf_files import settings_of as gguf_settings
@@ -49,6 +52,7 @@ from tests.interop.test_roformer_v2 import JUNNYU, TENSORFLOW
 from tests.models import peers, roformer_v2_peers
 from tests.models.llama import peers as llama_peers
 from tests.mutations import changed, damaged, mutations
+from tests.reporting.made_run import write_result
 
 SEED = os.environ.get("SEED") or f"{time.time():.0f}"
 INPUTS = int(os.environ.get("INPUTS") or 500)
@@ -383,12 +387,18 @@ def test_evaluate(tmp_path, corpus, model):
 
 
 class Reached(Exception):
-    """The input was sound so far that a job would start."""
+    """The input was sound so far that a job would train."""
+
+
+def opened(config: object, folder: Path, jobs: list[dict], *_: object) -> NoReturn:
+    """Open what a job opens, in this process, in the place of running it."""
+    job.open_parts(jobs[0])
+    raise Reached
 
 
 def finetuned(folder: Path, config: Path) -> tuple[int, str]:
     shutil.rmtree(folder / "out", ignore_errors=True)
-    with mock.patch.object(search, "_run", side_effect=Reached):
+    with mock.patch.object(search, "_run", opened):
         try:
             done = rotary_foundry("finetune", config)
         except Reached:
@@ -432,8 +442,7 @@ def test_finetune(tmp_path, kind, corpus):
     shutil.copy(file, other := tmp_path / f"validation.{kind}")
     tasks = {"mine": {"type": task_type, "data": {"train": str(file), "validation": [str(other)]}}}
     config = finetune_yaml(tmp_path, model, tasks)
-    settings = [file for file in model.iterdir() if file.suffix == ".json"]
-    check(f"finetune on {kind}", [config, file, file, other, *settings], lambda _: finetuned(tmp_path, config))
+    check(f"finetune on {kind}", [config, file, other, *model.iterdir()], lambda _: finetuned(tmp_path, config))
 
 
 CLUE = {**dict.fromkeys(("afqmc", "wsc", "csl"), "sequence"), "c3": "choice", "chid": "choice", "cmrc2018": "answer"}
@@ -453,3 +462,45 @@ def test_finetune_on_clue(tmp_path, form):
     config = finetune_yaml(tmp_path, model, {"mine": {"type": CLUE[form], "data": data}})
     files = [file for file in folder.iterdir() if "test" not in file.name]
     check(f"finetune on {form}", files, lambda _: finetuned(tmp_path, config))
+
+
+RUN_COMMANDS = {
+    "summary": ("summary",),
+    "report": ("report",),
+    "trace": ("data", "trace", "--update=2"),
+    "export": ("export",),
+    "evaluate": ("evaluate", "suite.yaml"),
+}
+NOT_SHOWN = re.compile("^(not shown|Not shown|No masks are filled): .", re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", RUN_COMMANDS)
+def test_run_folder(tmp_path, command):
+    """A finished run with a damaged file: its recipe, plan and records, its checkpoint, its export and results."""
+    run = write_finished_run(tmp_path)
+    write_result(run.path, "export", "masked_lm", loss=(5.59, 5.4, 5.77))
+    keys = {"suite": "masked_lm", "data": str(tmp_path / "data"), "documents": 1, "longest": 64, "resamples": 5}
+    keys |= {"long_documents": "truncate", "mlm_probability": 0.15, "mask_share": 0.8, "random_share": 0.1}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(keys))
+    checkpoint = [*run.checkpoints.glob("*/*"), *run.tokenizer.iterdir()]
+    more = {"summary": [*run.export.iterdir()], "report": run.results, "trace": []}
+    name, *options = RUN_COMMANDS[command]
+    generator = random.Random(f"{SEED} pictures")
+
+    def call(_: Path) -> tuple[int, str]:
+        for made_before in (tmp_path / "exported", run.path / "evaluations/run"):
+            shutil.rmtree(made_before, ignore_errors=True)
+        with ExitStack() as held:
+            held.enter_context(chdir(tmp_path))
+            if generator.random() < 0.95:  # pictures take seconds
+                held.enter_context(mock.patch.object(report_page, "draw"))
+                held.enter_context(mock.patch.object(evaluate, "draw"))
+            out = [tmp_path / "exported"] if command == "export" else []
+            given = [options[0], run.path, *options[1:]] if command == "trace" else [run.path, *options]
+            done = rotary_foundry(name, *given, *out)
+        if done.returncode == 0 and NOT_SHOWN.search(done.stdout):
+            return 2, "error: some of it is not shown\n"
+        return done.returncode, done.stderr
+
+    files = [path for path in run.path.iterdir() if path.is_file()]
+    check(f"run folder, {command}", [*files, *more.get(command, checkpoint)], call)

@@ -36,7 +36,9 @@ def test_the_newest_complete_checkpoint_is_chosen_by_its_token_not_its_name(run)
     assert run.newest_checkpoint().batch == 10
 
 
-@pytest.mark.parametrize("damage", ["no COMPLETE", "part missing", "part cut short", "COMPLETE torn", "part outside"])
+@pytest.mark.parametrize(
+    "damage", ["no COMPLETE", "part missing", "part cut short", "COMPLETE torn", "COMPLETE of text", "part outside"]
+)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, damage):
     checkpoint(run, 9)
     newest = checkpoint(run, 10)
@@ -50,6 +52,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, damage):
         complete = json.loads((newest / "COMPLETE").read_text())
         complete["files"]["../ba9/.metadata"] = (run.checkpoints / "ba9/.metadata").stat().st_size
         (newest / "COMPLETE").write_text(json.dumps(complete))
+    elif damage == "COMPLETE of text":
+        complete = json.loads((newest / "COMPLETE").read_text())
+        (newest / "COMPLETE").write_text(json.dumps(complete | {"token": "10000"}))
     else:
         (newest / "COMPLETE").write_text('{"batch": 10, "fi')
     assert run.newest_checkpoint().batch == 9

@@ -122,7 +122,10 @@ def report(
     """Write report.html, one file that needs no network, and its charts as PNG; the runs may still be running."""
     from rotary_foundry.reporting.report_page import write_report
 
-    print(f"report: {write_report(runs, out, reference)}")
+    page, problems = write_report(runs, out, reference)
+    for problem in problems:
+        print(f"not shown: {problem}")
+    print(f"report: {page}")
 
 
 @app.command()

@@ -159,6 +159,34 @@ def test_a_job_refuses_a_model_that_has_no_attention_mask(run, make_model):
         run(model=make_model("fnet"))
 
 
+@pytest.mark.parametrize(
+    ("file", "damage", "says"),
+    [
+        ("model.safetensors", lambda content: content[:100], "transformers cannot load a model from it"),
+        ("model.safetensors", lambda content: b"", "transformers cannot load a model from it"),
+        (
+            "config.json",
+            lambda content: content.replace(b'"bert"', b'"brt"'),
+            "transformers cannot load a model from it",
+        ),
+        (
+            "config.json",
+            lambda content: content.replace(b'"num_hidden_layers": 2', b'"num_hidden_layers": 9000'),
+            "9,000",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_opened_is_named_in_a_sentence(run, make_model, file, damage, says):
+    folder, _ = run("search.max_duration=[1ep]")
+    (folder / "result.json").unlink()
+    model = make_model("bert")
+    (model / file).write_bytes(damage((model / file).read_bytes()))
+    job = json.loads((folder / "job.json").read_text()) | {"model": str(model)}
+    (folder / "job.json").write_text(json.dumps(job))
+    with pytest.raises(DataError, match=f"{model}.*{says}"):
+        run_job(folder)
+
+
 def test_a_job_whose_search_is_gone_ends_at_its_next_batch(run):
     folder, _ = run("search.max_duration=[1ep]")
     (folder / "result.json").unlink()

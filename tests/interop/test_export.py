@@ -92,16 +92,16 @@ def test_an_export_replaces_one_with_our_card_and_no_other_model(run, tmp_path):
 def test_a_broken_record_is_named_with_its_line(run, tmp_path):
     with open(run.metrics, "a") as file:
         file.write("{broken\n")
-    with pytest.raises(DataError, match=r"metrics\.jsonl: line 4 is broken"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 4: expected JSON"):
         export_checkpoint(run.path, tmp_path / "out")
     for text, named in (
         ('{"batch": 1, "token": 1, "loss": 1.0}\n', "batch 1 has no row_length"),
         ('{"batch": 1, "token": 1, "loss": 1.0, "stage": "pretrain", "row_length": 9}\n', "batch 1 has no masked"),
         ('{"batch": 1, "token": 1, "stage": "pretrain", "row_length": 9, "masked_accuracy": 0.5}\n', "has no loss"),
-        ("{\n", "a line is broken"),
+        ("{\n", "line 1: expected JSON"),
     ):
         run.evaluations.write_text(text)
-        with pytest.raises(DataError, match=rf"eval\.jsonl: .*{named}"):
+        with pytest.raises(DataError, match=rf"eval\.jsonl[:,] .*{named}"):
             export_checkpoint(run.path, tmp_path / "out")
 
 

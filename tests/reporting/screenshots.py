@@ -28,7 +28,7 @@ def main() -> None:
     with TemporaryDirectory() as profile:
         browser = Browser(Path(profile))
         for run, (width, height, scale, dark) in SIZES.items():
-            page = write_report([ROOT / "runs" / run])
+            page, _ = write_report([ROOT / "runs" / run])
             browser.open(page.as_uri(), width, height, dark)
             picture = PICTURES / f"{run}.png"
             with PIL.Image.open(io.BytesIO(browser.picture(scale))) as image:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rotary_foundry import load_recipe
 from rotary_foundry.recipe.compilation import compile_plan
 from rotary_foundry.reporting.charts import Chart, make_charts, run_names, words
 from rotary_foundry.reporting.records import BINS, Run
+from rotary_foundry.reporting.reference import write_reference
 from rotary_foundry.reporting.report_page import differences, write_report
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 from tests.command import rotary_foundry
@@ -124,7 +126,7 @@ def test_a_run_without_monitors_or_without_any_update_has_a_page(tmp_path):
     for name in ("metrics.jsonl", "eval.jsonl"):
         (begun / name).unlink()
     assert charts_of(begun) == {}
-    assert write_report([begun]).exists()
+    assert write_report([begun])[0].exists()
 
 
 def test_a_loss_that_is_no_number_leaves_a_gap(nano):
@@ -133,7 +135,7 @@ def test_a_loss_that_is_no_number_leaves_a_gap(nano):
     (nano / "metrics.jsonl").write_text("".join(text))
     (nano / "eval.jsonl").write_text((nano / "eval.jsonl").read_text().replace('"loss": ', '"loss": NaN, "was": '))
     assert math.isnan(list(line(charts_of(nano), "loss").values())[9])
-    assert write_report([nano]).exists()
+    assert write_report([nano])[0].exists()
 
 
 @pytest.mark.parametrize(
@@ -141,31 +143,44 @@ def test_a_loss_that_is_no_number_leaves_a_gap(nano):
     [
         ("metrics.jsonl", lambda text: text.replace('"loss"', "loss", 1), "metrics.jsonl, line 1: expected JSON"),
         ("metrics.jsonl", lambda text: text.replace('"token"', '"tok"', 1), "line 1: expected the key 'token'"),
-        ("eval.jsonl", lambda text: "7\n" + text, "eval.jsonl, line 1: expected the key 'batch'"),
-        ("plan.json", lambda text: text[:-20], "plan.json: it cannot be read"),
+        ("metrics.jsonl", lambda text: '5\n{"batch": 1}\n' + text, "line 1: expected a JSON object, found 5"),
+        ("metrics.jsonl", lambda text: '{"batch": 1}\n' + text, "line 1: expected the key 'token'"),
+        ("eval.jsonl", lambda text: "[]\n" + text, "eval.jsonl, line 1: expected a JSON object, found []"),
+        ("eval.jsonl", lambda text: text.replace('"loss": ', '"loss": "', 1).replace(",", '",', 1), "line 1: expected"),
+        ("plan.json", lambda text: text[:-20], "plan.json: cannot be read"),
+        ("plan.json", lambda text: "{}", "plan.json: expected the key 'name', found none"),
+        ("plan.json", lambda text: '{"name": "x", "total_tokens": 1, "segments": [{}]}', "segment 1: expected the key"),
+        ("environment.json", lambda text: "{", "environment.json: cannot be read"),
         ("recipe.yaml", lambda text: "- one\n- two\n", "recipe.yaml: expected a mapping, found a list"),
-        ("recipe.yaml", lambda text: "a: [1\n", "recipe.yaml: it cannot be read"),
+        ("recipe.yaml", lambda text: "a: [1\n", "recipe.yaml: cannot be read"),
     ],
 )
-def test_what_is_broken_is_named(nano, name, damage, said):
+def test_what_is_broken_is_named_and_the_rest_is_shown(nano, name, damage, said):
     (nano / name).write_text(damage((nano / name).read_text()))
+    done = rotary_foundry("report", nano)
+    assert (done.returncode, done.stderr) == (0, "")
+    problem, page = done.stdout.splitlines()
+    assert problem.startswith(f"not shown: {nano / name}")
+    assert said in problem
+    assert page == f"report: {nano / 'report.html'}"
+    assert escape(said) in (nano / "report.html").read_text()
+    assert charts_of(nano)["loss"].series
     with pytest.raises(DataError, match=re.escape(said)):
-        Run(nano)
+        write_reference([nano, nano], nano / "reference.json")
 
 
 @pytest.mark.parametrize("measure", ['"none"', '{"value": "low"}'])
 def test_a_result_without_headlines_is_named(nano, measure):
     path = write_result(nano, "export", "masked_lm", loss=(5.5913, 5.4021, 5.774))
     path.write_text(f'{{"headlines": [{{"name": "loss", "measure": {measure}}}]}}')
-    with pytest.raises(DataError, match=r"export/masked_lm/result\.json: it has no headlines"):
-        Run(nano)
+    (problem,) = Run(nano).problems
+    assert problem.startswith(f"{path}: it has no headlines")
 
 
 def test_what_cannot_be_read_is_named(nano):
     (nano / "eval.jsonl").unlink()
     (nano / "eval.jsonl").mkdir()
-    with pytest.raises(DataError, match=r"nano: it cannot be read: .*eval\.jsonl"):
-        Run(nano)
+    assert Run(nano).problems == [f"[Errno 21] Is a directory: '{nano / 'eval.jsonl'}'"]
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -422,7 +422,7 @@ def test_the_report_has_a_line_for_every_task_and_the_summary_its_last_numbers(w
         assert series.mean.tolist() == [
             line["task_loss"][task] for line in records(whole) if task in line.get("task_loss", ())
         ]
-    table = task_table(RunFolder(whole))
+    table = task_table(RunFolder(whole), RunFolder(whole).records(RunFolder(whole).evaluations))
     console = Console(file=io.StringIO(), width=200)
     console.print(table)
     said = {line.split()[0]: line.split()[1:] for line in console.file.getvalue().splitlines() if line.strip()}

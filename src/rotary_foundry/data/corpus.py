@@ -31,6 +31,7 @@ from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.run_folder import GENERATION, TOKENIZER_FILES, write_whole
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import read_object
 from rotary_foundry.utils.object_store import fetch
 from rotary_foundry.utils.processes import is_first_of_node
 from rotary_foundry.utils.wording import one_line
@@ -215,7 +216,7 @@ def keep_rows(recipe: Recipe, file: Path, trained_lengths: Collection[int]) -> N
     Raises:
         DataError: a folder has other rows than the run began with.
     """
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    kept = read_object(file) if file.is_file() else {}
     for folder, row_length, found in _rows_digests(recipe):
         if row_length in trained_lengths and kept.get(folder, found) != found:
             raise DataError(

@@ -156,13 +156,13 @@ def results_folder(model: Path, out: str | None = None, variant: str | None = No
     """
     if out is not None:
         return Path(out) / name_of(model, variant)
-    run = _run_of(model)
-    if run is None or (beside is not None and run != _run_of(beside)):
+    run = run_of(model)
+    if run is None or (beside is not None and run != run_of(beside)):
         return Path(FOLDER) / name_of(model, variant)
     return run / FOLDER / _with(model.resolve().name, variant)
 
 
-def _run_of(model: Path) -> Path | None:
+def run_of(model: Path) -> Path | None:
     """Return the folder of the run that a model is or belongs to."""
     model = model.resolve()
     return next((path for path in (model, model.parent, model.parent.parent) if RunFolder(path).recipe.is_file()), None)

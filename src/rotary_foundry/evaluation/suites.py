@@ -15,7 +15,7 @@ them again. `yamls/eval/<suite>.yaml` is a suite with its defaults; any other YA
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -137,36 +137,51 @@ class Suite:
     config: SuiteConfig
     run: Callable[[Path, SuiteConfig], "Result"]
     check: Callable[[Path, SuiteConfig], None] | None  # None: nothing to check
+    data_given: bool = True  # whether the user named its data, or it has none
 
 
-def find_suites(given: Sequence[str], overrides: Iterable[str] = (), decoder: bool = False) -> list[Suite]:
+def find_suites(
+    given: Sequence[str],
+    overrides: Iterable[str] = (),
+    decoder: bool = False,
+    own_data: Callable[[], str | None] = lambda: None,
+) -> list[Suite]:
     """Return the suites for names or YAML files, each with its configuration.
 
     Args:
         given: names such as `context`, paths of YAML files, or `all`.
         overrides: `key=value`, each applied to the suites that have the key.
         decoder: whether `all` means the suites for decoders.
+        own_data: returns the data of the model, used by suites that are given by name if no override names data; None:
+            those of the suite's YAML.
 
     Raises:
         ConfigurationError: the suite does not exist, no suite has a key, or a value is not allowed.
     """
     overrides = list(overrides)
+    named = {path for one in given if one in (ALL, *MODULES) for path in _paths(one, decoder)}
     modules = {path: _module(path) for one in given for path in _paths(one, decoder)}
     keys = [{field.name for field in fields(module.Config)} for module in modules.values()]
 
-    def meant(override: str, of_suite: set[str]) -> bool:
-        key = re.split(r"[.=\[]", override)[0]
+    keys_given = [re.split(r"[.=\[]", override)[0] for override in overrides]
+
+    def meant(key: str, of_suite: set[str]) -> bool:
         return key in of_suite or not any(
             key in others for others in keys
         )  # a key that no suite has is refused by name
 
     found = []
     for (path, module), own in zip(modules.items(), keys, strict=True):
-        config = load_config(path, module.Config, [one for one in overrides if meant(one, own)])
+        config = load_config(
+            path, module.Config, [one for one, key in zip(overrides, keys_given, strict=True) if meant(key, own)]
+        )
         refuse(path, config.problems())
         if any(suite.name == config.suite for suite in found):
             raise ConfigurationError(f"{path}: another YAML is for the same suite, {config.suite}; give one at a time")
-        found.append(Suite(config.suite, config, module.run, getattr(module, "check", None)))
+        by_default = path in named and "data" in own and "data" not in keys_given
+        if by_default and config.data is not None and (data := own_data()) is not None:
+            config = replace(config, data=data)
+        found.append(Suite(config.suite, config, module.run, getattr(module, "check", None), not by_default))
     return found
 
 

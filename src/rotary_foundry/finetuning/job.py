@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from rotary_foundry.data.fast_tokenizer import open_fast
 from rotary_foundry.finetuning.head_batches import HeadCollate
@@ -43,10 +43,11 @@ from rotary_foundry.finetuning.metrics import make_metric
 from rotary_foundry.finetuning.predictions import write_predictions
 from rotary_foundry.interop.huggingface import add_settings_of_4
 from rotary_foundry.interop.own_code import copy_own_code, register_own_code
-from rotary_foundry.models.in_transformers import check_attention_mask, check_loaded, plain_names
+from rotary_foundry.models.in_transformers import check_attention_mask, check_loaded, check_stored, plain_names
 from rotary_foundry.optim.adafactor import AdaFactor
 from rotary_foundry.optim.decay_groups import decay_groups
-from rotary_foundry.utils.errors import FoundryError, print_error
+from rotary_foundry.utils.errors import DataError, FoundryError, print_error
+from rotary_foundry.utils.wording import not_opened
 
 PACKAGES = ("rotary-foundry", "mosaicml", "torch", "transformers", "datasets", "torchmetrics", "seqeval")
 CLASSES = {
@@ -73,17 +74,13 @@ def run_job(folder: Path, parent: int | None = None) -> dict:
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     began = time.monotonic()
     reproducibility.seed_all(job["seed"])
-    for path in (job["model"], job["tokenizer"]):
-        register_own_code(path)
-    tokenizer = open_fast(job["tokenizer"])
-    loaded = load_with_head(job)
-    check_attention_mask(Path(job["model"]), loaded.encoder if isinstance(loaded, SpanModel) else loaded, tokenizer)
+    tokenizer, opened = open_parts(job)
     metrics = {name: make_metric(name, job["labels"]) for name in job["metrics"]}
     model: HeadModel | Classifier
     if job["type"] in HEADS:
-        model = HEADS[job["type"]](loaded, list(metrics.values()))
+        model = HEADS[job["type"]](opened, list(metrics.values()))
     else:
-        model = Classifier(loaded, tokenizer, use_logits=True, eval_metrics=list(metrics.values()))
+        model = Classifier(opened, tokenizer, use_logits=True, eval_metrics=list(metrics.values()))
     loaders = {
         split: _loader(job, split, load_from_disk(str(folder.parents[1] / "data" / split)), tokenizer)
         for split in ("train", *job["splits"], *job["tests"])
@@ -157,6 +154,28 @@ def predict(model: "HeadModel | Classifier", loader: DataLoader, state: State) -
                 ids, outputs = batch.pop("id"), model.model(**batch)
                 found += zip(ids, outputs.logits.argmax(-1).tolist(), strict=True)
     return found
+
+
+def open_parts(job: dict) -> tuple[PreTrainedTokenizerFast, PreTrainedModel | SpanModel]:
+    """Open the tokenizer and the model of a job.
+
+    Raises:
+        FoundryError: one of them cannot be opened, or the model has no attention mask; names the directory.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    path = Path(job["model"])
+    for folder in (path, job["tokenizer"]):
+        register_own_code(folder)
+    tokenizer = open_fast(job["tokenizer"])
+    check_stored(path)
+    try:
+        model = load_with_head(job)
+    except FoundryError:
+        raise
+    except Exception as error:  # transformers raises many types; each is about the content of the directory
+        raise DataError(f"{path}: transformers cannot load a model from it: {not_opened(error)}") from error
+    check_attention_mask(path, model.encoder if isinstance(model, SpanModel) else model, tokenizer)
+    return tokenizer, model
 
 
 def load_with_head(job: dict) -> PreTrainedModel | SpanModel:

@@ -5,7 +5,6 @@ Hugging Face's editor asks for them. The front matter has evaluations only if th
 checkpoint. The card is meant to be published, so it has no local folders, loggers or device names.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -19,9 +18,10 @@ from rotary_foundry.interop.trained_heads import TrainedHead
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.recipe.plan import LearningRate, Segment
-from rotary_foundry.runs.run_folder import abandoned_by
+from rotary_foundry.runs.run_folder import abandoned_by, each_line
 from rotary_foundry.runs.trained_state import TrainedState
 from rotary_foundry.utils.errors import DataError
+from rotary_foundry.utils.json_text import read_object
 from rotary_foundry.utils.wording import knob
 
 FILL_MASK = """from transformers import pipeline
@@ -277,30 +277,18 @@ def _data(state: TrainedState) -> Iterator[str]:
 def _drawn(state: TrainedState) -> dict[str, dict[str, float]]:
     """Return the shares by source at each stage's last update. Reads line by line: long runs have a million lines."""
     rollbacks, last = state.run.rollbacks(), {}
-    if not state.run.metrics.exists():
-        return {}
-    with open(state.run.metrics, encoding="utf-8") as file:
-        for number, text in enumerate(file, 1):
-            if not text.endswith("\n"):
-                break  # this line is still being written
-            try:
-                line = json.loads(text)
-                token, stage = line["token"], line["stage"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{state.run.metrics}: line {number} is broken ({error!r})") from None
-            if token > state.checkpoint.token or abandoned_by(token, line.get("rollbacks", 0), rollbacks) is not None:
-                continue
-            if token >= last.get(stage, {"token": 0})["token"]:
-                last[stage] = line
+    for line in each_line(state.run.metrics, ["stage"]):
+        token, stage = line["token"], line["stage"]
+        if token > state.checkpoint.token or abandoned_by(token, line.get("rollbacks", 0), rollbacks) is not None:
+            continue
+        if token >= last.get(stage, {"token": 0})["token"]:
+            last[stage] = line
     return {stage: line["drawn"] for stage, line in last.items() if line.get("drawn")}
 
 
 def _evaluations(state: TrainedState) -> list[dict]:
     path = state.run.evaluations
-    try:
-        lines = state.run.records(path)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: a line is broken ({error!r})") from None
+    lines = state.run.records(path)
     for line in lines:
         needed = {"stage", "row_length"}
         if line.get("stage") in state.recipe.stages:
@@ -327,12 +315,12 @@ def _evaluation_rows(evaluations: list[dict], objective: Objective, knobs: Mappi
 def _versions(path: Path) -> Iterator[str]:
     if not path.exists():
         return
+    environment = read_object(path)
     try:
-        environment = json.loads(path.read_text(encoding="utf-8"))
         packages = {"Python": environment["python"]} | environment["packages"]
         listed = ", ".join(f"{name} {version}" for name, version in packages.items())
         commit, ranks = environment.get("commit"), environment["ranks"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: broken ({error!r})") from None
     yield "## Versions"
     at_commit = f", at commit {commit}" if commit else ""

@@ -78,7 +78,7 @@ def export_model(
         DataError: the tokenizer cannot be read or does not fit the model.
     """
     _refuse_foreign(out_dir, {path.name for path in family.huggingface.code})
-    tokenizer = _load_tokenizer(tokenizer_dir, family, shape)
+    tokenizer = load_tokenizer(tokenizer_dir, family, shape)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}-", dir=out_dir.parent) as work:
         new = Path(work) / "new"
@@ -201,7 +201,12 @@ class SafetensorsWeights(Weights):
             return opened.get_tensor(stored)
 
 
-def _load_tokenizer(path: Path, family: Family, shape: Shape) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: Path, family: Family, shape: Shape) -> PreTrainedTokenizerFast:
+    """Load a directory's fast tokenizer.
+
+    Raises:
+        DataError: it cannot be read, lacks a special token that the family needs, or has ids without an embedding.
+    """
     if not (path / "tokenizer.json").is_file():
         raise DataError(f"{path}: expected a directory of a Hugging Face fast tokenizer; tokenizer.json is missing")
     tokenizer = open_fast(path)

@@ -4,7 +4,6 @@ A task's kind and labels are read from `task.json` in the run's data. The run's 
 so heads never get the labels of other data.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from rotary_foundry.models.task_heads import TaskHeads, head_prefix
 from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.runs.trained_state import TrainedState, with_data
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.json_text import read_object
 from rotary_foundry.utils.wording import nearest
 
 
@@ -56,7 +56,7 @@ def trained_tasks(state: TrainedState, data: str | None = None) -> dict[str, Tra
         )
     recipe = with_data(state.run, recipe, data)
     local = Path(recipe.data.local)
-    kept = json.loads(state.run.rows.read_text(encoding="utf-8")) if state.run.rows.is_file() else {}
+    kept = read_object(state.run.rows) if state.run.rows.is_file() else {}
     found = {}
     for stage in stages:
         objective = open_objective(recipe, stage)

@@ -10,7 +10,8 @@ from itertools import groupby
 import numpy as np
 
 from rotary_foundry.recipe.schema import all_knobs, all_metrics
-from rotary_foundry.reporting.records import BY_TASK, SHARES, Bin, Run
+from rotary_foundry.reporting.records import Bin, Run
+from rotary_foundry.runs.record_values import BY_TASK, SHARES
 from rotary_foundry.utils.wording import count
 
 # Each colour has a contrast of at least 3 to white and to the page's dark background.

@@ -8,8 +8,7 @@ A resumed run repeats the updates since its last checkpoint: the later line of a
 begins inside a complete bin, the bin is kept, because a resumed run repeats the same numbers.
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -19,20 +18,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from rotary_foundry.recipe.schema import all_knobs, all_metrics
-from rotary_foundry.runs.run_folder import RunFolder
+from rotary_foundry.runs.record_values import BY_TASK, NUMBERS, SHARES
+from rotary_foundry.runs.run_folder import RunFolder, each_line
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.json_text import read_object
 from rotary_foundry.utils.redaction import redacted
 
 BINS = 500  # per stage
-NUMBERS = (
-    *all_metrics(), *all_knobs(), "lr", "weight_decay", "rows", "row_length", "real_tokens",
-    "tokens_per_second", "mfu", "step_seconds", "data_seconds", "memory_gb", "grad_norm", "update_norm",
-    "loss_spike_score", "slowest_lag",
-)  # fmt: skip
-SHARES = ("asked", "drawn")  # each a mapping from a source to its share; its numbers are named asked/<source>
-# also mappings, by the tasks of an update; a line has the tasks of its own update
-BY_TASK = ("task_loss", "task_right", "task_grad_norm", "task_weight", "task_cosine", "task_cosine_estimate")
 
 
 @dataclass(frozen=True)
@@ -45,41 +37,46 @@ class Bin:
     first: int
     last: int
     token: int
-    values: dict[str, tuple[float, float, float]]  # mean, lowest, highest; names without a number are left out
+    # mean, lowest, highest; names without a number are left out; those of mappings are named asked/<source>
+    values: dict[str, tuple[float, float, float]]
 
 
 class Run:
-    """The content of a run's folder.
+    """The content of a run's folder. What is damaged is left out; `problems` name each file, and the first line of it.
 
     Raises:
         ConfigurationError: there is no run in the folder.
-        DataError: a file is broken (the message names it and the line), or cannot be read.
     """
 
     def __init__(self, path: Path):
-        self.folder = RunFolder(path)
-        try:
-            if not self.folder.plan.is_file():
-                raise ConfigurationError(f"{path}: no run there (it has no {self.folder.plan.name})")
-            self._read()
-        except OSError as error:
-            raise DataError(f"{path}: it cannot be read: {error}") from None
-
-    def _read(self) -> None:
-        folder = self.folder
-        self.plan = _parse(folder.plan, json.loads)
-        if "name" not in self.plan:
-            raise DataError(f"{folder.plan}: it has no 'name'")
-        self.name = self.plan["name"]
-        self.config = redacted(_parse(folder.recipe, yaml.safe_load))
-        self.environment = redacted(_parse(folder.environment, json.loads))
-        self.rollbacks = list(_lines(folder.ledger, ("number", "token", "to_token")))
-        evaluations = _lines(folder.evaluations, ("batch", "token", "stage", "loss"))
+        self.folder = folder = RunFolder(path)
+        self.problems: list[str] = []
+        if not folder.plan.is_file():
+            raise ConfigurationError(f"{path}: no run there (it has no {folder.plan.name})")
+        self.plan = self._read(folder.read_plan, {})
+        self.name = self.plan.get("name", path.resolve().name)
+        self.config = redacted(self._read(lambda: _mapping(folder.recipe), {}))
+        self.environment = redacted(self._read(lambda: read_object(folder.environment), {}))
+        self.rollbacks = self._lines(folder.ledger, "number")
+        evaluations = self._lines(folder.evaluations, "stage", "loss")
         self.evaluations = [line | {"kept": self._kept(line)} for line in evaluations]
-        self.results = [line for path in folder.results for line in _headlines(path)]
-        self.bins = self._bins(_lines(folder.metrics, ("batch", "token", "stage", "loss")))
+        found = [self._read(lambda path=path: _headlines(path), []) for path in folder.results]
+        self.results = [line for lines in found for line in lines]
+        updates = each_line(folder.metrics, ("stage", "loss"), self.problems)
+        self.bins = self._read(lambda: self._bins(updates), [])
         written = folder.metrics.stat().st_mtime if folder.metrics.exists() else None
         self.last_written = None if written is None else datetime.fromtimestamp(written).astimezone()
+
+    def _read(self, read: Callable[[], Any], otherwise: Any) -> Any:
+        """Return what `read` returns; if it raises an error of a file, note that and return `otherwise`."""
+        try:
+            return read()
+        except (DataError, OSError) as error:
+            self.problems.append(str(error))
+            return otherwise
+
+    def _lines(self, path: Path, *needed: str) -> list[dict]:
+        return self._read(lambda: list(each_line(path, needed, self.problems)), [])
 
     @property
     def stages(self) -> dict[str, list[dict]]:
@@ -136,32 +133,16 @@ def _bin(rollbacks: int, kept: bool, stage: str, group: Iterable[dict]) -> Bin:
     return Bin(rollbacks, kept, stage, lines[0]["batch"], lines[-1]["batch"], lines[-1]["token"], numbers)
 
 
-def _lines(path: Path, keys: tuple[str, ...]) -> Iterator[dict]:
-    """Yield the content of each line. A line without its end is still being written, and is left out."""
-    if not path.exists():
-        return
-    with open(path, "rb") as file:
-        for number, text in enumerate(file, 1):
-            if not text.endswith(b"\n"):
-                return
-            try:
-                line = json.loads(text)
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: expected JSON, found {error}; remove the line") from None
-            for key in keys:
-                if not isinstance(line, dict) or key not in line:
-                    raise DataError(f"{path}, line {number}: expected the key '{key}', found none; remove the line")
-            yield line
+def _mapping(path: Path) -> dict:
+    """Return the mapping in a YAML file.
 
-
-def _parse(path: Path, parse: Callable[[str], Any]) -> dict:
-    """Return the mapping in a file; empty if the file does not exist."""
-    if not path.exists():
-        return {}
+    Raises:
+        DataError: the file has no YAML, or something else.
+    """
     try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: it cannot be read: {str(error).splitlines()[0]}") from None
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, RecursionError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None  # the rest quotes it
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a mapping, found a {type(content).__name__}")
     return content
@@ -173,7 +154,7 @@ def _headlines(path: Path) -> list[dict]:
         return [
             {"model": path.parts[-3], "suite": path.parts[-2], "name": one["name"]}
             | {key: None if value is None else float(value) for key, value in one["measure"].items()}
-            for one in _parse(path, json.loads)["headlines"]
+            for one in read_object(path)["headlines"]
         ]
     except (KeyError, TypeError, AttributeError, ValueError):
         raise DataError(f"{path}: it has no headlines as `rotary-foundry evaluate` writes them") from None

@@ -40,6 +40,8 @@ def write_reference(paths: list[Path], out: Path) -> None:
         DataError: a file of a run is broken.
     """
     runs = [Run(path) for path in paths]
+    if problems := [problem for run in runs for problem in run.problems]:
+        raise DataError(problems[0])
     _check(runs)
     bins = [run.bins for run in runs]  # for the same updates, because all runs follow one plan
     stage = np.array([one.stage for one in bins[0]])

@@ -21,8 +21,9 @@ from rotary_foundry.recipe.mixtures import grouped
 from rotary_foundry.recipe.schema import all_metrics
 from rotary_foundry.reporting.charts import COLOURS, Chart, make_charts, run_names, words
 from rotary_foundry.reporting.pictures import draw
-from rotary_foundry.reporting.records import BINS, BY_TASK, Run
+from rotary_foundry.reporting.records import BINS, Run
 from rotary_foundry.reporting.reference import find_reference
+from rotary_foundry.runs.record_values import BY_TASK
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.wording import count, number
 
@@ -32,8 +33,11 @@ SWATCH = '<span class="swatch"></span>'
 RECENT = 50  # updates whose median is shown at the top
 
 
-def write_report(paths: list[Path], out: Path | None = None, reference: Path | None = None) -> Path:
-    """Write the page, and the pictures into a folder beside it; return the page's path.
+def write_report(paths: list[Path], out: Path | None = None, reference: Path | None = None) -> tuple[Path, list[str]]:
+    """Write the page, and the pictures into a folder beside it.
+
+    Returns:
+        the page's path, and a sentence for each damaged file, from which the page shows only the rest.
 
     Args:
         paths: the runs' folders.
@@ -42,7 +46,7 @@ def write_report(paths: list[Path], out: Path | None = None, reference: Path | N
 
     Raises:
         ConfigurationError: a folder has no run, the page cannot be written, or the reference is for another recipe.
-        DataError: a file of a run is broken.
+        DataError: the reference is broken.
     """
     runs = [Run(path) for path in paths]
     charts = make_charts(runs, find_reference(runs, reference))
@@ -53,7 +57,7 @@ def write_report(paths: list[Path], out: Path | None = None, reference: Path | N
         draw(", ".join(run_names(runs)), charts, out / PICTURES)
     except OSError as error:
         raise ConfigurationError(f"{out / PAGE} cannot be written: {error}") from error
-    return out / PAGE
+    return out / PAGE, [problem for run in runs for problem in run.problems]
 
 
 def page(runs: list[Run], charts: list[Chart]) -> str:
@@ -89,6 +93,8 @@ def _body(runs: list[Run], names: list[str], charts: list[Chart]) -> Iterable[st
     named, many = list(zip(runs, names, strict=True)), len(runs) > 1
     cards = "".join(_card(run, name, index, many) for index, (run, name) in enumerate(named))
     yield f'<div class="cards">{cards}</div>'
+    problems = "".join(f"<li>{escape(problem)}</li>" for run in runs for problem in run.problems)
+    yield _block("Not shown", f"<ul>{problems}</ul>") if problems else ""
     shown = "".join(
         f'<button type="button" class="run" data-run="{index}" aria-pressed="true" style="{_colour(index)}" '
         f'title="{escape(name)}">{SWATCH}{escape(name)}</button>'

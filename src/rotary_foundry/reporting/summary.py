@@ -1,25 +1,31 @@
 """The summary at the end of a run: its stages, a comparison for its loss, and masks that the exported model fills."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from rotary_foundry.data.rows import Frame
+from rotary_foundry.data.special_tokens import as_text
 from rotary_foundry.data_prep.inspection.held_out_texts import held_out
 from rotary_foundry.data_prep.statistics import Statistics
-from rotary_foundry.interop.own_code import register_own_code
+from rotary_foundry.models.config_json import CONFIG, family_of
+from rotary_foundry.recipe import Recipe
 from rotary_foundry.recipe.schema import all_metrics
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.runs.trained_state import recipe_of
-from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
 
-EXAMPLES, EXAMPLE_TOKENS = 3, 24
+Shown = TypeVar("Shown")
+EXAMPLES, EXAMPLE_TOKENS, GUESSES = 3, 24, 3
 
 
 def print_summary(run: str | Path, console: Console | None = None) -> None:
-    """Print the summary of a run.
+    """Print the summary of a run. What is damaged or missing is left out, and named.
 
     Raises:
         ConfigurationError: no run there.
@@ -28,35 +34,60 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
     folder = RunFolder(Path(run))
     if not folder.plan.is_file():
         raise ConfigurationError(f"{run}: no run there (it has no {folder.plan.name})")
-    console.print(stage_table(folder))
-    tasks = task_table(folder)
-    if tasks.rows:
-        console.print(tasks)
-    recipe = recipe_of(folder)
+    problems: list[str] = []
+
+    def shown(read: Callable[[], Shown], otherwise: Shown) -> Shown:
+        try:
+            return read()
+        except (FoundryError, OSError) as error:
+            problems.append(str(error))
+            return otherwise
+
+    evaluations = shown(lambda: folder.records(folder.evaluations, problems=problems), [])
+    stages = shown(lambda: stage_table(folder, evaluations), None)
+    tasks = shown(lambda: task_table(folder, evaluations, problems), None)
+    for table in (stages, tasks):
+        if table is not None and table.rows:
+            console.print(table)
+    recipe = shown(lambda: recipe_of(folder), None)
+    if recipe is not None:
+        _print_losses(recipe, evaluations, console)
+        _print_masks(recipe, folder.export, console)
+    for problem in dict.fromkeys(problems):
+        console.print(f"Not shown: {problem}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_losses(recipe: Recipe, evaluations: list[dict], console: Console) -> None:
+    """Print the held-out loss before the first update, and how far the last one is from the unigram entropy."""
     entropy = _unigram_entropy(recipe.data.local, console)
-    before, at_stage_ends = _evaluations(folder)
-    if before is not None:
+    before, at_stage_ends = _before_and_after(evaluations)
+    if before is not None and before.get("loss") is not None:
         console.print(
-            f"Held-out loss before the first update, with the weights of {recipe.init_from}: {before['loss']:.3f}."
+            f"Held-out loss before the first update, with the weights of {recipe.init_from}: {before['loss']:.3f}.",
+            markup=False,
         )
     last = recipe.objective_of(list(recipe.stages)[-1])
     of_tasks = last.block_size is not None  # their loss is not of text alone
-    if at_stage_ends and entropy is not None and not of_tasks:
-        loss = at_stage_ends[-1]["loss"]
+    loss = at_stage_ends[-1].get("loss") if at_stage_ends else None
+    if loss is not None and entropy is not None and not of_tasks:
         side = "below" if loss < entropy else "above"
         what = "responses" if "responses" in last.columns else "text"
         console.print(
             f"Unigram entropy of the held-out {what}: {entropy:.3f} nats per token. "
             f"The last held-out loss, {loss:.3f}, is {abs(entropy - loss):.3f} {side} it."
         )
-    if (folder.export / "config.json").is_file() and last.task == "fill-mask":
+
+
+def _print_masks(recipe: Recipe, export: Path, console: Console) -> None:
+    """Fill masks in held-out texts, if the run is exported and its last stage predicts masked tokens."""
+    last = recipe.objective_of(list(recipe.stages)[-1])
+    if (export / CONFIG).is_file() and last.task == "fill-mask":
         try:
             texts = held_out(recipe.data.local, EXAMPLES, recipe.seed)
-        except DataError as error:  # for example if the shards are only in a remote
-            console.print(f"No masks are filled: {error}", markup=False, highlight=False)
-            return
-        spread = texts[:: len(texts) // EXAMPLES or 1][:EXAMPLES]  # over the sources
-        print_fill_mask(folder.export, [text.text for text in spread], console)
+            spread = texts[:: len(texts) // EXAMPLES or 1][:EXAMPLES]  # over the sources
+            print_fill_mask(export, [text.text for text in spread], console)
+        except (FoundryError, OSError) as error:  # the shards are only in a remote, or an export is damaged
+            console.print(f"No masks are filled: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _unigram_entropy(data: str, console: Console) -> float | None:
@@ -68,45 +99,45 @@ def _unigram_entropy(data: str, console: Console) -> float | None:
         return None
 
 
-def _evaluations(folder: RunFolder) -> tuple[dict | None, list[dict]]:
+def _before_and_after(evaluations: list[dict]) -> tuple[dict | None, list[dict]]:
     """Return the evaluation before the first update (only with `init_from`), and those at the ends of stages."""
-    evaluations = folder.records(folder.evaluations)
     before = next((record for record in evaluations if record["batch"] == 0), None)
     return before, [record for record in evaluations if record["batch"] > 0]
 
 
-def stage_table(folder: RunFolder) -> Table:
+def stage_table(folder: RunFolder, evaluations: list[dict]) -> Table:
     """Make a table with a row per stage: its settings, and the held-out loss and masked accuracy at its end."""
-    plan = json.loads(folder.plan.read_text(encoding="utf-8"))
-    evaluations = {record["stage"]: record for record in _evaluations(folder)[1]}
-    table = Table(title=f"{plan['name']}: {plan['total_tokens']:,} tokens", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    plan = folder.read_plan()
+    at_ends = {record.get("stage"): record for record in _before_and_after(evaluations)[1]}
+    title = Text(f"{plan['name']}: {plan['total_tokens']:,} tokens", style="table.title")
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("stage", "tokens", "updates", "rows", "length", "theta", "held-out loss", "accuracy"):
         table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
     for stage in dict.fromkeys(segment["stage"] for segment in plan["segments"]):
         segments = [segment for segment in plan["segments"] if segment["stage"] == stage]
-        done = evaluations.get(stage)
+        done = at_ends.get(stage, {})
         table.add_row(
-            stage,
+            Text(stage),
             f"{segments[-1]['end_token'] - segments[0]['start_token']:,}",
             f"{sum(segment['updates'] for segment in segments):,}",
             "–".join(str(rows) for rows in dict.fromkeys((segments[0]["rows"], segments[-1]["rows"]))),
             f"{segments[0]['row_length']:,}",
             _knob(segments, "rope_theta"),
-            f"{done['loss']:.3f}" if done else "–",
-            _shares(done) if done else "–",
+            "–" if done.get("loss") is None else f"{done['loss']:.3f}",
+            _shares(done) or "–",
         )
     return table
 
 
-def task_table(folder: RunFolder) -> Table:
+def task_table(folder: RunFolder, evaluations: list[dict], problems: list[str] | None = None) -> Table:
     """Make a table with a row per task: the numbers of the last update that had it, and its last held-out metrics."""
     columns = {"task_loss": "loss", "task_right": "right", "task_grad_norm": "gradient norm", "task_weight": "weight"}
     columns |= {"task_cosine": "cosine", "task_cosine_estimate": "cosine, estimated"}
     last: dict[str, dict[str, float]] = {}
-    for line in folder.records(folder.metrics, (*columns, "batch", "token", "rollbacks")):
+    for line in folder.records(folder.metrics, (*columns, "batch", "token", "rollbacks"), problems):
         for task in line["task_loss"] or ():
             last[task] = {key: line[key][task] for key in columns if task in (line[key] or {})}
-    held_out = {key: value for line in _evaluations(folder)[1] for key, value in line.items()}
+    held_out = {key: value for line in _before_and_after(evaluations)[1] for key, value in line.items()}
     shown = [key for key in columns if any(key in numbers for numbers in last.values())]
     table = Table(title="tasks, in the last update with each", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("task", *(columns[key] for key in shown), "held-out loss", "right"):
@@ -114,7 +145,7 @@ def task_table(folder: RunFolder) -> Table:
     for task, numbers in sorted(last.items()):
         loss, right = held_out.get(f"loss/{task}"), held_out.get(f"examples_right/{task}")
         table.add_row(
-            task,
+            Text(task),
             *(_number(key, numbers.get(key)) for key in shown),
             "–" if loss is None else f"{loss:.3f}",
             "–" if right is None else f"{right:.1%}",
@@ -130,7 +161,7 @@ def _number(key: str, value: float | None) -> str:
 
 def _shares(done: dict) -> str:
     """Format the metrics of an evaluation that are shares: all but the loss."""
-    return ", ".join(f"{done[name]:.1%}" for name in all_metrics() if name in done and name != "loss")
+    return ", ".join(f"{done[name]:.1%}" for name in all_metrics() if done.get(name) is not None and name != "loss")
 
 
 def _knob(segments: list[dict], name: str) -> str:
@@ -142,17 +173,30 @@ def _knob(segments: list[dict], name: str) -> str:
 
 
 def print_fill_mask(export: Path, texts: list[str], console: Console) -> None:
-    """Print what transformers' fill-mask pipeline predicts near the beginning of each text, and the text's own word."""
-    from transformers import pipeline
-    from transformers.utils import logging
+    """Print what an exported model predicts near the beginning of each text, and the text's own word.
 
-    logging.set_verbosity_error()
-    register_own_code(export)
-    fill = pipeline("fill-mask", model=str(export), device="cpu", top_k=3, trust_remote_code=False)
+    Special tokens spelled in a text stay text, as in the rows that the model was trained on.
+
+    Raises:
+        DataError: the export has no model or tokenizer that can be read.
+    """
+    import torch  # and below transformers: this takes seconds
+
+    from rotary_foundry.interop.huggingface import load_directory, load_tokenizer
+
+    network = load_directory(export)
+    fast = load_tokenizer(export, family_of(export), network.shape)
+    tokenizer = as_text(fast.backend_tokenizer, fast.all_special_tokens)
+    frame = Frame.of(tokenizer)
     for text in texts:
-        ids = fill.tokenizer(text, add_special_tokens=False)["input_ids"][:EXAMPLE_TOKENS]
+        ids = tokenizer.encode(text, add_special_tokens=False).ids[:EXAMPLE_TOKENS]
         middle = len(ids) // 2
-        masked = fill.tokenizer.decode([*ids[:middle], fill.tokenizer.mask_token_id, *ids[middle + 1 :]])
-        guesses = ", ".join(f"{guess['token_str']!r} {guess['score']:.0%}" for guess in fill(masked))
-        there = fill.tokenizer.decode(ids[middle])
-        console.print(f"{masked!r}\n    {guesses}; in the text: {there!r}", markup=False, highlight=False)
+        masked = [*ids[:middle], fast.mask_token_id, *ids[middle + 1 :]]
+        document = torch.tensor([*frame.before, *masked, *frame.after])
+        with torch.inference_mode():
+            logits = network(document, torch.tensor([0, len(document)], dtype=torch.int32))
+        best = logits[len(frame.before) + middle].softmax(0).topk(GUESSES)
+        guesses = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        shown = ", ".join(f"{fast.decode([guess])!r} {share:.0%}" for guess, share in guesses)
+        there = fast.decode(ids[middle : middle + 1])
+        console.print(f"{fast.decode(masked)!r}\n    {shown}; in the text: {there!r}", markup=False, highlight=False)

@@ -17,7 +17,7 @@ from rotary_foundry.recipe.cost import checkpoint_tokens
 from rotary_foundry.recipe.mixtures import grouped
 from rotary_foundry.recipe.plan import Plan, Position
 from rotary_foundry.runs.recipes import load_recipe
-from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints, read_lines
+from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints, each_line
 from rotary_foundry.utils.errors import FoundryError
 from rotary_foundry.utils.wording import knob
 
@@ -53,7 +53,7 @@ def transitions(folder: RunFolder) -> list[Transition]:
     """Return a finished run's transitions: those at the start of an update, in order, then the files written."""
     recipe = load_recipe(folder.recipe)
     updates = list(_updates(recipe))
-    trained = {(line["rollbacks"], line["batch"]): line for line in read_lines(folder.metrics)}
+    trained = {(line["rollbacks"], line["batch"]): line for line in each_line(folder.metrics, ["rollbacks"])}
     pairs = [((before, after), _records(before, after, trained)) for before, after in pairwise(updates)]
     changes = [
         Transition(f"{what} {show(old)} → {show(new)}", str(pair[1]), _where(key, old, new, pair, pairs))
@@ -162,7 +162,7 @@ def _rollbacks(recipe: Recipe, folder: RunFolder) -> Iterator[Transition]:
     first = compile_stages(recipe)
     planned = set_rollback(recipe, first)
     expected = [(first.at(planned.token).update, first.at(planned.to_token).update)] if planned else []
-    made = [(line["batch"], line["to_batch"]) for line in read_lines(folder.ledger)]
+    made = [(line["batch"], line["to_batch"]) for line in each_line(folder.ledger, ("batch", "to_batch"))]
     for index in range(max(len(expected), len(made))):
         yield Transition(f"rollback {index + 1}", *(_from_to(pairs, index) for pairs in (expected, made)))
 

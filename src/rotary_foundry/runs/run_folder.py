@@ -36,7 +36,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from rotary_foundry.recipe.plan import Rollback
-from rotary_foundry.utils.errors import FoundryError
+from rotary_foundry.runs.record_values import COUNT, PLACE, complaint, line_complaint, plan_complaint
+from rotary_foundry.utils.errors import DataError, FoundryError
+from rotary_foundry.utils.json_text import parse_json, read_object
+from rotary_foundry.utils.wording import one_line
 
 if TYPE_CHECKING:
     from rotary_foundry.recipe import Recipe
@@ -137,15 +140,26 @@ class RunFolder:
         folder, as after everything was moved together, it is relative to that one.
         """
         try:
-            started_in = Path(json.loads(self.environment.read_text(encoding="utf-8"))[WORKING_DIRECTORY])
-        except (OSError, ValueError, KeyError, TypeError):  # made by an earlier version
+            started_in = Path(read_object(self.environment)[WORKING_DIRECTORY])
+        except (DataError, KeyError, TypeError):  # damaged, or made by an earlier version
             return path
         there = started_in / path
         is_here = started_in == Path.cwd() or (Path(path).exists() and not there.exists())
         return path if is_here else str(there)
 
+    def read_plan(self) -> dict:
+        """Return the content of `plan`.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        content = read_object(self.plan)
+        if wrong := plan_complaint(content):
+            raise DataError(f"{self.plan}: {wrong}; `rotary-foundry plan {self.recipe} --json` prints it anew")
+        return content
+
     def rollbacks(self) -> list[Rollback]:
-        """Return the rollbacks of the run so far, in order."""
+        """Return the rollbacks of the run so far, in order; a damaged line is a DataError."""
         names = {field.name for field in fields(Rollback)}
         return [
             Rollback(**{name: value for name, value in line.items() if name in names})
@@ -180,15 +194,16 @@ class RunFolder:
                 target.mkdir(parents=True, exist_ok=True)
                 checkpoint.folder.rename(target / checkpoint.folder.name)
 
-    def records(self, path: Path, keys: Sequence[str] | None = None) -> list[dict]:
+    def records(self, path: Path, keys: Sequence[str] | None = None, problems: list[str] | None = None) -> list[dict]:
         """Return the lines of `metrics` or `evaluations` that no rollback abandoned, one per batch, in order.
 
         Whole lines of a long run take gigabytes. With `keys`, a line has only these keys; a missing one is None.
+        A damaged line is treated as by `each_line`.
         """
         rollbacks = self.rollbacks()
         kept = {
             line["batch"]: line if keys is None else {key: line.get(key) for key in keys}
-            for line in read_lines(path)
+            for line in each_line(path, problems=problems)
             if abandoned_by(line["token"], line.get("rollbacks", 0), rollbacks) is None
         }
         return sorted(kept.values(), key=lambda line: line["batch"])
@@ -255,12 +270,14 @@ def check_complete(
         size_of: returns the size in bytes of a part by its name; raises OSError or KeyError if the part is missing.
     """
     try:
-        content = json.loads(complete)
+        content = parse_json(complete)
         if outside := [name for name in content["files"] if Path(name).name != name or name == ".."]:
             raise ValueError(f"lists a file outside of the checkpoint, {outside[0]!r}")
         sizes = {name: size_of(name) for name in content["files"]}
         if sizes != content["files"]:
             raise ValueError(f"its parts do not have the sizes that {COMPLETE} lists")
+        if wrong := complaint(content, PLACE, {"rollbacks": COUNT}):
+            raise ValueError(wrong)
         return CompleteCheckpoint(
             folder,
             content["batch"],
@@ -336,8 +353,38 @@ def append_line(path: Path, line: dict, durable: bool = False) -> None:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """Return the lines of a `.jsonl` file; none if it does not exist. An unfinished last line is ignored."""
+    """Return the lines of `each_line`."""
+    return list(each_line(path))
+
+
+def each_line(path: Path, needed: Iterable[str] = (), problems: list[str] | None = None) -> Iterator[dict]:
+    """Yield the lines of a `.jsonl` file; none if it does not exist. An unfinished last line is ignored.
+
+    Args:
+        needed: keys that a line must have, besides those that every line of the file has.
+        problems: given to go on after damaged lines, which are left out; gets a sentence about the first of them.
+
+    Raises:
+        DataError: a line is damaged, and no `problems` are given; names the file and the line.
+    """
     if not path.exists():
-        return []
-    *lines, _ = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines]
+        return
+    damaged, first = 0, ""
+    with open(path, "rb") as file:
+        for number, text in enumerate(file, 1):
+            if not text.endswith(b"\n"):
+                break
+            line = None
+            try:
+                line = parse_json(text)
+                wrong = line_complaint(path.name, line, needed)
+            except ValueError as error:
+                wrong = f"expected JSON, found {one_line(error)}"
+            if line is not None and wrong is None:
+                yield line
+                continue
+            damaged, first = damaged + 1, first or f"{path}, line {number}: {wrong}; remove the line"
+            if problems is None:
+                raise DataError(first)
+    if problems is not None and damaged:
+        problems.append(first + (f" (and {damaged - 1} more)" if damaged > 1 else ""))

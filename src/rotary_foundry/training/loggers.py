@@ -9,7 +9,7 @@ from composer.utils import dist
 from rotary_foundry.loggers.wandb_run import WandBRun
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.environment import commit
-from rotary_foundry.runs.run_folder import RunFolder, read_lines, write_whole
+from rotary_foundry.runs.run_folder import RunFolder, each_line, write_whole
 from rotary_foundry.training.extensions import extensions
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.redaction import redacted
@@ -42,7 +42,7 @@ def _wandb(recipe: Recipe, folder: RunFolder, arguments: dict) -> list[LoggerDes
     given = arguments.pop("init_kwargs", None) or {}
     settings = {"settings": given["settings"]} if "settings" in given else {}  # an API key may be given there
     init_kwargs |= redacted(given, plain) | settings
-    abandoned = [line["batch"] - line["to_batch"] + 1 for line in read_lines(folder.ledger)]
+    abandoned = [line["batch"] - line["to_batch"] + 1 for line in each_line(folder.ledger, ("batch", "to_batch"))]
     wandb_run = WandBRun(
         first_step=sum(abandoned),
         secret_in=plain,

@@ -30,7 +30,7 @@ from rotary_foundry.data_prep.inspection.source_folders import local_folder, pri
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.recipe.plan import Plan, Rollback
-from rotary_foundry.runs.run_folder import RunFolder, abandoned_by, read_lines
+from rotary_foundry.runs.run_folder import RunFolder, abandoned_by, each_line
 from rotary_foundry.runs.trained_state import recipe_of, with_data
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
@@ -85,7 +85,7 @@ def trace(run: str | Path, update: int, before_rollback: int | None = None, data
     plan = compile_stages(recipe).after(rollbacks)
     recorded = _recorded_digest(folder, plan, rollbacks, update)
     token = _start(plan, update)
-    traced, digest = _rows(recipe, plan, token)
+    traced, digest = rows_of(recipe, plan, token)
     if digest != recorded:
         raise DataError(
             f"{recipe.data.local}: not the shards that update {update} was trained on: its rows and masks now have the "
@@ -101,7 +101,7 @@ def _recorded_digest(folder: RunFolder, plan: Plan, rollbacks: Sequence[Rollback
         raise ConfigurationError(f"{folder.path}: no update {update}; its plan has updates 1 to {plan.total_updates}")
     lines = {
         line["batch"]: line["rows_digest"]
-        for line in read_lines(folder.metrics)
+        for line in each_line(folder.metrics, ["rows_digest"])
         if line.get("rollbacks", 0) <= len(rollbacks)
         and abandoned_by(line["token"], line.get("rollbacks", 0), rollbacks) is None
     }
@@ -118,7 +118,7 @@ def _start(plan: Plan, update: int) -> int:
     return segment.start_token + (update - 1 - segment.start_update) * segment.tokens_per_update
 
 
-def _rows(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]:
+def rows_of(recipe: Recipe, plan: Plan, token: int) -> tuple[list[TracedRow], str]:
     """Return the rows of the update that starts at a token, and their digest."""
     segment, start_row = plan.segment_at(token), plan.at(token).rows_drawn_in_stage
     data = recipe.data
