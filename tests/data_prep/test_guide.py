@@ -18,7 +18,7 @@ CONFIGURATIONS = dict(re.findall(r"```yaml\n# (\S+)\n(.*?)```", GUIDE, re.DOTALL
 def folder(tmp_path, monkeypatch):
     """Where the files are that the guide's configurations name."""
     monkeypatch.chdir(tmp_path)
-    names = ("my-tokenizer", "my-chat-tokenizer", "runs/mine/export")
+    names = ("my-tokenizer", "my-chat-tokenizer", "my_model")
     tokenizers = (f"{name}/tokenizer.json" for name in names)
     for file in (
         "exports/a.csv",

@@ -33,7 +33,7 @@ from tests.test_documents import CHINESE as FILES_OF_CHINESE
 
 ROOT = Path(__file__).parents[2]
 CHINESE = [f"data/chinese_texts/{file}" for file in FILES_OF_CHINESE]
-TOKENIZERS = ("data/chinese/tokenizer", "runs/roformer_v2_base/export")
+TOKENIZERS = ("data/chinese/tokenizer", "runs/roformer_v2_base/tokenizer")
 LABELLED = ("mood", "pairs", "score", "reading", "dialogues", "names")
 
 

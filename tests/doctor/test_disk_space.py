@@ -88,7 +88,7 @@ def test_a_containers_64_mb_are_too_little_for_base_and_the_remedy_is_enough(mon
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 64 * 2**20}))
     found = only(check_shm(BASE, plan, 1, 8))
     assert found.mark == BAD
-    assert found.said.startswith("67.1 MB free; needed: 1.64 GB for the loaders")
+    assert found.said.startswith("67.1 MB free; needed: 481 MB for the loaders")
     gib = int(found.remedy.split("--shm-size=")[1].split("g ")[0])
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": gib * 2**30}))
     assert only(check_shm(BASE, plan, 1, 8)).mark == GOOD

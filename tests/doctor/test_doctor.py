@@ -47,7 +47,7 @@ def test_on_a_machine_like_a_bare_container_everything_that_would_fail_is_named_
     expected = ("/dev/shm", "runs", "data", "save_folder", "W&B")
     assert [line.split()[0] for line in marked["✗"]] == list(expected)
     shm, disk, *_ = marked["✗"]
-    assert "67.1 MB free; needed: 1.64 GB for the loaders" in shm
+    assert "67.1 MB free; needed: 481 MB for the loaders" in shm
     assert "1.05 MB free; needed: 19.8 GB (11 checkpoints of 1.8 GB)" in disk
     remedies = run.stdout.count("→")
     assert remedies == len(marked["✗"]) + len(marked["!"])
