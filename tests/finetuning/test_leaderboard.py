@@ -42,6 +42,24 @@ def test_the_best_point_has_the_highest_mean_over_all_seeds(folder):
     assert best_point(folder, POINTS[2:], [2]) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("result.json", "{", r"result\.json: cannot be read"),
+        ("result.json", "[]", r"result\.json: cannot be read: expected a JSON object, got list"),
+        ("result.json", '{"metrics": {}}', r"result\.json: 'score' is damaged: None"),
+        ("result.json", '{"score": "0.9", "metrics": {}}', r"result\.json: 'score' is damaged: '0\.9'"),
+        ("job.json", "{}", r"job\.json: 'seed' is damaged: None"),
+    ],
+)
+def test_a_damaged_job_is_named_with_what_to_remove(folder, name, content, said):
+    job = folder / point_name(POINTS[0]) / "seed-1"
+    (job / name).write_text(content)
+    with pytest.raises(DataError, match=said) as raised:
+        best_point(folder, POINTS, [1, 2])
+    assert str(raised.value).endswith(f"; remove {job}, and the same `finetune` runs the job again")
+
+
 def test_a_summary_has_mean_and_deviation_of_each_metric_and_the_best_model(folder):
     summary = summarise(folder, POINTS[1], 3, [1, 2])
     assert summary["metrics"]["accuracy"]["mean"] == pytest.approx(0.75)

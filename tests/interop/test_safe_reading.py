@@ -178,3 +178,19 @@ def test_tensors_that_nobody_asks_for_stay_in_the_file(tmp_path):
 def _resident() -> int:
     """Bytes of this process's memory that are in use."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("damage", ["no path", "negative offset", "no dtype"])
+def test_descriptions_that_lack_something_are_named(tmp_path, damage):
+    folder = saved(tmp_path / "checkpoint")
+    metadata = pickle.loads((folder / METADATA).read_bytes())
+    (place,) = metadata.storage_data.values()
+    if damage == "no path":
+        del place.relative_path
+    elif damage == "negative offset":
+        place.offset = -1
+    else:
+        metadata.state_dict_metadata["state.model.network.weight"].properties.dtype = None
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(DataError, match=r"checkpoint/\.metadata: cannot be read: "):
+        CheckpointWeights(folder, FAMILY)

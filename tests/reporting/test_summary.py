@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rotary_foundry.data.corpus import keep_rows
 from rotary_foundry.runs.run_folder import RunFolder
@@ -128,3 +129,37 @@ def test_a_damaged_file_of_rows_is_named_where_a_run_resumes(run, content):
     recipe = recipe_of(run)
     with pytest.raises(DataError, match=r"run/rows\.json: cannot be read: "):
         keep_rows(recipe, run.rows, {64, 256})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("stages.extend.rope_theta", [160_000], "no plan follows from its values"),
+        ("stages.extend.duration", "nll", "no plan follows from its values"),
+        ("stages", {}, "'stages': not what a run was begun with"),
+        ("seed", -1, "'seed': not what a run was begun with"),
+    ],
+)
+def test_a_recipe_that_was_changed_since_is_named(run, key, value, said):
+    recipe = yaml.safe_load(run.recipe.read_text())
+    *above, last = key.split(".")
+    inside = recipe
+    for name in above:
+        inside = inside[name]
+    inside[last] = value
+    run.recipe.write_text(yaml.safe_dump(recipe))
+    for command in (("data", "trace", run.path, "--update", 2), ("export", run.path, run.path / "exported")):
+        done = rotary_foundry(*command)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: {run.recipe}")
+        assert said in done.stderr
+    assert "held-out loss" in summary_of(run)
+
+
+def test_a_share_that_is_no_number_is_named_by_the_export(run):
+    *lines, last = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    changed = [*lines, last | {"drawn": {"mine": None}}]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    done = rotary_foundry("export", run.path, run.path / "exported")
+    said = f"metrics.jsonl, line {len(changed)}: expected numbers by name or null for 'drawn', found {{'mine': None}}"
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr

@@ -7,7 +7,7 @@ from any number of searches, for any models, at any time.
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich import box
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rotary_foundry.utils.errors import ConfigurationError, DataError
-from rotary_foundry.utils.json_text import parse_json
+from rotary_foundry.utils.json_text import parse_json, read_object
 from rotary_foundry.utils.wording import number, one_line
 
 RESULTS = "results.json"
@@ -32,8 +32,33 @@ def point_name(point: dict) -> str:
 def jobs(folder: Path) -> Iterator[dict]:
     """Yield the finished jobs in a task's folder: their settings, results and `folder`."""
     for path in sorted(folder.glob(f"*/seed-*/{RESULT}")):
-        job = parse_json((path.parent / JOB).read_text(encoding="utf-8"))
-        yield job | parse_json(path.read_text(encoding="utf-8")) | {"folder": path.parent}
+        yield read_settings(path.parent) | read_result(path.parent) | {"folder": path.parent}
+
+
+def read_settings(job: Path) -> dict:
+    """Read the settings in a job's folder; if they are damaged, a DataError names the file."""
+    return _object(job, JOB, {"seed": lambda seed: type(seed) is int})
+
+
+def read_result(job: Path) -> dict:
+    """Read the result in a job's folder; if it is damaged, a DataError names the file."""
+    metrics = {"metrics": lambda found: isinstance(found, dict) and all(map(_is_number, found.values()))}
+    return _object(job, RESULT, {"score": lambda score: score is None or _is_number(score)} | metrics)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _object(job: Path, name: str, needed: dict[str, Callable[[object], bool]]) -> dict:
+    try:
+        content = read_object(job / name)
+        for key, holds in needed.items():
+            if key not in content or not holds(content[key]):
+                raise DataError(f"{job / name}: '{key}' is damaged: {content.get(key)!r:.60}")
+    except DataError as error:
+        raise DataError(f"{error}; remove {job}, and the same `finetune` runs the job again") from None
+    return content
 
 
 def best_point(folder: Path, points: Sequence[dict], seeds: Sequence[int]) -> dict | None:

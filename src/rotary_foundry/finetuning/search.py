@@ -42,7 +42,9 @@ from rotary_foundry.finetuning.leaderboard import (
     RESULTS,
     best_point,
     point_name,
+    read_result,
     read_results,
+    read_settings,
     summarise,
     write_json,
 )
@@ -153,7 +155,7 @@ def _run(config: FinetuneConfig, folder: Path, jobs: list[dict], lock: RunLock, 
         path = folder / point_name(job) / f"seed-{job['seed']}"
         if (path / RESULT).is_file():
             _check_same(path, job)
-            if not with_models or (path / MODEL).is_dir() or _result(path)["score"] is None:
+            if not with_models or (path / MODEL).is_dir() or read_result(path)["score"] is None:
                 continue
             (path / RESULT).unlink()
         path.mkdir(parents=True, exist_ok=True)
@@ -185,12 +187,8 @@ def _run(config: FinetuneConfig, folder: Path, jobs: list[dict], lock: RunLock, 
         raise FoundryError(f"{log}: the job failed: {last}; the same command resumes with the unfinished jobs")
 
 
-def _result(path: Path) -> dict:
-    return json.loads((path / RESULT).read_text(encoding="utf-8"))
-
-
 def _line(path: Path) -> str:
-    result = _result(path)
+    result = read_result(path)
     reached = "the loss became NaN or infinite"
     if result["score"] is not None:
         reached = " ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
@@ -219,7 +217,7 @@ def _devices(jobs: int | None) -> list[dict[str, str]]:
 
 
 def _check_same(path: Path, job: dict) -> None:
-    there = json.loads((path / JOB).read_text(encoding="utf-8"))
+    there = read_settings(path)
     memory = {"device_eval_batch_size"}
     if job["type"] != "token":  # Composer weights microbatches by their texts, not by their words
         memory.add("device_train_microbatch_size")

@@ -51,7 +51,7 @@ COUNT = Kind("a count", lambda value: type(value) is int and 0 <= value < MOST)
 TEXT = Kind("text", lambda value: isinstance(value, str))
 NUMBER = Kind("a number", _is_number)  # the loss of a run that diverges is NaN
 FINITE = Kind("a number", _is_finite)
-NUMBERS_BY_NAME = Kind("numbers by name", lambda value: _is_mapping(value, lambda one: one is None or _is_number(one)))
+NUMBERS_BY_NAME = Kind("numbers by name", lambda value: _is_mapping(value, _is_number))
 
 
 def _or_null(kind: Kind) -> Kind:

@@ -82,13 +82,29 @@ def read_metadata(folder: Path) -> Metadata:
     try:
         with open(path, "rb") as file:
             metadata = _DescriptionsOnly(file).load()
+        if not isinstance(metadata, Metadata):
+            raise DataError("is not the metadata of a checkpoint")
+        _check_whole(metadata)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # a broken pickle raises anything
         raise DataError(f"{path}: cannot be read: {in_a_line(error)}") from error
-    if not isinstance(metadata, Metadata):
-        raise DataError(f"{path}: is not the metadata of a checkpoint")
     return metadata
+
+
+def _check_whole(metadata: Metadata) -> None:
+    """Raise an error of any type if descriptions lack an attribute, or have one of another type."""
+    for index, stored in metadata.storage_data.items():
+        whole = isinstance(index, MetadataIndex) and isinstance(index.fqn, str) and isinstance(stored, StorageInfo)
+        if not whole or not isinstance(stored.relative_path, str) or stored.offset < 0 or stored.length < 0:
+            raise ValueError(f"the place of {index} is not one of a file")
+    for name, described in metadata.state_dict_metadata.items():
+        if isinstance(described, TensorStorageMetadata) and not (
+            all(type(size) is int and size >= 0 for size in described.size)
+            and isinstance(described.properties.dtype, torch.dtype)
+            and all(isinstance(chunk, ChunkStorageMetadata) for chunk in described.chunks)
+        ):
+            raise ValueError(f"{name} is not described as a tensor")
 
 
 class StandIn:

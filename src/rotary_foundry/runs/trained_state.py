@@ -4,6 +4,7 @@ A path is a run (then its newest checkpoint), a checkpoint, or a transformers di
 and `init_from` all use this module.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from rotary_foundry.models.config_json import CONFIG, family_of, read_config
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.recipe.loading import load_config, load_keys
-from rotary_foundry.recipe.plan import Rollback, Segment
+from rotary_foundry.recipe.plan import Plan, Rollback, Segment
 from rotary_foundry.recipe.schema import Recipe, schema_of
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, read_checkpoint
 from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.wording import one_line
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def find_trained_state(path: str | Path) -> TrainedState:
         )
     recipe = recipe_of(run)
     rollbacks = tuple(run.rollbacks()[: checkpoint.rollbacks])
-    plan = compile_stages(recipe).after(rollbacks)
+    plan = plan_of(run, recipe, rollbacks)
     trained = plan.between(0, checkpoint.token) or plan.segments[0].split(0)[:1]
     return TrainedState(run, checkpoint, recipe, rollbacks, trained)
 
@@ -110,13 +112,31 @@ def recipe_of(run: RunFolder) -> Recipe:
     """Read a run's recipe, which is complete and was checked when the run began. `data.local` is valid from here.
 
     Raises:
-        ConfigurationError: the recipe is missing, or another version wrote it.
+        ConfigurationError: the recipe is missing or damaged, or another version wrote it.
     """
     family = load_keys(run.recipe, ["model.family"])["model.family"]
     if family is None:
         raise ConfigurationError(f"{run.recipe}: 'model.family' is required and not given")
     recipe = load_config(run.recipe, schema_of(family))
+    for key, wrong in (("stages", not recipe.stages), ("seed", not 0 <= recipe.seed < 2**31)):
+        if wrong:
+            raise ConfigurationError(f"{run.recipe}: '{key}': not what a run was begun with; put back what it wrote")
     return replace(recipe, data=replace(recipe.data, local=run.located(recipe.data.local)))
+
+
+def plan_of(run: RunFolder, recipe: Recipe, rollbacks: Sequence[Rollback]) -> Plan:
+    """Compile the plan of a run's recipe after rollbacks.
+
+    Raises:
+        ConfigurationError: the recipe or the ledger has values from which no plan follows, so one of them was changed.
+    """
+    try:
+        return compile_stages(recipe).after(rollbacks)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        where = f"{run.recipe} and {run.ledger.name}" if rollbacks else f"{run.recipe}"
+        raise ConfigurationError(
+            f"{where}: no plan follows from its values ({one_line(error)}); put back what the run wrote"
+        ) from error
 
 
 def with_data(run: RunFolder, recipe: Recipe, data: str | None) -> Recipe:

@@ -28,10 +28,9 @@ from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder
 from rotary_foundry.data_prep.inspection.show import ids_of
 from rotary_foundry.data_prep.inspection.source_folders import local_folder, printable
 from rotary_foundry.recipe import Recipe
-from rotary_foundry.recipe.compilation import compile_stages
 from rotary_foundry.recipe.plan import Plan, Rollback
 from rotary_foundry.runs.run_folder import RunFolder, abandoned_by, each_line
-from rotary_foundry.runs.trained_state import recipe_of, with_data
+from rotary_foundry.runs.trained_state import plan_of, recipe_of, with_data
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 
@@ -82,7 +81,7 @@ def trace(run: str | Path, update: int, before_rollback: int | None = None, data
         if not 1 <= before_rollback <= len(rollbacks):
             raise ConfigurationError(f"{run}: no rollback {before_rollback}; the run has had {len(rollbacks)}")
         rollbacks = rollbacks[: before_rollback - 1]
-    plan = compile_stages(recipe).after(rollbacks)
+    plan = plan_of(folder, recipe, rollbacks)
     recorded = _recorded_digest(folder, plan, rollbacks, update)
     token = _start(plan, update)
     traced, digest = rows_of(recipe, plan, token)
