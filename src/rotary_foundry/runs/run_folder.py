@@ -385,11 +385,12 @@ def each_line(path: Path, needed: Iterable[str] = (), problems: list[str] | None
         for number, text in enumerate(file, 1):
             if not text.endswith(b"\n"):
                 break
+            line, wrong = {}, None
             try:
                 line = parse_json(text)
-                wrong = line_complaint(path.name, line, needed)
             except ValueError as error:
                 wrong = f"expected JSON, found {one_line(error)}"
+            wrong = wrong or line_complaint(path.name, line, needed)
             if wrong is None:
                 yield line
                 continue
