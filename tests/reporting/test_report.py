@@ -183,6 +183,15 @@ def test_what_cannot_be_read_is_named(nano):
     assert Run(nano).problems == [f"[Errno 21] Is a directory: '{nano / 'eval.jsonl'}'"]
 
 
+@pytest.mark.parametrize("name", ["plan.json", "recipe.yaml", "environment.json"])
+def test_what_is_missing_is_named_and_the_rest_is_shown(nano, name):
+    (nano / name).unlink()
+    done = rotary_foundry("report", nano)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"not shown: {nano / name}: cannot be read: ")
+    assert charts_of(nano)["loss"].series
+
+
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(ConfigurationError, match="no run there"):
         write_report([tmp_path])

@@ -74,6 +74,7 @@ def test_of_a_damaged_export_the_summary_says_why_no_masks_are_filled(run, name,
     [
         ("plan.json", "{}", "plan.json: expected the key 'name', found none"),
         ("plan.json", "[", "plan.json: cannot be read: "),
+        ("plan.json", None, "plan.json: cannot be read: "),
         ("plan.json", '{"name": "x", "total_tokens": 1, "segments": [{}]}', "segment 1: expected the key 'stage'"),
         ("eval.jsonl", "[]\n", "eval.jsonl, line 1: expected a JSON object, found []"),
         ("eval.jsonl", '{"batch": 1}\n', "eval.jsonl, line 1: expected the key 'token', found none"),

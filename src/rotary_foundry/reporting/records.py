@@ -20,7 +20,7 @@ import yaml
 
 from rotary_foundry.runs.record_values import BY_TASK, NUMBERS, SHARES
 from rotary_foundry.runs.run_folder import RunFolder, each_line
-from rotary_foundry.utils.errors import ConfigurationError, DataError
+from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.json_text import read_object
 from rotary_foundry.utils.redaction import redacted
 
@@ -51,8 +51,7 @@ class Run:
     def __init__(self, path: Path):
         self.folder = folder = RunFolder(path)
         self.problems: list[str] = []
-        if not folder.plan.is_file():
-            raise ConfigurationError(f"{path}: no run there (it has no {folder.plan.name})")
+        folder.check_is_run()
         self.plan = self._read(folder.read_plan, {})
         self.name = self.plan.get("name", path.resolve().name)
         self.config = redacted(self._read(lambda: _mapping(folder.recipe), {}))
@@ -65,6 +64,7 @@ class Run:
         updates = each_line(folder.metrics, ("stage", "loss"), self.problems)
         self.bins = self._read(lambda: self._bins(updates), [])
         written = folder.metrics.stat().st_mtime if folder.metrics.exists() else None
+        self.problems = redacted(self.problems)
         self.last_written = None if written is None else datetime.fromtimestamp(written).astimezone()
 
     def _read(self, read: Callable[[], Any], otherwise: Any) -> Any:
@@ -141,7 +141,7 @@ def _mapping(path: Path) -> dict:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None  # the rest quotes it
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a mapping, found a {type(content).__name__}")

@@ -18,7 +18,8 @@ from rotary_foundry.recipe import Recipe
 from rotary_foundry.recipe.schema import all_metrics
 from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.runs.trained_state import recipe_of
-from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
+from rotary_foundry.utils.errors import DataError, FoundryError
+from rotary_foundry.utils.redaction import redacted
 
 Shown = TypeVar("Shown")
 EXAMPLES, EXAMPLE_TOKENS, GUESSES = 3, 24, 3
@@ -32,8 +33,7 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
     """
     console = console or Console()
     folder = RunFolder(Path(run))
-    if not folder.plan.is_file():
-        raise ConfigurationError(f"{run}: no run there (it has no {folder.plan.name})")
+    folder.check_is_run()
     problems: list[str] = []
 
     def shown(read: Callable[[], Shown], otherwise: Shown) -> Shown:
@@ -54,7 +54,7 @@ def print_summary(run: str | Path, console: Console | None = None) -> None:
         _print_losses(recipe, evaluations, console)
         _print_masks(recipe, folder.export, console)
     for problem in dict.fromkeys(problems):
-        console.print(f"Not shown: {problem}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Not shown: {redacted(problem)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_losses(recipe: Recipe, evaluations: list[dict], console: Console) -> None:

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from rotary_foundry.recipe.plan import Rollback
 from rotary_foundry.runs.record_values import COUNT, PLACE, complaint, line_complaint, plan_complaint
-from rotary_foundry.utils.errors import DataError, FoundryError
+from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
 from rotary_foundry.utils.json_text import parse_json, read_object
 from rotary_foundry.utils.wording import one_line
 
@@ -146,6 +146,17 @@ class RunFolder:
         there = started_in / path
         is_here = started_in == Path.cwd() or (Path(path).exists() and not there.exists())
         return path if is_here else str(there)
+
+    def check_is_run(self) -> None:
+        """Check that this is the folder of a run, of which some files may be missing.
+
+        Raises:
+            ConfigurationError: it has neither a plan nor a recipe.
+        """
+        if not self.plan.is_file() and not self.recipe.is_file():
+            raise ConfigurationError(
+                f"{self.path}: no run there (it has neither {self.plan.name} nor {self.recipe.name})"
+            )
 
     def read_plan(self) -> dict:
         """Return the content of `plan`.
@@ -374,13 +385,13 @@ def each_line(path: Path, needed: Iterable[str] = (), problems: list[str] | None
         for number, text in enumerate(file, 1):
             if not text.endswith(b"\n"):
                 break
-            line = None
+            line, wrong = {}, None
             try:
                 line = parse_json(text)
-                wrong = line_complaint(path.name, line, needed)
             except ValueError as error:
                 wrong = f"expected JSON, found {one_line(error)}"
-            if line is not None and wrong is None:
+            wrong = wrong or line_complaint(path.name, line, needed)
+            if wrong is None:
                 yield line
                 continue
             damaged, first = damaged + 1, first or f"{path}, line {number}: {wrong}; remove the line"
