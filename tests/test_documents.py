@@ -46,6 +46,7 @@ FILES = {
     "data/llama_nano/tokenizer/tokenizer.json",
     "data/chinese/tokenizer/tokenizer.json",
     "general/a.jsonl",
+    "long/a.jsonl",
     "CC-MAIN-1.warc.gz",
     "ModernBERT-base/tokenizer.json",
     "runs/nano/export/tokenizer.json",

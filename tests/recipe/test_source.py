@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from transformers import BertConfig, ModernBertConfig
+from transformers import BertConfig, LlamaConfig, ModernBertConfig
 
 from rotary_foundry import Recipe, compile_plan, load_recipe
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, mark_complete
@@ -178,6 +178,23 @@ def test_the_plan_tells_what_it_begins_with_its_peak_and_another_theta(published
     said = " ".join(plan(f"init_from={published}", "stages.continue.rope_theta=10_000").split())
     assert "rope_theta 160,000, local_rope_theta 10,000, on rows of up to 8,192 tokens" in said
     assert "; this run begins at rope_theta 10,000" in said
+
+
+def test_a_llama_of_ones_own_goes_on_with_its_shape_in_longer_rows(tmp_path):
+    LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+    ).save_pretrained(tmp_path / "llama")
+    recipe = load_recipe(ROOT / "yamls/main/llama_continue.yaml", [f"init_from={tmp_path / 'llama'}"])
+    shape = recipe.model.shape
+    assert (shape.num_hidden_layers, shape.num_key_value_heads, shape.vocab_size) == (3, 2, 128)
+    first = compile_plan(recipe).at(0)
+    assert (first.row_length, first.knobs["rope_theta"]) == (32_768, 1_000_000)
 
 
 def test_the_plan_tells_that_a_model_of_another_shape_will_be_refused(published):
