@@ -1,11 +1,11 @@
 """`launch/`, tampered with by the environment: `composer … tampered_launch.py RECIPE [key=value …]`.
 
-KILL_AT is a SIGKILL of the rank at `update:N` (the end of update N, before anything is saved), `saved:N` (as soon as
-its checkpoint is complete), `saving:N` (while that is being written: its parts are there, COMPLETE is not), `again:N`
-(the end of update N, trained a second time after a rollback), or `ledger:N` (as soon as rollback N is in the ledger,
-before anything is moved). KILL_RANK: of this rank alone. SIGNAL: another signal than SIGKILL. RAISE: instead of a
-signal, an exception of this type with the message "boom". FILE_LIMIT: instead of a signal, no file can grow beyond so
-many bytes any more; a write then fails as on a full disk, by another error number.
+KILL_AT is a SIGKILL of the rank at `update:N` (the end of update N, when its line is written, before anything is saved),
+`saved:N` (as soon as its checkpoint is complete), `saving:N` (while that is being written: its parts are there,
+COMPLETE is not), `again:N` (the end of update N, trained a second time after a rollback), or `ledger:N` (as soon as
+rollback N is in the ledger, before anything is moved). KILL_RANK: of this rank alone. SIGNAL: another signal than
+SIGKILL. RAISE: instead of a signal, an exception of this type with the message "boom". FILE_LIMIT: instead of a signal,
+no file can grow beyond so many bytes any more; a write then fails as on a full disk, by another error number.
 SHARDS_COME=badly makes a remote slow with the shards of source `two` (a warning is due), and those of source `one`
 arrive cut short the first time.
 """
@@ -53,6 +53,7 @@ record, save, mark, tidy_up = (
 
 def batch_end(self, state, logger):
     record(self, state, logger)
+    self.wait()
     kill("again" if self.rollbacks else "update", state.timestamp.batch.value)
 
 
