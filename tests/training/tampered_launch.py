@@ -1,6 +1,6 @@
 """`launch/`, tampered with by the environment: `composer … tampered_launch.py RECIPE [key=value …]`.
 
-KILL_AT is a SIGKILL of the rank at `update:N` (the end of update N, when its line is written, before anything is saved),
+KILL_AT is a SIGKILL of the rank at `update:N` (at its end, when its line is written, before anything is saved),
 `saved:N` (as soon as its checkpoint is complete), `saving:N` (while that is being written: its parts are there,
 COMPLETE is not), `again:N` (the end of update N, trained a second time after a rollback), or `ledger:N` (as soon as
 rollback N is in the ledger, before anything is moved). KILL_RANK: of this rank alone. SIGNAL: another signal than
