@@ -114,7 +114,8 @@ def test_an_index_that_is_not_its_manifests_is_refused(corpus, tmp_path_factory,
 def test_a_corpus_without_one_whole_update_is_refused_by_key_and_folder(corpus, stage, rows, overrides, there):
     """A source with fewer rows than an update takes is named before training (streaming#816, llm-foundry#1518)."""
     key = f"stages.{stage}.global_train_batch_size"
-    says = rf"^{key}: an update takes {rows} rows, and there are {there.format(corpus)}; give a smaller one"
+    says = rf"^{key}: an update takes {rows} rows, and there are {there.format(corpus)}, "
+    says += rf"so each would come {rows / int(there.split()[0]):.3g} times in it; give a smaller one"
     with pytest.raises(DataError, match=says):
         open_corpus(recipe(f"data.local={corpus}", f"{key}={rows}", *overrides))
 

@@ -113,8 +113,9 @@ def open_corpus(recipe: Recipe, lock: bool = True) -> TokenizerFacts:
         if there < config.global_train_batch_size:
             raise DataError(
                 f"stages.{stage}.global_train_batch_size: an update takes {config.global_train_batch_size} rows, and "
-                f"there are {there} in {recipe.data.local}/({'|'.join(drawn)})/{config.row_length}/train; "
-                "give a smaller one, or prepare more data"
+                f"there are {there} in {recipe.data.local}/({'|'.join(drawn)})/{config.row_length}/train, "
+                f"so each would come {config.global_train_batch_size / there:.3g} times in it; give a smaller one, or "
+                "prepare more data"
             )
         _check_shares(
             recipe, stage, objectives[stage], {source: rows[f"{source}/{config.row_length}/train"] for source in drawn}
