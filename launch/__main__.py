@@ -159,10 +159,16 @@ def run(recipe: Recipe, plan: Plan, locks: list[RunLock], held: ExitStack) -> No
         locks.append(held.enter_context(RunLock(LockObject(store.bucket))))
     check_init_from(recipe)
     start_logs(recipe)
-    with one_reason():
-        train(recipe, plan, tokenizer, print_start, locks)
+    stopped = None
+    try:
+        with one_reason():
+            train(recipe, plan, tokenizer, print_start, locks)
+    except StopRequested as outcome:  # raised on every rank
+        stopped = outcome
     if distributed.is_initialized():  # NCCL may linger, and torch would warn
         distributed.destroy_process_group()
+    if stopped is not None:
+        raise stopped
     if recipe.rehearse and is_first():
         report_rehearsal(RunFolder.of(recipe))
 
