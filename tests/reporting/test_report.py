@@ -169,7 +169,7 @@ def test_what_is_broken_is_named_and_the_rest_is_shown(nano, name, damage, said)
         write_reference([nano, nano], nano / "reference.json")
 
 
-@pytest.mark.parametrize("measure", ['"none"', '{"value": "low"}'])
+@pytest.mark.parametrize("measure", ['"none"', '{"value": "low"}', '{"value": 1.0, "low": null}'])
 def test_a_result_without_headlines_is_named(nano, measure):
     path = write_result(nano, "export", "masked_lm", loss=(5.5913, 5.4021, 5.774))
     path.write_text(f'{{"headlines": [{{"name": "loss", "measure": {measure}}}]}}')
@@ -181,6 +181,16 @@ def test_what_cannot_be_read_is_named(nano):
     (nano / "eval.jsonl").unlink()
     (nano / "eval.jsonl").mkdir()
     assert Run(nano).problems == [f"[Errno 21] Is a directory: '{nano / 'eval.jsonl'}'"]
+
+
+@pytest.mark.parametrize("loss", [math.inf, 1.79769e308, -math.inf])
+@pytest.mark.parametrize("name", ["eval.jsonl", "metrics.jsonl"])
+def test_a_loss_that_is_infinite_or_nearly_so_is_a_gap(nano, name, loss):
+    *lines, last = [json.loads(text) for text in (nano / name).read_text().splitlines()]
+    changed = [*lines, last | {"loss": loss}]
+    (nano / name).write_text("".join(json.dumps(one) + "\n" for one in changed))
+    page, problems = write_report([nano])
+    assert (page.exists(), problems) == (True, [])
 
 
 @pytest.mark.parametrize("name", ["plan.json", "recipe.yaml", "environment.json"])

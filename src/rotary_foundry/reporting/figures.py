@@ -1,5 +1,6 @@
 """The report's charts as plotly figures, without the page's colours: page.js sets them for light or dark mode."""
 
+import math
 from collections.abc import Iterator
 from html import escape
 from textwrap import wrap
@@ -141,7 +142,8 @@ def _tokens(tokens: np.ndarray) -> list[int]:
 
 def _values(values: np.ndarray) -> list[float | None]:
     """Return five digits of each value, and None for NaN and infinity."""
-    return [float(f"{value:.5g}") if value == value else None for value in values.tolist()]
+    shown = [float(f"{value:.5g}") for value in values.tolist()]  # the largest floats become infinite here
+    return [value if math.isfinite(value) else None for value in shown]
 
 
 def _transparent(colour: str, opacity: float) -> str:

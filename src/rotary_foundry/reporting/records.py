@@ -25,6 +25,7 @@ from rotary_foundry.utils.json_text import read_object
 from rotary_foundry.utils.redaction import redacted
 
 BINS = 500  # per stage
+INTERVAL = ("value", "low", "high")  # of a result of `rotary-foundry evaluate`
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _headlines(path: Path) -> list[dict]:
     try:
         return [
             {"model": path.parts[-3], "suite": path.parts[-2], "name": one["name"]}
-            | {key: None if value is None else float(value) for key, value in one["measure"].items()}
+            | {key: None if one["measure"][key] is None else float(one["measure"][key]) for key in INTERVAL}
             for one in read_object(path)["headlines"]
         ]
     except (KeyError, TypeError, AttributeError, ValueError):
