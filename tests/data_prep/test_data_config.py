@@ -50,6 +50,7 @@ def test_the_nano_configuration_loads_and_takes_overrides():
     ("change", "key", "complaint"),
     [
         ({"row_length": [512]}, "row_length", "did you mean 'row_lengths'"),
+        ({"row_lengths": [10**30]}, "row_lengths", "too long"),
         ({"sources": {}}, "sources", "at least one source"),
         ({"sources": {"a/b": {"reader": "python_files"}}}, "sources.a/b", "becomes a folder"),
         ({"sources": {"tokenizer": {"reader": "python_files"}}}, "sources.tokenizer", "reserved"),

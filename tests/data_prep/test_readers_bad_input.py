@@ -234,7 +234,12 @@ def test_of_a_folder_of_mds_splits_those_with_an_index_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("raw_data", {}), ("zip_data", {"basename": "a", "bytes": 3, "hashes": ["sha1"]}), ("samples", "x")],
+    [
+        ("raw_data", {}),
+        ("zip_data", {"basename": "a", "bytes": 3, "hashes": ["sha1"]}),
+        ("samples", "x"),
+        ("column_sizes", []),
+    ],
 )
 def test_an_index_with_a_value_of_another_type_is_refused_by_name(tmp_path, key, value):
     reading.write_mds(tmp_path / "set", ROWS)
@@ -243,6 +248,12 @@ def test_an_index_with_a_value_of_another_type_is_refused_by_name(tmp_path, key,
     (tmp_path / "set/index.json").write_text(json.dumps(index))
     with pytest.raises(DataError, match=rf"^{tmp_path}/set/index\.json: not an index of MDS shards"):
         read_listing("mds", tmp_path / "set")
+
+
+@pytest.mark.parametrize("path", ["", "/", "/*", "//", "/tmp/.."])
+def test_the_root_of_the_file_system_is_no_source(path):
+    with pytest.raises(DataError, match="a folder below the root"):
+        read_listing("jsonl", path)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", 5])

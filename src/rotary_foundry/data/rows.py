@@ -80,6 +80,7 @@ class Frame:
 FRAME = Frame(("cls_token",), ("sep_token",))  # around every document in a row: [CLS] … [SEP], in any spelling
 OF_DECODERS = {"cls_token": "bos_token", "sep_token": "eos_token"}  # used for roles that a tokenizer does not have
 SHORTEST = FRAME.slots + 1  # tokens of the shortest document: the frame and one content token
+LONGEST = 2**31 - 1  # tokens of a row; kernels count them with 32 bits
 
 
 def lies_inside(name: object) -> bool:

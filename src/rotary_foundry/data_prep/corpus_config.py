@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from rotary_foundry.data.rows import FRAME, SHORTEST
+from rotary_foundry.data.rows import FRAME, LONGEST, SHORTEST
 from rotary_foundry.data_prep.length_bands import band_names, bounds_complaint
 from rotary_foundry.data_prep.readers import CONVERSATIONS, READERS, Reader, SourceConfig, matches
 from rotary_foundry.data_prep.task_config import TEXT, TaskConfig, located, sources_of, task_problems
@@ -119,6 +119,8 @@ def _problems(config: CorpusConfig) -> Iterable[tuple[str, str]]:
     for row_length in config.row_lengths:
         if row_length < SHORTEST:
             yield "row_lengths", f"{row_length} is too short; expected at least {SHORTEST}: [CLS], a token and [SEP]"
+        elif row_length > LONGEST:
+            yield "row_lengths", f"{row_length} is too long; expected at most {LONGEST:,} tokens"
     if not isfinite(config.validation) or config.validation <= 0 or (config.validation > 1 and config.validation % 1):
         yield "validation", f"expected a fraction between 0 and 1 or a number of documents, got {config.validation}"
     if not 0 <= config.stride < min(config.row_lengths, default=SHORTEST) - FRAME.slots:

@@ -69,7 +69,9 @@ def listing(source: SourceConfig) -> tuple[str, dict[str, dict]]:
     Raises:
         DataError: there are no such files, one has a name that is not UTF-8, or they cannot be listed.
     """
-    path = source.path.rstrip("/") or "/"
+    path = source.path.rstrip("/")
+    if not path:
+        raise DataError(f"'{source.path}': expected a file, a folder below the root, or a pattern")
     with object_store.named(path):
         store = object_store.filesystem(path)
         if store.isfile(path):
@@ -116,8 +118,11 @@ def _with_linked(inside: "DataFolder", folder: str, pattern: str = "**") -> dict
     A link to a folder that holds the link is not followed, because it leads round in a circle.
 
     Raises:
+        DataError: the folder is the root of the file system.
         OSError: a folder cannot be listed.
     """
+    if os.path.realpath(folder or ".") == "/":
+        raise DataError(f"'{posixpath.join(folder, pattern)}': expected a folder below the root, or a pattern there")
     depth = None if "**" in pattern else pattern.count("/") + 1
     matches = re.compile(glob_translate(pattern)).match
     found: dict[str, dict] = {}

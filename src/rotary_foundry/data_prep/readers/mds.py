@@ -92,7 +92,8 @@ def _shards(source: SourceConfig) -> list[dict]:
                 raise ValueError(f"expected sizes of at least 0, got samples={reader.samples} and bytes={sizes}")
             if reader.raw_data is None or not all(isinstance(info.hashes, dict) for info in infos):
                 raise ValueError("no file, or hashes without algorithms")
-            encodings = dict(zip(reader.column_names, reader.column_encodings, strict=True))
+            columns = zip(reader.column_names, reader.column_encodings, reader.column_sizes, strict=True)
+            encodings = {name: encoding for name, encoding, _ in columns}
             check_columns([column], reader.column_names, index)
             if encodings[column] != "str":
                 raise DataError(f"{index}: column '{column}': expected encoding 'str', got {encodings[column]!r}")
