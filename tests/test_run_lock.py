@@ -231,6 +231,8 @@ def test_a_folder_in_the_place_of_the_lock_and_a_file_in_that_of_the_folder_are_
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"'out': .*file/run: cannot be read or written: Not a directory"):
         lock_of(tmp_path / "file/run").__enter__()
+    with pytest.raises(ConfigurationError, match=r"'out': .*cannot be read or written: embedded null byte"):
+        lock_of(tmp_path / "a\0b").__enter__()
 
 
 @pytest.mark.parametrize(

@@ -211,9 +211,10 @@ class LockFile:
     def _reported(self, path: Path) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+            why = getattr(error, "strerror", None) or error
             raise ConfigurationError(
-                f"'{self.key}': {path}: cannot be read or written: {error.strerror or error}; this folder's lock is "
+                f"'{self.key}': {path}: cannot be read or written: {why}; this folder's lock is "
                 f"kept there: fix this, or choose another folder with {self.key}=…"
             ) from error
 
