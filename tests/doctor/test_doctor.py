@@ -51,7 +51,7 @@ def test_on_a_machine_like_a_bare_container_everything_that_would_fail_is_named_
     assert "1.05 MB free; needed: 19.8 GB (11 checkpoints of 1.8 GB)" in disk
     remedies = run.stdout.count("→")
     assert remedies == len(marked["✗"]) + len(marked["!"])
-    assert "docker run --shm-size=2g" in run.stdout
+    assert "docker run --shm-size=1g" in run.stdout
     command = f"composer -n 2 -c rotary-foundry doctor {BASE} runs_folder={runs} save_folder=s3://bucket/runs "
     assert f"{command}'loggers.wandb={{" in run.stdout.replace(str(Path(sys.executable).parent) + "/", "")
     assert run.stdout.splitlines()[-1].startswith("5 in the way of a run")
