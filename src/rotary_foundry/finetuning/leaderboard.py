@@ -42,8 +42,12 @@ def read_settings(job: Path) -> dict:
 
 def read_result(job: Path) -> dict:
     """Read the result in a job's folder; if it is damaged, a DataError names the file."""
-    metrics = {"metrics": lambda found: isinstance(found, dict) and all(map(_is_number, found.values()))}
-    return _object(job, RESULT, {"score": lambda score: score is None or _is_number(score)} | metrics)
+    result = _object(job, RESULT, {"score": lambda score: score is None or _is_number(score)})
+    if result["score"] is None:  # the loss became NaN or infinite
+        return result
+    return _object(
+        job, RESULT, {"metrics": lambda found: isinstance(found, dict) and all(map(_is_number, found.values()))}
+    )
 
 
 def _is_number(value: object) -> bool:
