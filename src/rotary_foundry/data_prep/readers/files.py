@@ -8,13 +8,10 @@ not count them. We use datatrove's handling of folders.
 
 import csv
 import io
-import json
 import posixpath
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datatrove.data import Document
@@ -23,6 +20,7 @@ from datatrove.pipeline.readers.base import BaseDiskReader
 from datatrove.pipeline.readers.csv import CsvReader
 
 from rotary_foundry.data_prep.readers import CONVERSATIONS, BadInput, Part, SourceConfig
+from rotary_foundry.data_prep.readers.json_rows import json_row, occurs_twice
 from rotary_foundry.data_prep.readers.listing import fingerprint, parts
 from rotary_foundry.data_prep.readers.messages import Unusable, read_conversation, to_text
 from rotary_foundry.data_prep.readers.text_columns import (
@@ -50,7 +48,6 @@ __all__ = ["fingerprint", "parts", "read"]
 
 LONGEST = 1 << 28  # bytes; a longer document or line is taken for a file of another kind and refused
 CONVERT = "convert the file"  # the advice of readers that take no `encoding`
-ESCAPED_KEY = re.compile(rb'[{,]\s*"[^"\\]*\\u[^"]*"\s*:')  # in a line of JSON
 BATCH = 32  # rows of Parquet in memory at a time
 
 
@@ -186,8 +183,8 @@ class Jsonl(Files, JsonlReader):
                     continue
                 where = f"{self.path(filepath)}:{number}"
                 try:
-                    row = _json_row(line, texts=self.conversations is None)
-                    several = [column for column in self.columns if _occurs_twice(column, line)]
+                    row = json_row(line, texts=self.conversations is None)
+                    several = [column for column in self.columns if occurs_twice(column, line)]
                 except ValueError as error:
                     self.bad.add(where, str(error), 1 + line.rstrip().count(b"\r"))
                     continue
@@ -357,49 +354,3 @@ def is_fault(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno is not None and not isinstance(error, ConnectionError)
     return isinstance(error, object_store.StoreError)
-
-
-def _json_row(line: bytes, texts: bool) -> dict | list[str]:
-    """Parse a line as a JSON object or, if `texts`, as a list of texts.
-
-    Raises:
-        ValueError: the line is neither.
-    """
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        row = _lenient_json(line)
-    if isinstance(row, list) and row and all(isinstance(one, dict) for one in row):
-        raise ValueError("a list of objects on one line; write each on a line of its own")
-    if not isinstance(row, dict) and not (texts and isinstance(row, list) and all(isinstance(one, str) for one in row)):
-        raise ValueError(f"expected a JSON object on each line, got {line.strip()[:40].decode(errors='replace')!r}")
-    return row
-
-
-def _occurs_twice(column: str, line: bytes) -> bool:
-    """Return whether the object of a line has a key twice; orjson would take the last.
-
-    The quotes of a key inside a text are escaped, so few lines have the key in quotes twice, or a key with an escape,
-    and are parsed again.
-    """
-    if line.count(json.dumps(column, ensure_ascii=False).encode()) < 2 and not ESCAPED_KEY.search(line):
-        return False
-    names: list[str] = []
-
-    def note(pairs: list[tuple[str, object]]) -> None:
-        names[:] = [name for name, _ in pairs]  # the outermost object is the last
-
-    _lenient_json(line, note)
-    return names.count(column) > 1
-
-
-def _lenient_json(line: bytes, object_pairs_hook: Callable | None = None) -> object:
-    """Parse JSON with the standard library, which accepts NaN and integers of over 64 bits, unlike orjson."""
-    try:
-        return json.loads(line.decode(), object_pairs_hook=object_pairs_hook)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start} of the line") from None
-    except RecursionError:
-        raise ValueError("not valid JSON: nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"not valid JSON: {error}") from None
