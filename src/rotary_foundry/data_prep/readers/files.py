@@ -35,6 +35,7 @@ from rotary_foundry.data_prep.readers.text_columns import (
 from rotary_foundry.data_prep.readers.unpacking import (
     Damaged,
     Unpacked,
+    any_line_end,
     ends_in_cr,
     gzip_content,
     utf_8_content,
@@ -136,8 +137,7 @@ class Files(BaseDiskReader):
             if encoding := wide_encoding(start):
                 raise DataError(f"{self.path(name)}: {self.in_wide(encoding)}")
             if ends_in_cr(start):
-                text = io.TextIOWrapper(stream, "latin-1", newline="")  # it splits lines at any of CR, LF and CR LF
-                readline = lambda size: text.readline(size).encode("latin-1")  # noqa: E731
+                readline = any_line_end(stream)
             while line := readline(LONGEST + 1):
                 number += 1
                 if len(line) <= LONGEST:

@@ -9,7 +9,7 @@ import io
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import zstandard
 
@@ -120,6 +120,16 @@ def ends_in_cr(start: bytes) -> bool:
     """Return whether the first line of a file that begins so ends in a CR alone; not one in quotes, as in CSV."""
     end = FIRST_LINE.match(start)
     return end is not None and end[1] == b"\r"
+
+
+def any_line_end(stream: io.BufferedIOBase) -> Callable[[int], bytes]:
+    """Return a `readline` of a stream that ends lines at any of CR, LF and CR LF."""
+    text = io.TextIOWrapper(stream, "latin-1", newline="")
+
+    def readline(size: int) -> bytes:
+        return text.readline(size).encode("latin-1")
+
+    return readline
 
 
 def zstandard_content(stored: io.IOBase) -> Iterator[bytes]:
