@@ -34,7 +34,7 @@ from seed_results import difference, interval, print_table, record
 
 from rotary_foundry.evaluation.evaluate import evaluate
 from rotary_foundry.runs.recipes import load_recipe
-from rotary_foundry.runs.run_folder import read_lines
+from rotary_foundry.runs.record_files import read_lines
 
 ROOT = Path(__file__).parents[1]
 RECIPE, QUESTIONS = ROOT / "yamls/main/llama_nano_instruct.yaml", Path("data/llama_nano_questions/held_out.jsonl")

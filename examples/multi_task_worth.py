@@ -39,7 +39,7 @@ from rotary_foundry.interop.export import export_checkpoint
 from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.objectives.multi_task import COMBINE
 from rotary_foundry.runs.recipes import load_recipe
-from rotary_foundry.runs.run_folder import read_lines
+from rotary_foundry.runs.record_files import read_lines
 
 ROOT = Path(__file__).parents[1]
 STAGE, FINETUNE = ROOT / "yamls/main/roformer_v2_nano_multi_task.yaml", ROOT / "yamls/finetune/files.yaml"

@@ -27,7 +27,8 @@ import psutil
 import yaml
 
 from rotary_foundry.doctor.leftovers import check_leftovers, find_leftovers
-from rotary_foundry.runs.run_folder import RunFolder, read_lines
+from rotary_foundry.runs.record_files import read_lines
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils import object_store
 from rotary_foundry.utils.errors import FAILED, REFUSED, STOPPED
 from tests import forked_composer

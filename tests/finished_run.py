@@ -15,7 +15,8 @@ from rotary_foundry.data_prep.inspection.trace import rows_of
 from rotary_foundry.interop.checkpoint_weights import WEIGHTS
 from rotary_foundry.interop.export import export_checkpoint
 from rotary_foundry.recipe.compilation import compile_stages, set_rollback
-from rotary_foundry.runs.run_folder import WORKING_DIRECTORY, CompleteCheckpoint, RunFolder, append_line, mark_complete
+from rotary_foundry.runs.record_files import append_line
+from rotary_foundry.runs.run_folder import WORKING_DIRECTORY, CompleteCheckpoint, RunFolder, mark_complete
 from tests.data_prep.inspection.tree import write_tree
 from tests.models.peers import our_network
 

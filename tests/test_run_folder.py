@@ -4,14 +4,8 @@ import json
 
 import pytest
 
-from rotary_foundry.runs.run_folder import (
-    CompleteCheckpoint,
-    RunFolder,
-    append_line,
-    mark_complete,
-    remove_checkpoint,
-    write_whole,
-)
+from rotary_foundry.runs.record_files import append_line, write_whole
+from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, mark_complete, remove_checkpoint
 from rotary_foundry.utils.errors import FoundryError
 
 

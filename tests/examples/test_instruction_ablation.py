@@ -12,7 +12,7 @@ import pytest
 from rotary_foundry.data_prep.corpus_config import CorpusConfig, TokenizerConfig
 from rotary_foundry.data_prep.pipeline import prepare
 from rotary_foundry.data_prep.readers import SourceConfig
-from rotary_foundry.runs.run_folder import read_lines
+from rotary_foundry.runs.record_files import read_lines
 from tests.data_prep.tasks import write_lines
 from tests.evaluation.decoders import VOCABULARY, save_decoder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rotary_foundry.data.task_file import Task
-from rotary_foundry.runs.run_folder import read_lines
+from rotary_foundry.runs.record_files import read_lines
 from tests.task_corpus import ROW_LENGTH, write_tasks
 
 SCRIPT = Path(__file__).parents[2] / "examples/multi_task_worth.py"

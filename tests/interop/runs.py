@@ -14,7 +14,8 @@ from rotary_foundry.interop.checkpoint_weights import WEIGHTS
 from rotary_foundry.models.family import Shape
 from rotary_foundry.recipe import Recipe, compile_plan
 from rotary_foundry.runs.recipes import load_recipe
-from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, append_line, mark_complete
+from rotary_foundry.runs.record_files import append_line
+from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, mark_complete
 
 NANO = compile_plan(load_recipe("yamls/main/nano.yaml"))
 TOKENS = NANO.stage_ends["extend"]

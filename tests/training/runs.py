@@ -17,7 +17,8 @@ from rotary_foundry import Recipe, compile_plan, load_recipe
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.interop.checkpoint_weights import CheckpointWeights
 from rotary_foundry.recipe.compilation import compile_stages
-from rotary_foundry.runs.run_folder import RunFolder, read_lines
+from rotary_foundry.runs.record_files import read_lines
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.runs.trained_state import find_trained_state
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.run import train

@@ -13,7 +13,8 @@ from rotary_foundry.cli import app
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.data.loaders import RunData
 from rotary_foundry.interop import load_model
-from rotary_foundry.runs.run_folder import RunFolder, read_lines
+from rotary_foundry.runs.record_files import read_lines
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.run import Start, build_trainer
 from rotary_foundry.training.sharding import fill

@@ -9,7 +9,8 @@ from composer.core import Algorithm, Callback, Event, State
 from composer.loggers import FileLogger, Logger, LoggerDestination
 
 from rotary_foundry import load_recipe
-from rotary_foundry.runs.run_folder import RunFolder, read_lines
+from rotary_foundry.runs.record_files import read_lines
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.training.extensions import check_extensions, extensions
 from rotary_foundry.training.loggers import loggers
 from rotary_foundry.utils.errors import ConfigurationError

@@ -14,7 +14,8 @@ from composer.utils import dist
 
 from rotary_foundry.loggers.metric_keys import logged
 from rotary_foundry.recipe.mixtures import MOST_SOURCES, OTHERS
-from rotary_foundry.runs.run_folder import RunFolder, read_lines
+from rotary_foundry.runs.record_files import read_lines
+from rotary_foundry.runs.run_folder import RunFolder
 from tests.command import output_of
 from tests.forked_composer import script
 from tests.ranks import on_ranks

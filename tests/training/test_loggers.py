@@ -14,7 +14,8 @@ from rotary_foundry import load_recipe
 from rotary_foundry.loggers.metric_keys import METRICS, X_AXIS
 from rotary_foundry.models.family import families
 from rotary_foundry.runs.environment import commit
-from rotary_foundry.runs.run_folder import RunFolder, read_lines
+from rotary_foundry.runs.record_files import read_lines
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.training.loggers import loggers
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.redaction import REDACTED

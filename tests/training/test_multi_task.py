@@ -38,7 +38,8 @@ from rotary_foundry.reporting.plan_table import print_plan
 from rotary_foundry.reporting.records import Run
 from rotary_foundry.reporting.summary import task_table
 from rotary_foundry.reporting.transitions import print_transitions
-from rotary_foundry.runs.run_folder import RunFolder, read_lines
+from rotary_foundry.runs.record_files import read_lines
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.training.first_weights import first_weights
 from rotary_foundry.training.rehearsal_stand_ins import with_stand_ins
 from rotary_foundry.training.rehearsal_tasks import KINDS, rehearsal_tasks, text_source

@@ -14,14 +14,8 @@ from composer.utils.object_store import S3ObjectStore
 
 from rotary_foundry.runs import checkpoint_store
 from rotary_foundry.runs.checkpoint_store import CheckpointStore
-from rotary_foundry.runs.run_folder import (
-    CompleteCheckpoint,
-    RunFolder,
-    append_line,
-    mark_complete,
-    read_lines,
-    remove_checkpoint,
-)
+from rotary_foundry.runs.record_files import append_line, read_lines
+from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, mark_complete, remove_checkpoint
 from rotary_foundry.utils.errors import FAILED, FoundryError
 from rotary_foundry.utils.object_store import is_fault
 

@@ -13,7 +13,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from rotary_foundry.runs.run_folder import RunFolder, read_lines
+from rotary_foundry.runs.record_files import read_lines
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.runs.run_lock import BEAT, LOCK, Holder
 from rotary_foundry.utils.errors import REFUSED
 

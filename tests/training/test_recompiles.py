@@ -15,7 +15,8 @@ import torch
 from composer.core import Callback
 
 from rotary_foundry.models.layers import attention, cross_entropy
-from rotary_foundry.runs.run_folder import RunFolder, read_lines
+from rotary_foundry.runs.record_files import read_lines
+from rotary_foundry.runs.run_folder import RunFolder
 from tests.models.flash_stand_in import torch_kernels
 from tests.ranks import on_ranks
 

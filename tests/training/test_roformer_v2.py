@@ -12,7 +12,8 @@ from rotary_foundry.interop.checkpoint_weights import load_checkpoint
 from rotary_foundry.interop.huggingface import export_model
 from rotary_foundry.reporting.charts import make_charts
 from rotary_foundry.reporting.records import Run
-from rotary_foundry.runs.run_folder import RunFolder, read_lines
+from rotary_foundry.runs.record_files import read_lines
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.training.first_weights import first_weights
 from tests.command import output_of, rotary_foundry
 from tests.data_prep.inspection.tree import write_tree

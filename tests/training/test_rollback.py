@@ -11,7 +11,8 @@ from rotary_foundry.callbacks.loss_watch import LossWatch
 from rotary_foundry.data.corpus import open_corpus
 from rotary_foundry.recipe.schema import PlateauTrigger, RollbackConfig, SpikeTrigger
 from rotary_foundry.runs.recipes import load_recipe_and_plan
-from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, read_lines
+from rotary_foundry.runs.record_files import read_lines
+from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder
 from rotary_foundry.training import run
 
 from ..ranks import on_ranks

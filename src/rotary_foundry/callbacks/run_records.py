@@ -34,7 +34,8 @@ from rotary_foundry.loggers.metric_keys import logged
 from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.recipe import Plan
 from rotary_foundry.recipe.mixtures import grouped
-from rotary_foundry.runs.run_folder import RunFolder, append_line, open_lines, write_line
+from rotary_foundry.runs.record_files import append_line, open_lines, write_line
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.cpu_group import cpu_group
 
 NO_ROW = 0, 0, 0  # a row has the number of its source, its tokens and its digest

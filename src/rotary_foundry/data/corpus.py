@@ -29,7 +29,8 @@ from rotary_foundry.data.special_tokens import ROLES_FILE, padded, read_tokenize
 from rotary_foundry.data.task_file import TASK_FILE, Task
 from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.recipe import Recipe
-from rotary_foundry.runs.run_folder import GENERATION, TOKENIZER_FILES, write_whole
+from rotary_foundry.runs.record_files import write_whole
+from rotary_foundry.runs.run_folder import GENERATION, TOKENIZER_FILES
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.json_text import read_object
 from rotary_foundry.utils.object_store import fetch

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from xxhash import xxh3_128
 
-from rotary_foundry.runs.run_folder import RunFolder, write_whole
+from rotary_foundry.runs.record_files import write_whole
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.json_text import parse_json
 

@@ -18,7 +18,8 @@ from rotary_foundry.interop.trained_heads import TrainedHead
 from rotary_foundry.models.family import Family, Shape
 from rotary_foundry.objectives.objective import Objective
 from rotary_foundry.recipe.plan import LearningRate, Segment
-from rotary_foundry.runs.run_folder import abandoned_by, each_line
+from rotary_foundry.runs.record_files import each_line
+from rotary_foundry.runs.run_folder import abandoned_by
 from rotary_foundry.runs.trained_state import TrainedState
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.json_text import read_object

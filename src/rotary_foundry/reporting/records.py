@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from rotary_foundry.runs.record_files import each_line
 from rotary_foundry.runs.record_values import BY_TASK, NUMBERS, SHARES
-from rotary_foundry.runs.run_folder import RunFolder, each_line
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import DataError
 from rotary_foundry.utils.json_text import read_object
 from rotary_foundry.utils.redaction import redacted

@@ -17,7 +17,8 @@ from rotary_foundry.recipe.cost import checkpoint_tokens
 from rotary_foundry.recipe.mixtures import grouped
 from rotary_foundry.recipe.plan import Plan, Position
 from rotary_foundry.runs.recipes import load_recipe
-from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints, each_line
+from rotary_foundry.runs.record_files import each_line
+from rotary_foundry.runs.run_folder import RunFolder, complete_checkpoints
 from rotary_foundry.utils.errors import FoundryError
 from rotary_foundry.utils.wording import knob
 

@@ -27,19 +27,17 @@ before the checkpoints are moved, loses nothing.
 
 import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from rotary_foundry.recipe.plan import Rollback
-from rotary_foundry.runs.record_values import COUNT, PLACE, complaint, line_complaint, plan_complaint
+from rotary_foundry.runs.record_files import each_line, read_lines, write_whole
+from rotary_foundry.runs.record_values import COUNT, PLACE, complaint, plan_complaint
 from rotary_foundry.utils.errors import ConfigurationError, DataError, FoundryError
 from rotary_foundry.utils.json_text import parse_json, read_object
-from rotary_foundry.utils.wording import one_line
 
 if TYPE_CHECKING:
     from rotary_foundry.recipe import Recipe
@@ -309,93 +307,8 @@ def mark_complete(checkpoint: CompleteCheckpoint) -> None:
     write_whole(folder / COMPLETE, json.dumps(content) + "\n")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    writing = path.parent.parent / f".{path.parent.name}.{path.name}"
-    with _named(path):
-        writing.write_text(text, encoding="utf-8")
-        writing.replace(path)
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Name the file in an error of writing to it, as on a full disk; Python names it only in an error of opening."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
 def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint folder if it exists; COMPLETE first, so that it never looks complete."""
     (folder / COMPLETE).unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
-
-
-def open_lines(path: Path) -> BinaryIO:
-    """Open a `.jsonl` file to append lines; an unfinished last line, which a killed process may leave, is removed."""
-    file = open(path, "ab+")  # noqa: SIM115 (the caller's)
-    end = file.seek(0, 2)
-    if end:
-        file.seek(end - 1)
-        if file.read(1) != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-    return file
-
-
-def write_line(file: BinaryIO, line: dict) -> None:
-    """Append a line to a file of `open_lines`, and flush it, so that readers see it."""
-    with _named(Path(file.name)):
-        file.write(json.dumps(line).encode() + b"\n")
-        file.flush()
-
-
-def append_line(path: Path, line: dict, durable: bool = False) -> None:
-    """Append a line to a `.jsonl` file.
-
-    A `durable` line is on the disk when this returns, even if the machine fails.
-    """
-    with _named(path), open_lines(path) as file:
-        write_line(file, line)
-        if durable:
-            os.fsync(file.fileno())
-
-
-def read_lines(path: Path) -> list[dict]:
-    """Return the lines of `each_line`."""
-    return list(each_line(path))
-
-
-def each_line(path: Path, needed: Iterable[str] = (), problems: list[str] | None = None) -> Iterator[dict]:
-    """Yield the lines of a `.jsonl` file; none if it does not exist. An unfinished last line is ignored.
-
-    Args:
-        needed: keys that a line must have, besides those that every line of the file has.
-        problems: given to go on after damaged lines, which are left out; gets a sentence about the first of them.
-
-    Raises:
-        DataError: a line is damaged, and no `problems` are given; names the file and the line.
-    """
-    if not path.exists():
-        return
-    damaged, first = 0, ""
-    with open(path, "rb") as file:
-        for number, text in enumerate(file, 1):
-            if not text.endswith(b"\n"):
-                break
-            line, wrong = {}, None
-            try:
-                line = parse_json(text)
-            except ValueError as error:
-                wrong = f"expected JSON, found {one_line(error)}"
-            wrong = wrong or line_complaint(path.name, line, needed)
-            if wrong is None:
-                yield line
-                continue
-            damaged, first = damaged + 1, first or f"{path}, line {number}: {wrong}; remove the line"
-            if problems is None:
-                raise DataError(first)
-    if problems is not None and damaged:
-        problems.append(first + (f" (and {damaged - 1} more)" if damaged > 1 else ""))

@@ -9,7 +9,8 @@ from composer.utils import dist
 from rotary_foundry.loggers.wandb_run import WandBRun
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.runs.environment import commit
-from rotary_foundry.runs.run_folder import RunFolder, each_line, write_whole
+from rotary_foundry.runs.record_files import each_line, write_whole
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.training.extensions import extensions
 from rotary_foundry.utils.errors import ConfigurationError
 from rotary_foundry.utils.redaction import redacted

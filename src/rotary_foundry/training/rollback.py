@@ -10,7 +10,8 @@ from rotary_foundry.recipe import Recipe
 from rotary_foundry.recipe.plan import Plan, Rollback
 from rotary_foundry.recipe.schedules import parse_tokens
 from rotary_foundry.runs.checkpoint_store import CheckpointStore
-from rotary_foundry.runs.run_folder import RunFolder, append_line
+from rotary_foundry.runs.record_files import append_line
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.runs.trouble import RollbackDue
 from rotary_foundry.utils.errors import FoundryError
 

@@ -53,7 +53,8 @@ from rotary_foundry.recipe.plan import Position, Rollback
 from rotary_foundry.runs.changes import changes_of_run, without_secrets
 from rotary_foundry.runs.checkpoint_store import CheckpointStore, open_store
 from rotary_foundry.runs.environment import environment
-from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder, write_whole
+from rotary_foundry.runs.record_files import write_whole
+from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder
 from rotary_foundry.runs.run_lock import RunLock
 from rotary_foundry.runs.safe_reading import refuse_code
 from rotary_foundry.runs.trouble import RollbackDue

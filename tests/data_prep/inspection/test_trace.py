@@ -19,7 +19,8 @@ from rotary_foundry.data.loaders import RunData
 from rotary_foundry.data_prep.inspection.shard_folder import ShardFolder
 from rotary_foundry.data_prep.inspection.trace import trace
 from rotary_foundry.recipe.compilation import compile_stages, set_rollback
-from rotary_foundry.runs.run_folder import RunFolder, append_line
+from rotary_foundry.runs.record_files import append_line
+from rotary_foundry.runs.run_folder import RunFolder
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
 REPOSITORY = Path(__file__).parents[3]

@@ -29,7 +29,8 @@ from rotary_foundry.data_prep.inspection.show import ids_of
 from rotary_foundry.data_prep.inspection.source_folders import local_folder, printable
 from rotary_foundry.recipe import Recipe
 from rotary_foundry.recipe.plan import Plan, Rollback
-from rotary_foundry.runs.run_folder import RunFolder, abandoned_by, each_line
+from rotary_foundry.runs.record_files import each_line
+from rotary_foundry.runs.run_folder import RunFolder, abandoned_by
 from rotary_foundry.runs.trained_state import plan_of, recipe_of, with_data
 from rotary_foundry.utils.errors import ConfigurationError, DataError
 
