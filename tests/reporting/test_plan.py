@@ -10,8 +10,8 @@ import pytest
 from rotary_foundry import compile_plan, load_recipe
 from rotary_foundry.data.rows import Manifest
 from rotary_foundry.data.target_context import counted_lengths
-from rotary_foundry.reporting import plan_table
-from rotary_foundry.reporting.plan_table import changed_updates
+from rotary_foundry.reporting import plan_remarks
+from rotary_foundry.reporting.plan_remarks import changed_updates
 from rotary_foundry.runs.trained_state import Source
 from tests.command import rotary_foundry
 
@@ -149,7 +149,7 @@ def test_other_tokens_an_update_over_a_switch_of_length_are_a_warning_by_key(tmp
         "in rows of 4,096; set 128 for as many"
     ]
     source = Source(recipe.family, recipe.model.shape, {}, 4096, tmp_path, 2**20)
-    monkeypatch.setattr(plan_table, "read_source", lambda path: source)
+    monkeypatch.setattr(plan_remarks, "read_source", lambda path: source)
     long = load_recipe("yamls/main/llama2_long_curriculum_0.yaml")
     long = replace(long, init_from=str(tmp_path))
     (remark,) = changed_updates(long, compile_plan(long))

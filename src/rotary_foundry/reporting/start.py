@@ -21,13 +21,12 @@ from rotary_foundry.recipe import Plan, Recipe
 from rotary_foundry.recipe.compilation import with_set_rollback
 from rotary_foundry.recipe.cost import cost
 from rotary_foundry.recipe.schema import StageConfig
+from rotary_foundry.reporting.plan_remarks import begins_with, remarks
 from rotary_foundry.reporting.plan_table import (
-    begins_with,
     changing_knobs,
     checkpoints_line,
     knob_range,
     rates,
-    remarks,
 )
 from rotary_foundry.runs.run_folder import CompleteCheckpoint, RunFolder
 from rotary_foundry.utils.processor import has_bf16_instructions
