@@ -91,7 +91,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be trained: `recipe` is ours, and `stage` the last segment of its first stage, after the ramp."""
+    """A model to train, and its data. `recipe` is our recipe; `stage` is the last segment of its first stage."""
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase

@@ -87,7 +87,7 @@ OF_LAYER_1 = ("layers.1.mlp.Wo.weight", "layers.1.mlp.down_proj.weight", "layer.
 
 @pytest.fixture(params=DOORS)
 def door(request):
-    """What a door computes with a directory, and a sound directory for it."""
+    """A function that opens a directory and computes with it, and a sound directory."""
     opened, model = DOORS[request.param]
     return opened, request.getfixturevalue(model)
 

@@ -34,7 +34,7 @@ def start(monkeypatch, tmp_path) -> Callable[..., None]:
 
 @pytest.fixture(autouse=True)
 def nothing_known_of_gpus():
-    """What is known of the machine's GPU is kept for the process."""
+    """Forget what this process has found out about the GPU, before and after each test."""
     known = (attention_varlen._activated, attention_flash.has_flash_attention_3)
     for function in known:
         function.cache_clear()

@@ -146,7 +146,7 @@ class RunFolder:
         return path if is_here else str(there)
 
     def check_is_run(self) -> None:
-        """Check that this is the folder of a run, of which some files may be missing.
+        """Check that a run has written to this folder. Files may be missing.
 
         Raises:
             ConfigurationError: it has neither a plan nor a recipe.
