@@ -120,11 +120,12 @@ def test_stages_and_epochs_have_orders_of_their_own(row_folder):
     assert list(epoch_of(rows, 0)) != list(first)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_real_loader_gives_whole_updates_and_their_positions(row_folder, workers):
+@pytest.mark.parametrize(("workers", "way"), [(0, None), (2, "fork"), (2, "spawn")])
+def test_the_real_loader_gives_whole_updates_and_their_positions(row_folder, workers, way):
     stretch = draw(start_row=540, updates=7)
     rows = stream(row_folder, stretch)
-    batches = list(DataLoader(rows, batch_size=12, num_workers=workers, collate_fn=list))
+    loader = DataLoader(rows, batch_size=12, num_workers=workers, collate_fn=list, multiprocessing_context=way)
+    batches = list(loader)
     assert [sorted(sample["row"] for sample in batch) for batch in batches] == updates_on(rows, stretch, 1, 1)
     assert [sample["position"] for batch in batches for sample in batch] == list(range(540, 540 + 7 * 12))
 

@@ -79,8 +79,19 @@ class StageOrder:
         self.rows_an_epoch = rows_an_epoch({source: int(rows.sum()) for source, rows in shard_rows.items()}, mixture)
         self.epoch_rows = sum(self.rows_an_epoch)
         self._key = seed, stage_index
+        self._keep_newest()
+
+    def _keep_newest(self) -> None:
         # in a loader worker three threads read at the same time, the first of them some updates ahead
         self._epoch, self._block = lru_cache(2)(self._epoch), lru_cache(4)(self._block)
+
+    def __getstate__(self) -> dict:
+        """Return what is pickled for a loader worker that is not forked: all but the caches."""
+        return {name: value for name, value in vars(self).items() if name not in ("_epoch", "_block")}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._keep_newest()
 
     def __getitem__(self, position: int) -> int:
         """Return the index of the row at a position."""
