@@ -279,7 +279,7 @@ def shards() -> str:
 
 def stream() -> str:
     """Measure the tokens per second that the training stream delivers and that nano consumes."""
-    from stream_rate import rates
+    from stream_rate import BASE_MICROBATCH, rate_in_microbatches_of_base, rates
 
     rows = []
     for stage in ("pretrain", "decay"):
@@ -288,7 +288,11 @@ def stream() -> str:
             ratio = f"{delivered / consumed:.0f}×"
             rows.append([stage, str(num_workers), f"{delivered:,.0f}", f"{consumed:,.0f}", ratio, "≥ 20×"])
             print(*rows[-1], sep=" | ", flush=True)
-    return table(["stage", "loader workers", "delivered, tokens/s", "consumed by nano", "ratio", "target"], rows)
+    heads = ["stage", "loader workers", "delivered, tokens/s", "consumed by nano", "ratio", "target"]
+    of_base = ", ".join(f"{in_new_process(rate_in_microbatches_of_base, count):,.0f} by {count}" for count in (1, 2))
+    return (
+        f"{table(heads, rows)}\n\nIn microbatches of {BASE_MICROBATCH} rows, as base's, tokens/s by workers: {of_base}."
+    )
 
 
 def start() -> str:

@@ -17,6 +17,9 @@ from rotary_foundry.recipe import compile_plan
 from rotary_foundry.runs.recipes import load_recipe
 
 LONGER = ["batch_size_ramp=null", "duration=4_194_304tok"]
+BASE_MICROBATCH = 96  # rows
+AS_BASE = ["duration=18_874_368tok", f"global_train_batch_size={BASE_MICROBATCH}"]
+AS_BASE += [f"device_train_microbatch_size={BASE_MICROBATCH}"]
 
 
 def rates(stage: str, num_workers: int) -> tuple[float, float]:
@@ -41,3 +44,17 @@ def rates(stage: str, num_workers: int) -> tuple[float, float]:
 
     (seconds,) = take_turns({"step": step}, rounds=5).values()
     return delivered, len(batch["input_ids"]) / torch.tensor(seconds).median().item()
+
+
+def rate_in_microbatches_of_base(num_workers: int) -> float:
+    """Return the tokens per second that the stream of the first stage delivers in microbatches of base's rows.
+
+    The first microbatch, which waits for the start of the workers, is left out.
+    """
+    overrides = [f"stages.pretrain.{override}" for override in (LONGER[0], *AS_BASE)]
+    recipe = load_recipe(NANO, [*overrides, f"data.num_workers={num_workers}"])
+    batches = iter(RunData(recipe, open_corpus(recipe)).train_loader(compile_plan(recipe), 0))
+    next(batches)
+    began = time.perf_counter()
+    tokens = sum(len(batch["input_ids"]) for batch in batches)
+    return tokens / (time.perf_counter() - began)
