@@ -8,7 +8,7 @@ the same number of tokens, on the same cores, as one process with two threads or
 their_training.py says how the others train. Ours runs its recipe as it ships.
 
 Of each run twelve models are saved. The suites masked_lm and causal_lm measure all of them on the same held-out
-documents, with the same masks, in float32. The time until a loss is interpolated between two models. The target is
+documents, cut to the length of a row, with the same masks, in float32. The time until a loss is interpolated between two models. The target is
 the highest loss at which any run of a kind ended, so that every run reached it. Starts, evaluations and saving do not
 count; tokenizing neither.
 
@@ -81,8 +81,10 @@ def main(seeds: list[int]) -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     figure, panels = plt.subplots(1, len(KINDS), figsize=(10, 4.2), dpi=150)
     for (kind, ways), axes in zip(KINDS.items(), panels, strict=True):
-        data = recipe_of(kind).data.local
-        (suite,) = find_suites([kind], [f"data={data}", f"tokenizer={data}/tokenizer"], decoder=kind == "causal_lm")
+        recipe = recipe_of(kind)
+        data, length = recipe.data.local, recipe.stages["pretrain"].row_length
+        overrides = [f"data={data}", f"tokenizer={data}/tokenizer", f"longest={length}"]
+        (suite,) = find_suites([kind], overrides, decoder=kind == "causal_lm")
         curves = {
             (way, processes): [curve(suite, way, processes, seed) for seed in seeds]
             for way in ways

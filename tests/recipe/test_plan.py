@@ -84,7 +84,7 @@ def test_nano_is_the_whole_recipe_in_small():
     assert list(lengths.values()) == [1024, 8192, 8192]
     assert list(thetas.values()) == [10_000, 160_000, 160_000]
     *rungs, _ = [segment for segment in plan.segments if segment.stage == "pretrain"]
-    assert len(rungs) >= 3
+    assert len(rungs) >= 2
     assert len({segment.updates for segment in rungs}) == 1
     assert plan.segments[-1].mixture != plan.segments[-2].mixture
     assert 1_000_000 <= plan.total_tokens <= 2_000_000
