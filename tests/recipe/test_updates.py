@@ -39,7 +39,7 @@ def test_what_is_no_number_of_updates_is_refused_by_key(time):
 
 
 def test_a_rollback_in_updates_is_the_one_in_tokens():
-    """Nano's updates differ in size: the ramp has four sizes."""
+    """Nano's updates differ in size: the ramp has three sizes."""
     plan = compile_plan(load_recipe(NANO))
     at, to = (
         next(token for token in range(0, plan.total_tokens, 1024) if plan.at(token).update == n) for n in (200, 100)
@@ -50,7 +50,7 @@ def test_a_rollback_in_updates_is_the_one_in_tokens():
     )
     assert in_updates == in_tokens and plan.token_after(plan.total_updates) == plan.total_tokens
     with pytest.raises(ConfigurationError, match=r"'rollback\.at': expected to go back from a token of the plan"):
-        load_recipe(NANO, ["rollback.at={token: 317ba, to: 100ba, lr: 1e-4}"])  # of 310
+        load_recipe(NANO, ["rollback.at={token: 417ba, to: 100ba, lr: 1e-4}"])  # of 408
 
 
 def test_a_window_in_updates_needs_updates_of_one_size():
