@@ -24,10 +24,9 @@ nano: $(INSTALLED)  ## train a small ModernBERT from installed text, on two proc
 	$(BIN)/rotary-foundry summary runs/$(RUN)
 	$(BIN)/rotary-foundry report runs/$(RUN)
 
-SEEDS := 17 18 19 20 21
-reference:  ## five seeds of nano, which its report shows behind a run; 30 minutes on two cores
-	for seed in $(SEEDS); do $(MAKE) nano RUN=nano-$$seed OVERRIDES=seed=$$seed || exit; done
-	$(BIN)/rotary-foundry reference $(SEEDS:%=runs/nano-%) --out src/rotary_foundry/reporting/references/nano.json
+reference: $(INSTALLED)  ## after make nano: five seeds, which its report shows behind a run; half an hour on two cores
+	$(BIN)/python benchmarks/record.py
+	$(BIN)/rotary-foundry reference runs/record-* --out src/rotary_foundry/reporting/references/nano.json
 
 # One test process more than there are cores, because whole runs wait for each other and for clocks.
 PYTEST = $(or $(2),$(BIN))/pytest -rs --durations=30 --result .ci/results/$(1).json

@@ -1,6 +1,6 @@
 """The usual range of a recipe's runs: several seeds in one small file, which the page draws behind a run.
 
-`references/nano.json`, which `make reference` writes, comes from five runs of `make nano`. A run is compared with it if
+`references/nano.json`, which `make reference` writes, comes from five runs of `nano.yaml`. A run is compared with it if
 it follows the same recipe. Name, seed and folders may differ, and so may the text, because the nano corpus depends on
 the installed packages. `rotary-foundry reference` makes the references of other recipes, which are given by name.
 
