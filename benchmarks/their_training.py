@@ -9,10 +9,10 @@
 - concatenated: LLM Foundry's way for a decoder. Documents are joined and cut into rows of 1,024, without a document
   mask. Composer's Trainer trains transformers' Llama as a HuggingFaceModel with DecoupledAdamW.
 
-The documents are the tokens of our rows, so tokenizing takes no time. The peak rate, the warm-up and decay, the rows
-per update, the share of masked tokens and the number of tokens are those of our recipe; the rest is theirs. Models are
-saved as transformers saves them, each in a folder that is named for the tokens trained on. `times.json` has the seconds
-of training until each, without the start and without saving.
+The documents are the tokens of our rows, so tokenizing takes no time. The peak rate, the warm-up and decay, the share
+of masked tokens and the number of tokens are those of our recipe, and the rows per update those that most of its tokens
+are trained with; the rest is theirs. Models are saved as transformers saves them, each in a folder named for the tokens
+trained on. `times.json` has the seconds of training until each, without the start and without saving.
 """
 
 import json
@@ -91,7 +91,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Task:
-    """A model to train, and its data. `recipe` is our recipe; `stage` is the last segment of its first stage."""
+    """A model to train, and its data. `recipe` is our recipe; `stage` is the largest segment of its first stage."""
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -104,7 +104,8 @@ class Task:
 
 def main(way: str, out: Path, seed: int) -> None:
     recipe = load_recipe(RECIPES[way], [])
-    stage = [segment for segment in compile_plan(recipe).segments if segment.stage == "pretrain"][-1]  # after the ramp
+    segments = [segment for segment in compile_plan(recipe).segments if segment.stage == "pretrain"]
+    stage = max(segments, key=lambda segment: segment.end_token - segment.start_token)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / recipe.data.local / "tokenizer")
     knobs = {name: schedule.end for name, schedule in stage.knobs.items()}
     config = recipe.family.huggingface.write_config(recipe.model.shape, knobs, tokenizer, stage.row_length)

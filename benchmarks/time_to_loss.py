@@ -8,9 +8,9 @@ the same number of tokens, on the same cores, as one process with two threads or
 their_training.py says how the others train. Ours runs its recipe as it ships.
 
 Of each run twelve models are saved. The suites masked_lm and causal_lm measure all of them on the same held-out
-documents, cut to the length of a row, with the same masks, in float32. The time until a loss is interpolated between two models. The target is
-the highest loss at which any run of a kind ended, so that every run reached it. Starts, evaluations and saving do not
-count; tokenizing neither.
+documents, 50 per source, cut to the length of a row, with the same masks, in float32. The time until a loss is
+interpolated between two models. The target is the highest loss at which any run of a kind ended, so that every run
+reached it. Starts, evaluations and saving do not count; tokenizing neither.
 
 A run that is complete is not repeated, so the same command continues, or draws the figure again. Arguments are seeds
 (default: 17, 18 and 19). The folder is runs/time_to_loss.
@@ -83,15 +83,15 @@ def main(seeds: list[int]) -> None:
     for (kind, ways), axes in zip(KINDS.items(), panels, strict=True):
         recipe = recipe_of(kind)
         data, length = recipe.data.local, recipe.stages["pretrain"].row_length
-        overrides = [f"data={data}", f"tokenizer={data}/tokenizer", f"longest={length}"]
+        overrides = [f"data={data}", f"tokenizer={data}/tokenizer", f"longest={length}", "documents=50"]
         (suite,) = find_suites([kind], overrides, decoder=kind == "causal_lm")
-        curves = {
-            (way, processes): [curve(suite, way, processes, seed) for seed in seeds]
-            for way in ways
-            for processes in PROCESSES
-        }
+        curves: dict[tuple[Way, int], list[Curve]] = {(way, processes): [] for way in ways for processes in PROCESSES}
+        for seed in seeds:
+            for (way, processes), of_way in curves.items():
+                of_way.append(curve(suite, way, processes, seed))
         target = max(one.losses[-1] for of_way in curves.values() for one in of_way)
-        print(table(kind, curves, target, ways[0]), flush=True)
+        tokens = compile_plan(recipe).stage_ends["pretrain"]
+        print(table(kind, curves, target, ways[0], tokens), flush=True)
         draw(axes, kind, curves, target)
     figure.tight_layout()
     figure.savefig(PICTURE)
@@ -164,20 +164,25 @@ def start(program: str, *arguments: object, processes: int) -> None:
     subprocess.run(command, env=os.environ | threads, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def table(kind: str, curves: dict[tuple[Way, int], list[Curve]], target: float, ours: Way) -> str:
-    """Return lines of Markdown: the seconds until the target of each seed, and their ratios to ours."""
+def table(kind: str, curves: dict[tuple[Way, int], list[Curve]], target: float, ours: Way, tokens: int) -> str:
+    """Return lines of Markdown: the seconds until the target of each seed, and their ratios to ours.
+
+    Args:
+        tokens: what each run trained on.
+    """
     lines = [
         f"\n{kind}: seconds of training until a held-out loss of {target:.3f}",
-        "| | processes | seconds, by seed | last loss, by seed | seconds / ours, by seed |",
-        "| --- | ---: | --- | --- | --- |",
+        "| | processes | tokens per second | seconds, by seed | last loss, by seed | seconds / ours, by seed |",
+        "| --- | ---: | --- | --- | --- | --- |",
     ]
     for (way, processes), of_way in curves.items():
         reference = curves[ours, processes]
         ratios = [one.seconds_to(target) / own.seconds_to(target) for one, own in zip(of_way, reference, strict=True)]
+        rates = ", ".join(f"{tokens / one.seconds[-1]:,.0f}" for one in of_way)
         seconds = ", ".join(f"{one.seconds_to(target):.0f}" for one in of_way)
         losses = ", ".join(f"{one.losses[-1]:.3f}" for one in of_way)
         ratios = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        lines.append(f"| {way.name} | {processes} | {seconds} | {losses} | {ratios} |")
+        lines.append(f"| {way.name} | {processes} | {rates} | {seconds} | {losses} | {ratios} |")
     return "\n".join(lines)
 
 
