@@ -10,9 +10,10 @@
   mask. Composer's Trainer trains transformers' Llama as a HuggingFaceModel with DecoupledAdamW.
 
 The documents are the tokens of our rows, so tokenizing takes no time. The peak rate, the warm-up and decay, the share
-of masked tokens and the number of tokens are those of our recipe, and the rows per update those that most of its tokens
-are trained with; the rest is theirs. Models are saved as transformers saves them, each in a folder named for the tokens
-trained on. `times.json` has the seconds of training until each, without the start and without saving.
+of masked tokens and the number of tokens are those of our recipe, and the rows per update those of its largest segment;
+the rest is theirs. They were chosen for ours, and others were not tried for theirs. Models are saved as transformers
+saves them, each in a folder named for the tokens trained on. `times.json` has the seconds of training until each of
+them, without the start and without saving.
 """
 
 import json
@@ -66,7 +67,7 @@ SAVES = 12  # models that are saved, at equal numbers of tokens
 
 
 class Clock:
-    """Counts the seconds of training, without those of saving, and saves the model every `every` tokens."""
+    """Counts the seconds of training, without those of saving; saves the model every `every` tokens, and at the end."""
 
     def __init__(self, out: Path, every: float):
         self.out, self.every = out, every
@@ -78,7 +79,12 @@ class Clock:
         counted = torch.tensor([tokens])
         dist.all_reduce(counted)
         before, self.tokens = self.tokens // self.every, self.tokens + counted.item()
-        if self.tokens // self.every == before:
+        if self.tokens // self.every != before:
+            self.save(model)
+
+    def save(self, model: nn.Module) -> None:
+        """Save the model unless it was saved after the last update."""
+        if self.tokens in self.times:
             return
         now = time.perf_counter()
         self.times[self.tokens] = now - self.began - self.paused
@@ -91,13 +97,13 @@ class Clock:
 
 @dataclass(frozen=True)
 class Task:
-    """A model to train, and its data. `recipe` is our recipe; `stage` is the largest segment of its first stage."""
+    """A model to train, and its data. `recipe` is our recipe; `segment` is the largest of its first stage."""
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     examples: list[dict]
     recipe: Recipe
-    stage: Segment
+    segment: Segment
     out: Path
     seed: int
 
@@ -105,26 +111,27 @@ class Task:
 def main(way: str, out: Path, seed: int) -> None:
     recipe = load_recipe(RECIPES[way], [])
     segments = [segment for segment in compile_plan(recipe).segments if segment.stage == "pretrain"]
-    stage = max(segments, key=lambda segment: segment.end_token - segment.start_token)
+    segment = max(segments, key=lambda segment: segment.end_token - segment.start_token)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / recipe.data.local / "tokenizer")
-    knobs = {name: schedule.end for name, schedule in stage.knobs.items()}
-    config = recipe.family.huggingface.write_config(recipe.model.shape, knobs, tokenizer, stage.row_length)
+    knobs = {name: schedule.end for name, schedule in segment.knobs.items()}
+    config = recipe.family.huggingface.write_config(recipe.model.shape, knobs, tokenizer, segment.row_length)
     set_seed(seed)
     if way == "padded":
-        examples = [document.tolist() for document in documents(recipe, stage.row_length)]
+        examples = [document.tolist() for document in documents(recipe, segment.row_length)]
     else:
-        examples = blocks(documents(recipe, longest(recipe)), stage.row_length)
+        examples = blocks(documents(recipe, longest(recipe)), segment.row_length)
     train = with_composer if way == "concatenated" else with_transformers
-    train(Task(config, tokenizer, [{"input_ids": ids} for ids in examples], recipe, stage, out, seed))
+    train(Task(config, tokenizer, [{"input_ids": ids} for ids in examples], recipe, segment, out, seed))
 
 
 def with_transformers(task: Task) -> None:
-    stage, rate, tokens = task.stage, task.stage.learning_rate, task.stage.learning_rate.end_token
-    updates = tokens // (stage.rows * mean_length(task.examples))
+    segment = task.segment
+    rate, tokens = segment.learning_rate, segment.learning_rate.end_token
+    updates = tokens // (segment.rows * mean_length(task.examples))
     arguments = TrainingArguments(
         output_dir=str(task.out),
         max_steps=math.ceil(updates),
-        per_device_train_batch_size=stage.rows // dist.get_world_size(),
+        per_device_train_batch_size=segment.rows // dist.get_world_size(),
         learning_rate=rate.peak,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=round(updates * rate.warmup / tokens),
@@ -144,7 +151,10 @@ def with_transformers(task: Task) -> None:
             clock.began = time.perf_counter()
 
         def on_step_end(self, *_: object, model: nn.Module, **__: object) -> None:
-            clock.end_update(counted.pop(), model)
+            clock.end_update(counted.pop(0), model)  # the next batch is collated already
+
+        def on_train_end(self, *_: object, model: nn.Module, **__: object) -> None:
+            clock.save(model)
 
     counted: list[int] = []
 
@@ -164,7 +174,8 @@ class Autocast(HuggingFaceModel):
 
 
 def with_composer(task: Task) -> None:
-    stage, rate, tokens = task.stage, task.stage.learning_rate, task.stage.learning_rate.end_token
+    segment = task.segment
+    rate, tokens = segment.learning_rate, segment.learning_rate.end_token
     model = Autocast(LlamaForCausalLM(task.config), task.tokenizer)
     clock = Clock(task.out, tokens / SAVES)
 
@@ -175,7 +186,10 @@ def with_composer(task: Task) -> None:
         def batch_end(self, state: State, logger: Logger) -> None:
             clock.end_update(state.batch["input_ids"].numel(), model.model)
 
-    rows = stage.rows // dist.get_world_size()
+        def fit_end(self, state: State, logger: Logger) -> None:
+            clock.save(model.model)
+
+    rows = segment.rows // dist.get_world_size()
     given = task.recipe.optimizer
     optimizer = DecoupledAdamW(model.parameters(), rate.peak, given.betas, given.eps, rate.peak * given.weight_decay)
     ComposerTrainer(
@@ -186,7 +200,7 @@ def with_composer(task: Task) -> None:
             sampler=dist.get_sampler(task.examples, shuffle=True, drop_last=True),
             collate_fn=as_labelled,
         ),
-        max_duration=f"{tokens // (stage.rows * stage.row_length)}ba",
+        max_duration=f"{tokens // (segment.rows * segment.row_length)}ba",
         optimizers=optimizer,
         schedulers=CosineAnnealingWithWarmupScheduler(f"{rate.warmup / tokens}dur", alpha_f=rate.alpha_f),
         algorithms=[GradientClipping("norm", given.max_grad_norm)],
