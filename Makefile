@@ -26,7 +26,7 @@ nano: $(INSTALLED)  ## train a small ModernBERT from installed text, on two proc
 
 reference: $(INSTALLED)  ## after make nano: five seeds, which its report shows behind a run; half an hour on two cores
 	$(BIN)/python benchmarks/record.py
-	$(BIN)/rotary-foundry reference runs/record-* --out src/rotary_foundry/reporting/references/nano.json
+	$(BIN)/rotary-foundry reference runs/record/$$(git rev-parse HEAD | cut -c1-9)/* --out src/rotary_foundry/reporting/references/nano.json
 
 # One test process more than there are cores, because whole runs wait for each other and for clocks.
 PYTEST = $(or $(2),$(BIN))/pytest -rs --durations=30 --result .ci/results/$(1).json

@@ -3,10 +3,11 @@
     make nano                                       # the corpus
     python benchmarks/record.py [key=value …]       # with changes of the recipe
 
-The seconds are those of training: the sum of the updates' times, without start, evaluations and checkpoints. The runs
-are on two processes with one thread each, in runs/record-<seed>. A run that is complete is not repeated.
+The seconds are those of training, without start, evaluations and checkpoints. The runs are on two processes with one
+thread each, in runs/record/<commit>, or in a folder of their own for each set of changes. The same command continues.
 """
 
+import hashlib
 import json
 import os
 import statistics
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 from models import BF16
+from run_times import update_times
 
 from rotary_foundry.data_prep.statistics import Statistics
 from rotary_foundry.runs.environment import commit
@@ -27,24 +29,28 @@ SEEDS = range(1, 6)
 
 
 def main(changes: list[str]) -> None:
+    code = commit()
+    if code is None or "changes" in code:
+        sys.exit(
+            f"benchmarks/record.py: expected code as it was committed, found {code or 'no commit'}; commit it first"
+        )
     overrides = [*changes, *([] if BF16 else ["precision=fp32"])]
     recipe = load_recipe(RECIPE, overrides)
     entropy = Statistics.read(ROOT / recipe.data.local).unigram_entropy
-    composer = Path(sys.executable).with_name("composer")
+    key = hashlib.sha256(" ".join(overrides).encode()).hexdigest()[:8]
+    runs = ROOT / "runs/record" / (f"{code[:9]}-{key}" if overrides else code[:9])
     seconds, below = [], []
     for seed in SEEDS:
-        own = [f"run_name=record-{seed}", f"seed={seed}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([composer, "-n", "2", "launch", RECIPE, *overrides, *own], cwd=ROOT, env=environment, check=True)
-        run = ROOT / recipe.runs_folder / f"record-{seed}"
-        seconds.append(sum(line["step_seconds"] for line in lines(run / "metrics.jsonl")))
-        below.append(entropy - lines(run / "eval.jsonl")[-1]["loss"])
-    when, of = time.strftime("%Y-%m-%d"), (commit() or "unknown")[:9]
-    print(f"| {when} | {of} | {spread(seconds, '.0f')} | {spread(below, '.3f')} | {' '.join(changes) or 'none'} |")
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+        own = [f"runs_folder={runs}", f"run_name=seed-{seed}", f"seed={seed}"]
+        command = [Path(sys.executable).with_name("composer"), "-n", "2", "launch", RECIPE, *overrides, *own]
+        subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+        run = runs / f"seed-{seed}"
+        seconds.append(sum(update for _, update in update_times(run)))
+        below.append(entropy - json.loads((run / "eval.jsonl").read_text().splitlines()[-1])["loss"])
+    when = time.strftime("%Y-%m-%d")
+    print(
+        f"| {when} | {code[:9]} | {spread(seconds, '.0f')} | {spread(below, '.3f')} | {' '.join(changes) or 'none'} |"
+    )
 
 
 def spread(values: list[float], form: str) -> str:

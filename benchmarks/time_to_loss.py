@@ -8,14 +8,16 @@ the same number of tokens, on the same cores, as one process with two threads or
 their_training.py says how the others train. Ours runs its recipe as it ships.
 
 Of each run twelve models are saved. The suites masked_lm and causal_lm measure all of them on the same held-out
-documents, 50 per source, cut to the length of a row, with the same masks, in float32. The time until a loss is
+documents, up to 50 per source, cut to the length of a row, with the same masks, in float32. The time until a loss is
 interpolated between two models. The target is the highest loss at which any run of a kind ended, so that every run
 reached it. Starts, evaluations and saving do not count; tokenizing neither.
 
 A run that is complete is not repeated, so the same command continues, or draws the figure again. Arguments are seeds
-(default: 17, 18 and 19). The folder is runs/time_to_loss.
+(default: 17, 18 and 19). The folder is runs/time_to_loss; remove it after a change of the code. A changed recipe gets
+runs of its own.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -26,6 +28,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from models import BF16
+from run_times import update_times
 from their_training import RECIPES, ROOT, SAVES
 
 from rotary_foundry.evaluation.suites import Suite, find_suites
@@ -63,8 +66,9 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's held-out losses by its seconds of training."""
+    """A run's held-out losses by its seconds and tokens of training."""
 
+    tokens: list[int]
     seconds: list[float]
     losses: list[float]
 
@@ -90,8 +94,7 @@ def main(seeds: list[int]) -> None:
             for (way, processes), of_way in curves.items():
                 of_way.append(curve(suite, way, processes, seed))
         target = max(one.losses[-1] for of_way in curves.values() for one in of_way)
-        tokens = compile_plan(recipe).stage_ends["pretrain"]
-        print(table(kind, curves, target, ways[0], tokens), flush=True)
+        print(table(kind, curves, target, ways[0]), flush=True)
         draw(axes, kind, curves, target)
     figure.tight_layout()
     figure.savefig(PICTURE)
@@ -104,27 +107,29 @@ def recipe_of(kind: str) -> Recipe:
 
 def curve(suite: Suite, way: Way, processes: int, seed: int) -> Curve:
     """Train, unless that is done, and measure the models that were saved."""
-    run = RUNS / f"{suite.name}-{way.theirs or 'ours'}-{processes}-{seed}"
+    recipe = hashlib.sha256(repr(recipe_of(suite.name)).encode()).hexdigest()[:8]
+    run = RUNS / f"{suite.name}-{recipe}-{way.theirs or 'ours'}-{processes}-{seed}"
     done = run / "curve.json"
     if not done.exists():
         print(f"{run.name} …", flush=True)
         models = (
             train_ours(suite.name, run, processes, seed) if way.theirs is None else train(way, run, processes, seed)
         )
-        losses = [suite.run(model, suite.config).headlines[0].measure.value for model, _ in models]
-        done.write_text(json.dumps({"seconds": [seconds for _, seconds in models], "losses": losses}))
+        losses = [suite.run(model, suite.config).headlines[0].measure.value for model, _, _ in models]
+        _, tokens, seconds = zip(*models, strict=True)
+        done.write_text(json.dumps({"tokens": tokens, "seconds": seconds, "losses": losses}))
     return Curve(**json.loads(done.read_text()))
 
 
-def train(way: Way, run: Path, processes: int, seed: int) -> list[tuple[Path, float]]:
-    """Train in another's way; return the models in order, each with the seconds of training until it."""
+def train(way: Way, run: Path, processes: int, seed: int) -> list[tuple[Path, int, float]]:
+    """Train in another's way; return the models in order, each with the tokens and seconds of training until it."""
     script = Path(__file__).with_name("their_training.py")
     start("torchrun", f"--nproc-per-node={processes}", script, way.theirs, run, seed, processes=processes)
     times = json.loads((run / "times.json").read_text())
-    return [(run / tokens, seconds) for tokens, seconds in times.items()]
+    return [(run / tokens, int(tokens), seconds) for tokens, seconds in times.items()]
 
 
-def train_ours(kind: str, run: Path, processes: int, seed: int) -> list[tuple[Path, float]]:
+def train_ours(kind: str, run: Path, processes: int, seed: int) -> list[tuple[Path, int, float]]:
     """Train our recipe's first stage; of further stages an update each."""
     recipe = recipe_of(kind)
     plan = compile_plan(recipe)
@@ -149,11 +154,11 @@ def train_ours(kind: str, run: Path, processes: int, seed: int) -> list[tuple[Pa
         processes=processes,
     )
     models, seconds = [], 0.0
-    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
-        seconds += line["step_seconds"]
+    for line, update in update_times(run):
+        seconds += update
         saved = run / f"checkpoints/ba{line['batch']}"
         if line["token"] <= tokens and saved.exists():
-            models.append((saved, seconds))
+            models.append((saved, line["token"], seconds))
     return models
 
 
@@ -164,12 +169,8 @@ def start(program: str, *arguments: object, processes: int) -> None:
     subprocess.run(command, env=os.environ | threads, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def table(kind: str, curves: dict[tuple[Way, int], list[Curve]], target: float, ours: Way, tokens: int) -> str:
-    """Return lines of Markdown: the seconds until the target of each seed, and their ratios to ours.
-
-    Args:
-        tokens: what each run trained on.
-    """
+def table(kind: str, curves: dict[tuple[Way, int], list[Curve]], target: float, ours: Way) -> str:
+    """Return lines of Markdown: the seconds until the target of each seed, and their ratios to ours."""
     lines = [
         f"\n{kind}: seconds of training until a held-out loss of {target:.3f}",
         "| | processes | tokens per second | seconds, by seed | last loss, by seed | seconds / ours, by seed |",
@@ -178,7 +179,7 @@ def table(kind: str, curves: dict[tuple[Way, int], list[Curve]], target: float, 
     for (way, processes), of_way in curves.items():
         reference = curves[ours, processes]
         ratios = [one.seconds_to(target) / own.seconds_to(target) for one, own in zip(of_way, reference, strict=True)]
-        rates = ", ".join(f"{tokens / one.seconds[-1]:,.0f}" for one in of_way)
+        rates = ", ".join(f"{one.tokens[-1] / one.seconds[-1]:,.0f}" for one in of_way)
         seconds = ", ".join(f"{one.seconds_to(target):.0f}" for one in of_way)
         losses = ", ".join(f"{one.losses[-1]:.3f}" for one in of_way)
         ratios = ", ".join(f"{ratio:.2f}" for ratio in ratios)
