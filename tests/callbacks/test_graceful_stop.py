@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -56,16 +57,21 @@ def test_a_second_signal_exits_at_once():
     assert saved == []
 
 
-def test_a_signal_that_comes_within_a_finalizer_exits_a_moment_later():
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def finalized() -> None:
+    weakref.finalize(threading.Event(), os.kill, os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("die", [Dying, finalized])
+def test_a_signal_that_comes_within_a_finalizer_exits_a_moment_later(die):
     """Python drops an exception there."""
-
-    class Dying:
-        def __del__(self):
-            os.kill(os.getpid(), signal.SIGTERM)
-
     signal.signal(signal.SIGTERM, exit_at_sigterm)
     with pytest.raises(SystemExit) as ended:
-        Dying()
+        die()
         time.sleep(30)
     assert ended.value.code == 128 + signal.SIGTERM
 

@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
 from rotary_foundry.data.fast_tokenizer import special_tokens_as_text
-from rotary_foundry.data.special_tokens import as_text
-from rotary_foundry.data_prep.conversations.plain_contents import PlainContents
+from rotary_foundry.data.special_tokens import UNWRITTEN, as_text
+from rotary_foundry.data_prep.conversations.plain_contents import MARK, PlainContents
 from rotary_foundry.data_prep.encoding import CorpusTokenizer
 from rotary_foundry.data_prep.labelled.span_encoding import PartsTokenizer
 from rotary_foundry.data_prep.tokenizer import save_copy
@@ -123,8 +123,11 @@ def test_only_the_special_tokens_of_a_chat_template_are_special(kind, marked):
     assert encoded(*(turn["content"] for turn in turns)) == (
         fast.apply_chat_template(turns, chat_template=template, return_dict=False)
     )
+    forged = [f"{MARK}abc{MARK}", f"{MARK}{'</s>'.encode().hex()}{MARK}", f"{UNWRITTEN}</s>"]
+    for texts in (TEXTS, forged):
+        ids = encoded(*texts)
+        assert [ids.count(special) for special in (0, 1, 2, fast.mask_token_id)] == [len(texts), 0, len(texts), 0]
     ids = encoded(*TEXTS)
-    assert [ids.count(special) for special in (0, 1, 2, fast.mask_token_id)] == [len(TEXTS), 0, len(TEXTS), 0]
     text = as_text(fast.backend_tokenizer, fast.all_special_tokens)
     first = text.encode(TEXTS[0], add_special_tokens=False).ids
     assert ids[1 : len(first) + 1] == first

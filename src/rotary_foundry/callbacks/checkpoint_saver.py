@@ -98,7 +98,7 @@ class CompleteCheckpointSaver(OpenCheckpointSaver):
         _remove_everywhere(target)  # left by a killed run, perhaps with another number of ranks
         if not self.begun and dist.get_global_rank() == 0:
             with suppress(OSError):  # a full disk is reported below, on every rank
-                target.mkdir(parents=True)
+                target.mkdir(parents=True, exist_ok=True)  # another rank may have made it already
                 (target / FIRST).touch()
         try:
             super().write(state, logger)  # ends with a barrier

@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+import weakref
 from threading import Timer
 from types import FrameType
 
@@ -64,13 +65,13 @@ def forget_exit_hook(trainer: Trainer) -> None:
 
 
 def exit_at_sigterm(number: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM as Composer does, by an exit with status 143, but not within a `__del__`.
+    """Handle SIGTERM as Composer does, by an exit with status 143, but not within a finalizer.
 
-    Python drops a SystemExit that is raised there, and the process would go on until Composer's launcher kills it. So
-    the signal is sent again a moment later. Needed until Composer's handler does this.
+    Python drops a SystemExit that is raised in a `__del__` or by `weakref.finalize`, and the process would go on until
+    Composer's launcher kills it. So the signal is sent again a moment later. Needed until Composer's handler does this.
     """
     while frame is not None:
-        if frame.f_code.co_name == "__del__":
+        if frame.f_code.co_name == "__del__" or frame.f_globals.get("__name__") == weakref.__name__:
             again = Timer(0.1, os.kill, (os.getpid(), number))
             again.daemon = True
             again.start()

@@ -152,8 +152,8 @@ def find_suites(
         given: names such as `context`, paths of YAML files, or `all`.
         overrides: `key=value`, each applied to the suites that have the key.
         decoder: whether `all` means the suites for decoders.
-        own_data: returns the data of the model, used by suites that are given by name if no override names data; None:
-            those of the suite's YAML.
+        own_data: returns the data of the first model, used by suites that are given by name if no override names data;
+            None: those of the suite's YAML.
 
     Raises:
         ConfigurationError: the suite does not exist, no suite has a key, or a value is not allowed.

@@ -164,10 +164,14 @@ def check_attention_mask(path: Path, model: PreTrainedModel, tokenizer: PreTrain
     """
     was_training = model.training
     model.eval()
-    with check_runs(path, model):
-        short, both = (
-            tokenizer(texts, padding=True, return_tensors="pt").to(model.device) for texts in (["a"], ["a", "a b " * 9])
+    if tokenizer.pad_token is None:
+        raise DataError(
+            f"{path}: expected a tokenizer with a padding token, found none; set pad_token in tokenizer_config.json"
         )
+    short, both = (
+        tokenizer(texts, padding=True, return_tensors="pt").to(model.device) for texts in (["a"], ["a", "a b " * 9])
+    )
+    with check_runs(path, model):
         ids, mask = both["input_ids"], both["attention_mask"]
         (alone, *_), (padded, *_), (unmasked, *_) = (
             model(input_ids=input_ids, attention_mask=attention_mask)[0]

@@ -27,8 +27,10 @@ def changed_updates(recipe: Recipe, plan: Plan) -> Iterator[str]:
         if before is not None and None not in before[:2] and before[0] != length and before[1] != tokens:
             rows = before[1] / length
             remedy = f"; set {rows:,.0f} for as many" if rows == int(rows) else ""
+            ramp = recipe.stages[segment.stage].batch_size_ramp
+            key = "global_train_batch_size" if ramp is None else "batch_size_ramp.initial"
             yield (
-                f"stages.{segment.stage}.global_train_batch_size: an update has {tokens:,} tokens in rows of "
+                f"stages.{segment.stage}.{key}: an update has {tokens:,} tokens in rows of "
                 f"{length:,}, and in {before[2]} {before[1]:,} in rows of {before[0]:,}{remedy}"
             )
         before = length, tokens, segment.stage

@@ -1,7 +1,8 @@
 """Encode the prompt of a chat in which only the template's special tokens are special, and those of contents are text.
 
 A template joins both into one text. So special tokens that a content spells are replaced by placeholders before it is
-rendered. Then every special token of the text is the template's, and gets a name that no text has.
+rendered. Then every special token of the text is the template's, and gets a name that no text has. The two code points
+that mark placeholders and names are not characters; in a content they become U+FFFD.
 """
 
 import re
@@ -14,6 +15,7 @@ from rotary_foundry.data_prep.readers.messages import Message
 
 MARK = "\U0010fffe"  # not a character
 PLACEHOLDER = re.compile(f"{MARK}([0-9a-f]+){MARK}")
+REPLACED = str.maketrans({MARK: "\ufffd", UNWRITTEN: "\ufffd"})
 
 
 class PlainContents:
@@ -32,7 +34,12 @@ class PlainContents:
     def hide(self, messages: Sequence[Message]) -> list[Message]:
         """Return the messages to render: with placeholders for special tokens that their contents spell."""
         return [
-            {**message, "content": self._special.sub(lambda found: _placeholder(found[0]), message["content"])}
+            {
+                **message,
+                "content": self._special.sub(
+                    lambda found: _placeholder(found[0]), message["content"].translate(REPLACED)
+                ),
+            }
             for message in messages
         ]
 

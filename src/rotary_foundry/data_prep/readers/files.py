@@ -136,15 +136,16 @@ class Files(BaseDiskReader):
             start = stream.peek()
             if encoding := wide_encoding(start):
                 raise DataError(f"{self.path(name)}: {self.in_wide(encoding)}")
+            ends: tuple[bytes, ...] = (b"\n",)
             if ends_in_cr(start):
-                readline = any_line_end(stream)
+                readline, ends = any_line_end(stream), (b"\n", b"\r")
             while line := readline(LONGEST + 1):
                 number += 1
                 if len(line) <= LONGEST:
                     yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                     continue
                 self.bad.add(f"{self.path(name)}:{number}", f"a line of more than {LONGEST >> 20} MiB")
-                while line and not line.endswith((b"\n", b"\r")):
+                while line and not line.endswith(ends):
                     line = readline(1 << 20)
         except Damaged as error:
             why = f"the file is cut off or damaged here: {error}; this line and all after it are lost"

@@ -127,7 +127,10 @@ def _load(source: SourceConfig, revision: str | None = None):
     check_columns(columns, data.column_names, source.path)
     for column in columns:
         if data.info.builder_name == "csv" and f"{column}.1" in data.column_names:  # pandas renames the second
-            raise DataError(f"{source.path}: {twice(column)}; datasets calls the second '{column}.1'")
+            raise DataError(
+                f"{source.path}: {twice(column)}; datasets calls the second '{column}.1', so a column of that name "
+                "has to be renamed"
+            )
     if not source.conversations:
         check_type(data.data.schema.field(columns[0]).type, columns[0], source.path)
     return data
