@@ -123,7 +123,7 @@ def test_only_the_special_tokens_of_a_chat_template_are_special(kind, marked):
     assert encoded(*(turn["content"] for turn in turns)) == (
         fast.apply_chat_template(turns, chat_template=template, return_dict=False)
     )
-    forged = [f"{MARK}abc{MARK}", f"{MARK}{'</s>'.encode().hex()}{MARK}", f"{UNWRITTEN}</s>"]
+    forged = [f"{MARK}abc{MARK}", f"{MARK}{b'</s>'.hex()}{MARK}", f"{UNWRITTEN}</s>"]
     for texts in (TEXTS, forged):
         ids = encoded(*texts)
         assert [ids.count(special) for special in (0, 1, 2, fast.mask_token_id)] == [len(texts), 0, len(texts), 0]

@@ -50,7 +50,7 @@ def test_the_card_tells_the_checkpoints_training_and_evaluation_and_nothing_late
     assert results == {"loss": 5.25, "masked_accuracy": 5.25 / 40}
     assert f"{TOKENS:,} token slots" in card.text
     pretrained = NANO.stage_ends["pretrain"]
-    assert f"| pretrain | {NANO.at(pretrained).update} | {pretrained:,} | 2 → 8 | 1,024 |" in card.text
+    assert f"| pretrain | {NANO.at(pretrained).update} | {pretrained:,} | 2 → 6 | 1,024 |" in card.text
     assert "| extend | 6 | 98,304 | 2 | 8,192 |" in card.text
     assert (
         "- pretrain: linear warm-up over 40,000 tokens, constant for 1,205,184; rows: 2, 4, 6 for 96 updates"

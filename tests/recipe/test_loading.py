@@ -128,7 +128,7 @@ NANO = Path("yamls/main/nano.yaml")
         ("stages.decay.decay_shape=exponential", "'exponential' is not one of one_minus_sqrt, linear, cosine"),
         (
             "stages.pretrain.lr_schedule=[[0tok, 0], [1dur, 1]]",
-            "is set, and t_warmup (40_000tok) too; a stage has one or the other: set lr_schedule to null, or",
+            "is set, and t_warmup (300_000tok) too; a stage has one or the other: set lr_schedule to null, or",
         ),
         ("stages.decay.lr_schedule=[[0tok, 1], [1dur, 0]]", "set lr_schedule to null, or t_decay to 0tok"),
         ("stages.extend={alpha_f: 0.1, lr_schedule: [[0tok, 1], [1dur, 0]]}", "or alpha_f to 1.0"),
@@ -173,7 +173,7 @@ NANO = Path("yamls/main/nano.yaml")
         ("data.remote=./data/nano/", "'./data/nano/' is also data.local"),
         ("stages.decay.mixture.books=1", "not among data.sources"),
         ("stages.decay.mixture.code=0", "not positive"),
-        ("stages.pretrain.batch_size_ramp.increment=4", "do not reach 8"),
+        ("stages.pretrain.batch_size_ramp.increment=3", "do not reach 6"),
         ("stages.pretrain.batch_size_ramp.initial=8", "not below"),
         ("stages.pretrain.batch_size_ramp.duration=4096tok", "too short for one update at each"),
         ("stages.extend.duration=4096tok", "too short for one update of 2 rows"),

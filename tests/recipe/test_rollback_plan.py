@@ -85,7 +85,7 @@ def test_a_new_learning_rate_is_the_peak_of_the_stages_gone_back_over_and_of_no_
 
 
 def test_a_warm_up_gone_back_into_has_its_shape_and_the_new_peak():
-    entry = rollback(STARTS[40], STARTS[10], lr=5e-4)
+    entry = rollback(STARTS[40], STARTS[10], lr=NANO.stages["pretrain"].lr / 2)
     assert PLAN.rolled_back(entry).at(STARTS[12]).lr * 2 == PLAN.at(STARTS[12]).lr
 
 
@@ -95,7 +95,7 @@ def test_a_set_rollback_is_in_the_recipes_plan_and_in_force_only_once_it_has_bee
     )
     planned = compile_plan(recipe)
     assert planned.at(450_000).lr == 1e-4
-    assert planned.abandoned[0].learning_rate.peak == 1e-3
+    assert planned.abandoned[0].learning_rate.peak == NANO.stages["pretrain"].lr
     assert compile_stages(recipe) == replace(PLAN)
 
 

@@ -92,7 +92,9 @@ def test_the_table_has_every_segment_in_the_order_of_training_and_the_abandoned_
 
 def test_the_table_has_the_rate_at_every_point_of_a_schedule():
     points = "[[0tok, 0], [40_000tok, 1], [0.5dur, 0.5], [0.9dur, 0.01]]"
-    given = ["data.local=nowhere", "stages.pretrain.t_warmup=0tok", f"stages.pretrain.lr_schedule={points}"]
+    sizes = ["stages.pretrain.duration=1_245_184tok", "stages.pretrain.global_train_batch_size=8"]
+    given = ["data.local=nowhere", *sizes, "stages.pretrain.lr=1e-3", "stages.pretrain.t_warmup=0tok"]
+    given += [f"stages.pretrain.lr_schedule={points}"]
     lines = cells(plan(NANO, *given).stdout)
     rates = [" ".join(line[5 : line.index("10,000")]) for line in lines if line[:1] == ["pretrain"]]
     assert rates == ["0 → 1e-3 → 8.66e-4", "8.66e-4 → 5.28e-4", "5.28e-4 → 5e-4 → 1e-5", "1e-5"]
