@@ -119,6 +119,7 @@ def test_an_updates_masks_are_the_same_for_any_number_of_workers_and_after_a_res
     moving = f"{{start: 0.9, end: 0.1, duration: {5 * 8 * ROW_LENGTH}tok}}"
     overrides = [f"data.local={tmp_path}", "data.sources=[code]", "stages.decay.mixture=null"]
     overrides += [f"objective.whole_words={whole_words}", "stages.pretrain.batch_size_ramp=null"]
+    overrides += ["stages.pretrain.global_train_batch_size=8"]
     overrides += [f"stages.pretrain.mlm_probability={moving}"]
     overrides += [f"stages.{stage}.row_length={ROW_LENGTH}" for stage in ("pretrain", "extend", "decay")]
     found = []
@@ -134,7 +135,8 @@ def test_an_updates_masks_are_the_same_for_any_number_of_workers_and_after_a_res
 def loader_at(folder, token: int, *overrides: str):
     """The recipe's training loader at a token of its plan, and the plan."""
     lengths = [f"stages.{stage}.row_length={ROW_LENGTH}" for stage in ("pretrain", "extend", "decay")]
-    given = [f"data.local={folder}", "data.num_workers=0", "stages.pretrain.batch_size_ramp=null", *lengths, *overrides]
+    updates = ["stages.pretrain.batch_size_ramp=null", "stages.pretrain.global_train_batch_size=8"]
+    given = [f"data.local={folder}", "data.num_workers=0", *updates, *lengths, *overrides]
     recipe = load_recipe(REPOSITORY / "yamls/main/nano.yaml", given)
     return iter(loaders.RunData(recipe, TOKENIZER).train_loader(compile_plan(recipe), token))
 

@@ -53,8 +53,7 @@ def test_the_card_tells_the_checkpoints_training_and_evaluation_and_nothing_late
     assert f"| pretrain | {NANO.at(pretrained).update} | {pretrained:,} | 2 → 6 | 1,024 |" in card.text
     assert "| extend | 6 | 98,304 | 2 | 8,192 |" in card.text
     assert (
-        "- pretrain: linear warm-up over 40,000 tokens, constant for 1,205,184; rows: 2, 4, 6 for 96 updates"
-        in card.text
+        "- pretrain: linear warm-up over 300,000 tokens, constant for 941,088; rows: 2, 4 for 192 updates" in card.text
     )
     assert "- extend: constant for 98,304\n" in card.text
     assert "| extend | 52.5% | 47.5% |" in card.text

@@ -15,9 +15,9 @@ NANO = Path(__file__).parents[2] / "yamls/main/nano.yaml"
 
 @pytest.fixture
 def resume():
-    """Resume nano at the end of its second ramp size, under a recipe with some overrides."""
+    """Resume nano at the end of its first ramp size, under a recipe with some overrides."""
     before = load_recipe_and_plan(NANO)
-    token = before[1].segments[1].end_token
+    token = before[1].segments[0].end_token
     return lambda *overrides: check_changes(before, load_recipe_and_plan(NANO, overrides), [], token)
 
 
@@ -58,8 +58,8 @@ def test_what_lies_ahead_or_changes_no_number_may_change(resume, override):
             "stages.pretrain.mlm_probability={start: 0.3, end: 0.1}",
             "'stages.pretrain.mlm_probability': None → {.*} would change the first",
         ),
-        ("stages.pretrain.lr=2e-3", "'stages.pretrain.lr': 0.001 → 0.002 would change the first"),
-        ("stages.pretrain.t_warmup=0tok", "'stages.pretrain.t_warmup': 40_000tok → 0tok would change the first"),
+        ("stages.pretrain.lr=2e-3", "'stages.pretrain.lr': 0.0014 → 0.002 would change the first"),
+        ("stages.pretrain.t_warmup=0tok", "'stages.pretrain.t_warmup': 300_000tok → 0tok would change the first"),
         (
             "stages.pretrain.batch_size_ramp.duration=589_824tok",
             "'stages.pretrain.batch_size_ramp.duration': 1_179_648tok → 589_824tok would",
