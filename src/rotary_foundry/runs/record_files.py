@@ -32,7 +32,7 @@ def _named(path: Path) -> Iterator[None]:
 
 def open_lines(path: Path) -> BinaryIO:
     """Open a `.jsonl` file to append lines; an unfinished last line, which a killed process may leave, is removed."""
-    file = open(path, "ab+")  # noqa: SIM115 (the caller's)
+    file = open(path, "ab+")  # noqa: SIM115 (returned open; the caller closes it)
     end = file.seek(0, 2)
     if end:
         file.seek(end - 1)
