@@ -1,4 +1,4 @@
-"""How long a run trained, by its records."""
+"""Read from the records of a run how long it trained."""
 
 from pathlib import Path
 
